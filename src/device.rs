@@ -1,0 +1,245 @@
+//! What every other room speaks of: a device's ID, its name in the cloud and
+//! its certificate. Pure; knows neither wire formats nor where a row is kept.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+/// Longest device ID, in bytes.
+pub const MAX_DEVICE_ID: usize = 64;
+/// Longest device name that IoT Platform accepts, in bytes.
+pub const MAX_DEVICE_NAME: usize = 32;
+
+/// The key of a row of the device table: a serial number of 1–64 of
+/// `[A-Za-z0-9._:@-]`, case kept, or a MAC address as 12 upper-case hex digits.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(Box<str>);
+
+/// Why a text is not a device ID. The text itself is not repeated: it may be
+/// long, or not printable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceIdError {
+    /// Nothing there.
+    #[error("a device ID is empty")]
+    Empty,
+    /// More than 64 bytes.
+    #[error("a device ID has more than {MAX_DEVICE_ID} characters")]
+    TooLong,
+    /// A character outside the set.
+    #[error("a device ID has a character other than A-Z a-z 0-9 . _ : @ -")]
+    Character,
+    /// Said to be a MAC address, and is none.
+    #[error("a MAC address is 12 hex digits, bare or as aa:bb:cc:dd:ee:ff, aa-bb-… or aabb.ccdd.eeff")]
+    Mac,
+}
+
+impl DeviceId {
+    /// Reads an ID that may be either: what looks like a MAC address is one.
+    pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
+        match canonical_mac(text) {
+            Some(mac) => Ok(Self(mac.into())),
+            None => Self::parse_sn(text),
+        }
+    }
+
+    /// Reads a serial number. Case is kept, and a serial number that happens to
+    /// consist of 12 hex digits is left as it is.
+    pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
+        if text.is_empty() {
+            return Err(DeviceIdError::Empty);
+        }
+        if text.len() > MAX_DEVICE_ID {
+            return Err(DeviceIdError::TooLong);
+        }
+        if !text.bytes().all(is_id_character) {
+            return Err(DeviceIdError::Character);
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Reads a MAC address in any usual spelling.
+    pub fn parse_mac(text: &str) -> Result<Self, DeviceIdError> {
+        canonical_mac(text).map(|mac| Self(mac.into())).ok_or(DeviceIdError::Mac)
+    }
+
+    /// The ID as it is stored and compared.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name under which this device is registered at IoT Platform: a fixed
+    /// function of the ID, so that a registration repeated after a crash asks
+    /// for the same device again.
+    ///
+    /// An ID of 4–32 characters is its own name. Any other ID, and an ID that
+    /// could be taken for a mapped one (32 characters that begin with `@`),
+    /// becomes `@` and the first 31 characters of the lower-case base32 of its
+    /// SHA-256: 155 bits, so that two IDs never meet in practice.
+    pub fn device_name(&self) -> String {
+        let id = self.as_str();
+        let looks_mapped = id.len() == MAX_DEVICE_NAME && id.starts_with('@');
+        if (4..=MAX_DEVICE_NAME).contains(&id.len()) && !looks_mapped {
+            return id.to_owned();
+        }
+        let digest = Sha256::digest(id.as_bytes());
+        let mut name = String::with_capacity(MAX_DEVICE_NAME);
+        name.push('@');
+        name.extend(base32_lower(&digest).take(MAX_DEVICE_NAME - 1));
+        name
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceId({})", self.0)
+    }
+}
+
+fn is_id_character(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
+}
+
+/// 12 upper-case hex digits, when the text is a MAC address in a usual spelling:
+/// bare, pairs parted by `:` or `-`, or three groups of four parted by `.`.
+fn canonical_mac(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let (group, separators): (usize, &[u8]) = match bytes.len() {
+        12 => (12, b""),
+        17 => (2, b":-"),
+        14 => (4, b"."),
+        _ => return None,
+    };
+    let separator = bytes.get(group).copied();
+    let mut mac = String::with_capacity(12);
+    for (at, &byte) in bytes.iter().enumerate() {
+        if at % (group + 1) == group {
+            // One kind of separator throughout.
+            if !separators.contains(&byte) || Some(byte) != separator {
+                return None;
+            }
+        } else if byte.is_ascii_hexdigit() {
+            mac.push(char::from(byte.to_ascii_uppercase()));
+        } else {
+            return None;
+        }
+    }
+    Some(mac)
+}
+
+/// RFC 4648 §6 in lower case, without padding.
+fn base32_lower(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    (0..bytes.len() * 8 / 5).map(move |digit| {
+        let value = (0..5).fold(0usize, |value, bit| {
+            let position = digit * 5 + bit;
+            value << 1 | usize::from(bytes[position / 8] >> (7 - position % 8) & 1)
+        });
+        char::from(ALPHABET[value])
+    })
+}
+
+/// Text that must not be printed: no `Debug` or `Display` shows it, and it is
+/// wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes the text over; the caller keeps no copy.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself, for the one who must send or store it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What a device signs in with at IoT Platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// `ProductKey`: which product the device belongs to.
+    pub product_key: String,
+    /// `DeviceName`: 4–32 of `[A-Za-z0-9_.:@-]`, unique in its product.
+    pub device_name: String,
+    /// `DeviceSecret`: never printed.
+    pub device_secret: Secret,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_usual_spelling_of_a_mac_is_one_device() {
+        for spelling in ["00:1a:2B:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "001a2b3c4d5e", "001A2B3C4D5E"] {
+            assert_eq!(DeviceId::parse(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
+            assert_eq!(DeviceId::parse_mac(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
+        }
+    }
+
+    #[test]
+    fn what_only_resembles_a_mac_is_no_mac() {
+        for text in ["00:1a-2b:3c:4d:5e", "00:1a:2b:3c:4d:5g", "001a2b3c4d5", "001a:2b3c:4d5e", ":0:1a:2b:3c:4d:5"] {
+            assert_eq!(DeviceId::parse_mac(text), Err(DeviceIdError::Mac), "{text}");
+        }
+        assert_eq!(DeviceId::parse("00:1a-2b:3c:4d:5e").unwrap().as_str(), "00:1a-2b:3c:4d:5e");
+    }
+
+    #[test]
+    fn a_serial_number_keeps_its_case_and_is_bounded() {
+        assert_eq!(DeviceId::parse("Lamp-0001.a").unwrap().as_str(), "Lamp-0001.a");
+        assert_eq!(DeviceId::parse_sn("a1b2c3d4e5f6").unwrap().as_str(), "a1b2c3d4e5f6");
+        assert_eq!(DeviceId::parse(""), Err(DeviceIdError::Empty));
+        assert_eq!(DeviceId::parse(&"x".repeat(64)).unwrap().as_str().len(), 64);
+        assert_eq!(DeviceId::parse(&"x".repeat(65)), Err(DeviceIdError::TooLong));
+        assert_eq!(DeviceId::parse("SN 1"), Err(DeviceIdError::Character));
+        assert_eq!(DeviceId::parse("SN/1"), Err(DeviceIdError::Character));
+        assert_eq!(DeviceId::parse("Gerät"), Err(DeviceIdError::Character));
+    }
+
+    #[test]
+    fn a_device_name_is_legal_and_never_shared() {
+        let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
+        assert_eq!(name("SN01"), "SN01");
+        assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
+        // SHA-256("SN1"), base32: a fixed rule, so the value is fixed as well.
+        assert_eq!(name("SN1"), name("SN1"));
+        for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
+            let mapped = name(id);
+            assert_eq!(mapped.len(), 32);
+            assert!(mapped.starts_with('@'));
+            // Whoever takes a mapped name as ID does not get the other's device.
+            assert_ne!(name(&mapped), mapped);
+        }
+        assert_ne!(name(&"y".repeat(33)), name(&"y".repeat(34)));
+    }
+
+    #[test]
+    fn base32_is_rfc_4648() {
+        assert_eq!(base32_lower(b"fooba").collect::<String>(), "mzxw6ytb");
+    }
+
+    #[test]
+    fn a_secret_does_not_print() {
+        let certificate = Certificate {
+            product_key: "a1".into(),
+            device_name: "SN01".into(),
+            device_secret: Secret::new("hush-hush".into()),
+        };
+        assert!(!format!("{certificate:?}").contains("hush"));
+    }
+}

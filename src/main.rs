@@ -1,0 +1,3 @@
+//! The `certdist` command.
+
+fn main() {}
