@@ -185,7 +185,9 @@ mod tests {
 
     #[test]
     fn every_usual_spelling_of_a_mac_is_one_device() {
-        for spelling in ["00:1a:2B:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "001a2b3c4d5e", "001A2B3C4D5E"] {
+        for spelling in
+            ["00:1a:2B:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "001a2b3c4d5e", "001A2B3C4D5E"]
+        {
             assert_eq!(DeviceId::parse(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
             assert_eq!(DeviceId::parse_mac(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
         }
@@ -193,7 +195,9 @@ mod tests {
 
     #[test]
     fn what_only_resembles_a_mac_is_no_mac() {
-        for text in ["00:1a-2b:3c:4d:5e", "00:1a:2b:3c:4d:5g", "001a2b3c4d5", "001a:2b3c:4d5e", ":0:1a:2b:3c:4d:5"] {
+        for text in
+            ["00:1a-2b:3c:4d:5e", "00:1a:2b:3c:4d:5g", "001a2b3c4d5", "001a:2b3c:4d5e", ":0:1a:2b:3c:4d:5"]
+        {
             assert_eq!(DeviceId::parse_mac(text), Err(DeviceIdError::Mac), "{text}");
         }
         assert_eq!(DeviceId::parse("00:1a-2b:3c:4d:5e").unwrap().as_str(), "00:1a-2b:3c:4d:5e");

@@ -1,0 +1,620 @@
+//! The endpoint: which record belongs to which handshake or session, the cookie
+//! exchange before there is either, limits, timers, and what the application
+//! sees. What is inside a handshake is `handshake`'s, inside a session `session`'s.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{
+    Closed, Config, Event, Failure, Outbox, Psk,
+    cookie::CookieJar,
+    handshake::{Completed, Handshake, Offer, Step},
+    message::{self, Alert, Fragment, HelloPrefix},
+    record::{self, ContentType, DTLS_1_0, Header, Records},
+    session::{Opened, Sealed, Session},
+    table::{Handle, Table},
+    wire::Reader,
+};
+
+/// Names a handshake in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HandshakeId(Handle);
+
+/// Names an established session; never reused by the same endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId(Handle);
+
+/// Times that a flight is sent again. With a first time-out of 1 s, the last
+/// one is 16 s after the one before, and a handshake is over after 30 s anyway.
+const MAX_RETRANSMISSIONS: usize = 5;
+
+/// A datagram as it was received, and how far [`Endpoint::receive`] has read it.
+pub struct Datagram<'d> {
+    peer: SocketAddr,
+    records: Records<'d>,
+}
+
+impl<'d> Datagram<'d> {
+    /// The bytes are decrypted in place.
+    pub fn new(peer: SocketAddr, bytes: &'d mut [u8]) -> Self {
+        Self { peer, records: Records::new(bytes) }
+    }
+}
+
+/// What a client sent inside its session.
+#[derive(Debug)]
+pub struct ApplicationData<'d> {
+    /// From which session.
+    pub session: SessionId,
+    /// One record's payload, not empty.
+    pub data: &'d mut [u8],
+}
+
+/// What happened so far, for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// HelloVerifyRequests sent.
+    pub hello_verify_requests: u64,
+    /// Handshakes begun with a good cookie.
+    pub handshakes_started: u64,
+    /// Handshakes that became sessions.
+    pub handshakes_completed: u64,
+    /// Handshakes that came to nothing.
+    pub handshakes_failed: u64,
+    /// Flights sent again.
+    pub retransmissions: u64,
+    /// Protected records that no key opened, and replays.
+    pub bad_records: u64,
+}
+
+/// A handshake, where it comes from, and whose key it goes on with.
+struct Progress<P> {
+    peer: SocketAddr,
+    handshake: Handshake,
+    principal: Option<P>,
+}
+
+struct Established<P> {
+    peer: SocketAddr,
+    session: Session<P>,
+}
+
+/// What an address has. While a client that lost its state makes a new
+/// handshake, its old session lives on (RFC 6347 §4.2.8).
+#[derive(Clone, Copy, Default)]
+struct Association {
+    handshake: Option<Handle>,
+    session: Option<Handle>,
+}
+
+/// A DTLS server endpoint. `P` is what the application binds to a session when
+/// it provides the key: who the client is.
+pub struct Endpoint<P> {
+    config: Config,
+    cookies: CookieJar,
+    random: StdRng,
+    associations: HashMap<SocketAddr, Association>,
+    handshakes: Table<Progress<P>>,
+    sessions: Table<Established<P>>,
+    /// Flights to send again: a queue for each time-out, so that each queue is
+    /// in order of time by itself. Entries of handshakes that went on are stale.
+    resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
+    events: VecDeque<Event>,
+    counters: Counters,
+    /// The datagram being built.
+    buffer: Vec<u8>,
+}
+
+impl<P> Endpoint<P> {
+    /// `cookie_secret` may be shared by endpoints that stand in for each other;
+    /// `seed` must not be. Both are random.
+    pub fn new(config: Config, now: Instant, cookie_secret: &[u8; 32], seed: [u8; 32]) -> Self {
+        Self {
+            cookies: CookieJar::new(cookie_secret, now, config.cookie_period),
+            config,
+            random: StdRng::from_seed(seed),
+            associations: HashMap::new(),
+            handshakes: Table::new(),
+            sessions: Table::new(),
+            resend: Default::default(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            buffer: Vec::with_capacity(2048),
+        }
+    }
+
+    /// Sessions held.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Handshakes in progress.
+    pub fn handshakes(&self) -> usize {
+        self.handshakes.len()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What the application bound to a session.
+    pub fn principal(&self, session: SessionId) -> Option<&P> {
+        self.sessions.get(session.0).map(|established| &established.session.principal)
+    }
+
+    /// Where a session's client is.
+    pub fn peer(&self, session: SessionId) -> Option<SocketAddr> {
+        self.sessions.get(session.0).map(|established| established.peer)
+    }
+
+    /// The next event. To be called until `None` after each other call.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Reads on in a datagram: answers with the next data of a session, and with
+    /// `None` when the datagram is used up. Nothing in a datagram is an error:
+    /// what is not valid is dropped (RFC 6347 §4.1.2.7).
+    pub fn receive<'d>(
+        &mut self,
+        now: Instant,
+        datagram: &mut Datagram<'d>,
+        out: &mut impl Outbox,
+    ) -> Option<ApplicationData<'d>> {
+        let peer = datagram.peer;
+        while let Some((header, payload)) = datagram.records.next() {
+            match header.epoch {
+                0 => self.plaintext(now, peer, header, payload, out),
+                1 => {
+                    if let Some(received) = self.protected(now, peer, header, payload, out) {
+                        return Some(received);
+                    }
+                }
+                // There is no second epoch without renegotiation.
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Goes on with the handshake: with the key of its identity and who that is,
+    /// or with `None` when there is no such identity. Then the handshake goes on
+    /// with a key that nobody knows, so that the client cannot tell the two
+    /// apart (RFC 4279 §2).
+    pub fn provide_psk(
+        &mut self,
+        now: Instant,
+        handshake: HandshakeId,
+        key: Option<(Psk, P)>,
+        out: &mut impl Outbox,
+    ) {
+        let (psk, principal) = match key {
+            Some((psk, principal)) => (psk, Some(principal)),
+            None => {
+                let mut unguessable = vec![0; 16];
+                self.random.fill_bytes(&mut unguessable);
+                let Some(psk) = Psk::new(unguessable) else { return };
+                (psk, None)
+            }
+        };
+        let Some(progress) = self.handshakes.get_mut(handshake.0) else { return };
+        progress.principal = principal;
+        let step = progress.handshake.psk(&psk);
+        self.take_step(now, handshake.0, step, out);
+    }
+
+    /// Sends data in a session, as one record. `false` when the session is gone.
+    pub fn send(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> bool {
+        self.send_record(session.0, ContentType::ApplicationData, data, out)
+    }
+
+    /// Says close_notify and forgets the session.
+    pub fn close(&mut self, session: SessionId, out: &mut impl Outbox) {
+        self.end_session(session.0, Closed::ByUs, true, out);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut consider = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+        for queue in &mut self.resend {
+            while let Some(&(at, handle)) = queue.front() {
+                if self.handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client()) {
+                    consider(at);
+                    break;
+                }
+                queue.pop_front();
+            }
+        }
+        if let Some((started, _)) = self.handshakes.oldest() {
+            consider(started + self.config.handshake_timeout);
+        }
+        if let Some((touched, _)) = self.sessions.oldest() {
+            consider(touched + self.config.session_idle);
+        }
+        next
+    }
+
+    /// Sends flights again, gives up handshakes and closes sessions whose time
+    /// has come.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox) {
+        for round in 0..MAX_RETRANSMISSIONS {
+            while let Some(&(at, handle)) = self.resend[round].front() {
+                if at > now {
+                    break;
+                }
+                self.resend[round].pop_front();
+                let Some(progress) = self.handshakes.get(handle) else { continue };
+                if progress.handshake.awaits_client() {
+                    self.counters.retransmissions += 1;
+                    self.send_flight(handle, out);
+                    self.schedule_resend(now, round + 1, handle);
+                }
+            }
+        }
+        while let Some((started, handle)) = self.handshakes.oldest() {
+            if started + self.config.handshake_timeout > now {
+                break;
+            }
+            self.fail_handshake(handle, Failure::TimedOut);
+        }
+        while let Some((touched, handle)) = self.sessions.oldest() {
+            if touched + self.config.session_idle > now {
+                break;
+            }
+            self.end_session(handle, Closed::Idle, true, out);
+        }
+    }
+
+    fn plaintext(
+        &mut self,
+        now: Instant,
+        peer: SocketAddr,
+        header: Header,
+        payload: &[u8],
+        out: &mut impl Outbox,
+    ) {
+        match header.kind {
+            ContentType::Handshake => {
+                let mut reader = Reader::new(payload);
+                while !reader.is_empty() {
+                    let Ok(fragment) = Fragment::read(&mut reader) else { return };
+                    self.fragment(now, peer, header, &fragment, out);
+                }
+            }
+            ContentType::ChangeCipherSpec if payload == [1] => {
+                let Some(handle) = self.association(peer).handshake else { return };
+                let Some(progress) = self.handshakes.get_mut(handle) else { return };
+                let step = progress.handshake.change_cipher_spec();
+                self.take_step(now, handle, step, out);
+            }
+            // Anybody can send a plaintext alert in the client's name. What a
+            // real one tells, the time-out finds out as well.
+            _ => {}
+        }
+    }
+
+    fn fragment(
+        &mut self,
+        now: Instant,
+        peer: SocketAddr,
+        header: Header,
+        fragment: &Fragment<'_>,
+        out: &mut impl Outbox,
+    ) {
+        let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
+            self.hello(now, peer, header, fragment, out)
+        } else {
+            self.association(peer).handshake
+        };
+        let Some(handle) = handle else { return };
+        let Some(progress) = self.handshakes.get_mut(handle) else { return };
+        let offer = Offer {
+            suites: &self.config.suites,
+            require_extended_master_secret: self.config.require_extended_master_secret,
+        };
+        let random = &mut self.random;
+        let step = progress.handshake.fragment(fragment, &offer, || random_bytes(random));
+        self.take_step(now, handle, step, out);
+    }
+
+    /// The beginning of a ClientHello: of the handshake that it belongs to, of a
+    /// new one when its cookie is good, and otherwise of nothing.
+    fn hello(
+        &mut self,
+        now: Instant,
+        peer: SocketAddr,
+        header: Header,
+        fragment: &Fragment<'_>,
+        out: &mut impl Outbox,
+    ) -> Option<Handle> {
+        let prefix = HelloPrefix::read(&mut Reader::new(fragment.body)).ok()?;
+        let current = self.association(peer).handshake;
+        if let Some(progress) = current.and_then(|handle| self.handshakes.get(handle))
+            && progress.handshake.began_with(&prefix.random, fragment.sequence)
+        {
+            return current;
+        }
+        if !self.cookies.accepts(now, peer, &prefix.random, prefix.cookie) {
+            self.verify_hello(now, peer, header, fragment.body.len(), &prefix.random, out);
+            return None;
+        }
+        if let Some(handle) = current {
+            self.fail_handshake(handle, Failure::Replaced);
+        }
+        if self.handshakes.len() >= self.config.max_handshakes
+            && let Some((_, oldest)) = self.handshakes.oldest()
+        {
+            self.fail_handshake(oldest, Failure::Evicted);
+        }
+        self.counters.handshakes_started += 1;
+        let handshake = Handshake::new(prefix.random, fragment.sequence, header.sequence);
+        let handle = self.handshakes.insert(now, Progress { peer, handshake, principal: None });
+        self.associations.entry(peer).or_default().handshake = Some(handle);
+        Some(handle)
+    }
+
+    /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
+    /// and keeps nothing. The answer is never longer than the question.
+    fn verify_hello(
+        &mut self,
+        now: Instant,
+        peer: SocketAddr,
+        header: Header,
+        hello_length: usize,
+        random: &[u8; 32],
+        out: &mut impl Outbox,
+    ) {
+        let cookie = self.cookies.make(now, peer, random);
+        if message::HELLO_VERIFY_REQUEST_LENGTH > message::HEADER + hello_length {
+            return;
+        }
+        self.counters.hello_verify_requests += 1;
+        self.buffer.clear();
+        // The server's record number is the client's, which needs no state.
+        let header = Header { kind: ContentType::Handshake, epoch: 0, sequence: header.sequence };
+        record::put_header(&mut self.buffer, header, DTLS_1_0, message::HELLO_VERIFY_REQUEST_LENGTH);
+        message::put_hello_verify_request(&mut self.buffer, &cookie);
+        out.push(peer, &self.buffer);
+    }
+
+    /// Reads a record of epoch 1. When an address has both a session and a
+    /// handshake, only the keys tell which of them the record belongs to.
+    fn protected<'d>(
+        &mut self,
+        now: Instant,
+        peer: SocketAddr,
+        header: Header,
+        payload: &'d mut [u8],
+        out: &mut impl Outbox,
+    ) -> Option<ApplicationData<'d>> {
+        let association = self.association(peer);
+        if let Some(handle) = association.session {
+            let established = self.sessions.get_mut(handle)?;
+            let untouched = association.handshake.map(|_| payload.to_vec());
+            match established.session.open(header, payload) {
+                Ok(opened) => return self.opened(now, handle, opened, payload, out),
+                Err(_) if association.handshake.is_none() => self.counters.bad_records += 1,
+                Err(_) => {}
+            }
+            if let Some(untouched) = untouched {
+                payload.copy_from_slice(&untouched);
+            }
+        }
+        let handle = association.handshake?;
+        let step = self.handshakes.get_mut(handle)?.handshake.protected(header, payload);
+        self.take_step(now, handle, step, out);
+        None
+    }
+
+    fn opened<'d>(
+        &mut self,
+        now: Instant,
+        handle: Handle,
+        opened: Opened,
+        payload: &'d mut [u8],
+        out: &mut impl Outbox,
+    ) -> Option<ApplicationData<'d>> {
+        self.sessions.touch(now, handle);
+        let session = SessionId(handle);
+        match opened {
+            Opened::Data(range) => {
+                return payload.get_mut(range).map(|data| ApplicationData { session, data });
+            }
+            // RFC 5246 §7.2.1: close_notify is answered with our own.
+            Opened::Alert(_, 0) => self.end_session(handle, Closed::ByPeer, true, out),
+            Opened::Alert(2, description) => {
+                self.end_session(handle, Closed::ByAlert(description), false, out)
+            }
+            Opened::FinishedAgain => {
+                self.counters.retransmissions += 1;
+                self.send_final_flight(handle, out);
+            }
+            // RFC 5746 §4.4 and RFC 5246 §7.2.2.
+            Opened::Renegotiation => {
+                self.send_record(handle, ContentType::Alert, &Alert::NoRenegotiation.to_wire(), out);
+            }
+            Opened::Alert(..) | Opened::Nothing => {}
+        }
+        None
+    }
+
+    fn take_step(&mut self, now: Instant, handle: Handle, step: Step, out: &mut impl Outbox) {
+        match step {
+            Step::Continue => {}
+            Step::SendFlight => {
+                self.send_flight(handle, out);
+                self.schedule_resend(now, 0, handle);
+            }
+            Step::SendFlightAgain => {
+                self.counters.retransmissions += 1;
+                self.send_flight(handle, out);
+            }
+            Step::NeedPsk(identity) => {
+                self.events.push_back(Event::PskNeeded { handshake: HandshakeId(handle), identity });
+            }
+            Step::Complete(completed) => self.establish(now, handle, *completed, out),
+            Step::Fail(alert, failure) => {
+                self.send_alert(handle, alert, out);
+                self.fail_handshake(handle, failure);
+            }
+            Step::BadRecord(alert) => {
+                self.counters.bad_records += 1;
+                if let Some(alert) = alert {
+                    self.send_alert(handle, alert, out);
+                }
+                if self.handshakes.get(handle).is_some_and(|progress| progress.handshake.is_over()) {
+                    self.fail_handshake(handle, Failure::WrongKey);
+                }
+            }
+        }
+    }
+
+    fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
+        let Some(Progress { peer, principal, .. }) = self.handshakes.remove(handle) else { return };
+        let Completed { keys, finished, final_flight } = completed;
+        let old = self.associations.get_mut(&peer).and_then(|association| {
+            association.handshake = None;
+            association.session
+        });
+        // Without a principal the key was one that nobody knows.
+        let Some(principal) = principal else { return self.forget_if_empty(peer) };
+        if let Some(old) = old {
+            // RFC 6347 §4.2.8: only now is the old association given up. Its
+            // keys are gone on the client's side, so no alert of it is due.
+            self.end_session(old, Closed::Replaced, false, out);
+        }
+        if self.sessions.len() >= self.config.max_sessions
+            && let Some((_, idle)) = self.sessions.oldest()
+        {
+            self.end_session(idle, Closed::Evicted, true, out);
+        }
+        self.counters.handshakes_completed += 1;
+        let session = Session::new(keys, finished, final_flight, principal);
+        let handle = self.sessions.insert(now, Established { peer, session });
+        self.associations.entry(peer).or_default().session = Some(handle);
+        self.send_final_flight(handle, out);
+        self.events.push_back(Event::Established { session: SessionId(handle), peer });
+    }
+
+    fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
+        let Some(Progress { peer, handshake, .. }) = self.handshakes.remove(handle) else { return };
+        if let Some(association) = self.associations.get_mut(&peer) {
+            association.handshake = None;
+        }
+        self.forget_if_empty(peer);
+        self.counters.handshakes_failed += 1;
+        let reason = match reason {
+            Failure::TimedOut | Failure::Replaced | Failure::Evicted if handshake.had_bad_record() => {
+                Failure::WrongKey
+            }
+            other => other,
+        };
+        let identity = handshake.identity().map(Into::into);
+        self.events.push_back(Event::HandshakeFailed { peer, identity, reason });
+    }
+
+    fn end_session(&mut self, handle: Handle, reason: Closed, notify: bool, out: &mut impl Outbox) {
+        if notify {
+            let notify = Alert::CloseNotify.to_wire();
+            self.send_from_session(handle, out, |session, buffer| {
+                session.seal(ContentType::Alert, &notify, buffer)
+            });
+        }
+        let Some(Established { peer, .. }) = self.sessions.remove(handle) else { return };
+        if let Some(association) = self.associations.get_mut(&peer) {
+            association.session = None;
+        }
+        self.forget_if_empty(peer);
+        self.events.push_back(Event::Closed { session: SessionId(handle), reason });
+    }
+
+    fn association(&self, peer: SocketAddr) -> Association {
+        self.associations.get(&peer).copied().unwrap_or_default()
+    }
+
+    fn forget_if_empty(&mut self, peer: SocketAddr) {
+        if let Association { handshake: None, session: None } = self.association(peer) {
+            self.associations.remove(&peer);
+        }
+    }
+
+    fn schedule_resend(&mut self, now: Instant, round: usize, handle: Handle) {
+        if let Some(queue) = self.resend.get_mut(round) {
+            queue.push_back((now + self.config.retransmission_timeout * (1 << round), handle));
+        }
+    }
+
+    fn send_flight(&mut self, handle: Handle, out: &mut impl Outbox) {
+        self.send_from_handshake(handle, out, Handshake::put_flight);
+    }
+
+    fn send_alert(&mut self, handle: Handle, alert: Alert, out: &mut impl Outbox) {
+        self.send_from_handshake(handle, out, |handshake, buffer| handshake.put_alert(buffer, alert));
+    }
+
+    fn send_from_handshake(
+        &mut self,
+        handle: Handle,
+        out: &mut impl Outbox,
+        put: impl FnOnce(&mut Handshake, &mut Vec<u8>),
+    ) {
+        if let Some(progress) = self.handshakes.get_mut(handle) {
+            self.buffer.clear();
+            put(&mut progress.handshake, &mut self.buffer);
+            out.push(progress.peer, &self.buffer);
+        }
+    }
+
+    fn send_final_flight(&mut self, handle: Handle, out: &mut impl Outbox) {
+        self.send_from_session(handle, out, |session, buffer| session.put_final_flight(buffer));
+    }
+
+    fn send_record(&mut self, handle: Handle, kind: ContentType, data: &[u8], out: &mut impl Outbox) -> bool {
+        let sent = self.send_from_session(handle, out, |session, buffer| session.seal(kind, data, buffer));
+        if sent == Some(Sealed::Exhausted) {
+            self.end_session(handle, Closed::Exhausted, false, out);
+        }
+        sent == Some(Sealed::Sent)
+    }
+
+    /// `None` when the session is gone.
+    fn send_from_session(
+        &mut self,
+        handle: Handle,
+        out: &mut impl Outbox,
+        put: impl FnOnce(&mut Session<P>, &mut Vec<u8>) -> Sealed,
+    ) -> Option<Sealed> {
+        let established = self.sessions.get_mut(handle)?;
+        self.buffer.clear();
+        let sealed = put(&mut established.session, &mut self.buffer);
+        if sealed == Sealed::Sent {
+            out.push(established.peer, &self.buffer);
+        }
+        Some(sealed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn associations_are_empty(&self) -> bool {
+        self.associations.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_next_write(&mut self, session: SessionId, sequence: u64) {
+        if let Some(established) = self.sessions.get_mut(session.0) {
+            established.session.set_next_write(sequence);
+        }
+    }
+}
+
+fn random_bytes(random: &mut StdRng) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    random.fill_bytes(&mut bytes);
+    bytes
+}

@@ -1,0 +1,304 @@
+//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): what a client says, read
+//! with bounds, and what the server answers, written. Which message is expected
+//! when is `handshake`'s.
+
+use super::{
+    cookie::COOKIE,
+    record::{DTLS_1_0, DTLS_1_2},
+    suite::Suite,
+    wire::{Malformed, Reader, put_u24, put_vector16},
+};
+
+/// Bytes of a handshake message's header.
+pub(crate) const HEADER: usize = 12;
+
+pub(crate) const CLIENT_HELLO: u8 = 1;
+pub(crate) const SERVER_HELLO: u8 = 2;
+pub(crate) const HELLO_VERIFY_REQUEST: u8 = 3;
+pub(crate) const SERVER_HELLO_DONE: u8 = 14;
+pub(crate) const CLIENT_KEY_EXCHANGE: u8 = 16;
+pub(crate) const FINISHED: u8 = 20;
+
+/// RFC 5746 §3.3: stands for an empty renegotiation_info.
+const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
+/// RFC 7627 §5.1.
+const EXTENDED_MASTER_SECRET: u16 = 0x0017;
+/// RFC 5746 §3.2.
+const RENEGOTIATION_INFO: u16 = 0xff01;
+
+/// RFC 4279 §5.3: identities of up to 128 bytes must be supported.
+pub(crate) const MAX_IDENTITY: usize = 128;
+
+/// Alert descriptions that we send (RFC 5246 §7.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alert {
+    CloseNotify = 0,
+    HandshakeFailure = 40,
+    DecodeError = 50,
+    DecryptError = 51,
+    ProtocolVersion = 70,
+    NoRenegotiation = 100,
+}
+
+impl Alert {
+    /// Level and description.
+    pub(crate) fn to_wire(self) -> [u8; 2] {
+        let level = match self {
+            Self::CloseNotify | Self::NoRenegotiation => 1,
+            _ => 2,
+        };
+        [level, self as u8]
+    }
+}
+
+/// One fragment of a handshake message, as a record carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fragment<'a> {
+    pub(crate) kind: u8,
+    /// Length of the whole message.
+    pub(crate) length: usize,
+    /// message_seq.
+    pub(crate) sequence: u16,
+    pub(crate) offset: usize,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Fragment<'a> {
+    pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let kind = reader.u8()?;
+        let length = reader.u24()? as usize;
+        let sequence = reader.u16()?;
+        let offset = reader.u24()? as usize;
+        let fragment_length = reader.u24()? as usize;
+        let body = reader.take(fragment_length)?;
+        if offset + fragment_length > length {
+            return Err(Malformed);
+        }
+        Ok(Self { kind, length, sequence, offset, body })
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.body.len() == self.length
+    }
+}
+
+/// Appends the header of a message in one fragment. It is what the transcript
+/// hashes for any message, however it was fragmented (RFC 6347 §4.2.6).
+pub(crate) fn put_header(out: &mut Vec<u8>, kind: u8, sequence: u16, length: usize) {
+    out.push(kind);
+    put_u24(out, length);
+    out.extend_from_slice(&sequence.to_be_bytes());
+    put_u24(out, 0);
+    put_u24(out, length);
+}
+
+/// The beginning of a ClientHello, up to and with the cookie: all that the
+/// cookie exchange looks at, so that even a fragmented hello needs no state.
+pub(crate) struct HelloPrefix<'a> {
+    pub(crate) version: u16,
+    pub(crate) random: [u8; 32],
+    pub(crate) cookie: &'a [u8],
+}
+
+impl<'a> HelloPrefix<'a> {
+    pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let version = reader.u16()?;
+        let random = reader.array()?;
+        let session_id = reader.vector8()?;
+        if session_id.len() > 32 {
+            return Err(Malformed);
+        }
+        let cookie = reader.vector8()?;
+        Ok(Self { version, random, cookie })
+    }
+}
+
+/// What of a whole ClientHello decides the answer.
+pub(crate) struct ClientHello<'a> {
+    pub(crate) version: u16,
+    pub(crate) random: [u8; 32],
+    /// Big-endian 16-bit codes.
+    cipher_suites: &'a [u8],
+    null_compression: bool,
+    pub(crate) extended_master_secret: bool,
+    pub(crate) secure_renegotiation: bool,
+}
+
+impl<'a> ClientHello<'a> {
+    pub(crate) fn read(body: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let HelloPrefix { version, random, .. } = HelloPrefix::read(&mut reader)?;
+        let cipher_suites = reader.vector16()?;
+        if cipher_suites.is_empty() || cipher_suites.len() % 2 != 0 {
+            return Err(Malformed);
+        }
+        let compression = reader.vector8()?;
+        let mut hello = Self {
+            version,
+            random,
+            cipher_suites,
+            null_compression: compression.contains(&0),
+            extended_master_secret: false,
+            secure_renegotiation: false,
+        };
+        hello.secure_renegotiation = hello.offers(EMPTY_RENEGOTIATION_INFO_SCSV);
+        // RFC 5246 §7.4.1.2: the extensions may be missing altogether.
+        if !reader.is_empty() {
+            hello.read_extensions(Reader::new(reader.vector16()?))?;
+            reader.end()?;
+        }
+        Ok(hello)
+    }
+
+    /// Extensions that we do not know are passed over (RFC 5246 §7.4.1.4).
+    fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), Malformed> {
+        while !extensions.is_empty() {
+            let kind = extensions.u16()?;
+            let body = extensions.vector16()?;
+            match kind {
+                EXTENDED_MASTER_SECRET if body.is_empty() => self.extended_master_secret = true,
+                // RFC 5746 §3.6: in a first handshake renegotiated_connection is empty.
+                RENEGOTIATION_INFO if body == [0] => self.secure_renegotiation = true,
+                EXTENDED_MASTER_SECRET | RENEGOTIATION_INFO => return Err(Malformed),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn offers(&self, code: u16) -> bool {
+        self.cipher_suites.chunks_exact(2).any(|offered| offered == code.to_be_bytes())
+    }
+
+    /// The first of `suites` that the client offers.
+    pub(crate) fn choose(&self, suites: &[Suite]) -> Option<Suite> {
+        suites.iter().copied().find(|suite| self.null_compression && self.offers(suite.code()))
+    }
+}
+
+/// ClientKeyExchange of plain PSK (RFC 4279 §2): the identity alone.
+pub(crate) fn read_client_key_exchange(body: &[u8]) -> Result<&[u8], Malformed> {
+    let mut reader = Reader::new(body);
+    let identity = reader.vector16()?;
+    reader.end()?;
+    if identity.len() > MAX_IDENTITY { Err(Malformed) } else { Ok(identity) }
+}
+
+/// Bytes of a HelloVerifyRequest with its header.
+pub(crate) const HELLO_VERIFY_REQUEST_LENGTH: usize = HEADER + 3 + COOKIE;
+
+/// Appends a HelloVerifyRequest (RFC 6347 §4.2.1) with its header.
+pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, cookie: &[u8; COOKIE]) {
+    put_header(out, HELLO_VERIFY_REQUEST, 0, 3 + COOKIE);
+    // "The server_version field ... SHOULD be DTLS 1.0", whatever is negotiated later.
+    out.extend_from_slice(&DTLS_1_0.to_be_bytes());
+    out.push(COOKIE as u8);
+    out.extend_from_slice(cookie);
+}
+
+/// What a ServerHello says.
+pub(crate) struct ServerHello {
+    pub(crate) random: [u8; 32],
+    pub(crate) suite: Suite,
+    pub(crate) extended_master_secret: bool,
+    pub(crate) secure_renegotiation: bool,
+}
+
+impl ServerHello {
+    /// Appends the message with its header.
+    pub(crate) fn put(&self, out: &mut Vec<u8>, sequence: u16) {
+        let start = out.len();
+        put_header(out, SERVER_HELLO, sequence, 0);
+        out.extend_from_slice(&DTLS_1_2.to_be_bytes());
+        out.extend_from_slice(&self.random);
+        out.push(0); // no session to resume
+        out.extend_from_slice(&self.suite.code().to_be_bytes());
+        out.push(0); // null compression
+        // RFC 5246 §7.4.1.4: only what the client offered may be answered.
+        if self.extended_master_secret || self.secure_renegotiation {
+            put_vector16(out, |extensions| {
+                if self.secure_renegotiation {
+                    extensions.extend_from_slice(&RENEGOTIATION_INFO.to_be_bytes());
+                    put_vector16(extensions, |body| body.push(0));
+                }
+                if self.extended_master_secret {
+                    extensions.extend_from_slice(&EXTENDED_MASTER_SECRET.to_be_bytes());
+                    put_vector16(extensions, |_| {});
+                }
+            });
+        }
+        set_length(out, start);
+    }
+}
+
+/// Appends a ServerHelloDone with its header.
+pub(crate) fn put_server_hello_done(out: &mut Vec<u8>, sequence: u16) {
+    put_header(out, SERVER_HELLO_DONE, sequence, 0);
+}
+
+/// Writes the length of the message that begins at `start` into its header.
+fn set_length(out: &mut [u8], start: usize) {
+    let length = ((out.len() - start - HEADER) as u32).to_be_bytes();
+    out[start + 1..start + 4].copy_from_slice(&length[1..]);
+    out[start + 9..start + 12].copy_from_slice(&length[1..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(extensions: &[u8]) -> Vec<u8> {
+        let mut body = vec![0xfe, 0xfd];
+        body.extend([7; 32]);
+        body.extend([0, 0]); // session ID, cookie
+        body.extend([0, 6, 0xc0, 0xa8, 0x13, 0x01, 0x00, 0xff]);
+        body.extend([1, 0]);
+        body.extend(extensions);
+        body
+    }
+
+    #[test]
+    fn a_hello_without_extensions_is_legal() {
+        let body = hello(&[]);
+        let hello = ClientHello::read(&body).unwrap();
+        assert_eq!(hello.choose(&Suite::ALL), Some(Suite::PskAes128Ccm8));
+        assert!(hello.secure_renegotiation, "the signalling suite");
+        assert!(!hello.extended_master_secret);
+    }
+
+    #[test]
+    fn unknown_extensions_are_passed_over() {
+        let body = hello(&[0, 13, 0x5a, 0x5a, 0, 1, 9, 0, 0x17, 0, 0, 0, 0, 0, 0]);
+        assert!(ClientHello::read(&body).unwrap().extended_master_secret);
+    }
+
+    #[test]
+    fn a_truncated_hello_is_malformed_at_every_length() {
+        let body = hello(&[0, 4, 0, 0x17, 0, 0]);
+        let without_extensions = body.len() - 6;
+        for length in (0..body.len()).filter(|&length| length != without_extensions) {
+            assert!(ClientHello::read(&body[..length]).is_err(), "{length}");
+        }
+        assert!(ClientHello::read(&body).is_ok());
+        assert!(ClientHello::read(&[body, vec![0]].concat()).is_err(), "trailing byte");
+    }
+
+    #[test]
+    fn renegotiation_info_that_is_not_empty_is_refused() {
+        assert!(ClientHello::read(&hello(&[0, 6, 0xff, 0x01, 0, 2, 1, 9])).is_err());
+    }
+
+    #[test]
+    fn a_fragment_reaching_past_its_message_is_malformed() {
+        let bytes = [1, 0, 0, 5, 0, 0, 0, 0, 4, 0, 0, 2, 1, 2];
+        assert!(Fragment::read(&mut Reader::new(&bytes)).is_err());
+    }
+
+    #[test]
+    fn an_identity_of_more_than_128_bytes_is_malformed() {
+        let exchange = |length: usize| [&(length as u16).to_be_bytes()[..], &vec![b'x'; length]].concat();
+        assert_eq!(read_client_key_exchange(&exchange(128)).unwrap().len(), 128);
+        assert!(read_client_key_exchange(&exchange(129)).is_err());
+        assert!(read_client_key_exchange(&exchange(3)[..4]).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! A DTLS 1.2 server endpoint for pre-shared keys, without I/O: the time and
+//! datagrams come in as arguments, datagrams and events go out. It serves many
+//! constrained clients at once and spends nothing on a stranger: until a client
+//! has returned a cookie, nothing is kept for it.
+//!
+//! It does what a server of PSK suites must: RFC 6347 (DTLS 1.2) over RFC 5246,
+//! RFC 4279 (PSK), RFC 5487 and RFC 6655 (GCM and CCM suites), RFC 5746
+//! (renegotiation_info), RFC 7627 (extended master secret). It has no
+//! certificates, no renegotiation, no resumption and no compression. The
+//! cryptographic primitives are RustCrypto's.
+//!
+//! ```
+//! # use std::{net::SocketAddr, time::Instant};
+//! # use certdist::dtls::{Config, Datagram, Endpoint, Event, Psk};
+//! # fn example(peer: SocketAddr, mut bytes: Vec<u8>) -> Option<()> {
+//! let now = Instant::now();
+//! let mut endpoint = Endpoint::new(Config::default(), now, &[1; 32], [2; 32]);
+//! let mut outgoing: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
+//!
+//! let mut datagram = Datagram::new(peer, &mut bytes);
+//! while let Some(received) = endpoint.receive(now, &mut datagram, &mut outgoing) {
+//!     let answer = received.data.to_vec();
+//!     endpoint.send(received.session, &answer, &mut outgoing);
+//! }
+//! while let Some(event) = endpoint.poll_event() {
+//!     if let Event::PskNeeded { handshake, .. } = event {
+//!         let key = Psk::new(vec![7; 16])?;
+//!         endpoint.provide_psk(now, handshake, Some((key, "who it is")), &mut outgoing);
+//!     }
+//! }
+//! # Some(())
+//! # }
+//! ```
+
+mod cookie;
+mod endpoint;
+mod handshake;
+mod message;
+mod prf;
+mod reassembly;
+mod record;
+mod session;
+mod suite;
+mod table;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use zeroize::Zeroizing;
+
+pub use endpoint::{ApplicationData, Counters, Datagram, Endpoint, HandshakeId, SessionId};
+pub use suite::Suite;
+
+/// Limits and choices of an [`Endpoint`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Suites in order of preference.
+    pub suites: Vec<Suite>,
+    /// Refuse a client that does not offer extended master secret (RFC 7627).
+    /// Many stacks in the field do not, so it is only `offered` by default.
+    pub require_extended_master_secret: bool,
+    /// Most sessions held; at the limit the one idle longest is closed.
+    pub max_sessions: usize,
+    /// Most handshakes in progress; at the limit the oldest is given up.
+    pub max_handshakes: usize,
+    /// A handshake that takes longer is given up.
+    pub handshake_timeout: Duration,
+    /// A session idle for longer is closed.
+    pub session_idle: Duration,
+    /// First retransmission time-out; doubled each time (RFC 6347 §4.2.4.1).
+    pub retransmission_timeout: Duration,
+    /// A cookie is good for one to two of these periods.
+    pub cookie_period: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            suites: Suite::ALL.to_vec(),
+            require_extended_master_secret: false,
+            max_sessions: 100_000,
+            max_handshakes: 16_384,
+            handshake_timeout: Duration::from_secs(30),
+            session_idle: Duration::from_secs(300),
+            retransmission_timeout: Duration::from_secs(1),
+            cookie_period: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A pre-shared key of 1–64 bytes; not printed, wiped when dropped.
+#[derive(Clone)]
+pub struct Psk(Zeroizing<Vec<u8>>);
+
+impl Psk {
+    /// Longest key, RFC 4279 §5.4.
+    pub const MAX: usize = 64;
+
+    /// `None` unless the key has 1–64 bytes.
+    pub fn new(key: Vec<u8>) -> Option<Self> {
+        let key = Zeroizing::new(key);
+        (1..=Self::MAX).contains(&key.len()).then_some(Self(key))
+    }
+
+    /// The key, for whoever computes with it.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Psk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Psk(…)")
+    }
+}
+
+/// Where datagrams go. Called once a datagram, in order.
+pub trait Outbox {
+    /// Takes a copy of `datagram`, to be sent to `peer`.
+    fn push(&mut self, peer: SocketAddr, datagram: &[u8]);
+}
+
+impl Outbox for Vec<(SocketAddr, Vec<u8>)> {
+    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
+        Vec::push(self, (peer, datagram.to_vec()));
+    }
+}
+
+/// What the application learns from [`Endpoint::poll_event`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A client claims this identity: answer with [`Endpoint::provide_psk`], now
+    /// or later.
+    PskNeeded {
+        /// Which handshake waits.
+        handshake: HandshakeId,
+        /// As the client sent it: 0–128 bytes, not yet authenticated.
+        identity: Box<[u8]>,
+    },
+    /// A client has proven its key; its data may follow.
+    Established {
+        /// The new session.
+        session: SessionId,
+        /// Where the client is.
+        peer: SocketAddr,
+    },
+    /// A session is over. Its handle leads nowhere from now on.
+    Closed {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: Closed,
+    },
+    /// A handshake of a client that owns its address came to nothing.
+    HandshakeFailed {
+        /// Where the client is.
+        peer: SocketAddr,
+        /// What it claimed to be, if it came that far; not authenticated.
+        identity: Option<Box<[u8]>>,
+        /// Why.
+        reason: Failure,
+    },
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The client said close_notify.
+    ByPeer,
+    /// The client sent a fatal alert of this description.
+    ByAlert(u8),
+    /// The application called [`Endpoint::close`].
+    ByUs,
+    /// Idle for too long.
+    Idle,
+    /// The table was full, and this one was idle longest.
+    Evicted,
+    /// The same client established a new session from the same address.
+    Replaced,
+    /// All sequence numbers were used.
+    Exhausted,
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Failure {
+    /// A message does not have the form that its RFC gives it.
+    #[error("malformed handshake message")]
+    Malformed,
+    /// The client speaks neither DTLS 1.2 nor a later version.
+    #[error("protocol version older than DTLS 1.2")]
+    Version,
+    /// No suite in common, or no null compression.
+    #[error("no common cipher suite")]
+    NoCommonSuite,
+    /// Required by configuration, not offered by the client.
+    #[error("no extended master secret")]
+    NoExtendedMasterSecret,
+    /// Unknown identity or wrong key: which of them, the client must not learn.
+    #[error("unknown PSK identity or wrong key")]
+    WrongKey,
+    /// Right keys, wrong verify_data: the hellos were altered on the way.
+    #[error("Finished does not match the handshake")]
+    WrongFinished,
+    /// The client went silent.
+    #[error("timed out")]
+    TimedOut,
+    /// The table was full, and this was the oldest.
+    #[error("too many handshakes at once")]
+    Evicted,
+    /// The same client began anew from the same address.
+    #[error("begun anew")]
+    Replaced,
+}

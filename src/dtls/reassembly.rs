@@ -1,0 +1,126 @@
+//! Fragments of one handshake message, put together in whatever order they
+//! arrive, overlapping or not (RFC 6347 §4.2.3).
+
+use super::message::Fragment;
+
+/// Longest handshake message taken. A ClientHello with every extension in use
+/// stays below 1 KB, a ClientKeyExchange below 200 bytes.
+pub(crate) const MAX_MESSAGE: usize = 4096;
+/// Most gaps of a message: more are a sender's mischief.
+const MAX_RANGES: usize = 32;
+
+/// The message under assembly; empty between messages.
+#[derive(Default)]
+pub(crate) struct Reassembly {
+    kind: u8,
+    body: Vec<u8>,
+    /// What has arrived: sorted, disjoint, not touching.
+    ranges: Vec<(usize, usize)>,
+    started: bool,
+}
+
+impl Reassembly {
+    /// Adds a fragment of the message that is expected; answers with the whole
+    /// body once it is there. A fragment that contradicts the earlier ones in
+    /// kind or length, or is too long, is ignored.
+    pub(crate) fn add(&mut self, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
+        if fragment.length > MAX_MESSAGE {
+            return None;
+        }
+        if !self.started {
+            *self = Self {
+                kind: fragment.kind,
+                body: vec![0; fragment.length],
+                ranges: Vec::new(),
+                started: true,
+            };
+        }
+        if fragment.kind != self.kind || fragment.length != self.body.len() {
+            return None;
+        }
+        let (mut start, mut end) = (fragment.offset, fragment.offset + fragment.body.len());
+        self.body.get_mut(start..end)?.copy_from_slice(fragment.body);
+        self.ranges.retain(|&(from, to)| {
+            let apart = to < start || end < from;
+            if !apart {
+                start = start.min(from);
+                end = end.max(to);
+            }
+            apart
+        });
+        let at = self.ranges.partition_point(|&(from, _)| from < start);
+        self.ranges.insert(at, (start, end));
+        self.ranges.truncate(MAX_RANGES);
+        let whole = self.ranges == [(0, self.body.len())];
+        whole.then(|| std::mem::take(self).body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE: &[u8] = b"an identity in pieces";
+
+    fn fragment(offset: usize, length: usize) -> Fragment<'static> {
+        Fragment {
+            kind: 16,
+            length: MESSAGE.len(),
+            sequence: 2,
+            offset,
+            body: &MESSAGE[offset..offset + length],
+        }
+    }
+
+    #[test]
+    fn fragments_in_any_order_and_overlapping_make_the_message() {
+        for order in [[(0, 8), (8, 8), (16, 5)], [(16, 5), (0, 8), (8, 8)], [(10, 11), (0, 4), (2, 9)]] {
+            let mut reassembly = Reassembly::default();
+            let mut whole = None;
+            for (offset, length) in order {
+                assert_eq!(whole, None);
+                whole = reassembly.add(&fragment(offset, length));
+            }
+            assert_eq!(whole.as_deref(), Some(MESSAGE), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn byte_by_byte_backwards_it_is_still_whole() {
+        let mut reassembly = Reassembly::default();
+        for offset in (1..MESSAGE.len()).rev() {
+            assert_eq!(reassembly.add(&fragment(offset, 1)), None);
+        }
+        assert_eq!(reassembly.add(&fragment(0, 1)).as_deref(), Some(MESSAGE));
+    }
+
+    #[test]
+    fn an_empty_message_is_whole_at_once() {
+        let empty = Fragment { kind: 14, length: 0, sequence: 0, offset: 0, body: &[] };
+        assert_eq!(Reassembly::default().add(&empty), Some(Vec::new()));
+    }
+
+    #[test]
+    fn contradicting_or_oversized_fragments_change_nothing() {
+        let mut reassembly = Reassembly::default();
+        assert_eq!(reassembly.add(&fragment(0, 8)), None);
+        assert_eq!(reassembly.add(&Fragment { kind: 20, ..fragment(8, 13) }), None);
+        assert_eq!(
+            reassembly.add(&Fragment { length: 8, offset: 0, body: b"01234567", ..fragment(0, 8) }),
+            None
+        );
+        assert_eq!(reassembly.add(&Fragment { length: 1 << 20, ..fragment(8, 13) }), None);
+        assert_eq!(reassembly.add(&fragment(8, 13)).as_deref(), Some(MESSAGE));
+    }
+
+    #[test]
+    fn a_comb_of_gaps_is_bounded() {
+        let body = [0; 1];
+        let mut reassembly = Reassembly::default();
+        for offset in (0..MAX_MESSAGE).step_by(2) {
+            let tooth = Fragment { kind: 1, length: MAX_MESSAGE, sequence: 0, offset, body: &body };
+            assert_eq!(reassembly.add(&tooth), None);
+        }
+        assert!(reassembly.ranges.len() <= MAX_RANGES);
+    }
+}

@@ -1,0 +1,229 @@
+//! The record layer's framing (RFC 6347 §4.1): which records a datagram holds,
+//! and the header of those that we send. Encryption is in `suite`.
+
+use super::wire::{Malformed, Reader};
+
+/// Bytes of a record header.
+pub(crate) const HEADER: usize = 13;
+/// Sequence numbers have 48 bits; after the last one the association ends.
+pub(crate) const MAX_SEQUENCE: u64 = (1 << 48) - 1;
+/// Longest plaintext, RFC 5246 §6.2.1.
+pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
+/// Longest expansion of a protected record, RFC 5246 §6.2.3.
+const MAX_EXPANSION: usize = 2048;
+
+/// DTLS 1.2 on the wire.
+pub(crate) const DTLS_1_2: u16 = 0xfefd;
+/// DTLS 1.0: the version of a HelloVerifyRequest (RFC 6347 §4.2.1).
+pub(crate) const DTLS_1_0: u16 = 0xfeff;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentType {
+    ChangeCipherSpec = 20,
+    Alert = 21,
+    Handshake = 22,
+    ApplicationData = 23,
+}
+
+impl ContentType {
+    fn from_wire(byte: u8) -> Option<Self> {
+        Some(match byte {
+            20 => Self::ChangeCipherSpec,
+            21 => Self::Alert,
+            22 => Self::Handshake,
+            23 => Self::ApplicationData,
+            _ => return None,
+        })
+    }
+}
+
+/// The header of one record; the payload follows it in the datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: ContentType,
+    pub(crate) epoch: u16,
+    /// 48 bits.
+    pub(crate) sequence: u64,
+}
+
+impl Header {
+    /// Epoch and sequence number as the 64 bits that nonce and additional data
+    /// use (RFC 6655 §3, RFC 5288 §3).
+    pub(crate) fn epoch_and_sequence(&self) -> u64 {
+        u64::from(self.epoch) << 48 | self.sequence
+    }
+}
+
+/// Appends a record header with the given payload length.
+pub(crate) fn put_header(out: &mut Vec<u8>, header: Header, version: u16, length: usize) {
+    out.push(header.kind as u8);
+    out.extend_from_slice(&version.to_be_bytes());
+    out.extend_from_slice(&header.epoch_and_sequence().to_be_bytes());
+    out.extend_from_slice(&(length as u16).to_be_bytes());
+}
+
+/// Appends a whole record of epoch 0.
+pub(crate) fn put_plaintext(
+    out: &mut Vec<u8>,
+    kind: ContentType,
+    sequence: u64,
+    version: u16,
+    payload: &[u8],
+) {
+    put_header(out, Header { kind, epoch: 0, sequence }, version, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// What is left of a datagram: [`next`](Self::next) takes record after record.
+pub(crate) struct Records<'d>(&'d mut [u8]);
+
+impl<'d> Records<'d> {
+    pub(crate) fn new(datagram: &'d mut [u8]) -> Self {
+        Self(datagram)
+    }
+
+    /// The next well-formed record. A record of an unknown type or version is
+    /// passed over; one that is cut short ends the datagram, because where the
+    /// next one begins is then unknown (RFC 6347 §4.1.2.7: discard silently).
+    pub(crate) fn next(&mut self) -> Option<(Header, &'d mut [u8])> {
+        loop {
+            let (header, length) = match parse(self.0) {
+                Ok(parsed) => parsed,
+                Err(Malformed) => {
+                    self.0 = &mut [];
+                    return None;
+                }
+            };
+            let datagram = std::mem::take(&mut self.0);
+            let (record, rest) = datagram.split_at_mut_checked(HEADER + length)?;
+            self.0 = rest;
+            if let Some(header) = header {
+                return record.get_mut(HEADER..).map(|payload| (header, payload));
+            }
+        }
+    }
+}
+
+/// The header at the start of `bytes`, if it is of a type and version that we
+/// know, and the length of its payload, which may reach past `bytes`.
+fn parse(bytes: &[u8]) -> Result<(Option<Header>, usize), Malformed> {
+    let mut reader = Reader::new(bytes);
+    let kind = reader.u8()?;
+    let version = reader.u16()?;
+    let epoch = reader.u16()?;
+    let [a, b, c, d, e, f] = reader.array()?;
+    let length = usize::from(reader.u16()?);
+    if length > MAX_PLAINTEXT + MAX_EXPANSION {
+        return Err(Malformed);
+    }
+    let sequence = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+    // Stacks differ in the minor version of their first records, so only the
+    // major version decides (RFC 5246 appendix E.1).
+    let header = ContentType::from_wire(kind).filter(|_| version >> 8 == 0xfe).map(|kind| Header {
+        kind,
+        epoch,
+        sequence,
+    });
+    Ok((header, length))
+}
+
+/// The window of records already seen (RFC 6347 §4.1.2.6), 64 wide.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ReplayWindow {
+    /// One more than the highest sequence number seen; 0 before the first.
+    next: u64,
+    /// Bit n: `next - 1 - n` was seen.
+    seen: u64,
+}
+
+impl ReplayWindow {
+    /// Whether a record of this number is new. Asked before it is decrypted.
+    pub(crate) fn is_new(&self, sequence: u64) -> bool {
+        match self.next.checked_sub(sequence + 1) {
+            None => true,
+            Some(age) => age < 64 && self.seen >> age & 1 == 0,
+        }
+    }
+
+    /// Notes a record whose authentication succeeded.
+    pub(crate) fn note(&mut self, sequence: u64) {
+        match self.next.checked_sub(sequence + 1) {
+            None => {
+                let ahead = sequence + 1 - self.next;
+                self.seen = self.seen.checked_shl(ahead as u32).filter(|_| ahead < 64).unwrap_or(0) | 1;
+                self.next = sequence + 1;
+            }
+            Some(age) if age < 64 => self.seen |= 1 << age,
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u8, version: u16, sequence: u64, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_plaintext(&mut out, ContentType::Handshake, sequence, version, payload);
+        out[0] = kind;
+        out
+    }
+
+    fn sequences(mut datagram: Vec<u8>) -> Vec<u64> {
+        let mut records = Records::new(&mut datagram);
+        std::iter::from_fn(|| records.next().map(|(header, _)| header.sequence)).collect()
+    }
+
+    #[test]
+    fn several_records_of_a_datagram_are_read_in_order() {
+        let datagram =
+            [record(22, DTLS_1_2, 1, b"a"), record(22, DTLS_1_0, 2, b""), record(22, DTLS_1_2, 3, b"c")];
+        assert_eq!(sequences(datagram.concat()), [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_unknown_type_or_version_is_passed_over_and_the_rest_is_read() {
+        let datagram =
+            [record(99, DTLS_1_2, 1, b"a"), record(22, 0x0303, 2, b"b"), record(22, DTLS_1_2, 3, b"c")];
+        assert_eq!(sequences(datagram.concat()), [3]);
+    }
+
+    #[test]
+    fn a_truncated_record_ends_the_datagram() {
+        let whole = [record(22, DTLS_1_2, 1, b"abc"), record(22, DTLS_1_2, 2, b"defg")].concat();
+        let first = HEADER + 3;
+        for length in 0..whole.len() {
+            let expected: &[u64] = if length < first { &[] } else { &[1] };
+            assert_eq!(sequences(whole[..length].to_vec()), expected, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn an_absurd_length_ends_the_datagram() {
+        let mut datagram = record(22, DTLS_1_2, 1, &[0; 4]);
+        datagram[11..13].copy_from_slice(&u16::MAX.to_be_bytes());
+        datagram.resize(70_000, 0);
+        assert_eq!(sequences(datagram), []);
+    }
+
+    #[test]
+    fn the_window_accepts_each_record_once_in_any_order_within_64() {
+        let mut window = ReplayWindow::default();
+        for sequence in [0, 2, 1, 63, 64, 5] {
+            assert!(window.is_new(sequence), "{sequence}");
+            window.note(sequence);
+            assert!(!window.is_new(sequence), "{sequence}");
+        }
+        assert!(!window.is_new(0), "older than the window");
+        window.note(1000);
+        assert!(!window.is_new(64));
+        assert!(!window.is_new(936));
+        assert!(window.is_new(937));
+        window.note(1064);
+        assert!(!window.is_new(1000), "64 behind is out of the window");
+        assert!(window.is_new(1001));
+        window.note(MAX_SEQUENCE);
+        assert!(!window.is_new(MAX_SEQUENCE));
+    }
+}

@@ -1,0 +1,125 @@
+//! An established session: its keys, the replay window, and the server's last
+//! flight for as long as the client may not have it. A device that fetched its
+//! certificate keeps its session open for minutes, so its size counts.
+
+use std::ops::Range;
+
+use super::{
+    message,
+    prf::VERIFY_DATA,
+    record::{self, ContentType, DTLS_1_2, Header, MAX_SEQUENCE, ReplayWindow},
+    suite::{BadRecord, DirectionKey, Suite},
+};
+
+/// Both directions of one epoch.
+pub(crate) struct Keys {
+    pub(crate) suite: Suite,
+    /// The client writes with it.
+    pub(crate) read: DirectionKey,
+    /// The server writes with it.
+    pub(crate) write: DirectionKey,
+}
+
+/// ChangeCipherSpec and Finished, as far as they must be known to be sent again.
+pub(crate) struct FinalFlight {
+    pub(crate) verify_data: [u8; VERIFY_DATA],
+    /// message_seq of our Finished.
+    pub(crate) message_sequence: u16,
+    /// Sequence number of our next record in epoch 0.
+    pub(crate) next_record: u64,
+}
+
+/// What a protected record holds.
+pub(crate) enum Opened {
+    /// Data for the application: this part of the payload, not empty.
+    Data(Range<usize>),
+    /// Level and description.
+    Alert(u8, u8),
+    /// The client's Finished again: it has not seen ours.
+    FinishedAgain,
+    /// A ClientHello inside the session: renegotiation, which we refuse.
+    Renegotiation,
+    /// Nothing to act on.
+    Nothing,
+}
+
+/// What came of an attempt to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sealed {
+    /// The buffer holds what is to be sent.
+    Sent,
+    /// There was nothing to send.
+    Nothing,
+    /// No sequence number is left: the session must end.
+    Exhausted,
+}
+
+/// One established session; `P` is what the application bound to it.
+pub(crate) struct Session<P> {
+    keys: Keys,
+    window: ReplayWindow,
+    /// Sequence number of our next record in epoch 1.
+    next_write: u64,
+    /// Until the client has shown that it has our Finished.
+    final_flight: Option<Box<FinalFlight>>,
+    pub(crate) principal: P,
+}
+
+impl<P> Session<P> {
+    /// `finished` is the number of the record that carried the client's Finished.
+    pub(crate) fn new(keys: Keys, finished: u64, final_flight: FinalFlight, principal: P) -> Self {
+        let mut window = ReplayWindow::default();
+        window.note(finished);
+        Self { keys, window, next_write: 0, final_flight: Some(Box::new(final_flight)), principal }
+    }
+
+    /// Authenticates and decrypts a record of epoch 1.
+    pub(crate) fn open(&mut self, header: Header, payload: &mut [u8]) -> Result<Opened, BadRecord> {
+        if !self.window.is_new(header.sequence) {
+            return Err(BadRecord);
+        }
+        let range = self.keys.read.open(self.keys.suite, header, payload)?;
+        self.window.note(header.sequence);
+        let plaintext = payload.get(range.clone()).unwrap_or_default();
+        Ok(match (header.kind, plaintext) {
+            (ContentType::ApplicationData, [_, ..]) => {
+                // Only a client that has our Finished sends data.
+                self.final_flight = None;
+                Opened::Data(range)
+            }
+            (ContentType::Alert, &[level, description]) => Opened::Alert(level, description),
+            (ContentType::Handshake, [message::FINISHED, ..]) => Opened::FinishedAgain,
+            (ContentType::Handshake, [message::CLIENT_HELLO, ..]) => Opened::Renegotiation,
+            _ => Opened::Nothing,
+        })
+    }
+
+    /// Appends a protected record. When the sequence numbers are used up it does
+    /// not: a nonce must never be used twice (RFC 6347 §4.1).
+    pub(crate) fn seal(&mut self, kind: ContentType, plaintext: &[u8], out: &mut Vec<u8>) -> Sealed {
+        if self.next_write > MAX_SEQUENCE {
+            return Sealed::Exhausted;
+        }
+        let header = Header { kind, epoch: 1, sequence: self.next_write };
+        self.next_write += 1;
+        self.keys.write.seal(self.keys.suite, header, plaintext, out);
+        Sealed::Sent
+    }
+
+    /// Appends ChangeCipherSpec and Finished, while the client may need them.
+    /// The verify_data stays; record numbers are new each time (RFC 6347 §4.2.4).
+    pub(crate) fn put_final_flight(&mut self, out: &mut Vec<u8>) -> Sealed {
+        let Some(flight) = &mut self.final_flight else { return Sealed::Nothing };
+        record::put_plaintext(out, ContentType::ChangeCipherSpec, flight.next_record, DTLS_1_2, &[1]);
+        flight.next_record += 1;
+        let mut finished = Vec::with_capacity(message::HEADER + VERIFY_DATA);
+        message::put_header(&mut finished, message::FINISHED, flight.message_sequence, VERIFY_DATA);
+        finished.extend_from_slice(&flight.verify_data);
+        self.seal(ContentType::Handshake, &finished, out)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_next_write(&mut self, sequence: u64) {
+        self.next_write = sequence;
+    }
+}

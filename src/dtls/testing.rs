@@ -1,0 +1,374 @@
+//! A DTLS client of our own, without I/O, for tests and benchmarks: it does what
+//! a device does, and what a broken or hostile one does. That it speaks the
+//! standard, and not merely the server's dialect, is shown elsewhere, by
+//! handshakes of the server with foreign stacks.
+
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    Psk, Suite,
+    message::{self, Fragment},
+    prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
+    reassembly::Reassembly,
+    record::{self, ContentType, DTLS_1_2, Header, Records},
+    suite::DirectionKey,
+    wire::{Reader, put_vector16},
+};
+
+/// How a [`Client`] behaves.
+#[derive(Clone)]
+pub struct Profile {
+    /// PSK identity.
+    pub identity: Vec<u8>,
+    /// Pre-shared key.
+    pub psk: Psk,
+    /// Suites offered, as codes.
+    pub suites: Vec<u16>,
+    /// Whether extended master secret is offered.
+    pub extended_master_secret: bool,
+    /// Longest body of a handshake fragment; messages beyond are split.
+    pub fragment: usize,
+    /// Send the fragments of a flight in reverse order.
+    pub reverse: bool,
+    /// Put all records of a flight into one datagram.
+    pub coalesce: bool,
+    /// First retransmission time-out.
+    pub retransmission_timeout: Duration,
+}
+
+impl Profile {
+    /// An ordinary device.
+    pub fn new(identity: &str, psk: Psk) -> Self {
+        Self {
+            identity: identity.into(),
+            psk,
+            suites: vec![Suite::PskAes128Ccm8.code(), 0x00ff],
+            extended_master_secret: true,
+            fragment: usize::MAX,
+            reverse: false,
+            coalesce: true,
+            retransmission_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+struct Keys {
+    suite: Suite,
+    read: DirectionKey,
+    write: DirectionKey,
+    master: MasterSecret,
+}
+
+/// One message of a flight, ready to be sent again under new record numbers.
+enum Part {
+    Handshake { epoch: u16, kind: u8, sequence: u16, body: Vec<u8> },
+    ChangeCipherSpec,
+}
+
+/// The client of one session.
+pub struct Client {
+    /// How it behaves; may be changed between flights.
+    pub profile: Profile,
+    /// Data received, in order.
+    pub received: Vec<Vec<u8>>,
+    /// Level and description of the last alert received.
+    pub alert: Option<(u8, u8)>,
+    /// Flights that were sent again.
+    pub retransmissions: u32,
+    random: [u8; 32],
+    server_random: [u8; 32],
+    cookie: Vec<u8>,
+    transcript: Sha256,
+    next_send: u16,
+    next_receive: u16,
+    reassembly: Reassembly,
+    next_record: [u64; 2],
+    flight: Vec<Part>,
+    resend_at: Option<Instant>,
+    resend_after: Duration,
+    agreed: Option<(Suite, bool)>,
+    keys: Option<Keys>,
+    established: bool,
+}
+
+impl Client {
+    /// A client that has sent nothing yet; `random` is its ClientHello's.
+    pub fn new(profile: Profile, random: [u8; 32]) -> Self {
+        Self {
+            resend_after: profile.retransmission_timeout,
+            profile,
+            received: Vec::new(),
+            alert: None,
+            retransmissions: 0,
+            random,
+            server_random: [0; 32],
+            cookie: Vec::new(),
+            transcript: Sha256::new(),
+            next_send: 0,
+            next_receive: 0,
+            reassembly: Reassembly::default(),
+            next_record: [0; 2],
+            flight: Vec::new(),
+            resend_at: None,
+            agreed: None,
+            keys: None,
+            established: false,
+        }
+    }
+
+    /// Whether the server's Finished was right.
+    pub fn is_established(&self) -> bool {
+        self.established
+    }
+
+    /// What was agreed on: the suite and whether with extended master secret.
+    pub fn agreed(&self) -> Option<(Suite, bool)> {
+        self.agreed
+    }
+
+    /// The first flight: a ClientHello without cookie.
+    pub fn start(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.flight.clear();
+        self.say(0, message::CLIENT_HELLO, self.client_hello());
+        self.send_flight(now)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.resend_at
+    }
+
+    /// The flight again, when its time has come.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        if self.resend_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        self.retransmissions += 1;
+        self.resend_after *= 2;
+        self.send_flight(now)
+    }
+
+    /// One record of application data.
+    pub fn send(&mut self, data: &[u8]) -> Vec<u8> {
+        self.seal(ContentType::ApplicationData, data)
+    }
+
+    /// One protected record of any type.
+    pub fn seal(&mut self, kind: ContentType, plaintext: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Some(keys) = &self.keys {
+            let header = Header { kind, epoch: 1, sequence: self.next_record[1] };
+            self.next_record[1] += 1;
+            keys.write.seal(keys.suite, header, plaintext, &mut out);
+        }
+        out
+    }
+
+    /// The protected close_notify.
+    pub fn close(&mut self) -> Vec<u8> {
+        self.seal(ContentType::Alert, &[1, 0])
+    }
+
+    /// Takes a datagram of the server; answers with what is to be sent.
+    pub fn receive(&mut self, now: Instant, datagram: &[u8]) -> Vec<Vec<u8>> {
+        let mut bytes = datagram.to_vec();
+        let mut records = Records::new(&mut bytes);
+        let mut out = Vec::new();
+        while let Some((header, payload)) = records.next() {
+            if header.epoch == 0 {
+                out.extend(self.record(now, header, payload));
+            } else if let Some(keys) = &self.keys
+                && let Ok(range) = keys.read.open(keys.suite, header, payload)
+            {
+                let plaintext = payload[range].to_vec();
+                out.extend(self.record(now, header, &plaintext));
+            }
+        }
+        out
+    }
+
+    fn record(&mut self, now: Instant, header: Header, payload: &[u8]) -> Vec<Vec<u8>> {
+        match header.kind {
+            ContentType::ApplicationData if header.epoch == 1 => self.received.push(payload.to_vec()),
+            ContentType::Alert => {
+                if let &[level, description] = payload {
+                    self.alert = Some((level, description));
+                }
+            }
+            ContentType::Handshake => {
+                let mut reader = Reader::new(payload);
+                let mut out = Vec::new();
+                while !reader.is_empty() {
+                    let Ok(fragment) = Fragment::read(&mut reader) else { break };
+                    if fragment.kind == message::HELLO_VERIFY_REQUEST {
+                        out.extend(self.hello_verify_request(now, fragment.body));
+                    } else if fragment.sequence == self.next_receive
+                        && let Some(body) = self.reassembly.add(&fragment)
+                    {
+                        out.extend(self.message(now, header.epoch, fragment.kind, &body));
+                    }
+                }
+                return out;
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn hello_verify_request(&mut self, now: Instant, body: &[u8]) -> Vec<Vec<u8>> {
+        if !self.cookie.is_empty() || body.len() < 3 {
+            return Vec::new();
+        }
+        self.cookie = body[3..].to_vec();
+        self.next_receive = 1;
+        // RFC 6347 §4.2.1: neither the first hello nor its answer is hashed.
+        self.transcript = Sha256::new();
+        self.flight.clear();
+        self.say(0, message::CLIENT_HELLO, self.client_hello());
+        self.resend_after = self.profile.retransmission_timeout;
+        self.send_flight(now)
+    }
+
+    fn message(&mut self, now: Instant, epoch: u16, kind: u8, body: &[u8]) -> Vec<Vec<u8>> {
+        let sequence = self.next_receive;
+        self.next_receive += 1;
+        match (kind, epoch) {
+            (message::SERVER_HELLO, 0) => {
+                self.hash(kind, sequence, body);
+                self.server_hello(body);
+            }
+            (message::SERVER_HELLO_DONE, 0) => {
+                self.hash(kind, sequence, body);
+                return self.finish(now);
+            }
+            (message::FINISHED, 1) => {
+                let Some(keys) = &self.keys else { return Vec::new() };
+                let transcript: [u8; 32] = self.transcript.clone().finalize().into();
+                if keys.master.verify_data(Sender::Server, &transcript)[..] == *body {
+                    self.established = true;
+                    self.resend_at = None;
+                }
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn server_hello(&mut self, body: &[u8]) {
+        let mut reader = Reader::new(body);
+        let _version = reader.u16();
+        let Ok(random) = reader.array::<32>() else { return };
+        let _session = reader.vector8();
+        let code = reader.u16().unwrap_or_default();
+        let _compression = reader.u8();
+        let extended = body.windows(4).any(|window| window == [0, 0x17, 0, 0]);
+        self.server_random = random;
+        self.agreed =
+            Suite::ALL.into_iter().find(|suite| suite.code() == code).map(|suite| (suite, extended));
+    }
+
+    /// ClientKeyExchange, ChangeCipherSpec and Finished.
+    fn finish(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let Some((suite, extended)) = self.agreed else { return Vec::new() };
+        self.flight.clear();
+        let mut exchange = Vec::new();
+        put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
+        self.say(0, message::CLIENT_KEY_EXCHANGE, exchange);
+        let session_hash: [u8; 32] = self.transcript.clone().finalize().into();
+        let binding = if extended {
+            Binding::Session(&session_hash)
+        } else {
+            Binding::Randoms(&self.random, &self.server_random)
+        };
+        let master = MasterSecret::from_psk(&self.profile.psk, binding);
+        let (write, read) = master.direction_keys(&self.random, &self.server_random);
+        let verify_data: [u8; VERIFY_DATA] = master.verify_data(Sender::Client, &session_hash);
+        self.keys = Some(Keys { suite, read, write, master });
+        self.flight.push(Part::ChangeCipherSpec);
+        self.say(1, message::FINISHED, verify_data.to_vec());
+        self.resend_after = self.profile.retransmission_timeout;
+        self.send_flight(now)
+    }
+
+    fn say(&mut self, epoch: u16, kind: u8, body: Vec<u8>) {
+        let sequence = self.next_send;
+        self.next_send += 1;
+        self.hash(kind, sequence, &body);
+        self.flight.push(Part::Handshake { epoch, kind, sequence, body });
+    }
+
+    fn hash(&mut self, kind: u8, sequence: u16, body: &[u8]) {
+        let mut header = Vec::new();
+        message::put_header(&mut header, kind, sequence, body.len());
+        self.transcript.update(&header);
+        self.transcript.update(body);
+    }
+
+    fn client_hello(&self) -> Vec<u8> {
+        let mut body = DTLS_1_2.to_be_bytes().to_vec();
+        body.extend(self.random);
+        body.push(0);
+        body.push(self.cookie.len() as u8);
+        body.extend(&self.cookie);
+        put_vector16(&mut body, |suites| {
+            for code in &self.profile.suites {
+                suites.extend(code.to_be_bytes());
+            }
+        });
+        body.extend([1, 0]);
+        if self.profile.extended_master_secret {
+            body.extend([0, 4, 0, 0x17, 0, 0]);
+        }
+        body
+    }
+
+    fn send_flight(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.resend_at = Some(now + self.resend_after);
+        let flight = std::mem::take(&mut self.flight);
+        let mut records = Vec::new();
+        for part in &flight {
+            match part {
+                Part::ChangeCipherSpec => records.push(self.plaintext(ContentType::ChangeCipherSpec, &[1])),
+                Part::Handshake { epoch, kind, sequence, body } => {
+                    for fragment in fragments(*kind, *sequence, body, self.profile.fragment) {
+                        records.push(match epoch {
+                            0 => self.plaintext(ContentType::Handshake, &fragment),
+                            _ => self.seal(ContentType::Handshake, &fragment),
+                        });
+                    }
+                }
+            }
+        }
+        self.flight = flight;
+        if self.profile.reverse {
+            records.reverse();
+        }
+        if self.profile.coalesce { vec![records.concat()] } else { records }
+    }
+
+    fn plaintext(&mut self, kind: ContentType, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        record::put_plaintext(&mut out, kind, self.next_record[0], DTLS_1_2, payload);
+        self.next_record[0] += 1;
+        out
+    }
+}
+
+/// A handshake message in fragments of at most `limit` bytes of body.
+fn fragments(kind: u8, sequence: u16, body: &[u8], limit: usize) -> Vec<Vec<u8>> {
+    let limit = limit.clamp(1, body.len().max(1));
+    (0..body.len().max(1))
+        .step_by(limit)
+        .map(|offset| {
+            let part = &body[offset..body.len().min(offset + limit)];
+            let mut out = Vec::new();
+            message::put_header(&mut out, kind, sequence, body.len());
+            out[6..9].copy_from_slice(&(offset as u32).to_be_bytes()[1..]);
+            out[9..12].copy_from_slice(&(part.len() as u32).to_be_bytes()[1..]);
+            out.extend_from_slice(part);
+            out
+        })
+        .collect()
+}
