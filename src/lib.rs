@@ -8,5 +8,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod coap;
 pub mod device;
 pub mod dtls;

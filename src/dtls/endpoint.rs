@@ -26,7 +26,7 @@ use super::{
 pub struct HandshakeId(Handle);
 
 /// Names an established session; never reused by the same endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Handle);
 
 /// Times that a flight is sent again. With a first time-out of 1 s, the last

@@ -6,7 +6,7 @@ use std::{fmt, time::Instant};
 
 /// Names an entry of a table. Once the entry is gone the handle leads nowhere,
 /// even when its place is taken again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Handle {
     index: u32,
     serial: u32,

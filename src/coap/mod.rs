@@ -1,0 +1,140 @@
+//! A CoAP server endpoint (RFC 7252) without I/O: the time and messages come in
+//! as arguments, messages and requests go out. The wire format is coap-lite's;
+//! what is here is what an endpoint must remember: which message was answered
+//! and how, what is still being worked on, what must be sent again.
+//!
+//! A peer is any key `K` that the transport knows it by: a DTLS session, or an
+//! address.
+
+mod endpoint;
+mod message;
+pub mod problem;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use coap_lite::{RequestType as Method, ResponseType as Code};
+pub use endpoint::{Endpoint, ExchangeId};
+use zeroize::Zeroizing;
+
+/// Content-Formats that certdist speaks (IANA, CoAP Content-Formats).
+pub mod content_format {
+    /// `text/plain; charset=utf-8`.
+    pub const TEXT: u16 = 0;
+    /// `application/link-format`, RFC 6690.
+    pub const LINK: u16 = 40;
+    /// `application/json`.
+    pub const JSON: u16 = 50;
+    /// `application/cbor`, RFC 8949.
+    pub const CBOR: u16 = 60;
+    /// `application/concise-problem-details+cbor`, RFC 9290.
+    pub const PROBLEM: u16 = 257;
+}
+
+/// Limits and times of an [`Endpoint`]; the defaults are RFC 7252 §4.8's.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A request that takes longer is acknowledged, and answered separately
+    /// (RFC 7252 §5.2.2). Below the ACK_TIMEOUT of 2 s after which a client
+    /// would ask again.
+    pub separate_after: Duration,
+    /// First time-out of our own confirmable messages: ACK_TIMEOUT, times up to
+    /// ACK_RANDOM_FACTOR (1.5).
+    pub ack_timeout: Duration,
+    /// MAX_RETRANSMIT.
+    pub max_retransmit: u32,
+    /// How long a message ID is remembered: EXCHANGE_LIFETIME.
+    pub exchange_lifetime: Duration,
+    /// Most message IDs remembered of one peer; beyond, the oldest answered one
+    /// is forgotten.
+    pub max_exchanges: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            separate_after: Duration::from_secs(1),
+            ack_timeout: Duration::from_secs(2),
+            max_retransmit: 4,
+            exchange_lifetime: Duration::from_secs(247),
+            max_exchanges: 16,
+        }
+    }
+}
+
+/// Where messages go. Called once a message, in order.
+pub trait Outbox<K> {
+    /// Takes a copy of `message`, to be sent to `peer`.
+    fn push(&mut self, peer: K, message: &[u8]);
+}
+
+impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
+    fn push(&mut self, peer: K, message: &[u8]) {
+        Vec::push(self, (peer, message.to_vec()));
+    }
+}
+
+/// A request that is new: not a repetition, well-formed, and without critical
+/// options that the endpoint does not know.
+#[derive(Debug)]
+pub struct Request<K> {
+    /// To be given back with the response.
+    pub exchange: ExchangeId<K>,
+    /// What to do.
+    pub method: Method,
+    /// Segments of the path.
+    pub path: Vec<String>,
+    /// Uri-Query options.
+    pub query: Vec<String>,
+    /// Content-Format of the payload.
+    pub content_format: Option<u16>,
+    /// The only Content-Format wanted in the answer.
+    pub accept: Option<u16>,
+    /// May be empty.
+    pub payload: Vec<u8>,
+}
+
+/// The answer to a request. Its payload may hold a secret: it is not printed,
+/// and wiped when dropped.
+#[derive(Clone)]
+pub struct Response {
+    /// Response code.
+    pub code: Code,
+    /// Content-Format of the payload.
+    pub content_format: Option<u16>,
+    /// In seconds; RFC 7252 §5.10.5, and §5.9.3.4 for when to come back.
+    pub max_age: Option<u32>,
+    /// Largest request payload taken (RFC 7252 §5.9.2.9), in bytes.
+    pub size1: Option<u32>,
+    /// May be empty.
+    pub payload: Zeroizing<Vec<u8>>,
+}
+
+impl Response {
+    /// A response of the given format and payload.
+    pub fn content(content_format: u16, payload: Vec<u8>) -> Self {
+        Self {
+            code: Code::Content,
+            content_format: Some(content_format),
+            max_age: None,
+            size1: None,
+            payload: Zeroizing::new(payload),
+        }
+    }
+
+    /// An error with concise problem details (RFC 9290).
+    pub fn problem(code: Code, title: &str) -> Self {
+        Self { code, ..Self::content(content_format::PROBLEM, problem::details(title)) }
+    }
+
+    /// The same, to be asked again after so many seconds.
+    pub fn with_max_age(self, seconds: u32) -> Self {
+        Self { max_age: Some(seconds), ..self }
+    }
+
+    /// The same, with the largest request payload taken.
+    pub fn with_size1(self, bytes: u32) -> Self {
+        Self { size1: Some(bytes), ..self }
+    }
+}

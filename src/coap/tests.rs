@@ -1,0 +1,290 @@
+//! The endpoint as a black box, in virtual time.
+
+use std::time::{Duration, Instant};
+
+use super::{Code, Config, Endpoint, Method, Request, Response, content_format};
+
+type Sent = Vec<(u8, Vec<u8>)>;
+
+const PEER: u8 = 1;
+
+struct Server {
+    endpoint: Endpoint<u8>,
+    now: Instant,
+}
+
+impl Server {
+    fn new() -> Self {
+        Self { endpoint: Endpoint::new(Config::default(), [3; 32]), now: Instant::now() }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) -> (Option<Request<u8>>, Sent) {
+        let mut out = Sent::new();
+        let request = self.endpoint.receive(self.now, PEER, bytes, &mut out);
+        (request, out)
+    }
+
+    fn respond(&mut self, request: &Request<u8>) -> Sent {
+        let mut out = Sent::new();
+        let response = Response::content(content_format::CBOR, b"answer".to_vec());
+        self.endpoint.respond(self.now, request.exchange, &response, &mut out);
+        out
+    }
+
+    fn advance(&mut self, by: Duration) -> Sent {
+        self.now += by;
+        let mut out = Sent::new();
+        self.endpoint.handle_timeout(self.now, &mut out);
+        out
+    }
+}
+
+/// A GET of `/cert` with token `T`.
+fn get(kind: u8, id: u8) -> Vec<u8> {
+    let mut bytes = vec![0x41 | kind << 4, 1, 0, id, b'T', 0xb4];
+    bytes.extend(b"cert");
+    bytes
+}
+
+const CON: u8 = 0;
+const NON: u8 = 1;
+
+/// Type, code, message ID and token of a message.
+fn head(message: &[u8]) -> (u8, u8, u16, &[u8]) {
+    let tkl = usize::from(message[0] & 15);
+    (message[0] >> 4 & 3, message[1], u16::from_be_bytes([message[2], message[3]]), &message[4..4 + tkl])
+}
+
+#[test]
+fn a_request_is_answered_on_its_acknowledgement() {
+    let mut server = Server::new();
+    let (request, sent) = server.receive(&get(CON, 9));
+    assert!(sent.is_empty());
+    let request = request.unwrap();
+    assert_eq!(request.method, Method::Get);
+    assert_eq!(request.path, ["cert"]);
+    let answer = server.respond(&request);
+    assert_eq!(head(&answer[0].1), (2, 0x45, 9, &b"T"[..]));
+    assert!(answer[0].1.ends_with(b"\xffanswer"));
+    assert_eq!(server.endpoint.poll_timeout(), None);
+}
+
+#[test]
+fn a_repeated_request_gets_the_same_answer_without_new_work() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    assert!(server.receive(&get(CON, 9)).0.is_none(), "still being worked on");
+    let answer = server.respond(&request);
+    for _ in 0..3 {
+        let (again, sent) = server.receive(&get(CON, 9));
+        assert!(again.is_none());
+        assert_eq!(sent, answer);
+    }
+    assert!(server.respond(&request).is_empty(), "one answer only");
+    assert!(server.receive(&get(CON, 10)).0.is_some());
+}
+
+#[test]
+fn a_message_id_is_new_again_after_its_lifetime() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    server.respond(&request);
+    server.advance(Duration::from_secs(246));
+    assert!(server.receive(&get(CON, 9)).0.is_none());
+    server.advance(Duration::from_secs(1));
+    assert!(server.receive(&get(CON, 9)).0.is_some());
+}
+
+#[test]
+fn slow_work_is_acknowledged_and_answered_separately_until_the_client_confirms() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    server.endpoint.defer(server.now, request.exchange);
+    assert!(server.advance(Duration::from_millis(999)).is_empty());
+    let acknowledgement = server.advance(Duration::from_millis(1));
+    assert_eq!(acknowledgement, [(PEER, vec![0x60, 0, 0, 9])]);
+    assert_eq!(server.receive(&get(CON, 9)).1, acknowledgement, "the repeated request as well");
+    let separate = server.respond(&request);
+    let (kind, code, id, token) = head(&separate[0].1);
+    assert_eq!((kind, code, token), (CON, 0x45, &b"T"[..]));
+    // It is sent again, the same, with growing pauses, at most four times.
+    let mut times = Vec::new();
+    let sent_at = server.now;
+    while let Some(at) = server.endpoint.poll_timeout() {
+        let again = server.advance(at - server.now);
+        if !again.is_empty() {
+            assert_eq!(again, separate);
+            times.push(server.now - sent_at);
+        }
+    }
+    assert_eq!(times.len(), 4);
+    assert!((2.0..3.0).contains(&times[0].as_secs_f64()));
+    assert!(times[1] >= times[0] * 3 - Duration::from_millis(1));
+    let _ = id;
+}
+
+#[test]
+fn a_confirmed_separate_answer_is_not_sent_again() {
+    for confirmation in [0x60, 0x70] {
+        let mut server = Server::new();
+        let request = server.receive(&get(CON, 9)).0.unwrap();
+        server.endpoint.defer(server.now, request.exchange);
+        server.advance(Duration::from_secs(1));
+        let separate = server.respond(&request);
+        let (_, _, id, _) = head(&separate[0].1);
+        let [high, low] = id.to_be_bytes();
+        server.receive(&[confirmation, 0, high, low]);
+        assert!(server.advance(Duration::from_secs(100)).is_empty());
+    }
+}
+
+#[test]
+fn work_done_in_time_is_not_acknowledged_twice() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    server.endpoint.defer(server.now, request.exchange);
+    server.now += Duration::from_millis(500);
+    assert_eq!(server.respond(&request).len(), 1);
+    assert!(server.advance(Duration::from_secs(10)).is_empty());
+}
+
+#[test]
+fn a_non_confirmable_request_is_answered_likewise_and_once() {
+    let mut server = Server::new();
+    let request = server.receive(&get(NON, 9)).0.unwrap();
+    let answer = server.respond(&request);
+    let (kind, code, _, token) = head(&answer[0].1);
+    assert_eq!((kind, code, token), (NON, 0x45, &b"T"[..]));
+    let (again, sent) = server.receive(&get(NON, 9));
+    assert!(again.is_none() && sent.is_empty());
+}
+
+#[test]
+fn a_ping_and_what_no_server_can_take_are_reset() {
+    let mut server = Server::new();
+    let reset = vec![(PEER, vec![0x70, 0, 0, 9])];
+    let messages: [(&str, &[u8]); 7] = [
+        ("ping", &[0x40, 0, 0, 9]),
+        ("empty with a token", &[0x41, 0, 0, 9, 1]),
+        ("a response nobody waits for", &[0x40, 0x45, 0, 9]),
+        ("reserved class", &[0x40, 0x21, 0, 9]),
+        ("reserved token length", &[0x4f, 1, 0, 9]),
+        ("truncated option", &[0x40, 1, 0, 9, 0xb4, b'c']),
+        ("marker without payload", &[0x40, 1, 0, 9, 0xb1, b'c', 0xff]),
+    ];
+    for (what, message) in messages {
+        let (request, sent) = server.receive(message);
+        assert!(request.is_none(), "{what}");
+        assert_eq!(sent, reset, "{what}");
+        let mut unconfirmable = message.to_vec();
+        unconfirmable[0] |= 0x10;
+        let (request, sent) = server.receive(&unconfirmable);
+        assert!(request.is_none() && sent.is_empty(), "{what}, non-confirmable");
+    }
+}
+
+#[test]
+fn other_versions_fragments_and_acknowledged_requests_are_ignored() {
+    let mut server = Server::new();
+    for message in [
+        &[][..],
+        &[0x40],
+        &[0x40, 1, 0],
+        &[0x00, 1, 0, 9],
+        &[0x80, 1, 0, 9],
+        &[0x60, 1, 0, 9],
+        &[0x70, 1, 0, 9],
+    ] {
+        let (request, sent) = server.receive(message);
+        assert!(request.is_none() && sent.is_empty(), "{message:?}");
+    }
+    assert_eq!(server.endpoint.peers(), 0);
+}
+
+#[test]
+fn an_option_value_that_ends_in_ff_is_no_marker() {
+    let mut server = Server::new();
+    let request = server.receive(&[0x40, 1, 0, 9, 0x61, 0xff]).0;
+    assert!(request.is_some(), "Observe is elective");
+}
+
+#[test]
+fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
+    let mut server = Server::new();
+    let with_option = |id: u8, header: &[u8]| [&[0x40, 1, 0, id], header].concat();
+    let code = |sent: Sent| sent[0].1[1];
+    // 9 is critical and not assigned to us (OSCORE).
+    assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
+    // Accept twice.
+    assert_eq!(code(server.receive(&with_option(2, &[0xd1, 4, 60, 0x01, 50])).1), 0x82);
+    // Accept of five bytes.
+    assert_eq!(code(server.receive(&with_option(3, &[0xd5, 4, 0, 0, 0, 0, 60])).1), 0x82);
+    // Uri-Path that is not UTF-8.
+    assert_eq!(code(server.receive(&with_option(4, &[0xb1, 0xff, 0x01, b'x'])).1), 0x82);
+    // Proxy-Scheme.
+    assert_eq!(code(server.receive(&with_option(5, &[0xd1, 26, b'x'])).1), 0xa5);
+    // Elective, unknown (2050), and Uri-Host, Uri-Port.
+    assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
+    assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
+    // The refusal is an answer like any other: the same again.
+    assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
+    // A non-confirmable one is refused in silence.
+    let (request, sent) = server.receive(&[0x50, 1, 0, 8, 0x91, 0]);
+    assert!(request.is_none() && sent.is_empty());
+}
+
+#[test]
+fn an_unwanted_response_is_only_acknowledged() {
+    let mut server = Server::new();
+    // No-Response: 2, after Uri-Path x.
+    let mut message = vec![0x40, 1, 0, 9, 0xb1, b'x', 0xd1, 234, 2];
+    let request = server.receive(&message).0.unwrap();
+    assert_eq!(server.respond(&request), [(PEER, vec![0x60, 0, 0, 9])]);
+    message[0] = 0x50;
+    message[3] = 10;
+    let request = server.receive(&message).0.unwrap();
+    assert!(server.respond(&request).is_empty());
+}
+
+#[test]
+fn what_is_remembered_of_a_peer_is_bounded_and_forgotten_with_it() {
+    let mut server = Server::new();
+    for id in 0..200 {
+        let request = server.receive(&get(CON, id)).0.unwrap();
+        server.respond(&request);
+    }
+    assert!(server.receive(&get(CON, 199)).0.is_none(), "the youngest is remembered");
+    assert!(server.receive(&get(CON, 1)).0.is_some(), "the oldest is not");
+    server.endpoint.forget(PEER);
+    assert_eq!(server.endpoint.peers(), 0);
+}
+
+#[test]
+fn requests_in_work_are_bounded() {
+    let mut server = Server::new();
+    let taken = (0..100).filter(|&id| server.receive(&get(CON, id)).0.is_some()).count();
+    assert_eq!(taken, Config::default().max_exchanges);
+}
+
+#[test]
+fn an_answer_for_a_peer_that_is_gone_goes_nowhere() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    server.endpoint.forget(PEER);
+    assert!(server.respond(&request).is_empty());
+    // Nor to a later request with the same message ID.
+    let later = server.receive(&get(CON, 9)).0.unwrap();
+    assert!(server.respond(&request).is_empty());
+    assert_eq!(server.respond(&later).len(), 1);
+}
+
+#[test]
+fn errors_carry_problem_details() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    let mut out = Sent::new();
+    let response = Response::problem(Code::ServiceUnavailable, "later").with_max_age(30);
+    server.endpoint.respond(server.now, request.exchange, &response, &mut out);
+    // Content-Format 257, Max-Age 30, then {-1: "later"}.
+    assert!(out[0].1.ends_with(b"\xc2\x01\x01\x21\x1e\xff\xa1\x20\x65later"));
+}
