@@ -8,6 +8,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod cert;
+pub mod cli;
 pub mod coap;
+pub mod config;
 pub mod device;
 pub mod dtls;
+pub mod iot_platform;
+pub mod provision;
+pub mod psk;
+pub mod registrar;
+pub mod server;
+#[cfg(feature = "simulation")]
+pub mod simulated_device;
+pub mod store;
+pub mod table_file;

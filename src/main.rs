@@ -1,3 +1,7 @@
 //! The `certdist` command.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    certdist::cli::main()
+}

@@ -204,7 +204,7 @@ mod tests {
         let mut datagram = record(22, DTLS_1_2, 1, &[0; 4]);
         datagram[11..13].copy_from_slice(&u16::MAX.to_be_bytes());
         datagram.resize(70_000, 0);
-        assert_eq!(sequences(datagram), []);
+        assert!(sequences(datagram).is_empty());
     }
 
     #[test]

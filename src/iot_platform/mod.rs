@@ -3,6 +3,7 @@
 //! their classes; when to call, and what to do about a failure, is the
 //! registrar's.
 
+mod answer;
 pub mod client;
 pub mod signature;
 #[cfg(feature = "simulation")]
@@ -62,17 +63,26 @@ pub struct ApiError {
     /// `Code` as the cloud says it, or a name of ours for what never reached it
     /// (`Timeout`, `Connection`, `NotAnAnswer`).
     pub code: String,
-    /// The cloud's sentence, bounded, without secrets.
+    /// The cloud's sentence: one line of at most 200 characters, without secrets.
     pub message: String,
 }
 
 /// The actions that the registrar calls. [`client::Client`] is the real one.
 pub trait IotPlatform: Send + Sync + 'static {
     /// `RegisterDevice`: creates the device and answers with its certificate.
-    fn register_device<'a>(&'a self, product_key: &'a str, device_name: &'a str)
-    -> ApiFuture<'a, CloudDevice>;
+    ///
+    /// A failure does not say that there is no device: with
+    /// [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`] only the answer may
+    /// be lost. The same call again then says [`ErrorClass::Exists`], and
+    /// [`query_device_detail`](Self::query_device_detail) has the certificate.
+    fn register_device<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_name: &'a str,
+    ) -> ApiFuture<'a, CloudDevice>;
 
-    /// `QueryDeviceDetail` by product and name.
+    /// `QueryDeviceDetail` by product and name: the certificate of a device that
+    /// exists, and when it signed in first.
     fn query_device_detail<'a>(
         &'a self,
         product_key: &'a str,

@@ -5,7 +5,12 @@
 
 pub mod sqlite;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use crate::device::{Certificate, DeviceId, Secret};
 
@@ -77,6 +82,15 @@ pub struct IndividualKey {
     pub psk: Secret,
 }
 
+/// An answer to [`Store::record_issue`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Issue {
+    /// When the certificate was first handed out.
+    pub first: UnixSeconds,
+    /// Whether this call is the one that recorded it: of two at once, one is.
+    pub is_first: bool,
+}
+
 /// What is about to be asked of IoT Platform, written down before it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalEntry {
@@ -106,11 +120,16 @@ pub struct ImportRow {
     pub device: DeviceId,
     /// Name of its enrollment.
     pub enrollment: String,
-    /// The enrollment's product, or the row's own.
-    pub product_key: String,
+    /// The enrollment's product, for a device that has none yet.
+    pub enrollment_product: String,
+    /// Whether it is an individual enrollment: then the device must have a key
+    /// when the import is done, from this row or from before.
+    pub individual: bool,
+    /// The row's own product, in place of the enrollment's.
+    pub product_key: Option<String>,
     /// Device name; on its own: the name to register under.
     pub device_name: Option<String>,
-    /// With it, the certificate is complete.
+    /// With it, the certificate is complete; never without a device name.
     pub device_secret: Option<Secret>,
     /// The cloud's own identifier.
     pub iot_id: Option<String>,
@@ -118,7 +137,7 @@ pub struct ImportRow {
     pub key: Option<(String, Secret)>,
 }
 
-/// What an import changed.
+/// What an import changed, or in a dry run would change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportReport {
     /// Rows that were not there before.
@@ -129,27 +148,44 @@ pub struct ImportReport {
     pub unchanged: u64,
 }
 
+/// A row that contradicts the table, for instance another certificate for a
+/// device that has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// Which column of the import.
+    pub column: &'static str,
+    /// What it contradicts; never the value of a secret.
+    pub reason: String,
+}
+
+/// Why one row cannot be imported.
+#[derive(Debug)]
+pub enum Rejection<E> {
+    /// It could not be read: the iterator's own error.
+    Unreadable(E),
+    /// It contradicts the table.
+    Conflict(Conflict),
+}
+
 /// Why an import changed nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum ImportError<E> {
-    /// A row could not be read; the iterator's own error.
-    #[error("{0}")]
-    Row(E),
-    /// A row contradicts the table, for instance another certificate for a
-    /// device that has one. The number is the row's index from 0.
-    #[error("row {index}: {reason}")]
-    Conflict {
-        /// Index of the row among those imported, from 0.
-        index: u64,
-        /// Which column, and what it contradicts.
-        reason: String,
-    },
+pub enum ImportError {
+    /// So many rows were rejected; each was told as it was met.
+    #[error("{0} rows were rejected, nothing was imported")]
+    Rejected(u64),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Where the device table is kept.
+/// Seconds since 1970, by the system's clock; 0 for a clock before that.
+pub fn unix_now() -> UnixSeconds {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Where the device table is kept. A write begins when its method is called, not
+/// at the first poll, and goes on when its future is dropped.
 pub trait Store: Send + Sync + 'static {
     /// The row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
@@ -157,19 +193,27 @@ pub trait Store: Send + Sync + 'static {
     /// The individual key of a PSK identity.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records, durably, that the certificate is handed out at `at`. Answers
-    /// with the first time, which is `at` only for the first call.
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, UnixSeconds>;
+    /// Records, durably, that the certificate is handed out at `at`, unless it
+    /// was handed out before. [`StoreError::Failed`] for a device that is not in
+    /// the table.
+    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue>;
+
+    /// Notes the same for the operator's eyes only: in the background, soon, and
+    /// perhaps not at all.
+    fn note_issue(&self, id: &DeviceId, at: UnixSeconds);
 
     /// Writes the journal entry, durably, before IoT Platform is asked. An entry
-    /// of the same device is replaced.
+    /// of the same device is replaced. A device that is not in the table is
+    /// [`StoreError::Failed`].
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()>;
 
     /// Journal entries that no answer has closed: left by a crash.
     fn open_journal_entries(&self) -> StoreFuture<'_, Vec<JournalEntry>>;
 
-    /// Stores a certificate and closes the journal entry, in one durable step.
-    /// Never replaces another certificate of the device: then [`StoreError::Failed`].
+    /// Stores a certificate, clears a refusal and closes the journal entry, in one
+    /// durable step. Never replaces another certificate of the device: then
+    /// [`StoreError::Failed`], and the journal entry stays. The same certificate
+    /// again is fine.
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
@@ -186,7 +230,7 @@ pub trait Store: Send + Sync + 'static {
     /// fetched or the registration tried again; whether there is such a device.
     fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row and the key of a device; whether there was one.
+    /// Deletes the row, the key and the journal entry of a device; whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
 }
 
@@ -194,11 +238,23 @@ pub trait Store: Send + Sync + 'static {
 /// belongs on a thread of its own.
 pub trait Bulk {
     /// Imports all rows in one transaction, or none. What the file leaves empty
-    /// stays as it is in the table.
+    /// stays as it is in the table; a row that is there alike is not written. A
+    /// row that changes a device clears its refusal.
+    ///
+    /// Rows are read to the end in any case: `reject` is called with each row
+    /// that cannot be imported and its index from 0, before the next row is asked
+    /// for, and then nothing is changed. `dry_run` does and reports all the same,
+    /// and changes nothing.
+    ///
+    /// A device that has a certificate keeps its enrollment, product, name,
+    /// secret and cloud identifier: another one is a conflict. So is a PSK
+    /// identity that belongs to another device.
     fn import<E>(
         &self,
         rows: impl Iterator<Item = Result<ImportRow, E>>,
-    ) -> Result<ImportReport, ImportError<E>>;
+        dry_run: bool,
+        reject: impl FnMut(u64, Rejection<E>),
+    ) -> Result<ImportReport, ImportError>;
 
     /// Calls `each` with every row, in order of device ID, from one consistent
     /// state of the table, with the individual key (identity, psk hex) if any.
@@ -207,7 +263,7 @@ pub trait Bulk {
         each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
     ) -> Result<(), E>;
 
-    /// How many rows there are.
+    /// How many rows there are. Reads the whole table: seconds for millions.
     fn count(&self) -> Result<u64, StoreError>;
 }
 

@@ -1,0 +1,104 @@
+//! Figures of the store: `cargo bench --bench store [-- ROWS…]`, by default for a
+//! thousand and a million rows. Each prints the seconds of a first import, of the
+//! same again, of an export, and the time of a read.
+
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use certdist::{
+    device::DeviceId,
+    store::{Store, StoreFuture, sqlite::Sqlite},
+    table_file::{Enrollments, KnownEnrollment, export_file, import_file},
+};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Reads that are timed together.
+const READS: u64 = 200_000;
+
+fn main() -> Outcome<()> {
+    let sizes: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { vec![1_000, 1_000_000] } else { sizes };
+    for rows in sizes {
+        for (order, shuffled) in [("in order", false), ("shuffled", true)] {
+            println!("{rows} rows, {order}:");
+            measure(rows, shuffled)?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(rows: u64, shuffled: bool) -> Outcome<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("batch.csv");
+    write_batch(&file, rows, shuffled)?;
+    let individual =
+        KnownEnrollment { name: "plugs".into(), product_key: "a1plugs".into(), individual: true };
+    let enrollments = Enrollments::new(vec![individual]);
+    let store = Sqlite::open(&directory.path().join("certdist.db"))?;
+
+    for name in ["first import", "same again"] {
+        let start = Instant::now();
+        let report = import_file(&store, &file, &enrollments, false, |_, _| ())?;
+        println!("  {name}: {:.2} s ({report:?})", start.elapsed().as_secs_f64());
+    }
+    let start = Instant::now();
+    export_file(&store, io::sink())?;
+    println!("  export: {:.2} s", start.elapsed().as_secs_f64());
+
+    let devices: Vec<_> = (0..READS).map(|read| device(scramble(read) % rows, shuffled)).collect();
+    let ids: Vec<_> = devices.iter().map(|device| DeviceId::parse(device)).collect::<Result<_, _>>()?;
+    time_reads("device()", &ids, |id| store.device(id))?;
+    time_reads("individual_key()", &devices, |device| store.individual_key(device))?;
+    Ok(())
+}
+
+/// Times a read of each, after a first round that fills the caches.
+fn time_reads<'a, I, T>(
+    name: &str,
+    items: &'a [I],
+    read: impl Fn(&'a I) -> StoreFuture<'a, Option<T>>,
+) -> Outcome<()> {
+    for round in ["cold", "warm"] {
+        let start = Instant::now();
+        for item in items {
+            let mut future = read(item);
+            match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(found) => drop(found?.ok_or("a device is missing")?),
+                Poll::Pending => return Err("a read is not ready at its first poll".into()),
+            }
+        }
+        let each = start.elapsed().as_secs_f64() * 1e6 / items.len() as f64;
+        println!("  {name}, {round}: {each:.2} µs");
+    }
+    Ok(())
+}
+
+fn write_batch(path: &Path, rows: u64, shuffled: bool) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    writeln!(file, "deviceId,deviceName,deviceSecret,iotId,pskIdentity,psk")?;
+    for row in 0..rows {
+        let device = device(row, shuffled);
+        writeln!(file, "{device},name-{row},{row:032x},iot-{row:016x},{device},{row:032x}")?;
+    }
+    file.flush()
+}
+
+/// The ID of a row, also its PSK identity.
+fn device(row: u64, shuffled: bool) -> String {
+    if shuffled { format!("SN-{:016x}", scramble(row)) } else { format!("SN-{row:010}") }
+}
+
+/// A permutation of 64-bit numbers without visible order (SplitMix64).
+fn scramble(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}

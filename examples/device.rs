@@ -1,0 +1,33 @@
+//! A device in a few lines: powers on, fetches its certificate over PSK-DTLS and
+//! CoAP, prints which device it now is.
+//!
+//! ```text
+//! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f SN00000001
+//! ```
+
+use std::{env, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use certdist::simulated_device::{Answer, SimulatedDevice};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [server, identity, psk, rest @ ..] = &arguments[..] else {
+        bail!("usage: device ADDR:PORT IDENTITY PSK-HEX [SN]");
+    };
+    let device = SimulatedDevice {
+        server: server.parse().context("ADDR:PORT")?,
+        identity: identity.clone(),
+        psk: hex::decode(psk).context("PSK-HEX")?,
+        sn: rest.first().cloned(),
+        patience: Duration::from_secs(60),
+    };
+    match device.fetch().await? {
+        Answer::Certificate(certificate) => {
+            println!("I am {} of product {}", certificate.device_name, certificate.product_key);
+            Ok(())
+        }
+        Answer::Refused { code, title, .. } => bail!("{code} {title}"),
+    }
+}

@@ -1,0 +1,64 @@
+-- certdist's database, version 1.
+--
+-- `certdist serve` and `certdist import` create it by themselves; by hand:
+--     sqlite3 certdist.db < schema.sql
+-- It holds secrets (deviceSecret, psk): keep the file readable for certdist's
+-- own account only. Look into it, beside a running server, with
+--     sqlite3 -readonly certdist.db
+-- and change it with `certdist import` and `certdist device`.
+-- Times are seconds since 1970-01-01T00:00:00Z. Rows never expire.
+
+-- Marks the file as certdist's ("cert"), and tells which schema it has.
+PRAGMA application_id = 0x63657274;
+PRAGMA user_version = 1;
+
+-- One row for each device that may come. The first seven columns are those of
+-- the Tablestore table of the same name.
+CREATE TABLE device_table (
+    -- Serial number, or MAC address as 12 upper-case hex digits.
+    deviceId     TEXT NOT NULL PRIMARY KEY,
+    -- When it was registered at IoT Platform; NULL: not by this server.
+    registerTime INTEGER,
+    -- When it first signed in at IoT Platform; NULL: not known.
+    activateTime INTEGER,
+    -- The product in which it is, or will be, registered.
+    productKey   TEXT NOT NULL,
+    -- The device name. Without deviceSecret: the name to register it under;
+    -- NULL: the one that follows from deviceId.
+    deviceName   TEXT,
+    -- The certificate is there if, and only if, this is.
+    deviceSecret TEXT,
+    -- The cloud's own identifier of the device.
+    IotId        TEXT,
+
+    -- Name of an [[enrollment]] of certdist.toml.
+    enrollment   TEXT NOT NULL,
+    -- `disabled`: the operator said no.
+    state        TEXT NOT NULL DEFAULT 'enabled' CHECK (state IN ('enabled', 'disabled')),
+    -- When the device first received its certificate.
+    firstIssued  INTEGER,
+    -- Why IoT Platform refused this very device. `certdist device reset` or an
+    -- import that changes the row clears it, and registration is tried again.
+    refusal      TEXT,
+
+    CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
+) STRICT, WITHOUT ROWID;
+
+-- Keys of devices of `individual` enrollments: one device, one key.
+CREATE TABLE device_key (
+    -- What the device presents in its handshake, 1 to 128 bytes.
+    pskIdentity  TEXT NOT NULL PRIMARY KEY,
+    deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    -- 16 to 64 bytes, as lower-case hex.
+    psk          TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What was about to be asked of IoT Platform. A row is here from before the
+-- call until its answer is stored, so one that is older than a few minutes was
+-- left by a crash and is taken up at the next start.
+CREATE TABLE registration_journal (
+    deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    productKey   TEXT NOT NULL,
+    deviceName   TEXT NOT NULL,
+    openedAt     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

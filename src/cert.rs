@@ -1,0 +1,159 @@
+//! The resources: `/cert` and `/.well-known/core`. Reads which device a request
+//! is about, asks `provision` for its certificate, and puts the answer into the
+//! form that was asked for. Knows neither transport nor table.
+
+mod body;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use crate::{
+    coap::{Code, Method, Request, Response, content_format as format},
+    device::{Certificate, DeviceId},
+    provision::{Provisioner, Refusal},
+    psk::Principal,
+};
+
+/// Longest request payload taken, in bytes: a device ID of 64 bytes in any of
+/// the formats, with room.
+pub const MAX_PAYLOAD: usize = 512;
+
+/// RFC 6690: the resource that `/.well-known/core` lists.
+const CORE_LINKS: &str = "</cert>;rt=\"certdist.cert\";ct=\"60 50\";title=\"Device certificate\"";
+
+/// What becomes of a request.
+pub enum Answer {
+    /// Known at once.
+    Now(Response),
+    /// To be worked out.
+    Later(Pin<Box<dyn Future<Output = Response> + Send>>),
+}
+
+/// Answers requests.
+pub struct Service {
+    provisioner: Provisioner,
+}
+
+impl Service {
+    /// A service that hands out what `provisioner` finds.
+    pub fn new(provisioner: Provisioner) -> Self {
+        Self { provisioner }
+    }
+
+    /// Answers a request of an authenticated client.
+    pub fn answer<K>(self: &Arc<Self>, principal: &Principal, request: &Request<K>) -> Answer {
+        let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
+        match path[..] {
+            ["cert"] => match read(request, principal) {
+                Ok((device, form)) => {
+                    let (service, principal) = (self.clone(), principal.clone());
+                    Answer::Later(Box::pin(
+                        async move { service.certificate(&principal, &device, form).await },
+                    ))
+                }
+                Err(refusal) => Answer::Now(refusal),
+            },
+            [".well-known", "core"] => Answer::Now(core_links(request)),
+            _ => Answer::Now(Response::problem(Code::NotFound, "no such resource")),
+        }
+    }
+
+    async fn certificate(&self, principal: &Principal, device: &DeviceId, form: Form) -> Response {
+        let enrollment = &principal.enrollment.name;
+        match self.provisioner.certificate(principal, device).await {
+            Ok(certificate) => {
+                tracing::debug!(%device, enrollment, "certificate handed out");
+                content(form, &certificate)
+            }
+            Err(refusal) => {
+                tracing::info!(%device, enrollment, %refusal, "no certificate");
+                refused(&refusal)
+            }
+        }
+    }
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Cbor,
+    Json,
+}
+
+/// Which device a request is about, and how the answer is wanted.
+fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, Form), Response> {
+    if !matches!(request.method, Method::Get | Method::Fetch | Method::Post) {
+        return Err(Response::problem(Code::MethodNotAllowed, "GET, FETCH or POST"));
+    }
+    let form = match request.accept {
+        None | Some(format::CBOR) => Form::Cbor,
+        Some(format::JSON) => Form::Json,
+        Some(_) => return Err(Response::problem(Code::NotAcceptable, "Accept 60 (CBOR) or 50 (JSON)")),
+    };
+    if request.payload.len() > MAX_PAYLOAD {
+        let refusal = Response::problem(Code::RequestEntityTooLarge, "the payload is too long");
+        return Err(refusal.with_size1(MAX_PAYLOAD as u32));
+    }
+    let mut ids = match request.content_format {
+        _ if request.payload.is_empty() => Vec::new(),
+        None | Some(format::CBOR) => body::cbor(&request.payload)?,
+        Some(format::JSON) => body::json(&request.payload)?,
+        Some(format::TEXT) => body::text(&request.payload)?,
+        Some(_) => {
+            let title = "Content-Format 60 (CBOR), 50 (JSON) or 0 (text)";
+            return Err(Response::problem(Code::UnsupportedContentFormat, title));
+        }
+    };
+    if ids.is_empty() && !request.payload.is_empty() {
+        return Err(bad_request("deviceId, sn or mac is missing"));
+    }
+    ids.extend(body::query(&request.query)?);
+    let device = match (ids.pop(), &principal.device) {
+        (Some(id), _) if ids.iter().any(|other| *other != id) => {
+            return Err(bad_request("two device IDs that differ"));
+        }
+        (Some(id), _) => id,
+        (None, Some(own)) => own.clone(),
+        (None, None) => return Err(bad_request("deviceId, sn or mac is missing")),
+    };
+    Ok((device, form))
+}
+
+fn bad_request(title: &str) -> Response {
+    Response::problem(Code::BadRequest, title)
+}
+
+fn content(form: Form, certificate: &Certificate) -> Response {
+    // Max-Age 0: no cache may keep it.
+    match form {
+        Form::Cbor => Response::content(format::CBOR, body::certificate_cbor(certificate)),
+        Form::Json => Response::content(format::JSON, body::certificate_json(certificate)),
+    }
+    .with_max_age(0)
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    match refusal {
+        Refusal::Invalid => Response::problem(Code::NotFound, "device is invalid"),
+        Refusal::NotYours => Response::problem(Code::Forbidden, "not this identity's device"),
+        Refusal::Disabled => Response::problem(Code::Forbidden, "device is disabled"),
+        Refusal::Issued => Response::problem(Code::Forbidden, "certificate was issued already"),
+        Refusal::Operator(_) => {
+            Response::problem(Code::BadGateway, "IoT Platform refuses; the operator must act")
+        }
+        Refusal::Later(seconds) => {
+            Response::problem(Code::ServiceUnavailable, "registration is queued").with_max_age(*seconds)
+        }
+        Refusal::TimedOut => Response::problem(Code::GatewayTimeout, "IoT Platform did not answer in time"),
+    }
+}
+
+fn core_links<K>(request: &Request<K>) -> Response {
+    match (request.method, request.accept) {
+        (Method::Get, None | Some(format::LINK)) => Response::content(format::LINK, CORE_LINKS.into()),
+        (Method::Get, _) => Response::problem(Code::NotAcceptable, "Accept 40 (link format)"),
+        _ => Response::problem(Code::MethodNotAllowed, "GET"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! `certdist demo`: the whole chain in one process, on loopback, in a temporary
+//! folder. Nothing in it is a stand-in but the cloud and the devices.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{Failure, Outcome, open_store, serve::Running};
+use crate::{
+    config::{Config, IotPlatform},
+    device::{Certificate, Secret},
+    iot_platform::simulator::{Simulator, SimulatorConfig},
+    registrar,
+    simulated_device::{Answer, SimulatedDevice},
+    table_file::{self, Enrollments, KnownEnrollment},
+};
+
+/// Shows the whole chain at work, with no account and nothing to configure
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: a hundred devices, and a server that stays for you to try
+  certdist demo --devices 100 --keep
+
+Exit code 0 only if every device got the certificate that is its own.")]
+pub struct Args {
+    /// Devices that power on
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    devices: u32,
+    /// Leave the server running until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Handshakes at once: the simulated device is the slow part.
+const AT_ONCE: usize = 64;
+const PRODUCT: &str = "a1DemoProduct";
+/// The key of the demo's shared enrollment: text, so that it fits a command line.
+const SHARED_IDENTITY: &str = "demo-batch";
+const SHARED_KEY: &str = "only-for-the-demo";
+/// How fast the demo registers. The simulated cloud has no limits.
+const QPS: f64 = 500.0;
+
+pub(super) async fn run(args: Args) -> Outcome {
+    let folder = Folder::new()?;
+    let cloud = Simulator::start(SimulatorConfig {
+        latency: Duration::from_millis(20),
+        ..SimulatorConfig::default()
+    })
+    .await
+    .context("the simulated cloud does not start")?;
+    println!("simulated IoT Platform   {}", cloud.endpoint());
+    let config = configuration(&folder, &cloud)?;
+    import(&folder, &config, args.devices)?;
+    let running = Running::start(&config).await?;
+    println!("certdist                 coaps://{}", running.address());
+
+    let outcome = provision(&args, running.address(), &cloud).await;
+    if outcome.is_ok() {
+        println!("\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n");
+        println!("  {}\n", coap_client(running.address()));
+        if args.keep {
+            println!("The server runs until Ctrl-C.");
+            tokio::signal::ctrl_c().await?;
+        } else {
+            println!("The server ends now; `certdist demo --keep` leaves it running for that.");
+        }
+    }
+    running.stop().await;
+    cloud.shutdown().await?;
+    Ok(outcome?)
+}
+
+/// A temporary folder, removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("certdist-demo-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // It is in the system's temporary folder, which is emptied anyway.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\n\
+         database = \"sqlite:demo.db\"\n\
+         [[enrollment]]\n\
+         name = \"demo\"\n\
+         product_key = \"{PRODUCT}\"\n\
+         kind = \"shared\"\n\
+         identity = \"{SHARED_IDENTITY}\"\n\
+         key = \"hex:{}\"\n",
+        hex::encode(SHARED_KEY)
+    );
+    let mut config = Config::parse(&text, folder.path())?;
+    let credentials = cloud.credentials();
+    config.iot_platform = Some(IotPlatform {
+        endpoint: cloud.endpoint(),
+        region: "cn-shanghai".into(),
+        instance_id: String::new(),
+        access_key_id: credentials.access_key_id,
+        access_key_secret: credentials.access_key_secret,
+        security_token: None,
+        registrar: registrar::Config { qps: QPS, ..registrar::Config::default() },
+    });
+    Ok(config)
+}
+
+fn serial_number(number: u32) -> String {
+    format!("DEMO{number:06}")
+}
+
+/// Every fifth device has its certificate already, as after a migration.
+fn imported_secret(number: u32) -> Option<String> {
+    number.is_multiple_of(5).then(|| format!("{number:032x}"))
+}
+
+fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure> {
+    let path = folder.path().join("batch.csv");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
+    writeln!(file, "deviceId,deviceName,deviceSecret")?;
+    for number in 1..=devices {
+        let sn = serial_number(number);
+        match imported_secret(number) {
+            Some(secret) => writeln!(file, "{sn},{sn},{secret}")?,
+            None => writeln!(file, "{sn},,")?,
+        }
+    }
+    file.into_inner().context("the batch cannot be written")?.sync_all()?;
+    let enrollments = Enrollments::new(vec![KnownEnrollment {
+        name: "demo".into(),
+        product_key: PRODUCT.into(),
+        individual: false,
+    }]);
+    let report = table_file::import_file(&*open_store(config)?, &path, &enrollments, false, |_, _| {})?;
+    println!("imported                 {} devices", report.added);
+    Ok(())
+}
+
+fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
+    SimulatedDevice {
+        server,
+        identity: SHARED_IDENTITY.into(),
+        psk: SHARED_KEY.into(),
+        sn: Some(sn),
+        patience: Duration::from_secs(90),
+    }
+}
+
+/// Powers all devices on, and holds each answer against what it must be.
+async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result<()> {
+    let started = Instant::now();
+    let first = fetch_all(args.devices, server).await?;
+    let took = started.elapsed();
+    let registered = first.keys().filter(|number| imported_secret(**number).is_none()).count() as u64;
+    for (number, certificate) in &first {
+        check(*number, certificate, cloud)?;
+    }
+    println!(
+        "powered on               {} devices, each with its own certificate, in {took:.1?}",
+        args.devices
+    );
+    let calls = || cloud.stats().calls.get("RegisterDevice").copied().unwrap_or(0);
+    println!("registered               {registered}, with {} RegisterDevice calls", calls());
+    ensure!(
+        cloud.stats().devices == registered,
+        "the cloud has {} devices, expected {registered}",
+        cloud.stats().devices
+    );
+
+    let again = fetch_all(args.devices.min(5), server).await?;
+    ensure!(
+        again.iter().all(|(number, certificate)| first.get(number) == Some(certificate)),
+        "another certificate the second time"
+    );
+    ensure!(cloud.stats().devices == registered, "registered a second time");
+    println!("powered on again         {} devices, the same certificates, no new registration", again.len());
+
+    match device(server, "STRANGER".into()).fetch().await? {
+        Answer::Refused { code, title, .. } if code == "4.04" => {
+            println!("a stranger               {code} {title}")
+        }
+        other => return Err(anyhow!("a device that is not in the table was answered {other:?}")),
+    }
+    Ok(())
+}
+
+async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Certificate>> {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for number in 1..=devices {
+        let turn = turns.clone().acquire_owned().await?;
+        tasks.spawn(async move {
+            let answer = device(server, serial_number(number)).fetch().await;
+            drop(turn);
+            (number, answer)
+        });
+    }
+    let mut certificates = HashMap::new();
+    while let Some(done) = tasks.join_next().await {
+        let (number, answer) = done?;
+        match answer.with_context(|| serial_number(number))? {
+            Answer::Certificate(certificate) => certificates.insert(number, certificate),
+            Answer::Refused { code, title, .. } => {
+                return Err(anyhow!("{}: {code} {title}", serial_number(number)));
+            }
+        };
+    }
+    Ok(certificates)
+}
+
+fn check(number: u32, certificate: &Certificate, cloud: &Simulator) -> Result<()> {
+    let sn = serial_number(number);
+    let expected = match imported_secret(number) {
+        Some(secret) => Certificate {
+            product_key: PRODUCT.into(),
+            device_name: sn.clone(),
+            device_secret: Secret::new(secret),
+        },
+        None => cloud.device(PRODUCT, &sn).with_context(|| format!("{sn} is not at the cloud"))?,
+    };
+    ensure!(*certificate == expected, "{sn} got a certificate that is not its own");
+    Ok(())
+}
+
+fn coap_client(server: SocketAddr) -> String {
+    let sn = serial_number(1);
+    format!(
+        "coap-client-openssl -m get -u {SHARED_IDENTITY} -k {SHARED_KEY} -A 50 'coaps://{server}/cert?sn={sn}'"
+    )
+}

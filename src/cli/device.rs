@@ -1,0 +1,153 @@
+//! `certdist device`: one row of the table, shown and changed.
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+
+use super::{ConfigArgs, Failure, Outcome, open_store};
+use crate::{
+    device::DeviceId,
+    store::{DeviceRow, DeviceState, Store, UnixSeconds},
+};
+
+/// Shows or changes one device
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: why does this device get no certificate?
+  certdist device show SN00000001")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Shows what the table knows of a device; its secret is not shown
+    Show {
+        /// Serial number or MAC address, in any spelling
+        id: String,
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Gives the device no certificate any more
+    Disable {
+        /// Serial number or MAC address, in any spelling
+        id: String,
+    },
+    /// Takes `disable` back
+    Enable {
+        /// Serial number or MAC address, in any spelling
+        id: String,
+    },
+    /// Forgets the first issue and a refusal by IoT Platform, so that the device can ask again
+    Reset {
+        /// Serial number or MAC address, in any spelling
+        id: String,
+    },
+    /// Removes the device and its certificate from the table; IoT Platform keeps it
+    Delete {
+        /// Serial number or MAC address, in any spelling
+        id: String,
+    },
+}
+
+pub(super) async fn run(args: Args) -> Outcome {
+    let config = args.config.read()?;
+    let store = open_store(&config)?;
+    let (id, found, done) = match &args.action {
+        Action::Show { id, json } => {
+            let id = parse(id)?;
+            let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
+            if *json {
+                println!("{}", as_json(&row))
+            } else {
+                print!("{}", as_text(&row))
+            }
+            return Ok(());
+        }
+        Action::Disable { id } => {
+            let id = parse(id)?;
+            let found = store.set_state(&id, DeviceState::Disabled).await?;
+            (id, found, "disabled")
+        }
+        Action::Enable { id } => {
+            let id = parse(id)?;
+            let found = store.set_state(&id, DeviceState::Enabled).await?;
+            (id, found, "enabled")
+        }
+        Action::Reset { id } => {
+            let id = parse(id)?;
+            let found = store.reset(&id).await?;
+            (id, found, "reset")
+        }
+        Action::Delete { id } => {
+            let id = parse(id)?;
+            let found = store.delete(&id).await?;
+            (id, found, "deleted")
+        }
+    };
+    if !found {
+        return Err(not_there(&id).into());
+    }
+    println!("{id}: {done}");
+    Ok(())
+}
+
+fn parse(id: &str) -> Result<DeviceId, Failure> {
+    DeviceId::parse(id).with_context(|| format!("\"{}\"", id.escape_debug())).map_err(Failure::Usage)
+}
+
+fn not_there(id: &DeviceId) -> anyhow::Error {
+    anyhow!("{id} is not in the table: `certdist import` adds devices")
+}
+
+fn state(row: &DeviceRow) -> &'static str {
+    match row.state {
+        DeviceState::Enabled => "enabled",
+        DeviceState::Disabled => "disabled",
+    }
+}
+
+fn time(seconds: Option<UnixSeconds>) -> Option<String> {
+    let time = jiff::Timestamp::from_second(seconds?).ok()?;
+    Some(time.to_string())
+}
+
+fn as_text(row: &DeviceRow) -> String {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    let name = row.device_name.clone().unwrap_or_else(|| row.id.device_name());
+    [
+        ("device", row.id.to_string()),
+        ("enrollment", row.enrollment.clone()),
+        ("state", state(row).into()),
+        ("product key", row.product_key.clone()),
+        ("device name", name),
+        ("certificate", if row.certificate.is_some() { "yes".into() } else { "not registered yet".into() }),
+        ("IotId", or_dash(row.iot_id.clone())),
+        ("registered", or_dash(time(row.registered))),
+        ("first issued", or_dash(time(row.first_issued))),
+        ("activated", or_dash(time(row.activated))),
+        ("refused", or_dash(row.refusal.clone())),
+    ]
+    .iter()
+    .map(|(label, value)| format!("{label:13} {value}\n"))
+    .collect()
+}
+
+fn as_json(row: &DeviceRow) -> serde_json::Value {
+    json!({
+        "deviceId": row.id.as_str(),
+        "enrollment": row.enrollment,
+        "state": state(row),
+        "productKey": row.product_key,
+        "deviceName": row.device_name.clone().unwrap_or_else(|| row.id.device_name()),
+        "hasCertificate": row.certificate.is_some(),
+        "iotId": row.iot_id,
+        "registerTime": time(row.registered),
+        "firstIssued": time(row.first_issued),
+        "activateTime": time(row.activated),
+        "refusal": row.refusal,
+    })
+}

@@ -1,0 +1,62 @@
+//! `certdist device-sim`: one simulated device, once.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+
+use super::{Failure, Outcome};
+use crate::simulated_device::{Answer, SimulatedDevice};
+
+/// Simulates a device that powers on and asks for its certificate
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: a device of a shared enrollment
+  certdist device-sim --server 127.0.0.1:5684 --identity plug-batch-7 \\
+    --psk 000102030405060708090a0b0c0d0e0f --sn SN00000001
+
+Prints the certificate as JSON. A refusal is an error that tells its code.")]
+pub struct Args {
+    /// Where certdist listens
+    #[arg(long, value_name = "ADDR:PORT")]
+    server: SocketAddr,
+    /// PSK identity
+    #[arg(long, value_name = "ID")]
+    identity: String,
+    /// Pre-shared key in hex; rather set the variable, a command line is public
+    #[arg(long, value_name = "HEX", env = "CERTDIST_DEVICE_PSK", hide_env_values = true)]
+    psk: String,
+    /// Serial number to ask with; without one, the identity is the device
+    #[arg(long, value_name = "SN")]
+    sn: Option<String>,
+    /// When to give up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    patience: u64,
+}
+
+pub(super) async fn run(args: Args) -> Outcome {
+    let psk = hex::decode(&args.psk).context("--psk is not hex").map_err(Failure::Usage)?;
+    let device = SimulatedDevice {
+        server: args.server,
+        identity: args.identity,
+        psk,
+        sn: args.sn,
+        patience: Duration::from_secs(args.patience),
+    };
+    match device.fetch().await? {
+        Answer::Certificate(certificate) => {
+            // This is the device: what it was given is its to show.
+            let shown = json!({
+                "productKey": certificate.product_key,
+                "deviceName": certificate.device_name,
+                "deviceSecret": certificate.device_secret.expose(),
+            });
+            println!("{shown}");
+            Ok(())
+        }
+        Answer::Refused { code, title, max_age } => {
+            let again = max_age.map(|seconds| format!("; come back in {seconds} s")).unwrap_or_default();
+            Err(anyhow!("{code} {title}{again}").into())
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `certdist export`: the table as the CSV that `certdist import` reads.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
+
+use anyhow::Context;
+
+use super::{ConfigArgs, Outcome, open_store};
+use crate::table_file;
+
+/// Writes the table as CSV, secrets included
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist export --output backup.csv
+  certdist import backup.csv --dry-run
+
+The file holds every device secret and key: it is made readable for its owner only.")]
+pub struct Args {
+    /// Where to write it; standard output when absent
+    #[arg(long, value_name = "FILE.csv")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    let store = open_store(&config)?;
+    match &args.output {
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            let file = options.open(path).with_context(|| format!("{} cannot be made", path.display()))?;
+            let mut writer = io::BufWriter::new(file);
+            table_file::export_file(&*store, &mut writer)?;
+            writer.flush().with_context(|| format!("{} cannot be written", path.display()))?;
+        }
+        None => {
+            let mut writer = io::BufWriter::new(io::stdout().lock());
+            table_file::export_file(&*store, &mut writer)?;
+            writer.flush()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `certdist import`: devices from a CSV file into the table, all or none.
+
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{ConfigArgs, Failure, Outcome, open_store};
+use crate::{
+    config::Config,
+    psk::Kind,
+    table_file::{self, Enrollments, KnownEnrollment},
+};
+
+/// Imports devices from a CSV file into the table
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  printf 'deviceId\\nSN00000001\\n00:1A:2B:3C:4D:5E\\n' > batch.csv
+  certdist import batch.csv --enrollment lamp-2026
+
+Columns, in any order, of which only deviceId is required:
+  deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk
+A file with a bad line changes nothing, and each bad line is named. The same file
+again changes nothing. Runs beside a running server.")]
+pub struct Args {
+    /// The file, with a header
+    #[arg(value_name = "FILE.csv")]
+    file: PathBuf,
+    /// The enrollment of rows that name none
+    #[arg(long, value_name = "NAME")]
+    enrollment: Option<String>,
+    /// Check everything and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    let mut enrollments = known(&config);
+    if let Some(name) = &args.enrollment {
+        enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
+    }
+    let store = open_store(&config)?;
+    let bar = ProgressBar::no_length().with_style(
+        ProgressStyle::with_template("{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let report = table_file::import_file(&*store, &args.file, &enrollments, args.dry_run, |read, total| {
+        bar.set_length(total);
+        bar.set_position(read);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    let done = if args.dry_run { "would be " } else { "" };
+    println!(
+        "{}: {} devices {done}added, {} {done}changed, {} unchanged",
+        args.file.display(),
+        report.added,
+        report.changed,
+        report.unchanged
+    );
+    Ok(())
+}
+
+fn known(config: &Config) -> Enrollments {
+    let known = config.enrollments.iter().map(|enrollment| KnownEnrollment {
+        name: enrollment.name.clone(),
+        product_key: enrollment.product_key.clone(),
+        individual: enrollment.kind == Kind::Individual,
+    });
+    Enrollments::new(known.collect())
+}

@@ -1,0 +1,209 @@
+//! `certdist serve`: puts the rooms together and runs them until a signal.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use super::{ConfigArgs, Failure, Outcome, open_store};
+use crate::{
+    admin,
+    cert::Service,
+    config::{self, Config},
+    iot_platform::{
+        ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform,
+        client::{Client, ClientConfig, Credentials},
+    },
+    provision::Provisioner,
+    psk::Enrollments,
+    registrar::{self, Registrar},
+    server::{Rooms, Server},
+    store::Store,
+};
+
+/// Runs the server
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example of a configuration, certdist.toml
+  listen   = \"0.0.0.0:5684\"
+  database = \"sqlite:certdist.db\"
+
+  [iot_platform]
+  endpoint = \"https://iot.cn-shanghai.aliyuncs.com\"
+  region   = \"cn-shanghai\"
+
+  [[enrollment]]
+  name        = \"lamp-2026\"
+  product_key = \"a1BwAGVxyz1\"
+  kind        = \"derived\"
+  key         = \"env:LAMP_MASTER\"
+
+with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
+environment. Prints `listening on coaps://ADDR:PORT` once it is ready.
+SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments anew.")]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Outcome {
+    let config = args.config.read()?;
+    // Before the announcement: whoever waits for it may stop us at once.
+    let mut signals = Signals::new()?;
+    let running = Running::start(&config).await?;
+    announce(running.address()).context("cannot write to standard output")?;
+    loop {
+        match signals.next().await {
+            Order::Stop => break,
+            Order::Reload => match args.config.read() {
+                Ok(config) => {
+                    running.reload(&config);
+                    tracing::info!("enrollments read anew; other changes need a restart");
+                }
+                Err(Failure::Usage(error) | Failure::Failed(error)) => {
+                    tracing::error!("the configuration stays as it was: {error:#}");
+                }
+            },
+        }
+    }
+    running.stop().await;
+    Ok(())
+}
+
+fn announce(address: SocketAddr) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "listening on coaps://{address}")?;
+    stdout.flush()
+}
+
+/// A server with everything that it needs.
+pub struct Running {
+    server: Server,
+    registrar: Arc<Registrar>,
+    drain: Duration,
+}
+
+impl Running {
+    /// Opens the store, takes up what a crash has left, and starts to listen.
+    pub async fn start(config: &Config) -> Result<Self, Failure> {
+        let store: Arc<dyn Store> = open_store(config)?;
+        let (cloud, limits) = cloud(config.iot_platform.as_ref()).map_err(Failure::Usage)?;
+        let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
+        let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
+        let rooms = Rooms {
+            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
+            service: Arc::new(Service::new(provisioner)),
+            store,
+        };
+        let server = Server::start(config.listen, &config.limits, &rooms, &Handle::current())?;
+        if let Some(address) = config.admin {
+            let figures = admin::Sources { workers: server.figures(), registrar: registrar.clone() };
+            let address = admin::start(address, figures).await?;
+            tracing::info!("health and metrics on http://{address}");
+        }
+        let recovered = registrar.recover().await?;
+        if recovered > 0 {
+            tracing::info!(recovered, "registrations that were in progress are taken up");
+        }
+        Ok(Self { server, registrar, drain: config.limits.drain })
+    }
+
+    /// Where devices connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Takes over the enrollments of a configuration that has changed.
+    pub fn reload(&self, config: &Config) {
+        self.server.reload(&Arc::new(Enrollments::new(config.enrollments.iter().cloned())));
+    }
+
+    /// Finishes the registrations in progress, within bounds, and ends. What is
+    /// left is in the journal.
+    pub async fn stop(self) {
+        tracing::info!("draining");
+        let left = self.registrar.drain(self.drain).await;
+        if left > 0 {
+            tracing::warn!(left, "registrations are left to the next start");
+        }
+        // Joining threads blocks.
+        let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
+    }
+}
+
+/// The cloud that the configuration names.
+fn cloud(section: Option<&config::IotPlatform>) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
+    let Some(section) = section else {
+        return Ok((Arc::new(NoCloud), registrar::Config::default()));
+    };
+    let credentials = Credentials {
+        access_key_id: section.access_key_id.clone(),
+        access_key_secret: section.access_key_secret.clone(),
+        security_token: section.security_token.clone(),
+    };
+    let mut client = ClientConfig::new(section.endpoint.clone(), section.region.clone(), credentials);
+    client.instance_id.clone_from(&section.instance_id);
+    Ok((Arc::new(Client::new(client).context("[iot_platform]")?), section.registrar.clone()))
+}
+
+/// Stands for the cloud when none is configured: every registration is the
+/// operator's to mend.
+struct NoCloud;
+
+impl NoCloud {
+    fn refuse<'a>() -> ApiFuture<'a, CloudDevice> {
+        Box::pin(std::future::ready(Err(ApiError {
+            class: ErrorClass::Operator,
+            code: "NoCloud".into(),
+            message: "the configuration has no [iot_platform]".into(),
+        })))
+    }
+}
+
+impl IotPlatform for NoCloud {
+    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        Self::refuse()
+    }
+
+    fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        Self::refuse()
+    }
+}
+
+enum Order {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.hangup.recv() => Order::Reload,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `certdist simulator`: IoT Platform's API on a port of this machine, for a
+//! bench or a CI job without an account.
+
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    device::Secret,
+    iot_platform::simulator::{
+        self, DEFAULT_ACCESS_KEY_ID, DEFAULT_ACCESS_KEY_SECRET, Simulator, SimulatorConfig, SimulatorError,
+    },
+};
+
+/// Simulates IoT Platform's API: signatures verified, no account needed.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: a slow cloud with the real account's limits, where one call in twenty fails
+  certdist simulator --latency 50ms --limits real --fail-rate 0.05
+
+GET /stats tells what was called. Let the server use it with
+  [iot_platform]
+  endpoint = \"http://127.0.0.1:8086\"
+and the same access key in ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET.")]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8086")]
+    listen: SocketAddr,
+
+    /// The access key that is accepted
+    #[arg(
+        long,
+        value_name = "ID",
+        env = "ALIBABA_CLOUD_ACCESS_KEY_ID", requires = "access_key_secret",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    access_key_id: Option<String>,
+
+    /// What that key signs with; rather set the variable, a command line is public
+    #[arg(
+        long,
+        value_name = "SECRET",
+        env = "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+        hide_env_values = true,
+        requires = "access_key_id",
+        value_parser = secret
+    )]
+    access_key_secret: Option<Secret>,
+
+    /// How long every answer takes, such as 50ms
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
+    latency: Duration,
+
+    /// How often the account may call
+    #[arg(long, value_enum, default_value_t = Limits::None)]
+    limits: Limits,
+
+    /// How many of the calls fail, 0 to 1: before or after they are carried out
+    #[arg(long, value_name = "P", default_value = "0", value_parser = probability)]
+    fail_rate: f64,
+
+    /// How long the cloud works on each step of a batch, such as 5s
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
+    batch_delay: Duration,
+
+    /// Where devices are kept over a restart; in memory only when absent
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+
+    /// A product key that the account has, repeatable; any product when absent
+    #[arg(long = "product", value_name = "KEY")]
+    products: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Limits {
+    /// Any number of calls
+    None,
+    /// The documented calls per second of each action
+    Real,
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+///
+/// A sentence for the operator when it cannot start, or cannot save its state.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    // Before the announcement: whoever waits for it may stop us at once.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+
+    let default_key = args.access_key_id.is_none();
+    let simulator = Simulator::start(config(args)).await.map_err(explained)?;
+    if default_key {
+        eprintln!(
+            "no access key given: accepting ALIBABA_CLOUD_ACCESS_KEY_ID={DEFAULT_ACCESS_KEY_ID} \
+             ALIBABA_CLOUD_ACCESS_KEY_SECRET={DEFAULT_ACCESS_KEY_SECRET}"
+        );
+    }
+    announce(simulator.addr()).context("cannot write to standard output")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    simulator.shutdown().await.context("cannot write the simulator's state file")
+}
+
+fn announce(address: SocketAddr) -> io::Result<()> {
+    use io::Write as _;
+
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "listening on http://{address}")?;
+    stdout.flush()
+}
+
+fn config(args: Args) -> SimulatorConfig {
+    let default = SimulatorConfig::default();
+    SimulatorConfig {
+        listen: args.listen,
+        access_key_id: args.access_key_id.unwrap_or(default.access_key_id),
+        access_key_secret: args.access_key_secret.unwrap_or(default.access_key_secret),
+        latency: args.latency,
+        limits: match args.limits {
+            Limits::None => simulator::Limits::None,
+            Limits::Real => simulator::Limits::Real,
+        },
+        fail_rate: args.fail_rate,
+        batch_delay: args.batch_delay,
+        state: args.state,
+        products: args.products,
+        seed: None,
+    }
+}
+
+fn explained(error: SimulatorError) -> anyhow::Error {
+    match &error {
+        SimulatorError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!(
+                "{address} is in use by another program; stop it, or choose another port with --listen \
+                 (port 0 takes a free one)"
+            )
+        }
+        _ => error.into(),
+    }
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    match text.is_empty() {
+        true => Err("an access key's secret is not empty".into()),
+        false => Ok(Secret::new(text.to_owned())),
+    }
+}
+
+/// `50ms`, `5s`, `1.5s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time; it should look like 50ms, 5s or 2m");
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let seconds_per_unit = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(wrong()),
+    };
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = number.parse().ok().filter(|_| is_number).ok_or_else(wrong)?;
+    Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|_| wrong())
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|number| (0.0..=1.0).contains(number)).ok_or_else(|| {
+        format!("{text:?} is not a probability; it should be a number from 0 to 1, such as 0.05")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_time_is_a_number_and_a_unit() {
+        for (text, milliseconds) in [("50ms", 50), ("5s", 5000), ("1.5s", 1500), ("2m", 120_000), ("0ms", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in
+            ["", "5", "s", "-5s", "5 s", "5h", "5S", "1e9s", "infs", "1..5s", "99999999999999999999999s"]
+        {
+            let error = duration(text).unwrap_err();
+            assert!(error.contains("should look like 50ms, 5s or 2m"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fail_rate_is_a_probability() {
+        assert_eq!((probability("0"), probability("0.05"), probability("1")), (Ok(0.0), Ok(0.05), Ok(1.0)));
+        for text in ["", "1.1", "-0.1", "NaN", "5%"] {
+            assert!(probability(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let line = "x --listen 127.0.0.1:0 --access-key-id id --access-key-secret hush --latency 50ms --limits real \
+                    --fail-rate 0.5 --batch-delay 5s --state state.json --product a1 --product a2";
+        let args =
+            Command::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}")).args;
+        let config = config(args);
+        assert_eq!(config.listen, "127.0.0.1:0".parse().unwrap());
+        assert_eq!((config.access_key_id.as_str(), config.access_key_secret.expose()), ("id", "hush"));
+        assert_eq!((config.latency, config.batch_delay), (Duration::from_millis(50), Duration::from_secs(5)));
+        assert_eq!((config.limits, config.fail_rate), (simulator::Limits::Real, 0.5));
+        assert_eq!(config.state.as_deref(), Some("state.json".as_ref()));
+        assert_eq!(config.products, ["a1", "a2"]);
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_said_so_with_what_to_do() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = taken.local_addr().unwrap();
+        let config = SimulatorConfig { listen, ..SimulatorConfig::default() };
+        let message = explained(Simulator::start(config).await.unwrap_err()).to_string();
+        assert!(message.contains(&listen.to_string()) && message.contains("--listen"), "{message}");
+    }
+}

@@ -1,0 +1,267 @@
+//! The configuration: one TOML file, read with an error that names the file, the
+//! key and what would be right. Keys and credentials are not in it but where it
+//! says they are.
+
+mod file;
+
+use std::{
+    collections::HashSet,
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    device::Secret,
+    dtls,
+    psk::{Enrollment, Key, Kind, Reissue},
+    registrar,
+};
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "certdist.toml";
+
+/// Window of a shared enrollment that does not say otherwise: a day, in seconds.
+const DEFAULT_WINDOW: u64 = 86_400;
+
+/// A whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// UDP address of the DTLS server.
+    pub listen: SocketAddr,
+    /// `sqlite:PATH`.
+    pub database: String,
+    /// Where devices are registered; `None` when only certificates that are in
+    /// the table already are handed out.
+    pub iot_platform: Option<IotPlatform>,
+    /// HTTP address for health and metrics.
+    pub admin: Option<SocketAddr>,
+    /// At least one.
+    pub enrollments: Vec<Enrollment>,
+    /// Limits of the server.
+    pub limits: Limits,
+}
+
+/// How IoT Platform is reached.
+#[derive(Debug, Clone)]
+pub struct IotPlatform {
+    /// URL.
+    pub endpoint: String,
+    /// `RegionId`.
+    pub region: String,
+    /// `IotInstanceId`, empty for the public instance.
+    pub instance_id: String,
+    /// From the environment.
+    pub access_key_id: String,
+    /// From the environment.
+    pub access_key_secret: Secret,
+    /// From the environment, with temporary credentials.
+    pub security_token: Option<Secret>,
+    /// Limits of the registrar.
+    pub registrar: registrar::Config,
+}
+
+/// Limits of the server.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Threads that serve devices; one a core.
+    pub workers: usize,
+    /// Limits of all workers' DTLS endpoints together.
+    pub dtls: dtls::Config,
+    /// How long a request waits for its registration.
+    pub patience: Duration,
+    /// How long a server that was told to stop waits for registrations.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, Into::into),
+            dtls: dtls::Config::default(),
+            patience: Duration::from_secs(20),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file, and the keys and credentials that
+    /// it refers to. Relative paths in it are relative to its folder.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| {
+            format!(
+                "{}: cannot be read (see `certdist serve --help` for a configuration to begin with)",
+                path.display()
+            )
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, folder).with_context(|| format!("{}: not a valid configuration", path.display()))
+    }
+
+    /// Checks a configuration; `folder` is what its relative paths start from.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self> {
+        let file: file::File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let enrollments = file
+            .enrollment
+            .into_iter()
+            .map(|enrollment| {
+                let name = enrollment.name.clone();
+                read_enrollment(enrollment, folder).with_context(|| format!("[[enrollment]] \"{name}\""))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        check_unique(&enrollments)?;
+        Ok(Self {
+            listen: file.listen,
+            database: absolute_database(&file.database, folder)?,
+            iot_platform: file.iot_platform.map(read_iot_platform).transpose()?,
+            admin: file.admin.map(|admin| admin.listen),
+            enrollments,
+            limits: read_limits(file.limits)?,
+        })
+    }
+}
+
+/// `sqlite:PATH` with the path taken from the configuration's folder.
+fn absolute_database(url: &str, folder: &Path) -> Result<String> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) if !path.is_empty() => Ok(format!("sqlite:{}", folder.join(path).display())),
+        _ => bail!("database = \"{url}\": expected \"sqlite:PATH\""),
+    }
+}
+
+fn read_enrollment(enrollment: file::Enrollment, folder: &Path) -> Result<Enrollment> {
+    let file::Enrollment { name, product_key, kind, identity, key, reissue } = enrollment;
+    ensure!(!name.is_empty(), "name is empty");
+    ensure!(!product_key.is_empty(), "product_key is empty");
+    let key = key.map(|source| read_key(&source, folder)).transpose()?;
+    let kind = match (kind, key, identity) {
+        (file::Kind::Individual, None, None) => Kind::Individual,
+        (file::Kind::Derived, Some(master), None) => Kind::Derived(master),
+        (file::Kind::Shared, Some(key), Some(identity)) => {
+            ensure!(
+                (1..=128).contains(&identity.len()),
+                "identity has {} bytes, expected 1 to 128",
+                identity.len()
+            );
+            Kind::Shared { identity, key }
+        }
+        (file::Kind::Individual, ..) => {
+            bail!("kind = \"individual\" takes no key and no identity: each device has its own in the table")
+        }
+        (file::Kind::Derived, ..) => bail!("kind = \"derived\" takes key (the master key) and no identity"),
+        (file::Kind::Shared, ..) => bail!("kind = \"shared\" takes identity and key"),
+    };
+    let reissue = match (reissue.as_deref(), &kind) {
+        (Some(text), _) => read_reissue(text)?,
+        (None, Kind::Shared { .. }) => Reissue::Window(Duration::from_secs(DEFAULT_WINDOW)),
+        (None, _) => Reissue::Always,
+    };
+    Ok(Enrollment { name, product_key, kind, reissue })
+}
+
+fn read_reissue(text: &str) -> Result<Reissue> {
+    match (text, text.strip_prefix("window:").map(str::parse)) {
+        ("always", _) => Ok(Reissue::Always),
+        ("once", _) => Ok(Reissue::Once),
+        (_, Some(Ok(seconds))) => Ok(Reissue::Window(Duration::from_secs(seconds))),
+        _ => bail!("reissue = \"{text}\": expected \"always\", \"once\" or \"window:SECONDS\""),
+    }
+}
+
+/// A key from `env:NAME`, `file:PATH` or `hex:DIGITS`, in hex in each of them.
+fn read_key(source: &str, folder: &Path) -> Result<Key> {
+    let (digits, place) = match source.split_once(':') {
+        Some(("hex", digits)) => (digits.to_owned(), "key = \"hex:…\"".to_owned()),
+        Some(("env", name)) => {
+            let digits = env::var(name)
+                .with_context(|| format!("key = \"{source}\": the environment has no {name}"))?;
+            (digits, format!("key = \"{source}\""))
+        }
+        Some(("file", path)) => {
+            let path: PathBuf = folder.join(path);
+            let digits = fs::read_to_string(&path)
+                .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?;
+            (digits, format!("key = \"{source}\""))
+        }
+        // What is there may be the key itself, so it is not repeated.
+        _ => bail!("key: expected \"env:NAME\", \"file:PATH\" or \"hex:DIGITS\""),
+    };
+    let digits = zeroize::Zeroizing::new(digits);
+    Key::from_hex(digits.trim()).map_err(|reason| anyhow::anyhow!("{place}: {reason}"))
+}
+
+fn check_unique(enrollments: &[Enrollment]) -> Result<()> {
+    ensure!(
+        !enrollments.is_empty(),
+        "no [[enrollment]]: at least one is needed, or no device can prove who it is"
+    );
+    let mut names = HashSet::new();
+    let mut identities = HashSet::new();
+    for enrollment in enrollments {
+        ensure!(names.insert(&enrollment.name), "[[enrollment]] \"{}\" is there twice", enrollment.name);
+        if let Kind::Shared { identity, .. } = &enrollment.kind {
+            ensure!(identities.insert(identity), "two enrollments have identity = \"{identity}\"");
+        }
+    }
+    Ok(())
+}
+
+const KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
+const KEY_SECRET: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
+const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
+
+fn read_iot_platform(section: file::IotPlatform) -> Result<IotPlatform> {
+    let variable = |name: &str| {
+        env::var(name)
+            .with_context(|| format!("[iot_platform] is configured, and the environment has no {name}"))
+    };
+    ensure!(
+        section.qps.is_finite() && section.qps >= 1.0,
+        "[iot_platform] qps = {}: expected 1 or more",
+        section.qps
+    );
+    Ok(IotPlatform {
+        endpoint: section.endpoint,
+        region: section.region,
+        instance_id: section.instance_id,
+        access_key_id: variable(KEY_ID)?,
+        access_key_secret: Secret::new(variable(KEY_SECRET)?),
+        security_token: env::var(TOKEN).ok().filter(|token| !token.is_empty()).map(Secret::new),
+        registrar: registrar::Config { qps: section.qps, ..registrar::Config::default() },
+    })
+}
+
+fn read_limits(section: file::Limits) -> Result<Limits> {
+    let defaults = Limits::default();
+    let seconds = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_secs);
+    for (key, value) in [
+        ("workers", section.workers.map(|value| value as u64)),
+        ("max_sessions", section.max_sessions.map(|value| value as u64)),
+        ("max_handshakes", section.max_handshakes.map(|value| value as u64)),
+        ("handshake_timeout", section.handshake_timeout),
+        ("session_idle", section.session_idle),
+        ("patience", section.patience),
+    ] {
+        ensure!(value != Some(0), "[limits] {key} = 0: expected 1 or more");
+    }
+    Ok(Limits {
+        workers: section.workers.unwrap_or(defaults.workers),
+        dtls: dtls::Config {
+            max_sessions: section.max_sessions.unwrap_or(defaults.dtls.max_sessions),
+            max_handshakes: section.max_handshakes.unwrap_or(defaults.dtls.max_handshakes),
+            handshake_timeout: seconds(section.handshake_timeout, defaults.dtls.handshake_timeout),
+            session_idle: seconds(section.session_idle, defaults.dtls.session_idle),
+            require_extended_master_secret: section.extended_master_secret == file::Extended::Required,
+            ..defaults.dtls
+        },
+        patience: seconds(section.patience, defaults.patience),
+        drain: seconds(section.drain, defaults.drain),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+listen = "127.0.0.1:5684"
+database = "sqlite:certdist.db"
+[[enrollment]]
+name = "lamp"
+product_key = "a1"
+kind = "derived"
+key = "hex:000102030405060708090a0b0c0d0e0f"
+"#;
+
+fn parse(text: &str) -> Result<Config> {
+    Config::parse(text, Path::new("/etc/certdist"))
+}
+
+fn error(text: &str) -> String {
+    format!("{:#}", parse(text).expect_err("not valid"))
+}
+
+#[test]
+fn a_minimal_configuration_has_sound_defaults() {
+    let config = parse(MINIMAL).unwrap();
+    assert_eq!(config.database, "sqlite:/etc/certdist/certdist.db");
+    assert_eq!(config.enrollments[0].reissue, Reissue::Always);
+    assert!(config.iot_platform.is_none());
+    assert!(!config.limits.dtls.require_extended_master_secret);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let error = error(&MINIMAL.replace("product_key", "produkt_key"));
+    assert!(error.contains("line 6") && error.contains("produkt_key"), "{error}");
+    assert!(error.contains("product_key"), "what would be right: {error}");
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    let error = error(&MINIMAL.replace("database = \"sqlite:certdist.db\"", ""));
+    assert!(error.contains("missing field `database`"), "{error}");
+}
+
+#[test]
+fn wrong_values_say_what_would_be_right() {
+    for (right, wrong, expected) in [
+        ("sqlite:certdist.db", "certdist.db", "expected \"sqlite:PATH\""),
+        ("derived", "derive", "unknown variant `derive`"),
+        (
+            "hex:000102030405060708090a0b0c0d0e0f",
+            "000102030405060708090a0b0c0d0e0f",
+            "expected \"env:NAME\", \"file:PATH\" or \"hex:DIGITS\"",
+        ),
+        ("hex:000102030405060708090a0b0c0d0e0f", "hex:0001", "2 bytes, expected 16 to 64"),
+        (
+            "hex:000102030405060708090a0b0c0d0e0f",
+            "env:CERTDIST_NOT_THERE",
+            "the environment has no CERTDIST_NOT_THERE",
+        ),
+        (
+            "hex:000102030405060708090a0b0c0d0e0f",
+            "file:not-there.key",
+            "/etc/certdist/not-there.key cannot be read",
+        ),
+        ("\"derived\"", "\"shared\"", "takes identity and key"),
+        ("127.0.0.1:5684", "localhost", "invalid socket address"),
+    ] {
+        let error = error(&MINIMAL.replace(right, wrong));
+        assert!(error.contains(expected), "{wrong}: {error}");
+        assert!(!error.contains("0102030405"), "a key is not repeated: {error}");
+    }
+}
+
+#[test]
+fn enrollments_are_told_apart() {
+    let twice = format!("{MINIMAL}{}", &MINIMAL[MINIMAL.find("[[").unwrap()..]);
+    assert!(error(&twice).contains("\"lamp\" is there twice"));
+    let none = &MINIMAL[..MINIMAL.find("[[").unwrap()];
+    assert!(error(none).contains("no [[enrollment]]"));
+}
+
+#[test]
+fn reissue_policies_are_read_and_a_shared_key_has_a_window() {
+    let shared = MINIMAL.replace("\"derived\"", "\"shared\"\nidentity = \"batch\"");
+    let reissue = |text: &str| parse(text).map(|config| config.enrollments[0].reissue);
+    assert_eq!(reissue(&shared).unwrap(), Reissue::Window(Duration::from_secs(86_400)));
+    let with = |policy: &str| shared.replace("identity", &format!("reissue = \"{policy}\"\nidentity"));
+    assert_eq!(reissue(&with("once")).unwrap(), Reissue::Once);
+    assert_eq!(reissue(&with("always")).unwrap(), Reissue::Always);
+    assert_eq!(reissue(&with("window:60")).unwrap(), Reissue::Window(Duration::from_secs(60)));
+    assert!(error(&with("window:day")).contains("window:SECONDS"));
+}
+
+#[test]
+fn limits_of_zero_are_refused() {
+    assert!(error(&format!("{MINIMAL}[limits]\nmax_sessions = 0")).contains("max_sessions = 0"));
+    let config =
+        parse(&format!("{MINIMAL}[limits]\nmax_sessions = 7\nextended_master_secret = \"required\""))
+            .unwrap();
+    assert_eq!(config.limits.dtls.max_sessions, 7);
+    assert!(config.limits.dtls.require_extended_master_secret);
+}

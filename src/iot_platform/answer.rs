@@ -1,0 +1,401 @@
+//! What an answer of IoT Platform means: a device, or an error and its class.
+//! Pure; takes a status and bytes from outside, believes neither, and knows no
+//! HTTP client.
+
+use serde::{Deserialize, de::IgnoredAny};
+
+use super::{ApiError, CloudDevice, ErrorClass};
+use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
+
+/// Code of an answer that is not one: HTML, cut off, or without the fields that
+/// every answer has.
+pub const NOT_AN_ANSWER: &str = "NotAnAnswer";
+/// Longest message of an [`ApiError`], in characters.
+pub const MAX_MESSAGE: usize = 200;
+
+/// Longest `Code` that is believed to be one, in bytes.
+const MAX_CODE: usize = 100;
+/// Longest device secret or product key, in bytes; the cloud's are 32 and 11.
+const MAX_FIELD: usize = 128;
+
+/// An answer of either level, as far as certdist reads it: the business level
+/// says `Success` and `ErrorMessage`, the gateway `Message`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Envelope {
+    success: Option<bool>,
+    code: Option<String>,
+    error_message: Option<String>,
+    message: Option<String>,
+    /// Read by itself, so that a certificate with a fault is told from no answer.
+    data: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DeviceEnvelope {
+    data: DeviceData,
+}
+
+/// `Data` of `RegisterDevice` and `QueryDeviceDetail`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DeviceData {
+    product_key: String,
+    device_name: String,
+    // Wiped when dropped, whichever way this ends.
+    #[serde(deserialize_with = "secret")]
+    device_secret: Secret,
+    iot_id: Option<String>,
+    utc_create: Option<String>,
+    utc_active: Option<String>,
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    String::deserialize(deserializer).map(Secret::new)
+}
+
+/// What to do about a failed call, by its HTTP status and its `Code`.
+///
+/// A code in the list decides, whatever the status; a code that is not leaves it
+/// to the status; an answer without code is none.
+pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
+    use ErrorClass::*;
+    match (code, status) {
+        (Some("iot.device.AlreadyExistedDeviceName"), _) => Exists,
+        (Some("iot.device.NotExistedDevice"), _) => NotFound,
+
+        (Some("SignatureNonceUsed" | "InvalidTimeStamp.Expired"), _) => SignAgain,
+
+        (Some(code), _) if is_or_begins(code, "Throttling") => Throttled,
+
+        (Some("iot.system.SystemException"), _)
+        | (Some("iot.device.CreateDeviceFailed"), _)
+        | (Some("iot.device.CreateDeviceTaskIsRunning"), _)
+        | (Some("ServiceUnavailable" | "InternalError"), _) => TryAgain,
+
+        (Some("InvalidAccessKeyId.NotFound" | "InvalidAccessKeyId.Inactive"), _)
+        | (Some("SignatureDoesNotMatch"), _)
+        | (Some("Forbidden.RAM" | "iot.common.RamActionPermissionDeny"), _)
+        | (Some("iot.common.InvalidTenant"), _)
+        | (Some("Iot.system.BillIsOverDue" | "iot.system.InstanceNotFound"), _)
+        | (Some("iot.prod.NotExistedProduct" | "iot.device.DeviceCountExceeded"), _) => Operator,
+        (Some(code), _) if is_or_begins(code, "InvalidSecurityToken") => Operator,
+
+        (Some("iot.device.InvalidFormattedDeviceName"), _) => Device,
+
+        (_, 429 | 500..=599) => TryAgain,
+        (Some(_), _) => Unknown,
+        (None, _) => TryAgain,
+    }
+}
+
+/// Whether the code is `family`, or `family.` and something.
+fn is_or_begins(code: &str, family: &str) -> bool {
+    code.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Reads the answer to a call about one device.
+///
+/// # Errors
+///
+/// The class of what the cloud says, its message still as it came: the caller
+/// knows the secrets that [`sanitized`] removes. An answer that is none is
+/// [`ErrorClass::TryAgain`]; a certificate that cannot be the one asked for is
+/// [`ErrorClass::Unknown`]: to ask again may mend it, but not for ever.
+pub fn read_device(
+    status: u16,
+    body: &[u8],
+    product_key: &str,
+    device_name: &str,
+) -> Result<CloudDevice, ApiError> {
+    let envelope: Envelope = serde_json::from_slice(body).map_err(|_| {
+        // What was in it may be a login page or a half certificate: said by size only.
+        not_an_answer(status, format!("HTTP {status} with {} bytes that are no JSON answer", body.len()))
+    })?;
+    let code = envelope.code.filter(|code| is_code(code));
+    match (envelope.success, code, envelope.data) {
+        (Some(true), _, Some(IgnoredAny)) if (200..300).contains(&status) => {
+            device(body, product_key, device_name).map_err(|what| ApiError {
+                class: ErrorClass::Unknown,
+                code: NOT_AN_ANSWER.into(),
+                message: format!("the answer's {what}"),
+            })
+        }
+        (Some(false) | None, Some(code), _) => Err(ApiError {
+            class: classify(status, Some(&code)),
+            code,
+            message: envelope.error_message.or(envelope.message).unwrap_or_default(),
+        }),
+        _ => Err(not_an_answer(status, format!("HTTP {status} with neither data nor an error code"))),
+    }
+}
+
+fn not_an_answer(status: u16, message: String) -> ApiError {
+    ApiError { class: classify(status, None), code: NOT_AN_ANSWER.into(), message }
+}
+
+/// A code goes into logs and metrics as it is, so it must look like one.
+fn is_code(code: &str) -> bool {
+    (1..=MAX_CODE).contains(&code.len())
+        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// The device in `Data`, or what is wrong with it. Whatever stands in it is not
+/// repeated: part of it is secret.
+fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevice, &'static str> {
+    let DeviceEnvelope { data } =
+        serde_json::from_slice(body).map_err(|_| "Data lacks a field of a certificate")?;
+    if data.product_key != product_key {
+        return Err("ProductKey is not the one asked for");
+    }
+    if data.device_name != device_name || device_name.len() > MAX_DEVICE_NAME {
+        return Err("DeviceName is not the one asked for");
+    }
+    if !is_field(data.device_secret.expose()) {
+        return Err("DeviceSecret is empty, too long or not printable");
+    }
+    Ok(CloudDevice {
+        certificate: Certificate {
+            product_key: data.product_key,
+            device_name: data.device_name,
+            device_secret: data.device_secret,
+        },
+        iot_id: data.iot_id.filter(|id| is_field(id)),
+        created: data.utc_create.as_deref().and_then(seconds),
+        activated: data.utc_active.as_deref().and_then(seconds),
+    })
+}
+
+/// 1–128 printable ASCII characters without space.
+fn is_field(text: &str) -> bool {
+    (1..=MAX_FIELD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// An ISO 8601 instant in seconds since 1970; nothing when it is empty, as it is
+/// until it happened.
+fn seconds(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}
+
+/// A message fit for one line of a log: bounded to [`MAX_MESSAGE`] characters,
+/// without control characters, and without any of `secrets`.
+///
+/// The gateway repeats the string that it expected to be signed, which holds the
+/// security token percent-encoded twice: what follows the announcement is cut.
+pub fn sanitized(message: &str, secrets: &[&str]) -> String {
+    let mut message = match message.find("string to sign") {
+        Some(at) => format!("{}string to sign …", &message[..at]),
+        None => message.to_owned(),
+    };
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        message = message.replace(secret, "…");
+        let once = super::signature::percent_encode(secret).to_string();
+        message = message.replace(&super::signature::percent_encode(&once).to_string(), "…");
+        message = message.replace(&once, "…");
+    }
+    let mut line = String::new();
+    for word in message.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    if line.chars().count() > MAX_MESSAGE {
+        line = line.chars().take(MAX_MESSAGE - 1).chain(['…']).collect();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn read(status: u16, body: serde_json::Value) -> Result<CloudDevice, ApiError> {
+        read_device(status, body.to_string().as_bytes(), "a1BwAGVxyz1", "SN01")
+    }
+
+    fn data() -> serde_json::Value {
+        json!({"IotId": "Q7uOhVRd", "ProductKey": "a1BwAGVxyz1", "DeviceName": "SN01", "DeviceSecret": SECRET})
+    }
+
+    #[test]
+    fn exists_is_recovered_through_a_query() {
+        assert_eq!(classify(200, Some("iot.device.AlreadyExistedDeviceName")), ErrorClass::Exists);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_found() {
+        assert_eq!(classify(200, Some("iot.device.NotExistedDevice")), ErrorClass::NotFound);
+    }
+
+    #[test]
+    fn what_the_cloud_may_do_a_moment_later_is_tried_again() {
+        for code in [
+            "iot.system.SystemException",
+            "iot.device.CreateDeviceFailed",
+            "iot.device.CreateDeviceTaskIsRunning",
+            "ServiceUnavailable",
+            "InternalError",
+        ] {
+            assert_eq!(classify(200, Some(code)), ErrorClass::TryAgain, "{code}");
+        }
+        for status in [429, 500, 502, 503, 504, 599] {
+            assert_eq!(classify(status, None), ErrorClass::TryAgain, "{status}");
+            assert_eq!(classify(status, Some("Strange")), ErrorClass::TryAgain, "{status}");
+        }
+        for status in [200, 302, 400, 404] {
+            assert_eq!(classify(status, None), ErrorClass::TryAgain, "{status}");
+        }
+    }
+
+    #[test]
+    fn throttling_lowers_the_rate() {
+        for code in ["Throttling", "Throttling.User", "Throttling.Api"] {
+            for status in [200, 400, 429, 503] {
+                assert_eq!(classify(status, Some(code)), ErrorClass::Throttled, "{status} {code}");
+            }
+        }
+        assert_eq!(classify(400, Some("ThrottlingNot")), ErrorClass::Unknown);
+    }
+
+    #[test]
+    fn a_used_nonce_or_an_old_timestamp_is_signed_anew() {
+        for code in ["SignatureNonceUsed", "InvalidTimeStamp.Expired"] {
+            assert_eq!(classify(400, Some(code)), ErrorClass::SignAgain, "{code}");
+        }
+    }
+
+    #[test]
+    fn what_only_the_operator_can_mend_stops_the_calls() {
+        for code in [
+            "InvalidAccessKeyId.NotFound",
+            "InvalidAccessKeyId.Inactive",
+            "SignatureDoesNotMatch",
+            "InvalidSecurityToken.Expired",
+            "InvalidSecurityToken.Malformed",
+            "Forbidden.RAM",
+            "iot.common.RamActionPermissionDeny",
+            "iot.common.InvalidTenant",
+            "Iot.system.BillIsOverDue",
+            "iot.system.InstanceNotFound",
+            "iot.prod.NotExistedProduct",
+            "iot.device.DeviceCountExceeded",
+        ] {
+            for status in [200, 400, 403, 404] {
+                assert_eq!(classify(status, Some(code)), ErrorClass::Operator, "{status} {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_the_cloud_does_not_like_concerns_this_device_only() {
+        assert_eq!(classify(200, Some("iot.device.InvalidFormattedDeviceName")), ErrorClass::Device);
+    }
+
+    #[test]
+    fn a_code_that_is_not_in_the_list_is_unknown() {
+        for code in ["iot.device.Strange", "InvalidTimeStamp.Format", "MissingProductKey"] {
+            assert_eq!(classify(200, Some(code)), ErrorClass::Unknown, "{code}");
+            assert_eq!(classify(400, Some(code)), ErrorClass::Unknown, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_registration_gives_the_certificate() {
+        let device = read(200, json!({"RequestId": "1", "Success": true, "Data": data()})).unwrap();
+        assert_eq!(device.certificate.device_secret.expose(), SECRET);
+        assert_eq!(device.iot_id.as_deref(), Some("Q7uOhVRd"));
+        assert_eq!((device.created, device.activated), (None, None));
+    }
+
+    #[test]
+    fn a_query_also_tells_when() {
+        let mut data = data();
+        data["UtcCreate"] = "2019-02-28T08:21:03.000Z".into();
+        data["UtcActive"] = "".into();
+        let device = read(200, json!({"Success": true, "Data": data})).unwrap();
+        assert_eq!((device.created, device.activated), (Some(1_551_342_063), None));
+    }
+
+    #[test]
+    fn both_levels_of_errors_are_read() {
+        let business =
+            json!({"Success": false, "Code": "iot.device.InvalidFormattedDeviceName", "ErrorMessage": "so"});
+        let error = read(200, business).unwrap_err();
+        assert_eq!((error.class, error.message.as_str()), (ErrorClass::Device, "so"));
+        let gateway =
+            json!({"RequestId": "1", "HostId": "h", "Code": "InvalidAccessKeyId.NotFound", "Message": "no"});
+        let error = read(404, gateway).unwrap_err();
+        assert_eq!((error.class, error.message.as_str()), (ErrorClass::Operator, "no"));
+        assert_eq!(error.code, "InvalidAccessKeyId.NotFound");
+    }
+
+    #[test]
+    fn what_is_no_answer_is_tried_again() {
+        for body in [
+            "",
+            "<html>login</html>",
+            "{\"Success\":true,\"Data\":{",
+            "[]",
+            "{}",
+            "null",
+            "{\"Success\":true}",
+        ] {
+            for status in [200, 404, 502] {
+                let error = read_device(status, body.as_bytes(), "a1BwAGVxyz1", "SN01").unwrap_err();
+                assert_eq!(
+                    (error.class, error.code.as_str()),
+                    (ErrorClass::TryAgain, NOT_AN_ANSWER),
+                    "{status} {body}"
+                );
+            }
+        }
+        let error = read(400, json!({"Code": "two\nlines", "Message": ""})).unwrap_err();
+        assert_eq!(error.code, NOT_AN_ANSWER);
+        let error = read(500, json!({"Success": true, "Data": data()})).unwrap_err();
+        assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, NOT_AN_ANSWER));
+    }
+
+    #[test]
+    fn a_certificate_of_another_device_or_without_a_secret_is_refused() {
+        let long = "x".repeat(129);
+        for (field, value) in [
+            ("ProductKey", json!("a1BwAGVxyz2")),
+            ("DeviceName", json!("SN02")),
+            ("DeviceName", json!(null)),
+            ("DeviceSecret", json!("")),
+            ("DeviceSecret", json!("two\nlines")),
+            ("DeviceSecret", json!("sp ace")),
+            ("DeviceSecret", json!(long)),
+            ("DeviceSecret", json!(17)),
+        ] {
+            let mut data = data();
+            data[field] = value;
+            let error = read(200, json!({"Success": true, "Data": data})).unwrap_err();
+            assert_eq!((error.class, error.code.as_str()), (ErrorClass::Unknown, NOT_AN_ANSWER), "{field}");
+            assert!(!error.message.contains(SECRET));
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_bounded_line() {
+        assert_eq!(sanitized(" two\r\n lines\tand\u{7}a bell ", &[]), "two lines and a bell");
+        let long = sanitized(&"é".repeat(1000), &[]);
+        assert_eq!(long.chars().count(), MAX_MESSAGE);
+        assert!(long.ends_with('…'));
+    }
+
+    #[test]
+    fn a_message_never_repeats_a_secret_in_any_spelling() {
+        let token = "CAIS+/=x";
+        let message = format!("a {token} b CAIS%2B%2F%3Dx c CAIS%252B%252F%253Dx d hush");
+        assert_eq!(sanitized(&message, &[token, "hush", ""]), "a … b … c … d …");
+        let echoed = sanitized("not matched. server string to sign is:POST&%2F&AccessKeyId%3D1", &[]);
+        assert_eq!(echoed, "not matched. server string to sign …");
+    }
+}

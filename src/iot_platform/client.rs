@@ -1,0 +1,552 @@
+//! The signed client of IoT Platform's API: one call, one answer, in bounded
+//! time and memory. Signs anew by itself when nonce or clock were at fault;
+//! every other repetition, and the rate of calls, is the registrar's.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use reqwest::{Response, Url, header};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::{
+    ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform,
+    answer::{self, NOT_AN_ANSWER},
+    signature,
+};
+use crate::device::Secret;
+
+/// Version of the API that the calls are written for.
+pub const API_VERSION: &str = "2018-01-20";
+/// Time for a whole call, repetition included, when the operator says nothing.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for TCP and TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an unused connection is kept; gateways close theirs after 60 s, and
+/// a call on a connection that is just being closed fails.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+/// Room that is made for an answer before it comes, in bytes.
+const USUAL_ANSWER: usize = 4096;
+/// A clock that is this much off, in seconds, is worth a warning; the `Date`
+/// header itself counts in seconds.
+const CLOCK_TOLERANCE: u64 = 2;
+
+/// Who calls: an account's or RAM user's access key, or a role's temporary one.
+#[derive(Clone)]
+pub struct Credentials {
+    /// `AccessKeyId`.
+    pub access_key_id: String,
+    /// What requests are signed with.
+    pub access_key_secret: Secret,
+    /// `SecurityToken` of a temporary access key.
+    pub security_token: Option<Secret>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not even the ID: with it, a leaked log tells whom to attack.
+        f.write_str("Credentials(…)")
+    }
+}
+
+/// What a [`Client`] is made from.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// `https://iot.REGION.aliyuncs.com`, or any other URL without a query.
+    pub endpoint: String,
+    /// `RegionId`, such as `cn-shanghai`.
+    pub region: String,
+    /// `IotInstanceId`; empty for the public instance without an ID.
+    pub instance_id: String,
+    /// Who calls.
+    pub credentials: Credentials,
+    /// Time for a whole call, a repetition with a new signature included.
+    pub timeout: Duration,
+    /// Seconds to add to this machine's clock; corrected by the cloud's when a
+    /// timestamp is refused.
+    pub clock_offset: i64,
+}
+
+impl ClientConfig {
+    /// A configuration with [`DEFAULT_TIMEOUT`], no instance ID, and a clock that
+    /// is believed to be right.
+    pub fn new(endpoint: impl Into<String>, region: impl Into<String>, credentials: Credentials) -> Self {
+        Self {
+            endpoint: endpoint.into(),
+            region: region.into(),
+            instance_id: String::new(),
+            credentials,
+            timeout: DEFAULT_TIMEOUT,
+            clock_offset: 0,
+        }
+    }
+}
+
+/// Why a client cannot be made from its configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The endpoint is not a URL that can be called.
+    #[error(
+        "iot_platform endpoint {endpoint:?} {what}; it should look like https://iot.cn-shanghai.aliyuncs.com"
+    )]
+    Endpoint {
+        /// The endpoint as configured, without a password that stood in it.
+        endpoint: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The region is empty.
+    #[error("iot_platform region is empty; it should be a region ID such as cn-shanghai")]
+    Region,
+    /// There is no access key.
+    #[error(
+        "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+    )]
+    AccessKey,
+    /// TLS or the system's randomness could not be set up; most often there are
+    /// no root certificates.
+    #[error("cannot set up calls to IoT Platform ({0}); is the package ca-certificates installed?")]
+    Setup(String),
+}
+
+/// A client of one endpoint, for all tasks of the process: connections are kept
+/// and shared.
+pub struct Client {
+    http: reqwest::Client,
+    endpoint: Url,
+    region: String,
+    instance_id: String,
+    credentials: Credentials,
+    timeout: Duration,
+    clock_offset: AtomicI64,
+    nonces: Nonces,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoint", &self.endpoint.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Checks the configuration and sets up TLS; calls nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for the operator that says what would be right.
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
+        let endpoint = endpoint_url(&config.endpoint)?;
+        if config.region.is_empty() {
+            return Err(ClientError::Region);
+        }
+        let credentials = config.credentials;
+        if credentials.access_key_id.is_empty() || credentials.access_key_secret.expose().is_empty() {
+            return Err(ClientError::AccessKey);
+        }
+        Ok(Self {
+            http: http_client(&endpoint)?,
+            endpoint,
+            region: config.region,
+            instance_id: config.instance_id,
+            credentials,
+            timeout: config.timeout,
+            clock_offset: AtomicI64::new(config.clock_offset),
+            nonces: Nonces::new()?,
+        })
+    }
+
+    /// Calls an action about one device.
+    async fn call(
+        &self,
+        action: &'static str,
+        product_key: &str,
+        device_name: &str,
+    ) -> Result<CloudDevice, ApiError> {
+        let deadline = Instant::now() + self.timeout;
+        let parameters = [("ProductKey", product_key), ("DeviceName", device_name)];
+        let mut repeated = false;
+        loop {
+            let answer = self.post(action, &parameters, deadline).await?;
+            let error = match answer::read_device(answer.status, &answer.body, product_key, device_name) {
+                Ok(device) => return Ok(device),
+                Err(error) => error,
+            };
+            tracing::debug!(action, status = answer.status, code = error.code, "IoT Platform refused");
+            if error.class == ErrorClass::SignAgain && !repeated {
+                repeated = true;
+                if error.code == "InvalidTimeStamp.Expired" {
+                    self.correct_clock(answer.date);
+                }
+                continue;
+            }
+            return Err(self.without_secrets(error));
+        }
+    }
+
+    /// Sends one signed request and reads its answer, whatever it says.
+    async fn post(
+        &self,
+        action: &str,
+        parameters: &[(&str, &str)],
+        deadline: Instant,
+    ) -> Result<Answer, ApiError> {
+        let body = self.signed_form(action, parameters);
+        let response = self
+            .http
+            .post(self.endpoint.clone())
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .timeout(deadline.saturating_duration_since(Instant::now()))
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| self.transport_error(&error))?;
+        let status = response.status().as_u16();
+        let date = response.headers().get(header::DATE).and_then(|date| http_date(date.as_bytes()));
+        let body = self.bounded_body(response).await?;
+        Ok(Answer { status, date, body })
+    }
+
+    /// The form of a call with the common parameters and its signature.
+    fn signed_form(&self, action: &str, parameters: &[(&str, &str)]) -> String {
+        let nonce = self.nonces.next();
+        let timestamp = timestamp(unix_now().saturating_add(self.clock_offset.load(Ordering::Relaxed)));
+        let mut all = vec![
+            ("Action", action),
+            ("Format", "JSON"),
+            ("Version", API_VERSION),
+            ("AccessKeyId", self.credentials.access_key_id.as_str()),
+            ("SignatureMethod", "HMAC-SHA1"),
+            ("SignatureVersion", "1.0"),
+            // Empty, as the official SDK sends it.
+            ("SignatureType", ""),
+            ("SignatureNonce", nonce.as_str()),
+            ("Timestamp", timestamp.as_str()),
+            ("RegionId", self.region.as_str()),
+        ];
+        if let Some(token) = &self.credentials.security_token {
+            all.push(("SecurityToken", token.expose()));
+        }
+        if !self.instance_id.is_empty() {
+            all.push(("IotInstanceId", self.instance_id.as_str()));
+        }
+        all.extend_from_slice(parameters);
+        let text = signature::string_to_sign("POST", all.iter().copied());
+        let signature = signature::sign(&text, self.credentials.access_key_secret.expose());
+        all.push((signature::SIGNATURE, &signature));
+        signature::form_encode(all)
+    }
+
+    async fn bounded_body(&self, mut response: Response) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let too_long = || ApiError {
+            class: ErrorClass::TryAgain,
+            code: NOT_AN_ANSWER.into(),
+            message: format!("the answer is longer than {MAX_ANSWER} bytes"),
+        };
+        if response.content_length().is_some_and(|length| length > MAX_ANSWER as u64) {
+            return Err(too_long());
+        }
+        // Room for any sane answer at once: what is moved leaves a copy of a secret
+        // behind.
+        let mut body = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport_error(&error))? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(too_long());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// A call without an answer. A time-out, other than of the connection
+    /// itself, may have carried the call out.
+    fn transport_error(&self, error: &reqwest::Error) -> ApiError {
+        let (class, code) = if error.is_timeout() && !error.is_connect() {
+            (ErrorClass::TimedOut, "Timeout")
+        } else {
+            (ErrorClass::TryAgain, "Connection")
+        };
+        self.without_secrets(ApiError { class, code: code.into(), message: with_causes(error) })
+    }
+
+    /// Takes the cloud's clock for ours. Says so once, not for each of the calls
+    /// that were under way with the old one.
+    fn correct_clock(&self, date: Option<i64>) {
+        let Some(date) = date else {
+            tracing::warn!("IoT Platform says that this machine's clock is off, but not by how much");
+            return;
+        };
+        let offset = date - unix_now();
+        let before = self.clock_offset.swap(offset, Ordering::Relaxed);
+        if offset.abs_diff(before) > CLOCK_TOLERANCE {
+            tracing::warn!(
+                offset_seconds = offset,
+                "IoT Platform's clock differs from this machine's: calls are dated by the cloud's from now on; \
+                 set this machine's clock (NTP)"
+            );
+        }
+    }
+
+    fn without_secrets(&self, error: ApiError) -> ApiError {
+        let token = self.credentials.security_token.as_ref().map_or("", Secret::expose);
+        let secrets = [self.credentials.access_key_secret.expose(), token];
+        ApiError { message: answer::sanitized(&error.message, &secrets), ..error }
+    }
+}
+
+impl IotPlatform for Client {
+    fn register_device<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_name: &'a str,
+    ) -> ApiFuture<'a, CloudDevice> {
+        Box::pin(self.call("RegisterDevice", product_key, device_name))
+    }
+
+    fn query_device_detail<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_name: &'a str,
+    ) -> ApiFuture<'a, CloudDevice> {
+        Box::pin(self.call("QueryDeviceDetail", product_key, device_name))
+    }
+}
+
+/// An HTTP answer, read to its end.
+struct Answer {
+    status: u16,
+    /// `Date` in seconds since 1970.
+    date: Option<i64>,
+    /// May hold a device secret.
+    body: Zeroizing<Vec<u8>>,
+}
+
+/// Values of `SignatureNonce`, none of them ever used before: a random prefix
+/// for the process, and a counter.
+struct Nonces {
+    prefix: String,
+    next: AtomicU64,
+}
+
+impl Nonces {
+    fn new() -> Result<Self, ClientError> {
+        let mut prefix = [0; 16];
+        getrandom::fill(&mut prefix).map_err(|error| ClientError::Setup(error.to_string()))?;
+        Ok(Self { prefix: hex::encode(prefix), next: AtomicU64::new(0) })
+    }
+
+    fn next(&self) -> String {
+        format!("{}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Whether calls can go there.
+fn endpoint_url(text: &str) -> Result<Url, ClientError> {
+    let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
+    // What cannot be parsed may still hold a password: shown only without `@`.
+    let shown = if text.contains('@') { "…" } else { text };
+    let url = Url::parse(text).map_err(|error| wrong(shown, format!("is not a URL ({error})")))?;
+    let what = if !matches!(url.scheme(), "http" | "https") {
+        "is neither http nor https"
+    } else if !url.username().is_empty() || url.password().is_some() {
+        "has a user name or password; credentials come from the environment"
+    } else if url.query().is_some() || url.fragment().is_some() {
+        "has a query or a fragment"
+    } else {
+        return Ok(url);
+    };
+    Err(wrong(shown, what.into()))
+}
+
+fn http_client(endpoint: &Url) -> Result<reqwest::Client, ClientError> {
+    // reqwest takes the process's provider and panics without one. Whoever
+    // installed another one first meant it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("certdist/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        // HTTP/1.1: a call that times out takes its connection with it. One
+        // HTTP/2 connection that a NAT forgot would fail all calls after it.
+        .http1_only()
+        // A signed form goes where it was addressed to, or nowhere.
+        .redirect(reqwest::redirect::Policy::none());
+    if endpoint.scheme() == "http" {
+        // Without TLS no roots are needed, and a machine may well have none.
+        builder = builder.tls_certs_only([]);
+    }
+    if is_loopback(endpoint) {
+        // The simulator is not behind HTTP_PROXY.
+        builder = builder.no_proxy();
+    }
+    builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    })
+}
+
+/// An error and what caused it, on one line: reqwest's own says only which step
+/// failed.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes: Vec<_> =
+        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    causes.join(": ")
+}
+
+fn unix_now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// `YYYY-MM-DDThh:mm:ssZ`.
+fn timestamp(seconds: i64) -> String {
+    // Outside the years -9999 to 9999 only by a broken clock: refused as any
+    // other wrong time, and then corrected.
+    jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+/// RFC 9110 §5.6.7, in seconds since 1970.
+fn http_date(text: &[u8]) -> Option<i64> {
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new();
+    parser.parse_timestamp(text).ok().map(jiff::Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(endpoint: &str) -> ClientConfig {
+        let credentials = Credentials {
+            access_key_id: "testid".into(),
+            access_key_secret: Secret::new("testsecret".into()),
+            security_token: Some(Secret::new("token+/=".into())),
+        };
+        ClientConfig::new(endpoint, "cn-shanghai", credentials)
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_called_is_refused_in_plain_words() {
+        for (endpoint, what) in [
+            ("iot.cn-shanghai.aliyuncs.com", "is not a URL"),
+            ("ftp://iot.cn-shanghai.aliyuncs.com", "neither http nor https"),
+            ("https://", "is not a URL"),
+            ("https://iot.cn-shanghai.aliyuncs.com/?Action=x", "has a query"),
+            ("https://key:hush@iot.cn-shanghai.aliyuncs.com", "user name or password"),
+        ] {
+            let error = Client::new(config(endpoint)).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+            assert!(error.contains("should look like https://iot.cn-shanghai.aliyuncs.com"), "{error}");
+            assert!(!error.contains("hush"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_client_needs_a_region_and_an_access_key() {
+        let without_region = ClientConfig { region: String::new(), ..config("http://127.0.0.1:1") };
+        assert!(matches!(Client::new(without_region), Err(ClientError::Region)));
+        let mut without_key = config("http://127.0.0.1:1");
+        without_key.credentials.access_key_secret = Secret::new(String::new());
+        assert!(matches!(Client::new(without_key), Err(ClientError::AccessKey)));
+    }
+
+    #[test]
+    fn neither_configuration_nor_client_prints_a_secret() {
+        let config = config("http://127.0.0.1:1");
+        let printed = format!("{config:?} {:?}", Client::new(config.clone()).unwrap());
+        for secret in ["testid", "testsecret", "token"] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
+    }
+
+    #[test]
+    fn a_call_has_the_common_parameters_once_and_an_instance_only_when_there_is_one() {
+        let client = Client::new(config("http://127.0.0.1:1")).unwrap();
+        let form = client.signed_form("RegisterDevice", &[("ProductKey", "a1"), ("DeviceName", "SN 1")]);
+        for part in [
+            "Action=RegisterDevice&",
+            "&Version=2018-01-20&",
+            "&Format=JSON&",
+            "&SignatureType=&",
+            "&RegionId=cn-shanghai&",
+            "&SecurityToken=token%2B%2F%3D&",
+            "&DeviceName=SN%201&",
+            "&Signature=",
+        ] {
+            assert_eq!(form.matches(part).count(), 1, "{part} in {form}");
+        }
+        assert!(!form.contains("IotInstanceId"));
+        let with_instance =
+            ClientConfig { instance_id: "iot-060a02m5".into(), ..config("http://127.0.0.1:1") };
+        let form = Client::new(with_instance).unwrap().signed_form("RegisterDevice", &[]);
+        assert!(form.contains("&IotInstanceId=iot-060a02m5&"));
+    }
+
+    #[test]
+    fn a_wrong_clock_is_corrected_with_one_warning() {
+        let log = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || Lines(writer.clone()))
+            .with_max_level(tracing::Level::WARN)
+            .finish();
+        let client = Client::new(config("http://127.0.0.1:1")).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            // Three calls were under way with the old clock.
+            for _ in 0..3 {
+                client.correct_clock(Some(unix_now() + 3600));
+            }
+        });
+        let offset = client.clock_offset.load(Ordering::Relaxed);
+        assert!((3599..=3600).contains(&offset), "{offset}");
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("WARN").count(), 1, "{log}");
+    }
+
+    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_two_calls_have_the_same_nonce() {
+        let nonces = Nonces::new().unwrap();
+        assert_ne!(nonces.next(), nonces.next());
+        assert_ne!(nonces.prefix, Nonces::new().unwrap().prefix);
+    }
+
+    #[test]
+    fn times_are_written_and_read_as_the_gateway_does() {
+        assert_eq!(timestamp(1_456_231_584), "2016-02-23T12:46:24Z");
+        assert_eq!(http_date(b"Tue, 23 Feb 2016 12:46:24 GMT"), Some(1_456_231_584));
+        assert_eq!(http_date(b"yesterday"), None);
+    }
+
+    #[test]
+    fn only_loopback_is_called_without_a_proxy() {
+        for (url, loopback) in [
+            ("http://127.0.0.1:8086", true),
+            ("http://[::1]:8086", true),
+            ("http://localhost:8086", true),
+            ("https://iot.cn-shanghai.aliyuncs.com", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), loopback, "{url}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What goes wrong: faults that a test asks for one by one, and those that
+//! `fail_rate` throws in by a seeded dice. Pure; the effects are the caller's.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use super::Action;
+
+/// How late a call that `fail_rate` delays is answered.
+const LATE: Duration = Duration::from_secs(3);
+
+/// What a call gets in place of its answer. Unless it says otherwise, the call
+/// is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection ends without an answer.
+    Drop,
+    /// The call is carried out and answered, this much later.
+    Delay(Duration),
+    /// An error of the gateway, such as 400 `Throttling.User`.
+    Gateway {
+        /// HTTP status, 100–999.
+        status: u16,
+        /// `Code`.
+        code: Cow<'static, str>,
+    },
+    /// An error of the business level, with HTTP 200.
+    Business {
+        /// `Code`.
+        code: Cow<'static, str>,
+    },
+    /// Anything else.
+    Raw {
+        /// HTTP status, 100–999.
+        status: u16,
+        /// `Content-Type`.
+        content_type: &'static str,
+        /// The whole body.
+        body: String,
+    },
+    /// The call is carried out, and then this happens to its answer.
+    AfterCarryingOut(Box<Fault>),
+}
+
+impl Fault {
+    /// An error of the gateway.
+    pub fn gateway(status: u16, code: impl Into<Cow<'static, str>>) -> Self {
+        Self::Gateway { status, code: code.into() }
+    }
+
+    /// An error of the business level.
+    pub fn business(code: impl Into<Cow<'static, str>>) -> Self {
+        Self::Business { code: code.into() }
+    }
+
+    /// A page such as a proxy or a captive portal answers with.
+    pub fn html(status: u16) -> Self {
+        let body = format!("<html><head><title>{status}</title></head><body>{status}</body></html>\n");
+        Self::Raw { status, content_type: "text/html", body }
+    }
+
+    /// The same fault, after the call has had its effect.
+    pub fn after_carrying_out(self) -> Self {
+        Self::AfterCarryingOut(Box::new(self))
+    }
+}
+
+/// The faults to come.
+pub(super) struct Faults {
+    scripted: HashMap<Action, VecDeque<Fault>>,
+    /// What every call gets that has nothing scripted.
+    standing: Option<Fault>,
+    /// 0.0–1.0
+    fail_rate: f64,
+    dice: Dice,
+}
+
+impl Faults {
+    pub fn new(fail_rate: f64, seed: u64) -> Self {
+        Self { scripted: HashMap::new(), standing: None, fail_rate, dice: Dice(seed) }
+    }
+
+    pub fn script(&mut self, action: Action, fault: Fault) {
+        self.scripted.entry(action).or_default().push_back(fault);
+    }
+
+    pub fn set_standing(&mut self, fault: Option<Fault>) {
+        self.standing = fault;
+    }
+
+    /// The fault of the next call: what is scripted first, then what stands,
+    /// then the dice.
+    pub fn next(&mut self, action: Action) -> Option<Fault> {
+        let scripted = self.scripted.get_mut(&action).and_then(VecDeque::pop_front);
+        scripted.or_else(|| self.standing.clone()).or_else(|| self.throw())
+    }
+
+    fn throw(&mut self) -> Option<Fault> {
+        if self.fail_rate <= 0.0 || self.dice.fraction() >= self.fail_rate {
+            return None;
+        }
+        let unavailable = Fault::gateway(503, "ServiceUnavailable");
+        let exception = Fault::business("iot.system.SystemException");
+        Some(match self.dice.next() % 7 {
+            0 => unavailable,
+            1 => exception,
+            2 => Fault::Drop,
+            3 => unavailable.after_carrying_out(),
+            4 => exception.after_carrying_out(),
+            5 => Fault::Drop.after_carrying_out(),
+            _ => Fault::Delay(LATE),
+        })
+    }
+}
+
+/// SplitMix64: repeatable from its seed, and good enough for chance. Nothing
+/// secret depends on it.
+pub(super) struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// 0.0 up to, not including, 1.0.
+    fn fraction(&mut self) -> f64 {
+        // The 53 bits of an f64's mantissa.
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripted_faults_come_in_order_and_only_to_their_action() {
+        let mut faults = Faults::new(0.0, 1);
+        faults.script(Action::RegisterDevice, Fault::Drop);
+        faults.script(Action::RegisterDevice, Fault::html(502));
+        assert_eq!(faults.next(Action::QueryDeviceDetail), None);
+        assert_eq!(faults.next(Action::RegisterDevice), Some(Fault::Drop));
+        assert_eq!(faults.next(Action::RegisterDevice), Some(Fault::html(502)));
+        assert_eq!(faults.next(Action::RegisterDevice), None);
+    }
+
+    #[test]
+    fn a_standing_fault_stays_until_it_is_taken_back() {
+        let mut faults = Faults::new(0.0, 1);
+        faults.set_standing(Some(Fault::Drop));
+        assert_eq!(faults.next(Action::RegisterDevice), Some(Fault::Drop));
+        assert_eq!(faults.next(Action::QueryDeviceDetail), Some(Fault::Drop));
+        faults.set_standing(None);
+        assert_eq!(faults.next(Action::RegisterDevice), None);
+    }
+
+    #[test]
+    fn chance_keeps_to_its_rate_and_repeats_with_its_seed() {
+        let run = |seed| {
+            let mut faults = Faults::new(0.25, seed);
+            (0..4000).map(|_| faults.next(Action::RegisterDevice)).collect::<Vec<_>>()
+        };
+        let first = run(7);
+        assert_eq!(first, run(7));
+        assert_ne!(first, run(8));
+        let failed = first.iter().flatten().count();
+        assert!((900..1100).contains(&failed), "{failed}");
+        assert!(first.iter().flatten().any(|fault| matches!(fault, Fault::AfterCarryingOut(_))));
+    }
+}

@@ -1,0 +1,79 @@
+//! How often an account may call each action: a token bucket that holds one
+//! second's worth. Pure; the time is an argument.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::Action;
+
+/// Which limits the simulator enforces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Limits {
+    /// Any number of calls.
+    #[default]
+    None,
+    /// The documented calls per second of each action; what is beyond is
+    /// answered with `Throttling.User`.
+    Real,
+}
+
+/// The account's buckets, full at first.
+pub(super) struct Buckets {
+    limits: Limits,
+    buckets: HashMap<Action, Bucket>,
+}
+
+struct Bucket {
+    /// 0 to one second's worth.
+    tokens: f64,
+    /// When, since the start.
+    filled: Duration,
+}
+
+impl Buckets {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, buckets: HashMap::new() }
+    }
+
+    /// Whether the account may make this call `now`, measured since the start; if
+    /// so, it is counted.
+    pub fn take(&mut self, action: Action, now: Duration) -> bool {
+        if self.limits == Limits::None {
+            return true;
+        }
+        let per_second = f64::from(action.calls_per_second());
+        let bucket = self.buckets.entry(action).or_insert(Bucket { tokens: per_second, filled: now });
+        let since = now.saturating_sub(bucket.filled).as_secs_f64();
+        bucket.tokens = (bucket.tokens + since * per_second).min(per_second);
+        bucket.filled = now;
+        let enough = bucket.tokens >= 1.0;
+        if enough {
+            bucket.tokens -= 1.0;
+        }
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(buckets: &mut Buckets, action: Action, now: Duration) -> usize {
+        (0..1000).take_while(|_| buckets.take(action, now)).count()
+    }
+
+    #[test]
+    fn each_action_has_its_documented_limit_and_regains_it_in_a_second() {
+        let start = Duration::from_secs(5);
+        let mut buckets = Buckets::new(Limits::Real);
+        assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start), 30);
+        assert_eq!(allowed(&mut buckets, Action::QueryDeviceDetail, start), 50);
+        assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start + Duration::from_millis(510)), 15);
+        assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start + Duration::from_secs(3600)), 30);
+    }
+
+    #[test]
+    fn without_limits_every_call_is_allowed() {
+        let mut buckets = Buckets::new(Limits::None);
+        assert_eq!(allowed(&mut buckets, Action::RegisterDevice, Duration::ZERO), 1000);
+    }
+}

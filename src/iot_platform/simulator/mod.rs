@@ -1,0 +1,380 @@
+//! IoT Platform's API on a port of this machine: signatures verified, limits and
+//! failures on demand, no account needed. The SDKs' requests must pass it and
+//! their parsers accept its answers; it shares [`super::signature`] with the
+//! client, and nothing else.
+//!
+//! The way of a call: `gateway` admits it, `limits` counts it, `faults` may spoil
+//! it, `actions` carries it out on `devices`.
+
+mod actions;
+mod connection;
+mod devices;
+mod faults;
+mod gateway;
+mod limits;
+mod request;
+mod world;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::to_bytes,
+    extract::{ConnectInfo, Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{any, get},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+
+pub use self::{actions::Action, faults::Fault, limits::Limits, world::Stats};
+use self::{
+    connection::{Line, Listener},
+    devices::{Devices, write_atomically},
+    request::{HttpRequest, Refusal},
+    world::{Reply, Verdict, World},
+};
+use super::client::Credentials;
+use crate::device::{Certificate, Secret};
+
+/// `AccessKeyId` that the simulator expects unless told otherwise.
+pub const DEFAULT_ACCESS_KEY_ID: &str = "simulator";
+/// `AccessKeySecret` that the simulator expects unless told otherwise.
+pub const DEFAULT_ACCESS_KEY_SECRET: &str = "simulator-secret";
+
+/// Longest request that is read, in bytes: 10,000 device names, encoded.
+const MAX_REQUEST: usize = 4 * 1024 * 1024;
+/// How long changes are gathered before the state file is written.
+const SAVE_AFTER: Duration = Duration::from_millis(100);
+/// How long a shutdown waits for a client that has sent half a request.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
+
+/// How the simulated cloud behaves.
+#[derive(Debug, Clone)]
+pub struct SimulatorConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The account's only access key.
+    pub access_key_id: String,
+    /// What that key signs with.
+    pub access_key_secret: Secret,
+    /// How long every answer of the API takes.
+    pub latency: Duration,
+    /// How often the account may call.
+    pub limits: Limits,
+    /// How many of the calls fail, 0.0–1.0: some before and some after they are
+    /// carried out, and some are only late.
+    pub fail_rate: f64,
+    /// How long the cloud works on each step of a batch. No action reads it yet.
+    pub batch_delay: Duration,
+    /// Where devices are kept over a restart; nowhere when absent.
+    pub state: Option<PathBuf>,
+    /// The product keys that the account has; empty when it has any.
+    pub products: Vec<String>,
+    /// What all chance follows from; random when absent.
+    pub seed: Option<u64>,
+}
+
+impl Default for SimulatorConfig {
+    /// A free port of loopback, the default access key, and nothing goes wrong.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            access_key_id: DEFAULT_ACCESS_KEY_ID.into(),
+            access_key_secret: Secret::new(DEFAULT_ACCESS_KEY_SECRET.into()),
+            latency: Duration::ZERO,
+            limits: Limits::None,
+            fail_rate: 0.0,
+            batch_delay: Duration::ZERO,
+            state: None,
+            products: Vec::new(),
+            seed: None,
+        }
+    }
+}
+
+/// Why a simulator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulatorError {
+    /// The address is in use, or not one of this machine.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The state file cannot be read, or is none.
+    #[error("cannot read the simulator's state file {}: {source}", path.display())]
+    StateFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The fail rate is no probability.
+    #[error("the simulator's fail rate is {0}; it should be between 0 and 1")]
+    FailRate(f64),
+    /// The system gives no random numbers.
+    #[error("no randomness for the simulator: {0}")]
+    Randomness(String),
+}
+
+/// A running simulator; stops when dropped.
+pub struct Simulator {
+    address: SocketAddr,
+    config: SimulatorConfig,
+    shared: Arc<Shared>,
+    tasks: Option<Tasks>,
+}
+
+struct Tasks {
+    server: JoinHandle<io::Result<()>>,
+    saver: JoinHandle<()>,
+}
+
+/// What all connections share.
+struct Shared {
+    world: Mutex<World>,
+    latency: Duration,
+    started: Instant,
+    /// Turns true when the simulator stops.
+    stopping: watch::Sender<bool>,
+    changed: Notify,
+    state: Option<PathBuf>,
+    /// Held from reading the devices until they are written, so that a newer
+    /// state is never overwritten by an older one.
+    saving: Mutex<()>,
+}
+
+impl Simulator {
+    /// Listens, and answers in the current Tokio runtime from then on.
+    ///
+    /// # Errors
+    ///
+    /// When the address or the state file cannot be used.
+    pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
+        if !(0.0..=1.0).contains(&config.fail_rate) {
+            return Err(SimulatorError::FailRate(config.fail_rate));
+        }
+        let seed = match config.seed {
+            Some(seed) => seed,
+            None => getrandom::u64().map_err(|error| SimulatorError::Randomness(error.to_string()))?,
+        };
+        let devices = match &config.state {
+            Some(path) => Devices::load(path, seed)
+                .map_err(|source| SimulatorError::StateFile { path: path.clone(), source })?,
+            None => Devices::new(seed),
+        };
+        let cannot_listen = |source| SimulatorError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
+        let address = listener.local_addr().map_err(cannot_listen)?;
+        let shared = Arc::new(Shared {
+            world: Mutex::new(World::new(&config, devices, seed)),
+            latency: config.latency,
+            started: Instant::now(),
+            stopping: watch::Sender::new(false),
+            changed: Notify::new(),
+            state: config.state.clone(),
+            saving: Mutex::new(()),
+        });
+        let tasks = Tasks {
+            server: tokio::spawn(serve(listener, shared.clone())),
+            saver: tokio::spawn(save_changes(shared.clone())),
+        };
+        Ok(Self { address, config, shared, tasks: Some(tasks) })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://ADDR`, as a client's endpoint.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The access key that it accepts.
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            access_key_id: self.config.access_key_id.clone(),
+            access_key_secret: self.config.access_key_secret.clone(),
+            security_token: None,
+        }
+    }
+
+    /// What has been called so far, the same as `GET /stats`.
+    pub fn stats(&self) -> Stats {
+        self.shared.world().stats()
+    }
+
+    /// The certificate of a device that exists, without a call.
+    pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
+        self.shared.world().certificate(product_key, device_name)
+    }
+
+    /// Spoils the next call of an action that has nothing scripted yet: faults
+    /// are used up one per call, in the order in which they were given.
+    pub fn script(&self, action: Action, fault: Fault) {
+        self.shared.world().faults.script(action, fault);
+    }
+
+    /// Spoils every call that has nothing scripted, until `None` is given.
+    pub fn set_outage(&self, fault: Option<Fault>) {
+        self.shared.world().faults.set_standing(fault);
+    }
+
+    /// Stops: calls under way end without an answer, the port is free again, and
+    /// the state file is written.
+    ///
+    /// # Errors
+    ///
+    /// When the state file cannot be written.
+    pub async fn shutdown(mut self) -> io::Result<()> {
+        self.shared.stopping.send_replace(true);
+        if let Some(tasks) = self.tasks.take() {
+            // A task that panicked has stopped as well.
+            let abort = tasks.server.abort_handle();
+            if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
+                abort.abort();
+            }
+            let _ = tasks.saver.await;
+        }
+        self.shared.save()
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        // The tasks end by themselves; only a shutdown waits for them.
+        self.shared.stopping.send_replace(true);
+        if self.tasks.is_some()
+            && let Err(error) = self.shared.save()
+        {
+            tracing::error!(%error, "the simulator's state file could not be written");
+        }
+    }
+}
+
+impl fmt::Debug for Simulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulator").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when the simulator stops.
+    async fn stopped(&self) {
+        // The sender is here, so it is not closed before us.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Writes the state file, if there is one and anything has changed.
+    fn save(&self) -> io::Result<()> {
+        let Some(path) = &self.state else { return Ok(()) };
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(text) = self.world().changed_state()? else { return Ok(()) };
+        write_atomically(path, &text).inspect_err(|_| self.world().mark_changed())
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+    let router = Router::new()
+        .route("/", any(api))
+        .route("/stats", get(stats))
+        .fallback(no_such_path)
+        .with_state(shared.clone());
+    axum::serve(Listener(listener), router.into_make_service_with_connect_info::<Line>())
+        .with_graceful_shutdown(async move { shared.stopped().await })
+        .await
+}
+
+/// Writes the state file a moment after each change: a thousand registrations in
+/// a second cost a few writes, not a thousand.
+async fn save_changes(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.changed.notified() => {}
+            () = shared.stopped() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SAVE_AFTER) => {}
+            () = shared.stopped() => return,
+        }
+        let writer = shared.clone();
+        match tokio::task::spawn_blocking(move || writer.save()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the simulator's state file could not be written"),
+            Err(error) => tracing::error!(%error, "the simulator's state file was not written"),
+        }
+    }
+}
+
+async fn stats(State(shared): State<Arc<Shared>>) -> Json<Stats> {
+    Json(shared.world().stats())
+}
+
+async fn no_such_path(State(shared): State<Arc<Shared>>) -> Response {
+    let message = "Specified api is not found, please check your url and method.";
+    let refusal = Refusal::new(404, "InvalidAction.NotFound", message);
+    shared.world().refuse(&refusal, "").into_response()
+}
+
+/// A call of the API.
+async fn api(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(line): ConnectInfo<Line>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, MAX_REQUEST).await else {
+        let refusal = Refusal::new(413, "RequestEntityTooLarge", "The request is too large.");
+        return shared.world().refuse(&refusal, "").into_response();
+    };
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    let request = HttpRequest { method: parts.method, query, headers: parts.headers, body };
+    let verdict = shared.world().handle(&request, jiff::Timestamp::now(), shared.started.elapsed());
+    if verdict.changed {
+        shared.changed.notify_one();
+    }
+    deliver(&shared, &line, verdict).await
+}
+
+/// Sends the answer when its time has come, or breaks the connection off.
+async fn deliver(shared: &Shared, line: &Line, verdict: Verdict) -> Response {
+    let wait = shared.latency + verdict.delay;
+    let answered = tokio::select! {
+        () = tokio::time::sleep(wait), if !wait.is_zero() => true,
+        () = shared.stopped(), if !wait.is_zero() => false,
+        else => true,
+    };
+    match verdict.reply {
+        Some(reply) if answered => reply.into_response(),
+        _ => {
+            line.cut();
+            StatusCode::NO_CONTENT.into_response()
+        }
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [(header::CONTENT_TYPE, self.content_type)], self.body).into_response()
+    }
+}

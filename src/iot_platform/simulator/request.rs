@@ -1,0 +1,125 @@
+//! A call as it comes in, its parameters, and the gateway's way to refuse it.
+//! Everything here comes from outside, and nothing is believed yet.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use axum::{
+    body::Bytes,
+    http::{HeaderMap, Method},
+};
+use percent_encoding::percent_decode_str;
+
+/// An HTTP request, read to its end.
+pub(super) struct HttpRequest {
+    pub method: Method,
+    pub query: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl HttpRequest {
+    /// A header's text; nothing when it is not there or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// What the call says in its query and in its form, as one list: the
+    /// official SDKs use either, or both at once.
+    pub fn parameters(&self) -> Result<Parameters, Refusal> {
+        let mut parameters = Parameters::default();
+        parameters.read_form(self.query.as_bytes())?;
+        if self.method == Method::POST {
+            parameters.read_form(&self.body)?;
+        }
+        Ok(parameters)
+    }
+}
+
+/// Parameters by name.
+#[derive(Default)]
+pub(super) struct Parameters(BTreeMap<String, String>);
+
+impl Parameters {
+    /// Adds `name=value&…`, percent-encoded, `+` for a space.
+    pub fn read_form(&mut self, form: &[u8]) -> Result<(), Refusal> {
+        let form = std::str::from_utf8(form).map_err(|_| not_a_form())?;
+        for pair in form.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            self.0.insert(decoded(name)?, decoded(value)?);
+        }
+        Ok(())
+    }
+
+    /// A parameter that is there and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// A parameter that the call cannot do without.
+    pub fn required(&self, name: &'static str) -> Result<&str, Refusal> {
+        self.get(name).ok_or_else(|| Refusal::missing(name))
+    }
+
+    /// All of them, also the empty ones: they are signed as well.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+fn decoded(text: &str) -> Result<String, Refusal> {
+    let spaced = text.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).map_err(|_| not_a_form())
+}
+
+fn not_a_form() -> Refusal {
+    Refusal::new(400, "InvalidParameter", "The parameters are not UTF-8 text.")
+}
+
+/// An error of the gateway: the call has not reached the action.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    pub code: Cow<'static, str>,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(status: u16, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { status, code: code.into(), message: message.into() }
+    }
+
+    /// `Missing…`, as the gateway names a parameter that is not there.
+    pub fn missing(name: &str) -> Self {
+        Self::new(400, format!("Missing{name}"), format!("{name} is mandatory for this action."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_and_form_are_one_list() {
+        let request = HttpRequest {
+            method: Method::POST,
+            query: "Action=RegisterDevice&SignatureType=".into(),
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(b"Nickname=%E7%81%AF+1%2B&&DeviceName=a%3Ab"),
+        };
+        let parameters = request.parameters().unwrap();
+        assert_eq!(parameters.get("Action"), Some("RegisterDevice"));
+        assert_eq!(parameters.get("Nickname"), Some("灯 1+"));
+        assert_eq!(parameters.get("DeviceName"), Some("a:b"));
+        assert_eq!(parameters.get("SignatureType"), None);
+        assert_eq!(parameters.iter().count(), 4);
+        assert_eq!(parameters.required("ProductKey").unwrap_err().code, "MissingProductKey");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        for form in [&b"a=%ff"[..], b"\xff=1"] {
+            assert!(Parameters::default().read_form(form).is_err());
+        }
+    }
+}

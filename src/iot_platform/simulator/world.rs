@@ -1,0 +1,250 @@
+//! The simulated cloud as a whole, without its connections: a request and the
+//! time come in, a verdict goes out. Pure, so that a test needs no network.
+
+use std::{collections::BTreeMap, io, time::Duration};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Action, Fault, SimulatorConfig,
+    actions::{self, Failure},
+    devices::Devices,
+    faults::{Dice, Faults},
+    gateway::Gateway,
+    limits::Buckets,
+    request::{HttpRequest, Parameters, Refusal},
+};
+use crate::device::{Certificate, Secret};
+
+/// Longest `Host` that is repeated as `HostId`, in bytes.
+const MAX_HOST: usize = 253;
+
+/// What has been called so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Calls that were let through, by action, whatever came of them.
+    pub calls: BTreeMap<&'static str, u64>,
+    /// Devices that exist.
+    pub devices: u64,
+    /// Calls answered with `Throttling.User`, or another code of its family.
+    pub throttled: u64,
+    /// Requests that the gateway refused: signature, access key, parameters.
+    pub refused: u64,
+}
+
+/// What becomes of a request.
+pub(super) struct Verdict {
+    /// On top of the latency.
+    pub delay: Duration,
+    /// `None` breaks the connection off.
+    pub reply: Option<Reply>,
+    /// Whether there is something to save.
+    pub changed: bool,
+}
+
+/// An HTTP answer.
+pub(super) struct Reply {
+    pub status: u16,
+    pub content_type: &'static str,
+    pub body: String,
+}
+
+/// The cloud.
+pub(super) struct World {
+    pub faults: Faults,
+    gateway: Gateway,
+    limits: Buckets,
+    devices: Devices,
+    products: Vec<String>,
+    stats: Stats,
+    request_ids: Dice,
+    changed: bool,
+}
+
+impl World {
+    pub fn new(config: &SimulatorConfig, devices: Devices, seed: u64) -> Self {
+        Self {
+            faults: Faults::new(config.fail_rate, seed),
+            gateway: Gateway::new(config.access_key_id.clone(), config.access_key_secret.clone()),
+            limits: Buckets::new(config.limits),
+            devices,
+            products: config.products.clone(),
+            stats: Stats::default(),
+            request_ids: Dice(!seed),
+            changed: false,
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats { devices: self.devices.len() as u64, ..self.stats.clone() }
+    }
+
+    pub fn certificate(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
+        self.devices.get(product_key, device_name).map(|device| Certificate {
+            product_key: device.product_key.clone(),
+            device_name: device.device_name.clone(),
+            device_secret: Secret::new(device.device_secret.clone()),
+        })
+    }
+
+    /// The text of the state file, if anything changed since it was last taken.
+    pub fn changed_state(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if !self.changed {
+            return Ok(None);
+        }
+        let text = self.devices.to_json()?;
+        self.changed = false;
+        Ok(Some(text))
+    }
+
+    /// Takes back that the state was saved.
+    pub fn mark_changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// Decides about a request that came at `now`, `uptime` after the start.
+    pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
+        let devices_before = self.devices.len();
+        let host = request.header("host").unwrap_or_default();
+        let (delay, reply) = match self.admit(request, now) {
+            Ok((action, parameters)) => self.call(action, &parameters, host, now, uptime),
+            Err(refusal) => (Duration::ZERO, Some(self.refuse(&refusal, host))),
+        };
+        let changed = self.devices.len() != devices_before;
+        self.changed |= changed;
+        Verdict { delay, reply, changed }
+    }
+
+    /// Counts and words a refusal.
+    pub fn refuse(&mut self, refusal: &Refusal, host: &str) -> Reply {
+        match refusal.code.starts_with("Throttling") {
+            true => self.stats.throttled += 1,
+            false => self.stats.refused += 1,
+        }
+        self.gateway_error(refusal, host)
+    }
+
+    fn admit(
+        &mut self,
+        request: &HttpRequest,
+        now: jiff::Timestamp,
+    ) -> Result<(Action, Parameters), Refusal> {
+        let parameters = request.parameters()?;
+        let action = self.gateway.admit(request, &parameters, now.as_second())?;
+        Ok((action, parameters))
+    }
+
+    /// A call that the gateway has let through.
+    fn call(
+        &mut self,
+        action: Action,
+        parameters: &Parameters,
+        host: &str,
+        now: jiff::Timestamp,
+        uptime: Duration,
+    ) -> (Duration, Option<Reply>) {
+        if !self.limits.take(action, uptime) {
+            let throttled =
+                Refusal::new(400, "Throttling.User", "Request was denied due to user flow control.");
+            return (Duration::ZERO, Some(self.refuse(&throttled, host)));
+        }
+        match self.faults.next(action) {
+            None => (Duration::ZERO, Some(self.answer(action, parameters, host, now))),
+            Some(Fault::Delay(delay)) => (delay, Some(self.answer(action, parameters, host, now))),
+            Some(Fault::AfterCarryingOut(fault)) => {
+                self.answer(action, parameters, host, now);
+                self.spoil(*fault, host)
+            }
+            // Refused before the action, so not counted as a call of it.
+            Some(Fault::Gateway { status: status @ 400..=499, code }) => {
+                let refusal = Refusal::new(status, code, "Simulated.");
+                (Duration::ZERO, Some(self.refuse(&refusal, host)))
+            }
+            Some(fault) => {
+                self.count(action);
+                self.spoil(fault, host)
+            }
+        }
+    }
+
+    /// What is sent in place of an answer.
+    fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
+        match fault {
+            Fault::Drop => (Duration::ZERO, None),
+            // Carried out already: what is left is to be late and silent.
+            Fault::Delay(delay) => (delay, None),
+            Fault::Gateway { status, code } => {
+                let reply = self.gateway_error(&Refusal::new(status, code, "Simulated."), host);
+                (Duration::ZERO, Some(reply))
+            }
+            Fault::Business { code } => (Duration::ZERO, Some(self.business_error(&code, "Simulated."))),
+            Fault::Raw { status, content_type, body } => {
+                (Duration::ZERO, Some(Reply { status, content_type, body }))
+            }
+            Fault::AfterCarryingOut(fault) => self.spoil(*fault, host),
+        }
+    }
+
+    /// Carries the action out.
+    fn answer(&mut self, action: Action, parameters: &Parameters, host: &str, now: jiff::Timestamp) -> Reply {
+        let mut context = actions::Context {
+            devices: &mut self.devices,
+            products: &self.products,
+            now_ms: now.as_millisecond(),
+        };
+        match actions::carry_out(action, parameters, &mut context) {
+            Ok(mut answer) => {
+                self.count(action);
+                answer["Success"] = true.into();
+                answer["RequestId"] = self.request_id().into();
+                json_reply(200, &answer)
+            }
+            Err(Failure::Business { code, message }) => {
+                self.count(action);
+                self.business_error(code, message)
+            }
+            Err(Failure::Refused(refusal)) => self.refuse(&refusal, host),
+        }
+    }
+
+    fn count(&mut self, action: Action) {
+        *self.stats.calls.entry(action.name()).or_default() += 1;
+    }
+
+    fn business_error(&mut self, code: &str, message: &str) -> Reply {
+        let request_id = self.request_id();
+        json_reply(
+            200,
+            &json!({ "RequestId": request_id, "Success": false, "Code": code, "ErrorMessage": message }),
+        )
+    }
+
+    fn gateway_error(&mut self, refusal: &Refusal, host: &str) -> Reply {
+        let host = if host.len() <= MAX_HOST { host } else { "" };
+        let request_id = self.request_id();
+        json_reply(
+            refusal.status,
+            &json!({
+                "RequestId": request_id, "HostId": host, "Code": refusal.code, "Message": refusal.message,
+            }),
+        )
+    }
+
+    /// A UUID in upper case.
+    fn request_id(&mut self) -> String {
+        let (high, low) = (self.request_ids.next(), self.request_ids.next());
+        format!(
+            "{:08X}-{:04X}-4{:03X}-{:04X}-{:012X}",
+            high >> 32,
+            high >> 16 & 0xffff,
+            high & 0xfff,
+            low >> 48 & 0x3fff | 0x8000,
+            low & 0xffff_ffff_ffff
+        )
+    }
+}
+
+fn json_reply(status: u16, body: &Value) -> Reply {
+    Reply { status, content_type: "application/json;charset=utf-8", body: body.to_string() }
+}

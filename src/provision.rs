@@ -1,0 +1,154 @@
+//! The logic of the device table, per request: not in the table, the device is
+//! invalid; in the table with a certificate, return it; in the table without,
+//! have it registered, and return it. And who may have what, how often.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    device::{Certificate, DeviceId},
+    psk::{Principal, Reissue},
+    registrar::{Outcome, Registrar},
+    store::{DeviceRow, DeviceState, JournalEntry, Store, StoreError, UnixSeconds, unix_now},
+};
+
+/// Why a device does not get a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not in the table, or in an enrollment that is not the client's: which of
+    /// them, the client must not learn.
+    #[error("the device is invalid")]
+    Invalid,
+    /// The client has proven to be another device.
+    #[error("the identity is another device's")]
+    NotYours,
+    /// The operator said no.
+    #[error("the device is disabled")]
+    Disabled,
+    /// The reissue policy says no.
+    #[error("the certificate was issued already")]
+    Issued,
+    /// IoT Platform refuses; only the operator can mend it.
+    #[error("IoT Platform refuses: {0}")]
+    Operator(String),
+    /// Not now; to be asked again after so many seconds.
+    #[error("not yet; again in {0} s")]
+    Later(u32),
+    /// IoT Platform did not answer in time; the registration goes on.
+    #[error("IoT Platform did not answer in time")]
+    TimedOut,
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(%error, "a device is told to come back");
+        Self::Later(STORE_PAUSE)
+    }
+}
+
+/// When a device should come back that met a store which failed, in seconds.
+const STORE_PAUSE: u32 = 30;
+
+/// Hands out certificates.
+pub struct Provisioner {
+    store: Arc<dyn Store>,
+    registrar: Arc<Registrar>,
+    /// How long a device is kept waiting for its registration.
+    patience: Duration,
+}
+
+impl Provisioner {
+    /// `patience` is how long a request may wait for its registration.
+    pub fn new(store: Arc<dyn Store>, registrar: Arc<Registrar>, patience: Duration) -> Self {
+        Self { store, registrar, patience }
+    }
+
+    /// The certificate of `device`, for a client that has proven to be `principal`.
+    pub async fn certificate(
+        &self,
+        principal: &Principal,
+        device: &DeviceId,
+    ) -> Result<Certificate, Refusal> {
+        // Decided before the table is looked at, so that the answer tells
+        // nothing about it.
+        if principal.device.as_ref().is_some_and(|own| own != device) {
+            return Err(Refusal::NotYours);
+        }
+        let row = self.store.device(device).await?.ok_or(Refusal::Invalid)?;
+        if row.enrollment != principal.enrollment.name {
+            return Err(Refusal::Invalid);
+        }
+        if row.state == DeviceState::Disabled {
+            return Err(Refusal::Disabled);
+        }
+        let now = unix_now();
+        if let Some(first) = row.first_issued {
+            may_have_again(principal.enrollment.reissue, first, now)?;
+        }
+        let first_issued = row.first_issued;
+        let certificate = match row.certificate {
+            Some(certificate) => certificate,
+            None => self.register(row).await?,
+        };
+        self.record_issue(principal.enrollment.reissue, device, first_issued, now).await?;
+        Ok(certificate)
+    }
+
+    async fn register(&self, row: DeviceRow) -> Result<Certificate, Refusal> {
+        if let Some(reason) = row.refusal {
+            return Err(Refusal::Operator(reason));
+        }
+        let device_name = row.device_name.unwrap_or_else(|| row.id.device_name());
+        let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
+        match self.registrar.register(wanted, self.patience).await {
+            Outcome::Registered(certificate) => Ok(certificate),
+            Outcome::Refused(reason) | Outcome::Operator(reason) => Err(Refusal::Operator(reason)),
+            Outcome::Later(pause) => Err(Refusal::Later(pause.as_secs().clamp(1, u32::MAX.into()) as u32)),
+            Outcome::TimedOut => Err(Refusal::TimedOut),
+        }
+    }
+
+    /// Where the policy depends on it, the first issue is on the disk before the
+    /// answer leaves; of two requests at once, one was the first.
+    async fn record_issue(
+        &self,
+        reissue: Reissue,
+        device: &DeviceId,
+        known: Option<UnixSeconds>,
+        now: UnixSeconds,
+    ) -> Result<(), Refusal> {
+        if known.is_some() {
+            return Ok(());
+        }
+        if reissue == Reissue::Always {
+            self.store.note_issue(device, now);
+            return Ok(());
+        }
+        let issue = self.store.record_issue(device, now).await?;
+        if issue.is_first { Ok(()) } else { may_have_again(reissue, issue.first, now) }
+    }
+}
+
+fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> Result<(), Refusal> {
+    let allowed = match reissue {
+        Reissue::Always => true,
+        Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs() as i64,
+        Reissue::Once => false,
+    };
+    if allowed { Ok(()) } else { Err(Refusal::Issued) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_policy_allows_what_it_says() {
+        let day = Reissue::Window(Duration::from_secs(86_400));
+        assert_eq!(may_have_again(Reissue::Always, 0, i64::MAX), Ok(()));
+        assert_eq!(may_have_again(Reissue::Once, 100, 100), Err(Refusal::Issued));
+        assert_eq!(may_have_again(day, 100, 100 + 86_400), Ok(()));
+        assert_eq!(may_have_again(day, 100, 100 + 86_401), Err(Refusal::Issued));
+        // A clock that was set back does not lock a device out.
+        assert_eq!(may_have_again(day, 100, 50), Ok(()));
+    }
+}

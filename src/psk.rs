@@ -1,0 +1,207 @@
+//! Who a PSK identity is, and its key: the enrollments of the configuration and
+//! the individual keys of the store. What an enrollment's devices may have is
+//! `provision`'s.
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{
+    device::DeviceId,
+    store::{Store, StoreError},
+};
+
+/// A key; not printed, wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Zeroizing<Vec<u8>>);
+
+/// Shortest key taken, in bytes: 128 bits.
+pub const MIN_KEY: usize = 16;
+/// Longest key taken, in bytes (RFC 4279 §5.4).
+pub const MAX_KEY: usize = 64;
+
+impl Key {
+    /// A key of 16–64 bytes from hex digits of either case. The error says what
+    /// is wrong, and repeats nothing of the key.
+    pub fn from_hex(digits: &str) -> Result<Self, String> {
+        let bytes =
+            hex::decode(digits).map(Zeroizing::new).map_err(|_| "not an even number of hex digits")?;
+        if !(MIN_KEY..=MAX_KEY).contains(&bytes.len()) {
+            return Err(format!("{} bytes, expected {MIN_KEY} to {MAX_KEY}", bytes.len()));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The key, for whoever computes with it.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The key of a device of a derived enrollment, whose master key this is:
+    /// the first 16 bytes of HMAC-SHA256(master, identity).
+    pub fn derive(&self, identity: &[u8]) -> Self {
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else { unreachable!("HMAC takes any key") };
+        mac.update(identity);
+        let mut tag = mac.finalize().into_bytes();
+        let key = Zeroizing::new(tag[..16].to_vec());
+        tag.zeroize();
+        Self(key)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+/// How the devices of an enrollment prove who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Each device has a row with its own identity and key.
+    Individual,
+    /// The identity is the device ID, the key derived from it and this master key.
+    Derived(Key),
+    /// One identity and key for all of them, in the firmware image.
+    Shared {
+        /// PSK identity.
+        identity: String,
+        /// Pre-shared key.
+        key: Key,
+    },
+}
+
+/// How often a certificate may be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reissue {
+    /// As often as the device asks.
+    Always,
+    /// Again for so long after the first time.
+    Window(Duration),
+    /// A single time.
+    Once,
+}
+
+/// Devices that were enrolled together: one product, one kind of key, one policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrollment {
+    /// Names it in the table and in the configuration.
+    pub name: String,
+    /// The product that its devices are registered in.
+    pub product_key: String,
+    /// How they prove who they are.
+    pub kind: Kind,
+    /// How often each may fetch its certificate.
+    pub reissue: Reissue,
+}
+
+/// Who a session's client is, proven by its key.
+#[derive(Debug, Clone)]
+pub struct Principal {
+    /// The enrollment whose key it has.
+    pub enrollment: Arc<Enrollment>,
+    /// The one device that it is; `None` when the key is shared.
+    pub device: Option<DeviceId>,
+}
+
+/// The enrollments of a configuration, by what they are looked up by.
+#[derive(Debug, Default)]
+pub struct Enrollments {
+    by_name: HashMap<String, Arc<Enrollment>>,
+    by_identity: HashMap<String, Arc<Enrollment>>,
+    derived: Vec<Arc<Enrollment>>,
+    any_individual: bool,
+}
+
+impl Enrollments {
+    /// Names and shared identities are unique: the configuration has seen to it.
+    pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
+        let mut all = Self::default();
+        for enrollment in enrollments.into_iter().map(Arc::new) {
+            match &enrollment.kind {
+                Kind::Individual => all.any_individual = true,
+                Kind::Derived(_) => all.derived.push(enrollment.clone()),
+                Kind::Shared { identity, .. } => {
+                    all.by_identity.insert(identity.clone(), enrollment.clone());
+                }
+            }
+            all.by_name.insert(enrollment.name.clone(), enrollment);
+        }
+        all
+    }
+
+    /// The key of an identity, and who that is; `None` when it is unknown.
+    pub async fn find(
+        &self,
+        identity: &[u8],
+        store: &dyn Store,
+    ) -> Result<Option<(Key, Principal)>, StoreError> {
+        let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
+        if let Some(enrollment) = self.by_identity.get(identity)
+            && let Kind::Shared { key, .. } = &enrollment.kind
+        {
+            return Ok(Some((key.clone(), Principal { enrollment: enrollment.clone(), device: None })));
+        }
+        if self.any_individual
+            && let Some(found) = store.individual_key(identity).await?
+        {
+            return Ok(self.individual(found.enrollment.as_str(), found.device, found.psk.expose()));
+        }
+        let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
+        let Some(enrollment) = self.derived_of(&device, store).await? else { return Ok(None) };
+        let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
+        let key = master.derive(identity.as_bytes());
+        Ok(Some((key, Principal { enrollment, device: Some(device) })))
+    }
+
+    fn individual(&self, enrollment: &str, device: DeviceId, psk: &str) -> Option<(Key, Principal)> {
+        let enrollment = self.by_name.get(enrollment).filter(|found| found.kind == Kind::Individual)?.clone();
+        let key = Key::from_hex(psk).ok()?;
+        Some((key, Principal { enrollment, device: Some(device) }))
+    }
+
+    /// The derived enrollment of a device. With one there is nothing to look up:
+    /// a device that is not in the table still proves its key, and is then told
+    /// that it is invalid. With several, such a device is taken for one of the first.
+    async fn derived_of(
+        &self,
+        device: &DeviceId,
+        store: &dyn Store,
+    ) -> Result<Option<Arc<Enrollment>>, StoreError> {
+        if let [] | [_] = self.derived[..] {
+            return Ok(self.derived.first().cloned());
+        }
+        let row = store.device(device).await?;
+        let own =
+            row.and_then(|row| self.derived.iter().find(|enrollment| enrollment.name == row.enrollment));
+        Ok(own.or(self.derived.first()).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_derived_key_is_the_beginning_of_the_hmac() {
+        // RFC 4231 §4.3, test case 2: key "Jefe" is too short for a master key
+        // here, so the primitive is taken as it is and only the cut is tested.
+        let master = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
+        let mut mac = Hmac::<Sha256>::new_from_slice(master.as_bytes()).unwrap();
+        mac.update(b"SN00000001");
+        assert_eq!(master.derive(b"SN00000001").as_bytes(), &mac.finalize().into_bytes()[..16]);
+        // Computed with `openssl dgst -sha256 -mac hmac`.
+        assert_eq!(hex::encode(master.derive(b"SN00000001").as_bytes()), "6d5e2bff07c2591af4b318ee7ca9ba2a");
+    }
+
+    #[test]
+    fn a_bad_key_is_told_without_repeating_it() {
+        assert_eq!(Key::from_hex("00ff").unwrap_err(), "2 bytes, expected 16 to 64");
+        assert_eq!(Key::from_hex("xyz").unwrap_err(), "not an even number of hex digits");
+        assert!(Key::from_hex(&"ab".repeat(64)).is_ok());
+        assert!(Key::from_hex(&"ab".repeat(65)).is_err());
+        assert_eq!(format!("{:?}", Key::from_hex(&"ab".repeat(16)).unwrap()), "Key(…)");
+    }
+}

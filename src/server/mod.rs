@@ -1,0 +1,150 @@
+//! The server's I/O: sockets, threads and timers; no rules. One worker a core,
+//! each with a socket of its own on the same port, its own DTLS and CoAP
+//! endpoints, and no lock shared with the others. What takes long is a task of
+//! the runtime, and comes back to its worker as a message.
+
+mod batch;
+mod worker;
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
+
+use crate::{cert::Service, coap, config::Limits, dtls, psk::Enrollments, store::Store};
+pub use worker::Figures;
+use worker::{Done, Worker};
+
+/// Asked for as the socket's receive buffer, in bytes; the system may give less
+/// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What the workers need of the rooms below.
+#[derive(Clone)]
+pub struct Rooms {
+    /// Who an identity is.
+    pub enrollments: Arc<Enrollments>,
+    /// Answers requests.
+    pub service: Arc<Service>,
+    /// For individual keys.
+    pub store: Arc<dyn Store>,
+}
+
+/// A server that runs until it is stopped.
+pub struct Server {
+    address: SocketAddr,
+    workers: Vec<Running>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A worker's thread, and how to reach it.
+struct Running {
+    waker: Arc<mio::Waker>,
+    inbox: Sender<Done>,
+    figures: Arc<Figures>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Binds the address and starts the workers. Port 0 takes any free one.
+    pub fn start(listen: SocketAddr, limits: &Limits, rooms: &Rooms, runtime: &Handle) -> Result<Self> {
+        let sockets = bind(listen, limits.workers)
+            .with_context(|| format!("cannot listen on {listen}{}", port_hint(listen)))?;
+        let address = sockets.first().context("no worker")?.local_addr()?;
+        let (now, cookie_secret) = (Instant::now(), random()?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let workers = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(number, socket)| {
+                let dtls =
+                    dtls::Endpoint::new(share(&limits.dtls, limits.workers), now, &cookie_secret, random()?);
+                let coap = coap::Endpoint::new(coap::Config::default(), random()?);
+                let worker = Worker::new(socket, dtls, coap, rooms.clone(), runtime.clone(), stop.clone())?;
+                let (waker, inbox, figures) = (worker.waker(), worker.inbox(), worker.figures());
+                let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+                Ok(Running { waker, inbox, figures, thread: thread.spawn(move || worker.run())? })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { address, workers, stop })
+    }
+
+    /// The address that devices connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What each worker has done so far.
+    pub fn figures(&self) -> Vec<Arc<Figures>> {
+        self.workers.iter().map(|worker| worker.figures.clone()).collect()
+    }
+
+    /// Takes over other enrollments for handshakes from now on; sessions stay.
+    pub fn reload(&self, enrollments: &Arc<Enrollments>) {
+        for worker in &self.workers {
+            // A worker that cannot be reached has ended.
+            let _ = worker.inbox.send(Done::Enrollments(enrollments.clone()));
+            let _ = worker.waker.wake();
+        }
+    }
+
+    /// Stops the workers and waits for them.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers {
+            // A worker that cannot be woken has ended already.
+            let _ = worker.waker.wake();
+            let _ = worker.thread.join();
+        }
+    }
+}
+
+/// Each worker gets its part of what the server may hold.
+fn share(config: &dtls::Config, workers: usize) -> dtls::Config {
+    dtls::Config {
+        max_sessions: config.max_sessions.div_ceil(workers),
+        max_handshakes: config.max_handshakes.div_ceil(workers),
+        ..config.clone()
+    }
+}
+
+fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
+    Ok(bytes)
+}
+
+/// As many sockets on one address as there are workers. The kernel spreads
+/// clients over them by address and port (SO_REUSEPORT), so that a client stays
+/// with its worker.
+fn bind(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    // With SO_REUSEPORT a second server would share the port in silence, so it
+    // is taken without it first.
+    let address = socket(listen, false)?.local_addr()?;
+    (0..workers.max(1)).map(|_| socket(address, workers > 1)).collect()
+}
+
+fn socket(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn port_hint(listen: SocketAddr) -> String {
+    if listen.port() == 0 { String::new() } else { format!(" (is port {} in use?)", listen.port()) }
+}

@@ -1,0 +1,195 @@
+//! A device as firmware would have it, on a foreign DTLS stack: PSK handshake,
+//! one confirmable request for `/cert`, its answer, piggybacked or separate. It
+//! shares no code with the server but coap-lite's message format.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, ResponseType};
+use minicbor::{Decoder, Encoder};
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, timeout_at},
+};
+use webrtc_dtls::{cipher_suite::CipherSuiteId, config::Config, conn::DTLSConn};
+use webrtc_util::Conn;
+
+use crate::device::{Certificate, Secret};
+
+/// RFC 7252 §4.8: how long the first transmission waits for its answer, and how
+/// often the request is sent again.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_RETRANSMIT: u32 = 4;
+
+/// A device that is about to power on.
+#[derive(Clone)]
+pub struct SimulatedDevice {
+    /// Where certdist listens.
+    pub server: SocketAddr,
+    /// PSK identity.
+    pub identity: String,
+    /// Pre-shared key.
+    pub psk: Vec<u8>,
+    /// The serial number that it asks with; without one, the identity speaks for it.
+    pub sn: Option<String>,
+    /// When it gives up.
+    pub patience: Duration,
+}
+
+/// What the server answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// 2.05.
+    Certificate(Certificate),
+    /// Everything else.
+    Refused {
+        /// Such as `4.04`.
+        code: String,
+        /// The title of the problem details (RFC 9290).
+        title: String,
+        /// When to come back, in seconds.
+        max_age: Option<u32>,
+    },
+}
+
+impl SimulatedDevice {
+    /// Connects, asks, and says goodbye.
+    pub async fn fetch(&self) -> Result<Answer> {
+        let deadline = Instant::now() + self.patience;
+        let connection = timeout_at(deadline, self.connect())
+            .await
+            .map_err(|_| anyhow!("no handshake within {:?}", self.patience))??;
+        let answer = match timeout_at(deadline, self.ask(&connection)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(anyhow!("no answer within {:?}", self.patience)),
+        };
+        // The answer is there; a goodbye that is lost changes nothing.
+        let _ = connection.close().await;
+        answer
+    }
+
+    async fn connect(&self) -> Result<DTLSConn> {
+        let local: SocketAddr =
+            if self.server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = UdpSocket::bind(local).await?;
+        socket.connect(self.server).await?;
+        let psk = self.psk.clone();
+        let config = Config {
+            psk: Some(Arc::new(move |_| Ok(psk.clone()))),
+            psk_identity_hint: Some(self.identity.clone().into_bytes()),
+            cipher_suites: vec![CipherSuiteId::Tls_Psk_With_Aes_128_Ccm_8],
+            ..Config::default()
+        };
+        let socket: Arc<dyn Conn + Send + Sync> = Arc::new(socket);
+        DTLSConn::new(socket, config, true, None).await.context("the DTLS handshake failed")
+    }
+
+    async fn ask(&self, connection: &DTLSConn) -> Result<Answer> {
+        let request = self.request();
+        let message = request.to_bytes()?;
+        let mut wait = ACK_TIMEOUT.mul_f64(rand::random_range(1.0..1.5));
+        let mut sent = 0;
+        let mut acknowledged = false;
+        let mut buffer = vec![0; 2048];
+        loop {
+            if !acknowledged {
+                if sent > MAX_RETRANSMIT {
+                    bail!("the request was sent {sent} times without an answer");
+                }
+                connection.write(&message, None).await?;
+                sent += 1;
+            }
+            let until = if acknowledged { None } else { Some(Instant::now() + wait) };
+            wait *= 2;
+            loop {
+                let received = match until {
+                    Some(until) => match timeout_at(until, connection.read(&mut buffer, None)).await {
+                        Ok(received) => received?,
+                        Err(_) => break,
+                    },
+                    None => connection.read(&mut buffer, None).await?,
+                };
+                let Ok(packet) = Packet::from_bytes(buffer.get(..received).unwrap_or_default()) else {
+                    continue;
+                };
+                if packet.header.code == MessageClass::Empty
+                    && packet.header.message_id == request.header.message_id
+                {
+                    // RFC 7252 §5.2.2: the response follows separately.
+                    acknowledged = true;
+                    break;
+                }
+                if packet.get_token() != request.get_token() {
+                    continue;
+                }
+                if packet.header.get_type() == MessageType::Confirmable {
+                    connection.write(&acknowledgement(packet.header.message_id)?, None).await?;
+                }
+                return read(&packet);
+            }
+        }
+    }
+
+    fn request(&self) -> Packet {
+        let mut packet = Packet::new();
+        packet.header.set_type(MessageType::Confirmable);
+        packet.header.code = MessageClass::Request(RequestType::Get);
+        packet.header.message_id = rand::random();
+        packet.set_token(rand::random::<[u8; 4]>().to_vec());
+        packet.add_option(CoapOption::UriPath, b"cert".to_vec());
+        if let Some(sn) = &self.sn {
+            let mut body = Encoder::new(Vec::new());
+            // Writing to a vector cannot fail.
+            let _ = body.map(1).and_then(|map| map.str("sn")).and_then(|map| map.str(sn));
+            packet.add_option(CoapOption::ContentFormat, vec![60]);
+            packet.payload = body.into_writer();
+        }
+        packet
+    }
+}
+
+fn acknowledgement(message_id: u16) -> Result<Vec<u8>> {
+    let mut packet = Packet::new();
+    packet.header.set_type(MessageType::Acknowledgement);
+    packet.header.code = MessageClass::Empty;
+    packet.header.message_id = message_id;
+    Ok(packet.to_bytes()?)
+}
+
+fn read(packet: &Packet) -> Result<Answer> {
+    if packet.header.code == MessageClass::Response(ResponseType::Content) {
+        return Ok(Answer::Certificate(
+            read_certificate(&packet.payload).context("the certificate is not readable")?,
+        ));
+    }
+    let max_age = packet.get_first_option(CoapOption::MaxAge);
+    Ok(Answer::Refused {
+        code: packet.header.code.to_string(),
+        title: read_title(&packet.payload).unwrap_or_default(),
+        max_age: max_age.map(|bytes| bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))),
+    })
+}
+
+fn read_certificate(payload: &[u8]) -> Result<Certificate> {
+    let mut decoder = Decoder::new(payload);
+    let (mut product_key, mut device_name, mut device_secret) = (None, None, None);
+    for _ in 0..decoder.map()?.context("a map of unknown length")? {
+        match (decoder.str()?, decoder.str()?.to_owned()) {
+            ("productKey", value) => product_key = Some(value),
+            ("deviceName", value) => device_name = Some(value),
+            ("deviceSecret", value) => device_secret = Some(Secret::new(value)),
+            _ => {}
+        }
+    }
+    Ok(Certificate {
+        product_key: product_key.context("no productKey")?,
+        device_name: device_name.context("no deviceName")?,
+        device_secret: device_secret.context("no deviceSecret")?,
+    })
+}
+
+fn read_title(payload: &[u8]) -> Option<String> {
+    let mut decoder = Decoder::new(payload);
+    decoder.map().ok()?;
+    (decoder.i8().ok()? == -1).then(|| decoder.str().ok().map(str::to_owned))?
+}

@@ -1,0 +1,174 @@
+//! Opens certdist's database file: makes a new one, refuses what is not ours
+//! without touching it, brings an older schema up to date, and sets each kind of
+//! connection up for its work. Knows the pragmas, and nothing of the rows.
+
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::store_error;
+use crate::store::StoreError;
+
+/// "cert", as `schema.sql` sets it.
+const APPLICATION_ID: i64 = 0x6365_7274;
+
+/// What brings a database from version `index` to `index + 1`. Version 0 is an
+/// empty file. A later version appends its script here, and `schema.sql` stays
+/// what version 1 was.
+const MIGRATIONS: &[&str] = &[include_str!("../../../schema.sql")];
+
+/// How long a reader waits. Readers do not block in WAL, except for the moments
+/// in which another process recovers or removes the log.
+const READER_WAIT: Duration = Duration::from_millis(100);
+
+/// As much of the file as SQLite is willing to map (2 GiB less a page). This
+/// costs addresses, not memory, and saves a system call per page.
+const MMAP_SIZE: i64 = 0x7fff_0000;
+
+/// Opens the file for writing, making or migrating it. `wait` bounds how long
+/// each transaction waits for another process's.
+pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
+    create_private(path)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
+    match examine(&connection).map_err(|error| unreadable(path, error))? {
+        Found::Version(version) if version == MIGRATIONS.len() => {}
+        Found::Version(_) => migrate(&connection, path)?,
+        other => return Err(refusal(path, &other)),
+    }
+    // SQLite opens a write-protected file all the same, to fail at each write.
+    if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
+        return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
+    }
+    set_up_writer(&connection).map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
+/// Opens another writing connection to a file that [`open`] has seen.
+pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
+    set_up_writer(&connection).map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
+/// Opens a connection that cannot write, to a file that [`open`] has seen.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
+    let set_up = || {
+        connection.pragma_update(None, "query_only", true)?;
+        connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
+        // KiB. Pages mostly come from the map; this is for those still in the log.
+        connection.pragma_update(None, "cache_size", -4096)
+    };
+    set_up().map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
+fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection, StoreError> {
+    // Without SQLITE_OPEN_URI: a path is a path, whatever it begins with.
+    // Without a mutex: each connection stays with one thread at a time.
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .and_then(|connection| {
+            connection.busy_timeout(wait)?;
+            connection.set_prepared_statement_cache_capacity(32);
+            Ok(connection)
+        })
+        .map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
+/// Makes an empty file that only its owner may read; SQLite gives its log and
+/// shared memory the same mode. An existing file is not so much as opened: to
+/// close it again would drop the POSIX locks that this process's other
+/// connections hold on it.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(StoreError::Failed(format!("{}: cannot be created: {error}", path.display()))),
+    }
+}
+
+/// What is in a file.
+enum Found {
+    /// Ours, or empty (version 0).
+    Version(usize),
+    /// Ours, of a version that this program does not know.
+    Newer(i64),
+    /// A database of some other program.
+    Foreign,
+}
+
+fn examine(connection: &Connection) -> rusqlite::Result<Found> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+    let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
+    Ok(match (application, usize::try_from(version)) {
+        (0, Ok(0)) if objects == 0 => Found::Version(0),
+        (APPLICATION_ID, Ok(1..)) if version > MIGRATIONS.len() as i64 => Found::Newer(version),
+        (APPLICATION_ID, Ok(known @ 1..)) => Found::Version(known),
+        _ => Found::Foreign,
+    })
+}
+
+fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| store_error(path, error);
+    let transaction =
+        Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+    // Looked at again under the lock: another process may have been faster.
+    let version = match examine(&transaction).map_err(failed)? {
+        Found::Version(version) => version,
+        other => return Err(refusal(path, &other)),
+    };
+    for (script, reached) in MIGRATIONS.iter().zip(1i64..).skip(version) {
+        transaction.execute_batch(script).map_err(failed)?;
+        transaction.pragma_update(None, "user_version", reached).map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
+}
+
+fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        // Without it, a writer would lock all readers out.
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let reason = "write-ahead logging is not possible in this file system".to_owned();
+        return Err(rusqlite::Error::SqliteFailure(code, Some(reason)));
+    }
+    // SQLite opens the log at the first read. Until then this connection would not
+    // count as one, and another that closes would take the log away.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
+    // A certificate or a journal entry that was answered for survives power loss.
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
+    connection.pragma_update(None, "cache_size", -16_384)?;
+    // Bytes: what a long import made of the log does not stay on the disk.
+    connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
+}
+
+fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => StoreError::Failed(format!(
+            "{}: this file is not an SQLite database; it was left as it is",
+            path.display()
+        )),
+        _ => store_error(path, error),
+    }
+}
+
+fn refusal(path: &Path, found: &Found) -> StoreError {
+    let path = path.display();
+    StoreError::Failed(match found {
+        Found::Newer(version) => format!(
+            "{path}: the database has schema version {version}, this certdist knows versions up to {}; \
+             use a newer certdist",
+            MIGRATIONS.len()
+        ),
+        Found::Foreign | Found::Version(_) => {
+            format!("{path}: this is the database of another program; it was left as it is")
+        }
+    })
+}

@@ -1,0 +1,257 @@
+//! The device table in one SQLite file. Reads run on the calling thread, over a
+//! connection that no other thread uses, so workers share no lock; writes go to
+//! one thread that commits what is waiting together. In WAL neither holds up the
+//! other, nor a `certdist import` beside a running server.
+
+mod bulk;
+mod connection;
+mod read;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use thread_local::ThreadLocal;
+
+use self::writer::{Urgency, WriteError, Writer};
+use super::{
+    DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, Registration, Store, StoreError, StoreFuture,
+    UnixSeconds, unix_now,
+};
+use crate::device::{Certificate, DeviceId};
+
+/// How long a group of writes waits for another process's transaction. A device
+/// that waits for it would rather come back than wait longer.
+const WRITER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long an import waits: an operator has more patience than a device.
+const BULK_WAIT: Duration = Duration::from_secs(60);
+
+/// The device table in an SQLite file. Dropping it writes what is queued.
+pub struct Sqlite {
+    path: Arc<Path>,
+    bulk_wait: Duration,
+    // Before the writer: its connection is to be the last that closes, as only a
+    // writing connection can move the log into the database file and remove it.
+    readers: ThreadLocal<Connection>,
+    writer: Writer,
+}
+
+impl Sqlite {
+    /// Opens a database, making it (mode 0600) when the file is not there or
+    /// empty, and bringing an older one up to date. A file that is not
+    /// certdist's, or of a newer version, is refused and left as it is.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_waiting(path, WRITER_WAIT, BULK_WAIT)
+    }
+
+    fn open_waiting(path: &Path, writer_wait: Duration, bulk_wait: Duration) -> Result<Self, StoreError> {
+        // Connections are opened later, too, when the directory may have changed;
+        // and SQLite takes a bare `:memory:` for no file at all.
+        let path: Arc<Path> = std::path::absolute(path)
+            .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
+            .into();
+        let connection = connection::open(&path, writer_wait)?;
+        let writer = Writer::start(connection, Arc::clone(&path))?;
+        Ok(Self { path, bulk_wait, readers: ThreadLocal::new(), writer })
+    }
+
+    /// The file, as an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs a query on this thread's connection; the future is ready.
+    fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> StoreFuture<'static, T> {
+        let result = self
+            .readers
+            .get_or_try(|| connection::open_reader(&self.path))
+            .and_then(|connection| query(connection).map_err(|error| store_error(&self.path, error)));
+        Box::pin(std::future::ready(result))
+    }
+}
+
+/// What a failure of SQLite means to the caller. The sentence names the file;
+/// values, which may be secret, are never part of SQLite's own.
+fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StoreError::Busy(format!("{path}: another process is writing ({error})"))
+        }
+        Some(ErrorCode::DiskFull) => StoreError::Busy(format!("{path}: {error}")),
+        _ => StoreError::Failed(format!("{path}: {error}")),
+    }
+}
+
+fn not_in_the_table(id: &DeviceId) -> WriteError {
+    WriteError::Refused(format!("device {id} is not in the table"))
+}
+
+/// The certificate that a device has, if any; it must be in the table.
+fn stored_certificate(connection: &Connection, id: &DeviceId) -> Result<Option<Certificate>, WriteError> {
+    read::device(connection, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
+}
+
+/// Records the first issue. A repeated one costs a read: nothing is written.
+fn first_issue(connection: &Connection, id: &DeviceId, at: UnixSeconds) -> Result<Issue, WriteError> {
+    let first: Option<Option<UnixSeconds>> = connection
+        .prepare_cached("SELECT firstIssued FROM device_table WHERE deviceId = ?1")?
+        .query_row([id.as_str()], |row| row.get(0))
+        .optional()?;
+    match first {
+        None => Err(not_in_the_table(id)),
+        Some(Some(first)) => Ok(Issue { first, is_first: false }),
+        Some(None) => {
+            connection
+                .prepare_cached("UPDATE device_table SET firstIssued = ?2 WHERE deviceId = ?1")?
+                .execute(params![id.as_str(), at])?;
+            Ok(Issue { first: at, is_first: true })
+        }
+    }
+}
+
+fn close_journal(connection: &Connection, id: &DeviceId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM registration_journal WHERE deviceId = ?1")?
+        .execute([id.as_str()])
+        .map(drop)
+}
+
+/// The column in which two certificates of a device differ.
+fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str> {
+    [
+        ("productKey", stored.product_key == other.product_key),
+        ("deviceName", stored.device_name == other.device_name),
+        ("deviceSecret", stored.device_secret == other.device_secret),
+    ]
+    .into_iter()
+    .find_map(|(column, same)| (!same).then_some(column))
+}
+
+impl Store for Sqlite {
+    fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
+        self.read(|connection| read::device(connection, id))
+    }
+
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
+        self.read(|connection| read::individual_key(connection, identity))
+    }
+
+    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue> {
+        let id = id.clone();
+        self.writer.submit(Urgency::Now, move |connection| first_issue(connection, &id, at))
+    }
+
+    fn note_issue(&self, id: &DeviceId, at: UnixSeconds) {
+        let id = id.clone();
+        // Nobody waits for it; when the queue is full it is not worth a place.
+        drop(self.writer.submit(Urgency::Soon, move |connection| first_issue(connection, &id, at)));
+    }
+
+    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()> {
+        const SQL: &str = "INSERT INTO registration_journal (deviceId, productKey, deviceName, openedAt) \
+                           VALUES (?1, ?2, ?3, ?4) ON CONFLICT (deviceId) DO UPDATE SET \
+                           productKey = excluded.productKey, deviceName = excluded.deviceName, \
+                           openedAt = excluded.openedAt";
+        let JournalEntry { device, product_key, device_name } = entry.clone();
+        self.writer.submit(Urgency::Now, move |connection| {
+            stored_certificate(connection, &device)?;
+            connection.prepare_cached(SQL)?.execute(params![
+                device.as_str(),
+                product_key,
+                device_name,
+                unix_now()
+            ])?;
+            Ok(())
+        })
+    }
+
+    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<JournalEntry>> {
+        self.read(read::journal)
+    }
+
+    fn store_registration<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        registration: &'a Registration,
+    ) -> StoreFuture<'a, ()> {
+        // A time or an identifier that is known already is kept: the same
+        // registration may be told twice.
+        const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
+                           IotId = coalesce(IotId, ?5), registerTime = coalesce(registerTime, ?6), \
+                           refusal = NULL WHERE deviceId = ?1";
+        let (id, registration) = (id.clone(), registration.clone());
+        self.writer.submit(Urgency::Now, move |connection| {
+            let Registration { certificate, iot_id, registered } = &registration;
+            if let Some(stored) = stored_certificate(connection, &id)?
+                && let Some(column) = difference(&stored, certificate)
+            {
+                return Err(WriteError::Refused(format!(
+                    "device {id} already has another certificate (column {column}), which was kept"
+                )));
+            }
+            connection.prepare_cached(SQL)?.execute(params![
+                id.as_str(),
+                certificate.product_key,
+                certificate.device_name,
+                certificate.device_secret.expose(),
+                iot_id,
+                registered
+            ])?;
+            close_journal(connection, &id)?;
+            Ok(())
+        })
+    }
+
+    fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()> {
+        let (id, reason) = (id.clone(), reason.to_owned());
+        self.writer.submit(Urgency::Now, move |connection| {
+            let changed = connection
+                .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
+                .execute([id.as_str(), &reason])?;
+            if changed == 0 {
+                return Err(not_in_the_table(&id));
+            }
+            close_journal(connection, &id)?;
+            Ok(())
+        })
+    }
+
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
+        let id = id.clone();
+        self.writer.submit(Urgency::Now, move |connection| {
+            let state = match state {
+                DeviceState::Enabled => "enabled",
+                DeviceState::Disabled => "disabled",
+            };
+            let changed = connection
+                .prepare_cached("UPDATE device_table SET state = ?2 WHERE deviceId = ?1")?
+                .execute([id.as_str(), state])?;
+            Ok(changed > 0)
+        })
+    }
+
+    fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+        const SQL: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
+        let id = id.clone();
+        self.writer.submit(Urgency::Now, move |connection| {
+            Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+        // The key and the journal entry go with it: ON DELETE CASCADE.
+        const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
+        let id = id.clone();
+        self.writer.submit(Urgency::Now, move |connection| {
+            Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
+        })
+    }
+}

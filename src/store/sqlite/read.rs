@@ -1,0 +1,162 @@
+//! How a row of the database becomes a value, and the queries that a request
+//! runs. Knows the columns; which connection it reads from is the caller's.
+
+use rusqlite::{Connection, OptionalExtension, Row, types::Type};
+
+use crate::{
+    device::{Certificate, DeviceId, Secret},
+    store::{DeviceRow, DeviceState, IndividualKey, JournalEntry},
+};
+
+/// The columns of a [`DeviceRow`] after its ID, in the order of [`device_row`].
+macro_rules! device_columns {
+    () => {
+        "enrollment, productKey, deviceName, deviceSecret, IotId, state, firstIssued, registerTime, \
+         activateTime, refusal"
+    };
+}
+
+/// How many columns [`device_row`] reads.
+const DEVICE_COLUMNS: usize = 10;
+
+const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
+
+/// Not a join: SQLite (with STAT4) would plan that anew for each identity, at
+/// five times the cost of the search.
+const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk \
+     FROM device_key k WHERE pskIdentity = ?1";
+
+const EXPORT: &str = concat!(
+    "SELECT ",
+    device_columns!(),
+    ", d.deviceId, k.pskIdentity, k.psk FROM device_table d LEFT JOIN device_key k \
+     ON k.deviceId = d.deviceId ORDER BY d.deviceId"
+);
+
+/// The row of a device.
+pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<DeviceRow>> {
+    connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
+}
+
+/// The key of a PSK identity.
+pub(super) fn individual_key(
+    connection: &Connection,
+    identity: &str,
+) -> rusqlite::Result<Option<IndividualKey>> {
+    connection
+        .prepare_cached(INDIVIDUAL_KEY)?
+        .query_row([identity], |row| {
+            Ok(IndividualKey { device: id(row, 0)?, enrollment: row.get(1)?, psk: secret(row, 2)? })
+        })
+        .optional()
+}
+
+/// The journal, oldest entry first.
+pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<JournalEntry>> {
+    const SQL: &str =
+        "SELECT deviceId, productKey, deviceName FROM registration_journal ORDER BY openedAt, deviceId";
+    connection
+        .prepare_cached(SQL)?
+        .query_map((), |row| {
+            Ok(JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? })
+        })?
+        .collect()
+}
+
+/// Every device and its key, in order of device ID; what `each` says ends it.
+/// The outer error is the database's, the inner one is `each`'s.
+pub(super) fn export<E>(
+    connection: &Connection,
+    mut each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
+) -> rusqlite::Result<Result<(), E>> {
+    let mut statement = connection.prepare(EXPORT)?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let device = device_row(id(row, DEVICE_COLUMNS)?, row)?;
+        let key = match row.get(DEVICE_COLUMNS + 1)? {
+            Some(identity) => Some((identity, secret(row, DEVICE_COLUMNS + 2)?)),
+            None => None,
+        };
+        if let Err(error) = each(device, key) {
+            return Ok(Err(error));
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+    let product_key: String = row.get(1)?;
+    let device_name: Option<String> = row.get(2)?;
+    let device_secret: Option<String> = row.get(3)?;
+    // The schema has no secret without a name.
+    let certificate = device_secret.zip(device_name.as_ref()).map(|(secret, name)| Certificate {
+        product_key: product_key.clone(),
+        device_name: name.clone(),
+        device_secret: Secret::new(secret),
+    });
+    let state = match row.get_ref(5)?.as_str()? {
+        "enabled" => DeviceState::Enabled,
+        "disabled" => DeviceState::Disabled,
+        _ => return Err(unexpected(5, "state is neither enabled nor disabled")),
+    };
+    Ok(DeviceRow {
+        id,
+        enrollment: row.get(0)?,
+        product_key,
+        device_name,
+        certificate,
+        iot_id: row.get(4)?,
+        state,
+        first_issued: row.get(6)?,
+        registered: row.get(7)?,
+        activated: row.get(8)?,
+        refusal: row.get(9)?,
+    })
+}
+
+/// As it is stored: what it was parsed from at its import need not look the same.
+fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
+    DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
+}
+
+fn secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
+    row.get(column).map(Secret::new)
+}
+
+fn unexpected(column: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    #[test]
+    fn what_a_request_asks_is_planned_once() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
+        for text in ["a-1", "a-2", "a-3"] {
+            device(&connection, &DeviceId::parse(text).unwrap()).unwrap();
+            individual_key(&connection, text).unwrap();
+        }
+        for sql in [DEVICE, INDIVIDUAL_KEY] {
+            let statement = connection.prepare_cached(sql).unwrap();
+            assert!(statement.get_status(StatementStatus::Run) >= 3, "{sql}");
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");
+        }
+    }
+
+    #[test]
+    fn an_export_is_streamed_in_key_order_without_sorting() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {EXPORT}")).unwrap();
+        let plan: Vec<String> =
+            statement.query_map((), |row| row.get(3)).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(plan.len(), 2, "{plan:?}");
+        assert!(plan[0].starts_with("SCAN d"), "{plan:?}");
+        assert!(plan[1].contains("SEARCH k USING"), "{plan:?}");
+    }
+}

@@ -1,0 +1,554 @@
+//! What only this room can arrange: short waits, a writer over a doctored
+//! connection, jobs that fail.
+
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    device::Secret,
+    store::{Bulk, Conflict, ImportError, ImportReport, ImportRow, Rejection},
+};
+
+const SHORT: Duration = Duration::from_millis(20);
+
+fn open(directory: &TempDir) -> Sqlite {
+    Sqlite::open_waiting(&directory.path().join("certdist.db"), SHORT, SHORT).unwrap()
+}
+
+fn wait<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// What a future gives that may not wait.
+fn at_once<T>(mut future: StoreFuture<'_, T>) -> Result<T, StoreError> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.as_mut().poll(&mut context) {
+        std::task::Poll::Ready(result) => result,
+        std::task::Poll::Pending => panic!("a read is ready at its first poll"),
+    }
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::parse(text).unwrap()
+}
+
+fn row(device: &str) -> ImportRow {
+    ImportRow {
+        device: id(device),
+        enrollment: "lamps".into(),
+        enrollment_product: "a1lamp".into(),
+        individual: false,
+        product_key: None,
+        device_name: None,
+        device_secret: None,
+        iot_id: None,
+        key: None,
+    }
+}
+
+fn with_certificate(device: &str, secret: &str) -> ImportRow {
+    ImportRow {
+        device_name: Some("name-1".into()),
+        device_secret: Some(Secret::new(secret.into())),
+        ..row(device)
+    }
+}
+
+fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
+    ImportRow { individual: true, key: Some((identity.into(), Secret::new(psk.into()))), ..row(device) }
+}
+
+fn registration(secret: &str) -> Registration {
+    Registration {
+        certificate: Certificate {
+            product_key: "a1lamp".into(),
+            device_name: "name-1".into(),
+            device_secret: Secret::new(secret.into()),
+        },
+        iot_id: Some("iot-1".into()),
+        registered: 1000,
+    }
+}
+
+fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
+    store.import(rows.into_iter().map(Ok::<_, Infallible>), false, |_, _| ()).unwrap()
+}
+
+/// The conflicts of an import that must have them, each with its row's index.
+fn conflicts(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> Vec<(u64, Conflict)> {
+    let mut conflicts = Vec::new();
+    let outcome = store.import(rows.into_iter().map(Ok::<_, Infallible>), false, |index, rejection| {
+        let Rejection::Conflict(conflict) = rejection;
+        conflicts.push((index, conflict));
+    });
+    assert!(
+        matches!(outcome, Err(ImportError::Rejected(count)) if count == conflicts.len() as u64),
+        "{outcome:?}"
+    );
+    conflicts
+}
+
+fn sentence<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_registration_stores_everything_and_closes_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    import(&store, [row("SN-1")]);
+    let entry =
+        JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "name-1".into() };
+    wait(store.open_journal(&entry)).unwrap();
+    wait(store.open_journal(&entry)).unwrap();
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), std::slice::from_ref(&entry));
+    wait(store.store_refusal(&device, "name is taken")).unwrap();
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), []);
+    assert_eq!(at_once(store.device(&device)).unwrap().unwrap().refusal.as_deref(), Some("name is taken"));
+
+    wait(store.open_journal(&entry)).unwrap();
+    wait(store.store_registration(&device, &registration("s3cret"))).unwrap();
+    let stored = at_once(store.device(&device)).unwrap().unwrap();
+    assert_eq!(stored.certificate, Some(registration("s3cret").certificate));
+    assert_eq!((stored.iot_id.as_deref(), stored.registered), (Some("iot-1"), Some(1000)));
+    assert_eq!(stored.refusal, None);
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), []);
+}
+
+#[test]
+fn another_certificate_never_replaces_the_one_that_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    import(&store, [row("SN-1")]);
+    wait(store.store_registration(&device, &registration("s3cret"))).unwrap();
+    let before = at_once(store.device(&device)).unwrap();
+    let entry =
+        JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "name-1".into() };
+    wait(store.open_journal(&entry)).unwrap();
+
+    let mut renamed = registration("s3cret");
+    renamed.certificate.device_name = "name-2".into();
+    for (other, column) in [(registration("0ther"), "deviceSecret"), (renamed, "deviceName")] {
+        let error = wait(store.store_registration(&device, &other)).unwrap_err();
+        assert!(matches!(error, StoreError::Failed(_)));
+        let error = error.to_string();
+        assert!(error.contains("SN-1") && error.contains(column) && error.contains("certdist.db"), "{error}");
+        assert!(!error.contains("s3cret") && !error.contains("0ther"), "{error}");
+    }
+    assert_eq!(at_once(store.device(&device)).unwrap(), before);
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), [entry]);
+
+    // The same once more is no contradiction, and does not change the time.
+    let later = Registration { registered: 2000, iot_id: None, ..registration("s3cret") };
+    wait(store.store_registration(&device, &later)).unwrap();
+    assert_eq!(at_once(store.device(&device)).unwrap(), before);
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), []);
+}
+
+#[test]
+fn the_first_issue_stays_until_a_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    import(&store, [row("SN-1")]);
+    assert_eq!(wait(store.record_issue(&device, 5)).unwrap(), Issue { first: 5, is_first: true });
+    assert_eq!(wait(store.record_issue(&device, 9)).unwrap(), Issue { first: 5, is_first: false });
+    assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, Some(5));
+    assert!(wait(store.reset(&device)).unwrap());
+    assert_eq!(wait(store.record_issue(&device, 9)).unwrap(), Issue { first: 9, is_first: true });
+}
+
+#[test]
+fn a_device_that_is_not_in_the_table_is_said_to_be_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    let entry =
+        JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "name-1".into() };
+    assert_eq!(at_once(store.device(&device)).unwrap(), None);
+    assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
+    assert!(!wait(store.set_state(&device, DeviceState::Disabled)).unwrap());
+    assert!(!wait(store.reset(&device)).unwrap());
+    assert!(!wait(store.delete(&device)).unwrap());
+    for error in [
+        sentence(wait(store.record_issue(&device, 5))),
+        sentence(wait(store.open_journal(&entry))),
+        sentence(wait(store.store_registration(&device, &registration("s3cret")))),
+        sentence(wait(store.store_refusal(&device, "no"))),
+    ] {
+        assert!(error.contains("device SN-1 is not in the table"), "{error}");
+    }
+}
+
+#[test]
+fn a_deleted_device_leaves_neither_key_nor_journal_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    import(&store, [with_key("SN-1", "id-1", "00ff")]);
+    let key = at_once(store.individual_key("id-1")).unwrap().unwrap();
+    assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (device.clone(), "lamps", "00ff"));
+    let entry = JournalEntry { device: device.clone(), product_key: "p".into(), device_name: "n".into() };
+    wait(store.open_journal(&entry)).unwrap();
+
+    assert!(wait(store.delete(&device)).unwrap());
+    assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
+    assert_eq!(at_once(store.open_journal_entries()).unwrap(), []);
+}
+
+#[test]
+fn a_lock_of_another_process_is_busy_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let device = id("SN-1");
+    import(&store, [row("SN-1")]);
+    let other = Connection::open(store.path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+    let error = wait(store.record_issue(&device, 5)).unwrap_err();
+    assert!(matches!(error, StoreError::Busy(_)));
+    assert!(error.to_string().contains("certdist.db: another process is writing"), "{error}");
+    let error = store.import([Ok::<_, Infallible>(row("SN-2"))].into_iter(), false, |_, _| ()).unwrap_err();
+    assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
+    // Reads do not care, nor does a command that opens the database now.
+    assert_eq!(open(&directory).count().unwrap(), 1);
+    assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
+
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(wait(store.record_issue(&device, 6)).unwrap(), Issue { first: 6, is_first: true });
+}
+
+#[test]
+fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("SN-1")]);
+    let rows = (0..5000).map(|number| {
+        if number % 1000 == 999 {
+            assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
+            assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
+            // And a write is turned away, not lost without a word.
+            assert!(matches!(wait(store.record_issue(&id("SN-1"), 5)), Err(StoreError::Busy(_))));
+        }
+        row(&format!("new-{number}"))
+    });
+    assert_eq!(import(&store, rows).added, 5000);
+    assert!(at_once(store.device(&id("new-0"))).unwrap().is_some());
+    assert_eq!(store.count().unwrap(), 5001);
+}
+
+#[test]
+fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
+    const THREADS: usize = 8;
+    const EACH: usize = 250;
+    let directory = tempfile::tempdir().unwrap();
+    // Patient: the writers here are many, but one process.
+    let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
+    let device = |thread: usize, number: usize| id(&format!("SN-{thread}-{number}"));
+    import(&store, (0..THREADS * EACH).map(|n| ImportRow { device: device(n / EACH, n % EACH), ..row("x") }));
+    let answered = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (store, answered) = (&store, &answered);
+            scope.spawn(move || {
+                // Half of them wait for each answer, half ask for all at once.
+                let at_a_time = if thread % 2 == 0 { 1 } else { EACH };
+                let devices: Vec<_> = (0..EACH).map(|number| device(thread, number)).collect();
+                for (at, devices) in (0..).zip(devices.chunks(at_a_time)) {
+                    let futures: Vec<_> =
+                        devices.iter().map(|device| store.record_issue(device, at)).collect();
+                    for future in futures {
+                        assert_eq!(wait(future).unwrap(), Issue { first: at, is_first: true });
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(answered.into_inner(), (THREADS * EACH) as u64);
+    // Another connection sees what the disk holds, without this store's help.
+    let other = Connection::open(store.path()).unwrap();
+    let issued: i64 = other
+        .query_row("SELECT count(*) FROM device_table WHERE firstIssued IS NOT NULL", (), |row| row.get(0))
+        .unwrap();
+    assert_eq!(issued, (THREADS * EACH) as i64);
+}
+
+#[test]
+fn what_is_queued_is_written_before_the_store_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, (0..2000).map(|number| row(&format!("SN-{number}"))));
+    for number in 0..2000 {
+        // Nobody waits for the answer.
+        drop(store.record_issue(&id(&format!("SN-{number}")), 5));
+    }
+    drop(store);
+    let store = open(&directory);
+    for number in 0..2000 {
+        let row = at_once(store.device(&id(&format!("SN-{number}")))).unwrap().unwrap();
+        assert_eq!(row.first_issued, Some(5));
+    }
+    drop(store);
+    // The last connection to close was one that could clear up.
+    assert!(!directory.path().join("certdist.db-wal").exists());
+}
+
+/// A writer over a connection that holds `table (value)`, and a reader of it.
+fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
+    let path = directory.path().join("bare.db");
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (value)").unwrap();
+    connection.execute_batch(pragmas).unwrap();
+    let reader = Connection::open(&path).unwrap();
+    (Writer::start(connection, path.into()).unwrap(), reader)
+}
+
+fn put(value: Vec<u8>, fail: bool) -> impl FnOnce(&Connection) -> Result<(), WriteError> + Send {
+    move |connection| {
+        connection.prepare_cached("INSERT INTO t VALUES (?1)")?.execute([value])?;
+        if fail { Err(WriteError::Refused("not this one".into())) } else { Ok(()) }
+    }
+}
+
+fn count(reader: &Connection) -> u64 {
+    reader.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
+}
+
+/// Holds the writer up with a job of its own until all others are queued, so that
+/// they make one group.
+fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
+    let (running, begun) = std::sync::mpsc::channel::<()>();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let holding = writer.submit(Urgency::Now, move |_| {
+        let _ = (running.send(()), held.recv());
+        Ok(())
+    });
+    begun.recv().unwrap();
+    queue();
+    release.send(()).unwrap();
+    wait(holding).unwrap();
+}
+
+#[test]
+fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, reader) = bare_writer(&directory, "");
+    let mut answers = Vec::new();
+    as_one_group(&writer, || {
+        answers.extend((0..100).map(|n| writer.submit(Urgency::Now, put(vec![n], n % 10 == 3))))
+    });
+    for (number, answer) in answers.into_iter().enumerate() {
+        match wait(answer) {
+            Ok(()) => assert_ne!(number % 10, 3),
+            Err(error) => {
+                assert_eq!(number % 10, 3);
+                assert!(error.to_string().ends_with("bare.db: not this one"), "{error}");
+            }
+        }
+    }
+    assert_eq!(count(&reader), 90);
+}
+
+#[test]
+fn a_disk_that_is_full_is_busy_and_half_of_nothing_is_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, reader) = bare_writer(&directory, "PRAGMA max_page_count = 12");
+    let mut answers = Vec::new();
+    as_one_group(&writer, || {
+        answers.extend((0..4).map(|_| writer.submit(Urgency::Now, put(vec![0; 3 * 4096], false))));
+    });
+    let answers: Vec<_> = answers.into_iter().map(wait).collect();
+    let stored = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!(stored < 4, "the disk was to be full");
+    assert!(
+        answers
+            .iter()
+            .flat_map(|answer| answer.as_ref().err())
+            .all(|error| { matches!(error, StoreError::Busy(_)) && error.to_string().contains("full") })
+    );
+    // Who was told that it is stored, and no one else, has it stored.
+    assert_eq!(count(&reader), stored as u64);
+    // And the writer goes on with what fits.
+    wait(writer.submit(Urgency::Now, put(vec![1], false))).unwrap();
+}
+
+#[test]
+fn a_database_that_cannot_be_written_fails_with_a_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, reader) = bare_writer(&directory, "PRAGMA query_only = on");
+    let error = wait(writer.submit(Urgency::Now, put(vec![1], false))).unwrap_err();
+    assert!(matches!(error, StoreError::Failed(_)), "{error}");
+    assert!(error.to_string().contains("bare.db: attempt to write a readonly database"), "{error}");
+    assert_eq!(count(&reader), 0);
+}
+
+#[test]
+fn a_full_queue_turns_the_next_write_away_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, _) = bare_writer(&directory, "");
+    let mut turned_away = None;
+    let mut accepted = Vec::new();
+    as_one_group(&writer, || {
+        for _ in 0..20_000 {
+            let mut future = writer.submit(Urgency::Now, put(vec![1], false));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            match future.as_mut().poll(&mut context) {
+                std::task::Poll::Ready(answer) => turned_away = Some(answer),
+                std::task::Poll::Pending => accepted.push(future),
+            }
+        }
+    });
+    assert!(matches!(turned_away, Some(Err(StoreError::Busy(_)))));
+    assert_eq!(accepted.len(), 16_384);
+    for future in accepted {
+        wait(future).unwrap();
+    }
+}
+
+#[test]
+fn importing_the_same_again_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), with_key("SN-3", "id-3", "00ff")];
+    assert_eq!(import(&store, rows()), ImportReport { added: 3, ..Default::default() });
+    let observer = Connection::open(store.path()).unwrap();
+    let version = || observer.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)).unwrap();
+    let before = version();
+    assert_eq!(import(&store, rows()), ImportReport { unchanged: 3, ..Default::default() });
+    assert_eq!(version(), before);
+}
+
+#[test]
+fn what_an_import_leaves_empty_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let full = ImportRow {
+        product_key: Some("a1own".into()),
+        iot_id: Some("iot-1".into()),
+        key: Some(("id-1".into(), Secret::new("00ff".into()))),
+        ..with_certificate("SN-1", "s3cret")
+    };
+    import(&store, [full]);
+    let before = at_once(store.device(&id("SN-1"))).unwrap();
+    assert_eq!(import(&store, [row("SN-1")]), ImportReport { unchanged: 1, ..Default::default() });
+    assert_eq!(at_once(store.device(&id("SN-1"))).unwrap(), before);
+    assert!(at_once(store.individual_key("id-1")).unwrap().is_some());
+}
+
+#[test]
+fn a_device_without_certificate_takes_what_the_file_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "00ff")]);
+    wait(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
+    let renamed = ImportRow { device_name: Some("another".into()), ..with_key("SN-1", "id-9", "11ee") };
+    let moved = ImportRow { enrollment: "plugs".into(), enrollment_product: "a1plug".into(), ..row("SN-2") };
+    assert_eq!(import(&store, [renamed, moved]), ImportReport { changed: 2, ..Default::default() });
+
+    let stored = at_once(store.device(&id("SN-1"))).unwrap().unwrap();
+    assert_eq!((stored.device_name.as_deref(), stored.certificate), (Some("another"), None));
+    assert_eq!(stored.refusal, None, "what was refused has changed");
+    assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
+    assert_eq!(at_once(store.individual_key("id-9")).unwrap().unwrap().psk.expose(), "11ee");
+
+    let stored = at_once(store.device(&id("SN-2"))).unwrap().unwrap();
+    assert_eq!((stored.enrollment.as_str(), stored.product_key.as_str()), ("plugs", "a1plug"));
+    assert!(at_once(store.individual_key("id-2")).unwrap().is_none(), "its old key opens nothing");
+}
+
+#[test]
+fn what_contradicts_a_certificate_is_a_conflict_that_names_the_column() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [ImportRow { iot_id: Some("iot-1".into()), ..with_certificate("SN-1", "s3cret") }]);
+    let before = at_once(store.device(&id("SN-1"))).unwrap();
+    let conflicts = conflicts(
+        &store,
+        [
+            row("SN-0"),
+            with_certificate("SN-1", "0ther"),
+            ImportRow { device_name: Some("name-2".into()), ..row("SN-1") },
+            ImportRow { enrollment: "plugs".into(), ..row("SN-1") },
+            ImportRow { product_key: Some("a1plug".into()), ..row("SN-1") },
+            ImportRow { iot_id: Some("iot-2".into()), ..row("SN-1") },
+        ],
+    );
+    let named: Vec<_> = conflicts.iter().map(|(index, conflict)| (*index, conflict.column)).collect();
+    let expected =
+        [(1, "deviceSecret"), (2, "deviceName"), (3, "enrollment"), (4, "productKey"), (5, "iotId")];
+    assert_eq!(named, expected);
+    let told = format!("{conflicts:?}");
+    assert!(!told.contains("s3cret") && !told.contains("0ther"), "{told}");
+    assert_eq!(at_once(store.device(&id("SN-1"))).unwrap(), before);
+    assert_eq!(at_once(store.device(&id("SN-0"))).unwrap(), None, "nothing at all was imported");
+}
+
+#[test]
+fn an_identity_has_one_device_and_an_individual_device_has_a_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [with_key("SN-1", "id-1", "00ff")]);
+    let keyless = ImportRow { individual: true, ..row("SN-3") };
+    let conflicts = conflicts(&store, [with_key("SN-2", "id-1", "11ee"), keyless]);
+    assert_eq!(conflicts[0].1.reason, "this identity belongs to device SN-1");
+    assert!(conflicts[1].1.reason.contains("needs pskIdentity and psk"), "{conflicts:?}");
+    assert!(conflicts.iter().all(|(_, conflict)| conflict.column == "pskIdentity"));
+    // With a key from before, a row need not repeat it.
+    let again = ImportRow { individual: true, ..row("SN-1") };
+    assert_eq!(import(&store, [again]).unchanged, 1);
+}
+
+#[test]
+fn a_dry_run_reports_all_the_same_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("SN-1"), row("SN-2")]);
+    let rows = [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
+    let report = store.import(rows.into_iter().map(Ok::<_, Infallible>), true, |_, _| ()).unwrap();
+    assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
+    assert_eq!(at_once(store.device(&id("SN-2"))).unwrap().unwrap().certificate, None);
+    assert_eq!(store.count().unwrap(), 2);
+}
+
+#[test]
+fn the_log_of_a_long_import_does_not_stay_on_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, (0..20_000).map(|number| row(&format!("SN-{number}"))));
+    let log = std::fs::metadata(directory.path().join("certdist.db-wal")).unwrap();
+    assert_eq!(log.len(), 0);
+}
+
+#[test]
+fn an_export_ends_when_it_is_told_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("b-2"), row("a-1"), row("c-3")]);
+    let mut seen = Vec::new();
+    let outcome: Result<(), StoreError> = store.export(|row, _| {
+        seen.push(row.id.to_string());
+        if seen.len() == 2 { Err(StoreError::Failed("enough".into())) } else { Ok(()) }
+    });
+    assert_eq!(sentence(outcome), "the database failed: enough");
+    assert_eq!(seen, ["a-1", "b-2"]);
+}
+
+#[test]
+fn two_that_open_a_new_file_at_once_both_get_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certdist.db");
+    std::thread::scope(|scope| {
+        let opened: Vec<_> = (0..8).map(|_| scope.spawn(|| Sqlite::open(&path).map(drop))).collect();
+        for opened in opened {
+            opened.join().unwrap().unwrap();
+        }
+    });
+}

@@ -1,0 +1,207 @@
+//! The one thread that writes. What is waiting is committed together, so that a
+//! hundred devices share one sync of the disk; each job has a savepoint of its
+//! own, so that one that fails does not hurt the others. Knows nothing of what
+//! the jobs write.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::store_error;
+use crate::store::{StoreError, StoreFuture};
+
+/// Jobs that may wait: more than a second's worth of the busiest hour we plan
+/// for, 10,000 devices at once, and some 5 MB. Beyond it a device is better sent
+/// away than kept.
+const QUEUE: usize = 16_384;
+
+/// Jobs of one commit: beyond this, a sync is shared by enough.
+const GROUP: usize = 512;
+
+/// How long a group that nobody waits for gathers before it is committed.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Whether somebody waits for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Yes.
+    Now,
+    /// No: it may gather with others, so that a thousand devices a second cost
+    /// twenty commits.
+    Soon,
+}
+
+/// Why a job did not do its work; its savepoint is rolled back.
+pub(super) enum WriteError {
+    /// SQLite's reason.
+    Sqlite(rusqlite::Error),
+    /// The job's own, a sentence.
+    Refused(String),
+}
+
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// The writing end of the store. Dropping it writes what is queued, and waits.
+pub(super) struct Writer {
+    path: Arc<Path>,
+    queue: Option<SyncSender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection, path: Arc<Path>) -> Result<Self, StoreError> {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let thread = thread::Builder::new()
+            .name("store-writer".into())
+            .spawn({
+                let path = Arc::clone(&path);
+                move || write(&connection, &path, &jobs)
+            })
+            .map_err(|error| StoreError::Failed(format!("{}: no writer: {error}", path.display())))?;
+        Ok(Self { path, queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Queues `work` at once. The future is ready when it is committed, or when
+    /// it is certain that nothing of it is.
+    pub(super) fn submit<T, W>(&self, urgency: Urgency, work: W) -> StoreFuture<'static, T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, WriteError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(Task { urgency, work: Some(work), outcome: None, reply });
+        let path = self.path.display();
+        let queued = match &self.queue {
+            Some(queue) => queue.try_send(job).map_err(|error| match error {
+                TrySendError::Full(_) => {
+                    StoreError::Busy(format!("{path}: {QUEUE} writes are waiting already"))
+                }
+                TrySendError::Disconnected(_) => writer_ended(&self.path),
+            }),
+            None => Err(writer_ended(&self.path)),
+        };
+        if let Err(error) = queued {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let path = Arc::clone(&self.path);
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(writer_ended(&path))) })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The thread ends when the queue is empty and nobody can add to it.
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed by then, and there is no
+            // one here to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn writer_ended(path: &Path) -> StoreError {
+    StoreError::Failed(format!("{}: the writer has ended", path.display()))
+}
+
+fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while let Ok(first) = jobs.recv() {
+        if first.urgency() == Urgency::Soon {
+            // Asleep, not waiting at the queue: to be woken for each job would
+            // cost its worker more than the job itself.
+            thread::sleep(GATHER);
+        }
+        group.push(first);
+        group.extend(jobs.try_iter().take(GROUP - 1));
+        let committed = commit(connection, path, &mut group);
+        for job in group.drain(..) {
+            job.answer(&committed);
+        }
+    }
+}
+
+/// Either commits the group, without those of its jobs that failed, or nothing.
+fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    let failed = |error| store_error(path, error);
+    let transaction =
+        Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+    let step = |sql| transaction.prepare_cached(sql)?.execute(());
+    for job in group {
+        step("SAVEPOINT job").map_err(failed)?;
+        if let Err(error) = job.run(&transaction, path) {
+            // A full disk or an I/O error may have ended the whole transaction.
+            // To go on would be to write the rest without one.
+            if transaction.is_autocommit() {
+                return Err(error);
+            }
+            step("ROLLBACK TO job").map_err(failed)?;
+        }
+        step("RELEASE job").map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
+}
+
+/// One write, whatever its answer's type.
+trait Job: Send {
+    fn urgency(&self) -> Urgency;
+
+    /// Does the work; what fails is to be rolled back.
+    fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
+
+    /// Tells whoever asked, if they are still there.
+    fn answer(self: Box<Self>, committed: &Result<(), StoreError>);
+}
+
+struct Task<W, T> {
+    urgency: Urgency,
+    work: Option<W>,
+    outcome: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<W, T> Job for Task<W, T>
+where
+    W: FnOnce(&Connection) -> Result<T, WriteError> + Send,
+    T: Send,
+{
+    fn urgency(&self) -> Urgency {
+        self.urgency
+    }
+
+    fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        let outcome = work(connection).map_err(|error| match error {
+            WriteError::Sqlite(error) => store_error(path, error),
+            WriteError::Refused(reason) => StoreError::Failed(format!("{}: {reason}", path.display())),
+        });
+        let done = outcome.as_ref().map(|_| ()).map_err(StoreError::clone);
+        self.outcome = Some(outcome);
+        done
+    }
+
+    fn answer(self: Box<Self>, committed: &Result<(), StoreError>) {
+        let answer = match (self.outcome, committed) {
+            // Its own reason tells more than the group's.
+            (Some(Err(error)), _) => Err(error),
+            (_, Err(error)) => Err(error.clone()),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (None, Ok(())) => Err(StoreError::Failed("a write was left out of its group".into())),
+        };
+        // Whoever asked may have gone; the write is done all the same.
+        let _ = self.reply.send(answer);
+    }
+}

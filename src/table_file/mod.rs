@@ -1,0 +1,268 @@
+//! The table as a CSV file, as operators get it from the factory and give it to
+//! the next: import checks the whole file and names every bad line before
+//! anything is changed, export writes what import reads. Knows the columns and
+//! their rules; what may replace what in the table is the store's to say.
+
+mod lines;
+mod rows;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::Cell,
+    fmt,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use self::rows::{ReadError, Rows, read};
+use crate::{
+    device::Secret,
+    store::{Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
+};
+
+/// The header, in the order in which an export writes it.
+pub const COLUMNS: [&str; 8] =
+    ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
+
+/// Bad lines that are kept to be told. A file that is wrong throughout is not
+/// understood better by its ten-thousandth line.
+const MAX_LISTED: usize = 1000;
+
+/// Lines between two calls of an import's `progress`.
+const PROGRESS_EVERY: u64 = 1000;
+
+/// What an import needs to know of an enrollment of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownEnrollment {
+    /// Its name.
+    pub name: String,
+    /// The product of its devices, unless a row names another.
+    pub product_key: String,
+    /// Whether each of its devices has a key of its own.
+    pub individual: bool,
+}
+
+/// The enrollments of the configuration, and which of them a row belongs to that
+/// names none.
+#[derive(Debug, Clone)]
+pub struct Enrollments {
+    known: Vec<KnownEnrollment>,
+    default: Option<usize>,
+}
+
+/// There is no enrollment of this name; the sentence lists those there are.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("unknown enrollment \"{name}\"; {enrollments}")]
+pub struct UnknownEnrollment {
+    name: String,
+    enrollments: Enrollments,
+}
+
+impl Enrollments {
+    /// A single enrollment is the default; among several there is none.
+    pub fn new(known: Vec<KnownEnrollment>) -> Self {
+        let default = (known.len() == 1).then_some(0);
+        Self { known, default }
+    }
+
+    /// Makes the enrollment of this name the default.
+    pub fn with_default(mut self, name: &str) -> Result<Self, UnknownEnrollment> {
+        match self.known.iter().position(|enrollment| enrollment.name == name) {
+            Some(index) => self.default = Some(index),
+            None => return Err(UnknownEnrollment { name: name.to_owned(), enrollments: self }),
+        }
+        Ok(self)
+    }
+
+    fn named(&self, name: &str) -> Option<&KnownEnrollment> {
+        self.known.iter().find(|enrollment| enrollment.name == name)
+    }
+
+    fn default(&self) -> Option<&KnownEnrollment> {
+        self.known.get(self.default?)
+    }
+}
+
+impl fmt::Display for Enrollments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.known.is_empty() {
+            return f.write_str("no enrollment is configured");
+        }
+        f.write_str("configured: ")?;
+        for (index, enrollment) in self.known.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}\"{}\"", enrollment.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a line of the file. Never holds a key or a device secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineError {
+    /// From 1, as an editor counts.
+    pub line: u64,
+    /// One of [`COLUMNS`], unless it is the line as a whole.
+    pub column: Option<&'static str>,
+    /// What is there, and what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for LineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.column {
+            Some(column) => write!(f, "line {}, column {column}: {}", self.line, self.reason),
+            None => write!(f, "line {}: {}", self.line, self.reason),
+        }
+    }
+}
+
+/// Bad lines in the file's order: the first 1,000, and how many more there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BadLines {
+    /// Those that are told.
+    pub listed: Vec<LineError>,
+    /// How many are not.
+    pub more: u64,
+}
+
+impl BadLines {
+    fn push(&mut self, error: LineError) {
+        if self.listed.len() < MAX_LISTED {
+            self.listed.push(error);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+impl fmt::Display for BadLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.listed.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more bad lines"),
+        }
+    }
+}
+
+/// Why a file was not imported. The table is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportFileError {
+    /// The file could not be opened or read.
+    #[error("{path}: {source}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Lines are wrong, or contradict the table. One sentence a line.
+    #[error("{path}: nothing was imported\n{lines}", path = path.display())]
+    Lines {
+        /// Which file.
+        path: PathBuf,
+        /// The header, or every bad line.
+        lines: BadLines,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Imports a table file, all of it or nothing. `progress` is called now and then
+/// with the bytes read and the file's size (0 for a pipe). `dry_run` reports what
+/// would happen and changes nothing.
+pub fn import_file(
+    store: &impl Bulk,
+    path: &Path,
+    enrollments: &Enrollments,
+    dry_run: bool,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<ImportReport, ImportFileError> {
+    let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
+    let bad = |lines| ImportFileError::Lines { path: path.to_owned(), lines };
+
+    let file = File::open(path).map_err(unread)?;
+    let total = file.metadata().map_err(unread)?.len();
+    let mut rows = read(file, enrollments).map_err(|error| match error {
+        ReadError::Io(error) => unread(error),
+        ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
+    })?;
+
+    // A conflict is told before the next row is read, so this is its line.
+    let line = Cell::new(0);
+    let mut told = 0;
+    let items = std::iter::from_fn(|| {
+        let row = rows.next();
+        line.set(rows.line());
+        if row.is_none() || rows.line() >= told + PROGRESS_EVERY {
+            told = rows.line();
+            progress(rows.bytes(), total);
+        }
+        row
+    });
+    let mut lines = BadLines::default();
+    let mut broken = None;
+    let outcome = store.import(items, dry_run, |_, rejection| match rejection {
+        Rejection::Unreadable(ReadError::Line(error)) => lines.push(error),
+        Rejection::Unreadable(ReadError::Io(error)) => broken = Some(error),
+        Rejection::Conflict(conflict) => {
+            lines.push(LineError {
+                line: line.get(),
+                column: Some(conflict.column),
+                reason: conflict.reason,
+            });
+        }
+    });
+    match (outcome, broken) {
+        (Ok(report), _) => Ok(report),
+        (Err(ImportError::Store(error)), _) => Err(error.into()),
+        (Err(ImportError::Rejected(_)), Some(error)) => Err(unread(error)),
+        (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),
+    }
+}
+
+/// Why an export ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was read could not be written.
+    #[error("the export could not be written: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// Writes the whole table, in order of device ID, in a form that
+/// [`import_file`] reads; how many rows that was. It holds every secret.
+pub fn export_file(store: &impl Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
+    let mut writer = csv::Writer::from_writer(writer);
+    writer.write_record(COLUMNS).map_err(io::Error::from)?;
+    let mut rows = 0;
+    store.export(|row: DeviceRow, key| -> Result<(), ExportError> {
+        let (identity, psk) = key.as_ref().map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
+        let secret = row.certificate.as_ref().map(|certificate| &certificate.device_secret);
+        let record: [&str; COLUMNS.len()] = [
+            row.id.as_str(),
+            &row.enrollment,
+            &row.product_key,
+            row.device_name.as_deref().unwrap_or_default(),
+            secret.map_or("", Secret::expose),
+            row.iot_id.as_deref().unwrap_or_default(),
+            identity,
+            psk,
+        ];
+        writer.write_record(record).map_err(io::Error::from)?;
+        rows += 1;
+        Ok(())
+    })?;
+    writer.flush()?;
+    Ok(rows)
+}

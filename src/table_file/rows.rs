@@ -1,0 +1,287 @@
+//! Rows of a table file: the header, the rules of each column, and that a device
+//! or an identity is there once. Pure but for the reader it is given; what the
+//! table already holds is the store's to say.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    io::{self, Read},
+};
+
+use super::{
+    COLUMNS, Enrollments, KnownEnrollment, LineError,
+    lines::{self, Line, Lines},
+};
+use crate::{
+    device::{DeviceId, MAX_DEVICE_NAME, Secret},
+    store::ImportRow,
+};
+
+/// Hex digits of a key of 16 to 64 bytes.
+const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
+
+/// Longest PSK identity, in bytes (RFC 4279 §5.3).
+const MAX_IDENTITY: usize = 128;
+
+/// Longest product key, device secret or IotId, in bytes: several times what IoT
+/// Platform gives out.
+const MAX_CLOUD_VALUE: usize = 128;
+
+/// Why there is no row.
+#[derive(Debug)]
+pub enum ReadError {
+    /// This line is wrong; the next may be right.
+    Line(LineError),
+    /// The file cannot be read on.
+    Io(io::Error),
+}
+
+/// The rows of a table file, in its order. After a line that is wrong it goes on
+/// with the next.
+pub struct Rows<'e, R> {
+    lines: Lines<R>,
+    line: u64,
+    rules: Rules<'e>,
+    broken: bool,
+}
+
+/// Reads the header; what follows is read as it is asked for.
+pub fn read<R: Read>(reader: R, enrollments: &Enrollments) -> Result<Rows<'_, R>, ReadError> {
+    let mut lines = Lines::new(reader);
+    let (number, columns) = match lines.next().map_err(ReadError::Io)? {
+        Some(Line { number, text: Ok(text) }) => (number, header(text)),
+        Some(Line { number, text: Err(reason) }) => (number, Err(Fault::line(reason))),
+        None => {
+            let reason = format!("the file is empty, expected a header of {}", COLUMNS.join(","));
+            (1, Err(Fault::line(reason)))
+        }
+    };
+    let columns = columns.map_err(|fault| ReadError::Line(fault.at(number)))?;
+    let rules = Rules { columns, enrollments, devices: Seen::default(), identities: Seen::default() };
+    Ok(Rows { lines, line: number, rules, broken: false })
+}
+
+impl<R: Read> Rows<'_, R> {
+    /// Number of the line that was read last, from 1.
+    pub fn line(&self) -> u64 {
+        self.line
+    }
+
+    /// Bytes read so far.
+    pub fn bytes(&self) -> u64 {
+        self.lines.bytes()
+    }
+}
+
+impl<R: Read> Iterator for Rows<'_, R> {
+    type Item = Result<ImportRow, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.broken {
+            return None;
+        }
+        match self.lines.next() {
+            Ok(line) => {
+                let Line { number, text } = line?;
+                self.line = number;
+                let row = text.map_err(Fault::line).and_then(|text| self.rules.row(text, number));
+                Some(row.map_err(|fault| ReadError::Line(fault.at(number))))
+            }
+            Err(error) => {
+                self.broken = true;
+                Some(Err(ReadError::Io(error)))
+            }
+        }
+    }
+}
+
+/// What is wrong with a line, before its number is put to it.
+struct Fault {
+    column: Option<&'static str>,
+    reason: String,
+}
+
+impl Fault {
+    fn line(reason: impl Into<String>) -> Self {
+        Self { column: None, reason: reason.into() }
+    }
+
+    fn column(column: &'static str, reason: impl Into<String>) -> Self {
+        Self { column: Some(column), reason: reason.into() }
+    }
+
+    fn at(self, line: u64) -> LineError {
+        LineError { line, column: self.column, reason: self.reason }
+    }
+}
+
+/// For each field of the file, which of [`COLUMNS`] it is.
+fn header(text: &str) -> Result<Vec<usize>, Fault> {
+    let mut columns = Vec::with_capacity(COLUMNS.len());
+    for name in lines::fields(text).map_err(Fault::line)? {
+        let legal = || format!("the columns are {}", COLUMNS.join(", "));
+        let Some(column) = COLUMNS.iter().position(|column| *column == name) else {
+            let name = name.escape_debug();
+            let hint = if text.contains(',') { "" } else { ", parted by commas" };
+            return Err(Fault::line(format!("unknown column \"{name}\"; {}{hint}", legal())));
+        };
+        if columns.contains(&column) {
+            return Err(Fault::line(format!("the column {name} is there twice; {}", legal())));
+        }
+        columns.push(column);
+    }
+    if !columns.contains(&0) {
+        return Err(Fault::line(format!("the column {} is missing", COLUMNS[0])));
+    }
+    Ok(columns)
+}
+
+/// What makes a line a row.
+struct Rules<'e> {
+    columns: Vec<usize>,
+    enrollments: &'e Enrollments,
+    devices: Seen,
+    identities: Seen,
+}
+
+impl Rules<'_> {
+    fn row(&mut self, text: &str, line: u64) -> Result<ImportRow, Fault> {
+        let fields = lines::fields(text).map_err(Fault::line)?;
+        if fields.len() != self.columns.len() {
+            let (found, expected) = (fields.len(), self.columns.len());
+            return Err(Fault::line(format!("{found} fields, the header has {expected}")));
+        }
+        // An empty field and a missing column mean the same.
+        let mut values: [Option<Cow<'_, str>>; COLUMNS.len()] = Default::default();
+        for (field, &column) in fields.into_iter().zip(&self.columns) {
+            values[column] = (!field.is_empty()).then_some(field);
+        }
+        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
+
+        let device = device.unwrap_or_default();
+        let device =
+            DeviceId::parse(&device).map_err(|error| Fault::column("deviceId", error.to_string()))?;
+        if let Some(first) = self.devices.first_line(device.as_str(), line) {
+            let reason = format!("device {device} is already in line {first}");
+            return Err(Fault::column("deviceId", reason));
+        }
+        let enrollment = self.enrollment(enrollment.as_deref())?;
+        let row = ImportRow {
+            enrollment: enrollment.name.clone(),
+            enrollment_product: enrollment.product_key.clone(),
+            individual: enrollment.individual,
+            product_key: product_key.map(|value| cloud_value("productKey", value)).transpose()?,
+            device_name: device_name.map(legal_device_name).transpose()?,
+            device_secret: device_secret
+                .map(|value| cloud_value("deviceSecret", value).map(Secret::new))
+                .transpose()?,
+            iot_id: iot_id.map(|value| cloud_value("iotId", value)).transpose()?,
+            key: key(identity, psk)?,
+            device,
+        };
+        if row.device_secret.is_some() && row.device_name.is_none() {
+            return Err(Fault::column("deviceName", "empty, but there is a deviceSecret"));
+        }
+        if let Some((identity, _)) = &row.key {
+            if !row.individual {
+                let reason = format!(
+                    "enrollment \"{}\" is not an individual one, its devices have no key of their own",
+                    row.enrollment
+                );
+                return Err(Fault::column("pskIdentity", reason));
+            }
+            if let Some(first) = self.identities.first_line(identity, line) {
+                return Err(Fault::column(
+                    "pskIdentity",
+                    format!("this identity is already in line {first}"),
+                ));
+            }
+        }
+        Ok(row)
+    }
+
+    fn enrollment(&self, name: Option<&str>) -> Result<&KnownEnrollment, Fault> {
+        let fault = |reason: String| Fault::column("enrollment", format!("{reason}; {}", self.enrollments));
+        match name {
+            Some(name) => self
+                .enrollments
+                .named(name)
+                .ok_or_else(|| fault(format!("unknown enrollment \"{}\"", name.escape_debug()))),
+            None => self.enrollments.default().ok_or_else(|| fault("empty, and there is no default".into())),
+        }
+    }
+}
+
+/// IoT Platform's rule for a DeviceName.
+fn legal_device_name(name: Cow<'_, str>) -> Result<String, Fault> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@-".contains(&byte);
+    if !(4..=MAX_DEVICE_NAME).contains(&name.len()) || !name.bytes().all(legal) {
+        let reason = format!("expected 4 to {MAX_DEVICE_NAME} of A-Z a-z 0-9 _ . : @ -");
+        return Err(Fault::column("deviceName", reason));
+    }
+    Ok(name.into_owned())
+}
+
+/// What IoT Platform gave out is taken as it is, if only it can be that.
+fn cloud_value(column: &'static str, value: Cow<'_, str>) -> Result<String, Fault> {
+    if value.len() > MAX_CLOUD_VALUE || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let reason = format!("expected 1 to {MAX_CLOUD_VALUE} printable ASCII characters without spaces");
+        return Err(Fault::column(column, reason));
+    }
+    Ok(value.into_owned())
+}
+
+/// The key of an individual device: both parts, or neither.
+fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Option<(String, Secret)>, Fault> {
+    let (identity, psk) = match (identity, psk) {
+        (None, None) => return Ok(None),
+        (Some(identity), Some(psk)) => (identity, psk),
+        (Some(_), None) => return Err(Fault::column("psk", "empty, but there is a pskIdentity")),
+        (None, Some(_)) => return Err(Fault::column("pskIdentity", "empty, but there is a psk")),
+    };
+    if identity.len() > MAX_IDENTITY || identity.chars().any(char::is_control) {
+        let reason = format!("expected 1 to {MAX_IDENTITY} bytes of UTF-8 without control characters");
+        return Err(Fault::column("pskIdentity", reason));
+    }
+    if let Some(at) = psk.chars().position(|character| !character.is_ascii_hexdigit()) {
+        return Err(Fault::column("psk", format!("character {} is no hex digit", at + 1)));
+    }
+    let (digits, least, most) = (psk.len(), PSK_DIGITS.start(), PSK_DIGITS.end());
+    if !PSK_DIGITS.contains(&digits) {
+        return Err(Fault::column("psk", format!("{digits} hex digits, expected {least} to {most}")));
+    }
+    if digits % 2 == 1 {
+        return Err(Fault::column("psk", format!("{digits} hex digits, expected an even number")));
+    }
+    let mut psk = psk.into_owned();
+    psk.make_ascii_lowercase();
+    Ok(Some((identity.into_owned(), Secret::new(psk))))
+}
+
+/// In which line something was first, in 20 bytes or so each, for files of many
+/// million lines. Kept are 96 bits of a hash with a random key: in a file of 10
+/// million lines the chance of a false alarm is one in 10^15.
+#[derive(Default)]
+struct Seen {
+    low: RandomState,
+    high: RandomState,
+    lines: HashMap<[u32; 3], u32>,
+}
+
+impl Seen {
+    /// The line in which `text` was before, if it was.
+    fn first_line(&mut self, text: &str, line: u64) -> Option<u64> {
+        let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
+        let key = [low as u32, (low >> 32) as u32, high as u32];
+        // Beyond 4 billion lines only the number in the message would be wrong.
+        let line = u32::try_from(line).unwrap_or(u32::MAX);
+        match self.lines.entry(key) {
+            std::collections::hash_map::Entry::Occupied(first) => Some(u64::from(*first.get())),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(line);
+                None
+            }
+        }
+    }
+}

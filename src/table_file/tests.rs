@@ -1,0 +1,207 @@
+//! The rules of the file, without a store.
+
+use super::*;
+use crate::store::ImportRow;
+
+const PSK: &str = "00112233445566778899AABBCCDDEEFF";
+
+fn enrollment(name: &str, individual: bool) -> KnownEnrollment {
+    KnownEnrollment { name: name.into(), product_key: format!("a1{name}"), individual }
+}
+
+fn lamps() -> Enrollments {
+    Enrollments::new(vec![enrollment("lamps", false)])
+}
+
+fn plugs() -> Enrollments {
+    Enrollments::new(vec![enrollment("plugs", true)])
+}
+
+fn both() -> Enrollments {
+    Enrollments::new(vec![enrollment("lamps", false), enrollment("plugs", true)])
+}
+
+/// The rows of a text, or the sentences about its bad lines.
+fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>> {
+    let told = |error| match error {
+        ReadError::Line(error) => error.to_string(),
+        ReadError::Io(error) => panic!("{error}"),
+    };
+    match read(text.as_bytes(), enrollments) {
+        Ok(rows) => rows.map(|row| row.map_err(told)).collect(),
+        Err(error) => vec![Err(told(error))],
+    }
+}
+
+fn only(text: &str, enrollments: &Enrollments) -> ImportRow {
+    let mut rows = parse(text, enrollments);
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    rows.remove(0).unwrap()
+}
+
+/// The sentence about the last line of a text.
+fn fault(text: &str, enrollments: &Enrollments) -> String {
+    parse(text, enrollments).pop().unwrap().unwrap_err()
+}
+
+#[test]
+fn a_device_id_is_all_that_a_row_needs() {
+    let row = only("deviceId\nSN-1\n", &lamps());
+    assert_eq!((row.device.as_str(), row.enrollment.as_str()), ("SN-1", "lamps"));
+    assert_eq!((row.enrollment_product.as_str(), row.individual), ("a1lamps", false));
+    assert_eq!((row.product_key, row.device_name, row.device_secret), (None, None, None));
+    assert_eq!((row.iot_id, row.key), (None, None));
+}
+
+#[test]
+fn columns_may_be_in_any_order() {
+    let text = format!(
+        "psk,pskIdentity,iotId,deviceSecret,deviceName,productKey,enrollment,deviceId\n\
+         {PSK},\"lamp, 1\",iot-1,s3cret,name-1,a1own,plugs,00:1a:2b:3c:4d:5e"
+    );
+    let row = only(&text, &both());
+    assert_eq!((row.device.as_str(), row.enrollment.as_str()), ("001A2B3C4D5E", "plugs"));
+    assert_eq!(row.product_key.as_deref(), Some("a1own"));
+    assert_eq!(row.device_name.as_deref(), Some("name-1"));
+    assert_eq!(row.device_secret, Some(Secret::new("s3cret".into())));
+    assert_eq!(row.iot_id.as_deref(), Some("iot-1"));
+    assert_eq!(row.key, Some(("lamp, 1".into(), Secret::new(PSK.to_lowercase()))));
+}
+
+#[test]
+fn a_header_that_is_wrong_is_told_with_what_is_right() {
+    let legal = COLUMNS.join(", ");
+    let told = |text| fault(text, &lamps());
+    assert_eq!(
+        told("deviceId,colour\nSN-1,red\n"),
+        format!("line 1: unknown column \"colour\"; the columns are {legal}")
+    );
+    assert_eq!(
+        told("deviceId,psk,deviceId\n"),
+        format!("line 1: the column deviceId is there twice; the columns are {legal}")
+    );
+    assert_eq!(told("\n\nenrollment\nlamps\n"), "line 3: the column deviceId is missing");
+    assert!(told("deviceId;psk\n").ends_with("psk, parted by commas"));
+    assert!(told("").starts_with("line 1: the file is empty, expected a header of deviceId,enrollment,"));
+}
+
+#[test]
+fn a_byte_order_mark_carriage_returns_and_blank_lines_are_nothing() {
+    let rows = parse("\u{FEFF}\"deviceId\",enrollment\r\n\r\nSN-1,lamps\r\n   \r\nSN-2,\r\n\r\n", &lamps());
+    let ids: Vec<_> = rows.into_iter().map(|row| row.unwrap().device.to_string()).collect();
+    assert_eq!(ids, ["SN-1", "SN-2"]);
+}
+
+#[test]
+fn the_only_enrollment_is_the_default_and_among_several_there_is_none() {
+    assert_eq!(only("deviceId,enrollment\nSN-1,\n", &lamps()).enrollment, "lamps");
+    let among = "configured: \"lamps\", \"plugs\"";
+    for text in ["deviceId\nSN-1\n", "deviceId,enrollment\nSN-1,\n"] {
+        let expected = format!("line 2, column enrollment: empty, and there is no default; {among}");
+        assert_eq!(fault(text, &both()), expected);
+    }
+    assert_eq!(
+        fault("deviceId,enrollment\nSN-1,lamp\n", &both()),
+        format!("line 2, column enrollment: unknown enrollment \"lamp\"; {among}")
+    );
+    assert_eq!(only("deviceId\nSN-1\n", &both().with_default("plugs").unwrap()).enrollment, "plugs");
+    assert_eq!(
+        both().with_default("lamp").unwrap_err().to_string(),
+        format!("unknown enrollment \"lamp\"; {among}")
+    );
+    assert!(fault("deviceId\nSN-1\n", &Enrollments::new(vec![])).ends_with("no enrollment is configured"));
+}
+
+#[test]
+fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
+    let told = |identity: &str, psk: &str| {
+        fault(&format!("deviceId,pskIdentity,psk\nSN-1,{identity},{psk}\n"), &plugs())
+    };
+    let psk = "line 2, column psk: ";
+    assert_eq!(told("i", &PSK[1..]), format!("{psk}31 hex digits, expected 32 to 128"));
+    assert_eq!(told("i", &"a".repeat(130)), format!("{psk}130 hex digits, expected 32 to 128"));
+    assert_eq!(told("i", &"a".repeat(33)), format!("{psk}33 hex digits, expected an even number"));
+    assert_eq!(told("i", &PSK.replace('2', "x")), format!("{psk}character 5 is no hex digit"));
+    assert_eq!(told("i", ""), format!("{psk}empty, but there is a pskIdentity"));
+    let identity = "line 2, column pskIdentity: ";
+    assert_eq!(told("", PSK), format!("{identity}empty, but there is a psk"));
+    for bad in ["i".repeat(129), "a\tb".to_owned(), "a\u{85}b".to_owned()] {
+        let expected = "expected 1 to 128 bytes of UTF-8 without control characters";
+        assert_eq!(told(&bad, PSK), format!("{identity}{expected}"));
+    }
+    for good in [PSK.to_owned(), "b".repeat(128)] {
+        let text = format!("deviceId,pskIdentity,psk\nSN-1,{},{good}\n", "ü".repeat(64));
+        assert!(only(&text, &plugs()).key.is_some());
+    }
+    // Whether an individual device may go without one depends on the table.
+    assert_eq!(only("deviceId\nSN-1\n", &plugs()).key, None);
+    let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\n");
+    assert_eq!(
+        fault(&text, &lamps()),
+        format!(
+            "{identity}enrollment \"lamps\" is not an individual one, its devices have no key of their own"
+        )
+    );
+}
+
+#[test]
+fn a_certificate_is_complete_and_legal() {
+    let told = |name: &str, secret: &str| {
+        fault(&format!("deviceId,deviceName,deviceSecret\nSN-1,{name},{secret}\n"), &lamps())
+    };
+    let name = "line 2, column deviceName: ";
+    assert_eq!(told("", "s3cret"), format!("{name}empty, but there is a deviceSecret"));
+    for bad in ["abc", "a name", "näme", &"x".repeat(33)] {
+        assert_eq!(told(bad, "s3cret"), format!("{name}expected 4 to 32 of A-Z a-z 0-9 _ . : @ -"));
+    }
+    let error = told("name-1", "s3 cret");
+    assert!(error.starts_with("line 2, column deviceSecret: ") && !error.contains("s3"), "{error}");
+    let named = only("deviceId,deviceName\nSN-1,a.b_c:d@e-f\n", &lamps());
+    assert_eq!((named.device_name.as_deref(), named.device_secret), (Some("a.b_c:d@e-f"), None));
+}
+
+#[test]
+fn a_device_or_an_identity_that_is_there_twice_is_told_with_both_lines() {
+    let text = "deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n\n001A-2B3C\n001a.2b3c.4d5e\nSN-1\nsn-1\n";
+    let faults: Vec<_> = parse(text, &lamps()).into_iter().filter_map(Result::err).collect();
+    assert_eq!(
+        faults,
+        [
+            "line 6, column deviceId: device 001A2B3C4D5E is already in line 2",
+            "line 7, column deviceId: device SN-1 is already in line 3",
+        ]
+    );
+    let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\nSN-2,I,{PSK}\nSN-3,i,{PSK}\n");
+    let expected = "line 4, column pskIdentity: this identity is already in line 2";
+    assert_eq!(fault(&text, &plugs()), expected);
+}
+
+#[test]
+fn every_bad_line_is_told_and_the_good_ones_are_still_read() {
+    let text = "deviceId,deviceName\nSN 1,\nSN-2,abc\nSN-3\n\"SN-4,\nSN-5,\nSN-6,,\n,\n";
+    let rows = parse(text, &lamps());
+    let faults: Vec<_> = rows.iter().filter_map(|row| row.as_ref().err()).collect();
+    assert_eq!(
+        faults,
+        [
+            "line 2, column deviceId: a device ID has a character other than A-Z a-z 0-9 . _ : @ -",
+            "line 3, column deviceName: expected 4 to 32 of A-Z a-z 0-9 _ . : @ -",
+            "line 4: 1 fields, the header has 2",
+            "line 5: a quote is not closed on the same line",
+            "line 7: 3 fields, the header has 2",
+            "line 8, column deviceId: a device ID is empty",
+        ]
+    );
+    assert_eq!(rows.iter().flatten().count(), 1);
+}
+
+#[test]
+fn more_than_a_thousand_bad_lines_are_counted() {
+    let mut lines = BadLines::default();
+    for line in 1..=1500 {
+        lines.push(LineError { line, column: None, reason: "no".into() });
+    }
+    assert_eq!((lines.listed.len(), lines.more), (1000, 500));
+    assert!(lines.to_string().starts_with("line 1: no\nline 2: no\n"));
+    assert!(lines.to_string().ends_with("line 1000: no\nand 500 more bad lines"));
+}

@@ -1,0 +1,287 @@
+//! What an operator sees of the database and of table files: the files, what is
+//! in them, and the sentences about what is wrong.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use certdist::{
+    device::DeviceId,
+    store::{
+        self, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture, sqlite::Sqlite,
+    },
+    table_file::{Enrollments, ImportFileError, KnownEnrollment, LineError, export_file, import_file},
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+const PSK: &str = "00112233445566778899aabbccddeeff";
+
+fn wait<T>(future: StoreFuture<'_, T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future).unwrap()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::parse(text).unwrap()
+}
+
+fn device(store: &Sqlite, text: &str) -> Option<DeviceRow> {
+    wait(store.device(&id(text)))
+}
+
+fn enrollments() -> Enrollments {
+    let enrollment = |name: &str, individual| KnownEnrollment {
+        name: name.into(),
+        product_key: format!("a1{name}"),
+        individual,
+    };
+    Enrollments::new(vec![enrollment("lamps", false), enrollment("plugs", true)])
+        .with_default("lamps")
+        .unwrap()
+}
+
+/// A folder with a database.
+struct Operator {
+    directory: TempDir,
+    store: Sqlite,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
+        Self { directory, store }
+    }
+
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn import(&self, text: impl AsRef<[u8]>) -> Result<ImportReport, ImportFileError> {
+        import_file(&self.store, &self.file("batch.csv", text), &enrollments(), false, |_, _| ())
+    }
+
+    fn bad_lines(&self, text: impl AsRef<[u8]>) -> Vec<LineError> {
+        match self.import(text) {
+            Err(ImportFileError::Lines { lines, .. }) => lines.listed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn export(&self) -> String {
+        let mut text = Vec::new();
+        export_file(&self.store, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+}
+
+/// Why a file is refused as a database; it must not have been touched.
+fn refusal(path: &Path) -> String {
+    let before = fs::read(path).ok();
+    let Err(StoreError::Failed(reason)) = Sqlite::open(path) else { panic!("{} was opened", path.display()) };
+    assert_eq!(fs::read(path).ok(), before);
+    assert!(reason.starts_with(&path.display().to_string()), "{reason}");
+    reason
+}
+
+#[test]
+fn reopening_keeps_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", directory.path().join("certdist.db").display());
+    let file = directory.path().join("batch.csv");
+    let text = format!(
+        "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
+         SN-1,,name-1,s3cret,,\nSN-2,plugs,,,identity-2,{PSK}\nSN-3,,,,,\n"
+    );
+    fs::write(&file, text).unwrap();
+
+    let store = store::open(&url).unwrap();
+    let report = import_file(&*store, &file, &enrollments(), false, |_, _| ()).unwrap();
+    assert_eq!(report, ImportReport { added: 3, ..Default::default() });
+    assert_eq!(wait(store.record_issue(&id("SN-1"), 77)).first, 77);
+    assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled)));
+    drop(store);
+
+    let store = store::open(&url).unwrap();
+    let row = device(&store, "SN-1").unwrap();
+    assert_eq!(row.first_issued, Some(77));
+    let certificate = row.certificate.unwrap();
+    assert_eq!((certificate.product_key.as_str(), certificate.device_name.as_str()), ("a1lamps", "name-1"));
+    assert_eq!(certificate.device_secret.expose(), "s3cret");
+    let key = wait(store.individual_key("identity-2")).unwrap();
+    assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "plugs", PSK));
+    assert_eq!(device(&store, "SN-3").unwrap().state, DeviceState::Disabled);
+}
+
+#[test]
+fn only_its_owner_may_read_the_database() {
+    let operator = Operator::new();
+    operator.import("deviceId\nSN-1\n").unwrap();
+    assert!(device(&operator.store, "SN-1").is_some());
+    for name in ["certdist.db", "certdist.db-wal", "certdist.db-shm"] {
+        let mode = fs::metadata(operator.directory.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+
+    let text = path("notes.txt");
+    fs::write(&text, "not a database, but long enough to be looked at as one\n".repeat(100)).unwrap();
+    assert!(refusal(&text).contains("not an SQLite database"));
+
+    let foreign = path("foreign.db");
+    Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE device_table (a)").unwrap();
+    assert!(refusal(&foreign).contains("the database of another program"));
+
+    let marked = path("marked.db");
+    Connection::open(&marked).unwrap().execute_batch("PRAGMA application_id = 5").unwrap();
+    assert!(refusal(&marked).contains("the database of another program"));
+
+    let newer = path("newer.db");
+    drop(Sqlite::open(&newer).unwrap());
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    let reason = refusal(&newer);
+    assert!(reason.contains("schema version 2") && reason.contains("use a newer certdist"), "{reason}");
+
+    assert!(refusal(directory.path()).contains("this is a directory"));
+    assert!(refusal(&path("missing/certdist.db")).contains("cannot be created: No such file"));
+    // Nobody, root included, makes a file here.
+    assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
+    assert!(store::open("postgres://db").is_err_and(|error| error.to_string().contains("sqlite:PATH")));
+}
+
+#[test]
+fn a_database_made_by_hand_from_the_schema_is_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certdist.db");
+    Connection::open(&path).unwrap().execute_batch(include_str!("../schema.sql")).unwrap();
+    let store = Sqlite::open(&path).unwrap();
+    assert_eq!(store.count().unwrap(), 0);
+}
+
+#[test]
+fn a_broken_line_of_a_long_file_is_named_and_nothing_has_changed() {
+    let operator = Operator::new();
+    operator.import("deviceId\nSN-1\n").unwrap();
+    let before = operator.export();
+    let mut text = String::from("deviceId,enrollment,pskIdentity,psk\r\n");
+    for line in 2..=100_001 {
+        let psk = if line == 70_001 { &PSK[1..] } else { PSK };
+        text += &format!("SN-{line},plugs,identity-{line},{psk}\r\n");
+    }
+    let error = operator.import(&text).unwrap_err().to_string();
+    assert!(error.contains("batch.csv: nothing was imported\n"), "{error}");
+    assert!(error.ends_with("\nline 70001, column psk: 31 hex digits, expected 32 to 128"), "{error}");
+    assert_eq!(operator.export(), before);
+
+    let mended = text.replace(&format!(",{}\r\n", &PSK[1..]), &format!(",{PSK}\r\n"));
+    assert_eq!(operator.import(&mended).unwrap().added, 100_000);
+    assert_eq!(operator.import(&mended).unwrap().unchanged, 100_000);
+}
+
+#[test]
+fn bad_lines_and_contradictions_are_told_together_in_the_files_order() {
+    let operator = Operator::new();
+    operator
+        .import(format!(
+            "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
+             SN-1,lamps,name-1,s3cret,,\nSN-2,plugs,,,identity-2,{PSK}\n"
+        ))
+        .unwrap();
+    let before = operator.export();
+    let lines = operator.bad_lines(format!(
+        "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
+         SN-9,lamps,,,,\n\
+         \n\
+         SN-1,lamps,name-1,0ther,,\n\
+         SN 3,lamps,,,,\n\
+         SN-4,plugs,,,identity-2,{PSK}\n\
+         SN-5,plugs,,,,\n\
+         SN-6,sockets,,,,\n"
+    ));
+    let told: Vec<_> = lines.iter().map(|error| (error.line, error.column)).collect();
+    let expected = [
+        (4, Some("deviceSecret")),
+        (5, Some("deviceId")),
+        (6, Some("pskIdentity")),
+        (7, Some("pskIdentity")),
+        (8, Some("enrollment")),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(lines[2].reason, "this identity belongs to device SN-2");
+    assert_eq!(operator.export(), before);
+}
+
+#[test]
+fn two_spellings_of_a_mac_are_one_device_in_the_file_and_in_the_table() {
+    let operator = Operator::new();
+    let lines = operator.bad_lines("deviceId\n00:1a:2b:3c:4d:5e\n001A2B3C4D5E\n");
+    assert_eq!(lines[0].to_string(), "line 3, column deviceId: device 001A2B3C4D5E is already in line 2");
+    assert_eq!(operator.import("deviceId\n00:1a:2b:3c:4d:5e\n").unwrap().added, 1);
+    assert_eq!(operator.import("deviceId\n001a.2b3c.4d5e\n").unwrap().unchanged, 1);
+    assert_eq!(device(&operator.store, "00-1A-2B-3C-4D-5E").unwrap().id.as_str(), "001A2B3C4D5E");
+}
+
+#[test]
+fn an_export_can_be_imported_unchanged() {
+    let operator = Operator::new();
+    operator
+        .import(format!(
+            "\u{FEFF}deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk\r\n\
+             SN-2,plugs,a1own,,,,\"say \"\"hi\"\", plug ü\",{PSK}\r\n\
+             SN-1,,,name-1,s3cret,iot-1,,\r\n\
+             00:1a:2b:3c:4d:5e,,,to-be-named,,,,\r\n"
+        ))
+        .unwrap();
+    let exported = operator.export();
+    assert_eq!(
+        exported,
+        format!(
+            "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk\n\
+             001A2B3C4D5E,lamps,a1lamps,to-be-named,,,,\n\
+             SN-1,lamps,a1lamps,name-1,s3cret,iot-1,,\n\
+             SN-2,plugs,a1own,,,,\"say \"\"hi\"\", plug ü\",{PSK}\n"
+        )
+    );
+    assert_eq!(operator.import(&exported).unwrap(), ImportReport { unchanged: 3, ..Default::default() });
+    let other = Operator::new();
+    assert_eq!(other.import(&exported).unwrap().added, 3);
+    assert_eq!(other.export(), exported);
+}
+
+#[test]
+fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
+    let operator = Operator::new();
+    let mut text = String::from("deviceId\n");
+    for number in 0..3000 {
+        text += &format!("SN-{number}\n");
+    }
+    let path = operator.file("batch.csv", &text);
+    let mut seen = Vec::new();
+    let report = import_file(&operator.store, &path, &enrollments(), true, |read, total| {
+        seen.push((read, total));
+    });
+    assert_eq!(report.unwrap().added, 3000);
+    assert_eq!(operator.store.count().unwrap(), 0);
+    let total = text.len() as u64;
+    assert_eq!(seen.last(), Some(&(total, total)));
+    assert!(seen.len() >= 3 && seen.is_sorted(), "{seen:?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let operator = Operator::new();
+    for path in [operator.directory.path().join("missing.csv"), operator.directory.path().to_owned()] {
+        let outcome = import_file(&operator.store, &path, &enrollments(), false, |_, _| ());
+        let Err(error @ ImportFileError::Read { .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+    }
+}
