@@ -78,6 +78,8 @@ impl SimulatedDevice {
             psk: Some(Arc::new(move |_| Ok(psk.clone()))),
             psk_identity_hint: Some(self.identity.clone().into_bytes()),
             cipher_suites: vec![CipherSuiteId::Tls_Psk_With_Aes_128_Ccm_8],
+            // Not used with a pre-shared key, and missed all the same.
+            server_name: "certdist".into(),
             ..Config::default()
         };
         let socket: Arc<dyn Conn + Send + Sync> = Arc::new(socket);

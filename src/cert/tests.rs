@@ -1,1 +1,494 @@
+//! Every row of the answer table for its real cause, the three-way logic, and
+//! who may have what: on a real database, with a cloud in memory.
 
+use std::{sync::Arc, time::Duration};
+
+use minicbor::Encoder;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::{
+    coap::{self, Endpoint},
+    device::Secret,
+    iot_platform::ErrorClass,
+    psk::{Enrollment, Enrollments, Key, Kind, Reissue},
+    registrar::{
+        self, Registrar,
+        fake_cloud::{FakeCloud, Scripted},
+    },
+    store::{Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
+};
+
+const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
+
+struct Bench {
+    service: Arc<Service>,
+    store: Arc<Sqlite>,
+    cloud: Arc<FakeCloud>,
+    enrollments: Enrollments,
+    folder: TempDir,
+}
+
+fn enrollment(name: &str, kind: Kind, reissue: Reissue) -> Enrollment {
+    Enrollment { name: name.into(), product_key: format!("a1{name}"), kind, reissue }
+}
+
+fn shared(name: &str, reissue: Reissue) -> Enrollment {
+    let kind = Kind::Shared { identity: format!("{name}-identity"), key: Key::from_hex(MASTER).unwrap() };
+    enrollment(name, kind, reissue)
+}
+
+fn row(device: &str, enrollment: &str) -> ImportRow {
+    ImportRow {
+        device: DeviceId::parse(device).unwrap(),
+        enrollment: enrollment.into(),
+        enrollment_product: format!("a1{enrollment}"),
+        individual: enrollment == "own",
+        product_key: None,
+        device_name: None,
+        device_secret: None,
+        iot_id: None,
+        key: (enrollment == "own").then(|| (format!("{device}-identity"), Secret::new(MASTER.into()))),
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
+        let rows = [
+            row("SN-1", "lamp"),
+            row("SN-2", "lamp"),
+            row("00:1a:2b:3c:4d:5e", "lamp"),
+            row("PLUG-1", "plug"),
+            row("PLUG-2", "plug"),
+            row("ONCE-1", "once"),
+            row("OWN-1", "own"),
+            ImportRow {
+                device_name: Some("known".into()),
+                device_secret: Some(Secret::new("imported".into())),
+                ..row("SN-KNOWN", "lamp")
+            },
+        ];
+        store.import(rows.map(Ok::<_, ()>).into_iter(), false, |_, _| panic!("rejected")).unwrap();
+        let enrollments = Enrollments::new([
+            enrollment("lamp", Kind::Derived(Key::from_hex(MASTER).unwrap()), Reissue::Always),
+            shared("plug", Reissue::Window(Duration::from_secs(60))),
+            shared("once", Reissue::Once),
+            enrollment("own", Kind::Individual, Reissue::Always),
+        ]);
+        Self::on(folder, store, Arc::default(), enrollments)
+    }
+
+    fn on(folder: TempDir, store: Arc<Sqlite>, cloud: Arc<FakeCloud>, enrollments: Enrollments) -> Self {
+        let config =
+            registrar::Config { qps: 1000.0, retry_pause: Duration::from_millis(1), ..Default::default() };
+        let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
+        let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_millis(200));
+        Self { service: Arc::new(Service::new(provisioner)), store, cloud, enrollments, folder }
+    }
+
+    async fn principal(&self, identity: &str) -> Principal {
+        let found = self.enrollments.find(identity.as_bytes(), &*self.store).await.unwrap();
+        found.unwrap_or_else(|| panic!("{identity} is unknown")).1
+    }
+
+    async fn ask(&self, identity: &str, request: Ask) -> Response {
+        let principal = self.principal(identity).await;
+        match self.service.answer(&principal, &request.0) {
+            Answer::Now(response) => response,
+            Answer::Later(work) => work.await,
+        }
+    }
+
+    /// A device of the derived enrollment asks for itself.
+    async fn ask_itself(&self, device: &str) -> Response {
+        self.ask(device, get()).await
+    }
+}
+
+struct Ask(Request<u8>);
+
+fn get() -> Ask {
+    Ask(Request {
+        exchange: exchange(),
+        method: Method::Get,
+        path: vec!["cert".into()],
+        query: Vec::new(),
+        content_format: None,
+        accept: None,
+        payload: Vec::new(),
+    })
+}
+
+/// Only an endpoint makes exchanges.
+fn exchange() -> coap::ExchangeId<u8> {
+    let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
+    let mut endpoint = Endpoint::new(coap::Config::default(), [0; 32]);
+    endpoint.receive(std::time::Instant::now(), 0, &[0x40, 1, 0, 1], &mut out).unwrap().exchange
+}
+
+impl Ask {
+    fn with(mut self, change: impl FnOnce(&mut Request<u8>)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    fn cbor(self, pairs: &[(&str, &str)]) -> Self {
+        let mut encoder = Encoder::new(Vec::new());
+        encoder.map(pairs.len() as u64).unwrap();
+        for (key, value) in pairs {
+            encoder.str(key).unwrap().str(value).unwrap();
+        }
+        self.with(|request| request.payload = encoder.into_writer())
+    }
+
+    fn body(self, content_format: u16, payload: &[u8]) -> Self {
+        self.with(|request| {
+            request.content_format = Some(content_format);
+            request.payload = payload.to_vec();
+        })
+    }
+
+    fn query(self, option: &str) -> Self {
+        self.with(|request| request.query.push(option.into()))
+    }
+}
+
+fn title(response: &Response) -> String {
+    assert_eq!(response.content_format, Some(format::PROBLEM), "{:?}", response.code);
+    let mut decoder = minicbor::Decoder::new(&response.payload);
+    assert_eq!((decoder.map().unwrap(), decoder.i8().unwrap()), (Some(1), -1));
+    decoder.str().unwrap().to_owned()
+}
+
+/// The texts of a certificate in CBOR, by key.
+fn certificate(response: &Response) -> std::collections::BTreeMap<String, String> {
+    assert_eq!(response.code, Code::Content, "{}", String::from_utf8_lossy(&response.payload));
+    assert_eq!(response.max_age, Some(0));
+    assert_eq!(response.content_format, Some(format::CBOR));
+    let mut decoder = minicbor::Decoder::new(&response.payload);
+    (0..decoder.map().unwrap().unwrap())
+        .map(|_| (decoder.str().unwrap().to_owned(), decoder.str().unwrap().to_owned()))
+        .collect()
+}
+
+fn name(response: &Response) -> String {
+    certificate(response)["deviceName"].clone()
+}
+
+#[tokio::test]
+async fn in_the_table_with_a_certificate_it_is_returned_without_a_call() {
+    let bench = Bench::new();
+    let answer = bench.ask_itself("SN-KNOWN").await;
+    let expected = [("deviceName", "known"), ("deviceSecret", "imported"), ("productKey", "a1lamp")];
+    assert!(certificate(&answer).iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected));
+    assert_eq!(bench.cloud.registrations(), 0);
+}
+
+#[tokio::test]
+async fn in_the_table_without_it_is_registered_once_and_stored() {
+    let bench = Bench::new();
+    let first = bench.ask_itself("SN-1").await;
+    assert_eq!(certificate(&first)["deviceSecret"], "secret-0");
+    let again = bench.ask_itself("SN-1").await;
+    assert_eq!(*again.payload, *first.payload);
+    assert_eq!(bench.cloud.registrations(), 1);
+}
+
+#[tokio::test]
+async fn not_in_the_table_the_device_is_invalid() {
+    let bench = Bench::new();
+    let answer = bench.ask_itself("SN-STRANGER").await;
+    assert_eq!((answer.code, title(&answer).as_str()), (Code::NotFound, "device is invalid"));
+    assert_eq!(bench.cloud.registrations(), 0);
+}
+
+#[tokio::test]
+async fn a_restart_loses_nothing() {
+    let bench = Bench::new();
+    let before = bench.ask_itself("SN-1").await;
+    let Bench { service, store, cloud, enrollments, folder } = bench;
+    drop(service);
+    let path = store.path().to_owned();
+    // The registrar's tasks hold the store until they have ended.
+    while Arc::strong_count(&store) > 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(store);
+    let bench = Bench::on(folder, Arc::new(Sqlite::open(&path).unwrap()), cloud, enrollments);
+    let after = bench.ask_itself("SN-1").await;
+    assert_eq!(*after.payload, *before.payload);
+    assert_eq!(bench.cloud.registrations(), 1);
+}
+
+#[tokio::test]
+async fn get_fetch_and_post_are_the_same_and_other_methods_are_not() {
+    let bench = Bench::new();
+    for method in [Method::Get, Method::Fetch, Method::Post] {
+        let answer = bench.ask("SN-1", get().with(|request| request.method = method)).await;
+        assert_eq!(name(&answer), "SN-1");
+    }
+    for method in [Method::Put, Method::Delete, Method::Patch, Method::IPatch, Method::UnKnown] {
+        let answer = bench.ask("SN-1", get().with(|request| request.method = method)).await;
+        assert_eq!(answer.code, Code::MethodNotAllowed);
+    }
+}
+
+#[tokio::test]
+async fn the_id_is_read_from_cbor_json_text_query_or_the_identity() {
+    let bench = Bench::new();
+    let requests = [
+        get(),
+        get().cbor(&[("deviceId", "SN-1")]),
+        get().cbor(&[("sn", "SN-1")]),
+        get().cbor(&[("sn", "SN-1"), ("firmware", "1.2")]),
+        get().cbor(&[("sn", "SN-1")]).with(|request| request.content_format = Some(format::CBOR)),
+        get().body(format::CBOR, b"\xbf\x62sn\x64SN-1\xff"),
+        get().body(format::JSON, br#"{"sn": "SN-1"}"#),
+        get().body(format::JSON, br#"{"deviceId": "SN-1", "x": [1, {}]}"#),
+        get().body(format::TEXT, b"SN-1\n"),
+        get().query("sn=SN-1"),
+        get().query("deviceId=SN-1").query("verbose"),
+        get().cbor(&[("sn", "SN-1")]).query("deviceId=SN-1"),
+    ];
+    for (number, request) in requests.into_iter().enumerate() {
+        assert_eq!(name(&bench.ask("SN-1", request).await), "SN-1", "request {number}");
+    }
+}
+
+#[tokio::test]
+async fn every_spelling_of_a_mac_is_the_same_device() {
+    let bench = Bench::new();
+    let first = bench.ask_itself("001A2B3C4D5E").await;
+    for identity in ["001A2B3C4D5E", "00:1a:2b:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e"] {
+        let requests =
+            [get(), get().cbor(&[("mac", "00:1A:2b:3c:4d:5e")]), get().query("deviceId=001a2b3c4d5e")];
+        for request in requests {
+            assert_eq!(*bench.ask(identity, request).await.payload, *first.payload, "{identity}");
+        }
+    }
+    assert_eq!(bench.cloud.registrations(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_bad_request() {
+    let bench = Bench::new();
+    let requests = [
+        get().body(format::CBOR, b"\xff"),
+        get().body(format::CBOR, b"\x64SN-1"),
+        get().body(format::CBOR, b"\xa1\x62sn\x01"),
+        get().body(format::CBOR, b"\xa1\x62sn"),
+        get().body(format::CBOR, b"\xa1\x62sn\x64SN-1\x00"),
+        get().body(format::CBOR, b"\xa1\x62sn\x64SN\xff\xfe"),
+        get().body(format::CBOR, b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff"),
+        get().body(format::CBOR, b"\xa0"),
+        get().body(format::CBOR, &[0x9f; MAX_PAYLOAD]),
+        get().body(format::CBOR, &[0xa1; MAX_PAYLOAD]),
+        get().cbor(&[("firmware", "1.2")]),
+        get().cbor(&[("mac", "SN-1")]),
+        get().cbor(&[("sn", "not an id")]),
+        get().cbor(&[("sn", "")]),
+        get().body(format::JSON, b"{"),
+        get().body(format::JSON, br#"{"sn": 1}"#),
+        get().body(format::JSON, br#"{"sn": "SN-1", "sn": "SN-1"}"#),
+        get().body(format::JSON, b"[]"),
+        get().body(format::TEXT, b"\xff\xfe"),
+        get().body(format::TEXT, b" "),
+        get().query("sn=not an id"),
+    ];
+    for (number, request) in requests.into_iter().enumerate() {
+        let answer = bench.ask("SN-1", request).await;
+        assert_eq!(answer.code, Code::BadRequest, "request {number}");
+        assert!(!title(&answer).is_empty());
+    }
+    assert_eq!(bench.cloud.registrations(), 0);
+}
+
+#[tokio::test]
+async fn ids_that_differ_are_a_bad_request() {
+    let bench = Bench::new();
+    for request in [
+        get().cbor(&[("sn", "SN-1"), ("deviceId", "SN-2")]),
+        get().cbor(&[("sn", "SN-1"), ("sn", "SN-2")]),
+        get().cbor(&[("sn", "SN-1")]).query("sn=SN-2"),
+        get().query("sn=SN-1").query("sn=SN-2"),
+        get().body(format::JSON, br#"{"sn": "SN-1", "mac": "001A2B3C4D5E"}"#),
+    ] {
+        let answer = bench.ask("SN-1", request).await;
+        assert_eq!((answer.code, title(&answer).as_str()), (Code::BadRequest, "two device IDs that differ"));
+    }
+}
+
+#[tokio::test]
+async fn a_shared_identity_must_say_which_device() {
+    let bench = Bench::new();
+    let answer = bench.ask("plug-identity", get()).await;
+    assert_eq!(answer.code, Code::BadRequest);
+    assert_eq!(name(&bench.ask("plug-identity", get().query("sn=PLUG-1")).await), "PLUG-1");
+}
+
+#[tokio::test]
+async fn the_answer_is_cbor_or_json_and_nothing_else() {
+    let bench = Bench::new();
+    let accept = |value| get().with(|request| request.accept = Some(value));
+    assert_eq!(name(&bench.ask("SN-KNOWN", accept(format::CBOR)).await), "known");
+    let json = bench.ask("SN-KNOWN", accept(format::JSON)).await;
+    assert_eq!(json.content_format, Some(format::JSON));
+    let expected =
+        serde_json::json!({"productKey": "a1lamp", "deviceName": "known", "deviceSecret": "imported"});
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&json.payload).unwrap(), expected);
+    assert_eq!(bench.ask("SN-KNOWN", accept(format::TEXT)).await.code, Code::NotAcceptable);
+}
+
+#[tokio::test]
+async fn too_long_a_payload_and_a_foreign_format_have_their_codes() {
+    let bench = Bench::new();
+    let answer = bench.ask("SN-1", get().body(format::CBOR, &[0; MAX_PAYLOAD + 1])).await;
+    assert_eq!((answer.code, answer.size1), (Code::RequestEntityTooLarge, Some(512)));
+    let answer = bench.ask("SN-1", get().body(41, b"<sn>SN-1</sn>")).await;
+    assert_eq!(answer.code, Code::UnsupportedContentFormat);
+}
+
+#[tokio::test]
+async fn other_paths_are_not_found_and_the_links_are_listed() {
+    let bench = Bench::new();
+    let path = |segments: &[&str]| {
+        let segments = segments.iter().map(|segment| (*segment).to_owned()).collect();
+        get().with(|request| request.path = segments)
+    };
+    for segments in [&[][..], &["certs"], &["cert", "x"], &[""], &[".well-known"]] {
+        assert_eq!(bench.ask("SN-1", path(segments)).await.code, Code::NotFound);
+    }
+    let links = bench.ask("SN-1", path(&[".well-known", "core"])).await;
+    assert_eq!((links.code, links.content_format), (Code::Content, Some(40)));
+    assert!(links.payload.starts_with(b"</cert>;"));
+}
+
+#[tokio::test]
+async fn a_device_has_only_its_own_certificate() {
+    let bench = Bench::new();
+    bench.ask_itself("SN-2").await;
+    // Another device that exists, one in another enrollment, one that does not exist: alike.
+    for other in ["SN-2", "PLUG-1", "SN-STRANGER"] {
+        let answer = bench.ask("SN-1", get().query(&format!("deviceId={other}"))).await;
+        assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "not this identity's device"));
+    }
+    let answer = bench.ask("OWN-1-identity", get().query("sn=SN-1")).await;
+    assert_eq!(answer.code, Code::Forbidden);
+    assert_eq!(name(&bench.ask("OWN-1-identity", get()).await), "OWN-1");
+}
+
+#[tokio::test]
+async fn a_device_of_a_foreign_enrollment_looks_like_one_that_does_not_exist() {
+    let bench = Bench::new();
+    let foreign = bench.ask("plug-identity", get().query("sn=SN-1")).await;
+    let missing = bench.ask("plug-identity", get().query("sn=SN-STRANGER")).await;
+    assert_eq!(foreign.code, Code::NotFound);
+    assert_eq!((foreign.code, &foreign.payload), (missing.code, &missing.payload));
+    // Whoever has the master key of `lamp` does not get at other enrollments' devices either.
+    assert_eq!(bench.ask_itself("PLUG-1").await.code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_disabled_device_is_forbidden_until_it_is_enabled() {
+    let bench = Bench::new();
+    let id = DeviceId::parse("SN-KNOWN").unwrap();
+    bench.store.set_state(&id, DeviceState::Disabled).await.unwrap();
+    let answer = bench.ask_itself("SN-KNOWN").await;
+    assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "device is disabled"));
+    bench.store.set_state(&id, DeviceState::Enabled).await.unwrap();
+    assert_eq!(name(&bench.ask_itself("SN-KNOWN").await), "known");
+}
+
+#[tokio::test]
+async fn once_is_once_until_the_operator_resets_it() {
+    let bench = Bench::new();
+    let ask = || bench.ask("once-identity", get().query("sn=ONCE-1"));
+    assert_eq!(name(&ask().await), "ONCE-1");
+    let answer = ask().await;
+    assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "certificate was issued already"));
+    bench.store.reset(&DeviceId::parse("ONCE-1").unwrap()).await.unwrap();
+    assert_eq!(name(&ask().await), "ONCE-1");
+    assert_eq!(bench.cloud.registrations(), 1, "the same certificate, not a new device");
+}
+
+#[tokio::test]
+async fn of_many_at_once_only_one_gets_what_is_issued_once() {
+    let bench = Bench::new();
+    let mut tasks = Vec::new();
+    for _ in 0..50 {
+        let service = bench.service.clone();
+        let principal = bench.principal("once-identity").await;
+        tasks.push(tokio::spawn(async move {
+            match service.answer(&principal, &get().query("sn=ONCE-1").0) {
+                Answer::Now(response) => response,
+                Answer::Later(work) => work.await,
+            }
+        }));
+    }
+    let mut served = 0;
+    for task in tasks {
+        served += usize::from(task.await.unwrap().code == Code::Content);
+    }
+    assert_eq!(served, 1);
+}
+
+#[tokio::test]
+async fn within_its_window_a_certificate_is_repeated_and_after_it_not() {
+    let bench = Bench::new();
+    let ask = || bench.ask("plug-identity", get().query("sn=PLUG-1"));
+    assert_eq!(name(&ask().await), "PLUG-1");
+    assert_eq!(name(&ask().await), "PLUG-1");
+    let row = bench.store.device(&DeviceId::parse("PLUG-1").unwrap()).await.unwrap().unwrap();
+    assert!(row.first_issued.is_some(), "on the disk before the answer left");
+    // The first issue of PLUG-2 was long ago.
+    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000).await.unwrap();
+    assert_eq!(bench.ask("plug-identity", get().query("sn=PLUG-2")).await.code, Code::Forbidden);
+}
+
+#[tokio::test]
+async fn what_the_operator_must_mend_is_a_bad_gateway() {
+    let bench = Bench::new();
+    bench.cloud.script([Scripted::Refuse(ErrorClass::Operator)]);
+    assert_eq!(bench.ask_itself("SN-1").await.code, Code::BadGateway);
+}
+
+#[tokio::test]
+async fn a_refused_device_is_a_bad_gateway_until_it_is_reset() {
+    let bench = Bench::new();
+    bench.cloud.script([Scripted::Refuse(ErrorClass::Device)]);
+    for _ in 0..3 {
+        assert_eq!(bench.ask_itself("SN-1").await.code, Code::BadGateway);
+    }
+    assert_eq!(bench.cloud.registrations(), 1);
+    bench.store.reset(&DeviceId::parse("SN-1").unwrap()).await.unwrap();
+    assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
+}
+
+#[tokio::test]
+async fn a_cloud_that_keeps_failing_is_unavailable_with_a_time_to_come_back() {
+    let bench = Bench::new();
+    bench.cloud.script(vec![Scripted::Refuse(ErrorClass::TryAgain); 8]);
+    let answer = bench.ask_itself("SN-1").await;
+    // Eight tries may take longer than this test's patience.
+    assert!(matches!(answer.code, Code::ServiceUnavailable | Code::GatewayTimeout), "{:?}", answer.code);
+    if answer.code == Code::ServiceUnavailable {
+        assert!(answer.max_age.unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_there_next_time() {
+    let bench = Bench::new();
+    bench.cloud.script([Scripted::Slow(Duration::from_millis(400))]);
+    assert_eq!(bench.ask_itself("SN-1").await.code, Code::GatewayTimeout);
+    // Asking again joins the flight, or finds what it brought.
+    let mut answer = bench.ask_itself("SN-1").await;
+    while answer.code == Code::GatewayTimeout {
+        answer = bench.ask_itself("SN-1").await;
+    }
+    assert_eq!(name(&answer), "SN-1");
+    assert_eq!(bench.cloud.registrations(), 1);
+}

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::{Outcome, Registrar};
 use crate::{
+    device::Certificate,
     iot_platform::{ApiError, CloudDevice, ErrorClass},
-    store::{JournalEntry, Registration, StoreError, unix_now},
+    store::{DeviceRow, JournalEntry, Registration, StoreError, UnixSeconds, unix_now},
 };
 
 /// Calls after which a failure that is in no list is taken to be the device's.
@@ -21,6 +22,16 @@ enum Next {
 impl Registrar {
     /// Registers one device. `journalled` when its entry is on the disk already.
     pub(super) async fn fly(&self, wanted: JournalEntry, journalled: bool) -> Outcome {
+        match self.store.device(&wanted.device).await {
+            // Another flight has landed since the caller looked, or an operator
+            // has imported the certificate.
+            Ok(Some(DeviceRow { certificate: Some(certificate), iot_id, registered, .. })) => {
+                return self.close(&wanted, certificate, iot_id, registered).await;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Outcome::Refused("the device is no longer in the table".into()),
+            Err(error) => return self.store_failed(&wanted, &error),
+        }
         if !journalled && let Err(error) = self.store.open_journal(&wanted).await {
             return self.store_failed(&wanted, &error);
         }
@@ -44,6 +55,22 @@ impl Registrar {
         // The journal entry stays: the next request, or the next start, goes on.
         self.count(|counters| counters.failed += 1);
         Outcome::Later(self.config.max_retry_pause)
+    }
+
+    /// Ends a flight whose device has its certificate, and closes the journal.
+    async fn close(
+        &self,
+        wanted: &JournalEntry,
+        certificate: Certificate,
+        iot_id: Option<String>,
+        registered: Option<UnixSeconds>,
+    ) -> Outcome {
+        let registered = registered.unwrap_or_else(unix_now);
+        let registration = Registration { certificate, iot_id, registered };
+        if let Err(error) = self.store.store_registration(&wanted.device, &registration).await {
+            return self.store_failed(wanted, &error);
+        }
+        Outcome::Registered(registration.certificate)
     }
 
     /// One call, in its turn. A name that exists is looked up: it is a fixed

@@ -4,6 +4,8 @@
 //! the call, so that a crash or a lost answer leads to the same call again.
 //! How single calls are answered is `iot_platform`'s; who may ask is `provision`'s.
 
+#[cfg(test)]
+pub(crate) mod fake_cloud;
 mod flight;
 mod rate;
 #[cfg(test)]

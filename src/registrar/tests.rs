@@ -1,1 +1,278 @@
+use tempfile::TempDir;
 
+use super::{
+    fake_cloud::{FakeCloud, Scripted},
+    *,
+};
+use crate::{
+    iot_platform::ErrorClass,
+    store::{Bulk, DeviceRow, ImportRow, sqlite::Sqlite},
+};
+
+struct Bench {
+    registrar: Arc<Registrar>,
+    store: Arc<Sqlite>,
+    cloud: Arc<FakeCloud>,
+    folder: TempDir,
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn id(device: &str) -> DeviceId {
+    DeviceId::parse(device).unwrap()
+}
+
+fn wanted(device: &str) -> JournalEntry {
+    JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
+}
+
+fn import(store: &Sqlite, devices: impl IntoIterator<Item = String>) {
+    let rows = devices.into_iter().map(|device| {
+        Ok::<_, std::convert::Infallible>(ImportRow {
+            device: id(&device),
+            enrollment: "lamp".into(),
+            enrollment_product: "a1".into(),
+            individual: false,
+            product_key: None,
+            device_name: None,
+            device_secret: None,
+            iot_id: None,
+            key: None,
+        })
+    });
+    store.import(rows, false, |_, _| panic!("a row was rejected")).unwrap();
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
+        import(&store, (0..50).map(|number| format!("SN{number:02}")));
+        Self::on(folder, store, Arc::default(), config)
+    }
+
+    fn on(folder: TempDir, store: Arc<Sqlite>, cloud: Arc<FakeCloud>, config: Config) -> Self {
+        let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
+        Self { registrar, store, cloud, folder }
+    }
+
+    async fn register(&self, device: &str) -> Outcome {
+        self.registrar.register(wanted(device), PATIENCE).await
+    }
+
+    async fn row(&self, device: &str) -> DeviceRow {
+        self.store.device(&id(device)).await.unwrap().unwrap()
+    }
+
+    async fn journal(&self) -> Vec<JournalEntry> {
+        self.store.open_journal_entries().await.unwrap()
+    }
+
+    async fn has_landed(&self) {
+        while self.registrar.flights() > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn fast() -> Config {
+    Config { qps: 1000.0, retry_pause: Duration::from_millis(1), ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_device_is_registered_and_its_certificate_stored() {
+    let bench = Bench::new(fast());
+    let Outcome::Registered(certificate) = bench.register("SN01").await else { panic!("not registered") };
+    let row = bench.row("SN01").await;
+    assert_eq!(row.certificate, Some(certificate));
+    assert_eq!(row.iot_id.as_deref(), Some("iot-0"));
+    assert!(row.registered.is_some());
+    assert!(bench.journal().await.is_empty());
+}
+
+#[tokio::test]
+async fn many_who_ask_for_one_device_share_one_flight() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::Slow(Duration::from_millis(50))]);
+    let all: Vec<_> = (0..100)
+        .map(|_| {
+            let registrar = bench.registrar.clone();
+            tokio::spawn(async move { registrar.register(wanted("SN01"), PATIENCE).await })
+        })
+        .collect();
+    let mut outcomes = Vec::new();
+    for one in all {
+        outcomes.push(one.await.unwrap());
+    }
+    assert!(matches!(outcomes[0], Outcome::Registered(_)));
+    assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]));
+    assert_eq!(bench.cloud.registrations(), 1);
+}
+
+#[tokio::test]
+async fn failures_that_pass_are_tried_again() {
+    for class in [ErrorClass::TryAgain, ErrorClass::Throttled, ErrorClass::TimedOut, ErrorClass::SignAgain] {
+        let bench = Bench::new(fast());
+        bench.cloud.script([Scripted::Refuse(class), Scripted::Refuse(class)]);
+        assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)), "{class:?}");
+        assert_eq!(bench.cloud.registrations(), 3);
+        assert_eq!(bench.registrar.counters().retries, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_never_makes_a_second_device() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
+    let Outcome::Registered(certificate) = bench.register("SN01").await else { panic!("not registered") };
+    assert_eq!(certificate.device_secret.expose(), "secret-0");
+    assert_eq!(bench.cloud.devices(), 1);
+    assert_eq!(bench.registrar.counters().recovered, 1);
+}
+
+#[tokio::test]
+async fn the_journal_tells_what_is_asked_before_it_is_asked() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::Slow(Duration::from_secs(3600))]);
+    let registrar = bench.registrar.clone();
+    let asking = tokio::spawn(async move { registrar.register(wanted("SN01"), PATIENCE).await });
+    while bench.cloud.registrations() == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(bench.journal().await, [wanted("SN01")]);
+    asking.abort();
+}
+
+#[tokio::test]
+async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
+    let bench = Bench::new(fast());
+    // Created at the cloud, and then the power went.
+    bench.store.open_journal(&wanted("SN01")).await.unwrap();
+    bench.cloud.register_device("a1", "SN01").await.unwrap();
+    let Bench { folder, store, cloud, .. } = bench;
+    let bench = Bench::on(folder, store, cloud, fast());
+    assert_eq!(bench.registrar.recover().await.unwrap(), 1);
+    bench.has_landed().await;
+    assert_eq!(bench.row("SN01").await.certificate.unwrap().device_secret.expose(), "secret-0");
+    assert_eq!(bench.cloud.devices(), 1);
+    assert!(bench.journal().await.is_empty());
+    drop(bench.folder);
+}
+
+#[tokio::test]
+async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
+    let bench = Bench::new(fast());
+    assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
+    // A request that had read the row before the flight landed, and a journal
+    // entry that an import has made idle.
+    bench.store.open_journal(&wanted("SN01")).await.unwrap();
+    assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
+    assert!(bench.journal().await.is_empty());
+    bench.store.open_journal(&wanted("SN01")).await.unwrap();
+    assert_eq!(bench.registrar.recover().await.unwrap(), 1);
+    bench.has_landed().await;
+    assert_eq!(bench.cloud.registrations(), 1);
+    assert!(bench.journal().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
+    let bench = Bench::new(Config { breaker_pause: Duration::from_secs(3600), ..fast() });
+    bench.cloud.script([Scripted::Refuse(ErrorClass::Operator)]);
+    assert!(matches!(bench.register("SN01").await, Outcome::Operator(_)));
+    assert!(matches!(bench.register("SN02").await, Outcome::Operator(_)));
+    assert_eq!(bench.cloud.registrations(), 1);
+    let other = JournalEntry { product_key: "a2".into(), ..wanted("SN03") };
+    assert!(matches!(bench.registrar.register(other, PATIENCE).await, Outcome::Registered(_)));
+    // The entry is kept: once mended, the same name is asked for.
+    assert_eq!(bench.journal().await, [wanted("SN01")]);
+}
+
+#[tokio::test]
+async fn a_refusal_of_one_device_is_noted_in_its_row() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::Refuse(ErrorClass::Device)]);
+    assert!(matches!(bench.register("SN01").await, Outcome::Refused(_)));
+    assert!(bench.row("SN01").await.refusal.unwrap().starts_with("Device"));
+    assert!(bench.journal().await.is_empty());
+    assert!(matches!(bench.register("SN02").await, Outcome::Registered(_)));
+}
+
+#[tokio::test]
+async fn an_unknown_failure_is_tried_a_bounded_number_of_times() {
+    let bench = Bench::new(fast());
+    bench.cloud.script(vec![Scripted::Refuse(ErrorClass::Unknown); 10]);
+    assert!(matches!(bench.register("SN01").await, Outcome::Refused(_)));
+    assert_eq!(bench.cloud.registrations(), 3);
+}
+
+#[tokio::test]
+async fn a_cloud_that_keeps_failing_ends_the_flight_and_keeps_the_journal() {
+    let bench = Bench::new(Config { max_attempts: 4, ..fast() });
+    bench.cloud.script(vec![Scripted::Refuse(ErrorClass::TryAgain); 10]);
+    assert!(matches!(bench.register("SN01").await, Outcome::Later(_)));
+    assert_eq!(bench.cloud.registrations(), 4);
+    assert_eq!(bench.journal().await, [wanted("SN01")]);
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_told_and_finds_the_certificate_next_time() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::Slow(Duration::from_millis(200))]);
+    let outcome = bench.registrar.register(wanted("SN01"), Duration::from_millis(20)).await;
+    assert_eq!(outcome, Outcome::TimedOut);
+    bench.has_landed().await;
+    assert!(bench.row("SN01").await.certificate.is_some());
+    assert_eq!(bench.cloud.registrations(), 1);
+}
+
+#[tokio::test]
+async fn a_crowd_is_sent_away_with_a_time_to_come_back_and_registered_meanwhile() {
+    let bench = Bench::new(Config { qps: 20.0, ..Config::default() });
+    let patience = Duration::from_millis(500);
+    let all: Vec<_> = (0..30)
+        .map(|number| {
+            let registrar = bench.registrar.clone();
+            tokio::spawn(async move { registrar.register(wanted(&format!("SN{number:02}")), patience).await })
+        })
+        .collect();
+    let mut later = 0;
+    for one in all {
+        if let Outcome::Later(pause) = one.await.unwrap() {
+            assert!(pause >= Duration::from_secs(1) && pause < Duration::from_secs(6), "{pause:?}");
+            later += 1;
+        }
+    }
+    assert!(later >= 15, "{later} were sent away");
+    bench.has_landed().await;
+    assert_eq!(bench.cloud.devices(), 30);
+    assert_eq!(bench.cloud.registrations(), 30);
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let bench = Bench::new(Config { max_flights: 2, ..fast() });
+    bench.cloud.script(vec![Scripted::Slow(Duration::from_secs(3600)); 2]);
+    for device in ["SN01", "SN02"] {
+        assert_eq!(
+            bench.registrar.register(wanted(device), Duration::from_millis(50)).await,
+            Outcome::TimedOut
+        );
+    }
+    assert!(matches!(bench.register("SN03").await, Outcome::Later(_)));
+    assert_eq!(bench.registrar.flights(), 2);
+}
+
+#[tokio::test]
+async fn a_draining_registrar_takes_no_new_device_and_finishes_the_others() {
+    let bench = Bench::new(fast());
+    bench.cloud.script([Scripted::Slow(Duration::from_millis(100))]);
+    let registrar = bench.registrar.clone();
+    let asking = tokio::spawn(async move { registrar.register(wanted("SN01"), PATIENCE).await });
+    while bench.cloud.registrations() == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(bench.registrar.drain(Duration::from_secs(10)).await, 0);
+    assert!(matches!(asking.await.unwrap(), Outcome::Registered(_)));
+    assert!(matches!(bench.register("SN02").await, Outcome::Later(_)));
+}

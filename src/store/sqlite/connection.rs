@@ -30,7 +30,7 @@ const MMAP_SIZE: i64 = 0x7fff_0000;
 pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     create_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-    match examine(&connection).map_err(|error| unreadable(path, error))? {
+    match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
         Found::Version(version) if version == MIGRATIONS.len() => {}
         Found::Version(_) => migrate(&connection, path)?,
         other => return Err(refusal(path, &other)),
@@ -111,6 +111,15 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
         (APPLICATION_ID, Ok(known @ 1..)) => Found::Version(known),
         _ => Found::Foreign,
     })
+}
+
+/// In one transaction: another process may be making the file just now, and half
+/// of what it makes would look like somebody else's.
+fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    let found = examine(&transaction)?;
+    transaction.commit()?;
+    Ok(found)
 }
 
 fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {

@@ -1,0 +1,26 @@
+# The two commands of README.md are `cargo run --release -- demo` and `make test`.
+
+CARGO ?= cargo
+
+.PHONY: test bench clients lint
+
+# Everything that must hold: style, lints, unit tests, and foreign clients
+# against the real server.
+test: clients lint
+	$(CARGO) test --workspace
+	$(CARGO) build --no-default-features
+
+# Foreign clients and servers, from the distribution's packages.
+clients:
+	scripts/install-clients
+	mkdir -p build
+	$(CC) -O2 -Wall -Wno-deprecated-declarations -o build/coapsload benches/coapsload.c -lssl -lcrypto
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+# Server CPU and memory beside libcoap's server, in one run.
+bench: clients
+	$(CARGO) build --release
+	benches/compare

@@ -1,0 +1,159 @@
+//! Stacks that others wrote, against the server as it is run: each connects on
+//! the first try and gets its certificate.
+
+mod support;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use certdist::simulated_device::{Answer, SimulatedDevice};
+use support::{MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stdout};
+
+const CSV: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
+                   SN00000001,lamp,lamp-1,secret-of-lamp-1\n\
+                   PLUG-1,plug,plug-1,secret-of-plug-1\n";
+
+fn server() -> (Site, Process) {
+    let site = Site::new();
+    site.import(CSV);
+    let server = site.serve();
+    (site, server)
+}
+
+/// libcoap's client, with what it prints.
+fn coap_client(build: &str, server: &Process, path: &str, more: &[&str]) -> (String, String) {
+    let output = Command::new(format!("coap-client-{build}"))
+        .args(["-B", "10", "-u", SHARED_IDENTITY, "-k", SHARED_KEY])
+        .args(more)
+        .arg(format!("coaps://{}/{path}", server.address))
+        .output()
+        .expect("libcoap's client is installed by `make clients`");
+    (stdout(&output).trim().to_owned(), String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+#[test]
+fn libcoap_in_both_builds_gets_a_certificate_by_get_post_and_fetch() {
+    let (_site, server) = server();
+    let expected = serde_json::json!({"productKey": "a1plug", "deviceName": "plug-1", "deviceSecret": "secret-of-plug-1"});
+    for build in ["openssl", "gnutls"] {
+        for method in ["get", "post", "fetch"] {
+            let (answer, error) = coap_client(build, &server, "cert?sn=PLUG-1", &["-m", method, "-A", "50"]);
+            let answer: serde_json::Value = serde_json::from_str(&answer)
+                .unwrap_or_else(|_| panic!("{build} {method}: {answer} {error}"));
+            assert_eq!(answer, expected);
+            // The same with a CBOR payload, as the deployed firmware asks.
+            let body = ["-m", method, "-A", "50", "-t", "60", "-e", "%A1bsnfPLUG-1"];
+            let (answer, error) = coap_client(build, &server, "cert", &body);
+            assert!(answer.contains("secret-of-plug-1"), "{build} {method}: {answer} {error}");
+        }
+    }
+}
+
+#[test]
+fn libcoap_is_told_what_is_wrong() {
+    let (_site, server) = server();
+    for build in ["openssl", "gnutls"] {
+        for (path, options, code) in [
+            ("cert?sn=STRANGER", &[][..], "4.04"),
+            ("cert", &[], "4.00"),
+            ("cert?sn=PLUG-1", &["-m", "put"], "4.05"),
+            ("cert?sn=PLUG-1", &["-A", "41"], "4.06"),
+            ("cert", &["-m", "post", "-t", "41", "-e", "<sn/>"], "4.15"),
+            ("cert?sn=PLUG-1", &["-O", "65001,x"], "4.02"),
+            ("nothing", &[], "4.04"),
+        ] {
+            let (_, error) = coap_client(build, &server, path, options);
+            assert!(error.contains(code), "{build} {path} {options:?}: expected {code}, got {error}");
+        }
+    }
+}
+
+#[test]
+fn libcoap_with_a_wrong_key_or_identity_gets_nothing() {
+    let (_site, mut server) = server();
+    for build in ["openssl", "gnutls"] {
+        for (identity, key) in [(SHARED_IDENTITY, "another-key-here"), ("nobody", SHARED_KEY)] {
+            let output = Command::new(format!("coap-client-{build}"))
+                .args(["-B", "3", "-u", identity, "-k", key, "-A", "50"])
+                .arg(format!("coaps://{}/cert?sn=PLUG-1", server.address))
+                .output()
+                .expect("libcoap's client");
+            assert!(!stdout(&output).contains("secret"), "{build} {identity}");
+        }
+    }
+    assert!(server.is_running());
+}
+
+#[test]
+fn openssl_s_client_connects_with_every_suite() {
+    let (_site, server) = server();
+    for suite in ["PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"] {
+        let mut command = Command::new("timeout");
+        command.args(["10", "openssl", "s_client", "-dtls1_2", "-connect", &server.address.to_string()]);
+        command.args(["-psk_identity", SHARED_IDENTITY, "-psk", &hex::encode(SHARED_KEY)]);
+        command.args(["-cipher", &format!("{suite}:@SECLEVEL=0")]);
+        let output = until_connected(command);
+        assert!(output.contains(&format!("Cipher is {suite}")), "{suite}: {output}");
+        assert!(output.contains("Extended master secret: yes"), "{suite}: {output}");
+    }
+}
+
+/// What `s_client` prints up to the last line about its session. It ends with its
+/// input, so that is closed only then.
+fn until_connected(mut command: Command) -> String {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("openssl");
+    let input = child.stdin.take();
+    let mut output = String::new();
+    for line in BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok) {
+        output.push_str(&line);
+        output.push('\n');
+        if line.contains("Extended master secret") {
+            break;
+        }
+    }
+    drop(input);
+    child.wait().expect("its end");
+    output
+}
+
+#[test]
+fn openssl_in_every_suite_fetches_by_the_hundred() {
+    let (site, server) = server();
+    let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
+    for number in 1..=100 {
+        csv.push_str(&format!("LOAD{number:04},lamp,load-{number},secret-{number}\n"));
+    }
+    site.import(&csv);
+    let port = server.address.port().to_string();
+    for suite in ["PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"] {
+        // With extended master secret, and as a stack that is older than it.
+        for more in [&[][..], &["-E"]] {
+            let mut arguments = vec!["-p", &port, "-n", "100", "-c", "32", "-I", "LOAD%04ld", "-K", MASTER];
+            arguments.extend(["-S", suite]);
+            arguments.extend(more);
+            let output = coapsload(&arguments);
+            assert!(stdout(&output).contains("ok 100 (2.xx 100 "), "{suite} {more:?}: {}", stdout(&output));
+        }
+    }
+}
+
+#[tokio::test]
+async fn webrtc_dtls_gets_its_certificate() {
+    let (_site, server) = server();
+    let device = SimulatedDevice {
+        server: server.address,
+        identity: SHARED_IDENTITY.into(),
+        psk: SHARED_KEY.into(),
+        sn: Some("PLUG-1".into()),
+        patience: Duration::from_secs(20),
+    };
+    let Answer::Certificate(certificate) = device.fetch().await.unwrap() else { panic!("refused") };
+    assert_eq!(certificate.device_secret.expose(), "secret-of-plug-1");
+    let stranger = SimulatedDevice { sn: Some("STRANGER".into()), ..device };
+    let Answer::Refused { code, title, .. } = stranger.fetch().await.unwrap() else { panic!("served") };
+    assert_eq!((code.as_str(), title.as_str()), ("4.04", "device is invalid"));
+}

@@ -1,0 +1,205 @@
+//! A certdist as an operator runs it: a folder with a configuration, processes
+//! that are started, spoken to and ended.
+
+// Each test file uses a part of this.
+#![allow(dead_code)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// The server's binary.
+pub const CERTDIST: &str = env!("CARGO_BIN_EXE_certdist");
+/// The master key of the enrollment `lamp`.
+pub const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
+/// The key of the enrollment `plug`, as text and in hex.
+pub const SHARED_KEY: &str = "sixteen-bytes-ok";
+/// Its identity.
+pub const SHARED_IDENTITY: &str = "plug-batch";
+
+/// A process that is ended with the test, whatever becomes of it.
+pub struct Process {
+    child: Child,
+    /// What it announced: the address after `listening on`.
+    pub address: SocketAddr,
+}
+
+impl Process {
+    /// Starts `certdist` and waits until it listens.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("certdist starts");
+        let stdout = child.stdout.take().expect("its output");
+        let (announce, announced) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(url) = line.strip_prefix("listening on ") {
+                    let address = url.split("//").nth(1).and_then(|address| address.parse().ok());
+                    let _ = announce.send(address.expect("an address"));
+                }
+            }
+        });
+        let address = announced.recv_timeout(Duration::from_secs(20));
+        let Ok(address) = address else {
+            let _ = child.kill();
+            panic!("no announcement within 20 s");
+        };
+        Self { child, address }
+    }
+
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name, such as TERM.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status();
+        assert!(status.expect("kill").success());
+    }
+
+    /// SIGTERM, and the exit code that follows.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("its status") {
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("still running 30 s after SIGTERM");
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("its status");
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A folder with a configuration of two enrollments: `lamp`, derived, and
+/// `plug`, shared.
+pub struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    /// A site without a cloud.
+    pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// A site whose cloud is at this endpoint.
+    pub fn with_cloud(endpoint: &str) -> Self {
+        Self::with(&format!(
+            "[iot_platform]\nendpoint = \"{endpoint}\"\nregion = \"cn-shanghai\"\nqps = 1000\n"
+        ))
+    }
+
+    /// A site with more sections in its configuration.
+    pub fn with(sections: &str) -> Self {
+        let site = Self { folder: TempDir::new().expect("a folder") };
+        site.write(
+            "certdist.toml",
+            &format!(
+                "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n{sections}\n\
+                 [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"derived\"\nkey = \"hex:{MASTER}\"\n\
+                 [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
+                 identity = \"{SHARED_IDENTITY}\"\nkey = \"hex:{}\"\n",
+                hex::encode(SHARED_KEY)
+            ),
+        );
+        site
+    }
+
+    /// A file of the site.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file of the site.
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("it can be written");
+    }
+
+    /// A `certdist` command in the site's folder.
+    pub fn certdist(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(CERTDIST);
+        command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG");
+        command.env("ALIBABA_CLOUD_ACCESS_KEY_ID", "test-id");
+        command.env("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "test-secret");
+        command
+    }
+
+    /// Runs a `certdist` command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.certdist(arguments).output().expect("certdist runs")
+    }
+
+    /// Imports a CSV text.
+    pub fn import(&self, csv: &str) {
+        self.write("import.csv", csv);
+        let output = self.run(&["import", "import.csv"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+
+    /// Starts the server.
+    pub fn serve(&self) -> Process {
+        Process::start(&mut self.certdist(&["serve"]))
+    }
+
+    /// Starts a simulated cloud.
+    pub fn simulator(&self, arguments: &[&str]) -> Process {
+        let mut all = vec!["simulator", "--listen", "127.0.0.1:0"];
+        all.extend(arguments);
+        Process::start(&mut self.certdist(&all))
+    }
+}
+
+/// What a command said on standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a command said on standard output.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A GET over HTTP/1.0, without a library.
+pub fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes())
+        .expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+}
+
+/// The load generator, built by `make clients`.
+pub fn coapsload(arguments: &[&str]) -> Output {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/coapsload");
+    assert!(path.exists(), "{} is missing: run `make clients`", path.display());
+    Command::new(path).args(arguments).output().expect("it runs")
+}
