@@ -15,6 +15,7 @@ clients:
 	scripts/install-clients
 	mkdir -p build
 	$(CC) -O2 -Wall -Wno-deprecated-declarations -o build/coapsload benches/coapsload.c -lssl -lcrypto
+	$(CC) -O2 -Wall -o build/mbedtls_client examples/mbedtls_client.c -lmbedtls -lmbedx509 -lmbedcrypto
 
 lint:
 	$(CARGO) fmt --check

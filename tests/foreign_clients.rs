@@ -10,7 +10,7 @@ use std::{
 };
 
 use certdist::simulated_device::{Answer, SimulatedDevice};
-use support::{MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stdout};
+use support::{MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout};
 
 const CSV: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
                    SN00000001,lamp,lamp-1,secret-of-lamp-1\n\
@@ -137,6 +137,29 @@ fn openssl_in_every_suite_fetches_by_the_hundred() {
             arguments.extend(more);
             let output = coapsload(&arguments);
             assert!(stdout(&output).contains("ok 100 (2.xx 100 "), "{suite} {more:?}: {}", stdout(&output));
+        }
+    }
+}
+
+#[test]
+fn mbedtls_connects_with_every_suite() {
+    let (_site, server) = server();
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/build/mbedtls_client");
+    for suite in ["CCM-8", "CCM", "GCM-SHA256"] {
+        for options in ["", "noems"] {
+            let suite = format!("TLS-PSK-WITH-AES-128-{suite}");
+            let output = Command::new(client)
+                .args(["127.0.0.1", &server.address.port().to_string()])
+                .args([SHARED_IDENTITY, &hex::encode(SHARED_KEY), "PLUG-1", &suite, options])
+                .output()
+                .expect("built by `make clients`");
+            let answer = stdout(&output);
+            assert!(
+                answer.starts_with(&format!("{suite} 2.05")),
+                "{suite} {options}: {answer}{}",
+                stderr(&output)
+            );
+            assert!(answer.contains("secret-of-plug-1"), "{suite} {options}: {answer}");
         }
     }
 }

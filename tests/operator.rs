@@ -100,6 +100,10 @@ fn import_export_and_show_work_beside_a_running_server() {
     let again = site.run(&["import", "export.csv"]);
     assert_eq!(stdout(&again), "export.csv: 0 devices added, 0 changed, 1 unchanged\n");
 
+    let elsewhere = site.path("certdist.toml");
+    let arguments = ["device", "show", "001A2B3C4D5E", "--config", elsewhere.to_str().expect("UTF-8")];
+    assert!(site.run(&arguments).status.success());
+
     let missing = site.run(&["device", "show", "SN-NOBODY"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("SN-NOBODY is not in the table"));

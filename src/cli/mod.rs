@@ -73,7 +73,7 @@ enum Command {
 #[derive(clap::Args)]
 struct ConfigArgs {
     /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
 }
 

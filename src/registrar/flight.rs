@@ -35,9 +35,9 @@ impl Registrar {
         if !journalled && let Err(error) = self.store.open_journal(&wanted).await {
             return self.store_failed(&wanted, &error);
         }
-        let mut unknown = 0;
+        let (mut unknown, mut exists) = (0, false);
         for attempt in 1..=self.config.max_attempts.max(1) {
-            let next = match self.call(&wanted).await {
+            let next = match self.call(&wanted, &mut exists).await {
                 Ok(device) => Next::Land(self.keep(&wanted, device).await),
                 Err(error) => {
                     unknown += u32::from(error.class == ErrorClass::Unknown);
@@ -73,27 +73,36 @@ impl Registrar {
         Outcome::Registered(registration.certificate)
     }
 
-    /// One call, in its turn. A name that exists is looked up: it is a fixed
-    /// function of the device ID, so it is what an earlier call of ours made.
-    async fn call(&self, wanted: &JournalEntry) -> Result<CloudDevice, ApiError> {
+    /// One call, in its turn. A name that exists is looked up, now and in later
+    /// attempts: it is a fixed function of the device ID, so it is what an earlier
+    /// call of ours made.
+    async fn call(&self, wanted: &JournalEntry, exists: &mut bool) -> Result<CloudDevice, ApiError> {
         let JournalEntry { product_key, device_name, .. } = wanted;
         // The place first (it is never closed), then the pace: the other way
         // round, those who waited for a place would come all at once.
         let _place = self.calls.acquire().await;
         self.pace.wait().await;
-        match self.cloud.register_device(product_key, device_name).await {
-            Err(error) if error.class == ErrorClass::Exists => {
-                tracing::warn!(device = %wanted.device, device_name, "the name exists at IoT Platform; its certificate is looked up");
-                let device = self.cloud.query_device_detail(product_key, device_name).await?;
-                self.count(|counters| counters.recovered += 1);
-                Ok(device)
+        if !*exists {
+            match self.cloud.register_device(product_key, device_name).await {
+                Err(error) if error.class == ErrorClass::Exists => {
+                    tracing::warn!(device = %wanted.device, device_name, "the name exists at IoT Platform; its certificate is looked up");
+                    *exists = true;
+                }
+                Err(error) => return Err(error),
+                Ok(device) => {
+                    self.count(|counters| counters.registered += 1);
+                    return Ok(device);
+                }
             }
-            Ok(device) => {
-                self.count(|counters| counters.registered += 1);
-                Ok(device)
-            }
-            Err(error) => Err(error),
         }
+        let found = self.cloud.query_device_detail(product_key, device_name).await;
+        match &found {
+            Ok(_) => self.count(|counters| counters.recovered += 1),
+            // Somebody deleted it meanwhile: it is to be registered after all.
+            Err(error) if error.class == ErrorClass::NotFound => *exists = false,
+            Err(_) => {}
+        }
+        found
     }
 
     async fn keep(&self, wanted: &JournalEntry, device: CloudDevice) -> Outcome {
@@ -134,7 +143,6 @@ impl Registrar {
                 tracing::warn!(%device, %error, "IoT Platform throttles; calling less often");
                 Next::Again
             }
-            // NotFound: between "exists" and the query somebody deleted it.
             ErrorClass::TryAgain
             | ErrorClass::TimedOut
             | ErrorClass::SignAgain

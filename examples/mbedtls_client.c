@@ -1,0 +1,110 @@
+/* A device on mbedTLS (2.28 or 3): PSK-DTLS, one CoAP request, its answer.
+ *
+ *   cc -O2 -o mbedtls_client mbedtls_client.c -lmbedtls -lmbedx509 -lmbedcrypto
+ *   ./mbedtls_client 127.0.0.1 5684 plug-batch-7 706c75672d62617463682d372d6b6579 PLUG0001
+ *
+ * It prints the answer's code and payload. An optional sixth argument names the
+ * cipher suite, such as TLS-PSK-WITH-AES-128-GCM-SHA256; a seventh sets options:
+ * `noems` leaves extended master secret out.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <mbedtls/ctr_drbg.h>
+#include <mbedtls/entropy.h>
+#include <mbedtls/net_sockets.h>
+#include <mbedtls/ssl.h>
+#include <mbedtls/timing.h>
+
+static void check(int result, const char *what) {
+  if (result < 0) {
+    fprintf(stderr, "%s: -0x%04x\n", what, -result);
+    exit(1);
+  }
+}
+
+/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
+static size_t request(unsigned char *out, const char *sn) {
+  unsigned char *p = out;
+  size_t length = strlen(sn);
+  memcpy(p, "\x41\x01\x12\x34\xc3", 5), p += 5; /* CON, GET, message ID, token */
+  memcpy(p, "\xb4" "cert", 5), p += 5;          /* Uri-Path: cert */
+  memcpy(p, "\x11\x3c\xff", 3), p += 3;         /* Content-Format: 60, payload */
+  memcpy(p, "\xa1\x62sn", 4), p += 4;           /* a map of one: "sn" */
+  if (length < 24) *p++ = (unsigned char)(0x60 | length);
+  else *p++ = 0x78, *p++ = (unsigned char)length;
+  memcpy(p, sn, length);
+  return (size_t)(p - out) + length;
+}
+
+int main(int argc, char **argv) {
+  if (argc < 6) {
+    fprintf(stderr, "usage: %s HOST PORT IDENTITY PSK-HEX SN [SUITE [OPTIONS]]\n", argv[0]);
+    return 2;
+  }
+  unsigned char psk[64];
+  size_t psk_length = 0;
+  for (const char *hex = argv[4]; hex[0] && hex[1] && psk_length < sizeof psk; hex += 2)
+    sscanf(hex, "%2hhx", &psk[psk_length++]);
+
+  mbedtls_entropy_context entropy;
+  mbedtls_ctr_drbg_context random;
+  mbedtls_net_context socket;
+  mbedtls_ssl_config config;
+  mbedtls_ssl_context ssl;
+  mbedtls_timing_delay_context timer;
+  mbedtls_entropy_init(&entropy);
+  mbedtls_ctr_drbg_init(&random);
+  mbedtls_net_init(&socket);
+  mbedtls_ssl_config_init(&config);
+  mbedtls_ssl_init(&ssl);
+
+  check(mbedtls_ctr_drbg_seed(&random, mbedtls_entropy_func, &entropy, NULL, 0), "seed");
+  check(mbedtls_net_connect(&socket, argv[1], argv[2], MBEDTLS_NET_PROTO_UDP), "connect");
+  check(mbedtls_ssl_config_defaults(&config, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_DATAGRAM,
+                                    MBEDTLS_SSL_PRESET_DEFAULT), "defaults");
+  mbedtls_ssl_conf_rng(&config, mbedtls_ctr_drbg_random, &random);
+  mbedtls_ssl_conf_read_timeout(&config, 3000);
+  check(mbedtls_ssl_conf_psk(&config, psk, psk_length, (const unsigned char *)argv[3], strlen(argv[3])), "psk");
+  int suites[2] = {0, 0};
+  suites[0] = mbedtls_ssl_get_ciphersuite_id(argc > 6 ? argv[6] : "TLS-PSK-WITH-AES-128-CCM-8");
+  mbedtls_ssl_conf_ciphersuites(&config, suites);
+#if defined(MBEDTLS_SSL_EXTENDED_MASTER_SECRET)
+  if (argc > 7 && strstr(argv[7], "noems"))
+    mbedtls_ssl_conf_extended_master_secret(&config, MBEDTLS_SSL_EXTENDED_MS_DISABLED);
+#endif
+  check(mbedtls_ssl_setup(&ssl, &config), "setup");
+  mbedtls_ssl_set_timer_cb(&ssl, &timer, mbedtls_timing_set_delay, mbedtls_timing_get_delay);
+  mbedtls_ssl_set_bio(&ssl, &socket, mbedtls_net_send, mbedtls_net_recv, mbedtls_net_recv_timeout);
+
+  int result;
+  do result = mbedtls_ssl_handshake(&ssl);
+  while (result == MBEDTLS_ERR_SSL_WANT_READ || result == MBEDTLS_ERR_SSL_WANT_WRITE);
+  check(result, "handshake");
+
+  unsigned char message[256], answer[1024];
+  size_t length = request(message, argv[5]);
+  int code = 0, got = 0, payload = 0;
+  /* RFC 7252 section 4.2: sent again until it is answered. An empty message is
+   * the acknowledgement of a request whose answer comes separately. */
+  for (int tries = 0; tries < 5 && code == 0; tries++) {
+    check(mbedtls_ssl_write(&ssl, message, length), "write");
+    got = mbedtls_ssl_read(&ssl, answer, sizeof answer - 1);
+    if (got == MBEDTLS_ERR_SSL_TIMEOUT) continue;
+    check(got, "read");
+    if (got >= 4) code = answer[1];
+  }
+  if (code == 0) return fprintf(stderr, "no answer\n"), 1;
+  for (payload = 4; payload < got && answer[payload] != 0xff; payload++) {}
+  printf("%s %d.%02d ", mbedtls_ssl_get_ciphersuite(&ssl), code >> 5, code & 31);
+  fwrite(answer + payload + 1, 1, payload < got ? (size_t)(got - payload - 1) : 0, stdout);
+  putchar('\n');
+  mbedtls_ssl_close_notify(&ssl);
+  mbedtls_net_free(&socket);
+  mbedtls_ssl_free(&ssl);
+  mbedtls_ssl_config_free(&config);
+  mbedtls_ctr_drbg_free(&random);
+  mbedtls_entropy_free(&entropy);
+  return code >> 5 == 2 ? 0 : 1;
+}
