@@ -125,7 +125,7 @@ fn get() -> Ask {
 /// Only an endpoint makes exchanges.
 fn exchange() -> coap::ExchangeId<u8> {
     let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
-    let mut endpoint = Endpoint::new(coap::Config::default(), [0; 32]);
+    let mut endpoint = Endpoint::new(coap::Config::default(), std::time::Instant::now(), [0; 32]);
     endpoint.receive(std::time::Instant::now(), 0, &[0x40, 1, 0, 1], &mut out).unwrap().exchange
 }
 

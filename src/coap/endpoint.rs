@@ -32,7 +32,9 @@ pub struct ExchangeId<K> {
 struct Exchange {
     id: u16,
     serial: u32,
-    begun: Instant,
+    /// Seconds since the endpoint was made: 4 bytes instead of 16, of each device
+    /// that was served.
+    begun: u32,
     state: State,
 }
 
@@ -75,6 +77,7 @@ struct Peer {
 /// A CoAP server endpoint for many peers.
 pub struct Endpoint<K> {
     config: Config,
+    made: Instant,
     peers: HashMap<K, Peer>,
     /// In order, so that those of one peer are found together.
     unacknowledged: BTreeMap<(K, u16), Unacknowledged>,
@@ -86,10 +89,11 @@ pub struct Endpoint<K> {
 
 impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     /// `seed` is random: message IDs and the spread of retransmissions come from it.
-    pub fn new(config: Config, seed: [u8; 32]) -> Self {
+    pub fn new(config: Config, now: Instant, seed: [u8; 32]) -> Self {
         let mut random = StdRng::from_seed(seed);
         Self {
             config,
+            made: now,
             peers: HashMap::new(),
             unacknowledged: BTreeMap::new(),
             timers: BinaryHeap::new(),
@@ -251,7 +255,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, id));
             }
             State::Working(_) => {}
-            State::Answered(_) if now >= found.begun + self.config.exchange_lifetime => return false,
+            State::Answered(_) if self.has_expired(now, found) => return false,
             State::Answered(answer) if confirmable && !answer.is_empty() => out.push(peer, answer),
             State::Answered(_) => {}
         }
@@ -263,10 +267,11 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     /// repeat this one.
     fn begin(&mut self, now: Instant, peer: K, id: u16, working: Working) -> Option<ExchangeId<K>> {
         let exchanges = &mut self.peers.entry(peer).or_default().exchanges;
-        let lifetime = self.config.exchange_lifetime;
+        let seconds = seconds_since(self.made, now);
+        let lifetime = self.config.exchange_lifetime.as_secs();
         exchanges.retain(|old| {
             let done = matches!(old.state, State::Answered(_));
-            !done || (old.id != id && now < old.begun + lifetime)
+            !done || (old.id != id && u64::from(seconds) <= u64::from(old.begun) + lifetime)
         });
         if exchanges.len() >= self.config.max_exchanges {
             let oldest = exchanges.iter().position(|old| matches!(old.state, State::Answered(_)))?;
@@ -275,8 +280,14 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.next_serial = self.next_serial.wrapping_add(1);
         let serial = self.next_serial;
         exchanges.reserve_exact(1);
-        exchanges.push(Exchange { id, serial, begun: now, state: State::Working(Box::new(working)) });
+        exchanges.push(Exchange { id, serial, begun: seconds, state: State::Working(Box::new(working)) });
         Some(ExchangeId { peer, id, serial })
+    }
+
+    fn has_expired(&self, now: Instant, exchange: &Exchange) -> bool {
+        let age = u64::from(seconds_since(self.made, now)).saturating_sub(exchange.begun.into());
+        // Both times are rounded down: only beyond it is it certain.
+        age > self.config.exchange_lifetime.as_secs()
     }
 
     fn exchange(&mut self, exchange: ExchangeId<K>) -> Option<&mut Exchange> {
@@ -317,4 +328,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         out.push(peer, &waiting.message);
         self.timers.push(Reverse((now + waiting.timeout, Timer::Retransmit(peer, id))));
     }
+}
+
+fn seconds_since(made: Instant, now: Instant) -> u32 {
+    now.saturating_duration_since(made).as_secs().try_into().unwrap_or(u32::MAX)
 }

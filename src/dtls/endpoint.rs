@@ -2,11 +2,7 @@
 //! exchange before there is either, limits, timers, and what the application
 //! sees. What is inside a handshake is `handshake`'s, inside a session `session`'s.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    net::SocketAddr,
-    time::Instant,
-};
+use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -72,24 +68,10 @@ pub struct Counters {
     pub bad_records: u64,
 }
 
-/// A handshake, where it comes from, and whose key it goes on with.
+/// A handshake, and whose key it goes on with.
 struct Progress<P> {
-    peer: SocketAddr,
     handshake: Handshake,
     principal: Option<P>,
-}
-
-struct Established<P> {
-    peer: SocketAddr,
-    session: Session<P>,
-}
-
-/// What an address has. While a client that lost its state makes a new
-/// handshake, its old session lives on (RFC 6347 §4.2.8).
-#[derive(Clone, Copy, Default)]
-struct Association {
-    handshake: Option<Handle>,
-    session: Option<Handle>,
 }
 
 /// A DTLS server endpoint. `P` is what the application binds to a session when
@@ -98,9 +80,10 @@ pub struct Endpoint<P> {
     config: Config,
     cookies: CookieJar,
     random: StdRng,
-    associations: HashMap<SocketAddr, Association>,
     handshakes: Table<Progress<P>>,
-    sessions: Table<Established<P>>,
+    /// While a client that lost its state makes a new handshake, its old session
+    /// lives on (RFC 6347 §4.2.8): an address may be in both tables.
+    sessions: Table<Session<P>>,
     /// Flights to send again: a queue for each time-out, so that each queue is
     /// in order of time by itself. Entries of handshakes that went on are stale.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
@@ -118,9 +101,8 @@ impl<P> Endpoint<P> {
             cookies: CookieJar::new(cookie_secret, now, config.cookie_period),
             config,
             random: StdRng::from_seed(seed),
-            associations: HashMap::new(),
-            handshakes: Table::new(),
-            sessions: Table::new(),
+            handshakes: Table::new(now),
+            sessions: Table::new(now),
             resend: Default::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -145,12 +127,12 @@ impl<P> Endpoint<P> {
 
     /// What the application bound to a session.
     pub fn principal(&self, session: SessionId) -> Option<&P> {
-        self.sessions.get(session.0).map(|established| &established.session.principal)
+        self.sessions.get(session.0).map(|session| &session.principal)
     }
 
     /// Where a session's client is.
     pub fn peer(&self, session: SessionId) -> Option<SocketAddr> {
-        self.sessions.get(session.0).map(|established| established.peer)
+        self.sessions.peer(session.0)
     }
 
     /// The next event. To be called until `None` after each other call.
@@ -220,16 +202,12 @@ impl<P> Endpoint<P> {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
-    pub fn poll_timeout(&mut self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         let mut consider = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        for queue in &mut self.resend {
-            while let Some(&(at, handle)) = queue.front() {
-                if self.handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client()) {
-                    consider(at);
-                    break;
-                }
-                queue.pop_front();
+        for queue in &self.resend {
+            if let Some(&(at, _)) = queue.front() {
+                consider(at);
             }
         }
         if let Some((started, _)) = self.handshakes.oldest() {
@@ -250,8 +228,7 @@ impl<P> Endpoint<P> {
                     break;
                 }
                 self.resend[round].pop_front();
-                let Some(progress) = self.handshakes.get(handle) else { continue };
-                if progress.handshake.awaits_client() {
+                if awaits_client(&self.handshakes, handle) {
                     self.counters.retransmissions += 1;
                     self.send_flight(handle, out);
                     self.schedule_resend(now, round + 1, handle);
@@ -289,7 +266,7 @@ impl<P> Endpoint<P> {
                 }
             }
             ContentType::ChangeCipherSpec if payload == [1] => {
-                let Some(handle) = self.association(peer).handshake else { return };
+                let Some(handle) = self.handshakes.of(peer) else { return };
                 let Some(progress) = self.handshakes.get_mut(handle) else { return };
                 let step = progress.handshake.change_cipher_spec();
                 self.take_step(now, handle, step, out);
@@ -311,7 +288,7 @@ impl<P> Endpoint<P> {
         let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
             self.hello(now, peer, header, fragment, out)
         } else {
-            self.association(peer).handshake
+            self.handshakes.of(peer)
         };
         let Some(handle) = handle else { return };
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
@@ -335,7 +312,7 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) -> Option<Handle> {
         let prefix = HelloPrefix::read(&mut Reader::new(fragment.body)).ok()?;
-        let current = self.association(peer).handshake;
+        let current = self.handshakes.of(peer);
         if let Some(progress) = current.and_then(|handle| self.handshakes.get(handle))
             && progress.handshake.began_with(&prefix.random, fragment.sequence)
         {
@@ -355,9 +332,7 @@ impl<P> Endpoint<P> {
         }
         self.counters.handshakes_started += 1;
         let handshake = Handshake::new(prefix.random, fragment.sequence, header.sequence);
-        let handle = self.handshakes.insert(now, Progress { peer, handshake, principal: None });
-        self.associations.entry(peer).or_default().handshake = Some(handle);
-        Some(handle)
+        Some(self.handshakes.insert(now, peer, Progress { handshake, principal: None }))
     }
 
     /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
@@ -394,20 +369,20 @@ impl<P> Endpoint<P> {
         payload: &'d mut [u8],
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
-        let association = self.association(peer);
-        if let Some(handle) = association.session {
-            let established = self.sessions.get_mut(handle)?;
-            let untouched = association.handshake.map(|_| payload.to_vec());
-            match established.session.open(header, payload) {
+        let handshake = self.handshakes.of(peer);
+        if let Some(handle) = self.sessions.of(peer) {
+            // A record that fails to decrypt is garbage afterwards.
+            let untouched = handshake.map(|_| payload.to_vec());
+            match self.sessions.get_mut(handle)?.open(header, payload) {
                 Ok(opened) => return self.opened(now, handle, opened, payload, out),
-                Err(_) if association.handshake.is_none() => self.counters.bad_records += 1,
+                Err(_) if handshake.is_none() => self.counters.bad_records += 1,
                 Err(_) => {}
             }
             if let Some(untouched) = untouched {
                 payload.copy_from_slice(&untouched);
             }
         }
-        let handle = association.handshake?;
+        let handle = handshake?;
         let step = self.handshakes.get_mut(handle)?.handshake.protected(header, payload);
         self.take_step(now, handle, step, out);
         None
@@ -477,15 +452,12 @@ impl<P> Endpoint<P> {
     }
 
     fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
-        let Some(Progress { peer, principal, .. }) = self.handshakes.remove(handle) else { return };
+        let Some((peer, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
+        self.drop_stale_resends();
         let Completed { keys, finished, final_flight } = completed;
-        let old = self.associations.get_mut(&peer).and_then(|association| {
-            association.handshake = None;
-            association.session
-        });
         // Without a principal the key was one that nobody knows.
-        let Some(principal) = principal else { return self.forget_if_empty(peer) };
-        if let Some(old) = old {
+        let Some(principal) = principal else { return };
+        if let Some(old) = self.sessions.of(peer) {
             // RFC 6347 §4.2.8: only now is the old association given up. Its
             // keys are gone on the client's side, so no alert of it is due.
             self.end_session(old, Closed::Replaced, false, out);
@@ -497,18 +469,14 @@ impl<P> Endpoint<P> {
         }
         self.counters.handshakes_completed += 1;
         let session = Session::new(keys, finished, final_flight, principal);
-        let handle = self.sessions.insert(now, Established { peer, session });
-        self.associations.entry(peer).or_default().session = Some(handle);
+        let handle = self.sessions.insert(now, peer, session);
         self.send_final_flight(handle, out);
         self.events.push_back(Event::Established { session: SessionId(handle), peer });
     }
 
     fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
-        let Some(Progress { peer, handshake, .. }) = self.handshakes.remove(handle) else { return };
-        if let Some(association) = self.associations.get_mut(&peer) {
-            association.handshake = None;
-        }
-        self.forget_if_empty(peer);
+        let Some((peer, Progress { handshake, .. })) = self.handshakes.remove(handle) else { return };
+        self.drop_stale_resends();
         self.counters.handshakes_failed += 1;
         let reason = match reason {
             Failure::TimedOut | Failure::Replaced | Failure::Evicted if handshake.had_bad_record() => {
@@ -527,21 +495,18 @@ impl<P> Endpoint<P> {
                 session.seal(ContentType::Alert, &notify, buffer)
             });
         }
-        let Some(Established { peer, .. }) = self.sessions.remove(handle) else { return };
-        if let Some(association) = self.associations.get_mut(&peer) {
-            association.session = None;
+        if self.sessions.remove(handle).is_some() {
+            self.events.push_back(Event::Closed { session: SessionId(handle), reason });
         }
-        self.forget_if_empty(peer);
-        self.events.push_back(Event::Closed { session: SessionId(handle), reason });
     }
 
-    fn association(&self, peer: SocketAddr) -> Association {
-        self.associations.get(&peer).copied().unwrap_or_default()
-    }
-
-    fn forget_if_empty(&mut self, peer: SocketAddr) {
-        if let Association { handshake: None, session: None } = self.association(peer) {
-            self.associations.remove(&peer);
+    /// Forgets what is at the front of the queues and no longer to be sent, so
+    /// that they are no longer than the oldest silent handshake makes them.
+    fn drop_stale_resends(&mut self) {
+        for queue in &mut self.resend {
+            while queue.front().is_some_and(|&(_, handle)| !awaits_client(&self.handshakes, handle)) {
+                queue.pop_front();
+            }
         }
     }
 
@@ -565,10 +530,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
         put: impl FnOnce(&mut Handshake, &mut Vec<u8>),
     ) {
+        let Some(peer) = self.handshakes.peer(handle) else { return };
         if let Some(progress) = self.handshakes.get_mut(handle) {
             self.buffer.clear();
             put(&mut progress.handshake, &mut self.buffer);
-            out.push(progress.peer, &self.buffer);
+            out.push(peer, &self.buffer);
         }
     }
 
@@ -591,26 +557,31 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
         put: impl FnOnce(&mut Session<P>, &mut Vec<u8>) -> Sealed,
     ) -> Option<Sealed> {
-        let established = self.sessions.get_mut(handle)?;
+        let peer = self.sessions.peer(handle)?;
         self.buffer.clear();
-        let sealed = put(&mut established.session, &mut self.buffer);
+        let sealed = put(self.sessions.get_mut(handle)?, &mut self.buffer);
         if sealed == Sealed::Sent {
-            out.push(established.peer, &self.buffer);
+            out.push(peer, &self.buffer);
         }
         Some(sealed)
     }
 
     #[cfg(test)]
-    pub(super) fn associations_are_empty(&self) -> bool {
-        self.associations.is_empty()
+    pub(super) fn remembers_nobody(&self) -> bool {
+        self.handshakes.len() == 0 && self.sessions.len() == 0 && self.resend.iter().all(VecDeque::is_empty)
     }
 
     #[cfg(test)]
     pub(super) fn set_next_write(&mut self, session: SessionId, sequence: u64) {
-        if let Some(established) = self.sessions.get_mut(session.0) {
-            established.session.set_next_write(sequence);
+        if let Some(session) = self.sessions.get_mut(session.0) {
+            session.set_next_write(sequence);
         }
     }
+}
+
+/// Whether a flight may have been lost on its way to the client.
+fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
+    handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
 }
 
 fn random_bytes(random: &mut StdRng) -> [u8; 32] {

@@ -1,8 +1,15 @@
-//! A table of entries under handles that are never reused, in the order in
-//! which they were last touched: the oldest is found, and any one is moved to
-//! the young end, in constant time.
+//! A table of entries, each found by a handle that is never reused, by its
+//! peer's address, and by its age: the one that was touched longest ago is at
+//! hand, and any one is moved to the young end, in constant time.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashTable;
 
 /// Names an entry of a table. Once the entry is gone the handle leads nowhere,
 /// even when its place is taken again.
@@ -21,73 +28,101 @@ impl fmt::Debug for Handle {
 /// No entry: the end of a list.
 const NONE: u32 = u32::MAX;
 
+/// Times are kept as ticks since the table was made: 4 bytes instead of 16 in
+/// each of a hundred thousand entries, and good for four years.
+const TICK: Duration = Duration::from_millis(31);
+
 struct Slot<T> {
     serial: u32,
     older: u32,
     younger: u32,
-    touched: Instant,
-    value: Option<T>,
+    /// In ticks, rounded up.
+    touched: u32,
+    entry: Option<(SocketAddr, T)>,
 }
 
-/// Entries by handle and by age. At most `u32::MAX - 1` of them.
+/// Entries by handle, by peer and by age; a peer has at most one. Holds at most
+/// `u32::MAX - 1` of them.
 pub(crate) struct Table<T> {
+    made: Instant,
     slots: Vec<Slot<T>>,
+    /// Indices of slots, by the hash of their peer: the address itself is in the
+    /// slot alone.
+    by_peer: HashTable<u32>,
+    hasher: RandomState,
     /// Empty slots, chained through `younger`.
     free: u32,
     oldest: u32,
     youngest: u32,
-    length: usize,
 }
 
 impl<T> Table<T> {
-    pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), free: NONE, oldest: NONE, youngest: NONE, length: 0 }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            made: now,
+            slots: Vec::new(),
+            by_peer: HashTable::new(),
+            hasher: RandomState::new(),
+            free: NONE,
+            oldest: NONE,
+            youngest: NONE,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.length
+        self.by_peer.len()
     }
 
-    /// Adds an entry as the youngest.
-    pub(crate) fn insert(&mut self, now: Instant, value: T) -> Handle {
+    /// Adds an entry as the youngest. The peer has none yet, or it is removed.
+    pub(crate) fn insert(&mut self, now: Instant, peer: SocketAddr, value: T) -> Handle {
+        if let Some(old) = self.of(peer) {
+            self.remove(old);
+        }
+        let touched = self.ticks(now);
         let index = self.free;
         let index = match self.slots.get_mut(index as usize) {
             Some(slot) => {
                 self.free = slot.younger;
-                slot.value = Some(value);
-                slot.touched = now;
+                slot.entry = Some((peer, value));
+                slot.touched = touched;
                 index
             }
             None => {
-                let slot = Slot { serial: 0, older: NONE, younger: NONE, touched: now, value: Some(value) };
-                self.slots.push(slot);
+                let entry = Some((peer, value));
+                self.slots.push(Slot { serial: 0, older: NONE, younger: NONE, touched, entry });
                 (self.slots.len() - 1) as u32
             }
         };
-        self.length += 1;
         self.link_youngest(index);
+        let Self { slots, by_peer, hasher, .. } = self;
+        by_peer.insert_unique(hasher.hash_one(peer), index, |&index| hash_of(hasher, slots, index));
         Handle { index, serial: self.slots[index as usize].serial }
     }
 
-    fn slot(&self, handle: Handle) -> Option<&Slot<T>> {
-        self.slots
-            .get(handle.index as usize)
-            .filter(|slot| slot.serial == handle.serial && slot.value.is_some())
+    /// The entry of a peer.
+    pub(crate) fn of(&self, peer: SocketAddr) -> Option<Handle> {
+        let index = *self.by_peer.find(self.hasher.hash_one(peer), |&index| self.is_of(index, peer))?;
+        Some(Handle { index, serial: self.slots.get(index as usize)?.serial })
     }
 
     pub(crate) fn get(&self, handle: Handle) -> Option<&T> {
-        self.slot(handle)?.value.as_ref()
+        self.entry(handle).map(|(_, value)| value)
+    }
+
+    pub(crate) fn peer(&self, handle: Handle) -> Option<SocketAddr> {
+        self.entry(handle).map(|&(peer, _)| peer)
     }
 
     pub(crate) fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
         let slot = self.slots.get_mut(handle.index as usize)?;
-        if slot.serial == handle.serial { slot.value.as_mut() } else { None }
+        if slot.serial == handle.serial { slot.entry.as_mut().map(|(_, value)| value) } else { None }
     }
 
     /// Makes an entry the youngest.
     pub(crate) fn touch(&mut self, now: Instant, handle: Handle) {
-        if self.slot(handle).is_some() {
-            self.slots[handle.index as usize].touched = now;
+        let ticks = self.ticks(now);
+        if self.entry(handle).is_some() {
+            self.slots[handle.index as usize].touched = ticks;
             if self.youngest != handle.index {
                 self.unlink(handle.index);
                 self.link_youngest(handle.index);
@@ -95,22 +130,41 @@ impl<T> Table<T> {
         }
     }
 
-    pub(crate) fn remove(&mut self, handle: Handle) -> Option<T> {
-        self.slot(handle)?;
+    pub(crate) fn remove(&mut self, handle: Handle) -> Option<(SocketAddr, T)> {
+        let peer = self.peer(handle)?;
+        let hash = self.hasher.hash_one(peer);
+        if let Ok(found) = self.by_peer.find_entry(hash, |&index| index == handle.index) {
+            found.remove();
+        }
         self.unlink(handle.index);
         let slot = &mut self.slots[handle.index as usize];
-        let value = slot.value.take();
+        let entry = slot.entry.take();
         slot.serial = slot.serial.wrapping_add(1);
         slot.younger = self.free;
         self.free = handle.index;
-        self.length -= 1;
-        value
+        entry
     }
 
-    /// The entry that was touched longest ago, and when.
+    /// The entry that was touched longest ago, and when: not earlier than it was,
+    /// and at most a tick later.
     pub(crate) fn oldest(&self) -> Option<(Instant, Handle)> {
         let slot = self.slots.get(self.oldest as usize)?;
-        Some((slot.touched, Handle { index: self.oldest, serial: slot.serial }))
+        Some((self.made + TICK * slot.touched, Handle { index: self.oldest, serial: slot.serial }))
+    }
+
+    fn entry(&self, handle: Handle) -> Option<&(SocketAddr, T)> {
+        let slot = self.slots.get(handle.index as usize)?;
+        if slot.serial == handle.serial { slot.entry.as_ref() } else { None }
+    }
+
+    fn is_of(&self, index: u32, peer: SocketAddr) -> bool {
+        let slot = self.slots.get(index as usize);
+        slot.and_then(|slot| slot.entry.as_ref()).is_some_and(|&(found, _)| found == peer)
+    }
+
+    fn ticks(&self, now: Instant) -> u32 {
+        let ticks = now.saturating_duration_since(self.made).as_nanos().div_ceil(TICK.as_nanos());
+        ticks.try_into().unwrap_or(u32::MAX)
     }
 
     fn link_youngest(&mut self, index: u32) {
@@ -137,14 +191,24 @@ impl<T> Table<T> {
     }
 }
 
+/// For growing the index: every slot that is in it has a peer.
+fn hash_of<T>(hasher: &RandomState, slots: &[Slot<T>], index: u32) -> u64 {
+    let entry = slots.get(index as usize).and_then(|slot| slot.entry.as_ref());
+    entry.map_or(0, |(peer, _)| hasher.hash_one(peer))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn peer(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
     fn drain(table: &mut Table<u32>) -> Vec<u32> {
         std::iter::from_fn(|| {
             let (_, handle) = table.oldest()?;
-            table.remove(handle)
+            table.remove(handle).map(|(_, value)| value)
         })
         .collect()
     }
@@ -152,12 +216,12 @@ mod tests {
     #[test]
     fn the_oldest_is_the_one_not_touched_longest() {
         let now = Instant::now();
-        let mut table = Table::new();
-        let handles: Vec<_> = (0..5).map(|n| table.insert(now, n)).collect();
+        let mut table = Table::new(now);
+        let handles: Vec<_> = (0..5).map(|n| table.insert(now, peer(n as u16), n)).collect();
         table.touch(now, handles[0]);
         table.touch(now, handles[3]);
         table.touch(now, handles[3]);
-        assert_eq!(table.remove(handles[2]), Some(2));
+        assert_eq!(table.remove(handles[2]), Some((peer(2), 2)));
         assert_eq!(table.len(), 4);
         assert_eq!(drain(&mut table), [1, 4, 0, 3]);
         assert!(table.oldest().is_none());
@@ -166,15 +230,51 @@ mod tests {
     #[test]
     fn a_handle_of_a_removed_entry_leads_nowhere() {
         let now = Instant::now();
-        let mut table = Table::new();
-        let first = table.insert(now, 1);
-        assert_eq!(table.remove(first), Some(1));
-        let second = table.insert(now, 2);
+        let mut table = Table::new(now);
+        let first = table.insert(now, peer(1), 1);
+        assert_eq!(table.remove(first), Some((peer(1), 1)));
+        let second = table.insert(now, peer(1), 2);
         assert_eq!(second.index, first.index, "the place is taken again");
         assert_eq!(table.get(first), None);
         assert_eq!(table.get_mut(first), None);
         assert_eq!(table.remove(first), None);
         table.touch(now, first);
         assert_eq!(table.get(second), Some(&2));
+    }
+
+    #[test]
+    fn each_peer_finds_its_own_entry_while_thousands_come_and_go() {
+        let now = Instant::now();
+        let mut table = Table::new(now);
+        for round in 0..3 {
+            for port in 0..5000 {
+                table.insert(now, peer(port), u32::from(port) + round);
+            }
+            assert_eq!(table.len(), 5000, "an entry of the same peer is replaced");
+            for port in (0..5000).step_by(3) {
+                let handle = table.of(peer(port)).unwrap();
+                assert_eq!(table.remove(handle), Some((peer(port), u32::from(port) + round)));
+                assert_eq!(table.of(peer(port)), None);
+            }
+            for port in (1..5000).step_by(3) {
+                assert_eq!(
+                    table.of(peer(port)).and_then(|handle| table.get(handle).copied()),
+                    Some(u32::from(port) + round)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_is_never_told_too_early_and_at_most_a_tick_too_late() {
+        let made = Instant::now();
+        let mut table = Table::new(made);
+        for micros in [0, 1, 30_999, 31_000, 31_001, 86_400_000_000] {
+            let at = made + Duration::from_micros(micros);
+            let handle = table.insert(at, peer(1), 0);
+            let (told, _) = table.oldest().unwrap();
+            assert!(told >= at && told < at + TICK);
+            table.remove(handle);
+        }
     }
 }

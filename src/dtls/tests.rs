@@ -202,7 +202,7 @@ fn a_stranger_costs_nothing_and_gets_no_more_than_it_sent() {
         assert!(answer[0].1.len() <= hello.len());
     }
     assert_eq!(server.endpoint.handshakes(), 0);
-    assert!(server.endpoint.associations_are_empty());
+    assert!(server.endpoint.remembers_nobody());
     assert_eq!(server.endpoint.poll_timeout(), None);
 }
 
@@ -451,7 +451,7 @@ fn no_suite_in_common_is_told() {
     let client = connect(&mut server, Profile { suites: vec![0x1301, 0x00ae], ..profile() }, peer(), 1);
     assert_eq!(client.alert, Some((2, 40)));
     assert_eq!(server.failures(), [Failure::NoCommonSuite]);
-    assert!(server.endpoint.associations_are_empty());
+    assert!(server.endpoint.remembers_nobody());
 }
 
 #[test]
@@ -503,7 +503,7 @@ fn close_notify_is_answered_and_ends_the_session() {
     client.receive(server.now, &answer);
     assert_eq!(client.alert, Some((1, 0)));
     assert_eq!(server.closed(), [Closed::ByPeer]);
-    assert!(server.endpoint.associations_are_empty());
+    assert!(server.endpoint.remembers_nobody());
     assert!(!echoes(&mut server, &mut client, peer(), b"gone"));
 }
 
@@ -577,7 +577,7 @@ fn a_silent_handshake_is_given_up_in_time() {
     }
     assert_eq!(flights, 4, "after 1, 3, 7 and 15 s");
     assert_eq!(server.failures(), [Failure::TimedOut]);
-    assert!(server.endpoint.associations_are_empty());
+    assert!(server.endpoint.remembers_nobody());
 }
 
 #[test]
@@ -669,6 +669,6 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     }
     assert!(server.endpoint.handshakes() <= 8);
     server.advance(Duration::from_secs(400));
-    assert!(server.endpoint.associations_are_empty());
+    assert!(server.endpoint.remembers_nobody());
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }

@@ -70,7 +70,7 @@ impl Server {
             .map(|(number, socket)| {
                 let dtls =
                     dtls::Endpoint::new(share(&limits.dtls, limits.workers), now, &cookie_secret, random()?);
-                let coap = coap::Endpoint::new(coap::Config::default(), random()?);
+                let coap = coap::Endpoint::new(coap::Config::default(), now, random()?);
                 let worker = Worker::new(socket, dtls, coap, rooms.clone(), runtime.clone(), stop.clone())?;
                 let (waker, inbox, figures) = (worker.waker(), worker.inbox(), worker.figures());
                 let thread = std::thread::Builder::new().name(format!("worker-{number}"));
