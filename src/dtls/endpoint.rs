@@ -2,7 +2,11 @@
 //! exchange before there is either, limits, timers, and what the application
 //! sees. What is inside a handshake is `handshake`'s, inside a session `session`'s.
 
-use std::{collections::VecDeque, net::SocketAddr, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    time::Instant,
+};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -11,7 +15,7 @@ use super::{
     cookie::CookieJar,
     handshake::{Completed, Handshake, Offer, Step},
     message::{self, Alert, Fragment, HelloPrefix},
-    record::{self, ContentType, DTLS_1_0, Header, Records},
+    record::{self, ConnectionId, ContentType, DTLS_1_0, Header, Record, Records},
     session::{Opened, Sealed, Session},
     table::{Handle, Table},
     wire::Reader,
@@ -66,6 +70,8 @@ pub struct Counters {
     pub retransmissions: u64,
     /// Protected records that no key opened, and replays.
     pub bad_records: u64,
+    /// Sessions that went on from another address.
+    pub moved: u64,
 }
 
 /// A handshake, and whose key it goes on with.
@@ -84,6 +90,7 @@ pub struct Endpoint<P> {
     /// While a client that lost its state makes a new handshake, its old session
     /// lives on (RFC 6347 §4.2.8): an address may be in both tables.
     sessions: Table<Session<P>>,
+    by_connection_id: HashMap<ConnectionId, Handle>,
     /// Flights to send again: a queue for each time-out, so that each queue is
     /// in order of time by itself. Entries of handshakes that went on are stale.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
@@ -103,6 +110,7 @@ impl<P> Endpoint<P> {
             random: StdRng::from_seed(seed),
             handshakes: Table::new(now),
             sessions: Table::new(now),
+            by_connection_id: HashMap::new(),
             resend: Default::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -135,6 +143,12 @@ impl<P> Endpoint<P> {
         self.sessions.peer(session.0)
     }
 
+    /// Most bytes of data that one record to this client may hold (RFC 6066 §4,
+    /// RFC 8449).
+    pub fn max_data(&self, session: SessionId) -> Option<usize> {
+        self.sessions.get(session.0).map(|session| session.connection.max_data())
+    }
+
     /// The next event. To be called until `None` after each other call.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -150,11 +164,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
         let peer = datagram.peer;
-        while let Some((header, payload)) = datagram.records.next() {
-            match header.epoch {
-                0 => self.plaintext(now, peer, header, payload, out),
+        while let Some(record) = datagram.records.next() {
+            match record.header.epoch {
+                0 => self.plaintext(now, peer, record.header, record.payload, out),
                 1 => {
-                    if let Some(received) = self.protected(now, peer, header, payload, out) {
+                    if let Some(received) = self.protected(now, peer, record, out) {
                         return Some(received);
                     }
                 }
@@ -191,8 +205,12 @@ impl<P> Endpoint<P> {
         self.take_step(now, handshake.0, step, out);
     }
 
-    /// Sends data in a session, as one record. `false` when the session is gone.
+    /// Sends data in a session, as one record. `false` when the session is gone,
+    /// or the data longer than [`max_data`](Self::max_data).
     pub fn send(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> bool {
+        if self.max_data(session).is_none_or(|most| data.len() > most) {
+            return false;
+        }
         self.send_record(session.0, ContentType::ApplicationData, data, out)
     }
 
@@ -295,9 +313,9 @@ impl<P> Endpoint<P> {
         let offer = Offer {
             suites: &self.config.suites,
             require_extended_master_secret: self.config.require_extended_master_secret,
+            connection_id_prefix: self.config.connection_id_prefix,
         };
-        let random = &mut self.random;
-        let step = progress.handshake.fragment(fragment, &offer, || random_bytes(random));
+        let step = progress.handshake.fragment(fragment, &offer, &mut self.random);
         self.take_step(now, handle, step, out);
     }
 
@@ -354,7 +372,7 @@ impl<P> Endpoint<P> {
         self.buffer.clear();
         // The server's record number is the client's, which needs no state.
         let header = Header { kind: ContentType::Handshake, epoch: 0, sequence: header.sequence };
-        record::put_header(&mut self.buffer, header, DTLS_1_0, message::HELLO_VERIFY_REQUEST_LENGTH);
+        record::put_header(&mut self.buffer, header, DTLS_1_0, &[], message::HELLO_VERIFY_REQUEST_LENGTH);
         message::put_hello_verify_request(&mut self.buffer, &cookie);
         out.push(peer, &self.buffer);
     }
@@ -365,16 +383,30 @@ impl<P> Endpoint<P> {
         &mut self,
         now: Instant,
         peer: SocketAddr,
-        header: Header,
-        payload: &'d mut [u8],
+        record: Record<'d>,
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
-        let handshake = self.handshakes.of(peer);
-        if let Some(handle) = self.sessions.of(peer) {
+        let Record { header, connection_id, payload } = record;
+        let session = match connection_id {
+            Some(id) => self.by_connection_id.get(&id).copied(),
+            None => self.sessions.of(peer),
+        };
+        // RFC 9146 §3: once IDs are agreed on, a record without is not taken.
+        let handshake = self.handshakes.of(peer).filter(|&handle| {
+            self.handshakes
+                .get(handle)
+                .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
+        });
+        if let Some(handle) = session {
             // A record that fails to decrypt is garbage afterwards.
             let untouched = handshake.map(|_| payload.to_vec());
-            match self.sessions.get_mut(handle)?.open(header, payload) {
-                Ok(opened) => return self.opened(now, handle, opened, payload, out),
+            let session = self.sessions.get_mut(handle)?;
+            let is_newest = session.is_newest(header.sequence);
+            match session.open(header, payload) {
+                Ok(opened) => {
+                    self.follow(handle, peer, payload.len(), is_newest);
+                    return self.opened(now, handle, opened, payload, out);
+                }
                 Err(_) if handshake.is_none() => self.counters.bad_records += 1,
                 Err(_) => {}
             }
@@ -386,6 +418,18 @@ impl<P> Endpoint<P> {
         let step = self.handshakes.get_mut(handle)?.handshake.protected(header, payload);
         self.take_step(now, handle, step, out);
         None
+    }
+
+    /// RFC 9146 §6: a client with a connection ID is where its newest record came
+    /// from. An older one, late or caught and sent again by somebody, moves nobody.
+    fn follow(&mut self, handle: Handle, peer: SocketAddr, payload: usize, is_newest: bool) {
+        let moved = is_newest && self.sessions.peer(handle) != Some(peer);
+        let Some(session) = self.sessions.get_mut(handle) else { return };
+        session.connection.received(record::HEADER + payload, moved);
+        if moved && session.connection.own_id().is_some() {
+            self.counters.moved += 1;
+            self.sessions.move_unlisted(handle, peer);
+        }
     }
 
     fn opened<'d>(
@@ -454,7 +498,7 @@ impl<P> Endpoint<P> {
     fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
         let Some((peer, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
         self.drop_stale_resends();
-        let Completed { keys, finished, final_flight } = completed;
+        let Completed { keys, connection, finished, final_flight } = completed;
         // Without a principal the key was one that nobody knows.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(peer) {
@@ -468,8 +512,18 @@ impl<P> Endpoint<P> {
             self.end_session(idle, Closed::Evicted, true, out);
         }
         self.counters.handshakes_completed += 1;
-        let session = Session::new(keys, finished, final_flight, principal);
-        let handle = self.sessions.insert(now, peer, session);
+        let connection_id = connection.own_id();
+        let session = Session::new(keys, connection, finished, final_flight, principal);
+        let handle = match connection_id {
+            // Found by its ID alone: what somebody sends from another client's
+            // address must not push that client out of its place.
+            Some(id) => {
+                let handle = self.sessions.insert_unlisted(now, peer, session);
+                self.by_connection_id.insert(id, handle);
+                handle
+            }
+            None => self.sessions.insert(now, peer, session),
+        };
         self.send_final_flight(handle, out);
         self.events.push_back(Event::Established { session: SessionId(handle), peer });
     }
@@ -495,7 +549,10 @@ impl<P> Endpoint<P> {
                 session.seal(ContentType::Alert, &notify, buffer)
             });
         }
-        if self.sessions.remove(handle).is_some() {
+        if let Some((_, session)) = self.sessions.remove(handle) {
+            if let Some(id) = session.connection.own_id() {
+                self.by_connection_id.remove(&id);
+            }
             self.events.push_back(Event::Closed { session: SessionId(handle), reason });
         }
     }
@@ -560,7 +617,7 @@ impl<P> Endpoint<P> {
         let peer = self.sessions.peer(handle)?;
         self.buffer.clear();
         let sealed = put(self.sessions.get_mut(handle)?, &mut self.buffer);
-        if sealed == Sealed::Sent {
+        if sealed == Sealed::Sent && self.sessions.get_mut(handle)?.connection.may_send(self.buffer.len()) {
             out.push(peer, &self.buffer);
         }
         Some(sealed)
@@ -584,8 +641,8 @@ fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
     handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
 }
 
-fn random_bytes(random: &mut StdRng) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    random.fill_bytes(&mut bytes);
-    bytes
+/// The first byte of the connection ID of a datagram's first record, if it bears
+/// one: which of several endpoints on one port it is for.
+pub fn connection_id_prefix(datagram: &[u8]) -> Option<u8> {
+    if datagram.first() == Some(&(ContentType::Tls12Cid as u8)) { datagram.get(11).copied() } else { None }
 }

@@ -2,18 +2,21 @@
 //! Finished (RFC 6347 §4.2, RFC 4279 §2). Knows nothing of other handshakes, of
 //! addresses and timers: those are the endpoint's.
 
+use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{
     Failure, Psk,
-    message::{self, Alert, ClientHello, Fragment, ServerHello},
+    connection::Connection,
+    key_exchange::{EphemeralKey, SharedSecret},
+    message::{self, Alert, BadHello, ClientHello, Fragment, ServerHello},
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
-    record::{self, ContentType, DTLS_1_2, Header},
+    record::{self, ConnectionId, ContentType, DTLS_1_2, Header},
     session::{FinalFlight, Keys},
     suite::Suite,
-    wire::Reader,
+    wire::{Malformed, Reader},
 };
 
 /// Protected records that may wait for the key or for ChangeCipherSpec: the
@@ -31,6 +34,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) suites: &'a [Suite],
     /// Whether a client without extended master secret is refused.
     pub(crate) require_extended_master_secret: bool,
+    /// First byte of connection IDs; `None` when none are handed out.
+    pub(crate) connection_id_prefix: Option<u8>,
 }
 
 /// What came of a message or record.
@@ -55,6 +60,7 @@ pub(crate) enum Step {
 /// What a session begins with.
 pub(crate) struct Completed {
     pub(crate) keys: Keys,
+    pub(crate) connection: Connection,
     /// Number of the record that carried the client's Finished.
     pub(crate) finished: u64,
     pub(crate) final_flight: FinalFlight,
@@ -65,22 +71,22 @@ enum Stage {
     /// The ClientHello is not whole yet.
     Hello,
     /// The flight is sent; ClientKeyExchange is expected.
-    KeyExchange(Agreed),
+    KeyExchange(Agreed, Option<EphemeralKey>),
     /// The identity is known, its key is asked for.
-    Psk(Agreed, Box<[u8]>),
+    Psk(Agreed, Box<[u8]>, Option<SharedSecret>),
     /// Everything is there but ChangeCipherSpec and Finished.
-    Finished(Box<[u8]>, MasterSecret, Keys),
+    Finished(Box<[u8]>, MasterSecret, Keys, Connection),
     /// Over; what still arrives is ignored.
     Over,
 }
 
 /// What the two hellos settled.
-#[derive(Clone)]
 struct Agreed {
     suite: Suite,
     client_random: [u8; 32],
     server_random: [u8; 32],
     extended_master_secret: bool,
+    connection: Connection,
 }
 
 /// One handshake in progress.
@@ -134,24 +140,32 @@ impl Handshake {
 
     /// Whether the server waits for the client, so that its flight may be lost.
     pub(crate) fn awaits_client(&self) -> bool {
-        matches!(self.stage, Stage::KeyExchange(_))
+        matches!(self.stage, Stage::KeyExchange(..))
     }
 
     /// The identity that the client claimed, once it has.
     pub(crate) fn identity(&self) -> Option<&[u8]> {
         match &self.stage {
-            Stage::Psk(_, identity) | Stage::Finished(identity, ..) => Some(identity),
+            Stage::Psk(_, identity, _) | Stage::Finished(identity, ..) => Some(identity),
             _ => None,
         }
     }
 
-    /// Takes a fragment of a handshake message of epoch 0. `server_random` is
-    /// used when it completes the ClientHello.
+    /// The connection ID that the client's records bear, if that was agreed.
+    pub(crate) fn connection_id(&self) -> Option<ConnectionId> {
+        match &self.stage {
+            Stage::KeyExchange(agreed, _) | Stage::Psk(agreed, ..) => agreed.connection.own_id(),
+            Stage::Finished(.., connection) => connection.own_id(),
+            Stage::Hello | Stage::Over => None,
+        }
+    }
+
+    /// Takes a fragment of a handshake message of epoch 0.
     pub(crate) fn fragment(
         &mut self,
         fragment: &Fragment<'_>,
         offer: &Offer<'_>,
-        server_random: impl FnOnce() -> [u8; 32],
+        random: &mut StdRng,
     ) -> Step {
         if fragment.sequence != self.next_receive {
             // RFC 6347 §4.2.4: the client's flight again means that ours was
@@ -159,31 +173,31 @@ impl Handshake {
             let again = fragment.kind == message::CLIENT_HELLO
                 && fragment.sequence == self.hello_sequence
                 && fragment.offset == 0
-                && matches!(self.stage, Stage::KeyExchange(_));
+                && matches!(self.stage, Stage::KeyExchange(..));
             return if again { Step::SendFlightAgain } else { Step::Continue };
         }
         let expected = match self.stage {
             Stage::Hello => message::CLIENT_HELLO,
-            Stage::KeyExchange(_) => message::CLIENT_KEY_EXCHANGE,
+            Stage::KeyExchange(..) => message::CLIENT_KEY_EXCHANGE,
             _ => return Step::Continue,
         };
         if fragment.kind != expected {
             return Step::Continue;
         }
         if fragment.is_whole() {
-            self.message(fragment.body, offer, server_random)
+            self.message(fragment.body, offer, random)
         } else {
             match self.reassembly.add(fragment) {
-                Some(body) => self.message(&body, offer, server_random),
+                Some(body) => self.message(&body, offer, random),
                 None => Step::Continue,
             }
         }
     }
 
-    fn message(&mut self, body: &[u8], offer: &Offer<'_>, server_random: impl FnOnce() -> [u8; 32]) -> Step {
+    fn message(&mut self, body: &[u8], offer: &Offer<'_>, random: &mut StdRng) -> Step {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Hello => self.client_hello(body, offer, server_random()),
-            Stage::KeyExchange(agreed) => self.client_key_exchange(body, agreed),
+            Stage::Hello => self.client_hello(body, offer, random),
+            Stage::KeyExchange(agreed, ephemeral) => self.client_key_exchange(body, agreed, ephemeral),
             other => {
                 self.stage = other;
                 Step::Continue
@@ -191,9 +205,13 @@ impl Handshake {
         }
     }
 
-    fn client_hello(&mut self, body: &[u8], offer: &Offer<'_>, server_random: [u8; 32]) -> Step {
-        let Ok(hello) = ClientHello::read(body) else {
-            return Step::Fail(Alert::DecodeError, Failure::Malformed);
+    fn client_hello(&mut self, body: &[u8], offer: &Offer<'_>, random: &mut StdRng) -> Step {
+        let hello = match ClientHello::read(body) {
+            Ok(hello) => hello,
+            Err(BadHello::Malformed) => return Step::Fail(Alert::DecodeError, Failure::Malformed),
+            Err(BadHello::IllegalParameter) => {
+                return Step::Fail(Alert::IllegalParameter, Failure::Malformed);
+            }
         };
         // DTLS versions count downwards; a client of a later version says 1.2
         // here and the later one in an extension that we do not know.
@@ -204,40 +222,56 @@ impl Handshake {
         if hello.random != self.client_random {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
         }
-        let Some(suite) = hello.choose(offer.suites) else {
+        let Some((suite, group)) = hello.choose(offer.suites) else {
             return Step::Fail(Alert::HandshakeFailure, Failure::NoCommonSuite);
         };
         if offer.require_extended_master_secret && !hello.extended_master_secret {
             return Step::Fail(Alert::HandshakeFailure, Failure::NoExtendedMasterSecret);
         }
+        let connection = Connection::agree(&hello, offer.connection_id_prefix, random);
         self.hash_message(message::CLIENT_HELLO, body);
         let answer = ServerHello {
-            random: server_random,
+            random: random_bytes(random),
             suite,
             extended_master_secret: hello.extended_master_secret,
             secure_renegotiation: hello.secure_renegotiation,
+            point_formats: hello.point_formats && group.is_some(),
+            size_limit: hello.size_limit,
+            connection_id: connection.own_id(),
         };
         self.flight.reserve_exact(96);
         answer.put(&mut self.flight, self.next_send);
-        message::put_server_hello_done(&mut self.flight, self.next_send.wrapping_add(1));
-        self.next_send = self.next_send.wrapping_add(2);
+        let ephemeral = group.map(|group| EphemeralKey::generate(group, random));
+        if let Some(key) = &ephemeral {
+            self.next_send = self.next_send.wrapping_add(1);
+            message::put_server_key_exchange(&mut self.flight, self.next_send, key);
+        }
+        self.next_send = self.next_send.wrapping_add(1);
+        message::put_server_hello_done(&mut self.flight, self.next_send);
+        self.next_send = self.next_send.wrapping_add(1);
         self.transcript.update(&self.flight);
-        self.stage = Stage::KeyExchange(Agreed {
+        let agreed = Agreed {
             suite,
             client_random: self.client_random,
-            server_random,
+            server_random: answer.random,
             extended_master_secret: hello.extended_master_secret,
-        });
+            connection,
+        };
+        self.stage = Stage::KeyExchange(agreed, ephemeral);
         Step::SendFlight
     }
 
-    fn client_key_exchange(&mut self, body: &[u8], agreed: Agreed) -> Step {
-        let Ok(identity) = message::read_client_key_exchange(body) else {
+    fn client_key_exchange(&mut self, body: &[u8], agreed: Agreed, ephemeral: Option<EphemeralKey>) -> Step {
+        let Ok((identity, point)) = message::read_client_key_exchange(body, ephemeral.is_some()) else {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
+        };
+        let shared = match ephemeral.zip(point).map(|(key, point)| key.agree(point)).transpose() {
+            Ok(shared) => shared,
+            Err(Malformed) => return Step::Fail(Alert::IllegalParameter, Failure::Malformed),
         };
         self.hash_message(message::CLIENT_KEY_EXCHANGE, body);
         self.flight = Vec::new();
-        self.stage = Stage::Psk(agreed, identity.into());
+        self.stage = Stage::Psk(agreed, identity.into(), shared);
         Step::NeedPsk(identity.into())
     }
 
@@ -246,7 +280,7 @@ impl Handshake {
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
         if !matches!(self.stage, Stage::Psk(..) | Stage::Finished(..)) {
             // Reordered before ClientKeyExchange: remembered all the same.
-            if matches!(self.stage, Stage::KeyExchange(_)) {
+            if matches!(self.stage, Stage::KeyExchange(..)) {
                 self.change_cipher_spec = true;
             }
             return Step::Continue;
@@ -257,8 +291,8 @@ impl Handshake {
 
     /// Goes on with the key that was asked for.
     pub(crate) fn psk(&mut self, psk: &Psk) -> Step {
-        let (agreed, identity) = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Psk(agreed, identity) => (agreed, identity),
+        let (agreed, identity, shared) = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Psk(agreed, identity, shared) => (agreed, identity, shared),
             other => {
                 self.stage = other;
                 return Step::Continue;
@@ -270,19 +304,19 @@ impl Handshake {
         } else {
             Binding::Randoms(&agreed.client_random, &agreed.server_random)
         };
-        let master = MasterSecret::from_psk(psk, binding);
+        let master = MasterSecret::from_psk(psk, shared.as_ref(), binding);
         let (read, write) = master.direction_keys(&agreed.client_random, &agreed.server_random);
         let keys = Keys { suite: agreed.suite, read, write };
-        self.stage = Stage::Finished(identity, master, keys);
+        self.stage = Stage::Finished(identity, master, keys, agreed.connection);
         self.replay_early()
     }
 
     /// Takes a record of epoch 1. Before its time it is kept, within bounds.
     pub(crate) fn protected(&mut self, header: Header, payload: &mut [u8]) -> Step {
         match &self.stage {
-            Stage::Finished(.., keys) if self.change_cipher_spec => {
-                match keys.read.open(keys.suite, header, payload) {
-                    Ok(plaintext) if header.kind == ContentType::Handshake => {
+            Stage::Finished(.., keys, connection) if self.change_cipher_spec => {
+                match keys.read.open(keys.suite, header, connection.own_id_bytes(), payload) {
+                    Ok((ContentType::Handshake, plaintext)) => {
                         self.finished(header, payload.get(plaintext).unwrap_or_default())
                     }
                     Ok(_) => Step::Continue,
@@ -300,7 +334,7 @@ impl Handshake {
                     }
                 }
             }
-            Stage::KeyExchange(_) | Stage::Psk(..) | Stage::Finished(..) => {
+            Stage::KeyExchange(..) | Stage::Psk(..) | Stage::Finished(..) => {
                 if self.early.len() < MAX_EARLY && payload.len() <= MAX_EARLY_RECORD {
                     self.early.push((header, payload.to_vec()));
                 }
@@ -357,7 +391,8 @@ impl Handshake {
     }
 
     fn verify_finished(&mut self, header: Header, body: &[u8]) -> Step {
-        let Stage::Finished(_, master, keys) = std::mem::replace(&mut self.stage, Stage::Over) else {
+        let Stage::Finished(_, master, keys, connection) = std::mem::replace(&mut self.stage, Stage::Over)
+        else {
             return Step::Continue;
         };
         let expected = master.verify_data(Sender::Client, &self.transcript_hash());
@@ -369,7 +404,7 @@ impl Handshake {
         let verify_data = master.verify_data(Sender::Server, &self.transcript_hash());
         let final_flight =
             FinalFlight { verify_data, message_sequence: self.next_send, next_record: self.next_record };
-        let completed = Completed { keys, finished: header.sequence, final_flight };
+        let completed = Completed { keys, connection, finished: header.sequence, final_flight };
         Step::Complete(Box::new(completed))
     }
 
@@ -380,7 +415,7 @@ impl Handshake {
         while let Ok(fragment) = Fragment::read(&mut rest) {
             let kind = ContentType::Handshake;
             let header = Header { kind, epoch: 0, sequence: self.next_record };
-            record::put_header(out, header, DTLS_1_2, message::HEADER + fragment.body.len());
+            record::put_header(out, header, DTLS_1_2, &[], message::HEADER + fragment.body.len());
             message::put_header(out, fragment.kind, fragment.sequence, fragment.length);
             out.extend_from_slice(fragment.body);
             self.next_record += 1;
@@ -406,4 +441,10 @@ impl Handshake {
     fn transcript_hash(&self) -> [u8; 32] {
         self.transcript.clone().finalize().into()
     }
+}
+
+fn random_bytes(random: &mut StdRng) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    random.fill_bytes(&mut bytes);
+    bytes
 }

@@ -4,7 +4,8 @@
 
 use super::{
     cookie::COOKIE,
-    record::{DTLS_1_0, DTLS_1_2},
+    key_exchange::{EphemeralKey, Group},
+    record::{ConnectionId, DTLS_1_0, DTLS_1_2, MAX_PLAINTEXT},
     suite::Suite,
     wire::{Malformed, Reader, put_u24, put_vector16},
 };
@@ -15,16 +16,32 @@ pub(crate) const HEADER: usize = 12;
 pub(crate) const CLIENT_HELLO: u8 = 1;
 pub(crate) const SERVER_HELLO: u8 = 2;
 pub(crate) const HELLO_VERIFY_REQUEST: u8 = 3;
+pub(crate) const SERVER_KEY_EXCHANGE: u8 = 12;
 pub(crate) const SERVER_HELLO_DONE: u8 = 14;
 pub(crate) const CLIENT_KEY_EXCHANGE: u8 = 16;
 pub(crate) const FINISHED: u8 = 20;
 
 /// RFC 5746 §3.3: stands for an empty renegotiation_info.
 const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
+/// RFC 6066 §4.
+const MAX_FRAGMENT_LENGTH: u16 = 0x0001;
+/// RFC 8422 §5.1.
+const SUPPORTED_GROUPS: u16 = 0x000a;
+const EC_POINT_FORMATS: u16 = 0x000b;
+/// RFC 8449 §4.
+const RECORD_SIZE_LIMIT: u16 = 0x001c;
+/// RFC 9146 §3.
+const CONNECTION_ID: u16 = 0x0036;
 /// RFC 7627 §5.1.
 const EXTENDED_MASTER_SECRET: u16 = 0x0017;
 /// RFC 5746 §3.2.
 const RENEGOTIATION_INFO: u16 = 0xff01;
+
+/// Longest plaintext that we take in a record, told to a client that asks (RFC
+/// 8449): what fits a datagram of the least IPv6 MTU.
+const OWN_RECORD_SIZE_LIMIT: u16 = 1200;
+/// RFC 8449 §4: smaller values must not be sent.
+const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
 /// RFC 4279 §5.3: identities of up to 128 bytes must be supported.
 pub(crate) const MAX_IDENTITY: usize = 128;
@@ -34,6 +51,7 @@ pub(crate) const MAX_IDENTITY: usize = 128;
 pub(crate) enum Alert {
     CloseNotify = 0,
     HandshakeFailure = 40,
+    IllegalParameter = 47,
     DecodeError = 50,
     DecryptError = 51,
     ProtocolVersion = 70,
@@ -122,15 +140,54 @@ pub(crate) struct ClientHello<'a> {
     null_compression: bool,
     pub(crate) extended_master_secret: bool,
     pub(crate) secure_renegotiation: bool,
+    /// Big-endian 16-bit codes; absent in a hello of before RFC 4492.
+    groups: Option<&'a [u8]>,
+    pub(crate) point_formats: bool,
+    pub(crate) size_limit: Option<SizeLimit>,
+    /// The ID that the client wants to see in records to it; may be empty.
+    pub(crate) connection_id: Option<&'a [u8]>,
+}
+
+/// How small the client wants its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SizeLimit {
+    /// RFC 6066 §4: the code, 1–4, for 512–4096 bytes.
+    MaxFragmentLength(u8),
+    /// RFC 8449, in bytes.
+    Record(u16),
+}
+
+impl SizeLimit {
+    /// Most bytes of plaintext in a record to the client.
+    pub(crate) fn bytes(self) -> u16 {
+        match self {
+            Self::MaxFragmentLength(code) => 256 << code,
+            Self::Record(bytes) => bytes.min(MAX_PLAINTEXT as u16),
+        }
+    }
+}
+
+/// Why a ClientHello cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadHello {
+    Malformed,
+    /// Well-formed, with a value that its RFC forbids.
+    IllegalParameter,
+}
+
+impl From<Malformed> for BadHello {
+    fn from(Malformed: Malformed) -> Self {
+        Self::Malformed
+    }
 }
 
 impl<'a> ClientHello<'a> {
-    pub(crate) fn read(body: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn read(body: &'a [u8]) -> Result<Self, BadHello> {
         let mut reader = Reader::new(body);
         let HelloPrefix { version, random, .. } = HelloPrefix::read(&mut reader)?;
         let cipher_suites = reader.vector16()?;
         if cipher_suites.is_empty() || cipher_suites.len() % 2 != 0 {
-            return Err(Malformed);
+            return Err(BadHello::Malformed);
         }
         let compression = reader.vector8()?;
         let mut hello = Self {
@@ -139,9 +196,12 @@ impl<'a> ClientHello<'a> {
             cipher_suites,
             null_compression: compression.contains(&0),
             extended_master_secret: false,
-            secure_renegotiation: false,
+            secure_renegotiation: offers(cipher_suites, EMPTY_RENEGOTIATION_INFO_SCSV),
+            groups: None,
+            point_formats: false,
+            size_limit: None,
+            connection_id: None,
         };
-        hello.secure_renegotiation = hello.offers(EMPTY_RENEGOTIATION_INFO_SCSV);
         // RFC 5246 §7.4.1.2: the extensions may be missing altogether.
         if !reader.is_empty() {
             hello.read_extensions(Reader::new(reader.vector16()?))?;
@@ -151,7 +211,7 @@ impl<'a> ClientHello<'a> {
     }
 
     /// Extensions that we do not know are passed over (RFC 5246 §7.4.1.4).
-    fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), Malformed> {
+    fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), BadHello> {
         while !extensions.is_empty() {
             let kind = extensions.u16()?;
             let body = extensions.vector16()?;
@@ -159,29 +219,80 @@ impl<'a> ClientHello<'a> {
                 EXTENDED_MASTER_SECRET if body.is_empty() => self.extended_master_secret = true,
                 // RFC 5746 §3.6: in a first handshake renegotiated_connection is empty.
                 RENEGOTIATION_INFO if body == [0] => self.secure_renegotiation = true,
-                EXTENDED_MASTER_SECRET | RENEGOTIATION_INFO => return Err(Malformed),
+                EXTENDED_MASTER_SECRET | RENEGOTIATION_INFO => return Err(BadHello::Malformed),
+                SUPPORTED_GROUPS => self.groups = Some(whole(body, Reader::vector16)?),
+                EC_POINT_FORMATS => self.point_formats = true,
+                MAX_FRAGMENT_LENGTH => match *body {
+                    // RFC 8449 §5: the newer extension is the one that counts.
+                    [1..=4] if matches!(self.size_limit, Some(SizeLimit::Record(_))) => {}
+                    [code @ 1..=4] => self.size_limit = Some(SizeLimit::MaxFragmentLength(code)),
+                    _ => return Err(BadHello::IllegalParameter),
+                },
+                RECORD_SIZE_LIMIT => match *body {
+                    [high, low] if u16::from_be_bytes([high, low]) >= MIN_RECORD_SIZE_LIMIT => {
+                        self.size_limit = Some(SizeLimit::Record(u16::from_be_bytes([high, low])));
+                    }
+                    _ => return Err(BadHello::IllegalParameter),
+                },
+                CONNECTION_ID => self.connection_id = Some(whole(body, Reader::vector8)?),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn offers(&self, code: u16) -> bool {
-        self.cipher_suites.chunks_exact(2).any(|offered| offered == code.to_be_bytes())
+    /// The first of `suites` that the client offers, and for an ephemeral one the
+    /// group of its keys.
+    pub(crate) fn choose(&self, suites: &[Suite]) -> Option<(Suite, Option<Group>)> {
+        if !self.null_compression {
+            return None;
+        }
+        suites.iter().filter(|suite| offers(self.cipher_suites, suite.code())).find_map(|&suite| {
+            if suite.is_ephemeral() {
+                self.group().map(|group| (suite, Some(group)))
+            } else {
+                Some((suite, None))
+            }
+        })
     }
 
-    /// The first of `suites` that the client offers.
-    pub(crate) fn choose(&self, suites: &[Suite]) -> Option<Suite> {
-        suites.iter().copied().find(|suite| self.null_compression && self.offers(suite.code()))
+    fn group(&self) -> Option<Group> {
+        match self.groups {
+            Some(groups) => Group::ALL.into_iter().find(|&group| offers(groups, group as u16)),
+            // RFC 8422 §4: without the extension the server may choose; P-256 is
+            // what a stack that old has.
+            None => Some(Group::Secp256r1),
+        }
     }
 }
 
-/// ClientKeyExchange of plain PSK (RFC 4279 §2): the identity alone.
-pub(crate) fn read_client_key_exchange(body: &[u8]) -> Result<&[u8], Malformed> {
+/// Whether a list of 16-bit codes has this one.
+fn offers(codes: &[u8], code: u16) -> bool {
+    codes.chunks_exact(2).any(|offered| offered == code.to_be_bytes())
+}
+
+/// Reads a body that is one vector and nothing else.
+fn whole<'a>(
+    body: &'a [u8],
+    vector: impl FnOnce(&mut Reader<'a>) -> Result<&'a [u8], Malformed>,
+) -> Result<&'a [u8], Malformed> {
+    let mut reader = Reader::new(body);
+    let content = vector(&mut reader)?;
+    reader.end()?;
+    Ok(content)
+}
+
+/// ClientKeyExchange: the identity (RFC 4279 §2), and for an ephemeral suite the
+/// client's point (RFC 5489 §2).
+pub(crate) fn read_client_key_exchange(
+    body: &[u8],
+    ephemeral: bool,
+) -> Result<(&[u8], Option<&[u8]>), Malformed> {
     let mut reader = Reader::new(body);
     let identity = reader.vector16()?;
+    let point = if ephemeral { Some(reader.vector8()?) } else { None };
     reader.end()?;
-    if identity.len() > MAX_IDENTITY { Err(Malformed) } else { Ok(identity) }
+    if identity.len() > MAX_IDENTITY { Err(Malformed) } else { Ok((identity, point)) }
 }
 
 /// Bytes of a HelloVerifyRequest with its header.
@@ -196,12 +307,17 @@ pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, cookie: &[u8; COOKIE])
     out.extend_from_slice(cookie);
 }
 
-/// What a ServerHello says.
+/// What a ServerHello says. RFC 5246 §7.4.1.4: of extensions, only what the
+/// client offered.
 pub(crate) struct ServerHello {
     pub(crate) random: [u8; 32],
     pub(crate) suite: Suite,
     pub(crate) extended_master_secret: bool,
     pub(crate) secure_renegotiation: bool,
+    pub(crate) point_formats: bool,
+    pub(crate) size_limit: Option<SizeLimit>,
+    /// The ID that we want to see in records to us.
+    pub(crate) connection_id: Option<ConnectionId>,
 }
 
 impl ServerHello {
@@ -214,21 +330,48 @@ impl ServerHello {
         out.push(0); // no session to resume
         out.extend_from_slice(&self.suite.code().to_be_bytes());
         out.push(0); // null compression
-        // RFC 5246 §7.4.1.4: only what the client offered may be answered.
-        if self.extended_master_secret || self.secure_renegotiation {
-            put_vector16(out, |extensions| {
-                if self.secure_renegotiation {
-                    extensions.extend_from_slice(&RENEGOTIATION_INFO.to_be_bytes());
-                    put_vector16(extensions, |body| body.push(0));
-                }
-                if self.extended_master_secret {
-                    extensions.extend_from_slice(&EXTENDED_MASTER_SECRET.to_be_bytes());
-                    put_vector16(extensions, |_| {});
-                }
-            });
+        let extensions_at = out.len();
+        put_vector16(out, |extensions| self.put_extensions(extensions));
+        if out.len() == extensions_at + 2 {
+            out.truncate(extensions_at);
         }
         set_length(out, start);
     }
+
+    fn put_extensions(&self, out: &mut Vec<u8>) {
+        let mut put = |kind: u16, body: &[u8]| {
+            out.extend_from_slice(&kind.to_be_bytes());
+            put_vector16(out, |out| out.extend_from_slice(body));
+        };
+        if self.secure_renegotiation {
+            put(RENEGOTIATION_INFO, &[0]);
+        }
+        if self.extended_master_secret {
+            put(EXTENDED_MASTER_SECRET, &[]);
+        }
+        if self.point_formats {
+            put(EC_POINT_FORMATS, &[1, 0]); // uncompressed
+        }
+        match self.size_limit {
+            Some(SizeLimit::MaxFragmentLength(code)) => put(MAX_FRAGMENT_LENGTH, &[code]),
+            Some(SizeLimit::Record(_)) => put(RECORD_SIZE_LIMIT, &OWN_RECORD_SIZE_LIMIT.to_be_bytes()),
+            None => {}
+        }
+        if let Some(id) = self.connection_id {
+            let [a, b, c, d, e, f, g, h] = id;
+            put(CONNECTION_ID, &[8, a, b, c, d, e, f, g, h]);
+        }
+    }
+}
+
+/// Appends the ServerKeyExchange of an ephemeral suite with its header (RFC 5489
+/// §2): no identity hint, and our point.
+pub(crate) fn put_server_key_exchange(out: &mut Vec<u8>, sequence: u16, key: &EphemeralKey) {
+    let start = out.len();
+    put_header(out, SERVER_KEY_EXCHANGE, sequence, 0);
+    out.extend_from_slice(&[0, 0]);
+    key.put_params(out);
+    set_length(out, start);
 }
 
 /// Appends a ServerHelloDone with its header.
@@ -261,7 +404,7 @@ mod tests {
     fn a_hello_without_extensions_is_legal() {
         let body = hello(&[]);
         let hello = ClientHello::read(&body).unwrap();
-        assert_eq!(hello.choose(&Suite::ALL), Some(Suite::PskAes128Ccm8));
+        assert_eq!(hello.choose(&Suite::ALL), Some((Suite::PskAes128Ccm8, None)));
         assert!(hello.secure_renegotiation, "the signalling suite");
         assert!(!hello.extended_master_secret);
     }
@@ -297,8 +440,9 @@ mod tests {
     #[test]
     fn an_identity_of_more_than_128_bytes_is_malformed() {
         let exchange = |length: usize| [&(length as u16).to_be_bytes()[..], &vec![b'x'; length]].concat();
-        assert_eq!(read_client_key_exchange(&exchange(128)).unwrap().len(), 128);
-        assert!(read_client_key_exchange(&exchange(129)).is_err());
-        assert!(read_client_key_exchange(&exchange(3)[..4]).is_err());
+        assert_eq!(read_client_key_exchange(&exchange(128), false).unwrap().0.len(), 128);
+        assert!(read_client_key_exchange(&exchange(129), false).is_err());
+        assert!(read_client_key_exchange(&exchange(3)[..4], false).is_err());
+        assert!(read_client_key_exchange(&exchange(3), true).is_err(), "the point is missing");
     }
 }

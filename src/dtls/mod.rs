@@ -4,8 +4,10 @@
 //! has returned a cookie, nothing is kept for it.
 //!
 //! It does what a server of PSK suites must: RFC 6347 (DTLS 1.2) over RFC 5246,
-//! RFC 4279 (PSK), RFC 5487 and RFC 6655 (GCM and CCM suites), RFC 5746
-//! (renegotiation_info), RFC 7627 (extended master secret). It has no
+//! RFC 4279 (PSK), RFC 5489 and RFC 8442 (ECDHE_PSK), RFC 5487 and RFC 6655 (GCM
+//! and CCM suites), RFC 5746 (renegotiation_info), RFC 7627 (extended master
+//! secret), RFC 9146 (connection ID), RFC 6066 §4 and RFC 8449 (smaller records).
+//! It has no
 //! certificates, no renegotiation, no resumption and no compression. The
 //! cryptographic primitives are RustCrypto's.
 //!
@@ -32,9 +34,11 @@
 //! # }
 //! ```
 
+mod connection;
 mod cookie;
 mod endpoint;
 mod handshake;
+mod key_exchange;
 mod message;
 mod prf;
 mod reassembly;
@@ -52,6 +56,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use zeroize::Zeroizing;
 
+pub use endpoint::connection_id_prefix;
 pub use endpoint::{ApplicationData, Counters, Datagram, Endpoint, HandshakeId, SessionId};
 pub use suite::Suite;
 
@@ -63,6 +68,10 @@ pub struct Config {
     /// Refuse a client that does not offer extended master secret (RFC 7627).
     /// Many stacks in the field do not, so it is only `offered` by default.
     pub require_extended_master_secret: bool,
+    /// Whether connection IDs (RFC 9146) are handed out, and what they begin with:
+    /// by that byte, an endpoint knows its own among those of its neighbours
+    /// ([`connection_id_prefix`]).
+    pub connection_id_prefix: Option<u8>,
     /// Most sessions held; at the limit the one idle longest is closed.
     pub max_sessions: usize,
     /// Most handshakes in progress; at the limit the oldest is given up.
@@ -82,6 +91,7 @@ impl Default for Config {
         Self {
             suites: Suite::ALL.to_vec(),
             require_extended_master_secret: false,
+            connection_id_prefix: Some(0),
             max_sessions: 100_000,
             max_handshakes: 16_384,
             handshake_timeout: Duration::from_secs(30),

@@ -5,7 +5,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Psk, suite::DirectionKey};
+use super::{Psk, key_exchange::SharedSecret, suite::DirectionKey};
 
 /// Length of Finished's verify_data in bytes (RFC 5246 §7.4.9).
 pub(crate) const VERIFY_DATA: usize = 12;
@@ -47,16 +47,19 @@ pub(crate) enum Binding<'a> {
 }
 
 impl MasterSecret {
-    /// RFC 4279 §2: the premaster secret of plain PSK is N zero bytes and the
-    /// key, each with its length.
-    pub(crate) fn from_psk(psk: &Psk, binding: Binding<'_>) -> Self {
+    /// From the pre-shared key, and for an ephemeral suite the agreed secret.
+    /// RFC 4279 §2: the premaster secret of plain PSK is N zero bytes and the key,
+    /// each with its length; RFC 5489 §2: with ECDHE, the secret is in the place
+    /// of the zeros.
+    pub(crate) fn from_psk(psk: &Psk, ephemeral: Option<&SharedSecret>, binding: Binding<'_>) -> Self {
         let key = psk.as_bytes();
-        let length = (key.len() as u16).to_be_bytes();
-        let mut premaster = Zeroizing::new(Vec::with_capacity(4 + 2 * key.len()));
-        premaster.extend_from_slice(&length);
-        premaster.resize(2 + key.len(), 0);
-        premaster.extend_from_slice(&length);
-        premaster.extend_from_slice(key);
+        let zeros = [0; Psk::MAX];
+        let other = ephemeral.map_or(&zeros[..key.len()], |secret| secret);
+        let mut premaster = Zeroizing::new(Vec::with_capacity(4 + other.len() + key.len()));
+        for part in [other, key] {
+            premaster.extend_from_slice(&(part.len() as u16).to_be_bytes());
+            premaster.extend_from_slice(part);
+        }
         let mut master = [0; 48];
         match binding {
             Binding::Session(hash) => prf(&premaster, &[b"extended master secret", hash], &mut master),

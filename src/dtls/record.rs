@@ -23,19 +23,29 @@ pub enum ContentType {
     Alert = 21,
     Handshake = 22,
     ApplicationData = 23,
+    /// A record with a connection ID, whose own type is inside (RFC 9146 §4).
+    Tls12Cid = 25,
 }
 
 impl ContentType {
-    fn from_wire(byte: u8) -> Option<Self> {
+    pub(crate) fn from_wire(byte: u8) -> Option<Self> {
         Some(match byte {
             20 => Self::ChangeCipherSpec,
             21 => Self::Alert,
             22 => Self::Handshake,
             23 => Self::ApplicationData,
+            25 => Self::Tls12Cid,
             _ => return None,
         })
     }
 }
+
+/// Longest connection ID, RFC 9146 §3.
+pub(crate) const MAX_CONNECTION_ID: usize = 255;
+
+/// A connection ID that we handed out. Its first byte is the endpoint's own
+/// ([`Config::connection_id_prefix`](super::Config)), the rest is random.
+pub(crate) type ConnectionId = [u8; 8];
 
 /// The header of one record; the payload follows it in the datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +64,19 @@ impl Header {
     }
 }
 
-/// Appends a record header with the given payload length.
-pub(crate) fn put_header(out: &mut Vec<u8>, header: Header, version: u16, length: usize) {
+/// Appends a record header with the given payload length; the connection ID is
+/// empty but for a tls12_cid record.
+pub(crate) fn put_header(
+    out: &mut Vec<u8>,
+    header: Header,
+    version: u16,
+    connection_id: &[u8],
+    length: usize,
+) {
     out.push(header.kind as u8);
     out.extend_from_slice(&version.to_be_bytes());
     out.extend_from_slice(&header.epoch_and_sequence().to_be_bytes());
+    out.extend_from_slice(connection_id);
     out.extend_from_slice(&(length as u16).to_be_bytes());
 }
 
@@ -70,48 +88,72 @@ pub(crate) fn put_plaintext(
     version: u16,
     payload: &[u8],
 ) {
-    put_header(out, Header { kind, epoch: 0, sequence }, version, payload.len());
+    put_header(out, Header { kind, epoch: 0, sequence }, version, &[], payload.len());
     out.extend_from_slice(payload);
 }
 
+/// A record as it was received.
+pub(crate) struct Record<'d> {
+    pub(crate) header: Header,
+    /// Of a tls12_cid record: ours, or what claims to be.
+    pub(crate) connection_id: Option<ConnectionId>,
+    pub(crate) payload: &'d mut [u8],
+}
+
 /// What is left of a datagram: [`next`](Self::next) takes record after record.
-pub(crate) struct Records<'d>(&'d mut [u8]);
+pub(crate) struct Records<'d> {
+    rest: &'d mut [u8],
+    /// RFC 9146 §4: an ID has the length that its owner, the receiver, gave it.
+    id_length: usize,
+}
 
 impl<'d> Records<'d> {
     pub(crate) fn new(datagram: &'d mut [u8]) -> Self {
-        Self(datagram)
+        Self::with_id_length(datagram, size_of::<ConnectionId>())
+    }
+
+    /// For a receiver whose connection IDs have another length than the server's.
+    pub(crate) fn with_id_length(datagram: &'d mut [u8], id_length: usize) -> Self {
+        Self { rest: datagram, id_length }
     }
 
     /// The next well-formed record. A record of an unknown type or version is
     /// passed over; one that is cut short ends the datagram, because where the
     /// next one begins is then unknown (RFC 6347 §4.1.2.7: discard silently).
-    pub(crate) fn next(&mut self) -> Option<(Header, &'d mut [u8])> {
+    pub(crate) fn next(&mut self) -> Option<Record<'d>> {
         loop {
-            let (header, length) = match parse(self.0) {
-                Ok(parsed) => parsed,
-                Err(Malformed) => {
-                    self.0 = &mut [];
-                    return None;
-                }
+            let Ok(parsed) = parse(self.rest, self.id_length) else {
+                self.rest = &mut [];
+                return None;
             };
-            let datagram = std::mem::take(&mut self.0);
-            let (record, rest) = datagram.split_at_mut_checked(HEADER + length)?;
-            self.0 = rest;
-            if let Some(header) = header {
-                return record.get_mut(HEADER..).map(|payload| (header, payload));
+            let datagram = std::mem::take(&mut self.rest);
+            let (record, rest) = datagram.split_at_mut_checked(parsed.start + parsed.length)?;
+            self.rest = rest;
+            if let Some(header) = parsed.header {
+                let payload = record.get_mut(parsed.start..)?;
+                return Some(Record { header, connection_id: parsed.connection_id, payload });
             }
         }
     }
 }
 
-/// The header at the start of `bytes`, if it is of a type and version that we
-/// know, and the length of its payload, which may reach past `bytes`.
-fn parse(bytes: &[u8]) -> Result<(Option<Header>, usize), Malformed> {
+struct Parsed {
+    /// If it is of a type and version that we know.
+    header: Option<Header>,
+    connection_id: Option<ConnectionId>,
+    /// Where the payload begins.
+    start: usize,
+    /// Length of the payload, which may reach past the datagram.
+    length: usize,
+}
+
+fn parse(bytes: &[u8], id_length: usize) -> Result<Parsed, Malformed> {
     let mut reader = Reader::new(bytes);
-    let kind = reader.u8()?;
+    let kind = ContentType::from_wire(reader.u8()?);
     let version = reader.u16()?;
     let epoch = reader.u16()?;
     let [a, b, c, d, e, f] = reader.array()?;
+    let id = if kind == Some(ContentType::Tls12Cid) { reader.take(id_length)? } else { &[] };
     let length = usize::from(reader.u16()?);
     if length > MAX_PLAINTEXT + MAX_EXPANSION {
         return Err(Malformed);
@@ -119,12 +161,8 @@ fn parse(bytes: &[u8]) -> Result<(Option<Header>, usize), Malformed> {
     let sequence = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
     // Stacks differ in the minor version of their first records, so only the
     // major version decides (RFC 5246 appendix E.1).
-    let header = ContentType::from_wire(kind).filter(|_| version >> 8 == 0xfe).map(|kind| Header {
-        kind,
-        epoch,
-        sequence,
-    });
-    Ok((header, length))
+    let header = kind.filter(|_| version >> 8 == 0xfe).map(|kind| Header { kind, epoch, sequence });
+    Ok(Parsed { header, connection_id: id.try_into().ok(), start: HEADER + id.len(), length })
 }
 
 /// The window of records already seen (RFC 6347 §4.1.2.6), 64 wide.
@@ -143,6 +181,11 @@ impl ReplayWindow {
             None => true,
             Some(age) => age < 64 && self.seen >> age & 1 == 0,
         }
+    }
+
+    /// Whether it is newer than all that was seen.
+    pub(crate) fn is_newest(&self, sequence: u64) -> bool {
+        sequence >= self.next
     }
 
     /// Notes a record whose authentication succeeded.
@@ -172,7 +215,7 @@ mod tests {
 
     fn sequences(mut datagram: Vec<u8>) -> Vec<u64> {
         let mut records = Records::new(&mut datagram);
-        std::iter::from_fn(|| records.next().map(|(header, _)| header.sequence)).collect()
+        std::iter::from_fn(|| records.next().map(|record| record.header.sequence)).collect()
     }
 
     #[test]

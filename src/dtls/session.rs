@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::{
+    connection::Connection,
     message,
     prf::VERIFY_DATA,
     record::{self, ContentType, DTLS_1_2, Header, MAX_SEQUENCE, ReplayWindow},
@@ -57,6 +58,7 @@ pub(crate) enum Sealed {
 /// One established session; `P` is what the application bound to it.
 pub(crate) struct Session<P> {
     keys: Keys,
+    pub(crate) connection: Connection,
     window: ReplayWindow,
     /// Sequence number of our next record in epoch 1.
     next_write: u64,
@@ -67,10 +69,23 @@ pub(crate) struct Session<P> {
 
 impl<P> Session<P> {
     /// `finished` is the number of the record that carried the client's Finished.
-    pub(crate) fn new(keys: Keys, finished: u64, final_flight: FinalFlight, principal: P) -> Self {
+    pub(crate) fn new(
+        keys: Keys,
+        connection: Connection,
+        finished: u64,
+        final_flight: FinalFlight,
+        principal: P,
+    ) -> Self {
         let mut window = ReplayWindow::default();
         window.note(finished);
-        Self { keys, window, next_write: 0, final_flight: Some(Box::new(final_flight)), principal }
+        Self {
+            keys,
+            connection,
+            window,
+            next_write: 0,
+            final_flight: Some(Box::new(final_flight)),
+            principal,
+        }
     }
 
     /// Authenticates and decrypts a record of epoch 1.
@@ -78,10 +93,11 @@ impl<P> Session<P> {
         if !self.window.is_new(header.sequence) {
             return Err(BadRecord);
         }
-        let range = self.keys.read.open(self.keys.suite, header, payload)?;
+        let own_id = self.connection.own_id_bytes();
+        let (kind, range) = self.keys.read.open(self.keys.suite, header, own_id, payload)?;
         self.window.note(header.sequence);
         let plaintext = payload.get(range.clone()).unwrap_or_default();
-        Ok(match (header.kind, plaintext) {
+        Ok(match (kind, plaintext) {
             (ContentType::ApplicationData, [_, ..]) => {
                 // Only a client that has our Finished sends data.
                 self.final_flight = None;
@@ -94,6 +110,11 @@ impl<P> Session<P> {
         })
     }
 
+    /// Whether a record of this number is newer than all that were read.
+    pub(crate) fn is_newest(&self, sequence: u64) -> bool {
+        self.window.is_newest(sequence)
+    }
+
     /// Appends a protected record. When the sequence numbers are used up it does
     /// not: a nonce must never be used twice (RFC 6347 §4.1).
     pub(crate) fn seal(&mut self, kind: ContentType, plaintext: &[u8], out: &mut Vec<u8>) -> Sealed {
@@ -102,7 +123,7 @@ impl<P> Session<P> {
         }
         let header = Header { kind, epoch: 1, sequence: self.next_write };
         self.next_write += 1;
-        self.keys.write.seal(self.keys.suite, header, plaintext, out);
+        self.keys.write.seal(self.keys.suite, header, self.connection.client_id(), plaintext, out);
         Sealed::Sent
     }
 

@@ -18,7 +18,7 @@ use ccm::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::record::{self, Header};
+use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
 // Only the encryption half of the AES key schedule is ever needed.
 type Ccm8 = Ccm<Aes128Enc, U8, U12>;
@@ -28,6 +28,10 @@ type Gcm = AesGcm<Aes128Enc, U12>;
 /// A cipher suite that the server can speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Suite {
+    /// `TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256` (0xD003, RFC 8442).
+    EcdhePskAes128Ccm8,
+    /// `TLS_ECDHE_PSK_WITH_AES_128_GCM_SHA256` (0xD001, RFC 8442).
+    EcdhePskAes128Gcm,
     /// `TLS_PSK_WITH_AES_128_CCM_8` (0xC0A8, RFC 6655): what RFC 7252 §9.1.3.1
     /// makes mandatory for CoAP devices.
     PskAes128Ccm8,
@@ -39,11 +43,19 @@ pub enum Suite {
 
 impl Suite {
     /// All of them, the preferred one first.
-    pub const ALL: [Self; 3] = [Self::PskAes128Ccm8, Self::PskAes128Ccm, Self::PskAes128Gcm];
+    pub const ALL: [Self; 5] = [
+        Self::EcdhePskAes128Ccm8,
+        Self::EcdhePskAes128Gcm,
+        Self::PskAes128Ccm8,
+        Self::PskAes128Ccm,
+        Self::PskAes128Gcm,
+    ];
 
     /// The number in IANA's registry.
     pub const fn code(self) -> u16 {
         match self {
+            Self::EcdhePskAes128Ccm8 => 0xd003,
+            Self::EcdhePskAes128Gcm => 0xd001,
             Self::PskAes128Ccm8 => 0xc0a8,
             Self::PskAes128Ccm => 0xc0a4,
             Self::PskAes128Gcm => 0x00a8,
@@ -53,16 +65,24 @@ impl Suite {
     /// The name in IANA's registry.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::EcdhePskAes128Ccm8 => "TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256",
+            Self::EcdhePskAes128Gcm => "TLS_ECDHE_PSK_WITH_AES_128_GCM_SHA256",
             Self::PskAes128Ccm8 => "TLS_PSK_WITH_AES_128_CCM_8",
             Self::PskAes128Ccm => "TLS_PSK_WITH_AES_128_CCM",
             Self::PskAes128Gcm => "TLS_PSK_WITH_AES_128_GCM_SHA256",
         }
     }
 
+    /// Whether both sides contribute an ephemeral key (RFC 5489), so that a key
+    /// that leaks later opens no recorded session.
+    pub const fn is_ephemeral(self) -> bool {
+        matches!(self, Self::EcdhePskAes128Ccm8 | Self::EcdhePskAes128Gcm)
+    }
+
     const fn tag_length(self) -> usize {
         match self {
-            Self::PskAes128Ccm8 => 8,
-            Self::PskAes128Ccm | Self::PskAes128Gcm => 16,
+            Self::EcdhePskAes128Ccm8 | Self::PskAes128Ccm8 => 8,
+            Self::EcdhePskAes128Gcm | Self::PskAes128Ccm | Self::PskAes128Gcm => 16,
         }
     }
 
@@ -92,19 +112,42 @@ impl DirectionKey {
         Self { key, salt }
     }
 
-    /// Appends the whole protected record to `out`.
-    pub(crate) fn seal(&self, suite: Suite, header: Header, plaintext: &[u8], out: &mut Vec<u8>) {
+    /// Appends the whole protected record to `out`. With a connection ID, the
+    /// client's, it becomes a tls12_cid record (RFC 9146 §4).
+    pub(crate) fn seal(
+        &self,
+        suite: Suite,
+        header: Header,
+        connection_id: &[u8],
+        plaintext: &[u8],
+        out: &mut Vec<u8>,
+    ) {
         let explicit = header.epoch_and_sequence().to_be_bytes();
-        record::put_header(out, header, record::DTLS_1_2, plaintext.len() + suite.expansion());
+        let inner_type: &[u8] = if connection_id.is_empty() { &[] } else { &[header.kind as u8] };
+        let length = plaintext.len() + inner_type.len();
+        let kind = if connection_id.is_empty() { header.kind } else { ContentType::Tls12Cid };
+        record::put_header(
+            out,
+            Header { kind, ..header },
+            record::DTLS_1_2,
+            connection_id,
+            length + suite.expansion(),
+        );
         out.extend_from_slice(&explicit);
         let at = out.len();
         out.extend_from_slice(plaintext);
+        out.extend_from_slice(inner_type);
         let body = &mut out[at..];
-        let aad = additional_data(header, plaintext.len());
+        let aad = AdditionalData::new(header, connection_id, length);
+        let aad = aad.as_bytes();
         match suite {
-            Suite::PskAes128Ccm8 => self.encrypt::<Ccm8>(explicit, &aad, body).map(|tag| out.extend(tag)),
-            Suite::PskAes128Ccm => self.encrypt::<Ccm16>(explicit, &aad, body).map(|tag| out.extend(tag)),
-            Suite::PskAes128Gcm => self.encrypt::<Gcm>(explicit, &aad, body).map(|tag| out.extend(tag)),
+            Suite::EcdhePskAes128Ccm8 | Suite::PskAes128Ccm8 => {
+                self.encrypt::<Ccm8>(explicit, aad, body).map(|tag| out.extend(tag))
+            }
+            Suite::PskAes128Ccm => self.encrypt::<Ccm16>(explicit, aad, body).map(|tag| out.extend(tag)),
+            Suite::EcdhePskAes128Gcm | Suite::PskAes128Gcm => {
+                self.encrypt::<Gcm>(explicit, aad, body).map(|tag| out.extend(tag))
+            }
         }
         // RFC 5116 §2.1: encryption fails only for messages beyond the suite's
         // limit, and a record's payload is far below 2^24 bytes.
@@ -112,26 +155,37 @@ impl DirectionKey {
     }
 
     /// Decrypts a record's payload in place; the plaintext is then the part of
-    /// it that the range tells.
+    /// it that the range tells. `connection_id` is ours when the record bears
+    /// it; then the type is inside (RFC 9146 §4).
     pub(crate) fn open(
         &self,
         suite: Suite,
         header: Header,
+        connection_id: &[u8],
         payload: &mut [u8],
-    ) -> Result<Range<usize>, BadRecord> {
+    ) -> Result<(ContentType, Range<usize>), BadRecord> {
         let (explicit, rest) = payload.split_first_chunk_mut::<EXPLICIT_NONCE>().ok_or(BadRecord)?;
         let length = rest.len().checked_sub(suite.tag_length()).ok_or(BadRecord)?;
         let (body, tag) = rest.split_at_mut_checked(length).ok_or(BadRecord)?;
-        if body.len() > record::MAX_PLAINTEXT {
+        if body.len() > record::MAX_PLAINTEXT + 1 {
             return Err(BadRecord);
         }
-        let aad = additional_data(header, body.len());
+        let aad = AdditionalData::new(header, connection_id, body.len());
+        let aad = aad.as_bytes();
         match suite {
-            Suite::PskAes128Ccm8 => self.decrypt::<Ccm8>(*explicit, &aad, body, tag),
-            Suite::PskAes128Ccm => self.decrypt::<Ccm16>(*explicit, &aad, body, tag),
-            Suite::PskAes128Gcm => self.decrypt::<Gcm>(*explicit, &aad, body, tag),
+            Suite::EcdhePskAes128Ccm8 | Suite::PskAes128Ccm8 => {
+                self.decrypt::<Ccm8>(*explicit, aad, body, tag)
+            }
+            Suite::PskAes128Ccm => self.decrypt::<Ccm16>(*explicit, aad, body, tag),
+            Suite::EcdhePskAes128Gcm | Suite::PskAes128Gcm => self.decrypt::<Gcm>(*explicit, aad, body, tag),
         }?;
-        Ok(EXPLICIT_NONCE..EXPLICIT_NONCE + length)
+        if connection_id.is_empty() {
+            return Ok((header.kind, EXPLICIT_NONCE..EXPLICIT_NONCE + length));
+        }
+        // RFC 9146 §4: content, its type, and any number of zeros.
+        let end = body.iter().rposition(|&byte| byte != 0).ok_or(BadRecord)?;
+        let kind = body.get(end).and_then(|&byte| ContentType::from_wire(byte)).ok_or(BadRecord)?;
+        Ok((kind, EXPLICIT_NONCE..EXPLICIT_NONCE + end))
     }
 
     fn nonce(&self, explicit: [u8; EXPLICIT_NONCE]) -> [u8; 12] {
@@ -164,15 +218,52 @@ impl DirectionKey {
     }
 }
 
-/// RFC 5246 §6.2.3.3, with epoch and sequence number as the sequence number
-/// (RFC 6347 §4.1.2.1).
-fn additional_data(header: Header, length: usize) -> [u8; 13] {
-    let mut aad = [0; 13];
-    aad[..8].copy_from_slice(&header.epoch_and_sequence().to_be_bytes());
-    aad[8] = header.kind as u8;
-    aad[9..11].copy_from_slice(&record::DTLS_1_2.to_be_bytes());
-    aad[11..].copy_from_slice(&(length as u16).to_be_bytes());
-    aad
+/// The additional data of a record: 13 bytes, or with a connection ID 23 and the
+/// ID itself.
+struct AdditionalData {
+    bytes: [u8; 23 + MAX_CONNECTION_ID],
+    length: usize,
+}
+
+impl AdditionalData {
+    fn new(header: Header, connection_id: &[u8], length: usize) -> Self {
+        let mut data = Self { bytes: [0; 23 + MAX_CONNECTION_ID], length: 0 };
+        let sequence = header.epoch_and_sequence().to_be_bytes();
+        let version = record::DTLS_1_2.to_be_bytes();
+        let length = (length as u16).to_be_bytes();
+        if connection_id.is_empty() {
+            // RFC 5246 §6.2.3.3, with epoch and sequence number as the sequence
+            // number (RFC 6347 §4.1.2.1).
+            for part in [&sequence[..], &[header.kind as u8], &version, &length] {
+                data.push(part);
+            }
+        } else {
+            // RFC 9146 §5.3.
+            let kind = ContentType::Tls12Cid as u8;
+            for part in [
+                &[0xff; 8][..],
+                &[kind, connection_id.len() as u8, kind],
+                &version,
+                &sequence,
+                connection_id,
+                &length,
+            ] {
+                data.push(part);
+            }
+        }
+        data
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        if let Some(place) = self.bytes.get_mut(self.length..self.length + part.len()) {
+            place.copy_from_slice(part);
+            self.length += part.len();
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
 }
 
 #[cfg(test)]
@@ -189,33 +280,47 @@ mod tests {
     #[test]
     fn each_suite_opens_what_it_sealed_and_nothing_that_was_touched() {
         for suite in Suite::ALL {
-            let mut sealed = Vec::new();
-            key().seal(suite, HEADER_1_5, b"hello device", &mut sealed);
-            assert_eq!(sealed.len(), HEADER + 12 + suite.expansion());
-            let mut payload = sealed[HEADER..].to_vec();
-            let plaintext = key().open(suite, HEADER_1_5, &mut payload).unwrap();
-            assert_eq!(&payload[plaintext], b"hello device");
-            for at in HEADER..sealed.len() {
-                let mut touched = sealed.clone();
-                touched[at] ^= 1;
-                assert_eq!(
-                    key().open(suite, HEADER_1_5, &mut touched[HEADER..]),
-                    Err(BadRecord),
-                    "{suite:?} {at}"
-                );
+            for connection_id in [&[][..], b"12345678"] {
+                let mut sealed = Vec::new();
+                key().seal(suite, HEADER_1_5, connection_id, b"hello device", &mut sealed);
+                let start = HEADER + connection_id.len();
+                let open = |header, payload: &mut [u8]| key().open(suite, header, connection_id, payload);
+                let mut payload = sealed[start..].to_vec();
+                let (kind, plaintext) = open(HEADER_1_5, &mut payload).unwrap();
+                assert_eq!((kind, &payload[plaintext]), (ContentType::ApplicationData, &b"hello device"[..]));
+                for at in start..sealed.len() {
+                    let mut touched = sealed.clone();
+                    touched[at] ^= 1;
+                    assert_eq!(open(HEADER_1_5, &mut touched[start..]), Err(BadRecord), "{suite:?} {at}");
+                }
+                let later = Header { sequence: 6, ..HEADER_1_5 };
+                assert_eq!(open(later, &mut sealed.clone()[start..]), Err(BadRecord));
+                let mut payload = sealed[start..].to_vec();
+                assert_eq!(key().open(suite, HEADER_1_5, b"87654321", &mut payload), Err(BadRecord));
+                if connection_id.is_empty() {
+                    let alert = Header { kind: ContentType::Alert, ..HEADER_1_5 };
+                    assert_eq!(open(alert, &mut sealed.clone()[start..]), Err(BadRecord));
+                }
             }
-            let later = Header { sequence: 6, ..HEADER_1_5 };
-            assert_eq!(key().open(suite, later, &mut sealed.clone()[HEADER..]), Err(BadRecord));
-            let alert = Header { kind: ContentType::Alert, ..HEADER_1_5 };
-            assert_eq!(key().open(suite, alert, &mut sealed.clone()[HEADER..]), Err(BadRecord));
         }
+    }
+
+    #[test]
+    fn padding_inside_a_record_with_a_connection_id_is_taken_off() {
+        let mut sealed = Vec::new();
+        // As a client would that pads: the padding follows the type.
+        key().seal(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", b"data\x17\0\0\0", &mut sealed);
+        let mut payload = sealed[HEADER + 8..].to_vec();
+        let inner = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload);
+        // Our own seal has put its type behind it, so the content is all of that.
+        assert_eq!(inner.map(|(_, range)| range.len()), Ok(8));
     }
 
     #[test]
     fn a_payload_too_short_for_nonce_and_tag_is_a_bad_record() {
         for suite in Suite::ALL {
             for length in 0..suite.expansion() {
-                assert_eq!(key().open(suite, HEADER_1_5, &mut vec![0; length]), Err(BadRecord));
+                assert_eq!(key().open(suite, HEADER_1_5, &[], &mut vec![0; length]), Err(BadRecord));
             }
         }
     }

@@ -41,7 +41,8 @@ struct Slot<T> {
     entry: Option<(SocketAddr, T)>,
 }
 
-/// Entries by handle, by peer and by age; a peer has at most one. Holds at most
+/// Entries by handle, by age, and by peer unless they are found otherwise; a peer
+/// has at most one that is found by it. Holds at most
 /// `u32::MAX - 1` of them.
 pub(crate) struct Table<T> {
     made: Instant,
@@ -54,6 +55,7 @@ pub(crate) struct Table<T> {
     free: u32,
     oldest: u32,
     youngest: u32,
+    length: usize,
 }
 
 impl<T> Table<T> {
@@ -66,18 +68,27 @@ impl<T> Table<T> {
             free: NONE,
             oldest: NONE,
             youngest: NONE,
+            length: 0,
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_peer.len()
+        self.length
     }
 
-    /// Adds an entry as the youngest. The peer has none yet, or it is removed.
+    /// Adds an entry as the youngest. One that the peer has already is removed.
     pub(crate) fn insert(&mut self, now: Instant, peer: SocketAddr, value: T) -> Handle {
         if let Some(old) = self.of(peer) {
             self.remove(old);
         }
+        let handle = self.insert_unlisted(now, peer, value);
+        let Self { slots, by_peer, hasher, .. } = self;
+        by_peer.insert_unique(hasher.hash_one(peer), handle.index, |&index| hash_of(hasher, slots, index));
+        handle
+    }
+
+    /// Adds an entry that is not found by its peer.
+    pub(crate) fn insert_unlisted(&mut self, now: Instant, peer: SocketAddr, value: T) -> Handle {
         let touched = self.ticks(now);
         let index = self.free;
         let index = match self.slots.get_mut(index as usize) {
@@ -93,10 +104,19 @@ impl<T> Table<T> {
                 (self.slots.len() - 1) as u32
             }
         };
+        self.length += 1;
         self.link_youngest(index);
-        let Self { slots, by_peer, hasher, .. } = self;
-        by_peer.insert_unique(hasher.hash_one(peer), index, |&index| hash_of(hasher, slots, index));
         Handle { index, serial: self.slots[index as usize].serial }
+    }
+
+    /// Notes where the peer of an unlisted entry is now.
+    pub(crate) fn move_unlisted(&mut self, handle: Handle, peer: SocketAddr) {
+        if let Some(slot) = self.slots.get_mut(handle.index as usize)
+            && slot.serial == handle.serial
+            && let Some((place, _)) = &mut slot.entry
+        {
+            *place = peer;
+        }
     }
 
     /// The entry of a peer.
@@ -139,6 +159,7 @@ impl<T> Table<T> {
         self.unlink(handle.index);
         let slot = &mut self.slots[handle.index as usize];
         let entry = slot.entry.take();
+        self.length -= 1;
         slot.serial = slot.serial.wrapping_add(1);
         slot.younger = self.free;
         self.free = handle.index;

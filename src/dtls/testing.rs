@@ -3,18 +3,23 @@
 //! standard, and not merely the server's dialect, is shown elsewhere, by
 //! handshakes of the server with foreign stacks.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
+use rand::{SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 
 use super::{
     Psk, Suite,
+    key_exchange::{EphemeralKey, Group, read_params},
     message::{self, Fragment},
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
-    record::{self, ContentType, DTLS_1_2, Header, Records},
+    record::{self, ContentType, DTLS_1_2, Header, Record, Records},
     suite::DirectionKey,
-    wire::{Reader, put_vector16},
+    wire::{Reader, put_vector8, put_vector16},
 };
 
 /// How a [`Client`] behaves.
@@ -28,6 +33,14 @@ pub struct Profile {
     pub suites: Vec<u16>,
     /// Whether extended master secret is offered.
     pub extended_master_secret: bool,
+    /// Groups offered, as codes; none leaves the extension out.
+    pub groups: Vec<u16>,
+    /// The connection ID that the client wants (RFC 9146); may be empty.
+    pub connection_id: Option<Vec<u8>>,
+    /// More extensions of the ClientHello, as bytes.
+    pub extensions: Vec<u8>,
+    /// session_id of the ClientHello.
+    pub session_id: Vec<u8>,
     /// Longest body of a handshake fragment; messages beyond are split.
     pub fragment: usize,
     /// Send the fragments of a flight in reverse order.
@@ -46,6 +59,10 @@ impl Profile {
             psk,
             suites: vec![Suite::PskAes128Ccm8.code(), 0x00ff],
             extended_master_secret: true,
+            groups: Vec::new(),
+            connection_id: None,
+            extensions: Vec::new(),
+            session_id: Vec::new(),
             fragment: usize::MAX,
             reverse: false,
             coalesce: true,
@@ -89,6 +106,12 @@ pub struct Client {
     resend_at: Option<Instant>,
     resend_after: Duration,
     agreed: Option<(Suite, bool)>,
+    /// The server's extensions, by type.
+    pub server_extensions: BTreeMap<u16, Vec<u8>>,
+    server_point: Option<(Group, Vec<u8>)>,
+    group: Option<Group>,
+    /// Sent as the point of an ephemeral suite instead of an honest one.
+    pub point: Option<Vec<u8>>,
     keys: Option<Keys>,
     established: bool,
 }
@@ -113,6 +136,10 @@ impl Client {
             flight: Vec::new(),
             resend_at: None,
             agreed: None,
+            server_extensions: BTreeMap::new(),
+            server_point: None,
+            group: None,
+            point: None,
             keys: None,
             established: false,
         }
@@ -150,6 +177,24 @@ impl Client {
         self.send_flight(now)
     }
 
+    /// The code of the group in which the keys were agreed on.
+    pub fn group(&self) -> Option<u16> {
+        self.group.map(|group| group as u16)
+    }
+
+    /// The connection ID that records to the server bear; empty when none was agreed on.
+    pub fn server_connection_id(&self) -> &[u8] {
+        self.server_extensions.get(&54).and_then(|body| body.get(1..)).unwrap_or_default()
+    }
+
+    /// The ID that records from the server bear.
+    fn own_connection_id(&self) -> &[u8] {
+        match &self.profile.connection_id {
+            Some(id) if self.server_extensions.contains_key(&54) => id,
+            _ => &[],
+        }
+    }
+
     /// One record of application data.
     pub fn send(&mut self, data: &[u8]) -> Vec<u8> {
         self.seal(ContentType::ApplicationData, data)
@@ -161,7 +206,7 @@ impl Client {
         if let Some(keys) = &self.keys {
             let header = Header { kind, epoch: 1, sequence: self.next_record[1] };
             self.next_record[1] += 1;
-            keys.write.seal(keys.suite, header, plaintext, &mut out);
+            keys.write.seal(keys.suite, header, self.server_connection_id(), plaintext, &mut out);
         }
         out
     }
@@ -174,16 +219,17 @@ impl Client {
     /// Takes a datagram of the server; answers with what is to be sent.
     pub fn receive(&mut self, now: Instant, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut bytes = datagram.to_vec();
-        let mut records = Records::new(&mut bytes);
+        let mut records = Records::with_id_length(&mut bytes, self.own_connection_id().len());
         let mut out = Vec::new();
-        while let Some((header, payload)) = records.next() {
+        while let Some(Record { header, payload, .. }) = records.next() {
             if header.epoch == 0 {
                 out.extend(self.record(now, header, payload));
             } else if let Some(keys) = &self.keys
-                && let Ok(range) = keys.read.open(keys.suite, header, payload)
+                && let Ok((kind, range)) =
+                    keys.read.open(keys.suite, header, self.own_connection_id(), payload)
             {
                 let plaintext = payload[range].to_vec();
-                out.extend(self.record(now, header, &plaintext));
+                out.extend(self.record(now, Header { kind, ..header }, &plaintext));
             }
         }
         out
@@ -239,6 +285,12 @@ impl Client {
                 self.hash(kind, sequence, body);
                 self.server_hello(body);
             }
+            (message::SERVER_KEY_EXCHANGE, 0) => {
+                self.hash(kind, sequence, body);
+                let mut reader = Reader::new(body);
+                let _hint = reader.vector16();
+                self.server_point = read_params(&mut reader).ok();
+            }
             (message::SERVER_HELLO_DONE, 0) => {
                 self.hash(kind, sequence, body);
                 return self.finish(now);
@@ -263,7 +315,14 @@ impl Client {
         let _session = reader.vector8();
         let code = reader.u16().unwrap_or_default();
         let _compression = reader.u8();
-        let extended = body.windows(4).any(|window| window == [0, 0x17, 0, 0]);
+        if let Ok(extensions) = reader.vector16() {
+            let mut extensions = Reader::new(extensions);
+            while let Ok(kind) = extensions.u16() {
+                let Ok(body) = extensions.vector16() else { break };
+                self.server_extensions.insert(kind, body.to_vec());
+            }
+        }
+        let extended = self.server_extensions.contains_key(&0x17);
         self.server_random = random;
         self.agreed =
             Suite::ALL.into_iter().find(|suite| suite.code() == code).map(|suite| (suite, extended));
@@ -275,6 +334,12 @@ impl Client {
         self.flight.clear();
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
+        let shared = self.server_point.take().and_then(|(group, point)| {
+            let key = EphemeralKey::generate(group, &mut StdRng::from_seed(self.random));
+            self.group = Some(group);
+            put_vector8(&mut exchange, self.point.as_deref().unwrap_or(&key.public()));
+            key.agree(&point).ok()
+        });
         self.say(0, message::CLIENT_KEY_EXCHANGE, exchange);
         let session_hash: [u8; 32] = self.transcript.clone().finalize().into();
         let binding = if extended {
@@ -282,7 +347,7 @@ impl Client {
         } else {
             Binding::Randoms(&self.random, &self.server_random)
         };
-        let master = MasterSecret::from_psk(&self.profile.psk, binding);
+        let master = MasterSecret::from_psk(&self.profile.psk, shared.as_ref(), binding);
         let (write, read) = master.direction_keys(&self.random, &self.server_random);
         let verify_data: [u8; VERIFY_DATA] = master.verify_data(Sender::Client, &session_hash);
         self.keys = Some(Keys { suite, read, write, master });
@@ -309,17 +374,32 @@ impl Client {
     fn client_hello(&self) -> Vec<u8> {
         let mut body = DTLS_1_2.to_be_bytes().to_vec();
         body.extend(self.random);
-        body.push(0);
-        body.push(self.cookie.len() as u8);
-        body.extend(&self.cookie);
+        put_vector8(&mut body, &self.profile.session_id);
+        put_vector8(&mut body, &self.cookie);
         put_vector16(&mut body, |suites| {
             for code in &self.profile.suites {
                 suites.extend(code.to_be_bytes());
             }
         });
         body.extend([1, 0]);
+        let mut extensions = self.profile.extensions.clone();
+        let mut put = |kind: u16, body: &[u8]| {
+            extensions.extend(kind.to_be_bytes());
+            put_vector16(&mut extensions, |out| out.extend_from_slice(body));
+        };
         if self.profile.extended_master_secret {
-            body.extend([0, 4, 0, 0x17, 0, 0]);
+            put(0x17, &[]);
+        }
+        if !self.profile.groups.is_empty() {
+            let codes: Vec<u8> = self.profile.groups.iter().flat_map(|code| code.to_be_bytes()).collect();
+            put(10, &[&(codes.len() as u16).to_be_bytes()[..], &codes].concat());
+            put(11, &[1, 0]);
+        }
+        if let Some(id) = &self.profile.connection_id {
+            put(54, &[&[id.len() as u8][..], id].concat());
+        }
+        if !extensions.is_empty() {
+            put_vector16(&mut body, |out| out.extend_from_slice(&extensions));
         }
         body
     }

@@ -172,7 +172,8 @@ fn every_suite_with_and_without_extended_master_secret_makes_a_session() {
     for suite in Suite::ALL {
         for extended_master_secret in [false, true] {
             let mut server = Server::new(Config::default());
-            let profile = Profile { suites: vec![suite.code()], extended_master_secret, ..profile() };
+            let groups = vec![29, 23];
+            let profile = Profile { suites: vec![suite.code()], extended_master_secret, groups, ..profile() };
             let mut client = connect(&mut server, profile, peer(), 1);
             assert!(client.is_established());
             assert_eq!(client.agreed(), Some((suite, extended_master_secret)));
@@ -671,4 +672,236 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     server.advance(Duration::from_secs(400));
     assert!(server.endpoint.remembers_nobody());
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
+}
+
+/// RFC 5489, RFC 8442.
+#[test]
+fn ephemeral_suites_are_preferred_and_agree_in_either_group() {
+    for (groups, expected) in [(vec![29], 29), (vec![23], 23), (vec![23, 29], 29), (vec![0x5a5a, 23], 23)] {
+        let mut server = Server::new(Config::default());
+        let suites = vec![0xc0a8, 0xd001, 0xd003];
+        let mut client = connect(&mut server, Profile { suites, groups, ..profile() }, peer(), 1);
+        assert!(client.is_established());
+        assert_eq!(client.agreed().map(|agreed| agreed.0), Some(Suite::EcdhePskAes128Ccm8));
+        assert_eq!(client.group(), Some(expected));
+        assert!(echoes(&mut server, &mut client, peer(), b"secret forever"));
+    }
+}
+
+/// RFC 8422 §4: a hello of before the extension leaves the group to the server.
+#[test]
+fn an_ephemeral_suite_without_groups_uses_p256() {
+    let mut server = Server::new(Config::default());
+    let client = connect(&mut server, Profile { suites: vec![0xd001], ..profile() }, peer(), 1);
+    assert!(client.is_established());
+    assert_eq!(client.group(), Some(23));
+}
+
+#[test]
+fn without_a_common_group_the_next_suite_is_taken() {
+    let mut server = Server::new(Config::default());
+    let suites = vec![0xd003, 0xc0a8];
+    let client = connect(&mut server, Profile { suites, groups: vec![24, 30], ..profile() }, peer(), 1);
+    assert!(client.is_established());
+    assert_eq!(client.agreed().map(|agreed| agreed.0), Some(Suite::PskAes128Ccm8));
+}
+
+#[test]
+fn a_wrong_key_fails_with_an_ephemeral_suite_as_well() {
+    let mut server = Server::new(Config::default());
+    let psk = Psk::new(vec![1; 16]).unwrap();
+    let profile = Profile { suites: vec![0xd003], groups: vec![29], psk, ..profile() };
+    let client = connect(&mut server, profile, peer(), 1);
+    assert!(!client.is_established());
+    assert_eq!(client.alert, Some((2, 51)));
+}
+
+/// RFC 7748 §6.1: an all-zero secret is refused, before any key is looked up.
+#[test]
+fn a_point_of_small_order_ends_the_handshake() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(Profile { suites: vec![0xd003], groups: vec![29], ..profile() }, [1; 32]);
+    client.point = Some(vec![0; 32]);
+    let first = client.start(server.now);
+    converse(&mut server, &mut client, peer(), first);
+    assert!(!client.is_established());
+    assert_eq!(client.alert, Some((2, 47)));
+    assert_eq!(server.failures(), [Failure::Malformed]);
+}
+
+fn elsewhere() -> SocketAddr {
+    "198.51.100.3:1234".parse().unwrap()
+}
+
+fn with_connection_id(id: &[u8]) -> (Server, Client) {
+    let mut server = Server::new(Config { connection_id_prefix: Some(7), ..Config::default() });
+    let profile = Profile { connection_id: Some(id.to_vec()), ..profile() };
+    let client = connect(&mut server, profile, peer(), 1);
+    assert!(client.is_established());
+    assert_eq!(client.server_connection_id().len(), 8);
+    assert_eq!(client.server_connection_id()[0], 7);
+    (server, client)
+}
+
+/// RFC 9146.
+#[test]
+fn a_device_with_a_connection_id_goes_on_from_another_address_without_a_handshake() {
+    for id in [&[][..], b"d", &[9; 20]] {
+        let (mut server, mut client) = with_connection_id(id);
+        assert!(echoes(&mut server, &mut client, peer(), b"here"));
+        assert!(echoes(&mut server, &mut client, elsewhere(), b"there"));
+        assert_eq!(server.endpoint.peer(server.session()), Some(elsewhere()));
+        assert!(echoes(&mut server, &mut client, peer(), b"and back"));
+        assert_eq!(server.endpoint.counters().moved, 2);
+        assert_eq!(server.endpoint.sessions(), 1);
+    }
+}
+
+/// RFC 9146 §3: when IDs are not agreed on, records are as ever.
+#[test]
+fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
+    let mut server = Server::new(Config { connection_id_prefix: None, ..Config::default() });
+    let profile = Profile { connection_id: Some(b"device".to_vec()), ..profile() };
+    let mut client = connect(&mut server, profile, peer(), 1);
+    assert!(client.is_established());
+    assert!(client.server_connection_id().is_empty());
+    assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    assert!(!echoes(&mut server, &mut client, elsewhere(), b"lost without an ID"));
+}
+
+/// RFC 9146 §6: only a newer authenticated record moves a client.
+#[test]
+fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let late = client.send(b"late");
+    assert!(echoes(&mut server, &mut client, peer(), b"newer"));
+    let answers = server.receive(elsewhere(), &late);
+    assert!(answers.iter().all(|(to, _)| *to == peer()), "answered where the client is");
+    assert_eq!(server.receive(elsewhere(), &late), [], "a replay");
+    let mut forged = client.send(b"forged");
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(server.receive(elsewhere(), &forged), []);
+    assert_eq!(server.endpoint.peer(server.session()), Some(peer()));
+    assert_eq!(server.endpoint.counters().moved, 0);
+}
+
+#[test]
+fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let moved = client.send(b"x");
+    let mut sent: usize =
+        server.receive(elsewhere(), &moved).iter().map(|(_, datagram)| datagram.len()).sum();
+    let session = server.session();
+    for _ in 0..100 {
+        let mut out = Outgoing::new();
+        server.endpoint.send(session, &[0; 60], &mut out);
+        sent += out.iter().map(|(_, datagram)| datagram.len()).sum::<usize>();
+    }
+    assert!(sent <= 3 * moved.len(), "{sent} bytes for {}", moved.len());
+    // What comes from there earns more.
+    assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
+}
+
+#[test]
+fn a_device_with_an_id_cannot_push_another_device_out_of_its_address() {
+    let (mut server, mut attacker) = with_connection_id(b"");
+    let victim_address = elsewhere();
+    let mut victim = connect(&mut server, profile(), victim_address, 2);
+    assert!(echoes(&mut server, &mut victim, victim_address, b"mine"));
+    let spoofed = attacker.send(b"from the victim's address");
+    server.receive(victim_address, &spoofed);
+    assert!(echoes(&mut server, &mut victim, victim_address, b"still mine"));
+}
+
+/// RFC 9146 §3: once IDs are agreed on, a record without one is discarded.
+#[test]
+fn a_record_without_the_id_that_was_agreed_on_is_dropped() {
+    let (mut server, mut client) = with_connection_id(b"");
+    client.server_extensions.remove(&54);
+    assert!(!echoes(&mut server, &mut client, peer(), b"no ID"));
+}
+
+#[test]
+fn an_idle_session_with_an_id_is_forgotten_altogether() {
+    let (mut server, _client) = with_connection_id(b"");
+    server.advance(Duration::from_secs(301));
+    assert_eq!(server.closed(), [Closed::Idle]);
+    assert!(server.endpoint.remembers_nobody());
+}
+
+#[test]
+fn the_prefix_of_a_connection_id_is_found_without_keys() {
+    let (_server, mut client) = with_connection_id(b"");
+    assert_eq!(super::connection_id_prefix(&client.send(b"x")), Some(7));
+    assert_eq!(super::connection_id_prefix(&[22, 0xfe, 0xfd, 0, 0]), None);
+    assert_eq!(super::connection_id_prefix(&[25]), None);
+}
+
+/// RFC 6066 §4, RFC 8449.
+#[test]
+fn limits_of_the_record_size_are_answered_and_kept() {
+    for (extension, answer, limit) in [
+        (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
+        (vec![0, 1, 0, 1, 4], Some((1, vec![4])), 4096),
+        (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
+        // The newer one counts, whichever comes first.
+        (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
+        (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
+        (vec![], None, 16_384),
+    ] {
+        let mut server = Server::new(Config::default());
+        let mut client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
+        assert!(client.is_established());
+        for kind in [1, 28] {
+            let expected = answer.as_ref().filter(|(answered, _)| *answered == kind).map(|(_, body)| body);
+            assert_eq!(client.server_extensions.get(&kind), expected);
+        }
+        let session = server.session();
+        assert_eq!(server.endpoint.max_data(session), Some(limit));
+        assert!(!server.endpoint.send(session, &vec![0; limit + 1], &mut Outgoing::new()));
+        assert!(server.endpoint.send(session, &vec![0; limit], &mut Outgoing::new()));
+        assert!(echoes(&mut server, &mut client, peer(), b"small"));
+    }
+}
+
+#[test]
+fn forbidden_limits_of_the_record_size_are_told() {
+    for extension in [vec![0, 1, 0, 1, 0], vec![0, 1, 0, 1, 5], vec![0, 1, 0, 0], vec![0, 28, 0, 2, 0, 63]] {
+        let mut server = Server::new(Config::default());
+        let client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
+        assert_eq!(client.alert, Some((2, 47)));
+    }
+}
+
+/// RFC 8701 (GREASE), RFC 6066 §3 (SNI), RFC 5077 (ticket), resumption attempts.
+#[test]
+fn whatever_a_hello_carries_besides_leads_to_a_full_handshake() {
+    let grease = [0x5a, 0x5a, 0, 1, 0];
+    let server_name = [&[0, 0, 0, 9, 0, 7, 0, 0, 4][..], b"lamp"].concat();
+    let ticket = [&[0, 35, 0, 16][..], &[7; 16]].concat();
+    let versions = [0, 43, 0, 5, 4, 0xfe, 0xfc, 0xfe, 0xfd];
+    let extensions = [&grease[..], &server_name, &ticket, &versions].concat();
+    let mut suites: Vec<u16> = (0x1301..0x1306).chain(0xc001..0xc0a8).collect();
+    suites.extend([0x5a5a, 0xc0a8, 0x00ff, 0x5600]);
+    for session_id in [vec![], vec![3; 32]] {
+        let mut server = Server::new(Config::default());
+        let profile =
+            Profile { extensions: extensions.clone(), suites: suites.clone(), session_id, ..profile() };
+        let mut client = connect(&mut server, profile, peer(), 1);
+        assert!(client.is_established());
+        assert_eq!(client.server_extensions.keys().copied().collect::<Vec<_>>(), [0x17, 0xff01]);
+        assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    }
+}
+
+/// RFC 6347 §4.1: records of an epoch that does not exist are discarded.
+#[test]
+fn records_of_a_wrong_epoch_are_dropped() {
+    let (mut server, mut client) = established();
+    for epoch in [2, 3, 0xffff] {
+        let mut datagram = client.send(b"data");
+        datagram[3..5].copy_from_slice(&u16::to_be_bytes(epoch));
+        assert_eq!(server.receive(peer(), &datagram), []);
+    }
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
 }

@@ -74,3 +74,9 @@ pub(crate) fn put_vector16(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let length = (out.len() - at - 2) as u16;
     out[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
+
+/// Appends a vector with a length of one byte; it is one of ours and fits.
+pub(crate) fn put_vector8(out: &mut Vec<u8>, body: &[u8]) {
+    out.push(body.len() as u8);
+    out.extend_from_slice(body);
+}

@@ -4,6 +4,8 @@
 //! the runtime, and comes back to its worker as a message.
 
 mod batch;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
@@ -12,7 +14,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::Sender,
     },
     thread::JoinHandle,
     time::Instant,
@@ -24,7 +25,7 @@ use tokio::runtime::Handle;
 
 use crate::{cert::Service, coap, config::Limits, dtls, psk::Enrollments, store::Store};
 pub use worker::Figures;
-use worker::{Done, Worker};
+use worker::{Done, Mailbox, Worker};
 
 /// Asked for as the socket's receive buffer, in bytes; the system may give less
 /// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
@@ -50,8 +51,7 @@ pub struct Server {
 
 /// A worker's thread, and how to reach it.
 struct Running {
-    waker: Arc<mio::Waker>,
-    inbox: Sender<Done>,
+    mailbox: Mailbox,
     figures: Arc<Figures>,
     thread: JoinHandle<()>,
 }
@@ -64,19 +64,28 @@ impl Server {
         let address = sockets.first().context("no worker")?.local_addr()?;
         let (now, cookie_secret) = (Instant::now(), random()?);
         let stop = Arc::new(AtomicBool::new(false));
-        let workers = sockets
-            .into_iter()
-            .enumerate()
-            .map(|(number, socket)| {
-                let dtls =
-                    dtls::Endpoint::new(share(&limits.dtls, limits.workers), now, &cookie_secret, random()?);
-                let coap = coap::Endpoint::new(coap::Config::default(), now, random()?);
-                let worker = Worker::new(socket, dtls, coap, rooms.clone(), runtime.clone(), stop.clone())?;
-                let (waker, inbox, figures) = (worker.waker(), worker.inbox(), worker.figures());
-                let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-                Ok(Running { waker, inbox, figures, thread: thread.spawn(move || worker.run())? })
-            })
-            .collect::<Result<_>>()?;
+        let mut workers = Vec::new();
+        for (number, socket) in sockets.into_iter().enumerate() {
+            let config = share(&limits.dtls, limits.workers, number);
+            let dtls = dtls::Endpoint::new(config, now, &cookie_secret, random()?);
+            let coap = coap::Endpoint::new(coap::Config::default(), now, random()?);
+            workers.push(Worker::new(
+                number,
+                socket,
+                dtls,
+                coap,
+                rooms.clone(),
+                runtime.clone(),
+                stop.clone(),
+            )?);
+        }
+        let mailboxes: Arc<[Mailbox]> = workers.iter().map(Worker::mailbox).collect();
+        let start = |(number, worker): (usize, Worker)| {
+            let (mailbox, figures, neighbours) = (worker.mailbox(), worker.figures(), mailboxes.clone());
+            let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+            Ok(Running { mailbox, figures, thread: thread.spawn(move || worker.run(&neighbours))? })
+        };
+        let workers = workers.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { address, workers, stop })
     }
 
@@ -93,9 +102,7 @@ impl Server {
     /// Takes over other enrollments for handshakes from now on; sessions stay.
     pub fn reload(&self, enrollments: &Arc<Enrollments>) {
         for worker in &self.workers {
-            // A worker that cannot be reached has ended.
-            let _ = worker.inbox.send(Done::Enrollments(enrollments.clone()));
-            let _ = worker.waker.wake();
+            worker.mailbox.put(Done::Enrollments(enrollments.clone()));
         }
     }
 
@@ -103,16 +110,18 @@ impl Server {
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
-            // A worker that cannot be woken has ended already.
-            let _ = worker.waker.wake();
+            worker.mailbox.wake();
+            // A worker that panicked has said so.
             let _ = worker.thread.join();
         }
     }
 }
 
-/// Each worker gets its part of what the server may hold.
-fn share(config: &dtls::Config, workers: usize) -> dtls::Config {
+/// Each worker gets its part of what the server may hold, and connection IDs that
+/// tell its records from its neighbours'.
+fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     dtls::Config {
+        connection_id_prefix: u8::try_from(number).ok(),
         max_sessions: config.max_sessions.div_ceil(workers),
         max_handshakes: config.max_handshakes.div_ceil(workers),
         ..config.clone()

@@ -11,7 +11,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -37,6 +37,8 @@ const INBOX: Token = Token(1);
 /// Most requests of one worker that are worked on at once; beyond, devices are
 /// told to come back.
 const MAX_TASKS: u64 = 50_000;
+/// Datagrams that may wait for a worker after another has received them.
+const MAX_FORWARDED: usize = 1024;
 /// When a device should come back that met a worker with that many, in seconds.
 const TASKS_PAUSE: u32 = 10;
 /// Batches after which the timers get their turn, however much more has arrived.
@@ -93,17 +95,48 @@ pub(super) enum Done {
     Nothing,
 }
 
+/// A datagram that another worker's socket received.
+type Forwarded = (SocketAddr, Box<[u8]>);
+
+/// How a worker is reached by tasks, by its neighbours and by the server. What is
+/// put into it when the worker has ended is lost, as it should be.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    inbox: Sender<Done>,
+    datagrams: SyncSender<Forwarded>,
+    waker: Arc<mio::Waker>,
+}
+
+impl Mailbox {
+    pub(super) fn put(&self, done: Done) {
+        let _ = self.inbox.send(done);
+        self.wake();
+    }
+
+    /// Drops the datagram when many are waiting: a stranger can make any number.
+    fn forward(&self, from: SocketAddr, datagram: &[u8]) {
+        if self.datagrams.try_send((from, datagram.into())).is_ok() {
+            self.wake();
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        let _ = self.waker.wake();
+    }
+}
+
 pub(super) struct Worker {
+    number: usize,
     socket: UdpSocket,
     poll: mio::Poll,
-    waker: Arc<mio::Waker>,
     outgoing: Outgoing,
     dtls: dtls::Endpoint<Principal>,
     coap: coap::Endpoint<SessionId>,
     rooms: Rooms,
     runtime: Handle,
     inbox: Receiver<Done>,
-    inbox_sender: Sender<Done>,
+    datagrams: Receiver<Forwarded>,
+    mailbox: Mailbox,
     tasks: u64,
     stop: Arc<AtomicBool>,
     figures: Arc<Figures>,
@@ -112,6 +145,7 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(
+        number: usize,
         socket: UdpSocket,
         dtls: dtls::Endpoint<Principal>,
         coap: coap::Endpoint<SessionId>,
@@ -124,17 +158,19 @@ impl Worker {
         let waker = Arc::new(mio::Waker::new(poll.registry(), INBOX)?);
         let outgoing = Outgoing::new(socket.try_clone()?);
         let (inbox_sender, inbox) = channel();
+        let (datagrams_sender, datagrams) = sync_channel(MAX_FORWARDED);
         Ok(Self {
+            number,
             socket,
             poll,
-            waker,
             outgoing,
             dtls,
             coap,
             rooms,
             runtime,
             inbox,
-            inbox_sender,
+            datagrams,
+            mailbox: Mailbox { inbox: inbox_sender, datagrams: datagrams_sender, waker },
             tasks: 0,
             stop,
             figures: Arc::default(),
@@ -142,19 +178,15 @@ impl Worker {
         })
     }
 
-    pub(super) fn waker(&self) -> Arc<mio::Waker> {
-        self.waker.clone()
-    }
-
-    pub(super) fn inbox(&self) -> Sender<Done> {
-        self.inbox_sender.clone()
+    pub(super) fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
     }
 
     pub(super) fn figures(&self) -> Arc<Figures> {
         self.figures.clone()
     }
 
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, neighbours: &[Mailbox]) {
         // What is polled here may set timers of the runtime.
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
@@ -179,7 +211,10 @@ impl Worker {
             while let Ok(done) = self.inbox.try_recv() {
                 self.done(now, done);
             }
-            load = self.receive(now, &mut incoming);
+            while let Ok((from, mut bytes)) = self.datagrams.try_recv() {
+                self.datagram(now, from, &mut bytes);
+            }
+            load = self.receive(now, &mut incoming, neighbours);
             self.handle_timeout(now);
             self.outgoing.flush();
             self.publish();
@@ -194,7 +229,7 @@ impl Worker {
 
     /// Takes what has arrived. A batch that is not full has emptied the socket:
     /// the poll wakes us for what comes after it.
-    fn receive(&mut self, now: Instant, incoming: &mut Incoming) -> Load {
+    fn receive(&mut self, now: Instant, incoming: &mut Incoming, neighbours: &[Mailbox]) -> Load {
         for batch in 0..MAX_BATCHES {
             let count = match incoming.receive(&self.socket) {
                 Ok(count) => count,
@@ -205,8 +240,10 @@ impl Worker {
                 }
             };
             for index in 0..count {
-                if let Some((from, bytes)) = incoming.datagram(index) {
-                    self.datagram(now, from, bytes);
+                let Some((from, bytes)) = incoming.datagram(index) else { continue };
+                match self.neighbour_of(bytes, neighbours) {
+                    Some(neighbour) => neighbour.forward(from, bytes),
+                    None => self.datagram(now, from, bytes),
                 }
             }
             self.outgoing.flush();
@@ -215,6 +252,13 @@ impl Worker {
             }
         }
         Load::Full
+    }
+
+    /// The worker whose session a datagram is for, if that is another: a device
+    /// whose address has changed comes in wherever the kernel sends that address.
+    fn neighbour_of<'n>(&self, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
+        let number = usize::from(dtls::connection_id_prefix(bytes)?);
+        if number == self.number { None } else { neighbours.get(number) }
     }
 
     fn datagram(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8]) {
@@ -303,13 +347,8 @@ impl Worker {
     /// Goes on with work that was not done at its first step.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
         self.tasks += 1;
-        let (inbox, waker) = (self.inbox_sender.clone(), self.waker.clone());
-        self.runtime.spawn(async move {
-            let done = work.await;
-            // Neither fails but when the worker has ended.
-            let _ = inbox.send(done);
-            let _ = waker.wake();
-        });
+        let mailbox = self.mailbox.clone();
+        self.runtime.spawn(async move { mailbox.put(work.await) });
     }
 
     fn done(&mut self, now: Instant, done: Done) {

@@ -1,0 +1,144 @@
+//! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 and P-256, from dalek and
+//! RustCrypto. A key is used for one handshake and gone.
+
+use p256::elliptic_curve::{Generate, sec1::ToSec1Point};
+use rand::rngs::StdRng;
+use zeroize::Zeroizing;
+
+#[cfg(any(test, feature = "testing"))]
+use super::wire::Reader;
+use super::wire::{Malformed, put_vector8};
+
+/// A named group (RFC 8422 §5.1.1), in our order of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Group {
+    X25519 = 29,
+    Secp256r1 = 23,
+}
+
+impl Group {
+    pub(crate) const ALL: [Self; 2] = [Self::X25519, Self::Secp256r1];
+}
+
+/// What both sides computed; wiped when dropped.
+pub(crate) type SharedSecret = Zeroizing<Vec<u8>>;
+
+/// The server's key of one handshake.
+pub(crate) enum EphemeralKey {
+    X25519(x25519_dalek::EphemeralSecret),
+    Secp256r1(p256::ecdh::EphemeralSecret),
+}
+
+impl EphemeralKey {
+    pub(crate) fn generate(group: Group, random: &mut StdRng) -> Self {
+        match group {
+            Group::X25519 => Self::X25519(x25519_dalek::EphemeralSecret::random_from_rng(random)),
+            Group::Secp256r1 => Self::Secp256r1(p256::ecdh::EphemeralSecret::generate_from_rng(random)),
+        }
+    }
+
+    /// Appends ServerECDHParams (RFC 8422 §5.4): a named curve and our point.
+    pub(crate) fn put_params(&self, out: &mut Vec<u8>) {
+        const NAMED_CURVE: u8 = 3;
+        let group = match self {
+            Self::X25519(_) => Group::X25519,
+            Self::Secp256r1(_) => Group::Secp256r1,
+        };
+        out.push(NAMED_CURVE);
+        out.extend_from_slice(&(group as u16).to_be_bytes());
+        put_vector8(out, &self.public());
+    }
+
+    pub(crate) fn public(&self) -> Vec<u8> {
+        match self {
+            Self::X25519(secret) => x25519_dalek::PublicKey::from(secret).to_bytes().to_vec(),
+            Self::Secp256r1(secret) => secret.public_key().to_sec1_point(false).as_bytes().to_vec(),
+        }
+    }
+
+    /// The shared secret with the client's point. A point that is not on the
+    /// curve, and one that leads to an all-zero secret (RFC 7748 §6.1), is
+    /// refused: either would make the secret known to others.
+    pub(crate) fn agree(self, point: &[u8]) -> Result<SharedSecret, Malformed> {
+        match self {
+            Self::X25519(secret) => {
+                let point: [u8; 32] = point.try_into().map_err(|_| Malformed)?;
+                let shared = secret.diffie_hellman(&point.into());
+                if shared.was_contributory() {
+                    Ok(Zeroizing::new(shared.as_bytes().to_vec()))
+                } else {
+                    Err(Malformed)
+                }
+            }
+            Self::Secp256r1(secret) => {
+                // RFC 8422 §5.1.1: only uncompressed points are in use.
+                if point.first() != Some(&4) {
+                    return Err(Malformed);
+                }
+                let point = p256::PublicKey::from_sec1_bytes(point).map_err(|_| Malformed)?;
+                Ok(Zeroizing::new(secret.diffie_hellman(&point).raw_secret_bytes().to_vec()))
+            }
+        }
+    }
+}
+
+/// Reads ServerECDHParams: the group and the server's point.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn read_params(reader: &mut Reader<'_>) -> Result<(Group, Vec<u8>), Malformed> {
+    let _named_curve = reader.u8()?;
+    let code = reader.u16()?;
+    let group = Group::ALL.into_iter().find(|group| *group as u16 == code).ok_or(Malformed)?;
+    Ok((group, reader.vector8()?.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn key(group: Group, seed: u64) -> EphemeralKey {
+        EphemeralKey::generate(group, &mut StdRng::seed_from_u64(seed))
+    }
+
+    #[test]
+    fn both_sides_agree_in_each_group() {
+        for group in Group::ALL {
+            let (ours, theirs) = (key(group, 1), key(group, 2));
+            let (our_point, their_point) = (ours.public(), theirs.public());
+            assert_eq!(ours.agree(&their_point).unwrap(), theirs.agree(&our_point).unwrap());
+        }
+    }
+
+    #[test]
+    fn low_order_points_of_x25519_are_refused() {
+        // RFC 7748 §6.1 and the known points of small order.
+        let low_order = [
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "0100000000000000000000000000000000000000000000000000000000000000",
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+            "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+            "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        ];
+        for point in low_order {
+            assert!(key(Group::X25519, 1).agree(&hex::decode(point).unwrap()).is_err(), "{point}");
+        }
+    }
+
+    #[test]
+    fn points_that_are_none_are_refused() {
+        for group in Group::ALL {
+            let point = key(group, 2).public();
+            for length in 0..point.len() {
+                assert!(key(group, 1).agree(&point[..length]).is_err());
+            }
+        }
+        let mut off_the_curve = key(Group::Secp256r1, 2).public();
+        off_the_curve[64] ^= 1;
+        assert!(key(Group::Secp256r1, 1).agree(&off_the_curve).is_err());
+        assert!(key(Group::Secp256r1, 1).agree(&[0]).is_err(), "the point at infinity");
+        let mut compressed = key(Group::Secp256r1, 2).public()[..33].to_vec();
+        compressed[0] = 2;
+        assert!(key(Group::Secp256r1, 1).agree(&compressed).is_err());
+    }
+}

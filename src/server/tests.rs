@@ -1,0 +1,135 @@
+//! What only real sockets and several workers show.
+
+use std::{
+    collections::HashSet,
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    device::DeviceId,
+    dtls::{
+        Psk,
+        testing::{Client, Profile},
+    },
+    provision::Provisioner,
+    psk::{Enrollment, Key, Kind, Reissue},
+    registrar::{Registrar, fake_cloud::FakeCloud},
+    store::{Bulk, ImportRow, sqlite::Sqlite},
+};
+
+const KEY: &str = "000102030405060708090a0b0c0d0e0f";
+
+fn rooms(folder: &tempfile::TempDir, runtime: &Handle) -> Rooms {
+    let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
+    let row = ImportRow {
+        device: DeviceId::parse("SN-1").unwrap(),
+        enrollment: "plug".into(),
+        enrollment_product: "a1".into(),
+        individual: false,
+        product_key: None,
+        device_name: None,
+        device_secret: None,
+        iot_id: None,
+        key: None,
+    };
+    store.import(std::iter::once(Ok::<_, ()>(row)), false, |_, _| panic!("rejected")).unwrap();
+    let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
+    let enrollment =
+        Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
+    let cloud = Arc::new(FakeCloud::default());
+    let registrar =
+        Registrar::new(crate::registrar::Config::default(), store.clone(), cloud, runtime.clone());
+    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    Rooms {
+        enrollments: Arc::new(Enrollments::new([enrollment])),
+        service: Arc::new(Service::new(provisioner)),
+        store,
+    }
+}
+
+/// A confirmable GET of `/cert?sn=SN-1`.
+fn request(id: u8) -> Vec<u8> {
+    [&[0x40, 1, 0, id, 0xb4][..], b"cert", &[0x47], b"sn=SN-1"].concat()
+}
+
+struct Device {
+    client: Client,
+    socket: UdpSocket,
+}
+
+impl Device {
+    fn socket(server: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+    }
+
+    fn connect(server: SocketAddr, profile: Profile) -> Self {
+        let mut device = Self { client: Client::new(profile, rand::random()), socket: Self::socket(server) };
+        let first = device.client.start(Instant::now());
+        device.send(first);
+        device.until(|client| client.is_established());
+        device
+    }
+
+    fn send(&self, datagrams: Vec<Vec<u8>>) {
+        for datagram in datagrams {
+            self.socket.send(&datagram).unwrap();
+        }
+    }
+
+    fn until(&mut self, done: impl Fn(&Client) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut buffer = [0; 2048];
+        while !done(&self.client) {
+            assert!(Instant::now() < deadline, "no answer within 10 s");
+            let answer = match self.socket.recv(&mut buffer) {
+                Ok(length) => self.client.receive(Instant::now(), &buffer[..length]),
+                Err(_) => self.client.handle_timeout(Instant::now()),
+            };
+            self.send(answer);
+        }
+    }
+
+    /// Asks, and answers with the CoAP message.
+    fn ask(&mut self, id: u8) -> Vec<u8> {
+        self.client.received.clear();
+        let datagram = self.client.send(&request(id));
+        self.send(vec![datagram]);
+        self.until(|client| !client.received.is_empty());
+        self.client.received.remove(0)
+    }
+}
+
+#[test]
+fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let limits = Limits { workers: 4, ..Limits::default() };
+    let rooms = rooms(&folder, runtime.handle());
+    let server = Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, runtime.handle()).unwrap();
+    let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
+    let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
+
+    let mut workers = HashSet::new();
+    for _ in 0..8 {
+        let mut device = Device::connect(server.address(), profile.clone());
+        workers.insert(device.client.server_connection_id()[0]);
+        let first = device.ask(1);
+        assert_eq!(first[1], 0x45);
+        // A NAT that forgets: each time another port, and so another worker's socket.
+        for id in 2..12 {
+            device.socket = Device::socket(server.address());
+            let again = device.ask(id);
+            assert_eq!((again[1], &again[4..]), (0x45, &first[4..]));
+        }
+    }
+    assert!(workers.len() > 1, "the devices were spread over the workers");
+    let handshakes: u64 =
+        server.figures().iter().map(|worker| worker.handshakes_completed.load(Ordering::Relaxed)).sum();
+    assert_eq!(handshakes, 8);
+    server.stop();
+}
