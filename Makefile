@@ -16,6 +16,7 @@ clients:
 	mkdir -p build
 	$(CC) -O2 -Wall -Wno-deprecated-declarations -o build/coapsload benches/coapsload.c -lssl -lcrypto
 	$(CC) -O2 -Wall -o build/mbedtls_client examples/mbedtls_client.c -lmbedtls -lmbedx509 -lmbedcrypto
+	$(CC) -O2 -Wall -o build/wolfssl_client examples/wolfssl_client.c -lwolfssl
 
 lint:
 	$(CARGO) fmt --check

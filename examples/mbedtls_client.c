@@ -5,7 +5,7 @@
  *
  * It prints the answer's code and payload. An optional sixth argument names the
  * cipher suite, such as TLS-PSK-WITH-AES-128-GCM-SHA256; a seventh sets options:
- * `noems` leaves extended master secret out.
+ * `noems` leaves extended master secret out, `mfl512` asks for small records.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,6 +74,9 @@ int main(int argc, char **argv) {
   if (argc > 7 && strstr(argv[7], "noems"))
     mbedtls_ssl_conf_extended_master_secret(&config, MBEDTLS_SSL_EXTENDED_MS_DISABLED);
 #endif
+#if defined(MBEDTLS_SSL_MAX_FRAGMENT_LENGTH)
+  if (argc > 7 && strstr(argv[7], "mfl512")) mbedtls_ssl_conf_max_frag_len(&config, MBEDTLS_SSL_MAX_FRAG_LEN_512);
+#endif
   check(mbedtls_ssl_setup(&ssl, &config), "setup");
   mbedtls_ssl_set_timer_cb(&ssl, &timer, mbedtls_timing_set_delay, mbedtls_timing_get_delay);
   mbedtls_ssl_set_bio(&ssl, &socket, mbedtls_net_send, mbedtls_net_recv, mbedtls_net_recv_timeout);
@@ -88,7 +91,7 @@ int main(int argc, char **argv) {
   int code = 0, got = 0, payload = 0;
   /* RFC 7252 section 4.2: sent again until it is answered. An empty message is
    * the acknowledgement of a request whose answer comes separately. */
-  for (int tries = 0; tries < 5 && code == 0; tries++) {
+  for (int tries = 0; tries < 10 && code == 0; tries++) {
     check(mbedtls_ssl_write(&ssl, message, length), "write");
     got = mbedtls_ssl_read(&ssl, answer, sizeof answer - 1);
     if (got == MBEDTLS_ERR_SSL_TIMEOUT) continue;

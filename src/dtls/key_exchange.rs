@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::wire::Reader;
 use super::wire::{Malformed, put_vector8};
 
-/// A named group (RFC 8422 §5.1.1), in our order of preference.
+/// A named group (RFC 8422 §5.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
     X25519 = 29,

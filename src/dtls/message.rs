@@ -258,7 +258,11 @@ impl<'a> ClientHello<'a> {
 
     fn group(&self) -> Option<Group> {
         match self.groups {
-            Some(groups) => Group::ALL.into_iter().find(|&group| offers(groups, group as u16)),
+            // RFC 8422 §5.1.1: the client's favourite comes first. wolfSSL 5.5
+            // lists X25519 last, and cannot use it with ECDHE_PSK.
+            Some(groups) => groups
+                .chunks_exact(2)
+                .find_map(|code| Group::ALL.into_iter().find(|&group| (group as u16).to_be_bytes() == code)),
             // RFC 8422 §4: without the extension the server may choose; P-256 is
             // what a stack that old has.
             None => Some(Group::Secp256r1),

@@ -676,8 +676,10 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
 
 /// RFC 5489, RFC 8442.
 #[test]
-fn ephemeral_suites_are_preferred_and_agree_in_either_group() {
-    for (groups, expected) in [(vec![29], 29), (vec![23], 23), (vec![23, 29], 29), (vec![0x5a5a, 23], 23)] {
+fn ephemeral_suites_are_preferred_and_agree_in_the_clients_favourite_group() {
+    for (groups, expected) in
+        [(vec![29], 29), (vec![23], 23), (vec![23, 29], 23), (vec![29, 23], 29), (vec![0x5a5a, 23], 23)]
+    {
         let mut server = Server::new(Config::default());
         let suites = vec![0xc0a8, 0xd001, 0xd003];
         let mut client = connect(&mut server, Profile { suites, groups, ..profile() }, peer(), 1);

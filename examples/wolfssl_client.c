@@ -1,0 +1,99 @@
+/* A device on wolfSSL: PSK-DTLS 1.2 with or without ECDHE, one CoAP request.
+ *
+ *   cc -O2 -o wolfssl_client wolfssl_client.c -lwolfssl
+ *   ./wolfssl_client 127.0.0.1 5684 plug-batch-7 706c75672d62617463682d372d6b6579 PLUG0001 \
+ *       ECDHE-PSK-AES128-GCM-SHA256 x25519
+ *
+ * It prints the answer's code and payload. The last argument sets options: a
+ * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066).
+ */
+#include <wolfssl/options.h>
+#include <wolfssl/ssl.h>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static const char *identity_text;
+static unsigned char key[64];
+static unsigned key_length;
+
+static unsigned psk(WOLFSSL *ssl, const char *hint, char *identity, unsigned identity_max, unsigned char *out,
+                    unsigned out_max) {
+  (void)ssl, (void)hint;
+  if (key_length > out_max) return 0;
+  snprintf(identity, identity_max, "%s", identity_text);
+  memcpy(out, key, key_length);
+  return key_length;
+}
+
+/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
+static size_t request(unsigned char *out, const char *sn) {
+  unsigned char *p = out;
+  size_t length = strlen(sn);
+  memcpy(p, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17), p += 17;
+  *p++ = (unsigned char)(0x60 | length); /* up to 23 characters */
+  memcpy(p, sn, length);
+  return (size_t)(p - out) + length;
+}
+
+int main(int argc, char **argv) {
+  if (argc < 7 || strlen(argv[5]) > 23) {
+    fprintf(stderr, "usage: %s HOST PORT IDENTITY PSK-HEX SN SUITE [OPTIONS]\n", argv[0]);
+    return 2;
+  }
+  const char *options = argc > 7 ? argv[7] : "";
+  identity_text = argv[3];
+  for (const char *hex = argv[4]; hex[0] && hex[1] && key_length < sizeof key; hex += 2)
+    sscanf(hex, "%2hhx", &key[key_length++]);
+
+  struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argv[2]))};
+  inet_pton(AF_INET, argv[1], &server.sin_addr);
+  int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  if (fd < 0 || connect(fd, (struct sockaddr *)&server, sizeof server)) return perror("connect"), 1;
+
+  wolfSSL_Init();
+  WOLFSSL_CTX *context = wolfSSL_CTX_new(wolfDTLSv1_2_client_method());
+  wolfSSL_CTX_set_psk_client_callback(context, psk);
+  if (wolfSSL_CTX_set_cipher_list(context, argv[6]) != WOLFSSL_SUCCESS) return fprintf(stderr, "no such suite\n"), 2;
+  WOLFSSL *ssl = wolfSSL_new(context);
+  if (strstr(options, "x25519")) wolfSSL_UseSupportedCurve(ssl, WOLFSSL_ECC_X25519);
+  if (strstr(options, "p256")) wolfSSL_UseSupportedCurve(ssl, WOLFSSL_ECC_SECP256R1);
+  if (strstr(options, "mfl512")) wolfSSL_UseMaxFragment(ssl, WOLFSSL_MFL_2_9);
+  wolfSSL_dtls_set_peer(ssl, &server, sizeof server);
+  wolfSSL_set_fd(ssl, fd);
+  wolfSSL_dtls_set_timeout_init(ssl, 1);
+  if (wolfSSL_connect(ssl) != WOLFSSL_SUCCESS) {
+    char text[WOLFSSL_MAX_ERROR_SZ];
+    return fprintf(stderr, "handshake: %s\n", wolfSSL_ERR_error_string(wolfSSL_get_error(ssl, 0), text)), 1;
+  }
+
+  unsigned char message[256], answer[1024];
+  size_t length = request(message, argv[5]);
+  int code = 0, got = 0, payload;
+  /* After its handshake wolfSSL would wait for ever in a blocking socket. */
+  fcntl(fd, F_SETFL, O_NONBLOCK);
+  wolfSSL_dtls_set_using_nonblock(ssl, 1);
+  /* RFC 7252 section 4.2: sent again until it is answered. */
+  for (int tries = 0; tries < 10 && code == 0; tries++) {
+    wolfSSL_write(ssl, message, (int)length);
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    while (code == 0 && poll(&readable, 1, 2000) > 0) {
+      got = wolfSSL_read(ssl, answer, sizeof answer);
+      if (got >= 4) code = answer[1];
+    }
+  }
+  if (code == 0) return fprintf(stderr, "no answer\n"), 1;
+  for (payload = 4; payload < got && answer[payload] != 0xff; payload++) {}
+  printf("%s %d.%02d ", wolfSSL_get_cipher_name(ssl), code >> 5, code & 31);
+  fwrite(answer + payload + 1, 1, payload < got ? (size_t)(got - payload - 1) : 0, stdout);
+  putchar('\n');
+  wolfSSL_shutdown(ssl);
+  wolfSSL_free(ssl);
+  wolfSSL_CTX_free(context);
+  return code >> 5 == 2 ? 0 : 1;
+}
