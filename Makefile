@@ -22,7 +22,9 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 
-# Server CPU and memory beside libcoap's server, in one run.
+# Server CPU and memory beside libcoap's server, in one run; then the DTLS core
+# in memory.
 bench: clients
 	$(CARGO) build --release
 	benches/compare
+	$(CARGO) bench --features testing --bench dtls
