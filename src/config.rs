@@ -242,6 +242,7 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
         ("workers", section.workers.map(|value| value as u64)),
         ("max_sessions", section.max_sessions.map(|value| value as u64)),
         ("max_handshakes", section.max_handshakes.map(|value| value as u64)),
+        ("max_handshakes_per_address", section.max_handshakes_per_address.map(|value| value as u64)),
         ("handshake_timeout", section.handshake_timeout),
         ("session_idle", section.session_idle),
         ("patience", section.patience),
@@ -253,6 +254,9 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
         dtls: dtls::Config {
             max_sessions: section.max_sessions.unwrap_or(defaults.dtls.max_sessions),
             max_handshakes: section.max_handshakes.unwrap_or(defaults.dtls.max_handshakes),
+            max_handshakes_per_address: section
+                .max_handshakes_per_address
+                .unwrap_or(defaults.dtls.max_handshakes_per_address),
             handshake_timeout: seconds(section.handshake_timeout, defaults.dtls.handshake_timeout),
             session_idle: seconds(section.session_idle, defaults.dtls.session_idle),
             require_extended_master_secret: section.extended_master_secret == file::Extended::Required,

@@ -63,6 +63,7 @@ pub(super) struct Limits {
     pub(super) workers: Option<usize>,
     pub(super) max_sessions: Option<usize>,
     pub(super) max_handshakes: Option<usize>,
+    pub(super) max_handshakes_per_address: Option<usize>,
     pub(super) handshake_timeout: Option<u64>,
     pub(super) session_idle: Option<u64>,
     pub(super) extended_master_secret: Extended,

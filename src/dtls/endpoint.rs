@@ -15,6 +15,7 @@ use super::{
     cookie::CookieJar,
     handshake::{Completed, Handshake, Offer, Step},
     message::{self, Alert, Fragment, HelloPrefix},
+    origins::Origins,
     record::{self, ConnectionId, ContentType, DTLS_1_0, Header, Record, Records},
     session::{Opened, Sealed, Session},
     table::{Handle, Table},
@@ -87,6 +88,7 @@ pub struct Endpoint<P> {
     cookies: CookieJar,
     random: StdRng,
     handshakes: Table<Progress<P>>,
+    origins: Origins,
     /// While a client that lost its state makes a new handshake, its old session
     /// lives on (RFC 6347 §4.2.8): an address may be in both tables.
     sessions: Table<Session<P>>,
@@ -109,6 +111,7 @@ impl<P> Endpoint<P> {
             config,
             random: StdRng::from_seed(seed),
             handshakes: Table::new(now),
+            origins: Origins::default(),
             sessions: Table::new(now),
             by_connection_id: HashMap::new(),
             resend: Default::default(),
@@ -350,7 +353,15 @@ impl<P> Endpoint<P> {
         }
         self.counters.handshakes_started += 1;
         let handshake = Handshake::new(prefix.random, fragment.sequence, header.sequence);
-        Some(self.handshakes.insert(now, peer, Progress { handshake, principal: None }))
+        let handle = self.handshakes.insert(now, peer, Progress { handshake, principal: None });
+        let limit = self.config.max_handshakes_per_address;
+        let handshakes = &self.handshakes;
+        if let Some(oldest) =
+            self.origins.begin(peer, handle, limit, |handle| handshakes.get(handle).is_some())
+        {
+            self.fail_handshake(oldest, Failure::Evicted);
+        }
+        Some(handle)
     }
 
     /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
@@ -497,6 +508,7 @@ impl<P> Endpoint<P> {
 
     fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
         let Some((peer, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
+        self.origins.end(peer);
         self.drop_stale_resends();
         let Completed { keys, connection, finished, final_flight } = completed;
         // Without a principal the key was one that nobody knows.
@@ -530,6 +542,7 @@ impl<P> Endpoint<P> {
 
     fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
         let Some((peer, Progress { handshake, .. })) = self.handshakes.remove(handle) else { return };
+        self.origins.end(peer);
         self.drop_stale_resends();
         self.counters.handshakes_failed += 1;
         let reason = match reason {
@@ -625,7 +638,10 @@ impl<P> Endpoint<P> {
 
     #[cfg(test)]
     pub(super) fn remembers_nobody(&self) -> bool {
-        self.handshakes.len() == 0 && self.sessions.len() == 0 && self.resend.iter().all(VecDeque::is_empty)
+        self.handshakes.len() == 0
+            && self.origins.is_empty()
+            && self.sessions.len() == 0
+            && self.resend.iter().all(VecDeque::is_empty)
     }
 
     #[cfg(test)]

@@ -40,6 +40,7 @@ mod endpoint;
 mod handshake;
 mod key_exchange;
 mod message;
+mod origins;
 mod prf;
 mod reassembly;
 mod record;
@@ -76,6 +77,9 @@ pub struct Config {
     pub max_sessions: usize,
     /// Most handshakes in progress; at the limit the oldest is given up.
     pub max_handshakes: usize,
+    /// Most of them from one address (of IPv6, a /64); at the limit the oldest of
+    /// that address is given up. A factory may be one address.
+    pub max_handshakes_per_address: usize,
     /// A handshake that takes longer is given up.
     pub handshake_timeout: Duration,
     /// A session idle for longer is closed.
@@ -93,7 +97,8 @@ impl Default for Config {
             require_extended_master_secret: false,
             connection_id_prefix: Some(0),
             max_sessions: 100_000,
-            max_handshakes: 16_384,
+            max_handshakes: 32_768,
+            max_handshakes_per_address: 16_384,
             handshake_timeout: Duration::from_secs(30),
             session_idle: Duration::from_secs(300),
             retransmission_timeout: Duration::from_secs(1),

@@ -617,6 +617,33 @@ fn a_full_table_gives_up_the_oldest() {
     assert_eq!(server.closed(), [Closed::Evicted; 10]);
 }
 
+#[test]
+fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
+    let config = Config { max_handshakes: 100, max_handshakes_per_address: 10, ..Config::default() };
+    let mut server = Server::new(config);
+    let half_open = |server: &mut Server, from: SocketAddr| {
+        let mut client = Client::new(profile(), [3; 32]);
+        let hello = client.start(server.now).concat();
+        let request = server.receive(from, &hello).remove(0).1;
+        let second = client.receive(server.now, &request).concat();
+        (server.receive(from, &second).remove(0).1, client)
+    };
+    // A device that is slow ...
+    let (flight, mut slow) = half_open(&mut server, elsewhere());
+    // ... and an attacker that owns its address and every port of it.
+    for port in 1..=1000 {
+        half_open(&mut server, SocketAddr::new(peer().ip(), port));
+    }
+    assert_eq!(server.endpoint.handshakes(), 11);
+    assert_eq!(server.failures(), [Failure::Evicted; 990]);
+    let last = slow.receive(server.now, &flight);
+    converse(&mut server, &mut slow, elsewhere(), last);
+    assert!(slow.is_established());
+    server.advance(Duration::from_secs(31));
+    server.advance(Duration::from_secs(300));
+    assert!(server.endpoint.remembers_nobody());
+}
+
 /// RFC 6347 §4.1: a sequence number is never used twice, lest a nonce be.
 #[test]
 fn a_session_ends_before_its_sequence_numbers_wrap() {

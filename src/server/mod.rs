@@ -124,6 +124,7 @@ fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
         connection_id_prefix: u8::try_from(number).ok(),
         max_sessions: config.max_sessions.div_ceil(workers),
         max_handshakes: config.max_handshakes.div_ceil(workers),
+        max_handshakes_per_address: config.max_handshakes_per_address.div_ceil(workers),
         ..config.clone()
     }
 }

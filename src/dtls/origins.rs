@@ -1,0 +1,86 @@
+//! How many handshakes each network address has in progress, so that one that
+//! owns its address cannot take every place. An IPv4 address counts by itself, of
+//! an IPv6 address the first 64 bits: a subscriber has all that follow.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+};
+
+use super::table::Handle;
+
+type Prefix = u64;
+
+/// Handshakes in progress by where they come from.
+#[derive(Default)]
+pub(crate) struct Origins(HashMap<Prefix, Origin>);
+
+#[derive(Default)]
+struct Origin {
+    live: usize,
+    /// Oldest first; among them are some that have ended.
+    begun: VecDeque<Handle>,
+}
+
+impl Origins {
+    /// Notes a new handshake. When its address has more than `limit` then, answers
+    /// with the oldest of them, which has to go; `is_live` tells which have not
+    /// ended.
+    pub(crate) fn begin(
+        &mut self,
+        peer: SocketAddr,
+        handle: Handle,
+        limit: usize,
+        is_live: impl Fn(Handle) -> bool,
+    ) -> Option<Handle> {
+        let origin = self.0.entry(prefix(peer)).or_default();
+        origin.live += 1;
+        origin.begun.push_back(handle);
+        // A busy address whose handshakes end well does not grow its list.
+        while origin.begun.front().is_some_and(|&oldest| !is_live(oldest)) {
+            origin.begun.pop_front();
+        }
+        if origin.begun.len() > 2 * limit {
+            origin.begun.retain(|&handle| is_live(handle));
+        }
+        if origin.live > limit { origin.begun.front().copied() } else { None }
+    }
+
+    /// Notes that a handshake has ended.
+    pub(crate) fn end(&mut self, peer: SocketAddr) {
+        let prefix = prefix(peer);
+        if let Some(origin) = self.0.get_mut(&prefix) {
+            origin.live = origin.live.saturating_sub(1);
+            if origin.live == 0 {
+                self.0.remove(&prefix);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn prefix(peer: SocketAddr) -> Prefix {
+    match peer.ip().to_canonical() {
+        // In the place of an IPv6 network that is never routed (RFC 6890).
+        IpAddr::V4(ip) => u64::from(ip.to_bits()),
+        IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_subscriber_is_one_origin_and_ipv4_addresses_are_not() {
+        let prefix = |text: &str| prefix(text.parse().unwrap());
+        assert_eq!(prefix("[2001:db8:1:2::1]:1"), prefix("[2001:db8:1:2:ffff::9]:2"));
+        assert_ne!(prefix("[2001:db8:1:2::1]:1"), prefix("[2001:db8:1:3::1]:1"));
+        assert_ne!(prefix("192.0.2.1:1"), prefix("192.0.2.2:1"));
+        assert_eq!(prefix("192.0.2.1:1"), prefix("[::ffff:192.0.2.1]:2"));
+    }
+}
