@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 
-.PHONY: test bench clients lint
+.PHONY: test bench fuzz clients lint
 
 # Everything that must hold: style, lints, unit tests, and foreign clients
 # against the real server.
 test: clients lint
 	$(CARGO) test --workspace
 	$(CARGO) build --no-default-features
+	$(CARGO) run --features testing --example fuzz -- 100000
 
 # Foreign clients and servers, from the distribution's packages.
 clients:
@@ -28,3 +29,7 @@ bench: clients
 	$(CARGO) build --release
 	benches/compare
 	$(CARGO) bench --features testing --bench dtls
+
+# Ten million mutated messages against the DTLS and CoAP endpoints.
+fuzz:
+	$(CARGO) run --release --features testing --example fuzz -- 10000000
