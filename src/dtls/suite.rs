@@ -305,15 +305,23 @@ mod tests {
         }
     }
 
+    /// A payload with a connection ID whose inner plaintext is all ours to choose.
+    fn sealed_inner(inner: &[u8]) -> Vec<u8> {
+        let explicit = HEADER_1_5.epoch_and_sequence().to_be_bytes();
+        let mut body = inner.to_vec();
+        let aad = AdditionalData::new(HEADER_1_5, b"12345678", body.len());
+        let tag = key().encrypt::<Ccm8>(explicit, aad.as_bytes(), &mut body).unwrap();
+        [&explicit[..], &body, &tag].concat()
+    }
+
     #[test]
     fn padding_inside_a_record_with_a_connection_id_is_taken_off() {
-        let mut sealed = Vec::new();
-        // As a client would that pads: the padding follows the type.
-        key().seal(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", b"data\x17\0\0\0", &mut sealed);
-        let mut payload = sealed[HEADER + 8..].to_vec();
-        let inner = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload);
-        // Our own seal has put its type behind it, so the content is all of that.
-        assert_eq!(inner.map(|(_, range)| range.len()), Ok(8));
+        let mut payload = sealed_inner(b"data\x17\0\0\0");
+        let (kind, range) = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload).unwrap();
+        assert_eq!((kind, &payload[range]), (ContentType::ApplicationData, &b"data"[..]));
+        // Padding alone has no type.
+        let mut payload = sealed_inner(&[0; 8]);
+        assert_eq!(key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload), Err(BadRecord));
     }
 
     #[test]
