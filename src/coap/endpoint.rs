@@ -1,11 +1,12 @@
-//! What an endpoint remembers between messages (RFC 7252 §4): answers already
-//! given, requests in work, and confirmable messages of our own that nobody has
-//! acknowledged yet.
+//! What an endpoint remembers between messages (RFC 7252 §4): requests in work
+//! and answers already given. Bodies that take several messages are `block`'s,
+//! confirmable messages of our own `outstanding`'s.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap},
     hash::Hash,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,8 +15,10 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use zeroize::Zeroizing;
 
 use super::{
-    Config, Outbox, Request, Response,
-    message::{self, Incoming},
+    Code, Config, Outbox, Request, Response,
+    block::{Assembled, Block, TransferKey, Transfers},
+    message::{self, Blocks, Head, Incoming, Options},
+    outstanding::Confirmables,
 };
 
 /// Names a request in work: its peer and message ID.
@@ -46,25 +49,34 @@ enum State {
     Answered(Zeroizing<Box<[u8]>>),
 }
 
+#[derive(Default)]
 struct Working {
-    token: Vec<u8>,
+    token: Box<[u8]>,
     confirmable: bool,
     no_response: u8,
     /// The empty acknowledgement was sent: the answer will come separately.
     acknowledged: bool,
-}
-
-/// A confirmable message of ours (RFC 7252 §4.2).
-struct Unacknowledged {
-    message: Zeroizing<Box<[u8]>>,
-    timeout: Duration,
-    retransmissions: u32,
+    /// The block of the request body that this request brought.
+    block1: Option<Block>,
+    /// The block of the response body that it asks for.
+    block2: Option<Block>,
+    wants_size2: bool,
+    transfer: TransferKey,
+    /// Of the request's whole payload.
+    digest: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer<K> {
     Separate(ExchangeId<K>),
     Retransmit(K, u16),
+}
+
+/// What is to be answered with.
+struct Body<'r> {
+    response: &'r Response,
+    /// The number of the transfer that it is kept under.
+    kept: Option<u64>,
 }
 
 /// What is remembered of one peer.
@@ -79,8 +91,8 @@ pub struct Endpoint<K> {
     config: Config,
     made: Instant,
     peers: HashMap<K, Peer>,
-    /// In order, so that those of one peer are found together.
-    unacknowledged: BTreeMap<(K, u16), Unacknowledged>,
+    transfers: Transfers<K>,
+    confirmables: Confirmables<K>,
     timers: BinaryHeap<Reverse<(Instant, Timer<K>)>>,
     next_id: u16,
     next_serial: u32,
@@ -92,14 +104,15 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     pub fn new(config: Config, now: Instant, seed: [u8; 32]) -> Self {
         let mut random = StdRng::from_seed(seed);
         Self {
-            config,
             made: now,
             peers: HashMap::new(),
-            unacknowledged: BTreeMap::new(),
+            transfers: Transfers::new(config.max_transfers, config.exchange_lifetime),
+            confirmables: Confirmables::new(config.max_retransmit),
             timers: BinaryHeap::new(),
             next_id: random.random(),
             next_serial: 0,
             random,
+            config,
         }
     }
 
@@ -112,10 +125,12 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         bytes: &[u8],
         out: &mut impl Outbox<K>,
     ) -> Option<Request<K>> {
-        let packet = match message::read(bytes) {
-            Incoming::Request(packet) => packet,
+        let (packet, token) = match message::read(bytes) {
+            Incoming::Request(packet, token) => (packet, token),
             Incoming::Acknowledgement(id) | Incoming::Reset(id) => {
-                self.unacknowledged.remove(&(peer, id));
+                let timeout = self.first_timeout();
+                let next = self.confirmables.settle(peer, id, timeout, out);
+                self.wake_for(now, peer, next);
                 return None;
             }
             Incoming::Rejected(id) => {
@@ -129,33 +144,56 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         if self.repeat(now, peer, id, confirmable, out) {
             return None;
         }
-        let working =
-            Working { token: packet.get_token().to_vec(), confirmable, no_response: 0, acknowledged: false };
-        let exchange = self.begin(now, peer, id, working)?;
-        match message::options(&packet) {
-            Ok(options) => {
-                if let Some(working) = self.working(exchange) {
-                    working.no_response = options.no_response;
-                }
-                Some(Request {
-                    exchange,
-                    method: message::method(&packet),
-                    path: options.path,
-                    query: options.query,
-                    content_format: options.content_format,
-                    accept: options.accept,
-                    payload: packet.payload,
-                })
-            }
+        let exchange = self.begin(now, peer, id, Working { token, confirmable, ..Working::default() })?;
+        let options = match message::options(&packet) {
+            Ok(options) => options,
             // RFC 7252 §5.4.1: refused with 4.02 when confirmable; a
             // non-confirmable one is rejected, which may be in silence.
             Err(refusal) => {
                 if confirmable {
                     self.respond(now, exchange, &refusal, out);
                 }
-                None
+                return None;
+            }
+        };
+        let (method, transfer) = (message::method(&packet), message::transfer_key(&packet));
+        if let Some(working) = self.working(exchange) {
+            working.no_response = options.no_response;
+            working.block1 = options.block1;
+            working.block2 = options.block2;
+            working.wants_size2 = options.wants_size2;
+            working.transfer = transfer;
+        }
+        let payload = match self.whole_payload(now, exchange, transfer, &options, packet.payload) {
+            Ok(payload) => payload,
+            Err(response) => {
+                self.respond(now, exchange, &response, out);
+                return None;
+            }
+        };
+        let digest = message::digest(&payload);
+        if options.block2.is_some_and(|block| !block.is_first()) {
+            let repeated = (!payload.is_empty()).then_some(digest);
+            if let Some((number, response)) = self.transfers.kept(now, peer, transfer, repeated) {
+                self.answer(now, exchange, &response, Some(number), out);
+                return None;
             }
         }
+        if let Some(working) = self.working(exchange) {
+            working.digest = digest;
+        }
+        Some(Request {
+            exchange,
+            method,
+            path: options.path,
+            query: options.query,
+            content_format: options.content_format,
+            accept: options.accept,
+            etags: options.etags,
+            if_match: options.if_match,
+            if_none_match: options.if_none_match,
+            payload,
+        })
     }
 
     /// Says that the answer will take a while: after [`Config::separate_after`]
@@ -173,46 +211,14 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         response: &Response,
         out: &mut impl Outbox<K>,
     ) {
-        let Some(working) = self.working(exchange) else { return };
-        let token = std::mem::take(&mut working.token);
-        let &mut Working { confirmable, no_response, acknowledged, .. } = working;
-        let unwanted = message::is_unwanted(no_response, response.code);
-        let answer = if unwanted && confirmable {
-            // RFC 7967 §2: a confirmable request is still acknowledged.
-            Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
-        } else if unwanted {
-            Zeroizing::default()
-        } else if confirmable && !acknowledged {
-            message::response(MessageType::Acknowledgement, exchange.id, &token, response)
-        } else {
-            let id = self.next_id;
-            self.next_id = id.wrapping_add(1);
-            let kind = if confirmable { MessageType::Confirmable } else { MessageType::NonConfirmable };
-            let message = message::response(kind, id, &token, response);
-            out.push(exchange.peer, &message);
-            if confirmable {
-                self.await_acknowledgement(now, exchange.peer, id, message);
-                // A repeated request is acknowledged again; the response has
-                // retransmissions of its own.
-                Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
-            } else {
-                Zeroizing::default()
-            }
-        };
-        if confirmable && !acknowledged {
-            out.push(exchange.peer, &answer);
-        }
-        if let Some(found) = self.exchange(exchange) {
-            found.state = State::Answered(answer);
-        }
+        self.answer(now, exchange, response, None, out);
     }
 
     /// Forgets a peer that is gone.
     pub fn forget(&mut self, peer: K) {
         self.peers.remove(&peer);
-        while let Some((&key, _)) = self.unacknowledged.range((peer, 0)..=(peer, u16::MAX)).next() {
-            self.unacknowledged.remove(&key);
-        }
+        self.transfers.forget(peer);
+        self.confirmables.forget(peer);
     }
 
     /// Peers remembered.
@@ -220,20 +226,164 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.peers.len()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
+    /// Block-wise transfers remembered.
+    pub fn transfers(&self) -> usize {
+        self.transfers.len()
     }
 
-    /// Acknowledges requests that take long, and sends unacknowledged messages again.
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        [timer, self.transfers.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Acknowledges requests that take long, sends unacknowledged messages again,
+    /// and forgets transfers that were left.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox<K>) {
-        while self.poll_timeout().is_some_and(|at| at <= now) {
+        self.transfers.handle_timeout(now);
+        while self.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             match self.timers.pop() {
                 Some(Reverse((_, Timer::Separate(exchange)))) => self.acknowledge(exchange, out),
-                Some(Reverse((_, Timer::Retransmit(peer, id)))) => self.retransmit(now, peer, id, out),
+                Some(Reverse((_, Timer::Retransmit(peer, id)))) => {
+                    let timeout = self.first_timeout();
+                    let next = self.confirmables.retransmit(peer, id, timeout, out);
+                    self.wake_for(now, peer, next);
+                }
                 None => return,
             }
         }
+    }
+
+    /// The payload of a request, when it is complete; otherwise what to answer.
+    fn whole_payload(
+        &mut self,
+        now: Instant,
+        exchange: ExchangeId<K>,
+        transfer: TransferKey,
+        options: &Options,
+        payload: Vec<u8>,
+    ) -> Result<Vec<u8>, Response> {
+        let most = self.config.max_request_body;
+        // RFC 7959 §2.9.3: the limit is told, so that the client can stop at once.
+        let too_large = || {
+            let refusal = Response::problem(Code::RequestEntityTooLarge, "the payload is too long");
+            Err(refusal.with_size1(most.try_into().unwrap_or(u32::MAX)))
+        };
+        if payload.len() > most || options.size1.is_some_and(|size| size as usize > most) {
+            return too_large();
+        }
+        let Some(block) = options.block1 else { return Ok(payload) };
+        match self.transfers.assemble(now, exchange.peer, transfer, block, &payload, most) {
+            Assembled::Complete(body) => Ok(body),
+            Assembled::Continue => Err(Response::empty(Code::Continue)),
+            Assembled::Incomplete => {
+                Err(Response::problem(Code::RequestEntityIncomplete, "a block before this one is missing"))
+            }
+            Assembled::TooLarge => too_large(),
+            Assembled::BadSize => {
+                Err(Response::problem(Code::BadRequest, "the payload is not as long as its block"))
+            }
+        }
+    }
+
+    /// Answers a request with a response, or with the block of it that was asked
+    /// for. `kept` is the number of the transfer that the response is from.
+    fn answer(
+        &mut self,
+        now: Instant,
+        exchange: ExchangeId<K>,
+        response: &Response,
+        kept: Option<u64>,
+        out: &mut impl Outbox<K>,
+    ) {
+        let Some(working) = self.working(exchange) else { return };
+        let working = std::mem::take(working);
+        let Working { confirmable, acknowledged, .. } = working;
+        let body = Body { response, kept };
+        let piggybacked = confirmable && !acknowledged;
+        let unwanted = message::is_unwanted(working.no_response, response.code);
+        let answer = if unwanted && confirmable {
+            // RFC 7967 §2: a confirmable request is still acknowledged.
+            Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
+        } else if unwanted {
+            Zeroizing::default()
+        } else if piggybacked {
+            let head = Head { kind: MessageType::Acknowledgement, id: exchange.id, token: &working.token };
+            self.message(now, exchange.peer, &working, &head, body, out)
+        } else {
+            let id = self.next_id;
+            self.next_id = id.wrapping_add(1);
+            let kind = if confirmable { MessageType::Confirmable } else { MessageType::NonConfirmable };
+            let head = Head { kind, id, token: &working.token };
+            let message = self.message(now, exchange.peer, &working, &head, body, out);
+            if confirmable {
+                let timeout = self.first_timeout();
+                let wake = self.confirmables.send(exchange.peer, id, message, timeout, out);
+                self.wake_for(now, exchange.peer, wake.map(|after| (id, after)));
+                // A repeated request is acknowledged again; the response has
+                // retransmissions of its own.
+                Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
+            } else {
+                out.push(exchange.peer, &message);
+                Zeroizing::default()
+            }
+        };
+        if piggybacked {
+            out.push(exchange.peer, &answer);
+        }
+        if let Some(found) = self.exchange(exchange) {
+            found.state = State::Answered(answer);
+        }
+    }
+
+    /// The message of a response: whole when it fits and no block was asked for,
+    /// otherwise one block of it (RFC 7959 §2.4).
+    fn message(
+        &mut self,
+        now: Instant,
+        peer: K,
+        working: &Working,
+        head: &Head<'_>,
+        Body { response, kept }: Body<'_>,
+        out: &impl Outbox<K>,
+    ) -> Zeroizing<Box<[u8]>> {
+        let max = out.max_message(peer);
+        let body = response.payload.as_slice();
+        let total = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let mut blocks = Blocks {
+            block1: working.block1,
+            size2: working.wants_size2.then_some(total),
+            ..Blocks::default()
+        };
+        if working.block2.is_none() || body.is_empty() {
+            let whole = message::response(head, response, blocks, body);
+            if whole.len() <= max || body.is_empty() {
+                return whole;
+            }
+        }
+        let asked = working.block2.unwrap_or(Block::first());
+        // Options of a block take the most room in the first one.
+        let room = Blocks { block2: Some(asked), size2: Some(total), etag: Some([0xff; 4]), ..blocks };
+        let overhead = message::response(head, response, room, &[]).len() + 1;
+        let block = asked.at_most(max.saturating_sub(overhead));
+        let Some(rest) = body.get(block.offset()..).filter(|rest| !rest.is_empty()) else {
+            let refusal = Response::problem(Code::BadRequest, "no such block");
+            return message::response(head, &refusal, Blocks::default(), &refusal.payload);
+        };
+        let slice = &rest[..rest.len().min(block.size())];
+        let more = slice.len() < rest.len();
+        blocks.block2 = Some(block.with_more(more));
+        if more || !block.is_first() {
+            let number = kept.unwrap_or_else(|| {
+                let response = Arc::new(response.clone());
+                self.transfers.keep(now, peer, working.transfer, working.digest, response)
+            });
+            blocks.etag = Some((number as u32).to_be_bytes());
+            if block.is_first() {
+                blocks.size2 = Some(total);
+            }
+        }
+        message::response(head, response, blocks, slice)
     }
 
     /// RFC 7252 §4.5: a repeated request is not worked on again. Whether it was one.
@@ -310,23 +460,15 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    fn await_acknowledgement(&mut self, now: Instant, peer: K, id: u16, message: Zeroizing<Box<[u8]>>) {
-        // RFC 7252 §4.2: between ACK_TIMEOUT and ACK_TIMEOUT * ACK_RANDOM_FACTOR.
-        let timeout = self.config.ack_timeout.mul_f64(self.random.random_range(1.0..1.5));
-        self.unacknowledged.insert((peer, id), Unacknowledged { message, timeout, retransmissions: 0 });
-        self.timers.push(Reverse((now + timeout, Timer::Retransmit(peer, id))));
+    /// RFC 7252 §4.2: between ACK_TIMEOUT and ACK_TIMEOUT * ACK_RANDOM_FACTOR.
+    fn first_timeout(&mut self) -> Duration {
+        self.config.ack_timeout.mul_f64(self.random.random_range(1.0..1.5))
     }
 
-    fn retransmit(&mut self, now: Instant, peer: K, id: u16, out: &mut impl Outbox<K>) {
-        let Some(waiting) = self.unacknowledged.get_mut(&(peer, id)) else { return };
-        if waiting.retransmissions == self.config.max_retransmit {
-            self.unacknowledged.remove(&(peer, id));
-            return;
+    fn wake_for(&mut self, now: Instant, peer: K, next: Option<(u16, Duration)>) {
+        if let Some((id, after)) = next {
+            self.timers.push(Reverse((now + after, Timer::Retransmit(peer, id))));
         }
-        waiting.retransmissions += 1;
-        waiting.timeout *= 2;
-        out.push(peer, &waiting.message);
-        self.timers.push(Reverse((now + waiting.timeout, Timer::Retransmit(peer, id))));
     }
 }
 

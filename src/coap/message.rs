@@ -1,18 +1,28 @@
 //! Messages: which bytes are one, what of a request the endpoint hands on, and
 //! how an answer is put together.
 
+use std::{
+    collections::{LinkedList, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+};
+
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Code, Response};
+use super::{
+    Code, Response,
+    block::{BadBlock, Block, TransferKey},
+};
 
-/// No-Response (RFC 7967), which coap-lite has no name for.
-const NO_RESPONSE: u16 = 258;
+/// Echo (RFC 9175 §2.2.1), which coap-lite has no name for.
+pub(super) const ECHO: u16 = 252;
+/// Longest token taken, in bytes. RFC 7252 has up to 8, RFC 8974 more.
+const MAX_TOKEN: usize = 64;
 
 /// What RFC 7252 §4.2 and §4.3 tell apart before a message is looked into.
 pub(super) enum Incoming {
-    /// A request to work on.
-    Request(Packet),
+    /// A request to work on, and its token.
+    Request(Packet, Box<[u8]>),
     /// Empty and acknowledging, or empty and resetting.
     Acknowledgement(u16),
     Reset(u16),
@@ -42,22 +52,47 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         (MessageType::Acknowledgement | MessageType::Reset, _) => return Incoming::Ignored,
         _ => {}
     }
-    let is_request = (1..32).contains(&code);
-    match Packet::from_bytes(bytes) {
-        Ok(packet) if is_request && !has_lone_marker(&packet, bytes) => Incoming::Request(packet),
+    let request = if (1..32).contains(&code) { read_request(bytes) } else { None };
+    match request {
+        Some((packet, token)) => Incoming::Request(packet, token),
         // §4.2: reject with a reset; among them the ping (§4.3), a response
         // that nobody waits for, and a reserved code.
-        _ if confirmable => Incoming::Rejected(id),
-        _ => Incoming::Ignored,
+        None if confirmable => Incoming::Rejected(id),
+        None => Incoming::Ignored,
     }
 }
 
+fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
+    let (header, rest) = bytes.split_first_chunk::<4>()?;
+    // RFC 8974 §2.1: 13 and 14 announce a length of one and of two bytes.
+    let (length, rest) = match (header[0] & 15, rest) {
+        (length @ 0..=8, rest) => (usize::from(length), rest),
+        (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
+        (14, &[high, low, ref rest @ ..]) => (269 + usize::from(u16::from_be_bytes([high, low])), rest),
+        _ => return None,
+    };
+    if length > MAX_TOKEN {
+        return None;
+    }
+    let (token, rest) = rest.split_at_checked(length)?;
+    let packet = if length <= 8 {
+        Packet::from_bytes(bytes)
+    } else {
+        // coap-lite knows no longer ones: it reads the message without.
+        Packet::from_bytes(&[&[header[0] & 0xf0], &header[1..], rest].concat())
+    };
+    let packet = packet.ok().filter(|packet| !has_lone_marker(packet, rest))?;
+    Some((packet, token.into()))
+}
+
 /// RFC 7252 §3: a payload marker followed by no payload is a format error, which
-/// coap-lite lets pass. A last byte of 0xff may also be an option's.
-fn has_lone_marker(packet: &Packet, bytes: &[u8]) -> bool {
-    bytes.last() == Some(&0xff)
+/// coap-lite lets pass. A last byte of 0xff may also be an option's. `rest` is
+/// what follows the token.
+fn has_lone_marker(packet: &Packet, rest: &[u8]) -> bool {
+    let header_and_token = 4 + packet.get_token().len();
+    rest.last() == Some(&0xff)
         && packet.payload.is_empty()
-        && packet.to_bytes_unlimited().is_ok_and(|again| again.len() < bytes.len())
+        && packet.to_bytes_unlimited().is_ok_and(|again| again.len() < header_and_token + rest.len())
 }
 
 /// An empty message: an acknowledgement or a reset.
@@ -72,32 +107,75 @@ pub(super) fn empty(kind: MessageType, id: u16) -> [u8; 4] {
     [0x40 | kind << 4, 0, high, low]
 }
 
-/// The whole message of a response.
+/// What the blocks of a transfer add to a response (RFC 7959).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Blocks {
+    /// Which block of the request body this answers.
+    pub(super) block1: Option<Block>,
+    /// Which block of the response body this is.
+    pub(super) block2: Option<Block>,
+    /// Length of the whole response body, in bytes.
+    pub(super) size2: Option<u32>,
+    /// Tells bodies apart whose blocks must not be mixed.
+    pub(super) etag: Option<[u8; 4]>,
+}
+
+/// The head of a message.
+pub(super) struct Head<'t> {
+    pub(super) kind: MessageType,
+    pub(super) id: u16,
+    pub(super) token: &'t [u8],
+}
+
+/// The whole message of a response; `payload` is its own or one block of it.
 pub(super) fn response(
-    kind: MessageType,
-    id: u16,
-    token: &[u8],
+    &Head { kind, id, token }: &Head<'_>,
     response: &Response,
+    blocks: Blocks,
+    payload: &[u8],
 ) -> Zeroizing<Box<[u8]>> {
     let mut packet = Packet::new();
     packet.header.set_type(kind);
     packet.header.message_id = id;
     packet.header.code = MessageClass::Response(response.code);
-    packet.set_token(token.to_vec());
-    if let Some(format) = response.content_format {
-        packet.add_option(CoapOption::ContentFormat, uint(format.into()));
+    let extended = token.len() > 8;
+    if !extended {
+        packet.set_token(token.to_vec());
     }
-    if let Some(seconds) = response.max_age {
-        packet.add_option(CoapOption::MaxAge, uint(seconds));
+    for (option, value) in [
+        (CoapOption::ContentFormat, response.content_format.map(u32::from)),
+        (CoapOption::MaxAge, response.max_age),
+        (CoapOption::Size1, response.size1),
+        (CoapOption::Block1, blocks.block1.map(Block::value)),
+        (CoapOption::Block2, blocks.block2.map(Block::value)),
+        (CoapOption::Size2, blocks.size2),
+    ] {
+        if let Some(value) = value {
+            packet.add_option(option, uint(value));
+        }
     }
-    if let Some(bytes) = response.size1 {
-        packet.add_option(CoapOption::Size1, uint(bytes));
+    if let Some(etag) = blocks.etag {
+        packet.add_option(CoapOption::ETag, etag.to_vec());
     }
-    packet.payload.extend_from_slice(&response.payload);
+    for (number, value) in &response.options {
+        packet.add_option(CoapOption::from(*number), value.clone());
+    }
+    packet.payload.extend_from_slice(payload);
     // Our responses are far below any limit, and without one it cannot fail.
-    let bytes = packet.to_bytes_unlimited().unwrap_or_default();
+    let bytes = Zeroizing::new(packet.to_bytes_unlimited().unwrap_or_default().into_boxed_slice());
     packet.payload.zeroize();
-    Zeroizing::new(bytes.into_boxed_slice())
+    if extended { with_extended_token(&bytes, token) } else { bytes }
+}
+
+/// RFC 8974 §2.1: puts a token of 13 to 268 bytes into a message that has none.
+/// (Nine to twelve bytes cannot be announced, and so were never taken.)
+fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
+    let (Some((header, rest)), Ok(length)) =
+        (message.split_first_chunk::<4>(), u8::try_from(token.len() - 13))
+    else {
+        return Zeroizing::default();
+    };
+    Zeroizing::new([&[header[0] | 13], &header[1..], &[length], token, rest].concat().into_boxed_slice())
 }
 
 /// RFC 7252 §3.2: an unsigned integer in as few bytes as it needs.
@@ -106,68 +184,145 @@ fn uint(value: u32) -> Vec<u8> {
     bytes[value.leading_zeros() as usize / 8..].to_vec()
 }
 
-fn read_uint(bytes: &[u8]) -> Option<u32> {
-    (bytes.len() <= 4).then(|| bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
+/// The same back, of at most four bytes.
+fn read_uint(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
 /// What of a request's options matters to us.
+#[derive(Default)]
 pub(super) struct Options {
     pub(super) path: Vec<String>,
     pub(super) query: Vec<String>,
     pub(super) content_format: Option<u16>,
     pub(super) accept: Option<u16>,
+    pub(super) etags: Vec<Vec<u8>>,
+    pub(super) if_match: Vec<Vec<u8>>,
+    pub(super) if_none_match: bool,
     pub(super) no_response: u8,
+    pub(super) block1: Option<Block>,
+    pub(super) block2: Option<Block>,
+    /// Announced length of the request body, in bytes.
+    pub(super) size1: Option<u32>,
+    pub(super) wants_size2: bool,
 }
 
 /// Reads the options; a request that the endpoint itself must refuse gets the
 /// response that says so.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
-    let mut options =
-        Options { path: Vec::new(), query: Vec::new(), content_format: None, accept: None, no_response: 0 };
+    let mut options = Options::default();
     for (&number, values) in packet.options() {
-        let text = || {
-            let texts = values.iter().map(|value| String::from_utf8(value.clone()));
-            texts.collect::<Result<Vec<_>, _>>().map_err(|_| bad_option("an option is not UTF-8"))
-        };
         let option = CoapOption::from(number);
-        match option {
-            CoapOption::UriPath => options.path = text()?,
-            CoapOption::UriQuery => options.query = text()?,
-            CoapOption::ContentFormat => options.content_format = format_of(values.front()),
-            CoapOption::Accept if values.len() == 1 => {
-                options.accept = Some(
-                    format_of(values.front()).ok_or_else(|| bad_option("Accept is not a Content-Format"))?,
-                );
+        // RFC 7252 §5.4.3 and §5.4.5: a value of another length than it can have,
+        // and a repetition of what is not repeatable, are treated like an option
+        // that is not known: odd numbers are critical and refused (§5.4.1), even
+        // ones are ignored.
+        let Some((lengths, repeatable)) = definition(option) else {
+            if number % 2 == 1 {
+                return Err(bad_option("unknown critical option"));
             }
+            continue;
+        };
+        let fits = |value: &Vec<u8>| lengths.contains(&value.len());
+        if !values.iter().all(fits) || (values.len() > 1 && !repeatable) {
+            if number % 2 == 1 {
+                return Err(bad_option("a critical option has a wrong length or comes twice"));
+            }
+            continue;
+        }
+        let first = values.front().map(Vec::as_slice).unwrap_or_default();
+        match option {
+            CoapOption::UriPath => options.path = texts(values)?,
+            CoapOption::UriQuery => options.query = texts(values)?,
+            CoapOption::ContentFormat => options.content_format = Some(read_uint(first) as u16),
+            CoapOption::Accept => options.accept = Some(read_uint(first) as u16),
+            CoapOption::ETag => options.etags = values.iter().cloned().collect(),
+            CoapOption::IfMatch => options.if_match = values.iter().cloned().collect(),
+            CoapOption::IfNoneMatch => options.if_none_match = true,
+            CoapOption::Block1 => options.block1 = Some(block(first)?),
+            CoapOption::Block2 => options.block2 = Some(block(first)?),
+            CoapOption::Size1 => options.size1 = Some(read_uint(first)),
+            CoapOption::Size2 => options.wants_size2 = true,
+            CoapOption::NoResponse => options.no_response = read_uint(first) as u8,
             CoapOption::ProxyUri | CoapOption::ProxyScheme => {
                 return Err(Response::problem(Code::ProxyingNotSupported, "this server is not a proxy"));
             }
-            // One host and one port are served, under whatever name; there are
-            // no ETags, so conditions mean nothing (RFC 7252 §5.10.8).
-            CoapOption::UriHost | CoapOption::UriPort | CoapOption::IfNoneMatch if values.len() == 1 => {}
-            CoapOption::IfMatch => {}
-            _ if number == NO_RESPONSE => {
-                options.no_response = values.front().and_then(|value| read_uint(value)).unwrap_or(0) as u8;
-            }
-            // RFC 7252 §5.4.1 and §5.4.5: odd numbers are critical; one that is
-            // not known, or repeated where it must not be, is refused.
-            _ if number % 2 == 1 => return Err(bad_option("unknown critical option")),
+            // One host and one port are served, under whatever name.
             _ => {}
         }
     }
     Ok(options)
 }
 
+/// How long a value of an option may be, in bytes, and whether the option may
+/// come more than once (RFC 7252 §5.10, RFC 7959 §2.1, RFC 7967 §2). `None` for
+/// options that are not known.
+fn definition(option: CoapOption) -> Option<(std::ops::RangeInclusive<usize>, bool)> {
+    Some(match option {
+        CoapOption::IfMatch => (0..=8, true),
+        CoapOption::UriHost => (1..=255, false),
+        CoapOption::ETag => (1..=8, true),
+        CoapOption::IfNoneMatch => (0..=0, false),
+        CoapOption::UriPort => (0..=2, false),
+        CoapOption::UriPath | CoapOption::UriQuery => (0..=255, true),
+        CoapOption::ContentFormat | CoapOption::Accept => (0..=2, false),
+        CoapOption::Block1 | CoapOption::Block2 => (0..=3, false),
+        CoapOption::Size1 | CoapOption::Size2 => (0..=4, false),
+        CoapOption::ProxyUri => (1..=1034, false),
+        CoapOption::ProxyScheme => (1..=255, false),
+        CoapOption::NoResponse => (0..=1, false),
+        _ => return None,
+    })
+}
+
+fn texts(values: &LinkedList<Vec<u8>>) -> Result<Vec<String>, Response> {
+    let texts = values.iter().map(|value| String::from_utf8(value.clone()));
+    texts.collect::<Result<_, _>>().map_err(|_| bad_option("an option is not UTF-8"))
+}
+
+fn block(value: &[u8]) -> Result<Block, Response> {
+    Block::read(value).map_err(|BadBlock| Response::problem(Code::BadRequest, "reserved block size"))
+}
+
+/// Names the transfer that a request belongs to: its method and options, without
+/// those that differ between the requests of one transfer.
+pub(super) fn transfer_key(packet: &Packet) -> TransferKey {
+    let mut hasher = DefaultHasher::new();
+    u8::from(packet.header.code).hash(&mut hasher);
+    for (&number, values) in packet.options() {
+        let varies = matches!(
+            CoapOption::from(number),
+            CoapOption::Block1
+                | CoapOption::Block2
+                | CoapOption::Size1
+                | CoapOption::Size2
+                | CoapOption::NoResponse
+                | CoapOption::Observe
+        );
+        if !varies && number != ECHO {
+            (number, values).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
+/// Tells request payloads apart.
+pub(super) fn digest(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn bad_option(title: &str) -> Response {
     Response::problem(Code::BadOption, title)
 }
 
-fn format_of(value: Option<&Vec<u8>>) -> Option<u16> {
-    value.and_then(|value| read_uint(value)).and_then(|value| value.try_into().ok())
-}
-
 /// RFC 7967 §2.1: whether the client asked not to be sent a response of this class.
 pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
+    // The client could not go on without it.
+    if code == Code::Continue {
+        return false;
+    }
     let class = u8::from(MessageClass::Response(code)) >> 5;
     (1..=5).contains(&class) && no_response >> (class - 1) & 1 == 1
 }
@@ -190,9 +345,8 @@ mod tests {
             [(0, &[][..]), (1, &[1]), (255, &[255]), (256, &[1, 0]), (1 << 24, &[1, 0, 0, 0])]
         {
             assert_eq!(uint(value), bytes);
-            assert_eq!(read_uint(bytes), Some(value));
+            assert_eq!(read_uint(bytes), value);
         }
-        assert_eq!(read_uint(&[0; 5]), None);
     }
 
     #[test]

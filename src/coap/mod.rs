@@ -6,8 +6,10 @@
 //! A peer is any key `K` that the transport knows it by: a DTLS session, or an
 //! address.
 
+mod block;
 mod endpoint;
 mod message;
+mod outstanding;
 pub mod problem;
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,11 @@ pub struct Config {
     /// Most message IDs remembered of one peer; beyond, the oldest answered one
     /// is forgotten.
     pub max_exchanges: usize,
+    /// Longest request body taken, in bytes, in one message or in blocks.
+    pub max_request_body: usize,
+    /// Most block-wise transfers remembered, each for `exchange_lifetime`; beyond,
+    /// the oldest is forgotten.
+    pub max_transfers: usize,
 }
 
 impl Default for Config {
@@ -59,6 +66,8 @@ impl Default for Config {
             max_retransmit: 4,
             exchange_lifetime: Duration::from_secs(247),
             max_exchanges: 16,
+            max_request_body: 1024,
+            max_transfers: 4096,
         }
     }
 }
@@ -67,6 +76,12 @@ impl Default for Config {
 pub trait Outbox<K> {
     /// Takes a copy of `message`, to be sent to `peer`.
     fn push(&mut self, peer: K, message: &[u8]);
+
+    /// Longest message that `peer` can be sent, in bytes; what is longer goes in
+    /// blocks. RFC 7252 §4.6: 1,152 when nothing is known.
+    fn max_message(&self, _peer: K) -> usize {
+        1152
+    }
 }
 
 impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
@@ -91,7 +106,13 @@ pub struct Request<K> {
     pub content_format: Option<u16>,
     /// The only Content-Format wanted in the answer.
     pub accept: Option<u16>,
-    /// May be empty.
+    /// Representations that the client has (RFC 7252 §5.10.6.2).
+    pub etags: Vec<Vec<u8>>,
+    /// RFC 7252 §5.10.8.1; an empty one stands for any.
+    pub if_match: Vec<Vec<u8>>,
+    /// RFC 7252 §5.10.8.2.
+    pub if_none_match: bool,
+    /// May be empty. Of a block-wise transfer, the whole body.
     pub payload: Vec<u8>,
 }
 
@@ -107,20 +128,29 @@ pub struct Response {
     pub max_age: Option<u32>,
     /// Largest request payload taken (RFC 7252 §5.9.2.9), in bytes.
     pub size1: Option<u32>,
-    /// May be empty.
+    /// Other options, by number: ETag, Location-Path, ...
+    pub options: Vec<(u16, Vec<u8>)>,
+    /// May be empty. What does not fit into a message goes in blocks (RFC 7959).
     pub payload: Zeroizing<Vec<u8>>,
 }
 
 impl Response {
-    /// A response of the given format and payload.
-    pub fn content(content_format: u16, payload: Vec<u8>) -> Self {
+    /// A response without a payload.
+    pub fn empty(code: Code) -> Self {
         Self {
-            code: Code::Content,
-            content_format: Some(content_format),
+            code,
+            content_format: None,
             max_age: None,
             size1: None,
-            payload: Zeroizing::new(payload),
+            options: Vec::new(),
+            payload: Zeroizing::default(),
         }
+    }
+
+    /// A response of the given format and payload.
+    pub fn content(content_format: u16, payload: Vec<u8>) -> Self {
+        let payload = Zeroizing::new(payload);
+        Self { content_format: Some(content_format), payload, ..Self::empty(Code::Content) }
     }
 
     /// An error with concise problem details (RFC 9290).
@@ -136,5 +166,11 @@ impl Response {
     /// The same, with the largest request payload taken.
     pub fn with_size1(self, bytes: u32) -> Self {
         Self { size1: Some(bytes), ..self }
+    }
+
+    /// The same, with one more option.
+    pub fn with_option(mut self, number: u16, value: impl Into<Vec<u8>>) -> Self {
+        self.options.push((number, value.into()));
+        self
     }
 }

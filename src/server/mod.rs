@@ -23,7 +23,14 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Handle;
 
-use crate::{cert::Service, coap, config::Limits, dtls, psk::Enrollments, store::Store};
+use crate::{
+    cert::{MAX_PAYLOAD, Service},
+    coap,
+    config::Limits,
+    dtls,
+    psk::Enrollments,
+    store::Store,
+};
 pub use worker::Figures;
 use worker::{Done, Mailbox, Worker};
 
@@ -68,7 +75,8 @@ impl Server {
         for (number, socket) in sockets.into_iter().enumerate() {
             let config = share(&limits.dtls, limits.workers, number);
             let dtls = dtls::Endpoint::new(config, now, &cookie_secret, random()?);
-            let coap = coap::Endpoint::new(coap::Config::default(), now, random()?);
+            let coap = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
+            let coap = coap::Endpoint::new(coap, now, random()?);
             workers.push(Worker::new(
                 number,
                 socket,

@@ -404,6 +404,10 @@ impl coap::Outbox<SessionId> for Sealing<'_> {
         // A session that is gone takes no message; its exchanges go with it.
         self.dtls.send(session, message, self.outgoing);
     }
+
+    fn max_message(&self, session: SessionId) -> usize {
+        self.dtls.max_data(session).unwrap_or(0)
+    }
 }
 
 /// Log lines of failed handshakes, bounded: an attacker can make more of them

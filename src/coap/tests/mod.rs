@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Code, Config, Endpoint, Method, Request, Response, content_format};
+mod blocks;
+
+use super::{Code, Config, Endpoint, Method, Outbox, Request, Response, content_format};
 
 type Sent = Vec<(u8, Vec<u8>)>;
 
@@ -265,6 +267,113 @@ fn requests_in_work_are_bounded() {
     let mut server = Server::new();
     let taken = (0..100).filter(|&id| server.receive(&get(CON, id)).0.is_some()).count();
     assert_eq!(taken, Config::default().max_exchanges);
+}
+
+#[test]
+fn separate_answers_go_to_a_peer_one_at_a_time() {
+    let mut server = Server::new();
+    let requests: Vec<_> = (1..=3).map(|id| server.receive(&get(CON, id)).0.unwrap()).collect();
+    for request in &requests {
+        server.endpoint.defer(server.now, request.exchange);
+    }
+    assert_eq!(server.advance(Duration::from_secs(1)).len(), 3, "acknowledged at once");
+    // RFC 7252 §4.7: NSTART is 1.
+    let first = server.respond(&requests[0]);
+    assert_eq!(first.len(), 1);
+    assert!(server.respond(&requests[1]).is_empty());
+    assert!(server.respond(&requests[2]).is_empty());
+    let acknowledge = |message: &[u8]| [0x60, 0, message[2], message[3]];
+    let second = server.receive(&acknowledge(&first[0].1)).1;
+    assert_eq!(second.len(), 1);
+    assert!(
+        server.receive(&acknowledge(&first[0].1)).1.is_empty(),
+        "a repeated acknowledgement frees nothing"
+    );
+    // The second is never acknowledged; when it is given up, the third has its turn.
+    let mut sent = Vec::new();
+    while let Some(at) = server.endpoint.poll_timeout().filter(|_| sent.len() < 5) {
+        sent.extend(server.advance(at - server.now));
+    }
+    assert!(sent[..4].iter().all(|message| *message == second[0]));
+    assert_ne!(sent[4], second[0]);
+    assert_eq!(sent[4].1[1], 0x45);
+}
+
+#[test]
+fn answers_that_wait_for_a_peer_are_bounded() {
+    let mut server = Server::new();
+    for id in 0..100 {
+        let request = server.receive(&get(CON, id)).0.unwrap();
+        server.endpoint.defer(server.now, request.exchange);
+        server.advance(Duration::from_secs(1));
+        server.respond(&request);
+    }
+    let mut answers = 0;
+    while let Some(at) = server.endpoint.poll_timeout() {
+        answers += server.advance(at - server.now).len();
+    }
+    // Of each that was kept, four retransmissions and one first message.
+    assert!(answers <= 17 * 5, "{answers}");
+}
+
+#[test]
+fn tokens_of_up_to_64_bytes_come_back_as_they_were() {
+    for length in [0, 1, 8, 13, 20, 64] {
+        let mut server = Server::new();
+        let token: Vec<u8> = (0..length).collect();
+        // RFC 8974 §2.1.
+        let announced =
+            if length < 13 { vec![0x40 | length, 1, 0, 9] } else { vec![0x4d, 1, 0, 9, length - 13] };
+        let request =
+            server.receive(&[announced.clone(), token.clone(), b"\xb1x".to_vec()].concat()).0.unwrap();
+        assert_eq!(request.path, ["x"]);
+        let answer = server.respond(&request).remove(0).1;
+        let (head, rest) = answer.split_at(announced.len());
+        assert_eq!((head[0] & 15, &head[4..]), (announced[0] & 15, &announced[4..]));
+        assert!(rest.starts_with(&token));
+        assert_eq!(rest[token.len()..], *b"\xc1\x3c\xffanswer");
+    }
+}
+
+#[test]
+fn tokens_that_are_longer_or_cut_off_are_reset() {
+    for message in [
+        &[&[0x4d, 1, 0, 9, 52][..], &[7; 65]].concat()[..],
+        &[&[0x4e, 1, 0, 9, 0, 1][..], &[7; 270]].concat(),
+        &[0x4d, 1, 0, 9],
+        &[0x4d, 1, 0, 9, 0, 1, 2],
+        &[0x4e, 1, 0, 9, 0],
+        &[0x49, 1, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+    ] {
+        let (request, sent) = Server::new().receive(message);
+        assert!(request.is_none());
+        assert_eq!(sent, [(PEER, vec![0x70, 0, 0, 9])], "{message:02x?}");
+    }
+}
+
+#[test]
+fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
+    // RFC 7252 §5.4.3: number, length, refused or not.
+    for (number, length, refused) in [
+        (3, 0, true),    // Uri-Host
+        (4, 9, false),   // ETag
+        (5, 1, true),    // If-None-Match
+        (7, 3, true),    // Uri-Port
+        (12, 3, false),  // Content-Format
+        (17, 3, true),   // Accept
+        (23, 4, true),   // Block2
+        (27, 4, true),   // Block1
+        (60, 5, false),  // Size1
+        (258, 2, false), // No-Response
+    ] {
+        let mut packet = coap_lite::Packet::new();
+        packet.header.message_id = number;
+        packet.header.code = coap_lite::MessageClass::Request(Method::Get);
+        packet.add_option(number.into(), vec![0; length]);
+        let (request, sent) = Server::new().receive(&packet.to_bytes().unwrap());
+        assert_eq!(request.is_none(), refused, "{number}");
+        assert_eq!(sent.first().map(|(_, message)| message[1]), refused.then_some(0x82), "{number}");
+    }
 }
 
 #[test]

@@ -1,0 +1,279 @@
+//! Block-wise transfers (RFC 7959): the Block options, request bodies that are
+//! being put together, and response bodies that are fetched in parts. Both are
+//! kept for a while and under a bound: of one peer, and of all.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Response;
+
+/// Most transfers of one peer that are remembered.
+const MAX_OF_PEER: usize = 4;
+/// The largest size exponent: blocks of 1,024 bytes.
+const MAX_SIZE_EXPONENT: u8 = 6;
+
+/// The value of a Block1 or Block2 option (RFC 7959 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Block {
+    /// NUM: below 2^20.
+    number: u32,
+    /// M: more blocks follow.
+    pub(super) more: bool,
+    /// SZX: 0..=6.
+    size_exponent: u8,
+}
+
+/// RFC 7959 §2.2: a size exponent of 7 must lead to 4.00.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BadBlock;
+
+impl Block {
+    /// Reads the value of an option: at most three bytes.
+    pub(super) fn read(value: &[u8]) -> Result<Self, BadBlock> {
+        let bits = value.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
+        let size_exponent = (bits & 7) as u8;
+        if size_exponent > MAX_SIZE_EXPONENT {
+            return Err(BadBlock);
+        }
+        Ok(Self { number: bits >> 4, more: bits & 8 != 0, size_exponent })
+    }
+
+    pub(super) fn value(self) -> u32 {
+        self.number << 4 | u32::from(self.more) << 3 | u32::from(self.size_exponent)
+    }
+
+    /// The first block, as large as blocks are.
+    pub(super) fn first() -> Self {
+        Self { number: 0, more: false, size_exponent: MAX_SIZE_EXPONENT }
+    }
+
+    pub(super) fn with_more(self, more: bool) -> Self {
+        Self { more, ..self }
+    }
+
+    pub(super) fn is_first(self) -> bool {
+        self.number == 0
+    }
+
+    /// 16..=1024 bytes.
+    pub(super) fn size(self) -> usize {
+        16 << self.size_exponent
+    }
+
+    /// Where the block begins in its body, in bytes.
+    pub(super) fn offset(self) -> usize {
+        self.number as usize * self.size()
+    }
+
+    /// The block that begins at the same place and is at most so long; the
+    /// smallest size there is if it must be.
+    pub(super) fn at_most(self, size: usize) -> Self {
+        let mut smaller = self;
+        while smaller.size() > size && smaller.size_exponent > 0 {
+            smaller.size_exponent -= 1;
+            smaller.number *= 2;
+        }
+        smaller
+    }
+}
+
+/// What names a transfer of a peer: a digest of the request's method and options,
+/// without those that differ from block to block.
+pub(super) type TransferKey = u64;
+
+/// What becomes of a block of a request body.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Assembled {
+    /// It was the last one: the whole body.
+    Complete(Vec<u8>),
+    /// More are to come: 2.31.
+    Continue,
+    /// One before it is missing: 4.08.
+    Incomplete,
+    /// The body would be longer than what is taken: 4.13.
+    TooLarge,
+    /// Its payload is not as long as it says: 4.00.
+    BadSize,
+}
+
+enum Body {
+    Request(Vec<u8>),
+    /// With the digest of the request's payload.
+    Response(u64, Arc<Response>),
+}
+
+struct Transfer<K> {
+    peer: K,
+    key: TransferKey,
+    expires: Instant,
+    body: Body,
+}
+
+/// Transfers in progress, of all peers.
+pub(super) struct Transfers<K> {
+    /// By number, which is in order of age.
+    transfers: BTreeMap<u64, Transfer<K>>,
+    of_peer: HashMap<K, Vec<u64>>,
+    next: u64,
+    max: usize,
+    lifetime: Duration,
+}
+
+impl<K: Copy + Eq + Hash> Transfers<K> {
+    pub(super) fn new(max: usize, lifetime: Duration) -> Self {
+        Self { transfers: BTreeMap::new(), of_peer: HashMap::new(), next: 0, max, lifetime }
+    }
+
+    /// Takes one block of a request body of at most `most` bytes. Blocks come in
+    /// order; one that came already is taken again.
+    pub(super) fn assemble(
+        &mut self,
+        now: Instant,
+        peer: K,
+        key: TransferKey,
+        block: Block,
+        payload: &[u8],
+        most: usize,
+    ) -> Assembled {
+        // RFC 7959 §2.3: only the last block may be shorter.
+        if payload.len() > block.size() || (block.more && payload.len() != block.size()) {
+            return Assembled::BadSize;
+        }
+        let number = self.find(peer, |transfer| {
+            transfer.key == key && transfer.expires > now && matches!(transfer.body, Body::Request(_))
+        });
+        let number = match number {
+            // RFC 7959 §2.5: the first block begins anew.
+            Some(number) if block.is_first() => {
+                self.remove(number);
+                self.insert(now, peer, key, Body::Request(Vec::new()))
+            }
+            Some(number) => number,
+            None if block.is_first() => self.insert(now, peer, key, Body::Request(Vec::new())),
+            None => return Assembled::Incomplete,
+        };
+        let body = match self.transfers.get_mut(&number).map(|transfer| &mut transfer.body) {
+            Some(Body::Request(body)) => body,
+            _ => return Assembled::Incomplete,
+        };
+        if block.offset() + payload.len() > most {
+            self.remove(number);
+            return Assembled::TooLarge;
+        }
+        match body.get(block.offset()..) {
+            Some([]) => body.extend_from_slice(payload),
+            Some(again) if again.starts_with(payload) => {}
+            // The ones before it may still come.
+            _ => return Assembled::Incomplete,
+        }
+        if block.more {
+            return Assembled::Continue;
+        }
+        let body = std::mem::take(body);
+        self.remove(number);
+        Assembled::Complete(body)
+    }
+
+    /// Keeps a response whose further blocks will be asked for. Its number serves
+    /// as ETag.
+    pub(super) fn keep(
+        &mut self,
+        now: Instant,
+        peer: K,
+        key: TransferKey,
+        payload: u64,
+        response: Arc<Response>,
+    ) -> u64 {
+        let same = |transfer: &Transfer<K>| {
+            transfer.key == key && matches!(transfer.body, Body::Response(known, _) if known == payload)
+        };
+        if let Some(number) = self.find(peer, same) {
+            self.remove(number);
+        }
+        self.insert(now, peer, key, Body::Response(payload, response))
+    }
+
+    /// The response kept for a request, and its ETag. A request for a further
+    /// block may or may not repeat the payload (`None`).
+    pub(super) fn kept(
+        &self,
+        now: Instant,
+        peer: K,
+        key: TransferKey,
+        payload: Option<u64>,
+    ) -> Option<(u64, Arc<Response>)> {
+        let number = self.find(peer, |transfer| {
+            let same = |known| payload.is_none_or(|payload| payload == known);
+            transfer.key == key
+                && transfer.expires > now
+                && matches!(transfer.body, Body::Response(known, _) if same(known))
+        })?;
+        match &self.transfers.get(&number)?.body {
+            Body::Response(_, response) => Some((number, response.clone())),
+            Body::Request(_) => None,
+        }
+    }
+
+    pub(super) fn forget(&mut self, peer: K) {
+        for number in self.of_peer.remove(&peer).unwrap_or_default() {
+            self.transfers.remove(&number);
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.transfers.len()
+    }
+
+    /// When the oldest is to be forgotten.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.transfers.first_key_value().map(|(_, oldest)| oldest.expires)
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        while self.poll_timeout().is_some_and(|at| at <= now) {
+            self.remove_oldest();
+        }
+    }
+
+    /// The youngest of the peer's that fits.
+    fn find(&self, peer: K, fits: impl Fn(&Transfer<K>) -> bool) -> Option<u64> {
+        let mut numbers = self.of_peer.get(&peer)?.iter().rev();
+        numbers.find(|number| self.transfers.get(number).is_some_and(&fits)).copied()
+    }
+
+    fn insert(&mut self, now: Instant, peer: K, key: TransferKey, body: Body) -> u64 {
+        let oldest_of_peer =
+            self.of_peer.get(&peer).filter(|numbers| numbers.len() >= MAX_OF_PEER).and_then(|n| n.first());
+        if let Some(&number) = oldest_of_peer {
+            self.remove(number);
+        }
+        if self.transfers.len() >= self.max {
+            self.remove_oldest();
+        }
+        let number = self.next;
+        self.next += 1;
+        self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
+        self.of_peer.entry(peer).or_default().push(number);
+        number
+    }
+
+    fn remove_oldest(&mut self) {
+        if let Some((&number, _)) = self.transfers.first_key_value() {
+            self.remove(number);
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some(transfer) = self.transfers.remove(&number) else { return };
+        if let Some(numbers) = self.of_peer.get_mut(&transfer.peer) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.of_peer.remove(&transfer.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Block-wise transfers (RFC 7959), both ways.
+
+use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
+
+use super::*;
+
+/// A client that asks for blocks, of a server whose `/big` is a given text.
+struct Transfer {
+    server: Server,
+    id: u16,
+    body: Vec<u8>,
+    /// How often the request was worked on.
+    asked: usize,
+    max_message: usize,
+}
+
+/// Messages of limited length.
+struct Narrow(Sent, usize);
+
+impl Outbox<u8> for Narrow {
+    fn push(&mut self, peer: u8, message: &[u8]) {
+        self.0.push((peer, message.to_vec()));
+    }
+
+    fn max_message(&self, _: u8) -> usize {
+        self.1
+    }
+}
+
+/// NUM, M and SZX.
+type Triple = (u32, bool, u8);
+
+fn value((number, more, size_exponent): Triple) -> Vec<u8> {
+    (number << 4 | u32::from(more) << 3 | u32::from(size_exponent)).to_be_bytes()[1..].to_vec()
+}
+
+fn triple(packet: &Packet, option: CoapOption) -> Option<Triple> {
+    let bits = number(packet, option)?;
+    Some((bits >> 4, bits & 8 != 0, (bits & 7) as u8))
+}
+
+fn number(packet: &Packet, option: CoapOption) -> Option<u32> {
+    let value = packet.get_option(option)?.front()?;
+    Some(value.iter().fold(0, |number, &byte| number << 8 | u32::from(byte)))
+}
+
+impl Transfer {
+    fn new(length: usize) -> Self {
+        let body = (0..length).map(|index| index as u8).collect();
+        Self { server: Server::new(), id: 0, body, asked: 0, max_message: 1152 }
+    }
+
+    fn request(&mut self, method: Method, path: &str) -> Packet {
+        self.id += 1;
+        let mut packet = Packet::new();
+        packet.header.message_id = self.id;
+        packet.header.set_type(MessageType::Confirmable);
+        packet.header.code = MessageClass::Request(method);
+        packet.set_token(self.id.to_be_bytes().to_vec());
+        packet.add_option(CoapOption::UriPath, path.into());
+        packet
+    }
+
+    /// Sends a request; answers with the response and with the payload that the
+    /// server was given to work on.
+    fn send(&mut self, packet: &Packet) -> (Packet, Option<Vec<u8>>) {
+        let bytes = packet.to_bytes_unlimited().unwrap();
+        let mut out = Narrow(Sent::new(), self.max_message);
+        let request = self.server.endpoint.receive(self.server.now, PEER, &bytes, &mut out);
+        if let Some(request) = &request {
+            self.asked += 1;
+            let response = Response::content(content_format::TEXT, self.body.clone()).with_max_age(0);
+            self.server.endpoint.respond(self.server.now, request.exchange, &response, &mut out);
+        }
+        assert_eq!(out.0.len(), 1);
+        assert!(out.0[0].1.len() <= self.max_message);
+        (Packet::from_bytes(&out.0[0].1).unwrap(), request.map(|request| request.payload))
+    }
+
+    fn get(&mut self, path: &str, block2: Option<Triple>) -> Packet {
+        let mut request = self.request(Method::Get, path);
+        if let Some(block) = block2 {
+            request.add_option(CoapOption::Block2, value(block));
+        }
+        self.send(&request).0
+    }
+
+    fn put(&mut self, path: &str, block1: Triple, payload: &[u8]) -> (u8, Option<Vec<u8>>) {
+        let mut request = self.request(Method::Post, path);
+        request.add_option(CoapOption::Block1, value(block1));
+        request.payload = payload.to_vec();
+        let (response, body) = self.send(&request);
+        (response.header.code.into(), body)
+    }
+}
+
+const CONTENT: u8 = 0x45;
+const CONTINUE: u8 = 0x5f;
+const BAD_REQUEST: u8 = 0x80;
+const INCOMPLETE: u8 = 0x88;
+const TOO_LARGE: u8 = 0x8d;
+
+fn code(packet: &Packet) -> u8 {
+    packet.header.code.into()
+}
+
+#[test]
+fn a_body_is_fetched_in_blocks_of_the_size_asked_for_and_made_once() {
+    let mut transfer = Transfer::new(100);
+    let (mut body, mut etags) = (Vec::new(), Vec::new());
+    for block in 0..4 {
+        let response = transfer.get("big", Some((block, false, 1)));
+        assert_eq!(triple(&response, CoapOption::Block2), Some((block, block < 3, 1)));
+        // RFC 7959 §4: the size is told with the first one.
+        assert_eq!(number(&response, CoapOption::Size2), (block == 0).then_some(100));
+        assert_eq!(number(&response, CoapOption::MaxAge), Some(0));
+        etags.push(number(&response, CoapOption::ETag).unwrap());
+        body.extend(response.payload);
+    }
+    assert_eq!(body, transfer.body);
+    assert_eq!(transfer.asked, 1);
+    etags.dedup();
+    assert_eq!(etags.len(), 1);
+}
+
+#[test]
+fn blocks_come_in_any_order_and_in_changing_sizes() {
+    let mut transfer = Transfer::new(100);
+    transfer.get("big", Some((0, false, 2)));
+    for (block, expected) in [((3, false, 1), 96..100), ((1, false, 1), 32..64), ((5, false, 0), 80..96)] {
+        let response = transfer.get("big", Some(block));
+        assert_eq!(response.payload, transfer.body[expected]);
+    }
+    assert_eq!(transfer.asked, 1);
+    assert_eq!(code(&transfer.get("big", Some((4, false, 1)))), BAD_REQUEST, "behind the end");
+}
+
+#[test]
+fn what_fits_into_the_block_asked_for_is_one_block() {
+    let mut transfer = Transfer::new(100);
+    let response = transfer.get("big", Some((0, false, 3)));
+    assert_eq!(triple(&response, CoapOption::Block2), Some((0, false, 3)));
+    assert_eq!(response.payload, transfer.body);
+    assert_eq!(transfer.server.endpoint.transfers(), 0);
+    let response = transfer.get("big", None);
+    assert_eq!(triple(&response, CoapOption::Block2), None);
+}
+
+#[test]
+fn a_peer_that_takes_short_messages_is_answered_in_blocks_unasked() {
+    let mut transfer = Transfer::new(300);
+    transfer.max_message = 64;
+    let response = transfer.get("big", None);
+    assert_eq!(triple(&response, CoapOption::Block2), Some((0, true, 1)));
+    let mut body = response.payload;
+    // RFC 7959 §2.4: a client may ask for larger ones all the same.
+    for number in 1.. {
+        let response = transfer.get("big", Some((number, false, 1)));
+        let (_, more, _) = triple(&response, CoapOption::Block2).unwrap();
+        body.extend(response.payload);
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(body, transfer.body);
+    let response = transfer.get("big", Some((1, false, 3)));
+    assert_eq!(triple(&response, CoapOption::Block2), Some((4, true, 1)));
+    assert_eq!(response.payload, transfer.body[128..160]);
+    assert_eq!(transfer.asked, 1);
+}
+
+#[test]
+fn a_new_first_block_is_a_new_request() {
+    let mut transfer = Transfer::new(100);
+    let first = transfer.get("big", Some((0, false, 1)));
+    transfer.body.reverse();
+    let again = transfer.get("big", Some((0, false, 1)));
+    assert_eq!(transfer.asked, 2);
+    assert_ne!(number(&first, CoapOption::ETag), number(&again, CoapOption::ETag));
+    let second = transfer.get("big", Some((1, false, 1)));
+    assert_eq!(second.payload, transfer.body[32..64]);
+    assert_eq!(number(&second, CoapOption::ETag), number(&again, CoapOption::ETag));
+}
+
+#[test]
+fn a_body_that_is_no_longer_kept_is_made_again() {
+    let mut transfer = Transfer::new(100);
+    transfer.get("big", Some((0, false, 1)));
+    transfer.server.advance(Duration::from_secs(247));
+    assert_eq!(transfer.server.endpoint.transfers(), 0);
+    let second = transfer.get("big", Some((1, false, 1)));
+    assert_eq!(second.payload, transfer.body[32..64]);
+    assert_eq!(transfer.asked, 2);
+}
+
+#[test]
+fn a_further_block_is_found_with_and_without_the_payload_of_the_request() {
+    let mut transfer = Transfer::new(100);
+    let ask = |transfer: &mut Transfer, block, payload: &[u8]| {
+        let mut request = transfer.request(Method::Fetch, "big");
+        request.add_option(CoapOption::Block2, value((block, false, 1)));
+        request.payload = payload.to_vec();
+        transfer.send(&request);
+        transfer.asked
+    };
+    assert_eq!(ask(&mut transfer, 0, b"one"), 1);
+    assert_eq!(ask(&mut transfer, 1, b"one"), 1);
+    assert_eq!(ask(&mut transfer, 2, b""), 1);
+    assert_eq!(ask(&mut transfer, 1, b"two"), 2, "another request");
+}
+
+#[test]
+fn a_body_is_put_together_from_its_blocks() {
+    let mut transfer = Transfer::new(3);
+    assert_eq!(transfer.put("up", (0, true, 0), &[1; 16]), (CONTINUE, None));
+    assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
+    // One that comes once more, in another message.
+    assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
+    let body = [[1; 16].to_vec(), [2; 16].to_vec(), vec![3]].concat();
+    assert_eq!(transfer.put("up", (2, false, 0), &[3]), (CONTENT, Some(body)));
+    assert_eq!(transfer.server.endpoint.transfers(), 0);
+    assert_eq!(transfer.put("up", (0, false, 0), b"short"), (CONTENT, Some(b"short".to_vec())));
+}
+
+#[test]
+fn the_answer_to_a_block_names_it() {
+    let mut transfer = Transfer::new(3);
+    let mut request = transfer.request(Method::Post, "up");
+    request.add_option(CoapOption::Block1, value((0, true, 2)));
+    request.payload = vec![0; 64];
+    let response = transfer.send(&request).0;
+    assert_eq!(triple(&response, CoapOption::Block1), Some((0, true, 2)));
+    let mut request = transfer.request(Method::Post, "up");
+    request.add_option(CoapOption::Block1, value((1, false, 2)));
+    request.payload = vec![0; 1];
+    let response = transfer.send(&request).0;
+    assert_eq!(triple(&response, CoapOption::Block1), Some((1, false, 2)));
+}
+
+#[test]
+fn a_body_whose_first_block_begins_again_begins_again() {
+    let mut transfer = Transfer::new(3);
+    transfer.put("up", (0, true, 0), &[1; 16]);
+    transfer.put("up", (1, true, 0), &[2; 16]);
+    transfer.put("up", (0, true, 0), &[3; 16]);
+    assert_eq!(transfer.put("up", (1, false, 0), &[4]).1, Some([[3; 16].to_vec(), vec![4]].concat()));
+}
+
+#[test]
+fn a_block_that_comes_too_early_is_incomplete_and_spoils_nothing() {
+    let mut transfer = Transfer::new(3);
+    assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]).0, INCOMPLETE);
+    transfer.put("up", (0, true, 0), &[1; 16]);
+    assert_eq!(transfer.put("up", (2, false, 0), &[3]).0, INCOMPLETE);
+    assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]).0, CONTINUE);
+    assert_eq!(transfer.put("up", (2, false, 0), &[3]).0, CONTENT);
+    transfer.put("up", (0, true, 0), &[1; 16]);
+    transfer.server.advance(Duration::from_secs(247));
+    assert_eq!(transfer.put("up", (1, false, 0), &[2]).0, INCOMPLETE, "left too long");
+}
+
+#[test]
+fn transfers_of_one_peer_to_different_resources_do_not_mix() {
+    let mut transfer = Transfer::new(3);
+    transfer.put("one", (0, true, 0), &[1; 16]);
+    transfer.put("two", (0, true, 0), &[2; 16]);
+    assert_eq!(transfer.put("one", (1, false, 0), &[9]).1, Some([[1; 16].to_vec(), vec![9]].concat()));
+    assert_eq!(transfer.put("two", (1, false, 0), &[9]).1, Some([[2; 16].to_vec(), vec![9]].concat()));
+}
+
+#[test]
+fn a_body_beyond_the_limit_is_refused_as_soon_as_it_shows() {
+    let mut transfer = Transfer::new(3);
+    let mut announced = transfer.request(Method::Post, "up");
+    announced.add_option(CoapOption::Block1, value((0, true, 0)));
+    announced.add_option(CoapOption::Size1, vec![0x04, 0x01]);
+    announced.payload = vec![0; 16];
+    let response = transfer.send(&announced).0;
+    assert_eq!(code(&response), TOO_LARGE);
+    assert_eq!(number(&response, CoapOption::Size1), Some(1024));
+    assert_eq!(transfer.put("up", (0, true, 6), &[0; 1024]).0, CONTINUE);
+    assert_eq!(transfer.put("up", (1, false, 6), &[0; 1]).0, TOO_LARGE);
+    assert_eq!(transfer.server.endpoint.transfers(), 0);
+}
+
+#[test]
+fn blocks_that_contradict_themselves_are_bad_requests() {
+    let mut transfer = Transfer::new(3);
+    assert_eq!(transfer.put("up", (0, true, 7), &[0; 16]).0, BAD_REQUEST, "reserved size");
+    assert_eq!(transfer.put("up", (0, true, 0), &[0; 15]).0, BAD_REQUEST, "more follow a short one");
+    assert_eq!(transfer.put("up", (0, false, 0), &[0; 17]).0, BAD_REQUEST, "longer than its size");
+    assert_eq!(code(&transfer.get("big", Some((0, false, 7)))), BAD_REQUEST);
+    assert_eq!(transfer.server.endpoint.transfers(), 0);
+}
+
+#[test]
+fn transfers_are_bounded_of_one_peer_and_of_all() {
+    let mut transfer = Transfer::new(100);
+    for path in 0..100 {
+        transfer.get(&path.to_string(), Some((0, false, 1)));
+    }
+    assert_eq!(transfer.server.endpoint.transfers(), 4);
+    let config = Config { max_transfers: 10, ..Config::default() };
+    let mut endpoint = Endpoint::new(config, transfer.server.now, [3; 32]);
+    for peer in 0..100 {
+        let mut request = transfer.request(Method::Post, "up");
+        request.add_option(CoapOption::Block1, value((0, true, 0)));
+        request.payload = vec![0; 16];
+        endpoint.receive(transfer.server.now, peer, &request.to_bytes().unwrap(), &mut Sent::new());
+    }
+    assert_eq!(endpoint.transfers(), 10);
+    (0..100).for_each(|peer| endpoint.forget(peer));
+    assert_eq!(endpoint.transfers(), 0);
+}
+
+#[test]
+fn a_slow_answer_is_fetched_in_blocks_as_well() {
+    let mut transfer = Transfer::new(100);
+    let mut request = transfer.request(Method::Get, "slow");
+    request.add_option(CoapOption::Block2, value((0, false, 1)));
+    let (request, _) = transfer.server.receive(&request.to_bytes().unwrap());
+    let request = request.unwrap();
+    transfer.server.endpoint.defer(transfer.server.now, request.exchange);
+    transfer.server.advance(Duration::from_secs(1));
+    let mut out = Sent::new();
+    let response = Response::content(content_format::TEXT, transfer.body.clone());
+    transfer.server.endpoint.respond(transfer.server.now, request.exchange, &response, &mut out);
+    let first = Packet::from_bytes(&out[0].1).unwrap();
+    assert_eq!(triple(&first, CoapOption::Block2), Some((0, true, 1)));
+    let second = transfer.get("slow", Some((1, false, 1)));
+    assert_eq!(second.payload, transfer.body[32..64]);
+    assert_eq!(transfer.asked, 0);
+}
