@@ -7,7 +7,10 @@ mod body;
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use crate::{
-    coap::{Code, Method, Request, Response, content_format as format},
+    coap::{
+        Code, Method, Request, Response, content_format as format,
+        link::{self, Link},
+    },
     device::{Certificate, DeviceId},
     provision::{Provisioner, Refusal},
     psk::Principal,
@@ -18,7 +21,10 @@ use crate::{
 pub const MAX_PAYLOAD: usize = 512;
 
 /// RFC 6690: the resource that `/.well-known/core` lists.
-const CORE_LINKS: &str = "</cert>;rt=\"certdist.cert\";ct=\"60 50\";title=\"Device certificate\"";
+const LINKS: [Link<'_>; 1] = [Link {
+    target: "/cert",
+    attributes: &[("rt", "certdist.cert"), ("ct", "60 50"), ("title", "Device certificate")],
+}];
 
 /// What becomes of a request.
 pub enum Answer {
@@ -149,7 +155,9 @@ fn refused(refusal: &Refusal) -> Response {
 
 fn core_links<K>(request: &Request<K>) -> Response {
     match (request.method, request.accept) {
-        (Method::Get, None | Some(format::LINK)) => Response::content(format::LINK, CORE_LINKS.into()),
+        (Method::Get, None | Some(format::LINK)) => {
+            Response::content(format::LINK, link::format(&LINKS, &request.query).into_bytes())
+        }
         (Method::Get, _) => Response::problem(Code::NotAcceptable, "Accept 40 (link format)"),
         _ => Response::problem(Code::MethodNotAllowed, "GET"),
     }

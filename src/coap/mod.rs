@@ -7,7 +7,9 @@
 //! address.
 
 mod block;
+pub mod echo;
 mod endpoint;
+pub mod link;
 mod message;
 mod outstanding;
 pub mod problem;
