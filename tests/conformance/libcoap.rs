@@ -1,0 +1,46 @@
+//! libcoap's client, in blocks: with the resources of the plugtests over UDP, and
+//! for a certificate over DTLS.
+
+use std::process::Command;
+
+use super::{
+    server::{Plugtest, large},
+    support::{SHARED_IDENTITY, SHARED_KEY, Site, stdout},
+};
+
+fn coap_client(arguments: &[&str]) -> String {
+    let output = Command::new("coap-client-openssl").args(["-B", "10"]).args(arguments).output();
+    stdout(&output.expect("installed by `make clients`"))
+}
+
+#[test]
+fn it_fetches_and_sends_in_blocks_of_every_size() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("body");
+    let mut body = large();
+    body.rotate_left(77);
+    std::fs::write(&file, &body).expect("written");
+    for size in ["16", "64", "256", "1024"] {
+        let server = Plugtest::start();
+        let url = |path: &str| format!("coap://{}/{path}", server.address);
+        assert_eq!(coap_client(&["-b", size, &url("large")]).trim_end().as_bytes(), large().trim_ascii_end());
+        let file = file.to_str().expect("a name");
+        coap_client(&["-m", "put", "-b", size, "-f", file, &url("large-update")]);
+        let found = coap_client(&[&url("large-update")]);
+        assert_eq!(found.trim_end().as_bytes(), body.trim_ascii_end(), "sent in blocks of {size}");
+    }
+}
+
+#[test]
+fn a_certificate_that_is_issued_once_comes_in_blocks_of_16_bytes() {
+    let site = Site::new();
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &format!("{configuration}reissue = \"once\"\n"));
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    let server = site.serve();
+    let url = format!("coaps://{}/cert?sn=PLUG-1", server.address);
+    let ask = || coap_client(&["-u", SHARED_IDENTITY, "-k", SHARED_KEY, "-A", "50", "-b", "16", &url]);
+    let answer: serde_json::Value = serde_json::from_str(&ask()).expect("JSON");
+    assert_eq!(answer["deviceSecret"], "secret-of-plug-1");
+    assert!(!ask().contains("secret-of-plug-1"), "once is once");
+}
