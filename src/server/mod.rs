@@ -4,6 +4,7 @@
 //! the runtime, and comes back to its worker as a message.
 
 mod batch;
+mod stack;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -31,8 +32,9 @@ use crate::{
     psk::Enrollments,
     store::Store,
 };
-pub use worker::Figures;
-use worker::{Done, Mailbox, Worker};
+pub use stack::Figures;
+use stack::Stack;
+use worker::{Mailbox, Worker};
 
 /// Asked for as the socket's receive buffer, in bytes; the system may give less
 /// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
@@ -77,15 +79,8 @@ impl Server {
             let dtls = dtls::Endpoint::new(config, now, &cookie_secret, random()?);
             let coap = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
             let coap = coap::Endpoint::new(coap, now, random()?);
-            workers.push(Worker::new(
-                number,
-                socket,
-                dtls,
-                coap,
-                rooms.clone(),
-                runtime.clone(),
-                stop.clone(),
-            )?);
+            let stack = Stack::new(dtls, coap, rooms.clone());
+            workers.push(Worker::new(number, socket, stack, runtime.clone(), stop.clone())?);
         }
         let mailboxes: Arc<[Mailbox]> = workers.iter().map(Worker::mailbox).collect();
         let start = |(number, worker): (usize, Worker)| {
@@ -110,7 +105,7 @@ impl Server {
     /// Takes over other enrollments for handshakes from now on; sessions stay.
     pub fn reload(&self, enrollments: &Arc<Enrollments>) {
         for worker in &self.workers {
-            worker.mailbox.put(Done::Enrollments(enrollments.clone()));
+            worker.mailbox.reload(enrollments.clone());
         }
     }
 
