@@ -174,6 +174,6 @@ impl Registrar {
     /// Full jitter over a doubling pause, at least a tenth of it.
     fn pause(&self, attempt: u32) -> Duration {
         let doubled = self.config.retry_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
-        doubled.min(self.config.max_retry_pause).mul_f64(rand::random_range(0.1..1.0))
+        doubled.min(self.config.max_retry_pause).mul_f64(self.jitter(0.1..1.0))
     }
 }

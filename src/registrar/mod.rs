@@ -13,6 +13,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, watch},
@@ -52,6 +54,9 @@ pub struct Config {
     /// How long no call is made for a product after the cloud has refused in a
     /// way that only the operator can mend.
     pub breaker_pause: Duration,
+    /// Where jitter comes from; the system's randomness when `None`. Given in
+    /// simulations, which are to be repeatable.
+    pub seed: Option<u64>,
 }
 
 impl Default for Config {
@@ -64,6 +69,7 @@ impl Default for Config {
             retry_pause: Duration::from_millis(500),
             max_retry_pause: Duration::from_secs(30),
             breaker_pause: Duration::from_secs(30),
+            seed: None,
         }
     }
 }
@@ -111,6 +117,7 @@ pub struct Registrar {
     /// Until when no call is made for a product, and why.
     breakers: Mutex<HashMap<String, (Instant, String)>>,
     counters: Mutex<Counters>,
+    random: Mutex<StdRng>,
     draining: AtomicBool,
 }
 
@@ -125,6 +132,7 @@ impl Registrar {
         Arc::new(Self {
             pace: Pace::new(config.qps),
             calls: Semaphore::new(config.max_calls.max(1)),
+            random: Mutex::new(config.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64)),
             config,
             store,
             cloud,
@@ -151,7 +159,7 @@ impl Registrar {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or(Outcome::TimedOut),
             // The flight was dropped with its runtime: the server is going down.
             Ok(Err(_)) => Outcome::Later(Duration::from_secs(5)),
-            Err(_) if wait.is_zero() => Outcome::Later(spread(turn)),
+            Err(_) if wait.is_zero() => Outcome::Later(self.spread(turn)),
             Err(_) => Outcome::TimedOut,
         }
     }
@@ -206,7 +214,7 @@ impl Registrar {
             return Err(Outcome::Operator(reason));
         }
         if flights.len() >= self.config.max_flights {
-            return Err(Outcome::Later(spread(self.pace.duration_of(flights.len()))));
+            return Err(Outcome::Later(self.spread(self.pace.duration_of(flights.len()))));
         }
         let (announce, landing) = watch::channel(None);
         flights.insert(wanted.device.clone(), landing.clone());
@@ -251,12 +259,16 @@ impl Registrar {
     fn count(&self, change: impl FnOnce(&mut Counters)) {
         change(&mut lock(&self.counters));
     }
-}
 
-/// When to come back, spread over half as long again, so that a crowd does not
-/// return all at once.
-fn spread(turn: Duration) -> Duration {
-    turn.mul_f64(rand::random_range(1.0..1.5)) + Duration::from_secs(1)
+    /// When to come back, spread over half as long again, so that a crowd does not
+    /// return all at once.
+    fn spread(&self, turn: Duration) -> Duration {
+        turn.mul_f64(self.jitter(1.0..1.5)) + Duration::from_secs(1)
+    }
+
+    fn jitter(&self, range: Range<f64>) -> f64 {
+        lock(&self.random).random_range(range)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

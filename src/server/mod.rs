@@ -4,6 +4,8 @@
 //! the runtime, and comes back to its worker as a message.
 
 mod batch;
+#[cfg(test)]
+mod simulation;
 mod stack;
 #[cfg(test)]
 mod tests;

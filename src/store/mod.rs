@@ -3,6 +3,8 @@
 //! that the rooms above speak to; a store is one file or folder here and one
 //! line in [`open`]. A store knows nothing of policies: it keeps what it is told.
 
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod sqlite;
 
 use std::{
