@@ -23,11 +23,13 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 
-# Server CPU and memory beside libcoap's server, in one run; then the DTLS core
-# in memory.
+# Server CPU and memory beside libcoap's server, in one run; then at the sizes it is
+# made for; then in memory, a worker's whole stack and the DTLS core.
 bench: clients
 	$(CARGO) build --release
 	benches/compare
+	benches/limits
+	$(CARGO) bench --features testing --bench stack
 	$(CARGO) bench --features testing --bench dtls
 
 # Ten million mutated messages against the DTLS and CoAP endpoints.

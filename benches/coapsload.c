@@ -14,6 +14,7 @@
  *   -u PATH   Uri-Path, default cert                  -m METHOD 1 GET (default), 2 POST, 5 FETCH
  *   -I FMT    identity and SN of device i, printf form, default SN%08ld
  *   -F N      first device number, default 1          -W N      wrap device numbers after N
+ *   -s N      step from one device number to the next, default 1
  *   -k HEX    one PSK for all                         -K HEX    master: PSK = HMAC-SHA256(master, identity)[0..16]
  *   -S LIST   cipher suites, default PSK-AES128-CCM8  -g IDENT  group: this identity for all, SN still by -I
  *   -x MODE   payload: sn (default) {"sn": SN} as CBOR; none
@@ -55,7 +56,7 @@ struct device {
 
 static const char *host = "127.0.0.1", *path = "cert", *identity_fmt = "SN%08ld", *group, *payload_mode = "sn";
 static int port = 5684, method = 1, hold, no_ems, server_pid, linger_s, ep;
-static long rounds = 1000, first = 1, wrap, source_slot;
+static long rounds = 1000, first = 1, number_step = 1, wrap, source_slot;
 static int concurrency = 64;
 static double give_up = 60;
 static unsigned char key[64], master[64];
@@ -76,7 +77,7 @@ static int unhex(const char *s, unsigned char *out) {
   return n;
 }
 
-static long device_number(long i) { return first + (wrap ? i % wrap : i); }
+static long device_number(long i) { return first + (wrap ? i * number_step % wrap : i * number_step); }
 
 static unsigned psk(SSL *ssl, const char *hint, char *identity, unsigned max_identity, unsigned char *out, unsigned max) {
   (void)hint; (void)max;
@@ -228,7 +229,7 @@ static int ascending(const void *a, const void *b) {
 int main(int argc, char **argv) {
   const char *suites = "PSK-AES128-CCM8";
   int o;
-  while ((o = getopt(argc, argv, "h:p:n:c:u:m:I:F:W:k:K:S:g:x:P:t:HL:b:E")) != -1) switch (o) {
+  while ((o = getopt(argc, argv, "h:p:n:c:u:m:I:F:W:k:K:S:g:x:P:t:HL:b:Es:")) != -1) switch (o) {
     case 'h': host = optarg; break;
     case 'p': port = atoi(optarg); break;
     case 'n': rounds = atol(optarg); break;
@@ -238,6 +239,7 @@ int main(int argc, char **argv) {
     case 'I': identity_fmt = optarg; break;
     case 'F': first = atol(optarg); break;
     case 'W': wrap = atol(optarg); break;
+    case 's': number_step = atol(optarg); break;
     case 'k': key_len = unhex(optarg, key); break;
     case 'K': master_len = unhex(optarg, master); break;
     case 'S': suites = optarg; break;

@@ -6,7 +6,7 @@
 mod batch;
 #[cfg(test)]
 mod simulation;
-mod stack;
+pub mod stack;
 #[cfg(test)]
 mod tests;
 mod worker;

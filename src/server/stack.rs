@@ -31,13 +31,15 @@ const TASKS_PAUSE: u32 = 10;
 const MAX_FAILURE_LINES: u32 = 20;
 
 /// Where a stack's datagrams and its work go.
-pub(super) trait Io: dtls::Outbox {
+pub trait Io: dtls::Outbox {
     /// Goes on with work; its result is to come back by [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
 }
 
 /// A result of work that took more than one step.
-pub(super) enum Done {
+pub struct Done(Outcome);
+
+enum Outcome {
     Key(HandshakeId, Option<(Key, Principal)>),
     Response(ExchangeId<SessionId>, Response),
     Nothing,
@@ -67,7 +69,7 @@ pub struct Figures {
 }
 
 /// DTLS, CoAP and what is in work, of one worker.
-pub(super) struct Stack {
+pub struct Stack {
     dtls: dtls::Endpoint<Principal>,
     coap: coap::Endpoint<SessionId>,
     rooms: Rooms,
@@ -77,25 +79,24 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    pub(super) fn new(
-        dtls: dtls::Endpoint<Principal>,
-        coap: coap::Endpoint<SessionId>,
-        rooms: Rooms,
-    ) -> Self {
+    /// A stack of two endpoints that have nothing to do yet.
+    pub fn new(dtls: dtls::Endpoint<Principal>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
         let (figures, failure_lines) = (Arc::default(), FailureLines::default());
         Self { dtls, coap, rooms, tasks: 0, figures, failure_lines }
     }
 
-    pub(super) fn figures(&self) -> Arc<Figures> {
+    /// What it has done so far.
+    pub fn figures(&self) -> Arc<Figures> {
         self.figures.clone()
     }
 
     /// Takes over other enrollments, for handshakes from now on.
-    pub(super) fn reload(&mut self, enrollments: Arc<Enrollments>) {
+    pub fn reload(&mut self, enrollments: Arc<Enrollments>) {
         self.rooms.enrollments = enrollments;
     }
 
-    pub(super) fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8], io: &mut impl Io) {
+    /// Takes a datagram.
+    pub fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8], io: &mut impl Io) {
         let mut datagram = Datagram::new(from, bytes);
         while let Some(received) = self.dtls.receive(now, &mut datagram, io) {
             self.message(now, received.session, received.data, io);
@@ -103,21 +104,23 @@ impl Stack {
         self.events(now, io);
     }
 
-    pub(super) fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
+    /// Takes a result of work that it had left to [`Io::spawn`].
+    pub fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
         self.tasks -= 1;
-        match done {
-            Done::Key(handshake, found) => self.key_found(now, handshake, found, io),
-            Done::Response(exchange, response) => self.respond(now, exchange, &response, io),
-            Done::Nothing => {}
+        match done.0 {
+            Outcome::Key(handshake, found) => self.key_found(now, handshake, found, io),
+            Outcome::Response(exchange, response) => self.respond(now, exchange, &response, io),
+            Outcome::Nothing => {}
         }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         [self.dtls.poll_timeout(), self.coap.poll_timeout()].into_iter().flatten().min()
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
         self.dtls.handle_timeout(now, io);
         self.events(now, io);
         self.coap.handle_timeout(now, &mut Sealing { dtls: &mut self.dtls, out: io });
@@ -138,7 +141,7 @@ impl Stack {
                 }
                 Poll::Pending => {
                     self.coap.defer(now, exchange);
-                    self.spawn(async move { Done::Response(exchange, work.await) }, io);
+                    self.spawn(async move { Done(Outcome::Response(exchange, work.await)) }, io);
                 }
             },
         }
@@ -189,10 +192,10 @@ impl Stack {
             Poll::Pending => {
                 let work = async move {
                     match work.await {
-                        Ok(found) => Done::Key(handshake, found),
+                        Ok(found) => Done(Outcome::Key(handshake, found)),
                         Err(error) => {
                             tracing::error!(%error, "a key could not be looked up");
-                            Done::Nothing
+                            Done(Outcome::Nothing)
                         }
                     }
                 };
@@ -220,7 +223,7 @@ impl Stack {
     }
 
     /// Writes down what others may read.
-    pub(super) fn publish(&self, datagrams_dropped: u64) {
+    pub fn publish(&self, datagrams_dropped: u64) {
         let (figures, counters) = (&self.figures, self.dtls.counters());
         for (figure, value) in [
             (&figures.hello_verify_requests, counters.hello_verify_requests),

@@ -1,0 +1,215 @@
+//! A worker's whole stack in memory, on a real table: what a provisioning costs
+//! without the system calls, how two workers get along, and what a held session
+//! takes. The devices' share is never counted.
+//!
+//!     cargo bench --features testing --bench stack [-- SESSIONS]
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use certdist::{
+    cert::Service,
+    coap,
+    device::{DeviceId, Secret},
+    dtls::{
+        self, Psk,
+        testing::{Client, Profile},
+    },
+    iot_platform::{ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform},
+    provision::Provisioner,
+    psk::{Enrollment, Enrollments, Key, Kind, Reissue},
+    registrar::{self, Registrar},
+    server::{
+        Rooms,
+        stack::{Done, Io, Stack},
+    },
+    store::{self, Bulk, ImportRow, Store as _},
+};
+use tokio::runtime::{Handle, Runtime};
+
+const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
+const DEVICES: u32 = 20_000;
+
+/// Not to be called: every device of this bench has its certificate.
+struct NoCloud;
+
+impl IotPlatform for NoCloud {
+    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        let error = ApiError { class: ErrorClass::Operator, code: String::new(), message: String::new() };
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn query_device_detail<'a>(&'a self, product: &'a str, name: &'a str) -> ApiFuture<'a, CloudDevice> {
+        self.register_device(product, name)
+    }
+}
+
+fn id(number: u32) -> String {
+    format!("SN{:08}", number % DEVICES)
+}
+
+/// A table of devices that have their certificates, and had them before.
+fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
+    let path = folder.join("certdist.db");
+    let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
+    let rows = (0..DEVICES).map(|number| {
+        Ok::<_, ()>(ImportRow {
+            device: DeviceId::parse_sn(&id(number)).expect("an ID"),
+            enrollment: "lamp".into(),
+            enrollment_product: "a1lamp".into(),
+            individual: false,
+            product_key: None,
+            device_name: Some(id(number)),
+            device_secret: Some(Secret::new(format!("{number:032x}"))),
+            iot_id: None,
+            key: None,
+        })
+    });
+    store.import(rows, false, |_, _| panic!("rejected")).expect("imported");
+    runtime.block_on(async {
+        for number in 0..DEVICES {
+            let device = DeviceId::parse_sn(&id(number)).expect("an ID");
+            store.record_issue(&device, 1).await.expect("recorded");
+        }
+    });
+    let kind = Kind::Derived(Key::from_hex(MASTER).expect("a key"));
+    let enrollment =
+        Enrollment { name: "lamp".into(), product_key: "a1lamp".into(), kind, reissue: Reissue::Always };
+    let registrar = Registrar::new(
+        registrar::Config::default(),
+        store.clone(),
+        Arc::new(NoCloud),
+        runtime.handle().clone(),
+    );
+    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    Rooms {
+        enrollments: Arc::new(Enrollments::new([enrollment])),
+        service: Arc::new(Service::new(provisioner)),
+        store,
+    }
+}
+
+struct Sent(Vec<(SocketAddr, Vec<u8>)>);
+
+impl dtls::Outbox for Sent {
+    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
+        self.0.push((peer, datagram.to_vec()));
+    }
+}
+
+impl Io for Sent {
+    fn spawn(&mut self, _: impl Future<Output = Done> + Send + 'static) {
+        panic!("a device that has its certificate is served at once");
+    }
+}
+
+struct Server {
+    stack: Stack,
+    now: Instant,
+    master: Key,
+    /// Time spent in the stack.
+    spent: Duration,
+}
+
+impl Server {
+    fn new(rooms: Rooms, max_sessions: usize) -> Self {
+        let now = Instant::now();
+        let config = dtls::Config { max_sessions, ..dtls::Config::default() };
+        let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
+        let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
+        let master = Key::from_hex(MASTER).expect("a key");
+        Self { stack: Stack::new(dtls, coap, rooms), now, master, spent: Duration::ZERO }
+    }
+
+    fn provision(&mut self, number: u32, close: bool) {
+        let (id, [_, a, b, c]) = (id(number), number.to_be_bytes());
+        let peer = SocketAddr::from(([10, a, b, c], 40_000));
+        let psk = Psk::new(self.master.derive(id.as_bytes()).as_bytes().to_vec()).expect("16 bytes");
+        let mut random = [0; 32];
+        random[..4].copy_from_slice(&number.to_be_bytes());
+        let mut client = Client::new(Profile::new(&id, psk), random);
+        let (mut to_server, mut asked, mut out) = (client.start(self.now), false, Sent(Vec::new()));
+        while let Some(mut datagram) = to_server.pop() {
+            let begun = Instant::now();
+            self.stack.receive(self.now, peer, &mut datagram, &mut out);
+            self.spent += begun.elapsed();
+            for (_, answer) in out.0.drain(..) {
+                to_server.extend(client.receive(self.now, &answer));
+            }
+            if client.is_established() && !asked {
+                asked = true;
+                to_server.push(client.send(b"\x41\x01\x12\x34T\xb4cert"));
+            } else if let Some(answer) = client.received.pop() {
+                assert_eq!(answer[1], 0x45);
+                if close {
+                    to_server.push(client.close());
+                }
+            }
+        }
+        assert!(asked);
+    }
+}
+
+fn micros(spent: Duration, count: u32) -> f64 {
+    spent.as_secs_f64() * 1e6 / f64::from(count)
+}
+
+/// Time a provisioning, on so many threads at once.
+fn provisionings(rooms: &Rooms, runtime: &Handle, threads: u32) -> f64 {
+    let run = |first: u32| {
+        let (rooms, runtime) = (rooms.clone(), runtime.clone());
+        thread::spawn(move || {
+            let _entered = runtime.enter();
+            let mut server = Server::new(rooms, 100_000);
+            (0..2000).for_each(|number| server.provision(first + number, true));
+            server.spent = Duration::ZERO;
+            (0..DEVICES).for_each(|number| server.provision(first + number, true));
+            micros(server.spent, DEVICES)
+        })
+    };
+    let running: Vec<_> = (0..threads).map(|thread| run(thread * 7919)).collect();
+    let each = running.into_iter().map(|thread| thread.join().expect("no panic"));
+    each.sum::<f64>() / f64::from(threads)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Resident memory, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+fn main() {
+    let sessions = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1_000_000);
+    let folder = tempfile::tempdir().expect("a folder");
+    let runtime = Runtime::new().expect("a runtime");
+    let rooms = rooms(folder.path(), &runtime);
+    let _entered = runtime.enter();
+
+    // Side by side, as the machine may have other work.
+    let pairs: Vec<_> =
+        (0..5).map(|_| [1, 2].map(|threads| provisionings(&rooms, runtime.handle(), threads))).collect();
+    let one = median(pairs.iter().map(|pair| pair[0]));
+    let two = median(pairs.iter().map(|pair| pair[1]));
+    let ratio = median(pairs.iter().map(|pair| 2.0 * pair[0] / pair[1]));
+    println!("whole provisioning in memory, SQLite included         {one:8.2} µs");
+    println!("the same on each of two workers at once               {two:8.2} µs");
+    println!("two workers carry                                     {ratio:8.2} times what one does");
+
+    let mut server = Server::new(rooms, sessions as usize);
+    (0..1000).for_each(|number| server.provision(number, true));
+    let before = resident();
+    (0..sessions).for_each(|number| server.provision(number, false));
+    let each = (resident() - before) as f64 / f64::from(sessions);
+    println!("{sessions} sessions held, each with the answer it was given {each:8.0} B");
+}
