@@ -89,7 +89,10 @@ impl Provisioner {
             Some(certificate) => certificate,
             None => self.register(row).await?,
         };
-        self.record_issue(principal.enrollment.reissue, device, first_issued, now).await?;
+        // A device that comes again writes nothing.
+        if first_issued.is_none() {
+            self.record_issue(principal.enrollment.reissue, device, now).await?;
+        }
         Ok(certificate)
     }
 
@@ -107,22 +110,16 @@ impl Provisioner {
         }
     }
 
-    /// Where the policy depends on it, the first issue is on the disk before the
-    /// answer leaves; of two requests at once, one was the first.
+    /// The first issue is on the disk before the answer leaves, whatever the
+    /// policy: what the operator reads about a device is what it was given, and a
+    /// policy that is made stricter later holds for it. Of two requests at once,
+    /// one was the first.
     async fn record_issue(
         &self,
         reissue: Reissue,
         device: &DeviceId,
-        known: Option<UnixSeconds>,
         now: UnixSeconds,
     ) -> Result<(), Refusal> {
-        if known.is_some() {
-            return Ok(());
-        }
-        if reissue == Reissue::Always {
-            self.store.note_issue(device, now);
-            return Ok(());
-        }
         let issue = self.store.record_issue(device, now).await?;
         if issue.is_first { Ok(()) } else { may_have_again(reissue, issue.first, now) }
     }

@@ -132,6 +132,21 @@ fn a_device_is_disabled_enabled_reset_and_deleted() {
 }
 
 #[test]
+fn what_was_answered_is_recorded_however_the_server_ends() {
+    let site = Site::new();
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    let shown = || -> serde_json::Value {
+        let output = site.run(&["device", "show", "--json", "SN00000001"]);
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
+    let server = site.serve();
+    assert!(shown()["firstIssued"].is_null());
+    load(&server, 1, &[]);
+    server.kill();
+    assert!(shown()["firstIssued"].is_string(), "{}", shown());
+}
+
+#[test]
 fn a_broken_line_of_an_import_is_named_and_nothing_is_changed() {
     let site = Site::new();
     let mut lines: Vec<String> = csv(100_000).lines().map(Into::into).collect();

@@ -438,6 +438,58 @@ async fn within_its_window_a_certificate_is_repeated_and_after_it_not() {
 }
 
 #[tokio::test]
+async fn whatever_the_policy_the_first_issue_is_on_the_disk_before_the_answer() {
+    let bench = Bench::new();
+    // Another process's eyes: nothing is seen before it is committed.
+    let disk = rusqlite::Connection::open(bench.store.path()).unwrap();
+    let first_issued = |device: &str| -> Option<i64> {
+        disk.query_row("SELECT firstIssued FROM device_table WHERE deviceId = ?1", [device], |row| row.get(0))
+            .unwrap()
+    };
+    for (identity, device) in [
+        ("SN-KNOWN", "SN-KNOWN"),
+        ("SN-1", "SN-1"),
+        ("OWN-1-identity", "OWN-1"),
+        ("plug-identity", "PLUG-1"),
+        ("once-identity", "ONCE-1"),
+    ] {
+        assert_eq!(first_issued(device), None, "{device}");
+        let answer = bench.ask(identity, get().query(&format!("sn={device}"))).await;
+        assert!(first_issued(device).is_some(), "{device}: {:?}", answer.code);
+        assert_eq!(answer.code, Code::Content, "{device}");
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_comes_again_is_answered_at_once_and_nothing_is_written() {
+    let bench = Bench::new();
+    let first = bench.ask_itself("SN-KNOWN").await;
+    // Nobody can write while this is held.
+    let lock = rusqlite::Connection::open(bench.store.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let principal = bench.principal("SN-KNOWN").await;
+    let Answer::Later(mut work) = bench.service.answer(&principal, &get().0) else { panic!("no work") };
+    let step = work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    let std::task::Poll::Ready(again) = step else { panic!("not ready at its first poll") };
+    assert_eq!(*again.payload, *first.payload);
+}
+
+#[tokio::test]
+async fn a_first_issue_that_cannot_be_recorded_is_not_answered_with_the_certificate() {
+    let bench = Bench::new();
+    let disk = rusqlite::Connection::open(bench.store.path()).unwrap();
+    disk.execute_batch(
+        "CREATE TRIGGER broken BEFORE UPDATE OF firstIssued ON device_table \
+         BEGIN SELECT RAISE (ABORT, 'a disk that fails'); END",
+    )
+    .unwrap();
+    let answer = bench.ask_itself("SN-KNOWN").await;
+    assert_eq!((answer.code, answer.max_age), (Code::ServiceUnavailable, Some(30)));
+    disk.execute_batch("DROP TRIGGER broken").unwrap();
+    assert_eq!(name(&bench.ask_itself("SN-KNOWN").await), "known");
+}
+
+#[tokio::test]
 async fn what_the_operator_must_mend_is_a_bad_gateway() {
     let bench = Bench::new();
     bench.cloud.script([Scripted::Refuse(ErrorClass::Operator)]);

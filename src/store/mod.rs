@@ -200,10 +200,6 @@ pub trait Store: Send + Sync + 'static {
     /// the table.
     fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue>;
 
-    /// Notes the same for the operator's eyes only: in the background, soon, and
-    /// perhaps not at all.
-    fn note_issue(&self, id: &DeviceId, at: UnixSeconds);
-
     /// Writes the journal entry, durably, before IoT Platform is asked. An entry
     /// of the same device is replaced. A device that is not in the table is
     /// [`StoreError::Failed`].

@@ -16,7 +16,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
-use self::writer::{Urgency, WriteError, Writer};
+use self::writer::{WriteError, Writer};
 use super::{
     DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, Registration, Store, StoreError, StoreFuture,
     UnixSeconds, unix_now,
@@ -146,13 +146,7 @@ impl Store for Sqlite {
 
     fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue> {
         let id = id.clone();
-        self.writer.submit(Urgency::Now, move |connection| first_issue(connection, &id, at))
-    }
-
-    fn note_issue(&self, id: &DeviceId, at: UnixSeconds) {
-        let id = id.clone();
-        // Nobody waits for it; when the queue is full it is not worth a place.
-        drop(self.writer.submit(Urgency::Soon, move |connection| first_issue(connection, &id, at)));
+        self.writer.submit(move |connection| first_issue(connection, &id, at))
     }
 
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()> {
@@ -161,7 +155,7 @@ impl Store for Sqlite {
                            productKey = excluded.productKey, deviceName = excluded.deviceName, \
                            openedAt = excluded.openedAt";
         let JournalEntry { device, product_key, device_name } = entry.clone();
-        self.writer.submit(Urgency::Now, move |connection| {
+        self.writer.submit(move |connection| {
             stored_certificate(connection, &device)?;
             connection.prepare_cached(SQL)?.execute(params![
                 device.as_str(),
@@ -188,7 +182,7 @@ impl Store for Sqlite {
                            IotId = coalesce(IotId, ?5), registerTime = coalesce(registerTime, ?6), \
                            refusal = NULL WHERE deviceId = ?1";
         let (id, registration) = (id.clone(), registration.clone());
-        self.writer.submit(Urgency::Now, move |connection| {
+        self.writer.submit(move |connection| {
             let Registration { certificate, iot_id, registered } = &registration;
             if let Some(stored) = stored_certificate(connection, &id)?
                 && let Some(column) = difference(&stored, certificate)
@@ -212,7 +206,7 @@ impl Store for Sqlite {
 
     fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()> {
         let (id, reason) = (id.clone(), reason.to_owned());
-        self.writer.submit(Urgency::Now, move |connection| {
+        self.writer.submit(move |connection| {
             let changed = connection
                 .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
                 .execute([id.as_str(), &reason])?;
@@ -226,7 +220,7 @@ impl Store for Sqlite {
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
         let id = id.clone();
-        self.writer.submit(Urgency::Now, move |connection| {
+        self.writer.submit(move |connection| {
             let state = match state {
                 DeviceState::Enabled => "enabled",
                 DeviceState::Disabled => "disabled",
@@ -241,17 +235,13 @@ impl Store for Sqlite {
     fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
         const SQL: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
         let id = id.clone();
-        self.writer.submit(Urgency::Now, move |connection| {
-            Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
-        })
+        self.writer.submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0))
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
         // The key and the journal entry go with it: ON DELETE CASCADE.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
         let id = id.clone();
-        self.writer.submit(Urgency::Now, move |connection| {
-            Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
-        })
+        self.writer.submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0))
     }
 }

@@ -327,7 +327,7 @@ fn count(reader: &Connection) -> u64 {
 fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     let (running, begun) = std::sync::mpsc::channel::<()>();
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let holding = writer.submit(Urgency::Now, move |_| {
+    let holding = writer.submit(move |_| {
         let _ = (running.send(()), held.recv());
         Ok(())
     });
@@ -342,9 +342,7 @@ fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
     let directory = tempfile::tempdir().unwrap();
     let (writer, reader) = bare_writer(&directory, "");
     let mut answers = Vec::new();
-    as_one_group(&writer, || {
-        answers.extend((0..100).map(|n| writer.submit(Urgency::Now, put(vec![n], n % 10 == 3))))
-    });
+    as_one_group(&writer, || answers.extend((0..100).map(|n| writer.submit(put(vec![n], n % 10 == 3)))));
     for (number, answer) in answers.into_iter().enumerate() {
         match wait(answer) {
             Ok(()) => assert_ne!(number % 10, 3),
@@ -363,7 +361,7 @@ fn a_disk_that_is_full_is_busy_and_half_of_nothing_is_done() {
     let (writer, reader) = bare_writer(&directory, "PRAGMA max_page_count = 12");
     let mut answers = Vec::new();
     as_one_group(&writer, || {
-        answers.extend((0..4).map(|_| writer.submit(Urgency::Now, put(vec![0; 3 * 4096], false))));
+        answers.extend((0..4).map(|_| writer.submit(put(vec![0; 3 * 4096], false))));
     });
     let answers: Vec<_> = answers.into_iter().map(wait).collect();
     let stored = answers.iter().filter(|answer| answer.is_ok()).count();
@@ -377,14 +375,14 @@ fn a_disk_that_is_full_is_busy_and_half_of_nothing_is_done() {
     // Who was told that it is stored, and no one else, has it stored.
     assert_eq!(count(&reader), stored as u64);
     // And the writer goes on with what fits.
-    wait(writer.submit(Urgency::Now, put(vec![1], false))).unwrap();
+    wait(writer.submit(put(vec![1], false))).unwrap();
 }
 
 #[test]
 fn a_database_that_cannot_be_written_fails_with_a_sentence() {
     let directory = tempfile::tempdir().unwrap();
     let (writer, reader) = bare_writer(&directory, "PRAGMA query_only = on");
-    let error = wait(writer.submit(Urgency::Now, put(vec![1], false))).unwrap_err();
+    let error = wait(writer.submit(put(vec![1], false))).unwrap_err();
     assert!(matches!(error, StoreError::Failed(_)), "{error}");
     assert!(error.to_string().contains("bare.db: attempt to write a readonly database"), "{error}");
     assert_eq!(count(&reader), 0);
@@ -398,7 +396,7 @@ fn a_full_queue_turns_the_next_write_away_at_once() {
     let mut accepted = Vec::new();
     as_one_group(&writer, || {
         for _ in 0..20_000 {
-            let mut future = writer.submit(Urgency::Now, put(vec![1], false));
+            let mut future = writer.submit(put(vec![1], false));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             match future.as_mut().poll(&mut context) {
                 std::task::Poll::Ready(answer) => turned_away = Some(answer),

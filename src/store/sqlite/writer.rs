@@ -10,7 +10,6 @@ use std::{
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -26,19 +25,6 @@ const QUEUE: usize = 16_384;
 
 /// Jobs of one commit: beyond this, a sync is shared by enough.
 const GROUP: usize = 512;
-
-/// How long a group that nobody waits for gathers before it is committed.
-const GATHER: Duration = Duration::from_millis(50);
-
-/// Whether somebody waits for a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Urgency {
-    /// Yes.
-    Now,
-    /// No: it may gather with others, so that a thousand devices a second cost
-    /// twenty commits.
-    Soon,
-}
 
 /// Why a job did not do its work; its savepoint is rolled back.
 pub(super) enum WriteError {
@@ -76,13 +62,13 @@ impl Writer {
 
     /// Queues `work` at once. The future is ready when it is committed, or when
     /// it is certain that nothing of it is.
-    pub(super) fn submit<T, W>(&self, urgency: Urgency, work: W) -> StoreFuture<'static, T>
+    pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
         W: FnOnce(&Connection) -> Result<T, WriteError> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Task { urgency, work: Some(work), outcome: None, reply });
+        let job = Box::new(Task { work: Some(work), outcome: None, reply });
         let path = self.path.display();
         let queued = match &self.queue {
             Some(queue) => queue.try_send(job).map_err(|error| match error {
@@ -120,11 +106,6 @@ fn writer_ended(path: &Path) -> StoreError {
 fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>) {
     let mut group = Vec::with_capacity(GROUP);
     while let Ok(first) = jobs.recv() {
-        if first.urgency() == Urgency::Soon {
-            // Asleep, not waiting at the queue: to be woken for each job would
-            // cost its worker more than the job itself.
-            thread::sleep(GATHER);
-        }
         group.push(first);
         group.extend(jobs.try_iter().take(GROUP - 1));
         let committed = commit(connection, path, &mut group);
@@ -157,8 +138,6 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
 
 /// One write, whatever its answer's type.
 trait Job: Send {
-    fn urgency(&self) -> Urgency;
-
     /// Does the work; what fails is to be rolled back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
@@ -167,7 +146,6 @@ trait Job: Send {
 }
 
 struct Task<W, T> {
-    urgency: Urgency,
     work: Option<W>,
     outcome: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
@@ -178,10 +156,6 @@ where
     W: FnOnce(&Connection) -> Result<T, WriteError> + Send,
     T: Send,
 {
-    fn urgency(&self) -> Urgency {
-        self.urgency
-    }
-
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError> {
         let Some(work) = self.work.take() else { return Ok(()) };
         let outcome = work(connection).map_err(|error| match error {
