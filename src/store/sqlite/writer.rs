@@ -10,6 +10,7 @@ use std::{
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -25,6 +26,11 @@ const QUEUE: usize = 16_384;
 
 /// Jobs of one commit: beyond this, a sync is shared by enough.
 const GROUP: usize = 512;
+
+/// How long a group gathers when the one before had company. A disk that is fast
+/// would otherwise be synced for each two devices of a crowd, and each sync costs
+/// several times what a job does. A job that comes alone is committed at once.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Why a job did not do its work; its savepoint is rolled back.
 pub(super) enum WriteError {
@@ -105,9 +111,14 @@ fn writer_ended(path: &Path) -> StoreError {
 
 fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>) {
     let mut group = Vec::with_capacity(GROUP);
+    let mut crowded = false;
     while let Ok(first) = jobs.recv() {
+        if crowded {
+            thread::sleep(GATHER);
+        }
         group.push(first);
         group.extend(jobs.try_iter().take(GROUP - 1));
+        crowded = group.len() > 1;
         let committed = commit(connection, path, &mut group);
         for job in group.drain(..) {
             job.answer(&committed);
