@@ -88,7 +88,7 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     Rooms {
         enrollments: Arc::new(Enrollments::new([enrollment])),
-        service: Arc::new(Service::new(provisioner)),
+        service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
         store,
     }
 }

@@ -3,8 +3,9 @@
 //! form that was asked for. Knows neither transport nor table.
 
 mod body;
+pub mod throttle;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use crate::{
     coap::{
@@ -12,9 +13,11 @@ use crate::{
         link::{self, Link},
     },
     device::{Certificate, DeviceId},
+    limits::Origin,
     provision::{Provisioner, Refusal},
     psk::Principal,
 };
+use throttle::{Counters, RequestLimits, Throttle};
 
 /// Longest request payload taken, in bytes: a device ID of 64 bytes in any of
 /// the formats, with room.
@@ -36,25 +39,47 @@ pub enum Answer {
 
 /// Answers requests.
 pub struct Service {
-    provisioner: Provisioner,
+    provisioner: Arc<Provisioner>,
+    throttle: Throttle,
 }
 
 impl Service {
-    /// A service that hands out what `provisioner` finds.
-    pub fn new(provisioner: Provisioner) -> Self {
-        Self { provisioner }
+    /// A service that hands out what `provisioner` finds, as often as `limits` say.
+    pub fn new(now: Instant, provisioner: Provisioner, limits: RequestLimits) -> Self {
+        Self { provisioner: Arc::new(provisioner), throttle: Throttle::new(now, limits) }
     }
 
-    /// Answers a request of an authenticated client.
-    pub fn answer<K>(self: &Arc<Self>, principal: &Principal, request: &Request<K>) -> Answer {
+    /// The same service under other limits.
+    pub fn with_limits(&self, limits: RequestLimits) -> Self {
+        Self { provisioner: self.provisioner.clone(), throttle: self.throttle.with(limits) }
+    }
+
+    /// How often somebody exceeded a limit.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.throttle.counters()
+    }
+
+    /// Answers a request of an authenticated client. `origin` is where it has
+    /// proven to be.
+    pub fn answer<K>(
+        self: &Arc<Self>,
+        now: Instant,
+        origin: Origin,
+        principal: &Principal,
+        request: &Request<K>,
+    ) -> Answer {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match path[..] {
             ["cert"] => match read(request, principal) {
                 Ok((device, form)) => {
+                    if let Err(seconds) = self.throttle.admit(now, origin, principal) {
+                        let busy = Response::problem(Code::TooManyRequests, "too many requests");
+                        return Answer::Now(busy.with_max_age(seconds));
+                    }
                     let (service, principal) = (self.clone(), principal.clone());
-                    Answer::Later(Box::pin(
-                        async move { service.certificate(&principal, &device, form).await },
-                    ))
+                    Answer::Later(Box::pin(async move {
+                        service.certificate(now, origin, &principal, &device, form).await
+                    }))
                 }
                 Err(refusal) => Answer::Now(refusal),
             },
@@ -63,7 +88,14 @@ impl Service {
         }
     }
 
-    async fn certificate(&self, principal: &Principal, device: &DeviceId, form: Form) -> Response {
+    async fn certificate(
+        &self,
+        now: Instant,
+        origin: Origin,
+        principal: &Principal,
+        device: &DeviceId,
+        form: Form,
+    ) -> Response {
         let enrollment = &principal.enrollment.name;
         match self.provisioner.certificate(principal, device).await {
             Ok(certificate) => {
@@ -72,6 +104,9 @@ impl Service {
             }
             Err(refusal) => {
                 tracing::info!(%device, enrollment, %refusal, "no certificate");
+                if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
+                    self.throttle.refused(now, origin, principal);
+                }
                 refused(&refusal)
             }
         }

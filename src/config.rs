@@ -15,8 +15,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    cert::throttle::{EnrollmentLimits, RequestLimits},
     device::Secret,
     dtls,
+    limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
 };
@@ -71,6 +73,8 @@ pub struct Limits {
     pub workers: usize,
     /// Limits of all workers' DTLS endpoints together.
     pub dtls: dtls::Config,
+    /// How often may be asked.
+    pub requests: RequestLimits,
     /// How long a request waits for its registration.
     pub patience: Duration,
     /// How long a server that was told to stop waits for registrations.
@@ -82,6 +86,7 @@ impl Default for Limits {
         Self {
             workers: std::thread::available_parallelism().map_or(1, Into::into),
             dtls: dtls::Config::default(),
+            requests: RequestLimits::default(),
             patience: Duration::from_secs(20),
             drain: Duration::from_secs(10),
         }
@@ -105,14 +110,15 @@ impl Config {
     /// Checks a configuration; `folder` is what its relative paths start from.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
         let file: file::File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{error}"))?;
-        let enrollments = file
-            .enrollment
-            .into_iter()
-            .map(|enrollment| {
-                let name = enrollment.name.clone();
-                read_enrollment(enrollment, folder).with_context(|| format!("[[enrollment]] \"{name}\""))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut limits = read_limits(file.limits)?;
+        let mut enrollments = Vec::new();
+        for enrollment in file.enrollment {
+            let name = enrollment.name.clone();
+            let of = || format!("[[enrollment]] \"{name}\"");
+            let requests = read_enrollment_limits(&enrollment).with_context(of)?;
+            limits.requests.enrollments.insert(name.clone(), requests);
+            enrollments.push(read_enrollment(enrollment, folder).with_context(of)?);
+        }
         check_unique(&enrollments)?;
         Ok(Self {
             listen: file.listen,
@@ -120,7 +126,7 @@ impl Config {
             iot_platform: file.iot_platform.map(read_iot_platform).transpose()?,
             admin: file.admin.map(|admin| admin.listen),
             enrollments,
-            limits: read_limits(file.limits)?,
+            limits,
         })
     }
 }
@@ -134,7 +140,7 @@ fn absolute_database(url: &str, folder: &Path) -> Result<String> {
 }
 
 fn read_enrollment(enrollment: file::Enrollment, folder: &Path) -> Result<Enrollment> {
-    let file::Enrollment { name, product_key, kind, identity, key, reissue } = enrollment;
+    let file::Enrollment { name, product_key, kind, identity, key, reissue, .. } = enrollment;
     ensure!(!name.is_empty(), "name is empty");
     ensure!(!product_key.is_empty(), "product_key is empty");
     let key = key.map(|source| read_key(&source, folder)).transpose()?;
@@ -161,6 +167,37 @@ fn read_enrollment(enrollment: file::Enrollment, folder: &Path) -> Result<Enroll
         (None, _) => Reissue::Always,
     };
     Ok(Enrollment { name, product_key, kind, reissue })
+}
+
+fn read_enrollment_limits(enrollment: &file::Enrollment) -> Result<EnrollmentLimits> {
+    let defaults = EnrollmentLimits::default();
+    ensure!(
+        enrollment.refused_lookups.is_none() || matches!(enrollment.kind, file::Kind::Shared),
+        "refused_lookups is for kind = \"shared\": another identity can ask for one device only"
+    );
+    Ok(EnrollmentLimits {
+        requests: read_rate("requests", enrollment.requests, defaults.requests)?,
+        refused_lookups: read_rate("refused_lookups", enrollment.refused_lookups, defaults.refused_lookups)?,
+    })
+}
+
+fn read_rate(key: &str, value: Option<file::Rate>, default: Option<Rate>) -> Result<Option<Rate>> {
+    let (burst, every) = match value {
+        None => return Ok(default),
+        Some(file::Rate::Off) => return Ok(None),
+        Some(file::Rate::On { burst, every }) => (burst, every),
+    };
+    let rate = Duration::try_from_secs_f64(every).ok().and_then(|every| Rate::new(burst, every));
+    let rate = rate.with_context(|| {
+        format!(
+            "{key} = {{ burst = {burst}, every = {every} }}: expected a burst of 1 to {} requests, and {} to {} \
+             seconds for one more",
+            limits::MAX_BURST,
+            limits::MIN_EVERY.as_secs_f64(),
+            limits::MAX_EVERY.as_secs()
+        )
+    })?;
+    Ok(Some(rate))
 }
 
 fn read_reissue(text: &str) -> Result<Reissue> {
@@ -261,6 +298,19 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
             session_idle: seconds(section.session_idle, defaults.dtls.session_idle),
             require_extended_master_secret: section.extended_master_secret == file::Extended::Required,
             ..defaults.dtls
+        },
+        requests: RequestLimits {
+            per_identity: read_rate(
+                "[limits] requests_per_identity",
+                section.requests_per_identity,
+                defaults.requests.per_identity,
+            )?,
+            per_address: read_rate(
+                "[limits] requests_per_address",
+                section.requests_per_address,
+                defaults.requests.per_address,
+            )?,
+            ..defaults.requests
         },
         patience: seconds(section.patience, defaults.patience),
         drain: seconds(section.drain, defaults.drain),

@@ -16,6 +16,7 @@ pub mod config;
 pub mod device;
 pub mod dtls;
 pub mod iot_platform;
+pub mod limits;
 pub mod provision;
 pub mod psk;
 pub mod registrar;

@@ -9,7 +9,7 @@ use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, Resp
 use minicbor::{Decoder, Encoder};
 use tokio::{
     net::UdpSocket,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use webrtc_dtls::{cipher_suite::CipherSuiteId, config::Config, conn::DTLSConn};
 use webrtc_util::Conn;
@@ -55,20 +55,22 @@ pub enum Answer {
 impl SimulatedDevice {
     /// Connects, asks, and says goodbye.
     pub async fn fetch(&self) -> Result<Answer> {
-        let deadline = Instant::now() + self.patience;
-        let connection = timeout_at(deadline, self.connect())
-            .await
-            .map_err(|_| anyhow!("no handshake within {:?}", self.patience))??;
-        let answer = match timeout_at(deadline, self.ask(&connection)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(anyhow!("no answer within {:?}", self.patience)),
-        };
+        let connected = self.connect().await?;
+        let answer = connected.ask().await;
         // The answer is there; a goodbye that is lost changes nothing.
-        let _ = connection.close().await;
+        let _ = connected.connection.close().await;
         answer
     }
 
-    async fn connect(&self) -> Result<DTLSConn> {
+    /// Connects, for a device that asks more than once.
+    pub async fn connect(&self) -> Result<ConnectedDevice> {
+        let connection = timeout(self.patience, self.handshake())
+            .await
+            .map_err(|_| anyhow!("no handshake within {:?}", self.patience))??;
+        Ok(ConnectedDevice { device: self.clone(), connection })
+    }
+
+    async fn handshake(&self) -> Result<DTLSConn> {
         let local: SocketAddr =
             if self.server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
         let socket = UdpSocket::bind(local).await?;
@@ -86,7 +88,7 @@ impl SimulatedDevice {
         DTLSConn::new(socket, config, true, None).await.context("the DTLS handshake failed")
     }
 
-    async fn ask(&self, connection: &DTLSConn) -> Result<Answer> {
+    async fn exchange(&self, connection: &DTLSConn) -> Result<Answer> {
         let request = self.request();
         let message = request.to_bytes()?;
         let mut wait = ACK_TIMEOUT.mul_f64(rand::random_range(1.0..1.5));
@@ -147,6 +149,22 @@ impl SimulatedDevice {
             packet.payload = body.into_writer();
         }
         packet
+    }
+}
+
+/// A device that holds a session.
+pub struct ConnectedDevice {
+    device: SimulatedDevice,
+    connection: DTLSConn,
+}
+
+impl ConnectedDevice {
+    /// Asks for the certificate, with a new request.
+    pub async fn ask(&self) -> Result<Answer> {
+        let patience = self.device.patience;
+        timeout(patience, self.device.exchange(&self.connection))
+            .await
+            .map_err(|_| anyhow!("no answer within {patience:?}"))?
     }
 }
 

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{MASTER, SHARED_KEY, Site, coapsload, http_get, stderr, stdout};
+use certdist::simulated_device::{Answer, SimulatedDevice};
+use support::{MASTER, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, http_get, stderr, stdout};
 
 fn csv(devices: u32) -> String {
     let mut csv = String::from("deviceId,enrollment\n");
@@ -319,6 +320,113 @@ fn enrollments_are_read_anew_on_sighup_and_a_broken_configuration_is_not_taken()
         assert!(Instant::now() < deadline, "the new key is not taken");
     }
     assert!(!served(SHARED_KEY));
+}
+
+/// Asks with the shared key for devices of this form of ID, one after another.
+fn ask_as_plug(server: &support::Process, id: &str, devices: &str) -> String {
+    let (port, key) = (server.address.port().to_string(), hex::encode(SHARED_KEY));
+    stdout(&coapsload(&["-p", &port, "-n", devices, "-c", "1", "-g", SHARED_IDENTITY, "-I", id, "-k", &key]))
+}
+
+#[test]
+fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let site = Site::with(&format!("[admin]\nlisten = \"{port}\"\n"));
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &format!("{configuration}refused_lookups = {{ burst = 5, every = 3600 }}\n"));
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,s1\nSN00000001,lamp,lamp-1,s2\n",
+    );
+    let mut command = site.certdist(&["serve"]);
+    let log = std::fs::File::create(site.path("log")).expect("a log");
+    let server = support::Process::start(command.stderr(Stdio::from(log)));
+    assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
+    assert!(ask_as_plug(&server, "GUESS-%ld", "50").contains("(2.xx 0 4.xx 50 "));
+    // Even a guess that is right gets nothing now, and other enrollments are not touched.
+    assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 0 4.xx 1 "));
+    load(&server, 1, &[]);
+
+    let metrics = http_get(port, "/metrics");
+    for line in [
+        "certdist_refused_lookups_total 5\n",
+        "certdist_throttled_total{limit=\"refused_lookups\"} 46\n",
+        "certdist_throttled_total{limit=\"identity\"} 0\n",
+        "certdist_throttling_episodes_total{limit=\"refused_lookups\"} 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line}{metrics}");
+    }
+    assert_eq!(server.stop(), Some(0));
+    let log = std::fs::read_to_string(site.path("log")).expect("the log");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("too many")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("address=127.") && lines[0].contains("enrollment=\"plug\""), "{}", lines[0]);
+}
+
+#[test]
+fn ten_thousand_devices_behind_one_address_are_served_with_the_default_limits() {
+    let site = Site::new();
+    let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
+    for number in 1..=10_000 {
+        csv.push_str(&format!("PLUG-{number},plug,plug-{number},secret-{number}\n"));
+    }
+    site.import(&csv);
+    let server = site.serve();
+    let (port, key) = (server.address.port().to_string(), hex::encode(SHARED_KEY));
+    let output = coapsload(&[
+        "-p",
+        &port,
+        "-n",
+        "10000",
+        "-c",
+        "256",
+        "-g",
+        SHARED_IDENTITY,
+        "-I",
+        "PLUG-%ld",
+        "-k",
+        &key,
+    ]);
+    assert!(stdout(&output).contains("ok 10000 (2.xx 10000 "), "{}", stdout(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_held_outlives_sighup_and_meets_the_new_limits() {
+    let site = Site::new();
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,a-secret\n");
+    let server = site.serve();
+    let device = SimulatedDevice {
+        server: server.address,
+        identity: SHARED_IDENTITY.into(),
+        psk: SHARED_KEY.into(),
+        sn: Some("PLUG-1".into()),
+        patience: Duration::from_secs(20),
+    };
+    let held = device.connect().await.expect("a session");
+    assert!(matches!(held.ask().await, Ok(Answer::Certificate(_))));
+
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let other_key = configuration.replace(&hex::encode(SHARED_KEY), &hex::encode("another-key-here"));
+    let limits = "[limits]\nrequests_per_address = { burst = 2, every = 3600 }\n";
+    site.write("certdist.toml", &format!("{other_key}{limits}"));
+    server.signal("HUP");
+    // The key of the session is no longer taken for new ones; the session goes on.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let max_age = loop {
+        match held.ask().await.expect("an answer") {
+            Answer::Refused { code, max_age, .. } if code == "4.29" => break max_age,
+            Answer::Certificate(_) => assert!(Instant::now() < deadline, "the new limits are not taken"),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(max_age.is_some_and(|seconds| (3590..=3600).contains(&seconds)), "{max_age:?}");
+
+    site.write("certdist.toml", &other_key);
+    server.signal("HUP");
+    while !matches!(held.ask().await.expect("an answer"), Answer::Certificate(_)) {
+        assert!(Instant::now() < deadline + Duration::from_secs(10), "the limits are still there");
+    }
+    let fresh = SimulatedDevice { patience: Duration::from_secs(3), ..device };
+    assert!(fresh.fetch().await.is_err(), "the old key is taken");
 }
 
 #[test]

@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Context, Result};
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
 
-use crate::{registrar::Registrar, server::Figures};
+use crate::{
+    cert::throttle::{Counters, Limit},
+    registrar::Registrar,
+    server::Figures,
+};
 
 /// Where the figures come from.
 #[derive(Clone)]
@@ -22,6 +26,8 @@ pub struct Sources {
     pub workers: Vec<Arc<Figures>>,
     /// The queue to the cloud.
     pub registrar: Arc<Registrar>,
+    /// Who asked too often.
+    pub throttle: Arc<Counters>,
 }
 
 /// Listens, as a task of the current runtime. Answers with the address.
@@ -104,6 +110,30 @@ fn exposition(sources: &Sources) -> String {
             ("{class=\"4\"}", sum(|f| &f.responses[1])),
             ("{class=\"5\"}", sum(|f| &f.responses[2])),
         ],
+    );
+    let by_limit = |count: fn(&Counters, Limit) -> u64| {
+        Limit::ALL.map(|limit| (format!("{{limit=\"{}\"}}", limit.name()), count(&sources.throttle, limit)))
+    };
+    for (name, help, values) in [
+        (
+            "throttled_total",
+            "Requests answered with 4.29, by the limit that they met.",
+            by_limit(Counters::throttled),
+        ),
+        (
+            "throttling_episodes_total",
+            "Times that somebody began to exceed a limit.",
+            by_limit(Counters::episodes),
+        ),
+    ] {
+        let values = values.each_ref().map(|(labels, value)| (labels.as_str(), *value));
+        metric(name, "counter", help, &values);
+    }
+    metric(
+        "refused_lookups_total",
+        "counter",
+        "Requests under a shared identity refused with 4.03 or 4.04.",
+        &[("", sources.throttle.refused_lookups())],
     );
     metric(
         "registrations",

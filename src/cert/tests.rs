@@ -22,6 +22,10 @@ use crate::{
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 
+fn home() -> Origin {
+    Origin::of([192, 0, 2, 1].into())
+}
+
 struct Bench {
     service: Arc<Service>,
     store: Arc<Sqlite>,
@@ -86,7 +90,8 @@ impl Bench {
             registrar::Config { qps: 1000.0, retry_pause: Duration::from_millis(1), ..Default::default() };
         let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_millis(200));
-        Self { service: Arc::new(Service::new(provisioner)), store, cloud, enrollments, folder }
+        let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
+        Self { service: Arc::new(service), store, cloud, enrollments, folder }
     }
 
     async fn principal(&self, identity: &str) -> Principal {
@@ -94,9 +99,13 @@ impl Bench {
         found.unwrap_or_else(|| panic!("{identity} is unknown")).1
     }
 
+    fn answer(&self, principal: &Principal, request: &Ask) -> Answer {
+        self.service.answer(Instant::now(), home(), principal, &request.0)
+    }
+
     async fn ask(&self, identity: &str, request: Ask) -> Response {
         let principal = self.principal(identity).await;
-        match self.service.answer(&principal, &request.0) {
+        match self.answer(&principal, &request) {
             Answer::Now(response) => response,
             Answer::Later(work) => work.await,
         }
@@ -411,7 +420,7 @@ async fn of_many_at_once_only_one_gets_what_is_issued_once() {
         let service = bench.service.clone();
         let principal = bench.principal("once-identity").await;
         tasks.push(tokio::spawn(async move {
-            match service.answer(&principal, &get().query("sn=ONCE-1").0) {
+            match service.answer(Instant::now(), home(), &principal, &get().query("sn=ONCE-1").0) {
                 Answer::Now(response) => response,
                 Answer::Later(work) => work.await,
             }
@@ -468,7 +477,7 @@ async fn a_device_that_comes_again_is_answered_at_once_and_nothing_is_written() 
     let lock = rusqlite::Connection::open(bench.store.path()).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let principal = bench.principal("SN-KNOWN").await;
-    let Answer::Later(mut work) = bench.service.answer(&principal, &get().0) else { panic!("no work") };
+    let Answer::Later(mut work) = bench.answer(&principal, &get()) else { panic!("no work") };
     let step = work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
     let std::task::Poll::Ready(again) = step else { panic!("not ready at its first poll") };
     assert_eq!(*again.payload, *first.payload);

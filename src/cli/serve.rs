@@ -4,7 +4,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -48,7 +48,8 @@ Example of a configuration, certdist.toml
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment. Prints `listening on coaps://ADDR:PORT` once it is ready.
-SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments anew.")]
+SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments
+and the limits of requests anew.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -67,7 +68,9 @@ pub async fn run(args: Args) -> Outcome {
             Order::Reload => match args.config.read() {
                 Ok(config) => {
                     running.reload(&config);
-                    tracing::info!("enrollments read anew; other changes need a restart");
+                    tracing::info!(
+                        "enrollments and limits of requests read anew; other changes need a restart"
+                    );
                 }
                 Err(Failure::Usage(error) | Failure::Failed(error)) => {
                     tracing::error!("the configuration stays as it was: {error:#}");
@@ -88,6 +91,7 @@ fn announce(address: SocketAddr) -> io::Result<()> {
 /// A server with everything that it needs.
 pub struct Running {
     server: Server,
+    rooms: Rooms,
     registrar: Arc<Registrar>,
     drain: Duration,
 }
@@ -101,12 +105,16 @@ impl Running {
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
         let rooms = Rooms {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(Service::new(provisioner)),
+            service: Arc::new(Service::new(Instant::now(), provisioner, config.limits.requests.clone())),
             store,
         };
         let server = Server::start(config.listen, &config.limits, &rooms, &Handle::current())?;
         if let Some(address) = config.admin {
-            let figures = admin::Sources { workers: server.figures(), registrar: registrar.clone() };
+            let figures = admin::Sources {
+                workers: server.figures(),
+                registrar: registrar.clone(),
+                throttle: rooms.service.counters(),
+            };
             let address = admin::start(address, figures).await?;
             tracing::info!("health and metrics on http://{address}");
         }
@@ -114,7 +122,7 @@ impl Running {
         if recovered > 0 {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
-        Ok(Self { server, registrar, drain: config.limits.drain })
+        Ok(Self { server, rooms, registrar, drain: config.limits.drain })
     }
 
     /// Where devices connect to.
@@ -122,9 +130,14 @@ impl Running {
         self.server.address()
     }
 
-    /// Takes over the enrollments of a configuration that has changed.
+    /// Takes over the enrollments, and how often may be asked, of a configuration
+    /// that has changed.
     pub fn reload(&self, config: &Config) {
-        self.server.reload(&Arc::new(Enrollments::new(config.enrollments.iter().cloned())));
+        self.server.reload(&Rooms {
+            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
+            service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
+            store: self.rooms.store.clone(),
+        });
     }
 
     /// Finishes the registrations in progress, within bounds, and ends. What is

@@ -1,8 +1,11 @@
 //! The file as it is written: its sections and keys, and nothing else.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +50,8 @@ pub(super) struct Enrollment {
     pub(super) identity: Option<String>,
     pub(super) key: Option<String>,
     pub(super) reissue: Option<String>,
+    pub(super) requests: Option<Rate>,
+    pub(super) refused_lookups: Option<Rate>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -67,6 +72,8 @@ pub(super) struct Limits {
     pub(super) handshake_timeout: Option<u64>,
     pub(super) session_idle: Option<u64>,
     pub(super) extended_master_secret: Extended,
+    pub(super) requests_per_identity: Option<Rate>,
+    pub(super) requests_per_address: Option<Rate>,
     pub(super) patience: Option<u64>,
     pub(super) drain: Option<u64>,
 }
@@ -77,4 +84,52 @@ pub(super) enum Extended {
     #[default]
     Offered,
     Required,
+}
+
+/// `{ burst = 10, every = 2.5 }`, or `"off"`.
+#[derive(Clone, Copy)]
+pub(super) enum Rate {
+    Off,
+    On {
+        burst: u32,
+        /// Seconds.
+        every: f64,
+    },
+}
+
+// By hand: an untagged enum would say only that neither form fits.
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct On {
+            burst: u32,
+            every: f64,
+        }
+
+        struct Form;
+
+        impl<'de> Visitor<'de> for Form {
+            type Value = Rate;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("{ burst = REQUESTS, every = SECONDS } or \"off\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Rate, E> {
+                if text == "off" {
+                    Ok(Rate::Off)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Rate, A::Error> {
+                let On { burst, every } = On::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Rate::On { burst, every })
+            }
+        }
+
+        deserializer.deserialize_any(Form)
+    }
 }

@@ -91,6 +91,43 @@ fn reissue_policies_are_read_and_a_shared_key_has_a_window() {
 }
 
 #[test]
+fn limits_of_requests_have_sound_defaults_and_can_be_set_or_turned_off() {
+    let rate = |burst, every| Rate::new(burst, Duration::from_secs_f64(every));
+    let shared = MINIMAL.replace("\"derived\"", "\"shared\"\nidentity = \"batch\"");
+    let requests = |text: &str| parse(text).map(|config| config.limits.requests);
+
+    let defaults = requests(&shared).unwrap();
+    assert!(defaults.per_identity.is_some());
+    assert_eq!(defaults.per_address, None, "behind one address there may be a factory");
+    assert_eq!(defaults.enrollments["lamp"].requests, None);
+    assert!(defaults.enrollments["lamp"].refused_lookups.is_some());
+
+    let set = requests(&format!(
+        "{shared}requests = {{ burst = 3, every = 60 }}\nrefused_lookups = {{ burst = 4, every = 0.5 }}\n\
+         [limits]\nrequests_per_identity = \"off\"\nrequests_per_address = {{ burst = 5, every = 1 }}\n"
+    ))
+    .unwrap();
+    assert_eq!((set.per_identity, set.per_address), (None, rate(5, 1.0)));
+    assert_eq!(set.enrollments["lamp"].requests, rate(3, 60.0));
+    assert_eq!(set.enrollments["lamp"].refused_lookups, rate(4, 0.5));
+
+    for (value, expected) in [
+        ("\"of\"", "{ burst = REQUESTS, every = SECONDS } or \"off\""),
+        ("7", "{ burst = REQUESTS, every = SECONDS } or \"off\""),
+        ("{ burst = 3 }", "missing field `every`"),
+        ("{ burst = 3, per = 1 }", "unknown field `per`"),
+        ("{ burst = 0, every = 1 }", "expected a burst of 1 to 1000000"),
+        ("{ burst = 1, every = -1 }", "0.00001 to 86400 seconds"),
+        ("{ burst = 1, every = nan }", "0.00001 to 86400 seconds"),
+    ] {
+        let error = error(&format!("{MINIMAL}[limits]\nrequests_per_identity = {value}"));
+        assert!(error.contains(expected) && error.contains("requests_per_identity"), "{error}");
+    }
+    let error = error(&format!("{MINIMAL}refused_lookups = \"off\""));
+    assert!(error.contains("\"lamp\"") && error.contains("is for kind = \"shared\""), "{error}");
+}
+
+#[test]
 fn limits_of_zero_are_refused() {
     assert!(error(&format!("{MINIMAL}[limits]\nmax_sessions = 0")).contains("max_sessions = 0"));
     let config =

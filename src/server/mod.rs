@@ -104,10 +104,11 @@ impl Server {
         self.workers.iter().map(|worker| worker.figures.clone()).collect()
     }
 
-    /// Takes over other enrollments for handshakes from now on; sessions stay.
-    pub fn reload(&self, enrollments: &Arc<Enrollments>) {
+    /// Takes over other enrollments for handshakes, and other limits for requests,
+    /// from now on; sessions stay.
+    pub fn reload(&self, rooms: &Rooms) {
         for worker in &self.workers {
-            worker.mailbox.reload(enrollments.clone());
+            worker.mailbox.reload(rooms.clone());
         }
     }
 

@@ -3,6 +3,7 @@
 //! and work that is not done at its first step.
 
 use std::{
+    cell::Cell,
     future::Future,
     net::SocketAddr,
     pin::Pin,
@@ -19,7 +20,8 @@ use crate::{
     cert::Answer,
     coap::{self, Code, ExchangeId, Response},
     dtls::{self, Datagram, Event, Failure, HandshakeId, Psk, SessionId},
-    psk::{Enrollments, Key, Principal},
+    limits::Origin,
+    psk::{Key, Principal},
 };
 
 /// Most requests of one worker that are worked on at once; beyond, devices are
@@ -68,9 +70,31 @@ pub struct Figures {
     pub datagrams_dropped: AtomicU64,
 }
 
+/// Who is at the other end of a session.
+pub struct Client {
+    principal: Principal,
+    /// Where it was when it proved its key, which is where it had returned a
+    /// cookie. A session with a connection ID may move (RFC 9146 §6), and a client
+    /// could claim to be at somebody else's address to use up the tokens there.
+    origin: Cell<Option<Origin>>,
+}
+
+impl Client {
+    fn new(principal: Principal) -> Self {
+        Self { principal, origin: Cell::new(None) }
+    }
+
+    /// The origin, taken from the address of the session's beginning.
+    fn origin(&self, address: SocketAddr) -> Origin {
+        let origin = self.origin.get().unwrap_or_else(|| Origin::of(address.ip()));
+        self.origin.set(Some(origin));
+        origin
+    }
+}
+
 /// DTLS, CoAP and what is in work, of one worker.
 pub struct Stack {
-    dtls: dtls::Endpoint<Principal>,
+    dtls: dtls::Endpoint<Client>,
     coap: coap::Endpoint<SessionId>,
     rooms: Rooms,
     tasks: u64,
@@ -80,7 +104,7 @@ pub struct Stack {
 
 impl Stack {
     /// A stack of two endpoints that have nothing to do yet.
-    pub fn new(dtls: dtls::Endpoint<Principal>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
+    pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
         let (figures, failure_lines) = (Arc::default(), FailureLines::default());
         Self { dtls, coap, rooms, tasks: 0, figures, failure_lines }
     }
@@ -90,16 +114,17 @@ impl Stack {
         self.figures.clone()
     }
 
-    /// Takes over other enrollments, for handshakes from now on.
-    pub fn reload(&mut self, enrollments: Arc<Enrollments>) {
-        self.rooms.enrollments = enrollments;
+    /// Takes over other enrollments for handshakes, and other limits for requests,
+    /// from now on; sessions stay.
+    pub fn reload(&mut self, rooms: Rooms) {
+        self.rooms = rooms;
     }
 
     /// Takes a datagram.
     pub fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8], io: &mut impl Io) {
         let mut datagram = Datagram::new(from, bytes);
         while let Some(received) = self.dtls.receive(now, &mut datagram, io) {
-            self.message(now, received.session, received.data, io);
+            self.message(now, from, received.session, received.data, io);
         }
         self.events(now, io);
     }
@@ -126,12 +151,19 @@ impl Stack {
         self.coap.handle_timeout(now, &mut Sealing { dtls: &mut self.dtls, out: io });
     }
 
-    fn message(&mut self, now: Instant, session: SessionId, bytes: &[u8], io: &mut impl Io) {
+    fn message(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        session: SessionId,
+        bytes: &[u8],
+        io: &mut impl Io,
+    ) {
         let mut sealing = Sealing { dtls: &mut self.dtls, out: io };
         let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else { return };
-        let Some(principal) = self.dtls.principal(session) else { return };
+        let Some(client) = self.dtls.principal(session) else { return };
         let exchange = request.exchange;
-        match self.rooms.service.answer(principal, &request) {
+        match self.rooms.service.answer(now, client.origin(from), &client.principal, &request) {
             Answer::Now(response) => self.respond(now, exchange, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, exchange, &response, io),
@@ -169,7 +201,12 @@ impl Stack {
         while let Some(event) = self.dtls.poll_event() {
             match event {
                 Event::PskNeeded { handshake, identity } => self.find_key(now, handshake, identity, io),
-                Event::Established { peer, .. } => tracing::debug!(%peer, "session established"),
+                Event::Established { session, peer } => {
+                    if let Some(client) = self.dtls.principal(session) {
+                        client.origin(peer);
+                    }
+                    tracing::debug!(%peer, "session established");
+                }
                 Event::Closed { session, reason } => {
                     tracing::debug!(?session, ?reason, "session closed");
                     self.coap.forget(session);
@@ -211,7 +248,8 @@ impl Stack {
         found: Option<(Key, Principal)>,
         io: &mut impl Io,
     ) {
-        let key = found.and_then(|(key, principal)| Some((Psk::new(key.as_bytes().to_vec())?, principal)));
+        let key = found
+            .and_then(|(key, principal)| Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal))));
         self.dtls.provide_psk(now, handshake, key, io);
         self.events(now, io);
     }
@@ -248,7 +286,7 @@ fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> 
 
 /// Where the CoAP endpoint's messages go: into their DTLS session.
 struct Sealing<'s, O> {
-    dtls: &'s mut dtls::Endpoint<Principal>,
+    dtls: &'s mut dtls::Endpoint<Client>,
     out: &'s mut O,
 }
 

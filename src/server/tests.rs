@@ -50,7 +50,7 @@ fn rooms(folder: &tempfile::TempDir, runtime: &Handle) -> Rooms {
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     Rooms {
         enrollments: Arc::new(Enrollments::new([enrollment])),
-        service: Arc::new(Service::new(provisioner)),
+        service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
         store,
     }
 }

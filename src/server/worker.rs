@@ -19,10 +19,11 @@ use mio::{Events, Interest, Token, unix::SourceFd};
 use tokio::runtime::Handle;
 
 use super::{
+    Rooms,
     batch::{BATCH, Incoming, Outgoing},
     stack::{Done, Figures, Io, Stack},
 };
-use crate::{dtls, psk::Enrollments};
+use crate::dtls;
 
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
@@ -51,7 +52,8 @@ enum Load {
 
 /// What arrives in a worker's inbox.
 enum Letter {
-    Enrollments(Arc<Enrollments>),
+    /// From [`super::Server::reload`].
+    Rooms(Rooms),
     Done(Done),
 }
 
@@ -68,8 +70,8 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn reload(&self, enrollments: Arc<Enrollments>) {
-        self.put(Letter::Enrollments(enrollments));
+    pub(super) fn reload(&self, rooms: Rooms) {
+        self.put(Letter::Rooms(rooms));
     }
 
     fn put(&self, letter: Letter) {
@@ -171,7 +173,7 @@ impl Worker {
             let now = Instant::now();
             while let Ok(letter) = self.inbox.try_recv() {
                 match letter {
-                    Letter::Enrollments(enrollments) => self.stack.reload(enrollments),
+                    Letter::Rooms(rooms) => self.stack.reload(rooms),
                     Letter::Done(done) => self.stack.done(now, done, &mut self.sides),
                 }
             }

@@ -78,10 +78,6 @@ impl Store for Memory {
         })
     }
 
-    fn note_issue(&self, id: &DeviceId, at: UnixSeconds) {
-        drop(self.record_issue(id, at));
-    }
-
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()> {
         self.answer(|tables| {
             tables.journal.insert(entry.device.clone(), entry.clone());

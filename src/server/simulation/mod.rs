@@ -136,7 +136,7 @@ impl Process {
         ]);
         let rooms = Rooms {
             enrollments: Arc::new(enrollments),
-            service: Arc::new(Service::new(provisioner)),
+            service: Arc::new(Service::new(now, provisioner, Default::default())),
             store: shared,
         };
         let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &random.random(), random.random());

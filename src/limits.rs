@@ -1,0 +1,326 @@
+//! How often somebody may ask: token buckets in bounded memory. Pure, the time is
+//! an argument; knows neither what is asked nor who asks, only keys and rates.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hash, RandomState},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU64,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Most tokens of a bucket.
+pub const MAX_BURST: u32 = 1_000_000;
+/// Shortest time for a token.
+pub const MIN_EVERY: Duration = Duration::from_micros(10);
+/// Longest time for a token.
+pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
+
+/// So many at once, and then one each time that a token has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    burst: u32,
+    every: Duration,
+}
+
+impl Rate {
+    /// A bucket of `burst` tokens (1 to [`MAX_BURST`]), of which one comes back
+    /// `every` so often ([`MIN_EVERY`] to [`MAX_EVERY`]); `None` for anything else.
+    pub fn new(burst: u32, every: Duration) -> Option<Self> {
+        let valid = (1..=MAX_BURST).contains(&burst) && (MIN_EVERY..=MAX_EVERY).contains(&every);
+        valid.then_some(Self { burst, every })
+    }
+
+    /// Microseconds for a token.
+    fn every(self) -> u64 {
+        self.every.as_micros() as u64
+    }
+
+    /// Microseconds for all of them: at most 86,400,000,000,000,000.
+    fn all(self) -> u64 {
+        self.every() * u64::from(self.burst)
+    }
+}
+
+/// Where a request comes from, as far as limits are concerned: an IPv4 address by
+/// itself, of an IPv6 address the first 64 bits, since a subscriber has all that
+/// follow. An IPv4 address that is mapped into IPv6 (RFC 4291 §2.5.5.2) is IPv4.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin(NonZeroU64);
+
+/// Before an IPv4 address: an IPv6 network of multicast (RFC 4291 §2.7), from
+/// which nothing is sent.
+const IPV4: u64 = 0xffff_ffff << 32;
+
+impl Origin {
+    /// The origin that an address counts to.
+    pub fn of(address: IpAddr) -> Self {
+        let bits = match address.to_canonical() {
+            IpAddr::V4(address) => IPV4 | u64::from(address.to_bits()),
+            IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+        };
+        // ::/64, the loopback's, has no bit set; its neighbour is reserved.
+        Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.0.get();
+        if bits & IPV4 == IPV4 {
+            return Ipv4Addr::from_bits(bits as u32).fmt(f);
+        }
+        let bits = if bits == 1 { 0 } else { bits };
+        write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(bits) << 64))
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An answer to a request for which there is no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Empty {
+    /// When there will be one.
+    pub wait: Duration,
+    /// Whether an episode begins: it ends when the bucket is full again.
+    pub is_first: bool,
+}
+
+/// Shards, each with a lock of its own.
+const SHARDS: usize = 64;
+/// Sets of a shard.
+const SETS: usize = 128;
+/// Buckets of a set: one that is full makes room in its own set.
+const WAYS: usize = 8;
+
+/// The buckets of all keys that have asked lately: 65,536 of 16 bytes, 1 MiB.
+///
+/// A bucket is kept as the time at which it will be full, so that one that is full
+/// need not be kept at all. When there is no such place for a new key, the bucket
+/// that would be full first gives way: its owner is given the tokens that are
+/// missing, and nobody ever loses one. Keys are known by a hash under a random
+/// key, so that nobody can choose whose place to take.
+pub struct Buckets {
+    made: Instant,
+    hasher: RandomState,
+    shards: Box<[Mutex<Shard>]>,
+}
+
+type Shard = Box<[[Bucket; WAYS]]>;
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    key: u64,
+    /// Microseconds since the table was made, at which it is full; shifted, the
+    /// lowest bit says that an episode goes on.
+    full_at: u64,
+}
+
+impl Bucket {
+    /// Not zero: memory that is written is there from the start, and a table that
+    /// fills does not look like a leak.
+    const FREE: Self = Self { key: u64::MAX, full_at: 0 };
+
+    fn full_at(self) -> u64 {
+        self.full_at >> 1
+    }
+}
+
+impl Buckets {
+    /// A table in which every bucket is full.
+    pub fn new(now: Instant) -> Self {
+        let shard = || Mutex::new(vec![[Bucket::FREE; WAYS]; SETS].into_boxed_slice());
+        Self {
+            made: now,
+            hasher: RandomState::new(),
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+        }
+    }
+
+    /// Whether there is a token; it is not taken. The rate may be another than at
+    /// the time before.
+    pub fn check(&self, now: Instant, rate: Rate, key: &impl Hash) -> Result<(), Empty> {
+        let now = self.micros(now);
+        self.with(key, |hash, set| {
+            let Some(bucket) = set.iter_mut().find(|bucket| bucket.key == hash) else { return Ok(()) };
+            let missing = bucket.full_at().saturating_sub(now).min(rate.all());
+            let wait = missing.saturating_sub(rate.all() - rate.every());
+            if wait == 0 {
+                return Ok(());
+            }
+            let is_first = bucket.full_at & 1 == 0;
+            // Kept as it counts under this rate: the wait told is the wait.
+            bucket.full_at = (now + missing) << 1 | 1;
+            Err(Empty { wait: Duration::from_micros(wait), is_first })
+        })
+    }
+
+    /// Takes a token. An empty bucket stays empty.
+    pub fn take(&self, now: Instant, rate: Rate, key: &impl Hash) {
+        let now = self.micros(now);
+        self.with(key, |hash, set| {
+            let known = set.iter().position(|bucket| bucket.key == hash);
+            let (place, before) = match known {
+                Some(place) if set[place].full_at() > now => (place, set[place]),
+                // Full again: an episode is over.
+                Some(place) => (place, Bucket { key: hash, full_at: 0 }),
+                None => {
+                    let fullest = (0..WAYS).min_by_key(|&place| set[place].full_at()).unwrap_or(0);
+                    (fullest, Bucket { key: hash, full_at: 0 })
+                }
+            };
+            let missing = before.full_at().saturating_sub(now) + rate.every();
+            let full_at = now + missing.min(rate.all());
+            set[place] = Bucket { key: hash, full_at: full_at << 1 | before.full_at & 1 };
+        });
+    }
+
+    fn micros(&self, now: Instant) -> u64 {
+        // Never 0, so that a place that is free is always older.
+        now.saturating_duration_since(self.made).as_micros() as u64 + 1
+    }
+
+    fn with<T>(&self, key: &impl Hash, act: impl FnOnce(u64, &mut [Bucket; WAYS]) -> T) -> T {
+        let hash = self.hasher.hash_one(key);
+        let shard = &self.shards[hash as usize % SHARDS];
+        // Nothing panics while one of these is held.
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        act(hash, &mut shard[(hash >> 32) as usize % SETS])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn rate(burst: u32, every: Duration) -> Rate {
+        Rate::new(burst, every).unwrap()
+    }
+
+    /// Takes a token if there is one.
+    fn ask(buckets: &Buckets, now: Instant, rate: Rate, key: &str) -> Result<(), Empty> {
+        buckets.check(now, rate, &key)?;
+        buckets.take(now, rate, &key);
+        Ok(())
+    }
+
+    #[test]
+    fn a_burst_is_served_and_then_one_each_time_a_token_has_come_back() {
+        let (now, rate) = (Instant::now(), rate(3, 2 * SECOND));
+        let buckets = Buckets::new(now);
+        for _ in 0..3 {
+            assert_eq!(ask(&buckets, now, rate, "a"), Ok(()));
+        }
+        assert_eq!(ask(&buckets, now, rate, "a"), Err(Empty { wait: 2 * SECOND, is_first: true }));
+        assert_eq!(ask(&buckets, now + SECOND, rate, "a").unwrap_err().wait, SECOND);
+        assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a"), Ok(()));
+        assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a").unwrap_err().wait, 2 * SECOND);
+        // Idle for long, it holds no more than the burst.
+        let later = now + 1000 * SECOND;
+        for _ in 0..3 {
+            assert_eq!(ask(&buckets, later, rate, "a"), Ok(()));
+        }
+        assert!(ask(&buckets, later, rate, "a").is_err());
+    }
+
+    #[test]
+    fn whoever_waits_as_told_finds_a_token() {
+        let rate = rate(2, Duration::from_millis(700));
+        let mut now = Instant::now();
+        let buckets = Buckets::new(now);
+        let mut served = 0;
+        for _ in 0..100 {
+            match ask(&buckets, now, rate, "a") {
+                Ok(()) => served += 1,
+                Err(empty) => {
+                    now += empty.wait;
+                    assert_eq!(ask(&buckets, now, rate, "a"), Ok(()));
+                    served += 1;
+                }
+            }
+        }
+        assert_eq!(served, 100);
+    }
+
+    #[test]
+    fn one_keys_bucket_is_not_anothers() {
+        let (now, rate) = (Instant::now(), rate(1, SECOND));
+        let buckets = Buckets::new(now);
+        for key in 0..1000 {
+            assert_eq!(ask(&buckets, now, rate, &key.to_string()), Ok(()), "{key}");
+        }
+    }
+
+    #[test]
+    fn an_episode_begins_once_and_ends_when_the_bucket_is_full() {
+        let (start, rate) = (Instant::now(), rate(2, SECOND));
+        let buckets = Buckets::new(start);
+        let mut begun = 0;
+        // Somebody who asks four times a second, for a minute.
+        for quarter in 0..240 {
+            let asked = ask(&buckets, start + quarter * SECOND / 4, rate, "a");
+            begun += u32::from(asked.is_err_and(|empty| empty.is_first));
+        }
+        assert_eq!(begun, 1);
+        let later = start + 63 * SECOND;
+        let again: Vec<_> = (0..4).map(|_| ask(&buckets, later, rate, "a")).collect();
+        assert!(again[2].is_err_and(|empty| empty.is_first) && again[3].is_err_and(|empty| !empty.is_first));
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_neither_grows_the_table_nor_frees_who_is_held_back() {
+        let (now, tight, loose) = (Instant::now(), rate(100, SECOND), rate(100, SECOND));
+        let buckets = Buckets::new(now);
+        while ask(&buckets, now, tight, "enumerator").is_ok() {}
+        let mut refused = 0;
+        for stranger in 0..500_000u32 {
+            refused += u32::from(buckets.check(now, loose, &stranger).is_err());
+            buckets.take(now, loose, &stranger);
+        }
+        assert_eq!(refused, 0, "who asks for the first time is never refused");
+        assert!(ask(&buckets, now, tight, "enumerator").is_err());
+        let places: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().len() * WAYS).sum();
+        assert_eq!(places * size_of::<Bucket>(), 1 << 20);
+    }
+
+    #[test]
+    fn a_new_rate_holds_at_once() {
+        let now = Instant::now();
+        let buckets = Buckets::new(now);
+        let (slow, fast) = (rate(10, 100 * SECOND), rate(10, SECOND));
+        while ask(&buckets, now, slow, "a").is_ok() {}
+        assert_eq!(ask(&buckets, now, fast, "a").unwrap_err().wait, SECOND);
+        assert_eq!(ask(&buckets, now + SECOND, fast, "a"), Ok(()));
+    }
+
+    #[test]
+    fn a_rate_has_its_bounds() {
+        assert!(Rate::new(0, SECOND).is_none() && Rate::new(MAX_BURST + 1, SECOND).is_none());
+        assert!(Rate::new(1, Duration::ZERO).is_none() && Rate::new(1, MAX_EVERY + SECOND).is_none());
+        let (now, largest) = (Instant::now(), rate(MAX_BURST, MAX_EVERY));
+        let buckets = Buckets::new(now);
+        buckets.take(now, largest, &"a");
+        assert_eq!(buckets.check(now, largest, &"a"), Ok(()));
+    }
+
+    #[test]
+    fn an_ipv6_subscriber_is_one_origin_and_ipv4_counts_by_address_however_it_is_written() {
+        let origin = |text: &str| Origin::of(text.parse().unwrap());
+        assert_eq!(origin("2001:db8:1:2::1"), origin("2001:db8:1:2:ffff::9"));
+        assert_ne!(origin("2001:db8:1:2::1"), origin("2001:db8:1:3::1"));
+        assert_ne!(origin("192.0.2.1"), origin("192.0.2.2"));
+        assert_eq!(origin("192.0.2.1"), origin("::ffff:192.0.2.1"));
+        assert_ne!(origin("::1"), origin("0.0.0.0"));
+        let shown =
+            ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8:1:2::1", "::1"].map(|text| origin(text).to_string());
+        assert_eq!(shown, ["192.0.2.1", "192.0.2.1", "2001:db8:1:2::/64", "::/64"]);
+        assert_eq!(size_of::<Option<Origin>>(), 8);
+    }
+}
