@@ -1,12 +1,13 @@
 //! The server's I/O: sockets, threads and timers; no rules. One worker a core,
 //! each with a socket of its own on the same port, its own DTLS and CoAP
-//! endpoints, and no lock shared with the others. What takes long is a task of
-//! the runtime, and comes back to its worker as a message.
+//! endpoints, and no lock shared with the others. Work that
+//! takes more than one step stays with its worker, and is polled there.
 
 mod batch;
 #[cfg(test)]
 mod simulation;
 pub mod stack;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -1,6 +1,6 @@
 //! One worker: a thread that takes datagrams from its socket to its stack, and the
-//! answers back. Work that the stack leaves is a task of the runtime; its result
-//! arrives in the inbox.
+//! answers back. Work that the stack leaves is polled here as well; that it can go
+//! on is told by a letter.
 
 use std::{
     future::Future,
@@ -22,6 +22,7 @@ use super::{
     Rooms,
     batch::{BATCH, Incoming, Outgoing},
     stack::{Done, Figures, Io, Stack},
+    tasks::{Notify, TaskId, Tasks},
 };
 use crate::dtls;
 
@@ -54,7 +55,8 @@ enum Load {
 enum Letter {
     /// From [`super::Server::reload`].
     Rooms(Rooms),
-    Done(Done),
+    /// Work of ours can go on.
+    Wake(TaskId),
 }
 
 /// A datagram that another worker's socket received.
@@ -67,6 +69,14 @@ pub(super) struct Mailbox {
     inbox: Sender<Letter>,
     datagrams: SyncSender<Forwarded>,
     waker: Arc<mio::Waker>,
+    /// The worker was woken and has not looked yet: it need not be woken again.
+    woken: Arc<AtomicBool>,
+}
+
+impl Notify for Mailbox {
+    fn notify(&self, task: TaskId) {
+        self.put(Letter::Wake(task));
+    }
 }
 
 impl Mailbox {
@@ -87,7 +97,9 @@ impl Mailbox {
     }
 
     pub(super) fn wake(&self) {
-        let _ = self.waker.wake();
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            let _ = self.waker.wake();
+        }
     }
 }
 
@@ -95,7 +107,9 @@ impl Mailbox {
 struct Sides {
     outgoing: Outgoing,
     mailbox: Mailbox,
-    runtime: Handle,
+    tasks: Tasks<Done>,
+    /// Work that has just been left, and waits for its next step.
+    new_tasks: Vec<TaskId>,
 }
 
 impl dtls::Outbox for Sides {
@@ -106,8 +120,8 @@ impl dtls::Outbox for Sides {
 
 impl Io for Sides {
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
-        let mailbox = self.mailbox.clone();
-        self.runtime.spawn(async move { mailbox.put(Letter::Done(work.await)) });
+        let task = self.tasks.add(Box::pin(work), self.mailbox.clone());
+        self.new_tasks.push(task);
     }
 }
 
@@ -119,6 +133,7 @@ pub(super) struct Worker {
     sides: Sides,
     inbox: Receiver<Letter>,
     datagrams: Receiver<Forwarded>,
+    runtime: Handle,
     stop: Arc<AtomicBool>,
 }
 
@@ -136,9 +151,10 @@ impl Worker {
         let outgoing = Outgoing::new(socket.try_clone()?);
         let (inbox_sender, inbox) = channel();
         let (datagrams_sender, datagrams) = sync_channel(MAX_FORWARDED);
-        let mailbox = Mailbox { inbox: inbox_sender, datagrams: datagrams_sender, waker };
-        let sides = Sides { outgoing, mailbox, runtime };
-        Ok(Self { number, socket, poll, stack, sides, inbox, datagrams, stop })
+        let mailbox =
+            Mailbox { inbox: inbox_sender, datagrams: datagrams_sender, waker, woken: Arc::default() };
+        let sides = Sides { outgoing, mailbox, tasks: Tasks::new(), new_tasks: Vec::new() };
+        Ok(Self { number, socket, poll, stack, sides, inbox, datagrams, runtime, stop })
     }
 
     pub(super) fn mailbox(&self) -> Mailbox {
@@ -151,7 +167,7 @@ impl Worker {
 
     pub(super) fn run(mut self, neighbours: &[Mailbox]) {
         // What is polled here may set timers of the runtime.
-        let runtime = self.sides.runtime.clone();
+        let runtime = self.runtime.clone();
         let _entered = runtime.enter();
         let mut events = Events::with_capacity(8);
         let mut incoming = Incoming::new();
@@ -171,10 +187,12 @@ impl Worker {
                 Load::Full => {}
             }
             let now = Instant::now();
+            // Before looking: whoever puts something in from here on wakes us again.
+            self.sides.mailbox.woken.store(false, Ordering::Release);
             while let Ok(letter) = self.inbox.try_recv() {
                 match letter {
                     Letter::Rooms(rooms) => self.stack.reload(rooms),
-                    Letter::Done(done) => self.stack.done(now, done, &mut self.sides),
+                    Letter::Wake(task) => self.go_on(now, task),
                 }
             }
             while let Ok((from, mut bytes)) = self.datagrams.try_recv() {
@@ -182,8 +200,17 @@ impl Worker {
             }
             load = self.receive(now, &mut incoming, neighbours);
             self.stack.handle_timeout(now, &mut self.sides);
+            while let Some(task) = self.sides.new_tasks.pop() {
+                self.go_on(now, task);
+            }
             self.sides.outgoing.flush();
             self.stack.publish(self.sides.outgoing.dropped());
+        }
+    }
+
+    fn go_on(&mut self, now: Instant, task: TaskId) {
+        if let Some(done) = self.sides.tasks.poll(task) {
+            self.stack.done(now, done, &mut self.sides);
         }
     }
 
