@@ -71,6 +71,122 @@ fn libcoap_is_told_what_is_wrong() {
     }
 }
 
+/// The commands of `docs/device.md`, each with the code that its comment promises.
+fn documented_commands() -> Vec<(String, String)> {
+    let document = include_str!("../docs/device.md");
+    let section = document.split("\n## With libcoap\n").nth(1).expect("the section");
+    let section = section.split("\n## ").next().expect("its end");
+    let mut lines = section.lines();
+    let mut commands = Vec::new();
+    while let Some(line) = lines.next() {
+        if let Some((code, _)) = line.strip_prefix("# ").and_then(|comment| comment.split_once(": ")) {
+            commands.push((code.to_owned(), lines.next().expect("a command").to_owned()));
+        }
+    }
+    commands
+}
+
+/// A server in the state of which the document's commands speak.
+fn documented_server() -> (Site, [Process; 2]) {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--latency", "600s"]);
+    let site = Site::configured(&format!(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
+         [iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1\n\
+         [limits]\npatience = 2\ndrain = 0\n\
+         [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
+         identity = \"plug-batch-7\"\nkey = \"hex:{}\"\n\
+         [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"individual\"\n\
+         [[enrollment]]\nname = \"socket\"\nproduct_key = \"a1socket\"\nkind = \"individual\"\n\
+         requests = {{ burst = 1, every = 3600 }}\n",
+        simulator.address,
+        hex::encode("plug-batch-7-key")
+    ));
+    let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n");
+    for number in 1..=3 {
+        csv.push_str(&format!("PLUG000{number},plug,plug-{number},secret-of-plug-{number},,\n"));
+    }
+    csv.push_str("00:1a:2b:3c:4d:5e,plug,plug-mac,secret-of-plug-mac,,\n");
+    for kind in ["lamp", "socket"] {
+        let key = hex::encode(format!("{kind}-1-its-own-key"));
+        csv.push_str(&format!("{kind}-0001,{kind},{kind}-1,secret-of-{kind}-1,{kind}-1,{key}\n"));
+    }
+    for number in 4..=9 {
+        csv.push_str(&format!("PLUG000{number},plug,,,,\n"));
+    }
+    site.import(&csv);
+    assert!(site.run(&["device", "disable", "PLUG0002"]).status.success());
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    let change = |sql| assert_eq!(database.execute(sql, ()).expect("changed"), 1);
+    change("UPDATE device_table SET firstIssued = 1 WHERE deviceId = 'PLUG0003'");
+    change("UPDATE device_table SET refusal = 'the name is taken' WHERE deviceId = 'PLUG0004'");
+    let server = site.serve();
+    (site, [server, simulator])
+}
+
+#[test]
+fn every_command_of_the_document_gets_the_code_that_it_promises() {
+    let commands = documented_commands();
+    let mut codes: Vec<&str> = commands.iter().map(|(code, _)| code.as_str()).collect();
+    codes.dedup();
+    let promised = [
+        "2.05", "4.00", "4.02", "4.03", "4.04", "4.05", "4.06", "4.13", "4.15", "4.29", "5.02", "5.03",
+        "5.04", "5.05",
+    ];
+    assert_eq!(codes, promised, "every code of the contract has a command");
+
+    let (_site, [server, _cloud]) = documented_server();
+    let run = |build: &str, code: &str, command: &str| {
+        let command = command.replace("coap-client-gnutls", &format!("coap-client-{build} -B 10"));
+        let command = command.replace("192.0.2.1", &server.address.to_string());
+        let output = Command::new("sh").args(["-c", &command]).output().expect("a shell");
+        let (answer, told) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+        let shown = String::from_utf8_lossy(&answer).into_owned() + &told;
+        let found = match code {
+            "2.05" => shown.contains("secret-of-"),
+            _ => shown.lines().any(|line| line.starts_with(&format!("{code} "))),
+        };
+        assert!(found, "expected {code}: {command}\n{shown}");
+        match code {
+            "4.13" => assert!(shown.contains("Size1:512"), "{shown}"),
+            "4.29" | "5.03" => {
+                let max_age = shown.rsplit("Max-Age:").next().expect("a part");
+                let seconds = max_age.chars().take_while(char::is_ascii_digit).collect::<String>();
+                assert!(seconds.parse::<u32>().is_ok_and(|seconds| seconds > 0), "{shown}");
+            }
+            _ => {}
+        }
+    };
+    for build in ["gnutls", "openssl"] {
+        for (code, command) in commands.iter().filter(|(code, _)| code != "5.03") {
+            run(build, code, command);
+        }
+    }
+    // More devices than are registered within a device's patience.
+    let (port, key) = (server.address.port().to_string(), hex::encode("plug-batch-7-key"));
+    coapsload(&[
+        "-p",
+        &port,
+        "-F",
+        "7",
+        "-n",
+        "3",
+        "-c",
+        "3",
+        "-g",
+        "plug-batch-7",
+        "-I",
+        "PLUG%04ld",
+        "-k",
+        &key,
+    ]);
+    for build in ["gnutls", "openssl"] {
+        for (code, command) in commands.iter().filter(|(code, _)| code == "5.03") {
+            run(build, code, command);
+        }
+    }
+}
+
 #[test]
 fn libcoap_with_a_wrong_key_or_identity_gets_nothing() {
     let (_site, mut server) = server();

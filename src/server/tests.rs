@@ -11,11 +11,13 @@ use super::{
     *,
 };
 use crate::{
+    cert::throttle::{EnrollmentLimits, RequestLimits},
     device::DeviceId,
     dtls::{
         Psk,
         testing::{Client, Profile},
     },
+    limits::Rate,
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     registrar::{Registrar, fake_cloud::FakeCloud},
@@ -27,7 +29,7 @@ const MOST_ALLOCATIONS: u64 = 55;
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
-fn rooms(folder: &tempfile::TempDir, runtime: &Handle) -> Rooms {
+fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let row = ImportRow {
         device: DeviceId::parse("SN-1").unwrap(),
@@ -50,7 +52,7 @@ fn rooms(folder: &tempfile::TempDir, runtime: &Handle) -> Rooms {
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     Rooms {
         enrollments: Arc::new(Enrollments::new([enrollment])),
-        service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
+        service: Arc::new(Service::new(Instant::now(), provisioner, requests)),
         store,
     }
 }
@@ -90,7 +92,7 @@ fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
         }
         if client.is_established() && !asked {
             asked = true;
-            to_server.push(client.send(&request(9)));
+            to_server.push(client.send(&request(9, b"sn=SN-1")));
         } else if !client.received.is_empty() {
             assert_eq!(client.received.remove(0)[1], 0x45);
             to_server.push(client.close());
@@ -104,7 +106,7 @@ fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
 fn a_provisioning_allocates_no_more_often_than_is_written_down() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let rooms = rooms(&folder, runtime.handle());
+    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
     let device = DeviceId::parse("SN-1").unwrap();
     let certificate = crate::device::Certificate {
         product_key: "a1".into(),
@@ -132,9 +134,9 @@ fn a_provisioning_allocates_no_more_often_than_is_written_down() {
     assert!(steps.iter().sum::<u64>() <= MOST_ALLOCATIONS, "{steps:?}");
 }
 
-/// A confirmable GET of `/cert?sn=SN-1`.
-fn request(id: u8) -> Vec<u8> {
-    [&[0x40, 1, 0, id, 0xb4][..], b"cert", &[0x47], b"sn=SN-1"].concat()
+/// A confirmable GET of `/cert` with a query of seven bytes.
+fn request(id: u8, query: &[u8; 7]) -> Vec<u8> {
+    [&[0x40, 1, 0, id, 0xb4][..], b"cert", &[0x47], query].concat()
 }
 
 struct Device {
@@ -144,14 +146,22 @@ struct Device {
 
 impl Device {
     fn socket(server: SocketAddr) -> UdpSocket {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::socket_at("127.0.0.1", server)
+    }
+
+    fn socket_at(address: &str, server: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind((address, 0)).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         socket
     }
 
     fn connect(server: SocketAddr, profile: Profile) -> Self {
-        let mut device = Self { client: Client::new(profile, rand::random()), socket: Self::socket(server) };
+        Self::connect_over(Self::socket(server), profile)
+    }
+
+    fn connect_over(socket: UdpSocket, profile: Profile) -> Self {
+        let mut device = Self { client: Client::new(profile, rand::random()), socket };
         let first = device.client.start(Instant::now());
         device.send(first);
         device.until(|client| client.is_established());
@@ -177,10 +187,14 @@ impl Device {
         }
     }
 
-    /// Asks, and answers with the CoAP message.
+    /// Asks for SN-1, and answers with the CoAP message.
     fn ask(&mut self, id: u8) -> Vec<u8> {
+        self.ask_for(id, b"sn=SN-1")
+    }
+
+    fn ask_for(&mut self, id: u8, query: &[u8; 7]) -> Vec<u8> {
         self.client.received.clear();
-        let datagram = self.client.send(&request(id));
+        let datagram = self.client.send(&request(id, query));
         self.send(vec![datagram]);
         self.until(|client| !client.received.is_empty());
         self.client.received.remove(0)
@@ -192,7 +206,7 @@ fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in()
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let limits = Limits { workers: 4, ..Limits::default() };
-    let rooms = rooms(&folder, runtime.handle());
+    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
     let server = Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, runtime.handle()).unwrap();
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
@@ -214,5 +228,30 @@ fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in()
     let handshakes: u64 =
         server.figures().iter().map(|worker| worker.handshakes_completed.load(Ordering::Relaxed)).sum();
     assert_eq!(handshakes, 8);
+    server.stop();
+}
+
+#[test]
+fn a_session_that_moves_uses_up_what_its_first_address_may_and_no_other() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let tries = EnrollmentLimits { requests: None, refused_lookups: Rate::new(3, Duration::from_secs(3600)) };
+    let requests =
+        RequestLimits { enrollments: [("plug".to_owned(), tries)].into(), ..RequestLimits::default() };
+    let rooms = rooms(&folder, runtime.handle(), requests);
+    let limits = Limits { workers: 2, ..Limits::default() };
+    let server = Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, runtime.handle()).unwrap();
+    let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
+    let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
+    let connect =
+        |address| Device::connect_over(Device::socket_at(address, server.address()), profile.clone());
+
+    let mut thief = connect("127.0.0.2");
+    // As if it were where the factory is.
+    thief.socket = Device::socket_at("127.0.0.3", server.address());
+    let codes: Vec<u8> = (1..=5).map(|id| thief.ask_for(id, b"sn=SN-9")[1]).collect();
+    assert_eq!(codes, [0x84, 0x84, 0x84, 0x9d, 0x9d]);
+    assert_eq!(connect("127.0.0.3").ask(1)[1], 0x45);
+    assert_eq!(connect("127.0.0.2").ask(1)[1], 0x9d);
     server.stop();
 }

@@ -133,6 +133,13 @@ impl Site {
         site
     }
 
+    /// A site with a configuration of its own.
+    pub fn configured(configuration: &str) -> Self {
+        let site = Self { folder: TempDir::new().expect("a folder") };
+        site.write("certdist.toml", configuration);
+        site
+    }
+
     /// A file of the site.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
