@@ -144,9 +144,6 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
             return Err(Response::problem(Code::UnsupportedContentFormat, title));
         }
     };
-    if ids.is_empty() && !request.payload.is_empty() {
-        return Err(bad_request("deviceId, sn or mac is missing"));
-    }
     ids.extend(body::query(&request.query)?);
     let device = match (ids.pop(), &principal.device) {
         (Some(id), _) if ids.iter().any(|other| *other != id) => {

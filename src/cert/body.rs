@@ -2,8 +2,13 @@
 //! certificate in CBOR or JSON (shared contract: a map with `deviceId`, `sn` or
 //! `mac`; a map with `productKey`, `deviceName`, `deviceSecret`).
 
+use std::fmt;
+
 use minicbor::{Decoder, Encoder, data::Type, decode};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny, MapAccess, Visitor},
+};
 use zeroize::Zeroize;
 
 use super::bad_request;
@@ -38,7 +43,7 @@ pub(super) fn cbor(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
 }
 
 fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdError>>, decode::Error> {
-    let mut ids = Vec::new();
+    let (mut ids, mut seen) = (Vec::new(), Vec::new());
     let mut left = decoder.map()?;
     loop {
         match &mut left {
@@ -50,36 +55,108 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdEr
             }
             None => {}
         }
-        if decoder.datatype()? != Type::String {
-            decoder.skip()?;
-            decoder.skip()?;
-            continue;
+        match decoder.datatype()? {
+            Type::String => {}
+            // In chunks, it could be one of ours that is then passed over.
+            Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
+            _ => {
+                pass_over(decoder, 0)?;
+                pass_over(decoder, 0)?;
+                continue;
+            }
         }
         match decoder.str()? {
-            key @ ("deviceId" | "sn" | "mac") => ids.extend(device_id(key, decoder.str()?)),
-            _ => decoder.skip()?,
+            // RFC 8949 §5.6: a map that has a key twice is not valid.
+            key if seen.contains(&key) => return Err(decode::Error::message("a key twice")),
+            key @ ("deviceId" | "sn" | "mac") => {
+                seen.push(key);
+                ids.extend(device_id(key, decoder.str()?));
+            }
+            _ => pass_over(decoder, 0)?,
         }
     }
 }
 
-/// A JSON object with the same keys. A key given twice is an error.
-#[derive(Deserialize)]
-struct JsonIds {
-    #[serde(rename = "deviceId")]
-    device_id: Option<String>,
-    sn: Option<String>,
-    mac: Option<String>,
+/// Deepest nesting that is passed over.
+const MAX_DEPTH: u32 = 16;
+
+/// Passes over a data item, if it is well-formed: minicbor's own `skip` lets a
+/// break stand in place of one (RFC 8949 §3.2.1).
+fn pass_over(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
+    if depth > MAX_DEPTH {
+        return Err(decode::Error::message("nested too deep"));
+    }
+    let (items, length) = match decoder.datatype()? {
+        Type::Array | Type::ArrayIndef => (1, decoder.array()?),
+        Type::Map | Type::MapIndef => (2, decoder.map()?),
+        Type::Tag => {
+            decoder.tag()?;
+            return pass_over(decoder, depth + 1);
+        }
+        Type::String | Type::StringIndef => return decoder.str_iter()?.try_for_each(|chunk| chunk.map(drop)),
+        Type::Bytes | Type::BytesIndef => return decoder.bytes_iter()?.try_for_each(|chunk| chunk.map(drop)),
+        Type::Break | Type::Unknown(_) => return Err(decode::Error::message("not a data item")),
+        _ => return decoder.skip(),
+    };
+    // A length that nothing can have ends with the input: each item has a byte.
+    let mut left = length;
+    loop {
+        match &mut left {
+            Some(0) => return Ok(()),
+            Some(count) => *count -= 1,
+            None if decoder.datatype()? == Type::Break => return decoder.skip(),
+            None => {}
+        }
+        for _ in 0..items {
+            pass_over(decoder, depth + 1)?;
+        }
+    }
+}
+
+/// The device IDs of a JSON object with the same keys.
+struct JsonIds(Vec<Result<DeviceId, DeviceIdError>>);
+
+// By hand: a derived one takes an array as well, in the order of its fields.
+impl<'de> Deserialize<'de> for JsonIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = JsonIds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonIds, A::Error> {
+                let (mut ids, mut seen) = (Vec::new(), Vec::new());
+                while let Some(key) = map.next_key::<String>()? {
+                    if !matches!(key.as_str(), "deviceId" | "sn" | "mac") {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    // RFC 8259 §4: what a name given twice means is not defined.
+                    if seen.contains(&key) {
+                        return Err(de::Error::custom("a key twice"));
+                    }
+                    ids.extend(device_id(&key, &map.next_value::<String>()?));
+                    seen.push(key);
+                }
+                Ok(JsonIds(ids))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// Device IDs of a JSON object.
 pub(super) fn json(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
-    let not_an_object = |_| bad_request("the payload is not a JSON object with text values");
-    let ids: JsonIds = serde_json::from_slice(payload).map_err(not_an_object)?;
-    [("deviceId", ids.device_id), ("sn", ids.sn), ("mac", ids.mac)]
-        .into_iter()
-        .filter_map(|(key, value)| device_id(key, &value?))
-        .collect::<Result<_, _>>()
-        .map_err(unreadable)
+    let not_an_object = || bad_request("the payload is not a JSON object with text values");
+    // All of it: serde_json does not look into strings that it passes over.
+    let payload = std::str::from_utf8(payload).map_err(|_| not_an_object())?;
+    let JsonIds(ids) = serde_json::from_str(payload).map_err(|_| not_an_object())?;
+    ids.into_iter().collect::<Result<_, _>>().map_err(unreadable)
 }
 
 /// The device ID that is the whole text, but for white space around it.

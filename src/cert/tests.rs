@@ -1,6 +1,8 @@
 //! Every row of the answer table for its real cause, the three-way logic, and
 //! who may have what: on a real database, with a cloud in memory.
 
+mod reading;
+
 use std::{sync::Arc, time::Duration};
 
 use minicbor::Encoder;
@@ -242,28 +244,6 @@ async fn get_fetch_and_post_are_the_same_and_other_methods_are_not() {
 }
 
 #[tokio::test]
-async fn the_id_is_read_from_cbor_json_text_query_or_the_identity() {
-    let bench = Bench::new();
-    let requests = [
-        get(),
-        get().cbor(&[("deviceId", "SN-1")]),
-        get().cbor(&[("sn", "SN-1")]),
-        get().cbor(&[("sn", "SN-1"), ("firmware", "1.2")]),
-        get().cbor(&[("sn", "SN-1")]).with(|request| request.content_format = Some(format::CBOR)),
-        get().body(format::CBOR, b"\xbf\x62sn\x64SN-1\xff"),
-        get().body(format::JSON, br#"{"sn": "SN-1"}"#),
-        get().body(format::JSON, br#"{"deviceId": "SN-1", "x": [1, {}]}"#),
-        get().body(format::TEXT, b"SN-1\n"),
-        get().query("sn=SN-1"),
-        get().query("deviceId=SN-1").query("verbose"),
-        get().cbor(&[("sn", "SN-1")]).query("deviceId=SN-1"),
-    ];
-    for (number, request) in requests.into_iter().enumerate() {
-        assert_eq!(name(&bench.ask("SN-1", request).await), "SN-1", "request {number}");
-    }
-}
-
-#[tokio::test]
 async fn every_spelling_of_a_mac_is_the_same_device() {
     let bench = Bench::new();
     let first = bench.ask_itself("001A2B3C4D5E").await;
@@ -275,55 +255,6 @@ async fn every_spelling_of_a_mac_is_the_same_device() {
         }
     }
     assert_eq!(bench.cloud.registrations(), 1);
-}
-
-#[tokio::test]
-async fn what_cannot_be_read_is_a_bad_request() {
-    let bench = Bench::new();
-    let requests = [
-        get().body(format::CBOR, b"\xff"),
-        get().body(format::CBOR, b"\x64SN-1"),
-        get().body(format::CBOR, b"\xa1\x62sn\x01"),
-        get().body(format::CBOR, b"\xa1\x62sn"),
-        get().body(format::CBOR, b"\xa1\x62sn\x64SN-1\x00"),
-        get().body(format::CBOR, b"\xa1\x62sn\x64SN\xff\xfe"),
-        get().body(format::CBOR, b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff"),
-        get().body(format::CBOR, b"\xa0"),
-        get().body(format::CBOR, &[0x9f; MAX_PAYLOAD]),
-        get().body(format::CBOR, &[0xa1; MAX_PAYLOAD]),
-        get().cbor(&[("firmware", "1.2")]),
-        get().cbor(&[("mac", "SN-1")]),
-        get().cbor(&[("sn", "not an id")]),
-        get().cbor(&[("sn", "")]),
-        get().body(format::JSON, b"{"),
-        get().body(format::JSON, br#"{"sn": 1}"#),
-        get().body(format::JSON, br#"{"sn": "SN-1", "sn": "SN-1"}"#),
-        get().body(format::JSON, b"[]"),
-        get().body(format::TEXT, b"\xff\xfe"),
-        get().body(format::TEXT, b" "),
-        get().query("sn=not an id"),
-    ];
-    for (number, request) in requests.into_iter().enumerate() {
-        let answer = bench.ask("SN-1", request).await;
-        assert_eq!(answer.code, Code::BadRequest, "request {number}");
-        assert!(!title(&answer).is_empty());
-    }
-    assert_eq!(bench.cloud.registrations(), 0);
-}
-
-#[tokio::test]
-async fn ids_that_differ_are_a_bad_request() {
-    let bench = Bench::new();
-    for request in [
-        get().cbor(&[("sn", "SN-1"), ("deviceId", "SN-2")]),
-        get().cbor(&[("sn", "SN-1"), ("sn", "SN-2")]),
-        get().cbor(&[("sn", "SN-1")]).query("sn=SN-2"),
-        get().query("sn=SN-1").query("sn=SN-2"),
-        get().body(format::JSON, br#"{"sn": "SN-1", "mac": "001A2B3C4D5E"}"#),
-    ] {
-        let answer = bench.ask("SN-1", request).await;
-        assert_eq!((answer.code, title(&answer).as_str()), (Code::BadRequest, "two device IDs that differ"));
-    }
 }
 
 #[tokio::test]
