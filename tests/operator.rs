@@ -322,6 +322,83 @@ fn enrollments_are_read_anew_on_sighup_and_a_broken_configuration_is_not_taken()
     assert!(!served(SHARED_KEY));
 }
 
+/// What becomes of one device that asks once with this identity and key.
+fn outcome(server: &support::Process, identity: &str, key: &str, device: &str) -> &'static str {
+    let (port, key) = (server.address.port().to_string(), hex::encode(key));
+    let arguments = ["-p", &port, "-n", "1", "-c", "1", "-g", identity, "-k", &key, "-I", device, "-t", "5"];
+    let output = stdout(&coapsload(&arguments));
+    ["2.xx 1", "4.xx 1", "5.xx 1", "handshake 1"]
+        .into_iter()
+        .find(|outcome| output.contains(outcome))
+        .unwrap_or_else(|| panic!("{output}"))
+}
+
+const INDIVIDUAL: &str = "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
+                          [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n";
+
+/// A CSV of devices `SN-1`, `SN-2` and so on with these identities and keys.
+fn with_keys(keys: &[(&str, &str)]) -> String {
+    let mut csv = String::from("deviceId,deviceName,deviceSecret,pskIdentity,psk\n");
+    for (number, (identity, key)) in keys.iter().enumerate() {
+        let number = number + 1;
+        csv.push_str(&format!("SN-{number},name-{number},secret-{number},{identity},{}\n", hex::encode(key)));
+    }
+    csv
+}
+
+#[test]
+fn a_device_with_a_key_of_its_own_gets_its_own_certificate_and_obeys_the_operator() {
+    let site = Site::configured(INDIVIDUAL);
+    site.import(&with_keys(&[("one", "the-key-of-one-1"), ("two", "the-key-of-two-2")]));
+    let server = site.serve();
+    let one = |key: &str, device: &str| outcome(&server, "one", key, device);
+    assert_eq!(one("the-key-of-one-1", "SN-1"), "2.xx 1");
+    assert_eq!(outcome(&server, "two", "the-key-of-two-2", "SN-2"), "2.xx 1");
+    assert_eq!(one("the-key-of-one-1", "SN-2"), "4.xx 1", "another's certificate");
+    assert_eq!(one("the-key-of-two-2", "SN-1"), "handshake 1", "another's key");
+    assert_eq!(outcome(&server, "three", "the-key-of-one-1", "SN-1"), "handshake 1", "nobody");
+
+    for (action, expected) in
+        [("disable", "4.xx 1"), ("enable", "2.xx 1"), ("reset", "2.xx 1"), ("delete", "handshake 1")]
+    {
+        assert!(site.run(&["device", action, "SN-1"]).status.success(), "{action}");
+        assert_eq!(one("the-key-of-one-1", "SN-1"), expected, "{action}");
+    }
+    assert_eq!(outcome(&server, "two", "the-key-of-two-2", "SN-2"), "2.xx 1");
+}
+
+#[test]
+fn a_key_that_is_imported_anew_is_the_one_for_the_next_handshake_without_a_restart() {
+    let site = Site::configured(INDIVIDUAL);
+    let first = with_keys(&[("one", "the-key-of-one-1"), ("two", "the-key-of-two-2")]);
+    site.import(&first);
+    let server = site.serve();
+    assert_eq!(outcome(&server, "one", "the-key-of-one-1", "SN-1"), "2.xx 1");
+
+    let import = |csv: &str| {
+        site.write("keys.csv", csv);
+        let output = site.run(&["import", "keys.csv"]);
+        (output.status.code(), stdout(&output), stderr(&output))
+    };
+    let changed =
+        |csv: &str| assert_eq!(import(csv).1, "keys.csv: 0 devices added, 1 changed, 1 unchanged\n");
+    changed(&with_keys(&[("one", "a-new-key-of-one"), ("two", "the-key-of-two-2")]));
+    assert_eq!(outcome(&server, "one", "the-key-of-one-1", "SN-1"), "handshake 1");
+    assert_eq!(outcome(&server, "one", "a-new-key-of-one", "SN-1"), "2.xx 1");
+    assert_eq!(outcome(&server, "two", "the-key-of-two-2", "SN-2"), "2.xx 1");
+
+    changed(&with_keys(&[("uno", "a-new-key-of-one"), ("two", "the-key-of-two-2")]));
+    assert_eq!(outcome(&server, "one", "a-new-key-of-one", "SN-1"), "handshake 1");
+    assert_eq!(outcome(&server, "uno", "a-new-key-of-one", "SN-1"), "2.xx 1");
+
+    // An identity belongs to one device; a file that says otherwise changes nothing.
+    let (code, _, error) = import(&with_keys(&[("two", "the-key-of-two-2")]));
+    assert_eq!(code, Some(1));
+    assert!(error.contains("this identity belongs to device SN-2"), "{error}");
+    assert!(!error.contains(&hex::encode("the-key-of-two-2")), "{error}");
+    assert_eq!(outcome(&server, "uno", "a-new-key-of-one", "SN-1"), "2.xx 1");
+}
+
 /// Asks with the shared key for devices of this form of ID, one after another.
 fn ask_as_plug(server: &support::Process, id: &str, devices: &str) -> String {
     let (port, key) = (server.address.port().to_string(), hex::encode(SHARED_KEY));
