@@ -49,16 +49,11 @@ fn shared(name: &str, reissue: Reissue) -> Enrollment {
 }
 
 fn row(device: &str, enrollment: &str) -> ImportRow {
+    let individual = enrollment == "own";
     ImportRow {
-        device: DeviceId::parse(device).unwrap(),
-        enrollment: enrollment.into(),
-        enrollment_product: format!("a1{enrollment}"),
-        individual: enrollment == "own",
-        product_key: None,
-        device_name: None,
-        device_secret: None,
-        iot_id: None,
-        key: (enrollment == "own").then(|| (format!("{device}-identity"), Secret::new(MASTER.into()))),
+        individual,
+        key: individual.then(|| (format!("{device}-identity"), Secret::new(MASTER.into()))),
+        ..ImportRow::new(DeviceId::parse(device).unwrap(), enrollment, &format!("a1{enrollment}"))
     }
 }
 

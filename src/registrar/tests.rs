@@ -27,19 +27,9 @@ fn wanted(device: &str) -> JournalEntry {
 }
 
 fn import(store: &Sqlite, devices: impl IntoIterator<Item = String>) {
-    let rows = devices.into_iter().map(|device| {
-        Ok::<_, std::convert::Infallible>(ImportRow {
-            device: id(&device),
-            enrollment: "lamp".into(),
-            enrollment_product: "a1".into(),
-            individual: false,
-            product_key: None,
-            device_name: None,
-            device_secret: None,
-            iot_id: None,
-            key: None,
-        })
-    });
+    let rows = devices
+        .into_iter()
+        .map(|device| Ok::<_, std::convert::Infallible>(ImportRow::new(id(&device), "lamp", "a1")));
     store.import(rows, false, |_, _| panic!("a row was rejected")).unwrap();
 }
 

@@ -31,17 +31,7 @@ const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
 fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
-    let row = ImportRow {
-        device: DeviceId::parse("SN-1").unwrap(),
-        enrollment: "plug".into(),
-        enrollment_product: "a1".into(),
-        individual: false,
-        product_key: None,
-        device_name: None,
-        device_secret: None,
-        iot_id: None,
-        key: None,
-    };
+    let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
     store.import(std::iter::once(Ok::<_, ()>(row)), false, |_, _| panic!("rejected")).unwrap();
     let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
     let enrollment =

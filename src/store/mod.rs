@@ -139,6 +139,23 @@ pub struct ImportRow {
     pub key: Option<(String, Secret)>,
 }
 
+impl ImportRow {
+    /// A device of which only its enrollment is known, not an individual one.
+    pub fn new(device: DeviceId, enrollment: &str, enrollment_product: &str) -> Self {
+        Self {
+            device,
+            enrollment: enrollment.to_owned(),
+            enrollment_product: enrollment_product.to_owned(),
+            individual: false,
+            product_key: None,
+            device_name: None,
+            device_secret: None,
+            iot_id: None,
+            key: None,
+        }
+    }
+}
+
 /// What an import changed, or in a dry run would change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportReport {

@@ -38,17 +38,7 @@ fn id(text: &str) -> DeviceId {
 }
 
 fn row(device: &str) -> ImportRow {
-    ImportRow {
-        device: id(device),
-        enrollment: "lamps".into(),
-        enrollment_product: "a1lamp".into(),
-        individual: false,
-        product_key: None,
-        device_name: None,
-        device_secret: None,
-        iot_id: None,
-        key: None,
-    }
+    ImportRow::new(id(device), "lamps", "a1lamp")
 }
 
 fn with_certificate(device: &str, secret: &str) -> ImportRow {
