@@ -41,10 +41,22 @@ pub struct Config {
     pub iot_platform: Option<IotPlatform>,
     /// HTTP address for health and metrics.
     pub admin: Option<SocketAddr>,
+    /// Plain CoAP for a bench; off in production.
+    pub plain_coap: Option<PlainCoap>,
     /// At least one.
     pub enrollments: Vec<Enrollment>,
     /// Limits of the server.
     pub limits: Limits,
+}
+
+/// CoAP without DTLS: whoever reaches the address has what the enrollment's devices
+/// have.
+#[derive(Debug, Clone)]
+pub struct PlainCoap {
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// What everybody is taken for.
+    pub enrollment: Enrollment,
 }
 
 /// How IoT Platform is reached.
@@ -125,10 +137,24 @@ impl Config {
             database: absolute_database(&file.database, folder)?,
             iot_platform: file.iot_platform.map(read_iot_platform).transpose()?,
             admin: file.admin.map(|admin| admin.listen),
+            plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
             enrollments,
             limits,
         })
     }
+}
+
+fn read_plain_coap(section: file::PlainCoap, enrollments: &[Enrollment]) -> Result<PlainCoap> {
+    let file::PlainCoap { listen, enrollment: name, exposed } = section;
+    ensure!(
+        exposed || listen.ip().is_loopback(),
+        "[plain_coap] listen = \"{listen}\": anybody who reaches it gets certificates; \
+         expected a loopback address, or exposed = true on a network that is a bench's own"
+    );
+    let enrollment = enrollments.iter().find(|enrollment| enrollment.name == name).cloned();
+    let enrollment = enrollment
+        .with_context(|| format!("[plain_coap] enrollment = \"{name}\": no [[enrollment]] has that name"))?;
+    Ok(PlainCoap { listen, enrollment })
 }
 
 /// `sqlite:PATH` with the path taken from the configuration's folder.

@@ -9,8 +9,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use tokio::{
+    net::UdpSocket,
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
 };
 
 use super::{ConfigArgs, Failure, Outcome, open_store};
@@ -25,7 +27,7 @@ use crate::{
     provision::Provisioner,
     psk::Enrollments,
     registrar::{self, Registrar},
-    server::{Rooms, Server},
+    server::{self, Rooms, Server, plain::Plain},
     store::Store,
 };
 
@@ -94,6 +96,8 @@ pub struct Running {
     rooms: Rooms,
     registrar: Arc<Registrar>,
     drain: Duration,
+    /// Ended when it is dropped.
+    _plain: Option<JoinSet<()>>,
 }
 
 impl Running {
@@ -118,11 +122,15 @@ impl Running {
             let address = admin::start(address, figures).await?;
             tracing::info!("health and metrics on http://{address}");
         }
+        let plain = match &config.plain_coap {
+            Some(section) => Some(start_plain(section, &rooms).await?),
+            None => None,
+        };
         let recovered = registrar.recover().await?;
         if recovered > 0 {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
-        Ok(Self { server, rooms, registrar, drain: config.limits.drain })
+        Ok(Self { server, rooms, registrar, drain: config.limits.drain, _plain: plain })
     }
 
     /// Where devices connect to.
@@ -151,6 +159,22 @@ impl Running {
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
+}
+
+async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {
+    let config::PlainCoap { listen, enrollment } = section;
+    let cannot = || format!("cannot listen on {listen} for plain CoAP");
+    let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
+    let address = socket.local_addr()?;
+    let seed = [server::random()?, server::random()?];
+    let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed);
+    tracing::warn!(
+        enrollment = enrollment.name,
+        "plain CoAP on coap://{address}, for a bench: whoever reaches it gets the certificates of the enrollment"
+    );
+    let mut tasks = JoinSet::new();
+    tasks.spawn(plain.run());
+    Ok(tasks)
 }
 
 /// The cloud that the configuration names.

@@ -14,6 +14,7 @@ pub(super) struct File {
     pub(super) database: String,
     pub(super) iot_platform: Option<IotPlatform>,
     pub(super) admin: Option<Admin>,
+    pub(super) plain_coap: Option<PlainCoap>,
     #[serde(default)]
     pub(super) enrollment: Vec<Enrollment>,
     #[serde(default)]
@@ -33,6 +34,15 @@ pub(super) struct IotPlatform {
 
 fn default_qps() -> f64 {
     crate::registrar::Config::default().qps
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlainCoap {
+    pub(super) listen: SocketAddr,
+    pub(super) enrollment: String,
+    #[serde(default)]
+    pub(super) exposed: bool,
 }
 
 #[derive(Deserialize)]

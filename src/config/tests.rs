@@ -136,3 +136,17 @@ fn limits_of_zero_are_refused() {
     assert_eq!(config.limits.dtls.max_sessions, 7);
     assert!(config.limits.dtls.require_extended_master_secret);
 }
+
+#[test]
+fn plain_coap_stays_on_the_machine_unless_the_operator_says_so() {
+    let with = |section: &str| {
+        MINIMAL.replace("[[enrollment]]", &format!("[plain_coap]\n{section}\n[[enrollment]]"))
+    };
+    let config = parse(&with("listen = \"127.0.0.1:5683\"\nenrollment = \"lamp\"")).unwrap();
+    assert_eq!(config.plain_coap.map(|plain| plain.enrollment.name), Some("lamp".into()));
+    let open = "listen = \"0.0.0.0:5683\"\nenrollment = \"lamp\"";
+    assert!(error(&with(open)).contains("expected a loopback address, or exposed = true"));
+    assert!(parse(&with(&format!("{open}\nexposed = true"))).is_ok());
+    let other = "listen = \"127.0.0.1:5683\"\nenrollment = \"lamps\"";
+    assert!(error(&with(other)).contains("no [[enrollment]] has that name"));
+}

@@ -4,6 +4,7 @@
 //! takes more than one step stays with its worker, and is polled there.
 
 mod batch;
+pub mod plain;
 #[cfg(test)]
 mod simulation;
 pub mod stack;
@@ -136,7 +137,8 @@ fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     }
 }
 
-fn random() -> Result<[u8; 32]> {
+/// 32 bytes of the system's randomness.
+pub fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)
         .map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;

@@ -8,7 +8,7 @@ use super::{
     support::{SHARED_IDENTITY, SHARED_KEY, Site, stdout},
 };
 
-fn coap_client(arguments: &[&str]) -> String {
+pub fn coap_client(arguments: &[&str]) -> String {
     let output = Command::new("coap-client-openssl").args(["-B", "10"]).args(arguments).output();
     stdout(&output.expect("installed by `make clients`"))
 }

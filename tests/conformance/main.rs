@@ -7,6 +7,7 @@ mod client;
 mod core;
 mod libcoap;
 mod link;
+mod plain;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,100 @@
+//! certdist itself over plain CoAP, as on a bench: Echo (RFC 9175) first, then `/cert`
+//! as the plugtests' `/test`.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as Code};
+
+use super::{
+    client::{Client, is, number},
+    libcoap::coap_client,
+    support::{Process, Site},
+};
+
+const ECHO: CoapOption = CoapOption::Unknown(252);
+
+fn start() -> (Site, Process, SocketAddr) {
+    // A port that is free now; nobody else on this address takes one.
+    let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
+    let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    let server = site.serve();
+    (site, server, free)
+}
+
+#[test]
+fn an_address_must_show_that_it_is_there_and_is_sent_little_before() {
+    let (_site, _server, address) = start();
+    let mut client = Client::of(address);
+    let mut request = client.con(Method::Get, "cert");
+    request.add_option(CoapOption::UriQuery, b"sn=PLUG-1".to_vec());
+    let challenge = client.exchange(&request);
+    is(&challenge, Code::Unauthorized);
+    assert!(challenge.payload.is_empty());
+    let asked = request.to_bytes().expect("a message").len();
+    assert!(challenge.to_bytes().expect("a message").len() <= 3 * asked);
+    let value = challenge.get_option(ECHO).expect("Echo").clone();
+    // RFC 9175 §2.3: the request again, in a new message, with the value.
+    let mut again = client.con(Method::Get, "cert");
+    again.add_option(CoapOption::UriQuery, b"sn=PLUG-1".to_vec());
+    again.set_option(ECHO, value.clone());
+    let response = client.exchange(&again);
+    is(&response, Code::Content);
+    assert!(response.payload.ends_with(b"secret-of-plug-1"));
+    // From now on without.
+    let request = client.con(Method::Get, ".well-known/core");
+    is(&client.exchange(&request), Code::Content);
+    // Another address has to show it itself.
+    let mut other = Client::of(address);
+    let mut stolen = other.con(Method::Get, "cert");
+    stolen.set_option(ECHO, value);
+    is(&other.exchange(&stolen), Code::Unauthorized);
+    // A ping needs nothing.
+    other.send_bytes(&[0x40, 0, 1, 2]);
+    assert_eq!(other.receive_within(std::time::Duration::from_secs(5)), Some(vec![0x70, 0, 1, 2]));
+}
+
+#[test]
+fn what_the_plugtests_ask_of_a_resource_holds_for_cert() {
+    let (_site, _server, address) = start();
+    let mut client = Client::of(address);
+    let request = client.con(Method::Get, "cert");
+    let value = client.exchange(&request).get_option(ECHO).expect("Echo").clone();
+    let ask = |client: &mut Client, kind, method, token: &[u8], accept: Option<u8>| {
+        let mut request = client.request(kind, method, "cert");
+        request.set_token(token.to_vec());
+        request.set_option(ECHO, value.clone());
+        request.add_option(CoapOption::UriQuery, b"sn=PLUG-1".to_vec());
+        if let Some(format) = accept {
+            request.add_option(CoapOption::Accept, vec![format]);
+        }
+        match kind {
+            MessageType::Confirmable => client.exchange(&request),
+            _ => client.exchange_non(&request),
+        }
+    };
+    for kind in [MessageType::Confirmable, MessageType::NonConfirmable] {
+        // TD_COAP_CORE_01 to 08.
+        is(&ask(&mut client, kind, Method::Get, b"t", None), Code::Content);
+        is(&ask(&mut client, kind, Method::Post, b"t", None), Code::Content);
+        is(&ask(&mut client, kind, Method::Put, b"t", None), Code::MethodNotAllowed);
+        is(&ask(&mut client, kind, Method::Delete, b"t", None), Code::MethodNotAllowed);
+        // 10 and 12.
+        for token in [&b""[..], b"1", b"12345678"] {
+            is(&ask(&mut client, kind, Method::Get, token, None), Code::Content);
+        }
+        // 20.
+        for (accept, format) in [(None, 60), (Some(60), 60), (Some(50), 50)] {
+            let response = ask(&mut client, kind, Method::Get, b"t", accept);
+            assert_eq!(number(&response, CoapOption::ContentFormat), Some(format));
+        }
+        is(&ask(&mut client, kind, Method::Get, b"t", Some(41)), Code::NotAcceptable);
+    }
+}
+
+#[test]
+fn libcoap_shows_it_by_itself() {
+    let (_site, _server, address) = start();
+    let answer = coap_client(&["-A", "50", &format!("coap://{address}/cert?sn=PLUG-1")]);
+    assert!(answer.contains("secret-of-plug-1"), "{answer}");
+}
