@@ -1,6 +1,7 @@
 # The two commands of README.md are `cargo run --release -- demo` and `make test`.
 
 CARGO ?= cargo
+BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
 .PHONY: test bench fuzz clients lint
 
@@ -11,13 +12,17 @@ test: clients lint
 	$(CARGO) build --no-default-features
 	$(CARGO) run --features testing --example fuzz -- 100000
 
-# Foreign clients and servers, from the distribution's packages.
+# Foreign clients and servers, from the distribution's packages; what it has not,
+# from source.
 clients:
 	scripts/install-clients
 	mkdir -p build
 	$(CC) -O2 -Wall -Wno-deprecated-declarations -o build/coapsload benches/coapsload.c -lssl -lcrypto
 	$(CC) -O2 -Wall -o build/mbedtls_client examples/mbedtls_client.c -lmbedtls -lmbedx509 -lmbedcrypto
 	$(CC) -O2 -Wall -o build/wolfssl_client examples/wolfssl_client.c -lwolfssl
+	$(CC) -O2 -Wall -o build/gnutls_client examples/gnutls_client.c -lgnutls
+	javac -d build -cp $(BOUNCY_CASTLE) examples/BouncyCastleClient.java
+	scripts/build-foreign
 
 lint:
 	$(CARGO) fmt --check

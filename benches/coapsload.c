@@ -22,6 +22,7 @@
  *   -H        hold: keep every session open, report server memory per session
  *   -L S      with -H: linger S seconds before leaving
  *   -E        without extended master secret (RFC 7627), as old stacks
+ *   -M        records of at most 512 bytes (max_fragment_length, RFC 6066)
  *   -b N      first source slot (127.x source addresses and ports are taken in order from it)
  */
 #define _GNU_SOURCE
@@ -55,7 +56,7 @@ struct device {
 };
 
 static const char *host = "127.0.0.1", *path = "cert", *identity_fmt = "SN%08ld", *group, *payload_mode = "sn";
-static int port = 5684, method = 1, hold, no_ems, server_pid, linger_s, ep;
+static int port = 5684, method = 1, hold, no_ems, small_records, server_pid, linger_s, ep;
 static long rounds = 1000, first = 1, number_step = 1, wrap, source_slot;
 static int concurrency = 64;
 static double give_up = 60;
@@ -157,6 +158,7 @@ static void start(struct device *d) {
   SSL_set_bio(d->ssl, bio, bio);
   SSL_set_connect_state(d->ssl);
   DTLS_set_link_mtu(d->ssl, 1280);
+  if (small_records) SSL_set_tlsext_max_fragment_length(d->ssl, TLSEXT_max_fragment_length_512);
   d->state = HANDSHAKE;
   d->started = now();
   struct epoll_event e = {.events = EPOLLIN, .data.ptr = d};
@@ -229,7 +231,7 @@ static int ascending(const void *a, const void *b) {
 int main(int argc, char **argv) {
   const char *suites = "PSK-AES128-CCM8";
   int o;
-  while ((o = getopt(argc, argv, "h:p:n:c:u:m:I:F:W:k:K:S:g:x:P:t:HL:b:Es:")) != -1) switch (o) {
+  while ((o = getopt(argc, argv, "h:p:n:c:u:m:I:F:W:k:K:S:g:x:P:t:HL:b:Es:M")) != -1) switch (o) {
     case 'h': host = optarg; break;
     case 'p': port = atoi(optarg); break;
     case 'n': rounds = atol(optarg); break;
@@ -249,6 +251,7 @@ int main(int argc, char **argv) {
     case 't': give_up = atof(optarg); break;
     case 'H': hold = 1; break;
     case 'E': no_ems = 1; break;
+    case 'M': small_records = 1; break;
     case 'L': linger_s = atoi(optarg); break;
     case 'b': source_slot = atol(optarg); break;
     default: return 2;

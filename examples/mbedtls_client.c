@@ -5,7 +5,9 @@
  *
  * It prints the answer's code and payload. An optional sixth argument names the
  * cipher suite, such as TLS-PSK-WITH-AES-128-GCM-SHA256; a seventh sets options:
- * `noems` leaves extended master secret out, `mfl512` asks for small records.
+ * `noems` leaves extended master secret out, `mfl512` asks for small records,
+ * `cid0` for connection IDs, its own one being empty, `cid4` for one of four bytes
+ * (RFC 9146; mbedTLS 3).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +18,12 @@
 #include <mbedtls/net_sockets.h>
 #include <mbedtls/ssl.h>
 #include <mbedtls/timing.h>
+#include <mbedtls/version.h>
+
+/* mbedTLS 2.28 has connection IDs of a draft only, which no longer mean anything. */
+#if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID) && MBEDTLS_VERSION_MAJOR >= 3
+#define CONNECTION_ID
+#endif
 
 static void check(int result, const char *what) {
   if (result < 0) {
@@ -77,7 +85,15 @@ int main(int argc, char **argv) {
 #if defined(MBEDTLS_SSL_MAX_FRAGMENT_LENGTH)
   if (argc > 7 && strstr(argv[7], "mfl512")) mbedtls_ssl_conf_max_frag_len(&config, MBEDTLS_SSL_MAX_FRAG_LEN_512);
 #endif
+#if defined(CONNECTION_ID)
+  const char *id = argc > 7 ? strstr(argv[7], "cid") : NULL;
+  size_t id_length = id ? (size_t)(id[3] - '0') : 0;
+  if (id) check(mbedtls_ssl_conf_cid(&config, id_length, MBEDTLS_SSL_UNEXPECTED_CID_IGNORE), "connection IDs");
+#endif
   check(mbedtls_ssl_setup(&ssl, &config), "setup");
+#if defined(CONNECTION_ID)
+  if (id) check(mbedtls_ssl_set_cid(&ssl, MBEDTLS_SSL_CID_ENABLED, (const unsigned char *)"QRST", id_length), "own ID");
+#endif
   mbedtls_ssl_set_timer_cb(&ssl, &timer, mbedtls_timing_set_delay, mbedtls_timing_get_delay);
   mbedtls_ssl_set_bio(&ssl, &socket, mbedtls_net_send, mbedtls_net_recv, mbedtls_net_recv_timeout);
 
@@ -85,6 +101,11 @@ int main(int argc, char **argv) {
   do result = mbedtls_ssl_handshake(&ssl);
   while (result == MBEDTLS_ERR_SSL_WANT_READ || result == MBEDTLS_ERR_SSL_WANT_WRITE);
   check(result, "handshake");
+#if defined(CONNECTION_ID)
+  int enabled = MBEDTLS_SSL_CID_DISABLED;
+  if (id) check(mbedtls_ssl_get_peer_cid(&ssl, &enabled, NULL, NULL), "peer's ID");
+  if (id && !enabled) return fprintf(stderr, "no connection ID\n"), 1;
+#endif
 
   unsigned char message[256], answer[1024];
   size_t length = request(message, argv[5]);

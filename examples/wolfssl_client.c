@@ -1,13 +1,20 @@
-/* A device on wolfSSL: PSK-DTLS 1.2 with or without ECDHE, one CoAP request.
+/* A device on wolfSSL (5.5 and later): PSK-DTLS 1.2 with or without ECDHE, one
+ * CoAP request, its answer.
  *
  *   cc -O2 -o wolfssl_client wolfssl_client.c -lwolfssl
  *   ./wolfssl_client 127.0.0.1 5684 plug-batch-7 706c75672d62617463682d372d6b6579 PLUG0001 \
  *       ECDHE-PSK-AES128-GCM-SHA256 x25519
  *
  * It prints the answer's code and payload. The last argument sets options: a
- * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066).
+ * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0`
+ * for connection IDs, its own one being empty, `cid4` for one of four bytes
+ * (RFC 9146; wolfSSL 5.7.4 and later, built with WOLFSSL_DTLS_CID).
  */
+#ifdef WOLFSSL_USER_SETTINGS
+#include <wolfssl/wolfcrypt/settings.h>
+#else
 #include <wolfssl/options.h>
+#endif
 #include <wolfssl/ssl.h>
 
 #include <arpa/inet.h>
@@ -64,6 +71,12 @@ int main(int argc, char **argv) {
   if (strstr(options, "x25519")) wolfSSL_UseSupportedCurve(ssl, WOLFSSL_ECC_X25519);
   if (strstr(options, "p256")) wolfSSL_UseSupportedCurve(ssl, WOLFSSL_ECC_SECP256R1);
   if (strstr(options, "mfl512")) wolfSSL_UseMaxFragment(ssl, WOLFSSL_MFL_2_9);
+#ifdef WOLFSSL_DTLS_CID
+  if (strstr(options, "cid")) {
+    wolfSSL_dtls_cid_use(ssl);
+    if (strstr(options, "cid4")) wolfSSL_dtls_cid_set(ssl, (unsigned char *)"\x51\x52\x53\x54", 4);
+  }
+#endif
   wolfSSL_dtls_set_peer(ssl, &server, sizeof server);
   wolfSSL_set_fd(ssl, fd);
   wolfSSL_dtls_set_timeout_init(ssl, 1);
@@ -71,6 +84,12 @@ int main(int argc, char **argv) {
     char text[WOLFSSL_MAX_ERROR_SZ];
     return fprintf(stderr, "handshake: %s\n", wolfSSL_ERR_error_string(wolfSSL_get_error(ssl, 0), text)), 1;
   }
+
+#ifdef WOLFSSL_DTLS_CID
+  unsigned id = 0;
+  if (strstr(options, "cid") && (wolfSSL_dtls_cid_get_tx_size(ssl, &id) != WOLFSSL_SUCCESS || id == 0))
+    return fprintf(stderr, "no connection ID\n"), 1;
+#endif
 
   unsigned char message[256], answer[1024];
   size_t length = request(message, argv[5]);

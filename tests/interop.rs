@@ -1,26 +1,39 @@
 //! The interoperability matrix: every foreign stack, times its suites, times what
-//! else it has, each cell a real handshake and a certificate from `/cert`; and
-//! each once more through a network that loses, repeats and reorders. The table
-//! is `docs/interop.md`; the run fails when that is not what it found.
+//! else it has, each cell a real handshake and a certificate from `/cert`; each
+//! once more through a network that loses, repeats and reorders, and those with a
+//! connection ID through one that changes their address. The table is
+//! `docs/interop.md`; the run fails when that is not what it found.
 
 mod support;
 
 use std::{
+    collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use certdist::simulated_device::{Answer, SimulatedDevice};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-use support::{SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stdout};
+use support::{
+    Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload,
+    network::{ForgetfulNetwork, bad_network},
+    stdout,
+};
 
+const INTRODUCTION: &str = "\
+| stack | suite | with | direct | bad network | new address |
+|---|---|---|---|---|---|
+";
 const SECRET: &str = "secret-of-plug-1";
-/// How often a device is powered on behind the bad network before the cell counts
-/// as failed. At once, on the plain one.
-const TRIES: u32 = 3;
+/// Cells tried at a time; they mostly wait.
+const AT_ONCE: usize = 12;
+/// How long a device goes on, in seconds.
+const PATIENCE: &str = "300";
 
 /// One row of the table.
 struct Cell {
@@ -41,12 +54,26 @@ fn cells() -> Vec<Cell> {
         }
     };
     let psk = ["PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"];
-    add("OpenSSL 3.0", openssl, &psk, &["", "no EMS"]);
-    add("GnuTLS 3.7 (libcoap)", gnutls, &["as it offers"], &[""]);
+    add("OpenSSL 3.0", openssl, &psk, &["", "no EMS", "max_fragment_length 512"]);
+    add("GnuTLS 3.7 (libcoap)", libcoap, &["as it offers"], &[""]);
+    let psk = ["AES-128-CCM-8", "AES-128-CCM", "AES-128-GCM"];
+    add("GnuTLS 3.7", gnutls, &psk, &["", "no EMS", "record_size_limit 512"]);
     let psk = ["TLS-PSK-WITH-AES-128-CCM-8", "TLS-PSK-WITH-AES-128-CCM", "TLS-PSK-WITH-AES-128-GCM-SHA256"];
     add("mbedTLS 2.28", mbedtls, &psk, &["", "no EMS", "max_fragment_length 512"]);
+    let ids = ["connection ID", "connection ID + own of 4 bytes", "connection ID + max_fragment_length 512"];
+    add("mbedTLS 3.6", mbedtls3, &psk, &["", "no EMS"]);
+    add("mbedTLS 3.6", mbedtls3, &psk, &ids);
     let ecdhe = ["ECDHE-PSK-AES128-GCM-SHA256"];
     add("wolfSSL 5.5", wolfssl, &ecdhe, &["", "P-256", "max_fragment_length 512"]);
+    let psk = ["PSK-AES128-CCM-8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256", "ECDHE-PSK-AES128-GCM-SHA256"];
+    add("wolfSSL 5.9", wolfssl5, &psk, &[""]);
+    add("wolfSSL 5.9", wolfssl5, &psk, &ids);
+    let ecdhe = ["TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256", "TLS_ECDHE_PSK_WITH_AES_128_GCM_SHA256"];
+    let variants = ["X25519", "P-256", "X25519 + no EMS", "X25519 + max_fragment_length 512"];
+    add("Bouncy Castle 1.72", bouncy_castle, &ecdhe, &variants);
+    let psk = ["TLS_PSK_WITH_AES_128_CCM_8", "TLS_PSK_WITH_AES_128_CCM", "TLS_PSK_WITH_AES_128_GCM_SHA256"];
+    add("Bouncy Castle 1.72", bouncy_castle, &psk, &["", "no EMS", "max_fragment_length 512"]);
+    add("tinydtls 0.8.6", tinydtls, &["CCM_8", "CCM"], &[""]);
     add("webrtc-dtls 0.12", webrtc, &["PSK-AES128-CCM8"], &[""]);
     add("dimpl 0.9", dimpl, &["PSK-AES128-CCM8"], &[""]);
     cells
@@ -55,51 +82,73 @@ fn cells() -> Vec<Cell> {
 fn openssl(server: SocketAddr, suite: &str, more: &str) -> bool {
     let (host, port) = (server.ip().to_string(), server.port().to_string());
     let key = hex::encode(SHARED_KEY);
-    let mut arguments = vec!["-h", &host, "-p", &port, "-n", "1", "-c", "1", "-t", "60", "-S", suite];
+    let mut arguments = vec!["-h", &host, "-p", &port, "-n", "1", "-c", "1", "-t", PATIENCE, "-S", suite];
     arguments.extend(["-g", SHARED_IDENTITY, "-k", &key, "-I", "PLUG-%ld"]);
-    if more == "no EMS" {
-        arguments.push("-E");
+    match more {
+        "no EMS" => arguments.push("-E"),
+        "max_fragment_length 512" => arguments.push("-M"),
+        _ => {}
     }
     stdout(&coapsload(&arguments)).contains("ok 1 (2.xx 1 ")
 }
 
-fn gnutls(server: SocketAddr, _: &str, _: &str) -> bool {
+fn libcoap(server: SocketAddr, _: &str, _: &str) -> bool {
     let output = Command::new("coap-client-gnutls")
-        .args(["-B", "60", "-u", SHARED_IDENTITY, "-k", SHARED_KEY, "-A", "50"])
+        .args(["-B", PATIENCE, "-u", SHARED_IDENTITY, "-k", SHARED_KEY, "-A", "50"])
         .arg(format!("coaps://{server}/cert?sn=PLUG-1"))
         .output()
         .expect("installed by `make clients`");
     stdout(&output).contains(SECRET)
 }
 
-fn built(client: &str, server: SocketAddr, suite: &str, options: &str) -> bool {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("build").join(client);
+/// Runs one of `examples/`, which all take the same arguments.
+fn example(command: &[&str], server: SocketAddr, suite: &str, more: &str) -> bool {
+    let options = more
+        .replace("no EMS", "noems")
+        .replace("max_fragment_length 512", "mfl512")
+        .replace("record_size_limit 512", "rsl512")
+        .replace("P-256", "p256")
+        .replace("X25519", "x25519")
+        .replace("connection ID + own of 4 bytes", "cid4")
+        .replace("connection ID", "cid0");
     let output = Command::new("timeout")
-        .arg("90")
-        .arg(path)
+        .arg(PATIENCE)
+        .args(command)
         .args([&server.ip().to_string(), &server.port().to_string(), SHARED_IDENTITY])
-        .args([&hex::encode(SHARED_KEY), "PLUG-1", suite, options])
+        .args([&hex::encode(SHARED_KEY), "PLUG-1", suite, &options])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/build"))
         .output()
         .expect("built by `make clients`");
     stdout(&output).contains(SECRET)
 }
 
+fn gnutls(server: SocketAddr, suite: &str, more: &str) -> bool {
+    example(&["./gnutls_client"], server, suite, more)
+}
+
 fn mbedtls(server: SocketAddr, suite: &str, more: &str) -> bool {
-    let options = match more {
-        "no EMS" => "noems",
-        "max_fragment_length 512" => "mfl512",
-        _ => "",
-    };
-    built("mbedtls_client", server, suite, options)
+    example(&["./mbedtls_client"], server, suite, more)
+}
+
+fn mbedtls3(server: SocketAddr, suite: &str, more: &str) -> bool {
+    example(&["./mbedtls3_client"], server, suite, more)
 }
 
 fn wolfssl(server: SocketAddr, suite: &str, more: &str) -> bool {
-    let options = match more {
-        "P-256" => "p256",
-        "max_fragment_length 512" => "mfl512",
-        _ => "",
-    };
-    built("wolfssl_client", server, suite, options)
+    example(&["./wolfssl_client"], server, suite, more)
+}
+
+fn wolfssl5(server: SocketAddr, suite: &str, more: &str) -> bool {
+    example(&["./wolfssl5_client"], server, suite, more)
+}
+
+fn bouncy_castle(server: SocketAddr, suite: &str, more: &str) -> bool {
+    let jars = ".:/usr/share/java/bctls.jar:/usr/share/java/bcprov.jar:/usr/share/java/bcutil.jar";
+    example(&["java", "-XX:TieredStopAtLevel=1", "-cp", jars, "BouncyCastleClient"], server, suite, more)
+}
+
+fn tinydtls(server: SocketAddr, suite: &str, more: &str) -> bool {
+    example(&["./tinydtls_client"], server, suite, more)
 }
 
 fn webrtc(server: SocketAddr, _: &str, _: &str) -> bool {
@@ -108,7 +157,7 @@ fn webrtc(server: SocketAddr, _: &str, _: &str) -> bool {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some("PLUG-1".into()),
-        patience: Duration::from_secs(60),
+        patience: Duration::from_secs(300),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     matches!(runtime.block_on(device.fetch()), Ok(Answer::Certificate(found)) if found.device_secret.expose() == SECRET)
@@ -132,7 +181,7 @@ fn dimpl(server: SocketAddr, _: &str, _: &str) -> bool {
     let request = [&[0x40, 1, 0x12, 0x34, 0xb4][..], b"cert", &[0x49], b"sn=PLUG-1"].concat();
     let (mut buffer, mut asked_at) = ([0; 4096], None::<Instant>);
     let (start, mut connected) = (Instant::now(), false);
-    while start.elapsed() < Duration::from_secs(60) {
+    while start.elapsed() < Duration::from_secs(300) {
         if dtls.handle_timeout(Instant::now()).is_err() {
             return false;
         }
@@ -165,100 +214,76 @@ fn dimpl(server: SocketAddr, _: &str, _: &str) -> bool {
     false
 }
 
-/// A network between a device and the server: one datagram in five is lost, one
-/// in ten comes twice, one in five comes after the next one.
-fn bad_network(server: SocketAddr, seed: u64) -> SocketAddr {
-    let front = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    let address = front.local_addr().expect("an address");
-    thread::spawn(move || {
-        let back: Mutex<Vec<(SocketAddr, Arc<UdpSocket>)>> = Mutex::default();
-        let mut line = Line::new(seed);
-        let mut buffer = [0; 2048];
-        front.set_read_timeout(Some(Duration::from_secs(120))).expect("a time-out");
-        while let Ok((length, device)) = front.recv_from(&mut buffer) {
-            let mut back = back.lock().expect("not poisoned");
-            let known = back.iter().find(|(known, _)| *known == device).map(|(_, socket)| socket.clone());
-            let socket = known.unwrap_or_else(|| {
-                let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a socket"));
-                socket.connect(server).expect("connected");
-                back.push((device, socket.clone()));
-                let (front, socket) = (front.try_clone().expect("a clone"), socket.clone());
-                thread::spawn(move || {
-                    let mut line = Line::new(seed + 1);
-                    let mut buffer = [0; 2048];
-                    socket.set_read_timeout(Some(Duration::from_secs(120))).expect("a time-out");
-                    while let Ok(length) = socket.recv(&mut buffer) {
-                        line.pass(&buffer[..length], |datagram| drop(front.send_to(datagram, device)));
-                    }
-                });
-                back.last().map(|(_, socket)| socket.clone()).expect("just added")
-            });
-            line.pass(&buffer[..length], |datagram| drop(socket.send(datagram)));
-        }
-    });
-    address
+/// What one cell found.
+struct Found {
+    direct: bool,
+    bad_network: bool,
+    /// Behind a network that changes its address, if it has a connection ID.
+    moved: Option<bool>,
 }
 
-/// One direction of it.
-struct Line {
-    random: StdRng,
-    held: Option<Vec<u8>>,
+fn try_cell(cell: &Cell, number: u64, server: SocketAddr) -> Found {
+    let fetch = |address| (cell.fetch)(address, cell.suite, cell.more);
+    Found {
+        direct: fetch(server),
+        bad_network: fetch(bad_network(server, number * 2)),
+        moved: cell.more.contains("connection ID").then(|| {
+            let network = ForgetfulNetwork::new(server);
+            // Served from a new address, and without another handshake.
+            fetch(network.address) && network.moved.load(SeqCst) > 0 && network.handshakes.load(SeqCst) == 0
+        }),
+    }
 }
 
-impl Line {
-    fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), held: None }
-    }
-
-    fn pass(&mut self, datagram: &[u8], send: impl Fn(&[u8])) {
-        if !self.random.random_bool(0.2) {
-            if self.held.is_none() && self.random.random_bool(0.2) {
-                self.held = Some(datagram.to_vec());
-                return;
-            }
-            send(datagram);
-            if self.random.random_bool(0.1) {
-                send(datagram);
-            }
-        }
-        if let Some(held) = self.held.take() {
-            send(&held);
-        }
-    }
+fn site() -> (Site, Process) {
+    let site = Site::new();
+    site.import(&format!("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,{SECRET}\n"));
+    let server = site.serve();
+    (site, server)
 }
 
 #[test]
 fn every_stack_gets_its_certificate_on_a_good_and_on_a_bad_network() {
-    let site = Site::new();
-    site.import(&format!("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,{SECRET}\n"));
-    let server = site.serve();
-    let running: Vec<_> = (0..)
-        .zip(cells())
-        .map(|(number, cell)| {
-            let server = server.address;
-            thread::spawn(move || {
-                let good = (cell.fetch)(server, cell.suite, cell.more);
-                let bad = (0..TRIES).any(|again| {
-                    let network = bad_network(server, number * 100 + u64::from(again) * 2);
-                    (cell.fetch)(network, cell.suite, cell.more)
-                });
-                (cell, good, bad)
-            })
-        })
-        .collect();
-    let mut table = String::from(
-        "# Which stacks connect\n\nMade by `tests/interop.rs`, in `make test`: each cell is a real handshake and a\n\
-         certificate from `/cert`, directly, and through a network that loses one datagram\n\
-         in five, repeats one in ten and swaps one in five.\n\n\
-         | stack | suite | with | direct | bad network |\n|---|---|---|---|---|\n",
-    );
+    let (_site, server) = site();
+    let cells = cells();
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, SeqCst);
+                    let Some(cell) = cells.get(number) else { return };
+                    let result = try_cell(cell, number as u64, server.address);
+                    found.lock().expect("not poisoned").insert(number, result);
+                }
+            });
+        }
+    });
+    let mut table = String::from(INTRODUCTION);
     let word = |served| if served { "yes" } else { "NO" };
-    for cell in running {
-        let (Cell { stack, suite, more, .. }, good, bad) = cell.join().expect("it ran");
-        table.push_str(&format!("| {stack} | {suite} | {more} | {} | {} |\n", word(good), word(bad)));
+    let found = found.into_inner().expect("not poisoned");
+    for (Cell { stack, suite, more, .. }, Found { direct, bad_network, moved }) in
+        cells.iter().zip(found.values())
+    {
+        let (direct, bad_network, moved) = (word(*direct), word(*bad_network), moved.map_or("", word));
+        table.push_str(&format!("| {stack} | {suite} | {more} | {direct} | {bad_network} | {moved} |\n"));
     }
     let found = concat!(env!("CARGO_MANIFEST_DIR"), "/build/interop.md");
     std::fs::write(found, &table).expect("it can be written");
     let documented = include_str!("../docs/interop.md");
-    assert!(table == documented, "docs/interop.md is not what the run found; see {found}\n{table}");
+    assert!(documented.contains(&table), "docs/interop.md is not what the run found; see {found}\n{table}");
+}
+
+/// The other side of the cells with connection IDs: the network that changes
+/// addresses does cut off who has none.
+#[test]
+fn without_a_connection_id_a_change_of_address_ends_the_session() {
+    let (_site, server) = site();
+    let network = ForgetfulNetwork::new(server.address);
+    let port = network.address.port().to_string();
+    let key = hex::encode(SHARED_KEY);
+    let output =
+        coapsload(&["-p", &port, "-n", "1", "-t", "6", "-g", SHARED_IDENTITY, "-k", &key, "-I", "PLUG-%ld"]);
+    assert!(stdout(&output).contains("timeout 1 "), "{}", stdout(&output));
+    assert!(network.moved.load(SeqCst) > 0);
 }

@@ -4,6 +4,8 @@
 // Each test file uses a part of this.
 #![allow(dead_code)]
 
+pub mod network;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
