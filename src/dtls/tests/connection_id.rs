@@ -1,0 +1,107 @@
+//! Connection IDs (RFC 9146).
+
+use super::*;
+
+fn with_connection_id(id: &[u8]) -> (Server, Client) {
+    let mut server = Server::new(Config { connection_id_prefix: Some(7), ..Config::default() });
+    let profile = Profile { connection_id: Some(id.to_vec()), ..profile() };
+    let client = connect(&mut server, profile, peer(), 1);
+    assert!(client.is_established());
+    assert_eq!(client.server_connection_id().len(), 8);
+    assert_eq!(client.server_connection_id()[0], 7);
+    (server, client)
+}
+
+/// RFC 9146.
+#[test]
+fn a_device_with_a_connection_id_goes_on_from_another_address_without_a_handshake() {
+    for id in [&[][..], b"d", &[9; 20]] {
+        let (mut server, mut client) = with_connection_id(id);
+        assert!(echoes(&mut server, &mut client, peer(), b"here"));
+        assert!(echoes(&mut server, &mut client, elsewhere(), b"there"));
+        assert_eq!(server.endpoint.peer(server.session()), Some(elsewhere()));
+        assert!(echoes(&mut server, &mut client, peer(), b"and back"));
+        assert_eq!(server.endpoint.counters().moved, 2);
+        assert_eq!(server.endpoint.sessions(), 1);
+    }
+}
+
+/// RFC 9146 §3: when IDs are not agreed on, records are as ever.
+#[test]
+fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
+    let mut server = Server::new(Config { connection_id_prefix: None, ..Config::default() });
+    let profile = Profile { connection_id: Some(b"device".to_vec()), ..profile() };
+    let mut client = connect(&mut server, profile, peer(), 1);
+    assert!(client.is_established());
+    assert!(client.server_connection_id().is_empty());
+    assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    assert!(!echoes(&mut server, &mut client, elsewhere(), b"lost without an ID"));
+}
+
+/// RFC 9146 §6: only a newer authenticated record moves a client.
+#[test]
+fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let late = client.send(b"late");
+    assert!(echoes(&mut server, &mut client, peer(), b"newer"));
+    let answers = server.receive(elsewhere(), &late);
+    assert!(answers.iter().all(|(to, _)| *to == peer()), "answered where the client is");
+    assert_eq!(server.receive(elsewhere(), &late), [], "a replay");
+    let mut forged = client.send(b"forged");
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(server.receive(elsewhere(), &forged), []);
+    assert_eq!(server.endpoint.peer(server.session()), Some(peer()));
+    assert_eq!(server.endpoint.counters().moved, 0);
+}
+
+#[test]
+fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let moved = client.send(b"x");
+    let mut sent: usize =
+        server.receive(elsewhere(), &moved).iter().map(|(_, datagram)| datagram.len()).sum();
+    let session = server.session();
+    for _ in 0..100 {
+        let mut out = Outgoing::new();
+        server.endpoint.send(session, &[0; 60], &mut out);
+        sent += out.iter().map(|(_, datagram)| datagram.len()).sum::<usize>();
+    }
+    assert!(sent <= 3 * moved.len(), "{sent} bytes for {}", moved.len());
+    // What comes from there earns more.
+    assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
+}
+
+#[test]
+fn a_device_with_an_id_cannot_push_another_device_out_of_its_address() {
+    let (mut server, mut attacker) = with_connection_id(b"");
+    let victim_address = elsewhere();
+    let mut victim = connect(&mut server, profile(), victim_address, 2);
+    assert!(echoes(&mut server, &mut victim, victim_address, b"mine"));
+    let spoofed = attacker.send(b"from the victim's address");
+    server.receive(victim_address, &spoofed);
+    assert!(echoes(&mut server, &mut victim, victim_address, b"still mine"));
+}
+
+/// RFC 9146 §3: once IDs are agreed on, a record without one is discarded.
+#[test]
+fn a_record_without_the_id_that_was_agreed_on_is_dropped() {
+    let (mut server, mut client) = with_connection_id(b"");
+    client.server_extensions.remove(&54);
+    assert!(!echoes(&mut server, &mut client, peer(), b"no ID"));
+}
+
+#[test]
+fn an_idle_session_with_an_id_is_forgotten_altogether() {
+    let (mut server, _client) = with_connection_id(b"");
+    server.advance(Duration::from_secs(301));
+    assert_eq!(server.closed(), [Closed::Idle]);
+    assert!(server.endpoint.remembers_nobody());
+}
+
+#[test]
+fn the_prefix_of_a_connection_id_is_found_without_keys() {
+    let (_server, mut client) = with_connection_id(b"");
+    assert_eq!(crate::dtls::connection_id_prefix(&client.send(b"x")), Some(7));
+    assert_eq!(crate::dtls::connection_id_prefix(&[22, 0xfe, 0xfd, 0, 0]), None);
+    assert_eq!(crate::dtls::connection_id_prefix(&[25]), None);
+}

@@ -1,0 +1,186 @@
+//! Records of a session, and how a session ends.
+
+use super::*;
+
+#[test]
+fn a_replayed_record_is_dropped() {
+    let (mut server, mut client) = established();
+    let datagram = client.send(b"once");
+    assert_eq!(server.receive(peer(), &datagram).len(), 1);
+    assert_eq!(server.receive(peer(), &datagram), []);
+    assert_eq!(server.endpoint.counters().bad_records, 1);
+    assert!(echoes(&mut server, &mut client, peer(), b"again"));
+}
+
+#[test]
+fn a_record_with_a_bad_tag_does_not_close_the_session() {
+    let (mut server, mut client) = established();
+    for _ in 0..1000 {
+        let mut datagram = client.send(b"data");
+        *datagram.last_mut().unwrap() ^= 1;
+        assert_eq!(server.receive(peer(), &datagram), []);
+    }
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+#[test]
+fn plaintext_data_and_alerts_do_not_touch_a_session() {
+    let (mut server, mut client) = established();
+    for (kind, payload) in [(23, &b"plain data"[..]), (21, &[2, 40]), (21, &[1, 0]), (20, &[1])] {
+        let mut record = vec![kind, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, payload.len() as u8];
+        record.extend(payload);
+        assert_eq!(server.receive(peer(), &record), []);
+    }
+    assert!(server.data.is_empty());
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+#[test]
+fn close_notify_is_answered_and_ends_the_session() {
+    let (mut server, mut client) = established();
+    let bye = client.close();
+    let answer = server.receive(peer(), &bye).remove(0).1;
+    client.receive(server.now, &answer);
+    assert_eq!(client.alert, Some((1, 0)));
+    assert_eq!(server.closed(), [Closed::ByPeer]);
+    assert!(server.endpoint.remembers_nobody());
+    assert!(!echoes(&mut server, &mut client, peer(), b"gone"));
+}
+
+#[test]
+fn a_fatal_alert_ends_the_session_without_an_answer() {
+    let (mut server, mut client) = established();
+    let alert = client.seal(ContentType::Alert, &[2, 80]);
+    assert_eq!(server.receive(peer(), &alert), []);
+    assert_eq!(server.closed(), [Closed::ByAlert(80)]);
+}
+
+/// RFC 5246 §7.2.2.
+#[test]
+fn renegotiation_is_refused_and_the_session_goes_on() {
+    let (mut server, mut client) = established();
+    let hello = client.seal(ContentType::Handshake, &[1, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0]);
+    let answer = server.receive(peer(), &hello).remove(0).1;
+    client.receive(server.now, &answer);
+    assert_eq!(client.alert, Some((1, 100)));
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+#[test]
+fn an_idle_session_is_closed_and_a_used_one_is_not() {
+    let mut server = Server::new(Config::default());
+    let mut used = connect(&mut server, profile(), peer(), 1);
+    let other = "192.0.2.9:1".parse().unwrap();
+    connect(&mut server, profile(), other, 2);
+    server.advance(Duration::from_secs(200));
+    assert!(echoes(&mut server, &mut used, peer(), b"here"));
+    let bye = server.advance(Duration::from_secs(100));
+    assert_eq!(bye.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [other]);
+    assert_eq!(server.closed(), [Closed::Idle]);
+    assert!(echoes(&mut server, &mut used, peer(), b"still here"));
+}
+
+/// RFC 6347 §4.1: a sequence number is never used twice, lest a nonce be.
+#[test]
+fn a_session_ends_before_its_sequence_numbers_wrap() {
+    let (mut server, mut client) = established();
+    let session = server.session();
+    server.endpoint.set_next_write(session, (1 << 48) - 1);
+    assert!(echoes(&mut server, &mut client, peer(), b"the last one"));
+    assert!(!echoes(&mut server, &mut client, peer(), b"one too many"));
+    assert_eq!(server.closed(), [Closed::Exhausted]);
+}
+
+#[test]
+fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut server = Server::new(Config { max_handshakes: 8, ..Config::default() });
+    let mut corpus: Vec<Vec<u8>> = Vec::new();
+    let mut client = Client::new(profile(), [1; 32]);
+    let mut to_server = client.start(server.now);
+    while !to_server.is_empty() {
+        let mut next = Vec::new();
+        for datagram in to_server {
+            for (_, answer) in server.receive(peer(), &datagram) {
+                next.extend(client.receive(server.now, &answer));
+            }
+            corpus.push(datagram);
+        }
+        to_server = next;
+    }
+    corpus.push(client.send(b"data"));
+    for round in 0..20_000u32 {
+        let mut datagram = corpus[random.random_range(0..corpus.len())].clone();
+        match random.random_range(0..4) {
+            0 => datagram.truncate(random.random_range(0..=datagram.len())),
+            1 => random.fill_bytes(&mut datagram),
+            2 => {
+                let at = random.random_range(0..datagram.len());
+                datagram[at] ^= 1 << random.random_range(0..8);
+            }
+            _ => {
+                let at = random.random_range(0..datagram.len());
+                let end = random.random_range(at..datagram.len());
+                random.fill_bytes(&mut datagram[at..end]);
+            }
+        }
+        let from = SocketAddr::new(peer().ip(), 1 + (round % 50) as u16);
+        server.receive(from, &datagram);
+        server.events.clear();
+        if round % 100 == 0 {
+            server.advance(Duration::from_millis(100));
+        }
+    }
+    assert!(server.endpoint.handshakes() <= 8);
+    server.advance(Duration::from_secs(400));
+    assert!(server.endpoint.remembers_nobody());
+    assert!(connect(&mut server, profile(), peer(), 5).is_established());
+}
+
+/// RFC 6066 §4, RFC 8449.
+#[test]
+fn limits_of_the_record_size_are_answered_and_kept() {
+    for (extension, answer, limit) in [
+        (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
+        (vec![0, 1, 0, 1, 4], Some((1, vec![4])), 4096),
+        (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
+        // The newer one counts, whichever comes first.
+        (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
+        (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
+        (vec![], None, 16_384),
+    ] {
+        let mut server = Server::new(Config::default());
+        let mut client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
+        assert!(client.is_established());
+        for kind in [1, 28] {
+            let expected = answer.as_ref().filter(|(answered, _)| *answered == kind).map(|(_, body)| body);
+            assert_eq!(client.server_extensions.get(&kind), expected);
+        }
+        let session = server.session();
+        assert_eq!(server.endpoint.max_data(session), Some(limit));
+        assert!(!server.endpoint.send(session, &vec![0; limit + 1], &mut Outgoing::new()));
+        assert!(server.endpoint.send(session, &vec![0; limit], &mut Outgoing::new()));
+        assert!(echoes(&mut server, &mut client, peer(), b"small"));
+    }
+}
+
+#[test]
+fn forbidden_limits_of_the_record_size_are_told() {
+    for extension in [vec![0, 1, 0, 1, 0], vec![0, 1, 0, 1, 5], vec![0, 1, 0, 0], vec![0, 28, 0, 2, 0, 63]] {
+        let mut server = Server::new(Config::default());
+        let client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
+        assert_eq!(client.alert, Some((2, 47)));
+    }
+}
+
+/// RFC 6347 §4.1: records of an epoch that does not exist are discarded.
+#[test]
+fn records_of_a_wrong_epoch_are_dropped() {
+    let (mut server, mut client) = established();
+    for epoch in [2, 3, 0xffff] {
+        let mut datagram = client.send(b"data");
+        datagram[3..5].copy_from_slice(&u16::to_be_bytes(epoch));
+        assert_eq!(server.receive(peer(), &datagram), []);
+    }
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}

@@ -1,0 +1,170 @@
+//! Who has proven nothing: strangers, and clients without a key.
+
+use super::*;
+
+#[test]
+fn a_stranger_costs_nothing_and_gets_no_more_than_it_sent() {
+    let mut server = Server::new(Config::default());
+    for port in 1..1000 {
+        let mut client = Client::new(profile(), [9; 32]);
+        let hello = client.start(server.now).concat();
+        let from = SocketAddr::new(peer().ip(), port);
+        let answer = server.receive(from, &hello);
+        assert_eq!(answer.len(), 1);
+        assert!(answer[0].1.len() <= hello.len());
+    }
+    assert_eq!(server.endpoint.handshakes(), 0);
+    assert!(server.endpoint.remembers_nobody());
+    assert_eq!(server.endpoint.poll_timeout(), None);
+}
+
+/// RFC 6347 §4.2.1: the HelloVerifyRequest carries the record sequence number of
+/// the ClientHello, and DTLS 1.0 as its version.
+#[test]
+fn a_hello_verify_request_needs_no_state_for_its_numbers() {
+    let mut server = Server::new(Config::default());
+    let mut hello = Client::new(profile(), [9; 32]).start(server.now).concat();
+    hello[10] = 77;
+    let answer = server.receive(peer(), &hello).remove(0).1;
+    assert_eq!(answer[1..3], [0xfe, 0xff]);
+    assert_eq!(answer[10], 77);
+    assert_eq!(answer[13], 3);
+    assert_eq!(answer[17..19], [0, 0], "message_seq");
+}
+
+#[test]
+fn a_cookie_of_another_address_is_answered_with_a_new_one() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(profile(), [9; 32]);
+    let hello = client.start(server.now).concat();
+    let request = server.receive(peer(), &hello).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    let elsewhere = "192.0.2.8:40000".parse().unwrap();
+    let answer = server.receive(elsewhere, &second).remove(0).1;
+    assert_eq!(answer[13], 3, "a HelloVerifyRequest again");
+    assert_eq!(server.endpoint.handshakes(), 0);
+}
+
+#[test]
+fn an_unknown_identity_and_a_wrong_key_look_alike() {
+    let transcript = |profile: Profile| {
+        let mut server = Server::new(Config::default());
+        let mut client = Client::new(profile, [1; 32]);
+        let mut to_server = client.start(server.now);
+        let mut answers = Vec::new();
+        while !to_server.is_empty() {
+            let mut next = Vec::new();
+            for datagram in to_server {
+                for (_, answer) in server.receive(peer(), &datagram) {
+                    next.extend(client.receive(server.now, &answer));
+                    answers.push(answer);
+                }
+            }
+            to_server = next;
+        }
+        assert!(!client.is_established());
+        // RFC 4279 §2: decrypt_error for both.
+        assert_eq!(client.alert, Some((2, 51)));
+        assert_eq!(server.advance(Duration::from_secs(30)), []);
+        assert_eq!(server.failures(), [Failure::WrongKey]);
+        answers
+    };
+    let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
+    let unknown = Profile { identity: b"sofa-1".to_vec(), ..profile() };
+    assert_eq!(transcript(wrong_key), transcript(unknown));
+}
+
+#[test]
+fn guesses_at_the_key_are_bounded_and_one_alert_is_sent() {
+    let mut server = Server::new(Config::default());
+    let mut client =
+        connect(&mut server, Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() }, peer(), 1);
+    let mut alerts = 0;
+    for _ in 0..10 {
+        let guess = client.seal(ContentType::Handshake, &[20; 24]);
+        alerts += server.receive(peer(), &guess).len();
+    }
+    assert_eq!(alerts, 0, "the one alert was sent for the first Finished");
+    assert_eq!(server.failures(), [Failure::WrongKey]);
+    assert_eq!(server.endpoint.handshakes(), 0);
+}
+
+#[test]
+fn a_spoofed_hello_and_a_handshake_with_a_wrong_key_do_not_tear_a_session_down() {
+    let (mut server, mut client) = established();
+    for random in 2..50 {
+        let wrong = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
+        let intruder = connect(&mut server, wrong, peer(), random);
+        assert!(!intruder.is_established());
+    }
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+    server.advance(Duration::from_secs(31));
+    assert_eq!(server.endpoint.handshakes(), 0);
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+#[test]
+fn a_silent_handshake_is_given_up_in_time() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(profile(), [1; 32]);
+    let hello = client.start(server.now).concat();
+    let request = server.receive(peer(), &hello).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    server.receive(peer(), &second);
+    let mut flights = 0;
+    while let Some(at) = server.endpoint.poll_timeout() {
+        flights += server.advance(at - server.now).len();
+    }
+    assert_eq!(flights, 4, "after 1, 3, 7 and 15 s");
+    assert_eq!(server.failures(), [Failure::TimedOut]);
+    assert!(server.endpoint.remembers_nobody());
+}
+
+#[test]
+fn a_full_table_gives_up_the_oldest() {
+    let config = Config { max_sessions: 10, max_handshakes: 10, ..Config::default() };
+    let mut server = Server::new(config);
+    let from = |port| SocketAddr::new(peer().ip(), port);
+    // Half-open handshakes of clients that own their address ...
+    for port in 1..=100 {
+        let mut client = Client::new(profile(), [3; 32]);
+        let hello = client.start(server.now).concat();
+        let request = server.receive(from(port), &hello).remove(0).1;
+        let second = client.receive(server.now, &request).concat();
+        server.receive(from(port), &second);
+    }
+    assert_eq!(server.endpoint.handshakes(), 10);
+    // ... do not keep an honest one out.
+    for port in 101..=120 {
+        assert!(connect(&mut server, profile(), from(port), 1).is_established());
+    }
+    assert_eq!(server.endpoint.sessions(), 10);
+    assert_eq!(server.closed(), [Closed::Evicted; 10]);
+}
+
+#[test]
+fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
+    let config = Config { max_handshakes: 100, max_handshakes_per_address: 10, ..Config::default() };
+    let mut server = Server::new(config);
+    let half_open = |server: &mut Server, from: SocketAddr| {
+        let mut client = Client::new(profile(), [3; 32]);
+        let hello = client.start(server.now).concat();
+        let request = server.receive(from, &hello).remove(0).1;
+        let second = client.receive(server.now, &request).concat();
+        (server.receive(from, &second).remove(0).1, client)
+    };
+    // A device that is slow ...
+    let (flight, mut slow) = half_open(&mut server, elsewhere());
+    // ... and an attacker that owns its address and every port of it.
+    for port in 1..=1000 {
+        half_open(&mut server, SocketAddr::new(peer().ip(), port));
+    }
+    assert_eq!(server.endpoint.handshakes(), 11);
+    assert_eq!(server.failures(), [Failure::Evicted; 990]);
+    let last = slow.receive(server.now, &flight);
+    converse(&mut server, &mut slow, elsewhere(), last);
+    assert!(slow.is_established());
+    server.advance(Duration::from_secs(31));
+    server.advance(Duration::from_secs(300));
+    assert!(server.endpoint.remembers_nobody());
+}
