@@ -8,6 +8,7 @@ use std::{
     collections::HashSet,
     env, fs,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,6 +26,9 @@ use crate::{
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "certdist.toml";
+
+/// Path MTUs taken: up to an Ethernet's jumbo frames.
+const PATH_MTU: RangeInclusive<usize> = dtls::MIN_PATH_MTU..=9000;
 
 /// Window of a shared enrollment that does not say otherwise: a day, in seconds.
 const DEFAULT_WINDOW: u64 = 86_400;
@@ -312,6 +316,13 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
     ] {
         ensure!(value != Some(0), "[limits] {key} = 0: expected 1 or more");
     }
+    let path_mtu = section.path_mtu.unwrap_or(defaults.dtls.path_mtu);
+    ensure!(
+        PATH_MTU.contains(&path_mtu),
+        "[limits] path_mtu = {path_mtu}: expected {} to {} bytes",
+        PATH_MTU.start(),
+        PATH_MTU.end()
+    );
     Ok(Limits {
         workers: section.workers.unwrap_or(defaults.workers),
         dtls: dtls::Config {
@@ -322,6 +333,7 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
                 .unwrap_or(defaults.dtls.max_handshakes_per_address),
             handshake_timeout: seconds(section.handshake_timeout, defaults.dtls.handshake_timeout),
             session_idle: seconds(section.session_idle, defaults.dtls.session_idle),
+            path_mtu,
             require_extended_master_secret: section.extended_master_secret == file::Extended::Required,
             ..defaults.dtls
         },

@@ -81,6 +81,7 @@ pub(super) struct Limits {
     pub(super) max_handshakes_per_address: Option<usize>,
     pub(super) handshake_timeout: Option<u64>,
     pub(super) session_idle: Option<u64>,
+    pub(super) path_mtu: Option<usize>,
     pub(super) extended_master_secret: Extended,
     pub(super) requests_per_identity: Option<Rate>,
     pub(super) requests_per_address: Option<Rate>,

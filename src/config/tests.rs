@@ -150,3 +150,15 @@ fn plain_coap_stays_on_the_machine_unless_the_operator_says_so() {
     let other = "listen = \"127.0.0.1:5683\"\nenrollment = \"lamps\"";
     assert!(error(&with(other)).contains("no [[enrollment]] has that name"));
 }
+
+#[test]
+fn a_path_mtu_is_one_that_hosts_and_links_have() {
+    let with = |mtu: u32| format!("{MINIMAL}[limits]\npath_mtu = {mtu}\n");
+    assert_eq!(parse(MINIMAL).unwrap().limits.dtls.path_mtu, 1280);
+    for mtu in [576, 1500, 9000] {
+        assert_eq!(parse(&with(mtu)).unwrap().limits.dtls.path_mtu, mtu as usize);
+    }
+    for mtu in [0, 575, 9001] {
+        assert!(error(&with(mtu)).contains("expected 576 to 9000 bytes"));
+    }
+}

@@ -146,10 +146,12 @@ impl<P> Endpoint<P> {
         self.sessions.peer(session.0)
     }
 
-    /// Most bytes of data that one record to this client may hold (RFC 6066 §4,
-    /// RFC 8449).
+    /// Most bytes of data that one record to this client may hold: what the client
+    /// takes (RFC 6066 §4, RFC 8449), and what one datagram does.
     pub fn max_data(&self, session: SessionId) -> Option<usize> {
-        self.sessions.get(session.0).map(|session| session.connection.max_data())
+        let connection = &self.sessions.get(session.0)?.connection;
+        let overhead = record::MAX_OVERHEAD + connection.client_id().len();
+        Some(connection.max_data().min(self.config.max_datagram() - overhead))
     }
 
     /// The next event. To be called until `None` after each other call.

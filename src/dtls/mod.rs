@@ -88,6 +88,22 @@ pub struct Config {
     pub retransmission_timeout: Duration,
     /// A cookie is good for one to two of these periods.
     pub cookie_period: Duration,
+    /// The longest IP packet that reaches every client unfragmented, in bytes,
+    /// [`MIN_PATH_MTU`] or more (RFC 6347 §4.1.1.1). Nothing longer is sent.
+    pub path_mtu: usize,
+}
+
+/// The least path MTU: what every host takes (RFC 791). The longest flight, with a
+/// connection ID of 255 bytes, has half of that.
+pub const MIN_PATH_MTU: usize = 576;
+/// What the IP header of version 6 and UDP's take of a packet, in bytes.
+const IP_AND_UDP: usize = 48;
+
+impl Config {
+    /// Longest datagram sent, in bytes.
+    fn max_datagram(&self) -> usize {
+        self.path_mtu.max(MIN_PATH_MTU) - IP_AND_UDP
+    }
 }
 
 impl Default for Config {
@@ -103,6 +119,8 @@ impl Default for Config {
             session_idle: Duration::from_secs(300),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
+            // IPv6's least MTU (RFC 8200 §5), and so that of most constrained links.
+            path_mtu: 1280,
         }
     }
 }

@@ -5,6 +5,9 @@ use super::wire::{Malformed, Reader};
 
 /// Bytes of a record header.
 pub(crate) const HEADER: usize = 13;
+/// What protection adds to data at most, besides a connection ID, in bytes: the
+/// header, the explicit nonce, the longest tag, and the inner type (RFC 9146 §4).
+pub(crate) const MAX_OVERHEAD: usize = HEADER + 8 + 16 + 1;
 /// Sequence numbers have 48 bits; after the last one the association ends.
 pub(crate) const MAX_SEQUENCE: u64 = (1 << 48) - 1;
 /// Longest plaintext, RFC 5246 §6.2.1.

@@ -15,7 +15,7 @@ use std::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    Closed, Config, Datagram, Endpoint, Event, Failure, HandshakeId, Psk, SessionId, Suite,
+    Closed, Config, Datagram, Endpoint, Event, Failure, HandshakeId, MIN_PATH_MTU, Psk, SessionId, Suite,
     record::ContentType,
     testing::{Client, Profile},
 };

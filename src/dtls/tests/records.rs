@@ -137,17 +137,21 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }
 
+/// What one datagram of the default path MTU holds: 1,280 bytes without the headers
+/// of IPv6 and UDP, and without what protection adds.
+const ONE_DATAGRAM: usize = 1280 - 48 - 38;
+
 /// RFC 6066 §4, RFC 8449.
 #[test]
 fn limits_of_the_record_size_are_answered_and_kept() {
     for (extension, answer, limit) in [
         (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
-        (vec![0, 1, 0, 1, 4], Some((1, vec![4])), 4096),
+        (vec![0, 1, 0, 1, 4], Some((1, vec![4])), ONE_DATAGRAM),
         (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
         // The newer one counts, whichever comes first.
         (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
-        (vec![], None, 16_384),
+        (vec![], None, ONE_DATAGRAM),
     ] {
         let mut server = Server::new(Config::default());
         let mut client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
@@ -183,4 +187,41 @@ fn records_of_a_wrong_epoch_are_dropped() {
         assert_eq!(server.receive(peer(), &datagram), []);
     }
     assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+/// RFC 6347 §4.1.1.1.
+#[test]
+fn no_datagram_is_longer_than_the_path_takes() {
+    for path_mtu in [MIN_PATH_MTU, 700, 1280, 9000] {
+        let most = path_mtu - 48;
+        let config = Config { path_mtu, ..Config::default() };
+        for id_length in [0, 8, 255] {
+            let mut server = Server::new(config.clone());
+            // All that makes a flight long.
+            let profile = Profile {
+                suites: vec![Suite::EcdhePskAes128Gcm.code(), 0x00ff],
+                groups: vec![23],
+                connection_id: Some(vec![7; id_length]),
+                extensions: vec![0, 28, 0, 2, 0x40, 0],
+                ..profile()
+            };
+            let mut client = Client::new(profile, [1; 32]);
+            let mut to_server = client.start(server.now);
+            while let Some(datagram) = to_server.pop() {
+                for (_, answer) in server.receive(peer(), &datagram) {
+                    assert!(answer.len() <= most, "{} bytes in a handshake", answer.len());
+                    to_server.extend(client.receive(server.now, &answer));
+                }
+            }
+            assert!(client.is_established());
+            let session = server.session();
+            let data = vec![1; server.endpoint.max_data(session).unwrap()];
+            let mut out = Outgoing::new();
+            assert!(server.endpoint.send(session, &data, &mut out));
+            assert!(out[0].1.len() <= most);
+            assert!(data.len() + 64 + id_length > most, "the room is used");
+            client.receive(server.now, &out[0].1);
+            assert_eq!(client.received.pop(), Some(data));
+        }
+    }
 }
