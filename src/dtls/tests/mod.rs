@@ -5,6 +5,7 @@
 mod connection_id;
 mod handshake;
 mod records;
+mod state_machine;
 mod strangers;
 
 use std::{

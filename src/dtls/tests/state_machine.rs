@@ -1,0 +1,210 @@
+//! Messages that are missing, early, late, repeated or not for this state: what
+//! state-machine fuzzing of other stacks found mishandled (Fiterau-Brostean et al.,
+//! "Analysis of DTLS Implementations Using Protocol State Fuzzing", 2020), and what RFC
+//! 6347 says of a network that reorders.
+
+use super::*;
+
+/// A client and its last flight, not yet sent: ClientKeyExchange, ChangeCipherSpec
+/// and Finished, each in a datagram.
+fn before_the_last_flight(server: &mut Server) -> (Client, [Vec<u8>; 3]) {
+    let mut client = Client::new(Profile { coalesce: false, ..profile() }, [1; 32]);
+    let hello = client.start(server.now).concat();
+    let request = server.receive(peer(), &hello).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    let flight = server.receive(peer(), &second).remove(0).1;
+    let last = client.receive(server.now, &flight);
+    (client, last.try_into().expect("three datagrams"))
+}
+
+/// A record of epoch 0.
+fn plaintext(kind: u8, sequence: u8, payload: &[u8]) -> Vec<u8> {
+    let header = [kind, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, sequence, 0, payload.len() as u8];
+    [&header, payload].concat()
+}
+
+fn finish(server: &mut Server, client: &mut Client, datagrams: &[&[u8]]) -> bool {
+    let datagrams = datagrams.iter().map(|datagram| datagram.to_vec()).collect();
+    converse(server, client, peer(), datagrams);
+    server.endpoint.sessions() == 1
+}
+
+/// RFC 5246 §7.1, RFC 6347 §4.2.4: not before ChangeCipherSpec; but the network may
+/// have swapped them.
+#[test]
+fn finished_without_change_cipher_spec_makes_no_session() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    assert!(!finish(&mut server, &mut client, &[&exchange, &finished]));
+    assert!(finish(&mut server, &mut client, &[&change]), "it was only late");
+    assert!(client.is_established());
+}
+
+#[test]
+fn finished_without_client_key_exchange_makes_no_session() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    assert!(!finish(&mut server, &mut client, &[&change, &finished]));
+    assert!(server.waiting.is_empty(), "no key is asked for");
+    assert!(finish(&mut server, &mut client, &[&exchange]), "it was only late");
+}
+
+#[test]
+fn client_key_exchange_and_change_cipher_spec_alone_make_no_session() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, _]) = before_the_last_flight(&mut server);
+    assert!(!finish(&mut server, &mut client, &[&exchange, &change, &change]));
+    assert!(!client.is_established());
+}
+
+#[test]
+fn repeated_messages_of_the_last_flight_change_nothing() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    let again =
+        [&exchange[..], &exchange, &change, &change, &exchange, &finished, &finished, &exchange, &change];
+    assert!(finish(&mut server, &mut client, &again));
+    assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    assert_eq!(server.endpoint.handshakes(), 0);
+}
+
+/// RFC 6347 §4.1: data under the new keys counts once Finished was verified.
+#[test]
+fn data_before_finished_is_not_delivered() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    let data = client.seal(ContentType::ApplicationData, b"early");
+    assert!(finish(&mut server, &mut client, &[&exchange, &change, &data, &finished]));
+    assert!(server.data.is_empty());
+    assert!(echoes(&mut server, &mut client, peer(), b"in time"));
+}
+
+#[test]
+fn data_in_epoch_0_is_not_delivered_at_any_time() {
+    let mut server = Server::new(Config::default());
+    let data = plaintext(23, 9, b"\x40\x01\x00\x01");
+    assert_eq!(server.receive(peer(), &data), []);
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    assert!(finish(&mut server, &mut client, &[&data, &exchange, &data, &change, &data, &finished, &data]));
+    assert!(server.data.is_empty());
+}
+
+/// A Finished that is not protected proves nothing.
+#[test]
+fn finished_in_epoch_0_is_ignored() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    let bare = plaintext(22, 9, &[&[20, 0, 0, 12, 0, 3, 0, 0, 0, 0, 0, 12][..], &[0; 12]].concat());
+    assert!(!finish(&mut server, &mut client, &[&exchange, &change, &bare]));
+    assert!(finish(&mut server, &mut client, &[&finished]));
+}
+
+/// RFC 6347 §4.2.2: a message of another number is not the next one.
+#[test]
+fn messages_of_another_number_are_ignored() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    for number in [0, 1, 3, 200] {
+        let mut other = exchange.clone();
+        other[18] = number;
+        server.receive(peer(), &other);
+        assert!(server.waiting.is_empty());
+    }
+    assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
+}
+
+/// Certificate, CertificateVerify, HelloRequest and types that do not exist have no
+/// place in a PSK handshake.
+#[test]
+fn messages_that_have_no_place_in_the_handshake_are_ignored() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    for kind in [0, 2, 3, 11, 13, 14, 15, 99] {
+        let message = [kind, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0];
+        assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
+    }
+    assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
+}
+
+/// RFC 6347 §4.1.2.7: anybody can send a plaintext alert; in a handshake as well as in
+/// a session it ends nothing.
+#[test]
+fn alerts_of_epoch_0_end_no_handshake() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    let fatal = plaintext(21, 9, &[2, 40]);
+    let close = plaintext(21, 9, &[1, 0]);
+    assert!(finish(&mut server, &mut client, &[&fatal, &exchange, &close, &change, &fatal, &finished]));
+    assert!(client.is_established());
+}
+
+/// RFC 6347 §4.1.2.6, cross-epoch: what was protected in one epoch is not taken in
+/// another, and plaintext is not taken as protected.
+#[test]
+fn a_record_moved_to_another_epoch_is_not_taken() {
+    let (mut server, mut client) = established();
+    let protected = client.send(b"data");
+    let mut moved = protected.clone();
+    moved[3..5].copy_from_slice(&[0, 0]);
+    assert_eq!(server.receive(peer(), &moved), []);
+    let mut bare = plaintext(23, 50, &[1; 40]);
+    bare[3..5].copy_from_slice(&[0, 1]);
+    assert_eq!(server.receive(peer(), &bare), []);
+    assert!(server.data.is_empty());
+    assert_eq!(server.receive(peer(), &protected).len(), 1);
+}
+
+/// RFC 6347 §4.2.4: flights of a handshake that is over, late on their way.
+#[test]
+fn late_flights_leave_the_session_alone() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(profile(), [1; 32]);
+    let first = client.start(server.now).concat();
+    let request = server.receive(peer(), &first).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    let flight = server.receive(peer(), &second).remove(0).1;
+    let last = client.receive(server.now, &flight).concat();
+    converse(&mut server, &mut client, peer(), vec![last.clone()]);
+    assert!(client.is_established());
+    // The second hello, with its good cookie, may begin a handshake that nobody goes
+    // on with; the last flight is answered with ours at most.
+    for late in [&first, &second, &last, &first, &last] {
+        server.receive(peer(), late);
+        assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+    }
+    server.advance(Duration::from_secs(31));
+    assert_eq!((server.endpoint.sessions(), server.endpoint.handshakes()), (1, 0));
+    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+}
+
+/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device that closes and whose close_notify is lost
+/// connects again from the same port, or never: neither leaves anything behind.
+#[test]
+fn a_lost_close_notify_leaves_nothing_behind() {
+    let (mut server, mut client) = established();
+    drop(client.close());
+    let mut again = connect(&mut server, profile(), peer(), 2);
+    assert!(again.is_established());
+    assert_eq!(server.closed(), [Closed::Replaced]);
+    assert!(echoes(&mut server, &mut again, peer(), b"anew"));
+    drop(again.close());
+    server.advance(Duration::from_secs(300));
+    assert_eq!(server.closed(), [Closed::Replaced, Closed::Idle]);
+    assert!(server.endpoint.remembers_nobody());
+}
+
+/// The cookie is bound to the random: a hello that takes another client's cookie is
+/// asked for its own.
+#[test]
+fn a_cookie_does_not_serve_another_hello() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(profile(), [1; 32]);
+    let first = client.start(server.now).concat();
+    let request = server.receive(peer(), &first).remove(0).1;
+    let mut second = client.receive(server.now, &request).concat();
+    // After two headers and the version.
+    second[27] ^= 1;
+    let answer = server.receive(peer(), &second);
+    assert_eq!(answer[0].1[13], 3, "HelloVerifyRequest");
+    assert_eq!(server.endpoint.handshakes(), 0);
+}
