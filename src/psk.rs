@@ -51,6 +51,9 @@ impl Key {
     }
 }
 
+/// Read in the place of the key of an identity that has none.
+const NOBODYS_KEY: &str = "00000000000000000000000000000000";
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(…)")
@@ -133,33 +136,56 @@ impl Enrollments {
     }
 
     /// The key of an identity, and who that is; `None` when it is unknown.
+    ///
+    /// The same is done for every identity, whatever it turns out to be: a key is
+    /// looked up, a key is read, a key is derived. Which of them counts must not show
+    /// in how long a handshake takes.
     pub async fn find(
         &self,
         identity: &[u8],
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
+        // What is no text is nobody's, as everybody knows.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
-        if let Some(enrollment) = self.by_identity.get(identity)
-            && let Kind::Shared { key, .. } = &enrollment.kind
-        {
-            return Ok(Some((key.clone(), Principal { enrollment: enrollment.clone(), device: None })));
+        let individual = self.individual(identity, store).await?;
+        let derived = self.derived(identity, store).await?;
+        let shared = self.by_identity.get(identity).and_then(|enrollment| match &enrollment.kind {
+            Kind::Shared { key, .. } => {
+                Some((key.clone(), Principal { enrollment: enrollment.clone(), device: None }))
+            }
+            _ => None,
+        });
+        Ok(shared.or(individual).or(derived))
+    }
+
+    async fn individual(
+        &self,
+        identity: &str,
+        store: &dyn Store,
+    ) -> Result<Option<(Key, Principal)>, StoreError> {
+        if !self.any_individual {
+            return Ok(None);
         }
-        if self.any_individual
-            && let Some(found) = store.individual_key(identity).await?
-        {
-            return Ok(self.individual(found.enrollment.as_str(), found.device, found.psk.expose()));
-        }
+        let found = store.individual_key(identity).await?;
+        let digits = found.as_ref().map_or(NOBODYS_KEY, |found| found.psk.expose());
+        let Ok(key) = Key::from_hex(digits) else { return Ok(None) };
+        Ok(found.and_then(|found| {
+            let enrollment = self.by_name.get(&found.enrollment)?;
+            let principal = Principal { enrollment: enrollment.clone(), device: Some(found.device) };
+            (enrollment.kind == Kind::Individual).then_some((key, principal))
+        }))
+    }
+
+    async fn derived(
+        &self,
+        identity: &str,
+        store: &dyn Store,
+    ) -> Result<Option<(Key, Principal)>, StoreError> {
         let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
         let Some(enrollment) = self.derived_of(&device, store).await? else { return Ok(None) };
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
         let key = master.derive(identity.as_bytes());
         Ok(Some((key, Principal { enrollment, device: Some(device) })))
-    }
-
-    fn individual(&self, enrollment: &str, device: DeviceId, psk: &str) -> Option<(Key, Principal)> {
-        let enrollment = self.by_name.get(enrollment).filter(|found| found.kind == Kind::Individual)?.clone();
-        let key = Key::from_hex(psk).ok()?;
-        Some((key, Principal { enrollment, device: Some(device) }))
     }
 
     /// The derived enrollment of a device. With one there is nothing to look up:

@@ -1,4 +1,7 @@
-//! What only real sockets and several workers show.
+//! What only real sockets, real tables and several workers show.
+
+mod allocations;
+mod timing;
 
 use std::{
     collections::HashSet,
@@ -23,9 +26,6 @@ use crate::{
     registrar::{Registrar, fake_cloud::FakeCloud},
     store::{Bulk, ImportRow, sqlite::Sqlite},
 };
-
-/// What one provisioning may cost; see docs/performance.md.
-const MOST_ALLOCATIONS: u64 = 55;
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
@@ -61,67 +61,6 @@ impl Io for Collected {
     fn spawn(&mut self, _: impl Future<Output = Done> + Send + 'static) {
         panic!("a device that has its certificate is served at once");
     }
-}
-
-/// Allocations of the server in one conversation: by step, and in bytes.
-fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
-    let (now, peer) = (Instant::now(), SocketAddr::from(([10, 0, 0, 1], 5684)));
-    let mut client = Client::new(profile, rand::random());
-    let (mut steps, mut bytes) = (Vec::new(), 0);
-    let mut out = Collected(Vec::with_capacity(16));
-    let mut to_server = client.start(now);
-    let mut asked = false;
-    while let Some(mut datagram) = to_server.pop() {
-        let mut measured = allocation_counter::measure(|| stack.receive(now, peer, &mut datagram, &mut out));
-        // Each collected datagram is one of the test's own.
-        measured.count_total -= out.0.len() as u64;
-        steps.push(measured.count_total);
-        bytes += measured.bytes_total;
-        for (_, answer) in out.0.drain(..) {
-            to_server.extend(client.receive(now, &answer));
-        }
-        if client.is_established() && !asked {
-            asked = true;
-            to_server.push(client.send(&request(9, b"sn=SN-1")));
-        } else if !client.received.is_empty() {
-            assert_eq!(client.received.remove(0)[1], 0x45);
-            to_server.push(client.close());
-        }
-    }
-    assert!(asked);
-    (steps, bytes)
-}
-
-#[test]
-fn a_provisioning_allocates_no_more_often_than_is_written_down() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
-    let device = DeviceId::parse("SN-1").unwrap();
-    let certificate = crate::device::Certificate {
-        product_key: "a1".into(),
-        device_name: "SN-1".into(),
-        device_secret: crate::device::Secret::new("secret".into()),
-    };
-    let registration = crate::store::Registration { certificate, iot_id: None, registered: 1 };
-    runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
-    runtime.block_on(rooms.store.record_issue(&device, 1)).unwrap();
-    let now = Instant::now();
-    let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
-    let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
-    let mut stack = Stack::new(dtls, coap, rooms);
-    let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
-    let profile = Profile::new("plug", psk);
-    // Tables have grown, statements are prepared.
-    for _ in 0..100 {
-        allocations(&mut stack, profile.clone());
-    }
-    let (steps, bytes) = allocations(&mut stack, profile);
-    println!(
-        "allocations: hello, hello with cookie, key and Finished, request, close: {steps:?}; {bytes} bytes"
-    );
-    assert_eq!(steps[0], 0, "nothing for a stranger");
-    assert!(steps.iter().sum::<u64>() <= MOST_ALLOCATIONS, "{steps:?}");
 }
 
 /// A confirmable GET of `/cert` with a query of seven bytes.
