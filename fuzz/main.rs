@@ -1,22 +1,28 @@
-//! Feeds the DTLS endpoint and the CoAP endpoint, as black boxes, with mutated
-//! messages of real conversations, from one seed: no input may panic, and nothing
-//! may grow. Stable Rust, no instrumentation.
+//! Feeds the DTLS endpoint, with the CoAP endpoint behind it, as a black box: mutated
+//! datagrams of real conversations, mutated hellos whose cookie is good, and mutated
+//! plaintexts under the right keys, all from one seed. No input may panic, nothing may
+//! grow, and a stranger is sent no more than it has sent. Stable Rust, no
+//! instrumentation.
 //!
 //! ```text
 //! cargo run --release --features testing --example fuzz -- 10000000 [SEED]
 //! ```
+//!
+//! `fuzz/corpus` holds messages that every run begins with; `cargo test corpus` says
+//! what becomes of each.
 
 use std::{
-    env,
+    env, fs,
     net::SocketAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use certdist::{
     coap,
     dtls::{
-        Config, Datagram, Endpoint, Event, Psk,
-        testing::{Client, Profile},
+        self, Datagram, Event, Psk, SessionId,
+        testing::{Client, ContentType, Profile},
     },
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
@@ -25,75 +31,156 @@ type Sent = Vec<(SocketAddr, Vec<u8>)>;
 
 const MAX_HANDSHAKES: usize = 64;
 const MAX_SESSIONS: usize = 64;
+const MAX_TRANSFERS: usize = 64;
+/// Inputs after which the devices are others.
+const ROUND: u64 = 100;
+/// Longest input, in bytes.
+const MAX_INPUT: usize = 4096;
 
-struct Dtls {
-    endpoint: Endpoint<()>,
+/// Both endpoints, put together as a worker's stack is.
+struct Server {
+    dtls: dtls::Endpoint<()>,
+    coap: coap::Endpoint<SessionId>,
     now: Instant,
+    /// Requests that reached the application.
+    requests: u64,
 }
 
-impl Dtls {
+struct Sealing<'s> {
+    dtls: &'s mut dtls::Endpoint<()>,
+    out: &'s mut Sent,
+}
+
+impl coap::Outbox<SessionId> for Sealing<'_> {
+    fn push(&mut self, session: SessionId, message: &[u8]) {
+        self.dtls.send(session, message, self.out);
+    }
+
+    fn max_message(&self, session: SessionId) -> usize {
+        self.dtls.max_data(session).unwrap_or(0)
+    }
+}
+
+impl Server {
     fn new() -> Self {
-        let config =
-            Config { max_handshakes: MAX_HANDSHAKES, max_sessions: MAX_SESSIONS, ..Config::default() };
         let now = Instant::now();
-        Self { endpoint: Endpoint::new(config, now, &[1; 32], [2; 32]), now }
+        let config = dtls::Config {
+            max_handshakes: MAX_HANDSHAKES,
+            max_sessions: MAX_SESSIONS,
+            ..dtls::Config::default()
+        };
+        let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
+        let config = coap::Config { max_transfers: MAX_TRANSFERS, ..coap::Config::default() };
+        let coap = coap::Endpoint::new(config, now, [3; 32]);
+        Self { dtls, coap, now, requests: 0 }
     }
 
     fn receive(&mut self, from: SocketAddr, mut bytes: Vec<u8>) -> Sent {
         let mut out = Sent::new();
         let mut datagram = Datagram::new(from, &mut bytes);
-        while self.endpoint.receive(self.now, &mut datagram, &mut out).is_some() {}
-        while let Some(event) = self.endpoint.poll_event() {
-            if let Event::PskNeeded { handshake, .. } = event {
-                let key = Psk::new(vec![7; 16]).map(|psk| (psk, ()));
-                self.endpoint.provide_psk(self.now, handshake, key, &mut out);
-            }
-        }
-        out
-    }
-}
-
-/// The address of number `n` of a few.
-fn peer(number: u32) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, (number % 50) as u8], 40_000))
-}
-
-/// A whole conversation of a device: its datagrams are the seeds of the inputs.
-fn conversation(dtls: &mut Dtls, random: &mut StdRng, corpus: &mut Vec<Vec<u8>>) {
-    let psk = Psk::new(vec![7; 16]).expect("16 bytes");
-    let ephemeral = random.random_bool(0.1);
-    let profile = Profile {
-        suites: vec![if ephemeral { 0xd003 } else { 0xc0a8 }, 0x00ff],
-        groups: if ephemeral { vec![29] } else { Vec::new() },
-        connection_id: random.random_bool(0.3).then(Vec::new),
-        fragment: if random.random_bool(0.3) { 70 } else { usize::MAX },
-        coalesce: random.random_bool(0.5),
-        ..Profile::new("lamp", psk)
-    };
-    let mut client = Client::new(profile, random.random());
-    let from = peer(random.random());
-    let mut to_server = client.start(dtls.now);
-    while !to_server.is_empty() {
-        let mut next = Vec::new();
-        for datagram in to_server {
-            for (to, answer) in dtls.receive(from, datagram.clone()) {
-                if to == from {
-                    next.extend(client.receive(dtls.now, &answer));
+        while let Some(received) = self.dtls.receive(self.now, &mut datagram, &mut out) {
+            let mut sealing = Sealing { dtls: &mut self.dtls, out: &mut out };
+            let request = self.coap.receive(self.now, received.session, received.data, &mut sealing);
+            if let Some(request) = request {
+                self.requests += 1;
+                // Long enough for blocks; slow, now and then.
+                let response = coap::Response::content(0, vec![0x55; request.payload.len() * 4 + 40]);
+                if request.path.len() == 3 {
+                    self.coap.defer(self.now, request.exchange);
+                } else {
+                    self.coap.respond(self.now, request.exchange, &response, &mut sealing);
                 }
             }
-            corpus.push(datagram);
         }
-        to_server = next;
+        self.events(&mut out);
+        out
     }
-    corpus.push(client.send(b"data"));
-    corpus.push(client.close());
+
+    fn events(&mut self, out: &mut Sent) {
+        while let Some(event) = self.dtls.poll_event() {
+            match event {
+                Event::PskNeeded { handshake, .. } => {
+                    let key = Psk::new(vec![7; 16]).map(|psk| (psk, ()));
+                    self.dtls.provide_psk(self.now, handshake, key, out);
+                }
+                Event::Closed { session, .. } => self.coap.forget(session),
+                _ => {}
+            }
+        }
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.now += by;
+        let mut out = Sent::new();
+        self.dtls.handle_timeout(self.now, &mut out);
+        self.events(&mut out);
+        let mut sealing = Sealing { dtls: &mut self.dtls, out: &mut out };
+        self.coap.handle_timeout(self.now, &mut sealing);
+    }
+
+    fn assert_bounded(&self) {
+        assert!(self.dtls.handshakes() <= MAX_HANDSHAKES && self.dtls.sessions() <= MAX_SESSIONS);
+        assert!(self.coap.peers() <= MAX_SESSIONS, "{} peers", self.coap.peers());
+        assert!(self.coap.transfers() <= MAX_TRANSFERS);
+    }
+}
+
+/// A device in some state, and what it would send next.
+struct Device {
+    client: Client,
+    from: SocketAddr,
+    /// The second hello: its cookie is good from this address.
+    hello: Vec<u8>,
+}
+
+/// Datagrams with the address that they came from.
+type Recorded = Vec<(SocketAddr, Vec<u8>)>;
+
+impl Device {
+    /// Connects, unless it stops before its last flight. What it sent is recorded.
+    fn connect(server: &mut Server, random: &mut StdRng, recorded: &mut Recorded) -> Self {
+        let psk = Psk::new(vec![7; 16]).expect("16 bytes");
+        let ephemeral = random.random_bool(0.05);
+        let profile = Profile {
+            suites: vec![if ephemeral { 0xd003 } else { 0xc0a8 }, 0x00ff],
+            groups: if ephemeral { vec![29] } else { Vec::new() },
+            connection_id: random.random_bool(0.3).then(|| vec![9; random.random_range(0..9)]),
+            extensions: if random.random_bool(0.3) { vec![0, 28, 0, 2, 0, 64] } else { Vec::new() },
+            fragment: if random.random_bool(0.3) { 70 } else { usize::MAX },
+            coalesce: random.random_bool(0.5),
+            ..Profile::new("lamp", psk)
+        };
+        let stops = random.random_bool(0.3);
+        let from = SocketAddr::from(([192, 0, 2, random.random()], random.random()));
+        let mut client = Client::new(profile, random.random());
+        let (mut to_server, mut hello, mut step) = (client.start(server.now), Vec::new(), 0);
+        while !to_server.is_empty() {
+            let mut next = Vec::new();
+            for datagram in to_server {
+                if step == 1 {
+                    hello.clone_from(&datagram);
+                }
+                recorded.push((from, datagram.clone()));
+                // It stops short of Finished, the last record of its last flight.
+                if step == 2 && stops {
+                    continue;
+                }
+                for (_, answer) in server.receive(from, datagram).iter().filter(|(to, _)| *to == from) {
+                    next.extend(client.receive(server.now, answer));
+                }
+            }
+            to_server = next;
+            step += 1;
+        }
+        Self { client, from, hello }
+    }
 }
 
 fn mutate(random: &mut StdRng, input: &mut Vec<u8>, other: &[u8]) {
     for _ in 0..random.random_range(1..4) {
         let length = input.len();
         let at = random.random_range(0..=length);
-        match random.random_range(0..7) {
+        match random.random_range(0..8) {
             0 => input.truncate(at),
             1 => random.fill_bytes(&mut input[at..]),
             2 if at < length => input[at] ^= 1 << random.random_range(0..8),
@@ -101,10 +188,74 @@ fn mutate(random: &mut StdRng, input: &mut Vec<u8>, other: &[u8]) {
             4 => drop(input.splice(at..at, other.iter().copied().take(64))),
             5 => input.extend_from_slice(other),
             6 => drop(input.drain(at..random.random_range(at..=length))),
+            7 if at < length => input[at] = input[at].wrapping_add(random.random_range(0..3)).wrapping_sub(1),
             _ => {}
         }
-        input.truncate(4096);
+        input.truncate(MAX_INPUT);
     }
+}
+
+/// A mutated hello: its cookie stays good, what comes after it does not.
+fn mutated_hello(random: &mut StdRng, device: &Device, other: &[u8]) -> Vec<u8> {
+    // Record, handshake and version; random; session ID; cookie: 13 + 12 + 2 + 32 + 1 + 1 + 32.
+    const COOKIE_END: usize = 93;
+    let Some((kept, rest)) = device.hello.split_at_checked(COOKIE_END) else { return device.hello.clone() };
+    let mut rest = rest.to_vec();
+    mutate(random, &mut rest, other);
+    let mut hello = [kept, &rest].concat();
+    // Lengths of the record, the message and the fragment, right most of the time.
+    if random.random_bool(0.9) {
+        let body = (hello.len() - 25) as u32;
+        hello[11..13].copy_from_slice(&((body + 12) as u16).to_be_bytes());
+        hello[14..17].copy_from_slice(&body.to_be_bytes()[1..]);
+        hello[22..25].copy_from_slice(&body.to_be_bytes()[1..]);
+    }
+    hello
+}
+
+/// A record under the device's keys, of a plaintext that is mutated.
+fn sealed(random: &mut StdRng, device: &mut Device, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let any = |random: &mut StdRng| seeds[random.random_range(0..seeds.len())].clone();
+    let mut plaintext = any(random);
+    let other = any(random);
+    if random.random_bool(0.9) {
+        mutate(random, &mut plaintext, &other);
+    }
+    // Another message ID, lest it be taken for a repetition.
+    if let Some(id) = plaintext.get_mut(2..4).filter(|_| random.random_bool(0.9)) {
+        random.fill_bytes(id);
+    }
+    match random.random_range(0..40) {
+        0 => device.client.seal(ContentType::Handshake, &plaintext),
+        1 => {
+            let mut finished = vec![20, 0, 0, 12, 0, 3, 0, 0, 0, 0, 0, 12];
+            finished.extend([0; 12]);
+            mutate(random, &mut finished, &other);
+            device.client.seal(ContentType::Handshake, &finished)
+        }
+        2 => device.client.seal(ContentType::Alert, &plaintext[..plaintext.len().min(3)]),
+        3 => device.client.seal(ContentType::ChangeCipherSpec, &plaintext),
+        4..8 => {
+            plaintext.resize(plaintext.len() + random.random_range(0..20), 0);
+            device.client.seal_inner(&plaintext)
+        }
+        _ => device.client.send(&plaintext),
+    }
+}
+
+/// The messages of `fuzz/corpus`: those of DTLS and those of CoAP.
+fn corpus() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let (mut dtls, mut coap) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder).expect("the corpus") {
+        let path = entry.expect("an entry").path();
+        let text = fs::read_to_string(&path).expect("text");
+        let digits: String = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let bytes = hex::decode(digits.replace(' ', "")).expect("hex digits");
+        let is_dtls = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("dtls"));
+        if is_dtls { dtls.push(bytes) } else { coap.push(bytes) }
+    }
+    (dtls, coap)
 }
 
 fn main() {
@@ -112,48 +263,46 @@ fn main() {
     let inputs: u64 = arguments.next().unwrap_or(1_000_000);
     let seed: u64 = arguments.next().unwrap_or(1);
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut dtls, start) = (Dtls::new(), Instant::now());
-    let mut coap = coap::Endpoint::new(coap::Config::default(), start, [3; 32]);
-    let requests: [&[u8]; 5] = [
-        b"\x44\x01\x12\x34abcd\xb4cert\x11\x3c\xff\xa1\x62sn\x6aSN00000001",
-        b"\x40\x01\x00\x01\xb4cert\x4dSN-123=12345678901",
-        b"\x52\x02\x00\x02xy\xbb.well-known\x04core\x61\x32",
-        b"\x40\x00\x00\x03",
-        b"\x60\x00\x00\x04",
-    ];
-    let mut corpus = Vec::new();
+    let (mut server, start) = (Server::new(), Instant::now());
+    let (datagrams, messages) = corpus();
+    let (mut recorded, mut devices) = (Recorded::new(), Vec::new());
     for number in 0..inputs {
-        if number % 1000 == 0 {
-            corpus.clear();
-            for _ in 0..5 {
-                conversation(&mut dtls, &mut random, &mut corpus);
-            }
-            dtls.now += Duration::from_millis(200);
-            dtls.endpoint.handle_timeout(dtls.now, &mut Sent::new());
-            assert!(dtls.endpoint.handshakes() <= MAX_HANDSHAKES && dtls.endpoint.sessions() <= MAX_SESSIONS);
+        if number % ROUND == 0 {
+            recorded = datagrams.iter().map(|datagram| (stranger(0), datagram.clone())).collect();
+            devices = (0..6).map(|_| Device::connect(&mut server, &mut random, &mut recorded)).collect();
+            server.advance(Duration::from_millis(random.random_range(1..2000)));
+            server.assert_bounded();
         }
-        if random.random_bool(0.7) {
-            let mut input = corpus[random.random_range(0..corpus.len())].clone();
-            let other = corpus[random.random_range(0..corpus.len())].clone();
-            mutate(&mut random, &mut input, &other);
-            let asked = input.len();
-            let stranger = SocketAddr::from(([198, 51, 100, 1], random.random()));
-            let from = if random.random_bool(0.5) { stranger } else { peer(random.random()) };
-            let sent: usize = dtls.receive(from, input).iter().map(|(_, datagram)| datagram.len()).sum();
-            assert!(from != stranger || sent <= asked, "more was sent to a stranger than it had sent");
-        } else {
-            let mut input = requests[random.random_range(0..requests.len())].to_vec();
-            let other = requests[random.random_range(0..requests.len())];
-            mutate(&mut random, &mut input, other);
-            let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
-            let peer: u8 = random.random_range(0..20);
-            if let Some(request) = coap.receive(dtls.now, peer, &input, &mut out) {
-                let response = coap::Response::problem(coap::Code::NotFound, "no");
-                coap.respond(dtls.now, request.exchange, &response, &mut out);
+        let which = random.random_range(0..devices.len());
+        let device: &mut Device = &mut devices[which];
+        let other = recorded[random.random_range(0..recorded.len())].1.clone();
+        let (from, input) = match random.random_range(0..10) {
+            0..3 => {
+                let (from, mut input) = recorded[random.random_range(0..recorded.len())].clone();
+                mutate(&mut random, &mut input, &other);
+                (if random.random_bool(0.5) { from } else { stranger(random.random()) }, input)
             }
-            assert!(coap.peers() <= 20);
+            3..5 => (device.from, mutated_hello(&mut random, device, &other)),
+            _ => (device.from, sealed(&mut random, device, &messages)),
+        };
+        let asked = input.len();
+        let out = server.receive(from, input);
+        let sent: usize = out.iter().filter(|(to, _)| *to == from).map(|(_, answer)| answer.len()).sum();
+        assert!(!is_stranger(from) || sent <= asked, "more was sent to a stranger than it had sent");
+        for (_, answer) in out.iter().filter(|(to, _)| *to == device.from) {
+            device.client.receive(server.now, answer);
         }
     }
-    let took = start.elapsed();
-    println!("{inputs} inputs from seed {seed} in {took:.1?}: no panic, no growth");
+    server.assert_bounded();
+    let (took, requests) = (start.elapsed(), server.requests);
+    println!("{inputs} inputs from seed {seed} in {took:.1?}: no panic, no growth; {requests} were requests");
+}
+
+/// An address that no device has.
+fn stranger(port: u16) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 1], port))
+}
+
+fn is_stranger(address: SocketAddr) -> bool {
+    address.ip() == stranger(0).ip()
 }

@@ -20,11 +20,16 @@ pub(crate) const DTLS_1_2: u16 = 0xfefd;
 /// DTLS 1.0: the version of a HelloVerifyRequest (RFC 6347 §4.2.1).
 pub(crate) const DTLS_1_0: u16 = 0xfeff;
 
+/// What a record holds (RFC 5246 §6.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentType {
+    /// The records after it have new keys.
     ChangeCipherSpec = 20,
+    /// A level and a description.
     Alert = 21,
+    /// Messages of a handshake, or fragments of them.
     Handshake = 22,
+    /// The application's bytes.
     ApplicationData = 23,
     /// A record with a connection ID, whose own type is inside (RFC 9146 §4).
     Tls12Cid = 25,

@@ -122,9 +122,22 @@ impl DirectionKey {
         plaintext: &[u8],
         out: &mut Vec<u8>,
     ) {
-        let explicit = header.epoch_and_sequence().to_be_bytes();
         let inner_type: &[u8] = if connection_id.is_empty() { &[] } else { &[header.kind as u8] };
-        let length = plaintext.len() + inner_type.len();
+        self.seal_parts(suite, header, connection_id, [plaintext, inner_type], out);
+    }
+
+    /// The same of what is to be inside a tls12_cid record: content, its type, and
+    /// padding if any.
+    pub(crate) fn seal_parts(
+        &self,
+        suite: Suite,
+        header: Header,
+        connection_id: &[u8],
+        parts: [&[u8]; 2],
+        out: &mut Vec<u8>,
+    ) {
+        let explicit = header.epoch_and_sequence().to_be_bytes();
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
         let kind = if connection_id.is_empty() { header.kind } else { ContentType::Tls12Cid };
         record::put_header(
             out,
@@ -135,8 +148,7 @@ impl DirectionKey {
         );
         out.extend_from_slice(&explicit);
         let at = out.len();
-        out.extend_from_slice(plaintext);
-        out.extend_from_slice(inner_type);
+        parts.iter().for_each(|part| out.extend_from_slice(part));
         let body = &mut out[at..];
         let aad = AdditionalData::new(header, connection_id, length);
         let aad = aad.as_bytes();

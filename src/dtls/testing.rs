@@ -17,10 +17,12 @@ use super::{
     message::{self, Fragment},
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
-    record::{self, ContentType, DTLS_1_2, Header, Record, Records},
+    record::{self, DTLS_1_2, Header, Record, Records},
     suite::DirectionKey,
     wire::{Reader, put_vector8, put_vector16},
 };
+
+pub use super::record::ContentType;
 
 /// How a [`Client`] behaves.
 #[derive(Clone)]
@@ -202,11 +204,22 @@ impl Client {
 
     /// One protected record of any type.
     pub fn seal(&mut self, kind: ContentType, plaintext: &[u8]) -> Vec<u8> {
+        let inner_type: &[u8] = if self.server_connection_id().is_empty() { &[] } else { &[kind as u8] };
+        self.seal_parts(kind, [plaintext, inner_type])
+    }
+
+    /// A protected record of whatever is to be inside: with a connection ID, content,
+    /// type and padding (RFC 9146 §4).
+    pub fn seal_inner(&mut self, inner: &[u8]) -> Vec<u8> {
+        self.seal_parts(ContentType::ApplicationData, [inner, &[]])
+    }
+
+    fn seal_parts(&mut self, kind: ContentType, parts: [&[u8]; 2]) -> Vec<u8> {
         let mut out = Vec::new();
         if let Some(keys) = &self.keys {
             let header = Header { kind, epoch: 1, sequence: self.next_record[1] };
             self.next_record[1] += 1;
-            keys.write.seal(keys.suite, header, self.server_connection_id(), plaintext, &mut out);
+            keys.write.seal_parts(keys.suite, header, self.server_connection_id(), parts, &mut out);
         }
         out
     }

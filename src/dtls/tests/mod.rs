@@ -4,6 +4,7 @@
 
 mod connection_id;
 mod handshake;
+mod properties;
 mod records;
 mod state_machine;
 mod strangers;
