@@ -126,6 +126,7 @@ proptest! {
             prop_assert_eq!(window.is_new(number), new, "{}", number);
             if new {
                 window.note(number);
+                prop_assert!(!window.is_new(number), "{} again", number);
                 seen.insert(number);
                 highest = highest.max(Some(number));
             }
