@@ -19,7 +19,9 @@ use certdist::{
         self, Psk,
         testing::{Client, Profile},
     },
-    iot_platform::{ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform},
+    iot_platform::{
+        ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
+    },
     provision::Provisioner,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
@@ -37,14 +39,48 @@ const DEVICES: u32 = 20_000;
 /// Not to be called: every device of this bench has its certificate.
 struct NoCloud;
 
-impl IotPlatform for NoCloud {
-    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+impl NoCloud {
+    fn refuse<'a, T: Send + 'a>() -> ApiFuture<'a, T> {
         let error = ApiError { class: ErrorClass::Operator, code: String::new(), message: String::new() };
         Box::pin(std::future::ready(Err(error)))
     }
+}
 
-    fn query_device_detail<'a>(&'a self, product: &'a str, name: &'a str) -> ApiFuture<'a, CloudDevice> {
-        self.register_device(product, name)
+impl IotPlatform for NoCloud {
+    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        Self::refuse()
+    }
+
+    fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        Self::refuse()
+    }
+
+    fn batch_check_device_names<'a>(&'a self, _: &'a str, _: &'a [String]) -> ApiFuture<'a, ApplyId> {
+        Self::refuse()
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        _: &'a str,
+        _: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        Self::refuse()
+    }
+
+    fn batch_register_device_with_apply_id<'a>(&'a self, _: &'a str, _: ApplyId) -> ApiFuture<'a, ApplyId> {
+        Self::refuse()
+    }
+
+    fn query_page_by_apply_id<'a>(&'a self, _: &'a str, _: ApplyId, _: u32) -> ApiFuture<'a, BatchPage> {
+        Self::refuse()
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        Self::refuse()
     }
 }
 

@@ -102,6 +102,12 @@ impl fmt::Debug for DeviceId {
     }
 }
 
+/// Whether IoT Platform takes the text for a device name: 4–32 of
+/// `[A-Za-z0-9_.:@-]`.
+pub fn is_device_name(text: &str) -> bool {
+    (4..=MAX_DEVICE_NAME).contains(&text.len()) && text.bytes().all(is_id_character)
+}
+
 fn is_id_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
 }

@@ -309,7 +309,7 @@ async fn a_slow_answer_ends_at_the_time_out_and_may_have_had_its_effect() {
 #[tokio::test]
 async fn an_answer_without_bound_is_not_read_to_its_end() {
     let (simulator, client) = cloud().await;
-    let body = format!("{{\"Success\":true,\"Data\":\"{}\"}}", "x".repeat(1024 * 1024));
+    let body = format!("{{\"Success\":true,\"Data\":\"{}\"}}", "x".repeat(4 * 1024 * 1024));
     simulator
         .script(Action::RegisterDevice, Fault::Raw { status: 200, content_type: "application/json", body });
     let error = register_error(&client).await;

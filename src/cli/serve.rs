@@ -21,7 +21,7 @@ use crate::{
     cert::Service,
     config::{self, Config},
     iot_platform::{
-        ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform,
+        ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
         client::{Client, ClientConfig, Credentials},
     },
     provision::Provisioner,
@@ -197,7 +197,7 @@ fn cloud(section: Option<&config::IotPlatform>) -> Result<(Arc<dyn IotPlatform>,
 struct NoCloud;
 
 impl NoCloud {
-    fn refuse<'a>() -> ApiFuture<'a, CloudDevice> {
+    fn refuse<'a, T: Send + 'a>() -> ApiFuture<'a, T> {
         Box::pin(std::future::ready(Err(ApiError {
             class: ErrorClass::Operator,
             code: "NoCloud".into(),
@@ -212,6 +212,34 @@ impl IotPlatform for NoCloud {
     }
 
     fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
+        Self::refuse()
+    }
+
+    fn batch_check_device_names<'a>(&'a self, _: &'a str, _: &'a [String]) -> ApiFuture<'a, ApplyId> {
+        Self::refuse()
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        _: &'a str,
+        _: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        Self::refuse()
+    }
+
+    fn batch_register_device_with_apply_id<'a>(&'a self, _: &'a str, _: ApplyId) -> ApiFuture<'a, ApplyId> {
+        Self::refuse()
+    }
+
+    fn query_page_by_apply_id<'a>(&'a self, _: &'a str, _: ApplyId, _: u32) -> ApiFuture<'a, BatchPage> {
+        Self::refuse()
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
         Self::refuse()
     }
 }

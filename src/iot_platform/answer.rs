@@ -1,8 +1,13 @@
-//! What an answer of IoT Platform means: a device, or an error and its class.
+//! What an answer of IoT Platform means: a device, a batch, or an error and its
+//! class.
 //! Pure; takes a status and bytes from outside, believes neither, and knows no
 //! HTTP client.
 
+mod batch;
+
 use serde::{Deserialize, de::IgnoredAny};
+
+pub use self::batch::{read_apply_id, read_devices, read_page, read_progress};
 
 use super::{ApiError, CloudDevice, ErrorClass};
 use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
@@ -29,6 +34,8 @@ struct Envelope {
     message: Option<String>,
     /// Read by itself, so that a certificate with a fault is told from no answer.
     data: Option<IgnoredAny>,
+    /// A page has this in place of `Data`.
+    page_count: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -37,16 +44,19 @@ struct DeviceEnvelope {
     data: DeviceData,
 }
 
-/// `Data` of `RegisterDevice` and `QueryDeviceDetail`.
+/// `Data` of `RegisterDevice` and `QueryDeviceDetail`, and what a list of devices
+/// has of each.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DeviceData {
-    product_key: String,
+    /// Not in a page: it is of one product.
+    product_key: Option<String>,
     device_name: String,
     // Wiped when dropped, whichever way this ends.
     #[serde(deserialize_with = "secret")]
     device_secret: Secret,
     iot_id: Option<String>,
+    status: Option<String>,
     utc_create: Option<String>,
     utc_active: Option<String>,
 }
@@ -63,7 +73,7 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
     use ErrorClass::*;
     match (code, status) {
         (Some("iot.device.AlreadyExistedDeviceName"), _) => Exists,
-        (Some("iot.device.NotExistedDevice"), _) => NotFound,
+        (Some("iot.device.NotExistedDevice" | "iot.device.DeviceApplyIsNotFound"), _) => NotFound,
 
         (Some("SignatureNonceUsed" | "InvalidTimeStamp.Expired"), _) => SignAgain,
 
@@ -109,20 +119,32 @@ pub fn read_device(
     product_key: &str,
     device_name: &str,
 ) -> Result<CloudDevice, ApiError> {
+    read(status, body, |envelope| envelope.data.is_some(), |body| device(body, product_key, device_name))
+}
+
+/// Reads an answer that says `Success` and, as far as there is something to be
+/// read, `has_content`.
+fn read<T>(
+    status: u16,
+    body: &[u8],
+    has_content: impl FnOnce(&Envelope) -> bool,
+    content: impl FnOnce(&[u8]) -> Result<T, &'static str>,
+) -> Result<T, ApiError> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|_| {
         // What was in it may be a login page or a half certificate: said by size only.
         not_an_answer(status, format!("HTTP {status} with {} bytes that are no JSON answer", body.len()))
     })?;
+    let has_content = has_content(&envelope);
     let code = envelope.code.filter(|code| is_code(code));
-    match (envelope.success, code, envelope.data) {
-        (Some(true), _, Some(IgnoredAny)) if (200..300).contains(&status) => {
-            device(body, product_key, device_name).map_err(|what| ApiError {
+    match (envelope.success, code) {
+        (Some(true), _) if has_content && (200..300).contains(&status) => {
+            content(body).map_err(|what| ApiError {
                 class: ErrorClass::Unknown,
                 code: NOT_AN_ANSWER.into(),
                 message: format!("the answer's {what}"),
             })
         }
-        (Some(false) | None, Some(code), _) => Err(ApiError {
+        (Some(false) | None, Some(code)) => Err(ApiError {
             class: classify(status, Some(&code)),
             code,
             message: envelope.error_message.or(envelope.message).unwrap_or_default(),
@@ -146,25 +168,33 @@ fn is_code(code: &str) -> bool {
 fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevice, &'static str> {
     let DeviceEnvelope { data } =
         serde_json::from_slice(body).map_err(|_| "Data lacks a field of a certificate")?;
-    if data.product_key != product_key {
+    if data.product_key.as_deref() != Some(product_key) {
         return Err("ProductKey is not the one asked for");
     }
     if data.device_name != device_name || device_name.len() > MAX_DEVICE_NAME {
         return Err("DeviceName is not the one asked for");
     }
-    if !is_field(data.device_secret.expose()) {
-        return Err("DeviceSecret is empty, too long or not printable");
+    data.certified(product_key)
+}
+
+impl DeviceData {
+    /// The device of a product, its name found to be right already.
+    fn certified(self, product_key: &str) -> Result<CloudDevice, &'static str> {
+        if !is_field(self.device_secret.expose()) {
+            return Err("DeviceSecret is empty, too long or not printable");
+        }
+        Ok(CloudDevice {
+            certificate: Certificate {
+                product_key: product_key.to_owned(),
+                device_name: self.device_name,
+                device_secret: self.device_secret,
+            },
+            iot_id: self.iot_id.filter(|id| is_field(id)),
+            created: self.utc_create.as_deref().and_then(seconds),
+            activated: self.utc_active.as_deref().and_then(seconds),
+            disabled: self.status.as_deref() == Some("DISABLE"),
+        })
     }
-    Ok(CloudDevice {
-        certificate: Certificate {
-            product_key: data.product_key,
-            device_name: data.device_name,
-            device_secret: data.device_secret,
-        },
-        iot_id: data.iot_id.filter(|id| is_field(id)),
-        created: data.utc_create.as_deref().and_then(seconds),
-        activated: data.utc_active.as_deref().and_then(seconds),
-    })
 }
 
 /// 1–128 printable ASCII characters without space.
@@ -216,7 +246,7 @@ mod tests {
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
     fn read(status: u16, body: serde_json::Value) -> Result<CloudDevice, ApiError> {
-        read_device(status, body.to_string().as_bytes(), "a1BwAGVxyz1", "SN01")
+        super::read_device(status, body.to_string().as_bytes(), "a1BwAGVxyz1", "SN01")
     }
 
     fn data() -> serde_json::Value {
@@ -229,8 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_is_not_found() {
-        assert_eq!(classify(200, Some("iot.device.NotExistedDevice")), ErrorClass::NotFound);
+    fn a_device_or_batch_that_is_not_there_is_not_found() {
+        for code in ["iot.device.NotExistedDevice", "iot.device.DeviceApplyIsNotFound"] {
+            assert_eq!(classify(200, Some(code)), ErrorClass::NotFound, "{code}");
+        }
     }
 
     #[test]
@@ -320,6 +352,18 @@ mod tests {
         data["UtcActive"] = "".into();
         let device = read(200, json!({"Success": true, "Data": data})).unwrap();
         assert_eq!((device.created, device.activated), (Some(1_551_342_063), None));
+    }
+
+    #[test]
+    fn a_device_is_disabled_when_its_status_says_so() {
+        for (status, disabled) in
+            [("DISABLE", true), ("UNACTIVE", false), ("ONLINE", false), ("OFFLINE", false), ("", false)]
+        {
+            let mut data = data();
+            data["Status"] = status.into();
+            let device = read(200, json!({"Success": true, "Data": data})).unwrap();
+            assert_eq!(device.disabled, disabled, "{status}");
+        }
     }
 
     #[test]

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
-    ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform,
+    Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
+    MAX_BATCH, MAX_QUERY, PAGE_SIZE,
     answer::{self, NOT_AN_ANSWER},
     signature,
 };
@@ -29,9 +30,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept; gateways close theirs after 60 s, and
 /// a call on a connection that is just being closed fails.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 1024 * 1024;
-/// Room that is made for an answer before it comes, in bytes.
+/// Longest answer that is read, in bytes: the status of a batch of 10,000 names,
+/// each of which may come twice, and with a sentence about it.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// Room that is made for an answer that does not say how long it will be, in bytes.
 const USUAL_ANSWER: usize = 4096;
 /// A clock that is this much off, in seconds, is worth a warning; the `Date`
 /// header itself counts in seconds.
@@ -161,23 +163,27 @@ impl Client {
         })
     }
 
-    /// Calls an action about one device.
-    async fn call(
+    /// Calls an action, and has its answer read.
+    async fn call<T>(
         &self,
-        action: &'static str,
-        product_key: &str,
-        device_name: &str,
-    ) -> Result<CloudDevice, ApiError> {
+        action: Action,
+        parameters: &[(&str, &str)],
+        read: impl Fn(&Answer) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
         let deadline = Instant::now() + self.timeout;
-        let parameters = [("ProductKey", product_key), ("DeviceName", device_name)];
         let mut repeated = false;
         loop {
-            let answer = self.post(action, &parameters, deadline).await?;
-            let error = match answer::read_device(answer.status, &answer.body, product_key, device_name) {
-                Ok(device) => return Ok(device),
+            let answer = self.post(action.name(), parameters, deadline).await?;
+            let error = match read(&answer) {
+                Ok(content) => return Ok(content),
                 Err(error) => error,
             };
-            tracing::debug!(action, status = answer.status, code = error.code, "IoT Platform refused");
+            tracing::debug!(
+                action = action.name(),
+                status = answer.status,
+                code = error.code,
+                "IoT Platform refused"
+            );
             if error.class == ErrorClass::SignAgain && !repeated {
                 repeated = true;
                 if error.code == "InvalidTimeStamp.Expired" {
@@ -187,6 +193,54 @@ impl Client {
             }
             return Err(self.without_secrets(error));
         }
+    }
+
+    /// Calls an action about one device.
+    async fn call_about(
+        &self,
+        action: Action,
+        product_key: &str,
+        device_name: &str,
+    ) -> Result<CloudDevice, ApiError> {
+        let parameters = [("ProductKey", product_key), ("DeviceName", device_name)];
+        let read =
+            |answer: &Answer| answer::read_device(answer.status, &answer.body, product_key, device_name);
+        self.call(action, &parameters, read).await
+    }
+
+    /// Calls an action about many names, at most `most`.
+    async fn call_about_all<T>(
+        &self,
+        action: Action,
+        product_key: &str,
+        device_names: &[String],
+        most: usize,
+        read: impl Fn(&Answer) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if !(1..=most).contains(&device_names.len()) {
+            return Err(ApiError {
+                class: ErrorClass::Unknown,
+                code: "WrongCall".into(),
+                message: format!("{} takes 1 to {most} names, not {}", action.name(), device_names.len()),
+            });
+        }
+        let numbered: Vec<_> =
+            (1..=device_names.len()).map(|number| format!("DeviceName.{number}")).collect();
+        let names = numbered.iter().zip(device_names).map(|(number, name)| (number.as_str(), name.as_str()));
+        let parameters: Vec<_> = std::iter::once(("ProductKey", product_key)).chain(names).collect();
+        self.call(action, &parameters, read).await
+    }
+
+    /// Calls an action about one batch.
+    async fn call_about_batch<T>(
+        &self,
+        action: Action,
+        product_key: &str,
+        apply_id: ApplyId,
+        read: impl Fn(&Answer) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let apply_id = apply_id.to_string();
+        self.call(action, &[("ProductKey", product_key), ("ApplyId", &apply_id)], read).await
     }
 
     /// Sends one signed request and reads its answer, whatever it says.
@@ -252,12 +306,18 @@ impl Client {
         if response.content_length().is_some_and(|length| length > MAX_ANSWER as u64) {
             return Err(too_long());
         }
-        // Room for any sane answer at once: what is moved leaves a copy of a secret
-        // behind.
-        let mut body = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
+        let room = response.content_length().map_or(USUAL_ANSWER, |length| length as usize);
+        let mut body = Zeroizing::new(Vec::with_capacity(room));
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport_error(&error))? {
-            if body.len() + chunk.len() > MAX_ANSWER {
+            let length = body.len() + chunk.len();
+            if length > MAX_ANSWER {
                 return Err(too_long());
+            }
+            if length > body.capacity() {
+                // A vector that grows by itself leaves a copy of a secret behind.
+                let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
+                larger.extend_from_slice(&body);
+                body = larger;
             }
             body.extend_from_slice(&chunk);
         }
@@ -306,7 +366,7 @@ impl IotPlatform for Client {
         product_key: &'a str,
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice> {
-        Box::pin(self.call("RegisterDevice", product_key, device_name))
+        Box::pin(self.call_about(Action::RegisterDevice, product_key, device_name))
     }
 
     fn query_device_detail<'a>(
@@ -314,7 +374,72 @@ impl IotPlatform for Client {
         product_key: &'a str,
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice> {
-        Box::pin(self.call("QueryDeviceDetail", product_key, device_name))
+        Box::pin(self.call_about(Action::QueryDeviceDetail, product_key, device_name))
+    }
+
+    fn batch_check_device_names<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, ApplyId> {
+        let read = |answer: &Answer| answer::read_apply_id(answer.status, &answer.body);
+        Box::pin(self.call_about_all(
+            Action::BatchCheckDeviceNames,
+            product_key,
+            device_names,
+            MAX_BATCH,
+            read,
+        ))
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        let read = |answer: &Answer| answer::read_progress(answer.status, &answer.body);
+        Box::pin(self.call_about_batch(Action::QueryBatchRegisterDeviceStatus, product_key, apply_id, read))
+    }
+
+    fn batch_register_device_with_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, ApplyId> {
+        let read = |answer: &Answer| answer::read_apply_id(answer.status, &answer.body);
+        Box::pin(self.call_about_batch(Action::BatchRegisterDeviceWithApplyId, product_key, apply_id, read))
+    }
+
+    fn query_page_by_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+        page: u32,
+    ) -> ApiFuture<'a, BatchPage> {
+        Box::pin(async move {
+            let (apply_id, size, page) = (apply_id.to_string(), PAGE_SIZE.to_string(), page.to_string());
+            let parameters =
+                [("ApplyId", apply_id.as_str()), ("PageSize", size.as_str()), ("CurrentPage", page.as_str())];
+            let read = |answer: &Answer| answer::read_page(answer.status, &answer.body, product_key);
+            self.call(Action::QueryPageByApplyId, &parameters, read).await
+        })
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        let read = move |answer: &Answer| {
+            answer::read_devices(answer.status, &answer.body, product_key, device_names)
+        };
+        Box::pin(self.call_about_all(
+            Action::BatchQueryDeviceDetail,
+            product_key,
+            device_names,
+            MAX_QUERY,
+            read,
+        ))
     }
 }
 

@@ -3,13 +3,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     device::{Certificate, Secret},
-    iot_platform::{ApiError, ApiFuture, CloudDevice, ErrorClass, IotPlatform},
+    iot_platform::{
+        ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, BatchStatus, CloudDevice, ErrorClass,
+        IotPlatform, PAGE_SIZE,
+        answer::classify,
+        batches::{Batches, Names, Refused},
+    },
 };
 
 /// How the next `RegisterDevice` goes.
@@ -26,8 +33,30 @@ pub(crate) enum Scripted {
 #[derive(Default)]
 pub(crate) struct FakeCloud {
     script: Mutex<VecDeque<Scripted>>,
-    devices: Mutex<HashMap<(String, String), u32>>,
+    devices: Mutex<Devices>,
     calls: Mutex<Vec<String>>,
+    batches: Mutex<Batches>,
+    /// How long each step of a batch takes.
+    batch_delay: Mutex<Duration>,
+    started: OnceLock<Instant>,
+}
+
+/// Devices by product and name, with the numbers that their secrets are made from.
+type Devices = HashMap<(String, String), u32>;
+
+impl Names for Devices {
+    fn is_taken(&self, product_key: &str, device_name: &str) -> bool {
+        self.contains_key(&(product_key.to_owned(), device_name.to_owned()))
+    }
+
+    fn create(&mut self, product_key: &str, device_name: &str, _: i64) -> bool {
+        let number = self.len() as u32;
+        let free = !self.is_taken(product_key, device_name);
+        if free {
+            self.insert((product_key.to_owned(), device_name.to_owned()), number);
+        }
+        free
+    }
 }
 
 impl FakeCloud {
@@ -42,19 +71,51 @@ impl FakeCloud {
 
     /// How many devices there are.
     pub(crate) fn devices(&self) -> usize {
-        self.devices.lock().unwrap().len()
+        self.devices_now().len()
+    }
+
+    /// How long each step of a batch takes from now on.
+    pub(crate) fn set_batch_delay(&self, delay: Duration) {
+        *self.batch_delay.lock().unwrap() = delay;
     }
 
     fn create(&self, product_key: &str, device_name: &str) -> Result<CloudDevice, ApiError> {
-        let mut devices = self.devices.lock().unwrap();
-        let key = (product_key.to_owned(), device_name.to_owned());
-        if devices.contains_key(&key) {
+        let mut devices = self.devices_now();
+        if !devices.create(product_key, device_name, 0) {
             return Err(error(ErrorClass::Exists));
         }
-        let number = devices.len() as u32;
-        devices.insert(key, number);
-        Ok(device(product_key, device_name, number))
+        find(&devices, product_key, device_name).ok_or_else(|| error(ErrorClass::NotFound))
     }
+
+    fn now_ms(&self) -> i64 {
+        self.started.get_or_init(Instant::now).elapsed().as_millis() as i64
+    }
+
+    /// The devices, those included that batches have created meanwhile.
+    fn devices_now(&self) -> MutexGuard<'_, Devices> {
+        let mut devices = self.devices.lock().unwrap();
+        self.batches.lock().unwrap().advance(&mut *devices, self.now_ms());
+        devices
+    }
+
+    /// Does something with the batches as they are now; the clock may be virtual.
+    fn with_batches<T>(
+        &self,
+        action: impl FnOnce(&mut Batches, &Devices, i64, Duration) -> Result<T, Refused>,
+    ) -> Result<T, ApiError> {
+        let delay = *self.batch_delay.lock().unwrap();
+        let devices = self.devices_now();
+        action(&mut self.batches.lock().unwrap(), &devices, self.now_ms(), delay).map_err(|code| ApiError {
+            class: classify(200, Some(code)),
+            code: code.into(),
+            message: "as the cloud would".into(),
+        })
+    }
+}
+
+fn find(devices: &Devices, product_key: &str, device_name: &str) -> Option<CloudDevice> {
+    let number = devices.get(&(product_key.to_owned(), device_name.to_owned()));
+    number.map(|&number| device(product_key, device_name, number))
 }
 
 pub(crate) fn error(class: ErrorClass) -> ApiError {
@@ -71,6 +132,7 @@ fn device(product_key: &str, device_name: &str, number: u32) -> CloudDevice {
         iot_id: Some(format!("iot-{number}")),
         created: None,
         activated: None,
+        disabled: false,
     }
 }
 
@@ -104,11 +166,91 @@ impl IotPlatform for FakeCloud {
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice> {
         Box::pin(async move {
-            let devices = self.devices.lock().unwrap();
-            let number = devices.get(&(product_key.to_owned(), device_name.to_owned()));
-            number
-                .map(|&number| device(product_key, device_name, number))
-                .ok_or_else(|| error(ErrorClass::NotFound))
+            let devices = self.devices_now();
+            find(&devices, product_key, device_name).ok_or_else(|| error(ErrorClass::NotFound))
         })
     }
+
+    fn batch_check_device_names<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, ApplyId> {
+        Box::pin(async move {
+            self.with_batches(|batches, _, now_ms, delay| {
+                Ok(batches.check(product_key, device_names.to_vec(), now_ms, delay))
+            })
+        })
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        Box::pin(async move { self.with_batches(|batches, _, _, _| batches.progress(product_key, apply_id)) })
+    }
+
+    fn batch_register_device_with_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, ApplyId> {
+        Box::pin(async move {
+            self.with_batches(|batches, _, now_ms, delay| {
+                batches.register(product_key, apply_id, now_ms, delay).map(|()| apply_id)
+            })
+        })
+    }
+
+    fn query_page_by_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+        page: u32,
+    ) -> ApiFuture<'a, BatchPage> {
+        Box::pin(async move {
+            self.with_batches(|batches, devices, _, _| {
+                let (_, names) = batches.created(apply_id)?;
+                let names =
+                    names.chunks(PAGE_SIZE).nth((page as usize).saturating_sub(1)).unwrap_or_default();
+                Ok(BatchPage {
+                    devices: names.iter().filter_map(|name| find(devices, product_key, name)).collect(),
+                    pages: batches.created(apply_id)?.1.len().div_ceil(PAGE_SIZE) as u32,
+                })
+            })
+        })
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        Box::pin(async move {
+            let devices = self.devices_now();
+            Ok(device_names.iter().filter_map(|name| find(&devices, product_key, name)).collect())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_takes_its_time_in_two_steps() {
+    let cloud = FakeCloud::default();
+    cloud.set_batch_delay(Duration::from_secs(5));
+    let names: Vec<_> = (0..PAGE_SIZE + 1).map(|number| format!("SN{number:04}")).collect();
+    let id = cloud.batch_check_device_names("a1", &names).await.unwrap();
+    let status = async || cloud.query_batch_register_device_status("a1", id).await.unwrap().status;
+    assert_eq!(status().await, BatchStatus::Check);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(status().await, BatchStatus::CheckSuccess);
+    cloud.batch_register_device_with_apply_id("a1", id).await.unwrap();
+    assert_eq!((status().await, cloud.devices()), (BatchStatus::Create, 0));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((cloud.devices(), status().await), (names.len(), BatchStatus::CreateSuccess));
+    let page = cloud.query_page_by_apply_id("a1", id, 2).await.unwrap();
+    assert_eq!(
+        (page.pages, &page.devices[..]),
+        (2, &[cloud.query_device_detail("a1", "SN0050").await.unwrap()][..])
+    );
 }

@@ -1,6 +1,6 @@
 //! What each action of the API does once the gateway has let it through: the
-//! business level. An action is a variant, a limit, a line in [`carry_out`] and
-//! a function; the time is an argument.
+//! business level. An action is a line in [`carry_out`] and a function; the time
+//! is an argument.
 
 use serde_json::{Value, json};
 
@@ -8,41 +8,7 @@ use super::{
     devices::{Device, Devices},
     request::{Parameters, Refusal},
 };
-use crate::device::MAX_DEVICE_NAME;
-
-/// An action that the simulator knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Action {
-    /// Creates a device.
-    RegisterDevice,
-    /// Tells a device's certificate and state.
-    QueryDeviceDetail,
-}
-
-impl Action {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::RegisterDevice, Self::QueryDeviceDetail];
-
-    /// The value of the parameter `Action`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RegisterDevice => "RegisterDevice",
-            Self::QueryDeviceDetail => "QueryDeviceDetail",
-        }
-    }
-
-    /// The documented limit of an account.
-    pub fn calls_per_second(self) -> u32 {
-        match self {
-            Self::RegisterDevice => 30,
-            Self::QueryDeviceDetail => 50,
-        }
-    }
-
-    pub(super) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|action| action.name() == name)
-    }
-}
+use crate::{device::is_device_name, iot_platform::Action};
 
 /// What an action works on.
 pub(super) struct Context<'a> {
@@ -69,6 +35,7 @@ pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut C
     match action {
         Action::RegisterDevice => register_device(parameters, context),
         Action::QueryDeviceDetail => query_device_detail(parameters, context),
+        _ => Err(Failure::Refused(Refusal::new(404, "InvalidAction.NotFound", "Not simulated yet."))),
     }
 }
 
@@ -152,12 +119,6 @@ fn required<'a>(parameters: &'a Parameters, name: &'static str) -> Result<&'a st
 
 fn business(code: &'static str, message: &'static str) -> Outcome {
     Err(Failure::Business { code, message })
-}
-
-/// 4–32 of letters, digits, `-_@.:`.
-fn is_device_name(name: &str) -> bool {
-    (4..=MAX_DEVICE_NAME).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_@.:".contains(&byte))
 }
 
 /// `2019-02-28T08:21:03.000Z`, or nothing when it has not happened.

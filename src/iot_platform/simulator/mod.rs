@@ -37,13 +37,14 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use self::{actions::Action, faults::Fault, limits::Limits, world::Stats};
 use self::{
     connection::{Line, Listener},
     devices::{Devices, write_atomically},
     request::{HttpRequest, Refusal},
     world::{Reply, Verdict, World},
 };
+pub use self::{faults::Fault, limits::Limits, world::Stats};
+pub use super::Action;
 use super::client::Credentials;
 use crate::device::{Certificate, Secret};
 
