@@ -1,4 +1,4 @@
--- certdist's database, version 1.
+-- certdist's database, version 2.
 --
 -- `certdist serve` and `certdist import` create it by themselves; by hand:
 --     sqlite3 certdist.db < schema.sql
@@ -10,7 +10,7 @@
 
 -- Marks the file as certdist's ("cert"), and tells which schema it has.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 -- One row for each device that may come. The first seven columns are those of
 -- the Tablestore table of the same name.
@@ -40,6 +40,8 @@ CREATE TABLE device_table (
     -- Why IoT Platform refused this very device. `certdist device reset` or an
     -- import that changes the row clears it, and registration is tried again.
     refusal      TEXT,
+    -- What was last seen of the device at IoT Platform, if not all is well there.
+    cloudState   TEXT CHECK (cloudState IN ('disabled', 'deleted')),
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
 ) STRICT, WITHOUT ROWID;
@@ -53,6 +55,15 @@ CREATE TABLE device_key (
     psk          TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Batches that were about to be asked for, of up to 10,000 devices each.
+CREATE TABLE registration_batch (
+    batchId      INTEGER PRIMARY KEY,
+    productKey   TEXT NOT NULL,
+    -- The cloud's name of the batch; NULL: its devices were not asked for yet.
+    applyId      INTEGER,
+    openedAt     INTEGER NOT NULL
+) STRICT;
+
 -- What was about to be asked of IoT Platform. A row is here from before the
 -- call until its answer is stored, so one that is older than a few minutes was
 -- left by a crash and is taken up at the next start.
@@ -60,5 +71,7 @@ CREATE TABLE registration_journal (
     deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
-    openedAt     INTEGER NOT NULL
+    openedAt     INTEGER NOT NULL,
+    -- The batch that it is a part of.
+    batchId      INTEGER
 ) STRICT, WITHOUT ROWID;

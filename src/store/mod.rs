@@ -62,6 +62,26 @@ pub struct DeviceRow {
     pub activated: Option<UnixSeconds>,
     /// Why IoT Platform refused this very device, for the operator to mend.
     pub refusal: Option<String>,
+    /// What has become of it at IoT Platform, as last seen there.
+    pub cloud_state: Option<CloudState>,
+}
+
+/// What somebody has done at IoT Platform to a device that has a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudState {
+    /// It is disabled, and cannot sign in.
+    Disabled,
+    /// It is deleted: its certificate is good for nothing.
+    Deleted,
+}
+
+/// What a look at IoT Platform has shown of a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// When it first signed in there.
+    pub activated: Option<UnixSeconds>,
+    /// What is wrong with it there.
+    pub state: Option<CloudState>,
 }
 
 /// Whether a device may have its certificate.
@@ -102,6 +122,40 @@ pub struct JournalEntry {
     pub product_key: String,
     /// Under which name.
     pub device_name: String,
+}
+
+/// What the journal said of a device when its entry was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Since when this server has meant to have that name.
+    pub since: UnixSeconds,
+    /// Whether it was asked for before, so that it may have been made then.
+    pub earlier: bool,
+}
+
+/// Names a batch of the journal.
+pub type BatchId = i64;
+
+/// A batch that is in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenBatch {
+    /// Which.
+    pub id: BatchId,
+    /// The product of all its devices.
+    pub product_key: String,
+    /// What the cloud calls it, once its devices may have been asked for.
+    pub apply_id: Option<u64>,
+}
+
+/// A journal entry that no answer has closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenEntry {
+    /// What was asked for, or was about to be.
+    pub entry: JournalEntry,
+    /// Since when.
+    pub since: UnixSeconds,
+    /// Of which batch it is a part.
+    pub batch: Option<BatchId>,
 }
 
 /// A device as IoT Platform registered it.
@@ -218,12 +272,30 @@ pub trait Store: Send + Sync + 'static {
     fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue>;
 
     /// Writes the journal entry, durably, before IoT Platform is asked. An entry
-    /// of the same device is replaced. A device that is not in the table is
-    /// [`StoreError::Failed`].
-    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()>;
+    /// of the same device is replaced, and keeps its time if it asked for the same
+    /// name. A device that is not in the table is [`StoreError::Failed`].
+    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim>;
 
-    /// Journal entries that no answer has closed: left by a crash.
-    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<JournalEntry>>;
+    /// Writes the journal entries of a batch, durably, and as one. Answers with a
+    /// claim for each of them, `None` for a device that is not in the table.
+    fn open_batch<'a>(
+        &'a self,
+        product_key: &'a str,
+        entries: &'a [JournalEntry],
+    ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)>;
+
+    /// Notes, durably, what the cloud calls a batch, before it is asked to create
+    /// the devices.
+    fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()>;
+
+    /// Forgets a batch. Entries of it that are open stay, on their own.
+    fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()>;
+
+    /// Batches that were not closed: left by a crash, or in progress.
+    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
+
+    /// Journal entries that no answer has closed: left by a crash, or in progress.
+    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>>;
 
     /// Stores a certificate, clears a refusal and closes the journal entry, in one
     /// durable step. Never replaces another certificate of the device: then
@@ -238,11 +310,21 @@ pub trait Store: Send + Sync + 'static {
     /// Marks the row with the cloud's refusal and closes the journal entry.
     fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()>;
 
+    /// Notes what the cloud shows of a device that has a certificate. A first sign-in
+    /// that is known already is kept.
+    fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()>;
+
+    /// Up to `limit` rows in order of device ID, from the first one after `after`:
+    /// with the last one's ID each time, all of the table.
+    fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
+    -> StoreFuture<'a, Vec<DeviceRow>>;
+
     /// Allows or forbids a device; whether there is such a device.
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool>;
 
     /// Forgets the first issue and a refusal, so that the certificate can be
-    /// fetched or the registration tried again; whether there is such a device.
+    /// fetched or the registration tried again, and the certificate itself if the
+    /// cloud has deleted the device; whether there is such a device.
     fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
 
     /// Deletes the row, the key and the journal entry of a device; whether there was one.
@@ -280,6 +362,10 @@ pub trait Bulk {
 
     /// How many rows there are. Reads the whole table: seconds for millions.
     fn count(&self) -> Result<u64, StoreError>;
+
+    /// How many of an enrollment's devices, or of all, may be registered and are not.
+    /// Reads the whole table.
+    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 }
 
 /// Opens the store that a configuration's `database` names, creating it when it

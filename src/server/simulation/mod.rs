@@ -210,6 +210,7 @@ async fn run(seed: u64) -> Outcome {
             registered: None,
             activated: None,
             refusal: None,
+            cloud_state: None,
         });
     }
     let network = StdRng::seed_from_u64(random.random());

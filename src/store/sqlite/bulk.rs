@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 
 use super::{Sqlite, connection, read, store_error};
 use crate::{
@@ -45,8 +45,20 @@ impl Bulk for Sqlite {
     }
 
     fn count(&self) -> Result<u64, StoreError> {
+        self.count_rows("SELECT count(*) FROM device_table", ())
+    }
+
+    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
+        const SQL: &str = "SELECT count(*) FROM device_table WHERE deviceSecret IS NULL AND refusal IS NULL \
+                           AND state = 'enabled' AND (?1 IS NULL OR enrollment = ?1)";
+        self.count_rows(SQL, [enrollment])
+    }
+}
+
+impl Sqlite {
+    fn count_rows(&self, sql: &str, parameters: impl Params) -> Result<u64, StoreError> {
         connection::open_reader(&self.path)?
-            .query_row("SELECT count(*) FROM device_table", (), |row| row.get::<_, i64>(0))
+            .query_row(sql, parameters, |row| row.get::<_, i64>(0))
             .map(i64::unsigned_abs)
             .map_err(|error| store_error(&self.path, error))
     }

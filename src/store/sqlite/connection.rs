@@ -12,10 +12,15 @@ use crate::store::StoreError;
 /// "cert", as `schema.sql` sets it.
 const APPLICATION_ID: i64 = 0x6365_7274;
 
-/// What brings a database from version `index` to `index + 1`. Version 0 is an
-/// empty file. A later version appends its script here, and `schema.sql` stays
-/// what version 1 was.
-const MIGRATIONS: &[&str] = &[include_str!("../../../schema.sql")];
+/// What makes a database of the current version from an empty file.
+const SCHEMA: &str = include_str!("../../../schema.sql");
+
+/// What brings an older database from version `index + 1` to `index + 2`. A change of
+/// `schema.sql` appends a script here.
+const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql")];
+
+/// The version of `schema.sql`.
+const VERSION: usize = UPGRADES.len() + 1;
 
 /// How long a reader waits. Readers do not block in WAL, except for the moments
 /// in which another process recovers or removes the log.
@@ -37,7 +42,7 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
     create_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
-        Found::Version(version) if version == MIGRATIONS.len() => {}
+        Found::Version(VERSION) => {}
         Found::Version(_) => migrate(&connection, path)?,
         other => return Err(refusal(path, &other)),
     }
@@ -112,7 +117,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
     Ok(match (application, usize::try_from(version)) {
         (0, Ok(0)) if objects == 0 => Found::Version(0),
-        (APPLICATION_ID, Ok(1..)) if version > MIGRATIONS.len() as i64 => Found::Newer(version),
+        (APPLICATION_ID, Ok(1..)) if version > VERSION as i64 => Found::Newer(version),
         (APPLICATION_ID, Ok(known @ 1..)) => Found::Version(known),
         _ => Found::Foreign,
     })
@@ -136,9 +141,14 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         Found::Version(version) => version,
         other => return Err(refusal(path, &other)),
     };
-    for (script, reached) in MIGRATIONS.iter().zip(1i64..).skip(version) {
-        transaction.execute_batch(script).map_err(failed)?;
-        transaction.pragma_update(None, "user_version", reached).map_err(failed)?;
+    match version.checked_sub(1) {
+        None => transaction.execute_batch(SCHEMA).map_err(failed)?,
+        Some(done) => {
+            for script in UPGRADES.iter().skip(done) {
+                transaction.execute_batch(script).map_err(failed)?;
+            }
+            transaction.pragma_update(None, "user_version", VERSION as i64).map_err(failed)?;
+        }
     }
     transaction.commit().map_err(failed)
 }
@@ -179,10 +189,63 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
         Found::Newer(version) => format!(
             "{path}: the database has schema version {version}, this certdist knows versions up to {}; \
              use a newer certdist",
-            MIGRATIONS.len()
+            VERSION
         ),
         Found::Foreign | Found::Version(_) => {
             format!("{path}: this is the database of another program; it was left as it is")
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `schema.sql` as it was in version 1, as far as the upgrade looks at it.
+    const VERSION_1: &str = "
+        PRAGMA application_id = 0x63657274;
+        PRAGMA user_version = 1;
+        CREATE TABLE device_table (
+            deviceId TEXT NOT NULL PRIMARY KEY, registerTime INTEGER, activateTime INTEGER,
+            productKey TEXT NOT NULL, deviceName TEXT, deviceSecret TEXT, IotId TEXT,
+            enrollment TEXT NOT NULL,
+            state TEXT NOT NULL DEFAULT 'enabled' CHECK (state IN ('enabled', 'disabled')),
+            firstIssued INTEGER, refusal TEXT,
+            CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE device_key (
+            pskIdentity TEXT NOT NULL PRIMARY KEY,
+            deviceId TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
+            psk TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE registration_journal (
+            deviceId TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
+            productKey TEXT NOT NULL, deviceName TEXT NOT NULL, openedAt INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-1', 'a1', 'lamp');
+        INSERT INTO registration_journal VALUES ('SN-1', 'a1', 'SN-1', 5);
+    ";
+
+    /// Tables and their columns: name, type, whether it may be null, default, key.
+    fn columns(connection: &Connection) -> Vec<String> {
+        let sql = "SELECT m.name || '.' || c.name || ' ' || c.type || ' ' || c.\"notnull\" || ' ' \
+                   || coalesce(c.dflt_value, '-') || ' ' || c.pk \
+                   FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table' ORDER BY 1";
+        let mut statement = connection.prepare(sql).unwrap();
+        statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn a_database_of_version_1_becomes_what_a_new_one_is_and_keeps_its_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old.db"), folder.path().join("new.db"));
+        Connection::open(&old).unwrap().execute_batch(VERSION_1).unwrap();
+        let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT).unwrap());
+        assert_eq!(columns(&old), columns(&new));
+        let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(version, VERSION as i64);
+        let row = |sql| old.query_row(sql, (), |row| row.get::<_, String>(0)).unwrap();
+        assert_eq!(row("SELECT enrollment FROM device_table WHERE deviceId = 'SN-1'"), "lamp");
+        assert_eq!(row("SELECT deviceName FROM registration_journal WHERE batchId IS NULL"), "SN-1");
+    }
 }

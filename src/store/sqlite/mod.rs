@@ -18,8 +18,8 @@ use thread_local::ThreadLocal;
 
 use self::writer::{WriteError, Writer};
 use super::{
-    DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, Registration, Store, StoreError, StoreFuture,
-    UnixSeconds, unix_now,
+    BatchId, Claim, CloudState, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, OpenBatch,
+    OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds, unix_now,
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -117,6 +117,36 @@ fn first_issue(connection: &Connection, id: &DeviceId, at: UnixSeconds) -> Resul
     }
 }
 
+/// Opens the journal entry of a device that is in the table.
+fn open_entry(
+    connection: &Connection,
+    entry: &JournalEntry,
+    batch: Option<BatchId>,
+    now: UnixSeconds,
+) -> rusqlite::Result<Claim> {
+    const EARLIER: &str = "SELECT openedAt FROM registration_journal \
+                           WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3";
+    const OPEN: &str = "INSERT INTO registration_journal \
+                        (deviceId, productKey, deviceName, openedAt, batchId) VALUES (?1, ?2, ?3, ?4, ?5) \
+                        ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
+                        deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
+                        batchId = excluded.batchId";
+    let JournalEntry { device, product_key, device_name } = entry;
+    let earlier: Option<UnixSeconds> = connection
+        .prepare_cached(EARLIER)?
+        .query_row([device.as_str(), product_key, device_name], |row| row.get(0))
+        .optional()?;
+    let since = earlier.unwrap_or(now);
+    connection.prepare_cached(OPEN)?.execute(params![
+        device.as_str(),
+        product_key,
+        device_name,
+        since,
+        batch
+    ])?;
+    Ok(Claim { since, earlier: earlier.is_some() })
+}
+
 fn close_journal(connection: &Connection, id: &DeviceId) -> rusqlite::Result<()> {
     connection
         .prepare_cached("DELETE FROM registration_journal WHERE deviceId = ?1")?
@@ -149,25 +179,69 @@ impl Store for Sqlite {
         self.writer.submit(move |connection| first_issue(connection, &id, at))
     }
 
-    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, ()> {
-        const SQL: &str = "INSERT INTO registration_journal (deviceId, productKey, deviceName, openedAt) \
-                           VALUES (?1, ?2, ?3, ?4) ON CONFLICT (deviceId) DO UPDATE SET \
-                           productKey = excluded.productKey, deviceName = excluded.deviceName, \
-                           openedAt = excluded.openedAt";
-        let JournalEntry { device, product_key, device_name } = entry.clone();
+    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim> {
+        let entry = entry.clone();
         self.writer.submit(move |connection| {
-            stored_certificate(connection, &device)?;
-            connection.prepare_cached(SQL)?.execute(params![
-                device.as_str(),
-                product_key,
-                device_name,
-                unix_now()
-            ])?;
+            stored_certificate(connection, &entry.device)?;
+            Ok(open_entry(connection, &entry, None, unix_now())?)
+        })
+    }
+
+    fn open_batch<'a>(
+        &'a self,
+        product_key: &'a str,
+        entries: &'a [JournalEntry],
+    ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)> {
+        const BATCH: &str = "INSERT INTO registration_batch (productKey, openedAt) VALUES (?1, ?2)";
+        const KNOWN: &str = "SELECT 1 FROM device_table WHERE deviceId = ?1";
+        let (product_key, entries) = (product_key.to_owned(), entries.to_vec());
+        self.writer.submit(move |connection| {
+            let now = unix_now();
+            connection.prepare_cached(BATCH)?.execute(params![product_key, now])?;
+            let batch = connection.last_insert_rowid();
+            let mut known = connection.prepare_cached(KNOWN)?;
+            let claims = entries
+                .iter()
+                .map(|entry| match known.exists([entry.device.as_str()])? {
+                    true => open_entry(connection, entry, Some(batch), now).map(Some),
+                    false => Ok(None),
+                })
+                .collect::<rusqlite::Result<_>>()?;
+            Ok((batch, claims))
+        })
+    }
+
+    fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()> {
+        // Another process may have closed the batch meanwhile, as one that was left by
+        // a crash; then it is there again.
+        const SQL: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt) \
+                           VALUES (?1, ?2, ?3, ?4) \
+                           ON CONFLICT (batchId) DO UPDATE SET applyId = excluded.applyId";
+        let OpenBatch { id, product_key, .. } = batch.clone();
+        self.writer.submit(move |connection| {
+            let row = params![id, product_key, apply_id.cast_signed(), unix_now()];
+            connection.prepare_cached(SQL)?.execute(row)?;
             Ok(())
         })
     }
 
-    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<JournalEntry>> {
+    fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()> {
+        self.writer.submit(move |connection| {
+            connection
+                .prepare_cached("UPDATE registration_journal SET batchId = NULL WHERE batchId = ?1")?
+                .execute([batch])?;
+            connection
+                .prepare_cached("DELETE FROM registration_batch WHERE batchId = ?1")?
+                .execute([batch])?;
+            Ok(())
+        })
+    }
+
+    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
+        self.read(read::batches)
+    }
+
+    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
         self.read(read::journal)
     }
 
@@ -218,6 +292,28 @@ impl Store for Sqlite {
         })
     }
 
+    fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()> {
+        const SQL: &str = "UPDATE device_table SET activateTime = coalesce(activateTime, ?2), \
+                           cloudState = ?3 WHERE deviceId = ?1 AND deviceSecret IS NOT NULL";
+        let id = id.clone();
+        self.writer.submit(move |connection| {
+            let state = sighting.state.map(|state| match state {
+                CloudState::Disabled => "disabled",
+                CloudState::Deleted => "deleted",
+            });
+            connection.prepare_cached(SQL)?.execute(params![id.as_str(), sighting.activated, state])?;
+            Ok(())
+        })
+    }
+
+    fn rows_after<'a>(
+        &'a self,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<DeviceRow>> {
+        self.read(|connection| read::rows_after(connection, after, limit))
+    }
+
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
         let id = id.clone();
         self.writer.submit(move |connection| {
@@ -233,9 +329,16 @@ impl Store for Sqlite {
     }
 
     fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
-        const SQL: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
+        const RESET: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
+        // What the cloud has deleted is to be registered anew, under the same name.
+        const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
+                            activateTime = NULL, cloudState = NULL \
+                            WHERE deviceId = ?1 AND cloudState = 'deleted'";
         let id = id.clone();
-        self.writer.submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0))
+        self.writer.submit(move |connection| {
+            connection.prepare_cached(ANEW)?.execute([id.as_str()])?;
+            Ok(connection.prepare_cached(RESET)?.execute([id.as_str()])? > 0)
+        })
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {

@@ -1,23 +1,23 @@
 //! How a row of the database becomes a value, and the queries that a request
 //! runs. Knows the columns; which connection it reads from is the caller's.
 
-use rusqlite::{Connection, OptionalExtension, Row, types::Type};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    store::{DeviceRow, DeviceState, IndividualKey, JournalEntry},
+    store::{CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
 /// The columns of a [`DeviceRow`] after its ID, in the order of [`device_row`].
 macro_rules! device_columns {
     () => {
         "enrollment, productKey, deviceName, deviceSecret, IotId, state, firstIssued, registerTime, \
-         activateTime, refusal"
+         activateTime, refusal, cloudState"
     };
 }
 
 /// How many columns [`device_row`] reads.
-const DEVICE_COLUMNS: usize = 10;
+const DEVICE_COLUMNS: usize = 11;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
@@ -31,6 +31,12 @@ const EXPORT: &str = concat!(
     device_columns!(),
     ", d.deviceId, k.pskIdentity, k.psk FROM device_table d LEFT JOIN device_key k \
      ON k.deviceId = d.deviceId ORDER BY d.deviceId"
+);
+
+const ROWS_AFTER: &str = concat!(
+    "SELECT ",
+    device_columns!(),
+    ", deviceId FROM device_table WHERE deviceId > ?1 ORDER BY deviceId LIMIT ?2"
 );
 
 /// The row of a device.
@@ -51,14 +57,45 @@ pub(super) fn individual_key(
         .optional()
 }
 
+/// Rows in order of device ID, after one.
+pub(super) fn rows_after(
+    connection: &Connection,
+    after: Option<&DeviceId>,
+    limit: usize,
+) -> rusqlite::Result<Vec<DeviceRow>> {
+    // No ID is empty, so all come after that.
+    let after = after.map_or("", DeviceId::as_str);
+    connection
+        .prepare_cached(ROWS_AFTER)?
+        .query_map(params![after, limit as i64], |row| device_row(id(row, DEVICE_COLUMNS)?, row))?
+        .collect()
+}
+
 /// The journal, oldest entry first.
-pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<JournalEntry>> {
-    const SQL: &str =
-        "SELECT deviceId, productKey, deviceName FROM registration_journal ORDER BY openedAt, deviceId";
+pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry>> {
+    const SQL: &str = "SELECT deviceId, productKey, deviceName, openedAt, batchId \
+                       FROM registration_journal ORDER BY openedAt, deviceId";
     connection
         .prepare_cached(SQL)?
         .query_map((), |row| {
-            Ok(JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? })
+            let entry =
+                JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? };
+            Ok(OpenEntry { entry, since: row.get(3)?, batch: row.get(4)? })
+        })?
+        .collect()
+}
+
+/// The batches of the journal, oldest first.
+pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
+    connection
+        .prepare_cached("SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId")?
+        .query_map((), |row| {
+            let apply_id: Option<i64> = row.get(2)?;
+            Ok(OpenBatch {
+                id: row.get(0)?,
+                product_key: row.get(1)?,
+                apply_id: apply_id.map(i64::cast_unsigned),
+            })
         })?
         .collect()
 }
@@ -99,6 +136,12 @@ fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         "disabled" => DeviceState::Disabled,
         _ => return Err(unexpected(5, "state is neither enabled nor disabled")),
     };
+    let cloud_state = match row.get_ref(10)?.as_str_or_null()? {
+        None => None,
+        Some("disabled") => Some(CloudState::Disabled),
+        Some("deleted") => Some(CloudState::Deleted),
+        Some(_) => return Err(unexpected(10, "cloudState is neither disabled nor deleted")),
+    };
     Ok(DeviceRow {
         id,
         enrollment: row.get(0)?,
@@ -111,6 +154,7 @@ fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         registered: row.get(7)?,
         activated: row.get(8)?,
         refusal: row.get(9)?,
+        cloud_state,
     })
 }
 

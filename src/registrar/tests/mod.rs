@@ -1,5 +1,9 @@
 use tempfile::TempDir;
 
+mod batches;
+mod crash;
+mod sweep;
+
 use super::{
     fake_cloud::{FakeCloud, Scripted},
     *,
@@ -55,7 +59,7 @@ impl Bench {
     }
 
     async fn journal(&self) -> Vec<JournalEntry> {
-        self.store.open_journal_entries().await.unwrap()
+        self.store.open_journal_entries().await.unwrap().into_iter().map(|open| open.entry).collect()
     }
 
     async fn has_landed(&self) {
@@ -168,7 +172,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
 #[tokio::test]
 async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     let bench = Bench::new(Config { breaker_pause: Duration::from_secs(3600), ..fast() });
-    bench.cloud.script([Scripted::Refuse(ErrorClass::Operator)]);
+    bench.cloud.script([Scripted::RefuseWith("iot.prod.NotExistedProduct")]);
     assert!(matches!(bench.register("SN01").await, Outcome::Operator(_)));
     assert!(matches!(bench.register("SN02").await, Outcome::Operator(_)));
     assert_eq!(bench.cloud.registrations(), 1);

@@ -1,14 +1,38 @@
-//! How fast IoT Platform may be called: an even pace, slowed down when the cloud
-//! says that it is too much, and quickened again as it no longer does.
+//! How fast IoT Platform may be called: an even pace for each action, slowed down
+//! when the cloud says that it is too much, and quickened again as it no longer does.
 
-use std::{sync::Mutex, time::Duration};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use tokio::time::Instant;
+
+use crate::iot_platform::Action;
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
 /// Calls after which a pace that was lowered is raised by a tenth.
 const CALLS_TO_RAISE: u32 = 20;
+
+/// The paces of all actions: the account's limits are nobody else's affair.
+#[derive(Debug)]
+pub(super) struct Paces(HashMap<Action, Pace>);
+
+impl Paces {
+    /// `registrations` is the rate of `RegisterDevice`, in calls a second. Of the other
+    /// actions' documented limits the same part is used, and never more than all.
+    pub(super) fn new(registrations: f64) -> Self {
+        let documented = |action: Action| f64::from(action.calls_per_second());
+        let part = (registrations / documented(Action::RegisterDevice)).min(1.0);
+        let rate = |action| match action {
+            Action::RegisterDevice => registrations,
+            other => documented(other) * part,
+        };
+        Self(Action::ALL.into_iter().map(|action| (action, Pace::new(rate(action)))).collect())
+    }
+
+    pub(super) fn of(&self, action: Action) -> &Pace {
+        &self.0[&action]
+    }
+}
 
 /// Hands out the times at which calls may be made.
 #[derive(Debug)]
@@ -46,6 +70,11 @@ impl Pace {
         Duration::from_secs_f64(waiting as f64 / self.lock().rate)
     }
 
+    /// How many calls can be made in this time.
+    pub(super) fn calls_in(&self, time: Duration) -> usize {
+        (time.as_secs_f64() * self.lock().rate) as usize
+    }
+
     /// The cloud said that it is too much.
     pub(super) fn throttled(&self) {
         let mut state = self.lock();
@@ -81,6 +110,19 @@ mod tests {
             pace.wait().await;
         }
         assert_eq!(start.elapsed().as_millis() / 10, 200);
+    }
+
+    #[test]
+    fn each_action_has_the_same_part_of_its_limit() {
+        let paces = Paces::new(15.0);
+        let in_a_minute = |action| paces.of(action).calls_in(Duration::from_secs(60));
+        assert_eq!(in_a_minute(Action::RegisterDevice), 15 * 60);
+        assert_eq!(in_a_minute(Action::QueryPageByApplyId), 25 * 60);
+        assert_eq!(in_a_minute(Action::BatchQueryDeviceDetail), 150);
+        // An account whose limit of one action was raised has the others as they were.
+        let paces = Paces::new(300.0);
+        assert_eq!(paces.of(Action::RegisterDevice).calls_in(Duration::from_secs(1)), 300);
+        assert_eq!(paces.of(Action::BatchQueryDeviceDetail).calls_in(Duration::from_secs(1)), 5);
     }
 
     #[tokio::test(start_paused = true)]

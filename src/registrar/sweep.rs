@@ -1,0 +1,138 @@
+//! What becomes of devices after they have their certificates: a walk through the
+//! table, a hundred at a time, that keeps `activateTime` true and notices what somebody
+//! has disabled or deleted at IoT Platform.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use super::Registrar;
+use crate::{
+    iot_platform::{Action, ApiError, CloudDevice, ErrorClass, MAX_QUERY},
+    store::{CloudState, DeviceRow, Sighting, StoreError},
+};
+
+/// Rows that are read at once.
+const ROWS: usize = 500;
+
+/// What a walk came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Devices looked at.
+    pub devices: u64,
+    /// Of them, those whose row was changed.
+    pub changed: u64,
+    /// Of them, those about which the cloud could not be asked.
+    pub failed: u64,
+}
+
+impl Registrar {
+    /// Walks through the table again and again, with pauses, for as long as somebody
+    /// holds the registrar.
+    pub fn start_sweeps(self: &Arc<Self>) {
+        let Some(pause) = self.config.sweep_pause else { return };
+        let registrar: Weak<Self> = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(registrar) = registrar.upgrade() else { return };
+                match registrar.sweep().await {
+                    Ok(swept) => tracing::debug!(?swept, "looked at the devices at IoT Platform"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the devices at IoT Platform could not be looked at")
+                    }
+                }
+            }
+        });
+    }
+
+    /// One walk.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
+        let mut after = None;
+        loop {
+            let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.id.clone());
+            for row in rows.into_iter().filter(|row| row.certificate.is_some()) {
+                let list = gathered.entry(row.product_key.clone()).or_default();
+                list.push(row);
+                if list.len() == MAX_QUERY {
+                    let list = std::mem::take(list);
+                    self.look_at(&list, &mut swept).await?;
+                }
+            }
+            // A walk of many rows of which few have certificates is not to keep a thread.
+            tokio::task::yield_now().await;
+        }
+        for list in gathered.into_values().filter(|list| !list.is_empty()) {
+            self.look_at(&list, &mut swept).await?;
+        }
+        Ok(swept)
+    }
+
+    /// Looks at up to [`MAX_QUERY`] devices of one product.
+    async fn look_at(&self, rows: &[DeviceRow], swept: &mut Swept) -> Result<(), StoreError> {
+        let Some(product_key) = rows.first().map(|row| row.product_key.as_str()) else { return Ok(()) };
+        let names: Vec<String> = rows.iter().filter_map(|row| row.device_name.clone()).collect();
+        swept.devices += rows.len() as u64;
+        let found = self
+            .persist(Action::BatchQueryDeviceDetail, || {
+                self.cloud.batch_query_device_detail(product_key, &names)
+            })
+            .await;
+        let found: HashMap<String, CloudDevice> = match found {
+            Ok(found) => {
+                found.into_iter().map(|device| (device.certificate.device_name.clone(), device)).collect()
+            }
+            Err(error) => {
+                tracing::warn!(product_key, %error, "devices could not be looked at");
+                swept.failed += rows.len() as u64;
+                return Ok(());
+            }
+        };
+        for row in rows {
+            let Some(name) = &row.device_name else { continue };
+            let sighting = match found.get(name) {
+                Some(device) => seen(device),
+                None => match self.is_deleted(product_key, name).await {
+                    Ok(None) => Sighting { activated: None, state: Some(CloudState::Deleted) },
+                    Ok(Some(device)) => seen(&device),
+                    Err(error) => {
+                        tracing::warn!(device = %row.id, %error, "a device could not be looked at");
+                        swept.failed += 1;
+                        continue;
+                    }
+                },
+            };
+            let activated = row.activated.or(sighting.activated);
+            if (activated, sighting.state) != (row.activated, row.cloud_state) {
+                if let Some(state) = sighting.state.filter(|state| Some(*state) != row.cloud_state) {
+                    tracing::warn!(device = %row.id, ?state, "somebody has changed a device at IoT Platform; see `certdist device show`");
+                }
+                self.store.store_sighting(&row.id, sighting).await?;
+                swept.changed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A name that is missing in a list is asked for by itself before it is believed to
+    /// be deleted: `None` when it is.
+    async fn is_deleted(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
+        let found = self
+            .persist(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name))
+            .await;
+        match found {
+            Ok(device) => Ok(Some(device)),
+            Err(error) if error.class == ErrorClass::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn seen(device: &CloudDevice) -> Sighting {
+    Sighting { activated: device.activated, state: device.disabled.then_some(CloudState::Disabled) }
+}

@@ -1,0 +1,263 @@
+//! Crowds: batches, the limits of the cloud, and products that do not starve each
+//! other. In virtual time.
+
+use super::*;
+use crate::{
+    iot_platform::Action,
+    store::{DeviceState, memory::Memory},
+};
+
+/// A row of the table without a certificate.
+pub(super) fn row(device: &str, enrollment: &str, product_key: &str) -> DeviceRow {
+    DeviceRow {
+        id: id(device),
+        enrollment: enrollment.into(),
+        product_key: product_key.into(),
+        device_name: None,
+        certificate: None,
+        iot_id: None,
+        state: DeviceState::Enabled,
+        first_issued: None,
+        registered: None,
+        activated: None,
+        refusal: None,
+        cloud_state: None,
+    }
+}
+
+pub(super) fn name(number: usize) -> String {
+    format!("SN{number:05}")
+}
+
+struct Crowd {
+    registrar: Arc<Registrar>,
+    store: Memory,
+    cloud: Arc<FakeCloud>,
+    start: Instant,
+}
+
+impl Crowd {
+    /// So many devices in the table, of product a1.
+    fn new(devices: usize, config: Config) -> Self {
+        let (store, cloud) = (Memory::default(), Arc::new(FakeCloud::default()));
+        for number in 0..devices {
+            store.insert(row(&name(number), "lamp", "a1"));
+        }
+        cloud.set_batch_delay(Duration::from_secs(5));
+        let config = Config { seed: Some(1), ..config };
+        let registrar = Registrar::new(config, Arc::new(store.clone()), cloud.clone(), Handle::current());
+        Self { registrar, store, cloud, start: Instant::now() }
+    }
+
+    fn ask(&self, device: &str, product_key: &str) -> tokio::task::JoinHandle<(Outcome, Duration)> {
+        let wanted = JournalEntry { product_key: product_key.into(), ..wanted(device) };
+        let (registrar, start) = (self.registrar.clone(), self.start);
+        tokio::spawn(async move {
+            loop {
+                match registrar.register(wanted.clone(), PATIENCE).await {
+                    Outcome::Later(pause) => tokio::time::sleep(pause).await,
+                    Outcome::TimedOut => tokio::time::sleep(Duration::from_secs(5)).await,
+                    outcome => return (outcome, start.elapsed()),
+                }
+            }
+        })
+    }
+
+    /// All ask within a second. Answers with how long the last one took.
+    async fn all_ask(&self, devices: usize) -> Duration {
+        let mut asking = Vec::new();
+        for number in 0..devices {
+            asking.push(self.ask(&name(number), "a1"));
+            // Timers count milliseconds.
+            if number % devices.div_ceil(1000) == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let mut last = Duration::ZERO;
+        for one in asking {
+            let (outcome, took) = one.await.unwrap();
+            assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
+            last = last.max(took);
+        }
+        last
+    }
+
+    fn no_limit_was_exceeded(&self) {
+        for action in Action::ALL {
+            let most = self.cloud.busiest_second(action);
+            assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
+        }
+    }
+
+    async fn journal_is_empty(&self) {
+        assert_eq!(self.store.open_journal_entries().await.unwrap(), []);
+        assert_eq!(self.store.open_batches().await.unwrap(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_are_registered_in_seconds_and_within_the_limits() {
+    let crowd = Crowd::new(10_000, Config::default());
+    let took = crowd.all_ask(10_000).await;
+    println!("{took:?}, {:?}", crowd.registrar.counters());
+    // Two steps of 5 s, 200 pages at some 40 a second.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(crowd.cloud.devices(), 10_000);
+    crowd.no_limit_was_exceeded();
+    crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_single_calls_serve_soon_makes_no_batch() {
+    let crowd = Crowd::new(45, Config::default());
+    let took = crowd.all_ask(45).await;
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(crowd.cloud.calls(Action::BatchCheckDeviceNames), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_batch_is_in_the_air_has_a_call_of_its_own() {
+    let crowd = Crowd::new(1000, Config::default());
+    crowd.store.insert(row("late", "lamp", "a1"));
+    let others = crowd.all_ask(1000);
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let came = crowd.start.elapsed();
+        let (outcome, took) = crowd.ask("late", "a1").await.unwrap();
+        assert!(matches!(outcome, Outcome::Registered(_)));
+        took - came
+    };
+    let (_, waited) = tokio::join!(others, late);
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_products_storm_does_not_starve_another() {
+    let crowd = Crowd::new(2000, Config { max_batches: 0, ..Config::default() });
+    crowd.store.insert(row("other", "plug", "a2"));
+    for number in 0..2000 {
+        crowd.ask(&name(number), "a1");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let came = crowd.start.elapsed();
+    let (outcome, took) = crowd.ask("other", "a2").await.unwrap();
+    assert!(matches!(outcome, Outcome::Registered(_)));
+    assert!(took - came < Duration::from_secs(3), "{:?}", took - came);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_exist_are_looked_up_by_the_hundred() {
+    let crowd = Crowd::new(1000, Config::default());
+    for number in 100..900 {
+        crowd.cloud.make("a1", &name(number));
+    }
+    crowd.all_ask(1000).await;
+    assert_eq!(crowd.cloud.devices(), 1000);
+    assert!(crowd.cloud.calls(Action::BatchQueryDeviceDetail) <= 10);
+    assert!(crowd.cloud.calls(Action::QueryDeviceDetail) <= 60, "those with single calls");
+    assert_eq!(crowd.registrar.counters().recovered, 800);
+    crowd.no_limit_was_exceeded();
+    crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_exist_and_are_not_ours_are_left_alone_where_the_policy_says_so() {
+    let config = Config { refuse_existing: ["lamp".to_owned()].into(), ..Config::default() };
+    let crowd = Crowd::new(300, config);
+    for number in 0..300 {
+        if number % 3 == 0 {
+            crowd.cloud.make("a1", &name(number));
+        }
+    }
+    let asking: Vec<_> = (0..300).map(|number| crowd.ask(&name(number), "a1")).collect();
+    for (number, one) in asking.into_iter().enumerate() {
+        let (outcome, _) = one.await.unwrap();
+        let stored = crowd.store.row(&id(&name(number))).unwrap();
+        if number % 3 == 0 {
+            assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+            assert!(stored.refusal.unwrap().contains("not registered by this server"));
+            assert_eq!(stored.certificate, None);
+        } else {
+            assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
+        }
+    }
+    crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_ours_even_where_existing_names_are_refused() {
+    let config = Config { refuse_existing: ["lamp".to_owned()].into(), ..Config::default() };
+    let crowd = Crowd::new(2, config);
+    crowd.cloud.script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
+    let (outcome, _) = crowd.ask(&name(0), "a1").await.unwrap();
+    assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
+    // Of one that the cloud had a day before the journal did, no call of ours was lost.
+    let day_ago = crate::store::unix_now() - 86_400;
+    crowd.cloud.make("a1", &name(1));
+    crowd.cloud.change(&name(1), |state| state.created = Some(day_ago));
+    crowd.cloud.script([Scripted::Refuse(ErrorClass::TimedOut)]);
+    crowd.store.set_journal_time(crate::store::unix_now());
+    let (outcome, _) = crowd.ask(&name(1), "a1").await.unwrap();
+    assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_without_the_right_to_batches_goes_one_by_one() {
+    let crowd = Crowd::new(300, Config::default());
+    crowd.cloud.refuse(Action::BatchCheckDeviceNames, "Forbidden.RAM");
+    let took = crowd.all_ask(300).await;
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(crowd.cloud.devices(), 300);
+    assert!(crowd.cloud.calls(Action::BatchCheckDeviceNames) <= 2);
+    assert_eq!(crowd.registrar.open_breakers(), 0);
+    crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_never_ends_is_given_up_and_its_devices_are_registered_singly() {
+    let config = Config { batch_deadline: Duration::from_secs(60), ..Config::default() };
+    let crowd = Crowd::new(200, config);
+    crowd.cloud.set_batch_delay(Duration::from_secs(100_000));
+    let took = crowd.all_ask(200).await;
+    assert!(took < Duration::from_secs(120), "{took:?}");
+    assert_eq!(crowd.cloud.devices(), 200);
+    crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_refusal_one_tries_and_the_rest_follow_when_it_worked() {
+    let crowd = Crowd::new(50, Config::default());
+    crowd.cloud.script([Scripted::RefuseWith("Forbidden.RAM")]);
+    let ask = |number: usize| crowd.registrar.register(wanted(&name(number)), PATIENCE);
+    assert!(matches!(ask(0).await, Outcome::Operator(_)));
+    assert!(matches!(ask(1).await, Outcome::Operator(_)));
+    assert_eq!(crowd.cloud.registrations(), 1);
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert!(matches!(ask(2).await, Outcome::Registered(_)));
+    assert!(matches!(ask(3).await, Outcome::Registered(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_journal() {
+    let crowd = Crowd::new(1000, Config::default());
+    let asking: Vec<_> = (0..1000)
+        .map(|number| {
+            let registrar = crowd.registrar.clone();
+            tokio::spawn(async move { registrar.register(wanted(&name(number)), PATIENCE).await })
+        })
+        .collect();
+    // The batch is in the air, and takes longer than the server has.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(crowd.registrar.drain(Duration::from_secs(1)).await > 800);
+    let mut later = 0;
+    for one in asking {
+        match one.await.unwrap() {
+            Outcome::Later(_) => later += 1,
+            Outcome::Registered(_) => {}
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+    assert!(later > 800, "{later}");
+    assert_eq!(crowd.registrar.flights(), 0);
+    assert_eq!(crowd.store.open_batches().await.unwrap().len(), 1);
+}

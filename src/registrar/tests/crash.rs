@@ -1,0 +1,202 @@
+//! The process dies at every step: before and after each read and write of the store
+//! and each call to the cloud. Whatever it was doing, the next one ends with one device
+//! and its one certificate. In virtual time, and so at every step there is.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{
+    batches::{name, row},
+    *,
+};
+use crate::{
+    iot_platform::{ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, IotPlatform},
+    store::memory::{Fuse, Memory},
+};
+
+/// A process's line to the cloud: it is cut where the process dies, before the call is
+/// carried out or before its answer is read.
+struct Line {
+    cloud: Arc<FakeCloud>,
+    fuse: Arc<Fuse>,
+}
+
+impl Line {
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        call: impl FnOnce() -> ApiFuture<'a, T> + Send + 'a,
+    ) -> ApiFuture<'a, T> {
+        Box::pin(async move {
+            self.fuse.step().await;
+            let answer = call().await;
+            self.fuse.step().await;
+            answer
+        })
+    }
+}
+
+impl IotPlatform for Line {
+    fn register_device<'a>(&'a self, product: &'a str, name: &'a str) -> ApiFuture<'a, CloudDevice> {
+        self.call(|| self.cloud.register_device(product, name))
+    }
+
+    fn query_device_detail<'a>(&'a self, product: &'a str, name: &'a str) -> ApiFuture<'a, CloudDevice> {
+        self.call(|| self.cloud.query_device_detail(product, name))
+    }
+
+    fn batch_check_device_names<'a>(
+        &'a self,
+        product: &'a str,
+        names: &'a [String],
+    ) -> ApiFuture<'a, ApplyId> {
+        self.call(|| self.cloud.batch_check_device_names(product, names))
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        product: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        self.call(move || self.cloud.query_batch_register_device_status(product, apply_id))
+    }
+
+    fn batch_register_device_with_apply_id<'a>(
+        &'a self,
+        product: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, ApplyId> {
+        self.call(move || self.cloud.batch_register_device_with_apply_id(product, apply_id))
+    }
+
+    fn query_page_by_apply_id<'a>(
+        &'a self,
+        product: &'a str,
+        apply_id: ApplyId,
+        page: u32,
+    ) -> ApiFuture<'a, BatchPage> {
+        self.call(move || self.cloud.query_page_by_apply_id(product, apply_id, page))
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        product: &'a str,
+        names: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        self.call(|| self.cloud.batch_query_device_detail(product, names))
+    }
+}
+
+/// What outlives the processes.
+struct World {
+    store: Memory,
+    cloud: Arc<FakeCloud>,
+    devices: usize,
+}
+
+impl World {
+    fn new(devices: usize) -> Self {
+        let world = Self { store: Memory::default(), cloud: Arc::default(), devices };
+        for number in 0..devices {
+            world.store.insert(row(&name(number), "lamp", "a1"));
+        }
+        world.cloud.set_batch_delay(Duration::from_secs(2));
+        world
+    }
+
+    /// One process, from its start until all devices have their certificates, or until
+    /// it dies. Whether it came to its end.
+    async fn run(&self, config: &Config, steps: usize) -> bool {
+        let fuse = Arc::new(Fuse::new(steps));
+        let store = Arc::new(self.store.in_process(fuse.clone()));
+        let line = Arc::new(Line { cloud: self.cloud.clone(), fuse: fuse.clone() });
+        let registrar = Registrar::new(config.clone(), store, line, Handle::current());
+        let work = async {
+            registrar.recover().await.unwrap();
+            let asking = (0..self.devices).map(|number| {
+                let registrar = registrar.clone();
+                async move {
+                    loop {
+                        match registrar.register(wanted(&name(number)), PATIENCE).await {
+                            Outcome::Registered(_) => return,
+                            Outcome::Later(pause) => tokio::time::sleep(pause).await,
+                            Outcome::TimedOut => tokio::time::sleep(Duration::from_secs(1)).await,
+                            outcome => panic!("{outcome:?}"),
+                        }
+                    }
+                }
+            });
+            futures_util::future::join_all(asking).await;
+            // The journal is closed after the last answer.
+            while registrar.batches() > 0 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = fuse.burnt() => false,
+            () = work => true,
+        }
+    }
+
+    async fn is_as_it_should_be(&self) {
+        assert_eq!(self.cloud.devices(), self.devices, "one device each");
+        for number in 0..self.devices {
+            let stored = self.store.row(&id(&name(number))).unwrap().certificate.expect("a certificate");
+            let theirs = self.cloud.query_device_detail("a1", &name(number)).await.unwrap().certificate;
+            assert_eq!(stored, theirs);
+        }
+        assert_eq!(self.store.open_journal_entries().await.unwrap(), []);
+        assert_eq!(self.store.open_batches().await.unwrap(), []);
+    }
+}
+
+/// Dies at every step that there is, and once more somewhere in the next process.
+/// Answers with how many steps there were.
+fn at_every_step(devices: usize, config: &Config) -> usize {
+    for steps in 1.. {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let done = runtime.block_on(async {
+            let world = World::new(devices);
+            let done = world.run(config, steps).await;
+            if !done {
+                let again = StdRng::seed_from_u64(steps as u64).random_range(1..2 * steps + 10);
+                world.run(config, again).await;
+            }
+            assert!(world.run(config, usize::MAX).await);
+            world.is_as_it_should_be().await;
+            done
+        });
+        if done {
+            return steps;
+        }
+    }
+    unreachable!("it never came to its end")
+}
+
+fn config() -> Config {
+    Config { seed: Some(7), ..Config::default() }
+}
+
+#[test]
+fn a_single_registration_survives_a_crash_at_every_step() {
+    let steps = at_every_step(1, &config());
+    // A row, the journal, the call, the certificate: before and after each.
+    assert!(steps >= 9, "{steps} steps");
+}
+
+#[test]
+fn a_batch_survives_a_crash_at_every_step() {
+    let steps = at_every_step(70, &Config { gather: Duration::from_millis(100), ..config() });
+    assert!(steps > 500, "{steps} steps");
+}
+
+#[test]
+fn with_existing_names_refused_nothing_of_ours_is_refused_after_a_crash() {
+    let config = Config {
+        refuse_existing: ["lamp".to_owned()].into(),
+        gather: Duration::from_millis(100),
+        ..config()
+    };
+    at_every_step(1, &config);
+    at_every_step(55, &config);
+}

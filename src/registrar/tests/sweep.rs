@@ -1,0 +1,56 @@
+//! What becomes of devices at the cloud, and is noticed.
+
+use super::*;
+use crate::{registrar::sweep::Swept, store::CloudState};
+
+#[tokio::test]
+async fn a_sign_in_a_disabled_and_a_deleted_device_are_noticed_and_noted_once() {
+    let bench = Bench::new(fast());
+    for device in ["SN01", "SN02", "SN03", "SN04"] {
+        assert!(matches!(bench.register(device).await, Outcome::Registered(_)));
+    }
+    let nothing = Swept { devices: 4, changed: 0, failed: 0 };
+    assert_eq!(bench.registrar.sweep().await.unwrap(), nothing);
+    bench.cloud.change("SN01", |state| state.activated = Some(1_551_342_063));
+    bench.cloud.change("SN02", |state| state.disabled = true);
+    bench.cloud.change("SN03", |state| state.deleted = true);
+    assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { changed: 3, ..nothing });
+    assert_eq!(bench.row("SN01").await.activated, Some(1_551_342_063));
+    assert_eq!(bench.row("SN02").await.cloud_state, Some(CloudState::Disabled));
+    assert_eq!(bench.row("SN03").await.cloud_state, Some(CloudState::Deleted));
+    assert_eq!(bench.row("SN04").await.cloud_state, None);
+    assert_eq!(bench.registrar.sweep().await.unwrap(), nothing);
+
+    bench.cloud.change("SN02", |state| state.disabled = false);
+    assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { changed: 1, ..nothing });
+    assert_eq!(bench.row("SN02").await.cloud_state, None);
+}
+
+#[tokio::test]
+async fn a_device_that_was_deleted_at_the_cloud_is_registered_anew_when_the_operator_says_so() {
+    let bench = Bench::new(fast());
+    let Outcome::Registered(first) = bench.register("SN01").await else { panic!("not registered") };
+    bench.cloud.delete("a1", "SN01");
+    assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { devices: 1, changed: 1, failed: 0 });
+    // Until then it keeps what it has.
+    assert_eq!(bench.register("SN01").await, Outcome::Registered(first.clone()));
+    assert!(bench.store.reset(&id("SN01")).await.unwrap());
+    let Outcome::Registered(second) = bench.register("SN01").await else { panic!("not registered") };
+    assert_ne!(first.device_secret, second.device_secret);
+    let row = bench.row("SN01").await;
+    assert_eq!((row.certificate, row.cloud_state), (Some(second), None));
+    // A reset of a device that is well keeps its certificate.
+    let before = bench.row("SN01").await.certificate;
+    assert!(bench.store.reset(&id("SN01")).await.unwrap());
+    assert_eq!(bench.row("SN01").await.certificate, before);
+}
+
+#[tokio::test]
+async fn a_cloud_that_cannot_be_asked_changes_nothing() {
+    let bench = Bench::new(fast());
+    assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
+    let before = bench.row("SN01").await;
+    bench.cloud.refuse(crate::iot_platform::Action::BatchQueryDeviceDetail, "Forbidden.RAM");
+    assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { devices: 1, changed: 0, failed: 1 });
+    assert_eq!(bench.row("SN01").await, before);
+}
