@@ -6,6 +6,7 @@
 mod answer;
 pub mod client;
 pub mod signature;
+pub mod signature_v3;
 #[cfg(feature = "simulation")]
 pub mod simulator;
 
