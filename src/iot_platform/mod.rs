@@ -5,6 +5,9 @@
 
 mod answer;
 pub mod client;
+pub mod credentials;
+pub(crate) mod http;
+mod request;
 pub mod signature;
 pub mod signature_v3;
 #[cfg(feature = "simulation")]
@@ -62,7 +65,7 @@ pub struct ApiError {
     /// What to do about it.
     pub class: ErrorClass,
     /// `Code` as the cloud says it, or a name of ours for what never reached it
-    /// (`Timeout`, `Connection`, `NotAnAnswer`).
+    /// (`Timeout`, `Connection`, `Certificate`, `Credentials`, `NotAnAnswer`).
     pub code: String,
     /// The cloud's sentence: one line of at most 200 characters, without secrets.
     pub message: String,
