@@ -463,6 +463,42 @@ mod tests {
         assert_eq!(log.matches("WARN").count(), 1, "{log}");
     }
 
+    #[cfg(feature = "simulation")]
+    #[tokio::test]
+    async fn a_clock_that_drifts_while_the_server_runs_is_followed_with_one_warning_each_time() {
+        use crate::iot_platform::simulator::{Simulator, SimulatorConfig};
+
+        for signature in [SignatureVersion::V1, SignatureVersion::V3] {
+            let log = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_writer(move || Lines(writer.clone()))
+                .with_max_level(tracing::Level::WARN)
+                .finish();
+            let _logged = tracing::subscriber::set_default(subscriber);
+            let warnings = || String::from_utf8_lossy(&log.lock().unwrap()).matches("WARN").count();
+
+            let simulator = Simulator::start(SimulatorConfig::default()).await.unwrap();
+            let config = ClientConfig::new(simulator.endpoint(), "cn-shanghai", simulator.credentials());
+            let client = Client::new(ClientConfig { signature, ..config }).unwrap();
+            let call = async |name: String| client.register_device("a1BwAGVxyz1", &name).await.map(drop);
+            call("SN01".into()).await.unwrap();
+            assert_eq!(warnings(), 0);
+            // As if this machine's clock had gone two hours ahead, and then back.
+            for (drift, warned) in [(7200, 1), (-7200, 2)] {
+                client.clock_offset.fetch_add(drift, Ordering::Relaxed);
+                for number in 0..3 {
+                    call(format!("SN{drift}-{number}")).await.unwrap();
+                }
+                assert_eq!(warnings(), warned, "{signature:?}");
+            }
+            // Within what the gateway allows, nobody minds.
+            client.clock_offset.fetch_add(600, Ordering::Relaxed);
+            call("SN02".into()).await.unwrap();
+            assert_eq!((warnings(), simulator.stats().refused), (2, 2));
+        }
+    }
+
     struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
     impl std::io::Write for Lines {

@@ -127,7 +127,8 @@ pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
 /// What an operator can do about a certificate that was refused.
 fn untrusted(host: &str, error: &CertificateError) -> String {
     match error {
-        CertificateError::UnknownIssuer => format!(
+        // A bad signature: by another CA of the same name, such as one made anew.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "the certificate shown for {host} is by nobody that this machine trusts: name the CA with \
              ca_file if it is your own or a proxy's, else mend ca-certificates"
         ),
@@ -194,6 +195,7 @@ mod tests {
         let host = "iot.ap-northeast-1.aliyuncs.com";
         for (error, advice) in [
             (CertificateError::UnknownIssuer, "ca_file"),
+            (CertificateError::BadSignature, "ca_file"),
             (CertificateError::Expired, "renew it"),
             (CertificateError::NotValidYet, "NTP"),
             (CertificateError::NotValidForName, "correct endpoint"),
