@@ -1,11 +1,19 @@
 //! `[iot_platform]` as an operator writes it: what `certdist check-config` takes,
-//! and what it says of a value that is wrong.
+//! what it says of a value that is wrong, and what `certdist serve` makes of it.
+#![cfg(feature = "simulation")]
 
 mod support;
 
-use std::process::{Command, Output};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use support::{Site, stderr, stdout};
+use certdist::simulated_device::{Answer, SimulatedDevice};
+use support::{SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
 
 /// A site whose section begins on line 3, and has these lines from line 6 on.
 fn site(lines: &str) -> Site {
@@ -132,4 +140,58 @@ fn a_credentials_file_is_found_where_it_is_named_or_where_the_sdks_look() {
     // The one without an ending goes first.
     usual.write(".alibabacloud/credentials", "[other]\n");
     assert!(refused(&usual, &home).contains(".alibabacloud/credentials: no profile [default]"));
+}
+
+#[tokio::test]
+async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_file() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let site = Site::with(&format!(
+        "[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nsignature = \"v3\"\n\
+         credentials = \"file:secrets.ini\"\n",
+        simulator.address
+    ));
+    let key = |id: &str| {
+        let text = format!("[default]\naccess_key_id = {id}\naccess_key_secret = test-secret\n");
+        site.write("secrets.ini", &text);
+    };
+    key("revoked");
+    site.import("deviceId,enrollment\nPLUG-1,plug\n");
+    let server = site.serve();
+    // Read at the start, and another one since.
+    key("test-id");
+    let device = SimulatedDevice {
+        server: server.address,
+        identity: SHARED_IDENTITY.into(),
+        psk: SHARED_KEY.into(),
+        sn: Some("PLUG-1".into()),
+        patience: Duration::from_secs(20),
+    };
+    assert!(matches!(device.fetch().await, Ok(Answer::Certificate(_))));
+    let stats: serde_json::Value = serde_json::from_str(&http_get(simulator.address, "/stats")).unwrap();
+    assert_eq!((&stats["devices"], &stats["refused"]), (&1.into(), &0.into()), "{stats}");
+}
+
+#[test]
+fn a_server_without_credentials_says_so_at_the_start_and_what_would_be_right() {
+    // A port of this machine where nobody listens.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let site = site(&format!("credentials = \"ecs-role\"\nmetadata_endpoint = \"http://{nobody}\""));
+    let mut command = site.certdist(&["serve"]);
+    let mut server = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("certdist starts");
+    let log = BufReader::new(server.stderr.take().expect("its log"));
+    let (says, said) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = log.lines().map_while(Result::ok);
+        let _ = says.send(lines.find(|line| line.contains("credentials")));
+    });
+    let line = said.recv_timeout(Duration::from_secs(20));
+    server.kill().expect("it runs on all the same");
+    let _ = server.wait();
+    let line = line.expect("in time").expect("a line about credentials");
+    assert!(
+        line.contains("WARN")
+            && line.contains(&format!("no answer from the metadata service http://{nobody}"))
+    );
+    assert!(line.contains("set credentials to \"env\" or \"file:PATH\""), "{line}");
 }

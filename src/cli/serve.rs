@@ -179,8 +179,10 @@ fn cloud(section: Option<&config::IotPlatform>) -> Result<(Arc<dyn IotPlatform>,
     let Some(section) = section else {
         return Ok((Arc::new(NoCloud), registrar::Config::default()));
     };
-    let client = section.client.clone();
-    Ok((Arc::new(Client::new(client).context("[iot_platform]")?), section.registrar.clone()))
+    let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
+    let reader = client.clone();
+    tokio::spawn(async move { reader.read_credentials().await });
+    Ok((client, section.registrar.clone()))
 }
 
 /// Stands for the cloud when none is configured: every registration is the

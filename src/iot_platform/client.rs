@@ -167,6 +167,18 @@ impl Client {
         })
     }
 
+    /// Reads the credentials, so that an operator learns at the start, in the log,
+    /// that there are none, and not from the first device.
+    pub async fn read_credentials(&self) {
+        // What is wrong has been logged.
+        let _ = self.credentials.current(self.cloud_now(), Instant::now() + self.timeouts.whole).await;
+    }
+
+    /// The time by the cloud's clock, as far as it is known; seconds since 1970.
+    fn cloud_now(&self) -> i64 {
+        unix_now().saturating_add(self.clock_offset.load(Ordering::Relaxed))
+    }
+
     /// Calls an action about one device.
     async fn call(
         &self,
@@ -214,7 +226,7 @@ impl Client {
         parameters: &[(&str, &str)],
         deadline: Instant,
     ) -> Result<Answer, ApiError> {
-        let now = unix_now().saturating_add(self.clock_offset.load(Ordering::Relaxed));
+        let now = self.cloud_now();
         let credentials = self.credentials.current(now, deadline).await?;
         let call = Call {
             endpoint: &self.endpoint,

@@ -20,7 +20,7 @@ use self::{
     file::{Profile, Stamp},
     role::Metadata,
 };
-use super::{ApiError, ErrorClass, client::ClientError};
+use super::{ApiError, ErrorClass, answer, client::ClientError};
 use crate::device::Secret;
 
 pub use self::role::{DEFAULT_METADATA_ENDPOINT, Role};
@@ -326,6 +326,7 @@ impl Holder {
             Failure::Operator(message) => (ErrorClass::Operator, message),
             Failure::Passing(message) => (ErrorClass::TryAgain, message),
         };
+        let message = answer::sanitized(&message, &[]);
         let error = ApiError { class, code: NO_CREDENTIALS.into(), message };
         let pause = state.failed.as_ref().map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(MAX_PAUSE));
         let good = state
