@@ -3,6 +3,7 @@
 //! says they are.
 
 mod file;
+mod iot_platform;
 
 use std::{
     collections::HashSet,
@@ -17,8 +18,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     cert::throttle::{EnrollmentLimits, RequestLimits},
-    device::Secret,
     dtls,
+    iot_platform::client::ClientConfig,
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
@@ -66,18 +67,8 @@ pub struct PlainCoap {
 /// How IoT Platform is reached.
 #[derive(Debug, Clone)]
 pub struct IotPlatform {
-    /// URL.
-    pub endpoint: String,
-    /// `RegionId`.
-    pub region: String,
-    /// `IotInstanceId`, empty for the public instance.
-    pub instance_id: String,
-    /// From the environment.
-    pub access_key_id: String,
-    /// From the environment.
-    pub access_key_secret: Secret,
-    /// From the environment, with temporary credentials.
-    pub security_token: Option<Secret>,
+    /// Endpoint, credentials, and how they are used.
+    pub client: ClientConfig,
     /// Limits of the registrar.
     pub registrar: registrar::Config,
 }
@@ -139,7 +130,7 @@ impl Config {
         Ok(Self {
             listen: file.listen,
             database: absolute_database(&file.database, folder)?,
-            iot_platform: file.iot_platform.map(read_iot_platform).transpose()?,
+            iot_platform: file.iot_platform.map(|section| iot_platform::read(section, folder)).transpose()?,
             admin: file.admin.map(|admin| admin.listen),
             plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
             enrollments,
@@ -275,31 +266,6 @@ fn check_unique(enrollments: &[Enrollment]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-const KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
-const KEY_SECRET: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
-const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
-
-fn read_iot_platform(section: file::IotPlatform) -> Result<IotPlatform> {
-    let variable = |name: &str| {
-        env::var(name)
-            .with_context(|| format!("[iot_platform] is configured, and the environment has no {name}"))
-    };
-    ensure!(
-        section.qps.is_finite() && section.qps >= 1.0,
-        "[iot_platform] qps = {}: expected 1 or more",
-        section.qps
-    );
-    Ok(IotPlatform {
-        endpoint: section.endpoint,
-        region: section.region,
-        instance_id: section.instance_id,
-        access_key_id: variable(KEY_ID)?,
-        access_key_secret: Secret::new(variable(KEY_SECRET)?),
-        security_token: env::var(TOKEN).ok().filter(|token| !token.is_empty()).map(Secret::new),
-        registrar: registrar::Config { qps: section.qps, ..registrar::Config::default() },
-    })
 }
 
 fn read_limits(section: file::Limits) -> Result<Limits> {

@@ -8,7 +8,7 @@ use certdist::{
     device::Secret,
     iot_platform::{
         ApiError, ErrorClass, IotPlatform,
-        client::{Client, ClientConfig, Credentials},
+        client::{Client, ClientConfig, Credentials, Timeouts},
         signature,
         simulator::{Action, Fault, Limits, Simulator, SimulatorConfig},
     },
@@ -89,9 +89,10 @@ async fn a_name_or_product_that_the_cloud_does_not_have_is_told_apart() {
 #[tokio::test]
 async fn a_wrong_secret_is_refused_and_never_repeated_in_the_message() {
     let (simulator, _) = cloud().await;
-    let mut config = client_config(&simulator);
-    config.credentials.access_key_secret = Secret::new("wrong-hush".into());
-    config.credentials.security_token = Some(Secret::new("token-hush+/=".into()));
+    let mut credentials = simulator.credentials();
+    credentials.access_key_secret = Secret::new("wrong-hush".into());
+    credentials.security_token = Some(Secret::new("token-hush+/=".into()));
+    let config = ClientConfig { credentials: credentials.into(), ..client_config(&simulator) };
     let error = register_error(&Client::new(config).unwrap()).await;
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::Operator, "SignatureDoesNotMatch"));
     assert!(error.message.starts_with("Specified signature is not matched"), "{}", error.message);
@@ -102,8 +103,8 @@ async fn a_wrong_secret_is_refused_and_never_repeated_in_the_message() {
 #[tokio::test]
 async fn an_unknown_access_key_is_the_operators_to_mend() {
     let (simulator, _) = cloud().await;
-    let mut config = client_config(&simulator);
-    config.credentials.access_key_id = "nobody".into();
+    let credentials = Credentials { access_key_id: "nobody".into(), ..simulator.credentials() };
+    let config = ClientConfig { credentials: credentials.into(), ..client_config(&simulator) };
     let error = register_error(&Client::new(config).unwrap()).await;
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::Operator, "InvalidAccessKeyId.NotFound"));
 }
@@ -111,8 +112,9 @@ async fn an_unknown_access_key_is_the_operators_to_mend() {
 #[tokio::test]
 async fn a_temporary_access_key_sends_its_token_under_the_signature() {
     let (simulator, _) = cloud().await;
-    let mut config = client_config(&simulator);
-    config.credentials.security_token = Some(Secret::new("CAIS+/=".into()));
+    let token = Some(Secret::new("CAIS+/=".into()));
+    let credentials = Credentials { security_token: token, ..simulator.credentials() };
+    let mut config = ClientConfig { credentials: credentials.into(), ..client_config(&simulator) };
     config.instance_id = "iot-060a02m5".into();
     assert!(Client::new(config).unwrap().register_device(PRODUCT, "SN01").await.is_ok());
 }
@@ -296,7 +298,11 @@ async fn a_device_whose_answer_was_lost_is_found_again() {
 async fn a_slow_answer_ends_at_the_time_out_and_may_have_had_its_effect() {
     let (simulator, _) = cloud().await;
     let timeout = Duration::from_millis(200);
-    let client = Client::new(ClientConfig { timeout, ..client_config(&simulator) }).unwrap();
+    let client = Client::new(ClientConfig {
+        timeouts: Timeouts { whole: timeout, ..Timeouts::default() },
+        ..client_config(&simulator)
+    })
+    .unwrap();
     simulator.script(Action::RegisterDevice, Fault::Delay(Duration::from_secs(60)));
     let started = Instant::now();
     let error = register_error(&client).await;
@@ -441,7 +447,11 @@ async fn failures_by_chance_leave_devices_behind_that_a_query_recovers() {
     let config = SimulatorConfig { fail_rate: 1.0, seed: Some(7), ..SimulatorConfig::default() };
     let simulator = simulator(config).await;
     let timeout = Duration::from_millis(500);
-    let client = Client::new(ClientConfig { timeout, ..client_config(&simulator) }).unwrap();
+    let client = Client::new(ClientConfig {
+        timeouts: Timeouts { whole: timeout, ..Timeouts::default() },
+        ..client_config(&simulator)
+    })
+    .unwrap();
     for count in 0..30 {
         let error = client.register_device(PRODUCT, &format!("SN{count:04}")).await.unwrap_err();
         assert!(matches!(error.class, ErrorClass::TryAgain | ErrorClass::TimedOut), "{error}");

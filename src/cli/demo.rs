@@ -17,7 +17,10 @@ use super::{Failure, Outcome, open_store, serve::Running};
 use crate::{
     config::{Config, IotPlatform},
     device::{Certificate, Secret},
-    iot_platform::simulator::{Simulator, SimulatorConfig},
+    iot_platform::{
+        client::ClientConfig,
+        simulator::{Simulator, SimulatorConfig},
+    },
     registrar,
     simulated_device::{Answer, SimulatedDevice},
     table_file::{self, Enrollments, KnownEnrollment},
@@ -113,14 +116,8 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
         hex::encode(SHARED_KEY)
     );
     let mut config = Config::parse(&text, folder.path())?;
-    let credentials = cloud.credentials();
     config.iot_platform = Some(IotPlatform {
-        endpoint: cloud.endpoint(),
-        region: "cn-shanghai".into(),
-        instance_id: String::new(),
-        access_key_id: credentials.access_key_id,
-        access_key_secret: credentials.access_key_secret,
-        security_token: None,
+        client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
         registrar: registrar::Config { qps: QPS, ..registrar::Config::default() },
     });
     Ok(config)

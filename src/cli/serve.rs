@@ -22,7 +22,7 @@ use crate::{
     config::{self, Config},
     iot_platform::{
         ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
-        client::{Client, ClientConfig, Credentials},
+        client::Client,
     },
     provision::Provisioner,
     psk::Enrollments,
@@ -49,7 +49,7 @@ Example of a configuration, certdist.toml
   key         = \"env:LAMP_MASTER\"
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
-environment. Prints `listening on coaps://ADDR:PORT` once it is ready.
+environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints `listening on coaps://ADDR:PORT` once it is ready.
 SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments
 and the limits of requests anew.")]
 pub struct Args {
@@ -182,14 +182,10 @@ fn cloud(section: Option<&config::IotPlatform>) -> Result<(Arc<dyn IotPlatform>,
     let Some(section) = section else {
         return Ok((Arc::new(NoCloud), registrar::Config::default()));
     };
-    let credentials = Credentials {
-        access_key_id: section.access_key_id.clone(),
-        access_key_secret: section.access_key_secret.clone(),
-        security_token: section.security_token.clone(),
-    };
-    let mut client = ClientConfig::new(section.endpoint.clone(), section.region.clone(), credentials);
-    client.instance_id.clone_from(&section.instance_id);
-    Ok((Arc::new(Client::new(client).context("[iot_platform]")?), section.registrar.clone()))
+    let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
+    let reader = client.clone();
+    tokio::spawn(async move { reader.read_credentials().await });
+    Ok((client, section.registrar.clone()))
 }
 
 /// Stands for the cloud when none is configured: every registration is the

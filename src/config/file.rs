@@ -1,10 +1,16 @@
 //! The file as it is written: its sections and keys, and nothing else.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::iot_platform::TIMEOUTS;
+use crate::iot_platform::{
+    client::ClientError,
+    credentials::{is_role, metadata_url},
 };
 
 #[derive(Deserialize)]
@@ -30,6 +36,82 @@ pub(super) struct IotPlatform {
     pub(super) instance_id: String,
     #[serde(default = "default_qps")]
     pub(super) qps: f64,
+    #[serde(default)]
+    pub(super) credentials: Credentials,
+    pub(super) metadata_endpoint: Option<MetadataEndpoint>,
+    #[serde(default)]
+    pub(super) metadata_token: Extended,
+    #[serde(default)]
+    pub(super) signature: Signature,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) connect_timeout: Option<Seconds>,
+    pub(super) first_byte_timeout: Option<Seconds>,
+    pub(super) timeout: Option<Seconds>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Signature {
+    #[default]
+    V1,
+    V3,
+}
+
+/// `"env"`, `"file"`, `"file:PATH"`, `"ecs-role"` or `"ecs-role:NAME"`.
+#[derive(Deserialize, Default)]
+#[serde(try_from = "String")]
+pub(super) enum Credentials {
+    #[default]
+    Env,
+    /// Where the SDKs look, without a path.
+    File(Option<PathBuf>),
+    /// The role that is attached, without a name.
+    EcsRole(Option<String>),
+}
+
+impl TryFrom<String> for Credentials {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.split_once(':').map_or((text.as_str(), None), |(kind, rest)| (kind, Some(rest))) {
+            ("env", None) => Ok(Self::Env),
+            ("file", None) => Ok(Self::File(None)),
+            ("file", Some(path)) if !path.is_empty() => Ok(Self::File(Some(path.into()))),
+            ("ecs-role", None) => Ok(Self::EcsRole(None)),
+            ("ecs-role", Some(name)) if is_role(name) => Ok(Self::EcsRole(Some(name.into()))),
+            // What is there may be the credentials themselves, so it is not repeated.
+            _ => Err("expected \"env\", \"file\", \"file:PATH\", \"ecs-role\" or \"ecs-role:NAME\""),
+        }
+    }
+}
+
+/// `http://HOST`.
+#[derive(Deserialize, Clone)]
+#[serde(try_from = "String")]
+pub(super) struct MetadataEndpoint(pub(super) String);
+
+impl TryFrom<String> for MetadataEndpoint {
+    type Error = ClientError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        metadata_url(&text).map(|_| Self(text))
+    }
+}
+
+/// A time-out, in seconds.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "f64")]
+pub(super) struct Seconds(pub(super) Duration);
+
+impl TryFrom<f64> for Seconds {
+    type Error = String;
+
+    fn try_from(seconds: f64) -> Result<Self, Self::Error> {
+        let duration = Duration::try_from_secs_f64(seconds).ok();
+        let duration = duration.filter(|duration| TIMEOUTS.contains(duration)).map(Self);
+        let [shortest, longest] = [TIMEOUTS.start(), TIMEOUTS.end()].map(Duration::as_secs_f64);
+        duration.ok_or_else(|| format!("{seconds}: expected {shortest} to {longest} seconds"))
+    }
 }
 
 fn default_qps() -> f64 {

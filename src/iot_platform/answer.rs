@@ -87,8 +87,11 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
         (Some("InvalidAccessKeyId.NotFound" | "InvalidAccessKeyId.Inactive"), _)
         | (Some("SignatureDoesNotMatch"), _)
         | (Some("Forbidden.RAM" | "iot.common.RamActionPermissionDeny"), _)
-        | (Some("iot.common.InvalidTenant"), _)
-        | (Some("Iot.system.BillIsOverDue" | "iot.system.InstanceNotFound"), _)
+        | (Some("iot.common.AuthActionPermissionDeny"), _)
+        | (Some("iot.common.InvalidTenant" | "iot.system.UidNotFound"), _)
+        // Both spellings are documented.
+        | (Some("Iot.system.BillIsOverDue" | "iot.system.BillIsOverDue"), _)
+        | (Some("iot.system.InstanceNotFound" | "iot.Sre.IotInstanceNotFound"), _)
         | (Some("iot.prod.NotExistedProduct" | "iot.device.DeviceCountExceeded"), _) => Operator,
         (Some(code), _) if is_or_begins(code, "InvalidSecurityToken") => Operator,
 
@@ -313,8 +316,12 @@ mod tests {
             "Forbidden.RAM",
             "iot.common.RamActionPermissionDeny",
             "iot.common.InvalidTenant",
+            "iot.common.AuthActionPermissionDeny",
+            "iot.system.UidNotFound",
             "Iot.system.BillIsOverDue",
+            "iot.system.BillIsOverDue",
             "iot.system.InstanceNotFound",
+            "iot.Sre.IotInstanceNotFound",
             "iot.prod.NotExistedProduct",
             "iot.device.DeviceCountExceeded",
         ] {

@@ -8,7 +8,11 @@ pub(crate) mod answer;
 #[cfg(test)]
 pub(crate) mod batches;
 pub mod client;
+pub mod credentials;
+pub(crate) mod http;
+mod request;
 pub mod signature;
+pub mod signature_v3;
 #[cfg(feature = "simulation")]
 pub mod simulator;
 
@@ -153,7 +157,7 @@ pub struct ApiError {
     /// What to do about it.
     pub class: ErrorClass,
     /// `Code` as the cloud says it, or a name of ours for what never reached it
-    /// (`Timeout`, `Connection`, `NotAnAnswer`).
+    /// (`Timeout`, `Connection`, `Certificate`, `Credentials`, `NotAnAnswer`).
     pub code: String,
     /// The cloud's sentence: one line of at most 200 characters, without secrets.
     pub message: String,

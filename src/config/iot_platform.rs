@@ -1,0 +1,126 @@
+//! `[iot_platform]`: how the cloud is called, and where its credentials are.
+
+use std::{env, path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{IotPlatform, file};
+use crate::{
+    device::Secret,
+    iot_platform::{
+        client::{ClientConfig, Credentials, SignatureVersion, Source, Timeouts},
+        credentials::{self, CredentialsFile, Role},
+        http,
+    },
+    registrar,
+};
+
+const KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
+const KEY_SECRET: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
+const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
+const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
+const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
+
+/// Checks the section; `folder` is what its relative paths start from.
+pub(super) fn read(section: file::IotPlatform, folder: &Path) -> Result<IotPlatform> {
+    ensure!(
+        section.qps.is_finite() && section.qps >= 1.0,
+        "[iot_platform] qps = {}: expected 1 or more",
+        section.qps
+    );
+    let timeouts = read_timeouts(&section)?;
+    let credentials = read_credentials(&section, folder)?;
+    let ca_file = section.ca_file.map(|path| folder.join(path));
+    if let Some(path) = &ca_file {
+        http::read_roots(path).context("[iot_platform]")?;
+    }
+    let signature = match section.signature {
+        file::Signature::V1 => SignatureVersion::V1,
+        file::Signature::V3 => SignatureVersion::V3,
+    };
+    let client = ClientConfig {
+        instance_id: section.instance_id,
+        signature,
+        timeouts,
+        ca_file,
+        ..ClientConfig::new(section.endpoint, section.region, credentials)
+    };
+    Ok(IotPlatform {
+        client,
+        registrar: registrar::Config { qps: section.qps, ..registrar::Config::default() },
+    })
+}
+
+fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
+    let defaults = Timeouts::default();
+    let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
+    let whole = seconds(section.timeout).unwrap_or(defaults.whole);
+    // Who sets one of them does not have to set the others.
+    let first_byte = seconds(section.first_byte_timeout).unwrap_or(defaults.first_byte.min(whole));
+    let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
+    ensure!(
+        connect <= first_byte && first_byte <= whole,
+        "[iot_platform] connect_timeout = {}, first_byte_timeout = {}, timeout = {}: expected none to be longer \
+         than the next, which it is part of",
+        connect.as_secs_f64(),
+        first_byte.as_secs_f64(),
+        whole.as_secs_f64()
+    );
+    Ok(Timeouts { connect, first_byte, whole })
+}
+
+fn read_credentials(section: &file::IotPlatform, folder: &Path) -> Result<Source> {
+    let role = |name: Option<String>| Role {
+        name,
+        metadata_endpoint: section
+            .metadata_endpoint
+            .clone()
+            .map_or_else(|| credentials::DEFAULT_METADATA_ENDPOINT.into(), |file::MetadataEndpoint(url)| url),
+        token_required: section.metadata_token == file::Extended::Required
+            || variable(TOKEN_REQUIRED).is_some_and(|value| value.eq_ignore_ascii_case("true")),
+    };
+    match &section.credentials {
+        file::Credentials::Env => from_environment(),
+        file::Credentials::EcsRole(name) => Ok(Source::Role(role(name.clone().or_else(|| variable(ROLE))))),
+        file::Credentials::File(path) => {
+            let path = match path {
+                Some(path) => Some(folder.join(path)),
+                None => credentials::usual_path(),
+            };
+            let Some(path) = path else {
+                bail!(
+                    "[iot_platform] credentials = \"file\": the environment has neither \
+                     ALIBABA_CLOUD_CREDENTIALS_FILE nor HOME; expected \"file:PATH\""
+                );
+            };
+            let profile = credentials::usual_profile();
+            let source = Source::File(CredentialsFile { path, profile, role: role(variable(ROLE)) });
+            source.check().map_err(|what| anyhow::anyhow!("[iot_platform] {what}"))?;
+            Ok(source)
+        }
+    }
+}
+
+fn from_environment() -> Result<Source> {
+    let needed = |name: &str| {
+        variable(name).with_context(|| {
+            format!(
+                "[iot_platform] is configured, and the environment has no {name}; set it, or credentials = \
+                 \"file:PATH\" or \"ecs-role\""
+            )
+        })
+    };
+    Ok(Source::Given(Credentials {
+        access_key_id: needed(KEY_ID)?,
+        access_key_secret: Secret::new(needed(KEY_SECRET)?),
+        security_token: variable(TOKEN).map(Secret::new),
+    }))
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Shortest and longest time-out.
+pub(super) const TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(300);
