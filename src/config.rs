@@ -50,6 +50,9 @@ pub struct Config {
     pub plain_coap: Option<PlainCoap>,
     /// At least one.
     pub enrollments: Vec<Enrollment>,
+    /// Names of enrollments in which a name that exists at IoT Platform, and that this
+    /// server did not register, is left alone.
+    pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
 }
@@ -118,12 +121,21 @@ impl Config {
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
         let file: file::File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{error}"))?;
         let mut limits = read_limits(file.limits)?;
-        let mut enrollments = Vec::new();
+        let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         for enrollment in file.enrollment {
             let name = enrollment.name.clone();
             let of = || format!("[[enrollment]] \"{name}\"");
             let requests = read_enrollment_limits(&enrollment).with_context(of)?;
             limits.requests.enrollments.insert(name.clone(), requests);
+            // A shared key is in every device: what exists under a name that its holder
+            // chose may be anybody's.
+            let usual = match enrollment.kind {
+                file::Kind::Shared => file::Existing::Refuse,
+                file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
+            };
+            if enrollment.existing.unwrap_or(usual) == file::Existing::Refuse {
+                refuse_existing.insert(name.clone());
+            }
             enrollments.push(read_enrollment(enrollment, folder).with_context(of)?);
         }
         check_unique(&enrollments)?;
@@ -134,6 +146,7 @@ impl Config {
             admin: file.admin.map(|admin| admin.listen),
             plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
             enrollments,
+            refuse_existing,
             limits,
         })
     }

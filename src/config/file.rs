@@ -1,6 +1,6 @@
 //! The file as it is written: its sections and keys, and nothing else.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -47,6 +47,22 @@ pub(super) struct IotPlatform {
     pub(super) connect_timeout: Option<Seconds>,
     pub(super) first_byte_timeout: Option<Seconds>,
     pub(super) timeout: Option<Seconds>,
+    pub(super) batches: Option<bool>,
+    pub(super) sweep: Option<Sweep>,
+}
+
+/// `300`, or `"off"`.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(untagged, expecting = "expected seconds, 1 or more, or \"off\"")]
+pub(super) enum Sweep {
+    Seconds(NonZeroU64),
+    Off(Off),
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Off {
+    Off,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -142,6 +158,7 @@ pub(super) struct Enrollment {
     pub(super) identity: Option<String>,
     pub(super) key: Option<String>,
     pub(super) reissue: Option<String>,
+    pub(super) existing: Option<Existing>,
     pub(super) requests: Option<Rate>,
     pub(super) refused_lookups: Option<Rate>,
 }
@@ -152,6 +169,14 @@ pub(super) enum Kind {
     Individual,
     Derived,
     Shared,
+}
+
+/// What becomes of a device whose name exists at IoT Platform already.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Existing {
+    Adopt,
+    Refuse,
 }
 
 #[derive(Deserialize, Default)]
