@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
     batch_delay: Duration,
 
-    /// Where devices are kept over a restart; in memory only when absent
+    /// Where devices and batches are kept over a restart; in memory only when absent
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 

@@ -5,7 +5,7 @@
 
 mod action;
 pub(crate) mod answer;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod batches;
 pub mod client;
 pub mod credentials;

@@ -4,8 +4,9 @@
 //! client, and nothing else.
 //!
 //! The way of a call: `gateway` admits it, `limits` counts it, `faults` may spoil
-//! it, `actions` carries it out on `devices`.
+//! it, `actions` carries it out on `devices` and batches.
 
+mod account;
 mod actions;
 mod connection;
 mod devices;
@@ -38,8 +39,9 @@ use tokio::{
 };
 
 use self::{
+    account::{Account, write_atomically},
     connection::{Line, Listener},
-    devices::{Devices, write_atomically},
+    devices::{Device, Devices},
     request::{HttpRequest, Refusal},
     world::{Reply, Verdict, World},
 };
@@ -76,9 +78,9 @@ pub struct SimulatorConfig {
     /// How many of the calls fail, 0.0–1.0: some before and some after they are
     /// carried out, and some are only late.
     pub fail_rate: f64,
-    /// How long the cloud works on each step of a batch. No action reads it yet.
+    /// How long the cloud works on each step of a batch.
     pub batch_delay: Duration,
-    /// Where devices are kept over a restart; nowhere when absent.
+    /// Where devices and batches are kept over a restart; nowhere when absent.
     pub state: Option<PathBuf>,
     /// The product keys that the account has; empty when it has any.
     pub products: Vec<String>,
@@ -172,16 +174,16 @@ impl Simulator {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|error| SimulatorError::Randomness(error.to_string()))?,
         };
-        let devices = match &config.state {
-            Some(path) => Devices::load(path, seed)
+        let account = match &config.state {
+            Some(path) => Account::load(path, seed)
                 .map_err(|source| SimulatorError::StateFile { path: path.clone(), source })?,
-            None => Devices::new(seed),
+            None => Account::new(seed),
         };
         let cannot_listen = |source| SimulatorError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
         let address = listener.local_addr().map_err(cannot_listen)?;
         let shared = Arc::new(Shared {
-            world: Mutex::new(World::new(&config, devices, seed)),
+            world: Mutex::new(World::new(&config, account, seed)),
             latency: config.latency,
             started: Instant::now(),
             stopping: watch::Sender::new(false),
@@ -217,12 +219,53 @@ impl Simulator {
 
     /// What has been called so far, the same as `GET /stats`.
     pub fn stats(&self) -> Stats {
-        self.shared.world().stats()
+        self.shared.world().stats(jiff::Timestamp::now())
     }
 
     /// The certificate of a device that exists, without a call.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
-        self.shared.world().certificate(product_key, device_name)
+        let mut world = self.shared.world();
+        let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
+        Some(Certificate {
+            product_key: device.product_key.clone(),
+            device_name: device.device_name.clone(),
+            device_secret: Secret::new(device.device_secret.clone()),
+        })
+    }
+
+    /// `Status` of a device that exists: `UNACTIVE`, `ONLINE`, `OFFLINE` or
+    /// `DISABLE`.
+    pub fn status(&self, product_key: &str, device_name: &str) -> Option<&'static str> {
+        let mut world = self.shared.world();
+        let devices = &world.account(jiff::Timestamp::now()).devices;
+        devices.get(product_key, device_name).map(Device::status)
+    }
+
+    /// Lets a device no longer sign in, as `DisableThing` does. Answers with
+    /// whether there is one of that name.
+    pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = true))
+    }
+
+    /// Deletes a device, as `DeleteDevice` does. Answers with whether there was one
+    /// of that name.
+    pub fn delete(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.remove(product_key, device_name))
+    }
+
+    /// Has a device signed in, as far as the API tells. Answers with whether there
+    /// is one of that name.
+    pub fn activate(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, now_ms| {
+            devices.change(product_key, device_name, |device| device.sign_in(now_ms))
+        })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Devices, i64) -> Option<T>) -> bool {
+        let now = jiff::Timestamp::now();
+        let changed = change(&mut self.shared.world().account(now).devices, now.as_millisecond());
+        self.shared.changed.notify_one();
+        changed.is_some()
     }
 
     /// Spoils the next call of an action that has nothing scripted yet: faults
@@ -327,7 +370,7 @@ async fn save_changes(shared: Arc<Shared>) {
 }
 
 async fn stats(State(shared): State<Arc<Shared>>) -> Json<Stats> {
-    Json(shared.world().stats())
+    Json(shared.world().stats(jiff::Timestamp::now()))
 }
 
 async fn no_such_path(State(shared): State<Arc<Shared>>) -> Response {
