@@ -37,7 +37,7 @@ pub(super) fn status(parameters: &Parameters, context: &mut Context<'_>) -> Outc
         "Status": progress.status.name(),
         "ValidList": { "Name": progress.valid },
         "InvalidList": { "Name": progress.invalid },
-        "InvalidDetailList": { "InvalidDetailList": details },
+        "InvalidDetailList": { "invalidDetailList": details },
     }}))
 }
 
