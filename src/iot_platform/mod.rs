@@ -11,6 +11,8 @@ pub mod client;
 pub mod credentials;
 pub(crate) mod http;
 mod request;
+#[cfg(feature = "simulation")]
+pub mod sign_in;
 pub mod signature;
 pub mod signature_v3;
 #[cfg(feature = "simulation")]

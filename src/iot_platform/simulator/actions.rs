@@ -97,7 +97,10 @@ fn batch_query_device_detail(parameters: &Parameters, context: &mut Context<'_>)
 
 fn set_disabled(disabled: bool, parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
     let Device { product_key, device_name, .. } = device(parameters, context)?.clone();
-    context.account.devices.change(&product_key, &device_name, |device| device.disabled = disabled);
+    context.account.devices.change(&product_key, &device_name, |device| match disabled {
+        true => device.disable(),
+        false => device.disabled = false,
+    });
     Ok(json!({}))
 }
 

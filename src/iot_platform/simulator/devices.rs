@@ -1,10 +1,14 @@
 //! The devices that the simulated cloud has. Knows neither calls nor who makes
 //! them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::iot_platform::batches::Names;
 
@@ -31,9 +35,10 @@ pub(super) struct Device {
     /// Whether it may not sign in.
     #[serde(default)]
     pub disabled: bool,
-    /// Whether it is signed in: nobody is after a restart.
+    /// Its connection, while it is signed in, which ends when this is notified.
+    /// Nobody is signed in after a restart.
     #[serde(skip)]
-    pub online: bool,
+    session: Option<Arc<Notify>>,
 }
 
 impl Device {
@@ -43,12 +48,35 @@ impl Device {
         self.signed_in = Some(now_ms);
     }
 
+    /// Keeps the connection on which it has signed in, and ends another one.
+    pub fn begin(&mut self, session: Arc<Notify>) {
+        self.end_session();
+        self.session = Some(session);
+    }
+
+    /// Notes that its connection has ended, unless there is a newer one.
+    pub fn sign_out(&mut self, session: &Arc<Notify>) {
+        self.session.take_if(|current| Arc::ptr_eq(current, session));
+    }
+
+    /// Lets it no longer sign in, and ends its connection.
+    pub fn disable(&mut self) {
+        self.disabled = true;
+        self.end_session();
+    }
+
+    fn end_session(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.notify_one();
+        }
+    }
+
     /// The value of `Status`.
     pub fn status(&self) -> &'static str {
         match self {
             Self { disabled: true, .. } => "DISABLE",
             Self { activated: None, .. } => "UNACTIVE",
-            Self { online: true, .. } => "ONLINE",
+            Self { session: Some(_), .. } => "ONLINE",
             _ => "OFFLINE",
         }
     }
@@ -113,7 +141,7 @@ impl Devices {
             activated: None,
             signed_in: None,
             disabled: false,
-            online: false,
+            session: None,
         };
         Some(self.insert(device))
     }
@@ -142,7 +170,8 @@ impl Devices {
 
     /// Removes a device, if there is one of that name.
     pub fn remove(&mut self, product_key: &str, device_name: &str) -> Option<Device> {
-        let device = self.rows.remove(&(product_key.to_owned(), device_name.to_owned()))?;
+        let mut device = self.rows.remove(&(product_key.to_owned(), device_name.to_owned()))?;
+        device.end_session();
         self.names_by_iot_id.remove(&device.iot_id);
         self.changes += 1;
         Some(device)
@@ -240,13 +269,16 @@ mod tests {
     fn the_status_is_the_worst_of_what_holds() {
         let mut devices = Devices::new(1);
         devices.create("a1", "SN01", "", 0).unwrap();
-        let mut status = |change: fn(&mut Device)| {
+        let session = Arc::new(Notify::new());
+        let mut status = |change: &dyn Fn(&mut Device)| {
             devices.change("a1", "SN01", change);
             devices.get("a1", "SN01").unwrap().status()
         };
-        assert_eq!(status(|_| {}), "UNACTIVE");
-        assert_eq!(status(|device| (device.activated, device.online) = (Some(0), true)), "ONLINE");
-        assert_eq!(status(|device| device.online = false), "OFFLINE");
-        assert_eq!(status(|device| device.disabled = true), "DISABLE");
+        assert_eq!(status(&|_| {}), "UNACTIVE");
+        assert_eq!(status(&|device| device.sign_in(0)), "OFFLINE");
+        assert_eq!(status(&|device| device.begin(session.clone())), "ONLINE");
+        assert_eq!(status(&|device| device.sign_out(&Arc::new(Notify::new()))), "ONLINE");
+        assert_eq!(status(&|device| device.sign_out(&session)), "OFFLINE");
+        assert_eq!(status(&Device::disable), "DISABLE");
     }
 }

@@ -4,7 +4,7 @@
 //! client, and nothing else.
 //!
 //! The way of a call: `gateway` admits it, `limits` counts it, `faults` may spoil
-//! it, `actions` carries it out on `devices` and batches.
+//! it, `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
 
 mod account;
 mod actions;
@@ -13,6 +13,7 @@ mod devices;
 mod faults;
 mod gateway;
 mod limits;
+mod mqtt;
 mod request;
 mod world;
 
@@ -67,6 +68,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct SimulatorConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where devices sign in; nowhere when absent.
+    pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
     /// What that key signs with.
@@ -93,6 +96,7 @@ impl Default for SimulatorConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            mqtt: None,
             access_key_id: DEFAULT_ACCESS_KEY_ID.into(),
             access_key_secret: Secret::new(DEFAULT_ACCESS_KEY_SECRET.into()),
             latency: Duration::ZERO,
@@ -136,6 +140,7 @@ pub enum SimulatorError {
 /// A running simulator; stops when dropped.
 pub struct Simulator {
     address: SocketAddr,
+    mqtt_address: Option<SocketAddr>,
     config: SimulatorConfig,
     shared: Arc<Shared>,
     tasks: Option<Tasks>,
@@ -179,9 +184,11 @@ impl Simulator {
                 .map_err(|source| SimulatorError::StateFile { path: path.clone(), source })?,
             None => Account::new(seed),
         };
-        let cannot_listen = |source| SimulatorError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
-        let address = listener.local_addr().map_err(cannot_listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let mqtt = match config.mqtt {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let shared = Arc::new(Shared {
             world: Mutex::new(World::new(&config, account, seed)),
             latency: config.latency,
@@ -195,12 +202,22 @@ impl Simulator {
             server: tokio::spawn(serve(listener, shared.clone())),
             saver: tokio::spawn(save_changes(shared.clone())),
         };
-        Ok(Self { address, config, shared, tasks: Some(tasks) })
+        let mqtt_address = mqtt.map(|(listener, address)| {
+            // Ends by itself when the simulator stops.
+            tokio::spawn(mqtt::serve(listener, shared.clone()));
+            address
+        });
+        Ok(Self { address, mqtt_address, config, shared, tasks: Some(tasks) })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where devices sign in, if they can.
+    pub fn mqtt_addr(&self) -> Option<SocketAddr> {
+        self.mqtt_address
     }
 
     /// `http://ADDR`, as a client's endpoint.
@@ -244,7 +261,24 @@ impl Simulator {
     /// Lets a device no longer sign in, as `DisableThing` does. Answers with
     /// whether there is one of that name.
     pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
-        self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = true))
+        self.change(|devices, _| devices.change(product_key, device_name, Device::disable))
+    }
+
+    /// Lets a disabled device sign in again, as `EnableThing` does. Answers with
+    /// whether there is one of that name.
+    pub fn enable(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
+    }
+
+    /// Has a device that was registered before, without a call; replaces one of its
+    /// name.
+    pub fn insert(&self, certificate: &Certificate) {
+        self.change(|devices, now_ms| {
+            let Certificate { product_key, device_name, device_secret } = certificate;
+            devices.create(product_key, device_name, "", now_ms);
+            let secret = device_secret.expose().to_owned();
+            devices.change(product_key, device_name, |device| device.device_secret = secret)
+        });
     }
 
     /// Deletes a device, as `DeleteDevice` does. Answers with whether there was one
@@ -335,6 +369,13 @@ impl Shared {
         let Some(text) = self.world().changed_state()? else { return Ok(()) };
         write_atomically(path, &text).inspect_err(|_| self.world().mark_changed())
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), SimulatorError> {
+    let cannot_listen = |source| SimulatorError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let local = listener.local_addr().map_err(cannot_listen)?;
+    Ok((listener, local))
 }
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
