@@ -2,6 +2,8 @@
 //! device, by Mosquitto's client, and by those who have no right to.
 #![cfg(feature = "simulation")]
 
+mod support;
+
 use std::time::Duration;
 
 use certdist::{
@@ -14,6 +16,7 @@ use certdist::{
     },
     simulated_device::sign_in,
 };
+use support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -185,6 +188,44 @@ async fn stopping_ends_the_devices_connections() {
     let (mut stream, _) = connect(&broker, &login(&certificate), 60).await;
     simulator.shutdown().await.unwrap();
     assert!(is_closed(&mut stream).await);
+}
+
+#[test]
+fn the_commands_show_the_whole_life_of_a_device() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--mqtt", "127.0.0.1:0"]);
+    let broker = format!("mqtt://{}", simulator.next_address());
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    site.import("deviceId,enrollment\nSN000001,plug\n");
+    let server = site.serve();
+    let device = |connect: &[&str]| {
+        let (server, psk) = (server.address.to_string(), hex::encode(SHARED_KEY));
+        let arguments = [
+            "device-sim",
+            "--server",
+            &server,
+            "--identity",
+            SHARED_IDENTITY,
+            "--psk",
+            &psk,
+            "--sn",
+            "SN000001",
+        ];
+        site.run(&[&arguments, connect].concat())
+    };
+    let output = device(&["--connect", &broker]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines[0]["deviceName"], "SN000001");
+    assert_eq!(lines[1..], [serde_json::json!({ "signedIn": broker })]);
+
+    assert_eq!(simulator.stop(), Some(0));
+    let output = device(&["--connect", &broker]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("the MQTT connection failed"), "{}", stderr(&output));
+    assert_eq!(device(&["--connect", "tcp://127.0.0.1:1"]).status.code(), Some(2));
 }
 
 /// Mosquitto's `mosquitto_pub`, which `make clients` installs.
