@@ -73,7 +73,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     let running = Running::start(&config).await?;
     println!("certdist                 coaps://{}", running.address());
 
-    let outcome = provision(&args, running.address(), &cloud).await;
+    let outcome = provision(&args, &running, &cloud).await;
     if outcome.is_ok() {
         println!("\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n");
         println!("  {}\n", coap_client(running.address()));
@@ -177,7 +177,8 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
 }
 
 /// Powers all devices on, and holds each answer against what it must be.
-async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result<()> {
+async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<()> {
+    let server = running.address();
     let started = Instant::now();
     let first = fetch_all(args.devices, server).await?;
     let took = started.elapsed();
@@ -190,7 +191,11 @@ async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result
         args.devices
     );
     let calls = || cloud.stats().calls.get("RegisterDevice").copied().unwrap_or(0);
-    println!("registered               {registered}, with {} RegisterDevice calls", calls());
+    let batches = cloud.stats().calls.get("BatchRegisterDeviceWithApplyId").copied().unwrap_or(0);
+    println!(
+        "registered               {registered}, with {} RegisterDevice calls and {batches} batches",
+        calls()
+    );
     // Those that were imported are at the cloud as well.
     ensure!(
         cloud.stats().devices == u64::from(args.devices),
@@ -208,7 +213,12 @@ async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result
     ensure!(calls() == before, "registered a second time");
     println!("powered on again         {} devices, the same certificates, no new registration", again.len());
 
-    sign_in(first, cloud).await?;
+    let signed_in = sign_in(first, cloud).await?;
+    if signed_in == u64::from(args.devices) {
+        let activated = running.activated().await?;
+        ensure!(activated == signed_in, "activateTime is set for {activated} of {signed_in} devices");
+        println!("activateTime             set for all of them, as the cloud tells it");
+    }
 
     match device(server, "STRANGER".into()).fetch().await? {
         Answer::Refused { code, title, .. } if code == "4.04" => {
@@ -220,7 +230,7 @@ async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result
 }
 
 /// Has devices sign in with what they got: what certificates are for.
-async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<()> {
+async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
     let broker = cloud.mqtt_addr().context("the simulated cloud takes no devices")?.to_string();
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
@@ -239,8 +249,8 @@ async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> 
         ensure!(matches!(status, Some("ONLINE" | "OFFLINE")), "{name} is {status:?} after it signed in");
         count += 1;
     }
-    println!("signed in over MQTT      {count} devices, each with its certificate, and active since");
-    Ok(())
+    println!("signed in over MQTT      {count} devices, each with its certificate");
+    Ok(count)
 }
 
 async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Certificate>> {

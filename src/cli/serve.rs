@@ -139,6 +139,20 @@ impl Running {
         self.server.address()
     }
 
+    /// Looks at all devices at the cloud, as the server does from time to time. Answers
+    /// with how many have signed in there.
+    #[cfg(feature = "simulation")]
+    pub(super) async fn activated(&self) -> Result<u64> {
+        self.registrar.sweep().await?;
+        let (mut activated, mut after) = (0, None);
+        loop {
+            let rows = self.rooms.store.rows_after(after.as_ref(), 1000).await?;
+            let Some(last) = rows.last() else { return Ok(activated) };
+            after = Some(last.id.clone());
+            activated += rows.iter().filter(|row| row.activated.is_some()).count() as u64;
+        }
+    }
+
     /// Takes over the enrollments, and how often may be asked, of a configuration
     /// that has changed.
     pub fn reload(&self, config: &Config) {
