@@ -243,7 +243,7 @@ impl Registrar {
             let flights = parts.remove(&batch.id).unwrap_or_default();
             let registrar = self.clone();
             self.runtime.spawn(async move {
-                if batch.apply_id.is_some() {
+                if !flights.is_empty() {
                     registrar.resume_batch(batch, flights).await;
                 } else if let Err(error) = registrar.store.close_batch(batch.id).await {
                     tracing::warn!(%error, "a batch could not be closed in the journal");
