@@ -1,6 +1,6 @@
 //! What becomes of devices after they have their certificates: a walk through the
-//! table, a hundred at a time, that keeps `activateTime` true and notices what somebody
-//! has disabled or deleted at IoT Platform.
+//! table, a hundred at a time, that keeps `activateTime` and `registerTime` true and
+//! notices what somebody has disabled or deleted at IoT Platform.
 
 use std::{
     collections::HashMap,
@@ -98,7 +98,7 @@ impl Registrar {
             let sighting = match found.get(name) {
                 Some(device) => seen(device),
                 None => match self.is_deleted(product_key, name).await {
-                    Ok(None) => Sighting { activated: None, state: Some(CloudState::Deleted) },
+                    Ok(None) => Sighting { state: Some(CloudState::Deleted), ..Sighting::default() },
                     Ok(Some(device)) => seen(&device),
                     Err(error) => {
                         tracing::warn!(device = %row.id, %error, "a device could not be looked at");
@@ -108,7 +108,8 @@ impl Registrar {
                 },
             };
             let activated = row.activated.or(sighting.activated);
-            if (activated, sighting.state) != (row.activated, row.cloud_state) {
+            let registered = sighting.registered.or(row.registered);
+            if (activated, registered, sighting.state) != (row.activated, row.registered, row.cloud_state) {
                 if let Some(state) = sighting.state.filter(|state| Some(*state) != row.cloud_state) {
                     tracing::warn!(device = %row.id, ?state, "somebody has changed a device at IoT Platform; see `certdist device show`");
                 }
@@ -134,5 +135,9 @@ impl Registrar {
 }
 
 fn seen(device: &CloudDevice) -> Sighting {
-    Sighting { activated: device.activated, state: device.disabled.then_some(CloudState::Disabled) }
+    Sighting {
+        registered: device.created,
+        activated: device.activated,
+        state: device.disabled.then_some(CloudState::Disabled),
+    }
 }
