@@ -8,6 +8,7 @@ mod iot_platform;
 mod restart;
 
 use std::{
+    collections::HashSet,
     env, fs,
     net::SocketAddr,
     ops::RangeInclusive,
@@ -52,6 +53,9 @@ pub struct Config {
     pub plain_coap: Option<PlainCoap>,
     /// At least one.
     pub enrollments: Vec<Enrollment>,
+    /// Names of enrollments in which a name that exists at IoT Platform, and that this
+    /// server did not register, is left alone.
+    pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
 }
@@ -145,13 +149,22 @@ impl Config {
             all.of_file("no [[enrollment]]: at least one is needed, or no device can prove who it is");
         }
         let mut names = Vec::new();
-        let mut enrollments = Vec::new();
+        let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         for mut table in tables {
             let name = table.values.name.clone();
             if names.contains(&name) {
                 table.wrong(all, &["name"], "is there twice");
             }
             let requests = read_enrollment_limits(&mut table, all);
+            // A shared key is in every device: what exists under a name that its holder
+            // chose may be anybody's.
+            let usual = match table.values.kind {
+                file::Kind::Shared => file::Existing::Refuse,
+                file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
+            };
+            if table.values.existing.unwrap_or(usual) == file::Existing::Refuse {
+                refuse_existing.insert(name.clone());
+            }
             let enrollment = read_enrollment(&mut table, folder, &enrollments, all);
             limits.requests.enrollments.insert(name.clone(), requests);
             names.push(name);
@@ -171,6 +184,7 @@ impl Config {
             admin: admin.map(|admin| admin.values.listen),
             plain_coap: plain_coap.flatten(),
             enrollments,
+            refuse_existing,
             limits,
         })
     }

@@ -1,12 +1,14 @@
 //! A device as firmware would have it, on a foreign DTLS stack: PSK handshake,
-//! one confirmable request for `/cert`, its answer, piggybacked or separate. It
-//! shares no code with the server but coap-lite's message format.
+//! one confirmable request for `/cert`, its answer, piggybacked or separate; then
+//! signing in with what it got. It shares no code with the server but coap-lite's
+//! message format.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, ResponseType};
 use minicbor::{Decoder, Encoder};
+use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Outgoing, Packet as MqttPacket};
 use tokio::{
     net::UdpSocket,
     time::{Instant, timeout, timeout_at},
@@ -14,7 +16,10 @@ use tokio::{
 use webrtc_dtls::{cipher_suite::CipherSuiteId, config::Config, conn::DTLSConn};
 use webrtc_util::Conn;
 
-use crate::device::{Certificate, Secret};
+use crate::{
+    device::{Certificate, Secret},
+    iot_platform::sign_in::{Login, SignMethod},
+};
 
 /// RFC 7252 §4.8: how long the first transmission waits for its answer, and how
 /// often the request is sent again.
@@ -150,6 +155,37 @@ impl SimulatedDevice {
         }
         packet
     }
+}
+
+/// How often a device that is signed in says so, at the latest.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// Signs in over MQTT with a certificate, at `broker` as `HOST:PORT`, and goes again.
+///
+/// # Errors
+///
+/// When nobody answers within `patience`, or the certificate is refused.
+pub async fn sign_in(certificate: &Certificate, broker: &str, patience: Duration) -> Result<()> {
+    let (host, port) = broker.rsplit_once(':').context("a broker is HOST:PORT")?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let login = Login::new(certificate, SignMethod::HmacSha256, jiff::Timestamp::now().as_millisecond());
+    let mut options = MqttOptions::new(login.client_id, host, port.parse().context("a broker is HOST:PORT")?);
+    options.set_credentials(login.user_name, login.password.expose()).set_keep_alive(KEEP_ALIVE);
+    let (client, mut events) = AsyncClient::new(options, 1);
+    let session = async {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(MqttPacket::ConnAck(_))) => client.disconnect().await?,
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => return Ok(()),
+                Ok(_) => {}
+                Err(ConnectionError::ConnectionRefused(code)) => {
+                    bail!("IoT Platform refuses the certificate with return code {} ({code:?})", code as u8);
+                }
+                Err(error) => return Err(anyhow!(error).context("the MQTT connection failed")),
+            }
+        }
+    };
+    timeout(patience, session).await.map_err(|_| anyhow!("not signed in within {patience:?}"))?
 }
 
 /// A device that holds a session.

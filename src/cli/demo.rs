@@ -22,7 +22,7 @@ use crate::{
         simulator::{Simulator, SimulatorConfig},
     },
     registrar,
-    simulated_device::{Answer, SimulatedDevice},
+    simulated_device::{self, Answer, SimulatedDevice},
     table_file::{self, Enrollments, KnownEnrollment},
 };
 
@@ -44,6 +44,10 @@ pub struct Args {
 
 /// Handshakes at once: the simulated device is the slow part.
 const AT_ONCE: usize = 64;
+/// Devices that sign in at most: each leaves a port of loopback behind, for a minute.
+const MAX_SIGN_INS: usize = 2000;
+/// When a device gives up.
+const PATIENCE: Duration = Duration::from_secs(90);
 const PRODUCT: &str = "a1DemoProduct";
 /// The key of the demo's shared enrollment: text, so that it fits a command line.
 const SHARED_IDENTITY: &str = "demo-batch";
@@ -55,17 +59,21 @@ pub(super) async fn run(args: Args) -> Outcome {
     let folder = Folder::new()?;
     let cloud = Simulator::start(SimulatorConfig {
         latency: Duration::from_millis(20),
+        mqtt: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         ..SimulatorConfig::default()
     })
     .await
     .context("the simulated cloud does not start")?;
     println!("simulated IoT Platform   {}", cloud.endpoint());
+    for number in 1..=args.devices {
+        imported(number).inspect(|certificate| cloud.insert(certificate));
+    }
     let config = configuration(&folder, &cloud)?;
     import(&folder, &config, args.devices)?;
     let running = Running::start(&config).await?;
     println!("certdist                 coaps://{}", running.address());
 
-    let outcome = provision(&args, running.address(), &cloud).await;
+    let outcome = provision(&args, &running, &cloud).await;
     if outcome.is_ok() {
         println!("\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n");
         println!("  {}\n", coap_client(running.address()));
@@ -128,8 +136,12 @@ fn serial_number(number: u32) -> String {
 }
 
 /// Every fifth device has its certificate already, as after a migration.
-fn imported_secret(number: u32) -> Option<String> {
-    number.is_multiple_of(5).then(|| format!("{number:032x}"))
+fn imported(number: u32) -> Option<Certificate> {
+    number.is_multiple_of(5).then(|| Certificate {
+        product_key: PRODUCT.into(),
+        device_name: serial_number(number),
+        device_secret: Secret::new(format!("{number:032x}")),
+    })
 }
 
 fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure> {
@@ -138,8 +150,8 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
     writeln!(file, "deviceId,deviceName,deviceSecret")?;
     for number in 1..=devices {
         let sn = serial_number(number);
-        match imported_secret(number) {
-            Some(secret) => writeln!(file, "{sn},{sn},{secret}")?,
+        match imported(number) {
+            Some(certificate) => writeln!(file, "{sn},{sn},{}", certificate.device_secret.expose())?,
             None => writeln!(file, "{sn},,")?,
         }
     }
@@ -160,16 +172,17 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some(sn),
-        patience: Duration::from_secs(90),
+        patience: PATIENCE,
     }
 }
 
 /// Powers all devices on, and holds each answer against what it must be.
-async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result<()> {
+async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<()> {
+    let server = running.address();
     let started = Instant::now();
     let first = fetch_all(args.devices, server).await?;
     let took = started.elapsed();
-    let registered = first.keys().filter(|number| imported_secret(**number).is_none()).count() as u64;
+    let registered = first.keys().filter(|number| imported(**number).is_none()).count() as u64;
     for (number, certificate) in &first {
         check(*number, certificate, cloud)?;
     }
@@ -178,20 +191,34 @@ async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result
         args.devices
     );
     let calls = || cloud.stats().calls.get("RegisterDevice").copied().unwrap_or(0);
-    println!("registered               {registered}, with {} RegisterDevice calls", calls());
+    let batches = cloud.stats().calls.get("BatchRegisterDeviceWithApplyId").copied().unwrap_or(0);
+    println!(
+        "registered               {registered}, with {} RegisterDevice calls and {batches} batches",
+        calls()
+    );
+    // Those that were imported are at the cloud as well.
     ensure!(
-        cloud.stats().devices == registered,
-        "the cloud has {} devices, expected {registered}",
-        cloud.stats().devices
+        cloud.stats().devices == u64::from(args.devices),
+        "the cloud has {} devices, expected {}",
+        cloud.stats().devices,
+        args.devices
     );
 
+    let before = calls();
     let again = fetch_all(args.devices.min(5), server).await?;
     ensure!(
         again.iter().all(|(number, certificate)| first.get(number) == Some(certificate)),
         "another certificate the second time"
     );
-    ensure!(cloud.stats().devices == registered, "registered a second time");
+    ensure!(calls() == before, "registered a second time");
     println!("powered on again         {} devices, the same certificates, no new registration", again.len());
+
+    let signed_in = sign_in(first, cloud).await?;
+    if signed_in == u64::from(args.devices) {
+        let activated = running.activated().await?;
+        ensure!(activated == signed_in, "activateTime is set for {activated} of {signed_in} devices");
+        println!("activateTime             set for all of them, as the cloud tells it");
+    }
 
     match device(server, "STRANGER".into()).fetch().await? {
         Answer::Refused { code, title, .. } if code == "4.04" => {
@@ -200,6 +227,30 @@ async fn provision(args: &Args, server: SocketAddr, cloud: &Simulator) -> Result
         other => return Err(anyhow!("a device that is not in the table was answered {other:?}")),
     }
     Ok(())
+}
+
+/// Has devices sign in with what they got: what certificates are for.
+async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
+    let broker = cloud.mqtt_addr().context("the simulated cloud takes no devices")?.to_string();
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for certificate in certificates.into_values().take(MAX_SIGN_INS) {
+        let (turn, broker) = (turns.clone().acquire_owned().await?, broker.clone());
+        tasks.spawn(async move {
+            let outcome = simulated_device::sign_in(&certificate, &broker, PATIENCE).await;
+            drop(turn);
+            outcome.map(|()| certificate.device_name)
+        });
+    }
+    let mut count = 0;
+    while let Some(done) = tasks.join_next().await {
+        let name = done??;
+        let status = cloud.status(PRODUCT, &name);
+        ensure!(matches!(status, Some("ONLINE" | "OFFLINE")), "{name} is {status:?} after it signed in");
+        count += 1;
+    }
+    println!("signed in over MQTT      {count} devices, each with its certificate");
+    Ok(count)
 }
 
 async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Certificate>> {
@@ -228,14 +279,8 @@ async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Cert
 
 fn check(number: u32, certificate: &Certificate, cloud: &Simulator) -> Result<()> {
     let sn = serial_number(number);
-    let expected = match imported_secret(number) {
-        Some(secret) => Certificate {
-            product_key: PRODUCT.into(),
-            device_name: sn.clone(),
-            device_secret: Secret::new(secret),
-        },
-        None => cloud.device(PRODUCT, &sn).with_context(|| format!("{sn} is not at the cloud"))?,
-    };
+    let at_cloud = cloud.device(PRODUCT, &sn).with_context(|| format!("{sn} is not at the cloud"))?;
+    let expected = imported(number).unwrap_or(at_cloud);
     ensure!(*certificate == expected, "{sn} got a certificate that is not its own");
     Ok(())
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{ConfigArgs, Failure, Outcome, open_store};
 use crate::{
     device::DeviceId,
-    store::{DeviceRow, DeviceState, Store, UnixSeconds},
+    store::{CloudState, DeviceRow, DeviceState, Store, UnixSeconds},
 };
 
 /// Shows or changes one device
@@ -110,6 +110,14 @@ fn state(row: &DeviceRow) -> &'static str {
     }
 }
 
+/// What is wrong with it there, and what mends it.
+fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
+    row.cloud_state.map(|state| match state {
+        CloudState::Disabled => "disabled there: it cannot sign in until somebody enables it there",
+        CloudState::Deleted => "deleted there: `certdist device reset` has it registered anew",
+    })
+}
+
 fn time(seconds: Option<UnixSeconds>) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds?).ok()?;
     Some(time.to_string())
@@ -130,6 +138,7 @@ fn as_text(row: &DeviceRow) -> String {
         ("first issued", or_dash(time(row.first_issued))),
         ("activated", or_dash(time(row.activated))),
         ("refused", or_dash(row.refusal.clone())),
+        ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
     ]
     .iter()
     .map(|(label, value)| format!("{label:13} {value}\n"))
@@ -149,5 +158,9 @@ fn as_json(row: &DeviceRow) -> serde_json::Value {
         "firstIssued": time(row.first_issued),
         "activateTime": time(row.activated),
         "refusal": row.refusal,
+        "cloudState": row.cloud_state.map(|state| match state {
+            CloudState::Disabled => "disabled",
+            CloudState::Deleted => "deleted",
+        }),
     })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::{Failure, Outcome};
-use crate::simulated_device::{Answer, SimulatedDevice};
+use crate::simulated_device::{Answer, SimulatedDevice, sign_in};
 
 /// Simulates a device that powers on and asks for its certificate
 #[derive(clap::Args)]
@@ -15,7 +15,8 @@ Example: a device of a shared enrollment
   certdist device-sim --server 127.0.0.1:5684 --identity plug-batch-7 \\
     --psk 000102030405060708090a0b0c0d0e0f --sn SN00000001
 
-Prints the certificate as JSON. A refusal is an error that tells its code.")]
+Prints the certificate as JSON, and another line of it once it has signed in, if it is to.
+A refusal is an error that tells its code.")]
 pub struct Args {
     /// Where certdist listens
     #[arg(long, value_name = "ADDR:PORT")]
@@ -29,6 +30,9 @@ pub struct Args {
     /// Serial number to ask with; without one, the identity is the device
     #[arg(long, value_name = "SN")]
     sn: Option<String>,
+    /// Where to sign in with the certificate, over MQTT, such as the simulator's --mqtt
+    #[arg(long, value_name = "mqtt://HOST:PORT", value_parser = broker)]
+    connect: Option<String>,
     /// When to give up, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
@@ -36,13 +40,8 @@ pub struct Args {
 
 pub(super) async fn run(args: Args) -> Outcome {
     let psk = hex::decode(&args.psk).context("--psk is not hex").map_err(Failure::Usage)?;
-    let device = SimulatedDevice {
-        server: args.server,
-        identity: args.identity,
-        psk,
-        sn: args.sn,
-        patience: Duration::from_secs(args.patience),
-    };
+    let patience = Duration::from_secs(args.patience);
+    let device = SimulatedDevice { server: args.server, identity: args.identity, psk, sn: args.sn, patience };
     match device.fetch().await? {
         Answer::Certificate(certificate) => {
             // This is the device: what it was given is its to show.
@@ -52,11 +51,42 @@ pub(super) async fn run(args: Args) -> Outcome {
                 "deviceSecret": certificate.device_secret.expose(),
             });
             println!("{shown}");
+            if let Some(broker) = args.connect {
+                sign_in(&certificate, &broker, patience).await?;
+                println!("{}", json!({ "signedIn": format!("mqtt://{broker}") }));
+            }
             Ok(())
         }
         Answer::Refused { code, title, max_age } => {
             let again = max_age.map(|seconds| format!("; come back in {seconds} s")).unwrap_or_default();
             Err(anyhow!("{code} {title}{again}").into())
+        }
+    }
+}
+
+/// `HOST:PORT` of `mqtt://HOST:PORT`.
+fn broker(text: &str) -> Result<String, String> {
+    let broker = text.strip_prefix("mqtt://").unwrap_or_default().trim_end_matches('/');
+    let port =
+        broker.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(broker.to_owned()),
+        _ => Err(format!("{text:?} should look like mqtt://127.0.0.1:1883")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_is_a_url_with_host_and_port() {
+        assert_eq!(broker("mqtt://127.0.0.1:1883/"), Ok("127.0.0.1:1883".into()));
+        assert_eq!(broker("mqtt://[::1]:1883"), Ok("[::1]:1883".into()));
+        for text in
+            ["", "127.0.0.1:1883", "mqtts://127.0.0.1:8883", "mqtt://:1", "mqtt://host", "mqtt://host:x"]
+        {
+            assert!(broker(text).unwrap_err().contains("mqtt://127.0.0.1:1883"), "{text}");
         }
     }
 }

@@ -8,6 +8,7 @@ mod device;
 pub mod device_sim;
 mod export;
 mod import;
+mod register;
 pub mod serve;
 #[cfg(feature = "simulation")]
 pub mod simulator;
@@ -60,6 +61,7 @@ enum Command {
     Serve(serve::Args),
     Import(import::Args),
     Export(export::Args),
+    Register(register::Args),
     Device(device::Args),
     /// Checks the configuration, and the keys and credentials that it refers to
     CheckConfig(ConfigArgs),
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => runtime().and_then(|runtime| runtime.block_on(serve::run(args))),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Register(args) => runtime().and_then(|runtime| runtime.block_on(register::run(args))),
         Command::Device(args) => runtime().and_then(|runtime| runtime.block_on(device::run(args))),
         Command::CheckConfig(args) => check_config(&args),
         #[cfg(feature = "simulation")]

@@ -104,7 +104,7 @@ impl Running {
     /// Opens the store, takes up what a crash has left, and starts to listen.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
         let store: Arc<dyn Store> = open_store(config)?;
-        let (cloud, limits) = cloud(config.iot_platform.as_ref()).map_err(Failure::Usage)?;
+        let (cloud, limits) = cloud(config).map_err(Failure::Usage)?;
         let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
         let rooms = Rooms {
@@ -130,6 +130,7 @@ impl Running {
         if recovered > 0 {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
+        registrar.start_sweeps();
         Ok(Self { server, rooms, registrar, drain: config.limits.drain, _plain: plain })
     }
 
@@ -138,9 +139,24 @@ impl Running {
         self.server.address()
     }
 
+    /// Looks at all devices at the cloud, as the server does from time to time. Answers
+    /// with how many have signed in there.
+    #[cfg(feature = "simulation")]
+    pub(super) async fn activated(&self) -> Result<u64> {
+        self.registrar.sweep().await?;
+        let (mut activated, mut after) = (0, None);
+        loop {
+            let rows = self.rooms.store.rows_after(after.as_ref(), 1000).await?;
+            let Some(last) = rows.last() else { return Ok(activated) };
+            after = Some(last.id.clone());
+            activated += rows.iter().filter(|row| row.activated.is_some()).count() as u64;
+        }
+    }
+
     /// Takes over the enrollments, and how often may be asked, of a configuration
     /// that has changed.
     pub fn reload(&self, config: &Config) {
+        self.registrar.set_refuse_existing(config.refuse_existing.clone());
         self.server.reload(&Rooms {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
             service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
@@ -177,15 +193,17 @@ async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinS
     Ok(tasks)
 }
 
-/// The cloud that the configuration names.
-fn cloud(section: Option<&config::IotPlatform>) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
-    let Some(section) = section else {
-        return Ok((Arc::new(NoCloud), registrar::Config::default()));
+/// The cloud that the configuration names, and how it is to be called.
+pub(super) fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
+    let Some(section) = &config.iot_platform else {
+        let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
+        return Ok((Arc::new(NoCloud), limits));
     };
     let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
     let reader = client.clone();
     tokio::spawn(async move { reader.read_credentials().await });
-    Ok((client, section.registrar.clone()))
+    let refuse_existing = config.refuse_existing.clone();
+    Ok((client, registrar::Config { refuse_existing, ..section.registrar.clone() }))
 }
 
 /// Stands for the cloud when none is configured: every registration is the

@@ -29,6 +29,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8086")]
     listen: SocketAddr,
 
+    /// Where devices sign in with their certificates, over MQTT; off when absent
+    #[arg(long, value_name = "ADDR:PORT")]
+    mqtt: Option<SocketAddr>,
+
     /// The access key that is accepted
     #[arg(
         long,
@@ -65,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
     batch_delay: Duration,
 
-    /// Where devices are kept over a restart; in memory only when absent
+    /// Where devices and batches are kept over a restart; in memory only when absent
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
@@ -100,7 +104,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
              ALIBABA_CLOUD_ACCESS_KEY_SECRET={DEFAULT_ACCESS_KEY_SECRET}"
         );
     }
-    announce(simulator.addr()).context("cannot write to standard output")?;
+    announce(&simulator).context("cannot write to standard output")?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -108,11 +112,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     simulator.shutdown().await.context("cannot write the simulator's state file")
 }
 
-fn announce(address: SocketAddr) -> io::Result<()> {
+fn announce(simulator: &Simulator) -> io::Result<()> {
     use io::Write as _;
 
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "listening on http://{address}")?;
+    writeln!(stdout, "listening on {}", simulator.endpoint())?;
+    if let Some(address) = simulator.mqtt_addr() {
+        writeln!(stdout, "listening on mqtt://{address}")?;
+    }
     stdout.flush()
 }
 
@@ -120,6 +127,7 @@ fn config(args: Args) -> SimulatorConfig {
     let default = SimulatorConfig::default();
     SimulatorConfig {
         listen: args.listen,
+        mqtt: args.mqtt,
         access_key_id: args.access_key_id.unwrap_or(default.access_key_id),
         access_key_secret: args.access_key_secret.unwrap_or(default.access_key_secret),
         latency: args.latency,
@@ -139,8 +147,8 @@ fn explained(error: SimulatorError) -> anyhow::Error {
     match &error {
         SimulatorError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
             anyhow::anyhow!(
-                "{address} is in use by another program; stop it, or choose another port with --listen \
-                 (port 0 takes a free one)"
+                "{address} is in use by another program; stop it, or choose another port with --listen or \
+                 --mqtt (port 0 takes a free one)"
             )
         }
         _ => error.into(),
@@ -213,12 +221,13 @@ mod tests {
 
     #[test]
     fn every_option_arrives() {
-        let line = "x --listen 127.0.0.1:0 --access-key-id id --access-key-secret hush --latency 50ms --limits real \
+        let line = "x --listen 127.0.0.1:0 --mqtt 127.0.0.1:1883 --access-key-id id --access-key-secret hush --latency 50ms --limits real \
                     --fail-rate 0.5 --batch-delay 5s --state state.json --product a1 --product a2";
         let args =
             Command::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}")).args;
         let config = config(args);
         assert_eq!(config.listen, "127.0.0.1:0".parse().unwrap());
+        assert_eq!(config.mqtt, Some("127.0.0.1:1883".parse().unwrap()));
         assert_eq!((config.access_key_id.as_str(), config.access_key_secret.expose()), ("id", "hush"));
         assert_eq!((config.latency, config.batch_delay), (Duration::from_millis(50), Duration::from_secs(5)));
         assert_eq!((config.limits, config.fail_rate), (simulator::Limits::Real, 0.5));

@@ -1,7 +1,7 @@
 //! The file as it is written: its sections, their keys, and what each value alone
 //! must be. What values say together is checked a room above.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -59,6 +59,22 @@ pub(super) struct IotPlatform {
     pub(super) connect_timeout: Option<Seconds>,
     pub(super) first_byte_timeout: Option<Seconds>,
     pub(super) timeout: Option<Seconds>,
+    pub(super) batches: Option<bool>,
+    pub(super) sweep: Option<Sweep>,
+}
+
+/// `300`, or `"off"`.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(untagged, expecting = "expected seconds, 1 or more, or \"off\"")]
+pub(super) enum Sweep {
+    Seconds(NonZeroU64),
+    Off(Off),
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Off {
+    Off,
 }
 
 impl Section for IotPlatform {
@@ -171,6 +187,7 @@ pub(super) struct Enrollment {
     pub(super) identity: Option<String>,
     pub(super) key: Option<String>,
     pub(super) reissue: Option<String>,
+    pub(super) existing: Option<Existing>,
     pub(super) requests: Option<Rate>,
     pub(super) refused_lookups: Option<Rate>,
 }
@@ -187,6 +204,14 @@ pub(super) enum Kind {
     Individual,
     Derived,
     Shared,
+}
+
+/// What becomes of a device whose name exists at IoT Platform already.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Existing {
+    Adopt,
+    Refuse,
 }
 
 #[derive(Deserialize, Default)]

@@ -58,7 +58,18 @@ pub(super) fn read(
         ca_file,
         ..ClientConfig::new(section.endpoint, section.region, credentials?)
     };
-    Some(IotPlatform { client, registrar: registrar::Config { qps, ..registrar::Config::default() } })
+    let defaults = registrar::Config::default();
+    let registrar = registrar::Config {
+        qps,
+        max_batches: if section.batches.unwrap_or(true) { defaults.max_batches } else { 0 },
+        sweep_pause: match section.sweep {
+            None => defaults.sweep_pause,
+            Some(file::Sweep::Seconds(seconds)) => Some(Duration::from_secs(seconds.get())),
+            Some(file::Sweep::Off(file::Off::Off)) => None,
+        },
+        ..defaults
+    };
+    Some(IotPlatform { client, registrar })
 }
 
 fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {

@@ -390,6 +390,8 @@ fn what_takes_a_restart_is_told_by_its_keys() {
         ("region = \"r\"", "region = \"s\"", "[iot_platform] region"),
         ("region", "instance_id = \"i\"\nregion", "[iot_platform] instance_id"),
         ("region", "qps = 1\nregion", "[iot_platform] qps"),
+        ("region", "batches = false\nregion", "[iot_platform] batches"),
+        ("region", "sweep = \"off\"\nregion", "[iot_platform] sweep"),
         ("ecs-role", "ecs-role:certdist", "[iot_platform] credentials"),
         ("region", "metadata_token = \"required\"\nregion", "[iot_platform] credentials"),
         ("region", "signature = \"v3\"\nregion", "[iot_platform] signature"),

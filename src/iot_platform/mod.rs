@@ -5,12 +5,14 @@
 
 mod action;
 pub(crate) mod answer;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod batches;
 pub mod client;
 pub mod credentials;
 pub(crate) mod http;
 mod request;
+#[cfg(feature = "simulation")]
+pub mod sign_in;
 pub mod signature;
 pub mod signature_v3;
 #[cfg(feature = "simulation")]

@@ -52,6 +52,11 @@ impl<T> Tasks<T> {
         task
     }
 
+    /// Whether all work is done.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Does the next step of a piece of work; its result when that was the last.
     pub(super) fn poll(&mut self, task: TaskId) -> Option<T> {
         let (work, waker) = self.tasks.get_mut(&task)?;

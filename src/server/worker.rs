@@ -40,6 +40,12 @@ const MAX_BATCHES: usize = 16;
 /// answered at once.
 const GATHER: Duration = Duration::from_micros(200);
 
+/// How long a worker that was told to stop goes on at most, so that who waits for an
+/// answer has it.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How often it looks then.
+const LAST_LOOK: Duration = Duration::from_millis(20);
+
 /// What a look at the socket says about the time until the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
@@ -172,10 +178,11 @@ impl Worker {
         let mut events = Events::with_capacity(8);
         let mut incoming = Incoming::new();
         let mut load = Load::Quiet;
-        while !self.stop.load(Ordering::Relaxed) {
+        let mut ends = None;
+        while !self.is_over(&mut ends) {
             match load {
                 Load::Quiet => {
-                    let pause = self.pause();
+                    let pause = self.pause(ends.is_some());
                     if let Err(error) = self.poll.poll(&mut events, pause)
                         && error.kind() != io::ErrorKind::Interrupted
                     {
@@ -214,9 +221,20 @@ impl Worker {
         }
     }
 
+    /// Whether this worker was told to stop, and nobody waits for it any more.
+    fn is_over(&self, ends: &mut Option<Instant>) -> bool {
+        if !self.stop.load(Ordering::Relaxed) {
+            return false;
+        }
+        let now = Instant::now();
+        let ends = *ends.get_or_insert(now + LAST_ANSWERS);
+        now >= ends || (self.sides.tasks.is_empty() && self.sides.new_tasks.is_empty())
+    }
+
     /// How long there is nothing to do but wait for others.
-    fn pause(&self) -> Option<Duration> {
-        self.stack.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()))
+    fn pause(&self, stopping: bool) -> Option<Duration> {
+        let pause = self.stack.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
+        if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
     /// Takes what has arrived. A batch that is not full has emptied the socket:

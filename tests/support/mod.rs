@@ -33,6 +33,7 @@ pub struct Process {
     child: Child,
     /// What it announced: the address after `listening on`.
     pub address: SocketAddr,
+    announced: mpsc::Receiver<SocketAddr>,
 }
 
 impl Process {
@@ -54,7 +55,12 @@ impl Process {
             let _ = child.kill();
             panic!("no announcement within 20 s");
         };
-        Self { child, address }
+        Self { child, address, announced }
+    }
+
+    /// The address of the next announcement, of a process that listens at several.
+    pub fn next_address(&self) -> SocketAddr {
+        self.announced.recv_timeout(Duration::from_secs(20)).expect("another announcement within 20 s")
     }
 
     /// Its process ID.

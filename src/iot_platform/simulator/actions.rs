@@ -2,19 +2,29 @@
 //! business level. An action is a line in [`carry_out`] and a function; the time
 //! is an argument.
 
+mod batch;
+
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{
-    devices::{Device, Devices},
+    account::Account,
+    devices::Device,
     request::{Parameters, Refusal},
 };
-use crate::{device::is_device_name, iot_platform::Action};
+use crate::{
+    device::is_device_name,
+    iot_platform::{Action, MAX_QUERY},
+};
 
 /// What an action works on.
 pub(super) struct Context<'a> {
-    pub devices: &'a mut Devices,
+    pub account: &'a mut Account,
     /// The product keys that the account has; empty when it has any.
     pub products: &'a [String],
+    /// How long each step of a batch takes.
+    pub batch_delay: Duration,
     /// Milliseconds since 1970.
     pub now_ms: i64,
 }
@@ -35,7 +45,14 @@ pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut C
     match action {
         Action::RegisterDevice => register_device(parameters, context),
         Action::QueryDeviceDetail => query_device_detail(parameters, context),
-        _ => Err(Failure::Refused(Refusal::new(404, "InvalidAction.NotFound", "Not simulated yet."))),
+        Action::BatchCheckDeviceNames => batch::check(parameters, context),
+        Action::QueryBatchRegisterDeviceStatus => batch::status(parameters, context),
+        Action::BatchRegisterDeviceWithApplyId => batch::register(parameters, context),
+        Action::QueryPageByApplyId => batch::page(parameters, context),
+        Action::BatchQueryDeviceDetail => batch_query_device_detail(parameters, context),
+        Action::DisableThing => set_disabled(true, parameters, context),
+        Action::EnableThing => set_disabled(false, parameters, context),
+        Action::DeleteDevice => delete_device(parameters, context),
     }
 }
 
@@ -48,12 +65,12 @@ fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcom
             return business("iot.device.InvalidFormattedDeviceName", "The device name format is incorrect.");
         }
         None => {
-            generated = context.devices.free_name(product_key);
+            generated = context.account.devices.free_name(product_key);
             &generated
         }
     };
     let nickname = parameters.get("Nickname").unwrap_or_default();
-    match context.devices.create(product_key, device_name, nickname, context.now_ms) {
+    match context.account.devices.create(product_key, device_name, nickname, context.now_ms) {
         Some(device) => Ok(json!({ "Data": {
             "IotId": device.iot_id,
             "ProductKey": device.product_key,
@@ -66,22 +83,66 @@ fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcom
 }
 
 fn query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+    let device = device(parameters, context)?;
+    Ok(json!({ "Data": detail(device, parameters) }))
+}
+
+fn batch_query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+    let product_key = product(parameters, context)?;
+    let names = names(parameters, MAX_QUERY)?;
+    let devices = names.iter().filter_map(|name| context.account.devices.get(product_key, name));
+    let details: Vec<_> = devices.map(|device| detail(device, parameters)).collect();
+    Ok(json!({ "Data": { "Data": details } }))
+}
+
+fn set_disabled(disabled: bool, parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+    let Device { product_key, device_name, .. } = device(parameters, context)?.clone();
+    context.account.devices.change(&product_key, &device_name, |device| match disabled {
+        true => device.disable(),
+        false => device.disabled = false,
+    });
+    Ok(json!({}))
+}
+
+fn delete_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+    let Device { product_key, device_name, .. } = device(parameters, context)?.clone();
+    context.account.devices.remove(&product_key, &device_name);
+    Ok(json!({}))
+}
+
+/// The device that a call is about: by `IotId`, or by product and name.
+fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a Device, Failure> {
     let device = match parameters.get("IotId") {
-        Some(iot_id) => context.devices.get_by_iot_id(iot_id),
+        Some(iot_id) => context.account.devices.get_by_iot_id(iot_id),
         None => {
             let product_key = product(parameters, context)?;
             let device_name = required(parameters, "DeviceName")?;
-            context.devices.get(product_key, device_name)
+            context.account.devices.get(product_key, device_name)
         }
     };
-    match device {
-        Some(device) => Ok(json!({ "Data": detail(device, parameters) })),
-        None => business("iot.device.NotExistedDevice", "The device does not exist."),
+    device.ok_or(Failure::Business {
+        code: "iot.device.NotExistedDevice",
+        message: "The device does not exist.",
+    })
+}
+
+/// `DeviceName.1` and following, 1 to `most`.
+fn names(parameters: &Parameters, most: usize) -> Result<Vec<String>, Failure> {
+    let names: Vec<_> = parameters.numbered("DeviceName.", "").map(str::to_owned).collect();
+    match names.len() {
+        0 => Err(Failure::Business {
+            code: "iot.device.NoneDeviceNameElement",
+            message: "The device name list cannot be empty.",
+        }),
+        count if count > most => Err(Failure::Business {
+            code: "iot.device.DeviceCountExceeded",
+            message: "The number of devices exceeds the limit.",
+        }),
+        _ => Ok(names),
     }
 }
 
 fn detail(device: &Device, parameters: &Parameters) -> Value {
-    let status = if device.activated.is_some() { "OFFLINE" } else { "UNACTIVE" };
     json!({
         "IotId": device.iot_id,
         "ProductKey": device.product_key,
@@ -94,13 +155,13 @@ fn detail(device: &Device, parameters: &Parameters) -> Value {
         "NodeType": 0,
         "Owner": true,
         "Region": parameters.get("RegionId").unwrap_or("cn-shanghai"),
-        "Status": status,
+        "Status": device.status(),
         "GmtCreate": gmt(Some(device.created)),
         "UtcCreate": utc(Some(device.created)),
         "GmtActive": gmt(device.activated),
         "UtcActive": utc(device.activated),
-        "GmtOnline": gmt(device.activated),
-        "UtcOnline": utc(device.activated),
+        "GmtOnline": gmt(device.signed_in),
+        "UtcOnline": utc(device.signed_in),
     })
 }
 
@@ -141,12 +202,13 @@ mod tests {
     fn call(
         action: Action,
         query: &str,
-        devices: &mut Devices,
+        account: &mut Account,
         products: &[String],
     ) -> Result<Value, String> {
         let mut parameters = Parameters::default();
         parameters.read_form(query.as_bytes()).unwrap_or_else(|_| panic!("{query}"));
-        let mut context = Context { devices, products, now_ms: 1_551_342_063_000 };
+        let mut context =
+            Context { account, products, batch_delay: Duration::ZERO, now_ms: 1_551_342_063_000 };
         carry_out(action, &parameters, &mut context).map_err(|failure| match failure {
             Failure::Business { code, .. } => code.to_owned(),
             Failure::Refused(refusal) => refusal.code.into_owned(),
@@ -155,12 +217,12 @@ mod tests {
 
     #[test]
     fn a_registered_device_can_be_queried_by_name_and_by_id() {
-        let mut devices = Devices::new(1);
+        let mut account = Account::new(1);
         let made =
-            call(Action::RegisterDevice, "ProductKey=a1&DeviceName=SN01&Nickname=lamp", &mut devices, &[])
+            call(Action::RegisterDevice, "ProductKey=a1&DeviceName=SN01&Nickname=lamp", &mut account, &[])
                 .unwrap();
         let by_name =
-            call(Action::QueryDeviceDetail, "ProductKey=a1&DeviceName=SN01", &mut devices, &[]).unwrap();
+            call(Action::QueryDeviceDetail, "ProductKey=a1&DeviceName=SN01", &mut account, &[]).unwrap();
         for field in ["IotId", "ProductKey", "DeviceName", "DeviceSecret", "Nickname"] {
             assert_eq!(made["Data"][field], by_name["Data"][field], "{field}");
         }
@@ -171,23 +233,23 @@ mod tests {
             (&"".into(), &"UNACTIVE".into())
         );
         let query = format!("IotId={}", made["Data"]["IotId"].as_str().unwrap());
-        assert_eq!(call(Action::QueryDeviceDetail, &query, &mut devices, &[]).unwrap(), by_name);
+        assert_eq!(call(Action::QueryDeviceDetail, &query, &mut account, &[]).unwrap(), by_name);
     }
 
     #[test]
     fn a_device_without_a_name_gets_one() {
-        let mut devices = Devices::new(1);
-        let made = call(Action::RegisterDevice, "ProductKey=a1", &mut devices, &[]).unwrap();
+        let mut account = Account::new(1);
+        let made = call(Action::RegisterDevice, "ProductKey=a1", &mut account, &[]).unwrap();
         assert!(is_device_name(made["Data"]["DeviceName"].as_str().unwrap()));
-        assert!(call(Action::RegisterDevice, "ProductKey=a1", &mut devices, &[]).is_ok());
-        assert_eq!(devices.len(), 2);
+        assert!(call(Action::RegisterDevice, "ProductKey=a1", &mut account, &[]).is_ok());
+        assert_eq!(account.devices.len(), 2);
     }
 
     #[test]
     fn each_business_error_has_its_code() {
         let products = ["a1".to_owned()];
-        let mut devices = Devices::new(1);
-        call(Action::RegisterDevice, "ProductKey=a1&DeviceName=SN01", &mut devices, &products).unwrap();
+        let mut account = Account::new(1);
+        call(Action::RegisterDevice, "ProductKey=a1&DeviceName=SN01", &mut account, &products).unwrap();
         for (action, query, code) in [
             (Action::RegisterDevice, "ProductKey=a1&DeviceName=SN01", "iot.device.AlreadyExistedDeviceName"),
             (Action::RegisterDevice, "ProductKey=a1&DeviceName=SN1", "iot.device.InvalidFormattedDeviceName"),
@@ -203,8 +265,44 @@ mod tests {
             (Action::QueryDeviceDetail, "ProductKey=a1", "MissingDeviceName"),
             (Action::QueryDeviceDetail, "ProductKey=a2&DeviceName=SN02", "iot.prod.NotExistedProduct"),
         ] {
-            assert_eq!(call(action, query, &mut devices, &products).unwrap_err(), code, "{query}");
+            assert_eq!(call(action, query, &mut account, &products).unwrap_err(), code, "{query}");
         }
-        assert_eq!(devices.len(), 1);
+        assert_eq!(account.devices.len(), 1);
+    }
+
+    #[test]
+    fn a_disabled_device_says_so_until_it_is_enabled_and_a_deleted_one_is_gone() {
+        let mut account = Account::new(1);
+        let device = "ProductKey=a1&DeviceName=SN01";
+        let mut call = |action| call(action, device, &mut account, &[]);
+        call(Action::RegisterDevice).unwrap();
+        for (action, status) in [(Action::DisableThing, "DISABLE"), (Action::EnableThing, "UNACTIVE")] {
+            call(action).unwrap();
+            assert_eq!(call(Action::QueryDeviceDetail).unwrap()["Data"]["Status"], status);
+        }
+        call(Action::DeleteDevice).unwrap();
+        for action in
+            [Action::QueryDeviceDetail, Action::DisableThing, Action::EnableThing, Action::DeleteDevice]
+        {
+            assert_eq!(call(action).unwrap_err(), "iot.device.NotExistedDevice");
+        }
+    }
+
+    #[test]
+    fn of_many_devices_those_that_exist_are_told() {
+        let mut account = Account::new(1);
+        for name in ["SN01", "SN03"] {
+            account.devices.create("a1", name, "", 0);
+        }
+        let mut query =
+            |query: &str| call(Action::BatchQueryDeviceDetail, query, &mut account, &["a1".into()]);
+        let found = query("ProductKey=a1&DeviceName.1=SN03&DeviceName.2=SN02&DeviceName.3=SN01").unwrap();
+        let names: Vec<_> =
+            found["Data"]["Data"].as_array().unwrap().iter().map(|device| &device["DeviceName"]).collect();
+        assert_eq!(names, ["SN03", "SN01"]);
+        let many: String = (1..=101).map(|number| format!("&DeviceName.{number}=SN01")).collect();
+        assert_eq!(query(&format!("ProductKey=a1{many}")).unwrap_err(), "iot.device.DeviceCountExceeded");
+        assert_eq!(query("ProductKey=a1").unwrap_err(), "iot.device.NoneDeviceNameElement");
+        assert_eq!(query("ProductKey=a2&DeviceName.1=SN01").unwrap_err(), "iot.prod.NotExistedProduct");
     }
 }

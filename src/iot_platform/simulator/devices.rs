@@ -1,14 +1,16 @@
-//! The devices that the simulated cloud has, and the file that keeps them over a
-//! restart. Knows neither calls nor who makes them.
+//! The devices that the simulated cloud has. Knows neither calls nor who makes
+//! them.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
-    path::Path,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+
+use crate::iot_platform::batches::Names;
 
 /// A device as the cloud keeps it. Has no `Debug`: it holds a secret.
 #[derive(Clone, Serialize, Deserialize)]
@@ -27,6 +29,57 @@ pub(super) struct Device {
     /// Milliseconds since 1970, once it has signed in.
     #[serde(default)]
     pub activated: Option<i64>,
+    /// Milliseconds since 1970, of the newest time that it signed in.
+    #[serde(default)]
+    pub signed_in: Option<i64>,
+    /// Whether it may not sign in.
+    #[serde(default)]
+    pub disabled: bool,
+    /// Its connection, while it is signed in, which ends when this is notified.
+    /// Nobody is signed in after a restart.
+    #[serde(skip)]
+    session: Option<Arc<Notify>>,
+}
+
+impl Device {
+    /// Notes that it has signed in; the first time activates it.
+    pub fn sign_in(&mut self, now_ms: i64) {
+        self.activated.get_or_insert(now_ms);
+        self.signed_in = Some(now_ms);
+    }
+
+    /// Keeps the connection on which it has signed in, and ends another one.
+    pub fn begin(&mut self, session: Arc<Notify>) {
+        self.end_session();
+        self.session = Some(session);
+    }
+
+    /// Notes that its connection has ended, unless there is a newer one.
+    pub fn sign_out(&mut self, session: &Arc<Notify>) {
+        self.session.take_if(|current| Arc::ptr_eq(current, session));
+    }
+
+    /// Lets it no longer sign in, and ends its connection.
+    pub fn disable(&mut self) {
+        self.disabled = true;
+        self.end_session();
+    }
+
+    fn end_session(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.notify_one();
+        }
+    }
+
+    /// The value of `Status`.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self { disabled: true, .. } => "DISABLE",
+            Self { activated: None, .. } => "UNACTIVE",
+            Self { session: Some(_), .. } => "ONLINE",
+            _ => "OFFLINE",
+        }
+    }
 }
 
 /// All devices, by product and name.
@@ -34,44 +87,28 @@ pub(super) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
     seed: u64,
-}
-
-/// What the state file holds.
-#[derive(Serialize, Deserialize)]
-struct State {
-    devices: Vec<Device>,
+    changes: u64,
 }
 
 impl Devices {
     /// No devices yet. Secrets and IDs of those to come follow from the seed and
     /// the device's name, so that runs are alike whatever the order of calls.
     pub fn new(seed: u64) -> Self {
-        Self { rows: BTreeMap::new(), names_by_iot_id: HashMap::new(), seed }
-    }
-
-    /// The devices of a state file; none when there is no file yet.
-    pub fn load(path: &Path, seed: u64) -> io::Result<Self> {
-        let mut devices = Self::new(seed);
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(devices),
-            Err(error) => return Err(error),
-        };
-        let state: State = serde_json::from_slice(&text)?;
-        for device in state.devices {
-            devices.insert(device);
-        }
-        Ok(devices)
-    }
-
-    /// The text of a state file.
-    pub fn to_json(&self) -> io::Result<Vec<u8>> {
-        let state = State { devices: self.rows.values().cloned().collect() };
-        Ok(serde_json::to_vec_pretty(&state)?)
+        Self { rows: BTreeMap::new(), names_by_iot_id: HashMap::new(), seed, changes: 0 }
     }
 
     pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// All of them, by product and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Device> {
+        self.rows.values()
+    }
+
+    /// How often anything in them was changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub fn get(&self, product_key: &str, device_name: &str) -> Option<&Device> {
@@ -102,6 +139,9 @@ impl Devices {
             nickname: nickname.to_owned(),
             created: now_ms,
             activated: None,
+            signed_in: None,
+            disabled: false,
+            session: None,
         };
         Some(self.insert(device))
     }
@@ -116,7 +156,29 @@ impl Devices {
             .unwrap_or_default()
     }
 
-    fn insert(&mut self, device: Device) -> &Device {
+    /// Changes a device, if there is one of that name.
+    pub fn change<T>(
+        &mut self,
+        product_key: &str,
+        device_name: &str,
+        change: impl FnOnce(&mut Device) -> T,
+    ) -> Option<T> {
+        let device = self.rows.get_mut(&(product_key.to_owned(), device_name.to_owned()))?;
+        self.changes += 1;
+        Some(change(device))
+    }
+
+    /// Removes a device, if there is one of that name.
+    pub fn remove(&mut self, product_key: &str, device_name: &str) -> Option<Device> {
+        let mut device = self.rows.remove(&(product_key.to_owned(), device_name.to_owned()))?;
+        device.end_session();
+        self.names_by_iot_id.remove(&device.iot_id);
+        self.changes += 1;
+        Some(device)
+    }
+
+    pub fn insert(&mut self, device: Device) -> &Device {
+        self.changes += 1;
         let key = (device.product_key.clone(), device.device_name.clone());
         self.names_by_iot_id.insert(device.iot_id.clone(), key.clone());
         self.rows.entry(key).insert_entry(device).into_mut()
@@ -132,28 +194,20 @@ impl Devices {
     }
 }
 
+impl Names for Devices {
+    fn is_taken(&self, product_key: &str, device_name: &str) -> bool {
+        self.get(product_key, device_name).is_some()
+    }
+
+    fn create(&mut self, product_key: &str, device_name: &str, now_ms: i64) -> bool {
+        Devices::create(self, product_key, device_name, "", now_ms).is_some()
+    }
+}
+
 /// 32 letters and digits that follow from 32 bytes.
 fn alphanumeric(bytes: &[u8; 32]) -> String {
     const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     bytes.iter().map(|&byte| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()])).collect()
-}
-
-/// Replaces a file as a whole: whoever reads it, or whatever a crash leaves, is
-/// the old state or the new one.
-pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
-
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // device secrets
-    let mut file = options.open(&beside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&beside, path)
 }
 
 #[cfg(test)]
@@ -203,25 +257,28 @@ mod tests {
     }
 
     #[test]
-    fn the_state_file_gives_the_same_devices_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.json");
-        let mut devices = Devices::load(&path, 1).unwrap();
-        devices.create("a1", "SN01", "lamp", 1_500_000_000_123);
-        write_atomically(&path, &devices.to_json().unwrap()).unwrap();
-        let again = Devices::load(&path, 2).unwrap();
-        let (device, before) = (again.get("a1", "SN01").unwrap(), devices.get("a1", "SN01").unwrap());
-        assert_eq!(device.device_secret, before.device_secret);
-        assert_eq!((device.created, device.nickname.as_str()), (1_500_000_000_123, "lamp"));
-        assert_eq!(again.get_by_iot_id(&before.iot_id).unwrap().device_name, "SN01");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fn a_device_that_was_deleted_leaves_its_name_free() {
+        let mut devices = Devices::new(1);
+        let iot_id = devices.create("a1", "SN01", "", 0).unwrap().iot_id.clone();
+        assert!(devices.remove("a1", "SN01").is_some() && devices.remove("a1", "SN01").is_none());
+        assert!(devices.get_by_iot_id(&iot_id).is_none());
+        assert!(devices.create("a1", "SN01", "", 0).is_some());
     }
 
     #[test]
-    fn a_state_file_that_is_none_is_not_overwritten_but_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.json");
-        fs::write(&path, "[1, 2").unwrap();
-        assert!(Devices::load(&path, 1).is_err());
+    fn the_status_is_the_worst_of_what_holds() {
+        let mut devices = Devices::new(1);
+        devices.create("a1", "SN01", "", 0).unwrap();
+        let session = Arc::new(Notify::new());
+        let mut status = |change: &dyn Fn(&mut Device)| {
+            devices.change("a1", "SN01", change);
+            devices.get("a1", "SN01").unwrap().status()
+        };
+        assert_eq!(status(&|_| {}), "UNACTIVE");
+        assert_eq!(status(&|device| device.sign_in(0)), "OFFLINE");
+        assert_eq!(status(&|device| device.begin(session.clone())), "ONLINE");
+        assert_eq!(status(&|device| device.sign_out(&Arc::new(Notify::new()))), "ONLINE");
+        assert_eq!(status(&|device| device.sign_out(&session)), "OFFLINE");
+        assert_eq!(status(&Device::disable), "DISABLE");
     }
 }

@@ -4,14 +4,16 @@
 //! client, and nothing else.
 //!
 //! The way of a call: `gateway` admits it, `limits` counts it, `faults` may spoil
-//! it, `actions` carries it out on `devices`.
+//! it, `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
 
+mod account;
 mod actions;
 mod connection;
 mod devices;
 mod faults;
 mod gateway;
 mod limits;
+mod mqtt;
 mod request;
 mod world;
 
@@ -38,8 +40,9 @@ use tokio::{
 };
 
 use self::{
+    account::{Account, write_atomically},
     connection::{Line, Listener},
-    devices::{Devices, write_atomically},
+    devices::{Device, Devices},
     request::{HttpRequest, Refusal},
     world::{Reply, Verdict, World},
 };
@@ -65,6 +68,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct SimulatorConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where devices sign in; nowhere when absent.
+    pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
     /// What that key signs with.
@@ -76,9 +81,9 @@ pub struct SimulatorConfig {
     /// How many of the calls fail, 0.0–1.0: some before and some after they are
     /// carried out, and some are only late.
     pub fail_rate: f64,
-    /// How long the cloud works on each step of a batch. No action reads it yet.
+    /// How long the cloud works on each step of a batch.
     pub batch_delay: Duration,
-    /// Where devices are kept over a restart; nowhere when absent.
+    /// Where devices and batches are kept over a restart; nowhere when absent.
     pub state: Option<PathBuf>,
     /// The product keys that the account has; empty when it has any.
     pub products: Vec<String>,
@@ -91,6 +96,7 @@ impl Default for SimulatorConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            mqtt: None,
             access_key_id: DEFAULT_ACCESS_KEY_ID.into(),
             access_key_secret: Secret::new(DEFAULT_ACCESS_KEY_SECRET.into()),
             latency: Duration::ZERO,
@@ -134,6 +140,7 @@ pub enum SimulatorError {
 /// A running simulator; stops when dropped.
 pub struct Simulator {
     address: SocketAddr,
+    mqtt_address: Option<SocketAddr>,
     config: SimulatorConfig,
     shared: Arc<Shared>,
     tasks: Option<Tasks>,
@@ -172,16 +179,18 @@ impl Simulator {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|error| SimulatorError::Randomness(error.to_string()))?,
         };
-        let devices = match &config.state {
-            Some(path) => Devices::load(path, seed)
+        let account = match &config.state {
+            Some(path) => Account::load(path, seed)
                 .map_err(|source| SimulatorError::StateFile { path: path.clone(), source })?,
-            None => Devices::new(seed),
+            None => Account::new(seed),
         };
-        let cannot_listen = |source| SimulatorError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
-        let address = listener.local_addr().map_err(cannot_listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let mqtt = match config.mqtt {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let shared = Arc::new(Shared {
-            world: Mutex::new(World::new(&config, devices, seed)),
+            world: Mutex::new(World::new(&config, account, seed)),
             latency: config.latency,
             started: Instant::now(),
             stopping: watch::Sender::new(false),
@@ -193,12 +202,22 @@ impl Simulator {
             server: tokio::spawn(serve(listener, shared.clone())),
             saver: tokio::spawn(save_changes(shared.clone())),
         };
-        Ok(Self { address, config, shared, tasks: Some(tasks) })
+        let mqtt_address = mqtt.map(|(listener, address)| {
+            // Ends by itself when the simulator stops.
+            tokio::spawn(mqtt::serve(listener, shared.clone()));
+            address
+        });
+        Ok(Self { address, mqtt_address, config, shared, tasks: Some(tasks) })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where devices sign in, if they can.
+    pub fn mqtt_addr(&self) -> Option<SocketAddr> {
+        self.mqtt_address
     }
 
     /// `http://ADDR`, as a client's endpoint.
@@ -217,12 +236,70 @@ impl Simulator {
 
     /// What has been called so far, the same as `GET /stats`.
     pub fn stats(&self) -> Stats {
-        self.shared.world().stats()
+        self.shared.world().stats(jiff::Timestamp::now())
     }
 
     /// The certificate of a device that exists, without a call.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
-        self.shared.world().certificate(product_key, device_name)
+        let mut world = self.shared.world();
+        let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
+        Some(Certificate {
+            product_key: device.product_key.clone(),
+            device_name: device.device_name.clone(),
+            device_secret: Secret::new(device.device_secret.clone()),
+        })
+    }
+
+    /// `Status` of a device that exists: `UNACTIVE`, `ONLINE`, `OFFLINE` or
+    /// `DISABLE`.
+    pub fn status(&self, product_key: &str, device_name: &str) -> Option<&'static str> {
+        let mut world = self.shared.world();
+        let devices = &world.account(jiff::Timestamp::now()).devices;
+        devices.get(product_key, device_name).map(Device::status)
+    }
+
+    /// Lets a device no longer sign in, as `DisableThing` does. Answers with
+    /// whether there is one of that name.
+    pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.change(product_key, device_name, Device::disable))
+    }
+
+    /// Lets a disabled device sign in again, as `EnableThing` does. Answers with
+    /// whether there is one of that name.
+    pub fn enable(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
+    }
+
+    /// Has a device that was registered before, without a call; replaces one of its
+    /// name.
+    pub fn insert(&self, certificate: &Certificate) {
+        self.change(|devices, now_ms| {
+            let Certificate { product_key, device_name, device_secret } = certificate;
+            devices.create(product_key, device_name, "", now_ms);
+            let secret = device_secret.expose().to_owned();
+            devices.change(product_key, device_name, |device| device.device_secret = secret)
+        });
+    }
+
+    /// Deletes a device, as `DeleteDevice` does. Answers with whether there was one
+    /// of that name.
+    pub fn delete(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, _| devices.remove(product_key, device_name))
+    }
+
+    /// Has a device signed in, as far as the API tells. Answers with whether there
+    /// is one of that name.
+    pub fn activate(&self, product_key: &str, device_name: &str) -> bool {
+        self.change(|devices, now_ms| {
+            devices.change(product_key, device_name, |device| device.sign_in(now_ms))
+        })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Devices, i64) -> Option<T>) -> bool {
+        let now = jiff::Timestamp::now();
+        let changed = change(&mut self.shared.world().account(now).devices, now.as_millisecond());
+        self.shared.changed.notify_one();
+        changed.is_some()
     }
 
     /// Spoils the next call of an action that has nothing scripted yet: faults
@@ -294,6 +371,13 @@ impl Shared {
     }
 }
 
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), SimulatorError> {
+    let cannot_listen = |source| SimulatorError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let local = listener.local_addr().map_err(cannot_listen)?;
+    Ok((listener, local))
+}
+
 async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
     let router = Router::new()
         .route("/", any(api))
@@ -327,7 +411,7 @@ async fn save_changes(shared: Arc<Shared>) {
 }
 
 async fn stats(State(shared): State<Arc<Shared>>) -> Json<Stats> {
-    Json(shared.world().stats())
+    Json(shared.world().stats(jiff::Timestamp::now()))
 }
 
 async fn no_such_path(State(shared): State<Arc<Shared>>) -> Response {

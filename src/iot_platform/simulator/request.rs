@@ -60,6 +60,11 @@ impl Parameters {
         self.get(name).ok_or_else(|| Refusal::missing(name))
     }
 
+    /// The values of `PREFIX1SUFFIX` and following, up to the first that is missing.
+    pub fn numbered(&self, prefix: &str, suffix: &str) -> impl Iterator<Item = &str> {
+        (1..).map_while(move |number| self.0.get(&format!("{prefix}{number}{suffix}")).map(String::as_str))
+    }
+
     /// All of them, also the empty ones: they are signed as well.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
@@ -114,6 +119,14 @@ mod tests {
         assert_eq!(parameters.get("SignatureType"), None);
         assert_eq!(parameters.iter().count(), 4);
         assert_eq!(parameters.required("ProductKey").unwrap_err().code, "MissingProductKey");
+    }
+
+    #[test]
+    fn a_list_ends_where_a_number_is_missing() {
+        let mut parameters = Parameters::default();
+        parameters.read_form(b"N.1=a&N.2=&N.4=d&N.10=e").unwrap();
+        assert_eq!(parameters.numbered("N.", "").collect::<Vec<_>>(), ["a", ""]);
+        assert_eq!(parameters.numbered("M.", "").count(), 0);
     }
 
     #[test]

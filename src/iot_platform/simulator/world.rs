@@ -8,14 +8,13 @@ use serde_json::{Value, json};
 
 use super::{
     Action, Fault, SimulatorConfig,
+    account::Account,
     actions::{self, Failure},
-    devices::Devices,
     faults::{Dice, Faults},
     gateway::Gateway,
     limits::Buckets,
     request::{HttpRequest, Parameters, Refusal},
 };
-use crate::device::{Certificate, Secret};
 
 /// Longest `Host` that is repeated as `HostId`, in bytes.
 const MAX_HOST: usize = 253;
@@ -55,65 +54,69 @@ pub(super) struct World {
     pub faults: Faults,
     gateway: Gateway,
     limits: Buckets,
-    devices: Devices,
+    account: Account,
     products: Vec<String>,
+    batch_delay: Duration,
     stats: Stats,
     request_ids: Dice,
-    changed: bool,
+    /// The account's changes that are saved.
+    saved: u64,
 }
 
 impl World {
-    pub fn new(config: &SimulatorConfig, devices: Devices, seed: u64) -> Self {
+    pub fn new(config: &SimulatorConfig, account: Account, seed: u64) -> Self {
         Self {
+            saved: account.changes(),
             faults: Faults::new(config.fail_rate, seed),
             gateway: Gateway::new(config.access_key_id.clone(), config.access_key_secret.clone()),
             limits: Buckets::new(config.limits),
-            devices,
+            account,
             products: config.products.clone(),
+            batch_delay: config.batch_delay,
             stats: Stats::default(),
             request_ids: Dice(!seed),
-            changed: false,
         }
     }
 
-    pub fn stats(&self) -> Stats {
-        Stats { devices: self.devices.len() as u64, ..self.stats.clone() }
+    pub fn stats(&mut self, now: jiff::Timestamp) -> Stats {
+        Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    pub fn certificate(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
-        self.devices.get(product_key, device_name).map(|device| Certificate {
-            product_key: device.product_key.clone(),
-            device_name: device.device_name.clone(),
-            device_secret: Secret::new(device.device_secret.clone()),
-        })
+    /// What the account has now.
+    pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
+        self.account.advance(now.as_millisecond());
+        &mut self.account
+    }
+
+    /// Whether anything has changed since the state file was last taken.
+    pub fn is_changed(&self) -> bool {
+        self.account.changes() != self.saved
     }
 
     /// The text of the state file, if anything changed since it was last taken.
     pub fn changed_state(&mut self) -> io::Result<Option<Vec<u8>>> {
-        if !self.changed {
+        if !self.is_changed() {
             return Ok(None);
         }
-        let text = self.devices.to_json()?;
-        self.changed = false;
+        let text = self.account.to_json()?;
+        self.saved = self.account.changes();
         Ok(Some(text))
     }
 
     /// Takes back that the state was saved.
     pub fn mark_changed(&mut self) {
-        self.changed = true;
+        self.saved = self.account.changes().wrapping_sub(1);
     }
 
     /// Decides about a request that came at `now`, `uptime` after the start.
     pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
-        let devices_before = self.devices.len();
+        self.account.advance(now.as_millisecond());
         let host = request.header("host").unwrap_or_default();
         let (delay, reply) = match self.admit(request, now) {
             Ok((action, parameters)) => self.call(action, &parameters, host, now, uptime),
             Err(refusal) => (Duration::ZERO, Some(self.refuse(&refusal, host))),
         };
-        let changed = self.devices.len() != devices_before;
-        self.changed |= changed;
-        Verdict { delay, reply, changed }
+        Verdict { delay, reply, changed: self.is_changed() }
     }
 
     /// Counts and words a refusal.
@@ -189,8 +192,9 @@ impl World {
     /// Carries the action out.
     fn answer(&mut self, action: Action, parameters: &Parameters, host: &str, now: jiff::Timestamp) -> Reply {
         let mut context = actions::Context {
-            devices: &mut self.devices,
+            account: &mut self.account,
             products: &self.products,
+            batch_delay: self.batch_delay,
             now_ms: now.as_millisecond(),
         };
         match actions::carry_out(action, parameters, &mut context) {

@@ -1,0 +1,190 @@
+//! `certdist register`: has devices registered before they power on, in batches, with
+//! a bar that tells how long it takes. What was done stays done: the same command goes
+//! on where another one ended.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
+
+use super::{ConfigArgs, Failure, Outcome, open_store, serve};
+use crate::{
+    config::Config,
+    registrar::{self, Registrar},
+    store::{Bulk, DeviceRow, DeviceState, JournalEntry, Store},
+};
+
+/// Rows that are read at once.
+const ROWS: usize = 1000;
+/// Devices that are in progress at once: two batches, so that one gathers while
+/// another is in the air.
+const IN_PROGRESS: usize = 20_000;
+/// How long a device waits for its registration here. There is no radio to spare.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// How long calls that are under way are waited for after an interruption.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Registers the devices of the table that have no certificate yet
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist register --enrollment plug-batch-7
+
+Goes through the table and has everything registered that has no certificate, is not
+disabled and was not refused, 10,000 devices in a batch, within IoT Platform's limits.
+Ctrl-C ends it; the same command again goes on. Runs beside a running server: both
+share the account's limits, so give one of them less with --qps.")]
+pub struct Args {
+    /// Only this enrollment
+    #[arg(long, value_name = "NAME")]
+    enrollment: Option<String>,
+    /// RegisterDevice calls a second, in place of the configuration's; of the other
+    /// actions' limits the same part is used
+    #[arg(long, value_name = "CALLS")]
+    qps: Option<f64>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// What became of the devices.
+#[derive(Default)]
+struct Tally {
+    registered: AtomicU64,
+    refused: AtomicU64,
+    /// What only the operator can mend; it ends the run.
+    stopped: OnceLock<String>,
+}
+
+impl Tally {
+    fn note(&self, outcome: registrar::Outcome) {
+        match outcome {
+            registrar::Outcome::Registered(_) => _ = self.registered.fetch_add(1, Ordering::Relaxed),
+            registrar::Outcome::Refused(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
+            // The first reason is as good as the others.
+            registrar::Outcome::Operator(reason) => _ = self.stopped.set(reason),
+            registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => {}
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.get().is_some()
+    }
+}
+
+/// Runs until all are registered, or until an interruption.
+pub(super) async fn run(args: Args) -> Outcome {
+    let config = args.config.read()?;
+    check(&args, &config).map_err(Failure::Usage)?;
+    let store = open_store(&config)?;
+    let (cloud, limits) = serve::cloud(&config).map_err(Failure::Usage)?;
+    let limits = registrar::Config {
+        qps: args.qps.unwrap_or(limits.qps),
+        max_flights: IN_PROGRESS + 1,
+        sweep_pause: None,
+        ..limits
+    };
+    let total = store.count_unregistered(args.enrollment.as_deref())?;
+    let bar = ProgressBar::new(total).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
+    let tally = Arc::new(Tally::default());
+    let work = register_all(&*store, &registrar, args.enrollment.as_deref(), &bar, &tally);
+    let interrupted = tokio::select! {
+        done = work => done.map(|()| false)?,
+        signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
+    };
+    if interrupted {
+        registrar.drain(DRAIN).await;
+    }
+    bar.finish_and_clear();
+    let refused = tally.refused.load(Ordering::Relaxed);
+    println!("{} registered, {refused} refused", tally.registered.load(Ordering::Relaxed));
+    if refused > 0 {
+        eprintln!(
+            "`certdist device show ID` tells why; mend it, `certdist device reset ID`, and run this again"
+        );
+    }
+    if let Some(reason) = tally.stopped.get() {
+        return Err(anyhow!("IoT Platform refuses: {reason}; mend it, and run this again").into());
+    }
+    if interrupted {
+        return Err(anyhow!("interrupted; the same command goes on").into());
+    }
+    Ok(())
+}
+
+fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
+    config.iot_platform.as_ref().context("the configuration has no [iot_platform]")?;
+    if let Some(name) = &args.enrollment {
+        let known = config.enrollments.iter().any(|enrollment| enrollment.name == *name);
+        anyhow::ensure!(known, "--enrollment {name}: no [[enrollment]] has that name");
+    }
+    if let Some(qps) = args.qps {
+        anyhow::ensure!(qps.is_finite() && qps >= 1.0, "--qps {qps}: expected 1 or more");
+    }
+    Ok(())
+}
+
+async fn register_all(
+    store: &dyn Store,
+    registrar: &Arc<Registrar>,
+    enrollment: Option<&str>,
+    bar: &ProgressBar,
+    tally: &Arc<Tally>,
+) -> anyhow::Result<()> {
+    let places = Arc::new(Semaphore::new(IN_PROGRESS));
+    let (mut after, mut tasks) = (None, JoinSet::new());
+    while !tally.is_stopped() {
+        let rows = store.rows_after(after.as_ref(), ROWS).await?;
+        let Some(last) = rows.last() else { break };
+        after = Some(last.id.clone());
+        for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
+            let place = places.clone().acquire_owned().await?;
+            if tally.is_stopped() {
+                break;
+            }
+            let (registrar, bar, tally) = (registrar.clone(), bar.clone(), tally.clone());
+            tasks.spawn(async move {
+                register(&registrar, row, &tally).await;
+                bar.inc(1);
+                drop(place);
+            });
+            // What is done is not to pile up.
+            while tasks.try_join_next().is_some() {}
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
+    row.certificate.is_none()
+        && row.refusal.is_none()
+        && row.state == DeviceState::Enabled
+        && enrollment.is_none_or(|name| row.enrollment == name)
+}
+
+async fn register(registrar: &Arc<Registrar>, row: DeviceRow, tally: &Tally) {
+    let device_name = row.device_name.unwrap_or_else(|| row.id.device_name());
+    let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
+    loop {
+        let outcome = registrar.register(wanted.clone(), PATIENCE).await;
+        if let registrar::Outcome::Later(pause) = outcome
+            && !tally.is_stopped()
+        {
+            tokio::time::sleep(pause).await;
+        } else if outcome != registrar::Outcome::TimedOut {
+            return tally.note(outcome);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! All that the simulated cloud keeps for its account, and the file that keeps it
+//! over a restart.
+
+use std::{fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::devices::{Device, Devices};
+use crate::iot_platform::batches::Batches;
+
+/// What the cloud has of its account.
+pub(super) struct Account {
+    pub devices: Devices,
+    pub batches: Batches,
+}
+
+/// What the state file holds.
+#[derive(Serialize, Deserialize)]
+struct State {
+    devices: Vec<Device>,
+    #[serde(default)]
+    batches: Batches,
+}
+
+impl Account {
+    /// An account without devices.
+    pub fn new(seed: u64) -> Self {
+        Self { devices: Devices::new(seed), batches: Batches::default() }
+    }
+
+    /// What a state file says; an empty account when there is no file yet.
+    pub fn load(path: &Path, seed: u64) -> io::Result<Self> {
+        let mut account = Self::new(seed);
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(account),
+            Err(error) => return Err(error),
+        };
+        let state: State = serde_json::from_slice(&text)?;
+        for device in state.devices {
+            account.devices.insert(device);
+        }
+        account.batches = state.batches;
+        Ok(account)
+    }
+
+    /// The text of a state file.
+    pub fn to_json(&self) -> io::Result<Vec<u8>> {
+        let devices = self.devices.iter().cloned().collect();
+        let state = State { devices, batches: self.batches.clone() };
+        Ok(serde_json::to_vec_pretty(&state)?)
+    }
+
+    /// Ends the steps of batches whose time has come.
+    pub fn advance(&mut self, now_ms: i64) {
+        self.batches.advance(&mut self.devices, now_ms);
+    }
+
+    /// How often anything in it was changed.
+    pub fn changes(&self) -> u64 {
+        self.devices.changes() + self.batches.changes()
+    }
+}
+
+/// Replaces a file as a whole: whoever reads it, or whatever a crash leaves, is
+/// the old state or the new one.
+pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // device secrets
+    let mut file = options.open(&beside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::iot_platform::BatchStatus;
+
+    #[test]
+    fn the_state_file_gives_the_same_devices_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let mut account = Account::load(&path, 1).unwrap();
+        account.devices.create("a1", "SN01", "lamp", 1_500_000_000_123);
+        account.devices.change("a1", "SN01", |device| device.disabled = true);
+        write_atomically(&path, &account.to_json().unwrap()).unwrap();
+        let again = Account::load(&path, 2).unwrap();
+        let (device, before) =
+            (again.devices.get("a1", "SN01").unwrap(), account.devices.get("a1", "SN01").unwrap());
+        assert_eq!(device.device_secret, before.device_secret);
+        assert_eq!((device.created, device.nickname.as_str()), (1_500_000_000_123, "lamp"));
+        assert!(device.disabled);
+        assert_eq!(again.devices.get_by_iot_id(&before.iot_id).unwrap().device_name, "SN01");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_batch_goes_on_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let delay = Duration::from_millis(100);
+        let mut account = Account::new(1);
+        let id = account.batches.check("a1", vec!["SN01".into()], 0, delay);
+        account.advance(100);
+        account.batches.register("a1", id, 100, delay).unwrap();
+        write_atomically(&path, &account.to_json().unwrap()).unwrap();
+        let mut again = Account::load(&path, 1).unwrap();
+        again.advance(199);
+        assert_eq!(again.batches.progress("a1", id).unwrap().status, BatchStatus::Create);
+        again.advance(200);
+        assert_eq!(again.batches.progress("a1", id).unwrap().status, BatchStatus::CreateSuccess);
+        assert_eq!(again.devices.get("a1", "SN01").unwrap().created, 200);
+        assert_ne!(again.batches.check("a1", vec!["SN01".into()], 200, delay), id);
+    }
+
+    #[test]
+    fn a_state_file_of_devices_alone_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let text = r#"{"devices": [{"productKey": "a1", "deviceName": "SN01", "deviceSecret": "s", "iotId": "i", "created": 0}]}"#;
+        fs::write(&path, text).unwrap();
+        assert_eq!(Account::load(&path, 1).unwrap().devices.len(), 1);
+    }
+
+    #[test]
+    fn a_state_file_that_is_none_is_not_overwritten_but_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        fs::write(&path, "[1, 2").unwrap();
+        assert!(Account::load(&path, 1).is_err());
+    }
+}

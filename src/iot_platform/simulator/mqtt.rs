@@ -1,0 +1,200 @@
+//! Where devices sign in: MQTT 3.1.1 over TCP. Checks who comes, keeps them until
+//! they go, are replaced, disabled or deleted, and acknowledges what they say;
+//! messages go nowhere.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::{
+    Error, Protocol, QoS,
+    v4::{
+        ConnAck, Connect, ConnectReturnCode, Packet, PubAck, PubComp, PubRec, SubAck, SubscribeReasonCode,
+        UnsubAck,
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+
+use super::Shared;
+use crate::{device::Secret, iot_platform::sign_in::Claim};
+
+/// Longest packet that is read, in bytes.
+const MAX_PACKET: usize = 256 * 1024;
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long a connection may take to sign in.
+const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
+/// What the cloud takes for `Keep Alive`, in seconds.
+const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;
+/// How long to wait when there is no file descriptor for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections until the simulator stops.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = async {
+                // Never closed.
+                let place = places.clone().acquire_owned().await;
+                listener.accept().await.map(|(stream, _)| (stream, place))
+            } => accepted,
+            () = shared.stopped() => return,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        ended = keep(stream, &shared) => if let Err(error) = ended {
+                            tracing::debug!(%error, "a device's connection ended");
+                        },
+                        () = shared.stopped() => {}
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a device's connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A connection from its first to its last packet.
+async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    // Small answers: not to be held back for more.
+    let _ = stream.set_nodelay(true);
+    let mut connection = Connection { stream, received: BytesMut::new() };
+    let connect = match timeout(SIGN_IN_WITHIN, connection.receive()).await?? {
+        Some(Packet::Connect(connect)) => connect,
+        Some(_) | None => return Ok(()),
+    };
+    let session = Arc::new(Notify::new());
+    let signed_in = sign_in(&connect, &session, shared);
+    let code = signed_in.as_ref().map_or_else(|code| *code, |_| ConnectReturnCode::Success);
+    // Held from here on, so that the device is offline however this ends.
+    let _signed_in = signed_in.ok();
+    connection.send(Packet::ConnAck(ConnAck::new(code, false))).await?;
+    if code != ConnectReturnCode::Success {
+        return Ok(());
+    }
+    // MQTT 3.1.1 §3.1.2.10: silence of one and a half times as long ends it.
+    let patience = Duration::from_secs(u64::from(connect.keep_alive)) * 3 / 2;
+    loop {
+        let packet = tokio::select! {
+            packet = timeout(patience, connection.receive()) => packet??,
+            () = session.notified() => return Ok(()),
+        };
+        let answer = match packet {
+            None | Some(Packet::Disconnect) => return Ok(()),
+            Some(packet) => answer(packet)?,
+        };
+        if let Some(answer) = answer {
+            connection.send(answer).await?;
+        }
+    }
+}
+
+/// A device that is signed in, as long as this lives.
+struct SignedIn<'a> {
+    shared: &'a Shared,
+    product_key: String,
+    device_name: String,
+    session: Arc<Notify>,
+}
+
+impl Drop for SignedIn<'_> {
+    fn drop(&mut self) {
+        let mut world = self.shared.world();
+        let devices = &mut world.account(jiff::Timestamp::now()).devices;
+        devices.change(&self.product_key, &self.device_name, |device| device.sign_out(&self.session));
+    }
+}
+
+/// Signs a device in, or says why not.
+fn sign_in<'a>(
+    connect: &Connect,
+    session: &Arc<Notify>,
+    shared: &'a Shared,
+) -> Result<SignedIn<'a>, ConnectReturnCode> {
+    if connect.protocol != Protocol::V4 {
+        return Err(ConnectReturnCode::RefusedProtocolVersion);
+    }
+    let login = connect.login.as_ref().ok_or(ConnectReturnCode::BadUserNamePassword)?;
+    let claim =
+        Claim::read(&connect.client_id, &login.username).ok_or(ConnectReturnCode::BadUserNamePassword)?;
+    let now = jiff::Timestamp::now();
+    let mut world = shared.world();
+    let devices = &mut world.account(now).devices;
+    let device = devices.get(claim.product_key, claim.device_name).ok_or(ConnectReturnCode::NotAuthorized)?;
+    if !claim.is_signed_with(&Secret::new(device.device_secret.clone()), &login.password) {
+        return Err(ConnectReturnCode::BadUserNamePassword);
+    }
+    if device.disabled || !KEEP_ALIVE.contains(&connect.keep_alive) {
+        return Err(ConnectReturnCode::NotAuthorized);
+    }
+    devices.change(claim.product_key, claim.device_name, |device| {
+        device.sign_in(now.as_millisecond());
+        device.begin(session.clone());
+    });
+    shared.changed.notify_one();
+    Ok(SignedIn {
+        shared,
+        product_key: claim.product_key.to_owned(),
+        device_name: claim.device_name.to_owned(),
+        session: session.clone(),
+    })
+}
+
+/// What a packet is acknowledged with.
+fn answer(packet: Packet) -> io::Result<Option<Packet>> {
+    Ok(match packet {
+        Packet::PingReq => Some(Packet::PingResp),
+        Packet::Publish(publish) => match publish.qos {
+            QoS::AtMostOnce => None,
+            QoS::AtLeastOnce => Some(Packet::PubAck(PubAck::new(publish.pkid))),
+            QoS::ExactlyOnce => Some(Packet::PubRec(PubRec::new(publish.pkid))),
+        },
+        Packet::PubRel(release) => Some(Packet::PubComp(PubComp::new(release.pkid))),
+        Packet::Subscribe(subscribe) => {
+            let granted = subscribe.filters.iter().map(|filter| SubscribeReasonCode::Success(filter.qos));
+            Some(Packet::SubAck(SubAck::new(subscribe.pkid, granted.collect())))
+        }
+        Packet::Unsubscribe(unsubscribe) => Some(Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that no device sends")),
+    })
+}
+
+struct Connection {
+    stream: TcpStream,
+    received: BytesMut,
+}
+
+impl Connection {
+    /// The next packet; nothing when the device has closed the connection.
+    async fn receive(&mut self) -> io::Result<Option<Packet>> {
+        loop {
+            match Packet::read(&mut self.received, MAX_PACKET) {
+                Ok(packet) => return Ok(Some(packet)),
+                Err(Error::InsufficientBytes(_)) => {}
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn send(&mut self, packet: Packet) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        let written = packet.write(&mut bytes, MAX_PACKET);
+        written.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.stream.write_all(&bytes).await
+    }
+}

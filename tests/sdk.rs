@@ -1,0 +1,73 @@
+//! Alibaba Cloud's own SDKs against the simulated IoT Platform: their signatures must
+//! pass, their parsers accept its answers, and their errors be the cloud's. They
+//! come with `make clients`.
+#![cfg(feature = "simulation")]
+
+use std::path::Path;
+
+use certdist::iot_platform::simulator::{Action, Limits, Simulator, SimulatorConfig};
+use tokio::process::Command;
+
+/// What `scripts/build-foreign` makes.
+const PYTHON: &str = "build/sdk/bin/python";
+
+async fn judge(sdk: &str, topic: &str, limits: Limits) -> Simulator {
+    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing; `make clients` installs the SDKs");
+    let config =
+        SimulatorConfig { limits, products: vec!["a1BwAGVxyz1".into()], ..SimulatorConfig::default() };
+    let simulator = Simulator::start(config).await.unwrap();
+    let credentials = simulator.credentials();
+    let output = Command::new(PYTHON)
+        .args(["tests/foreign/sdk.py", sdk, topic, &simulator.addr().to_string()])
+        .env("SDK_KEY_ID", &credentials.access_key_id)
+        .env("SDK_KEY_SECRET", credentials.access_key_secret.expose())
+        .env("SDK_ACTIONS", Action::ALL.map(Action::name).join(" "))
+        // The simulator is not behind a proxy, and the SDKs ask the environment.
+        .envs(["NO_PROXY", "no_proxy"].map(|name| (name, "127.0.0.1")))
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{sdk} {topic}: {said}");
+    simulator
+}
+
+#[tokio::test]
+async fn the_older_sdk_drives_every_action() {
+    let simulator = judge("core", "actions", Limits::None).await;
+    assert_eq!((simulator.stats().devices, simulator.stats().refused), (60, 0));
+}
+
+#[tokio::test]
+async fn the_newer_sdk_drives_every_action() {
+    let simulator = judge("tea", "actions", Limits::None).await;
+    assert_eq!((simulator.stats().devices, simulator.stats().refused), (60, 0));
+}
+
+#[tokio::test]
+async fn both_sdks_take_a_batch_in_full_size() {
+    for sdk in ["core", "tea"] {
+        judge(sdk, "full_batch", Limits::None).await;
+    }
+}
+
+#[tokio::test]
+async fn the_older_sdk_raises_what_the_gateway_refuses() {
+    // Wrong secret, unknown key, no product, and twice something changed on the way.
+    let simulator = judge("core", "gateway", Limits::None).await;
+    assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 5));
+}
+
+#[tokio::test]
+async fn the_newer_sdk_raises_what_the_gateway_refuses() {
+    let simulator = judge("tea", "gateway", Limits::None).await;
+    assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 5));
+}
+
+#[tokio::test]
+async fn both_sdks_raise_throttling() {
+    for sdk in ["core", "tea"] {
+        assert_eq!(judge(sdk, "throttling", Limits::Real).await.stats().throttled, 1, "{sdk}");
+    }
+}
