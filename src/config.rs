@@ -1,9 +1,11 @@
-//! The configuration: one TOML file, read with an error that names the file, the
-//! key and what would be right. Keys and credentials are not in it but where it
-//! says they are.
+//! The configuration: one TOML file, and variables that stand for its keys. All that
+//! is wrong is told at once, each with its line, its key and what would be right. Keys
+//! and credentials are not in it but where it says they are.
 
+mod document;
 mod file;
 mod iot_platform;
+mod restart;
 
 use std::{
     collections::HashSet,
@@ -14,8 +16,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
+use self::document::{Document, Problems, Table};
 use crate::{
     cert::throttle::{EnrollmentLimits, RequestLimits},
     dtls,
@@ -104,8 +107,9 @@ impl Default for Limits {
 }
 
 impl Config {
-    /// Reads and checks a configuration file, and the keys and credentials that
-    /// it refers to. Relative paths in it are relative to its folder.
+    /// Reads and checks a configuration file, what the environment has in place of its
+    /// keys, and the keys and credentials that it refers to. Relative paths in it are
+    /// relative to its folder.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| {
             format!(
@@ -114,55 +118,108 @@ impl Config {
             )
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, folder).with_context(|| format!("{}: not a valid configuration", path.display()))
+        let variables: Vec<(String, String)> = env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self::parse_with(&text, folder, &variables)
+            .map_err(|problems| anyhow::anyhow!("{}: not a valid configuration: {problems}", path.display()))
     }
 
     /// Checks a configuration; `folder` is what its relative paths start from.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
-        let file: file::File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{error}"))?;
-        let mut limits = read_limits(file.limits)?;
+        Ok(Self::parse_with(text, folder, &[])?)
+    }
+
+    /// The same, with variables of the environment that may stand for keys.
+    fn parse_with(text: &str, folder: &Path, variables: &[(String, String)]) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let mut document = Document::parse(text, variables, &file::sections(), &mut problems)?;
+        let all = &mut problems;
+        let mut root = document.root::<file::Root>(all);
+        let cloud = document.section::<file::IotPlatform>(all);
+        let admin = document.section::<file::Admin>(all);
+        let plain_coap = document.section::<file::PlainCoap>(all);
+        let tables = document.repeated::<file::Enrollment>(all);
+        let mut limits = match document.section::<file::Limits>(all) {
+            Some(section) => read_limits(section, all),
+            None => Limits::default(),
+        };
+
+        if tables.is_empty() {
+            all.of_file("no [[enrollment]]: at least one is needed, or no device can prove who it is");
+        }
+        let mut names = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
-        for enrollment in file.enrollment {
-            let name = enrollment.name.clone();
-            let of = || format!("[[enrollment]] \"{name}\"");
-            let requests = read_enrollment_limits(&enrollment).with_context(of)?;
-            limits.requests.enrollments.insert(name.clone(), requests);
+        for mut table in tables {
+            let name = table.values.name.clone();
+            if names.contains(&name) {
+                table.wrong(all, &["name"], "is there twice");
+            }
+            let requests = read_enrollment_limits(&mut table, all);
             // A shared key is in every device: what exists under a name that its holder
             // chose may be anybody's.
-            let usual = match enrollment.kind {
+            let usual = match table.values.kind {
                 file::Kind::Shared => file::Existing::Refuse,
                 file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
             };
-            if enrollment.existing.unwrap_or(usual) == file::Existing::Refuse {
+            if table.values.existing.unwrap_or(usual) == file::Existing::Refuse {
                 refuse_existing.insert(name.clone());
             }
-            enrollments.push(read_enrollment(enrollment, folder).with_context(of)?);
+            let enrollment = read_enrollment(&mut table, folder, &enrollments, all);
+            limits.requests.enrollments.insert(name.clone(), requests);
+            names.push(name);
+            enrollments.extend(enrollment);
         }
-        check_unique(&enrollments)?;
+        let database = absolute_database(&root.values.database, folder);
+        let database = root.checked(all, &["database"], database);
+        let iot_platform = cloud.map(|section| iot_platform::read(section, folder, all));
+        let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
+        problems.check()?;
+
+        // Nothing is wrong, so each is there that was asked for.
         Ok(Self {
-            listen: file.listen,
-            database: absolute_database(&file.database, folder)?,
-            iot_platform: file.iot_platform.map(|section| iot_platform::read(section, folder)).transpose()?,
-            admin: file.admin.map(|admin| admin.listen),
-            plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
+            listen: root.values.listen,
+            database: database.unwrap_or_default(),
+            iot_platform: iot_platform.flatten(),
+            admin: admin.map(|admin| admin.values.listen),
+            plain_coap: plain_coap.flatten(),
             enrollments,
             refuse_existing,
             limits,
         })
     }
+
+    /// Every key that there is, by section: the first, without a name, is what stands
+    /// before all sections, and `enrollment` may be there repeatedly.
+    pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
+        file::sections().to_vec()
+    }
 }
 
-fn read_plain_coap(section: file::PlainCoap, enrollments: &[Enrollment]) -> Result<PlainCoap> {
-    let file::PlainCoap { listen, enrollment: name, exposed } = section;
-    ensure!(
-        exposed || listen.ip().is_loopback(),
-        "[plain_coap] listen = \"{listen}\": anybody who reaches it gets certificates; \
-         expected a loopback address, or exposed = true on a network that is a bench's own"
-    );
-    let enrollment = enrollments.iter().find(|enrollment| enrollment.name == name).cloned();
-    let enrollment = enrollment
-        .with_context(|| format!("[plain_coap] enrollment = \"{name}\": no [[enrollment]] has that name"))?;
-    Ok(PlainCoap { listen, enrollment })
+fn read_plain_coap(
+    mut section: Table<file::PlainCoap>,
+    names: &[String],
+    enrollments: &[Enrollment],
+    problems: &mut Problems,
+) -> Option<PlainCoap> {
+    let file::PlainCoap { listen, enrollment: ref name, exposed } = section.values;
+    let name = name.clone();
+    if !exposed && !listen.ip().is_loopback() {
+        section.wrong(
+            problems,
+            &["listen", "exposed"],
+            format!(
+                "listen = \"{listen}\": anybody who reaches it gets certificates; expected a loopback address, \
+                 or exposed = true on a network that is a bench's own"
+            ),
+        );
+    }
+    if !names.contains(&name) {
+        let what = format!("enrollment = \"{name}\": no [[enrollment]] has that name");
+        section.wrong(problems, &["enrollment"], what);
+    }
+    let enrollment = enrollments.iter().find(|enrollment| enrollment.name == name).cloned()?;
+    Some(PlainCoap { listen, enrollment })
 }
 
 /// `sqlite:PATH` with the path taken from the configuration's folder.
@@ -173,46 +230,79 @@ fn absolute_database(url: &str, folder: &Path) -> Result<String> {
     }
 }
 
-fn read_enrollment(enrollment: file::Enrollment, folder: &Path) -> Result<Enrollment> {
-    let file::Enrollment { name, product_key, kind, identity, key, reissue, .. } = enrollment;
-    ensure!(!name.is_empty(), "name is empty");
-    ensure!(!product_key.is_empty(), "product_key is empty");
-    let key = key.map(|source| read_key(&source, folder)).transpose()?;
-    let kind = match (kind, key, identity) {
-        (file::Kind::Individual, None, None) => Kind::Individual,
-        (file::Kind::Derived, Some(master), None) => Kind::Derived(master),
-        (file::Kind::Shared, Some(key), Some(identity)) => {
-            ensure!(
-                (1..=128).contains(&identity.len()),
-                "identity has {} bytes, expected 1 to 128",
-                identity.len()
-            );
-            Kind::Shared { identity, key }
+fn read_enrollment(
+    table: &mut Table<file::Enrollment>,
+    folder: &Path,
+    others: &[Enrollment],
+    problems: &mut Problems,
+) -> Option<Enrollment> {
+    let file::Enrollment { name, product_key, kind, identity, key: source, reissue, .. } = &table.values;
+    let (name, product_key, kind) = (name.clone(), product_key.clone(), *kind);
+    let (identity, reissue) = (identity.clone(), reissue.clone());
+    let has_key = source.is_some();
+    let key = source.as_ref().map(|source| read_key(source, folder));
+    for (key, value) in [("name", &name), ("product_key", &product_key)] {
+        if value.is_empty() {
+            table.wrong(problems, &[key], format!("{key} is empty"));
         }
+    }
+    let takes = match (kind, has_key, identity.is_some()) {
+        (file::Kind::Individual, false, false)
+        | (file::Kind::Derived, true, false)
+        | (file::Kind::Shared, true, true) => None,
         (file::Kind::Individual, ..) => {
-            bail!("kind = \"individual\" takes no key and no identity: each device has its own in the table")
+            Some("kind = \"individual\" takes no key and no identity: each device has its own in the table")
         }
-        (file::Kind::Derived, ..) => bail!("kind = \"derived\" takes key (the master key) and no identity"),
-        (file::Kind::Shared, ..) => bail!("kind = \"shared\" takes identity and key"),
+        (file::Kind::Derived, ..) => Some("kind = \"derived\" takes key (the master key) and no identity"),
+        (file::Kind::Shared, ..) => Some("kind = \"shared\" takes identity and key"),
     };
-    let reissue = match (reissue.as_deref(), &kind) {
-        (Some(text), _) => read_reissue(text)?,
-        (None, Kind::Shared { .. }) => Reissue::Window(Duration::from_secs(DEFAULT_WINDOW)),
+    if let Some(what) = takes {
+        table.wrong(problems, &["kind", "identity", "key"], what);
+    }
+    if let Some(identity) = &identity {
+        if !(1..=128).contains(&identity.len()) {
+            let what = format!("identity has {} bytes, expected 1 to 128", identity.len());
+            table.wrong(problems, &["identity"], what);
+        }
+        let taken = others
+            .iter()
+            .any(|other| matches!(&other.kind, Kind::Shared { identity: taken, .. } if taken == identity));
+        if taken {
+            table.wrong(problems, &["identity"], format!("two enrollments have identity = \"{identity}\""));
+        }
+    }
+    let key = key.and_then(|key| table.checked(problems, &["key"], key));
+    let reissue = match (reissue.as_deref(), kind) {
+        (Some(text), _) => table.checked(problems, &["reissue"], read_reissue(text))?,
+        (None, file::Kind::Shared) => Reissue::Window(Duration::from_secs(DEFAULT_WINDOW)),
         (None, _) => Reissue::Always,
     };
-    Ok(Enrollment { name, product_key, kind, reissue })
+    let kind = match (kind, key, identity) {
+        (file::Kind::Individual, ..) => Kind::Individual,
+        (file::Kind::Derived, Some(master), _) => Kind::Derived(master),
+        (file::Kind::Shared, Some(key), Some(identity)) => Kind::Shared { identity, key },
+        _ => return None,
+    };
+    Some(Enrollment { name, product_key, kind, reissue })
 }
 
-fn read_enrollment_limits(enrollment: &file::Enrollment) -> Result<EnrollmentLimits> {
+fn read_enrollment_limits(table: &mut Table<file::Enrollment>, problems: &mut Problems) -> EnrollmentLimits {
     let defaults = EnrollmentLimits::default();
-    ensure!(
-        enrollment.refused_lookups.is_none() || matches!(enrollment.kind, file::Kind::Shared),
-        "refused_lookups is for kind = \"shared\": another identity can ask for one device only"
-    );
-    Ok(EnrollmentLimits {
-        requests: read_rate("requests", enrollment.requests, defaults.requests)?,
-        refused_lookups: read_rate("refused_lookups", enrollment.refused_lookups, defaults.refused_lookups)?,
-    })
+    let (requests, refused_lookups) = (table.values.requests, table.values.refused_lookups);
+    if refused_lookups.is_some() && !matches!(table.values.kind, file::Kind::Shared) {
+        table.wrong(
+            problems,
+            &["refused_lookups", "kind"],
+            "refused_lookups is for kind = \"shared\": another identity can ask for one device only",
+        );
+    }
+    let mut rate = |key, value, default| {
+        table.checked(problems, &[key], read_rate(key, value, default)).unwrap_or(default)
+    };
+    EnrollmentLimits {
+        requests: rate("requests", requests, defaults.requests),
+        refused_lookups: rate("refused_lookups", refused_lookups, defaults.refused_lookups),
+    }
 }
 
 fn read_rate(key: &str, value: Option<file::Rate>, default: Option<Rate>) -> Result<Option<Rate>> {
@@ -265,25 +355,10 @@ fn read_key(source: &str, folder: &Path) -> Result<Key> {
     Key::from_hex(digits.trim()).map_err(|reason| anyhow::anyhow!("{place}: {reason}"))
 }
 
-fn check_unique(enrollments: &[Enrollment]) -> Result<()> {
-    ensure!(
-        !enrollments.is_empty(),
-        "no [[enrollment]]: at least one is needed, or no device can prove who it is"
-    );
-    let mut names = HashSet::new();
-    let mut identities = HashSet::new();
-    for enrollment in enrollments {
-        ensure!(names.insert(&enrollment.name), "[[enrollment]] \"{}\" is there twice", enrollment.name);
-        if let Kind::Shared { identity, .. } = &enrollment.kind {
-            ensure!(identities.insert(identity), "two enrollments have identity = \"{identity}\"");
-        }
-    }
-    Ok(())
-}
-
-fn read_limits(section: file::Limits) -> Result<Limits> {
+fn read_limits(mut table: Table<file::Limits>, problems: &mut Problems) -> Limits {
     let defaults = Limits::default();
     let seconds = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_secs);
+    let section = &table.values;
     for (key, value) in [
         ("workers", section.workers.map(|value| value as u64)),
         ("max_sessions", section.max_sessions.map(|value| value as u64)),
@@ -293,16 +368,27 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
         ("session_idle", section.session_idle),
         ("patience", section.patience),
     ] {
-        ensure!(value != Some(0), "[limits] {key} = 0: expected 1 or more");
+        if value == Some(0) {
+            table.wrong(problems, &[key], format!("{key} = 0: expected 1 or more"));
+        }
     }
-    let path_mtu = section.path_mtu.unwrap_or(defaults.dtls.path_mtu);
-    ensure!(
-        PATH_MTU.contains(&path_mtu),
-        "[limits] path_mtu = {path_mtu}: expected {} to {} bytes",
-        PATH_MTU.start(),
-        PATH_MTU.end()
-    );
-    Ok(Limits {
+    let path_mtu = table.values.path_mtu.unwrap_or(defaults.dtls.path_mtu);
+    if !PATH_MTU.contains(&path_mtu) {
+        let (least, most) = (PATH_MTU.start(), PATH_MTU.end());
+        table.wrong(
+            problems,
+            &["path_mtu"],
+            format!("path_mtu = {path_mtu}: expected {least} to {most} bytes"),
+        );
+    }
+    let (per_identity, per_address) = (table.values.requests_per_identity, table.values.requests_per_address);
+    let mut rate = |key, value, default| {
+        table.checked(problems, &[key], read_rate(key, value, default)).unwrap_or(default)
+    };
+    let per_identity = rate("requests_per_identity", per_identity, defaults.requests.per_identity);
+    let per_address = rate("requests_per_address", per_address, defaults.requests.per_address);
+    let section = &table.values;
+    Limits {
         workers: section.workers.unwrap_or(defaults.workers),
         dtls: dtls::Config {
             max_sessions: section.max_sessions.unwrap_or(defaults.dtls.max_sessions),
@@ -316,22 +402,10 @@ fn read_limits(section: file::Limits) -> Result<Limits> {
             require_extended_master_secret: section.extended_master_secret == file::Extended::Required,
             ..defaults.dtls
         },
-        requests: RequestLimits {
-            per_identity: read_rate(
-                "[limits] requests_per_identity",
-                section.requests_per_identity,
-                defaults.requests.per_identity,
-            )?,
-            per_address: read_rate(
-                "[limits] requests_per_address",
-                section.requests_per_address,
-                defaults.requests.per_address,
-            )?,
-            ..defaults.requests
-        },
+        requests: RequestLimits { per_identity, per_address, ..defaults.requests },
         patience: seconds(section.patience, defaults.patience),
         drain: seconds(section.drain, defaults.drain),
-    })
+    }
 }
 
 #[cfg(test)]

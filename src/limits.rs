@@ -24,6 +24,12 @@ pub struct Rate {
     every: Duration,
 }
 
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{ burst = {}, every = {} }}", self.burst, self.every.as_secs_f64())
+    }
+}
+
 impl Rate {
     /// A bucket of `burst` tokens (1 to [`MAX_BURST`]), of which one comes back
     /// `every` so often ([`MIN_EVERY`] to [`MAX_EVERY`]); `None` for anything else.

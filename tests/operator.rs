@@ -111,6 +111,14 @@ fn import_export_and_show_work_beside_a_running_server() {
     assert_eq!(server.stop(), Some(0));
 }
 
+/// `certdist device ACTION ID`.
+fn change(site: &Site, action: &str, id: &str) -> std::process::Output {
+    let mut arguments = vec!["device"];
+    arguments.extend(action.split(' '));
+    arguments.push(id);
+    site.run(&arguments)
+}
+
 #[test]
 fn a_device_is_disabled_enabled_reset_and_deleted() {
     let site = Site::new();
@@ -123,13 +131,13 @@ fn a_device_is_disabled_enabled_reset_and_deleted() {
         ("disable", "(2.xx 0 4.xx 1"),
         ("enable", "(2.xx 1 4.xx 0"),
         ("reset", "(2.xx 1 4.xx 0"),
-        ("delete", "(2.xx 0 4.xx 1"),
+        ("delete --yes", "(2.xx 0 4.xx 1"),
     ] {
-        assert!(site.run(&["device", action, "SN00000001"]).status.success(), "{action}");
+        assert!(change(&site, action, "SN00000001").status.success(), "{action}");
         let classes = classes();
         assert!(classes.contains(expected), "{action}: {classes}");
     }
-    assert_eq!(site.run(&["device", "delete", "SN00000001"]).status.code(), Some(1));
+    assert_eq!(change(&site, "delete --yes", "SN00000001").status.code(), Some(1));
 }
 
 #[test]
@@ -359,9 +367,9 @@ fn a_device_with_a_key_of_its_own_gets_its_own_certificate_and_obeys_the_operato
     assert_eq!(outcome(&server, "three", "the-key-of-one-1", "SN-1"), "handshake 1", "nobody");
 
     for (action, expected) in
-        [("disable", "4.xx 1"), ("enable", "2.xx 1"), ("reset", "2.xx 1"), ("delete", "handshake 1")]
+        [("disable", "4.xx 1"), ("enable", "2.xx 1"), ("reset", "2.xx 1"), ("delete --yes", "handshake 1")]
     {
-        assert!(site.run(&["device", action, "SN-1"]).status.success(), "{action}");
+        assert!(change(&site, action, "SN-1").status.success(), "{action}");
         assert_eq!(one("the-key-of-one-1", "SN-1"), expected, "{action}");
     }
     assert_eq!(outcome(&server, "two", "the-key-of-two-2", "SN-2"), "2.xx 1");

@@ -1,19 +1,25 @@
-//! `certdist device`: one row of the table, shown and changed.
+//! `certdist device`: rows of the table, listed, shown and changed.
+
+mod list;
 
 use anyhow::{Context, anyhow};
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, open_store};
+use super::{ConfigArgs, Failure, Outcome, aligned, ask, open_store, print, progress};
 use crate::{
     device::DeviceId,
     store::{CloudState, DeviceRow, DeviceState, Store, UnixSeconds},
 };
 
-/// Shows or changes one device
+/// Lists devices, shows or changes one
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example: why does this device get no certificate?
-  certdist device show SN00000001")]
+  certdist device show SN00000001
+Which ones did IoT Platform refuse?
+  certdist device list --refused
+
+All of it works beside a running server, which follows at once.")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -23,6 +29,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
+    List(list::Args),
     /// Shows what the table knows of a device; its secret is not shown
     Show {
         /// Serial number or MAC address, in any spelling
@@ -47,9 +54,18 @@ enum Action {
         id: String,
     },
     /// Removes the device and its certificate from the table; IoT Platform keeps it
+    #[command(after_help = "\
+Example
+  certdist device delete SN00000001
+
+A certificate that the device has got stays good: delete the device at IoT Platform,
+too, or use `certdist device disable` to give it none any more.")]
     Delete {
         /// Serial number or MAC address, in any spelling
         id: String,
+        /// Do not ask; needed where there is no terminal to ask at
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -57,6 +73,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let (id, found, done) = match &args.action {
+        Action::List(args) => return list::run(args, &config, &*store).await,
         Action::Show { id, json } => {
             let id = parse(id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
@@ -82,8 +99,11 @@ pub(super) async fn run(args: Args) -> Outcome {
             let found = store.reset(&id).await?;
             (id, found, "reset")
         }
-        Action::Delete { id } => {
+        Action::Delete { id, yes } => {
             let id = parse(id)?;
+            let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
+            let certificate = if row.certificate.is_some() { " and its certificate" } else { "" };
+            ask::sure(*yes, &format!("Delete {id}{certificate} from the table?"))?;
             let found = store.delete(&id).await?;
             (id, found, "deleted")
         }

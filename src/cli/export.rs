@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{ConfigArgs, Outcome, open_store};
+use super::{ConfigArgs, Outcome, open_store, progress::Progress};
 use crate::table_file;
 
 /// Writes the table as CSV, secrets included
@@ -31,17 +31,18 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
+    let mut progress = Progress::new("{bytes} written");
     match &args.output {
         Some(path) => {
             let mut options = OpenOptions::new();
             options.write(true).create_new(true).mode(0o600);
             let file = options.open(path).with_context(|| format!("{} cannot be made", path.display()))?;
-            let mut writer = io::BufWriter::new(file);
+            let mut writer = progress.counting(io::BufWriter::new(file));
             table_file::export_file(&*store, &mut writer)?;
             writer.flush().with_context(|| format!("{} cannot be written", path.display()))?;
         }
         None => {
-            let mut writer = io::BufWriter::new(io::stdout().lock());
+            let mut writer = progress.counting(io::BufWriter::new(io::stdout().lock()));
             table_file::export_file(&*store, &mut writer)?;
             writer.flush()?;
         }

@@ -1,20 +1,27 @@
 //! The command line: arguments, subcommands and what they print. Rules are in the
 //! rooms below.
 
+mod ask;
+mod check_config;
 #[cfg(feature = "simulation")]
 pub mod demo;
 mod device;
 #[cfg(feature = "simulation")]
 pub mod device_sim;
+mod enrollment;
 mod export;
 mod import;
+mod key;
+mod man;
+mod progress;
 mod register;
 pub mod serve;
 #[cfg(feature = "simulation")]
 pub mod simulator;
+mod stats;
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -63,8 +70,13 @@ enum Command {
     Export(export::Args),
     Register(register::Args),
     Device(device::Args),
-    /// Checks the configuration, and the keys and credentials that it refers to
-    CheckConfig(ConfigArgs),
+    Enrollment(enrollment::Args),
+    Stats(stats::Args),
+    Key(key::Args),
+    CheckConfig(check_config::Args),
+    Completion(man::CompletionArgs),
+    #[command(hide = true)]
+    Man(man::Args),
     #[cfg(feature = "simulation")]
     Simulator(simulator::Args),
     #[cfg(feature = "simulation")]
@@ -115,7 +127,12 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Register(args) => runtime().and_then(|runtime| runtime.block_on(register::run(args))),
         Command::Device(args) => runtime().and_then(|runtime| runtime.block_on(device::run(args))),
-        Command::CheckConfig(args) => check_config(&args),
+        Command::Enrollment(args) => enrollment::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Key(args) => key::run(&args),
+        Command::CheckConfig(args) => runtime().and_then(|runtime| runtime.block_on(check_config::run(args))),
+        Command::Completion(args) => man::completion(&args),
+        Command::Man(args) => man::run(&args),
         #[cfg(feature = "simulation")]
         Command::Simulator(args) => {
             runtime().and_then(|runtime| runtime.block_on(simulator::run(args)).map_err(Failure::from))
@@ -154,8 +171,32 @@ fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
     Ok(store::open(&config.database)?)
 }
 
-fn check_config(args: &ConfigArgs) -> Outcome {
-    let config = args.read()?;
-    println!("{}: {} enrollments, listen {}", args.config.display(), config.enrollments.len(), config.listen);
-    Ok(())
+/// Writes results. Whoever reads them may have seen enough (`| head`): then there is
+/// no more to write, and nothing is wrong.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Outcome {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to standard output").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Cells under each other.
+fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for line in lines {
+        let cells: Vec<String> =
+            line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }

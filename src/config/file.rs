@@ -1,4 +1,5 @@
-//! The file as it is written: its sections and keys, and nothing else.
+//! The file as it is written: its sections, their keys, and what each value alone
+//! must be. What values say together is checked a room above.
 
 use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
@@ -7,24 +8,35 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::iot_platform::TIMEOUTS;
+use super::{
+    document::{self, Section},
+    iot_platform::TIMEOUTS,
+};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
 };
 
+/// Every section and its keys, in the order of the documentation. The first, without
+/// a name, is what stands before all sections; `enrollment` may be there repeatedly.
+pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 6] {
+    fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
+        (T::NAME, document::keys::<T>())
+    }
+    [of::<Root>(), of::<IotPlatform>(), of::<Admin>(), of::<PlainCoap>(), of::<Enrollment>(), of::<Limits>()]
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct File {
+pub(super) struct Root {
     pub(super) listen: SocketAddr,
     pub(super) database: String,
-    pub(super) iot_platform: Option<IotPlatform>,
-    pub(super) admin: Option<Admin>,
-    pub(super) plain_coap: Option<PlainCoap>,
-    #[serde(default)]
-    pub(super) enrollment: Vec<Enrollment>,
-    #[serde(default)]
-    pub(super) limits: Limits,
+}
+
+impl Section for Root {
+    const NAME: &'static str = "";
+    const REQUIRED: &'static [(&'static str, &'static str)] =
+        &[("listen", "0.0.0.0:5684"), ("database", "sqlite:certdist.db")];
 }
 
 #[derive(Deserialize)]
@@ -63,6 +75,12 @@ pub(super) enum Sweep {
 #[serde(rename_all = "lowercase")]
 pub(super) enum Off {
     Off,
+}
+
+impl Section for IotPlatform {
+    const NAME: &'static str = "iot_platform";
+    const REQUIRED: &'static [(&'static str, &'static str)] =
+        &[("endpoint", "https://iot.cn-shanghai.aliyuncs.com"), ("region", "cn-shanghai")];
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -143,10 +161,21 @@ pub(super) struct PlainCoap {
     pub(super) exposed: bool,
 }
 
+impl Section for PlainCoap {
+    const NAME: &'static str = "plain_coap";
+    const REQUIRED: &'static [(&'static str, &'static str)] =
+        &[("listen", "127.0.0.1:5683"), ("enrollment", "plug-batch-7")];
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
     pub(super) listen: SocketAddr,
+}
+
+impl Section for Admin {
+    const NAME: &'static str = "admin";
+    const REQUIRED: &'static [(&'static str, &'static str)] = &[("listen", "127.0.0.1:9684")];
 }
 
 #[derive(Deserialize)]
@@ -161,6 +190,12 @@ pub(super) struct Enrollment {
     pub(super) existing: Option<Existing>,
     pub(super) requests: Option<Rate>,
     pub(super) refused_lookups: Option<Rate>,
+}
+
+impl Section for Enrollment {
+    const NAME: &'static str = "enrollment";
+    const REQUIRED: &'static [(&'static str, &'static str)] =
+        &[("name", "lamp-2026"), ("product_key", "a1BwAGVxyz1"), ("kind", "derived")];
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -194,6 +229,11 @@ pub(super) struct Limits {
     pub(super) requests_per_address: Option<Rate>,
     pub(super) patience: Option<u64>,
     pub(super) drain: Option<u64>,
+}
+
+impl Section for Limits {
+    const NAME: &'static str = "limits";
+    const REQUIRED: &'static [(&'static str, &'static str)] = &[];
 }
 
 #[derive(Deserialize, Default, Clone, Copy, PartialEq, Eq)]

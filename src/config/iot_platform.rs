@@ -4,7 +4,11 @@ use std::{env, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{IotPlatform, file};
+use super::{
+    IotPlatform,
+    document::{Problems, Table},
+    file,
+};
 use crate::{
     device::Secret,
     iot_platform::{
@@ -21,19 +25,28 @@ const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
-/// Checks the section; `folder` is what its relative paths start from.
-pub(super) fn read(section: file::IotPlatform, folder: &Path) -> Result<IotPlatform> {
-    ensure!(
-        section.qps.is_finite() && section.qps >= 1.0,
-        "[iot_platform] qps = {}: expected 1 or more",
-        section.qps
-    );
-    let timeouts = read_timeouts(&section)?;
-    let credentials = read_credentials(&section, folder)?;
-    let ca_file = section.ca_file.map(|path| folder.join(path));
-    if let Some(path) = &ca_file {
-        http::read_roots(path).context("[iot_platform]")?;
+/// Checks the section; `folder` is what its relative paths start from. `None` when
+/// something is wrong.
+pub(super) fn read(
+    mut table: Table<file::IotPlatform>,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<IotPlatform> {
+    let qps = table.values.qps;
+    if !(qps.is_finite() && qps >= 1.0) {
+        table.wrong(problems, &["qps"], format!("qps = {qps}: expected 1 or more"));
     }
+    let timeouts = read_timeouts(&table.values);
+    let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
+    let credentials = read_credentials(&table.values, folder);
+    let credentials =
+        table.checked(problems, &["credentials", "metadata_endpoint", "metadata_token"], credentials);
+    let ca_file = table.values.ca_file.as_ref().map(|path| folder.join(path));
+    if let Some(path) = &ca_file {
+        let roots = http::read_roots(path).map_err(anyhow::Error::new);
+        table.checked(problems, &["ca_file"], roots);
+    }
+    let section = table.values;
     let signature = match section.signature {
         file::Signature::V1 => SignatureVersion::V1,
         file::Signature::V3 => SignatureVersion::V3,
@@ -41,13 +54,13 @@ pub(super) fn read(section: file::IotPlatform, folder: &Path) -> Result<IotPlatf
     let client = ClientConfig {
         instance_id: section.instance_id,
         signature,
-        timeouts,
+        timeouts: timeouts?,
         ca_file,
-        ..ClientConfig::new(section.endpoint, section.region, credentials)
+        ..ClientConfig::new(section.endpoint, section.region, credentials?)
     };
     let defaults = registrar::Config::default();
     let registrar = registrar::Config {
-        qps: section.qps,
+        qps,
         max_batches: if section.batches.unwrap_or(true) { defaults.max_batches } else { 0 },
         sweep_pause: match section.sweep {
             None => defaults.sweep_pause,
@@ -56,7 +69,7 @@ pub(super) fn read(section: file::IotPlatform, folder: &Path) -> Result<IotPlatf
         },
         ..defaults
     };
-    Ok(IotPlatform { client, registrar })
+    Some(IotPlatform { client, registrar })
 }
 
 fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
@@ -68,8 +81,8 @@ fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
     let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
     ensure!(
         connect <= first_byte && first_byte <= whole,
-        "[iot_platform] connect_timeout = {}, first_byte_timeout = {}, timeout = {}: expected none to be longer \
-         than the next, which it is part of",
+        "connect_timeout = {}, first_byte_timeout = {}, timeout = {}: expected none to be longer than the next, \
+         which it is part of",
         connect.as_secs_f64(),
         first_byte.as_secs_f64(),
         whole.as_secs_f64()
@@ -97,13 +110,13 @@ fn read_credentials(section: &file::IotPlatform, folder: &Path) -> Result<Source
             };
             let Some(path) = path else {
                 bail!(
-                    "[iot_platform] credentials = \"file\": the environment has neither \
+                    "credentials = \"file\": the environment has neither \
                      ALIBABA_CLOUD_CREDENTIALS_FILE nor HOME; expected \"file:PATH\""
                 );
             };
             let profile = credentials::usual_profile();
             let source = Source::File(CredentialsFile { path, profile, role: role(variable(ROLE)) });
-            source.check().map_err(|what| anyhow::anyhow!("[iot_platform] {what}"))?;
+            source.check().map_err(|what| anyhow::anyhow!("{what}"))?;
             Ok(source)
         }
     }
@@ -113,7 +126,7 @@ fn from_environment() -> Result<Source> {
     let needed = |name: &str| {
         variable(name).with_context(|| {
             format!(
-                "[iot_platform] is configured, and the environment has no {name}; set it, or credentials = \
+                "the environment has no {name}; set it, or credentials = \
                  \"file:PATH\" or \"ecs-role\""
             )
         })

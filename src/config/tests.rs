@@ -37,7 +37,10 @@ fn an_unknown_key_is_named_with_its_line() {
 #[test]
 fn a_missing_key_is_named() {
     let error = error(&MINIMAL.replace("database = \"sqlite:certdist.db\"", ""));
-    assert!(error.contains("missing field `database`"), "{error}");
+    assert!(
+        error.contains("database is missing; expected a line such as database = \"sqlite:certdist.db\""),
+        "{error}"
+    );
 }
 
 #[test]
@@ -160,5 +163,270 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
     }
     for mtu in [0, 575, 9001] {
         assert!(error(&with(mtu)).contains("expected 576 to 9000 bytes"));
+    }
+}
+
+/// As an operator gets it.
+const EXAMPLE: &str = include_str!("../../certdist.example.toml");
+
+/// The example with every key that it shows.
+fn whole_example() -> String {
+    let shown = |line: &&str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
+    };
+    EXAMPLE.lines().map(|line| if shown(&line) { &line[1..] } else { line }).collect::<Vec<_>>().join("\n")
+}
+
+/// Parses with the keys and files that the example refers to.
+fn parse_example(text: &str) -> Result<Config> {
+    let folder = tempfile::tempdir().unwrap();
+    for key in ["lamp-2026.key", "plug-batch-7.key"] {
+        fs::write(folder.path().join(key), "000102030405060708090a0b0c0d0e0f\n").unwrap();
+    }
+    // Credentials of the environment are not there in a test.
+    let text = text.replace("#credentials = \"env\"", "credentials = \"ecs-role\"");
+    let text = text
+        .replace("credentials = \"env\"", "credentials = \"ecs-role\"")
+        .replace("ca_file = \"proxy-ca.pem\"", "");
+    Config::parse(&text, folder.path())
+}
+
+#[test]
+fn the_example_is_valid_and_shows_the_defaults() {
+    let as_it_is = parse_example(EXAMPLE).unwrap();
+    let mut whole = parse_example(&whole_example()).unwrap();
+    assert_eq!(as_it_is.enrollments, whole.enrollments);
+    assert_eq!(as_it_is.limits.requests, whole.limits.requests);
+    // Examples, not defaults: it says so beside them.
+    assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
+    whole.limits.workers = as_it_is.limits.workers;
+    // Each was parsed in a folder of its own.
+    whole.database = as_it_is.database.clone();
+    assert_eq!(as_it_is.needs_restart(&whole), [] as [&str; 0]);
+}
+
+#[test]
+fn every_key_is_in_the_example_and_in_the_documentation() {
+    let example: toml::Table = whole_example().parse().unwrap();
+    let documentation = include_str!("../../docs/operations.md");
+    let table: Vec<&str> = documentation.lines().filter(|line| line.starts_with('|')).collect();
+    let cells: String = table.iter().filter_map(|line| line.split('|').nth(1)).collect();
+    let all = Config::keys();
+    assert!(all.iter().map(|(_, keys)| keys.len()).sum::<usize>() >= 38, "{all:?}");
+    for (section, keys) in all {
+        for key in keys {
+            let in_example = match example.get(section) {
+                _ if section.is_empty() => example.contains_key(*key),
+                Some(toml::Value::Array(tables)) => tables.iter().any(|table| table.get(key).is_some()),
+                Some(table) => table.get(key).is_some(),
+                None => false,
+            };
+            assert!(in_example, "[{section}] {key} is not in certdist.example.toml");
+            let documented = [format!("`{key}`"), format!(" {key}`")].iter().any(|key| cells.contains(key));
+            assert!(documented, "[{section}] {key} is not in the table of docs/operations.md");
+        }
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() {
+    let error = error(
+        "listen = \"localhost\"\n\
+         databse = \"sqlite:a.db\"\n\
+         path_mtu = 1280\n\
+         [limit]\n\
+         [admin]\n\
+         listen = 9684\n\
+         [limits]\n\
+         max_sessions = 0\n\
+         max_handshakes = -1\n\
+         path_mtu = 1\n\
+         patience = \"20s\"\n\
+         requests_per_address = { burst = 0, every = 1 }\n\
+         [[enrollment]]\n\
+         name = \"lamp\"\n\
+         produkt_key = \"a1\"\n\
+         kind = \"derive\"\n\
+         key = \"hex:00\"\n\
+         [[enrollment]]\n\
+         name = \"plug\"\n\
+         product_key = \"\"\n\
+         kind = \"shared\"\n\
+         key = 1234567890\n\
+         identity = \"\"\n\
+         reissue = \"never\"\n\
+         [iot_platform]\n\
+         endpoint = \"http://127.0.0.1:1\"\n\
+         qps = 0\n\
+         credentials = \"hush\"\n",
+    );
+    let lines: Vec<&str> = error.lines().map(str::trim).collect();
+    let expected = [
+        "22 things are wrong",
+        "database is missing; expected a line such as database = \"sqlite:certdist.db\"",
+        "line 1: listen: invalid socket address, expected ADDRESS:PORT, such as 0.0.0.0:5684",
+        "line 2: databse: unknown key; did you mean database?",
+        "line 3: path_mtu: unknown key; it belongs into [limits]",
+        "line 4: [limit]: unknown section; did you mean limits?",
+        "line 6: [admin] listen: ",
+        "line 8: [limits] max_sessions = 0: expected 1 or more",
+        "line 9: [limits] max_handshakes: ",
+        "line 10: [limits] path_mtu = 1: expected 576 to 9000 bytes",
+        "line 11: [limits] patience: ",
+        "line 12: [limits] requests_per_address = { burst = 0, every = 1 }: expected a burst of 1",
+        "line 13: [[enrollment]] \"lamp\" product_key is missing; expected a line such as product_key = \"a1BwAGVxyz1\"",
+        "line 15: [[enrollment]] produkt_key: unknown key; did you mean product_key?",
+        "line 16: [[enrollment]] \"lamp\" kind: unknown variant `derive`, expected one of `individual`",
+        "line 17: [[enrollment]] \"lamp\" key = \"hex:…\": 1 bytes, expected 16 to 64",
+        "line 20: [[enrollment]] \"plug\" product_key is empty",
+        "line 22: [[enrollment]] \"plug\" key: expected a string",
+        "line 23: [[enrollment]] \"plug\" identity has 0 bytes, expected 1 to 128",
+        "line 24: [[enrollment]] \"plug\" reissue = \"never\": expected \"always\"",
+        "line 25: [iot_platform] region is missing; expected a line such as region = \"cn-shanghai\"",
+        "line 27: [iot_platform] qps = 0: expected 1 or more",
+        "line 28: [iot_platform] credentials: expected \"env\", \"file\"",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{error}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}\n{expected}");
+    }
+    assert!(!error.contains("1234567890") && !error.contains("hush"), "{error}");
+}
+
+#[test]
+fn broken_toml_is_told_with_its_lines_and_nothing_of_what_stands_there() {
+    let error = error(&format!("{MINIMAL}key = \"hex:0102\nname = lamp\n"));
+    assert!(error.contains("line 9: ") && error.contains("line 10: "), "{error}");
+    assert!(!error.contains("0102"), "{error}");
+}
+
+#[test]
+fn a_section_in_the_wrong_brackets_is_told() {
+    assert!(
+        error(&MINIMAL.replace("[[enrollment]]", "[enrollment]"))
+            .contains("line 4: enrollment is no [[enrollment]]")
+    );
+    assert!(
+        error(&format!("limits = 3\n{MINIMAL}")).contains("line 1: limits is no section; expected [limits]")
+    );
+}
+
+fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config> {
+    let variables: Vec<_> = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Ok(Config::parse_with(text, Path::new("/etc/certdist"), &variables)?)
+}
+
+#[test]
+fn variables_take_the_place_of_keys_before_anything_is_checked() {
+    let wrong = MINIMAL.replace("127.0.0.1:5684", "localhost");
+    let config = with_variables(
+        &wrong,
+        &[
+            ("CERTDIST_LISTEN", "[::]:5684"),
+            ("CERTDIST_DATABASE", "sqlite:/var/lib/certdist/certdist.db"),
+            ("CERTDIST_ADMIN__LISTEN", "127.0.0.1:9684"),
+            ("CERTDIST_LIMITS__WORKERS", "3"),
+            ("CERTDIST_LIMITS__EXTENDED_MASTER_SECRET", "required"),
+            ("CERTDIST_LIMITS__REQUESTS_PER_ADDRESS", "{ burst = 5, every = 1 }"),
+            ("CERTDIST_IOT_PLATFORM__ENDPOINT", "http://127.0.0.1:8086"),
+            ("CERTDIST_IOT_PLATFORM__REGION", "cn-shanghai"),
+            ("CERTDIST_IOT_PLATFORM__INSTANCE_ID", "0123"),
+            ("CERTDIST_IOT_PLATFORM__QPS", "12.5"),
+            ("CERTDIST_IOT_PLATFORM__CREDENTIALS", "ecs-role"),
+            // Empty is as good as not there.
+            ("CERTDIST_LIMITS__PATIENCE", ""),
+            // What a cluster sets for a service of that name.
+            ("CERTDIST_PORT", "udp://10.0.0.1:5684"),
+            ("CERTDIST_SERVICE_HOST", "10.0.0.1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!((config.listen.port(), config.listen.is_ipv6()), (5684, true));
+    assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
+    assert_eq!(config.admin, Some("127.0.0.1:9684".parse().unwrap()));
+    assert_eq!(config.limits.workers, 3);
+    assert!(config.limits.dtls.require_extended_master_secret);
+    assert_eq!(config.limits.requests.per_address, Rate::new(5, Duration::from_secs(1)));
+    assert_eq!(config.limits.patience, Limits::default().patience);
+    let cloud = config.iot_platform.unwrap();
+    assert_eq!((cloud.client.instance_id.as_str(), cloud.registrar.qps), ("0123", 12.5));
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    for (name, value, expected) in [
+        ("CERTDIST_LIMITS__WORKERS", "many", "CERTDIST_LIMITS__WORKERS: [limits] workers: "),
+        (
+            "CERTDIST_LIMITS__WORKERS",
+            "0",
+            "CERTDIST_LIMITS__WORKERS: [limits] workers = 0: expected 1 or more",
+        ),
+        (
+            "CERTDIST_LIMITS__WORKER",
+            "2",
+            "CERTDIST_LIMITS__WORKER: worker: unknown key; did you mean workers?",
+        ),
+        ("CERTDIST_LISTN", "[::]:1", "CERTDIST_LISTN: listn: unknown key; did you mean listen?"),
+        ("CERTDIST_LISTEN", "here", "CERTDIST_LISTEN: listen: invalid socket address"),
+        ("CERTDIST_ENROLLMENT__KEY", "hex:00", "cannot be set by variables; key = \"env:NAME\""),
+    ] {
+        let error = format!("{:#}", with_variables(MINIMAL, &[(name, value)]).unwrap_err());
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn what_takes_a_restart_is_told_by_its_keys() {
+    let cloud =
+        "[iot_platform]\nendpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
+    let plain = "[plain_coap]\nlisten = \"127.0.0.1:5683\"\nenrollment = \"lamp\"\n";
+    let before = format!("{MINIMAL}{cloud}{plain}[admin]\nlisten = \"127.0.0.1:1\"\n[limits]\n");
+    let config = parse(&before).unwrap();
+    for (right, other, expected) in [
+        ("127.0.0.1:5684", "127.0.0.1:5685", "listen"),
+        ("certdist.db", "other.db", "database"),
+        ("127.0.0.1:1\"\nreg", "127.0.0.1:2\"\nreg", "[iot_platform] endpoint"),
+        ("region = \"r\"", "region = \"s\"", "[iot_platform] region"),
+        ("region", "instance_id = \"i\"\nregion", "[iot_platform] instance_id"),
+        ("region", "qps = 1\nregion", "[iot_platform] qps"),
+        ("region", "batches = false\nregion", "[iot_platform] batches"),
+        ("region", "sweep = \"off\"\nregion", "[iot_platform] sweep"),
+        ("ecs-role", "ecs-role:certdist", "[iot_platform] credentials"),
+        ("region", "metadata_token = \"required\"\nregion", "[iot_platform] credentials"),
+        ("region", "signature = \"v3\"\nregion", "[iot_platform] signature"),
+        ("region", "connect_timeout = 1\nregion", "[iot_platform] connect_timeout"),
+        ("region", "first_byte_timeout = 7\nregion", "[iot_platform] first_byte_timeout"),
+        ("region", "timeout = 20\nregion", "[iot_platform] timeout"),
+        (cloud, "", "[iot_platform]"),
+        ("127.0.0.1:1\"\n[limits]", "127.0.0.1:2\"\n[limits]", "[admin] listen"),
+        ("127.0.0.1:5683", "127.0.0.1:5682", "[plain_coap] listen"),
+        (plain, "", "[plain_coap]"),
+        ("[limits]", "[limits]\nworkers = 99", "[limits] workers"),
+        ("[limits]", "[limits]\nmax_sessions = 9", "[limits] max_sessions"),
+        ("[limits]", "[limits]\nmax_handshakes = 9", "[limits] max_handshakes"),
+        ("[limits]", "[limits]\nmax_handshakes_per_address = 9", "[limits] max_handshakes_per_address"),
+        ("[limits]", "[limits]\nhandshake_timeout = 9", "[limits] handshake_timeout"),
+        ("[limits]", "[limits]\nsession_idle = 9", "[limits] session_idle"),
+        ("[limits]", "[limits]\npath_mtu = 999", "[limits] path_mtu"),
+        ("[limits]", "[limits]\nextended_master_secret = \"required\"", "[limits] extended_master_secret"),
+        ("[limits]", "[limits]\npatience = 9", "[limits] patience"),
+        ("[limits]", "[limits]\ndrain = 9", "[limits] drain"),
+    ] {
+        let other = before.replace(right, other);
+        assert_ne!(other, before, "{expected}");
+        assert_eq!(config.needs_restart(&parse(&other).unwrap()), [expected]);
+    }
+    assert_eq!(config.needs_restart(&config.clone()), [] as [&str; 0]);
+
+    // These are taken over.
+    let before = MINIMAL;
+    for (right, other) in [
+        ("000102", "ff0102"),
+        ("lamp", "lamps"),
+        ("[[enrollment]]", "[limits]\nrequests_per_identity = \"off\"\n[[enrollment]]\nreissue = \"once\""),
+    ] {
+        let other = parse(&before.replace(right, other)).unwrap();
+        assert_eq!(parse(before).unwrap().needs_restart(&other), [] as [&str; 0]);
     }
 }

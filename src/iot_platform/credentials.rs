@@ -47,7 +47,7 @@ const FIRST_PAUSE: i64 = 1;
 const MAX_PAUSE: i64 = 60;
 
 /// An account's or RAM user's access key, or a role's temporary one.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// `AccessKeyId`.
     pub access_key_id: String,
@@ -65,7 +65,7 @@ impl fmt::Debug for Credentials {
 }
 
 /// Where credentials come from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// They are known, and stay as they are.
     Given(Credentials),
@@ -82,7 +82,7 @@ impl From<Credentials> for Source {
 }
 
 /// A profile of a credentials file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialsFile {
     /// The INI file.
     pub path: PathBuf,

@@ -223,6 +223,25 @@ pub struct ImportReport {
     pub unchanged: u64,
 }
 
+/// How many devices of an enrollment are how far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// Rows of the table.
+    pub devices: u64,
+    /// Of them, with a certificate.
+    pub registered: u64,
+    /// Whose certificate was handed out.
+    pub issued: u64,
+    /// That have signed in at IoT Platform, as far as is known.
+    pub activated: u64,
+    /// That IoT Platform refused.
+    pub refused: u64,
+    /// To which the operator said no.
+    pub disabled: u64,
+}
+
 /// A row that contradicts the table, for instance another certificate for a
 /// device that has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -365,9 +384,33 @@ pub trait Bulk {
     /// How many rows there are. Reads the whole table: seconds for millions.
     fn count(&self) -> Result<u64, StoreError>;
 
+    /// How many devices of each enrollment in the table are how far, in order of its
+    /// name. Reads the whole table.
+    fn totals(&self) -> Result<Vec<Totals>, StoreError>;
+
     /// How many of an enrollment's devices, or of all, may be registered and are not.
     /// Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
+}
+
+/// What is in the file of a store that nobody has opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// It is not there; [`open`] makes it.
+    Missing,
+    /// It can be opened and is of the current version.
+    Current,
+    /// It is of this older version; [`open`] brings it up to date.
+    Older(usize),
+}
+
+/// Looks at the store that a configuration's `database` names, and makes and changes
+/// nothing.
+pub fn examine(url: &str) -> Result<Condition, StoreError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::examine(path.as_ref()),
+        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
+    }
 }
 
 /// Opens the store that a configuration's `database` names, creating it when it

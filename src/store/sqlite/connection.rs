@@ -5,9 +5,10 @@
 use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::Access;
 
 use super::store_error;
-use crate::store::StoreError;
+use crate::store::{Condition, StoreError};
 
 /// "cert", as `schema.sql` sets it.
 const APPLICATION_ID: i64 = 0x6365_7274;
@@ -71,6 +72,31 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     };
     set_up().map_err(|error| store_error(path, error))?;
     Ok(connection)
+}
+
+/// Looks at the file, without making or changing it.
+pub(super) fn look(path: &Path) -> Result<Condition, StoreError> {
+    let failed = |what: String| StoreError::Failed(format!("{}: {what}", path.display()));
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    // SQLite keeps its log beside the file, so the folder must be writable, too.
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| failed(format!("the folder cannot be written ({})", io::Error::from(error))))?;
+    if !path.try_exists().map_err(|error| failed(error.to_string()))? {
+        return Ok(Condition::Missing);
+    }
+    rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK)
+        .map_err(|error| failed(format!("cannot be read and written ({})", io::Error::from(error))))?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
+    match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
+        Found::Version(VERSION) => Ok(Condition::Current),
+        // Empty, as a crash may leave it: as good as none.
+        Found::Version(0) => Ok(Condition::Missing),
+        Found::Version(older) => Ok(Condition::Older(older)),
+        other => Err(refusal(path, &other)),
+    }
 }
 
 fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection, StoreError> {

@@ -18,8 +18,8 @@ use thread_local::ThreadLocal;
 
 use self::writer::{WriteError, Writer};
 use super::{
-    BatchId, Claim, CloudState, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, OpenBatch,
-    OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds, unix_now,
+    BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry,
+    OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds, unix_now,
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -57,6 +57,12 @@ impl Sqlite {
         let connection = connection::open(&path, writer_wait)?;
         let writer = Writer::start(connection, Arc::clone(&path))?;
         Ok(Self { path, bulk_wait, readers: ThreadLocal::new(), writer })
+    }
+
+    /// Looks at a file, without making or changing it. One that is not certdist's, or
+    /// of a newer version, is an error, and so is one that this process cannot write.
+    pub fn examine(path: &Path) -> Result<Condition, StoreError> {
+        connection::look(path)
     }
 
     /// The file, as an absolute path.

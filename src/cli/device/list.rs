@@ -1,0 +1,187 @@
+//! `certdist device list`: many rows, by what the operator looks for.
+
+use anyhow::anyhow;
+use clap::ValueEnum;
+
+use super::{Failure, Outcome, aligned, as_json, parse, print, progress::Progress, time};
+use crate::{
+    config::Config,
+    device::DeviceId,
+    store::{DeviceRow, DeviceState, Store},
+};
+
+/// Rows that are read at once.
+const ROWS: usize = 1000;
+
+/// Rows of a table for people, unless they say otherwise.
+const PAGE: usize = 100;
+
+/// Lists devices, in order of their IDs
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: devices of a batch that have no certificate yet, page by page
+  certdist device list --enrollment plug-batch-7 --unregistered
+  certdist device list --enrollment plug-batch-7 --unregistered --after PLUG0100
+All that IoT Platform refused, for a script
+  certdist device list --refused --json | jq -r .deviceId
+
+Secrets are not shown; `certdist export` has them.")]
+pub(super) struct Args {
+    /// Only this enrollment
+    #[arg(long, value_name = "NAME")]
+    enrollment: Option<String>,
+    /// Only devices in this state
+    #[arg(long, value_enum)]
+    state: Option<State>,
+    /// Only devices that have a certificate
+    #[arg(long, conflicts_with = "unregistered")]
+    registered: bool,
+    /// Only devices that have no certificate yet
+    #[arg(long)]
+    unregistered: bool,
+    /// Only devices that IoT Platform refused
+    #[arg(long)]
+    refused: bool,
+    /// Only devices whose ID begins like this
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+    /// At most so many; 100 without --json, all with it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Begin after this device
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum State {
+    /// May have its certificate
+    Enabled,
+    /// The operator said no
+    Disabled,
+}
+
+impl Args {
+    fn is_wanted(&self, row: &DeviceRow) -> bool {
+        let state = match self.state {
+            None => true,
+            Some(State::Enabled) => row.state == DeviceState::Enabled,
+            Some(State::Disabled) => row.state == DeviceState::Disabled,
+        };
+        state
+            && self.enrollment.as_ref().is_none_or(|name| row.enrollment == *name)
+            && (!self.registered || row.certificate.is_some())
+            && (!self.unregistered || row.certificate.is_none())
+            && (!self.refused || row.refusal.is_some())
+    }
+}
+
+pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outcome {
+    if let Some(name) = &args.enrollment
+        && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
+    {
+        // Its devices may be in the table all the same, as leftovers.
+        tracing::warn!("no [[enrollment]] of the configuration is called {name}");
+    }
+    let after = args.after.as_deref().map(parse).transpose()?;
+    let prefix = args.prefix.as_deref().map(prefix).transpose()?;
+    let default = if args.json { usize::MAX } else { PAGE };
+    let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+
+    let mut rows = Rows { store, after, prefix, has_begun: false };
+    let mut progress = Progress::new("{pos} rows read");
+    let (mut listed, mut page, mut last) = (0, Vec::new(), None);
+    'rows: loop {
+        let read = rows.next().await?;
+        if read.is_empty() {
+            break;
+        }
+        progress.add(read.len() as u64);
+        for row in read.into_iter().filter(|row| args.is_wanted(row)) {
+            if listed == limit {
+                last = page.last().map(|row: &DeviceRow| row.id.clone()).or(last);
+                break 'rows;
+            }
+            listed += 1;
+            last = None;
+            page.push(row);
+        }
+        // A table's columns are as wide as its page; lines for a script just go.
+        if args.json {
+            last = page.last().map(|row| row.id.clone()).or(last);
+            let done = std::mem::take(&mut page);
+            print(|out| done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row))))?;
+        }
+    }
+    drop(progress);
+    print(|out| match args.json {
+        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row))),
+        false => write!(out, "{}", as_table(&page)),
+    })?;
+    if listed == limit
+        && let Some(last) = last
+    {
+        eprintln!("there are more: --after {last}");
+    }
+    Ok(())
+}
+
+/// The rows of the table that may be wanted, some at a time.
+struct Rows<'s> {
+    store: &'s dyn Store,
+    after: Option<DeviceId>,
+    prefix: Option<DeviceId>,
+    has_begun: bool,
+}
+
+impl Rows<'_> {
+    async fn next(&mut self) -> Result<Vec<DeviceRow>, Failure> {
+        let mut rows = Vec::new();
+        if !self.has_begun {
+            self.has_begun = true;
+            if let Some(prefix) = &self.prefix
+                && self.after.as_ref().is_none_or(|after| after < prefix)
+            {
+                // The shortest that begins like this, after which all others come.
+                rows.extend(self.store.device(prefix).await?);
+                self.after = Some(prefix.clone());
+            }
+        }
+        rows.extend(self.store.rows_after(self.after.as_ref(), ROWS).await?);
+        if let Some(last) = rows.last() {
+            self.after = Some(last.id.clone());
+        }
+        if let Some(prefix) = &self.prefix {
+            rows.retain(|row| row.id.as_str().starts_with(prefix.as_str()));
+        }
+        Ok(rows)
+    }
+}
+
+/// The beginning of an ID: what is none, no ID begins with. Case is kept, also of the
+/// digits of a MAC address, which are upper-case in the table.
+fn prefix(text: &str) -> Result<DeviceId, Failure> {
+    DeviceId::parse_sn(text)
+        .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))
+}
+
+fn as_table(rows: &[DeviceRow]) -> String {
+    let line = |row: &DeviceRow| {
+        [
+            row.id.to_string(),
+            row.enrollment.clone(),
+            super::state(row).into(),
+            if row.certificate.is_some() { "yes".into() } else { "no".into() },
+            time(row.first_issued).unwrap_or_else(|| "-".into()),
+            time(row.activated).unwrap_or_else(|| "-".into()),
+            row.refusal.clone().unwrap_or_else(|| "-".into()),
+        ]
+    };
+    let head = ["DEVICE", "ENROLLMENT", "STATE", "CERTIFICATE", "FIRST ISSUED", "ACTIVATED", "REFUSED"];
+    let mut lines = vec![head.map(String::from)];
+    lines.extend(rows.iter().map(line));
+    aligned(&lines)
+}

@@ -1,0 +1,190 @@
+//! `certdist enrollment`: the configuration's enrollments beside what the table has of
+//! them. No key is shown.
+
+use std::collections::BTreeMap;
+
+use anyhow::anyhow;
+use serde_json::json;
+
+use super::{ConfigArgs, Failure, Outcome, aligned, open_store, print};
+use crate::{
+    config::Config,
+    limits::Rate,
+    psk::{Enrollment, Kind, Reissue},
+    store::{Bulk, Totals},
+};
+
+/// Lists the enrollments, or shows one, with how many devices each has
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist enrollment list
+  certdist enrollment show lamp-2026 --json")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// One line for each enrollment of the configuration or of the table
+    List {
+        /// A JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// What the configuration says of one, and how many devices are how far
+    Show {
+        /// Its name
+        name: String,
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    let totals = open_store(&config)?.totals()?;
+    let mut totals: BTreeMap<String, Totals> =
+        totals.into_iter().map(|totals| (totals.enrollment.clone(), totals)).collect();
+    match &args.action {
+        Action::List { json } => {
+            let mut lines = Vec::new();
+            for enrollment in &config.enrollments {
+                let totals = totals.remove(&enrollment.name).unwrap_or_default();
+                lines.push((enrollment.name.clone(), Some(enrollment), totals));
+            }
+            // Left in the table by a configuration that had them.
+            lines.extend(totals.into_iter().map(|(name, totals)| (name, None, totals)));
+            match json {
+                true => print(|out| {
+                    let mut lines =
+                        lines.iter().map(|(name, known, totals)| as_json(&config, name, *known, totals));
+                    lines.try_for_each(|line| writeln!(out, "{line}"))
+                }),
+                false => print(|out| {
+                    let head = [
+                        "ENROLLMENT",
+                        "KIND",
+                        "PRODUCT",
+                        "DEVICES",
+                        "REGISTERED",
+                        "ISSUED",
+                        "REFUSED",
+                        "DISABLED",
+                    ];
+                    let mut table = vec![head.map(String::from)];
+                    table.extend(lines.iter().map(|(name, known, totals)| {
+                        let kind = known.map_or("not configured", |enrollment| kind(&enrollment.kind));
+                        let product = known.map_or("-", |enrollment| enrollment.product_key.as_str());
+                        [
+                            name.clone(),
+                            kind.into(),
+                            product.into(),
+                            totals.devices.to_string(),
+                            totals.registered.to_string(),
+                            totals.issued.to_string(),
+                            totals.refused.to_string(),
+                            totals.disabled.to_string(),
+                        ]
+                    }));
+                    write!(out, "{}", aligned(&table))
+                }),
+            }
+        }
+        Action::Show { name, json } => {
+            let known = config.enrollments.iter().find(|enrollment| enrollment.name == *name);
+            let totals = totals.remove(name);
+            if known.is_none() && totals.is_none() {
+                let names: Vec<&str> = config.enrollments.iter().map(|known| known.name.as_str()).collect();
+                return Err(Failure::Failed(anyhow!(
+                    "there is no enrollment \"{}\"; the configuration has {}",
+                    name.escape_debug(),
+                    names.join(", ")
+                )));
+            }
+            let totals = totals.unwrap_or_default();
+            print(|out| match json {
+                true => writeln!(out, "{}", as_json(&config, name, known, &totals)),
+                false => write!(out, "{}", as_text(&config, name, known, &totals)),
+            })
+        }
+    }
+}
+
+fn kind(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Individual => "individual",
+        Kind::Derived(_) => "derived",
+        Kind::Shared { .. } => "shared",
+    }
+}
+
+fn reissue(policy: Reissue) -> String {
+    match policy {
+        Reissue::Always => "always".into(),
+        Reissue::Once => "once".into(),
+        Reissue::Window(window) => format!("window:{}", window.as_secs()),
+    }
+}
+
+fn rate(rate: Option<Rate>) -> String {
+    rate.map_or_else(|| "off".into(), |rate| rate.to_string())
+}
+
+fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Totals) -> String {
+    let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
+    let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
+    match known {
+        None => line("configured", "no: its devices get nothing".into()),
+        Some(enrollment) => {
+            line("product key", enrollment.product_key.clone());
+            line("kind", kind(&enrollment.kind).into());
+            if let Kind::Shared { identity, .. } = &enrollment.kind {
+                line("identity", identity.clone());
+            }
+            line("reissue", reissue(enrollment.reissue));
+            let limits = config.limits.requests.enrollments.get(name).copied().unwrap_or_default();
+            line("requests", rate(limits.requests));
+            if matches!(enrollment.kind, Kind::Shared { .. }) {
+                line("refused lookups", rate(limits.refused_lookups));
+            }
+        }
+    }
+    for (label, count) in counts(totals) {
+        line(label, count.to_string());
+    }
+    aligned(&lines)
+}
+
+/// The figures, as they are called in every output.
+pub(super) fn counts(totals: &Totals) -> [(&'static str, u64); 6] {
+    [
+        ("devices", totals.devices),
+        ("registered", totals.registered),
+        ("issued", totals.issued),
+        ("activated", totals.activated),
+        ("refused", totals.refused),
+        ("disabled", totals.disabled),
+    ]
+}
+
+fn as_json(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Totals) -> serde_json::Value {
+    let mut object = json!({ "enrollment": name, "configured": known.is_some() });
+    if let Some(enrollment) = known {
+        object["productKey"] = json!(enrollment.product_key);
+        object["kind"] = json!(kind(&enrollment.kind));
+        object["reissue"] = json!(reissue(enrollment.reissue));
+        object["refuseExisting"] = json!(config.refuse_existing.contains(name));
+        if let Kind::Shared { identity, .. } = &enrollment.kind {
+            object["identity"] = json!(identity);
+        }
+    }
+    for (label, count) in counts(totals) {
+        object[label] = json!(count);
+    }
+    object
+}

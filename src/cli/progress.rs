@@ -1,0 +1,66 @@
+//! Shows at a terminal how far something is, once it has taken a second.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// What takes less is not worth a line.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How far something is. Gone when dropped.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    since: Instant,
+    is_shown: bool,
+}
+
+impl Progress {
+    /// With a template of indicatif's, after a spinner.
+    pub(super) fn new(template: &str) -> Self {
+        let style = ProgressStyle::with_template(&format!("{{spinner}} {template}"));
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        Self { bar, since: Instant::now(), is_shown: false }
+    }
+
+    /// So much more is done.
+    pub(super) fn add(&mut self, more: u64) {
+        if !self.is_shown && self.since.elapsed() > PATIENCE {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.is_shown = true;
+        }
+        self.bar.inc(more);
+    }
+
+    /// Counts the bytes that are written.
+    pub(super) fn counting<W: Write>(&mut self, writer: W) -> Counting<'_, W> {
+        Counting { writer, progress: self }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A writer whose bytes are counted.
+pub(super) struct Counting<'p, W> {
+    writer: W,
+    progress: &'p mut Progress,
+}
+
+impl<W: Write> Write for Counting<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.writer.write(bytes)?;
+        self.progress.add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}

@@ -1,0 +1,74 @@
+//! `certdist stats`: how far the devices of each enrollment are, and how large the
+//! database is.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print};
+use crate::store::{Bulk, Totals};
+
+/// Counts the devices of each enrollment by how far they are
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist stats
+  certdist stats --json | jq .total.registered
+
+Reads the whole table: a second for a million devices. What the server does from
+moment to moment is in its metrics (docs/operations.md).")]
+pub(super) struct Args {
+    /// As a JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    let store = open_store(&config)?;
+    let totals = store.totals()?;
+    let size = size(store.path())?;
+    let mut all = Totals::default();
+    for one in &totals {
+        all.devices += one.devices;
+        all.registered += one.registered;
+        all.issued += one.issued;
+        all.activated += one.activated;
+        all.refused += one.refused;
+        all.disabled += one.disabled;
+    }
+    if args.json {
+        let object = |totals: &Totals| -> serde_json::Map<String, serde_json::Value> {
+            counts(totals).iter().map(|(label, count)| ((*label).to_owned(), json!(count))).collect()
+        };
+        let enrollments: serde_json::Map<String, serde_json::Value> =
+            totals.iter().map(|totals| (totals.enrollment.clone(), object(totals).into())).collect();
+        let stats = json!({ "enrollments": enrollments, "total": object(&all), "databaseBytes": size });
+        return print(|out| writeln!(out, "{stats}"));
+    }
+    let head = ["ENROLLMENT", "DEVICES", "REGISTERED", "ISSUED", "ACTIVATED", "REFUSED", "DISABLED"];
+    let mut table = vec![head.map(String::from)];
+    let line = |name: &str, totals: &Totals| {
+        let [devices, registered, issued, activated, refused, disabled] =
+            counts(totals).map(|(_, count)| count.to_string());
+        [name.to_owned(), devices, registered, issued, activated, refused, disabled]
+    };
+    table.extend(totals.iter().map(|totals| line(&totals.enrollment, totals)));
+    if totals.len() != 1 {
+        table.push(line("all", &all));
+    }
+    let size = indicatif::BinaryBytes(size);
+    print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), store.path().display()))
+}
+
+/// Bytes of the database and its log.
+fn size(path: &Path) -> anyhow::Result<u64> {
+    let file = fs::metadata(path).with_context(|| format!("{}", path.display()))?.len();
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    // The log is not there when nobody writes.
+    Ok(file + fs::metadata(log).map_or(0, |log| log.len()))
+}

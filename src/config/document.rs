@@ -1,0 +1,458 @@
+//! A configuration as it is written: the file's sections, the environment's values in
+//! place of theirs, and everything that is wrong with them, each with its place. Knows
+//! TOML, and no key's meaning: a section says itself which keys it has.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserializer,
+    de::{self, DeserializeOwned, Visitor},
+    forward_to_deserialize_any,
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// What variables that stand for keys begin with.
+pub(super) const PREFIX: &str = "CERTDIST_";
+
+/// Keys whose values may be secrets, and so are not repeated.
+const SECRET: [&str; 2] = ["key", "credentials"];
+
+/// A section of the file, each key alone checked by its type.
+pub(super) trait Section: DeserializeOwned {
+    /// Its name; empty for what stands before all sections.
+    const NAME: &'static str;
+    /// Keys that must be there, and a text for each: an example for the operator, and
+    /// what is read in place of one that is missing or wrong, so that the rest is
+    /// checked all the same.
+    const REQUIRED: &'static [(&'static str, &'static str)];
+}
+
+/// Every section's name and keys; the first has no name.
+type Sections = [(&'static str, &'static [&'static str])];
+
+/// Where something is written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Nowhere: it is missing.
+    File,
+    /// In this line, from 1.
+    Line(usize),
+    /// In this variable of the environment.
+    Variable(String),
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<(Place, String)>);
+
+impl Problems {
+    /// Whether there are any, as an error.
+    pub(super) fn check(mut self) -> Result<(), Self> {
+        self.0.sort();
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+
+    /// Something is missing or wrong that is in no line.
+    pub(super) fn of_file(&mut self, what: impl Into<String>) {
+        self.0.push((Place::File, what.into()));
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let several = self.0.len() > 1;
+        if several {
+            write!(f, "{} things are wrong", self.0.len())?;
+        }
+        for (place, what) in &self.0 {
+            f.write_str(if several { "\n  " } else { "" })?;
+            match place {
+                Place::File => write!(f, "{what}")?,
+                Place::Line(line) => write!(f, "line {line}: {what}")?,
+                Place::Variable(name) => write!(f, "{name}: {what}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A section that was read, and where its keys are.
+pub(super) struct Table<T> {
+    pub(super) values: T,
+    title: String,
+    place: Place,
+    places: BTreeMap<String, Place>,
+    wrong: Vec<String>,
+}
+
+impl<T> Table<T> {
+    /// Says what is wrong about these keys together, at the first of them that is
+    /// there; unless one of them alone is wrong, which was said then.
+    pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
+        if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
+            return;
+        }
+        let place = keys.iter().find_map(|key| self.places.get(*key)).unwrap_or(&self.place);
+        problems.0.push((place.clone(), format!("{}{what}", self.title)));
+        self.wrong.extend(keys.iter().map(|key| (*key).to_owned()));
+    }
+
+    /// The value, or what is wrong with this key.
+    pub(super) fn checked<V>(
+        &mut self,
+        problems: &mut Problems,
+        keys: &[&str],
+        value: anyhow::Result<V>,
+    ) -> Option<V> {
+        value.map_err(|error| self.wrong(problems, keys, format!("{error:#}"))).ok()
+    }
+}
+
+/// The file's tables, of which sections are taken.
+pub(super) struct Document<'t> {
+    text: &'t str,
+    tables: DeTable<'t>,
+    /// By section and key: the variable's name and its value.
+    variables: BTreeMap<(&'static str, &'static str), (&'t str, &'t str)>,
+}
+
+impl<'t> Document<'t> {
+    /// Reads the text; when it is no TOML, that is all that can be said of it. `sections`
+    /// are all that there may be.
+    pub(super) fn parse(
+        text: &'t str,
+        variables: &'t [(String, String)],
+        sections: &Sections,
+        problems: &mut Problems,
+    ) -> Result<Self, Problems> {
+        let (tables, errors) = DeTable::parse_recoverable(text);
+        let mut broken = Problems::default();
+        for error in &errors {
+            let place = error.span().map_or(Place::File, |span| Place::Line(line(text, span.start)));
+            broken.0.push((place, error.message().replace('\n', ", ")));
+        }
+        broken.check()?;
+        let mut document = Self { text, tables: tables.into_inner(), variables: BTreeMap::new() };
+        for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+            match variable(name, sections) {
+                Ok(None) => {}
+                Ok(Some(key)) => drop(document.variables.insert(key, (name, value))),
+                Err(what) => problems.0.push((Place::Variable(name.clone()), what)),
+            }
+        }
+        document.check_sections(sections, problems);
+        Ok(document)
+    }
+
+    fn check_sections(&mut self, sections: &Sections, problems: &mut Problems) {
+        let mut found = Vec::new();
+        for (key, value) in &self.tables {
+            let (name, place) = (key.get_ref().as_ref(), Place::Line(line(self.text, key.span().start)));
+            let is_section = sections.iter().any(|(section, _)| !section.is_empty() && *section == name);
+            let is_repeated = value.get_ref().is_array();
+            let is_key = sections.iter().any(|(section, keys)| section.is_empty() && keys.contains(&name));
+            let what = match () {
+                () if is_section && name == REPEATED && !is_tables(value.get_ref()) => {
+                    format!("{name} is no [[{name}]]; expected [[{name}]] before the keys of each")
+                }
+                () if is_section && name != REPEATED && !value.get_ref().is_table() => {
+                    format!("{name} is no section; expected [{name}] before its keys")
+                }
+                () if is_section || is_key => continue,
+                () if value.get_ref().is_table() || is_repeated => {
+                    let known: Vec<&str> = sections.iter().map(|(section, _)| *section).collect();
+                    format!("[{name}]: unknown section; {}", hint(name, &known[1..]))
+                }
+                () => unknown_key("", name, sections),
+            };
+            found.push((name.to_owned(), place, what));
+        }
+        for (name, place, what) in found {
+            self.tables.remove(name.as_str());
+            problems.0.push((place, what));
+        }
+        for (section, keys) in &sections[1..] {
+            let Some(value) = self.tables.get_mut(*section) else { continue };
+            let tables = match value.get_mut() {
+                DeValue::Table(table) => vec![table],
+                DeValue::Array(values) => values
+                    .iter_mut()
+                    .filter_map(|value| match value.get_mut() {
+                        DeValue::Table(table) => Some(table),
+                        _ => None,
+                    })
+                    .collect(),
+                _ => continue,
+            };
+            for table in tables {
+                let unknown: Vec<_> =
+                    table.keys().filter(|key| !keys.contains(&key.get_ref().as_ref())).cloned().collect();
+                for key in unknown {
+                    let what = unknown_key(section, key.get_ref(), sections);
+                    problems.0.push((Place::Line(line(self.text, key.span().start)), what));
+                    table.remove(&*key.into_inner());
+                }
+            }
+        }
+    }
+
+    /// What stands before all sections.
+    pub(super) fn root<T: Section>(&mut self, problems: &mut Problems) -> Table<T> {
+        let keys = keys::<T>();
+        let mut table = DeTable::new();
+        for key in keys {
+            if let Some((name, value)) = self.tables.remove_entry(*key) {
+                table.insert(name, value);
+            }
+        }
+        self.read(table, Place::File, String::new(), problems)
+    }
+
+    /// A section, when it is there or a variable stands for one of its keys.
+    pub(super) fn section<T: Section>(&mut self, problems: &mut Problems) -> Option<Table<T>> {
+        let (place, table) = match self.tables.remove_entry(T::NAME) {
+            Some((key, value)) => {
+                let DeValue::Table(table) = value.into_inner() else { return None };
+                (Place::Line(line(self.text, key.span().start)), table)
+            }
+            None => {
+                self.variables.keys().find(|(section, _)| *section == T::NAME)?;
+                (Place::File, DeTable::new())
+            }
+        };
+        Some(self.read(table, place, format!("[{}] ", T::NAME), problems))
+    }
+
+    /// All of a section that may be there repeatedly.
+    pub(super) fn repeated<T: Section>(&mut self, problems: &mut Problems) -> Vec<Table<T>> {
+        let Some(value) = self.tables.remove(T::NAME) else { return Vec::new() };
+        let DeValue::Array(values) = value.into_inner() else { return Vec::new() };
+        let mut tables = Vec::new();
+        for value in values {
+            let place = Place::Line(line(self.text, value.span().start));
+            let DeValue::Table(table) = value.into_inner() else { continue };
+            let name = table.get("name").and_then(|name| name.get_ref().as_str());
+            let title = match name {
+                Some(name) => format!("[[{}]] \"{}\" ", T::NAME, name.escape_debug()),
+                None => format!("[[{}]] ", T::NAME),
+            };
+            tables.push(self.read(table, place, title, problems));
+        }
+        tables
+    }
+
+    fn read<T: Section>(
+        &self,
+        table: DeTable<'t>,
+        place: Place,
+        title: String,
+        problems: &mut Problems,
+    ) -> Table<T> {
+        let mut good = stand_ins::<T>();
+        let mut places = BTreeMap::new();
+        let mut wrong = Vec::new();
+        let mut take = |key: &str, place: Place, value: Result<Spanned<DeValue<'t>>, String>| {
+            places.insert(key.to_owned(), place.clone());
+            match value {
+                Ok(value) => {
+                    good.insert(Spanned::new(0..0, key.to_owned().into()), value);
+                }
+                Err(what) => {
+                    problems.0.push((place, format!("{title}{key}: {what}")));
+                    wrong.push(key.to_owned());
+                }
+            }
+        };
+        for (name, value) in table {
+            let (at, name) = (name.span().start, name.into_inner());
+            if self.variables.contains_key(&(T::NAME, known::<T>(&name))) {
+                continue;
+            }
+            let value = fits::<T>(&name, &value).map(|()| value);
+            take(&name, Place::Line(line(self.text, at)), value);
+        }
+        for ((_, key), (name, text)) in self.variables.iter().filter(|((section, _), _)| *section == T::NAME)
+        {
+            take(key, Place::Variable((*name).to_owned()), from_variable::<T>(key, text));
+        }
+        for (key, example) in T::REQUIRED.iter().filter(|(key, _)| !places.contains_key(*key)) {
+            let what = format!("{title}{key} is missing; expected a line such as {key} = \"{example}\"");
+            problems.0.push((place.clone(), what));
+            wrong.push((*key).to_owned());
+        }
+        let whole = toml::Deserializer::from(Spanned::new(0..0, good));
+        let Ok(values) = T::deserialize(whole) else {
+            unreachable!("each key fits, and each is there that must")
+        };
+        Table { values, title, place, places, wrong }
+    }
+}
+
+/// The only section that may be there repeatedly.
+const REPEATED: &str = "enrollment";
+
+fn is_tables(value: &DeValue<'_>) -> bool {
+    value.as_array().is_some_and(|values| values.iter().all(|value| value.get_ref().is_table()))
+}
+
+/// The key for which a variable stands; `None` when it is none of ours.
+fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'static str)>, String> {
+    let Some(path) = name.strip_prefix(PREFIX) else { return Ok(None) };
+    let path = path.to_ascii_lowercase();
+    let (section, key) = path.split_once("__").unwrap_or(("", &path));
+    let Some((section, keys)) = sections.iter().find(|(known, _)| *known == section) else { return Ok(None) };
+    if *section == REPEATED {
+        return Err(
+            "an [[enrollment]] cannot be set by variables; key = \"env:NAME\" in the file reads its key \
+                    from one"
+                .into(),
+        );
+    }
+    match keys.iter().find(|known| **known == key) {
+        Some(key) => Ok(Some((section, key))),
+        // A cluster gives each program variables that are named after its services
+        // (CERTDIST_PORT and others): only what looks like a slip is one.
+        None if section.is_empty() && nearest(key, keys).is_none() => Ok(None),
+        None => Err(format!("{}: unknown key; {}", key, hint(key, keys))),
+    }
+}
+
+/// A key of the section of this name, or an empty text.
+fn known<T: Section>(name: &str) -> &'static str {
+    keys::<T>().iter().copied().find(|key| *key == name).unwrap_or("")
+}
+
+/// The texts of the keys that must be there.
+fn stand_ins<'t, T: Section>() -> DeTable<'t> {
+    let text = |text: &'static str| Spanned::new(0..0, DeValue::String(text.into()));
+    let entry =
+        |(key, example): &(&'static str, &'static str)| (Spanned::new(0..0, (*key).into()), text(example));
+    T::REQUIRED.iter().map(entry).collect()
+}
+
+/// Whether a value fits its key, or what would.
+fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
+    let mut table = stand_ins::<T>();
+    table.insert(Spanned::new(0..0, key.to_owned().into()), value.clone());
+    let table = toml::Deserializer::from(Spanned::new(0..0, table));
+    T::deserialize(table).map(drop).map_err(|error| explained(key, error.message()))
+}
+
+/// A variable's text as a number, a table or what else TOML knows, if that fits the
+/// key; otherwise as text.
+fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeValue<'t>>, String> {
+    let string = Spanned::new(0..0, DeValue::String(text.into()));
+    let as_text = fits::<T>(key, &string).map(|()| string);
+    let Ok(parsed) = DeValue::parse(text) else { return as_text };
+    fits::<T>(key, &parsed).map(|()| parsed).or_else(|what| as_text.map_err(|_| what))
+}
+
+/// What serde says, in an operator's words.
+fn explained(key: &str, message: &str) -> String {
+    if SECRET.contains(&key) && message.starts_with("invalid type") {
+        return "expected a string".into();
+    }
+    let mut message = message.trim_end().replace('\n', ", ");
+    for (word, meaning) in [
+        ("expected f64", "expected a number"),
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected a boolean", "expected true or false"),
+        (
+            "invalid socket address syntax",
+            "invalid socket address, expected ADDRESS:PORT, such as 0.0.0.0:5684",
+        ),
+    ] {
+        message = message.replace(word, meaning);
+    }
+    message
+}
+
+fn unknown_key(section: &str, key: &str, sections: &Sections) -> String {
+    let title = match section {
+        "" => String::new(),
+        REPEATED => format!("[[{section}]] "),
+        _ => format!("[{section}] "),
+    };
+    let own = sections.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
+    let elsewhere = sections.iter().find(|(_, keys)| keys.contains(&key));
+    let hint = match elsewhere {
+        Some((REPEATED, _)) => format!("it belongs into [[{REPEATED}]]"),
+        Some(("", _)) => "it belongs before all sections".to_owned(),
+        Some((name, _)) => format!("it belongs into [{name}]"),
+        None => hint(key, own),
+    };
+    format!("{title}{}: unknown key; {hint}", key.escape_debug())
+}
+
+fn hint(name: &str, known: &[&str]) -> String {
+    match nearest(name, known) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("expected one of {}", known.join(", ")),
+    }
+}
+
+/// What was probably meant.
+fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distance = |other: &str| strsim::damerau_levenshtein(name, other);
+    let nearest = known.iter().copied().min_by_key(|other| distance(other))?;
+    (distance(nearest) <= (nearest.len() / 3).max(1)).then_some(nearest)
+}
+
+fn line(text: &str, at: usize) -> usize {
+    1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
+}
+
+/// The names of the fields that a section's struct reads, as serde knows them.
+pub(super) fn keys<T: Section>() -> &'static [&'static str] {
+    T::deserialize(Fields).err().map_or(&[], |Names(names)| names)
+}
+
+/// Asks a struct for its fields instead of filling it.
+struct Fields;
+
+/// The fields, as the only answer there is.
+#[derive(Debug)]
+struct Names(&'static [&'static str]);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl std::error::Error for Names {}
+
+impl de::Error for Names {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self(&[])
+    }
+}
+
+impl<'de> Deserializer<'de> for Fields {
+    type Error = Names;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Names> {
+        Err(Names(&[]))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Names> {
+        Err(Names(fields))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}

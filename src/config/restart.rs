@@ -1,0 +1,74 @@
+//! Which keys of a configuration that has changed take a restart. Everything else is
+//! taken over by a server that runs.
+
+use super::Config;
+
+impl Config {
+    /// The keys in which another configuration differs from this one, and which a
+    /// running server cannot take over: sections with their names in brackets. The
+    /// enrollments, their keys and how often may be asked are never among them.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let mut changed = Vec::new();
+        let mut compare = |key, same: bool| {
+            if !same {
+                changed.push(key);
+            }
+        };
+        compare("listen", self.listen == other.listen);
+        compare("database", self.database == other.database);
+        match (&self.iot_platform, &other.iot_platform) {
+            (Some(own), Some(other)) => {
+                let (client, changed) = (&own.client, &other.client);
+                compare("[iot_platform] endpoint", client.endpoint == changed.endpoint);
+                compare("[iot_platform] region", client.region == changed.region);
+                compare("[iot_platform] instance_id", client.instance_id == changed.instance_id);
+                compare("[iot_platform] qps", own.registrar.qps == other.registrar.qps);
+                let batches = (own.registrar.max_batches, other.registrar.max_batches);
+                compare("[iot_platform] batches", batches.0 == batches.1);
+                compare("[iot_platform] sweep", own.registrar.sweep_pause == other.registrar.sweep_pause);
+                compare("[iot_platform] credentials", client.credentials == changed.credentials);
+                compare("[iot_platform] signature", client.signature == changed.signature);
+                compare("[iot_platform] ca_file", client.ca_file == changed.ca_file);
+                compare(
+                    "[iot_platform] connect_timeout",
+                    client.timeouts.connect == changed.timeouts.connect,
+                );
+                compare(
+                    "[iot_platform] first_byte_timeout",
+                    client.timeouts.first_byte == changed.timeouts.first_byte,
+                );
+                compare("[iot_platform] timeout", client.timeouts.whole == changed.timeouts.whole);
+            }
+            (None, None) => {}
+            _ => compare("[iot_platform]", false),
+        }
+        compare("[admin] listen", self.admin == other.admin);
+        match (&self.plain_coap, &other.plain_coap) {
+            (Some(own), Some(other)) => {
+                compare("[plain_coap] listen", own.listen == other.listen);
+                // Its enrollment is a copy, made at the start.
+                compare("[plain_coap] enrollment", own.enrollment == other.enrollment);
+            }
+            (None, None) => {}
+            _ => compare("[plain_coap]", false),
+        }
+        let (own, other) = (&self.limits, &other.limits);
+        compare("[limits] workers", own.workers == other.workers);
+        compare("[limits] max_sessions", own.dtls.max_sessions == other.dtls.max_sessions);
+        compare("[limits] max_handshakes", own.dtls.max_handshakes == other.dtls.max_handshakes);
+        compare(
+            "[limits] max_handshakes_per_address",
+            own.dtls.max_handshakes_per_address == other.dtls.max_handshakes_per_address,
+        );
+        compare("[limits] handshake_timeout", own.dtls.handshake_timeout == other.dtls.handshake_timeout);
+        compare("[limits] session_idle", own.dtls.session_idle == other.dtls.session_idle);
+        compare("[limits] path_mtu", own.dtls.path_mtu == other.dtls.path_mtu);
+        compare(
+            "[limits] extended_master_secret",
+            own.dtls.require_extended_master_secret == other.dtls.require_extended_master_secret,
+        );
+        compare("[limits] patience", own.patience == other.patience);
+        compare("[limits] drain", own.drain == other.drain);
+        changed
+    }
+}

@@ -1,0 +1,296 @@
+//! The commands that an operator looks with, beside a running server: lists, counts,
+//! keys, checks, and what asks before it destroys.
+#![cfg(feature = "simulation")]
+
+mod support;
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use support::{CERTDIST, MASTER, SHARED_KEY, Site, coapsload, stderr, stdout};
+
+/// Devices SN00000001 to 5 of `lamp`, of which the last three have certificates, and
+/// two of `plug`.
+const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
+                       SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,lamp-3,secret-3\n\
+                       SN00000004,lamp,lamp-4,secret-4\nSN00000005,lamp,lamp-5,secret-5\n\
+                       PLUG-1,plug,,\nPLUG-2,plug,plug-2,secret-p2\n";
+
+fn listed(site: &Site, arguments: &[&str]) -> Vec<String> {
+    let mut all = vec!["device", "list", "--json"];
+    all.extend(arguments);
+    let output = site.run(&all);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!stdout(&output).contains("secret-"), "{}", stdout(&output));
+    let id = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        row["deviceId"].as_str().expect("a text").to_owned()
+    };
+    stdout(&output).lines().map(id).collect()
+}
+
+#[test]
+fn devices_are_listed_by_what_is_looked_for_beside_a_running_server() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let server = site.serve();
+    site.run(&["device", "disable", "SN00000004"]);
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    let refuse = "UPDATE device_table SET refusal = 'no' WHERE deviceId = 'SN00000002'";
+    database.execute(refuse, ()).expect("refused");
+
+    let sn = |numbers: &[u32]| -> Vec<String> { numbers.iter().map(|n| format!("SN{n:08}")).collect() };
+    assert_eq!(listed(&site, &["--enrollment", "plug"]), ["PLUG-1", "PLUG-2"]);
+    assert_eq!(listed(&site, &["--state", "disabled"]), sn(&[4]));
+    assert_eq!(listed(&site, &["--state", "enabled", "--prefix", "SN"]), sn(&[1, 2, 3, 5]));
+    assert_eq!(listed(&site, &["--registered", "--prefix", "SN"]), sn(&[3, 4, 5]));
+    assert_eq!(listed(&site, &["--unregistered"]), ["PLUG-1", "SN00000001", "SN00000002"]);
+    assert_eq!(listed(&site, &["--refused"]), sn(&[2]));
+    assert_eq!(listed(&site, &["--prefix", "SN00000003"]), sn(&[3]));
+    assert_eq!(listed(&site, &["--prefix", "SN", "--after", "SN00000003"]), sn(&[4, 5]));
+    assert_eq!(listed(&site, &["--prefix", "PLUG", "--after", "SN00000001"]), [""; 0]);
+    assert_eq!(listed(&site, &["--limit", "2"]), ["PLUG-1", "PLUG-2"]);
+    assert_eq!(listed(&site, &[]).len(), 7);
+
+    let page = site.run(&["device", "list", "--limit", "2", "--enrollment", "lamp"]);
+    let table: Vec<String> = stdout(&page).lines().map(Into::into).collect();
+    assert!(table[0].starts_with("DEVICE      ENROLLMENT"), "{table:?}");
+    assert!(table.len() == 3 && table[2].starts_with("SN00000002  lamp"), "{table:?}");
+    assert_eq!(stderr(&page), "there are more: --after SN00000002\n");
+    let last = site.run(&["device", "list", "--limit", "5", "--enrollment", "lamp"]);
+    assert_eq!(stderr(&last), "", "that was all");
+
+    assert_eq!(site.run(&["device", "list", "--registered", "--unregistered"]).status.code(), Some(2));
+    assert_eq!(site.run(&["device", "list", "--prefix", "a b"]).status.code(), Some(2));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_list_whose_reader_has_seen_enough_ends_well() {
+    let site = Site::new();
+    let mut csv = String::from("deviceId,enrollment\n");
+    (0..20_000).for_each(|number| csv.push_str(&format!("SN{number:08},lamp\n")));
+    site.import(&csv);
+    let script = format!("{CERTDIST} device list --json | head -n 1 >/dev/null; echo ${{PIPESTATUS[0]}}");
+    let mut shell = Command::new("bash");
+    let output = shell.args(["-c", &script]).current_dir(site.path("")).output().expect("bash");
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("0\n", ""));
+}
+
+#[test]
+fn a_page_of_two_hundred_thousand_rows_is_there_at_once() {
+    let site = Site::new();
+    let mut csv = String::from("deviceId,enrollment\n");
+    (0..200_000).for_each(|number| csv.push_str(&format!("SN{number:08},lamp\n")));
+    site.import(&csv);
+    let started = Instant::now();
+    assert_eq!(listed(&site, &["--after", "SN00150000", "--limit", "1"]), ["SN00150001"]);
+    assert_eq!(listed(&site, &["--prefix", "SN0019999"]).len(), 10);
+    let took = started.elapsed();
+    // Read from its beginning, the table would take several times as long even once.
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert_eq!(listed(&site, &["--refused"]), [""; 0]);
+}
+
+#[test]
+fn enrollments_and_stats_count_and_show_no_key() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let server = site.serve();
+    let port = server.address.port().to_string();
+    // Devices 1 to 5; two of them have no certificate and no cloud to get one from.
+    coapsload(&["-p", &port, "-n", "5", "-c", "1", "-K", MASTER]);
+    site.run(&["device", "disable", "SN00000004"]);
+
+    let json = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let output = site.run(arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(!stdout(&output).contains(MASTER) && !stdout(&output).contains(&hex::encode(SHARED_KEY)));
+        stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let list = json(&["enrollment", "list", "--json"]);
+    assert_eq!((list[0]["enrollment"].as_str(), list[0]["kind"].as_str()), (Some("lamp"), Some("derived")));
+    let show = &json(&["enrollment", "show", "lamp", "--json"])[0];
+    assert_eq!(*show, list[0]);
+    for (figure, count) in
+        [("devices", 5), ("registered", 3), ("issued", 3), ("activated", 0), ("refused", 0), ("disabled", 1)]
+    {
+        assert_eq!(show[figure], count, "{figure}");
+    }
+    let plug = stdout(&site.run(&["enrollment", "show", "plug"]));
+    for line in ["identity         plug-batch", "reissue          window:86400", "devices          2"] {
+        assert!(plug.contains(line), "{plug}");
+    }
+    let stats = &json(&["stats", "--json"])[0];
+    assert_eq!(
+        (&stats["total"]["devices"], &stats["enrollments"]["plug"]["registered"]),
+        (&7.into(), &1.into())
+    );
+    assert!(stats["databaseBytes"].as_u64() > Some(10_000), "{stats}");
+    let table = stdout(&site.run(&["stats"]));
+    assert!(table.contains("\nall") && table.contains("database ") && table.contains("KiB"), "{table}");
+
+    // What the configuration has no more is still told.
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &configuration.replace("\"plug\"", "\"other\""));
+    assert!(stdout(&site.run(&["enrollment", "list"])).contains("plug        not configured"));
+    let nobody = site.run(&["enrollment", "show", "nobody"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(stderr(&nobody).contains("the configuration has lamp, other"), "{}", stderr(&nobody));
+}
+
+#[test]
+fn new_keys_are_strong_and_derived_ones_are_what_the_server_derives() {
+    let site = Site::new();
+    let key = |arguments: &[&str]| {
+        let mut all = vec!["key", "new"];
+        all.extend(arguments);
+        let output = site.run(&all);
+        (output.status.code(), stdout(&output).trim().to_owned(), stderr(&output))
+    };
+    let (_, first, _) = key(&[]);
+    assert_eq!(hex::decode(&first).expect("hex").len(), 32);
+    assert_ne!(first, key(&[]).1);
+    assert_eq!(key(&["--bytes", "16"]).1.len(), 32);
+    assert_eq!(key(&["--bytes", "15"]).0, Some(2));
+
+    assert_eq!(key(&["--output", "new.key"]).1, "");
+    let file = std::fs::read_to_string(site.path("new.key")).expect("it is there");
+    assert_eq!(file.trim().len(), 64);
+    let mode = std::fs::metadata(site.path("new.key")).expect("it is there").permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    assert_eq!(key(&["--output", "new.key"]).0, Some(1), "a key that is there is kept");
+
+    // Of psk.rs' test, where OpenSSL has computed it.
+    let derived = key(&["--derive", "SN00000001", "--enrollment", "lamp"]);
+    assert_eq!(derived.1, "6d5e2bff07c2591af4b318ee7ca9ba2a");
+    let (code, printed, error) = key(&["--derive", "PLUG-1", "--enrollment", "plug"]);
+    assert!(code == Some(2) && printed.is_empty() && error.contains("is not \"derived\""), "{error}");
+    assert_eq!(key(&["--derive", "SN00000001"]).0, Some(2));
+    assert_eq!(key(&["--derive", "SN 1", "--enrollment", "lamp"]).0, Some(2));
+}
+
+#[test]
+fn nothing_is_deleted_that_nobody_has_confirmed() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let mut command = site.certdist(&["device", "delete", "SN00000003"]);
+    let output = command.stdin(Stdio::null()).output().expect("certdist runs");
+    assert_eq!(output.status.code(), Some(2));
+    let error = stderr(&output);
+    assert!(error.contains("Delete SN00000003 and its certificate") && error.contains("--yes"), "{error}");
+
+    // `script` gives it a terminal.
+    for (answer, code, there) in [("n", "1", true), ("", "1", true), ("y", "0", false)] {
+        let delete = format!("{CERTDIST} device delete SN00000003; echo code $?");
+        let shell = format!("printf '{answer}\\n' | script -qec '{delete}' /dev/null");
+        let output = Command::new("sh").args(["-c", &shell]).current_dir(site.path("")).output();
+        let said = stdout(&output.expect("sh"));
+        assert!(said.contains("[y/N]") && said.contains(&format!("code {code}")), "{said}");
+        assert_eq!(site.run(&["device", "show", "SN00000003"]).status.success(), there, "{answer}");
+    }
+    assert!(site.run(&["device", "delete", "--yes", "SN00000004"]).status.success());
+    assert_eq!(site.run(&["device", "delete", "--yes", "SN00000004"]).status.code(), Some(1));
+}
+
+#[test]
+fn check_config_looks_at_the_database_and_changes_nothing() {
+    let site = Site::new();
+    let check = || {
+        let output = site.run(&["check-config"]);
+        (output.status.code(), stdout(&output), stderr(&output))
+    };
+    let (code, said, _) = check();
+    assert!(code == Some(0) && said.contains("certdist.db: not there yet"), "{said}");
+    assert!(!site.path("certdist.db").exists());
+    site.import(DEVICES);
+    let server = site.serve();
+    let (code, said, _) = check();
+    assert!(code == Some(0) && said.contains("certdist.db: good"), "{said}");
+    assert_eq!(server.stop(), Some(0));
+
+    site.write("certdist.db", "a letter\n");
+    let (code, _, error) = check();
+    assert!(code == Some(1) && error.contains("not an SQLite database"), "{error}");
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &configuration.replace("sqlite:", "sqlite:nowhere/"));
+    let (code, _, error) = check();
+    assert!(
+        code == Some(1) && error.contains("nowhere/certdist.db: the folder cannot be written"),
+        "{error}"
+    );
+}
+
+#[test]
+fn check_config_online_tells_what_the_cloud_says() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--access-key-id", "test-id", "--access-key-secret", "test-secret"]);
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    let check = |secret: &str| {
+        let mut command = site.certdist(&["check-config", "--online"]);
+        let output = command.env("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret).output().expect("certdist runs");
+        (output.status.code(), stdout(&output), stderr(&output))
+    };
+    let (code, said, error) = check("test-secret");
+    assert!(code == Some(0) && said.contains("the credentials are good"), "{said}{error}");
+    let (code, _, error) = check("another-secret");
+    assert!(code == Some(1) && error.contains("it refuses the call (SignatureDoesNotMatch"), "{error}");
+    assert!(!error.contains("another-secret"), "{error}");
+    drop(simulator);
+    let (code, _, error) = check("test-secret");
+    assert!(code == Some(1) && error.contains("cannot be reached"), "{error}");
+
+    let without = Site::new().run(&["check-config", "--online"]);
+    assert_eq!(without.status.code(), Some(2));
+}
+
+#[test]
+fn variables_of_the_environment_are_taken_and_wrong_ones_named() {
+    let site = Site::new();
+    let mut command = site.certdist(&["check-config"]);
+    let output = command.env("CERTDIST_LISTEN", "127.0.0.1:9").output().expect("certdist runs");
+    assert!(stdout(&output).contains("listen 127.0.0.1:9"), "{}", stderr(&output));
+    let mut command = site.certdist(&["check-config"]);
+    let output = command.env("CERTDIST_LIMITS__WORKERS", "no").output().expect("certdist runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("CERTDIST_LIMITS__WORKERS: "), "{}", stderr(&output));
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let site = Site::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&site.run(&["completion", shell])).contains("check-config"), "{shell}");
+    }
+    assert!(site.run(&["man", "pages"]).status.success());
+    for page in ["certdist.1", "certdist-import.1", "certdist-device-list.1", "certdist.toml.5"] {
+        let path = site.path("pages").join(page);
+        let output = Command::new("man").arg("--warnings").arg("-l").arg(&path).output().expect("man");
+        assert!(output.status.success() && stderr(&output).is_empty(), "{page}: {}", stderr(&output));
+        assert!(stdout(&output).lines().count() > 20, "{page}");
+    }
+}
+
+#[test]
+fn each_command_explains_itself_with_an_example() {
+    let site = Site::new();
+    for command in [
+        vec!["device"],
+        vec!["device", "list"],
+        vec!["device", "delete"],
+        vec!["enrollment"],
+        vec!["stats"],
+        vec!["key", "new"],
+        vec!["check-config"],
+        vec!["completion"],
+        vec!["import"],
+        vec!["export"],
+    ] {
+        let mut arguments = command.clone();
+        arguments.push("--help");
+        let help = stdout(&site.run(&arguments));
+        assert!(help.contains("Example") && help.contains("certdist "), "{command:?}: {help}");
+    }
+}
