@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
-.PHONY: test bench fuzz clients lint
+.PHONY: test bench fuzz clients lint deb
 
 # Everything that must hold: style, lints, unit tests, and foreign clients
 # against the real server.
@@ -27,6 +27,11 @@ clients:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+# A Debian package in build/.
+deb:
+	$(CARGO) build --release --no-default-features
+	packaging/build-deb target/release/certdist build
 
 # Server CPU and memory beside libcoap's server, in one run; then at the sizes it is
 # made for; then in memory, a worker's whole stack and the DTLS core.

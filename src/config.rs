@@ -31,6 +31,9 @@ use crate::{
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "certdist.toml";
 
+/// Where a package puts it.
+pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
+
 /// Path MTUs taken: up to an Ethernet's jumbo frames.
 const PATH_MTU: RangeInclusive<usize> = dtls::MIN_PATH_MTU..=9000;
 

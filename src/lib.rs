@@ -17,6 +17,7 @@ pub mod device;
 pub mod dtls;
 pub mod iot_platform;
 pub mod limits;
+pub mod notify;
 pub mod provision;
 pub mod psk;
 pub mod registrar;

@@ -32,7 +32,8 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
-    let path = args.config.config.display();
+    let path = args.config.path();
+    let path = path.display();
     print(|out| writeln!(out, "{path}: {} enrollments, listen {}", config.enrollments.len(), config.listen))?;
     let database = store::examine(&config.database);
     if let Ok(condition) = &database {

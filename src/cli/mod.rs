@@ -86,14 +86,21 @@ enum Command {
 /// Where the configuration is.
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// The configuration
-    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
+    /// The configuration; when absent certdist.toml, or else /etc/certdist/certdist.toml
+    #[arg(long, global = true, value_name = "FILE", env = "CERTDIST_CONFIG")]
+    config: Option<PathBuf>,
 }
 
 impl ConfigArgs {
     fn read(&self) -> Result<Config, Failure> {
-        Config::read(&self.config).map_err(Failure::Usage)
+        Config::read(&self.path()).map_err(Failure::Usage)
+    }
+
+    /// The file: what is named, what is here, or what a package has installed.
+    fn path(&self) -> PathBuf {
+        let usual = [config::DEFAULT_PATH, config::SYSTEM_PATH].map(PathBuf::from);
+        let [here, system] = usual;
+        self.config.clone().unwrap_or(if here.exists() || !system.exists() { here } else { system })
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
         ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
         client::Client,
     },
+    notify,
     provision::Provisioner,
     psk::Enrollments,
     registrar::{self, Registrar},
@@ -64,6 +65,8 @@ pub async fn run(args: Args) -> Outcome {
     let mut signals = Signals::new()?;
     let running = Running::start(&config).await?;
     announce(running.address()).context("cannot write to standard output")?;
+    notify::ready();
+    tokio::spawn(notify::keep_watchdog());
     loop {
         match signals.next().await {
             Order::Stop => break,
@@ -82,6 +85,7 @@ pub async fn run(args: Args) -> Outcome {
             },
         }
     }
+    notify::stopping();
     running.stop().await;
     Ok(())
 }

@@ -18,7 +18,7 @@ use toml::{
 pub(super) const PREFIX: &str = "CERTDIST_";
 
 /// Keys whose values may be secrets, and so are not repeated.
-const SECRET: [&str; 2] = ["key", "credentials"];
+const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
 
 /// A section of the file, each key alone checked by its type.
 pub(super) trait Section: DeserializeOwned {
@@ -354,10 +354,13 @@ fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeV
 
 /// What serde says, in an operator's words.
 fn explained(key: &str, message: &str) -> String {
-    if SECRET.contains(&key) && message.starts_with("invalid type") {
-        return "expected a string".into();
-    }
     let mut message = message.trim_end().replace('\n', ", ");
+    if SECRET.contains(&key)
+        && message.starts_with("invalid ")
+        && let Some(at) = message.rfind("expected ")
+    {
+        message.drain(..at);
+    }
     for (word, meaning) in [
         ("expected f64", "expected a number"),
         ("expected usize", "expected a whole number"),

@@ -2,7 +2,13 @@
 //! without touching it, brings an older schema up to date, and sets each kind of
 //! connection up for its work. Knows the pragmas, and nothing of the rows.
 
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::Access;
@@ -121,9 +127,24 @@ fn create_private(path: &Path) -> Result<(), StoreError> {
         return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
     }
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => Ok(()),
+        Ok(file) => {
+            give_to_folders_owner(&file, path);
+            Ok(())
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(StoreError::Failed(format!("{}: cannot be created: {error}", path.display()))),
+    }
+}
+
+/// An operator may import as root before the server has ever run, as another user: the
+/// folder is that user's. Nobody but root can give a file away, so for others this
+/// does nothing.
+fn give_to_folders_owner(file: &File, path: &Path) {
+    let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
+    if let (Some(folder), Ok(own)) = (folder, file.metadata())
+        && folder.uid() != own.uid()
+    {
+        let _ = std::os::unix::fs::fchown(file, Some(folder.uid()), Some(folder.gid()));
     }
 }
 

@@ -1,0 +1,111 @@
+//! What the service manager is told: sd_notify(3), a datagram to the socket that it
+//! names. Without one, nobody is told anything. Knows nothing of the server.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    process,
+    time::Duration,
+};
+
+/// The service is up: `systemctl start` returns, and what comes after it starts.
+pub fn ready() {
+    tell("READY=1");
+}
+
+/// The service is alive. The manager restarts one that has not said so for as long as
+/// `WatchdogSec=`; [`watchdog_interval`] is how often to say it.
+pub fn watchdog() {
+    tell("WATCHDOG=1");
+}
+
+/// The service is ending, on purpose.
+pub fn stopping() {
+    tell("STOPPING=1");
+}
+
+/// Half of the time after which the manager takes the service for dead; `None` when it
+/// does not watch this process.
+pub fn watchdog_interval() -> Option<Duration> {
+    interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
+}
+
+/// Says that the service is alive, as often as is needed, as long as the runtime that
+/// this runs on gets its turn. Returns at once when nobody watches.
+pub async fn keep_watchdog() {
+    let Some(interval) = watchdog_interval() else { return };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        watchdog();
+    }
+}
+
+fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duration> {
+    let microseconds: u64 = microseconds?.parse().ok().filter(|microseconds| *microseconds > 0)?;
+    // Inherited from a parent that is the one who is watched.
+    let is_ours = process.is_none_or(|id| id.parse() == Ok(process::id()));
+    is_ours.then(|| Duration::from_micros(microseconds) / 2)
+}
+
+fn tell(state: &str) {
+    let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(&socket, state) {
+        tracing::warn!(%error, state, "the service manager cannot be told");
+    }
+}
+
+fn send(socket: &OsStr, state: &str) -> io::Result<()> {
+    // sd_notify(3): `@` stands for the zero byte of an abstract name.
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(manager: &UnixDatagram) -> String {
+        manager.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    #[test]
+    fn a_manager_is_told_at_its_path_or_its_abstract_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        send(path.as_os_str(), "READY=1").unwrap();
+        assert_eq!(received(&manager), "READY=1");
+
+        let name = format!("certdist-test-{}", process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        send(format!("@{name}").as_ref(), "STOPPING=1").unwrap();
+        assert_eq!(received(&manager), "STOPPING=1");
+        assert!(send(folder.path().join("nobody").as_os_str(), "READY=1").is_err());
+    }
+
+    #[test]
+    fn a_watched_process_speaks_twice_as_often_as_it_must() {
+        let own = process::id().to_string();
+        assert_eq!(interval(Some("30000000"), Some(&own)), Some(Duration::from_secs(15)));
+        assert_eq!(interval(Some("30000000"), None), Some(Duration::from_secs(15)));
+        assert_eq!(interval(Some("30000000"), Some("1")), None);
+        assert_eq!(interval(None, None), None);
+        assert_eq!(interval(Some("0"), None), None);
+    }
+}

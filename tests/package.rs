@@ -1,0 +1,205 @@
+//! What certdist is delivered in: the package, the unit, the image, the cluster's
+//! manifests, alerts and dashboards. Each is judged by the program that it is made for,
+//! where there is one that runs here.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use certdist::config::Config;
+use support::{CERTDIST, Site, http_get, stderr, stdout};
+use yaml_rust2::{Yaml, YamlLoader};
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run `make clients`"))
+}
+
+#[test]
+fn the_package_is_installed_serves_is_upgraded_under_traffic_and_goes() {
+    let output = run(Command::new(file("tests/package.sh")).arg(CERTDIST));
+    assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
+    assert!(stdout(&output).ends_with("== all is well\n"), "{}", stdout(&output));
+}
+
+#[test]
+fn the_unit_exposes_little() {
+    // Tenths: 2.0. It verifies the unit as well, as far as it can.
+    let mut analyze = Command::new("systemd-analyze");
+    let output = run(analyze
+        .args(["security", "--offline=true", "--threshold=20"])
+        .arg(file("packaging/certdist.service")));
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    assert_eq!(stderr(&output), "", "what it does not know");
+    let drain: u64 = 10;
+    let unit = read("packaging/certdist.service");
+    let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok());
+    assert!(stop > Some(drain) && read("certdist.example.toml").contains(&format!("#drain = {drain}\n")));
+}
+
+#[test]
+fn alerts_fire_on_what_they_are_for_and_a_healthy_server_fires_none() {
+    for (action, rules) in [("check", "certdist.rules.yml"), ("test", "certdist.rules.test.yml")] {
+        let mut promtool = Command::new("promtool");
+        let promtool = promtool.current_dir(file("packaging/prometheus")).args([action, "rules", rules]);
+        let output = run(promtool);
+        assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    }
+    let alerts = read("packaging/prometheus/certdist.rules.yml");
+    let documentation = read("docs/operations.md");
+    let anchors: BTreeSet<String> = documentation.lines().filter_map(anchor).collect();
+    for line in alerts.lines() {
+        if let Some(runbook) = line.trim().strip_prefix("runbook: docs/operations.md#") {
+            assert!(anchors.contains(runbook), "docs/operations.md has no #{runbook}");
+        }
+    }
+}
+
+/// What a heading's link is.
+fn anchor(line: &str) -> Option<String> {
+    let title = line.strip_prefix('#')?.trim_start_matches('#').trim().to_lowercase();
+    let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-'));
+    Some(kept.map(|c| if c == ' ' { '-' } else { c }).collect())
+}
+
+/// Names of metrics in a text, without the endings that Prometheus gives to parts.
+fn metrics(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c| !word(c));
+    words.filter(|word| word.starts_with("certdist_")).map(Into::into).collect()
+}
+
+#[test]
+fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let site = Site::with(&format!("[admin]\nlisten = \"{port}\"\n"));
+    let _server = site.serve();
+    let known = metrics(&http_get(port, "/metrics"));
+    assert!(known.len() > 10, "{known:?}");
+    for name in ["packaging/prometheus/certdist.rules.yml", "packaging/grafana/certdist.json"] {
+        let used = metrics(&read(name));
+        assert!(used.len() > 5 && used.is_subset(&known), "{name}: {:?}", used.difference(&known));
+    }
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("packaging/grafana/certdist.json")).expect("JSON");
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        assert!(panel["targets"].as_array().is_some_and(|targets| !targets.is_empty()), "{panel}");
+    }
+}
+
+/// Builders are not to be had everywhere, so this is what can be told without one.
+#[test]
+fn the_image_has_what_it_copies_and_runs_as_nobody() {
+    let text = read("packaging/Dockerfile").replace("\\\n", " ");
+    let lines: Vec<(&str, &str)> = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .map(|line| line.split_once(' ').expect("an instruction and its words"))
+        .collect();
+    for (instruction, words) in &lines {
+        assert!(
+            [
+                "FROM",
+                "RUN",
+                "WORKDIR",
+                "COPY",
+                "ENV",
+                "USER",
+                "EXPOSE",
+                "VOLUME",
+                "STOPSIGNAL",
+                "ENTRYPOINT",
+                "CMD"
+            ]
+            .contains(instruction),
+            "{instruction}"
+        );
+        if *instruction == "COPY" && !words.contains("--from") {
+            let words: Vec<&str> = words.split_whitespace().collect();
+            for source in &words[..words.len() - 1] {
+                assert!(file(source).exists(), "{source} is not there to copy");
+            }
+        }
+    }
+    let last =
+        |wanted: &str| lines.iter().rev().find(|(instruction, _)| *instruction == wanted).map(|line| line.1);
+    assert_eq!(last("USER"), Some("65532:65532"));
+    let words: Vec<String> = ["ENTRYPOINT", "CMD"]
+        .iter()
+        .flat_map(|part| serde_json::from_str::<Vec<String>>(last(part).expect("it is there")).expect("JSON"))
+        .collect();
+    assert_eq!(words[..2], ["/usr/bin/certdist", "serve"]);
+    // What the build reads besides its sources is copied, too.
+    for needed in ["schema.sql", "certdist.example.toml"] {
+        assert!(text.contains(needed), "{needed}");
+    }
+    let toolchain = read("Cargo.toml");
+    let version = toolchain.lines().find_map(|line| line.strip_prefix("rust-version = ")).expect("a version");
+    assert!(text.contains(&format!("FROM rust:{}-", version.trim_matches('"'))), "{version}");
+}
+
+fn named<'y>(documents: &'y [Yaml], kind: &str) -> &'y Yaml {
+    documents.iter().find(|document| document["kind"].as_str() == Some(kind)).expect(kind)
+}
+
+#[test]
+fn the_clusters_manifests_hold_together() {
+    let documents = YamlLoader::load_from_str(&read("packaging/kubernetes/certdist.yaml")).expect("YAML");
+    for document in &documents {
+        assert!(document["apiVersion"].as_str().is_some() && document["metadata"]["name"].as_str().is_some());
+    }
+    let pod = &named(&documents, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+
+    // The configuration is one that certdist takes, its keys being where they are mounted.
+    let configuration = named(&documents, "ConfigMap")["data"]["certdist.toml"].as_str().expect("a text");
+    let mounts: Vec<&str> = container["volumeMounts"]
+        .as_vec()
+        .expect("mounts")
+        .iter()
+        .filter_map(|mount| mount["mountPath"].as_str())
+        .collect();
+    assert_eq!(mounts, ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist"]);
+    assert!(configuration.contains("file:/etc/certdist-keys/lamp-2026.key"));
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("lamp-2026.key"), "00".repeat(32)).expect("a key");
+    let local = configuration
+        .replace("/etc/certdist-keys/", "")
+        .replace("region = ", "credentials = \"ecs-role\"\nregion = ");
+    let config = Config::parse(&local, folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
+
+    // Ports, probes and the service speak of the same.
+    let ports = container["ports"].as_vec().expect("ports");
+    let port = |name: &str| ports.iter().find(|port| port["name"].as_str() == Some(name)).expect("a port");
+    assert_eq!(port("coaps")["containerPort"].as_i64(), Some(config.listen.port().into()));
+    assert_eq!(port("coaps")["protocol"].as_str(), Some("UDP"));
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!(get["port"].as_str(), Some("admin"), "{probe}");
+        assert!(matches!(get["path"].as_str(), Some("/healthz" | "/readyz")), "{probe}");
+    }
+    assert!(
+        configuration.contains(&format!(":{}\"", port("admin")["containerPort"].as_i64().expect("a port")))
+    );
+    let service = &named(&documents, "Service")["spec"];
+    assert_eq!(service["ports"][0]["targetPort"].as_str(), Some("coaps"));
+    let labels = &named(&documents, "Deployment")["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(service["selector"], *labels);
+
+    assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
+}
