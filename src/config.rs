@@ -2,6 +2,7 @@
 //! key and what would be right. Keys and credentials are not in it but where it
 //! says they are.
 
+mod admin;
 mod file;
 mod iot_platform;
 
@@ -44,8 +45,8 @@ pub struct Config {
     /// Where devices are registered; `None` when only certificates that are in
     /// the table already are handed out.
     pub iot_platform: Option<IotPlatform>,
-    /// HTTP address for health and metrics.
-    pub admin: Option<SocketAddr>,
+    /// HTTP for health, metrics and the console.
+    pub admin: Option<crate::admin::Config>,
     /// Plain CoAP for a bench; off in production.
     pub plain_coap: Option<PlainCoap>,
     /// At least one.
@@ -131,7 +132,7 @@ impl Config {
             listen: file.listen,
             database: absolute_database(&file.database, folder)?,
             iot_platform: file.iot_platform.map(|section| iot_platform::read(section, folder)).transpose()?,
-            admin: file.admin.map(|admin| admin.listen),
+            admin: file.admin.map(|section| admin::read(section, folder)).transpose()?,
             plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
             enrollments,
             limits,

@@ -1,6 +1,7 @@
 //! The command line: arguments, subcommands and what they print. Rules are in the
 //! rooms below.
 
+mod admin;
 #[cfg(feature = "simulation")]
 pub mod demo;
 mod device;
@@ -61,6 +62,7 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Device(device::Args),
+    Admin(admin::Args),
     /// Checks the configuration, and the keys and credentials that it refers to
     CheckConfig(ConfigArgs),
     #[cfg(feature = "simulation")]
@@ -112,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Device(args) => runtime().and_then(|runtime| runtime.block_on(device::run(args))),
+        Command::Admin(args) => admin::run(&args),
         Command::CheckConfig(args) => check_config(&args),
         #[cfg(feature = "simulation")]
         Command::Simulator(args) => {

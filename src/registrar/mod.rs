@@ -31,6 +31,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId},
+    figures::{Distribution, Histogram},
     iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH},
     store::{BatchId, JournalEntry, Store, StoreError},
 };
@@ -142,6 +143,7 @@ type Landing = watch::Receiver<Option<Outcome>>;
 /// A flight in the air, as those see it who wait.
 struct Announced {
     landing: watch::Sender<Option<Outcome>>,
+    since: Instant,
     /// Whether the cloud has been called for this very device.
     called: bool,
 }
@@ -171,6 +173,7 @@ pub struct Registrar {
     counters: Mutex<Counters>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
+    latency: Histogram,
 }
 
 impl Registrar {
@@ -195,6 +198,7 @@ impl Registrar {
             experience: Mutex::default(),
             counters: Mutex::default(),
             draining: AtomicBool::new(false),
+            latency: Histogram::default(),
         })
     }
 
@@ -297,6 +301,16 @@ impl Registrar {
         lock(&self.breakers).count()
     }
 
+    /// From the wish to have a device registered to its certificate on the disk.
+    pub fn latency(&self) -> Distribution {
+        self.latency.read()
+    }
+
+    /// Whether it takes no more flights on.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         *lock(&self.counters)
@@ -345,7 +359,10 @@ impl Registrar {
             return None;
         }
         let (announce, landing) = watch::channel(None);
-        flights.insert(wanted.device.clone(), Announced { landing: announce, called: false });
+        flights.insert(
+            wanted.device.clone(),
+            Announced { landing: announce, since: Instant::now(), called: false },
+        );
         Some(landing)
     }
 
@@ -395,6 +412,9 @@ impl Registrar {
     /// Ends a flight.
     fn land(&self, device: &DeviceId, outcome: Outcome) {
         if let Some(flight) = lock(&self.flights).remove(device) {
+            if matches!(outcome, Outcome::Registered(_)) {
+                self.latency.observe(flight.since.elapsed());
+            }
             flight.landing.send_replace(Some(outcome));
         }
     }

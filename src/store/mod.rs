@@ -8,13 +8,17 @@ pub(crate) mod memory;
 pub mod sqlite;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::device::{Certificate, DeviceId, Secret};
+use crate::{
+    device::{Certificate, DeviceId, Secret},
+    figures::Histogram,
+};
 
 /// Seconds since 1970-01-01T00:00:00Z.
 pub type UnixSeconds = i64;
@@ -257,6 +261,19 @@ pub fn unix_now() -> UnixSeconds {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// What a store has done so far, and what waits in it: read by others at any time.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Writes that wait for their commit now.
+    pub waiting: AtomicU64,
+    /// Writes committed.
+    pub written: AtomicU64,
+    /// Writes of which nothing was done, refused ones apart.
+    pub failed: AtomicU64,
+    /// From a commit's beginning to its end; each may hold many writes.
+    pub commit_latency: Histogram,
+}
+
 /// Where the device table is kept. A write begins when its method is called, not
 /// at the first poll, and goes on when its future is dropped.
 pub trait Store: Send + Sync + 'static {
@@ -329,6 +346,37 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes the row, the key and the journal entry of a device; whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
+
+    /// Whether it can be read, and written durably; changes nothing. A store that does
+    /// not say otherwise tries to read only.
+    fn probe(&self) -> StoreFuture<'_, ()> {
+        Box::pin(async { self.rows_after(None, 1).await.map(drop) })
+    }
+
+    /// What it has done so far, if it counts.
+    fn figures(&self) -> Option<Arc<Figures>> {
+        None
+    }
+}
+
+/// How far the devices of an enrollment have come. Each is counted in all that is true
+/// of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Its name in the table.
+    pub enrollment: String,
+    /// In the table.
+    pub imported: u64,
+    /// With a certificate.
+    pub registered: u64,
+    /// That have fetched it.
+    pub issued: u64,
+    /// That have signed in at IoT Platform.
+    pub activated: u64,
+    /// That IoT Platform refused.
+    pub refused: u64,
+    /// To which the operator said no.
+    pub disabled: u64,
 }
 
 /// What the command line does with a whole table. Blocking: a bulk operation
@@ -362,6 +410,24 @@ pub trait Bulk {
 
     /// How many rows there are. Reads the whole table: seconds for millions.
     fn count(&self) -> Result<u64, StoreError>;
+
+    /// How far each enrollment has come, in order of name. Reads the whole table:
+    /// seconds for millions.
+    fn progress(&self) -> Result<Vec<Progress>, StoreError> {
+        let mut known: BTreeMap<String, Progress> = BTreeMap::new();
+        self.export(|row, _| -> Result<(), StoreError> {
+            let empty = || Progress { enrollment: row.enrollment.clone(), ..Progress::default() };
+            let progress = known.entry(row.enrollment.clone()).or_insert_with(empty);
+            progress.imported += 1;
+            progress.registered += u64::from(row.certificate.is_some());
+            progress.issued += u64::from(row.first_issued.is_some());
+            progress.activated += u64::from(row.activated.is_some());
+            progress.refused += u64::from(row.refusal.is_some());
+            progress.disabled += u64::from(row.state == DeviceState::Disabled);
+            Ok(())
+        })?;
+        Ok(known.into_values().collect())
+    }
 
     /// How many of an enrollment's devices, or of all, may be registered and are not.
     /// Reads the whole table.

@@ -10,7 +10,9 @@ use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, Tr
 use super::{Sqlite, connection, read, store_error};
 use crate::{
     device::{DeviceId, Secret},
-    store::{Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError},
+    store::{
+        Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Progress, Rejection, StoreError,
+    },
 };
 
 /// KiB of page cache for an import: rows in no order touch pages all over the
@@ -46,6 +48,28 @@ impl Bulk for Sqlite {
 
     fn count(&self) -> Result<u64, StoreError> {
         self.count_rows("SELECT count(*) FROM device_table", ())
+    }
+
+    fn progress(&self) -> Result<Vec<Progress>, StoreError> {
+        const SQL: &str = "SELECT enrollment, count(*), count(deviceSecret), count(firstIssued), \
+                           count(activateTime), count(refusal), sum(state = 'disabled') \
+                           FROM device_table GROUP BY enrollment ORDER BY enrollment";
+        let failed = |error| store_error(&self.path, error);
+        let connection = connection::open_reader(&self.path)?;
+        let mut statement = connection.prepare(SQL).map_err(failed)?;
+        let rows = statement.query_map((), |row| {
+            let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
+            Ok(Progress {
+                enrollment: row.get(0)?,
+                imported: count(1)?,
+                registered: count(2)?,
+                issued: count(3)?,
+                activated: count(4)?,
+                refused: count(5)?,
+                disabled: count(6)?,
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(failed)
     }
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
