@@ -103,7 +103,8 @@ impl Service {
                 content(form, &certificate)
             }
             Err(refusal) => {
-                tracing::info!(%device, enrollment, %refusal, "no certificate");
+                // The request's own line is the server's.
+                tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, origin, principal);
                 }
@@ -118,6 +119,11 @@ impl Service {
 enum Form {
     Cbor,
     Json,
+}
+
+/// Which device a request is about, if it can be told.
+pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<DeviceId> {
+    read(request, principal).ok().map(|(device, _)| device)
 }
 
 /// Which device a request is about, and how the answer is wanted.

@@ -2,6 +2,7 @@
 //! is wrong is told at once, each with its line, its key and what would be right. Keys
 //! and credentials are not in it but where it says they are.
 
+mod admin;
 mod document;
 mod file;
 mod iot_platform;
@@ -50,8 +51,8 @@ pub struct Config {
     /// Where devices are registered; `None` when only certificates that are in
     /// the table already are handed out.
     pub iot_platform: Option<IotPlatform>,
-    /// HTTP address for health and metrics.
-    pub admin: Option<SocketAddr>,
+    /// HTTP for health, metrics and the console.
+    pub admin: Option<crate::admin::Config>,
     /// Plain CoAP for a bench; off in production.
     pub plain_coap: Option<PlainCoap>,
     /// At least one.
@@ -177,6 +178,7 @@ impl Config {
         let database = root.checked(all, &["database"], database);
         let iot_platform = cloud.map(|section| iot_platform::read(section, folder, all));
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
+        let admin = admin.map(|section| admin::read(section, folder, all));
         problems.check()?;
 
         // Nothing is wrong, so each is there that was asked for.
@@ -184,7 +186,7 @@ impl Config {
             listen: root.values.listen,
             database: database.unwrap_or_default(),
             iot_platform: iot_platform.flatten(),
-            admin: admin.map(|admin| admin.values.listen),
+            admin: admin.flatten(),
             plain_coap: plain_coap.flatten(),
             enrollments,
             refuse_existing,

@@ -15,6 +15,7 @@ pub mod coap;
 pub mod config;
 pub mod device;
 pub mod dtls;
+pub mod figures;
 pub mod iot_platform;
 pub mod limits;
 pub mod notify;

@@ -523,8 +523,10 @@ fn health_and_metrics_are_told() {
     load(&server, 1, &[]);
     assert_eq!(http_get(port, "/healthz"), "ok\n");
     let metrics = http_get(port, "/metrics");
-    assert!(metrics.contains("certdist_responses_total{class=\"2\"} 1"), "{metrics}");
-    assert!(metrics.contains("certdist_handshakes_total{outcome=\"completed\"} 1"), "{metrics}");
+    assert!(metrics.contains("certdist_responses_total{code=\"2.05\"} 1"), "{metrics}");
+    let handshakes =
+        "certdist_handshakes_total{outcome=\"completed\",suite=\"TLS_PSK_WITH_AES_128_CCM_8\"} 1";
+    assert!(metrics.contains(handshakes), "{metrics}");
 }
 
 #[test]

@@ -1,161 +1,270 @@
-//! The operator's HTTP port: is it alive, and what has it done. Reads figures,
-//! decides nothing.
+//! The operator's HTTP port: whether the server is alive and ready, what it has done,
+//! and the console, where an operator looks up devices and changes them. It serves no
+//! device, and decides nothing about any: what may be done is the rooms' below.
+
+pub mod access;
+mod connections;
+mod console;
+mod health;
+mod metrics;
+mod ring;
+mod session;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fmt::Write,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use anyhow::{Context, Result};
-use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Extension, Router,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
 
+pub use self::table::Table;
+use self::{
+    access::{Denied, Gate, Token, User},
+    connections::Peer,
+    health::Health,
+    ring::{Ring, Sample},
+};
 use crate::{
-    cert::throttle::{Counters, Limit},
+    cert::throttle::Counters,
+    psk::{Enrollment, Kind, Reissue},
     registrar::Registrar,
-    server::Figures,
+    server::{Figures, Pulse},
+    store::UnixSeconds,
 };
 
-/// Where the figures come from.
+/// What `[admin]` says.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// TCP address.
+    pub listen: SocketAddr,
+    /// With it, HTTPS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who signs in with a password.
+    pub users: Vec<User>,
+    /// Which scripts come in.
+    pub tokens: Vec<Token>,
+    /// Whether health and metrics take a token from this machine as well.
+    pub require_token: bool,
+}
+
+/// Where figures and rows come from.
 #[derive(Clone)]
 pub struct Sources {
     /// One a worker.
     pub workers: Vec<Arc<Figures>>,
+    /// One a worker.
+    pub pulses: Vec<Pulse>,
     /// The queue to the cloud.
     pub registrar: Arc<Registrar>,
     /// Who asked too often.
     pub throttle: Arc<Counters>,
+    /// The device table.
+    pub store: Arc<dyn Table>,
+    /// When the process started.
+    pub started: UnixSeconds,
 }
 
-/// Listens, as a task of the current runtime. Answers with the address.
-pub async fn start(listen: SocketAddr, sources: Sources) -> Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("[admin] cannot listen on {listen}"))?;
-    let address = listener.local_addr()?;
-    let routes = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/metrics", get(metrics))
-        .with_state(sources);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::error!(%error, "health and metrics are gone");
-        }
-    });
-    Ok(address)
+/// An enrollment, as the console knows it: without its key.
+#[derive(Debug, Clone)]
+struct Enrolled {
+    name: String,
+    product_key: String,
+    kind: &'static str,
+    reissue: Reissue,
 }
 
-async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], exposition(&sources))
-}
-
-/// Prometheus' text format.
-fn exposition(sources: &Sources) -> String {
-    let sum = |figure: fn(&Figures) -> &AtomicU64| {
-        sources.workers.iter().map(|worker| figure(worker).load(Ordering::Relaxed)).sum::<u64>()
-    };
-    let calls = sources.registrar.counters();
-    let mut out = String::with_capacity(4096);
-    let mut metric = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "# HELP certdist_{name} {help}\n# TYPE certdist_{name} {kind}");
-        for (labels, value) in values {
-            let _ = writeln!(out, "certdist_{name}{labels} {value}");
-        }
-    };
-    metric(
-        "hello_verify_requests_total",
-        "counter",
-        "Cookies sent to clients.",
-        &[("", sum(|f| &f.hello_verify_requests))],
-    );
-    metric(
-        "handshakes_total",
-        "counter",
-        "Handshakes with a good cookie, by outcome.",
-        &[
-            ("{outcome=\"completed\"}", sum(|f| &f.handshakes_completed)),
-            ("{outcome=\"failed\"}", sum(|f| &f.handshakes_failed)),
-        ],
-    );
-    metric("handshakes", "gauge", "Handshakes in progress.", &[("", sum(|f| &f.handshakes))]);
-    metric("sessions", "gauge", "DTLS sessions held.", &[("", sum(|f| &f.sessions))]);
-    metric(
-        "bad_records_total",
-        "counter",
-        "Protected records that no key opened, and replays.",
-        &[("", sum(|f| &f.bad_records))],
-    );
-    metric(
-        "retransmissions_total",
-        "counter",
-        "DTLS flights sent again.",
-        &[("", sum(|f| &f.retransmissions))],
-    );
-    metric(
-        "datagrams_dropped_total",
-        "counter",
-        "Datagrams that the system did not take.",
-        &[("", sum(|f| &f.datagrams_dropped))],
-    );
-    metric(
-        "responses_total",
-        "counter",
-        "CoAP responses, by class of their code.",
-        &[
-            ("{class=\"2\"}", sum(|f| &f.responses[0])),
-            ("{class=\"4\"}", sum(|f| &f.responses[1])),
-            ("{class=\"5\"}", sum(|f| &f.responses[2])),
-        ],
-    );
-    let by_limit = |count: fn(&Counters, Limit) -> u64| {
-        Limit::ALL.map(|limit| (format!("{{limit=\"{}\"}}", limit.name()), count(&sources.throttle, limit)))
-    };
-    for (name, help, values) in [
-        (
-            "throttled_total",
-            "Requests answered with 4.29, by the limit that they met.",
-            by_limit(Counters::throttled),
-        ),
-        (
-            "throttling_episodes_total",
-            "Times that somebody began to exceed a limit.",
-            by_limit(Counters::episodes),
-        ),
-    ] {
-        let values = values.each_ref().map(|(labels, value)| (labels.as_str(), *value));
-        metric(name, "counter", help, &values);
+impl From<&Enrollment> for Enrolled {
+    fn from(enrollment: &Enrollment) -> Self {
+        let kind = match enrollment.kind {
+            Kind::Individual => "individual",
+            Kind::Derived(_) => "derived",
+            Kind::Shared { .. } => "shared",
+        };
+        let Enrollment { name, product_key, reissue, .. } = enrollment;
+        Self { name: name.clone(), product_key: product_key.clone(), kind, reissue: *reissue }
     }
-    metric(
-        "refused_lookups_total",
-        "counter",
-        "Requests under a shared identity refused with 4.03 or 4.04.",
-        &[("", sources.throttle.refused_lookups())],
-    );
-    metric(
-        "registrations",
-        "gauge",
-        "Registrations waiting or in progress.",
-        &[("", sources.registrar.flights() as u64)],
-    );
-    metric(
-        "registrations_total",
-        "counter",
-        "Registrations, by outcome.",
-        &[
-            ("{outcome=\"registered\"}", calls.registered),
-            ("{outcome=\"recovered\"}", calls.recovered),
-            ("{outcome=\"failed\"}", calls.failed),
-        ],
-    );
-    metric(
-        "registration_retries_total",
-        "counter",
-        "Calls to IoT Platform made again.",
-        &[("", calls.retries)],
-    );
-    out
+}
+
+/// What all requests to the port share.
+struct Room {
+    sources: Sources,
+    enrollments: RwLock<Vec<Enrolled>>,
+    gate: Gate,
+    health: Health,
+    ring: std::sync::Mutex<Ring>,
+    desk: console::Desk,
+    /// Cookies go over TLS only.
+    is_secure: bool,
+    require_token: bool,
+}
+
+impl Room {
+    fn enrollments(&self) -> Vec<Enrolled> {
+        self.enrollments.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The port, open until the runtime ends.
+pub struct Admin {
+    address: SocketAddr,
+    room: Arc<Room>,
+}
+
+impl Admin {
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.room.is_secure { "https" } else { "http" }, self.address)
+    }
+
+    /// Takes over the enrollments of a configuration that has changed.
+    pub fn reload(&self, enrollments: &[Enrollment]) {
+        let enrollments = enrollments.iter().map(Enrolled::from).collect();
+        *self.room.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
+    }
+}
+
+/// Listens, as tasks of the current runtime.
+pub async fn start(config: &Config, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("[admin] cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let room = Arc::new(Room {
+        sources,
+        enrollments: RwLock::default(),
+        gate: Gate::new(config.users.clone(), config.tokens.clone()),
+        health: Health::default(),
+        ring: std::sync::Mutex::default(),
+        desk: console::Desk::new()?,
+        is_secure: config.tls.is_some(),
+        require_token: config.require_token,
+    });
+    let admin = Admin { address, room: room.clone() };
+    admin.reload(enrollments);
+    tokio::spawn(sample(room.clone()));
+    tokio::spawn(connections::serve(listener, config.tls.clone(), routes(room)));
+    Ok(admin)
+}
+
+fn routes(room: Arc<Room>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .merge(console::routes(&room))
+        .layer(middleware::map_response(guarded))
+        .with_state(room)
+}
+
+/// What browsers are told about every answer.
+async fn guarded(mut response: Response) -> Response {
+    const HEADERS: [(header::HeaderName, &str); 6] = [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
+             form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ];
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Samples the figures for the console's chart.
+async fn sample(room: Arc<Room>) {
+    let mut every = tokio::time::interval(ring::EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let sample = Sample::of(&room.sources);
+        room.ring().push(sample);
+    }
+}
+
+type Shared = State<Arc<Room>>;
+
+async fn healthz(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
+    match may_read(&room, peer, &headers) {
+        Ok(()) => health::live(&room.sources.pulses).await,
+        Err(refusal) => refusal,
+    }
+}
+
+async fn readyz(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
+    match may_read(&room, peer, &headers) {
+        Ok(()) => room.health.ready(&room.sources).await,
+        Err(refusal) => refusal,
+    }
+}
+
+async fn metrics(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
+    match may_read(&room, peer, &headers) {
+        Ok(()) => {
+            let text = metrics::exposition(&room.sources);
+            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+/// Health and metrics are for programs: this machine's own, unless the configuration
+/// asks for a token, and others with a token.
+#[expect(clippy::result_large_err, reason = "the answer itself")]
+fn may_read(room: &Room, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
+    if !room.require_token && peer.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    let denied = match bearer(headers) {
+        Some(token) => match room.gate.by_token(peer.ip(), token) {
+            Ok(_) => return Ok(()),
+            Err(denied) => denied,
+        },
+        None => Denied::Wrong,
+    };
+    Err(unauthorised(denied))
+}
+
+/// The answer to a script that may not come in.
+fn unauthorised(denied: Denied) -> Response {
+    match denied {
+        Denied::Wrong => (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Bearer")],
+            "expected Authorization: Bearer with the token of an [[admin.token]]\n",
+        )
+            .into_response(),
+        Denied::TooOften(seconds) => {
+            let wait = [(header::RETRY_AFTER, seconds.to_string())];
+            (StatusCode::TOO_MANY_REQUESTS, wait, "too many attempts\n").into_response()
+        }
+    }
+}
+
+/// RFC 6750 §2.1.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

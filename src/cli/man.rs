@@ -91,7 +91,10 @@ mod tests {
         for (section, keys) in Config::keys() {
             assert!(page.contains(&format!("[{section}]")) || section.is_empty(), "{section}");
             for key in keys {
-                assert!(page.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
+                let is_shown = |line: &str| {
+                    line.starts_with(&format!("{key} = ")) || line.contains(&format!("[[{section}.{key}]]"))
+                };
+                assert!(page.lines().any(is_shown), "{key}");
             }
         }
     }

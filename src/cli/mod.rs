@@ -1,6 +1,7 @@
 //! The command line: arguments, subcommands and what they print. Rules are in the
 //! rooms below.
 
+mod admin;
 mod ask;
 mod check_config;
 #[cfg(feature = "simulation")]
@@ -73,6 +74,7 @@ enum Command {
     Enrollment(enrollment::Args),
     Stats(stats::Args),
     Key(key::Args),
+    Admin(admin::Args),
     CheckConfig(check_config::Args),
     Completion(man::CompletionArgs),
     #[command(hide = true)]
@@ -137,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Enrollment(args) => enrollment::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::Admin(args) => admin::run(&args),
         Command::CheckConfig(args) => runtime().and_then(|runtime| runtime.block_on(check_config::run(args))),
         Command::Completion(args) => man::completion(&args),
         Command::Man(args) => man::run(&args),

@@ -29,7 +29,7 @@ use crate::{
     psk::Enrollments,
     registrar::{self, Registrar},
     server::{self, Rooms, Server, plain::Plain},
-    store::Store,
+    store::{Store, unix_now},
 };
 
 /// Runs the server
@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> Outcome {
     let running = Running::start(&config).await?;
     announce(running.address()).context("cannot write to standard output")?;
     notify::ready();
-    tokio::spawn(notify::keep_watchdog());
+    let watchdog = tokio::spawn(notify::keep_watchdog());
     loop {
         match signals.next().await {
             Order::Stop => break,
@@ -87,6 +87,7 @@ pub async fn run(args: Args) -> Outcome {
     }
     notify::stopping();
     running.stop().await;
+    watchdog.abort();
     Ok(())
 }
 
@@ -101,6 +102,7 @@ pub struct Running {
     server: Server,
     rooms: Rooms,
     registrar: Arc<Registrar>,
+    admin: Option<admin::Admin>,
     drain: Duration,
     /// Ended when it is dropped.
     _plain: Option<JoinSet<()>>,
@@ -109,7 +111,8 @@ pub struct Running {
 impl Running {
     /// Opens the store, takes up what a crash has left, and starts to listen.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
-        let store: Arc<dyn Store> = open_store(config)?;
+        let table = open_store(config)?;
+        let store: Arc<dyn Store> = table.clone();
         let (cloud, limits) = cloud(config).map_err(Failure::Usage)?;
         let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
@@ -119,15 +122,22 @@ impl Running {
             store,
         };
         let server = Server::start(config.listen, &config.limits, &rooms, &Handle::current())?;
-        if let Some(address) = config.admin {
-            let figures = admin::Sources {
-                workers: server.figures(),
-                registrar: registrar.clone(),
-                throttle: rooms.service.counters(),
-            };
-            let address = admin::start(address, figures).await?;
-            tracing::info!("health and metrics on http://{address}");
-        }
+        let admin = match &config.admin {
+            Some(section) => {
+                let sources = admin::Sources {
+                    workers: server.figures(),
+                    pulses: server.pulses(),
+                    registrar: registrar.clone(),
+                    throttle: rooms.service.counters(),
+                    store: table,
+                    started: unix_now(),
+                };
+                let admin = admin::start(section, sources, &config.enrollments).await?;
+                tracing::info!("health, metrics and the console on {}", admin.url());
+                Some(admin)
+            }
+            None => None,
+        };
         let plain = match &config.plain_coap {
             Some(section) => Some(start_plain(section, &rooms).await?),
             None => None,
@@ -137,7 +147,7 @@ impl Running {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
         registrar.start_sweeps();
-        Ok(Self { server, rooms, registrar, drain: config.limits.drain, _plain: plain })
+        Ok(Self { server, rooms, registrar, admin, drain: config.limits.drain, _plain: plain })
     }
 
     /// Where devices connect to.
@@ -163,6 +173,9 @@ impl Running {
     /// that has changed.
     pub fn reload(&self, config: &Config) {
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
+        if let Some(admin) = &self.admin {
+            admin.reload(&config.enrollments);
+        }
         self.server.reload(&Rooms {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
             service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),

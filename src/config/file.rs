@@ -171,6 +171,39 @@ impl Section for PlainCoap {
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
     pub(super) listen: SocketAddr,
+    #[serde(default)]
+    pub(super) exposed: bool,
+    pub(super) tls_certificate: Option<PathBuf>,
+    pub(super) tls_key: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) require_token: bool,
+    #[serde(default)]
+    pub(super) user: Vec<User>,
+    #[serde(default)]
+    pub(super) token: Vec<Token>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) password_hash: String,
+    pub(super) role: Role,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Token {
+    pub(super) name: String,
+    pub(super) hash: String,
+    pub(super) role: Role,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Role {
+    Viewer,
+    Operator,
 }
 
 impl Section for Admin {

@@ -42,7 +42,17 @@ impl Config {
             (None, None) => {}
             _ => compare("[iot_platform]", false),
         }
-        compare("[admin] listen", self.admin == other.admin);
+        match (&self.admin, &other.admin) {
+            (Some(own), Some(other)) => {
+                compare("[admin] listen", own.listen == other.listen);
+                compare("[[admin.user]]", own.users == other.users);
+                compare("[[admin.token]]", own.tokens == other.tokens);
+                compare("[admin] require_token", own.require_token == other.require_token);
+                // A certificate that was renewed is read at the start.
+                compare("[admin] tls_certificate", own.tls.is_some() == other.tls.is_some());
+            }
+            (own, other) => compare("[admin]", own.is_none() && other.is_none()),
+        }
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);

@@ -184,6 +184,9 @@ fn parse_example(text: &str) -> Result<Config> {
     for key in ["lamp-2026.key", "plug-batch-7.key"] {
         fs::write(folder.path().join(key), "000102030405060708090a0b0c0d0e0f\n").unwrap();
     }
+    let admin = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(folder.path().join("admin.pem"), admin.cert.pem()).unwrap();
+    fs::write(folder.path().join("admin-key.pem"), admin.key_pair.serialize_pem()).unwrap();
     // Credentials of the environment are not there in a test.
     let text = text.replace("#credentials = \"env\"", "credentials = \"ecs-role\"");
     let text = text
@@ -223,7 +226,14 @@ fn every_key_is_in_the_example_and_in_the_documentation() {
                 None => false,
             };
             assert!(in_example, "[{section}] {key} is not in certdist.example.toml");
-            let documented = [format!("`{key}`"), format!(" {key}`")].iter().any(|key| cells.contains(key));
+            let documented = [
+                format!("`{key}`"),
+                format!(" {key}`"),
+                format!(".{key}]]`"),
+                format!("[[{section}.{key}]]"),
+            ]
+            .iter()
+            .any(|key| cells.contains(key));
             assert!(documented, "[{section}] {key} is not in the table of docs/operations.md");
         }
     }
@@ -344,7 +354,7 @@ fn variables_take_the_place_of_keys_before_anything_is_checked() {
     .unwrap();
     assert_eq!((config.listen.port(), config.listen.is_ipv6()), (5684, true));
     assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
-    assert_eq!(config.admin, Some("127.0.0.1:9684".parse().unwrap()));
+    assert_eq!(config.admin.unwrap().listen, "127.0.0.1:9684".parse().unwrap());
     assert_eq!(config.limits.workers, 3);
     assert!(config.limits.dtls.require_extended_master_secret);
     assert_eq!(config.limits.requests.per_address, Rate::new(5, Duration::from_secs(1)));

@@ -65,6 +65,8 @@ pub struct Counters {
     pub handshakes_started: u64,
     /// Handshakes that became sessions.
     pub handshakes_completed: u64,
+    /// Of them, those with each suite, in the order of [`super::Suite::ALL`].
+    pub completed_by_suite: [u64; super::Suite::ALL.len()],
     /// Handshakes that came to nothing.
     pub handshakes_failed: u64,
     /// Flights sent again.
@@ -526,6 +528,7 @@ impl<P> Endpoint<P> {
             self.end_session(idle, Closed::Evicted, true, out);
         }
         self.counters.handshakes_completed += 1;
+        self.counters.completed_by_suite[keys.suite as usize] += 1;
         let connection_id = connection.own_id();
         let session = Session::new(keys, connection, finished, final_flight, principal);
         let handle = match connection_id {

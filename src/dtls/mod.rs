@@ -249,3 +249,33 @@ pub enum Failure {
     #[error("begun anew")]
     Replaced,
 }
+
+impl Failure {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::Version,
+        Self::NoCommonSuite,
+        Self::NoExtendedMasterSecret,
+        Self::WrongKey,
+        Self::WrongFinished,
+        Self::TimedOut,
+        Self::Evicted,
+        Self::Replaced,
+    ];
+
+    /// Its name in figures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Version => "version",
+            Self::NoCommonSuite => "no_common_suite",
+            Self::NoExtendedMasterSecret => "no_extended_master_secret",
+            Self::WrongKey => "wrong_key",
+            Self::WrongFinished => "wrong_finished",
+            Self::TimedOut => "timed_out",
+            Self::Evicted => "evicted",
+            Self::Replaced => "replaced",
+        }
+    }
+}

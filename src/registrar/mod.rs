@@ -31,6 +31,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId},
+    figures::{Distribution, Histogram},
     iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH},
     store::{BatchId, JournalEntry, Store, StoreError},
 };
@@ -142,6 +143,7 @@ type Landing = watch::Receiver<Option<Outcome>>;
 /// A flight in the air, as those see it who wait.
 struct Announced {
     landing: watch::Sender<Option<Outcome>>,
+    since: Instant,
     /// Whether the cloud has been called for this very device.
     called: bool,
 }
@@ -179,6 +181,7 @@ pub struct Registrar {
     complaints: Mutex<Complaints>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
+    latency: Histogram,
 }
 
 impl Registrar {
@@ -204,6 +207,7 @@ impl Registrar {
             counters: Mutex::default(),
             complaints: Mutex::default(),
             draining: AtomicBool::new(false),
+            latency: Histogram::default(),
         })
     }
 
@@ -306,6 +310,16 @@ impl Registrar {
         lock(&self.breakers).count()
     }
 
+    /// From the wish to have a device registered to its certificate on the disk.
+    pub fn latency(&self) -> Distribution {
+        self.latency.read()
+    }
+
+    /// Whether it takes no more flights on.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         *lock(&self.counters)
@@ -354,7 +368,10 @@ impl Registrar {
             return None;
         }
         let (announce, landing) = watch::channel(None);
-        flights.insert(wanted.device.clone(), Announced { landing: announce, called: false });
+        flights.insert(
+            wanted.device.clone(),
+            Announced { landing: announce, since: Instant::now(), called: false },
+        );
         Some(landing)
     }
 
@@ -404,6 +421,9 @@ impl Registrar {
     /// Ends a flight.
     fn land(&self, device: &DeviceId, outcome: Outcome) {
         if let Some(flight) = lock(&self.flights).remove(device) {
+            if matches!(outcome, Outcome::Registered(_)) {
+                self.latency.observe(flight.since.elapsed());
+            }
             flight.landing.send_replace(Some(outcome));
         }
     }

@@ -69,6 +69,25 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
+/// A worker, as far as one looks whether it is alive: idle, it sleeps until it is woken.
+#[derive(Clone)]
+pub struct Pulse {
+    mailbox: Mailbox,
+    figures: Arc<Figures>,
+}
+
+impl Pulse {
+    /// Wakes the worker up: it is to make a round.
+    pub fn wake(&self) {
+        self.mailbox.wake();
+    }
+
+    /// Rounds that it has made.
+    pub fn rounds(&self) -> u64 {
+        self.figures.rounds.load(Ordering::Relaxed)
+    }
+}
+
 impl Server {
     /// Binds the address and starts the workers. Port 0 takes any free one.
     pub fn start(listen: SocketAddr, limits: &Limits, rooms: &Rooms, runtime: &Handle) -> Result<Self> {
@@ -104,6 +123,13 @@ impl Server {
     /// What each worker has done so far.
     pub fn figures(&self) -> Vec<Arc<Figures>> {
         self.workers.iter().map(|worker| worker.figures.clone()).collect()
+    }
+
+    /// By which each worker shows that it is alive.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        let pulse =
+            |worker: &Running| Pulse { mailbox: worker.mailbox.clone(), figures: worker.figures.clone() };
+        self.workers.iter().map(pulse).collect()
     }
 
     /// Takes over other enrollments for handshakes, and other limits for requests,

@@ -5,6 +5,7 @@
 use std::{
     cell::Cell,
     future::Future,
+    iter,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -17,11 +18,13 @@ use std::{
 
 use super::Rooms;
 use crate::{
-    cert::Answer,
-    coap::{self, Code, ExchangeId, Response},
+    cert::{self, Answer},
+    coap::{self, Code, ExchangeId, Request, Response},
+    device::DeviceId,
     dtls::{self, Datagram, Event, Failure, HandshakeId, Psk, SessionId},
+    figures::{ByByte, Histogram},
     limits::Origin,
-    psk::{Key, Principal},
+    psk::{Key, Kind, Principal},
 };
 
 /// Most requests of one worker that are worked on at once; beyond, devices are
@@ -31,11 +34,18 @@ const MAX_TASKS: u64 = 50_000;
 const TASKS_PAUSE: u32 = 10;
 /// Failed handshakes that are logged in a second, one line each.
 const MAX_FAILURE_LINES: u32 = 20;
+/// Requests that are logged in a second, one line each.
+const MAX_REQUEST_LINES: u32 = 50;
 
 /// Where a stack's datagrams and its work go.
 pub trait Io: dtls::Outbox {
     /// Goes on with work; its result is to come back by [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
+
+    /// The time at this moment, where `now` is when the round began.
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// A result of work that took more than one step.
@@ -43,8 +53,16 @@ pub struct Done(Outcome);
 
 enum Outcome {
     Key(HandshakeId, Option<(Key, Principal)>),
-    Response(ExchangeId<SessionId>, Response),
+    Response(Asked, Response),
     Nothing,
+}
+
+/// A request that waits for its answer.
+struct Asked {
+    exchange: ExchangeId<SessionId>,
+    at: Instant,
+    /// What is to be logged of it, if it is.
+    line: Option<Box<RequestLine>>,
 }
 
 /// What a worker has done so far: read by others at any time.
@@ -64,8 +82,18 @@ pub struct Figures {
     pub sessions: AtomicU64,
     /// Handshakes in progress now.
     pub handshakes: AtomicU64,
-    /// Requests answered, by class of the response code: 2.xx, 4.xx, 5.xx.
-    pub responses: [AtomicU64; 3],
+    /// Completed handshakes, by [`dtls::Suite::ALL`].
+    pub completed_by_suite: [AtomicU64; dtls::Suite::ALL.len()],
+    /// Failed handshakes, by [`Failure::ALL`].
+    pub failed_by_reason: [AtomicU64; Failure::ALL.len()],
+    /// Requests answered, by response code as it is on the wire.
+    pub responses: ByByte,
+    /// From a request's arrival to its answer's departure.
+    pub request_latency: Histogram,
+    /// Requests whose answer is in work now.
+    pub in_work: AtomicU64,
+    /// Rounds that the worker has made.
+    pub rounds: AtomicU64,
     /// Datagrams that the system did not take.
     pub datagrams_dropped: AtomicU64,
 }
@@ -99,14 +127,16 @@ pub struct Stack {
     rooms: Rooms,
     tasks: u64,
     figures: Arc<Figures>,
-    failure_lines: FailureLines,
+    failure_lines: Lines,
+    request_lines: Lines,
 }
 
 impl Stack {
     /// A stack of two endpoints that have nothing to do yet.
     pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
-        let (figures, failure_lines) = (Arc::default(), FailureLines::default());
-        Self { dtls, coap, rooms, tasks: 0, figures, failure_lines }
+        let failure_lines = Lines::new(MAX_FAILURE_LINES, "failed handshakes");
+        let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
+        Self { dtls, coap, rooms, tasks: 0, figures: Arc::default(), failure_lines, request_lines }
     }
 
     /// What it has done so far.
@@ -134,7 +164,7 @@ impl Stack {
         self.tasks -= 1;
         match done.0 {
             Outcome::Key(handshake, found) => self.key_found(now, handshake, found, io),
-            Outcome::Response(exchange, response) => self.respond(now, exchange, &response, io),
+            Outcome::Response(asked, response) => self.respond(now, &asked, &response, io),
             Outcome::Nothing => {}
         }
     }
@@ -162,39 +192,35 @@ impl Stack {
         let mut sealing = Sealing { dtls: &mut self.dtls, out: io };
         let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else { return };
         let Some(client) = self.dtls.principal(session) else { return };
-        let exchange = request.exchange;
+        let is_logged = tracing::enabled!(tracing::Level::INFO) && self.request_lines.admit(now);
+        let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
+        let asked = Asked { exchange: request.exchange, at: now, line };
         match self.rooms.service.answer(now, client.origin(from), &client.principal, &request) {
-            Answer::Now(response) => self.respond(now, exchange, &response, io),
+            Answer::Now(response) => self.respond(now, &asked, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
-                Poll::Ready(response) => self.respond(now, exchange, &response, io),
+                Poll::Ready(response) => self.respond(now, &asked, &response, io),
                 Poll::Pending if self.tasks >= MAX_TASKS => {
                     let busy = Response::problem(Code::ServiceUnavailable, "too many requests at once");
-                    self.respond(now, exchange, &busy.with_max_age(TASKS_PAUSE), io);
+                    self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
                 Poll::Pending => {
-                    self.coap.defer(now, exchange);
-                    self.spawn(async move { Done(Outcome::Response(exchange, work.await)) }, io);
+                    self.coap.defer(now, asked.exchange);
+                    self.spawn(async move { Done(Outcome::Response(asked, work.await)) }, io);
                 }
             },
         }
     }
 
-    fn respond(
-        &mut self,
-        now: Instant,
-        exchange: ExchangeId<SessionId>,
-        response: &Response,
-        io: &mut impl Io,
-    ) {
-        let class = u8::from(coap_lite::MessageClass::Response(response.code)) >> 5;
-        let by_class = match class {
-            2 => 0,
-            4 => 1,
-            _ => 2,
-        };
-        self.figures.responses[by_class].fetch_add(1, Ordering::Relaxed);
+    fn respond(&mut self, now: Instant, asked: &Asked, response: &Response, io: &mut impl Io) {
         let mut sealing = Sealing { dtls: &mut self.dtls, out: io };
-        self.coap.respond(now, exchange, response, &mut sealing);
+        self.coap.respond(now, asked.exchange, response, &mut sealing);
+        let took = io.clock().saturating_duration_since(asked.at);
+        let code = u8::from(coap_lite::MessageClass::Response(response.code));
+        self.figures.responses.count(code);
+        self.figures.request_latency.observe(took);
+        if let Some(line) = &asked.line {
+            line.log(code, took);
+        }
     }
 
     fn events(&mut self, now: Instant, io: &mut impl Io) {
@@ -212,7 +238,11 @@ impl Stack {
                     self.coap.forget(session);
                 }
                 Event::HandshakeFailed { peer, identity, reason } => {
-                    self.failure_lines.log(now, peer, identity.as_deref(), reason);
+                    self.figures.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
+                    if self.failure_lines.admit(now) {
+                        let identity = identity.map(|identity| identity.escape_ascii().to_string());
+                        tracing::info!(%peer, identity, %reason, "handshake failed");
+                    }
                 }
             }
         }
@@ -272,9 +302,14 @@ impl Stack {
             (&figures.sessions, self.dtls.sessions() as u64),
             (&figures.handshakes, self.dtls.handshakes() as u64),
             (&figures.datagrams_dropped, datagrams_dropped),
+            (&figures.in_work, self.tasks),
         ] {
             figure.store(value, Ordering::Relaxed);
         }
+        for (figure, value) in iter::zip(&figures.completed_by_suite, counters.completed_by_suite) {
+            figure.store(value, Ordering::Relaxed);
+        }
+        figures.rounds.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -301,29 +336,78 @@ impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
     }
 }
 
-/// Log lines of failed handshakes, bounded: an attacker can make more of them
-/// than anybody can read.
-#[derive(Default)]
-struct FailureLines {
+/// Log lines of one kind, bounded: a crowd or an attacker can make more of them than
+/// anybody can read.
+struct Lines {
+    most: u32,
+    what: &'static str,
     second: Option<Instant>,
     written: u32,
     suppressed: u64,
 }
 
-impl FailureLines {
-    fn log(&mut self, now: Instant, peer: SocketAddr, identity: Option<&[u8]>, reason: Failure) {
+impl Lines {
+    /// At most so many in a second.
+    fn new(most: u32, what: &'static str) -> Self {
+        Self { most, what, second: None, written: 0, suppressed: 0 }
+    }
+
+    /// Whether one more may be written. Those that may not are counted, and told with
+    /// the next that may.
+    fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {
-                tracing::warn!(lines = self.suppressed, "failed handshakes were not logged one by one");
+                tracing::warn!(lines = self.suppressed, "{} were not logged one by one", self.what);
             }
-            *self = Self { second: Some(now), ..Self::default() };
+            (self.second, self.written, self.suppressed) = (Some(now), 0, 0);
         }
-        if self.written == MAX_FAILURE_LINES {
+        let admitted = self.written < self.most;
+        if admitted {
+            self.written += 1;
+        } else {
             self.suppressed += 1;
-            return;
         }
-        self.written += 1;
-        let identity = identity.map(|identity| identity.escape_ascii().to_string());
-        tracing::info!(%peer, identity, %reason, "handshake failed");
+        admitted
+    }
+}
+
+/// What is logged of a request, besides its answer.
+struct RequestLine {
+    device: Option<DeviceId>,
+    identity: String,
+    address: SocketAddr,
+}
+
+impl RequestLine {
+    fn new<K>(address: SocketAddr, principal: &Principal, request: &Request<K>) -> Self {
+        let identity = match (&principal.enrollment.kind, &principal.device) {
+            (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
+            // Its identity is its own, and not kept: the device that it proves says as much.
+            (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
+        };
+        Self { device: cert::device_of(request, principal), identity, address }
+    }
+
+    fn log(&self, code: u8, took: Duration) {
+        let device = self.device.as_ref().map(tracing::field::display);
+        let code = format_args!("{}.{:02}", code >> 5, code & 0x1f);
+        let milliseconds = took.as_micros() as f64 / 1000.0;
+        tracing::info!(device, identity = self.identity, address = %self.address, %code, milliseconds, "request");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_those_of_a_second_are_counted_and_the_next_second_has_its_own() {
+        let mut lines = Lines::new(2, "requests");
+        let now = Instant::now();
+        assert_eq!([(); 4].map(|()| lines.admit(now)), [true, true, false, false]);
+        assert_eq!(lines.suppressed, 2);
+        assert!(!lines.admit(now + Duration::from_millis(999)));
+        assert!(lines.admit(now + Duration::from_secs(1)));
+        assert_eq!(lines.suppressed, 0);
     }
 }

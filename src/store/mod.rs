@@ -10,11 +10,14 @@ pub mod sqlite;
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::device::{Certificate, DeviceId, Secret};
+use crate::{
+    device::{Certificate, DeviceId, Secret},
+    figures::Histogram,
+};
 
 /// Seconds since 1970-01-01T00:00:00Z.
 pub type UnixSeconds = i64;
@@ -278,6 +281,19 @@ pub fn unix_now() -> UnixSeconds {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// What a store has done so far, and what waits in it: read by others at any time.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Writes that wait for their commit now.
+    pub waiting: AtomicU64,
+    /// Writes committed.
+    pub written: AtomicU64,
+    /// Writes of which nothing was done, refused ones apart.
+    pub failed: AtomicU64,
+    /// From a commit's beginning to its end; each may hold many writes.
+    pub commit_latency: Histogram,
+}
+
 /// Where the device table is kept. A write begins when its method is called, not
 /// at the first poll, and goes on when its future is dropped.
 pub trait Store: Send + Sync + 'static {
@@ -350,6 +366,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes the row, the key and the journal entry of a device; whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
+
+    /// Whether it can be read, and written durably; changes nothing. A store that does
+    /// not say otherwise tries to read only.
+    fn probe(&self) -> StoreFuture<'_, ()> {
+        Box::pin(async { self.rows_after(None, 1).await.map(drop) })
+    }
+
+    /// What it has done so far, if it counts.
+    fn figures(&self) -> Option<Arc<Figures>> {
+        None
+    }
 }
 
 /// What the command line does with a whole table. Blocking: a bulk operation

@@ -184,13 +184,26 @@ pub fn import_file(
     path: &Path,
     enrollments: &Enrollments,
     dry_run: bool,
+    progress: impl FnMut(u64, u64),
+) -> Result<ImportReport, ImportFileError> {
+    let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(unread)?;
+    let total = file.metadata().map_err(unread)?.len();
+    import(store, file, total, path, enrollments, dry_run, progress)
+}
+
+/// As [`import_file`], from a reader of `total` bytes; `path` is what errors call it.
+pub fn import(
+    store: &impl Bulk,
+    file: impl io::Read,
+    total: u64,
+    path: &Path,
+    enrollments: &Enrollments,
+    dry_run: bool,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportFileError> {
     let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
     let bad = |lines| ImportFileError::Lines { path: path.to_owned(), lines };
-
-    let file = File::open(path).map_err(unread)?;
-    let total = file.metadata().map_err(unread)?.len();
     let mut rows = read(file, enrollments).map_err(|error| match error {
         ReadError::Io(error) => unread(error),
         ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),

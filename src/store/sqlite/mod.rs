@@ -18,8 +18,9 @@ use thread_local::ThreadLocal;
 
 use self::writer::{WriteError, Writer};
 use super::{
-    BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry,
-    OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds, unix_now,
+    BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
+    JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
+    unix_now,
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -353,5 +354,22 @@ impl Store for Sqlite {
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
         let id = id.clone();
         self.writer.submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0))
+    }
+
+    fn probe(&self) -> StoreFuture<'_, ()> {
+        let read = self.rows_after(None, 1);
+        Box::pin(async {
+            read.await?;
+            let write = self.writer.submit(|connection| {
+                // The header as it is, which SQLite writes all the same.
+                let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+                Ok(connection.pragma_update(None, "user_version", version)?)
+            });
+            write.await
+        })
+    }
+
+    fn figures(&self) -> Option<Arc<Figures>> {
+        Some(self.writer.figures())
     }
 }

@@ -7,17 +7,18 @@ use std::{
     path::Path,
     sync::{
         Arc,
+        atomic::Ordering,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::store_error;
-use crate::store::{StoreError, StoreFuture};
+use crate::store::{Figures, StoreError, StoreFuture};
 
 /// Jobs that may wait: more than a second's worth of the busiest hour we plan
 /// for, 10,000 devices at once, and some 5 MB. Beyond it a device is better sent
@@ -50,20 +51,27 @@ impl From<rusqlite::Error> for WriteError {
 pub(super) struct Writer {
     path: Arc<Path>,
     queue: Option<SyncSender<Box<dyn Job>>>,
+    figures: Arc<Figures>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     pub(super) fn start(connection: Connection, path: Arc<Path>) -> Result<Self, StoreError> {
         let (queue, jobs) = sync_channel(QUEUE);
+        let figures = Arc::<Figures>::default();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn({
-                let path = Arc::clone(&path);
-                move || write(&connection, &path, &jobs)
+                let (path, figures) = (Arc::clone(&path), Arc::clone(&figures));
+                move || write(&connection, &path, &jobs, &figures)
             })
             .map_err(|error| StoreError::Failed(format!("{}: no writer: {error}", path.display())))?;
-        Ok(Self { path, queue: Some(queue), thread: Some(thread) })
+        Ok(Self { path, queue: Some(queue), figures, thread: Some(thread) })
+    }
+
+    /// What it has done so far.
+    pub(super) fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.figures)
     }
 
     /// Queues `work` at once. The future is ready when it is committed, or when
@@ -76,6 +84,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Task { work: Some(work), outcome: None, reply });
         let path = self.path.display();
+        self.figures.waiting.fetch_add(1, Ordering::Relaxed);
         let queued = match &self.queue {
             Some(queue) => queue.try_send(job).map_err(|error| match error {
                 TrySendError::Full(_) => {
@@ -86,6 +95,8 @@ impl Writer {
             None => Err(writer_ended(&self.path)),
         };
         if let Err(error) = queued {
+            self.figures.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.figures.failed.fetch_add(1, Ordering::Relaxed);
             return Box::pin(std::future::ready(Err(error)));
         }
         let path = Arc::clone(&self.path);
@@ -109,7 +120,7 @@ fn writer_ended(path: &Path) -> StoreError {
     StoreError::Failed(format!("{}: the writer has ended", path.display()))
 }
 
-fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>) {
+fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>, figures: &Figures) {
     let mut group = Vec::with_capacity(GROUP);
     let mut crowded = false;
     while let Ok(first) = jobs.recv() {
@@ -119,7 +130,12 @@ fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>) {
         group.push(first);
         group.extend(jobs.try_iter().take(GROUP - 1));
         crowded = group.len() > 1;
+        let begun = Instant::now();
         let committed = commit(connection, path, &mut group);
+        figures.commit_latency.observe(begun.elapsed());
+        let outcome = if committed.is_ok() { &figures.written } else { &figures.failed };
+        outcome.fetch_add(group.len() as u64, Ordering::Relaxed);
+        figures.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
         for job in group.drain(..) {
             job.answer(&committed);
         }

@@ -1,0 +1,334 @@
+//! Who may come in: users with a password, scripts with a token, and how often either
+//! may be tried. Knows no HTTP.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use super::session::{self, Session, SessionKey, Sessions};
+use crate::{
+    device::Secret,
+    limits::{Buckets, Origin, Rate},
+};
+
+/// Passwords that are checked at once: each check takes 19 MiB and a core.
+const CHECKS: usize = 2;
+/// Longest password taken, in bytes.
+pub const MAX_PASSWORD: usize = 256;
+/// Shortest password that a hash is made of, in characters.
+pub const MIN_PASSWORD: usize = 12;
+/// What a password is checked against when nobody has that name, so that it takes as
+/// long: nobody's hash.
+const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Look, and change devices.
+    Operator,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+        })
+    }
+}
+
+/// Somebody who signs in with a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct User {
+    /// How they are called.
+    pub name: String,
+    /// `$argon2id$…`.
+    pub password_hash: String,
+    /// What they may do.
+    pub role: Role,
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "User({}, {})", self.name, self.role)
+    }
+}
+
+/// A script that carries a token with each request.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What the log calls it.
+    pub name: String,
+    /// SHA-256 of the token: it has 256 random bits, so that nobody can try them.
+    pub hash: [u8; 32],
+    /// What it may do.
+    pub role: Role,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({}, {})", self.name, self.role)
+    }
+}
+
+/// Hashes a password as `password_hash` of the configuration.
+pub fn hash_password(password: &Secret) -> Result<String, String> {
+    let text = password.expose();
+    if text.chars().count() < MIN_PASSWORD || text.len() > MAX_PASSWORD {
+        return Err(format!(
+            "a password has {MIN_PASSWORD} characters or more, and at most {MAX_PASSWORD} bytes"
+        ));
+    }
+    let hash: PasswordHash =
+        Argon2::default().hash_password(text.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(hash.to_string())
+}
+
+/// Makes a token, and its hash as `hash` of the configuration.
+pub fn new_token() -> anyhow::Result<(Secret, String)> {
+    let token = Secret::new(session::token()?);
+    let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
+    Ok((token, hash))
+}
+
+/// Checks a `password_hash`; the error says what would be right.
+pub fn check_password_hash(text: &str) -> Result<(), String> {
+    let expected = || "expected \"$argon2id$…\", as `certdist admin hash-password` prints it".to_owned();
+    let hash = PasswordHash::new(text).map_err(|_| expected())?;
+    if !text.starts_with("$argon2id$") || hash.hash.is_none() || hash.salt.is_none() {
+        return Err(expected());
+    }
+    Ok(())
+}
+
+/// Somebody who is in.
+#[derive(Debug, Clone)]
+pub(super) struct Visitor {
+    /// Name of a user or a token.
+    pub(super) name: String,
+    /// What they may do.
+    pub(super) role: Role,
+    /// With a cookie; scripts have none.
+    pub(super) session: Option<(SessionKey, String)>,
+}
+
+/// Why somebody does not come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// Wrong name, password or token: which, they do not learn.
+    Wrong,
+    /// Tried too often; again after so many seconds.
+    TooOften(u64),
+}
+
+/// A session that has just begun.
+pub(super) struct Begun {
+    /// The cookie's value.
+    pub(super) id: String,
+}
+
+/// The door.
+pub(super) struct Gate {
+    users: Vec<User>,
+    tokens: Vec<Token>,
+    sessions: Mutex<Sessions>,
+    attempts: Mutex<Buckets>,
+    checks: Arc<Semaphore>,
+    per_user: Option<Rate>,
+    per_address: Option<Rate>,
+}
+
+impl Gate {
+    pub(super) fn new(users: Vec<User>, tokens: Vec<Token>) -> Self {
+        Self {
+            users,
+            tokens,
+            sessions: Mutex::default(),
+            attempts: Mutex::new(Buckets::new(Instant::now())),
+            checks: Arc::new(Semaphore::new(CHECKS)),
+            // Ten at once; then one a minute for a name, and one each ten seconds for
+            // an address, behind which there may be an office.
+            per_user: Rate::new(10, Duration::from_secs(60)),
+            per_address: Rate::new(20, Duration::from_secs(10)),
+        }
+    }
+
+    /// Whether anybody can come in at all.
+    pub(super) fn has_anybody(&self) -> bool {
+        !self.users.is_empty() || !self.tokens.is_empty()
+    }
+
+    /// Takes one try, of those that a name and an address have.
+    fn try_once(&self, now: Instant, address: IpAddr, name: Option<&str>) -> Result<(), Denied> {
+        let attempts = lock(&self.attempts);
+        let by_address = (self.per_address, (Origin::of(address), ""));
+        let by_name = name.map(|name| (self.per_user, (Origin::of(IpAddr::from([0; 4])), name)));
+        let buckets = [Some(by_address), by_name].into_iter().flatten();
+        let buckets: Vec<_> = buckets.filter_map(|(rate, key)| Some((rate?, key))).collect();
+        for (rate, key) in &buckets {
+            if let Err(empty) = attempts.check(now, *rate, key) {
+                return Err(Denied::TooOften(empty.wait.as_secs() + 1));
+            }
+        }
+        for (rate, key) in &buckets {
+            attempts.take(now, *rate, key);
+        }
+        Ok(())
+    }
+
+    /// Begins a session for whoever knows a user's password.
+    pub(super) async fn sign_in(
+        &self,
+        address: IpAddr,
+        name: &str,
+        password: Secret,
+    ) -> Result<Begun, Denied> {
+        let user = self.users.iter().find(|user| user.name == name);
+        // A name that nobody has is limited like any other, or it would show.
+        self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
+            tracing::warn!(%address, name = ?name, "too many attempts to sign in to the console");
+        })?;
+        let hash = user.map_or(NOBODY, |user| user.password_hash.as_str()).to_owned();
+        let Ok(_permit) = self.checks.acquire().await else { return Err(Denied::Wrong) };
+        let check = move || {
+            let password = password.expose().as_bytes();
+            password.len() <= MAX_PASSWORD
+                && Argon2::default().verify_password(password, hash.as_str()).is_ok()
+        };
+        let is_right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
+        match user.filter(|_| is_right) {
+            Some(user) => {
+                let fresh = || {
+                    session::token().map_err(|error| {
+                        tracing::error!(%error, "nobody can sign in");
+                        Denied::Wrong
+                    })
+                };
+                let (id, csrf) = (fresh()?, fresh()?);
+                lock(&self.sessions).begin(Instant::now(), &id, csrf, &user.name, user.role);
+                tracing::info!(%address, user = user.name, role = %user.role, "signed in to the console");
+                Ok(Begun { id })
+            }
+            None => {
+                tracing::warn!(%address, name = ?name, "could not sign in to the console");
+                Err(Denied::Wrong)
+            }
+        }
+    }
+
+    /// Who a cookie is.
+    pub(super) fn by_cookie(&self, id: &str, touch: bool) -> Option<Visitor> {
+        let (key, Session { user, role, csrf, .. }) = lock(&self.sessions).find(Instant::now(), id, touch)?;
+        Some(Visitor { name: user, role, session: Some((key, csrf)) })
+    }
+
+    /// Who a token is. All are compared, each in constant time; a wrong one counts as
+    /// a try.
+    pub(super) fn by_token(&self, address: IpAddr, token: &str) -> Result<Visitor, Denied> {
+        let hash = session::key_of(token);
+        let mut found = None;
+        for known in &self.tokens {
+            if bool::from(known.hash.ct_eq(&hash)) {
+                found = Some(known);
+            }
+        }
+        match found {
+            Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, session: None }),
+            None => {
+                self.try_once(Instant::now(), address, None)?;
+                tracing::warn!(%address, "a wrong token for the console");
+                Err(Denied::Wrong)
+            }
+        }
+    }
+
+    /// Ends a session.
+    pub(super) fn sign_out(&self, visitor: &Visitor) {
+        if let Some((key, _)) = &visitor.session {
+            lock(&self.sessions).end(key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWORD: &str = "correct horse battery";
+
+    fn gate() -> Gate {
+        let password_hash = hash_password(&Secret::new(PASSWORD.into())).unwrap();
+        let user = User { name: "ada".into(), password_hash, role: Role::Operator };
+        Gate::new(vec![user], Vec::new())
+    }
+
+    fn try_in(gate: &Gate, address: [u8; 4], name: &str, password: &str) -> Option<Denied> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(gate.sign_in(address.into(), name, Secret::new(password.into()))).err()
+    }
+
+    #[test]
+    fn a_name_is_tried_ten_times_from_whatever_addresses_and_then_waits() {
+        let (gate, now) = (gate(), Instant::now());
+        // A name that nobody has behaves alike.
+        for name in ["ada", "bob"] {
+            for attempt in 0..10 {
+                assert_eq!(gate.try_once(now, [10, 0, 0, attempt].into(), Some(name)), Ok(()), "{attempt}");
+            }
+            let denied = gate.try_once(now, [10, 0, 0, 99].into(), Some(name));
+            assert!(matches!(denied, Err(Denied::TooOften(50..=61))), "{denied:?}");
+            let later = now + Duration::from_secs(61);
+            assert_eq!(gate.try_once(later, [10, 0, 0, 99].into(), Some(name)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_address_is_heard_twenty_times_whatever_names_it_tries() {
+        let (gate, now) = (gate(), Instant::now());
+        for attempt in 0..20 {
+            let name = format!("user-{attempt}");
+            assert_eq!(gate.try_once(now, [10, 0, 0, 1].into(), Some(&name)), Ok(()));
+        }
+        let denied = gate.try_once(now, [10, 0, 0, 1].into(), Some("ada"));
+        assert!(matches!(denied, Err(Denied::TooOften(1..=11))), "{denied:?}");
+        assert_eq!(gate.try_once(now, [10, 0, 0, 2].into(), Some("ada")), Ok(()));
+    }
+
+    #[test]
+    fn only_the_right_password_opens_and_not_when_there_were_too_many_tries() {
+        let gate = gate();
+        assert_eq!(try_in(&gate, [10, 0, 0, 1], "ada", "wrong"), Some(Denied::Wrong));
+        assert_eq!(try_in(&gate, [10, 0, 0, 1], "bob", PASSWORD), Some(Denied::Wrong));
+        assert_eq!(try_in(&gate, [10, 0, 0, 1], "ada", PASSWORD), None);
+        while gate.try_once(Instant::now(), [10, 0, 0, 2].into(), Some("ada")).is_ok() {}
+        let denied = try_in(&gate, [10, 0, 0, 3], "ada", PASSWORD);
+        assert!(matches!(denied, Some(Denied::TooOften(_))), "even the right one: {denied:?}");
+    }
+
+    #[test]
+    fn a_hash_is_checked_before_it_is_taken() {
+        assert!(check_password_hash(&hash_password(&Secret::new(PASSWORD.into())).unwrap()).is_ok());
+        assert!(check_password_hash(NOBODY).is_ok());
+        for wrong in
+            ["", "correct horse battery", "$argon2id$v=19$m=19456,t=2,p=1", "$2b$12$abcdefghijklmnopqrstuv"]
+        {
+            assert!(check_password_hash(wrong).is_err(), "{wrong}");
+        }
+        assert!(hash_password(&Secret::new("too short".into())).is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! How far each enrollment has come: imported, registered, issued, activated, refused.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use maud::{Markup, html};
+use tokio::sync::Mutex;
+
+use super::{Visitor, advice, grouped, page, page::Tone};
+use crate::{
+    admin::{Enrolled, Room},
+    store::{StoreError, Totals},
+};
+
+/// For how long counts are shown, at least: they read the whole table.
+const COUNTS: Duration = Duration::from_secs(3);
+/// And how many times as long as it took to count: with millions of rows, seconds.
+const TIMES: u32 = 10;
+
+/// The counts, as they were last.
+#[derive(Default)]
+pub(super) struct Counts(Mutex<Option<Counted>>);
+
+#[derive(Clone)]
+struct Counted {
+    at: Instant,
+    took: Duration,
+    progress: Vec<Totals>,
+}
+
+impl Counts {
+    /// One count at a time, for all who ask.
+    async fn of(&self, room: &Room) -> Result<Counted, StoreError> {
+        let mut last = self.0.lock().await;
+        if let Some(counted) = &*last
+            && counted.at.elapsed() < COUNTS.max(counted.took * TIMES)
+        {
+            return Ok(counted.clone());
+        }
+        let (store, begun) = (room.sources.store.clone(), Instant::now());
+        let progress = tokio::task::spawn_blocking(move || store.totals()).await;
+        let progress = progress.map_err(|error| StoreError::Failed(error.to_string()))??;
+        let counted = Counted { at: Instant::now(), took: begun.elapsed(), progress };
+        *last = Some(counted.clone());
+        Ok(counted)
+    }
+}
+
+pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor) -> Response {
+    let counted = match room.desk.batches.of(&room).await {
+        Ok(counted) => counted,
+        Err(error) => return page::store_failed(&visitor, &error),
+    };
+    let enrollments = room.enrollments();
+    let unknown = counted
+        .progress
+        .iter()
+        .filter(|progress| !enrollments.iter().any(|enrolled| enrolled.name == progress.enrollment));
+    let body = html! {
+        h1 { "Batches" }
+        p.hint { "How far the devices of each enrollment have come; counted " (counted.at.elapsed().as_secs()) " s ago." }
+        @for enrolled in &enrollments {
+            @let progress = counted.progress.iter().find(|progress| progress.enrollment == enrolled.name);
+            (batch(&enrolled.name, Some(enrolled), &progress.cloned().unwrap_or_default()))
+        }
+        @for progress in unknown { (batch(&progress.enrollment, None, progress)) }
+    };
+    page::page("Batches", Some(&visitor), "/batches", &body).into_response()
+}
+
+fn batch(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
+    let steps = [
+        ("Registered", progress.registered, "at IoT Platform, with a certificate here"),
+        ("Issued", progress.issued, "have fetched their certificate"),
+        ("Activated", progress.activated, "have signed in at IoT Platform"),
+    ];
+    html! {
+        section.card.batch {
+            h2 { (name) }
+            @if let Some(Enrolled { product_key, kind, reissue, .. }) = enrolled {
+                p.hint { (kind) " key · product " (product_key) " · issued " (advice::reissue(*reissue)) }
+            } @else {
+                (page::message(Tone::Warning, "Not configured", &html! { p { "No device of it can prove who it is." } }))
+            }
+            p { strong.count { (grouped(progress.devices)) } " imported" }
+            @for (step, count, about) in steps {
+                div.step {
+                    span { b { (step) } " " span.hint { (about) } }
+                    span.number { (grouped(count)) " · " (percent(count, progress.devices)) }
+                    progress aria-label={ (name) ": " (step) } value=(count) max=(progress.devices.max(1)) {}
+                }
+            }
+            @if progress.refused > 0 { p.bad { (grouped(progress.refused)) " refused by IoT Platform: their pages say why." } }
+            @if progress.disabled > 0 { p.hint { (grouped(progress.disabled)) " disabled here." } }
+        }
+    }
+}
+
+/// Rounded down: 100 % is all of them.
+fn percent(count: u64, of: u64) -> String {
+    match (count, of) {
+        (0, _) | (_, 0) => "0 %".to_owned(),
+        (count, of) if count * 100 < of => "under 1 %".to_owned(),
+        (count, of) => format!("{} %", count * 100 / of),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_percent_is_all_of_them() {
+        assert_eq!(percent(0, 0), "0 %");
+        assert_eq!(percent(1, 1000), "under 1 %");
+        assert_eq!(percent(999, 1000), "99 %");
+        assert_eq!(percent(1000, 1000), "100 %");
+    }
+}

@@ -1,0 +1,333 @@
+//! Devices: found by their ID or its beginning, shown one by one, and changed.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Query, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Redirect, Response},
+};
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    Ordered, Visitor, advice, history,
+    page::{self, Tone},
+    plain, time, wants_json,
+};
+use crate::{
+    admin::{Enrolled, Room},
+    device::DeviceId,
+    store::{CloudState, DeviceRow, DeviceState, Store, StoreError, unix_now},
+};
+
+/// Devices on one page of a search.
+const PAGE: usize = 50;
+
+#[derive(Deserialize)]
+pub(super) struct Search {
+    #[serde(default)]
+    q: String,
+    /// The last device of the page before.
+    after: Option<String>,
+}
+
+pub(super) async fn search(
+    State(room): State<Arc<Room>>,
+    visitor: Visitor,
+    Query(search): Query<Search>,
+) -> Response {
+    let wanted = search.q.trim();
+    let found = match find(room.sources.store.as_ref(), wanted, search.after.as_deref()).await {
+        Ok(found) => found,
+        Err(error) => return page::store_failed(&visitor, &error),
+    };
+    let (rows, more) = (&found[..found.len().min(PAGE)], found.len() > PAGE);
+    let body = html! {
+        h1 { "Devices" }
+        form.search.card role="search" action="/devices" {
+            label for="q" { "Device ID, or how it begins" }
+            div.row {
+                input #q name="q" type="search" value=(wanted) autocapitalize="none" spellcheck="false" maxlength="64"
+                    aria-describedby="q-hint" autofocus[wanted.is_empty()];
+                button type="submit" { "Search" }
+            }
+            p.hint #q-hint { "A serial number, or a MAC address in any spelling." }
+        }
+        @if rows.is_empty() {
+            @let text = html! { p { "No device's ID is or begins with this. Was it imported? Upper and lower case of a serial number differ." } };
+            (page::message(Tone::Note, "Nothing found", &text))
+        } @else {
+            div.card {
+                table.stacked {
+                    caption { @if wanted.is_empty() { "All devices, in order of ID" } @else { "Devices whose ID begins with " b { (wanted) } } }
+                    thead { tr { th scope="col" { "Device" } th scope="col" { "Enrollment" } th scope="col" { "State" } th scope="col" { "First issued" } } }
+                    tbody {
+                        @for row in rows {
+                            tr {
+                                th scope="row" { a.id href=(link(&row.id)) { (row.id) } }
+                                td data-label="Enrollment" { (row.enrollment) }
+                                td data-label="State" { (pill(row)) }
+                                td data-label="First issued" { (time(row.first_issued).unwrap_or_else(|| "–".into())) }
+                            }
+                        }
+                    }
+                }
+            }
+            @if let Some(last) = rows.last().filter(|_| more) {
+                p.pages { a.button href={ "/devices?" (query(&[("q", wanted), ("after", last.id.as_str())])) } { "The next " (PAGE) } }
+            }
+        }
+    };
+    page::page("Devices", Some(&visitor), "/devices", &body).into_response()
+}
+
+/// One more than a page of the devices that are meant: a device ID in any spelling, or
+/// the beginning of one as it is stored.
+async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Vec<DeviceRow>, StoreError> {
+    let after = after.and_then(|after| DeviceId::parse_sn(after).ok());
+    if wanted.is_empty() {
+        return store.rows_after(after.as_ref(), PAGE + 1).await;
+    }
+    let mut found = Vec::new();
+    for prefix in spellings(wanted) {
+        if after.is_none() {
+            found.extend(store.device(&prefix).await?);
+        }
+        let from = after.as_ref().unwrap_or(&prefix);
+        let rows = store.rows_after(Some(from), PAGE + 1).await?;
+        found.extend(rows.into_iter().take_while(|row| row.id.as_str().starts_with(prefix.as_str())));
+        if !found.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// As it is, and as the beginning of a MAC address.
+fn spellings(wanted: &str) -> Vec<DeviceId> {
+    let bare: String = wanted.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
+    let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
+    let mac = is_mac.then(|| bare.to_ascii_uppercase());
+    let all = [Some(wanted.to_owned()), mac].into_iter().flatten();
+    let mut ids: Vec<DeviceId> = all.filter_map(|text| DeviceId::parse_sn(&text).ok()).collect();
+    ids.dedup();
+    ids
+}
+
+fn query(pairs: &[(&str, &str)]) -> String {
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+    let pairs =
+        pairs.iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+fn link(id: &DeviceId) -> String {
+    format!("/device?{}", query(&[("id", id.as_str())]))
+}
+
+/// The state in a word.
+fn pill(row: &DeviceRow) -> Markup {
+    let (tone, word) = match row {
+        DeviceRow { state: DeviceState::Disabled, .. } => (Tone::Warning, "disabled"),
+        DeviceRow { cloud_state: Some(CloudState::Deleted), .. } => (Tone::Bad, "deleted at the cloud"),
+        DeviceRow { cloud_state: Some(CloudState::Disabled), .. } => (Tone::Warning, "disabled at the cloud"),
+        DeviceRow { refusal: Some(_), .. } => (Tone::Bad, "refused"),
+        DeviceRow { activated: Some(_), .. } => (Tone::Good, "activated"),
+        DeviceRow { first_issued: Some(_), .. } => (Tone::Good, "issued"),
+        DeviceRow { certificate: Some(_), .. } => (Tone::Note, "registered"),
+        _ => (Tone::Note, "imported"),
+    };
+    html! { span class={ "pill " (tone.class()) } { (word) } }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Which {
+    #[serde(default)]
+    id: String,
+    /// What was just done to it.
+    done: Option<String>,
+}
+
+pub(super) async fn show(
+    State(room): State<Arc<Room>>,
+    visitor: Visitor,
+    headers: HeaderMap,
+    Query(which): Query<Which>,
+) -> Response {
+    let Some((id, row)) = (match row_of(&room, &which.id).await {
+        Ok(found) => found,
+        Err(error) => return page::store_failed(&visitor, &error),
+    }) else {
+        return absent(&visitor, &which.id);
+    };
+    if wants_json(&headers) {
+        return Json(as_json(&row)).into_response();
+    }
+    let happenings = match history::of(room.sources.store.as_ref(), &id).await {
+        Ok(happenings) => happenings,
+        Err(error) => return page::store_failed(&visitor, &error),
+    };
+    let enrollments = room.enrollments();
+    let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
+    let advice = advice::of(&row, enrolled, room.sources.registrar.open_breakers(), unix_now());
+    let done = which.done.as_deref().and_then(done);
+    let body = html! {
+        p.crumb { a href="/devices" { "Devices" } }
+        h1 { span.id { (id) } " " (pill(&row)) }
+        @if let Some(done) = done { p.done role="status" { (done) } }
+        (page::message(advice.tone, advice.what, &html! { p { (advice.text) } }))
+        div.columns {
+            section.card aria-labelledby="row" {
+                h2 #row { "In the table" }
+                (facts(&row, enrolled))
+            }
+            section.card aria-labelledby="change" {
+                h2 #change { "Change it" }
+                @if visitor.is_operator() { (actions(&visitor, &row)) }
+                @else { p { "You are signed in as a viewer: changing devices takes an operator." } }
+            }
+        }
+        @if !happenings.is_empty() {
+            section.card aria-labelledby="history" {
+                h2 #history { "What has happened" }
+                ol.history { @for happening in happenings { li { time { (time(Some(happening.at)).unwrap_or_default()) } " " (happening.what) } } }
+            }
+        }
+    };
+    page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
+}
+
+async fn row_of(room: &Room, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
+    let Ok(id) = DeviceId::parse(id.trim()) else { return Ok(None) };
+    Ok(room.sources.store.device(&id).await?.map(|row| (id, row)))
+}
+
+fn absent(visitor: &Visitor, id: &str) -> Response {
+    if visitor.is_script() {
+        return plain(StatusCode::NOT_FOUND, "not in the table");
+    }
+    let text = html! {
+        p { b { (id) } " was never imported, or under another ID. A device that asks with it is answered 4.04." }
+        p { a href="/import" { "Import it" } ", or " a href="/devices" { "search for another" } "." }
+    };
+    let body = html! { h1 { "Not in the table" } (page::message(Tone::Note, "No such device", &text)) };
+    (StatusCode::NOT_FOUND, page::page("Not in the table", Some(visitor), "/devices", &body)).into_response()
+}
+
+fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>) -> Markup {
+    let dash = || "–".to_owned();
+    let name = row.device_name.clone().unwrap_or_else(|| row.id.device_name());
+    let certificate = if row.certificate.is_some() { "yes; its secret is shown nowhere" } else { "not yet" };
+    let mut facts = vec![
+        ("Enrollment", row.enrollment.clone()),
+        ("May fetch it", enrolled.map_or_else(dash, |enrolled| advice::reissue(enrolled.reissue))),
+        ("Product key", row.product_key.clone()),
+        ("Device name", name),
+        ("IotId", row.iot_id.clone().unwrap_or_else(dash)),
+        ("Certificate", certificate.to_owned()),
+        ("Registered", time(row.registered).unwrap_or_else(dash)),
+        ("First issued", time(row.first_issued).unwrap_or_else(dash)),
+        ("Activated", time(row.activated).unwrap_or_else(dash)),
+    ];
+    if let Some(refusal) = &row.refusal {
+        facts.push(("Refused", refusal.clone()));
+    }
+    html! { dl.facts { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } } }
+}
+
+fn actions(visitor: &Visitor, row: &DeviceRow) -> Markup {
+    let form = |action: &str, name: &str, class: &str, about: &str| {
+        html! {
+            form.action method="post" action={ "/device/" (action) } {
+                input type="hidden" name="csrf" value=(visitor.csrf());
+                input type="hidden" name="id" value=(row.id);
+                button class=(class) type="submit" aria-describedby={ "about-" (action) } { (name) }
+                p.hint #{ "about-" (action) } { (about) }
+            }
+        }
+    };
+    html! {
+        @if row.state == DeviceState::Enabled {
+            (form("disable", "Disable", "danger", "From its next request on it gets no certificate (4.03). IoT Platform is not told."))
+        } @else {
+            (form("enable", "Enable", "", "It may have its certificate again, under its enrollment's policy."))
+        }
+        (form("reset", "Reset", "secondary", "Forgets the first issue and a refusal, so that it may fetch its certificate, or be registered, again."))
+    }
+}
+
+fn done(what: &str) -> Option<&'static str> {
+    Some(match what {
+        "disable" => "It is disabled.",
+        "enable" => "It is enabled.",
+        "reset" => "It is reset.",
+        _ => return None,
+    })
+}
+
+pub(super) async fn disable(State(room): State<Arc<Room>>, order: Ordered) -> Response {
+    change(&room, order, "disable").await
+}
+
+pub(super) async fn enable(State(room): State<Arc<Room>>, order: Ordered) -> Response {
+    change(&room, order, "enable").await
+}
+
+pub(super) async fn reset(State(room): State<Arc<Room>>, order: Ordered) -> Response {
+    change(&room, order, "reset").await
+}
+
+async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Response {
+    let (visitor, store) = (sent.visitor, &room.sources.store);
+    let Ok(id) = DeviceId::parse(sent.fields.id.trim()) else { return absent(&visitor, &sent.fields.id) };
+    let outcome = match what {
+        "disable" => store.set_state(&id, DeviceState::Disabled).await,
+        "enable" => store.set_state(&id, DeviceState::Enabled).await,
+        _ => store.reset(&id).await,
+    };
+    match outcome {
+        Ok(true) => {
+            tracing::info!(device = %id, user = visitor.name, action = what, "changed in the console");
+            if visitor.is_script() {
+                return plain(StatusCode::OK, format!("{id}: {what}"));
+            }
+            Redirect::to(&format!("{}&done={what}", link(&id))).into_response()
+        }
+        Ok(false) => absent(&visitor, id.as_str()),
+        Err(error) => page::store_failed(&visitor, &error),
+    }
+}
+
+fn as_json(row: &DeviceRow) -> serde_json::Value {
+    json!({
+        "deviceId": row.id.as_str(),
+        "enrollment": row.enrollment,
+        "state": if row.state == DeviceState::Enabled { "enabled" } else { "disabled" },
+        "productKey": row.product_key,
+        "deviceName": row.device_name.clone().unwrap_or_else(|| row.id.device_name()),
+        "hasCertificate": row.certificate.is_some(),
+        "iotId": row.iot_id,
+        "registerTime": time(row.registered),
+        "firstIssued": time(row.first_issued),
+        "activateTime": time(row.activated),
+        "refusal": row.refusal,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_a_mac_is_found_in_any_spelling() {
+        let ids =
+            |wanted: &str| -> Vec<String> { spellings(wanted).iter().map(ToString::to_string).collect() };
+        assert_eq!(ids("SN00"), ["SN00"]);
+        assert_eq!(ids("00:1a:2b"), ["00:1a:2b", "001A2B"]);
+        assert_eq!(ids("001A2B"), ["001A2B"]);
+        assert_eq!(ids("no such id"), [""; 0]);
+    }
+}

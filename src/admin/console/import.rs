@@ -1,0 +1,341 @@
+//! A CSV file into the table: first looked through, then, when somebody has seen what
+//! it would do, imported. The file stays in memory meanwhile, for whoever sent it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{DefaultBodyLimit, Multipart, State, multipart::MultipartError},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use maud::{Markup, html};
+use zeroize::Zeroizing;
+
+use super::{
+    Ordered, Visitor, grouped,
+    page::{self, Tone},
+    plain,
+};
+use crate::{
+    admin::{
+        Enrolled, Room,
+        session::{self, SessionKey},
+    },
+    store::ImportReport,
+    table_file::{BadLines, Enrollments, ImportFileError, KnownEnrollment},
+};
+
+/// Largest file taken, in bytes: some 500,000 devices.
+const MAX_FILE: usize = 16 << 20;
+/// What a form has besides its file.
+const REST: usize = 64 << 10;
+/// Files that wait for their confirmation; the oldest gives way.
+const MOST: usize = 4;
+/// For how long one waits.
+const KEPT: Duration = Duration::from_secs(600);
+
+pub(super) fn limit() -> DefaultBodyLimit {
+    DefaultBodyLimit::max(MAX_FILE + REST)
+}
+
+/// Files that were looked through.
+#[derive(Default)]
+pub(super) struct Uploads(Mutex<VecDeque<Upload>>);
+
+struct Upload {
+    token: String,
+    owner: SessionKey,
+    at: Instant,
+    file: CsvFile,
+}
+
+/// A file as it came. It may hold secrets.
+struct CsvFile {
+    name: String,
+    bytes: Zeroizing<Vec<u8>>,
+    /// The enrollment of rows that name none.
+    enrollment: String,
+}
+
+impl Uploads {
+    fn keep(&self, token: String, owner: SessionKey, file: CsvFile) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        all.retain(|upload| now < upload.at + KEPT);
+        if all.len() == MOST {
+            all.pop_front();
+        }
+        all.push_back(Upload { token, owner, at: now, file });
+    }
+
+    fn take(&self, token: &str, owner: &SessionKey) -> Option<CsvFile> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        all.retain(|upload| now < upload.at + KEPT);
+        let index =
+            all.iter().position(|upload| upload.owner == *owner && session::same(&upload.token, token))?;
+        all.remove(index).map(|upload| upload.file)
+    }
+}
+
+pub(super) async fn ask(State(room): State<Arc<Room>>, visitor: Visitor) -> Response {
+    show(&room, &visitor, StatusCode::OK, &html! {})
+}
+
+fn show(room: &Room, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
+    let enrollments = room.enrollments();
+    let body = html! {
+        h1 { "Import" }
+        (result)
+        @if visitor.is_operator() { (form(visitor, &enrollments)) }
+        @else { (page::message(Tone::Note, "Only operators import", &html! { p { "You are signed in as a viewer." } })) }
+    };
+    (status, page::page("Import", Some(visitor), "/import", &body)).into_response()
+}
+
+fn form(visitor: &Visitor, enrollments: &[Enrolled]) -> Markup {
+    html! {
+        form.card.stack method="post" action="/import" enctype="multipart/form-data" {
+            // Before the file: it is checked first.
+            input type="hidden" name="csrf" value=(visitor.csrf());
+            label for="file" { "CSV file" }
+            input #file type="file" name="file" accept=".csv,text/csv" required aria-describedby="file-hint";
+            p.hint #file-hint { "Up to 16 MiB; larger files go by " code { "certdist import" } ". A header line, of which only "
+                code { "deviceId" } " is required: " code { "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk" } }
+            label for="enrollment" { "Enrollment of lines that name none" }
+            select #enrollment name="enrollment" {
+                @if enrollments.len() > 1 { option value="" { "each line names its own" } }
+                @for enrolled in enrollments { option value=(enrolled.name) { (enrolled.name) } }
+            }
+            button type="submit" { "Look it through" }
+            p.hint { "Nothing is changed yet: you see first what would be." }
+        }
+    }
+}
+
+pub(super) async fn upload(State(room): State<Arc<Room>>, visitor: Visitor, form: Multipart) -> Response {
+    let Received { file, dry_run } = match receive(&visitor, form).await {
+        Ok(received) => received,
+        Err(refusal) => return refusal,
+    };
+    let enrollments = match enrollments(&room, &file.enrollment) {
+        Ok(enrollments) => enrollments,
+        Err(sentence) => return complain(&room, &visitor, &sentence),
+    };
+    let dry_run = dry_run || !visitor.is_script();
+    let (file, outcome) = run(&room, file, enrollments, dry_run).await;
+    match (outcome, &visitor.session) {
+        (Ok(report), None) => {
+            tell(&visitor, &file, report, dry_run);
+            plain(StatusCode::OK, sentence(report, dry_run))
+        }
+        (Ok(report), Some((owner, _))) => {
+            let Ok(token) = session::token() else {
+                return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+            };
+            let result = preview(&visitor, &file, report, &token);
+            room.desk.uploads.keep(token, *owner, file);
+            show(&room, &visitor, StatusCode::OK, &result)
+        }
+        (Err(error), _) => refused(&room, &visitor, &file, &error),
+    }
+}
+
+pub(super) async fn confirm(State(room): State<Arc<Room>>, Ordered(sent): Ordered) -> Response {
+    let visitor = sent.visitor;
+    let file =
+        visitor.session.as_ref().and_then(|(owner, _)| room.desk.uploads.take(&sent.fields.upload, owner));
+    let Some(file) = file else {
+        return complain(
+            &room,
+            &visitor,
+            "The file is no longer here: it was imported already, or waited too long. Send it again.",
+        );
+    };
+    let enrollments = match enrollments(&room, &file.enrollment) {
+        Ok(enrollments) => enrollments,
+        Err(sentence) => return complain(&room, &visitor, &sentence),
+    };
+    let (file, outcome) = run(&room, file, enrollments, false).await;
+    match outcome {
+        Ok(report) => {
+            tell(&visitor, &file, report, false);
+            let text = html! { p { (file.name) ": " (sentence(report, false)) "." } p { a href="/batches" { "How far the batches are" } } };
+            show(&room, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
+        }
+        Err(error) => refused(&room, &visitor, &file, &error),
+    }
+}
+
+fn tell(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) {
+    if !dry_run {
+        let ImportReport { added, changed, unchanged } = report;
+        tracing::info!(
+            user = visitor.name,
+            file = file.name,
+            added,
+            changed,
+            unchanged,
+            "imported in the console"
+        );
+    }
+}
+
+struct Received {
+    file: CsvFile,
+    dry_run: bool,
+}
+
+/// Takes the form apart. Whether it was meant is seen before its file is read.
+async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Response> {
+    if !visitor.is_operator() {
+        return Err(page::not_allowed(visitor));
+    }
+    let (mut meant, mut file, mut enrollment, mut dry_run) =
+        (visitor.meant_it(""), None, String::new(), false);
+    while let Some(mut field) = form.next_field().await.map_err(|error| unreadable(visitor, &error))? {
+        match field.name().unwrap_or_default() {
+            "csrf" => {
+                let csrf = field.text().await.map_err(|error| unreadable(visitor, &error))?;
+                meant = visitor.meant_it(&csrf);
+            }
+            _ if !meant => return Err(page::stale_form()),
+            "enrollment" => enrollment = field.text().await.map_err(|error| unreadable(visitor, &error))?,
+            "dry_run" => dry_run = true,
+            "file" => {
+                let name: String = field.file_name().unwrap_or("the file").chars().take(80).collect();
+                let mut bytes = Zeroizing::new(Vec::new());
+                while let Some(chunk) = field.chunk().await.map_err(|error| unreadable(visitor, &error))? {
+                    bytes.extend_from_slice(&chunk);
+                }
+                file = Some((name, bytes));
+            }
+            _ => {}
+        }
+    }
+    if !meant {
+        return Err(page::stale_form());
+    }
+    let Some((name, bytes)) = file else {
+        return Err(plain(StatusCode::BAD_REQUEST, "no field \"file\" with the CSV file"));
+    };
+    Ok(Received { file: CsvFile { name, bytes, enrollment }, dry_run })
+}
+
+fn unreadable(visitor: &Visitor, error: &MultipartError) -> Response {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let text =
+            "The file is larger than 16 MiB: import it with `certdist import`, beside the running server.";
+        if visitor.is_script() {
+            return plain(StatusCode::PAYLOAD_TOO_LARGE, text);
+        }
+        let body = html! { h1 { "Import" } (page::message(Tone::Bad, "Too large", &html! { p { (text) } p { a href="/import" { "Back" } } })) };
+        return (StatusCode::PAYLOAD_TOO_LARGE, page::page("Import", Some(visitor), "/import", &body))
+            .into_response();
+    }
+    plain(StatusCode::BAD_REQUEST, "the form could not be read")
+}
+
+fn enrollments(room: &Room, default: &str) -> Result<Enrollments, String> {
+    let known = room.enrollments().into_iter().map(|enrolled| KnownEnrollment {
+        individual: enrolled.kind == "individual",
+        name: enrolled.name,
+        product_key: enrolled.product_key,
+    });
+    let known = Enrollments::new(known.collect());
+    if default.is_empty() {
+        Ok(known)
+    } else {
+        known.with_default(default).map_err(|error| error.to_string())
+    }
+}
+
+async fn run(
+    room: &Room,
+    file: CsvFile,
+    enrollments: Enrollments,
+    dry_run: bool,
+) -> (CsvFile, Result<ImportReport, ImportFileError>) {
+    let store = room.sources.store.clone();
+    let work = move || {
+        let outcome = store.import_csv(&file.bytes, &enrollments, dry_run);
+        (file, outcome)
+    };
+    // It does not panic; and if it did, this task is the one to end.
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn sentence(report: ImportReport, dry_run: bool) -> String {
+    let would = if dry_run { "would be " } else { "" };
+    format!(
+        "{} devices {would}added, {} {would}changed, {} unchanged",
+        grouped(report.added),
+        grouped(report.changed),
+        grouped(report.unchanged)
+    )
+}
+
+fn preview(visitor: &Visitor, file: &CsvFile, report: ImportReport, token: &str) -> Markup {
+    let text = html! {
+        p { b { (file.name) } ": " (sentence(report, true)) "." }
+        @if report.added + report.changed == 0 {
+            p { "All of it is in the table already." }
+        } @else {
+            form method="post" action="/import/confirm" {
+                input type="hidden" name="csrf" value=(visitor.csrf());
+                input type="hidden" name="upload" value=(token);
+                button type="submit" { "Import it" }
+            }
+        }
+    };
+    page::message(Tone::Note, "Nothing is changed yet", &text)
+}
+
+fn complain(room: &Room, visitor: &Visitor, sentence: &str) -> Response {
+    if visitor.is_script() {
+        return plain(StatusCode::UNPROCESSABLE_ENTITY, sentence);
+    }
+    let result = page::message(Tone::Bad, "Nothing was imported", &html! { p { (sentence) } });
+    show(room, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+}
+
+fn refused(room: &Room, visitor: &Visitor, file: &CsvFile, error: &ImportFileError) -> Response {
+    let lines = match error {
+        ImportFileError::Lines { lines, .. } => lines,
+        ImportFileError::Store(error) => return page::store_failed(visitor, error),
+        ImportFileError::Read { source, .. } => return complain(room, visitor, &source.to_string()),
+    };
+    if visitor.is_script() {
+        return plain(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing was imported\n{lines}"));
+    }
+    let result = page::message(Tone::Bad, "Nothing was imported", &bad_lines(&file.name, lines));
+    show(room, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+}
+
+fn bad_lines(name: &str, lines: &BadLines) -> Markup {
+    let count = lines.listed.len() as u64 + lines.more;
+    html! {
+        p { b { (name) } " has " (grouped(count)) (if count == 1 { " bad line" } else { " bad lines" })
+            ". Mend them and send the file again." }
+        table.stacked {
+            thead { tr { th scope="col" { "Line" } th scope="col" { "Column" } th scope="col" { "What is wrong, and what would be right" } } }
+            tbody {
+                @for error in &lines.listed {
+                    tr {
+                        th scope="row" { (error.line) }
+                        td data-label="Column" { (error.column.unwrap_or("–")) }
+                        td data-label="Reason" { (error.reason) }
+                    }
+                }
+            }
+        }
+        @if lines.more > 0 { p { "And " (grouped(lines.more)) " more." } }
+    }
+}

@@ -1,0 +1,246 @@
+//! The console: pages for an operator, made on the server, that can be read and acted
+//! on without JavaScript. Here is who may open which page, and that whoever acts has
+//! meant to; what a page shows is its own file's.
+
+mod advice;
+mod batches;
+mod chart;
+mod devices;
+mod history;
+mod import;
+mod overview;
+mod page;
+mod sign_in;
+
+use std::{future::Future, net::IpAddr, sync::Arc};
+
+use axum::{
+    Extension, Form, Router,
+    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request},
+    http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
+    response::{IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+
+use super::{
+    Room,
+    access::{Denied, Role, Visitor},
+    bearer,
+    connections::Peer,
+    session, unauthorised,
+};
+
+/// What the pages keep between two requests.
+pub(super) struct Desk {
+    sign_in: sign_in::Forms,
+    batches: batches::Counts,
+    uploads: import::Uploads,
+}
+
+impl Desk {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            sign_in: sign_in::Forms::new()?,
+            batches: batches::Counts::default(),
+            uploads: import::Uploads::default(),
+        })
+    }
+}
+
+/// The console's pages.
+pub(super) fn routes(room: &Room) -> Router<Arc<Room>> {
+    let assets = Router::new()
+        .route("/console.css", get(|| asset("text/css; charset=utf-8", include_str!("console.css"))))
+        .route("/console.js", get(|| asset("text/javascript; charset=utf-8", include_str!("console.js"))))
+        .route("/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))));
+    if !room.gate.has_anybody() {
+        return assets.route("/", get(page::nobody));
+    }
+    assets
+        .route("/", get(overview::show))
+        .route("/live", get(overview::live))
+        .route("/devices", get(devices::search))
+        .route("/device", get(devices::show))
+        .route("/device/disable", post(devices::disable))
+        .route("/device/enable", post(devices::enable))
+        .route("/device/reset", post(devices::reset))
+        .route("/batches", get(batches::show))
+        .route("/import", get(import::ask).post(import::upload).layer(import::limit()))
+        .route("/import/confirm", post(import::confirm))
+        .route("/sign-in", get(sign_in::ask).post(sign_in::take))
+        .route("/sign-out", post(sign_in::out))
+        .fallback(page::not_found)
+}
+
+async fn asset(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// Name of the session's cookie. The prefix has browsers take it over TLS only, for
+/// this host only.
+fn cookie_name(room: &Room) -> &'static str {
+    if room.is_secure { "__Host-certdist" } else { "certdist" }
+}
+
+/// A cookie that scripts of a page do not see, and that no other site's page sends.
+fn set_cookie(room: &Room, name: &str, value: &str, seconds: u64) -> String {
+    let secure = if room.is_secure { "; Secure" } else { "" };
+    format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+}
+
+fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    all.flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(known, value)| (known == name).then_some(value))
+}
+
+/// Sent by the page's script when it renews the page by itself.
+const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
+
+fn visitor(room: &Room, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Visitor>, Denied> {
+    if let Some(token) = bearer(headers) {
+        let Some(address) = peer else { return Err(Denied::Wrong) };
+        return room.gate.by_token(address, token).map(Some);
+    }
+    let id = cookie(headers, cookie_name(room));
+    Ok(id.and_then(|id| room.gate.by_cookie(id, !headers.contains_key(RENEWAL))))
+}
+
+fn peer_of(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<Peer>().map(|Peer(peer)| peer.ip())
+}
+
+impl FromRequestParts<Arc<Room>> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Self, Response> {
+        match visitor(room, peer_of(parts), &parts.headers) {
+            Ok(Some(visitor)) => Ok(visitor),
+            Ok(None) if parts.method == axum::http::Method::GET && !wants_json(&parts.headers) => {
+                Err(Redirect::to("/sign-in").into_response())
+            }
+            Ok(None) => Err(unauthorised(Denied::Wrong)),
+            Err(denied) => Err(unauthorised(denied)),
+        }
+    }
+}
+
+impl OptionalFromRequestParts<Arc<Room>> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Option<Self>, Response> {
+        Ok(visitor(room, peer_of(parts), &parts.headers).unwrap_or_default())
+    }
+}
+
+/// The fields of all small forms.
+#[derive(Deserialize, Default)]
+struct Fields {
+    #[serde(default)]
+    csrf: String,
+    /// Of a device.
+    #[serde(default)]
+    id: String,
+    /// Of an upload.
+    #[serde(default)]
+    upload: String,
+}
+
+impl Visitor {
+    /// A form of a session carries the session's token, which another site's page
+    /// cannot know. A script with a bearer token has no cookie that could be abused.
+    fn meant_it(&self, csrf: &str) -> bool {
+        self.session.as_ref().is_none_or(|(_, expected)| session::same(expected, csrf))
+    }
+
+    /// What a form has to carry.
+    fn csrf(&self) -> &str {
+        self.session.as_ref().map_or("", |(_, csrf)| csrf)
+    }
+
+    /// Whether it may change anything.
+    fn is_operator(&self) -> bool {
+        self.role >= Role::Operator
+    }
+
+    /// Whether answers go to a script.
+    fn is_script(&self) -> bool {
+        self.session.is_none()
+    }
+}
+
+/// A form that was sent by somebody who meant it. Every POST but the one that signs in
+/// goes through here, or through [`Visitor::meant_it`] where files come with it.
+struct Sent {
+    visitor: Visitor,
+    fields: Fields,
+}
+
+impl FromRequest<Arc<Room>> for Sent {
+    type Rejection = Response;
+
+    fn from_request(
+        request: Request,
+        room: &Arc<Room>,
+    ) -> impl Future<Output = Result<Self, Response>> + Send {
+        let room = room.clone();
+        async move {
+            let (mut parts, body) = request.into_parts();
+            let visitor =
+                <Visitor as FromRequestParts<Arc<Room>>>::from_request_parts(&mut parts, &room).await?;
+            let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &room).await;
+            let Form(fields) = form.map_err(IntoResponse::into_response)?;
+            if !visitor.meant_it(&fields.csrf) {
+                return Err(page::stale_form());
+            }
+            Ok(Self { visitor, fields })
+        }
+    }
+}
+
+/// A form of somebody who may change devices.
+struct Ordered(Sent);
+
+impl FromRequest<Arc<Room>> for Ordered {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, room: &Arc<Room>) -> Result<Self, Response> {
+        let sent = Sent::from_request(request, room).await?;
+        if sent.visitor.is_operator() { Ok(Self(sent)) } else { Err(page::not_allowed(&sent.visitor)) }
+    }
+}
+
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("application/json"))
+}
+
+/// An answer to a script.
+fn plain(status: StatusCode, text: impl Into<String>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (status, kind, text.into() + "\n").into_response()
+}
+
+/// Only for what comes of a request's own extensions.
+type From = Extension<Peer>;
+
+/// A time as it is shown: in UTC, to the second.
+fn time(seconds: Option<crate::store::UnixSeconds>) -> Option<String> {
+    let time = jiff::Timestamp::from_second(seconds?).ok()?;
+    Some(time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

@@ -1,0 +1,121 @@
+//! Signing in and out.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Form,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Redirect, Response},
+};
+use hmac::{Hmac, KeyInit, Mac};
+use maud::html;
+use serde::Deserialize;
+use sha2::Sha256;
+
+use super::{From, Sent, Visitor, cookie, cookie_name, page, page::Tone, set_cookie};
+use crate::{
+    admin::{Room, access::Denied, connections::Peer, session},
+    device::Secret,
+};
+
+/// Before there is a session, a form is tied to its browser by a cookie.
+const FORM_COOKIE: &str = "certdist-form";
+/// For how long, in seconds.
+const FORM_AGE: u64 = 3600;
+
+/// Proves that a form was made here, for the browser that sends it.
+pub(super) struct Forms {
+    key: [u8; 32],
+}
+
+impl Forms {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self { key: crate::server::random()? })
+    }
+
+    /// What the form carries, for a browser that carries the cookie.
+    fn token(&self, cookie: &str) -> String {
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else {
+            unreachable!("HMAC takes any key")
+        };
+        mac.update(cookie.as_bytes());
+        hex::encode(mac.finalize().into_bytes())
+    }
+}
+
+pub(super) async fn ask(State(room): State<Arc<Room>>, visitor: Option<Visitor>) -> Response {
+    match visitor {
+        Some(_) => Redirect::to("/").into_response(),
+        None => form(&room, StatusCode::OK, None, ""),
+    }
+}
+
+fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) -> Response {
+    let Ok(nonce) = session::token() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let body = html! {
+        div.narrow {
+            h1 { "Sign in" }
+            @if let Some(complaint) = complaint {
+                (page::message(Tone::Bad, "You are not signed in", &html! { p { (complaint) } }))
+            }
+            form.card.stack method="post" action="/sign-in" {
+                input type="hidden" name="csrf" value=(room.desk.sign_in.token(&nonce));
+                label for="name" { "Name" }
+                input #name name="name" value=(name) autocomplete="username" autocapitalize="none"
+                    spellcheck="false" maxlength="64" required autofocus;
+                label for="password" { "Password" }
+                input #password name="password" type="password" autocomplete="current-password"
+                    maxlength="256" required;
+                button type="submit" { "Sign in" }
+            }
+            p.hint { "Names and passwords are in certdist.toml. Forgotten? Make a new hash with "
+                code { "certdist admin hash-password" } "." }
+        }
+    };
+    let cookie = set_cookie(room, FORM_COOKIE, &nonce, FORM_AGE);
+    (status, [(header::SET_COOKIE, cookie)], page::page("Sign in", None, "", &body)).into_response()
+}
+
+#[derive(Deserialize)]
+pub(super) struct Credentials {
+    #[serde(default)]
+    csrf: String,
+    name: String,
+    password: String,
+}
+
+pub(super) async fn take(
+    State(room): State<Arc<Room>>,
+    Extension(Peer(peer)): From,
+    headers: HeaderMap,
+    Form(Credentials { csrf, name, password }): Form<Credentials>,
+) -> Response {
+    let password = Secret::new(password);
+    let nonce = cookie(&headers, FORM_COOKIE).unwrap_or_default();
+    if nonce.is_empty() || !session::same(&room.desk.sign_in.token(nonce), &csrf) {
+        let complaint = "The form had expired, or cookies are off. Please try again.";
+        return form(&room, StatusCode::FORBIDDEN, Some(complaint), &name);
+    }
+    match room.gate.sign_in(peer.ip(), &name, password).await {
+        Ok(begun) => {
+            let cookie = set_cookie(&room, cookie_name(&room), &begun.id, session::LONGEST.as_secs());
+            ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
+        }
+        Err(Denied::Wrong) => {
+            form(&room, StatusCode::UNAUTHORIZED, Some("Name or password is wrong."), &name)
+        }
+        Err(Denied::TooOften(seconds)) => {
+            let complaint = format!("Too many attempts. Try again in {seconds} s.");
+            let mut response = form(&room, StatusCode::TOO_MANY_REQUESTS, Some(&complaint), &name);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response
+        }
+    }
+}
+
+pub(super) async fn out(State(room): State<Arc<Room>>, Sent { visitor, .. }: Sent) -> Response {
+    room.gate.sign_out(&visitor);
+    let cookie = set_cookie(&room, cookie_name(&room), "", 0);
+    ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
+}

@@ -1,0 +1,116 @@
+//! Whether the process answers, and whether it can serve. What is missing is said in
+//! plain text. The cloud is told of and never decides: who has had its certificate is
+//! served without it.
+
+use std::{
+    iter,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio::sync::Mutex;
+
+use super::{Sources, Table};
+use crate::{server::Pulse, store::StoreError};
+
+/// How long a worker may take for a round, once it was woken.
+const ROUND: Duration = Duration::from_secs(2);
+/// How long the table may take for a read and a write.
+const PROBE: Duration = Duration::from_secs(2);
+/// For how long one look at the table counts: each writes to the disk.
+const PROBE_COUNTS: Duration = Duration::from_secs(1);
+
+/// What remembers the last look.
+#[derive(Default)]
+pub(super) struct Health {
+    probed: Mutex<Option<(Instant, Result<(), String>)>>,
+}
+
+/// `/healthz`: each worker makes a round.
+pub(super) async fn live(pulses: &[Pulse]) -> Response {
+    let silent = silent_workers(pulses).await;
+    let problems = silent.into_iter().map(|number| {
+        format!("worker {number} has made no round for {} s; restart certdist", ROUND.as_secs())
+    });
+    answer("alive", problems.collect(), &[])
+}
+
+async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
+    let before: Vec<u64> = pulses.iter().map(Pulse::rounds).collect();
+    pulses.iter().for_each(Pulse::wake);
+    let silent = || -> Vec<usize> {
+        let workers = iter::zip(pulses, &before).enumerate();
+        workers.filter(|(_, (pulse, before))| pulse.rounds() == **before).map(|(number, _)| number).collect()
+    };
+    let deadline = Instant::now() + ROUND;
+    loop {
+        let silent = silent();
+        if silent.is_empty() || Instant::now() >= deadline {
+            return silent;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+impl Health {
+    /// `/readyz`: listening, with a table that can be read and written, and not ending.
+    pub(super) async fn ready(&self, sources: &Sources) -> Response {
+        let mut problems = Vec::new();
+        // Listening is what the workers do: their sockets were bound before them.
+        for number in silent_workers(&sources.pulses).await {
+            problems.push(format!("worker {number} has made no round for {} s", ROUND.as_secs()));
+        }
+        if let Err(problem) = self.probe(&sources.store).await {
+            problems.push(problem);
+        }
+        if sources.registrar.is_draining() {
+            problems.push("draining: the server was told to end".to_owned());
+        }
+        let breakers = sources.registrar.open_breakers();
+        let notes = (breakers > 0).then(|| {
+            format!(
+                "note: IoT Platform refuses {breakers} products or accounts; devices that have no \
+                 certificate yet wait, all others are served"
+            )
+        });
+        answer("ready", problems, notes.as_slice())
+    }
+
+    async fn probe(&self, store: &Arc<dyn Table>) -> Result<(), String> {
+        let look = async {
+            let mut probed = self.probed.lock().await;
+            if let Some((at, outcome)) = &*probed
+                && at.elapsed() < PROBE_COUNTS
+            {
+                return outcome.clone();
+            }
+            let outcome = match tokio::time::timeout(PROBE, store.probe()).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error @ (StoreError::Busy(_) | StoreError::Failed(_)))) => Err(error.to_string()),
+                Err(_) => Err(format!("the database has taken no write for {} s", PROBE.as_secs())),
+            };
+            *probed = Some((Instant::now(), outcome.clone()));
+            outcome
+        };
+        // Whoever looks at the same time waits for the same look.
+        let waited = tokio::time::timeout(2 * PROBE, look).await;
+        waited.unwrap_or_else(|_| Err("the database does not answer".to_owned()))
+    }
+}
+
+fn answer(good: &str, problems: Vec<String>, notes: &[String]) -> Response {
+    let (status, mut lines) = if problems.is_empty() {
+        (StatusCode::OK, vec![good.to_owned()])
+    } else {
+        let mut lines = vec![format!("not {good}")];
+        lines.extend(problems);
+        (StatusCode::SERVICE_UNAVAILABLE, lines)
+    };
+    lines.extend(notes.iter().cloned());
+    let text = lines.join("\n") + "\n";
+    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}

@@ -1,0 +1,219 @@
+//! The figures in Prometheus' text format. Only reads: each worker writes its own
+//! atomics, and they are summed here. Labels have few values, all known beforehand, so
+//! that no stranger makes series.
+
+use std::{
+    fmt::{Display, Write},
+    iter,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::Sources;
+use crate::{
+    cert::throttle::{Counters, Limit},
+    dtls::{Failure, Suite},
+    figures::{Distribution, Histogram},
+    server::Figures,
+    store,
+};
+
+/// The format's media type.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Response codes that have a series of their own, as (class, detail).
+const CODES: [(u8, u8); 14] = [
+    (2, 5),
+    (4, 0),
+    (4, 2),
+    (4, 3),
+    (4, 4),
+    (4, 5),
+    (4, 6),
+    (4, 13),
+    (4, 15),
+    (4, 29),
+    (5, 0),
+    (5, 2),
+    (5, 3),
+    (5, 4),
+];
+
+/// A figure of all workers together.
+pub(super) fn sum(sources: &Sources, figure: impl Fn(&Figures) -> u64) -> u64 {
+    sources.workers.iter().map(|worker| figure(worker)).sum()
+}
+
+/// How long requests took, at all workers.
+pub(super) fn request_latency(sources: &Sources) -> Distribution {
+    sources
+        .workers
+        .iter()
+        .map(|worker| worker.request_latency.read())
+        .fold(Distribution::default(), |sum, one| sum.plus(one))
+}
+
+/// Responses of a class, 2, 4 or 5.
+pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
+    (0..32).map(|detail| sum(sources, |worker| worker.responses.of(class << 5 | detail))).sum()
+}
+
+/// All of them.
+pub(super) fn exposition(sources: &Sources) -> String {
+    let mut page = Page(String::with_capacity(16_384));
+    process(&mut page, sources);
+    handshakes(&mut page, sources);
+    requests(&mut page, sources);
+    throttling(&mut page, &sources.throttle);
+    registrations(&mut page, sources);
+    if let Some(figures) = sources.store.figures() {
+        table(&mut page, &figures);
+    }
+    page.0
+}
+
+fn process(page: &mut Page, sources: &Sources) {
+    let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    page.metric("certdist_build_info", "gauge", "Which certdist this is; always 1.", [(version, 1)]);
+    let help = "When the process started, in seconds since 1970.";
+    page.one("process_start_time_seconds", "gauge", help, sources.started);
+    if let Some(bytes) = resident_memory() {
+        page.one("process_resident_memory_bytes", "gauge", "Resident memory.", bytes);
+    }
+    if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+        page.one("process_open_fds", "gauge", "Open file descriptors.", entries.count());
+    }
+    page.one("certdist_workers", "gauge", "Threads that serve devices.", sources.workers.len());
+}
+
+fn resident_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn handshakes(page: &mut Page, sources: &Sources) {
+    let of = |figure: fn(&Figures) -> &AtomicU64| sum(sources, |worker| load(figure(worker)));
+    let help = "Cookies sent to clients.";
+    page.one("certdist_hello_verify_requests_total", "counter", help, of(|f| &f.hello_verify_requests));
+    let completed = iter::zip(Suite::ALL, 0..).map(|(suite, index): (Suite, usize)| {
+        let labels = format!("{{outcome=\"completed\",suite=\"{}\"}}", suite.name());
+        (labels, sum(sources, |worker| load(&worker.completed_by_suite[index])))
+    });
+    // A handshake may fail before a suite is agreed on.
+    let failed = ("{outcome=\"failed\",suite=\"\"}".to_owned(), of(|f| &f.handshakes_failed));
+    let help = "Handshakes with a good cookie, by outcome, and by cipher suite when completed.";
+    page.metric("certdist_handshakes_total", "counter", help, completed.chain([failed]));
+    let reasons = iter::zip(Failure::ALL, 0..).map(|(reason, index): (Failure, usize)| {
+        let labels = format!("{{reason=\"{}\"}}", reason.name());
+        (labels, sum(sources, |worker| load(&worker.failed_by_reason[index])))
+    });
+    page.metric("certdist_handshake_failures_total", "counter", "Failed handshakes, by reason.", reasons);
+    page.one("certdist_handshakes", "gauge", "Handshakes in progress.", of(|f| &f.handshakes));
+    page.one("certdist_sessions", "gauge", "DTLS sessions held.", of(|f| &f.sessions));
+    let help = "Protected records that no key opened, and replays.";
+    page.one("certdist_bad_records_total", "counter", help, of(|f| &f.bad_records));
+    let help = "DTLS flights sent again.";
+    page.one("certdist_retransmissions_total", "counter", help, of(|f| &f.retransmissions));
+    let help = "Datagrams that the system did not take.";
+    page.one("certdist_datagrams_dropped_total", "counter", help, of(|f| &f.datagrams_dropped));
+}
+
+fn requests(page: &mut Page, sources: &Sources) {
+    let code = |class: u8, detail: u8| sum(sources, |worker| worker.responses.of(class << 5 | detail));
+    let known =
+        CODES.map(|(class, detail)| (format!("{{code=\"{class}.{detail:02}\"}}"), code(class, detail)));
+    let all: u64 = (0..=u8::MAX).map(|byte| sum(sources, |worker| worker.responses.of(byte))).sum();
+    let other = all.saturating_sub(known.iter().map(|(_, count)| count).sum());
+    let help = "Requests answered, by CoAP response code.";
+    let values = known.into_iter().chain([("{code=\"other\"}".to_owned(), other)]);
+    page.metric("certdist_responses_total", "counter", help, values);
+    let in_work = sum(sources, |worker| load(&worker.in_work));
+    page.one(
+        "certdist_requests_in_work",
+        "gauge",
+        "Requests and keys that wait for the table or the cloud.",
+        in_work,
+    );
+    let help = "From a request's arrival to its answer.";
+    page.histogram("certdist_request_duration_seconds", help, &request_latency(sources));
+}
+
+fn throttling(page: &mut Page, counters: &Counters) {
+    let by_limit = |count: fn(&Counters, Limit) -> u64| {
+        Limit::ALL.map(|limit| (format!("{{limit=\"{}\"}}", limit.name()), count(counters, limit)))
+    };
+    let help = "Requests answered with 4.29, by the limit that they met.";
+    page.metric("certdist_throttled_total", "counter", help, by_limit(Counters::throttled));
+    let help = "Times that somebody began to exceed a limit.";
+    page.metric("certdist_throttling_episodes_total", "counter", help, by_limit(Counters::episodes));
+    let help = "Requests under a shared identity refused with 4.03 or 4.04.";
+    page.one("certdist_refused_lookups_total", "counter", help, counters.refused_lookups());
+}
+
+fn registrations(page: &mut Page, sources: &Sources) {
+    let registrar = &sources.registrar;
+    let counters = registrar.counters();
+    let help = "Registrations waiting or in progress.";
+    page.one("certdist_registrations", "gauge", help, registrar.flights());
+    let help = "Registrations that wait for a call.";
+    page.one("certdist_registrations_waiting", "gauge", help, registrar.waiting());
+    let outcomes =
+        [("registered", counters.registered), ("recovered", counters.recovered), ("failed", counters.failed)];
+    let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
+    page.metric("certdist_registrations_total", "counter", "Registrations, by outcome.", outcomes);
+    let help = "From the wish to have a device registered to its certificate on the disk.";
+    page.histogram("certdist_registration_duration_seconds", help, &registrar.latency());
+    let help = "Calls to IoT Platform made again.";
+    page.one("certdist_registration_retries_total", "counter", help, counters.retries);
+    page.one("certdist_batches", "gauge", "Batches that gather or are in progress.", registrar.batches());
+    page.one("certdist_batches_total", "counter", "Batches begun.", counters.batches);
+    let help = "Times that IoT Platform said it was called too often.";
+    page.one("certdist_cloud_throttled_total", "counter", help, counters.throttled);
+    let help = "Products, and accounts, that IoT Platform refuses until the operator acts.";
+    page.one("certdist_breakers_open", "gauge", help, registrar.open_breakers());
+}
+
+fn table(page: &mut Page, figures: &store::Figures) {
+    let help = "Writes that wait for their commit.";
+    page.one("certdist_store_writes_waiting", "gauge", help, load(&figures.waiting));
+    let outcomes = [("written", load(&figures.written)), ("failed", load(&figures.failed))];
+    let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
+    page.metric("certdist_store_writes_total", "counter", "Writes, by outcome.", outcomes);
+    let help = "From a commit's beginning to its end; each may hold many writes.";
+    page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&figures.commit_latency));
+}
+
+fn load(figure: &AtomicU64) -> u64 {
+    figure.load(Ordering::Relaxed)
+}
+
+struct Page(String);
+
+impl Page {
+    fn metric<V: Display>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (String, V)>,
+    ) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in values {
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.metric(name, kind, help, [(String::new(), value)]);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, read: &Distribution) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound, count) in read.cumulated() {
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {}", read.count());
+        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {}", read.seconds(), read.count());
+    }
+}

@@ -1,0 +1,155 @@
+//! Who is signed in: sessions in memory, bounded in number and time. The cookie's value
+//! is kept as its hash only. Pure, the time is an argument; knows no HTTP.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::access::Role;
+
+/// A session ends when nothing was asked for so long.
+pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
+/// A session ends so long after it began, whatever was asked.
+pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
+/// Sessions at once; beyond, the one idle longest ends.
+const MOST: usize = 64;
+
+/// Names a session without being its cookie.
+pub(super) type SessionKey = [u8; 32];
+
+/// Somebody who has signed in.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    /// Name in the configuration.
+    pub(super) user: String,
+    /// What they may do.
+    pub(super) role: Role,
+    /// What each of their forms has to carry.
+    pub(super) csrf: String,
+    began: Instant,
+    last: Instant,
+}
+
+impl Session {
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) >= IDLE
+            || now.saturating_duration_since(self.began) >= LONGEST
+    }
+}
+
+/// All sessions.
+#[derive(Default)]
+pub(super) struct Sessions(HashMap<SessionKey, Session>);
+
+impl Sessions {
+    /// Begins a session. `id` and `csrf` are fresh random tokens, `id` the cookie's value.
+    pub(super) fn begin(&mut self, now: Instant, id: &str, csrf: String, user: &str, role: Role) {
+        self.0.retain(|_, session| !session.is_over(now));
+        if self.0.len() >= MOST
+            && let Some(idle) = self.0.iter().min_by_key(|(_, session)| session.last).map(|(key, _)| *key)
+        {
+            self.0.remove(&idle);
+        }
+        let session = Session { user: user.to_owned(), role, csrf, began: now, last: now };
+        self.0.insert(key_of(id), session);
+    }
+
+    /// The session of a cookie. `touch` when it is a person's doing, and not a page's
+    /// that renews itself.
+    pub(super) fn find(&mut self, now: Instant, id: &str, touch: bool) -> Option<(SessionKey, Session)> {
+        let key = key_of(id);
+        let session = self.0.get_mut(&key)?;
+        if session.is_over(now) {
+            self.0.remove(&key);
+            return None;
+        }
+        if touch {
+            session.last = now;
+        }
+        Some((key, session.clone()))
+    }
+
+    /// Ends a session.
+    pub(super) fn end(&mut self, key: &SessionKey) {
+        self.0.remove(key);
+    }
+}
+
+/// What a secret that comes from outside is looked up by: nothing of it shows in how
+/// long that takes.
+pub(super) fn key_of(secret: &str) -> SessionKey {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+/// Compares two secrets in a time that tells nothing of either.
+pub(super) fn same(one: &str, other: &str) -> bool {
+    key_of(one).ct_eq(&key_of(other)).into()
+}
+
+/// A fresh token of 256 random bits, as text.
+pub(super) fn token() -> anyhow::Result<String> {
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(crate::server::random()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(sessions: &mut Sessions, now: Instant, id: &str) {
+        sessions.begin(now, id, "csrf".into(), "ada", Role::Viewer);
+    }
+
+    #[test]
+    fn a_session_ends_when_it_is_idle_and_in_any_case_after_its_longest_time() {
+        let (mut sessions, now) = (Sessions::default(), Instant::now());
+        begin(&mut sessions, now, "one");
+        assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", true).is_some());
+        assert!(sessions.find(now + IDLE + Duration::from_secs(1), "one", true).is_some(), "it was touched");
+        begin(&mut sessions, now, "two");
+        assert!(sessions.find(now + IDLE, "two", true).is_none());
+        begin(&mut sessions, now, "three");
+        let mut at = now;
+        while at < now + LONGEST {
+            assert!(sessions.find(at, "three", true).is_some());
+            at += Duration::from_secs(60);
+        }
+        assert!(sessions.find(now + LONGEST, "three", true).is_none());
+    }
+
+    #[test]
+    fn a_page_that_renews_itself_keeps_no_session_alive() {
+        let (mut sessions, now) = (Sessions::default(), Instant::now());
+        begin(&mut sessions, now, "one");
+        assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", false).is_some());
+        assert!(sessions.find(now + IDLE, "one", false).is_none());
+    }
+
+    #[test]
+    fn the_session_idle_longest_makes_room() {
+        let (mut sessions, now) = (Sessions::default(), Instant::now());
+        for number in 0..=MOST {
+            begin(&mut sessions, now + Duration::from_secs(number as u64), &number.to_string());
+        }
+        let later = now + Duration::from_secs(100);
+        assert!(sessions.find(later, "0", true).is_none());
+        assert!(sessions.find(later, "1", true).is_some());
+        assert_eq!(sessions.0.len(), MOST);
+    }
+
+    #[test]
+    fn a_cookie_that_nobody_was_given_is_no_session() {
+        let (mut sessions, now) = (Sessions::default(), Instant::now());
+        begin(&mut sessions, now, "one");
+        assert!(sessions.find(now, "", true).is_none());
+        let (key, session) = sessions.find(now, "one", true).unwrap();
+        assert!(same(&session.csrf, "csrf") && !same(&session.csrf, ""));
+        sessions.end(&key);
+        assert!(sessions.find(now, "one", true).is_none());
+        assert_ne!(token().unwrap(), token().unwrap());
+    }
+}

@@ -1,0 +1,89 @@
+//! `certdist admin`: what `[admin]` of the configuration needs and nobody can write by
+//! hand.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use anyhow::{Context, anyhow};
+
+use super::{Failure, Outcome};
+use crate::{
+    admin::access::{self, MAX_PASSWORD},
+    device::Secret,
+};
+
+/// Makes hashes of passwords and tokens for the console
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist admin hash-password        # asks for it, or reads a line of standard input
+and in certdist.toml
+  [[admin.user]]
+  name          = \"ada\"
+  password_hash = \"$argon2id$…\"
+  role          = \"operator\"          # or \"viewer\"")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Prints the argon2 hash of a password, for `password_hash` of an [[admin.user]]
+    HashPassword,
+    /// Prints a new token for a script, and its hash for an [[admin.token]]
+    NewToken,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    match args.action {
+        Action::HashPassword => {
+            let password = read_password()?;
+            let hash = access::hash_password(&password).map_err(|reason| Failure::Usage(anyhow!(reason)))?;
+            println!("{hash}");
+        }
+        Action::NewToken => {
+            let (token, hash) = access::new_token()?;
+            eprintln!("The token is shown once; the configuration takes its hash.");
+            println!("token {}\nhash  {hash}", token.expose());
+        }
+    }
+    Ok(())
+}
+
+/// A line of standard input; from a terminal, without showing it.
+fn read_password() -> Result<Secret, Failure> {
+    let terminal = io::stdin().is_terminal();
+    let _hidden = if terminal { Some(Hidden::begin()?) } else { None };
+    if terminal {
+        eprint!("Password: ");
+        io::stderr().flush()?;
+    }
+    let mut line = zeroize::Zeroizing::new(String::with_capacity(MAX_PASSWORD + 2));
+    io::stdin().lock().read_line(&mut line).context("standard input")?;
+    if terminal {
+        eprintln!();
+    }
+    Ok(Secret::new(line.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Hidden(rustix::termios::Termios);
+
+impl Hidden {
+    fn begin() -> Result<Self, Failure> {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let before = tcgetattr(io::stdin())?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        use rustix::termios::{OptionalActions, tcsetattr};
+        // The terminal may be gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
+    }
+}

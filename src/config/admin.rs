@@ -1,0 +1,113 @@
+//! `[admin]`: where the operator's port listens, and who may come in there.
+
+use std::{fs, path::Path, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::{
+    document::{Problems, Table},
+    file,
+};
+use crate::admin::{
+    self,
+    access::{Role, Token, User, check_password_hash},
+};
+
+/// Checks the section; `folder` is what its relative paths start from. `None` when
+/// something is wrong.
+pub(super) fn read(
+    mut table: Table<file::Admin>,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<admin::Config> {
+    let file::Admin { user, token, .. } = &mut table.values;
+    let (user, token) = (std::mem::take(user), std::mem::take(token));
+    let tls = read_listen(&table.values, folder);
+    let tls = table.checked(problems, &["listen", "tls_certificate", "tls_key", "exposed"], tls);
+    let users = table.checked(problems, &["user"], read_users(user));
+    let tokens = token.into_iter().map(read_token).collect::<Result<Vec<_>>>();
+    let tokens = table.checked(problems, &["token"], tokens);
+    let file::Admin { listen, require_token, .. } = table.values;
+    if require_token && tokens.as_ref().is_some_and(Vec::is_empty) {
+        let expected = "require_token = true: expected at least one [[admin.token]]";
+        table.wrong(problems, &["require_token"], expected);
+    }
+    Some(admin::Config { listen, tls: tls?, users: users?, tokens: tokens?, require_token })
+}
+
+/// Where it listens: with which certificate, if that is needed.
+fn read_listen(section: &file::Admin, folder: &Path) -> Result<Option<Arc<rustls::ServerConfig>>> {
+    let file::Admin { listen, exposed, tls_certificate, tls_key, .. } = section;
+    let tls = match (tls_certificate, tls_key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(read_tls(&folder.join(certificate), &folder.join(key))?),
+        _ => anyhow::bail!("tls_certificate and tls_key go together"),
+    };
+    ensure!(
+        *exposed || tls.is_some() || listen.ip().is_loopback(),
+        "listen = \"{listen}\": passwords and sessions would cross the network in the clear; expected \
+         a loopback address, or tls_certificate and tls_key, or exposed = true behind a proxy that has TLS"
+    );
+    Ok(tls)
+}
+
+fn read_users(users: Vec<file::User>) -> Result<Vec<User>> {
+    let users = users.into_iter().map(read_user).collect::<Result<Vec<_>>>()?;
+    for (index, user) in users.iter().enumerate() {
+        let is_first = users.iter().position(|other| other.name == user.name) == Some(index);
+        ensure!(is_first, "[[admin.user]] \"{}\" is there twice", user.name);
+    }
+    Ok(users)
+}
+
+fn read_user(user: file::User) -> Result<User> {
+    let file::User { name, password_hash, role } = user;
+    ensure!(
+        !name.is_empty() && name.len() <= 64,
+        "[[admin.user]] name has {} bytes, expected 1 to 64",
+        name.len()
+    );
+    // What is there may be the password itself, so it is not repeated.
+    check_password_hash(&password_hash)
+        .map_err(|expected| anyhow::anyhow!("[[admin.user]] \"{name}\": password_hash: {expected}"))?;
+    Ok(User { name, password_hash, role: read_role(role) })
+}
+
+fn read_token(token: file::Token) -> Result<Token> {
+    let file::Token { name, hash, role } = token;
+    let bytes = hash.strip_prefix("sha256:").and_then(|digits| hex::decode(digits).ok());
+    let hash = bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| {
+        format!(
+            "[[admin.token]] \"{name}\": hash: expected \"sha256:…\", as `certdist admin new-token` prints it"
+        )
+    })?;
+    Ok(Token { name, hash, role: read_role(role) })
+}
+
+fn read_role(role: file::Role) -> Role {
+    match role {
+        file::Role::Viewer => Role::Viewer,
+        file::Role::Operator => Role::Operator,
+    }
+}
+
+fn read_tls(certificate: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig>> {
+    let of = |what: &str, path: &Path| format!("{what} = \"{}\"", path.display());
+    let chain = fs::read(certificate)
+        .map_err(anyhow::Error::from)
+        .and_then(|pem| Ok(CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>()?))
+        .with_context(|| of("tls_certificate", certificate))?;
+    ensure!(!chain.is_empty(), "{}: expected certificates in PEM", of("tls_certificate", certificate));
+    let secret = fs::read(key).map(zeroize::Zeroizing::new).with_context(|| of("tls_key", key))?;
+    let secret = PrivateKeyDer::from_pem_slice(&secret)
+        .with_context(|| format!("{}: expected a private key in PEM", of("tls_key", key)))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .with_context(|| format!("{} does not go with its key", of("tls_certificate", certificate)))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
