@@ -39,6 +39,7 @@ bench: clients
 	$(CARGO) build --release
 	benches/compare
 	benches/limits
+	benches/storm
 	$(CARGO) bench --features testing --bench stack
 	$(CARGO) bench --features testing --bench dtls
 

@@ -183,6 +183,26 @@ async fn bytes_that_are_no_mqtt_end_the_connection_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn another_version_of_mqtt_is_told_so() {
+    let (_simulator, _, _, broker) = cloud().await;
+    // MQTT 5 with and without a length of properties that makes sense, and a level
+    // that there is not.
+    for rest in [
+        &b"\x05\x02\x00\x3c\x00\x00\x04SN01"[..],
+        b"\x05\x02\x00\x3c\x05\x11\x00\x00\x00\x00\x00\x04SN01",
+        b"\x06\x02",
+    ] {
+        let packet = [&[0x10, 6 + rest.len() as u8], &b"\x00\x04MQTT"[..], rest].concat();
+        let mut stream = TcpStream::connect(&broker).await.unwrap();
+        stream.write_all(&packet).await.unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, [0x20, 2, 0, 1]);
+        assert!(is_closed(&mut stream).await);
+    }
+}
+
+#[tokio::test]
 async fn stopping_ends_the_devices_connections() {
     let (simulator, _, certificate, broker) = cloud().await;
     let (mut stream, _) = connect(&broker, &login(&certificate), 60).await;

@@ -71,11 +71,13 @@ pub async fn run(args: Args) -> Outcome {
         match signals.next().await {
             Order::Stop => break,
             Order::Reload => match args.config.read() {
-                Ok(config) => {
-                    running.reload(&config);
-                    tracing::info!(
-                        "enrollments and limits of requests read anew; other changes need a restart"
-                    );
+                Ok(changed) => {
+                    running.reload(&changed);
+                    tracing::info!("enrollments and limits of requests read anew");
+                    let keys = config.needs_restart(&changed);
+                    if !keys.is_empty() {
+                        tracing::warn!("{} changed as well, which takes a restart", keys.join(", "));
+                    }
                 }
                 Err(Failure::Usage(error) | Failure::Failed(error)) => {
                     tracing::error!("the configuration stays as it was: {error:#}");

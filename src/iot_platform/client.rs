@@ -26,13 +26,10 @@ use super::{
 };
 pub use super::{
     credentials::{Credentials, Source},
-    http::Timeouts,
+    http::{ClientError, Timeouts},
     request::SignatureVersion,
 };
 use crate::device::Secret;
-
-/// Version of the API that the calls are written for.
-pub const API_VERSION: &str = "2018-01-20";
 
 /// Longest answer that is read, in bytes: the status of a batch of 10,000 names,
 /// each of which may come twice, and with a sentence about it.
@@ -84,46 +81,6 @@ impl ClientConfig {
             clock_offset: 0,
         }
     }
-}
-
-/// Why a client cannot be made from its configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The endpoint is not a URL that can be called.
-    #[error(
-        "iot_platform endpoint {endpoint:?} {what}; it should look like https://iot.cn-shanghai.aliyuncs.com"
-    )]
-    Endpoint {
-        /// The endpoint as configured, without a password that stood in it.
-        endpoint: String,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The region is empty.
-    #[error("iot_platform region is empty; it should be a region ID such as cn-shanghai")]
-    Region,
-    /// The metadata service's address is not one.
-    #[error(
-        "metadata_endpoint {0:?} is no http URL without a path; it should look like http://100.100.100.200"
-    )]
-    MetadataEndpoint(String),
-    /// The file with roots of its own cannot be used.
-    #[error("ca_file {} {what}; it should hold certificates in PEM (-----BEGIN CERTIFICATE-----)", path.display())]
-    CaFile {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// There is no access key.
-    #[error(
-        "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
-    )]
-    AccessKey,
-    /// TLS or the system's randomness could not be set up; most often there are
-    /// no root certificates.
-    #[error("cannot set up calls to IoT Platform ({0}); is the package ca-certificates installed?")]
-    Setup(String),
 }
 
 /// A client of one endpoint, for all tasks of the process: connections are kept

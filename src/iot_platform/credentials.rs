@@ -20,7 +20,7 @@ use self::{
     file::{Profile, Stamp},
     role::Metadata,
 };
-use super::{ApiError, ErrorClass, answer, client::ClientError};
+use super::{ApiError, ErrorClass, answer, http::ClientError};
 use crate::device::Secret;
 
 pub use self::role::{DEFAULT_METADATA_ENDPOINT, Role};

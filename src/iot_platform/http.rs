@@ -1,12 +1,17 @@
 //! HTTP as calls use it: TLS and its roots, proxies, time-outs, and what an
 //! operator is told when a call gets no answer. Knows no action and no signature.
 
-use std::{error::Error, fs, io, path::Path, time::Duration};
+use std::{
+    error::Error,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use reqwest::{Certificate, Url};
 use rustls::CertificateError;
 
-use super::{ApiError, ErrorClass, client::ClientError};
+use super::{ApiError, ErrorClass};
 
 /// How long an unused connection is kept; gateways close theirs after 60 s, and
 /// a call on a connection that is just being closed fails.
@@ -32,6 +37,46 @@ impl Default for Timeouts {
             whole: Duration::from_secs(10),
         }
     }
+}
+
+/// Why a client cannot be made from its configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The endpoint is not a URL that can be called.
+    #[error(
+        "iot_platform endpoint {endpoint:?} {what}; it should look like https://iot.cn-shanghai.aliyuncs.com"
+    )]
+    Endpoint {
+        /// The endpoint as configured, without a password that stood in it.
+        endpoint: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The region is empty.
+    #[error("iot_platform region is empty; it should be a region ID such as cn-shanghai")]
+    Region,
+    /// The metadata service's address is not one.
+    #[error(
+        "metadata_endpoint {0:?} is no http URL without a path; it should look like http://100.100.100.200"
+    )]
+    MetadataEndpoint(String),
+    /// The file with roots of its own cannot be used.
+    #[error("ca_file {} {what}; it should hold certificates in PEM (-----BEGIN CERTIFICATE-----)", path.display())]
+    CaFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no access key.
+    #[error(
+        "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+    )]
+    AccessKey,
+    /// TLS or the system's randomness could not be set up; most often there are
+    /// no root certificates.
+    #[error("cannot set up calls to IoT Platform ({0}); is the package ca-certificates installed?")]
+    Setup(String),
 }
 
 /// A client for an endpoint, with roots that are trusted besides the system's.

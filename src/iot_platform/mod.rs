@@ -23,6 +23,8 @@ use std::{fmt, future::Future, pin::Pin};
 pub use self::action::Action;
 use crate::device::Certificate;
 
+/// Version of the API that the calls are written for.
+pub const API_VERSION: &str = "2018-01-20";
 /// Most names of one batch.
 pub const MAX_BATCH: usize = 10_000;
 /// Most devices of one page of a batch.

@@ -7,7 +7,7 @@ use reqwest::{
 };
 
 use super::{
-    client::API_VERSION,
+    API_VERSION,
     credentials::Credentials,
     signature,
     signature_v3::{self, Signable},

@@ -381,7 +381,7 @@ impl Registrar {
             if attempt >= self.config.max_attempts.max(1) {
                 return Err(error);
             }
-            tracing::warn!(action = action.name(), %error, "a call to IoT Platform failed; trying again");
+            self.failed_for_now(&action.name(), &error);
             self.count(|counters| counters.retries += 1);
             tokio::time::sleep(self.pause(attempt)).await;
         }

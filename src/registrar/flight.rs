@@ -221,7 +221,7 @@ impl Registrar {
             | ErrorClass::Unknown
             | ErrorClass::Exists
             | ErrorClass::NotFound => {
-                tracing::warn!(%device, %error, "a call to IoT Platform failed; trying again");
+                self.failed_for_now(device, &error);
                 Next::Again
             }
         }

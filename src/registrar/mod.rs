@@ -146,6 +146,13 @@ struct Announced {
     called: bool,
 }
 
+/// Failures that were told, or not.
+#[derive(Debug, Default)]
+struct Complaints {
+    at: Option<Instant>,
+    untold: u64,
+}
+
 /// What batches have taught about a product.
 #[derive(Debug, Clone, Copy)]
 struct Experience {
@@ -169,6 +176,7 @@ pub struct Registrar {
     experience: Mutex<HashMap<String, Experience>>,
     refuse_existing: Mutex<HashSet<String>>,
     counters: Mutex<Counters>,
+    complaints: Mutex<Complaints>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
 }
@@ -194,6 +202,7 @@ impl Registrar {
             queue: Mutex::default(),
             experience: Mutex::default(),
             counters: Mutex::default(),
+            complaints: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -243,7 +252,7 @@ impl Registrar {
             let flights = parts.remove(&batch.id).unwrap_or_default();
             let registrar = self.clone();
             self.runtime.spawn(async move {
-                if batch.apply_id.is_some() {
+                if !flights.is_empty() {
                     registrar.resume_batch(batch, flights).await;
                 } else if let Err(error) = registrar.store.close_batch(batch.id).await {
                     tracing::warn!(%error, "a batch could not be closed in the journal");
@@ -464,8 +473,12 @@ impl Registrar {
             (queue.backlog(product_key), queue.products().max(1), queue.batches())
         };
         let singly = self.paces.of(Action::RegisterDevice).duration_of(backlog * products);
-        let in_a_batch = self.config.gather + self.experience(product_key).takes;
-        if batches > 0 || singly > self.config.batch_after { singly.min(in_a_batch) } else { singly }
+        let experience = self.experience(product_key);
+        let may_gather = self.config.max_batches > 0
+            && singly > self.config.batch_after
+            && experience.not_before.is_none_or(|at| Instant::now() >= at);
+        let in_a_batch = self.config.gather + experience.takes;
+        if batches > 0 || may_gather { singly.min(in_a_batch) } else { singly }
     }
 
     /// Stops calling; says so loudly, once a pause. Who waits is told.
@@ -491,6 +504,20 @@ impl Registrar {
     /// A call for a product was taken.
     fn worked(&self, product_key: &str) {
         lock(&self.breakers).worked(product_key);
+    }
+
+    /// A call failed that is made again. An outage fails many a second, which say the
+    /// same: one a second is told, and how many were not.
+    fn failed_for_now(&self, what: &dyn std::fmt::Display, error: &ApiError) {
+        let mut complaints = lock(&self.complaints);
+        if complaints.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            complaints.untold += 1;
+            tracing::debug!(%what, %error, "a call to IoT Platform failed; trying again");
+            return;
+        }
+        let untold = std::mem::take(&mut complaints.untold);
+        complaints.at = Some(Instant::now());
+        tracing::warn!(%what, %error, untold, "a call to IoT Platform failed; trying again");
     }
 
     /// The cloud says that an action is called too often.

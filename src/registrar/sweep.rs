@@ -1,13 +1,13 @@
 //! What becomes of devices after they have their certificates: a walk through the
-//! table, a hundred at a time, that keeps `activateTime` true and notices what somebody
-//! has disabled or deleted at IoT Platform.
+//! table, a hundred at a time, that keeps `activateTime` and `registerTime` true and
+//! notices what somebody has disabled or deleted at IoT Platform.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Weak},
 };
 
-use super::Registrar;
+use super::{Registrar, breaker::Scope, flight::scope};
 use crate::{
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass, MAX_QUERY},
     store::{CloudState, DeviceRow, Sighting, StoreError},
@@ -51,8 +51,10 @@ impl Registrar {
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
+        // What only the operator can mend is not said again of each hundred.
+        let mut refused: HashSet<Scope> = HashSet::new();
         let mut after = None;
-        loop {
+        while !refused.contains(&Scope::Account) {
             let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.id.clone());
@@ -61,21 +63,33 @@ impl Registrar {
                 list.push(row);
                 if list.len() == MAX_QUERY {
                     let list = std::mem::take(list);
-                    self.look_at(&list, &mut swept).await?;
+                    self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
             // A walk of many rows of which few have certificates is not to keep a thread.
             tokio::task::yield_now().await;
         }
-        for list in gathered.into_values().filter(|list| !list.is_empty()) {
-            self.look_at(&list, &mut swept).await?;
+        for list in gathered.into_values() {
+            self.look_at(&list, &mut swept, &mut refused).await?;
         }
         Ok(swept)
     }
 
-    /// Looks at up to [`MAX_QUERY`] devices of one product.
-    async fn look_at(&self, rows: &[DeviceRow], swept: &mut Swept) -> Result<(), StoreError> {
+    /// Looks at up to [`MAX_QUERY`] devices of one product, unless it is refused.
+    async fn look_at(
+        &self,
+        rows: &[DeviceRow],
+        swept: &mut Swept,
+        refused: &mut HashSet<Scope>,
+    ) -> Result<(), StoreError> {
         let Some(product_key) = rows.first().map(|row| row.product_key.as_str()) else { return Ok(()) };
+        if [Scope::Account, Scope::Product(product_key.to_owned())]
+            .iter()
+            .any(|scope| refused.contains(scope))
+        {
+            swept.failed += rows.len() as u64;
+            return Ok(());
+        }
         let names: Vec<String> = rows.iter().filter_map(|row| row.device_name.clone()).collect();
         swept.devices += rows.len() as u64;
         let found = self
@@ -90,6 +104,9 @@ impl Registrar {
             Err(error) => {
                 tracing::warn!(product_key, %error, "devices could not be looked at");
                 swept.failed += rows.len() as u64;
+                if error.class == ErrorClass::Operator {
+                    refused.insert(scope(product_key, &error));
+                }
                 return Ok(());
             }
         };
@@ -98,7 +115,7 @@ impl Registrar {
             let sighting = match found.get(name) {
                 Some(device) => seen(device),
                 None => match self.is_deleted(product_key, name).await {
-                    Ok(None) => Sighting { activated: None, state: Some(CloudState::Deleted) },
+                    Ok(None) => Sighting { state: Some(CloudState::Deleted), ..Sighting::default() },
                     Ok(Some(device)) => seen(&device),
                     Err(error) => {
                         tracing::warn!(device = %row.id, %error, "a device could not be looked at");
@@ -108,7 +125,8 @@ impl Registrar {
                 },
             };
             let activated = row.activated.or(sighting.activated);
-            if (activated, sighting.state) != (row.activated, row.cloud_state) {
+            let registered = sighting.registered.or(row.registered);
+            if (activated, registered, sighting.state) != (row.activated, row.registered, row.cloud_state) {
                 if let Some(state) = sighting.state.filter(|state| Some(*state) != row.cloud_state) {
                     tracing::warn!(device = %row.id, ?state, "somebody has changed a device at IoT Platform; see `certdist device show`");
                 }
@@ -134,5 +152,9 @@ impl Registrar {
 }
 
 fn seen(device: &CloudDevice) -> Sighting {
-    Sighting { activated: device.activated, state: device.disabled.then_some(CloudState::Disabled) }
+    Sighting {
+        registered: device.created,
+        activated: device.activated,
+        state: device.disabled.then_some(CloudState::Disabled),
+    }
 }

@@ -227,6 +227,7 @@ impl Store for Memory {
         self.answer(|tables| {
             if let Some(row) = tables.devices.get_mut(id) {
                 row.activated = row.activated.or(sighting.activated);
+                row.registered = sighting.registered.or(row.registered);
                 row.cloud_state = sighting.state;
             }
             Ok(())

@@ -78,6 +78,8 @@ pub enum CloudState {
 /// What a look at IoT Platform has shown of a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sighting {
+    /// When it was registered, by the cloud's clock.
+    pub registered: Option<UnixSeconds>,
     /// When it first signed in there.
     pub activated: Option<UnixSeconds>,
     /// What is wrong with it there.
@@ -329,8 +331,8 @@ pub trait Store: Send + Sync + 'static {
     /// Marks the row with the cloud's refusal and closes the journal entry.
     fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()>;
 
-    /// Notes what the cloud shows of a device that has a certificate. A first sign-in
-    /// that is known already is kept.
+    /// Notes what the cloud shows of a device that has a certificate. What the cloud does
+    /// not tell stays as it is, and so does a first sign-in that is known already.
     fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()>;
 
     /// Up to `limit` rows in order of device ID, from the first one after `after`:

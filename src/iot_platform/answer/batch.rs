@@ -210,6 +210,7 @@ fn of_product(device: DeviceData, product_key: &str) -> Result<CloudDevice, &'st
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -358,6 +359,34 @@ mod tests {
             json!([info("SN01")]),
         ] {
             assert_no_answer(devices(json!({"Data": {"Data": list}})), &list);
+        }
+    }
+
+    fn read_all(body: &[u8]) {
+        let _ = read_apply_id(200, body);
+        let _ = read_progress(200, body);
+        let _ = read_page(200, body, "a1");
+        let _ = read_devices(200, body, "a1", &["SN01".into()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_panic(bytes: Vec<u8>) {
+            read_all(&bytes);
+        }
+
+        #[test]
+        fn a_good_answer_with_a_byte_changed_is_no_panic(at: prop::sample::Index, byte: u8) {
+            let answer = json!({
+                "Data": {"ApplyId": 1, "Status": "CHECK", "ValidList": {"Name": ["SN01"]}, "Data": [detail("SN01")]},
+                "PageCount": 1,
+                "ApplyDeviceList": {"ApplyDeviceInfo": [info("SN01")]},
+            });
+            let mut bytes = body(answer);
+            read_all(&bytes);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            read_all(&bytes);
         }
     }
 }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::{Credentials, Failure, Read};
 use crate::{
     device::Secret,
-    iot_platform::{client::ClientError, http},
+    iot_platform::http::{self, ClientError},
 };
 
 /// Where the metadata service is on every ECS instance.

@@ -41,6 +41,9 @@ pub enum Fault {
         /// The whole body.
         body: String,
     },
+    /// The call is carried out twice, as when a proxy repeats it, and what the second
+    /// time came to is what is answered.
+    Twice,
     /// The call is carried out, and then this happens to its answer.
     AfterCarryingOut(Box<Fault>),
 }
@@ -104,13 +107,14 @@ impl Faults {
         }
         let unavailable = Fault::gateway(503, "ServiceUnavailable");
         let exception = Fault::business("iot.system.SystemException");
-        Some(match self.dice.next() % 7 {
+        Some(match self.dice.next() % 8 {
             0 => unavailable,
             1 => exception,
             2 => Fault::Drop,
             3 => unavailable.after_carrying_out(),
             4 => exception.after_carrying_out(),
             5 => Fault::Drop.after_carrying_out(),
+            6 => Fault::Twice,
             _ => Fault::Delay(LATE),
         })
     }

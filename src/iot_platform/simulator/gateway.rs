@@ -17,7 +17,7 @@ use super::{
 use crate::{
     device::Secret,
     iot_platform::{
-        client::API_VERSION,
+        API_VERSION,
         signature::{self, canonical_string, string_to_sign},
     },
 };

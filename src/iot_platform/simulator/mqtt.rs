@@ -24,6 +24,8 @@ use crate::{device::Secret, iot_platform::sign_in::Claim};
 
 /// Longest packet that is read, in bytes.
 const MAX_PACKET: usize = 256 * 1024;
+/// The protocol level of MQTT 3.1.1.
+const LEVEL: u8 = 4;
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 4096;
 /// How long a connection may take to sign in.
@@ -71,9 +73,14 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     // Small answers: not to be held back for more.
     let _ = stream.set_nodelay(true);
     let mut connection = Connection { stream, received: BytesMut::new() };
-    let connect = match timeout(SIGN_IN_WITHIN, connection.receive()).await?? {
-        Some(Packet::Connect(connect)) => connect,
-        Some(_) | None => return Ok(()),
+    let connect = match timeout(SIGN_IN_WITHIN, connection.receive()).await? {
+        Ok(Some(Packet::Connect(connect))) => connect,
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            let code = ConnectReturnCode::RefusedProtocolVersion;
+            return connection.send(Packet::ConnAck(ConnAck::new(code, false))).await;
+        }
+        Err(error) => return Err(error),
     };
     let session = Arc::new(Notify::new());
     let signed_in = sign_in(&connect, &session, shared);
@@ -171,18 +178,29 @@ fn answer(packet: Packet) -> io::Result<Option<Packet>> {
     })
 }
 
+/// MQTT 3.1.1 §3.1.2.2, where it stands in a CONNECT: after one byte, a length of one
+/// to four, and the protocol's name.
+fn protocol_level(bytes: &[u8]) -> Option<u8> {
+    (2..=5).find_map(|at| bytes.get(at..)?.strip_prefix(b"\x00\x04MQTT")?.first().copied())
+}
+
 struct Connection {
     stream: TcpStream,
     received: BytesMut,
 }
 
 impl Connection {
-    /// The next packet; nothing when the device has closed the connection.
+    /// The next packet; nothing when the device has closed the connection. A CONNECT
+    /// of another version is an error of the kind `Unsupported`.
     async fn receive(&mut self) -> io::Result<Option<Packet>> {
         loop {
+            let level = protocol_level(&self.received);
             match Packet::read(&mut self.received, MAX_PACKET) {
                 Ok(packet) => return Ok(Some(packet)),
                 Err(Error::InsufficientBytes(_)) => {}
+                Err(error) if level.is_some_and(|level| level != LEVEL) => {
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, error));
+                }
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
             if self.stream.read_buf(&mut self.received).await? == 0 {

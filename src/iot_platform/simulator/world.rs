@@ -155,6 +155,10 @@ impl World {
         match self.faults.next(action) {
             None => (Duration::ZERO, Some(self.answer(action, parameters, host, now))),
             Some(Fault::Delay(delay)) => (delay, Some(self.answer(action, parameters, host, now))),
+            Some(Fault::Twice) => {
+                self.answer(action, parameters, host, now);
+                (Duration::ZERO, Some(self.answer(action, parameters, host, now)))
+            }
             Some(Fault::AfterCarryingOut(fault)) => {
                 self.answer(action, parameters, host, now);
                 self.spoil(*fault, host)
@@ -175,6 +179,8 @@ impl World {
     fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
         match fault {
             Fault::Drop => (Duration::ZERO, None),
+            // After it was carried out, there is no more to it.
+            Fault::Twice => (Duration::ZERO, None),
             // Carried out already: what is left is to be late and silent.
             Fault::Delay(delay) => (delay, None),
             Fault::Gateway { status, code } => {

@@ -238,6 +238,20 @@ async fn after_a_refusal_one_tries_and_the_rest_follow_when_it_worked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_batches_a_crowd_is_told_when_its_turn_is() {
+    let crowd = Crowd::new(2000, Config { max_batches: 0, ..Config::default() });
+    for number in 0..1999 {
+        crowd.ask(&name(number), "a1");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Some 1,970 are before it, at 25 a second.
+    let Outcome::Later(pause) = crowd.registrar.register(wanted(&name(1999)), PATIENCE).await else {
+        panic!("it was kept waiting")
+    };
+    assert!((78..125).contains(&pause.as_secs()), "{pause:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_journal() {
     let crowd = Crowd::new(1000, Config::default());
     let asking: Vec<_> = (0..1000)

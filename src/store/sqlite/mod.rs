@@ -300,14 +300,15 @@ impl Store for Sqlite {
 
     fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()> {
         const SQL: &str = "UPDATE device_table SET activateTime = coalesce(activateTime, ?2), \
-                           cloudState = ?3 WHERE deviceId = ?1 AND deviceSecret IS NOT NULL";
+                           registerTime = coalesce(?4, registerTime), cloudState = ?3 WHERE deviceId = ?1 AND deviceSecret IS NOT NULL";
         let id = id.clone();
         self.writer.submit(move |connection| {
             let state = sighting.state.map(|state| match state {
                 CloudState::Disabled => "disabled",
                 CloudState::Deleted => "deleted",
             });
-            connection.prepare_cached(SQL)?.execute(params![id.as_str(), sighting.activated, state])?;
+            let Sighting { registered, activated, .. } = sighting;
+            connection.prepare_cached(SQL)?.execute(params![id.as_str(), activated, state, registered])?;
             Ok(())
         })
     }

@@ -1,0 +1,251 @@
+//! The server is killed (SIGKILL) at every step of a registration, while the cloud
+//! loses answers, gives them late or twice, or fails after it has created the device.
+//! Each run follows from its seed, and ends with one certificate and one device for
+//! each device of the table.
+//!
+//!     CERTDIST_RUNS=500 cargo test --test crash -- --nocapture     as many as are recorded
+//!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test crash     one of them again
+#![cfg(feature = "simulation")]
+
+mod support;
+
+use std::{
+    env,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use certdist::iot_platform::simulator::{Action, Fault, Simulator, SimulatorConfig};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rusqlite::{Connection, OpenFlags};
+use support::{MASTER, Process, Site};
+
+/// Runs in `make test`.
+const RUNS: u64 = 15;
+/// Longest that a step is waited for before the server is killed anyway.
+const STEP: Duration = Duration::from_secs(8);
+/// Longest that devices may take to have their certificates at last.
+const END: &str = "60";
+
+/// After which step the server is killed.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// The devices have begun to ask.
+    Asked,
+    /// The journal has an entry.
+    Journal,
+    /// The cloud has had a call, which it may be carrying out.
+    Call,
+    /// The answer is on its way.
+    Answer,
+    /// A certificate is in the table.
+    Commit,
+    /// The names of a batch are being checked.
+    BatchCheck,
+    /// The cloud's name of the batch is in the journal.
+    BatchJournal,
+    /// The devices of a batch are being created.
+    BatchCreate,
+    /// A page of it was asked for.
+    BatchPage,
+}
+
+const SINGLE: [Step; 5] = [Step::Asked, Step::Journal, Step::Call, Step::Answer, Step::Commit];
+const BATCH: [Step; 7] = [
+    Step::Journal,
+    Step::Call,
+    Step::Commit,
+    Step::BatchCheck,
+    Step::BatchJournal,
+    Step::BatchCreate,
+    Step::BatchPage,
+];
+
+struct Run {
+    site: Site,
+    cloud: Simulator,
+    devices: u32,
+    latency: Duration,
+    random: StdRng,
+}
+
+impl Run {
+    async fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let batch = random.random_bool(0.2);
+        let latency = Duration::from_millis(random.random_range(0..15));
+        let cloud = Simulator::start(SimulatorConfig {
+            access_key_id: "test-id".into(),
+            access_key_secret: certdist::device::Secret::new("test-secret".into()),
+            latency,
+            batch_delay: Duration::from_millis(random.random_range(0..600)),
+            seed: Some(seed),
+            ..SimulatorConfig::default()
+        })
+        .await
+        .expect("the simulator starts");
+        // At 10 calls a second, more than 20 who wait are registered in a batch.
+        let (devices, qps) =
+            if batch { (random.random_range(50..120), 10) } else { (random.random_range(1..5), 1000) };
+        let site = Site::with(&format!(
+            "[iot_platform]\nendpoint = \"{}\"\nregion = \"cn-shanghai\"\nqps = {qps}\n",
+            cloud.endpoint()
+        ));
+        let mut csv = String::from("deviceId,enrollment\n");
+        for number in 1..=devices {
+            csv.push_str(&format!("SN{number:08},lamp\n"));
+        }
+        site.import(&csv);
+        Self { site, cloud, devices, latency, random }
+    }
+
+    /// What goes wrong with the next calls.
+    fn script(&mut self) {
+        for action in [
+            Action::RegisterDevice,
+            Action::QueryDeviceDetail,
+            Action::BatchCheckDeviceNames,
+            Action::BatchRegisterDeviceWithApplyId,
+            Action::QueryPageByApplyId,
+            Action::BatchQueryDeviceDetail,
+        ] {
+            for _ in 0..self.random.random_range(0..3) {
+                let fault = [
+                    Fault::Drop,
+                    Fault::Drop.after_carrying_out(),
+                    Fault::Delay(Duration::from_millis(300)),
+                    Fault::Twice,
+                    Fault::gateway(503, "ServiceUnavailable").after_carrying_out(),
+                    Fault::business("iot.system.SystemException").after_carrying_out(),
+                    Fault::html(502),
+                ];
+                if let Some(fault) = fault.choose(&mut self.random) {
+                    self.cloud.script(action, fault.clone());
+                }
+            }
+        }
+    }
+
+    /// All devices ask, and come back when they are told to.
+    fn devices(&self, server: &Process, patience: &str) -> Child {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/coapsload");
+        assert!(path.exists(), "{} is missing: run `make clients`", path.display());
+        let (port, count) = (server.address.port().to_string(), self.devices.to_string());
+        Command::new(path)
+            .args(["-p", &port, "-n", &count, "-c", &count, "-K", MASTER, "-B", "-t", patience])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the devices start")
+    }
+
+    /// Starts the server, and kills it right after a step.
+    async fn killed(&mut self, step: Step) {
+        let server = self.site.serve();
+        let mut devices = self.devices(&server, "10");
+        let table = self.table();
+        let rows = |sql: &str| table.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap_or(0);
+        let journal = rows("SELECT count(*) FROM registration_journal");
+        let certificates = rows("SELECT count(deviceSecret) FROM device_table");
+        let calls = |action: Action| self.cloud.stats().calls.get(action.name()).copied().unwrap_or(0);
+        let before = Action::ALL.map(calls);
+        let called = |action: Action| {
+            let at = Action::ALL.iter().position(|other| *other == action).unwrap_or(0);
+            calls(action) > before[at]
+        };
+        let deadline = Instant::now() + STEP;
+        let happened = || match step {
+            Step::Asked => true,
+            Step::Journal => rows("SELECT count(*) FROM registration_journal") > journal,
+            Step::Call | Step::Answer => called(Action::RegisterDevice),
+            Step::Commit => rows("SELECT count(deviceSecret) FROM device_table") > certificates,
+            Step::BatchCheck => called(Action::BatchCheckDeviceNames),
+            Step::BatchJournal => {
+                rows("SELECT count(*) FROM registration_batch WHERE applyId IS NOT NULL") > 0
+            }
+            Step::BatchCreate => called(Action::BatchRegisterDeviceWithApplyId),
+            Step::BatchPage => called(Action::QueryPageByApplyId),
+        };
+        while !happened() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_micros(300)).await;
+        }
+        let after = match step {
+            // The call itself is on its way now, or the answer.
+            Step::Answer => self.latency,
+            _ => Duration::ZERO,
+        };
+        tokio::time::sleep(after + Duration::from_micros(self.random.random_range(0..4000))).await;
+        server.kill();
+        let _ = devices.kill();
+        let _ = devices.wait();
+    }
+
+    fn table(&self) -> Connection {
+        Connection::open_with_flags(self.site.path("certdist.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .expect("the table")
+    }
+
+    /// The last server serves everybody.
+    async fn end(self) {
+        let server = self.site.serve();
+        let devices = self.devices(&server, END);
+        let output = tokio::task::spawn_blocking(|| devices.wait_with_output())
+            .await
+            .expect("joined")
+            .expect("it ran");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let count = self.devices;
+        assert!(said.contains(&format!("ok {count} (2.xx {count} ")), "{said}");
+        // Whoever is not asked for any more is registered as well: from the journal.
+        let table = self.table();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for journal in ["registration_journal", "registration_batch"] {
+            let sql = format!("SELECT count(*) FROM {journal}");
+            while table.query_row(&sql, (), |row| row.get::<_, i64>(0)).expect("a number") > 0 {
+                assert!(Instant::now() < deadline, "{journal} is not closed");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        assert_eq!(server.stop(), Some(0));
+        assert_eq!(self.cloud.stats().devices, u64::from(count), "one device each");
+        let mut rows =
+            table.prepare("SELECT deviceId, deviceName, deviceSecret FROM device_table").expect("a query");
+        let rows = rows
+            .query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .expect("rows")
+            .collect::<Result<Vec<(String, String, String)>, _>>()
+            .expect("every row has its certificate");
+        assert_eq!(rows.len(), count as usize);
+        for (id, name, secret) in rows {
+            let theirs =
+                self.cloud.device("a1lamp", &name).unwrap_or_else(|| panic!("{id} is not at the cloud"));
+            assert_eq!(theirs.device_secret.expose(), secret, "{id}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whenever_it_is_killed_every_device_ends_with_one_certificate() {
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let (first, runs) = (number("CERTDIST_SEED").unwrap_or(1), number("CERTDIST_RUNS").unwrap_or(RUNS));
+    let (begun, mut kills) = (Instant::now(), 0);
+    for seed in first..first + runs {
+        let mut run = Run::new(seed).await;
+        let steps: &[Step] = if run.devices >= 50 { &BATCH } else { &SINGLE };
+        let deaths = run.random.random_range(1..3);
+        let steps: Vec<Step> = (0..deaths).filter_map(|_| steps.choose(&mut run.random).copied()).collect();
+        println!(
+            "CERTDIST_SEED={seed} CERTDIST_RUNS=1 repeats it: {} devices, killed after {steps:?}",
+            run.devices
+        );
+        for step in steps {
+            run.script();
+            run.killed(step).await;
+            kills += 1;
+        }
+        run.end().await;
+    }
+    println!("{runs} runs from seed {first}, killed {kills} times, in {:.0?}", begun.elapsed());
+}

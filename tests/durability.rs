@@ -1,0 +1,219 @@
+//! What power cuts, full disks and an orderly end leave behind.
+
+mod support;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use certdist::{
+    device::{Certificate, DeviceId, Secret},
+    store::{Bulk, ImportRow, JournalEntry, OpenBatch, Registration, Store, StoreFuture, sqlite::Sqlite},
+};
+use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
+
+fn wait<T>(future: StoreFuture<'_, T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime")
+        .block_on(future)
+        .expect("stored")
+}
+
+fn id(device: &str) -> DeviceId {
+    DeviceId::parse(device).expect("an ID")
+}
+
+fn entry(device: &str) -> JournalEntry {
+    JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
+}
+
+fn registration(device: &str) -> Registration {
+    let certificate = Certificate {
+        product_key: "a1".into(),
+        device_name: device.into(),
+        device_secret: Secret::new(format!("secret of {device}")),
+    };
+    Registration { certificate, iot_id: None, registered: 1000 }
+}
+
+/// All that a store says.
+fn state(store: &Sqlite) -> String {
+    let rows = wait(store.rows_after(None, 100));
+    let (journal, batches) = (wait(store.open_journal_entries()), wait(store.open_batches()));
+    let secrets: Vec<_> = rows
+        .iter()
+        .map(|row| row.certificate.as_ref().map(|certificate| certificate.device_secret.expose().to_owned()))
+        .collect();
+    format!("{rows:#?}{secrets:?}{journal:#?}{batches:#?}")
+}
+
+/// What a log looks like of which the first `kept` bytes were written before the power
+/// went: cut off there, or as long as it should be, with zeros or garbage for the rest.
+fn torn(log: &[u8], kept: usize) -> [Vec<u8>; 3] {
+    let rest = log.len() - kept;
+    let cut = log[..kept].to_vec();
+    [cut.clone(), [&cut[..], &vec![0; rest]].concat(), [&cut[..], &vec![0xa5; rest]].concat()]
+}
+
+#[test]
+fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
+    const FRAME: usize = 24 + 4096;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("certdist.db");
+    let store = Sqlite::open(&path).expect("a database");
+    let rows = ["SN-1", "SN-2", "SN-3"].map(|device| Ok::<_, ()>(ImportRow::new(id(device), "lamp", "a1")));
+    store.import(rows.into_iter(), false, |_, _| panic!("rejected")).expect("imported");
+
+    let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
+    let mut written = vec![(log().len(), state(&store))];
+    let batch = || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None };
+    let steps: [&dyn Fn(); 8] = [
+        &|| _ = wait(store.open_journal(&entry("SN-1"))),
+        &|| wait(store.store_registration(&id("SN-1"), &registration("SN-1"))),
+        &|| _ = wait(store.record_issue(&id("SN-1"), 1001)),
+        &|| drop(wait(store.open_batch("a1", &[entry("SN-2"), entry("SN-3")]))),
+        &|| wait(store.set_apply_id(&batch(), 1_295_006)),
+        &|| wait(store.store_registration(&id("SN-2"), &registration("SN-2"))),
+        &|| wait(store.store_refusal(&id("SN-3"), "no")),
+        &|| wait(store.close_batch(1)),
+    ];
+    for step in steps {
+        step();
+        written.push((log().len(), state(&store)));
+    }
+    let (database, log) = (fs::read(&path).expect("the database"), log());
+    assert!(written.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1));
+
+    let pages = (32..=log.len()).step_by(FRAME);
+    let within = pages.clone().flat_map(|page| [page + 1, page + 30, page + FRAME / 2, page + FRAME - 1]);
+    let mut cuts = 0;
+    for kept in pages.chain(within).chain([0, 1, 31]).filter(|kept| *kept <= log.len()) {
+        let (_, expected) = written.iter().rfind(|(length, _)| *length <= kept).unwrap_or(&written[0]);
+        for torn in torn(&log, kept) {
+            let after = tempfile::tempdir().expect("a folder");
+            let path = after.path().join("certdist.db");
+            fs::write(&path, &database).expect("written");
+            fs::write(path.with_extension("db-wal"), &torn).expect("written");
+            let recovered = Sqlite::open(&path).expect("it recovers by itself");
+            assert!(state(&recovered) == *expected, "torn after {kept} bytes: {}", state(&recovered));
+            let check: String = rusqlite::Connection::open(&path)
+                .and_then(|connection| connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)))
+                .expect("checked");
+            assert_eq!(check, "ok");
+            // And it goes on.
+            wait(recovered.record_issue(&id("SN-3"), 7));
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 100, "{cuts} logs");
+}
+
+/// How one device is answered: its class of codes.
+fn answer(server: &Process, device: u32) -> char {
+    let (port, device) = (server.address.port().to_string(), device.to_string());
+    let output = coapsload(&["-p", &port, "-n", "1", "-c", "1", "-F", &device, "-K", MASTER, "-t", "20"]);
+    let said = stdout(&output);
+    ['2', '4', '5']
+        .into_iter()
+        .find(|class| said.contains(&format!("{class}.xx 1")))
+        .unwrap_or_else(|| panic!("{said}"))
+}
+
+#[test]
+fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &configuration.replace("sqlite:certdist.db", "sqlite:disk/certdist.db"));
+    site.write("batch.csv", "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n");
+    fs::create_dir(site.path("disk")).expect("a folder");
+    // A disk of its own, in a namespace of its own: nothing is left behind.
+    let script =
+        "mount -t tmpfs -o size=1m tmpfs disk && \"$0\" import batch.csv >&2 && exec \"$0\" serve 2>log";
+    let mut command = site.certdist(&[]);
+    let program = command.get_program().to_owned();
+    let environment: Vec<_> =
+        command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", script]).arg(program).current_dir(site.path(""));
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let server = Process::start(&mut command);
+    assert_eq!(answer(&server, 1), '2');
+
+    // As the server sees it.
+    let disk = Path::new("/proc").join(server.id().to_string()).join("root");
+    let ballast = disk.join(site.path("disk/ballast").strip_prefix("/").expect("absolute"));
+    let mut file = fs::File::create(&ballast).expect("on its disk");
+    while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
+    assert_eq!(answer(&server, 1), '2', "who has had its certificate needs no disk");
+    assert_eq!(answer(&server, 2), '5');
+    let log = fs::read_to_string(site.path("log")).expect("the log");
+    assert!(log.contains("disk is full"), "{log}");
+
+    fs::remove_file(&ballast).expect("removed");
+    assert_eq!(answer(&server, 2), '2', "without a restart");
+    let stats: serde_json::Value =
+        serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
+    assert_eq!(stats["devices"], 2, "one each");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn sigterm_answers_who_waits_and_loses_nothing() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--latency", "4s"]);
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &format!("{configuration}[limits]\ndrain = 1\n"));
+    site.import("deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n");
+    let server = site.serve();
+    let address = server.address;
+    let devices = thread::spawn(move || {
+        let port = address.port().to_string();
+        coapsload(&["-p", &port, "-n", "2", "-c", "2", "-K", MASTER, "-t", "20"])
+    });
+    // Both are with the cloud, which takes longer than the server has.
+    let called = || http_get(simulator.address, "/stats").contains("\"RegisterDevice\":2");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !called() {
+        assert!(Instant::now() < deadline, "the cloud is not called");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let begun = Instant::now();
+    assert_eq!(server.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let output = devices.join().expect("it ran");
+    assert!(
+        stdout(&output).contains("ok 2 (2.xx 0 4.xx 0 5.xx 2)"),
+        "{}{}",
+        stdout(&output),
+        stderr(&output)
+    );
+
+    // What it was doing is in the journal, and done at the next start, unasked.
+    let server = site.serve();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let has_certificate = |device: &str| {
+        let shown = stdout(&site.run(&["device", "show", "--json", device]));
+        shown.contains("\"hasCertificate\":true")
+    };
+    while !["SN00000001", "SN00000002"].into_iter().all(has_certificate) {
+        assert!(Instant::now() < deadline, "the journal is not taken up");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(http_get(simulator.address, "/stats").contains("\"devices\":2"));
+    drop(server);
+}
