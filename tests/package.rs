@@ -1,6 +1,7 @@
 //! What certdist is delivered in: the package, the unit, the image, the cluster's
 //! manifests, alerts and dashboards. Each is judged by the program that it is made for,
 //! where there is one that runs here.
+#![cfg(feature = "simulation")]
 
 mod support;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, aligned, open_store, print};
+use super::{ConfigArgs, Failure, Outcome, aligned, open_store, print, progress::Progress};
 use crate::{
     config::Config,
     limits::Rate,
@@ -47,7 +47,8 @@ enum Action {
 
 pub(super) fn run(args: &Args) -> Outcome {
     let config = args.config.read()?;
-    let totals = open_store(&config)?.totals()?;
+    let store = open_store(&config)?;
+    let totals = Progress::during("reading the table", || store.totals())?;
     let mut totals: BTreeMap<String, Totals> =
         totals.into_iter().map(|totals| (totals.enrollment.clone(), totals)).collect();
     match &args.action {

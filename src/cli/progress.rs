@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, Write},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -33,6 +35,25 @@ impl Progress {
             self.is_shown = true;
         }
         self.bar.inc(more);
+    }
+
+    /// While something is done that does not say how far it is.
+    pub(super) fn during<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(PATIENCE) {
+                    let bar = ProgressBar::new_spinner().with_message(what);
+                    bar.enable_steady_tick(Duration::from_millis(100));
+                    // Until the other end is dropped.
+                    let _ = is_done.recv();
+                    bar.finish_and_clear();
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
     }
 
     /// Counts the bytes that are written.

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::json;
 
-use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print};
+use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print, progress::Progress};
 use crate::store::{Bulk, Totals};
 
 /// Counts the devices of each enrollment by how far they are
@@ -29,7 +29,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
-    let totals = store.totals()?;
+    let totals = Progress::during("reading the table", || store.totals())?;
     let size = size(store.path())?;
     let mut all = Totals::default();
     for one in &totals {

@@ -1,0 +1,63 @@
+//! What docs/operations.md says to do in an incident, done, and the migration of
+//! docs/migrate.md, as it is written there.
+#![cfg(feature = "simulation")]
+
+mod support;
+
+use std::{fs, path::Path, process::Command};
+
+use support::{CERTDIST, Site, stderr, stdout};
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn each_incident_of_the_operators_guide_is_survived_and_shows_where_it_says() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/incidents.sh");
+    let output = Command::new(script).arg(CERTDIST).output().expect("bash");
+    assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
+    assert!(stdout(&output).ends_with("== all is well\n"), "{}", stdout(&output));
+    // The page and the script speak of the same.
+    let page = file("docs/operations.md").to_lowercase();
+    for incident in stdout(&output).lines().filter_map(|line| line.strip_prefix("== ")) {
+        assert!(page.contains(&format!("### {incident}\n")) || incident == "all is well", "{incident}");
+    }
+}
+
+/// The blocks of a page that are of this language, in its order.
+fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
+    let begin = format!("```{language}\n");
+    page.split(&begin).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_migration_is_what_its_page_says() {
+    let page = file("docs/migrate.md");
+    let site = Site::new();
+    // The page's own configuration, table and commands, in its order.
+    site.write("certdist.toml", blocks(&page, "toml")[0]);
+    site.write("lamp-2026.key", &"00".repeat(32));
+    let [table, expected] = blocks(&page, "csv")[..] else { panic!("two tables") };
+    site.write("device_table.csv", table);
+    for session in blocks(&page, "console") {
+        let mut lines = session.lines().peekable();
+        while let Some(line) = lines.next() {
+            let command = line.strip_prefix("$ ").unwrap_or_else(|| panic!("no command: {line}"));
+            let mut answer = String::new();
+            while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
+                answer.push_str(line);
+                answer.push('\n');
+            }
+            let mut shell = Command::new("sh");
+            shell.args(["-c", command]).current_dir(site.path("")).env_remove("RUST_LOG");
+            let folder = Path::new(CERTDIST).parent().expect("a folder").display();
+            let path = std::env::var("PATH").expect("a path");
+            let output = shell.env("PATH", format!("{folder}:{path}")).output().expect("sh");
+            assert!(output.status.success(), "{command}: {}", stderr(&output));
+            assert_eq!(stdout(&output), answer, "{command}");
+        }
+    }
+    assert_eq!(fs::read_to_string(site.path("back.csv")).expect("exported"), expected);
+}
