@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod seal;
 pub mod sqlite;
 
 use std::{
