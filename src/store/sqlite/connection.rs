@@ -17,7 +17,7 @@ const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// What brings an older database from version `index + 1` to `index + 2`. A change of
 /// `schema.sql` appends a script here.
-const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql")];
+const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql"), include_str!("upgrade_2_to_3.sql")];
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
@@ -167,6 +167,9 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // A certificate or a journal entry that was answered for survives power loss.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // What is deleted or replaced is overwritten: a secret that was clear and is
+    // sealed, or whose device is gone, does not stay in the file.
+    connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
     connection.pragma_update(None, "cache_size", -16_384)?;
     // Bytes: what a long import made of the log does not stay on the disk.
