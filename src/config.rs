@@ -2,6 +2,7 @@
 //! key and what would be right. Keys and credentials are not in it but where it
 //! says they are.
 
+mod database_key;
 mod file;
 mod iot_platform;
 
@@ -23,6 +24,7 @@ use crate::{
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
+    store::{audit::Keep, seal::Keyring},
 };
 
 /// Where the configuration is when nobody says otherwise.
@@ -41,6 +43,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `sqlite:PATH`.
     pub database: String,
+    /// Under which its secrets are sealed; none: they are kept clear.
+    pub database_keys: Keyring,
+    /// How much of the audit log is kept.
+    pub audit: Keep,
     /// Where devices are registered; `None` when only certificates that are in
     /// the table already are handed out.
     pub iot_platform: Option<IotPlatform>,
@@ -130,12 +136,27 @@ impl Config {
         Ok(Self {
             listen: file.listen,
             database: absolute_database(&file.database, folder)?,
+            database_keys: database_key::read(
+                file.database_key.as_deref(),
+                &file.database_key_previous,
+                folder,
+            )?,
+            audit: read_keep(&file.audit),
             iot_platform: file.iot_platform.map(|section| iot_platform::read(section, folder)).transpose()?,
             admin: file.admin.map(|admin| admin.listen),
             plain_coap: file.plain_coap.map(|section| read_plain_coap(section, &enrollments)).transpose()?,
             enrollments,
             limits,
         })
+    }
+}
+
+/// 0 is without a limit.
+fn read_keep(section: &file::Audit) -> Keep {
+    let defaults = Keep::default();
+    Keep {
+        days: section.keep_days.or(defaults.days).filter(|days| *days > 0),
+        rows: section.max_rows.or(defaults.rows).filter(|rows| *rows > 0),
     }
 }
 

@@ -1,6 +1,10 @@
 //! The command line: arguments, subcommands and what they print. Rules are in the
 //! rooms below.
 
+mod audit;
+mod backup;
+mod core_dumps;
+mod database;
 #[cfg(feature = "simulation")]
 pub mod demo;
 mod device;
@@ -8,6 +12,7 @@ mod device;
 pub mod device_sim;
 mod export;
 mod import;
+mod progress;
 pub mod serve;
 #[cfg(feature = "simulation")]
 pub mod simulator;
@@ -61,6 +66,10 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Device(device::Args),
+    Database(database::Args),
+    Audit(audit::Args),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     /// Checks the configuration, and the keys and credentials that it refers to
     CheckConfig(ConfigArgs),
     #[cfg(feature = "simulation")]
@@ -112,6 +121,10 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Device(args) => runtime().and_then(|runtime| runtime.block_on(device::run(args))),
+        Command::Database(args) => database::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Backup(args) => backup::back_up(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::CheckConfig(args) => check_config(&args),
         #[cfg(feature = "simulation")]
         Command::Simulator(args) => {
@@ -148,7 +161,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
-    Ok(store::open(&config.database)?)
+    Ok(store::open_sealed(&config.database, config.database_keys.clone())?)
 }
 
 fn check_config(args: &ConfigArgs) -> Outcome {

@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{ConfigArgs, Failure, Outcome, open_store};
+use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store};
 use crate::{
     admin,
     cert::Service,
@@ -28,8 +28,11 @@ use crate::{
     psk::Enrollments,
     registrar::{self, Registrar},
     server::{self, Rooms, Server, plain::Plain},
-    store::Store,
+    store::{Store, StoreError, audit::Keep, sqlite::Sqlite},
 };
+
+/// How often is looked for entries of the audit log that need not be kept.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the server
 #[derive(clap::Args)]
@@ -50,8 +53,8 @@ Example of a configuration, certdist.toml
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints `listening on coaps://ADDR:PORT` once it is ready.
-SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments
-and the limits of requests anew.")]
+SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments,
+the limits of requests and the database keys anew.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -59,7 +62,11 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Outcome {
+    core_dumps::forbid().context("core dumps cannot be turned off")?;
     let config = args.config.read()?;
+    if config.database_keys.first().is_none() {
+        tracing::warn!("secrets in the database are not sealed: the configuration has no database_key");
+    }
     // Before the announcement: whoever waits for it may stop us at once.
     let mut signals = Signals::new()?;
     let running = Running::start(&config).await?;
@@ -69,9 +76,12 @@ pub async fn run(args: Args) -> Outcome {
             Order::Stop => break,
             Order::Reload => match args.config.read() {
                 Ok(config) => {
-                    running.reload(&config);
+                    if let Err(error) = running.reload(&config) {
+                        tracing::error!("the configuration stays as it was: {error}");
+                        continue;
+                    }
                     tracing::info!(
-                        "enrollments and limits of requests read anew; other changes need a restart"
+                        "enrollments, limits of requests and database keys read anew; other changes need a restart"
                     );
                 }
                 Err(Failure::Usage(error) | Failure::Failed(error)) => {
@@ -96,14 +106,17 @@ pub struct Running {
     rooms: Rooms,
     registrar: Arc<Registrar>,
     drain: Duration,
-    /// Ended when it is dropped.
+    store: Arc<Sqlite>,
+    /// Ended when they are dropped.
     _plain: Option<JoinSet<()>>,
+    _pruning: JoinSet<()>,
 }
 
 impl Running {
     /// Opens the store, takes up what a crash has left, and starts to listen.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
-        let store: Arc<dyn Store> = open_store(config)?;
+        let sqlite = open_store(config)?;
+        let store: Arc<dyn Store> = sqlite.clone();
         let (cloud, limits) = cloud(config.iot_platform.as_ref()).map_err(Failure::Usage)?;
         let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
@@ -130,7 +143,15 @@ impl Running {
         if recovered > 0 {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
-        Ok(Self { server, rooms, registrar, drain: config.limits.drain, _plain: plain })
+        Ok(Self {
+            server,
+            rooms,
+            registrar,
+            drain: config.limits.drain,
+            _plain: plain,
+            _pruning: prune_audit(sqlite.clone(), config.audit),
+            store: sqlite,
+        })
     }
 
     /// Where devices connect to.
@@ -138,14 +159,17 @@ impl Running {
         self.server.address()
     }
 
-    /// Takes over the enrollments, and how often may be asked, of a configuration
-    /// that has changed.
-    pub fn reload(&self, config: &Config) {
+    /// Takes over the enrollments, how often may be asked, and the keys of the
+    /// database, of a configuration that has changed; keys that do not open what is
+    /// there are refused, and nothing is taken then.
+    pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
+        self.store.set_keys(config.database_keys.clone())?;
         self.server.reload(&Rooms {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
             service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
             store: self.rooms.store.clone(),
         });
+        Ok(())
     }
 
     /// Finishes the registrations in progress, within bounds, and ends. What is
@@ -159,6 +183,24 @@ impl Running {
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
+}
+
+/// Removes what need not be kept of the audit log, a bit at a time.
+fn prune_audit(store: Arc<Sqlite>, keep: Keep) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            match store.prune_audit(keep).await {
+                Ok(0) => tokio::time::sleep(PRUNE_EVERY).await,
+                Ok(pruned) => tracing::info!(pruned, "old entries of the audit log are removed"),
+                Err(error) => {
+                    tracing::warn!(%error, "the audit log is not pruned");
+                    tokio::time::sleep(PRUNE_EVERY).await;
+                }
+            }
+        }
+    });
+    tasks
 }
 
 async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {

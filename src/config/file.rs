@@ -18,6 +18,11 @@ use crate::iot_platform::{
 pub(super) struct File {
     pub(super) listen: SocketAddr,
     pub(super) database: String,
+    pub(super) database_key: Option<String>,
+    #[serde(default)]
+    pub(super) database_key_previous: Vec<String>,
+    #[serde(default)]
+    pub(super) audit: Audit,
     pub(super) iot_platform: Option<IotPlatform>,
     pub(super) admin: Option<Admin>,
     pub(super) plain_coap: Option<PlainCoap>,
@@ -25,6 +30,13 @@ pub(super) struct File {
     pub(super) enrollment: Vec<Enrollment>,
     #[serde(default)]
     pub(super) limits: Limits,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Audit {
+    pub(super) keep_days: Option<u32>,
+    pub(super) max_rows: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -230,13 +230,18 @@ pub struct Chain {
 
 /// Goes through the chain, from one state of the database. `hash_at` is asked of
 /// each entry, for whoever has written one down.
-pub(super) fn verify(
+pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -> rusqlite::Result<Chain> {
+    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    verify_in(&state, hash_at)
+}
+
+/// The same in the transaction that is open, or where nobody writes.
+pub(super) fn verify_in(
     connection: &Connection,
     mut hash_at: impl FnMut(u64, &Link),
 ) -> rusqlite::Result<Chain> {
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     const CHAIN: &str = "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain";
-    let (pruned, anchor, last, hash) = transaction.query_row(CHAIN, (), |row| {
+    let (pruned, anchor, last, hash) = connection.query_row(CHAIN, (), |row| {
         let [pruned, last] = [row.get::<_, i64>(0)?, row.get(2)?].map(i64::cast_unsigned);
         Ok((pruned, row.get::<_, Link>(1)?, last, row.get::<_, Link>(3)?))
     })?;
@@ -245,7 +250,7 @@ pub(super) fn verify(
     let (mut seq, mut previous) = (pruned, anchor);
     let mut signed_off = pruned == 0;
     const ALL: &str = concat!("SELECT ", columns!(), ", hash FROM audit_log ORDER BY seq");
-    let mut statement = transaction.prepare(ALL)?;
+    let mut statement = connection.prepare(ALL)?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
         let number = row.get::<_, i64>(0)?.cast_unsigned();

@@ -90,7 +90,7 @@ fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection,
 /// shared memory the same mode. An existing file is not so much as opened: to
 /// close it again would drop the POSIX locks that this process's other
 /// connections hold on it.
-fn create_private(path: &Path) -> Result<(), StoreError> {
+pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
     }
@@ -130,6 +130,19 @@ fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let found = examine(&transaction)?;
     transaction.commit()?;
     Ok(found)
+}
+
+/// Refuses a database that is not ours, or not of the current version.
+pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    match examine_at_once(connection).map_err(|error| unreadable(path, error))? {
+        Found::Version(VERSION) => Ok(()),
+        Found::Version(version) => Err(StoreError::Failed(format!(
+            "{}: the database has schema version {version}, expected {VERSION}: a certdist that opens it \
+             brings it there",
+            path.display()
+        ))),
+        other => Err(refusal(path, &other)),
+    }
 }
 
 fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {

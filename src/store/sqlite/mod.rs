@@ -4,6 +4,7 @@
 //! other, nor a `certdist import` beside a running server.
 
 pub mod audit;
+pub mod backup;
 mod bulk;
 mod connection;
 mod keys;
