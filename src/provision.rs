@@ -11,7 +11,7 @@ use crate::{
     registrar::{Outcome, Registrar},
     store::{
         DeviceRow, DeviceState, Issue, JournalEntry, Store, StoreError, UnixSeconds,
-        audit::{Asker, AuditEvent},
+        audit::{Asked, Asker, AuditEvent},
         unix_now,
     },
 };
@@ -82,26 +82,22 @@ impl Provisioner {
         principal: &Principal,
         device: &DeviceId,
     ) -> Result<Certificate, Refusal> {
-        let asker = || Asker {
-            enrollment: principal.enrollment.name.clone(),
-            identity: principal.identity().to_owned(),
-            address: origin.to_string(),
-        };
-        let answer = self.decide(principal, device, asker).await;
+        let answer = self.decide(origin, principal, device).await;
         if let Err(refusal) = &answer
             && refusal.is_final()
         {
-            let entry = asker().entry(AuditEvent::Refused, unix_now(), device.clone(), refusal.to_string());
-            self.store.audit(entry);
+            let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
+            let reason = refusal.to_string();
+            self.store.audit(Asked::new(AuditEvent::Refused, unix_now(), device, asker, &[&reason]));
         }
         answer
     }
 
     async fn decide(
         &self,
+        origin: Origin,
         principal: &Principal,
         device: &DeviceId,
-        asker: impl Fn() -> Asker,
     ) -> Result<Certificate, Refusal> {
         // Decided before the table is looked at, so that the answer tells
         // nothing about it.
@@ -127,11 +123,12 @@ impl Provisioner {
         // A device that comes again waits for no write.
         let again = match first_issued {
             Some(_) => true,
-            None => !self.record_issue(principal.enrollment.reissue, device, now, asker()).await?.is_first,
+            None => !self.record_issue(origin, principal, device, now).await?.is_first,
         };
         if again {
-            let detail = [&certificate.product_key, "/", &certificate.device_name].concat();
-            self.store.audit(asker().entry(AuditEvent::Reissued, now, device.clone(), detail));
+            let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
+            let detail = [&certificate.product_key, "/", &certificate.device_name];
+            self.store.audit(Asked::new(AuditEvent::Reissued, now, device, asker, &detail));
         }
         Ok(certificate)
     }
@@ -156,14 +153,19 @@ impl Provisioner {
     /// one was the first.
     async fn record_issue(
         &self,
-        reissue: Reissue,
+        origin: Origin,
+        principal: &Principal,
         device: &DeviceId,
         now: UnixSeconds,
-        asker: Asker,
     ) -> Result<Issue, Refusal> {
+        let asker = Asker {
+            enrollment: principal.enrollment.name.clone(),
+            identity: principal.identity().to_owned(),
+            address: origin.to_string(),
+        };
         let issue = self.store.record_issue(device, now, asker).await?;
         if !issue.is_first {
-            may_have_again(reissue, issue.first, now)?;
+            may_have_again(principal.enrollment.reissue, issue.first, now)?;
         }
         Ok(issue)
     }

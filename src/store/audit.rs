@@ -2,6 +2,8 @@
 //! SHA-256 of the hash before it and of itself, so that an entry that was changed,
 //! cut out or put in is found. Pure; where entries are kept is a store's.
 
+use std::fmt::{self, Write};
+
 use sha2::{Digest, Sha256};
 
 use super::UnixSeconds;
@@ -170,6 +172,55 @@ impl Asker {
     }
 }
 
+/// An entry about what a device has asked for, in one piece: it is made once for each
+/// answer, and read elsewhere.
+pub struct Asked {
+    at: UnixSeconds,
+    event: AuditEvent,
+    /// Device, enrollment, identity, address and detail, one after another.
+    text: String,
+    /// Where all but the last of them end.
+    ends: [usize; 4],
+}
+
+impl Asked {
+    /// An entry of these parts; `detail` is put together.
+    pub fn new(
+        event: AuditEvent,
+        at: UnixSeconds,
+        device: &DeviceId,
+        (enrollment, identity, address): (&str, &str, impl fmt::Display),
+        detail: &[&str],
+    ) -> Self {
+        let mut text = String::with_capacity(160);
+        let mut ends = [0; 4];
+        for (part, end) in [device.as_str(), enrollment, identity].into_iter().zip(&mut ends) {
+            text.push_str(part);
+            *end = text.len();
+        }
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{address}");
+        ends[3] = text.len();
+        text.extend(detail.iter().copied());
+        Self { at, event, text, ends }
+    }
+}
+
+impl From<Asked> for AuditEntry {
+    fn from(asked: Asked) -> Self {
+        let Asked { at, event, text, ends: [device, enrollment, identity, address] } = asked;
+        let part = |from: usize, to: usize| Some(text[from..to].to_owned());
+        Self {
+            device: DeviceId::parse_sn(&text[..device]).ok(),
+            enrollment: part(device, enrollment),
+            who: part(enrollment, identity),
+            address: part(identity, address),
+            detail: part(address, text.len()),
+            ..Self::new(event, at)
+        }
+    }
+}
+
 /// How much of the audit log is kept; `None` is without a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
@@ -217,6 +268,14 @@ mod tests {
         }
         assert_ne!(entry().link(&[1; 32]), link);
         assert_eq!(entry().link(&[0; 32]), link);
+    }
+
+    #[test]
+    fn an_entry_in_one_piece_says_the_same() {
+        let device = DeviceId::parse("SN-1").unwrap();
+        let asker = ("lamp", "one", "192.0.2.1");
+        let asked = Asked::new(AuditEvent::Issued, 5, &device, asker, &["a1", "/", "n"]);
+        assert_eq!(AuditEntry { seq: 7, ..asked.into() }, entry());
     }
 
     #[test]

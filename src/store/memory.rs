@@ -152,8 +152,8 @@ impl Store for Memory {
         })
     }
 
-    fn audit(&self, entry: AuditEntry) {
-        self.tables().audit.push(entry);
+    fn audit(&self, asked: Asked) {
+        self.tables().audit.push(asked.into());
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use self::{
-    audit::{Asker, AuditEntry},
+    audit::{Asked, Asker, AuditEntry},
     seal::Keyring,
 };
 use crate::device::{Certificate, DeviceId, Secret};
@@ -279,7 +279,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Puts an entry into the audit log, soon: nobody waits for it. When more are
     /// waiting than there is room for, it is dropped, and the log says how many were.
-    fn audit(&self, entry: AuditEntry);
+    fn audit(&self, asked: Asked);
 
     /// What the audit log says of a device: up to `limit` entries, newest first. What
     /// happened less than a second ago need not be there yet.

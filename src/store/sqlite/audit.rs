@@ -19,7 +19,7 @@ use crate::{
     device::DeviceId,
     store::{
         StoreError, UnixSeconds,
-        audit::{AuditEntry, AuditEvent, Keep, Link},
+        audit::{Asked, AuditEntry, AuditEvent, Keep, Link},
         unix_now,
     },
 };
@@ -43,13 +43,13 @@ macro_rules! columns {
 
 /// The end of the queue that entries are put into.
 pub(super) struct Queue {
-    entries: SyncSender<Box<AuditEntry>>,
+    entries: SyncSender<Box<Asked>>,
     dropped: Arc<AtomicU64>,
 }
 
 /// The other end: what is to be written.
 pub(super) struct Waiting {
-    entries: Receiver<Box<AuditEntry>>,
+    entries: Receiver<Box<Asked>>,
     dropped: Arc<AtomicU64>,
     group: Vec<AuditEntry>,
     /// How long other transactions wait for their lock.
@@ -65,8 +65,8 @@ pub(super) fn queue(wait: Duration) -> (Queue, Waiting) {
 
 impl Queue {
     /// Wakes nobody: the writer looks by itself, several times a second.
-    pub(super) fn push(&self, entry: AuditEntry) {
-        if self.entries.try_send(Box::new(entry)).is_err() {
+    pub(super) fn push(&self, asked: Asked) {
+        if self.entries.try_send(Box::new(asked)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -75,7 +75,7 @@ impl Queue {
 impl Backlog for Waiting {
     fn write_some(&mut self, connection: &Connection, path: &Path) -> Result<bool, StoreError> {
         let room = GROUP.saturating_sub(self.group.len());
-        self.group.extend(self.entries.try_iter().take(room).map(|entry| *entry));
+        self.group.extend(self.entries.try_iter().take(room).map(|asked| AuditEntry::from(*asked)));
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             tracing::warn!(dropped, "the audit log has gaps: too many entries were waiting");

@@ -25,7 +25,7 @@ use self::writer::{WriteError, Writer};
 use super::{
     BatchId, Claim, CloudState, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry, OpenBatch,
     OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
-    audit::{Asker, AuditEntry, AuditEvent, Keep, Link},
+    audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
     seal::{Keyring, Place},
     unix_now,
 };
@@ -268,8 +268,8 @@ impl Store for Sqlite {
         self.writer.submit(move |connection| first_issue(connection, id, at, asker))
     }
 
-    fn audit(&self, entry: AuditEntry) {
-        self.entries.push(entry);
+    fn audit(&self, asked: Asked) {
+        self.entries.push(asked);
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {

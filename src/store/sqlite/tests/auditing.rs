@@ -7,8 +7,8 @@ fn asker() -> Asker {
     Asker { enrollment: "lamps".into(), identity: "one".into(), address: "192.0.2.1".into() }
 }
 
-fn refused(device: &str, at: UnixSeconds) -> AuditEntry {
-    asker().entry(Refused, at, id(device), "the device is disabled".into())
+fn refused(device: &str, at: UnixSeconds) -> Asked {
+    Asked::new(Refused, at, &id(device), ("lamps", "one", "192.0.2.1"), &["the device is disabled"])
 }
 
 fn events(store: &Sqlite, device: &str) -> Vec<AuditEvent> {
