@@ -1,16 +1,16 @@
--- certdist's database, version 2.
+-- certdist's database, version 3.
 --
 -- `certdist serve` and `certdist import` create it by themselves; by hand:
 --     sqlite3 certdist.db < schema.sql
--- It holds secrets (deviceSecret, psk): keep the file readable for certdist's
--- own account only. Look into it, beside a running server, with
+-- It holds secrets (deviceSecret, psk), which are sealed when the configuration has
+-- a database_key: keep the file readable for certdist's own account only. Look into it, beside a running server, with
 --     sqlite3 -readonly certdist.db
 -- and change it with `certdist import` and `certdist device`.
 -- Times are seconds since 1970-01-01T00:00:00Z. Rows never expire.
 
 -- Marks the file as certdist's ("cert"), and tells which schema it has.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 -- One row for each device that may come. The first seven columns are those of
 -- the Tablestore table of the same name.
@@ -75,3 +75,40 @@ CREATE TABLE registration_journal (
     -- The batch that it is a part of.
     batchId      INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- Under which keys values may be sealed. All of them must be configured.
+CREATE TABLE database_key (
+    -- First 4 bytes of a hash of the key, as lower-case hex. `clear`: values may be
+    -- here that are not sealed, or have left traces.
+    keyId        TEXT NOT NULL PRIMARY KEY,
+    -- When the first value was written under it.
+    firstUsed    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What happened, entry by entry; read it with `certdist audit`. Nothing here is
+-- ever changed, and `certdist audit verify` shows whether that is so.
+CREATE TABLE audit_log (
+    -- Without gaps.
+    seq          INTEGER PRIMARY KEY,
+    at           INTEGER NOT NULL,
+    event        TEXT NOT NULL,
+    deviceId     TEXT,
+    enrollment   TEXT,
+    -- PSK identity, or the system's user.
+    who          TEXT,
+    address      TEXT,
+    detail       TEXT,
+    -- SHA-256 of the hash before it and of this entry.
+    hash         BLOB NOT NULL
+) STRICT;
+CREATE INDEX audit_device ON audit_log (deviceId) WHERE deviceId IS NOT NULL;
+
+-- Where the chain of hashes begins, after what was pruned, and where it ends.
+CREATE TABLE audit_chain (
+    id           INTEGER PRIMARY KEY CHECK (id = 0),
+    anchorSeq    INTEGER NOT NULL,
+    anchorHash   BLOB NOT NULL,
+    headSeq      INTEGER NOT NULL,
+    headHash     BLOB NOT NULL
+) STRICT;
+INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32));

@@ -109,7 +109,7 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
     runtime.block_on(async {
         for number in 0..DEVICES {
             let device = DeviceId::parse_sn(&id(number)).expect("an ID");
-            store.record_issue(&device, 1).await.expect("recorded");
+            store.record_issue(&device, 1, Default::default()).await.expect("recorded");
         }
     });
     let kind = Kind::Derived(Key::from_hex(MASTER).expect("a key"));

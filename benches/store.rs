@@ -1,6 +1,7 @@
 //! Figures of the store: `cargo bench --bench store [-- ROWS…]`, by default for a
-//! thousand and a million rows. Each prints the seconds of a first import, of the
-//! same again, of an export, and the time of a read.
+//! thousand and a million rows, clear and sealed. Each prints the seconds of a first
+//! import, of the same again, of an export, and the time of a read; then of sealing a
+//! clear table, and what an entry of the audit log costs.
 
 use std::{
     error::Error,
@@ -13,7 +14,12 @@ use std::{
 
 use certdist::{
     device::DeviceId,
-    store::{Store, StoreFuture, sqlite::Sqlite},
+    store::{
+        Store, StoreFuture,
+        audit::{Asked, AuditEvent},
+        seal::{DatabaseKey, Keyring},
+        sqlite::Sqlite,
+    },
     table_file::{Enrollments, KnownEnrollment, export_file, import_file},
 };
 
@@ -27,21 +33,28 @@ fn main() -> Outcome<()> {
     let sizes = if sizes.is_empty() { vec![1_000, 1_000_000] } else { sizes };
     for rows in sizes {
         for (order, shuffled) in [("in order", false), ("shuffled", true)] {
-            println!("{rows} rows, {order}:");
-            measure(rows, shuffled)?;
+            for (form, sealed) in [("clear", false), ("sealed", true)] {
+                println!("{rows} rows, {order}, {form}:");
+                measure(rows, shuffled, sealed)?;
+            }
         }
     }
     Ok(())
 }
 
-fn measure(rows: u64, shuffled: bool) -> Outcome<()> {
+fn keys() -> Outcome<Keyring> {
+    Ok(Keyring::new([DatabaseKey::parse(DatabaseKey::generate()?.expose())?]))
+}
+
+fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("batch.csv");
     write_batch(&file, rows, shuffled)?;
     let individual =
         KnownEnrollment { name: "plugs".into(), product_key: "a1plugs".into(), individual: true };
     let enrollments = Enrollments::new(vec![individual]);
-    let store = Sqlite::open(&directory.path().join("certdist.db"))?;
+    let keys = if sealed { keys()? } else { Keyring::default() };
+    let store = Sqlite::open_sealed(&directory.path().join("certdist.db"), keys)?;
 
     for name in ["first import", "same again"] {
         let start = Instant::now();
@@ -56,7 +69,47 @@ fn measure(rows: u64, shuffled: bool) -> Outcome<()> {
     let ids: Vec<_> = devices.iter().map(|device| DeviceId::parse(device)).collect::<Result<_, _>>()?;
     time_reads("device()", &ids, |id| store.device(id))?;
     time_reads("individual_key()", &devices, |device| store.individual_key(device))?;
+    if !sealed {
+        time_entries(&store, &ids)?;
+        let start = Instant::now();
+        store.set_keys(self::keys()?)?;
+        let sealed = store.seal(|_, _| ())?.sealed;
+        println!("  seal(): {:.2} s ({sealed} values)", start.elapsed().as_secs_f64());
+    }
     Ok(())
+}
+
+/// What an entry costs whoever hands it in, and all of the process until it is written.
+fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
+    let asker = ("plugs", "SN-1", "192.0.2.1");
+    let entry = |id: &DeviceId| Asked::new(AuditEvent::Reissued, 1, id, asker, &["a1plugs", "/", "name-1"]);
+    let before = store.verify_audit(|_, _| ())?.entries;
+    let cpu = cpu_time()?;
+    let mut handing_in = 0.0;
+    for some in ids.chunks(2000) {
+        let start = Instant::now();
+        some.iter().for_each(|id| store.audit(entry(id)));
+        handing_in += start.elapsed().as_secs_f64();
+        // As many as a busy server has between two looks of the writer.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let cpu = cpu_time()? - cpu;
+    let written = store.verify_audit(|_, _| ())?.entries - before;
+    let each = 1e6 / ids.len() as f64;
+    println!(
+        "  audit(): {:.2} µs; with writing {:.2} µs of CPU ({written} written)",
+        handing_in * each,
+        cpu * each
+    );
+    Ok(())
+}
+
+/// Seconds of CPU that this process has used.
+fn cpu_time() -> Outcome<f64> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Times a read of each, after a first round that fills the caches.

@@ -97,7 +97,7 @@ impl Service {
         form: Form,
     ) -> Response {
         let enrollment = &principal.enrollment.name;
-        match self.provisioner.certificate(principal, device).await {
+        match self.provisioner.certificate(origin, principal, device).await {
             Ok(certificate) => {
                 tracing::debug!(%device, enrollment, "certificate handed out");
                 content(form, &certificate)

@@ -3,6 +3,7 @@
 //! and credentials are not in it but where it says they are.
 
 mod admin;
+mod database_key;
 mod document;
 mod file;
 mod iot_platform;
@@ -27,6 +28,7 @@ use crate::{
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
+    store::{audit::Keep, seal::Keyring},
 };
 
 /// Where the configuration is when nobody says otherwise.
@@ -48,6 +50,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `sqlite:PATH`.
     pub database: String,
+    /// Under which its secrets are sealed; none: they are kept clear.
+    pub database_keys: Keyring,
+    /// How much of the audit log is kept.
+    pub audit: Keep,
     /// Where devices are registered; `None` when only certificates that are in
     /// the table already are handed out.
     pub iot_platform: Option<IotPlatform>,
@@ -142,6 +148,7 @@ impl Config {
         let mut root = document.root::<file::Root>(all);
         let cloud = document.section::<file::IotPlatform>(all);
         let admin = document.section::<file::Admin>(all);
+        let audit = document.section::<file::Audit>(all);
         let plain_coap = document.section::<file::PlainCoap>(all);
         let tables = document.repeated::<file::Enrollment>(all);
         let mut limits = match document.section::<file::Limits>(all) {
@@ -176,6 +183,9 @@ impl Config {
         }
         let database = absolute_database(&root.values.database, folder);
         let database = root.checked(all, &["database"], database);
+        let file::Root { database_key, database_key_previous, .. } = &root.values;
+        let database_keys = database_key::read(database_key.as_deref(), database_key_previous, folder);
+        let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
         let iot_platform = cloud.map(|section| iot_platform::read(section, folder, all));
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
         let admin = admin.map(|section| admin::read(section, folder, all));
@@ -185,6 +195,8 @@ impl Config {
         Ok(Self {
             listen: root.values.listen,
             database: database.unwrap_or_default(),
+            database_keys: database_keys.unwrap_or_default(),
+            audit: audit.map_or_else(Keep::default, |section| read_keep(&section.values)),
             iot_platform: iot_platform.flatten(),
             admin: admin.flatten(),
             plain_coap: plain_coap.flatten(),
@@ -198,6 +210,15 @@ impl Config {
     /// before all sections, and `enrollment` may be there repeatedly.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
+    }
+}
+
+/// 0 is without a limit.
+fn read_keep(section: &file::Audit) -> Keep {
+    let defaults = Keep::default();
+    Keep {
+        days: section.keep_days.or(defaults.days).filter(|days| *days > 0),
+        rows: section.max_rows.or(defaults.rows).filter(|rows| *rows > 0),
     }
 }
 

@@ -6,9 +6,14 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     device::{Certificate, DeviceId},
+    limits::Origin,
     psk::{Principal, Reissue},
     registrar::{Outcome, Registrar},
-    store::{DeviceRow, DeviceState, JournalEntry, Store, StoreError, UnixSeconds, unix_now},
+    store::{
+        DeviceRow, DeviceState, Issue, JournalEntry, Store, StoreError, UnixSeconds,
+        audit::{Asked, Asker, AuditEvent},
+        unix_now,
+    },
 };
 
 /// Why a device does not get a certificate.
@@ -38,6 +43,13 @@ pub enum Refusal {
     TimedOut,
 }
 
+impl Refusal {
+    /// Whether it was decided about the device, rather than put off.
+    fn is_final(&self) -> bool {
+        !matches!(self, Self::Later(_) | Self::TimedOut)
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "a device is told to come back");
@@ -62,9 +74,28 @@ impl Provisioner {
         Self { store, registrar, patience }
     }
 
-    /// The certificate of `device`, for a client that has proven to be `principal`.
+    /// The certificate of `device`, for a client that has proven to be `principal`,
+    /// at `origin`. What becomes of it is in the audit log.
     pub async fn certificate(
         &self,
+        origin: Origin,
+        principal: &Principal,
+        device: &DeviceId,
+    ) -> Result<Certificate, Refusal> {
+        let answer = self.decide(origin, principal, device).await;
+        if let Err(refusal) = &answer
+            && refusal.is_final()
+        {
+            let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
+            let reason = refusal.to_string();
+            self.store.audit(Asked::new(AuditEvent::Refused, unix_now(), device, asker, &[&reason]));
+        }
+        answer
+    }
+
+    async fn decide(
+        &self,
+        origin: Origin,
         principal: &Principal,
         device: &DeviceId,
     ) -> Result<Certificate, Refusal> {
@@ -89,9 +120,15 @@ impl Provisioner {
             Some(certificate) => certificate,
             None => self.register(row).await?,
         };
-        // A device that comes again writes nothing.
-        if first_issued.is_none() {
-            self.record_issue(principal.enrollment.reissue, device, now).await?;
+        // A device that comes again waits for no write.
+        let again = match first_issued {
+            Some(_) => true,
+            None => !self.record_issue(origin, principal, device, now).await?.is_first,
+        };
+        if again {
+            let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
+            let detail = [&certificate.product_key, "/", &certificate.device_name];
+            self.store.audit(Asked::new(AuditEvent::Reissued, now, device, asker, &detail));
         }
         Ok(certificate)
     }
@@ -116,12 +153,21 @@ impl Provisioner {
     /// one was the first.
     async fn record_issue(
         &self,
-        reissue: Reissue,
+        origin: Origin,
+        principal: &Principal,
         device: &DeviceId,
         now: UnixSeconds,
-    ) -> Result<(), Refusal> {
-        let issue = self.store.record_issue(device, now).await?;
-        if issue.is_first { Ok(()) } else { may_have_again(reissue, issue.first, now) }
+    ) -> Result<Issue, Refusal> {
+        let asker = Asker {
+            enrollment: principal.enrollment.name.clone(),
+            identity: principal.identity().to_owned(),
+            address: origin.to_string(),
+        };
+        let issue = self.store.record_issue(device, now, asker).await?;
+        if !issue.is_first {
+            may_have_again(principal.enrollment.reissue, issue.first, now)?;
+        }
+        Ok(issue)
     }
 }
 

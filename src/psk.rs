@@ -107,6 +107,20 @@ pub struct Principal {
     pub enrollment: Arc<Enrollment>,
     /// The one device that it is; `None` when the key is shared.
     pub device: Option<DeviceId>,
+    /// The identity that it has presented, when the key is its very own.
+    pub own_identity: Option<Arc<str>>,
+}
+
+impl Principal {
+    /// The PSK identity that the key belongs to; empty for a client without one.
+    pub fn identity(&self) -> &str {
+        match (&self.own_identity, &self.device, &self.enrollment.kind) {
+            (Some(identity), ..) => identity,
+            (None, Some(device), _) => device.as_str(),
+            (None, None, Kind::Shared { identity, .. }) => identity,
+            (None, None, _) => "",
+        }
+    }
 }
 
 /// The enrollments of a configuration, by what they are looked up by.
@@ -150,9 +164,10 @@ impl Enrollments {
         let individual = self.individual(identity, store).await?;
         let derived = self.derived(identity, store).await?;
         let shared = self.by_identity.get(identity).and_then(|enrollment| match &enrollment.kind {
-            Kind::Shared { key, .. } => {
-                Some((key.clone(), Principal { enrollment: enrollment.clone(), device: None }))
-            }
+            Kind::Shared { key, .. } => Some((
+                key.clone(),
+                Principal { enrollment: enrollment.clone(), device: None, own_identity: None },
+            )),
             _ => None,
         });
         Ok(shared.or(individual).or(derived))
@@ -171,7 +186,11 @@ impl Enrollments {
         let Ok(key) = Key::from_hex(digits) else { return Ok(None) };
         Ok(found.and_then(|found| {
             let enrollment = self.by_name.get(&found.enrollment)?;
-            let principal = Principal { enrollment: enrollment.clone(), device: Some(found.device) };
+            let principal = Principal {
+                enrollment: enrollment.clone(),
+                device: Some(found.device),
+                own_identity: Some(identity.into()),
+            };
             (enrollment.kind == Kind::Individual).then_some((key, principal))
         }))
     }
@@ -185,7 +204,7 @@ impl Enrollments {
         let Some(enrollment) = self.derived_of(&device, store).await? else { return Ok(None) };
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
         let key = master.derive(identity.as_bytes());
-        Ok(Some((key, Principal { enrollment, device: Some(device) })))
+        Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
     }
 
     /// The derived enrollment of a device. With one there is nothing to look up:

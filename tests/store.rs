@@ -102,7 +102,7 @@ fn reopening_keeps_everything() {
     let store = store::open(&url).unwrap();
     let report = import_file(&*store, &file, &enrollments(), false, |_, _| ()).unwrap();
     assert_eq!(report, ImportReport { added: 3, ..Default::default() });
-    assert_eq!(wait(store.record_issue(&id("SN-1"), 77)).first, 77);
+    assert_eq!(wait(store.record_issue(&id("SN-1"), 77, Default::default())).first, 77);
     assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled)));
     drop(store);
 

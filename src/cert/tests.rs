@@ -375,7 +375,7 @@ async fn within_its_window_a_certificate_is_repeated_and_after_it_not() {
     let row = bench.store.device(&DeviceId::parse("PLUG-1").unwrap()).await.unwrap().unwrap();
     assert!(row.first_issued.is_some(), "on the disk before the answer left");
     // The first issue of PLUG-2 was long ago.
-    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000).await.unwrap();
+    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000, Default::default()).await.unwrap();
     assert_eq!(bench.ask("plug-identity", get().query("sn=PLUG-2")).await.code, Code::Forbidden);
 }
 
@@ -497,7 +497,7 @@ async fn every_kind_of_refusal_counts_as_a_tried_id_and_a_hit_does_not() {
         ..RequestLimits::default()
     };
     bench.service = Arc::new(bench.service.with_limits(limits("plug")));
-    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000).await.unwrap();
+    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000, Default::default()).await.unwrap();
     let ask = |device: &str| bench.ask("plug-identity", get().query(&format!("sn={device}")));
     for _ in 0..10 {
         assert_eq!(name(&ask("PLUG-1").await), "PLUG-1");

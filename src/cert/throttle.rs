@@ -255,7 +255,7 @@ mod tests {
             reissue: Reissue::Always,
         };
         let device = device.map(|device| DeviceId::parse(device).unwrap());
-        Principal { enrollment: Arc::new(enrollment), device }
+        Principal { enrollment: Arc::new(enrollment), device, own_identity: None }
     }
 
     fn limits(identity: u32, address: u32, enrollment: u32) -> RequestLimits {

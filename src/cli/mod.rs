@@ -3,7 +3,11 @@
 
 mod admin;
 mod ask;
+mod audit;
+mod backup;
 mod check_config;
+mod core_dumps;
+mod database;
 #[cfg(feature = "simulation")]
 pub mod demo;
 mod device;
@@ -75,6 +79,10 @@ enum Command {
     Stats(stats::Args),
     Key(key::Args),
     Admin(admin::Args),
+    Database(database::Args),
+    Audit(audit::Args),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     CheckConfig(check_config::Args),
     Completion(man::CompletionArgs),
     #[command(hide = true)]
@@ -140,6 +148,10 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&args),
         Command::Key(args) => key::run(&args),
         Command::Admin(args) => admin::run(&args),
+        Command::Database(args) => database::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Backup(args) => backup::back_up(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::CheckConfig(args) => runtime().and_then(|runtime| runtime.block_on(check_config::run(args))),
         Command::Completion(args) => man::completion(&args),
         Command::Man(args) => man::run(&args),
@@ -178,7 +190,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
-    Ok(store::open(&config.database)?)
+    Ok(store::open_sealed(&config.database, config.database_keys.clone())?)
 }
 
 /// Writes results. Whoever reads them may have seen enough (`| head`): then there is

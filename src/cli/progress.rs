@@ -37,6 +37,12 @@ impl Progress {
         self.bar.inc(more);
     }
 
+    /// So much of it all is done.
+    pub(super) fn set(&mut self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.add(done.saturating_sub(self.bar.position()));
+    }
+
     /// While something is done that does not say how far it is.
     pub(super) fn during<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
         let (done, is_done) = mpsc::channel::<()>();

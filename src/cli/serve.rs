@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{ConfigArgs, Failure, Outcome, open_store};
+use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store};
 use crate::{
     admin,
     cert::Service,
@@ -29,8 +29,11 @@ use crate::{
     psk::Enrollments,
     registrar::{self, Registrar},
     server::{self, Rooms, Server, plain::Plain},
-    store::{Store, unix_now},
+    store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
+
+/// How often is looked for entries of the audit log that need not be kept.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the server
 #[derive(clap::Args)]
@@ -51,8 +54,8 @@ Example of a configuration, certdist.toml
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints `listening on coaps://ADDR:PORT` once it is ready.
-SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments
-and the limits of requests anew.")]
+SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments,
+the limits of requests and the database keys anew.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -60,7 +63,11 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Outcome {
+    core_dumps::forbid().context("core dumps cannot be turned off")?;
     let config = args.config.read()?;
+    if config.database_keys.first().is_none() {
+        tracing::warn!("secrets in the database are not sealed: the configuration has no database_key");
+    }
     // Before the announcement: whoever waits for it may stop us at once.
     let mut signals = Signals::new()?;
     let running = Running::start(&config).await?;
@@ -72,8 +79,11 @@ pub async fn run(args: Args) -> Outcome {
             Order::Stop => break,
             Order::Reload => match args.config.read() {
                 Ok(changed) => {
-                    running.reload(&changed);
-                    tracing::info!("enrollments and limits of requests read anew");
+                    if let Err(error) = running.reload(&changed) {
+                        tracing::error!("the configuration stays as it was: {error}");
+                        continue;
+                    }
+                    tracing::info!("enrollments, limits of requests and database keys read anew");
                     let keys = config.needs_restart(&changed);
                     if !keys.is_empty() {
                         tracing::warn!("{} changed as well, which takes a restart", keys.join(", "));
@@ -104,8 +114,10 @@ pub struct Running {
     registrar: Arc<Registrar>,
     admin: Option<admin::Admin>,
     drain: Duration,
-    /// Ended when it is dropped.
+    store: Arc<Sqlite>,
+    /// Ended when they are dropped.
     _plain: Option<JoinSet<()>>,
+    _pruning: JoinSet<()>,
 }
 
 impl Running {
@@ -129,7 +141,7 @@ impl Running {
                     pulses: server.pulses(),
                     registrar: registrar.clone(),
                     throttle: rooms.service.counters(),
-                    store: table,
+                    store: table.clone(),
                     started: unix_now(),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
@@ -147,7 +159,16 @@ impl Running {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
         registrar.start_sweeps();
-        Ok(Self { server, rooms, registrar, admin, drain: config.limits.drain, _plain: plain })
+        Ok(Self {
+            server,
+            rooms,
+            registrar,
+            admin,
+            drain: config.limits.drain,
+            _plain: plain,
+            _pruning: prune_audit(table.clone(), config.audit),
+            store: table,
+        })
     }
 
     /// Where devices connect to.
@@ -169,9 +190,11 @@ impl Running {
         }
     }
 
-    /// Takes over the enrollments, and how often may be asked, of a configuration
-    /// that has changed.
-    pub fn reload(&self, config: &Config) {
+    /// Takes over the enrollments, how often may be asked, and the keys of the
+    /// database, of a configuration that has changed; keys that do not open what is
+    /// there are refused, and nothing is taken then.
+    pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
+        self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
         if let Some(admin) = &self.admin {
             admin.reload(&config.enrollments);
@@ -181,6 +204,7 @@ impl Running {
             service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
             store: self.rooms.store.clone(),
         });
+        Ok(())
     }
 
     /// Finishes the registrations in progress, within bounds, and ends. What is
@@ -194,6 +218,24 @@ impl Running {
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
+}
+
+/// Removes what need not be kept of the audit log, a bit at a time.
+fn prune_audit(store: Arc<Sqlite>, keep: Keep) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            match store.prune_audit(keep).await {
+                Ok(0) => tokio::time::sleep(PRUNE_EVERY).await,
+                Ok(pruned) => tracing::info!(pruned, "old entries of the audit log are removed"),
+                Err(error) => {
+                    tracing::warn!(%error, "the audit log is not pruned");
+                    tokio::time::sleep(PRUNE_EVERY).await;
+                }
+            }
+        }
+    });
+    tasks
 }
 
 async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {

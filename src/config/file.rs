@@ -19,11 +19,19 @@ use crate::iot_platform::{
 
 /// Every section and its keys, in the order of the documentation. The first, without
 /// a name, is what stands before all sections; `enrollment` may be there repeatedly.
-pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 6] {
+pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())
     }
-    [of::<Root>(), of::<IotPlatform>(), of::<Admin>(), of::<PlainCoap>(), of::<Enrollment>(), of::<Limits>()]
+    [
+        of::<Root>(),
+        of::<IotPlatform>(),
+        of::<Admin>(),
+        of::<Audit>(),
+        of::<PlainCoap>(),
+        of::<Enrollment>(),
+        of::<Limits>(),
+    ]
 }
 
 #[derive(Deserialize)]
@@ -31,12 +39,27 @@ pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 6] {
 pub(super) struct Root {
     pub(super) listen: SocketAddr,
     pub(super) database: String,
+    pub(super) database_key: Option<String>,
+    #[serde(default)]
+    pub(super) database_key_previous: Vec<String>,
 }
 
 impl Section for Root {
     const NAME: &'static str = "";
     const REQUIRED: &'static [(&'static str, &'static str)] =
         &[("listen", "0.0.0.0:5684"), ("database", "sqlite:certdist.db")];
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Audit {
+    pub(super) keep_days: Option<u32>,
+    pub(super) max_rows: Option<u64>,
+}
+
+impl Section for Audit {
+    const NAME: &'static str = "audit";
+    const REQUIRED: &'static [(&'static str, &'static str)] = &[];
 }
 
 #[derive(Deserialize)]

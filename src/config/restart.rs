@@ -42,6 +42,8 @@ impl Config {
             (None, None) => {}
             _ => compare("[iot_platform]", false),
         }
+        compare("[audit] keep_days", self.audit.days == other.audit.days);
+        compare("[audit] max_rows", self.audit.rows == other.audit.rows);
         match (&self.admin, &other.admin) {
             (Some(own), Some(other)) => {
                 compare("[admin] listen", own.listen == other.listen);

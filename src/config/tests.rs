@@ -184,6 +184,7 @@ fn parse_example(text: &str) -> Result<Config> {
     for key in ["lamp-2026.key", "plug-batch-7.key"] {
         fs::write(folder.path().join(key), "000102030405060708090a0b0c0d0e0f\n").unwrap();
     }
+    fs::write(folder.path().join("database.key"), "ab".repeat(32)).unwrap();
     let admin = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("admin.pem"), admin.cert.pem()).unwrap();
     fs::write(folder.path().join("admin-key.pem"), admin.key_pair.serialize_pem()).unwrap();
@@ -439,4 +440,36 @@ fn what_takes_a_restart_is_told_by_its_keys() {
         let other = parse(&before.replace(right, other)).unwrap();
         assert_eq!(parse(before).unwrap().needs_restart(&other), [] as [&str; 0]);
     }
+}
+
+#[test]
+fn database_keys_are_found_in_files_and_what_is_wrong_is_said_without_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = "ab".repeat(32);
+    std::fs::write(folder.path().join("database.key"), format!("{key}\n")).unwrap();
+    std::fs::write(folder.path().join("short.key"), &key[..60]).unwrap();
+    let with = |lines: &str| Config::parse(&format!("{lines}\n{MINIMAL}"), folder.path());
+    assert_eq!(with("").unwrap().database_keys.first(), None);
+    let config = with("database_key = \"file:database.key\"").unwrap();
+    assert!(config.database_keys.first().is_some());
+    assert!(!format!("{config:?}").contains(&key[..8]));
+    for (lines, expected) in [
+        ("database_key = \"file:short.key\"".to_owned(), "64 hex digits or in base64"),
+        ("database_key = \"file:not-there.key\"".into(), "not-there.key cannot be read"),
+        ("database_key = \"env:CERTDIST_NOT_THERE\"".into(), "the environment has no CERTDIST_NOT_THERE"),
+        ("database_key = \"credential:db\"".into(), "LoadCredential=db:PATH"),
+        ("database_key = \"credential:../db\"".into(), "the name of a credential"),
+        (format!("database_key = \"{key}\""), "expected \"file:PATH\", \"env:NAME\" or \"credential:NAME\""),
+        ("database_key_previous = [\"file:database.key\"]".into(), "without database_key"),
+    ] {
+        let error = format!("{:#}", with(&lines).expect_err(&lines));
+        assert!(error.contains(expected) && !error.contains(&key[..8]), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn how_much_of_the_audit_log_is_kept_can_be_set() {
+    let keep = |section: &str| parse(&format!("{MINIMAL}[audit]\n{section}")).unwrap().audit;
+    assert_eq!(parse(MINIMAL).unwrap().audit, Keep::default());
+    assert_eq!(keep("keep_days = 30\nmax_rows = 0"), Keep { days: Some(30), rows: None });
 }

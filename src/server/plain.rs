@@ -64,7 +64,7 @@ impl Plain {
             verified: HashSet::new(),
             order: VecDeque::new(),
             service,
-            principal: Principal { enrollment, device: None },
+            principal: Principal { enrollment, device: None, own_identity: None },
             tasks: JoinSet::new(),
             sent: Vec::new(),
         }

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::*;
+use super::{audit::AuditEvent, *};
 
 #[derive(Default)]
 struct Tables {
@@ -21,6 +21,7 @@ struct Tables {
     batches: BTreeMap<BatchId, OpenBatch>,
     /// Batches that there were.
     batch_count: BatchId,
+    audit: Vec<AuditEntry>,
     now: UnixSeconds,
 }
 
@@ -139,11 +140,26 @@ impl Store for Memory {
         self.answer(|_| Ok(None))
     }
 
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue> {
+    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue> {
         self.answer(|tables| {
             let row = tables.devices.get_mut(id).ok_or_else(absent)?;
             let is_first = row.first_issued.is_none();
-            Ok(Issue { first: *row.first_issued.get_or_insert(at), is_first })
+            let first = *row.first_issued.get_or_insert(at);
+            if is_first {
+                tables.audit.push(asker.entry(AuditEvent::Issued, at, id.clone(), String::new()));
+            }
+            Ok(Issue { first, is_first })
+        })
+    }
+
+    fn audit(&self, asked: Asked) {
+        self.tables().audit.push(asked.into());
+    }
+
+    fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
+        self.answer(|tables| {
+            let newest = tables.audit.iter().rev();
+            Ok(newest.filter(|entry| entry.device.as_ref() == Some(id)).take(limit).cloned().collect())
         })
     }
 

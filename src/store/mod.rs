@@ -3,8 +3,10 @@
 //! that the rooms above speak to; a store is one file or folder here and one
 //! line in [`open`]. A store knows nothing of policies: it keeps what it is told.
 
+pub mod audit;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod seal;
 pub mod sqlite;
 
 use std::{
@@ -14,6 +16,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use self::{
+    audit::{Asked, Asker, AuditEntry},
+    seal::Keyring,
+};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     figures::Histogram,
@@ -303,10 +309,18 @@ pub trait Store: Send + Sync + 'static {
     /// The individual key of a PSK identity.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records, durably, that the certificate is handed out at `at`, unless it
-    /// was handed out before. [`StoreError::Failed`] for a device that is not in
-    /// the table.
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue>;
+    /// Records, durably, that the certificate is handed out at `at` to `asker`,
+    /// unless it was handed out before. The audit log says so in the same step.
+    /// [`StoreError::Failed`] for a device that is not in the table.
+    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue>;
+
+    /// Puts an entry into the audit log, soon: nobody waits for it. When more are
+    /// waiting than there is room for, it is dropped, and the log says how many were.
+    fn audit(&self, asked: Asked);
+
+    /// What the audit log says of a device: up to `limit` entries, newest first. What
+    /// happened less than a second ago need not be there yet.
+    fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
     /// Writes the journal entry, durably, before IoT Platform is asked. An entry
     /// of the same device is replaced, and keeps its time if it asked for the same
@@ -441,10 +455,17 @@ pub fn examine(url: &str) -> Result<Condition, StoreError> {
 }
 
 /// Opens the store that a configuration's `database` names, creating it when it
-/// is not there.
+/// is not there, without a key for its secrets.
 pub fn open(url: &str) -> Result<Arc<sqlite::Sqlite>, StoreError> {
+    open_sealed(url, Keyring::default())
+}
+
+/// The same, with secrets that are sealed under `keys`.
+pub fn open_sealed(url: &str, keys: Keyring) -> Result<Arc<sqlite::Sqlite>, StoreError> {
     match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(path.as_ref())?)),
+        Some(("sqlite", path)) if !path.is_empty() => {
+            Ok(Arc::new(sqlite::Sqlite::open_sealed(path.as_ref(), keys)?))
+        }
         _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
     }
 }

@@ -12,6 +12,7 @@ fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
         device: device.map(|device| DeviceId::parse(device).unwrap()),
+        own_identity: None,
     }
 }
 

@@ -47,7 +47,7 @@ fn a_provisioning_allocates_no_more_often_than_is_written_down() {
     };
     let registration = crate::store::Registration { certificate, iot_id: None, registered: 1 };
     runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
-    runtime.block_on(rooms.store.record_issue(&device, 1)).unwrap();
+    runtime.block_on(rooms.store.record_issue(&device, 1, Default::default())).unwrap();
     let now = Instant::now();
     let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);

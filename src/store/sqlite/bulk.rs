@@ -3,14 +3,20 @@
 //! whatever else reads and writes. Knows what may be merged into a row and what
 //! contradicts it, and nothing of the file that the rows come from.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
+use zeroize::Zeroizing;
 
-use super::{Sqlite, connection, read, store_error};
+use super::{Sqlite, audit, connection, keys, read, store_error};
 use crate::{
     device::{DeviceId, Secret},
-    store::{Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError, Totals},
+    store::{
+        Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError, Totals,
+        audit::{AuditEntry, AuditEvent},
+        seal::{Keyring, Place},
+        unix_now,
+    },
 };
 
 /// KiB of page cache for an import: rows in no order touch pages all over the
@@ -29,7 +35,7 @@ impl Bulk for Sqlite {
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
         // The log is emptied once, at the end, and not in the midst of COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
-        let outcome = import(&connection, &self.path, rows, dry_run, &mut reject);
+        let outcome = import(&connection, self, rows, dry_run, &mut reject);
         if connection.total_changes() > 0 {
             empty_log(&connection);
         }
@@ -41,7 +47,7 @@ impl Bulk for Sqlite {
         each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
     ) -> Result<(), E> {
         let connection = connection::open_reader(&self.path)?;
-        read::export(&connection, each).map_err(|error| store_error(&self.path, error))?
+        read::export(&connection, &self.keys.load(), each).map_err(|error| store_error(&self.path, error))?
     }
 
     fn count(&self) -> Result<u64, StoreError> {
@@ -88,16 +94,16 @@ impl Sqlite {
 
 fn import<E>(
     connection: &Connection,
-    path: &Path,
+    store: &Sqlite,
     rows: impl Iterator<Item = Result<ImportRow, E>>,
     dry_run: bool,
     reject: &mut impl FnMut(u64, Rejection<E>),
 ) -> Result<ImportReport, ImportError> {
-    let failed = |error| store_error(path, error);
+    let failed = |error| store_error(&store.path, error);
     // Until it commits, every way out of here rolls back.
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    let mut table = Table::prepare(&transaction).map_err(failed)?;
+    let mut table = Table::prepare(&transaction, store.keys.load_full()).map_err(failed)?;
     let (mut report, mut rejected) = (ImportReport::default(), 0);
     for (index, row) in (0..).zip(rows) {
         // After a rejected row the rest is still merged, although in vain: so the
@@ -129,6 +135,14 @@ fn import<E>(
         return Err(ImportError::Rejected(rejected));
     }
     if !dry_run {
+        if report.added + report.changed > 0 {
+            let entry = AuditEntry {
+                who: Some(store.operator.to_string()),
+                detail: Some(format!("{} devices added, {} changed", report.added, report.changed)),
+                ..AuditEntry::new(AuditEvent::Imported, unix_now())
+            };
+            audit::append(&transaction, &entry).map_err(failed)?;
+        }
         transaction.commit().map_err(failed)?;
     }
     Ok(report)
@@ -138,7 +152,7 @@ fn import<E>(
 /// the work is done by the passive pass, which holds nobody up; then truncating
 /// takes a moment, for which a reader or a writer may refuse. In that case the
 /// log is emptied by whoever writes next: nothing depends on it.
-fn empty_log(connection: &Connection) {
+pub(super) fn empty_log(connection: &Connection) {
     for mode in ["PASSIVE", "TRUNCATE"] {
         let _ = connection.busy_timeout(std::time::Duration::from_secs(1));
         let _ = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |_| Ok(()));
@@ -171,6 +185,9 @@ fn conflict(column: &'static str, reason: impl Into<String>) -> Unmerged {
 /// not written.
 struct Table<'c> {
     connection: &'c Connection,
+    keys: Arc<Keyring>,
+    /// Whether it is noted under which key secrets are written.
+    noted: bool,
     insert: Statement<'c>,
     update: Statement<'c>,
     insert_key: Statement<'c>,
@@ -181,9 +198,11 @@ struct Table<'c> {
 }
 
 impl<'c> Table<'c> {
-    fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
+    fn prepare(connection: &'c Connection, keys: Arc<Keyring>) -> rusqlite::Result<Self> {
         Ok(Self {
             connection,
+            keys,
+            noted: false,
             insert: connection.prepare(
                 "INSERT INTO device_table (deviceId, enrollment, productKey, deviceName, deviceSecret, \
                  IotId) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (deviceId) DO NOTHING",
@@ -205,13 +224,24 @@ impl<'c> Table<'c> {
         })
     }
 
+    /// A secret as it is stored.
+    fn seal(&mut self, place: Place<'_>, clear: &Secret) -> rusqlite::Result<Zeroizing<String>> {
+        if !self.noted {
+            keys::note(self.connection, &self.keys)?;
+            self.noted = true;
+        }
+        keys::sealed(&self.keys, place, clear.expose())
+    }
+
     fn merge(&mut self, row: &ImportRow) -> Result<Merged, Unmerged> {
+        let place = Place::DeviceSecret(row.device.as_str());
+        let device_secret = row.device_secret.as_ref().map(|clear| self.seal(place, clear)).transpose()?;
         let added = self.insert.execute(params![
             row.device.as_str(),
             row.enrollment,
             row.product_key.as_ref().unwrap_or(&row.enrollment_product),
             row.device_name,
-            row.device_secret.as_ref().map(Secret::expose),
+            device_secret.as_deref(),
             row.iot_id
         ])? > 0;
         let changed = !added && self.merge_device(row)?;
@@ -225,7 +255,7 @@ impl<'c> Table<'c> {
 
     /// Merges into a row that is there; whether that changed it.
     fn merge_device(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
-        let Some(stored) = read::device(self.connection, &row.device)? else {
+        let Some(stored) = read::device(self.connection, &self.keys, &row.device)? else {
             return Ok(false);
         };
         let moves = stored.enrollment != row.enrollment;
@@ -267,12 +297,14 @@ impl<'c> Table<'c> {
         if !(moves || new_product || new_name || new_secret || new_iot_id) {
             return Ok(false);
         }
+        let place = Place::DeviceSecret(row.device.as_str());
+        let sealed = device_secret.map(|clear| self.seal(place, clear)).transpose()?;
         self.update.execute(params![
             row.device.as_str(),
             row.enrollment,
             product_key,
             device_name,
-            device_secret.map(Secret::expose),
+            sealed.as_deref(),
             iot_id
         ])?;
         if moves && !row.individual {
@@ -280,6 +312,10 @@ impl<'c> Table<'c> {
             self.delete_key.execute([row.device.as_str()])?;
         }
         Ok(true)
+    }
+
+    fn is_sealed_of(&self, place: Place<'_>, stored: &str, clear: &Secret) -> rusqlite::Result<bool> {
+        Ok(keys::opened(&self.keys, place, stored)? == *clear)
     }
 
     /// Sets the device's key; whether that changed anything.
@@ -295,18 +331,23 @@ impl<'c> Table<'c> {
             }
             return Ok(false);
         };
-        if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
+        let sealed = self.seal(Place::Psk { device, identity }, psk)?;
+        if self.insert_key.execute([identity, device, &*sealed])? > 0 {
             return Ok(true);
         }
         // Either the identity is taken, or the device has another one.
         let owner = self
             .owner_of_key
-            .query_row([identity], |row| Ok((row.get::<_, String>(0)?, Secret::new(row.get(1)?))))
+            .query_row([identity], |row| {
+                Ok((row.get::<_, String>(0)?, Zeroizing::new(row.get::<_, String>(1)?)))
+            })
             .optional()?;
         match owner {
             Some((owner, _)) if owner != device => Err(conflict("pskIdentity", taken(&owner))),
-            Some((_, stored)) if stored == *psk => Ok(false),
-            _ => Ok(self.update_key.execute([identity, device, psk.expose()])? > 0),
+            Some((_, stored)) if self.is_sealed_of(Place::Psk { device, identity }, &stored, psk)? => {
+                Ok(false)
+            }
+            _ => Ok(self.update_key.execute([identity, device, &*sealed])? > 0),
         }
     }
 }

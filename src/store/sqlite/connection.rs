@@ -24,7 +24,7 @@ const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// What brings an older database from version `index + 1` to `index + 2`. A change of
 /// `schema.sql` appends a script here.
-const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql")];
+const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql"), include_str!("upgrade_2_to_3.sql")];
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
@@ -122,7 +122,7 @@ fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection,
 /// shared memory the same mode. An existing file is not so much as opened: to
 /// close it again would drop the POSIX locks that this process's other
 /// connections hold on it.
-fn create_private(path: &Path) -> Result<(), StoreError> {
+pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
     }
@@ -179,6 +179,19 @@ fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     Ok(found)
 }
 
+/// Refuses a database that is not ours, or not of the current version.
+pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    match examine_at_once(connection).map_err(|error| unreadable(path, error))? {
+        Found::Version(VERSION) => Ok(()),
+        Found::Version(version) => Err(StoreError::Failed(format!(
+            "{}: the database has schema version {version}, expected {VERSION}: a certdist that opens it \
+             brings it there",
+            path.display()
+        ))),
+        other => Err(refusal(path, &other)),
+    }
+}
+
 fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
@@ -214,6 +227,9 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // A certificate or a journal entry that was answered for survives power loss.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // What is deleted or replaced is overwritten: a secret that was clear and is
+    // sealed, or whose device is gone, does not stay in the file.
+    connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
     connection.pragma_update(None, "cache_size", -16_384)?;
     // Bytes: what a long import made of the log does not stay on the disk.

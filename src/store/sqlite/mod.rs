@@ -3,8 +3,11 @@
 //! one thread that commits what is waiting together. In WAL neither holds up the
 //! other, nor a `certdist import` beside a running server.
 
+pub mod audit;
+pub mod backup;
 mod bulk;
 mod connection;
+mod keys;
 mod read;
 mod writer;
 
@@ -13,13 +16,17 @@ mod tests;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
+pub use self::keys::{SealReport, Sealed};
 use self::writer::{WriteError, Writer};
 use super::{
     BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
     JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
+    audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
+    seal::{Keyring, Place},
     unix_now,
 };
 use crate::device::{Certificate, DeviceId};
@@ -35,6 +42,11 @@ const BULK_WAIT: Duration = Duration::from_secs(60);
 pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
+    /// Under which secrets are sealed. Read without a lock.
+    keys: ArcSwap<Keyring>,
+    /// Whoever runs this process, as the audit log calls them.
+    operator: Arc<str>,
+    entries: audit::Queue,
     // Before the writer: its connection is to be the last that closes, as only a
     // writing connection can move the log into the database file and remove it.
     readers: ThreadLocal<Connection>,
@@ -44,20 +56,42 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens a database, making it (mode 0600) when the file is not there or
     /// empty, and bringing an older one up to date. A file that is not
-    /// certdist's, or of a newer version, is refused and left as it is.
+    /// certdist's, or of a newer version, is refused and left as it is. So is one
+    /// whose secrets are sealed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_waiting(path, WRITER_WAIT, BULK_WAIT)
+        Self::open_sealed(path, Keyring::default())
     }
 
-    fn open_waiting(path: &Path, writer_wait: Duration, bulk_wait: Duration) -> Result<Self, StoreError> {
+    /// The same for a database whose secrets are sealed under these keys, or are to
+    /// be. Keys that do not open all that is there are refused.
+    pub fn open_sealed(path: &Path, keys: Keyring) -> Result<Self, StoreError> {
+        Self::open_waiting(path, keys, WRITER_WAIT, BULK_WAIT)
+    }
+
+    fn open_waiting(
+        path: &Path,
+        keys: Keyring,
+        writer_wait: Duration,
+        bulk_wait: Duration,
+    ) -> Result<Self, StoreError> {
         // Connections are opened later, too, when the directory may have changed;
         // and SQLite takes a bare `:memory:` for no file at all.
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
             .into();
         let connection = connection::open(&path, writer_wait)?;
-        let writer = Writer::start(connection, Arc::clone(&path))?;
-        Ok(Self { path, bulk_wait, readers: ThreadLocal::new(), writer })
+        keys::check(&connection, &path, &keys)?;
+        let (entries, waiting) = audit::queue(writer_wait);
+        let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
+        Ok(Self {
+            path,
+            bulk_wait,
+            keys: ArcSwap::from_pointee(keys),
+            operator: audit::os_user().into(),
+            entries,
+            readers: ThreadLocal::new(),
+            writer,
+        })
     }
 
     /// Looks at a file, without making or changing it. One that is not certdist's, or
@@ -74,13 +108,53 @@ impl Sqlite {
     /// Runs a query on this thread's connection; the future is ready.
     fn read<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        query: impl FnOnce(&Connection, &Keyring) -> rusqlite::Result<T>,
     ) -> StoreFuture<'static, T> {
-        let result = self
-            .readers
-            .get_or_try(|| connection::open_reader(&self.path))
-            .and_then(|connection| query(connection).map_err(|error| store_error(&self.path, error)));
+        let result = self.readers.get_or_try(|| connection::open_reader(&self.path)).and_then(|connection| {
+            query(connection, &self.keys.load()).map_err(|error| store_error(&self.path, error))
+        });
         Box::pin(std::future::ready(result))
+    }
+
+    /// Removes what need not be kept of the audit log, some of it; how many entries.
+    pub fn prune_audit(&self, keep: Keep) -> StoreFuture<'_, u64> {
+        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, unix_now())?))
+    }
+
+    /// Calls `each` with the entries of the audit log that are meant, in their order.
+    pub fn export_audit<E: From<StoreError>>(
+        &self,
+        filter: &audit::Filter,
+        each: impl FnMut(AuditEntry, Link) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let connection = connection::open_reader(&self.path)?;
+        audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))?
+    }
+
+    /// Goes through the chain of the audit log. `hash_at` is told each entry's number
+    /// and hash.
+    pub fn verify_audit(&self, hash_at: impl FnMut(u64, &Link)) -> Result<audit::Chain, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
+    }
+
+    /// A change of one device by the operator, and the entry about it, if there is
+    /// such a device.
+    fn operate(
+        &self,
+        id: &DeviceId,
+        event: AuditEvent,
+        change: impl FnOnce(&Connection, &DeviceId) -> rusqlite::Result<bool> + Send + 'static,
+    ) -> StoreFuture<'static, bool> {
+        let (id, operator) = (id.clone(), self.operator.to_string());
+        self.writer.submit(move |connection| {
+            let found = change(connection, &id)?;
+            if found {
+                let entry = AuditEntry::new(event, unix_now());
+                audit::append(connection, &AuditEntry { device: Some(id), who: Some(operator), ..entry })?;
+            }
+            Ok(found)
+        })
     }
 }
 
@@ -88,6 +162,9 @@ impl Sqlite {
 /// values, which may be secret, are never part of SQLite's own.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
+    if let Some(error) = keys::seal_error(&error) {
+        return StoreError::Failed(format!("{path}: {error}"));
+    }
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StoreError::Busy(format!("{path}: another process is writing ({error})"))
@@ -102,26 +179,37 @@ fn not_in_the_table(id: &DeviceId) -> WriteError {
 }
 
 /// The certificate that a device has, if any; it must be in the table.
-fn stored_certificate(connection: &Connection, id: &DeviceId) -> Result<Option<Certificate>, WriteError> {
-    read::device(connection, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
+fn stored_certificate(
+    connection: &Connection,
+    keys: &Keyring,
+    id: &DeviceId,
+) -> Result<Option<Certificate>, WriteError> {
+    read::device(connection, keys, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
 }
 
-/// Records the first issue. A repeated one costs a read: nothing is written.
-fn first_issue(connection: &Connection, id: &DeviceId, at: UnixSeconds) -> Result<Issue, WriteError> {
-    let first: Option<Option<UnixSeconds>> = connection
-        .prepare_cached("SELECT firstIssued FROM device_table WHERE deviceId = ?1")?
-        .query_row([id.as_str()], |row| row.get(0))
+/// Records the first issue, in the table and in the audit log. A repeated one costs
+/// a read: nothing is written.
+fn first_issue(
+    connection: &Connection,
+    id: DeviceId,
+    at: UnixSeconds,
+    asker: Asker,
+) -> Result<Issue, WriteError> {
+    const SQL: &str = "SELECT firstIssued, productKey || '/' || coalesce(deviceName, '') \
+                       FROM device_table WHERE deviceId = ?1";
+    let row: Option<(Option<UnixSeconds>, String)> = connection
+        .prepare_cached(SQL)?
+        .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    match first {
-        None => Err(not_in_the_table(id)),
-        Some(Some(first)) => Ok(Issue { first, is_first: false }),
-        Some(None) => {
-            connection
-                .prepare_cached("UPDATE device_table SET firstIssued = ?2 WHERE deviceId = ?1")?
-                .execute(params![id.as_str(), at])?;
-            Ok(Issue { first: at, is_first: true })
-        }
+    let (first, certificate) = row.ok_or_else(|| not_in_the_table(&id))?;
+    if let Some(first) = first {
+        return Ok(Issue { first, is_first: false });
     }
+    connection
+        .prepare_cached("UPDATE device_table SET firstIssued = ?2 WHERE deviceId = ?1")?
+        .execute(params![id.as_str(), at])?;
+    audit::append(connection, &asker.entry(AuditEvent::Issued, at, id, certificate))?;
+    Ok(Issue { first: at, is_first: true })
 }
 
 /// Opens the journal entry of a device that is in the table.
@@ -174,22 +262,30 @@ fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str>
 
 impl Store for Sqlite {
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
-        self.read(|connection| read::device(connection, id))
+        self.read(|connection, keys| read::device(connection, keys, id))
     }
 
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
-        self.read(|connection| read::individual_key(connection, identity))
+        self.read(|connection, keys| read::individual_key(connection, keys, identity))
     }
 
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds) -> StoreFuture<'a, Issue> {
+    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue> {
         let id = id.clone();
-        self.writer.submit(move |connection| first_issue(connection, &id, at))
+        self.writer.submit(move |connection| first_issue(connection, id, at, asker))
+    }
+
+    fn audit(&self, asked: Asked) {
+        self.entries.push(asked);
+    }
+
+    fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
+        self.read(|connection, _| audit::history(connection, id, limit))
     }
 
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim> {
-        let entry = entry.clone();
+        let (entry, keys) = (entry.clone(), self.keys.load_full());
         self.writer.submit(move |connection| {
-            stored_certificate(connection, &entry.device)?;
+            stored_certificate(connection, &keys, &entry.device)?;
             Ok(open_entry(connection, &entry, None, unix_now())?)
         })
     }
@@ -245,11 +341,11 @@ impl Store for Sqlite {
     }
 
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
-        self.read(read::batches)
+        self.read(|connection, _| read::batches(connection))
     }
 
     fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
-        self.read(read::journal)
+        self.read(|connection, _| read::journal(connection))
     }
 
     fn store_registration<'a>(
@@ -262,25 +358,35 @@ impl Store for Sqlite {
         const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
                            IotId = coalesce(IotId, ?5), registerTime = coalesce(registerTime, ?6), \
                            refusal = NULL WHERE deviceId = ?1";
-        let (id, registration) = (id.clone(), registration.clone());
+        let (id, registration, keys) = (id.clone(), registration.clone(), self.keys.load_full());
         self.writer.submit(move |connection| {
             let Registration { certificate, iot_id, registered } = &registration;
-            if let Some(stored) = stored_certificate(connection, &id)?
+            let Certificate { product_key, device_name, device_secret } = certificate;
+            let stored = stored_certificate(connection, &keys, &id)?;
+            let is_new = stored.is_none();
+            if let Some(stored) = stored
                 && let Some(column) = difference(&stored, certificate)
             {
                 return Err(WriteError::Refused(format!(
                     "device {id} already has another certificate (column {column}), which was kept"
                 )));
             }
+            keys::note(connection, &keys)?;
+            let sealed = keys.seal(Place::DeviceSecret(id.as_str()), device_secret.expose())?;
             connection.prepare_cached(SQL)?.execute(params![
                 id.as_str(),
-                certificate.product_key,
-                certificate.device_name,
-                certificate.device_secret.expose(),
+                product_key,
+                device_name,
+                *sealed,
                 iot_id,
                 registered
             ])?;
             close_journal(connection, &id)?;
+            if is_new {
+                let detail = Some(format!("{product_key}/{device_name}"));
+                let entry = AuditEntry::new(AuditEvent::Registered, unix_now());
+                audit::append(connection, &AuditEntry { device: Some(id), detail, ..entry })?;
+            }
             Ok(())
         })
     }
@@ -319,20 +425,17 @@ impl Store for Sqlite {
         after: Option<&'a DeviceId>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<DeviceRow>> {
-        self.read(|connection| read::rows_after(connection, after, limit))
+        self.read(|connection, keys| read::rows_after(connection, keys, after, limit))
     }
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
-        let id = id.clone();
-        self.writer.submit(move |connection| {
-            let state = match state {
-                DeviceState::Enabled => "enabled",
-                DeviceState::Disabled => "disabled",
-            };
-            let changed = connection
-                .prepare_cached("UPDATE device_table SET state = ?2 WHERE deviceId = ?1")?
-                .execute([id.as_str(), state])?;
-            Ok(changed > 0)
+        const SQL: &str = "UPDATE device_table SET state = ?2 WHERE deviceId = ?1";
+        let (event, state) = match state {
+            DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
+            DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
+        };
+        self.operate(id, event, move |connection, id| {
+            Ok(connection.prepare_cached(SQL)?.execute([id.as_str(), state])? > 0)
         })
     }
 
@@ -342,8 +445,7 @@ impl Store for Sqlite {
         const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                             activateTime = NULL, cloudState = NULL \
                             WHERE deviceId = ?1 AND cloudState = 'deleted'";
-        let id = id.clone();
-        self.writer.submit(move |connection| {
+        self.operate(id, AuditEvent::Reset, |connection, id| {
             connection.prepare_cached(ANEW)?.execute([id.as_str()])?;
             Ok(connection.prepare_cached(RESET)?.execute([id.as_str()])? > 0)
         })
@@ -352,8 +454,9 @@ impl Store for Sqlite {
     fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
         // The key and the journal entry go with it: ON DELETE CASCADE.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
-        let id = id.clone();
-        self.writer.submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0))
+        self.operate(id, AuditEvent::Deleted, |connection, id| {
+            Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
+        })
     }
 
     fn probe(&self) -> StoreFuture<'_, ()> {

@@ -1,11 +1,17 @@
 //! How a row of the database becomes a value, and the queries that a request
 //! runs. Knows the columns; which connection it reads from is the caller's.
 
-use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
+use rusqlite::{
+    Connection, OptionalExtension, Row, params,
+    types::{Type, ValueRef},
+};
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    store::{CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
+    store::{
+        CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry,
+        seal::{Keyring, Place},
+    },
 };
 
 /// The columns of a [`DeviceRow`] after its ID, in the order of [`device_row`].
@@ -40,19 +46,29 @@ const ROWS_AFTER: &str = concat!(
 );
 
 /// The row of a device.
-pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<DeviceRow>> {
-    connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
+pub(super) fn device(
+    connection: &Connection,
+    keys: &Keyring,
+    id: &DeviceId,
+) -> rusqlite::Result<Option<DeviceRow>> {
+    connection
+        .prepare_cached(DEVICE)?
+        .query_row([id.as_str()], |row| device_row(keys, id.clone(), row))
+        .optional()
 }
 
 /// The key of a PSK identity.
 pub(super) fn individual_key(
     connection: &Connection,
+    keys: &Keyring,
     identity: &str,
 ) -> rusqlite::Result<Option<IndividualKey>> {
     connection
         .prepare_cached(INDIVIDUAL_KEY)?
         .query_row([identity], |row| {
-            Ok(IndividualKey { device: id(row, 0)?, enrollment: row.get(1)?, psk: secret(row, 2)? })
+            let device = id(row, 0)?;
+            let psk = secret(keys, Place::Psk { device: device.as_str(), identity }, row, 2)?;
+            Ok(IndividualKey { device, enrollment: row.get(1)?, psk })
         })
         .optional()
 }
@@ -60,6 +76,7 @@ pub(super) fn individual_key(
 /// Rows in order of device ID, after one.
 pub(super) fn rows_after(
     connection: &Connection,
+    keys: &Keyring,
     after: Option<&DeviceId>,
     limit: usize,
 ) -> rusqlite::Result<Vec<DeviceRow>> {
@@ -67,7 +84,7 @@ pub(super) fn rows_after(
     let after = after.map_or("", DeviceId::as_str);
     connection
         .prepare_cached(ROWS_AFTER)?
-        .query_map(params![after, limit as i64], |row| device_row(id(row, DEVICE_COLUMNS)?, row))?
+        .query_map(params![after, limit as i64], |row| device_row(keys, id(row, DEVICE_COLUMNS)?, row))?
         .collect()
 }
 
@@ -104,14 +121,19 @@ pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch
 /// The outer error is the database's, the inner one is `each`'s.
 pub(super) fn export<E>(
     connection: &Connection,
+    keys: &Keyring,
     mut each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
 ) -> rusqlite::Result<Result<(), E>> {
     let mut statement = connection.prepare(EXPORT)?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
-        let device = device_row(id(row, DEVICE_COLUMNS)?, row)?;
-        let key = match row.get(DEVICE_COLUMNS + 1)? {
-            Some(identity) => Some((identity, secret(row, DEVICE_COLUMNS + 2)?)),
+        let device = device_row(keys, id(row, DEVICE_COLUMNS)?, row)?;
+        let key = match row.get::<_, Option<String>>(DEVICE_COLUMNS + 1)? {
+            Some(identity) => {
+                let place = Place::Psk { device: device.id.as_str(), identity: &identity };
+                let psk = secret(keys, place, row, DEVICE_COLUMNS + 2)?;
+                Some((identity, psk))
+            }
             None => None,
         };
         if let Err(error) = each(device, key) {
@@ -121,15 +143,18 @@ pub(super) fn export<E>(
     Ok(Ok(()))
 }
 
-fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
     let product_key: String = row.get(1)?;
     let device_name: Option<String> = row.get(2)?;
-    let device_secret: Option<String> = row.get(3)?;
+    let device_secret = match row.get_ref(3)? {
+        ValueRef::Null => None,
+        _ => Some(secret(keys, Place::DeviceSecret(id.as_str()), row, 3)?),
+    };
     // The schema has no secret without a name.
     let certificate = device_secret.zip(device_name.as_ref()).map(|(secret, name)| Certificate {
         product_key: product_key.clone(),
         device_name: name.clone(),
-        device_secret: Secret::new(secret),
+        device_secret: secret,
     });
     let state = match row.get_ref(5)?.as_str()? {
         "enabled" => DeviceState::Enabled,
@@ -163,8 +188,8 @@ fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }
 
-fn secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
-    row.get(column).map(Secret::new)
+fn secret(keys: &Keyring, place: Place<'_>, row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
+    keys.open(place, row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }
 
 fn unexpected(column: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
@@ -181,9 +206,10 @@ mod tests {
     fn what_a_request_asks_is_planned_once() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
+        let keys = Keyring::default();
         for text in ["a-1", "a-2", "a-3"] {
-            device(&connection, &DeviceId::parse(text).unwrap()).unwrap();
-            individual_key(&connection, text).unwrap();
+            device(&connection, &keys, &DeviceId::parse(text).unwrap()).unwrap();
+            individual_key(&connection, &keys, text).unwrap();
         }
         for sql in [DEVICE, INDIVIDUAL_KEY] {
             let statement = connection.prepare_cached(sql).unwrap();

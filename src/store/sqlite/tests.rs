@@ -1,6 +1,9 @@
 //! What only this room can arrange: short waits, a writer over a doctored
 //! connection, jobs that fail.
 
+mod auditing;
+mod sealing;
+
 use std::{
     convert::Infallible,
     sync::atomic::{AtomicU64, Ordering},
@@ -17,7 +20,7 @@ use crate::{
 const SHORT: Duration = Duration::from_millis(20);
 
 fn open(directory: &TempDir) -> Sqlite {
-    Sqlite::open_waiting(&directory.path().join("certdist.db"), SHORT, SHORT).unwrap()
+    Sqlite::open_waiting(&directory.path().join("certdist.db"), Keyring::default(), SHORT, SHORT).unwrap()
 }
 
 fn wait<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
@@ -152,11 +155,20 @@ fn the_first_issue_stays_until_a_reset() {
     let store = open(&directory);
     let device = id("SN-1");
     import(&store, [row("SN-1")]);
-    assert_eq!(wait(store.record_issue(&device, 5)).unwrap(), Issue { first: 5, is_first: true });
-    assert_eq!(wait(store.record_issue(&device, 9)).unwrap(), Issue { first: 5, is_first: false });
+    assert_eq!(
+        wait(store.record_issue(&device, 5, Default::default())).unwrap(),
+        Issue { first: 5, is_first: true }
+    );
+    assert_eq!(
+        wait(store.record_issue(&device, 9, Default::default())).unwrap(),
+        Issue { first: 5, is_first: false }
+    );
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, Some(5));
     assert!(wait(store.reset(&device)).unwrap());
-    assert_eq!(wait(store.record_issue(&device, 9)).unwrap(), Issue { first: 9, is_first: true });
+    assert_eq!(
+        wait(store.record_issue(&device, 9, Default::default())).unwrap(),
+        Issue { first: 9, is_first: true }
+    );
 }
 
 #[test]
@@ -172,7 +184,7 @@ fn a_device_that_is_not_in_the_table_is_said_to_be_so() {
     assert!(!wait(store.reset(&device)).unwrap());
     assert!(!wait(store.delete(&device)).unwrap());
     for error in [
-        sentence(wait(store.record_issue(&device, 5))),
+        sentence(wait(store.record_issue(&device, 5, Default::default()))),
         sentence(wait(store.open_journal(&entry))),
         sentence(wait(store.store_registration(&device, &registration("s3cret")))),
         sentence(wait(store.store_refusal(&device, "no"))),
@@ -206,7 +218,7 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
 
-    let error = wait(store.record_issue(&device, 5)).unwrap_err();
+    let error = wait(store.record_issue(&device, 5, Default::default())).unwrap_err();
     assert!(matches!(error, StoreError::Busy(_)));
     assert!(error.to_string().contains("certdist.db: another process is writing"), "{error}");
     let error = store.import([Ok::<_, Infallible>(row("SN-2"))].into_iter(), false, |_, _| ()).unwrap_err();
@@ -216,7 +228,10 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
 
     other.execute_batch("COMMIT").unwrap();
-    assert_eq!(wait(store.record_issue(&device, 6)).unwrap(), Issue { first: 6, is_first: true });
+    assert_eq!(
+        wait(store.record_issue(&device, 6, Default::default())).unwrap(),
+        Issue { first: 6, is_first: true }
+    );
 }
 
 #[test]
@@ -229,7 +244,10 @@ fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
             assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
             assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
             // And a write is turned away, not lost without a word.
-            assert!(matches!(wait(store.record_issue(&id("SN-1"), 5)), Err(StoreError::Busy(_))));
+            assert!(matches!(
+                wait(store.record_issue(&id("SN-1"), 5, Default::default())),
+                Err(StoreError::Busy(_))
+            ));
         }
         row(&format!("new-{number}"))
     });
@@ -256,8 +274,10 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
                 let at_a_time = if thread % 2 == 0 { 1 } else { EACH };
                 let devices: Vec<_> = (0..EACH).map(|number| device(thread, number)).collect();
                 for (at, devices) in (0..).zip(devices.chunks(at_a_time)) {
-                    let futures: Vec<_> =
-                        devices.iter().map(|device| store.record_issue(device, at)).collect();
+                    let futures: Vec<_> = devices
+                        .iter()
+                        .map(|device| store.record_issue(device, at, Default::default()))
+                        .collect();
                     for future in futures {
                         assert_eq!(wait(future).unwrap(), Issue { first: at, is_first: true });
                         answered.fetch_add(1, Ordering::Relaxed);
@@ -282,7 +302,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     import(&store, (0..2000).map(|number| row(&format!("SN-{number}"))));
     for number in 0..2000 {
         // Nobody waits for the answer.
-        drop(store.record_issue(&id(&format!("SN-{number}")), 5));
+        drop(store.record_issue(&id(&format!("SN-{number}")), 5, Default::default()));
     }
     drop(store);
     let store = open(&directory);
@@ -295,6 +315,14 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     assert!(!directory.path().join("certdist.db-wal").exists());
 }
 
+struct Nothing;
+
+impl writer::Backlog for Nothing {
+    fn write_some(&mut self, _: &Connection, _: &Path) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+}
+
 /// A writer over a connection that holds `table (value)`, and a reader of it.
 fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
     let path = directory.path().join("bare.db");
@@ -302,7 +330,7 @@ fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
     connection.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (value)").unwrap();
     connection.execute_batch(pragmas).unwrap();
     let reader = Connection::open(&path).unwrap();
-    (Writer::start(connection, path.into()).unwrap(), reader)
+    (Writer::start(connection, path.into(), Nothing).unwrap(), reader)
 }
 
 fn put(value: Vec<u8>, fail: bool) -> impl FnOnce(&Connection) -> Result<(), WriteError> + Send {

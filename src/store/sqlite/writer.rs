@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::Ordering,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::store_error;
-use crate::store::{Figures, StoreError, StoreFuture};
+use crate::store::{Figures, StoreError, StoreFuture, seal::SealError};
 
 /// Jobs that may wait: more than a second's worth of the busiest hour we plan
 /// for, 10,000 devices at once, and some 5 MB. Beyond it a device is better sent
@@ -33,12 +33,29 @@ const GROUP: usize = 512;
 /// several times what a job does. A job that comes alone is committed at once.
 const GATHER: Duration = Duration::from_millis(1);
 
+/// How often the backlog is looked at.
+const BACKLOG_EVERY: Duration = Duration::from_millis(250);
+
+/// What nobody waits for. It is written between the groups, in transactions of its
+/// own, so that it can hold up an answer but not spoil one.
+pub(super) trait Backlog: Send + 'static {
+    /// Writes some of what is there; whether there is more. What fails is tried again
+    /// the next time.
+    fn write_some(&mut self, connection: &Connection, path: &Path) -> Result<bool, StoreError>;
+}
+
 /// Why a job did not do its work; its savepoint is rolled back.
 pub(super) enum WriteError {
     /// SQLite's reason.
     Sqlite(rusqlite::Error),
     /// The job's own, a sentence.
     Refused(String),
+}
+
+impl From<SealError> for WriteError {
+    fn from(error: SealError) -> Self {
+        Self::Refused(error.to_string())
+    }
 }
 
 impl From<rusqlite::Error> for WriteError {
@@ -56,14 +73,18 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection, path: Arc<Path>) -> Result<Self, StoreError> {
+    pub(super) fn start(
+        connection: Connection,
+        path: Arc<Path>,
+        mut backlog: impl Backlog,
+    ) -> Result<Self, StoreError> {
         let (queue, jobs) = sync_channel(QUEUE);
         let figures = Arc::<Figures>::default();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn({
                 let (path, figures) = (Arc::clone(&path), Arc::clone(&figures));
-                move || write(&connection, &path, &jobs, &figures)
+                move || write(&connection, &path, &jobs, &figures, &mut backlog)
             })
             .map_err(|error| StoreError::Failed(format!("{}: no writer: {error}", path.display())))?;
         Ok(Self { path, queue: Some(queue), figures, thread: Some(thread) })
@@ -120,26 +141,55 @@ fn writer_ended(path: &Path) -> StoreError {
     StoreError::Failed(format!("{}: the writer has ended", path.display()))
 }
 
-fn write(connection: &Connection, path: &Path, jobs: &Receiver<Box<dyn Job>>, figures: &Figures) {
+fn write(
+    connection: &Connection,
+    path: &Path,
+    jobs: &Receiver<Box<dyn Job>>,
+    figures: &Figures,
+    backlog: &mut impl Backlog,
+) {
     let mut group = Vec::with_capacity(GROUP);
     let mut crowded = false;
-    while let Ok(first) = jobs.recv() {
-        if crowded {
-            thread::sleep(GATHER);
+    let mut due = Instant::now() + BACKLOG_EVERY;
+    loop {
+        match jobs.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(first) => {
+                if crowded {
+                    thread::sleep(GATHER);
+                }
+                group.push(first);
+                group.extend(jobs.try_iter().take(GROUP - 1));
+                crowded = group.len() > 1;
+                let begun = Instant::now();
+                let committed = commit(connection, path, &mut group);
+                figures.commit_latency.observe(begun.elapsed());
+                let outcome = if committed.is_ok() { &figures.written } else { &figures.failed };
+                outcome.fetch_add(group.len() as u64, Ordering::Relaxed);
+                figures.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
+                for job in group.drain(..) {
+                    job.answer(&committed);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
         }
-        group.push(first);
-        group.extend(jobs.try_iter().take(GROUP - 1));
-        crowded = group.len() > 1;
-        let begun = Instant::now();
-        let committed = commit(connection, path, &mut group);
-        figures.commit_latency.observe(begun.elapsed());
-        let outcome = if committed.is_ok() { &figures.written } else { &figures.failed };
-        outcome.fetch_add(group.len() as u64, Ordering::Relaxed);
-        figures.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
-        for job in group.drain(..) {
-            job.answer(&committed);
+        if Instant::now() >= due {
+            let more = write_backlog(connection, path, backlog);
+            due = Instant::now() + if more { Duration::ZERO } else { BACKLOG_EVERY };
         }
     }
+    while write_backlog(connection, path, backlog) {}
+}
+
+/// Whether there is more of it to be written.
+fn write_backlog(connection: &Connection, path: &Path, backlog: &mut impl Backlog) -> bool {
+    backlog.write_some(connection, path).unwrap_or_else(|error| {
+        // A lock of another process is nothing to speak of.
+        if matches!(error, StoreError::Failed(_)) {
+            tracing::error!(%error, "the audit log is not written");
+        }
+        false
+    })
 }
 
 /// Either commits the group, without those of its jobs that failed, or nothing.

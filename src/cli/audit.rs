@@ -1,0 +1,132 @@
+//! `certdist audit`: who got which certificate when, and whether that is all.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::json;
+
+use super::{ConfigArgs, Failure, Outcome, open_store};
+use crate::{
+    config::Config,
+    device::DeviceId,
+    store::{
+        UnixSeconds,
+        audit::{AuditEntry, Link},
+        sqlite::audit::Filter,
+    },
+};
+
+/// Shows and verifies the audit log
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: what happened to a device in November, and is the log whole?
+  certdist audit export --device SN00000001 --since 2026-11-01 --until 2026-12-01
+  certdist audit verify
+
+Whoever can write the database can cut its last entries off and sign what is left, as
+no secret is in the chain. Keep what `verify` prints elsewhere, and give it again:
+  certdist audit verify --has 1001:90c5…")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Goes through the chain of hashes: shows what was changed or cut out, with exit code 1
+    Verify {
+        /// An entry that was there, as an earlier `verify` has printed it
+        #[arg(long, value_name = "SEQ:HASH", value_parser = known)]
+        has: Option<(u64, Link)>,
+    },
+    /// Prints the entries, a JSON object a line, oldest first
+    Export {
+        /// Those about this device: serial number or MAC address, in any spelling
+        #[arg(long, value_name = "ID")]
+        device: Option<String>,
+        /// Those from then on: 2026-11-25 or 2026-11-25T08:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        since: Option<UnixSeconds>,
+        /// Those before then
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        until: Option<UnixSeconds>,
+    },
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    match &args.action {
+        Action::Verify { has } => verify(&config, *has),
+        Action::Export { device, since, until } => {
+            let device = device.as_deref().map(DeviceId::parse).transpose();
+            let device = device.context("--device").map_err(Failure::Usage)?;
+            export(&config, &Filter { device, since: *since, until: *until })
+        }
+    }
+}
+
+fn verify(config: &Config, has: Option<(u64, Link)>) -> Outcome {
+    let mut found = None;
+    let chain = open_store(config)?.verify_audit(|seq, hash| {
+        if has.is_some_and(|(wanted, _)| wanted == seq) {
+            found = Some(*hash);
+        }
+    })?;
+    if let Some(fault) = chain.fault {
+        return Err(anyhow!("the audit log is not whole: {fault}").into());
+    }
+    if let Some((seq, hash)) = has
+        && seq > chain.pruned
+        && found != Some(hash)
+    {
+        let what = if found.is_none() { "is not there" } else { "has another hash" };
+        return Err(anyhow!("the audit log is not the one that was: entry {seq} {what}").into());
+    }
+    println!("{} entries, whole; {} pruned before them", chain.entries, chain.pruned);
+    println!("{}:{}", chain.last, hex::encode(chain.hash));
+    Ok(())
+}
+
+fn export(config: &Config, filter: &Filter) -> Outcome {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    open_store(config)?.export_audit(filter, |entry, hash| -> anyhow::Result<()> {
+        Ok(writeln!(out, "{}", as_json(&entry, &hash))?)
+    })?;
+    out.flush()?;
+    Ok(())
+}
+
+fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
+    let at = jiff::Timestamp::from_second(entry.at).map(|time| time.to_string());
+    json!({
+        "seq": entry.seq,
+        "at": at.unwrap_or_else(|_| entry.at.to_string()),
+        "event": entry.event.name(),
+        "deviceId": entry.device.as_ref().map(DeviceId::as_str),
+        "enrollment": entry.enrollment,
+        "who": entry.who,
+        "address": entry.address,
+        "detail": entry.detail,
+        "hash": hex::encode(hash),
+    })
+}
+
+fn known(text: &str) -> Result<(u64, Link), String> {
+    let parsed = text.split_once(':').and_then(|(seq, hash)| {
+        let mut link = Link::default();
+        hex::decode_to_slice(hash, &mut link).ok()?;
+        Some((seq.parse().ok()?, link))
+    });
+    parsed.ok_or_else(|| "expected a number, a colon and 64 hex digits".into())
+}
+
+fn time(text: &str) -> anyhow::Result<UnixSeconds> {
+    let midnight = format!("{text}T00:00:00Z");
+    let time = text.parse::<jiff::Timestamp>().or_else(|_| midnight.parse());
+    match time {
+        Ok(time) => Ok(time.as_second()),
+        Err(_) => bail!("expected a day, 2026-11-25, or a time, 2026-11-25T08:00:00Z"),
+    }
+}

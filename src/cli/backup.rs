@@ -1,0 +1,147 @@
+//! `certdist backup` and `certdist restore`: the whole database in one file.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::anyhow;
+
+use super::{ConfigArgs, Failure, Outcome, open_store, progress::Progress};
+use crate::store::{
+    StoreError,
+    sqlite::backup::{self, Contents},
+};
+
+/// Copies the database into a file, beside a running server
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  certdist backup certdist-2026-11-25.db
+
+The copy is one state of the database, is looked through before it has its name, and
+is readable for its owner only. Secrets in it are sealed as they are in the database:
+without the database key it is of no use, so keep that elsewhere.")]
+pub struct BackupArgs {
+    /// Where to write it; must not be there yet
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Puts a backup into the database's place
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example
+  systemctl stop certdist
+  certdist restore certdist-2026-11-25.db
+
+What was issued, registered and imported since the backup is lost. A database that is
+newer than the backup, is in use, or is damaged, is replaced with --force only; a
+server that has it open then goes on with what was restored.")]
+pub struct RestoreArgs {
+    /// What `certdist backup` wrote
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Replace a database that is newer, in use or damaged
+    #[arg(long)]
+    force: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn back_up(args: &BackupArgs) -> Outcome {
+    let config = args.config.read()?;
+    let store = open_store(&config)?;
+    let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} pages {eta} left");
+    let contents = store.backup(&args.file, |done, total| progress.set(done, total));
+    drop(progress);
+    let contents = contents?;
+    println!("{}: {}", args.file.display(), as_text(&contents));
+    match contents.audit.fault {
+        Some(fault) => Err(anyhow!("the audit log was not whole when it was copied: {fault}").into()),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn restore(args: &RestoreArgs) -> Outcome {
+    let config = args.config.read()?;
+    let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
+        return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());
+    };
+    let backup = backup::examine(&args.file)?;
+    if let Some(fault) = &backup.audit.fault {
+        tracing::warn!("the backup's audit log is not whole: {fault}");
+    }
+    backup::check_keys(&args.file, &config.database_keys)?;
+    println!("{}: {}", args.file.display(), as_text(&backup));
+    let mut damaged = false;
+    if path.exists() {
+        let found = backup::examine(path);
+        damaged = found.is_err();
+        let reasons = against(path, &backup, &found)?;
+        match &found {
+            Ok(contents) => println!("{}: {}", path.display(), as_text(contents)),
+            Err(error) => println!("{error}"),
+        }
+        if !reasons.is_empty() && !args.force {
+            let reasons = reasons.join(", and ");
+            return Err(anyhow!("{}: {reasons}; --force replaces it all the same", path.display()).into());
+        }
+        if !args.yes && !confirmed(path)? {
+            return Err(anyhow!("nothing was changed").into());
+        }
+    }
+    let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} pages {eta} left");
+    let outcome = backup::restore(&args.file, path, damaged, |done, total| progress.set(done, total));
+    drop(progress);
+    outcome?;
+    println!("{}: restored", path.display());
+    Ok(())
+}
+
+/// What speaks against replacing a database.
+fn against(
+    path: &Path,
+    backup: &Contents,
+    found: &Result<Contents, StoreError>,
+) -> Result<Vec<String>, StoreError> {
+    let Ok(contents) = found else {
+        return Ok(vec!["it is damaged, or not a database of this version".into()]);
+    };
+    let mut reasons = Vec::new();
+    if backup::is_in_use(path)? {
+        reasons.push("it is in use (stop the server first)".to_owned());
+    }
+    if contents.audit.last > backup.audit.last {
+        let newer = contents.audit.last - backup.audit.last;
+        reasons.push(format!("it is newer than the backup, by {newer} entries of its audit log"));
+    }
+    Ok(reasons)
+}
+
+fn confirmed(path: &Path) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow!("there is nobody to ask: expected --yes")));
+    }
+    eprint!("Replace all that is in {}? [y/N] ", path.display());
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn as_text(contents: &Contents) -> String {
+    let keys = match &contents.keys[..] {
+        [] => String::new(),
+        keys => format!(", sealed under key {}", keys.join(", ")),
+    };
+    format!(
+        "{} devices, {} psks, audit log up to entry {}{keys}",
+        contents.devices, contents.psks, contents.audit.last
+    )
+}

@@ -1,0 +1,77 @@
+//! `certdist database`: under which keys the secrets of the database are sealed.
+
+use serde_json::json;
+
+use super::{ConfigArgs, Failure, Outcome, open_store, progress::Progress};
+
+/// Seals the database's secrets, and shows under which keys they are
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: a database gets a key, or another one, beside a running server
+  openssl rand -hex 32 > database.key && chmod 600 database.key
+  (in certdist.toml: database_key = \"file:database.key\", and the key that there was,
+  if any, in database_key_previous = [\"file:former.key\"])
+  systemctl reload certdist        # SIGHUP: it must know the key before it meets it
+  certdist database seal
+  certdist database status         # then database_key_previous can go")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Seals every secret under database_key: those that are clear and those under a former
+    /// key. Can be stopped and run again; writes the file anew at the end
+    Seal,
+    /// How many secrets are sealed under which key
+    Status {
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let config = args.config.read()?;
+    if matches!(args.action, Action::Seal) && config.database_keys.first().is_none() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "there is no key to seal under: expected database_key = \"file:PATH\", \"env:NAME\" or \
+             \"credential:NAME\" in {}",
+            args.config.path().display()
+        )));
+    }
+    let store = open_store(&config)?;
+    match args.action {
+        Action::Seal => {
+            let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} secrets {eta} left");
+            let report = store.seal(|done, total| progress.set(done, total));
+            drop(progress);
+            let report = report?;
+            println!("{} secrets sealed; all are under key {}", report.sealed, report.key);
+        }
+        Action::Status { json } => {
+            let counts = store.seal_status()?;
+            if json {
+                let counts: Vec<_> = counts
+                    .iter()
+                    .map(|sealed| json!({"key": sealed.key, "deviceSecrets": sealed.device_secrets, "psks": sealed.psks}))
+                    .collect();
+                let key = config.database_keys.first().map(|key| key.to_string());
+                println!("{}", json!({"databaseKey": key, "values": counts}));
+                return Ok(());
+            }
+            match config.database_keys.first() {
+                Some(key) => println!("database_key: {key}"),
+                None => println!("database_key: none is configured"),
+            }
+            for sealed in counts {
+                let under = sealed.key.map_or("clear".into(), |key| format!("key {key}"));
+                println!("{under}: {} device secrets, {} psks", sealed.device_secrets, sealed.psks);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,327 @@
+//! Seals single values of a database, so that its file alone tells no secret: by
+//! XChaCha20-Poly1305, under a key that is kept elsewhere. Pure but for the random
+//! nonces; knows neither the tables nor where a key comes from.
+
+use std::{fmt, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD as BASE64};
+use chacha20poly1305::{AeadInOut, KeyInit, Tag, XChaCha20Poly1305, XNonce};
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::device::Secret;
+
+/// Bytes of a database key.
+pub const KEY_SIZE: usize = 32;
+
+/// What a sealed value begins with; then come the key's ID, a space, and the base64
+/// of nonce, ciphertext and tag. No clear value has a space in it.
+const PREFIX: &str = "sealed 1 ";
+
+/// Bytes of a nonce. At random among 2^192, so that one is never met twice.
+const NONCE: usize = 24;
+/// Bytes of an authentication tag.
+const TAG: usize = 16;
+
+/// Tells keys apart, and nothing of what they are: the first 4 bytes of a hash.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyId([u8; 4]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
+
+/// A key of a database; not printed, wiped when dropped.
+pub struct DatabaseKey {
+    id: KeyId,
+    cipher: XChaCha20Poly1305,
+}
+
+impl DatabaseKey {
+    /// A key of 32 bytes from 64 hex digits or from base64, with or without padding.
+    /// The error says what would be right, and repeats nothing of the key.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let mut key = Zeroizing::new([0; KEY_SIZE]);
+        let is_hex = text.len() == 2 * KEY_SIZE && hex::decode_to_slice(text, &mut *key).is_ok();
+        // 43 digits make 258 bits: as many as hold 32 bytes.
+        let digits = text.trim_end_matches('=');
+        let mut is_base64 = || {
+            let decoded = BASE64.decode(digits).map(Zeroizing::new);
+            decoded.ok().filter(|bytes| bytes.len() == KEY_SIZE).map(|bytes| key.copy_from_slice(&bytes))
+        };
+        if !is_hex && is_base64().is_none() {
+            return Err(format!(
+                "expected {KEY_SIZE} random bytes as {} hex digits or in base64 (`openssl rand -hex {KEY_SIZE}` \
+                 makes them)",
+                2 * KEY_SIZE
+            ));
+        }
+        let hash =
+            Sha256::new().chain_update(b"certdist database key").chain_update(key.as_slice()).finalize();
+        let mut id = [0; 4];
+        id.copy_from_slice(&hash[..4]);
+        Ok(Self { id: KeyId(id), cipher: XChaCha20Poly1305::new((&*key).into()) })
+    }
+
+    /// A new random key, as hex.
+    pub fn generate() -> Result<Secret, SealError> {
+        let mut key = Zeroizing::new([0; KEY_SIZE]);
+        getrandom::fill(&mut *key).map_err(|_| SealError::NoRandomness)?;
+        Ok(Secret::new(hex::encode(key.as_slice())))
+    }
+
+    /// Which key it is, for people.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+}
+
+impl fmt::Debug for DatabaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseKey({})", self.id)
+    }
+}
+
+/// Where a value stands. It is part of what is sealed, so that a value which was
+/// moved to another row or column is not taken there.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// The device secret of this device.
+    DeviceSecret(&'a str),
+    /// The key of this device, under this identity.
+    Psk {
+        /// Device ID.
+        device: &'a str,
+        /// PSK identity.
+        identity: &'a str,
+    },
+}
+
+impl Place<'_> {
+    fn associated_data(self) -> Vec<u8> {
+        // A device ID has no zero byte, and the identity comes last: no two places
+        // are the same bytes.
+        let (column, device, identity) = match self {
+            Self::DeviceSecret(device) => ("deviceSecret", device, ""),
+            Self::Psk { device, identity } => ("psk", device, identity),
+        };
+        [PREFIX, column, "\0", device, "\0", identity].concat().into_bytes()
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeviceSecret(device) => write!(f, "device {device}, column deviceSecret"),
+            Self::Psk { device, .. } => write!(f, "device {device}, column psk"),
+        }
+    }
+}
+
+/// Why a value is not sealed or opened. Names the row, never the value.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SealError {
+    /// Not what was sealed at this place.
+    #[error(
+        "{0}: the value was changed, or moved there from another row or column; import the device's line \
+         again, or restore a backup"
+    )]
+    Broken(String),
+    /// The key is not there.
+    #[error(
+        "{place}: the value is sealed under key {key}, which is not configured; add that key to \
+         database_key_previous"
+    )]
+    NoKey {
+        /// Row and column.
+        place: String,
+        /// The ID that the value gives.
+        key: String,
+    },
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+}
+
+/// The keys of a database: new values are sealed under the first, and what any of
+/// them has sealed is opened. Without a key, values are kept as they are.
+#[derive(Debug, Clone, Default)]
+pub struct Keyring(Arc<[DatabaseKey]>);
+
+impl Keyring {
+    /// Keys in order; of two that are the same, the first counts.
+    pub fn new(keys: impl IntoIterator<Item = DatabaseKey>) -> Self {
+        Self(keys.into_iter().collect())
+    }
+
+    /// Which key seals.
+    pub fn first(&self) -> Option<KeyId> {
+        self.0.first().map(DatabaseKey::id)
+    }
+
+    /// The keys' IDs, in order.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        self.0.iter().map(DatabaseKey::id)
+    }
+
+    /// Seals a value; as it is, when there is no key.
+    pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Zeroizing<String>, SealError> {
+        let Some(key) = self.0.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
+        let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
+        let (nonce, rest) = bytes.split_at_mut(NONCE);
+        let (text, tag) = rest.split_at_mut(clear.len());
+        getrandom::fill(nonce).map_err(|_| SealError::NoRandomness)?;
+        text.copy_from_slice(clear.as_bytes());
+        let nonce = XNonce::try_from(&*nonce).map_err(|_| broken(place))?;
+        let made = key
+            .cipher
+            .encrypt_inout_detached(&nonce, &place.associated_data(), text.into())
+            .map_err(|_| broken(place))?;
+        tag.copy_from_slice(&made);
+        Ok(Zeroizing::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
+    }
+
+    /// Opens a value that was sealed at this place. A clear one is taken as it is:
+    /// so a database can be sealed beside a running server.
+    pub fn open(&self, place: Place<'_>, stored: &str) -> Result<Secret, SealError> {
+        let Some(sealed) = stored.strip_prefix(PREFIX) else { return Ok(Secret::new(stored.to_owned())) };
+        let (id, sealed) = sealed.split_once(' ').ok_or_else(|| broken(place))?;
+        let mut named = [0; 4];
+        hex::decode_to_slice(id, &mut named).map_err(|_| broken(place))?;
+        let no_key = || SealError::NoKey { place: place.to_string(), key: id.to_owned() };
+        let key = self.0.iter().find(|key| key.id == KeyId(named)).ok_or_else(no_key)?;
+        let mut bytes = Zeroizing::new(BASE64.decode(sealed).map_err(|_| broken(place))?);
+        let length = bytes.len().checked_sub(NONCE + TAG).ok_or_else(|| broken(place))?;
+        let (nonce, rest) = bytes.split_at_mut(NONCE);
+        let (text, tag) = rest.split_at_mut(length);
+        let nonce = XNonce::try_from(&*nonce).map_err(|_| broken(place))?;
+        let tag = Tag::try_from(&*tag).map_err(|_| broken(place))?;
+        key.cipher
+            .decrypt_inout_detached(&nonce, &place.associated_data(), (&mut *text).into(), &tag)
+            .map_err(|_| broken(place))?;
+        match String::from_utf8(text.to_vec()) {
+            Ok(clear) => Ok(Secret::new(clear)),
+            Err(error) => {
+                error.into_bytes().zeroize();
+                Err(broken(place))
+            }
+        }
+    }
+}
+
+/// How all values begin that are sealed under this key.
+pub(super) fn beginning(key: &str) -> String {
+    format!("{PREFIX}{key} ")
+}
+
+fn broken(place: Place<'_>) -> SealError {
+    SealError::Broken(place.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const HERE: Place<'_> = Place::DeviceSecret("SN-1");
+
+    fn key(byte: u8) -> DatabaseKey {
+        DatabaseKey::parse(&hex::encode([byte; KEY_SIZE])).unwrap()
+    }
+
+    fn ring(bytes: &[u8]) -> Keyring {
+        Keyring::new(bytes.iter().copied().map(key))
+    }
+
+    #[test]
+    fn what_is_sealed_is_opened_and_looks_different_each_time() {
+        let keys = ring(&[1]);
+        let [one, other] = [(), ()].map(|()| keys.seal(HERE, SECRET).unwrap());
+        assert_ne!(one, other, "a nonce of its own for each value");
+        assert!(!one.contains(SECRET) && one.is_ascii());
+        assert!(one.starts_with(&beginning(&keys.first().unwrap().to_string())));
+        for sealed in [one, other] {
+            assert_eq!(keys.open(HERE, &sealed).unwrap().expose(), SECRET);
+        }
+        let empty = keys.seal(HERE, "").unwrap();
+        assert_eq!(keys.open(HERE, &empty).unwrap().expose(), "");
+    }
+
+    #[test]
+    fn a_value_is_taken_at_its_own_place_only() {
+        let keys = ring(&[1]);
+        let secret = keys.seal(HERE, SECRET).unwrap();
+        let place = Place::Psk { device: "SN-1", identity: "one" };
+        let psk = keys.seal(place, SECRET).unwrap();
+        for (elsewhere, sealed) in [
+            (Place::DeviceSecret("SN-2"), &secret),
+            (Place::Psk { device: "SN-1", identity: "" }, &secret),
+            (HERE, &psk),
+            (Place::Psk { device: "SN-1", identity: "two" }, &psk),
+            (Place::Psk { device: "SN-2", identity: "one" }, &psk),
+        ] {
+            let error = keys.open(elsewhere, sealed).unwrap_err().to_string();
+            assert!(error.starts_with(&elsewhere.to_string()), "{error}");
+            assert!(error.contains("moved there") && !error.contains(SECRET), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_changed_character_is_taken() {
+        let keys = ring(&[1]);
+        let sealed = keys.seal(HERE, SECRET).unwrap();
+        for at in PREFIX.len()..sealed.len() {
+            let mut changed = sealed.as_bytes().to_vec();
+            changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+            assert!(keys.open(HERE, std::str::from_utf8(&changed).unwrap()).is_err(), "{at}");
+        }
+        for cut in PREFIX.len()..sealed.len() {
+            assert!(keys.open(HERE, &sealed[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn any_of_the_keys_opens_and_the_first_seals() {
+        let (old, both) = (ring(&[1]), ring(&[2, 1]));
+        let sealed = old.seal(HERE, SECRET).unwrap();
+        assert_eq!(both.open(HERE, &sealed).unwrap().expose(), SECRET);
+        let anew = both.seal(HERE, SECRET).unwrap();
+        let error = old.open(HERE, &anew).unwrap_err().to_string();
+        assert!(error.contains("database_key_previous"), "{error}");
+        assert!(error.contains(&both.first().unwrap().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_clear_value_is_read_with_a_key_and_kept_without_one() {
+        assert_eq!(ring(&[1]).open(HERE, SECRET).unwrap().expose(), SECRET);
+        assert_eq!(*Keyring::default().seal(HERE, SECRET).unwrap(), SECRET);
+    }
+
+    #[test]
+    fn a_key_is_read_in_hex_and_base64_and_told_without_repeating_it() {
+        let hex = DatabaseKey::generate().unwrap();
+        let bytes = hex::decode(hex.expose()).unwrap();
+        let id = DatabaseKey::parse(hex.expose()).unwrap().id();
+        let padded = base64::engine::general_purpose::STANDARD.encode(&bytes);
+        for spelling in [format!("{}\n", hex.expose()), padded, BASE64.encode(&bytes)] {
+            assert_eq!(DatabaseKey::parse(&spelling).unwrap().id(), id);
+        }
+        for wrong in ["", "00ff", &hex.expose()[1..], "not a key at all, by any means"] {
+            let error = DatabaseKey::parse(wrong).unwrap_err();
+            assert!(
+                error.contains("64 hex digits") && (wrong.is_empty() || !error.contains(wrong)),
+                "{error}"
+            );
+        }
+        assert_eq!(format!("{:?}", key(1)), format!("DatabaseKey({})", key(1).id()));
+    }
+}

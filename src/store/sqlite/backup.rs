@@ -1,0 +1,230 @@
+//! A whole database out of and into its file, beside whatever else uses it: by
+//! SQLite's backup, which copies one state of it. What is copied is looked through
+//! before it counts. Knows files and their modes, and asks nobody.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior,
+    backup::{Backup, StepResult},
+};
+
+use super::{Sqlite, audit, connection, keys, store_error};
+use crate::store::{
+    StoreError,
+    audit::{AuditEntry, AuditEvent},
+    seal::Keyring,
+    unix_now,
+};
+
+/// Pages of one step, of which progress is told.
+const PAGES: i32 = 2048;
+
+/// How long a restore waits for the writers of a database in use.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// What is in a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Devices in the table.
+    pub devices: u64,
+    /// Keys of individual devices.
+    pub psks: u64,
+    /// The IDs of the keys that its secrets need.
+    pub keys: Vec<String>,
+    /// Its audit log.
+    pub audit: audit::Chain,
+}
+
+impl Sqlite {
+    /// Copies one state of the database into a new file of mode 0600, which is there
+    /// under that name when it is whole. `progress` is told pages.
+    pub fn backup(&self, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Contents, StoreError> {
+        if to.exists() {
+            return Err(StoreError::Failed(format!(
+                "{}: is there already and was left as it is",
+                to.display()
+            )));
+        }
+        let part = Part::beside(to)?;
+        let source = connection::open_reader(&self.path)?;
+        let failed = |error| store_error(&self.path, error);
+        // Both look at the same state: the copy is compared with what it was made from.
+        let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
+        let before = contents(&state).map_err(failed)?;
+        {
+            let mut copy = Connection::open(&part.path).map_err(|error| store_error(&part.path, error))?;
+            copy_pages(&source, &mut copy, progress).map_err(failed)?;
+            as_one_file(&copy).map_err(|error| store_error(&part.path, error))?;
+        }
+        let after = examine(&part.path)?;
+        if after != before {
+            return Err(StoreError::Failed(format!(
+                "{}: the copy is not what was copied",
+                part.path.display()
+            )));
+        }
+        part.becomes(to)?;
+        Ok(after)
+    }
+}
+
+/// Looks through a database that nobody changes: whether it is undamaged and ours,
+/// of a version that is known, and what it holds.
+pub fn examine(path: &Path) -> Result<Contents, StoreError> {
+    let failed = |error| store_error(path, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection::is_current(&connection, path)?;
+    let found: String =
+        connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0)).map_err(failed)?;
+    if found != "ok" {
+        return Err(StoreError::Failed(format!("{}: the database is damaged: {found}", path.display())));
+    }
+    contents(&connection).map_err(failed)
+}
+
+/// Whether these keys open what is in a database that is to be used.
+pub fn check_keys(path: &Path, keys: &Keyring) -> Result<(), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| store_error(path, error))?;
+    keys::check(&connection, path, keys)
+}
+
+/// Whether somebody has the database open.
+pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
+    // In WAL, nobody gets this lock while another connection is open.
+    let exclusive = || {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(Duration::ZERO)?;
+        connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
+        connection.execute_batch("BEGIN EXCLUSIVE; ROLLBACK")
+    };
+    match exclusive() {
+        Ok(()) => Ok(false),
+        Err(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Ok(true),
+            _ => Err(store_error(path, error)),
+        },
+    }
+}
+
+/// Puts a backup that was examined into the place of a database, in one transaction
+/// where there is one: whoever has it open goes on with what was restored. The audit
+/// log says so. A database that is `damaged` is replaced as a file.
+pub fn restore(
+    from: &Path,
+    to: &Path,
+    damaged: bool,
+    progress: impl FnMut(u64, u64),
+) -> Result<(), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = Connection::open_with_flags(from, flags).map_err(|error| store_error(from, error))?;
+    if to.exists() && !damaged {
+        let mut target = connection::open_again(to, WAIT)?;
+        copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
+        note(&target, from).map_err(|error| store_error(to, error))?;
+        super::bulk::empty_log(&target);
+        return Ok(());
+    }
+    let part = Part::beside(to)?;
+    let failed = |error| store_error(&part.path, error);
+    {
+        let mut copy = Connection::open(&part.path).map_err(failed)?;
+        copy_pages(&source, &mut copy, progress).map_err(failed)?;
+        note(&copy, from).map_err(failed)?;
+        as_one_file(&copy).map_err(failed)?;
+    }
+    // What is left of the log of another file would be taken for this one's.
+    for suffix in ["-wal", "-shm"] {
+        let mut log = to.as_os_str().to_owned();
+        log.push(suffix);
+        let _ = fs::remove_file(PathBuf::from(log));
+    }
+    part.becomes(to)
+}
+
+fn note(connection: &Connection, from: &Path) -> rusqlite::Result<()> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let entry = AuditEntry {
+        who: Some(audit::os_user()),
+        detail: Some(format!("from {}", from.display())),
+        ..AuditEntry::new(AuditEvent::Restored, unix_now())
+    };
+    audit::append(&transaction, &entry)?;
+    transaction.commit()
+}
+
+fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
+    let count = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0)).map(i64::unsigned_abs);
+    let mut statement = connection.prepare("SELECT keyId FROM database_key WHERE keyId <> 'clear'")?;
+    Ok(Contents {
+        devices: count("SELECT count(*) FROM device_table")?,
+        psks: count("SELECT count(*) FROM device_key")?,
+        keys: statement.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?,
+        audit: audit::verify_in(connection, |_, _| ())?,
+    })
+}
+
+fn copy_pages(
+    source: &Connection,
+    target: &mut Connection,
+    mut progress: impl FnMut(u64, u64),
+) -> rusqlite::Result<()> {
+    target.busy_timeout(WAIT)?;
+    let backup = Backup::new(source, target)?;
+    loop {
+        let step = backup.step(PAGES)?;
+        let pages = backup.progress();
+        let [total, left] = [pages.pagecount, pages.remaining].map(|pages| pages.unsigned_abs().into());
+        progress(total - left, total);
+        match step {
+            StepResult::Done => return Ok(()),
+            StepResult::More => {}
+            _ => {
+                let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+                return Err(rusqlite::Error::SqliteFailure(busy, None));
+            }
+        }
+    }
+}
+
+/// Without a log beside it: a backup is one file.
+fn as_one_file(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()))
+}
+
+/// A file that is not whole yet; gone if it never becomes so.
+struct Part {
+    path: PathBuf,
+}
+
+impl Part {
+    fn beside(whole: &Path) -> Result<Self, StoreError> {
+        let mut path = whole.as_os_str().to_owned();
+        path.push(format!(".part-{}", std::process::id()));
+        let part = Self { path: path.into() };
+        connection::create_private(&part.path)?;
+        Ok(part)
+    }
+
+    fn becomes(&self, whole: &Path) -> Result<(), StoreError> {
+        let folder = whole.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(&self.path)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| fs::rename(&self.path, whole))
+            .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
+            .map_err(|error| StoreError::Failed(format!("{}: {error}", whole.display())))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // It is not there any more when it has become whole.
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,272 @@
+//! Which keys the values of a database are sealed under, and how they come under
+//! another one beside a running server. Knows the columns that hold secrets; how a
+//! value is sealed is `seal`'s.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use zeroize::Zeroizing;
+
+use super::{Sqlite, audit, connection, store_error};
+use crate::{
+    device::Secret,
+    store::{
+        StoreError,
+        audit::{AuditEntry, AuditEvent},
+        seal::{self, KeyId, Keyring, Place, SealError},
+        unix_now,
+    },
+};
+
+/// Stands for a key where values are not sealed.
+pub(super) const CLEAR: &str = "clear";
+
+/// Values of one transaction, which holds the write lock for some milliseconds.
+const BATCH: usize = 500;
+
+/// How the rows of one table are read and written, values that are not sealed under
+/// a key (whose values begin with ?3) in order of the primary key, from after ?1.
+struct Column {
+    table: &'static str,
+    read: &'static str,
+    write: &'static str,
+    count: &'static str,
+    place: for<'a> fn(device: &'a str, primary: &'a str) -> Place<'a>,
+}
+
+const COLUMNS: [Column; 2] = [
+    Column {
+        table: "device_table",
+        read: "SELECT deviceId, deviceId, deviceSecret FROM device_table WHERE deviceId > ?1 \
+               AND deviceSecret IS NOT NULL AND substr(deviceSecret, 1, length(?3)) <> ?3 \
+               ORDER BY deviceId LIMIT ?2",
+        write: "UPDATE device_table SET deviceSecret = ?3 WHERE deviceId = ?1 AND deviceSecret = ?2",
+        count: "SELECT CASE WHEN deviceSecret GLOB 'sealed *' THEN substr(deviceSecret, 10, 8) ELSE 'clear' END, \
+                count(*) FROM device_table WHERE deviceSecret IS NOT NULL GROUP BY 1",
+        place: |device, _| Place::DeviceSecret(device),
+    },
+    Column {
+        table: "device_key",
+        read: "SELECT pskIdentity, deviceId, psk FROM device_key WHERE pskIdentity > ?1 \
+               AND substr(psk, 1, length(?3)) <> ?3 ORDER BY pskIdentity LIMIT ?2",
+        write: "UPDATE device_key SET psk = ?3 WHERE pskIdentity = ?1 AND psk = ?2",
+        count: "SELECT CASE WHEN psk GLOB 'sealed *' THEN substr(psk, 10, 8) ELSE 'clear' END, \
+                count(*) FROM device_key GROUP BY 1",
+        place: |device, identity| Place::Psk { device, identity },
+    },
+];
+
+/// How many values are sealed under which key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// The key's ID; `None`: not sealed.
+    pub key: Option<String>,
+    /// Device secrets.
+    pub device_secrets: u64,
+    /// Keys of individual devices.
+    pub psks: u64,
+}
+
+/// What sealing anew has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealReport {
+    /// The key under which all is sealed now.
+    pub key: KeyId,
+    /// Values that were not before.
+    pub sealed: u64,
+}
+
+/// Notes, in the transaction that is open, that values are written under the first
+/// of these keys.
+pub(super) fn note(connection: &Connection, keys: &Keyring) -> rusqlite::Result<()> {
+    let key = keys.first().map_or_else(|| CLEAR.to_owned(), |key| key.to_string());
+    connection
+        .prepare_cached("INSERT INTO database_key VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+        .execute(params![key, unix_now()])
+        .map(drop)
+}
+
+/// Whether these keys open all that is in the database: said before it is used.
+pub(super) fn check(connection: &Connection, path: &Path, keys: &Keyring) -> Result<(), StoreError> {
+    let failed = |error| store_error(path, error);
+    let mut statement = connection.prepare("SELECT keyId FROM database_key").map_err(failed)?;
+    let needed = statement.query_map((), |row| row.get::<_, String>(0)).map_err(failed)?;
+    let configured: Vec<String> = keys.ids().map(|key| key.to_string()).collect();
+    for key in needed {
+        let key = key.map_err(failed)?;
+        if key == CLEAR || configured.contains(&key) {
+            continue;
+        }
+        let path = path.display();
+        return Err(StoreError::Failed(match &configured[..] {
+            [] => format!(
+                "{path}: its secrets are sealed under key {key}, and none is configured; expected \
+                 database_key = \"file:PATH\", \"env:NAME\" or \"credential:NAME\" with that key"
+            ),
+            configured => format!(
+                "{path}: it has secrets that are sealed under key {key}, and the keys configured are {}; \
+                 add that key to database_key_previous, or give it as database_key if another was put there \
+                 by mistake",
+                configured.join(", ")
+            ),
+        }));
+    }
+    Ok(())
+}
+
+/// What a value is sealed as where a statement takes it.
+pub(super) fn sealed(keys: &Keyring, place: Place<'_>, clear: &str) -> rusqlite::Result<Zeroizing<String>> {
+    keys.seal(place, clear).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+/// The value that was sealed there.
+pub(super) fn opened(keys: &Keyring, place: Place<'_>, stored: &str) -> rusqlite::Result<Secret> {
+    keys.open(place, stored).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+/// The reason why a value was not sealed or opened, if it is that.
+pub(super) fn seal_error(error: &rusqlite::Error) -> Option<&SealError> {
+    match error {
+        rusqlite::Error::ToSqlConversionFailure(error)
+        | rusqlite::Error::FromSqlConversionFailure(_, _, error) => error.downcast_ref(),
+        _ => None,
+    }
+}
+
+impl Sqlite {
+    /// Takes other keys from now on: the first seals, any opens. Keys that do not open
+    /// all that is in the database are refused, and the former ones stay.
+    pub fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
+        check(&connection::open_reader(&self.path)?, &self.path, &keys)?;
+        self.keys.store(keys.into());
+        Ok(())
+    }
+
+    /// Under which keys how many values are sealed. Reads the whole table.
+    pub fn seal_status(&self) -> Result<Vec<Sealed>, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        count(&connection).map_err(|error| store_error(&self.path, error))
+    }
+
+    /// Seals all values under the first key, those that are clear and those under
+    /// another key, beside whatever else reads and writes. What was done stays done
+    /// when it is stopped. `progress` is told how many of how many are done.
+    ///
+    /// At last the file is written anew, so that no trace of what was there before is
+    /// in it, for which writers wait; and the other keys are no longer needed.
+    pub fn seal(&self, mut progress: impl FnMut(u64, u64)) -> Result<SealReport, StoreError> {
+        let keys = self.keys.load_full();
+        let key = keys.first().ok_or_else(|| {
+            StoreError::Failed(
+                "there is no key to seal under: expected database_key in the configuration".into(),
+            )
+        })?;
+        let failed = |error| store_error(&self.path, error);
+        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let under_key = key.to_string();
+        let others = |counts: &[Sealed]| -> u64 {
+            let others = counts.iter().filter(|sealed| sealed.key.as_ref() != Some(&under_key));
+            others.map(|sealed| sealed.device_secrets + sealed.psks).sum()
+        };
+        let total = others(&self.seal_status()?);
+        let mut done = 0;
+        for column in &COLUMNS {
+            reseal(&connection, column, &keys, &under_key, |more| {
+                done += more;
+                progress(done, total);
+            })
+            .map_err(failed)?;
+        }
+        let needed: i64 = connection
+            .query_row("SELECT count(*) FROM database_key WHERE keyId <> ?1", [&under_key], |row| row.get(0))
+            .map_err(failed)?;
+        if done > 0 || needed > 0 {
+            connection.execute_batch("VACUUM").map_err(failed)?;
+        }
+        // Looked at under the lock: a server that has not read the configuration anew
+        // still writes under the former key.
+        let transaction =
+            Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
+        let left = others(&count(&transaction).map_err(failed)?);
+        if left > 0 {
+            return Err(StoreError::Failed(format!(
+                "{}: {left} values were written under another key meanwhile; send the servers on this \
+                 database SIGHUP, so that they take key {key}, and run this again",
+                self.path.display()
+            )));
+        }
+        let forgotten = transaction
+            .execute("DELETE FROM database_key WHERE keyId <> ?1", [&under_key])
+            .map_err(failed)?;
+        if done > 0 || forgotten > 0 {
+            let detail = format!("{done} values under key {key}");
+            let entry = AuditEntry {
+                who: Some(self.operator.to_string()),
+                detail: Some(detail),
+                ..AuditEntry::new(AuditEvent::Sealed, unix_now())
+            };
+            audit::append(&transaction, &entry).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        super::bulk::empty_log(&connection);
+        Ok(SealReport { key, sealed: done })
+    }
+}
+
+fn count(connection: &Connection) -> rusqlite::Result<Vec<Sealed>> {
+    let mut counts: Vec<Sealed> = Vec::new();
+    for column in &COLUMNS {
+        let mut statement = connection.prepare(column.count)?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let (key, values) = (row.get::<_, String>(0)?, row.get::<_, i64>(1)?.unsigned_abs());
+            let key = (key != CLEAR).then_some(key);
+            let at = counts.iter().position(|sealed| sealed.key == key).unwrap_or_else(|| {
+                counts.push(Sealed { key, device_secrets: 0, psks: 0 });
+                counts.len() - 1
+            });
+            match column.table {
+                "device_table" => counts[at].device_secrets = values,
+                _ => counts[at].psks = values,
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Brings one column under the first key. A value that somebody else changes between
+/// the reading and the writing is theirs.
+fn reseal(
+    connection: &Connection,
+    column: &Column,
+    keys: &Keyring,
+    under_key: &str,
+    mut done: impl FnMut(u64),
+) -> rusqlite::Result<()> {
+    let beginning = seal::beginning(under_key);
+    let mut after = String::new();
+    loop {
+        let values: Vec<(String, String, Zeroizing<String>)> = connection
+            .prepare_cached(column.read)?
+            .query_map(params![after, BATCH as i64, beginning], |row| {
+                Ok((row.get(0)?, row.get(1)?, Zeroizing::new(row.get::<_, String>(2)?)))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let Some((last, ..)) = values.last() else { return Ok(()) };
+        after.clone_from(last);
+        let mut anew = Vec::with_capacity(values.len());
+        for (primary, device, stored) in &values {
+            let place = (column.place)(device, primary);
+            anew.push(sealed(keys, place, opened(keys, place, stored)?.expose())?);
+        }
+        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        note(&transaction, keys)?;
+        for ((primary, _, stored), anew) in values.iter().zip(&anew) {
+            transaction.prepare_cached(column.write)?.execute([primary, &**stored, &**anew])?;
+        }
+        transaction.commit()?;
+        done(values.len() as u64);
+        // Writers that wait for the lock poll for it: leave them a moment.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,212 @@
+//! Secrets under keys: what the file tells without one, values that were moved,
+//! keys that are wrong or lost, and another key beside whoever reads.
+
+use super::*;
+use crate::store::seal::DatabaseKey;
+
+const SECRET: &str = "the-device-secret-of-one";
+const PSK: &str = "00112233445566778899aabbccddeeff";
+
+fn ring(bytes: &[u8]) -> Keyring {
+    Keyring::new(bytes.iter().map(|byte| DatabaseKey::parse(&hex::encode([*byte; 32])).unwrap()))
+}
+
+fn key_id(byte: u8) -> String {
+    ring(&[byte]).first().unwrap().to_string()
+}
+
+fn open_with(directory: &TempDir, keys: &[u8]) -> Result<Sqlite, StoreError> {
+    Sqlite::open_waiting(&directory.path().join("certdist.db"), ring(keys), SHORT, SHORT)
+}
+
+fn own(device: &str, identity: &str) -> ImportRow {
+    ImportRow {
+        key: with_key(device, identity, PSK).key,
+        individual: true,
+        ..with_certificate(device, SECRET)
+    }
+}
+
+fn secret_of(store: &Sqlite, device: &str) -> Result<String, StoreError> {
+    let certificate = at_once(store.device(&id(device)))?.unwrap().certificate.unwrap();
+    Ok(certificate.device_secret.expose().to_owned())
+}
+
+fn psk_of(store: &Sqlite, identity: &str) -> Result<String, StoreError> {
+    Ok(at_once(store.individual_key(identity))?.unwrap().psk.expose().to_owned())
+}
+
+/// All that lies in the folder: the database, its log, what else there is.
+fn bytes_of(directory: &TempDir) -> Vec<u8> {
+    let files = std::fs::read_dir(directory.path()).unwrap();
+    files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, [own("SN-1", "one"), row("SN-2")]);
+    wait(store.store_registration(&id("SN-2"), &registration("registered-secret"))).unwrap();
+    assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
+    assert_eq!(psk_of(&store, "one").unwrap(), PSK);
+    assert_eq!(secret_of(&store, "SN-2").unwrap(), "registered-secret");
+    // The same again is the same, and another secret a conflict, as in a clear database.
+    assert_eq!(import(&store, [own("SN-1", "one")]).unchanged, 1);
+    assert_eq!(conflicts(&store, [with_certificate("SN-1", "0ther")])[0].1.column, "deviceSecret");
+    let mut exported = Vec::new();
+    store
+        .export(|row, key| {
+            let secret = row.certificate.unwrap().device_secret.expose().to_owned();
+            exported.push((secret, key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
+            Ok::<_, StoreError>(())
+        })
+        .unwrap();
+    let key = Some(("one".to_owned(), PSK.to_owned()));
+    assert_eq!(exported, [(SECRET.to_owned(), key), ("registered-secret".into(), None)]);
+    assert_eq!(at_once(store.rows_after(None, 9)).unwrap().len(), 2);
+    let while_open = bytes_of(&directory);
+    drop(store);
+    for bytes in [while_open, bytes_of(&directory)] {
+        assert!(contains(&bytes, "SN-1"));
+        for secret in [SECRET, PSK, "registered-secret"] {
+            assert!(!contains(&bytes, secret));
+        }
+    }
+}
+
+#[test]
+fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, [own("SN-1", "one"), own("SN-2", "two")]);
+    let other = Connection::open(store.path()).unwrap();
+    let swaps = [
+        "UPDATE device_table SET deviceSecret = (SELECT deviceSecret FROM device_table WHERE deviceId = 'SN-2') \
+         WHERE deviceId = 'SN-1'",
+        "UPDATE device_table SET deviceSecret = (SELECT psk FROM device_key WHERE deviceId = 'SN-1') \
+         WHERE deviceId = 'SN-1'",
+    ];
+    for swap in swaps {
+        other.execute_batch(swap).unwrap();
+        let error = sentence(secret_of(&store, "SN-1"));
+        assert!(
+            error.contains("device SN-1, column deviceSecret: the value was changed, or moved"),
+            "{error}"
+        );
+        assert!(!error.contains(SECRET) && !error.contains("sealed 1"), "{error}");
+        assert_eq!(secret_of(&store, "SN-2").unwrap(), SECRET, "the others are served");
+    }
+    let swaps = [
+        "UPDATE device_key SET psk = (SELECT psk FROM device_key WHERE deviceId = 'SN-2') WHERE deviceId = 'SN-1'",
+        "UPDATE device_key SET psk = (SELECT deviceSecret FROM device_table WHERE deviceId = 'SN-2') \
+         WHERE deviceId = 'SN-1'",
+    ];
+    for swap in swaps {
+        other.execute_batch(swap).unwrap();
+        let error = sentence(psk_of(&store, "one"));
+        assert!(error.contains("device SN-1, column psk: the value was changed, or moved"), "{error}");
+    }
+    // An identity that is renamed by hand, to be somebody else's key.
+    other.execute_batch("UPDATE device_key SET pskIdentity = 'three' WHERE deviceId = 'SN-2'").unwrap();
+    assert!(sentence(psk_of(&store, "three")).contains("device SN-2, column psk"));
+}
+
+#[test]
+fn a_wrong_or_lost_key_is_told_when_the_database_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, [own("SN-1", "one")]);
+    drop(store);
+    let told = |keys: &[u8]| open_with(&directory, keys).map(drop).unwrap_err().to_string();
+    let lost = told(&[]);
+    assert!(lost.contains(&format!("sealed under key {}", key_id(1))), "{lost}");
+    assert!(lost.contains("expected database_key"), "{lost}");
+    let wrong = told(&[2]);
+    assert!(wrong.contains(&format!("sealed under key {}", key_id(1))), "{wrong}");
+    assert!(wrong.contains(&key_id(2)) && wrong.contains("database_key_previous"), "{wrong}");
+    assert_eq!(secret_of(&open_with(&directory, &[2, 1]).unwrap(), "SN-1").unwrap(), SECRET);
+    // Keys that do not fit are not taken by a store that runs, which keeps its own.
+    let store = open_with(&directory, &[1]).unwrap();
+    assert!(sentence(store.set_keys(ring(&[3]))).contains(&key_id(1)));
+    assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
+}
+
+#[test]
+fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = open(&directory);
+    import(&server, [own("GONE-1", "gone")]);
+    import(&server, (0..2000).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
+    assert!(wait(server.delete(&id("GONE-1"))).unwrap());
+    let clear = Sealed { key: None, device_secrets: 2000, psks: 2000 };
+    assert_eq!(server.seal_status().unwrap(), [clear]);
+    assert!(sentence(server.seal(|_, _| ())).contains("expected database_key"));
+
+    // The server takes the key first, as its SIGHUP does, and serves all the while.
+    server.set_keys(ring(&[1])).unwrap();
+    let operator = open_with(&directory, &[1]).unwrap();
+    let mut seen = Vec::new();
+    let report = operator
+        .seal(|done, total| {
+            seen.push((done, total));
+            assert_eq!(secret_of(&server, "SN-0").unwrap(), SECRET);
+            assert_eq!(psk_of(&server, "identity-1999").unwrap(), PSK);
+        })
+        .unwrap();
+    assert_eq!((report.sealed, report.key.to_string()), (4000, key_id(1)));
+    assert!(seen.is_sorted() && seen.last() == Some(&(4000, 4000)), "{seen:?}");
+    let sealed = Sealed { key: Some(key_id(1)), device_secrets: 2000, psks: 2000 };
+    assert_eq!(server.seal_status().unwrap(), [sealed]);
+    assert_eq!(secret_of(&server, "SN-7").unwrap(), SECRET);
+    let bytes = bytes_of(&directory);
+    assert!(contains(&bytes, "SN-7"));
+    assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
+    assert_eq!(operator.seal(|_, _| ()).unwrap().sealed, 0, "once more changes nothing");
+}
+
+#[test]
+fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, (0..1200).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
+    drop(store);
+    let store = open_with(&directory, &[2, 1]).unwrap();
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        store.seal(|_, _| std::panic::resume_unwind(Box::new("stopped")))
+    }));
+    assert!(stopped.is_err());
+    let halfway = store.seal_status().unwrap();
+    assert_eq!(halfway.len(), 2, "{halfway:?}");
+    assert!(open_with(&directory, &[2]).is_err(), "both keys are needed");
+    assert_eq!(secret_of(&store, "SN-0").unwrap(), secret_of(&store, "SN-999").unwrap());
+
+    let left = halfway.iter().find(|sealed| sealed.key == Some(key_id(1))).unwrap();
+    assert_eq!(store.seal(|_, _| ()).unwrap().sealed, left.device_secrets + left.psks);
+    drop(store);
+    let store = open_with(&directory, &[2]).unwrap();
+    assert_eq!(psk_of(&store, "identity-3").unwrap(), PSK);
+    assert!(!contains(&bytes_of(&directory), &format!("sealed 1 {}", key_id(1))));
+}
+
+#[test]
+fn a_server_that_still_writes_under_the_old_key_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = open_with(&directory, &[1]).unwrap();
+    import(&server, [own("SN-1", "one"), row("SN-2")]);
+    let operator = open_with(&directory, &[2, 1]).unwrap();
+    let error = sentence(operator.seal(|done, total| {
+        if done == total {
+            wait(server.store_registration(&id("SN-2"), &registration("registered-secret"))).unwrap();
+        }
+    }));
+    assert!(error.contains("1 values were written under another key") && error.contains("SIGHUP"), "{error}");
+    server.set_keys(ring(&[2, 1])).unwrap();
+    assert_eq!(operator.seal(|_, _| ()).unwrap().sealed, 1);
+    server.set_keys(ring(&[2])).unwrap();
+    assert_eq!(secret_of(&server, "SN-2").unwrap(), "registered-secret");
+}

@@ -1,0 +1,336 @@
+//! What is kept, and how an operator looks after it: secrets under a key, the audit
+//! log, backups; each beside a server that runs.
+
+mod support;
+
+use std::{fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
+
+use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
+
+const KEY: &str = "1111111111111111111111111111111122222222222222222222222222222222";
+const NEXT_KEY: &str = "3333333333333333333333333333333344444444444444444444444444444444";
+const SECRET: &str = "the-secret-of-this-device";
+const PSK: &str = "0123456789abcdef0123456789abcdef";
+
+const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
+                       SN00000001,lamp,lamp-1,the-secret-of-this-device,,\n\
+                       OWN-1,own,own-1,the-secret-of-this-device,one,0123456789abcdef0123456789abcdef\n";
+
+/// A site whose configuration begins with these lines; the key is in `database.key`.
+fn site(lines: &str) -> Site {
+    let site = Site::configured(&format!(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n{lines}\n\
+         [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"derived\"\nkey = \"hex:{MASTER}\"\n\
+         [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n"
+    ));
+    site.write("database.key", KEY);
+    site.write("next.key", NEXT_KEY);
+    site
+}
+
+fn configure(site: &Site, from: &str, to: &str) {
+    let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    assert!(configuration.contains(from), "{configuration}");
+    site.write("certdist.toml", &configuration.replacen(from, to, 1));
+}
+
+/// The class of answer that one device gets.
+fn served(server: &Process) -> bool {
+    let port = server.address.port().to_string();
+    let output = stdout(&coapsload(&["-p", &port, "-n", "1", "-c", "1", "-K", MASTER]));
+    assert!(output.contains("ok 1 "), "{output}");
+    output.contains("(2.xx 1 ")
+}
+
+fn own_served(server: &Process) -> bool {
+    let port = server.address.port().to_string();
+    let arguments = ["-p", &port, "-n", "1", "-c", "1", "-g", "one", "-k", PSK, "-I", "OWN-1", "-t", "5"];
+    stdout(&coapsload(&arguments)).contains("(2.xx 1 ")
+}
+
+fn succeeds(site: &Site, arguments: &[&str]) -> String {
+    let output = site.run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+fn fails(site: &Site, arguments: &[&str], code: i32) -> String {
+    let output = site.run(arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    stderr(&output)
+}
+
+/// Waits until a line of the log says this.
+fn wait_for(log: &Path, text: &str, times: usize) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while fs::read_to_string(log).unwrap_or_default().matches(text).count() < times {
+        assert!(std::time::Instant::now() < deadline, "the log does not say: {text}");
+        std::thread::yield_now();
+    }
+}
+
+/// A server whose log is in `log`.
+fn serve(site: &Site, level: &str) -> Process {
+    let log = fs::File::create(site.path("log")).expect("a log");
+    Process::start(site.certdist(&["serve"]).env("RUST_LOG", level).stderr(Stdio::from(log)))
+}
+
+fn reload(server: &Process, site: &Site, times: usize) {
+    server.signal("HUP");
+    wait_for(&site.path("log"), "database keys read anew", times);
+}
+
+#[test]
+fn a_clear_database_is_sealed_and_the_key_is_changed_while_a_server_serves() {
+    let site = site("# keys");
+    site.import(DEVICES);
+    let server = serve(&site, "info");
+    wait_for(&site.path("log"), "secrets in the database are not sealed", 1);
+    assert!(served(&server) && own_served(&server));
+    assert!(succeeds(&site, &["database", "status"]).contains("clear: 2 device secrets, 1 psks"));
+    assert!(fails(&site, &["database", "seal"], 2).contains("expected database_key"));
+
+    configure(&site, "# keys", "database_key = \"file:database.key\"");
+    reload(&server, &site, 1);
+    assert!(succeeds(&site, &["database", "seal"]).starts_with("3 secrets sealed"));
+    assert!(served(&server) && own_served(&server));
+
+    let both = "database_key = \"file:next.key\"\ndatabase_key_previous = [\"file:database.key\"]";
+    configure(&site, "database_key = \"file:database.key\"", both);
+    reload(&server, &site, 2);
+    assert!(served(&server) && own_served(&server));
+    assert!(succeeds(&site, &["database", "seal"]).starts_with("3 secrets sealed"));
+    configure(&site, both, "database_key = \"file:next.key\"");
+    reload(&server, &site, 3);
+    assert!(served(&server) && own_served(&server));
+
+    // A key that does not fit is not taken, and the server goes on.
+    configure(&site, "file:next.key", "file:database.key");
+    server.signal("HUP");
+    wait_for(&site.path("log"), "the configuration stays as it was", 1);
+    assert!(served(&server) && own_served(&server));
+    let told = fails(&site, &["export"], 1);
+    assert!(told.contains("sealed under key") && told.contains("database_key_previous"), "{told}");
+    assert_eq!(server.stop(), Some(0));
+    assert_eq!(site.run(&["serve"]).status.code(), Some(1), "nothing is served with a wrong key");
+
+    // What is exported is what was imported, and can be imported again.
+    configure(&site, "file:database.key", "file:next.key");
+    let exported = succeeds(&site, &["export"]);
+    assert!(exported.contains(SECRET) && exported.contains(PSK));
+    site.write("again.csv", &exported);
+    assert!(succeeds(&site, &["import", "again.csv"]).contains("2 unchanged"));
+}
+
+#[test]
+fn a_key_comes_from_the_environment_or_from_systemds_credentials() {
+    let site = site("database_key = \"env:TABLE_KEY\"");
+    site.write("import.csv", DEVICES);
+    let output = site.certdist(&["import", "import.csv"]).env("TABLE_KEY", KEY).output();
+    assert!(output.expect("it runs").status.success());
+    configure(&site, "env:TABLE_KEY", "credential:database.key");
+    assert!(fails(&site, &["database", "status"], 2).contains("LoadCredential=database.key:PATH"));
+    let folder = site.path("database.key");
+    let mut command = site.certdist(&["database", "status"]);
+    let output = command.env("CREDENTIALS_DIRECTORY", folder.parent().expect("a folder")).output();
+    let output = output.expect("it runs");
+    assert!(!stdout(&output).contains("clear") && stdout(&output).contains("2 device secrets"), "{output:?}");
+}
+
+#[test]
+fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = port.expect("a port");
+    let site = site(&format!(
+        "database_key = \"env:TABLE_KEY\"\n[admin]\nlisten = \"{port}\"\n\
+         [iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"",
+        simulator.address
+    ));
+    let run = |arguments: &[&str]| {
+        let output = site.certdist(arguments).env("TABLE_KEY", KEY).output().expect("it runs");
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        [output.stdout, output.stderr].concat()
+    };
+    let mut told = Vec::new();
+    site.write("batch.csv", &format!("{DEVICES}SN00000002,lamp,,,,\n"));
+    told.extend(run(&["import", "batch.csv"]));
+    fs::remove_file(site.path("batch.csv")).expect("removed");
+    fs::remove_file(site.path("database.key")).expect("removed");
+    let log = fs::File::create(site.path("log")).expect("a log");
+    let mut command = site.certdist(&["serve"]);
+    command.env("TABLE_KEY", KEY).env("RUST_LOG", "trace").stderr(Stdio::from(log));
+    let server = Process::start(&mut command);
+    let load = coapsload(&["-p", &server.address.port().to_string(), "-n", "2", "-c", "2", "-K", MASTER]);
+    assert!(stdout(&load).contains("ok 2 (2.xx 2 "), "{}", stdout(&load));
+    assert!(own_served(&server));
+
+    told.extend(http_get(port, "/metrics").into_bytes());
+    for arguments in [
+        &["device", "show", "SN00000001"][..],
+        &["device", "disable", "OWN-1"],
+        &["database", "seal"],
+        &["database", "status", "--json"],
+        &["audit", "verify"],
+        &["audit", "export"],
+        &["backup", "copy.db"],
+    ] {
+        told.extend(run(arguments));
+    }
+    for process in fs::read_dir("/proc").expect("/proc").map_while(Result::ok) {
+        // The test's own load generator is given its keys on its command line.
+        if fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name == "certdist\n") {
+            told.extend(fs::read(process.path().join("cmdline")).unwrap_or_default());
+        }
+    }
+    let status = fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("its limits");
+    let core = status.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+
+    // While it runs there is a log of the database, and after it a file alone.
+    let files = || -> Vec<u8> {
+        let files = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok);
+        let files = files.filter(|file| file.file_name() != "certdist.toml");
+        files.flat_map(|file| fs::read(file.path()).expect("read")).collect()
+    };
+    told.extend(files());
+    assert_eq!(server.stop(), Some(0));
+    told.extend(files());
+    let exported = String::from_utf8(run(&["export"])).expect("UTF-8");
+    let registered = exported.lines().find(|line| line.starts_with("SN00000002")).expect("it is there");
+    let registered = registered.split(',').nth(4).filter(|secret| !secret.is_empty()).expect("registered");
+    let contains = |text: &str| told.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(contains("SN00000002"));
+    for (name, secret) in
+        [("key", KEY), ("secret", SECRET), ("psk", PSK), ("registered", registered), ("master", MASTER)]
+    {
+        assert!(!contains(secret), "the {name} is told");
+    }
+}
+
+fn entries(site: &Site, arguments: &[&str]) -> Vec<serde_json::Value> {
+    let all = [&["audit", "export"], arguments].concat();
+    succeeds(site, &all).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
+    let site = site("");
+    site.import(DEVICES);
+    let server = site.serve();
+    assert!(served(&server) && served(&server) && own_served(&server));
+    // What nobody waits for is written within a moment.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while entries(&site, &["--device", "SN00000001"]).len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "the second issue is not written");
+    }
+    succeeds(&site, &["device", "disable", "SN00000001"]);
+    assert!(!served(&server));
+    assert_eq!(server.stop(), Some(0));
+
+    let lamp = entries(&site, &["--device", "SN00000001"]);
+    let events: Vec<_> = lamp.iter().map(|entry| entry["event"].as_str().expect("text")).collect();
+    assert_eq!(events, ["issued", "reissued", "disabled", "refused"]);
+    assert_eq!((&lamp[0]["detail"], &lamp[0]["who"]), (&"a1lamp/lamp-1".into(), &"SN00000001".into()));
+    assert!(lamp[0]["address"].as_str().is_some_and(|address| address.starts_with("127.")), "{}", lamp[0]);
+    assert!(lamp[2]["who"].as_str().is_some_and(|who| who.contains("uid")), "{}", lamp[2]);
+    assert_eq!(lamp[3]["detail"], "the device is disabled");
+    assert_eq!(entries(&site, &["--device", "OWN-1"])[0]["who"], "one");
+    assert_eq!(entries(&site, &["--until", "2020-01-01"]).len(), 0);
+    assert!(entries(&site, &["--since", "2020-01-01"]).len() >= 6);
+    assert!(fails(&site, &["audit", "export", "--since", "yesterday"], 2).contains("2026-11-25T08:00:00Z"));
+
+    let verified = succeeds(&site, &["audit", "verify"]);
+    let head = verified.lines().nth(1).expect("the head").to_owned();
+    succeeds(&site, &["audit", "verify", "--has", &head]);
+    succeeds(&site, &["device", "enable", "SN00000001"]);
+    succeeds(&site, &["audit", "verify", "--has", &head]);
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    // The last entry cut off, and the end signed anew: only what was kept elsewhere tells.
+    database
+        .execute_batch(
+            "DELETE FROM audit_log WHERE seq >= 5; UPDATE audit_chain SET headSeq = 4, \
+             headHash = (SELECT hash FROM audit_log WHERE seq = 4)",
+        )
+        .expect("cut");
+    succeeds(&site, &["audit", "verify"]);
+    assert!(fails(&site, &["audit", "verify", "--has", &head], 1).contains("is not there"));
+    database.execute_batch("UPDATE audit_log SET who = 'another' WHERE seq = 2").expect("changed");
+    assert!(fails(&site, &["audit", "verify"], 1).contains("entry 2 was changed"));
+}
+
+#[test]
+fn a_server_prunes_what_need_not_be_kept() {
+    let site = site("[audit]\nkeep_days = 30");
+    site.import(DEVICES);
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    database.execute_batch("UPDATE audit_log SET at = 5").expect("old");
+    let server = serve(&site, "info");
+    wait_for(&site.path("log"), "old entries of the audit log are removed", 1);
+    assert_eq!(server.stop(), Some(0));
+    let events = entries(&site, &[]);
+    assert_eq!((events.len(), &events[0]["event"]), (1, &"pruned".into()));
+    assert!(succeeds(&site, &["audit", "verify"]).contains("1 entries, whole; 1 pruned before them"));
+}
+
+#[test]
+fn a_backup_is_made_beside_a_server_and_restored() {
+    let site = site("database_key = \"file:database.key\"");
+    site.import(DEVICES);
+    let server = serve(&site, "info");
+    assert!(served(&server));
+    let told = succeeds(&site, &["backup", "copy.db"]);
+    assert!(told.starts_with("copy.db: 2 devices, 1 psks") && told.contains("sealed under key"), "{told}");
+    let mode = fs::metadata(site.path("copy.db")).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(fails(&site, &["backup", "copy.db"], 1).contains("is there already"));
+    let left: Vec<_> = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok).collect();
+    assert!(left.iter().all(|file| !file.file_name().to_string_lossy().contains(".part-")), "{left:?}");
+
+    // A server has it open, and it has gone on since.
+    succeeds(&site, &["device", "delete", "OWN-1", "--yes"]);
+    let told = fails(&site, &["restore", "copy.db", "--yes"], 1);
+    assert!(told.contains("in use") && told.contains("newer than the backup, by"), "{told}");
+    let mut asked = site.certdist(&["restore", "copy.db", "--force"]);
+    let asked = asked.stdin(Stdio::null()).output().expect("it runs");
+    assert!(asked.status.code() == Some(2) && stderr(&asked).contains("expected --yes"), "{asked:?}");
+    succeeds(&site, &["restore", "copy.db", "--force", "--yes"]);
+    assert!(own_served(&server), "the server goes on with what was restored");
+    assert_eq!(server.stop(), Some(0));
+    let restored = entries(&site, &[]);
+    assert!(restored.iter().any(|entry| entry["event"] == "restored"), "{restored:?}");
+    succeeds(&site, &["audit", "verify"]);
+
+    // Into nothing, and in the place of something that is damaged.
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(site.path(&format!("certdist.db{suffix}")));
+    }
+    succeeds(&site, &["restore", "copy.db"]);
+    assert!(succeeds(&site, &["export"]).contains(SECRET));
+    site.write("certdist.db", "no database at all");
+    assert!(fails(&site, &["restore", "copy.db", "--yes"], 1).contains("damaged"));
+    succeeds(&site, &["restore", "copy.db", "--yes", "--force"]);
+    let mode = fs::metadata(site.path("certdist.db")).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let server = site.serve();
+    assert!(served(&server) && own_served(&server));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_backup_that_is_damaged_or_needs_another_key_is_not_restored() {
+    let site = site("database_key = \"file:database.key\"");
+    site.import(DEVICES);
+    succeeds(&site, &["backup", "copy.db"]);
+    let before = succeeds(&site, &["export"]);
+    let mut bytes = Vec::new();
+    fs::File::open(site.path("copy.db")).and_then(|mut file| file.read_to_end(&mut bytes)).expect("read");
+    bytes[4096..8192].fill(0x5a);
+    fs::write(site.path("damaged.db"), &bytes).expect("written");
+    fails(&site, &["restore", "damaged.db", "--yes", "--force"], 1);
+    assert_eq!(succeeds(&site, &["export"]), before);
+    configure(&site, "file:database.key", "file:next.key");
+    let told = fails(&site, &["restore", "copy.db", "--yes", "--force"], 1);
+    assert!(told.contains("copy.db") && told.contains("database_key_previous"), "{told}");
+}
