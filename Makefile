@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
-.PHONY: test bench fuzz clients lint
+.PHONY: test bench fuzz clients lint screenshots
 
 # Everything that must hold: style, lints, unit tests, and foreign clients
 # against the real server.
@@ -23,6 +23,7 @@ clients:
 	$(CC) -O2 -Wall -o build/gnutls_client examples/gnutls_client.c -lgnutls
 	javac -d build -cp $(BOUNCY_CASTLE) examples/BouncyCastleClient.java
 	scripts/build-foreign
+	scripts/install-axe
 
 lint:
 	$(CARGO) fmt --check
@@ -36,6 +37,10 @@ bench: clients
 	benches/limits
 	$(CARGO) bench --features testing --bench stack
 	$(CARGO) bench --features testing --bench dtls
+
+# The console's pictures in docs/, by the browser's test.
+screenshots: clients
+	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test browser
 
 # Ten million mutated messages against the DTLS and CoAP endpoints.
 fuzz:

@@ -1,1 +1,55 @@
+//! What only a test that holds the server's parts can provoke.
 
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::{
+    cert::Service,
+    config::Limits,
+    provision::Provisioner,
+    psk::{Enrollments, Key},
+    registrar::fake_cloud::FakeCloud,
+    server::{Rooms, Server},
+    store::sqlite::Sqlite,
+};
+
+fn server(folder: &tempfile::TempDir) -> Server {
+    let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
+    let (config, cloud) = (crate::registrar::Config::default(), Arc::new(FakeCloud::default()));
+    let registrar = Registrar::new(config, store.clone(), cloud, Handle::current());
+    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    let kind = Kind::Derived(Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap());
+    let enrollment =
+        Enrollment { name: "lamp".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
+    let rooms = Rooms {
+        enrollments: Arc::new(Enrollments::new([enrollment])),
+        service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
+        store,
+    };
+    let limits = Limits { workers: 2, ..Limits::default() };
+    Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, &Handle::current()).unwrap()
+}
+
+async fn text(response: Response) -> (StatusCode, String) {
+    let status = response.status();
+    let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_worker_that_makes_no_round_is_told_and_an_idle_one_is_not() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let server = server(&folder);
+    let pulses = server.pulses();
+    // Idle, they sleep: they are woken for this.
+    for _ in 0..3 {
+        assert_eq!(text(health::live(&pulses).await).await, (StatusCode::OK, "alive\n".into()));
+    }
+    tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
+    let (status, text) = text(health::live(&pulses).await).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text.contains("worker 0 has made no round") && text.contains("worker 1"), "{text}");
+}

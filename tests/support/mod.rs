@@ -4,7 +4,10 @@
 // Each test file uses a part of this.
 #![allow(dead_code)]
 
+pub mod console;
+pub mod http;
 pub mod network;
+pub mod webdriver;
 
 use std::{
     fs,

@@ -1,0 +1,200 @@
+//! The console in a real browser: with scripts and without, on a screen and on a phone,
+//! light and dark, with the mouse and with the keyboard alone.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+use support::{
+    MASTER, Process, Site, coapsload,
+    console::{PASSWORD, admin, free_address},
+    webdriver::{Browser, ENTER, TAB},
+};
+
+/// How the pages are looked at.
+struct Look {
+    name: &'static str,
+    width: u32,
+    is_dark: bool,
+    has_scripts: bool,
+}
+
+const LOOKS: [Look; 4] = [
+    Look { name: "wide-light", width: 1100, is_dark: false, has_scripts: true },
+    Look { name: "narrow-dark", width: 375, is_dark: true, has_scripts: true },
+    Look { name: "wide-dark", width: 1100, is_dark: true, has_scripts: false },
+    Look { name: "narrow-light", width: 375, is_dark: false, has_scripts: false },
+];
+
+/// Pictures that the documentation shows.
+const SHOWN: [&str; 6] = [
+    "overview-wide-light",
+    "overview-narrow-dark",
+    "device-wide-light",
+    "device-narrow-dark",
+    "import-wide-light",
+    "batches-wide-light",
+];
+
+struct Journey<'b> {
+    browser: &'b Browser,
+    site: &'b Site,
+    url: String,
+    look: &'b Look,
+    axe: String,
+    pictures: PathBuf,
+}
+
+impl Journey<'_> {
+    /// Whether the page is accessible, and fits its screen; keeps a picture of it.
+    fn examine(&self, page: &str) {
+        // Of a page that was made without scripts; axe is one itself.
+        self.browser.allow_scripts(true);
+        let found = self.browser.violations(&self.axe);
+        self.browser.allow_scripts(self.look.has_scripts);
+        assert!(found.is_empty(), "{page}, {}: {found:#?}", self.look.name);
+        let script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+        assert_eq!(
+            self.browser.run(script, &json!([])),
+            0,
+            "{page}, {}: wider than its screen",
+            self.look.name
+        );
+        let name = format!("{page}-{}", self.look.name);
+        let path = self.pictures.join(format!("{name}.png"));
+        self.browser.picture(&path);
+        // As they change with each run, only when they are asked for: `make screenshots`.
+        if std::env::var_os("CERTDIST_SCREENSHOTS").is_some() && SHOWN.contains(&name.as_str()) {
+            let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
+            fs::create_dir_all(&shown).expect("a folder");
+            fs::copy(&path, shown.join(format!("{name}.png"))).expect("it can be written");
+        }
+    }
+
+    fn take(&self) {
+        let (browser, look) = (self.browser, self.look);
+        browser.show(look.width, 800, look.is_dark, look.has_scripts);
+        browser.open(&self.url);
+        browser.find("#password");
+        self.examine("sign-in");
+        // The name's field has the focus.
+        browser.find("#name").click();
+        browser.write("ada");
+        browser.press(&[TAB]);
+        browser.write(PASSWORD);
+        browser.press(&[ENTER]);
+        browser.wait_for("Requests, the last hour");
+        self.examine("overview");
+
+        browser.tab_to("Devices");
+        browser.press(&[ENTER]);
+        browser.find("#q").write("SN0000");
+        browser.press(&[ENTER]);
+        browser.wait_for("SN00000003");
+        self.examine("devices");
+        browser.tab_to("SN00000003");
+        browser.press(&[ENTER]);
+        browser.wait_for("In the table");
+        self.examine("device");
+        browser.tab_to("Disable");
+        browser.press(&[ENTER]);
+        browser.wait_for("It is disabled.");
+        self.examine("disabled");
+        browser.find("form[action='/device/enable'] button").click();
+        browser.wait_for("It is enabled.");
+
+        self.import();
+        browser.tab_to("Batches");
+        browser.press(&[ENTER]);
+        browser.wait_for("lamp");
+        self.examine("batches");
+        browser.open(&format!("{}device?id=NOBODY", self.url));
+        browser.wait_for("was never imported");
+        self.examine("absent");
+        browser.tab_to("Sign out");
+        browser.press(&[ENTER]);
+        browser.find("#password");
+    }
+
+    fn import(&self) {
+        let (browser, name) = (self.browser, self.look.name);
+        self.site.write("bad.csv", "deviceId,enrollment\nSN00000101,lamp\nSN 102,lamp\nSN00000103,lampe\n");
+        self.site.write("good.csv", &format!("deviceId,enrollment\nNEW-{name}-1,lamp\nNEW-{name}-2,lamp\n"));
+        let send = |file: &str| {
+            browser.find("nav a[href='/import']").click();
+            browser.find("#file").write(self.site.path(file).to_str().expect("UTF-8"));
+            browser.find("form.stack button").click();
+        };
+        send("bad.csv");
+        browser.wait_for("Nothing was imported");
+        browser.wait_for("2 bad lines");
+        self.examine("import");
+        send("good.csv");
+        browser.wait_for("2 devices would be added");
+        self.examine("preview");
+        browser.tab_to("Import it");
+        browser.press(&[ENTER]);
+        browser.wait_for("2 devices added");
+        self.examine("imported");
+    }
+}
+
+fn load(server: &Process, devices: u32) {
+    let (port, count) = (server.address.port().to_string(), devices.to_string());
+    coapsload(&["-p", &port, "-n", &count, "-c", "32", "-K", MASTER]);
+}
+
+#[test]
+fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let axe = root.join("build/axe-core/node_modules/axe-core/axe.min.js");
+    let axe = fs::read_to_string(&axe)
+        .unwrap_or_else(|error| panic!("{}: {error}: run `make clients`", axe.display()));
+    let pictures = root.join("target/screenshots");
+    fs::create_dir_all(&pictures).expect("a folder");
+
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--latency", "5ms"]);
+    let address = free_address();
+    let site = Site::with(&format!(
+        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1000\n",
+        admin(address, ""),
+        simulator.address
+    ));
+    let mut csv = String::from("deviceId,enrollment\n");
+    (1..=600).for_each(|number| csv.push_str(&format!("SN{number:08},lamp\n")));
+    (1..=250).for_each(|number| csv.push_str(&format!("PLUG-{number:04},plug\n")));
+    site.import(&csv);
+    let server = site.serve();
+    // Of 450 devices that power on, all are served; and then come some that nobody knows.
+    load(&server, 450);
+    load(&server, 640);
+
+    let browser = Browser::start();
+    for look in &LOOKS {
+        let url = format!("http://{address}/");
+        let (axe, pictures) = (axe.clone(), pictures.clone());
+        Journey { browser: &browser, site: &site, url, look, axe, pictures }.take();
+    }
+
+    // With scripts, the overview renews itself.
+    browser.show(1100, 800, false, true);
+    browser.open(&format!("http://{address}/"));
+    browser.find("#name").write("vic");
+    browser.find("#password").write(PASSWORD);
+    browser.press(&[ENTER]);
+    browser.wait_for("Requests, the last hour");
+    let served = || browser.run("return document.querySelector('.tile strong').innerText", &json!([]));
+    let before = served();
+    load(&server, 5);
+    browser.run("document.dispatchEvent(new Event('visibilitychange'))", &json!([]));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    while served() == before {
+        assert!(std::time::Instant::now() < deadline, "the overview stays at {before}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,473 @@
+//! The console over HTTP: who may come in, who may do what, what no page shows, and what
+//! browsers are told.
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use support::{
+    MASTER, Process, SHARED_KEY, Site,
+    console::{PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in},
+    http::{self, FORM, MULTIPART},
+    stderr, stdout,
+};
+
+const SECRET: &str = "the-device-secret";
+const PSK: &str = "00112233445566778899aabbccddeeff";
+const PAGES: [&str; 8] = [
+    "/",
+    "/live",
+    "/devices",
+    "/devices?q=SN",
+    "/device?id=SN00000001",
+    "/device?id=SN-NOBODY",
+    "/batches",
+    "/import",
+];
+
+struct Console {
+    site: Site,
+    _server: Process,
+    address: SocketAddr,
+}
+
+/// A server with three devices and a console.
+fn console() -> Console {
+    let address = free_address();
+    let site = Site::with(&format!(
+        "{}[[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n",
+        admin(address, "")
+    ));
+    site.import(&format!(
+        "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\nSN00000001,lamp,lamp-1,{SECRET},,\n\
+         SN00000002,plug,,,,\n00:1a:2b:3c:4d:5e,own,,,identity-3,{PSK}\n"
+    ));
+    let server = site.serve();
+    Console { site, _server: server, address }
+}
+
+impl Console {
+    fn state(&self, id: &str) -> String {
+        let shown = stdout(&self.site.run(&["device", "show", "--json", id]));
+        let json: serde_json::Value = serde_json::from_str(&shown).unwrap_or_default();
+        json["state"].as_str().unwrap_or("absent").to_owned()
+    }
+
+    fn bearer(&self, token: &str, method: &str, path: &str, fields: &[(&str, &str)]) -> http::Answer {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Accept", "application/json"), FORM];
+        http::send(self.address, method, path, &headers, &http::form(fields))
+    }
+}
+
+#[test]
+fn whoever_is_not_signed_in_sees_no_page_and_changes_nothing() {
+    let console = console();
+    for path in PAGES {
+        let answer = http::send(console.address, "GET", path, &[], b"");
+        assert_eq!((answer.status, answer.header("location")), (303, "/sign-in"), "{path}");
+        let forged = http::send(console.address, "GET", path, &[("Cookie", "certdist=AAAA")], b"");
+        assert_eq!(forged.status, 303, "{path}");
+    }
+    for path in ["/device/disable", "/device/enable", "/device/reset", "/import/confirm", "/sign-out"] {
+        let body = http::form(&[("id", "SN00000001"), ("csrf", "")]);
+        let answer = http::send(console.address, "POST", path, &[FORM], &body);
+        assert_eq!(answer.status, 401, "{path}");
+    }
+    let file = http::multipart(&[("csrf", ""), ("enrollment", "lamp")], ("x.csv", b"deviceId\nSN9\n"));
+    assert_eq!(http::send(console.address, "POST", "/import", &[MULTIPART], &file).status, 401);
+    assert_eq!(console.state("SN00000001"), "enabled");
+    assert_eq!(console.state("SN9"), "absent");
+}
+
+#[test]
+fn a_password_opens_a_session_whose_cookie_no_script_and_no_other_site_has() {
+    let console = console();
+    let answer = sign_in(console.address, "ada", PASSWORD);
+    let cookie = answer.header("set-cookie");
+    for attribute in ["HttpOnly", "SameSite=Strict", "Path=/"] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    for (name, password) in [("ada", "wrong"), ("bob", PASSWORD), ("", ""), ("ADA", PASSWORD)] {
+        let answer = sign_in(console.address, name, password);
+        assert_eq!((answer.status, answer.cookie("certdist")), (401, None), "{name}");
+        assert!(answer.body.contains("Name or password is wrong"), "which of them, nobody learns");
+    }
+    let visitor = Visitor::new(console.address, "ada");
+    assert_eq!(visitor.get("/").status, 200);
+    assert_eq!(visitor.post("/sign-out", &[]).status, 303);
+    assert_eq!(visitor.get("/").status, 303, "the session has ended at the server");
+}
+
+#[test]
+fn a_form_to_sign_in_is_of_this_server_and_this_browser() {
+    let console = console();
+    let form = http::send(console.address, "GET", "/sign-in", &[], b"");
+    let fields = http::form(&[("csrf", &form.field("csrf")), ("name", "ada"), ("password", PASSWORD)]);
+    for headers in [vec![FORM], vec![FORM, ("Cookie", "certdist-form=another")]] {
+        let answer = http::send(console.address, "POST", "/sign-in", &headers, &fields);
+        assert_eq!((answer.status, answer.cookie("certdist")), (403, None));
+    }
+}
+
+#[test]
+fn passwords_cannot_be_tried_without_end() {
+    let console = console();
+    let statuses: Vec<u16> = (0..11).map(|_| sign_in(console.address, "ada", "wrong").status).collect();
+    assert_eq!(statuses[..10], [401; 10]);
+    assert_eq!(statuses[10], 429);
+    let answer = sign_in(console.address, "ada", PASSWORD);
+    assert_eq!(answer.status, 429, "not even with the right one");
+    assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| (1..=61).contains(&seconds)));
+    // Others are not kept out, until the address has used up its own.
+    assert_eq!(sign_in(console.address, "vic", PASSWORD).status, 303);
+    let mut all = (0..20).map(|number| sign_in(console.address, &format!("user-{number}"), "wrong").status);
+    assert!(all.any(|status| status == 429));
+}
+
+#[test]
+fn a_viewer_looks_and_an_operator_acts() {
+    let console = console();
+    let (ada, vic) = (Visitor::new(console.address, "ada"), Visitor::new(console.address, "vic"));
+    for path in PAGES {
+        let expected = if path.contains("NOBODY") { 404 } else { 200 };
+        assert_eq!((ada.get(path).status, vic.get(path).status), (expected, expected), "{path}");
+    }
+    assert!(!vic.get("/device?id=SN00000001").body.contains("/device/disable"));
+    let id = [("id", "SN00000001")];
+    for path in ["/device/disable", "/device/enable", "/device/reset", "/import/confirm"] {
+        assert_eq!(vic.post(path, &id).status, 403, "{path}");
+    }
+    assert_eq!(vic.upload("x.csv", b"deviceId\nSN9\n", "lamp").status, 403);
+    assert_eq!(console.state("SN00000001"), "enabled");
+
+    let answer = ada.post("/device/disable", &id);
+    assert_eq!(answer.status, 303);
+    assert!(ada.get(answer.header("location")).body.contains("It is disabled."));
+    assert_eq!(console.state("SN00000001"), "disabled");
+    assert_eq!(ada.post("/device/enable", &id).status, 303);
+    assert_eq!(console.state("SN00000001"), "enabled");
+    assert_eq!(ada.post("/device/reset", &id).status, 303);
+    assert_eq!(ada.post("/device/disable", &[("id", "SN-NOBODY")]).status, 404);
+}
+
+#[test]
+fn a_form_of_another_site_changes_nothing() {
+    let console = console();
+    let (ada, other) = (Visitor::new(console.address, "ada"), Visitor::new(console.address, "ada"));
+    for csrf in ["", "wrong", other.csrf.as_str()] {
+        let fields = [("csrf", csrf), ("id", "SN00000001")];
+        for path in ["/device/disable", "/device/reset", "/import/confirm", "/sign-out"] {
+            assert_eq!(ada.post_as_is(path, &fields).status, 403, "{path} with {csrf:?}");
+        }
+        let file = http::multipart(&[("csrf", csrf)], ("x.csv", b"deviceId\nSN9\n"));
+        let headers = [("Cookie", ada.cookie.as_str()), MULTIPART];
+        assert_eq!(http::send(ada.address, "POST", "/import", &headers, &file).status, 403);
+    }
+    // The file before the token: it is not so much as read.
+    let mut swapped = http::multipart(&[], ("x.csv", b"deviceId\nSN9\n"));
+    swapped.truncate(swapped.len() - "--xxBOUNDARYxx--\r\n".len());
+    swapped.extend(http::multipart(&[("csrf", &ada.csrf)], ("y.csv", b"deviceId\nSN9\n")));
+    let headers = [("Cookie", ada.cookie.as_str()), MULTIPART];
+    assert_eq!(http::send(ada.address, "POST", "/import", &headers, &swapped).status, 403);
+    for path in ["/device/disable?id=SN00000001", "/sign-out"] {
+        assert_eq!(ada.get(path).status, 405, "a link changes nothing");
+    }
+    assert_eq!(console.state("SN00000001"), "enabled");
+    assert_eq!(ada.get("/").status, 200, "still signed in");
+}
+
+#[test]
+fn browsers_are_told_to_be_strict_on_every_answer() {
+    let console = console();
+    let ada = Visitor::new(console.address, "ada");
+    let more = ["/console.css", "/console.js", "/icon.svg", "/healthz", "/metrics", "/nowhere", "/sign-in"];
+    for path in PAGES.iter().chain(&more) {
+        let answer = ada.get(path);
+        let policy = answer.header("content-security-policy");
+        assert!(
+            policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+            "{path}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+            ("x-frame-options", "DENY"),
+        ] {
+            assert_eq!(answer.header(name), value, "{path}: {name}");
+        }
+        // What the policy would forbid is not there either.
+        for inline in ["<style", " style=", "onclick=", "<script>"] {
+            assert!(!answer.body.contains(inline), "{path}: {inline}");
+        }
+        for elsewhere in ["href=\"http", "src=\"http", "src=\"//"] {
+            assert!(!answer.body.contains(elsewhere), "{path}: an asset from elsewhere");
+        }
+    }
+}
+
+#[test]
+fn no_secret_is_on_any_page() {
+    let console = console();
+    let ada = Visitor::new(console.address, "ada");
+    let csv = format!(
+        "deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,{SECRET}\nSN7,lamp,lamp-7,{SECRET}-7\n"
+    );
+    let mut pages: Vec<String> = PAGES.iter().map(|path| ada.get(path).body).collect();
+    pages.push(ada.get("/device?id=001A2B3C4D5E").body);
+    pages.push(ada.upload("x.csv", csv.as_bytes(), "").body);
+    pages.push(ada.upload("x.csv", csv.replace("SN7", "SN 7").as_bytes(), "").body);
+    pages.push(ada.upload("x.csv", csv.replace(SECRET, &format!("{SECRET}-other")).as_bytes(), "").body);
+    pages.push(console.bearer(TOKEN, "GET", "/device?id=SN00000001", &[]).body);
+    pages.push(ada.get("/metrics").body);
+    assert!(pages.iter().any(|page| page.contains("SN00000001")));
+    for page in pages {
+        for secret in
+            [SECRET, PSK, MASTER, SHARED_KEY, &hex::encode(SHARED_KEY), PASSWORD, password_hash(), TOKEN]
+        {
+            assert!(!page.contains(secret), "a secret is in {page}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_from_outside_is_text_and_never_markup() {
+    let console = console();
+    let ada = Visitor::new(console.address, "ada");
+    let script = "<script>alert(1)</script>";
+    let pages = [
+        ada.get("/devices?q=%3Cscript%3Ealert(1)%3C%2Fscript%3E").body,
+        ada.get("/device?id=%3Cscript%3Ealert(1)%3C%2Fscript%3E").body,
+        ada.upload(script, format!("deviceId\n{script}\n").as_bytes(), "lamp").body,
+        ada.upload(script, b"deviceId\nSN9\n", script).body,
+        sign_in(console.address, script, "wrong").body,
+    ];
+    for page in pages {
+        assert!(!page.contains("<script>"), "{page}");
+    }
+}
+
+#[test]
+fn a_file_is_looked_through_before_it_changes_anything_and_imported_once() {
+    let console = console();
+    let (ada, other) = (Visitor::new(console.address, "ada"), Visitor::new(console.address, "ada"));
+    let bad = ada.upload("bad.csv", b"deviceId\nSN00000010\nSN 11\nSN00000010\n", "lamp");
+    assert_eq!(bad.status, 422);
+    for text in ["Nothing was imported", "2 bad lines", "deviceId", ">3<", ">4<"] {
+        assert!(bad.body.contains(text), "{text}: {}", bad.body);
+    }
+    let unknown = ada.upload("x.csv", b"deviceId\nSN9\n", "nowhere");
+    assert!(unknown.status == 422 && unknown.body.contains("unknown enrollment"), "{}", unknown.body);
+
+    let good = ada.upload("good.csv", b"deviceId\nSN00000010\nSN00000011\n", "lamp");
+    assert_eq!(good.status, 200);
+    assert!(good.body.contains("2 devices would be added"), "{}", good.body);
+    assert_eq!(console.state("SN00000010"), "absent");
+    let upload = good.field("upload");
+    assert_eq!(other.post("/import/confirm", &[("upload", &upload)]).status, 422, "another's file");
+    let imported = ada.post("/import/confirm", &[("upload", &upload)]);
+    assert!(imported.status == 200 && imported.body.contains("2 devices added"), "{}", imported.body);
+    assert_eq!(console.state("SN00000011"), "enabled");
+    assert_eq!(ada.post("/import/confirm", &[("upload", &upload)]).status, 422, "a second time");
+}
+
+#[test]
+fn a_file_that_is_too_large_is_refused() {
+    let console = console();
+    let ada = Visitor::new(console.address, "ada");
+    let answer = ada.upload("large.csv", &vec![b'x'; 17 << 20], "lamp");
+    assert_eq!(answer.status, 413);
+    assert!(answer.body.contains("certdist import"), "what to do instead: {}", answer.body);
+}
+
+#[test]
+fn devices_are_found_by_their_id_and_its_beginning_page_by_page() {
+    let console = console();
+    let mut csv = String::from("deviceId,enrollment\n");
+    (0..120).for_each(|number| csv.push_str(&format!("PAGED-{number:03},lamp\n")));
+    console.site.import(&csv);
+    let ada = Visitor::new(console.address, "ada");
+    let found = |path: &str| ada.get(path).body.matches("class=\"id\"").count();
+    assert_eq!(found("/devices?q=PAGED-007"), 1);
+    assert_eq!(found("/devices?q=PAGED-01"), 10);
+    assert_eq!(found("/devices?q=paged"), 0);
+    assert_eq!(found("/devices?q=00:1a"), 1, "a MAC address in any spelling");
+    let first = ada.get("/devices?q=PAGED-").body;
+    assert_eq!(first.matches("class=\"id\"").count(), 50);
+    let next = first.split_once("/devices?q=PAGED%2D&amp;after=").expect("a next page").1;
+    assert!(next.starts_with("PAGED%2D049\""), "{next}");
+    assert_eq!(found("/devices?q=PAGED%2D&after=PAGED%2D049"), 50);
+    let last = ada.get("/devices?q=PAGED%2D&after=PAGED%2D099").body;
+    assert_eq!(last.matches("class=\"id\"").count(), 20);
+    assert!(!last.contains("after="), "there is no more");
+}
+
+#[test]
+fn a_batch_shows_how_far_it_has_come() {
+    let console = console();
+    let ada = Visitor::new(console.address, "ada");
+    let page = ada.get("/batches").body;
+    for name in ["lamp", "plug", "own"] {
+        assert!(page.contains(&format!("<h2>{name}</h2>")), "{page}");
+    }
+    assert!(page.contains("aria-label=\"lamp: Registered\" value=\"1\" max=\"1\""), "{page}");
+    assert!(page.contains("aria-label=\"plug: Registered\" value=\"0\" max=\"1\""), "{page}");
+}
+
+#[test]
+fn a_script_does_with_its_token_what_its_role_allows() {
+    let console = console();
+    let id = [("id", "SN00000001")];
+    let device = console.bearer(VIEWER_TOKEN, "GET", "/device?id=SN00000001", &[]);
+    let json: serde_json::Value = serde_json::from_str(&device.body).expect("JSON");
+    assert_eq!((&json["deviceId"], &json["hasCertificate"]), (&"SN00000001".into(), &true.into()));
+    let overview = console.bearer(VIEWER_TOKEN, "GET", "/", &[]);
+    assert!(overview.body.contains("\"breakersOpen\":0"), "{}", overview.body);
+    assert_eq!(console.bearer(VIEWER_TOKEN, "POST", "/device/disable", &id).status, 403);
+    assert_eq!(console.state("SN00000001"), "enabled");
+    assert_eq!(console.bearer(TOKEN, "POST", "/device/disable", &id).body, "SN00000001: disable\n");
+    assert_eq!(console.state("SN00000001"), "disabled");
+    assert_eq!(console.bearer("wrong", "GET", "/", &[]).status, 401);
+
+    let import = |fields: &[(&str, &str)], csv: &[u8]| {
+        let bearer = format!("Bearer {TOKEN}");
+        let body = http::multipart(fields, ("x.csv", csv));
+        http::send(console.address, "POST", "/import", &[("Authorization", &bearer), MULTIPART], &body)
+    };
+    let dry = import(&[("enrollment", "lamp"), ("dry_run", "yes")], b"deviceId\nSN9\n");
+    assert_eq!(dry.body, "1 devices would be added, 0 would be changed, 0 unchanged\n");
+    assert_eq!(console.state("SN9"), "absent");
+    assert_eq!(
+        import(&[("enrollment", "lamp")], b"deviceId\nSN9\n").body,
+        "1 devices added, 0 changed, 0 unchanged\n"
+    );
+    assert_eq!(console.state("SN9"), "enabled");
+    let bad = import(&[("enrollment", "lamp")], b"deviceId\nSN 9\n");
+    assert!(bad.status == 422 && bad.body.contains("line 2, column deviceId"), "{}", bad.body);
+}
+
+#[test]
+fn beyond_this_machine_the_console_takes_tls_or_a_word() {
+    let site = |keys: &str| Site::with(&admin("0.0.0.0:0".parse().expect("an address"), keys));
+    let refused = site("").run(&["check-config"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        stderr(&refused)
+            .contains("expected a loopback address, or tls_certificate and tls_key, or exposed = true")
+    );
+    assert!(site("exposed = true\n").run(&["check-config"]).status.success());
+    let half = site("tls_certificate = \"a.pem\"\n").run(&["check-config"]);
+    assert!(stderr(&half).contains("tls_certificate and tls_key go together"));
+    let missing = site("tls_certificate = \"a.pem\"\ntls_key = \"b.pem\"\n").run(&["check-config"]);
+    assert!(
+        stderr(&missing).contains("tls_certificate") && stderr(&missing).contains("a.pem"),
+        "{}",
+        stderr(&missing)
+    );
+}
+
+#[test]
+fn over_tls_cookies_are_for_tls_only() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+    let address = free_address();
+    let site = Site::with(&admin(address, "tls_certificate = \"cert.pem\"\ntls_key = \"key.pem\"\n"));
+    site.write("cert.pem", &certified.cert.pem());
+    site.write("key.pem", &certified.key_pair.serialize_pem());
+    let _server = site.serve();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = Arc::new(config);
+    let send = |method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]| {
+        let connection =
+            rustls::ClientConnection::new(config.clone(), "localhost".try_into().expect("a name"));
+        let stream = std::net::TcpStream::connect(address).expect("it listens");
+        let stream = rustls::StreamOwned::new(connection.expect("a connection"), stream);
+        http::exchange(stream, method, path, headers, body)
+    };
+    assert_eq!(send("GET", "/healthz", &[], b"").body, "alive\n");
+    let form = send("GET", "/sign-in", &[], b"");
+    let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
+    let fields = http::form(&[("csrf", &form.field("csrf")), ("name", "ada"), ("password", PASSWORD)]);
+    let answer = send("POST", "/sign-in", &[("Cookie", &cookie), FORM], &fields);
+    assert!(answer.cookie("__Host-certdist").is_some() && answer.header("set-cookie").contains("; Secure"));
+}
+
+#[test]
+fn without_a_user_the_console_is_off_and_says_how_to_turn_it_on() {
+    let address = free_address();
+    let site = Site::with(&format!("[admin]\nlisten = \"{address}\"\n"));
+    let _server = site.serve();
+    let page = http::send(address, "GET", "/", &[], b"");
+    assert!(page.body.contains("certdist admin hash-password"), "{}", page.body);
+    assert_eq!(http::send(address, "GET", "/devices", &[], b"").status, 404);
+}
+
+#[test]
+fn a_password_is_hashed_from_standard_input_and_a_token_is_made() {
+    use std::io::Write;
+    let site = Site::new();
+    let hash = |password: &str| {
+        let mut command = site.certdist(&["admin", "hash-password"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        child.stdin.take().expect("its input").write_all(password.as_bytes()).expect("written");
+        child.wait_with_output().expect("its output")
+    };
+    let output = hash(&format!("{PASSWORD}\n"));
+    let (line, address) = (stdout(&output).trim().to_owned(), free_address());
+    assert!(line.starts_with("$argon2id$"), "{line}");
+    let short = hash("short\n");
+    assert_eq!(short.status.code(), Some(2));
+    assert!(stderr(&short).contains("12 characters or more"));
+
+    let made = stdout(&site.run(&["admin", "new-token"]));
+    let (token, hash) = made.trim().split_once('\n').expect("two lines");
+    let (token, hash) = (token.trim_start_matches("token "), hash.trim_start_matches("hash  "));
+    let site = Site::with(&format!(
+        "[admin]\nlisten = \"{address}\"\n[[admin.user]]\nname = \"eve\"\npassword_hash = \"{line}\"\nrole = \"viewer\"\n\
+         [[admin.token]]\nname = \"t\"\nhash = \"{hash}\"\nrole = \"viewer\"\n"
+    ));
+    let _server = site.serve();
+    assert_eq!(sign_in(address, "eve", PASSWORD).status, 303);
+    let bearer = format!("Bearer {token}");
+    assert_eq!(http::send(address, "GET", "/", &[("Authorization", &bearer)], b"").status, 200);
+}
+
+#[test]
+fn what_somebody_has_changed_is_in_the_log_with_their_name() {
+    let address = free_address();
+    let site = Site::with(&admin(address, ""));
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    let log = std::fs::File::create(site.path("log")).expect("a log");
+    let server = Process::start(site.certdist(&["serve"]).stderr(Stdio::from(log)));
+    let ada = Visitor::new(address, "ada");
+    ada.post("/device/disable", &[("id", "SN00000001")]);
+    sign_in(address, "ada", "wrong-password-here");
+    let begun = Instant::now();
+    assert_eq!(server.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(10), "an open port holds nobody up");
+    let log = std::fs::read_to_string(site.path("log")).expect("the log");
+    let changed = log.lines().find(|line| line.contains("changed in the console")).expect("a line");
+    assert!(
+        changed.contains("SN00000001") && changed.contains("user=\"ada\"") && changed.contains("disable"),
+        "{changed}"
+    );
+    assert!(log.contains("could not sign in") && !log.contains("wrong-password-here"), "{log}");
+}

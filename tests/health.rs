@@ -1,0 +1,207 @@
+//! Metrics, health and the request log, as programs read them: what they say when all is
+//! well, and when it is not.
+
+mod support;
+
+use std::{
+    fs::File,
+    io::Write,
+    net::SocketAddr,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{
+    MASTER, Process, Site, coapsload,
+    console::{TOKEN, admin, free_address},
+    http::{self, Answer},
+    stdout,
+};
+
+fn get(address: SocketAddr, path: &str) -> Answer {
+    http::send(address, "GET", path, &[], b"")
+}
+
+fn load(server: &Process, devices: u32) -> String {
+    let (port, count) = (server.address.port().to_string(), devices.to_string());
+    stdout(&coapsload(&["-p", &port, "-n", &count, "-c", "16", "-K", MASTER]))
+}
+
+/// Waits until a page says something.
+fn until(address: SocketAddr, path: &str, text: &str) -> Answer {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = get(address, path);
+        if answer.body.contains(text) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{path} does not say {text}: {}", answer.body);
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn metrics_are_as_prometheus_wants_them_and_count_what_was_done() {
+    let port = free_address();
+    let site = Site::with(&admin(port, ""));
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    let server = site.serve();
+    load(&server, 1);
+    load(&server, 2);
+    let answer = get(port, "/metrics");
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, "text/plain; version=0.0.4; charset=utf-8")
+    );
+    for line in [
+        "certdist_responses_total{code=\"2.05\"} 2\n",
+        "certdist_responses_total{code=\"4.04\"} 1\n",
+        "certdist_responses_total{code=\"other\"} 0\n",
+        "certdist_request_duration_seconds_count 3\n",
+        "certdist_request_duration_seconds_bucket{le=\"+Inf\"} 3\n",
+        "certdist_handshakes_total{outcome=\"completed\",suite=\"TLS_PSK_WITH_AES_128_CCM_8\"} 3\n",
+        "certdist_handshake_failures_total{reason=\"wrong_key\"} 0\n",
+        "certdist_registrations 0\n",
+        "certdist_breakers_open 0\n",
+        // The first issue.
+        "certdist_store_writes_total{outcome=\"written\"} 1\n",
+        "certdist_store_commit_duration_seconds_count 1\n",
+    ] {
+        assert!(answer.body.contains(line), "{line}{}", answer.body);
+    }
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of Debian's package prometheus: run `make clients`");
+    promtool.stdin.take().expect("its input").write_all(answer.body.as_bytes()).expect("written");
+    let output = promtool.wait_with_output().expect("its output");
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", support::stderr(&output));
+}
+
+#[test]
+fn a_server_is_ready_unless_its_database_takes_no_write() {
+    let port = free_address();
+    let site = Site::with(&admin(port, ""));
+    let _server = site.serve();
+    let ready = get(port, "/readyz");
+    assert_eq!((ready.status, ready.body.as_str()), (200, "ready\n"));
+
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    let locked = until(port, "/readyz", "not ready");
+    assert_eq!(locked.status, 503);
+    assert!(locked.body.contains("database"), "what is missing: {}", locked.body);
+    // The process is well: to restart it would not help.
+    assert_eq!(get(port, "/healthz").status, 200);
+    other.execute_batch("ROLLBACK").expect("unlocked");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while get(port, "/readyz").status != 200 {
+        assert!(Instant::now() < deadline, "it stays unready");
+    }
+}
+
+#[test]
+fn a_server_that_ends_says_so_while_it_drains() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--latency", "3s"]);
+    let port = free_address();
+    let sections = format!(
+        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n",
+        admin(port, ""),
+        simulator.address
+    );
+    let site = Site::with(&sections);
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    let server = site.serve();
+    thread::scope(|scope| {
+        let devices = server.address.port().to_string();
+        scope.spawn(move || coapsload(&["-p", &devices, "-n", "1", "-c", "1", "-t", "5", "-K", MASTER]));
+        until(port, "/metrics", "certdist_registrations 1\n");
+        server.signal("TERM");
+        let draining = until(port, "/readyz", "draining");
+        assert_eq!(draining.status, 503);
+    });
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_cloud_that_refuses_makes_a_server_not_unready_but_is_told() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--product", "a1other"]);
+    let port = free_address();
+    let sections = format!(
+        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n",
+        admin(port, ""),
+        simulator.address
+    );
+    let site = Site::with(&sections);
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    let server = site.serve();
+    load(&server, 1);
+    let ready = until(port, "/readyz", "IoT Platform refuses");
+    assert_eq!(ready.status, 200);
+    assert!(ready.body.starts_with("ready\n"), "{}", ready.body);
+    assert!(get(port, "/metrics").body.contains("certdist_breakers_open 1\n"));
+}
+
+#[test]
+fn health_and_metrics_take_a_token_where_the_operator_wants_one() {
+    let port = free_address();
+    let site = Site::with(&admin(port, "require_token = true\n"));
+    let _server = site.serve();
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let refused = get(port, path);
+        assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"), "{path}");
+        let bearer = format!("Bearer {TOKEN}");
+        assert_eq!(http::send(port, "GET", path, &[("Authorization", &bearer)], b"").status, 200, "{path}");
+        let wrong = http::send(port, "GET", path, &[("Authorization", "Bearer wrong")], b"");
+        assert_eq!(wrong.status, 401, "{path}");
+    }
+    // The address has had three tries of its twenty.
+    let mut tries =
+        (0..40).map(|_| http::send(port, "GET", "/metrics", &[("Authorization", "Bearer x")], b"").status);
+    assert!(tries.any(|status| status == 429), "a token can be tried without end");
+}
+
+#[test]
+fn each_request_is_a_line_until_there_are_too_many_and_then_they_are_counted() {
+    let site = Site::new();
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    let mut command = site.certdist(&["serve", "--log-format", "json"]);
+    let log = File::create(site.path("log")).expect("a log");
+    let server = Process::start(command.stderr(Stdio::from(log)));
+    load(&server, 2000);
+    // The next second tells what was left out.
+    let lines = || -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(site.path("log")).expect("the log");
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let counted = loop {
+        load(&server, 20);
+        let lines = lines();
+        let told = lines.iter().find(|line| {
+            line["fields"]["message"]
+                .as_str()
+                .is_some_and(|text| text.starts_with("requests were not logged"))
+        });
+        if let Some(told) = told {
+            break told["fields"]["lines"].as_u64().expect("a number");
+        }
+        assert!(Instant::now() < deadline, "what was left out is not told");
+    };
+    assert!(counted > 0);
+    let lines = lines();
+    let requests: Vec<_> = lines.iter().filter(|line| line["fields"]["message"] == "request").collect();
+    assert!(requests.len() < 1500, "{} lines of some 2,000 requests", requests.len());
+    let served =
+        requests.iter().find(|line| line["fields"]["code"] == "2.05").expect("the one that is known");
+    let fields = &served["fields"];
+    assert_eq!((&fields["device"], &fields["identity"]), (&"SN00000001".into(), &"SN00000001".into()));
+    assert!(fields["address"].as_str().is_some_and(|address| address.starts_with("127.0.0.")), "{fields}");
+    assert!(fields["milliseconds"].as_f64().is_some_and(|took| took > 0.0 && took < 20_000.0), "{fields}");
+    assert!(requests.iter().any(|line| line["fields"]["code"] == "4.04"));
+}

@@ -1,0 +1,97 @@
+//! A console as an operator configures it, and somebody who is signed in to it.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::OnceLock,
+};
+
+use certdist::{admin::access, device::Secret};
+
+use super::http::{self, Answer, FORM};
+
+/// Of the user `ada`, an operator, and `vic`, a viewer.
+pub const PASSWORD: &str = "correct horse battery";
+/// Of the token `ci`, an operator's; its hash is in the configuration.
+pub const TOKEN: &str = "kAlx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
+/// Of the token `prometheus`, a viewer's.
+pub const VIEWER_TOKEN: &str = "p1lx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
+
+/// The hash of [`PASSWORD`].
+pub fn password_hash() -> &'static str {
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| access::hash_password(&Secret::new(PASSWORD.into())).expect("a hash"))
+}
+
+/// An address of this machine that nobody uses.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// `[admin]` with two users and two tokens.
+pub fn admin(listen: SocketAddr, keys: &str) -> String {
+    let hash = |token: &str| {
+        use sha2::Digest;
+        hex::encode(sha2::Sha256::digest(token))
+    };
+    format!(
+        "[admin]\nlisten = \"{listen}\"\n{keys}\
+         [[admin.user]]\nname = \"ada\"\npassword_hash = \"{0}\"\nrole = \"operator\"\n\
+         [[admin.user]]\nname = \"vic\"\npassword_hash = \"{0}\"\nrole = \"viewer\"\n\
+         [[admin.token]]\nname = \"ci\"\nhash = \"sha256:{1}\"\nrole = \"operator\"\n\
+         [[admin.token]]\nname = \"prometheus\"\nhash = \"sha256:{2}\"\nrole = \"viewer\"\n",
+        password_hash(),
+        hash(TOKEN),
+        hash(VIEWER_TOKEN),
+    )
+}
+
+/// Somebody with a session.
+pub struct Visitor {
+    pub address: SocketAddr,
+    pub cookie: String,
+    pub csrf: String,
+}
+
+impl Visitor {
+    /// Signs in.
+    pub fn new(address: SocketAddr, name: &str) -> Self {
+        let answer = sign_in(address, name, PASSWORD);
+        assert_eq!((answer.status, answer.header("location")), (303, "/"), "{}", answer.body);
+        let cookie = format!("certdist={}", answer.cookie("certdist").expect("a session"));
+        let mut visitor = Self { address, cookie, csrf: String::new() };
+        visitor.csrf = visitor.get("/").field("csrf");
+        visitor
+    }
+
+    /// Opens a page.
+    pub fn get(&self, path: &str) -> Answer {
+        http::send(self.address, "GET", path, &[("Cookie", &self.cookie)], b"")
+    }
+
+    /// Sends a form, with the session's token.
+    pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let mut all = vec![("csrf", self.csrf.as_str())];
+        all.extend(fields);
+        self.post_as_is(path, &all)
+    }
+
+    /// Sends a form as it is.
+    pub fn post_as_is(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        http::send(self.address, "POST", path, &[("Cookie", &self.cookie), FORM], &http::form(fields))
+    }
+
+    /// Sends a file.
+    pub fn upload(&self, name: &str, csv: &[u8], enrollment: &str) -> Answer {
+        let body = http::multipart(&[("csrf", &self.csrf), ("enrollment", enrollment)], (name, csv));
+        http::send(self.address, "POST", "/import", &[("Cookie", &self.cookie), http::MULTIPART], &body)
+    }
+}
+
+/// Asks for the form, and sends it.
+pub fn sign_in(address: SocketAddr, name: &str, password: &str) -> Answer {
+    let form = http::send(address, "GET", "/sign-in", &[], b"");
+    let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
+    let fields = [("csrf", form.field("csrf")), ("name", name.into()), ("password", password.into())];
+    let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
+    http::send(address, "POST", "/sign-in", &[("Cookie", &cookie), FORM], &http::form(&fields))
+}
