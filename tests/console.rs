@@ -310,6 +310,26 @@ fn devices_are_found_by_their_id_and_its_beginning_page_by_page() {
 }
 
 #[test]
+fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
+    let address = free_address();
+    let site = Site::with(&admin(address, ""));
+    let server = site.serve();
+    // As another program has put it into the table: an import would spell it as a MAC.
+    let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    let insert =
+        "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('a1b2c3d4e5f6', 'a1', 'lamp')";
+    table.execute(insert, ()).expect("inserted");
+    let ada = Visitor::new(address, "ada");
+    assert!(ada.get("/devices?q=a1b2").body.contains("id=a1b2c3d4e5f6"));
+    assert_eq!(ada.get("/device?id=a1b2c3d4e5f6").status, 200);
+    assert_eq!(ada.post("/device/disable", &[("id", "a1b2c3d4e5f6")]).status, 303);
+    let query = "SELECT state FROM device_table WHERE deviceId = 'a1b2c3d4e5f6'";
+    let state: String = table.query_row(query, (), |row| row.get(0)).expect("a row");
+    assert_eq!(state, "disabled");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
 fn a_batch_shows_how_far_it_has_come() {
     let console = console();
     let ada = Visitor::new(console.address, "ada");
@@ -397,7 +417,7 @@ fn over_tls_cookies_are_for_tls_only() {
         let stream = rustls::StreamOwned::new(connection.expect("a connection"), stream);
         http::exchange(stream, method, path, headers, body)
     };
-    assert_eq!(send("GET", "/healthz", &[], b"").body, "alive\n");
+    assert_eq!(send("GET", "/healthz", &[], b"").body, "ok\n");
     let form = send("GET", "/sign-in", &[], b"");
     let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
     let fields = http::form(&[("csrf", &form.field("csrf")), ("name", "ada"), ("password", PASSWORD)]);
