@@ -491,3 +491,21 @@ fn what_somebody_has_changed_is_in_the_log_with_their_name() {
     );
     assert!(log.contains("could not sign in") && !log.contains("wrong-password-here"), "{log}");
 }
+
+#[test]
+fn enrollments_that_are_read_anew_are_in_the_console() {
+    let address = free_address();
+    let site = Site::with(&admin(address, ""));
+    let server = site.serve();
+    let ada = Visitor::new(address, "ada");
+    assert!(!ada.get("/batches").body.contains("<h2>later</h2>"));
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let more = "[[enrollment]]\nname = \"later\"\nproduct_key = \"a1later\"\nkind = \"individual\"\n";
+    site.write("certdist.toml", &format!("{configuration}{more}"));
+    server.signal("HUP");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !ada.get("/import").body.contains("value=\"later\"") {
+        assert!(Instant::now() < deadline, "the new enrollment is not offered");
+    }
+    assert!(ada.get("/batches").body.contains("<h2>later</h2>"));
+}
