@@ -117,8 +117,8 @@ fn a_server_that_ends_says_so_while_it_drains() {
     site.import("deviceId,enrollment\nSN00000001,lamp\n");
     let server = site.serve();
     thread::scope(|scope| {
-        let udp = server.address.port().to_string();
-        scope.spawn(move || coapsload(&["-p", &udp, "-n", "1", "-c", "1", "-t", "5", "-K", MASTER]));
+        let devices = server.address.port().to_string();
+        scope.spawn(move || coapsload(&["-p", &devices, "-n", "1", "-c", "1", "-t", "5", "-K", MASTER]));
         until(port, "/metrics", "certdist_registrations 1\n");
         server.signal("TERM");
         let draining = until(port, "/readyz", "draining");
@@ -161,9 +161,9 @@ fn health_and_metrics_take_a_token_where_the_operator_wants_one() {
         assert_eq!(wrong.status, 401, "{path}");
     }
     // The address has had three tries of its twenty.
-    let send = |_| http::send(port, "GET", "/metrics", &[("Authorization", "Bearer x")], b"").status;
-    let tries: Vec<u16> = (0..40).map(send).collect();
-    assert!(tries.last() == Some(&429), "a token can be tried without end");
+    let mut tries =
+        (0..40).map(|_| http::send(port, "GET", "/metrics", &[("Authorization", "Bearer x")], b"").status);
+    assert!(tries.any(|status| status == 429), "a token can be tried without end");
 }
 
 #[test]

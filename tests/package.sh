@@ -157,7 +157,7 @@ if inside setpriv --reuid certdist --regid certdist --clear-groups test -w /etc/
     fail "the service may write its configuration"
 fi
 [ "$(stat -c %u "$root/proc/$service")" = "$(inside id -u certdist)" ] || fail "the service is another user's"
-curl -fsS http://127.0.0.1:9684/healthz | grep -qx alive
+curl -fsS http://127.0.0.1:9684/healthz | grep -qx ok
 
 ask() {
     inside coap-client-gnutls -m get -B 30 -u plug-batch-7 -k sixteen-bytes-ok -A 50 \

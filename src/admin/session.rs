@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn begin(sessions: &mut Sessions, now: Instant, id: &str) {
-        sessions.begin(now, id, "csrf".into(), "ada", Role::Viewer);
+        sessions.begin(now, id, "csrf".into(), "lead", Role::Viewer);
     }
 
     #[test]

@@ -46,7 +46,7 @@ async fn a_worker_that_makes_no_round_is_told_and_an_idle_one_is_not() {
     let pulses = server.pulses();
     // Idle, they sleep: they are woken for this.
     for _ in 0..3 {
-        assert_eq!(text(health::live(&pulses).await).await, (StatusCode::OK, "alive\n".into()));
+        assert_eq!(text(health::live(&pulses).await).await, (StatusCode::OK, "ok\n".into()));
     }
     tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
     let (status, text) = text(health::live(&pulses).await).await;

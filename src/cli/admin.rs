@@ -18,7 +18,7 @@ Example
   certdist admin hash-password        # asks for it, or reads a line of standard input
 and in certdist.toml
   [[admin.user]]
-  name          = \"ada\"
+  name          = \"lead\"
   password_hash = \"$argon2id$…\"
   role          = \"operator\"          # or \"viewer\"")]
 pub struct Args {

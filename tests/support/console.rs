@@ -9,7 +9,7 @@ use certdist::{admin::access, device::Secret};
 
 use super::http::{self, Answer, FORM};
 
-/// Of the user `ada`, an operator, and `vic`, a viewer.
+/// Of the user `lead`, an operator, and `guest`, a viewer.
 pub const PASSWORD: &str = "correct horse battery";
 /// Of the token `ci`, an operator's; its hash is in the configuration.
 pub const TOKEN: &str = "kAlx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
@@ -35,8 +35,8 @@ pub fn admin(listen: SocketAddr, keys: &str) -> String {
     };
     format!(
         "[admin]\nlisten = \"{listen}\"\n{keys}\
-         [[admin.user]]\nname = \"ada\"\npassword_hash = \"{0}\"\nrole = \"operator\"\n\
-         [[admin.user]]\nname = \"vic\"\npassword_hash = \"{0}\"\nrole = \"viewer\"\n\
+         [[admin.user]]\nname = \"lead\"\npassword_hash = \"{0}\"\nrole = \"operator\"\n\
+         [[admin.user]]\nname = \"guest\"\npassword_hash = \"{0}\"\nrole = \"viewer\"\n\
          [[admin.token]]\nname = \"ci\"\nhash = \"sha256:{1}\"\nrole = \"operator\"\n\
          [[admin.token]]\nname = \"prometheus\"\nhash = \"sha256:{2}\"\nrole = \"viewer\"\n",
         password_hash(),

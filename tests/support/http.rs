@@ -59,8 +59,15 @@ pub fn exchange(
     // What is refused before it is read may break the connection: the answer counts.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     let mut answer = Vec::new();
-    // TLS without a goodbye is an error, after the answer.
-    let _ = stream.read_to_end(&mut answer);
+    let mut buffer = [0; 16 << 10];
+    // Some keep the connection open whatever they are asked, and TLS without a goodbye is
+    // an error: what counts is whether all of the answer is there.
+    while !is_whole(&answer) {
+        match stream.read(&mut buffer) {
+            Ok(length @ 1..) => answer.extend_from_slice(&buffer[..length]),
+            _ => break,
+        }
+    }
     let answer = String::from_utf8(answer).expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
     let mut lines = head.lines();
@@ -74,6 +81,15 @@ pub fn exchange(
     });
     let body = if is_chunked { joined(body) } else { body.to_owned() };
     Answer { status, headers, body }
+}
+
+/// Whether an answer that tells its length has come to its end.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= end + 4 + length)
 }
 
 fn joined(mut chunks: &str) -> String {

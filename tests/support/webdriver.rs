@@ -104,9 +104,14 @@ impl Browser {
         let scheme = if is_dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
-        self.devtools("Emulation.setScriptExecutionDisabled", &json!({ "value": !has_scripts }));
+        self.allow_scripts(has_scripts);
         self.devtools("Network.enable", &json!({}));
         self.devtools("Network.clearBrowserCookies", &json!({}));
+    }
+
+    /// Sets whether the scripts of pages are run.
+    pub fn allow_scripts(&self, allowed: bool) {
+        self.devtools("Emulation.setScriptExecutionDisabled", &json!({ "value": !allowed }));
     }
 
     /// Opens a page.

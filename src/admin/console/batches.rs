@@ -64,7 +64,8 @@ pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor) -> Res
         .filter(|progress| !enrollments.iter().any(|enrolled| enrolled.name == progress.enrollment));
     let body = html! {
         h1 { "Batches" }
-        p.hint { "How far the devices of each enrollment have come; counted " (counted.at.elapsed().as_secs()) " s ago." }
+        p.hint { "How far the devices of each enrollment have come; counted "
+            @match counted.at.elapsed().as_secs() { 0 => "just now", seconds => { (seconds) " s ago" } } "." }
         @for enrolled in &enrollments {
             @let progress = counted.progress.iter().find(|progress| progress.enrollment == enrolled.name);
             (batch(&enrolled.name, Some(enrolled), &progress.cloned().unwrap_or_default()))

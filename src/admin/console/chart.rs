@@ -6,8 +6,7 @@ use super::grouped;
 use crate::admin::ring::Sample;
 
 const WIDTH: usize = 720;
-const HEIGHT: usize = 132;
-const BASE: usize = 108;
+const HEIGHT: usize = 100;
 /// Of a bar and the gap after it.
 const STEP: usize = 12;
 const MINUTES: usize = 60;
@@ -16,7 +15,6 @@ const MINUTES: usize = 60;
 pub(super) fn minutes(minutes: &[Sample]) -> Markup {
     let most = minutes.iter().map(|minute| minute.total()).max().unwrap_or(0);
     let scale = nice(most);
-    let height = |count: u64| (count as f64 / scale as f64 * (BASE - 12) as f64).ceil() as usize;
     let first = MINUTES - minutes.len().min(MINUTES);
     let sum = |of: fn(&Sample) -> u64| minutes.iter().map(of).sum::<u64>();
     let words = format!(
@@ -29,23 +27,17 @@ pub(super) fn minutes(minutes: &[Sample]) -> Markup {
     );
     html! {
         figure.chart {
-            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(words) {
-                @for line in [12, (12 + BASE) / 2, BASE] {
-                    line.grid x1="0" x2=(WIDTH) y1=(line) y2=(line) {}
-                }
-                text.axis x="0" y="9" { (grouped(scale)) " a minute" }
+            div.axis aria-hidden="true" { span { (grouped(scale)) " a minute" } }
+            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(words) {
+                line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2) y2=(HEIGHT / 2) {}
                 @for (index, minute) in minutes.iter().take(MINUTES).enumerate() {
                     @let x = (first + index) * STEP + 1;
-                    @let served = height(minute.served);
-                    @let refused = height(minute.refused);
-                    @let later = height(minute.later);
-                    @if served > 0 { rect.served x=(x) width="10" y=(BASE.saturating_sub(served)) height=(served) {} }
-                    @if refused > 0 { rect.refused x=(x) width="10" y=(BASE.saturating_sub(served + refused)) height=(refused) {} }
-                    @if later > 0 { rect.later x=(x) width="10" y=(BASE.saturating_sub(served + refused + later)) height=(later) {} }
+                    @for bar in bars(minute, scale) {
+                        rect class=(bar.class) x=(x) width=(STEP - 2) y=(bar.top) height=(bar.height) {}
+                    }
                 }
-                text.axis x="0" y="126" { "an hour ago" }
-                text.axis x=(WIDTH) y="126" text-anchor="end" { "now" }
             }
+            div.axis aria-hidden="true" { span { "an hour ago" } span { "now" } }
             figcaption {
                 span.key.served { "served" }
                 span.key.refused { "refused (4.xx)" }
@@ -53,6 +45,25 @@ pub(super) fn minutes(minutes: &[Sample]) -> Markup {
             }
         }
     }
+}
+
+struct Bar {
+    class: &'static str,
+    top: usize,
+    height: usize,
+}
+
+/// What there was in a minute, one on the other; nothing for what there was not.
+fn bars(minute: &Sample, scale: u64) -> Vec<Bar> {
+    let mut top = HEIGHT;
+    let parts = [("served", minute.served), ("refused", minute.refused), ("later", minute.later)];
+    let bars = parts.into_iter().filter(|(_, count)| *count > 0).map(|(class, count)| {
+        // Whatever was there is seen.
+        let height = ((count as f64 / scale as f64 * HEIGHT as f64).ceil() as usize).min(top);
+        top -= height;
+        Bar { class, top, height }
+    });
+    bars.collect()
 }
 
 /// The next of 1, 2, 5, 10, 20, 50 and so on: what the chart's height stands for.

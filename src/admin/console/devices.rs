@@ -200,9 +200,16 @@ pub(super) async fn show(
     page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
+/// A device by its ID in any spelling, or else by its ID as it is stored: a serial number
+/// may look like a MAC address.
 async fn row_of(room: &Room, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
-    let Ok(id) = DeviceId::parse(id.trim()) else { return Ok(None) };
-    Ok(room.sources.store.device(&id).await?.map(|row| (id, row)))
+    let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
+    for id in spellings.into_iter().flatten() {
+        if let Some(row) = room.sources.store.device(&id).await? {
+            return Ok(Some((id, row)));
+        }
+    }
+    Ok(None)
 }
 
 fn absent(visitor: &Visitor, id: &str) -> Response {
@@ -282,7 +289,11 @@ pub(super) async fn reset(State(room): State<Arc<Room>>, order: Ordered) -> Resp
 
 async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Response {
     let (visitor, store) = (sent.visitor, &room.sources.store);
-    let Ok(id) = DeviceId::parse(sent.fields.id.trim()) else { return absent(&visitor, &sent.fields.id) };
+    let id = match row_of(room, &sent.fields.id).await {
+        Ok(Some((id, _))) => id,
+        Ok(None) => return absent(&visitor, &sent.fields.id),
+        Err(error) => return page::store_failed(&visitor, &error),
+    };
     let outcome = match what {
         "disable" => store.set_state(&id, DeviceState::Disabled).await,
         "enable" => store.set_state(&id, DeviceState::Enabled).await,

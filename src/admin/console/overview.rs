@@ -74,7 +74,7 @@ fn content(room: &Room) -> Markup {
             (chart::minutes(&minutes))
         }
         dl.tiles {
-            (tile("Certificates and pages served", &grouped(hour.served), "in the last hour"))
+            (tile("Served", &grouped(hour.served), "2.xx in the last hour"))
             (tile("Refused", &grouped(hour.refused), "4.xx in the last hour"))
             (tile("To come back later", &grouped(hour.later), "5.xx in the last hour"))
             (tile("Sessions", &grouped(sessions(room)), "DTLS, held now"))
@@ -138,7 +138,7 @@ fn concerns(room: &Room) -> Markup {
     }
     html! {
         @if all.is_empty() {
-            (page::message(Tone::Good, "All is well", &html! { p { "The server takes devices, the database takes writes, and IoT Platform has not refused." } }))
+            (page::message(Tone::Good, "All is well", &html! { p { "Nothing has failed since the server started, and IoT Platform does not refuse." } }))
         }
         @for (tone, title, text) in all {
             (page::message(tone, title, &html! { p { (text) } }))

@@ -101,7 +101,7 @@ pub(super) async fn nobody() -> Response {
         p { "To turn it on, make a hash of a password" }
         pre { code { "certdist admin hash-password" } }
         p { "and put it into certdist.toml; then restart certdist." }
-        pre { code { "[[admin.user]]\nname          = \"ada\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
+        pre { code { "[[admin.user]]\nname          = \"lead\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
     };
     plain_page(StatusCode::OK, None, "Nobody can sign in yet", &text)
 }

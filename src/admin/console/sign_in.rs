@@ -69,7 +69,7 @@ fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) ->
                     maxlength="256" required;
                 button type="submit" { "Sign in" }
             }
-            p.hint { "Names and passwords are in certdist.toml. Forgotten? Make a new hash with "
+            p.hint { "Who may sign in is in certdist.toml. Forgotten? Make a new hash with "
                 code { "certdist admin hash-password" } "." }
         }
     };
