@@ -101,7 +101,14 @@ CREATE TABLE audit_log (
     -- SHA-256 of the hash before it and of this entry.
     hash         BLOB NOT NULL
 ) STRICT;
-CREATE INDEX audit_device ON audit_log (deviceId) WHERE deviceId IS NOT NULL;
+
+-- Which entries are about a device, up to indexedSeq of audit_chain: brought up to date
+-- with many at once, as each on its own would write a page.
+CREATE TABLE audit_device (
+    deviceId     TEXT NOT NULL,
+    seq          INTEGER NOT NULL,
+    PRIMARY KEY (deviceId, seq)
+) STRICT, WITHOUT ROWID;
 
 -- Where the chain of hashes begins, after what was pruned, and where it ends.
 CREATE TABLE audit_chain (
@@ -109,6 +116,7 @@ CREATE TABLE audit_chain (
     anchorSeq    INTEGER NOT NULL,
     anchorHash   BLOB NOT NULL,
     headSeq      INTEGER NOT NULL,
-    headHash     BLOB NOT NULL
+    headHash     BLOB NOT NULL,
+    indexedSeq   INTEGER NOT NULL
 ) STRICT;
-INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32));
+INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32), 0);

@@ -31,6 +31,10 @@ const QUEUE: usize = 65_536;
 /// Entries of one transaction: some 10 ms, for which a first issue may wait.
 const GROUP: usize = 1024;
 
+/// Entries that are put into the index of devices at once, in their order: as many as
+/// a page of the index has a share of, and as few as can be searched without it.
+const INDEXED_AT_ONCE: u64 = 50_000;
+
 /// Entries that are removed in one transaction.
 const PRUNED_AT_ONCE: u64 = 10_000;
 
@@ -89,11 +93,14 @@ impl Backlog for Waiting {
         // Whoever waits for an answer is not to wait for this as well: when another
         // process is writing, the entries wait on.
         let _ = connection.busy_timeout(Duration::ZERO);
-        let written = append_all(connection, &self.group).map_err(|error| store_error(path, error));
-        let _ = connection.busy_timeout(self.wait);
-        written?;
+        let written = append_all(connection, &self.group);
         let more = self.group.len() >= GROUP;
-        self.group.clear();
+        if written.is_ok() {
+            self.group.clear();
+        }
+        let indexed = written.and_then(|()| index(connection, INDEXED_AT_ONCE));
+        let _ = connection.busy_timeout(self.wait);
+        indexed.map_err(|error| store_error(path, error))?;
         Ok(more)
     }
 }
@@ -177,6 +184,28 @@ pub(super) fn history(
     const SQL: &str =
         concat!("SELECT ", columns!(), " FROM audit_log WHERE deviceId = ?1 ORDER BY seq DESC LIMIT ?2");
     connection.prepare_cached(SQL)?.query_map(params![id.as_str(), limit as i64], entry)?.collect()
+}
+
+/// Brings the index of devices up to date, when so many entries are not in it.
+pub(super) fn index(connection: &Connection, at_once: u64) -> rusqlite::Result<()> {
+    const BEHIND: &str = "SELECT indexedSeq, headSeq FROM audit_chain";
+    const INDEX: &str = "INSERT INTO audit_device SELECT deviceId, seq FROM audit_log \
+                         WHERE seq > ?1 AND seq <= ?2 AND deviceId IS NOT NULL ORDER BY deviceId, seq \
+                         ON CONFLICT DO NOTHING";
+    let behind = |connection: &Connection| {
+        let mut statement = connection.prepare_cached(BEHIND)?;
+        statement.query_row((), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))
+    };
+    let [indexed, head] = behind(connection)?;
+    if head.saturating_sub(indexed) < at_once {
+        return Ok(());
+    }
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    // Another process may have been faster.
+    let [indexed, head] = behind(&transaction)?.map(u64::cast_signed);
+    transaction.execute(INDEX, [indexed, head])?;
+    transaction.execute("UPDATE audit_chain SET indexedSeq = ?1", [head])?;
+    transaction.commit()
 }
 
 /// Which entries are meant.
@@ -322,7 +351,13 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
         .optional()?;
     // Cut off by somebody else: `verify` is to find it as it is.
     let Some(hash) = hash else { return Ok(0) };
-    connection.execute("DELETE FROM audit_log WHERE seq <= ?1", [last.cast_signed()])?;
+    for sql in [
+        "DELETE FROM audit_device WHERE (deviceId, seq) IN \
+         (SELECT deviceId, seq FROM audit_log WHERE seq <= ?1)",
+        "DELETE FROM audit_log WHERE seq <= ?1",
+    ] {
+        connection.execute(sql, [last.cast_signed()])?;
+    }
     connection.execute(
         "UPDATE audit_chain SET anchorSeq = ?1, anchorHash = ?2",
         params![last.cast_signed(), hash],

@@ -16,16 +16,22 @@ CREATE TABLE audit_log (
     detail       TEXT,
     hash         BLOB NOT NULL
 ) STRICT;
-CREATE INDEX audit_device ON audit_log (deviceId) WHERE deviceId IS NOT NULL;
+
+CREATE TABLE audit_device (
+    deviceId     TEXT NOT NULL,
+    seq          INTEGER NOT NULL,
+    PRIMARY KEY (deviceId, seq)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE audit_chain (
     id           INTEGER PRIMARY KEY CHECK (id = 0),
     anchorSeq    INTEGER NOT NULL,
     anchorHash   BLOB NOT NULL,
     headSeq      INTEGER NOT NULL,
-    headHash     BLOB NOT NULL
+    headHash     BLOB NOT NULL,
+    indexedSeq   INTEGER NOT NULL
 ) STRICT;
-INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32));
+INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32), 0);
 
 -- What was written so far is clear.
 INSERT INTO database_key VALUES ('clear', unixepoch());

@@ -61,6 +61,30 @@ fn a_devices_history_says_who_did_what_and_from_where() {
 }
 
 #[test]
+fn a_history_is_the_same_before_and_after_entries_are_indexed_and_pruned() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    for at in 0..300 {
+        store.audit(refused(&format!("SN-{}", at % 3), at));
+    }
+    drop(store);
+    let store = open(&directory);
+    let history = |limit| at_once(store.history(&id("SN-1"), limit)).unwrap();
+    let before = history(1000);
+    assert_eq!(before.len(), 100);
+    let other = Connection::open(store.path()).unwrap();
+    audit::index(&other, 301).unwrap();
+    let indexed = || other.query_row("SELECT count(*) FROM audit_device", (), |row| row.get::<_, i64>(0));
+    assert_eq!(indexed().unwrap(), 0, "too few to be worth it");
+    audit::index(&other, 300).unwrap();
+    assert_eq!(indexed().unwrap(), 300);
+    assert_eq!(history(1000), before);
+    assert_eq!(history(7), before[..7]);
+    assert_eq!(wait(store.prune_audit(Keep { days: None, rows: Some(30) })).unwrap(), 270);
+    assert_eq!((history(1000), indexed().unwrap()), (before[..10].to_vec(), 30));
+}
+
+#[test]
 fn an_issue_that_is_not_committed_has_no_entry() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
