@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     device::Secret,
-    store::{Bulk, Conflict, ImportError, ImportReport, ImportRow, Progress, Rejection},
+    store::{Bulk, Conflict, ImportError, ImportReport, ImportRow, Rejection, Totals},
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -593,55 +593,27 @@ fn a_probe_writes_to_the_disk_changes_nothing_and_meets_a_lock() {
 }
 
 #[test]
-fn progress_counts_what_is_true_of_each_device_by_enrollment() {
+fn totals_count_what_is_true_of_each_device_by_enrollment() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let other = ImportRow::new(id("SN-9"), "plugs", "a1plug");
     import(&store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), other]);
-    wait(store.record_issue(&id("SN-3"), 5)).unwrap();
+    wait(store.record_issue(&id("SN-3"), 5, Default::default())).unwrap();
     wait(store.store_refusal(&id("SN-2"), "no")).unwrap();
     wait(store.set_state(&id("SN-2"), DeviceState::Disabled)).unwrap();
-    let sighting = Sighting { activated: Some(7), state: None };
+    let sighting = Sighting { activated: Some(7), ..Sighting::default() };
     wait(store.store_sighting(&id("SN-3"), sighting)).unwrap();
     let expected = [
-        Progress {
+        Totals {
             enrollment: "lamps".into(),
-            imported: 3,
+            devices: 3,
             registered: 1,
             issued: 1,
             activated: 1,
             refused: 1,
             disabled: 1,
         },
-        Progress { enrollment: "plugs".into(), imported: 1, ..Progress::default() },
+        Totals { enrollment: "plugs".into(), devices: 1, ..Totals::default() },
     ];
-    assert_eq!(Bulk::progress(&store).unwrap(), expected);
-    // What a store does that has no query of its own for it.
-    struct Plain<'s>(&'s Sqlite);
-    impl Bulk for Plain<'_> {
-        fn import<E>(
-            &self,
-            rows: impl Iterator<Item = Result<ImportRow, E>>,
-            dry_run: bool,
-            reject: impl FnMut(u64, Rejection<E>),
-        ) -> Result<ImportReport, ImportError> {
-            self.0.import(rows, dry_run, reject)
-        }
-
-        fn export<E: From<StoreError>>(
-            &self,
-            each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-        ) -> Result<(), E> {
-            self.0.export(each)
-        }
-
-        fn count(&self) -> Result<u64, StoreError> {
-            self.0.count()
-        }
-
-        fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
-            self.0.count_unregistered(enrollment)
-        }
-    }
-    assert_eq!(Plain(&store).progress().unwrap(), expected);
+    assert_eq!(store.totals().unwrap(), expected);
 }
