@@ -92,7 +92,7 @@ fn documented_server() -> (Site, [Process; 2]) {
     let simulator = cloud.simulator(&["--latency", "600s"]);
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
-         [iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1\n\
+         [iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1\nbatches = false\n\
          [limits]\npatience = 2\ndrain = 0\n\
          [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
          identity = \"plug-batch-7\"\nkey = \"hex:{}\"\n\
@@ -111,8 +111,8 @@ fn documented_server() -> (Site, [Process; 2]) {
         let key = hex::encode(format!("{kind}-1-its-own-key"));
         csv.push_str(&format!("{kind}-0001,{kind},{kind}-1,secret-of-{kind}-1,{kind}-1,{key}\n"));
     }
-    for number in 4..=9 {
-        csv.push_str(&format!("PLUG000{number},plug,,,,\n"));
+    for number in 4..60 {
+        csv.push_str(&format!("PLUG{number:04},plug,,,,\n"));
     }
     site.import(&csv);
     assert!(site.run(&["device", "disable", "PLUG0002"]).status.success());
@@ -168,11 +168,11 @@ fn every_command_of_the_document_gets_the_code_that_it_promises() {
         "-p",
         &port,
         "-F",
-        "7",
+        "10",
         "-n",
-        "3",
+        "50",
         "-c",
-        "3",
+        "50",
         "-g",
         "plug-batch-7",
         "-I",

@@ -454,7 +454,9 @@ async fn failures_by_chance_leave_devices_behind_that_a_query_recovers() {
     .unwrap();
     for count in 0..30 {
         let error = client.register_device(PRODUCT, &format!("SN{count:04}")).await.unwrap_err();
-        assert!(matches!(error.class, ErrorClass::TryAgain | ErrorClass::TimedOut), "{error}");
+        // A call that was carried out twice finds what it has made the first time.
+        let expected = [ErrorClass::TryAgain, ErrorClass::TimedOut, ErrorClass::Exists];
+        assert!(expected.contains(&error.class), "{error}");
     }
     let made = simulator.stats().devices;
     assert!((5..25).contains(&made), "{made}");
