@@ -54,8 +54,9 @@ fn metrics_are_as_prometheus_wants_them_and_count_what_was_done() {
                 value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {metric}in {body}"))
             })
     };
-    // What is written at the start.
-    let before = written(&get(port, "/metrics").body);
+    // The audit log is looked through at the start.
+    let before =
+        written(&until(port, "/metrics", "certdist_store_writes_total{outcome=\"written\"} 1\n").body);
     load(&server, 1);
     load(&server, 2);
     let answer = get(port, "/metrics");
