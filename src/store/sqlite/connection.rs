@@ -39,6 +39,10 @@ const READER_WAIT: Duration = Duration::from_millis(100);
 /// this process's memory, once for each reader.
 const READER_CACHE: i64 = 128;
 
+/// KiB of pages that the writer keeps: what a group of writes touches. Pages of the audit
+/// log, of which there is no end, would fill more, to no use.
+const WRITER_CACHE: i64 = 2048;
+
 /// As much of the file as SQLite is willing to map (2 GiB less a page). This
 /// costs addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
@@ -231,7 +235,7 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // sealed, or whose device is gone, does not stay in the file.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
-    connection.pragma_update(None, "cache_size", -16_384)?;
+    connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
     // Bytes: what a long import made of the log does not stay on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
