@@ -7,7 +7,8 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
@@ -61,7 +62,10 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
-    set_up_writer(&connection).map_err(|error| store_error(path, error))?;
+    patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
+    // It lives as long as the server, and what it touches of a map would count as the
+    // server's memory: all of an audit log that grows.
+    connection.pragma_update(None, "mmap_size", 0).map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -215,6 +219,23 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         }
     }
     transaction.commit().map_err(failed)
+}
+
+/// Does what SQLite may refuse at once, without the wait that a connection has, while
+/// another process makes the file: to switch to write-ahead logging takes it alone.
+fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    let deadline = Instant::now() + wait;
+    loop {
+        match work() {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
