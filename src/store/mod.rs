@@ -75,6 +75,27 @@ pub struct DeviceRow {
     pub cloud_state: Option<CloudState>,
 }
 
+#[cfg(test)]
+impl DeviceRow {
+    /// A device as it is after an import that tells nothing but its ID.
+    pub(crate) fn imported(id: DeviceId, enrollment: &str, product_key: &str) -> Self {
+        Self {
+            id,
+            enrollment: enrollment.to_owned(),
+            product_key: product_key.to_owned(),
+            device_name: None,
+            certificate: None,
+            iot_id: None,
+            state: DeviceState::Enabled,
+            first_issued: None,
+            registered: None,
+            activated: None,
+            refusal: None,
+            cloud_state: None,
+        }
+    }
+}
+
 /// What somebody has done at IoT Platform to a device that has a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloudState {

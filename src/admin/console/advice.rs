@@ -119,20 +119,7 @@ mod tests {
     use crate::device::{Certificate, DeviceId, Secret};
 
     fn row() -> DeviceRow {
-        DeviceRow {
-            id: DeviceId::parse("SN-1").unwrap(),
-            enrollment: "plug".into(),
-            product_key: "a1".into(),
-            device_name: None,
-            certificate: None,
-            iot_id: None,
-            state: DeviceState::Enabled,
-            first_issued: None,
-            registered: None,
-            activated: None,
-            refusal: None,
-            cloud_state: None,
-        }
+        DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")
     }
 
     fn with_certificate() -> DeviceRow {

@@ -2,27 +2,11 @@
 //! other. In virtual time.
 
 use super::*;
-use crate::{
-    iot_platform::Action,
-    store::{DeviceState, memory::Memory},
-};
+use crate::{iot_platform::Action, store::memory::Memory};
 
 /// A row of the table without a certificate.
 pub(super) fn row(device: &str, enrollment: &str, product_key: &str) -> DeviceRow {
-    DeviceRow {
-        id: id(device),
-        enrollment: enrollment.into(),
-        product_key: product_key.into(),
-        device_name: None,
-        certificate: None,
-        iot_id: None,
-        state: DeviceState::Enabled,
-        first_issued: None,
-        registered: None,
-        activated: None,
-        refusal: None,
-        cloud_state: None,
-    }
+    DeviceRow::imported(id(device), enrollment, product_key)
 }
 
 pub(super) fn name(number: usize) -> String {

@@ -27,7 +27,7 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     registrar::{self, Registrar},
-    store::{DeviceRow, DeviceState, memory::Memory},
+    store::{DeviceRow, memory::Memory},
 };
 
 const DEVICES: usize = 1000;
@@ -198,20 +198,9 @@ async fn run(seed: u64) -> Outcome {
     let begin = now();
     let (store, cloud) = (Memory::default(), Arc::new(Cloud::new(random.random())));
     for number in 0..DEVICES {
-        store.insert(DeviceRow {
-            id: DeviceId::parse_sn(&device_id(number)).unwrap(),
-            enrollment: if number.is_multiple_of(2) { "derived" } else { "shared" }.into(),
-            product_key: "a1".into(),
-            device_name: None,
-            certificate: None,
-            iot_id: None,
-            state: DeviceState::Enabled,
-            first_issued: None,
-            registered: None,
-            activated: None,
-            refusal: None,
-            cloud_state: None,
-        });
+        let id = DeviceId::parse_sn(&device_id(number)).unwrap();
+        let enrollment = if number.is_multiple_of(2) { "derived" } else { "shared" };
+        store.insert(DeviceRow::imported(id, enrollment, "a1"));
     }
     let network = StdRng::seed_from_u64(random.random());
     let mut agenda = Agenda { events: BinaryHeap::new(), next: 0, random: network, datagrams: 0 };
