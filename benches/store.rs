@@ -82,7 +82,8 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
 /// What an entry costs whoever hands it in, and all of the process until it is written.
 fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
     let asker = ("plugs", "SN-1", "192.0.2.1");
-    let entry = |id: &DeviceId| Asked::new(AuditEvent::Reissued, 1, id, asker, &["a1plugs", "/", "name-1"]);
+    let entry =
+        |id: &DeviceId| Asked::new(AuditEvent::Reissued, 1, id, asker, format_args!("a1plugs/name-1"));
     let before = store.verify_audit(|_, _| ())?.entries;
     let cpu = cpu_time()?;
     let mut handing_in = 0.0;

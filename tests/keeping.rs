@@ -250,14 +250,16 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     // The last entry cut off, and the end signed anew: only what was kept elsewhere tells.
     database
         .execute_batch(
-            "DELETE FROM audit_log WHERE seq >= 5; UPDATE audit_chain SET headSeq = 4, \
-             headHash = (SELECT hash FROM audit_log WHERE seq = 4)",
+            "DELETE FROM audit_block WHERE lastSeq >= 5; UPDATE audit_chain SET (headSeq, headHash) = \
+             (SELECT lastSeq, hash FROM audit_block ORDER BY lastSeq DESC LIMIT 1)",
         )
         .expect("cut");
     succeeds(&site, &["audit", "verify"]);
     assert!(fails(&site, &["audit", "verify", "--has", &head], 1).contains("is not there"));
-    database.execute_batch("UPDATE audit_log SET who = 'another' WHERE seq = 2").expect("changed");
-    assert!(fails(&site, &["audit", "verify"], 1).contains("entry 2 was changed"));
+    database
+        .execute_batch("UPDATE audit_block SET entries = replace(entries, 'SN', 'NS') WHERE firstSeq = 2")
+        .expect("changed");
+    assert!(fails(&site, &["audit", "verify"], 1).contains("entry 2 is not what was written"));
 }
 
 #[test]
@@ -265,7 +267,9 @@ fn a_server_prunes_what_need_not_be_kept() {
     let site = site("[audit]\nkeep_days = 30");
     site.import(DEVICES);
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
-    database.execute_batch("UPDATE audit_log SET at = 5").expect("old");
+    database
+        .execute_batch("UPDATE audit_block SET entries = '[{\"at\":5,\"event\":\"imported\"}]'")
+        .expect("old");
     let server = serve(&site, "info");
     wait_for(&site.path("log"), "old entries of the audit log are removed", 1);
     assert_eq!(server.stop(), Some(0));

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{audit::AuditEvent, *};
+use super::{
+    audit::{AuditEntry, AuditEvent},
+    *,
+};
 
 #[derive(Default)]
 struct Tables {
@@ -153,7 +156,7 @@ impl Store for Memory {
     }
 
     fn audit(&self, asked: Asked) {
-        self.tables().audit.push(asked.into());
+        self.tables().audit.extend(serde_json::from_str::<AuditEntry>(&asked.into_line()));
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {

@@ -81,7 +81,7 @@ impl Sqlite {
             .into();
         let connection = connection::open(&path, writer_wait)?;
         keys::check(&connection, &path, &keys)?;
-        let (entries, waiting) = audit::queue(writer_wait);
+        let (entries, waiting) = audit::queue(Arc::clone(&path))?;
         let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
         Ok(Self {
             path,

@@ -318,7 +318,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
 struct Nothing;
 
 impl writer::Backlog for Nothing {
-    fn write_some(&mut self, _: &Connection, _: &Path) -> Result<bool, StoreError> {
+    fn write_some(&mut self) -> Result<bool, StoreError> {
         Ok(false)
     }
 }
