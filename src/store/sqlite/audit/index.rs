@@ -41,27 +41,26 @@ fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
         .query_row((), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))
 }
 
-/// Adds a part, if there are enough entries; whether it did.
+/// Whether there are enough entries for a part.
+pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
+    let [indexed, head] = extent(connection)?;
+    Ok(head.saturating_sub(indexed) >= PART)
+}
+
+/// Adds a part, in the transaction that is open; not if its entries are not there.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
-    let [indexed, head] = extent(connection)?;
-    if head.saturating_sub(indexed) < PART {
-        return Ok(false);
+    let [indexed, _] = extent(connection)?;
+    let (last, devices) = devices_after(connection, indexed)?;
+    let is_whole = last - indexed >= PART;
+    if is_whole {
+        connection.prepare_cached(PUT)?.execute(params![
+            last.cast_signed(),
+            (indexed + 1).cast_signed(),
+            devices.as_flattened()
+        ])?;
     }
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    // Another process may have been faster.
-    let [indexed, _] = extent(&transaction)?;
-    let (last, devices) = devices_after(&transaction, indexed)?;
-    if last - indexed < PART {
-        return Ok(false);
-    }
-    transaction.prepare_cached(PUT)?.execute(params![
-        last.cast_signed(),
-        (indexed + 1).cast_signed(),
-        devices.as_flattened()
-    ])?;
-    transaction.commit()?;
-    Ok(true)
+    Ok(is_whole)
 }
 
 /// The last entry of the part after `indexed`, and what the index says of its devices.

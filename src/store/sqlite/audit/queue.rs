@@ -13,7 +13,7 @@ use std::{
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::{BLOCK, index::add_part, put};
+use super::{BLOCK, index, put};
 use crate::store::{
     StoreError,
     audit::{Asked, AuditEntry, AuditEvent},
@@ -26,7 +26,7 @@ use crate::store::{
 const QUEUE: usize = 65_536;
 
 /// Entries of one transaction: some milliseconds, for which a first issue may wait.
-const GROUP: usize = 2 * BLOCK;
+const GROUP: usize = 4 * BLOCK;
 
 /// The end of the queue that entries are put into.
 pub(in crate::store::sqlite) struct Queue {
@@ -72,23 +72,25 @@ impl Backlog for Waiting {
             self.group.push(entry.line());
         }
         let is_full = self.group.len() >= GROUP;
-        let failed = |error| store_error(&self.path, error);
-        self.write().map_err(failed)?;
+        let is_behind = self.write().map_err(|error| store_error(&self.path, error))?;
         self.group.clear();
-        Ok(add_part(&self.connection).map_err(failed)? || is_full)
+        Ok(is_full || is_behind)
     }
 }
 
 impl Waiting {
-    /// Writes the group, or nothing of it.
-    fn write(&self) -> rusqlite::Result<()> {
-        if self.group.is_empty() {
-            return Ok(());
+    /// Writes the group, or nothing of it, and a part of the index that is due; whether
+    /// another one may be.
+    fn write(&self) -> rusqlite::Result<bool> {
+        if self.group.is_empty() && !index::is_behind(&self.connection)? {
+            return Ok(false);
         }
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         for block in self.group.chunks(BLOCK) {
             put(&transaction, block)?;
         }
-        transaction.commit()
+        let is_behind = index::is_behind(&transaction)? && index::add_part(&transaction)?;
+        transaction.commit()?;
+        Ok(is_behind)
     }
 }
