@@ -493,6 +493,44 @@ fn what_somebody_has_changed_is_in_the_log_with_their_name() {
 }
 
 #[test]
+fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
+    let console = console();
+    let lead = Visitor::new(console.address, "lead");
+    let id = [("id", "SN00000001")];
+    assert_eq!(lead.post("/device/disable", &id).status, 303);
+    assert_eq!(lead.post("/device/reset", &id).status, 303);
+    let good = lead.upload("batch-9.csv", b"deviceId\nSN00000001\nSN00000010\n", "lamp");
+    assert_eq!(lead.post("/import/confirm", &[("upload", &good.field("upload"))]).status, 200);
+    assert_eq!(console.bearer(TOKEN, "POST", "/device/enable", &id).status, 200);
+    let body = http::multipart(&[], ("x.csv", b"deviceId,enrollment\nSN11,lamp\nSN12,plug\n"));
+    let bearer = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", bearer.as_str()), MULTIPART];
+    assert_eq!(http::send(console.address, "POST", "/import", &headers, &body).status, 200);
+    assert!(console.site.run(&["device", "delete", "SN00000002", "--yes"]).status.success());
+
+    let exported = stdout(&console.site.run(&["audit", "export"]));
+    let told = exported.lines().skip(1).map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = |key: &str| entry[key].as_str().unwrap_or("-").to_owned();
+        ["event", "who", "address", "enrollment", "detail"].map(text).join(" | ")
+    });
+    let told: Vec<String> = told.collect();
+    let expected = [
+        "disabled | console:lead | 127.0.0.1 | - | -",
+        "reset | console:lead | 127.0.0.1 | - | -",
+        "imported | console:lead | 127.0.0.1 | lamp | batch-9.csv: 1 devices added, 0 changed, 1 unchanged",
+        "enabled | token:ci | 127.0.0.1 | - | -",
+        "imported | token:ci | 127.0.0.1 | - | x.csv: 2 devices added, 0 changed, 0 unchanged, in lamp, plug",
+    ];
+    assert_eq!(told[..5], expected);
+    // The command line's are the system's user's.
+    assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
+    assert!(stdout(&console.site.run(&["audit", "verify"])).contains("whole"));
+    let page = lead.get("/device?id=SN00000001").body;
+    assert!(page.contains("disabled, by console:lead from 127.0.0.1"), "{page}");
+}
+
+#[test]
 fn enrollments_that_are_read_anew_are_in_the_console() {
     let address = free_address();
     let site = Site::with(&admin(address, ""));

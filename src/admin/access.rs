@@ -118,6 +118,8 @@ pub(super) struct Visitor {
     pub(super) name: String,
     /// What they may do.
     pub(super) role: Role,
+    /// Where they are, or the proxy that they come through.
+    pub(super) address: IpAddr,
     /// With a cookie; scripts have none.
     pub(super) session: Option<(SessionKey, String)>,
 }
@@ -227,9 +229,9 @@ impl Gate {
     }
 
     /// Who a cookie is.
-    pub(super) fn by_cookie(&self, id: &str, touch: bool) -> Option<Visitor> {
+    pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
         let (key, Session { user, role, csrf, .. }) = lock(&self.sessions).find(Instant::now(), id, touch)?;
-        Some(Visitor { name: user, role, session: Some((key, csrf)) })
+        Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 
     /// Who a token is. All are compared, each in constant time; a wrong one counts as
@@ -243,7 +245,7 @@ impl Gate {
             }
         }
         match found {
-            Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, session: None }),
+            Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, address, session: None }),
             None => {
                 self.try_once(Instant::now(), address, None)?;
                 tracing::warn!(%address, "a wrong token for the console");

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 
 use super::{ConfigArgs, Failure, Outcome, open_store, progress::Progress};
 use crate::store::{
-    StoreError,
+    Actor, StoreError,
     sqlite::backup::{self, Contents},
 };
 
@@ -97,7 +97,8 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         }
     }
     let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} pages {eta} left");
-    let outcome = backup::restore(&args.file, path, damaged, |done, total| progress.set(done, total));
+    let by = Actor::system_user();
+    let outcome = backup::restore(&args.file, path, damaged, &by, |done, total| progress.set(done, total));
     drop(progress);
     outcome?;
     println!("{}: restored", path.display());

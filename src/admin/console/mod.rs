@@ -12,7 +12,7 @@ mod overview;
 mod page;
 mod sign_in;
 
-use std::{future::Future, net::IpAddr, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use axum::{
     Extension, Form, Router,
@@ -30,6 +30,7 @@ use super::{
     connections::Peer,
     session, unauthorised,
 };
+use crate::store::Actor;
 
 /// What the pages keep between two requests.
 pub(super) struct Desk {
@@ -99,24 +100,21 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// Sent by the page's script when it renews the page by itself.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
-fn visitor(room: &Room, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Visitor>, Denied> {
+fn visitor(room: &Room, parts: &Parts) -> Result<Option<Visitor>, Denied> {
+    let Some(Peer(peer)) = parts.extensions.get() else { return Err(Denied::Wrong) };
+    let (address, headers) = (peer.ip(), &parts.headers);
     if let Some(token) = bearer(headers) {
-        let Some(address) = peer else { return Err(Denied::Wrong) };
         return room.gate.by_token(address, token).map(Some);
     }
     let id = cookie(headers, cookie_name(room));
-    Ok(id.and_then(|id| room.gate.by_cookie(id, !headers.contains_key(RENEWAL))))
-}
-
-fn peer_of(parts: &Parts) -> Option<IpAddr> {
-    parts.extensions.get::<Peer>().map(|Peer(peer)| peer.ip())
+    Ok(id.and_then(|id| room.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))))
 }
 
 impl FromRequestParts<Arc<Room>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Self, Response> {
-        match visitor(room, peer_of(parts), &parts.headers) {
+        match visitor(room, parts) {
             Ok(Some(visitor)) => Ok(visitor),
             Ok(None) if parts.method == axum::http::Method::GET && !wants_json(&parts.headers) => {
                 Err(Redirect::to("/sign-in").into_response())
@@ -131,7 +129,7 @@ impl OptionalFromRequestParts<Arc<Room>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Option<Self>, Response> {
-        Ok(visitor(room, peer_of(parts), &parts.headers).unwrap_or_default())
+        Ok(visitor(room, parts).unwrap_or_default())
     }
 }
 
@@ -163,6 +161,13 @@ impl Visitor {
     /// Whether it may change anything.
     fn is_operator(&self) -> bool {
         self.role >= Role::Operator
+    }
+
+    /// What the audit log calls them. A token may have the name of a user.
+    fn actor(&self) -> Actor {
+        let kind = if self.is_script() { "token" } else { "console" };
+        let address = self.address.to_canonical().to_string();
+        Actor { name: format!("{kind}:{}", self.name), address: Some(address) }
     }
 
     /// Whether answers go to a script.

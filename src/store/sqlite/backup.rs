@@ -13,12 +13,11 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Sqlite, audit, connection, keys, store_error};
+use super::{Actor, Sqlite, audit, connection, keys, store_error};
 use crate::store::{
     StoreError,
     audit::{AuditEntry, AuditEvent},
     seal::Keyring,
-    unix_now,
 };
 
 /// Pages of one step, of which progress is told.
@@ -115,11 +114,12 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
 
 /// Puts a backup that was examined into the place of a database, in one transaction
 /// where there is one: whoever has it open goes on with what was restored. The audit
-/// log says so. A database that is `damaged` is replaced as a file.
+/// log says so, and `by` whom. A database that is `damaged` is replaced as a file.
 pub fn restore(
     from: &Path,
     to: &Path,
     damaged: bool,
+    by: &Actor,
     progress: impl FnMut(u64, u64),
 ) -> Result<(), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -127,7 +127,7 @@ pub fn restore(
     if to.exists() && !damaged {
         let mut target = connection::open_again(to, WAIT)?;
         copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
-        note(&target, from).map_err(|error| store_error(to, error))?;
+        note(&target, from, by).map_err(|error| store_error(to, error))?;
         super::bulk::empty_log(&target);
         return Ok(());
     }
@@ -136,7 +136,7 @@ pub fn restore(
     {
         let mut copy = Connection::open(&part.path).map_err(failed)?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
-        note(&copy, from).map_err(failed)?;
+        note(&copy, from, by).map_err(failed)?;
         as_one_file(&copy).map_err(failed)?;
     }
     // What is left of the log of another file would be taken for this one's.
@@ -148,13 +148,10 @@ pub fn restore(
     part.becomes(to)
 }
 
-fn note(connection: &Connection, from: &Path) -> rusqlite::Result<()> {
+fn note(connection: &Connection, from: &Path, by: &Actor) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let entry = AuditEntry {
-        who: Some(audit::os_user()),
-        detail: Some(format!("from {}", from.display())),
-        ..AuditEntry::new(AuditEvent::Restored, unix_now())
-    };
+    let entry =
+        AuditEntry { detail: Some(format!("from {}", from.display())), ..by.entry(AuditEvent::Restored) };
     audit::append(&transaction, &entry)?;
     transaction.commit()
 }
