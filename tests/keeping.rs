@@ -264,13 +264,19 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
 
 #[test]
 fn a_server_prunes_what_need_not_be_kept() {
-    let site = site("[audit]\nkeep_days = 30");
+    let site = site("[audit]\nkeep_days = 0");
     site.import(DEVICES);
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     database
         .execute_batch("UPDATE audit_block SET entries = '[{\"at\":5,\"event\":\"imported\"}]'")
         .expect("old");
     let server = serve(&site, "info");
+    assert_eq!(entries(&site, &[]).len(), 1, "for ever");
+    // A limit that is read anew holds at once; what takes a restart is named.
+    configure(&site, "keep_days = 0", "keep_days = 30");
+    configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
+    reload(&server, &site, 1);
+    wait_for(&site.path("log"), "listen changed as well, which takes a restart", 1);
     wait_for(&site.path("log"), "old entries of the audit log are removed", 1);
     assert_eq!(server.stop(), Some(0));
     let events = entries(&site, &[]);

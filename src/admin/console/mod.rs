@@ -16,8 +16,9 @@ use std::{future::Future, sync::Arc};
 
 use axum::{
     Extension, Form, Router,
-    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request},
+    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request, State},
     http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
+    middleware::{self, Next},
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -50,15 +51,12 @@ impl Desk {
 }
 
 /// The console's pages.
-pub(super) fn routes(room: &Room) -> Router<Arc<Room>> {
+pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
     let assets = Router::new()
         .route("/console.css", get(|| asset("text/css; charset=utf-8", include_str!("console.css"))))
         .route("/console.js", get(|| asset("text/javascript; charset=utf-8", include_str!("console.js"))))
         .route("/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))));
-    if !room.gate.has_anybody() {
-        return assets.route("/", get(page::nobody));
-    }
-    assets
+    let pages = Router::new()
         .route("/", get(overview::show))
         .route("/live", get(overview::live))
         .route("/devices", get(devices::search))
@@ -72,6 +70,17 @@ pub(super) fn routes(room: &Room) -> Router<Arc<Room>> {
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
         .route("/sign-out", post(sign_in::out))
         .fallback(page::not_found)
+        .layer(middleware::from_fn_with_state(room.clone(), open));
+    assets.merge(pages)
+}
+
+/// The pages are there for as long as the configuration lets somebody in.
+async fn open(State(room): State<Arc<Room>>, request: Request, next: Next) -> Response {
+    match request.uri().path() {
+        _ if room.gate.has_anybody() => next.run(request).await,
+        "/" => page::nobody(),
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn asset(kind: &'static str, text: &'static str) -> Response {
