@@ -3,7 +3,16 @@
 
 mod support;
 
-use std::{fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
+use std::{
+    fs,
+    io::Read,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 
@@ -184,9 +193,6 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
             told.extend(fs::read(process.path().join("cmdline")).unwrap_or_default());
         }
     }
-    let status = fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("its limits");
-    let core = status.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 
     // While it runs there is a log of the database, and after it a file alone.
     let files = || -> Vec<u8> {
@@ -207,6 +213,34 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
     {
         assert!(!contains(secret), "the {name} is told");
     }
+}
+
+#[test]
+fn no_core_is_dumped_of_a_server_and_no_process_of_its_user_looks_into_its_memory() {
+    // What the system shows of a process is its user's and group's; of one that may not be
+    // dumped it is root's. Where the tests are root's, their processes get another group.
+    let owner = |process: u32| {
+        let shown = fs::metadata(format!("/proc/{process}/environ")).expect("it runs");
+        (shown.uid(), shown.gid())
+    };
+    let started = |mut command: Command| {
+        if nix::unistd::Uid::effective().is_root() {
+            command.gid(65_534);
+        }
+        command
+    };
+    let mut other = started(Command::new("sleep")).arg("60").spawn().expect("it starts");
+    let other_owner = owner(other.id());
+    other.kill().and_then(|()| other.wait()).expect("it ends");
+    assert_ne!(other_owner, (0, 0), "any other process can be dumped");
+
+    let site = site("");
+    let server = Process::start(&mut started(site.certdist(&["serve"])));
+    assert_eq!(owner(server.id()), (0, 0));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("its limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    assert_eq!(server.stop(), Some(0));
 }
 
 fn entries(site: &Site, arguments: &[&str]) -> Vec<serde_json::Value> {
