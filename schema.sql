@@ -105,7 +105,7 @@ CREATE VIEW audit_log AS SELECT
     value ->> 'event' AS event,
     value ->> 'deviceId' AS deviceId,
     value ->> 'enrollment' AS enrollment,
-    -- PSK identity, or the system's user.
+    -- PSK identity, or who operates.
     value ->> 'who' AS who,
     value ->> 'address' AS address,
     value ->> 'detail' AS detail

@@ -271,18 +271,18 @@ impl Store for Memory {
         })
     }
 
-    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| Ok(tables.devices.get_mut(id).map(|row| row.state = state).is_some()))
     }
 
-    fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn reset<'a>(&'a self, id: &'a DeviceId, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| {
             let row = tables.devices.get_mut(id);
             Ok(row.map(|row| (row.first_issued, row.refusal) = (None, None)).is_some())
         })
     }
 
-    fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn delete<'a>(&'a self, id: &'a DeviceId, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| Ok(tables.devices.remove(id).is_some()))
     }
 }

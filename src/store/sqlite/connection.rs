@@ -214,20 +214,21 @@ fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     Ok(found)
 }
 
-/// Refuses a database that is not ours, or not of the current version.
-pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Refuses a database that is not ours, or is newer; of which version it is, when that
+/// is not the current one.
+pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize>, StoreError> {
     match examine_at_once(connection).map_err(|error| unreadable(path, error))? {
-        Found::Version(VERSION) => Ok(()),
-        Found::Version(version) => Err(StoreError::Failed(format!(
-            "{}: the database has schema version {version}, expected {VERSION}: a certdist that opens it \
-             brings it there",
-            path.display()
-        ))),
+        Found::Version(VERSION) => Ok(None),
+        Found::Version(0) => {
+            Err(StoreError::Failed(format!("{}: there is no database in it", path.display())))
+        }
+        Found::Version(older) => Ok(Some(older)),
         other => Err(refusal(path, &other)),
     }
 }
 
-fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Makes a database of the current version of one that is empty or older.
+pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
@@ -317,30 +318,7 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
 mod tests {
     use super::*;
 
-    /// `schema.sql` as it was in version 1, as far as the upgrade looks at it.
-    const VERSION_1: &str = "
-        PRAGMA application_id = 0x63657274;
-        PRAGMA user_version = 1;
-        CREATE TABLE device_table (
-            deviceId TEXT NOT NULL PRIMARY KEY, registerTime INTEGER, activateTime INTEGER,
-            productKey TEXT NOT NULL, deviceName TEXT, deviceSecret TEXT, IotId TEXT,
-            enrollment TEXT NOT NULL,
-            state TEXT NOT NULL DEFAULT 'enabled' CHECK (state IN ('enabled', 'disabled')),
-            firstIssued INTEGER, refusal TEXT,
-            CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
-        ) STRICT, WITHOUT ROWID;
-        CREATE TABLE device_key (
-            pskIdentity TEXT NOT NULL PRIMARY KEY,
-            deviceId TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
-            psk TEXT NOT NULL
-        ) STRICT, WITHOUT ROWID;
-        CREATE TABLE registration_journal (
-            deviceId TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
-            productKey TEXT NOT NULL, deviceName TEXT NOT NULL, openedAt INTEGER NOT NULL
-        ) STRICT, WITHOUT ROWID;
-        INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-1', 'a1', 'lamp');
-        INSERT INTO registration_journal VALUES ('SN-1', 'a1', 'SN-1', 5);
-    ";
+    const VERSION_1: &str = include_str!("tests/version_1.sql");
 
     /// Tables and their columns: name, type, whether it may be null, default, key.
     fn columns(connection: &Connection) -> Vec<String> {

@@ -286,17 +286,3 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
     append(connection, &AuditEntry { detail: Some(detail), ..AuditEntry::new(AuditEvent::Pruned, now) })?;
     Ok(last - anchor)
 }
-
-/// Who runs this process, for entries about what an operator did.
-pub(super) fn os_user() -> String {
-    let uid = nix::unistd::Uid::current();
-    let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
-    let name = name.unwrap_or_else(|| "?".into());
-    // What sudo says is no proof; it is kept beside what is.
-    match std::env::var("SUDO_USER") {
-        Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
-            format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())
-        }
-        _ => format!("{name} (uid {uid})"),
-    }
-}

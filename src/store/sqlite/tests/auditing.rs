@@ -7,6 +7,10 @@ fn asker() -> Asker {
     Asker { enrollment: "lamps".into(), identity: "one".into(), address: "192.0.2.1".into() }
 }
 
+fn lead() -> Actor {
+    Actor { name: "console:lead".into(), address: Some("192.0.2.9".into()) }
+}
+
 fn refused(device: &str, at: UnixSeconds) -> Asked {
     Asked::new(
         Refused,
@@ -41,11 +45,11 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     wait(store.store_registration(&id("SN-1"), &registration("s3cret"))).unwrap();
     wait(store.record_issue(&id("SN-1"), 5, asker())).unwrap();
     wait(store.record_issue(&id("SN-1"), 6, asker())).unwrap();
-    wait(store.set_state(&id("SN-1"), DeviceState::Disabled)).unwrap();
-    wait(store.set_state(&id("SN-1"), DeviceState::Enabled)).unwrap();
-    wait(store.reset(&id("SN-1"))).unwrap();
-    wait(store.delete(&id("SN-1"))).unwrap();
-    wait(store.delete(&id("SN-1"))).unwrap();
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
+    wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).unwrap();
+    wait(store.reset(&id("SN-1"), &lead())).unwrap();
+    wait(store.delete(&id("SN-1"), &lead())).unwrap();
+    wait(store.delete(&id("SN-1"), &lead())).unwrap();
     assert_eq!(events(&store, "SN-1"), [Deleted, Reset, Enabled, Disabled, Issued, Registered]);
     assert_eq!(events(&store, "SN-2"), []);
     let history = at_once(store.history(&id("SN-1"), 5)).unwrap();
@@ -53,14 +57,17 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let issued = history.last().unwrap();
     let expected = AuditEntry { seq: 3, ..asker().entry(Issued, 5, id("SN-1"), "a1lamp/name-1".into()) };
     assert_eq!(*issued, expected);
-    assert!(history[0].who.as_ref().is_some_and(|who| who.contains("uid")), "{history:?}");
+    let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), at: history[0].at, ..lead().entry(Deleted) };
+    assert_eq!(history[0], deleted);
     let mut all = Vec::new();
     let listed = store.export_audit(&Default::default(), |entry, _| {
         all.push(entry);
         Ok::<_, StoreError>(())
     });
     listed.unwrap();
-    assert_eq!((all[0].event, all[0].detail.as_deref()), (Imported, Some("2 devices added, 0 changed")));
+    let detail = "batch.csv: 2 devices added, 0 changed, 0 unchanged";
+    assert_eq!((all[0].event, all[0].detail.as_deref()), (Imported, Some(detail)));
+    assert_eq!(all[0].enrollment.as_deref(), Some("lamps"));
     assert!(!format!("{all:?}").contains("s3cret"));
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.last, chain.fault), (7, 7, None));
@@ -74,7 +81,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
         store.audit(refused(&format!("SN-{}", at % 3), at));
     }
     // An entry of a block of its own, between the others.
-    wait(store.set_state(&id("SN-1"), DeviceState::Disabled)).unwrap();
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);
     let store = open(&directory);
@@ -140,7 +147,7 @@ fn what_another_process_holds_up_is_written_later() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     store.audit(refused("SN-1", 5));
     // A write of the same thread has been tried, and so, before or after, the entry.
-    assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled)).is_err());
+    assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
     assert_eq!(events(&open(&directory), "SN-1"), [Refused]);
