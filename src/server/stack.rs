@@ -150,6 +150,17 @@ impl Stack {
         self.rooms = rooms;
     }
 
+    /// What follows, until [`end_batch`](Self::end_batch), has arrived together: the
+    /// store need be looked at once.
+    pub fn begin_batch(&self) {
+        self.rooms.store.hold();
+    }
+
+    /// All that has arrived together is taken.
+    pub fn end_batch(&self) {
+        self.rooms.store.release();
+    }
+
     /// Takes a datagram.
     pub fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8], io: &mut impl Io) {
         let mut datagram = Datagram::new(from, bytes);

@@ -249,6 +249,9 @@ impl Worker {
                     continue;
                 }
             };
+            if count > 1 {
+                self.stack.begin_batch();
+            }
             for index in 0..count {
                 let Some((from, bytes)) = incoming.datagram(index) else { continue };
                 match self.neighbour_of(bytes, neighbours) {
@@ -256,6 +259,7 @@ impl Worker {
                     None => self.stack.receive(now, from, bytes, &mut self.sides),
                 }
             }
+            self.stack.end_batch();
             self.sides.outgoing.flush();
             if count < BATCH {
                 return if batch > 0 || count > 1 { Load::Busy } else { Load::Quiet };

@@ -405,6 +405,14 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes the row, the key and the journal entry of a device; whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
+    /// Until [`release`](Self::release), what this thread reads may be one state of the
+    /// table, the one that its first read meets: a store need not look each time whether
+    /// there is a newer one. For a moment only.
+    fn hold(&self) {}
+
+    /// Ends what [`hold`](Self::hold) has begun.
+    fn release(&self) {}
+
     /// Whether it can be read, and written durably; changes nothing. A store that does
     /// not say otherwise tries to read only.
     fn probe(&self) -> StoreFuture<'_, ()> {

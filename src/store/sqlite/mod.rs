@@ -21,7 +21,10 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
 pub use self::keys::{SealReport, Sealed};
-use self::writer::{WriteError, Writer};
+use self::{
+    read::Reader,
+    writer::{WriteError, Writer},
+};
 use super::{
     Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
     JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
@@ -47,7 +50,7 @@ pub struct Sqlite {
     entries: audit::Queue,
     // Before the writer: its connection is to be the last that closes, as only a
     // writing connection can move the log into the database file and remove it.
-    readers: ThreadLocal<Connection>,
+    readers: ThreadLocal<Reader>,
     writer: Writer,
 }
 
@@ -102,12 +105,17 @@ impl Sqlite {
         &self.path
     }
 
+    fn reader(&self) -> Result<&Reader, StoreError> {
+        self.readers.get_or_try(|| Ok(Reader::new(connection::open_reader(&self.path)?)))
+    }
+
     /// Runs a query on this thread's connection; the future is ready.
     fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection, &Keyring) -> rusqlite::Result<T>,
     ) -> StoreFuture<'static, T> {
-        let result = self.readers.get_or_try(|| connection::open_reader(&self.path)).and_then(|connection| {
+        let result = self.reader().and_then(|reader| {
+            let connection = reader.connection();
             query(connection, &self.keys.load()).map_err(|error| store_error(&self.path, error))
         });
         Box::pin(std::future::ready(result))
@@ -454,6 +462,19 @@ impl Store for Sqlite {
         self.operate(id, AuditEvent::Deleted, by, |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
         })
+    }
+
+    fn hold(&self) {
+        // Without a connection, the read that needs one says why.
+        if let Ok(reader) = self.reader() {
+            reader.hold();
+        }
+    }
+
+    fn release(&self) {
+        if let Some(reader) = self.readers.get() {
+            reader.release();
+        }
     }
 
     fn probe(&self) -> StoreFuture<'_, ()> {

@@ -337,6 +337,30 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     assert!(!directory.path().join("certdist.db-wal").exists());
 }
 
+#[test]
+fn what_is_held_is_one_state_until_it_is_released_and_holds_nobody_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("SN-1")]);
+    let state = || at_once(store.device(&id("SN-1"))).unwrap().unwrap().state;
+    let disable = |state| wait(store.set_state(&id("SN-1"), state, &Actor::system_user())).unwrap();
+    store.hold();
+    // It begins with the first read, so this one is seen.
+    disable(DeviceState::Disabled);
+    assert_eq!(state(), DeviceState::Disabled);
+    disable(DeviceState::Enabled);
+    assert_eq!(state(), DeviceState::Disabled, "a transaction for each read");
+    let elsewhere = std::thread::scope(|scope| scope.spawn(state).join().unwrap());
+    assert_eq!(elsewhere, DeviceState::Enabled);
+    store.hold();
+    assert_eq!(state(), DeviceState::Disabled, "the same one");
+    store.release();
+    assert_eq!(state(), DeviceState::Enabled);
+    disable(DeviceState::Disabled);
+    assert_eq!(state(), DeviceState::Disabled);
+    store.release();
+}
+
 struct Nothing;
 
 impl writer::Backlog for Nothing {
