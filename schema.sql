@@ -1,16 +1,17 @@
--- certdist's database, version 3.
+-- certdist's database, version 4.
 --
 -- `certdist serve` and `certdist import` create it by themselves; by hand:
 --     sqlite3 certdist.db < schema.sql
 -- It holds secrets (deviceSecret, psk), which are sealed when the configuration has
--- a database_key: keep the file readable for certdist's own account only. Look into it, beside a running server, with
+-- a database_key: keep the file readable for certdist's own account only. Look into
+-- it, beside a running server, with
 --     sqlite3 -readonly certdist.db
 -- and change it with `certdist import` and `certdist device`.
 -- Times are seconds since 1970-01-01T00:00:00Z. Rows never expire.
 
 -- Marks the file as certdist's ("cert"), and tells which schema it has.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 
 -- One row for each device that may come. The first seven columns are those of
 -- the Tablestore table of the same name.
@@ -85,30 +86,39 @@ CREATE TABLE database_key (
     firstUsed    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What happened, entry by entry; read it with `certdist audit`. Nothing here is
--- ever changed, and `certdist audit verify` shows whether that is so.
-CREATE TABLE audit_log (
-    -- Without gaps.
-    seq          INTEGER PRIMARY KEY,
-    at           INTEGER NOT NULL,
-    event        TEXT NOT NULL,
-    deviceId     TEXT,
-    enrollment   TEXT,
-    -- PSK identity, or the system's user.
-    who          TEXT,
-    address      TEXT,
-    detail       TEXT,
-    -- SHA-256 of the hash before it and of this entry.
+-- What happened, in blocks of entries one after another; read it with `certdist audit`.
+-- Nothing here is ever changed, and `certdist audit verify` shows whether that is so.
+CREATE TABLE audit_block (
+    -- The number of its last entry, and of its first: without gaps.
+    lastSeq      INTEGER PRIMARY KEY,
+    firstSeq     INTEGER NOT NULL,
+    -- An array of JSON, an object for each entry, one to a line.
+    entries      TEXT NOT NULL,
+    -- SHA-256 of the hash before it, of firstSeq as 8 bytes, and of entries.
     hash         BLOB NOT NULL
 ) STRICT;
 
--- Which entries are about a device, up to indexedSeq of audit_chain: brought up to date
--- with many at once, as each on its own would write a page.
+-- The same, entry by entry.
+CREATE VIEW audit_log AS SELECT
+    firstSeq + key AS seq,
+    value ->> 'at' AS at,
+    value ->> 'event' AS event,
+    value ->> 'deviceId' AS deviceId,
+    value ->> 'enrollment' AS enrollment,
+    -- PSK identity, or who operates.
+    value ->> 'who' AS who,
+    value ->> 'address' AS address,
+    value ->> 'detail' AS detail
+FROM audit_block, json_each(entries);
+
+-- Which parts of the log are about a device. A part is some thousand entries; of the
+-- device of each, `devices` has a hash of 4 bytes (FNV-1a), in their order. The newest
+-- entries are in no part yet.
 CREATE TABLE audit_device (
-    deviceId     TEXT NOT NULL,
-    seq          INTEGER NOT NULL,
-    PRIMARY KEY (deviceId, seq)
-) STRICT, WITHOUT ROWID;
+    lastSeq      INTEGER PRIMARY KEY,
+    firstSeq     INTEGER NOT NULL,
+    devices      BLOB NOT NULL
+) STRICT;
 
 -- Where the chain of hashes begins, after what was pruned, and where it ends.
 CREATE TABLE audit_chain (
@@ -116,7 +126,6 @@ CREATE TABLE audit_chain (
     anchorSeq    INTEGER NOT NULL,
     anchorHash   BLOB NOT NULL,
     headSeq      INTEGER NOT NULL,
-    headHash     BLOB NOT NULL,
-    indexedSeq   INTEGER NOT NULL
+    headHash     BLOB NOT NULL
 ) STRICT;
-INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32), 0);
+INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32));

@@ -29,7 +29,7 @@ use certdist::{
         Rooms,
         stack::{Done, Io, Stack},
     },
-    store::{self, Bulk, ImportRow, Store as _},
+    store::{self, Actor, Bulk, ImportRow, Store as _},
 };
 use tokio::runtime::{Handle, Runtime};
 
@@ -105,7 +105,9 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
             key: None,
         })
     });
-    store.import(rows, false, |_, _| panic!("rejected")).expect("imported");
+    store
+        .import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected"))
+        .expect("imported");
     runtime.block_on(async {
         for number in 0..DEVICES {
             let device = DeviceId::parse_sn(&id(number)).expect("an ID");

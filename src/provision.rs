@@ -87,8 +87,8 @@ impl Provisioner {
             && refusal.is_final()
         {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
-            let reason = refusal.to_string();
-            self.store.audit(Asked::new(AuditEvent::Refused, unix_now(), device, asker, &[&reason]));
+            let reason = format_args!("{refusal}");
+            self.store.audit(Asked::new(AuditEvent::Refused, unix_now(), device, asker, reason));
         }
         answer
     }
@@ -127,8 +127,8 @@ impl Provisioner {
         };
         if again {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
-            let detail = [&certificate.product_key, "/", &certificate.device_name];
-            self.store.audit(Asked::new(AuditEvent::Reissued, now, device, asker, &detail));
+            let detail = format_args!("{}/{}", certificate.product_key, certificate.device_name);
+            self.store.audit(Asked::new(AuditEvent::Reissued, now, device, asker, detail));
         }
         Ok(certificate)
     }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use certdist::{admin::access, device::Secret};
 use support::{
     MASTER, Process, SHARED_KEY, Site,
     console::{PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in},
@@ -32,7 +33,7 @@ const PAGES: [&str; 8] = [
 
 struct Console {
     site: Site,
-    _server: Process,
+    server: Process,
     address: SocketAddr,
 }
 
@@ -48,7 +49,19 @@ fn console() -> Console {
          SN00000002,plug,,,,\n00:1a:2b:3c:4d:5e,own,,,identity-3,{PSK}\n"
     ));
     let server = site.serve();
-    Console { site, _server: server, address }
+    Console { site, server, address }
+}
+
+/// Changes the configuration, has the server read it, and waits until that is so.
+fn reload(site: &Site, server: &Process, from: &str, to: &str, is_read: impl Fn() -> bool) {
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    assert!(configuration.contains(from), "{configuration}");
+    site.write("certdist.toml", &configuration.replacen(from, to, 1));
+    server.signal("HUP");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_read() {
+        assert!(Instant::now() < deadline, "{to} is not taken over");
+    }
 }
 
 impl Console {
@@ -394,15 +407,21 @@ fn beyond_this_machine_the_console_takes_tls_or_a_word() {
 }
 
 #[test]
-fn over_tls_cookies_are_for_tls_only() {
-    let certified = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+fn over_tls_cookies_are_for_tls_only_and_a_renewed_certificate_is_taken_over() {
+    let certify = |_| rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+    let [first, renewed] = [(); 2].map(certify);
     let address = free_address();
     let site = Site::with(&admin(address, "tls_certificate = \"cert.pem\"\ntls_key = \"key.pem\"\n"));
-    site.write("cert.pem", &certified.cert.pem());
-    site.write("key.pem", &certified.key_pair.serialize_pem());
-    let _server = site.serve();
+    let install = |certified: &rcgen::CertifiedKey| {
+        site.write("cert.pem", &certified.cert.pem());
+        site.write("key.pem", &certified.key_pair.serialize_pem());
+    };
+    install(&first);
+    let server = site.serve();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).expect("a root");
+    for certified in [&first, &renewed] {
+        roots.add(certified.cert.der().clone()).expect("a root");
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -410,12 +429,14 @@ fn over_tls_cookies_are_for_tls_only() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let config = Arc::new(config);
-    let send = |method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]| {
+    let connect = || {
         let connection =
             rustls::ClientConnection::new(config.clone(), "localhost".try_into().expect("a name"));
         let stream = std::net::TcpStream::connect(address).expect("it listens");
-        let stream = rustls::StreamOwned::new(connection.expect("a connection"), stream);
-        http::exchange(stream, method, path, headers, body)
+        rustls::StreamOwned::new(connection.expect("a connection"), stream)
+    };
+    let send = |method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]| {
+        http::exchange(connect(), method, path, headers, body)
     };
     assert_eq!(send("GET", "/healthz", &[], b"").body, "ok\n");
     let form = send("GET", "/sign-in", &[], b"");
@@ -423,6 +444,17 @@ fn over_tls_cookies_are_for_tls_only() {
     let fields = http::form(&[("csrf", &form.field("csrf")), ("name", "lead"), ("password", PASSWORD)]);
     let answer = send("POST", "/sign-in", &[("Cookie", &cookie), FORM], &fields);
     assert!(answer.cookie("__Host-certdist").is_some() && answer.header("set-cookie").contains("; Secure"));
+
+    let is_greeted_with = |certified: &rcgen::CertifiedKey| {
+        let mut stream = connect();
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock).expect("a handshake");
+        }
+        stream.conn.peer_certificates().expect("a certificate")[0] == *certified.cert.der()
+    };
+    assert!(is_greeted_with(&first));
+    install(&renewed);
+    reload(&site, &server, "", "", || is_greeted_with(&renewed));
 }
 
 #[test]
@@ -493,19 +525,124 @@ fn what_somebody_has_changed_is_in_the_log_with_their_name() {
 }
 
 #[test]
+fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
+    let console = console();
+    let lead = Visitor::new(console.address, "lead");
+    let id = [("id", "SN00000001")];
+    assert_eq!(lead.post("/device/disable", &id).status, 303);
+    assert_eq!(lead.post("/device/reset", &id).status, 303);
+    let good = lead.upload("batch-9.csv", b"deviceId\nSN00000001\nSN00000010\n", "lamp");
+    assert_eq!(lead.post("/import/confirm", &[("upload", &good.field("upload"))]).status, 200);
+    assert_eq!(console.bearer(TOKEN, "POST", "/device/enable", &id).status, 200);
+    let body = http::multipart(&[], ("x.csv", b"deviceId,enrollment\nSN11,lamp\nSN12,plug\n"));
+    let bearer = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", bearer.as_str()), MULTIPART];
+    assert_eq!(http::send(console.address, "POST", "/import", &headers, &body).status, 200);
+    assert!(console.site.run(&["device", "delete", "SN00000002", "--yes"]).status.success());
+
+    let exported = stdout(&console.site.run(&["audit", "export"]));
+    let told = exported.lines().skip(1).map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = |key: &str| entry[key].as_str().unwrap_or("-").to_owned();
+        ["event", "who", "address", "enrollment", "detail"].map(text).join(" | ")
+    });
+    let told: Vec<String> = told.collect();
+    let expected = [
+        "disabled | console:lead | 127.0.0.1 | - | -",
+        "reset | console:lead | 127.0.0.1 | - | -",
+        "imported | console:lead | 127.0.0.1 | lamp | batch-9.csv: 1 devices added, 0 changed, 1 unchanged",
+        "enabled | token:ci | 127.0.0.1 | - | -",
+        "imported | token:ci | 127.0.0.1 | - | x.csv: 2 devices added, 0 changed, 0 unchanged, in lamp, plug",
+    ];
+    assert_eq!(told[..5], expected);
+    // The command line's are the system's user's.
+    assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
+    assert!(stdout(&console.site.run(&["audit", "verify"])).contains("whole"));
+    let page = lead.get("/device?id=SN00000001").body;
+    assert!(page.contains("disabled, by console:lead from 127.0.0.1"), "{page}");
+}
+
+#[test]
 fn enrollments_that_are_read_anew_are_in_the_console() {
     let address = free_address();
     let site = Site::with(&admin(address, ""));
     let server = site.serve();
     let lead = Visitor::new(address, "lead");
     assert!(!lead.get("/batches").body.contains("<h2>later</h2>"));
-    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
-    let more = "[[enrollment]]\nname = \"later\"\nproduct_key = \"a1later\"\nkind = \"individual\"\n";
-    site.write("certdist.toml", &format!("{configuration}{more}"));
-    server.signal("HUP");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !lead.get("/import").body.contains("value=\"later\"") {
-        assert!(Instant::now() < deadline, "the new enrollment is not offered");
-    }
+    let offered = || lead.get("/import").body.contains("value=\"later\"");
+    let later = "[[enrollment]]\nname = \"later\"\nproduct_key = \"a1later\"\nkind = \"individual\"\n";
+    reload(&site, &server, "[[enrollment]]", &format!("{later}[[enrollment]]"), offered);
     assert!(lead.get("/batches").body.contains("<h2>later</h2>"));
+}
+
+#[test]
+fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
+    let console = console();
+    let Console { site, server, address } = &console;
+    let (lead, guest) = (Visitor::new(*address, "lead"), Visitor::new(*address, "guest"));
+    let upload = lead.upload("batch.csv", b"deviceId\nSN00000010\n", "lamp").field("upload");
+    let id = [("id", "SN00000001")];
+
+    reload(site, server, "name = \"lead\"", "name = \"chief\"", || lead.get("/").status == 303);
+    assert_eq!(lead.post("/device/disable", &id).status, 401);
+    assert_eq!(lead.post("/import/confirm", &[("upload", &upload)]).status, 401);
+    assert_eq!(sign_in(*address, "lead", PASSWORD).status, 401);
+    assert_eq!(
+        (console.state("SN00000001"), console.state("SN00000010")),
+        ("enabled".into(), "absent".into())
+    );
+    assert_eq!(guest.get("/").status, 200, "who has not changed stays");
+    let chief = Visitor::new(*address, "chief");
+    assert_eq!(chief.post("/device/disable", &id).status, 303);
+
+    // A session that has ended does not come back with its user.
+    reload(site, server, "name = \"chief\"", "name = \"lead\"", || chief.get("/").status == 303);
+    assert_eq!((lead.get("/").status, guest.get("/").status), (303, 200));
+
+    let (viewer, operator) = ("role = \"viewer\"", "role = \"operator\"");
+    reload(site, server, viewer, operator, || guest.get("/").status == 303);
+    let guest = Visitor::new(*address, "guest");
+    assert_eq!(guest.post("/device/enable", &id).status, 303);
+
+    let (password, lead) = ("another long password", Visitor::new(*address, "lead"));
+    let hash = access::hash_password(&Secret::new(password.into())).expect("a hash");
+    reload(site, server, password_hash(), &hash, || lead.get("/").status == 303);
+    assert_eq!(sign_in(*address, "lead", PASSWORD).status, 401);
+    assert_eq!(sign_in(*address, "lead", password).status, 303);
+}
+
+#[test]
+fn tokens_are_those_of_the_configuration_that_was_read_last() {
+    let console = console();
+    let Console { site, server, address } = &console;
+    let looks = |token: &str| console.bearer(token, "GET", "/", &[]).status;
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let token = configuration.split_once("[[admin.token]]").expect("a token").1;
+    let ci = format!("[[admin.token]]{}", token.split_once("[[").expect("another").0);
+    assert_eq!((looks(TOKEN), looks(VIEWER_TOKEN)), (200, 200));
+    reload(site, server, &ci, "", || looks(TOKEN) == 401);
+    assert_eq!(looks(VIEWER_TOKEN), 200);
+
+    // Health and metrics, for which this machine needed none.
+    let metrics = || http::send(*address, "GET", "/metrics", &[], b"").status;
+    assert_eq!(metrics(), 200);
+    reload(site, server, "[admin]\n", "[admin]\nrequire_token = true\n", || metrics() == 401);
+    let bearer = format!("Bearer {VIEWER_TOKEN}");
+    assert_eq!(http::send(*address, "GET", "/metrics", &[("Authorization", &bearer)], b"").status, 200);
+}
+
+#[test]
+fn a_console_is_turned_on_and_off_by_its_users_while_the_server_runs() {
+    let address = free_address();
+    let (off, on) = (format!("[admin]\nlisten = \"{address}\"\n"), admin(address, ""));
+    let site = Site::with(&off);
+    let server = site.serve();
+    let sign_in_page = || http::send(address, "GET", "/sign-in", &[], b"").status;
+    assert_eq!(sign_in_page(), 404);
+    reload(&site, &server, &off, &on, || sign_in_page() == 200);
+    let lead = Visitor::new(address, "lead");
+    // Without the section, its port stays until a restart, and nobody comes in.
+    reload(&site, &server, &on, "", || sign_in_page() == 404);
+    assert_eq!(lead.get("/devices").status, 404);
+    assert!(lead.get("/").body.contains("Nobody can sign in yet"));
 }

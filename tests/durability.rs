@@ -14,7 +14,7 @@ use std::{
 use certdist::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Bulk, ImportRow, JournalEntry, OpenBatch, Registration, Store, StoreFuture, audit::Asker,
+        Actor, Bulk, ImportRow, JournalEntry, OpenBatch, Registration, Store, StoreFuture, audit::Asker,
         sqlite::Sqlite,
     },
 };
@@ -71,7 +71,9 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     let path = folder.path().join("certdist.db");
     let store = Sqlite::open(&path).expect("a database");
     let rows = ["SN-1", "SN-2", "SN-3"].map(|device| Ok::<_, ()>(ImportRow::new(id(device), "lamp", "a1")));
-    store.import(rows.into_iter(), false, |_, _| panic!("rejected")).expect("imported");
+    store
+        .import(&Actor::system_user(), "batch.csv", rows.into_iter(), false, |_, _| panic!("rejected"))
+        .expect("imported");
 
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];

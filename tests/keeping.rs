@@ -3,7 +3,16 @@
 
 mod support;
 
-use std::{fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
+use std::{
+    fs,
+    io::Read,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 
@@ -184,9 +193,6 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
             told.extend(fs::read(process.path().join("cmdline")).unwrap_or_default());
         }
     }
-    let status = fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("its limits");
-    let core = status.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 
     // While it runs there is a log of the database, and after it a file alone.
     let files = || -> Vec<u8> {
@@ -207,6 +213,34 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
     {
         assert!(!contains(secret), "the {name} is told");
     }
+}
+
+#[test]
+fn no_core_is_dumped_of_a_server_and_no_process_of_its_user_looks_into_its_memory() {
+    // What the system shows of a process is its user's and group's; of one that may not be
+    // dumped it is root's. Where the tests are root's, their processes get another group.
+    let owner = |process: u32| {
+        let shown = fs::metadata(format!("/proc/{process}/environ")).expect("it runs");
+        (shown.uid(), shown.gid())
+    };
+    let started = |mut command: Command| {
+        if nix::unistd::Uid::effective().is_root() {
+            command.gid(65_534);
+        }
+        command
+    };
+    let mut other = started(Command::new("sleep")).arg("60").spawn().expect("it starts");
+    let other_owner = owner(other.id());
+    other.kill().and_then(|()| other.wait()).expect("it ends");
+    assert_ne!(other_owner, (0, 0), "any other process can be dumped");
+
+    let site = site("");
+    let server = Process::start(&mut started(site.certdist(&["serve"])));
+    assert_eq!(owner(server.id()), (0, 0));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("its limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    assert_eq!(server.stop(), Some(0));
 }
 
 fn entries(site: &Site, arguments: &[&str]) -> Vec<serde_json::Value> {
@@ -250,23 +284,33 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     // The last entry cut off, and the end signed anew: only what was kept elsewhere tells.
     database
         .execute_batch(
-            "DELETE FROM audit_log WHERE seq >= 5; UPDATE audit_chain SET headSeq = 4, \
-             headHash = (SELECT hash FROM audit_log WHERE seq = 4)",
+            "DELETE FROM audit_block WHERE lastSeq >= 5; UPDATE audit_chain SET (headSeq, headHash) = \
+             (SELECT lastSeq, hash FROM audit_block ORDER BY lastSeq DESC LIMIT 1)",
         )
         .expect("cut");
     succeeds(&site, &["audit", "verify"]);
     assert!(fails(&site, &["audit", "verify", "--has", &head], 1).contains("is not there"));
-    database.execute_batch("UPDATE audit_log SET who = 'another' WHERE seq = 2").expect("changed");
-    assert!(fails(&site, &["audit", "verify"], 1).contains("entry 2 was changed"));
+    database
+        .execute_batch("UPDATE audit_block SET entries = replace(entries, 'SN', 'NS') WHERE firstSeq = 2")
+        .expect("changed");
+    assert!(fails(&site, &["audit", "verify"], 1).contains("entry 2 is not what was written"));
 }
 
 #[test]
 fn a_server_prunes_what_need_not_be_kept() {
-    let site = site("[audit]\nkeep_days = 30");
+    let site = site("[audit]\nkeep_days = 0");
     site.import(DEVICES);
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
-    database.execute_batch("UPDATE audit_log SET at = 5").expect("old");
+    database
+        .execute_batch("UPDATE audit_block SET entries = '[{\"at\":5,\"event\":\"imported\"}]'")
+        .expect("old");
     let server = serve(&site, "info");
+    assert_eq!(entries(&site, &[]).len(), 1, "for ever");
+    // A limit that is read anew holds at once; what takes a restart is named.
+    configure(&site, "keep_days = 0", "keep_days = 30");
+    configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
+    reload(&server, &site, 1);
+    wait_for(&site.path("log"), "listen changed as well, which takes a restart", 1);
     wait_for(&site.path("log"), "old entries of the audit log are removed", 1);
     assert_eq!(server.stop(), Some(0));
     let events = entries(&site, &[]);
@@ -336,4 +380,94 @@ fn a_backup_that_is_damaged_or_needs_another_key_is_not_restored() {
     configure(&site, "file:database.key", "file:next.key");
     let told = fails(&site, &["restore", "copy.db", "--yes", "--force"], 1);
     assert!(told.contains("copy.db") && told.contains("database_key_previous"), "{told}");
+}
+
+/// A database as earlier versions of certdist have left it, with two devices.
+fn old_database(path: &Path, version: u32) {
+    const VERSION_1: &str = include_str!("../src/store/sqlite/tests/version_1.sql");
+    const TO_2: &str = include_str!("../src/store/sqlite/upgrade_1_to_2.sql");
+    const VERSION_3: &str = include_str!("../src/store/sqlite/tests/version_3_audit.sql");
+    let database = rusqlite::Connection::open(path).expect("it opens");
+    let scripts: &[&str] = match version {
+        1 => &[VERSION_1],
+        2 => &[VERSION_1, TO_2],
+        _ => &[VERSION_3],
+    };
+    scripts.iter().for_each(|script| database.execute_batch(script).expect("a schema"));
+    let devices = format!(
+        "PRAGMA journal_mode = wal; PRAGMA user_version = {version};
+         INSERT INTO device_table (deviceId, productKey, enrollment, deviceName, deviceSecret)
+         VALUES ('SN00000001', 'a1lamp', 'lamp', 'lamp-1', '{SECRET}'), ('OWN-1', 'a1own', 'own', 'own-1', '{SECRET}');
+         INSERT INTO device_key VALUES ('one', 'OWN-1', '{PSK}')"
+    );
+    database.execute_batch(&devices).expect("devices");
+}
+
+#[test]
+fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
+    for (version, devices, last) in [(1, 3, 0), (2, 3, 0), (3, 2, 4)] {
+        let site = site("");
+        old_database(&site.path("old.db"), version);
+        let before = fs::read(site.path("old.db")).expect("it is there");
+        let told = succeeds(&site, &["restore", "old.db"]);
+        let expected = format!(
+            "old.db: {devices} devices, 1 psks, audit log up to entry {last}; of version {version}, and"
+        );
+        assert!(told.starts_with(&expected), "{told}");
+        assert_eq!(fs::read(site.path("old.db")).expect("it is there"), before, "it stays as it is");
+        let server = site.serve();
+        assert!(served(&server) && own_served(&server));
+
+        // And beside the server, whose devices it does not know.
+        site.import("deviceId,enrollment\nSN00000009,lamp\n");
+        let told = fails(&site, &["restore", "old.db", "--yes"], 1);
+        assert!(told.contains("in use") && told.contains("newer than the backup"), "{told}");
+        succeeds(&site, &["restore", "old.db", "--yes", "--force"]);
+        assert!(served(&server) && own_served(&server));
+        assert_eq!(server.stop(), Some(0));
+        let exported = succeeds(&site, &["export"]);
+        assert!(exported.contains(SECRET) && exported.contains(PSK) && !exported.contains("SN00000009"));
+        succeeds(&site, &["audit", "verify"]);
+        let entries = entries(&site, &[]);
+        let restored = entries.iter().find(|entry| entry["event"] == "restored").expect("an entry");
+        assert_eq!(restored["detail"], format!("from old.db, of version {version}"));
+        let left = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok);
+        let names: Vec<_> = left.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+        assert!(!names.iter().any(|name| name.contains(".part") || name.contains(".upgrade")), "{names:?}");
+
+        // The other way round: what was backed up now, in the place of the old one.
+        succeeds(&site, &["backup", "new.db"]);
+        fs::copy(site.path("old.db"), site.path("certdist.db")).expect("copied");
+        let told = fails(&site, &["restore", "new.db", "--yes"], 1);
+        assert!(told.contains("it is of an older version"), "{told}");
+        succeeds(&site, &["restore", "new.db", "--yes", "--force"]);
+        assert_eq!(succeeds(&site, &["export"]), exported);
+    }
+}
+
+#[test]
+fn a_backup_that_is_newer_or_old_and_damaged_is_not_restored() {
+    let site = site("");
+    site.import(DEVICES);
+    let before = succeeds(&site, &["export"]);
+    succeeds(&site, &["backup", "newer.db"]);
+    let newer = rusqlite::Connection::open(site.path("newer.db")).expect("it opens");
+    newer.execute_batch("PRAGMA user_version = 99").expect("newer");
+    drop(newer);
+    let told = fails(&site, &["restore", "newer.db", "--yes", "--force"], 1);
+    assert!(told.contains("newer.db") && told.contains("schema version 99"), "{told}");
+    assert!(told.contains("use a newer certdist"), "{told}");
+
+    old_database(&site.path("old.db"), 2);
+    let mut bytes = fs::read(site.path("old.db")).expect("it is there");
+    let end = bytes.len();
+    bytes[end - 4096..].fill(0x5a);
+    fs::write(site.path("old.db"), &bytes).expect("written");
+    let told = fails(&site, &["restore", "old.db", "--yes", "--force"], 1);
+    assert!(told.contains("old.db") && !told.contains(".upgrade"), "{told}");
+
+    site.write("empty.db", "");
+    let told = fails(&site, &["restore", "empty.db", "--yes", "--force"], 1);
+    assert!(told.contains("there is no database in it"), "{told}");
+    assert_eq!(succeeds(&site, &["export"]), before);
 }

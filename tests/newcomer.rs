@@ -221,6 +221,7 @@ fn five_screens() {
         browser.open(&format!("{url}device?id=PLUG0001"));
     }
     browser.wait_for("An operator has disabled it");
+    browser.wait_for("disabled, by console:lead");
     let picture = root.join("target/screenshots/refused-wide-light.png");
     fs::create_dir_all(picture.parent().expect("a folder")).expect("a folder");
     browser.picture(&picture);

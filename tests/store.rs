@@ -10,9 +10,12 @@ use std::{
 use certdist::{
     device::DeviceId,
     store::{
-        self, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture, sqlite::Sqlite,
+        self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
+        sqlite::Sqlite,
     },
-    table_file::{Enrollments, ImportFileError, KnownEnrollment, LineError, export_file, import_file},
+    table_file::{
+        Enrollments, Import, ImportFileError, KnownEnrollment, LineError, export_file, import_file,
+    },
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -62,7 +65,12 @@ impl Operator {
     }
 
     fn import(&self, text: impl AsRef<[u8]>) -> Result<ImportReport, ImportFileError> {
-        import_file(&self.store, &self.file("batch.csv", text), &enrollments(), false, |_, _| ())
+        import_file(
+            &self.store,
+            &self.file("batch.csv", text),
+            Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+            |_, _| (),
+        )
     }
 
     fn bad_lines(&self, text: impl AsRef<[u8]>) -> Vec<LineError> {
@@ -100,10 +108,16 @@ fn reopening_keeps_everything() {
     fs::write(&file, text).unwrap();
 
     let store = store::open(&url).unwrap();
-    let report = import_file(&*store, &file, &enrollments(), false, |_, _| ()).unwrap();
+    let report = import_file(
+        &*store,
+        &file,
+        Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+        |_, _| (),
+    )
+    .unwrap();
     assert_eq!(report, ImportReport { added: 3, ..Default::default() });
     assert_eq!(wait(store.record_issue(&id("SN-1"), 77, Default::default())).first, 77);
-    assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled)));
+    assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled, &Actor::system_user())));
     drop(store);
 
     let store = store::open(&url).unwrap();
@@ -266,9 +280,14 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
     }
     let path = operator.file("batch.csv", &text);
     let mut seen = Vec::new();
-    let report = import_file(&operator.store, &path, &enrollments(), true, |read, total| {
-        seen.push((read, total));
-    });
+    let report = import_file(
+        &operator.store,
+        &path,
+        Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: true },
+        |read, total| {
+            seen.push((read, total));
+        },
+    );
     assert_eq!(report.unwrap().added, 3000);
     assert_eq!(operator.store.count().unwrap(), 0);
     let total = text.len() as u64;
@@ -280,7 +299,12 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
 fn a_file_that_cannot_be_read_is_named() {
     let operator = Operator::new();
     for path in [operator.directory.path().join("missing.csv"), operator.directory.path().to_owned()] {
-        let outcome = import_file(&operator.store, &path, &enrollments(), false, |_, _| ());
+        let outcome = import_file(
+            &operator.store,
+            &path,
+            Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+            |_, _| (),
+        );
         let Err(error @ ImportFileError::Read { .. }) = outcome else { panic!("{outcome:?}") };
         assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
     }

@@ -118,6 +118,8 @@ pub(super) struct Visitor {
     pub(super) name: String,
     /// What they may do.
     pub(super) role: Role,
+    /// Where they are, or the proxy that they come through.
+    pub(super) address: IpAddr,
     /// With a cookie; scripts have none.
     pub(super) session: Option<(SessionKey, String)>,
 }
@@ -137,11 +139,16 @@ pub(super) struct Begun {
     pub(super) id: String,
 }
 
-/// The door.
-pub(super) struct Gate {
+/// Who may come in, and who is in: a session's user is one of `users`.
+struct House {
     users: Vec<User>,
     tokens: Vec<Token>,
-    sessions: Mutex<Sessions>,
+    sessions: Sessions,
+}
+
+/// The door.
+pub(super) struct Gate {
+    house: Mutex<House>,
     attempts: Mutex<Buckets>,
     checks: Arc<Semaphore>,
     per_user: Option<Rate>,
@@ -151,9 +158,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(users: Vec<User>, tokens: Vec<Token>) -> Self {
         Self {
-            users,
-            tokens,
-            sessions: Mutex::default(),
+            house: Mutex::new(House { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             checks: Arc::new(Semaphore::new(CHECKS)),
             // Ten at once; then one a minute for a name, and one each ten seconds for
@@ -165,7 +170,20 @@ impl Gate {
 
     /// Whether anybody can come in at all.
     pub(super) fn has_anybody(&self) -> bool {
-        !self.users.is_empty() || !self.tokens.is_empty()
+        let house = lock(&self.house);
+        !house.users.is_empty() || !house.tokens.is_empty()
+    }
+
+    /// Takes other users and tokens from now on. Sessions of a user who is gone, or has
+    /// another password or role, end.
+    pub(super) fn reload(&self, users: Vec<User>, tokens: Vec<Token>) {
+        let mut house = lock(&self.house);
+        let unchanged: Vec<User> = users.iter().filter(|user| house.users.contains(user)).cloned().collect();
+        let ended = house.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
+        (house.users, house.tokens) = (users, tokens);
+        if ended > 0 {
+            tracing::info!(ended, "sessions of users who are gone or changed");
+        }
     }
 
     /// Takes one try, of those that a name and an address have.
@@ -193,12 +211,12 @@ impl Gate {
         name: &str,
         password: Secret,
     ) -> Result<Begun, Denied> {
-        let user = self.users.iter().find(|user| user.name == name);
+        let user = lock(&self.house).users.iter().find(|user| user.name == name).cloned();
         // A name that nobody has is limited like any other, or it would show.
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
             tracing::warn!(%address, name = ?name, "too many attempts to sign in to the console");
         })?;
-        let hash = user.map_or(NOBODY, |user| user.password_hash.as_str()).to_owned();
+        let hash = user.as_ref().map_or(NOBODY, |user| user.password_hash.as_str()).to_owned();
         let Ok(_permit) = self.checks.acquire().await else { return Err(Denied::Wrong) };
         let check = move || {
             let password = password.expose().as_bytes();
@@ -215,7 +233,12 @@ impl Gate {
                     })
                 };
                 let (id, csrf) = (fresh()?, fresh()?);
-                lock(&self.sessions).begin(Instant::now(), &id, csrf, &user.name, user.role);
+                let mut house = lock(&self.house);
+                // The configuration may have changed while the password was checked.
+                if !house.users.contains(&user) {
+                    return Err(Denied::Wrong);
+                }
+                house.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
                 tracing::info!(%address, user = user.name, role = %user.role, "signed in to the console");
                 Ok(Begun { id })
             }
@@ -227,24 +250,26 @@ impl Gate {
     }
 
     /// Who a cookie is.
-    pub(super) fn by_cookie(&self, id: &str, touch: bool) -> Option<Visitor> {
-        let (key, Session { user, role, csrf, .. }) = lock(&self.sessions).find(Instant::now(), id, touch)?;
-        Some(Visitor { name: user, role, session: Some((key, csrf)) })
+    pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
+        let (key, Session { user, role, csrf, .. }) =
+            lock(&self.house).sessions.find(Instant::now(), id, touch)?;
+        Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 
     /// Who a token is. All are compared, each in constant time; a wrong one counts as
     /// a try.
     pub(super) fn by_token(&self, address: IpAddr, token: &str) -> Result<Visitor, Denied> {
         let hash = session::key_of(token);
-        let mut found = None;
-        for known in &self.tokens {
+        let (house, mut found) = (lock(&self.house), None);
+        for known in &house.tokens {
             if bool::from(known.hash.ct_eq(&hash)) {
                 found = Some(known);
             }
         }
         match found {
-            Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, session: None }),
+            Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, address, session: None }),
             None => {
+                drop(house);
                 self.try_once(Instant::now(), address, None)?;
                 tracing::warn!(%address, "a wrong token for the console");
                 Err(Denied::Wrong)
@@ -255,7 +280,7 @@ impl Gate {
     /// Ends a session.
     pub(super) fn sign_out(&self, visitor: &Visitor) {
         if let Some((key, _)) = &visitor.session {
-            lock(&self.sessions).end(key);
+            lock(&self.house).sessions.end(key);
         }
     }
 }
@@ -318,6 +343,26 @@ mod tests {
         while gate.try_once(Instant::now(), [10, 0, 0, 2].into(), Some("lead")).is_ok() {}
         let denied = try_in(&gate, [10, 0, 0, 3], "lead", PASSWORD);
         assert!(matches!(denied, Some(Denied::TooOften(_))), "even the right one: {denied:?}");
+    }
+
+    #[test]
+    fn whoever_changes_while_their_password_is_checked_does_not_come_in() {
+        let gate = gate();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let came_in = |meanwhile: fn(&Gate)| {
+            runtime.block_on(async {
+                let busy = gate.checks.acquire_many(CHECKS as u32).await.unwrap();
+                let entering = gate.sign_in([10, 0, 0, 1].into(), "lead", Secret::new(PASSWORD.into()));
+                let changing = async {
+                    meanwhile(&gate);
+                    drop(busy);
+                };
+                // The first is polled first, and waits for a check.
+                tokio::join!(biased; entering, changing).0.is_ok()
+            })
+        };
+        assert!(came_in(|_| ()));
+        assert!(!came_in(|gate| gate.reload(Vec::new(), Vec::new())));
     }
 
     #[test]

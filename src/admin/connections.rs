@@ -3,6 +3,7 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use axum::{Extension, Router};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -29,13 +30,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Serves until it is dropped.
+/// Serves until it is dropped. Each connection has the TLS of when it comes.
 pub(super) async fn serve(
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     routes: Router,
 ) -> Infallible {
-    let (places, acceptor) = (Arc::new(Semaphore::new(MOST)), tls.map(TlsAcceptor::from));
+    let places = Arc::new(Semaphore::new(MOST));
     loop {
         // Never closed.
         let place = places.clone().acquire_owned().await.ok();
@@ -47,7 +48,8 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let (acceptor, routes) = (acceptor.clone(), routes.clone().layer(Extension(Peer(peer))));
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
+        let routes = routes.clone().layer(Extension(Peer(peer)));
         tokio::spawn(async move {
             let _place = place;
             let Some(acceptor) = acceptor else { return answer(stream, routes).await };

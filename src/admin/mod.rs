@@ -15,10 +15,14 @@ mod tests;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
     extract::State,
@@ -107,7 +111,7 @@ struct Room {
     desk: console::Desk,
     /// Cookies go over TLS only.
     is_secure: bool,
-    require_token: bool,
+    require_token: AtomicBool,
 }
 
 impl Room {
@@ -124,6 +128,8 @@ impl Room {
 pub struct Admin {
     address: SocketAddr,
     room: Arc<Room>,
+    /// What new connections are greeted with.
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
 }
 
 impl Admin {
@@ -132,8 +138,21 @@ impl Admin {
         format!("{}://{}", if self.room.is_secure { "https" } else { "http" }, self.address)
     }
 
-    /// Takes over the enrollments of a configuration that has changed.
-    pub fn reload(&self, enrollments: &[Enrollment]) {
+    /// Takes over a configuration that has changed: users, tokens, the certificate and
+    /// the enrollments. Without a section, nobody comes in any more.
+    pub fn reload(&self, config: Option<&Config>, enrollments: &[Enrollment]) {
+        self.set_enrollments(enrollments);
+        let Some(Config { tls, users, tokens, require_token, .. }) = config else {
+            return self.room.gate.reload(Vec::new(), Vec::new());
+        };
+        self.room.gate.reload(users.clone(), tokens.clone());
+        self.room.require_token.store(*require_token, Ordering::Relaxed);
+        if let (Some(own), Some(tls)) = (&self.tls, tls) {
+            own.store(tls.clone());
+        }
+    }
+
+    fn set_enrollments(&self, enrollments: &[Enrollment]) {
         let enrollments = enrollments.iter().map(Enrolled::from).collect();
         *self.room.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
     }
@@ -153,12 +172,13 @@ pub async fn start(config: &Config, sources: Sources, enrollments: &[Enrollment]
         ring: std::sync::Mutex::default(),
         desk: console::Desk::new()?,
         is_secure: config.tls.is_some(),
-        require_token: config.require_token,
+        require_token: AtomicBool::new(config.require_token),
     });
-    let admin = Admin { address, room: room.clone() };
-    admin.reload(enrollments);
+    let tls = config.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
+    let admin = Admin { address, room: room.clone(), tls: tls.clone() };
+    admin.set_enrollments(enrollments);
     tokio::spawn(sample(room.clone()));
-    tokio::spawn(connections::serve(listener, config.tls.clone(), routes(room)));
+    tokio::spawn(connections::serve(listener, tls, routes(room)));
     Ok(admin)
 }
 
@@ -233,7 +253,7 @@ async fn metrics(State(room): Shared, Extension(peer): Extension<Peer>, headers:
 /// asks for a token, and others with a token.
 #[expect(clippy::result_large_err, reason = "the answer itself")]
 fn may_read(room: &Room, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
-    if !room.require_token && peer.ip().to_canonical().is_loopback() {
+    if !room.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     let denied = match bearer(headers) {

@@ -74,6 +74,13 @@ impl Sessions {
         Some((key, session.clone()))
     }
 
+    /// Ends the sessions of users who may not stay; how many.
+    pub(super) fn keep(&mut self, may_stay: impl Fn(&str) -> bool) -> usize {
+        let before = self.0.len();
+        self.0.retain(|_, session| may_stay(&session.user));
+        before - self.0.len()
+    }
+
     /// Ends a session.
     pub(super) fn end(&mut self, key: &SessionKey) {
         self.0.remove(key);

@@ -21,7 +21,7 @@ use crate::{
         self, Registrar,
         fake_cloud::{FakeCloud, Scripted},
     },
-    store::{Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
+    store::{Actor, Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
 };
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
@@ -75,7 +75,11 @@ impl Bench {
                 ..row("SN-KNOWN", "lamp")
             },
         ];
-        store.import(rows.map(Ok::<_, ()>).into_iter(), false, |_, _| panic!("rejected")).unwrap();
+        store
+            .import(&Actor::system_user(), "batch.csv", rows.map(Ok::<_, ()>).into_iter(), false, |_, _| {
+                panic!("rejected")
+            })
+            .unwrap();
         let enrollments = Enrollments::new([
             enrollment("lamp", Kind::Derived(Key::from_hex(MASTER).unwrap()), Reissue::Always),
             shared("plug", Reissue::Window(Duration::from_secs(60))),
@@ -326,10 +330,10 @@ async fn a_device_of_a_foreign_enrollment_looks_like_one_that_does_not_exist() {
 async fn a_disabled_device_is_forbidden_until_it_is_enabled() {
     let bench = Bench::new();
     let id = DeviceId::parse("SN-KNOWN").unwrap();
-    bench.store.set_state(&id, DeviceState::Disabled).await.unwrap();
+    bench.store.set_state(&id, DeviceState::Disabled, &Actor::system_user()).await.unwrap();
     let answer = bench.ask_itself("SN-KNOWN").await;
     assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "device is disabled"));
-    bench.store.set_state(&id, DeviceState::Enabled).await.unwrap();
+    bench.store.set_state(&id, DeviceState::Enabled, &Actor::system_user()).await.unwrap();
     assert_eq!(name(&bench.ask_itself("SN-KNOWN").await), "known");
 }
 
@@ -340,7 +344,7 @@ async fn once_is_once_until_the_operator_resets_it() {
     assert_eq!(name(&ask().await), "ONCE-1");
     let answer = ask().await;
     assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "certificate was issued already"));
-    bench.store.reset(&DeviceId::parse("ONCE-1").unwrap()).await.unwrap();
+    bench.store.reset(&DeviceId::parse("ONCE-1").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(name(&ask().await), "ONCE-1");
     assert_eq!(bench.cloud.registrations(), 1, "the same certificate, not a new device");
 }
@@ -446,7 +450,7 @@ async fn a_refused_device_is_a_bad_gateway_until_it_is_reset() {
         assert_eq!(bench.ask_itself("SN-1").await.code, Code::BadGateway);
     }
     assert_eq!(bench.cloud.registrations(), 1);
-    bench.store.reset(&DeviceId::parse("SN-1").unwrap()).await.unwrap();
+    bench.store.reset(&DeviceId::parse("SN-1").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
 }
 
@@ -504,10 +508,18 @@ async fn every_kind_of_refusal_counts_as_a_tried_id_and_a_hit_does_not() {
     }
     assert_eq!(ask("STRANGER").await.code, Code::NotFound);
     assert_eq!(ask("PLUG-2").await.code, Code::Forbidden, "issued long ago");
-    bench.store.set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Disabled).await.unwrap();
+    bench
+        .store
+        .set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Disabled, &Actor::system_user())
+        .await
+        .unwrap();
     assert_eq!(ask("PLUG-1").await.code, Code::Forbidden, "disabled");
     // A right guess and a wrong one look alike now.
-    bench.store.set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Enabled).await.unwrap();
+    bench
+        .store
+        .set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Enabled, &Actor::system_user())
+        .await
+        .unwrap();
     for device in ["PLUG-1", "STRANGER"] {
         assert_eq!(ask(device).await.code, Code::TooManyRequests, "{device}");
     }

@@ -35,7 +35,7 @@ pub struct Args {
 enum Action {
     /// Goes through the chain of hashes: shows what was changed or cut out, with exit code 1
     Verify {
-        /// An entry that was there, as an earlier `verify` has printed it
+        /// An entry that was the last one, as an earlier `verify` has printed it
         #[arg(long, value_name = "SEQ:HASH", value_parser = known)]
         has: Option<(u64, Link)>,
     },

@@ -6,9 +6,14 @@ use anyhow::anyhow;
 
 use super::{ConfigArgs, Outcome, ask, open_store, print, progress::Progress};
 use crate::store::{
-    StoreError,
-    sqlite::backup::{self, Contents},
+    Actor, Condition, StoreError,
+    sqlite::{
+        Sqlite,
+        backup::{self, Contents, Restorable},
+    },
 };
+
+const PROGRESS: &str = "{bar:40} {percent}% {pos}/{len} pages {eta} left";
 
 /// Copies the database into a file, beside a running server
 #[derive(clap::Args)]
@@ -34,9 +39,10 @@ Example
   systemctl stop certdist
   certdist restore certdist-2026-11-25.db
 
-What was issued, registered and imported since the backup is lost. A database that is
-newer than the backup, is in use, or is damaged, is replaced with --force only; a
-server that has it open then goes on with what was restored.")]
+A backup of an older version is brought up to date on the way, in a copy. What was
+issued, registered and imported since the backup is lost. A database that is newer than
+the backup, is in use, or is damaged, is replaced with --force only; a server that has it
+open then goes on with what was restored.")]
 pub struct RestoreArgs {
     /// What `certdist backup` wrote
     #[arg(value_name = "FILE")]
@@ -54,7 +60,7 @@ pub struct RestoreArgs {
 pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
-    let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} pages {eta} left");
+    let mut progress = Progress::new(PROGRESS);
     let contents = store.backup(&args.file, |done, total| progress.set(done, total));
     drop(progress);
     let contents = contents?;
@@ -70,17 +76,23 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
         return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());
     };
-    let backup = backup::examine(&args.file)?;
-    if let Some(fault) = &backup.audit.fault {
+    let mut progress = Progress::new(PROGRESS);
+    let backup = Restorable::examine(&args.file, path, |done, total| progress.set(done, total));
+    drop(progress);
+    let backup = backup?;
+    if let Some(fault) = &backup.contents.audit.fault {
         tracing::warn!("the backup's audit log is not whole: {fault}");
     }
-    backup::check_keys(&args.file, &config.database_keys)?;
-    print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&backup)))?;
+    backup.check_keys(&config.database_keys)?;
+    let upgraded = backup.older.map(|version| format!("; of version {version}, and brought up to date"));
+    let upgraded = upgraded.unwrap_or_default();
+    print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
     let mut damaged = false;
     if path.exists() {
         let found = backup::examine(path);
-        damaged = found.is_err();
-        let reasons = against(path, &backup, &found)?;
+        let is_older = matches!(Sqlite::examine(path), Ok(Condition::Older(_)));
+        damaged = found.is_err() && !is_older;
+        let reasons = against(path, &backup.contents, &found, damaged)?;
         match &found {
             Ok(contents) => print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?,
             Err(error) => print(|out| writeln!(out, "{error}"))?,
@@ -91,8 +103,9 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         }
         ask::sure(args.yes, &format!("Replace all that is in {}?", path.display()))?;
     }
-    let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} pages {eta} left");
-    let outcome = backup::restore(&args.file, path, damaged, |done, total| progress.set(done, total));
+    let mut progress = Progress::new(PROGRESS);
+    let by = Actor::system_user();
+    let outcome = backup.restore(path, damaged, &by, |done, total| progress.set(done, total));
     drop(progress);
     outcome?;
     print(|out| writeln!(out, "{}: restored", path.display()))?;
@@ -104,17 +117,22 @@ fn against(
     path: &Path,
     backup: &Contents,
     found: &Result<Contents, StoreError>,
+    damaged: bool,
 ) -> Result<Vec<String>, StoreError> {
-    let Ok(contents) = found else {
+    if damaged {
         return Ok(vec!["it is damaged, or not a database of this version".into()]);
-    };
+    }
     let mut reasons = Vec::new();
     if backup::is_in_use(path)? {
         reasons.push("it is in use (stop the server first)".to_owned());
     }
-    if contents.audit.last > backup.audit.last {
-        let newer = contents.audit.last - backup.audit.last;
-        reasons.push(format!("it is newer than the backup, by {newer} entries of its audit log"));
+    match found {
+        Ok(contents) if contents.audit.last > backup.audit.last => {
+            let newer = contents.audit.last - backup.audit.last;
+            reasons.push(format!("it is newer than the backup, by {newer} entries of its audit log"));
+        }
+        Ok(_) => {}
+        Err(_) => reasons.push("it is of an older version, and may be newer than the backup".to_owned()),
     }
     Ok(reasons)
 }

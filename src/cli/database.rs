@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{ConfigArgs, Failure, Outcome, open_store, print, progress::Progress};
+use crate::store::Actor;
 
 /// Seals the database's secrets, and shows under which keys they are
 #[derive(clap::Args)]
@@ -47,7 +48,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match args.action {
         Action::Seal => {
             let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} secrets {eta} left");
-            let report = store.seal(|done, total| progress.set(done, total));
+            let report = store.seal(&Actor::system_user(), |done, total| progress.set(done, total));
             drop(progress);
             let report = report?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;

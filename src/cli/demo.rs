@@ -23,7 +23,8 @@ use crate::{
     },
     registrar,
     simulated_device::{self, Answer, SimulatedDevice},
-    table_file::{self, Enrollments, KnownEnrollment},
+    store::Actor,
+    table_file::{self, Enrollments, Import, KnownEnrollment},
 };
 
 /// Shows the whole chain at work, with no account and nothing to configure
@@ -165,7 +166,8 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
         product_key: PRODUCT.into(),
         individual: false,
     }]);
-    let report = table_file::import_file(&*open_store(config)?, &path, &enrollments, false, |_, _| {})?;
+    let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: false };
+    let report = table_file::import_file(&*open_store(config)?, &path, how, |_, _| {})?;
     print(|out| writeln!(out, "imported                 {} devices", report.added))?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ConfigArgs, Failure, Outcome, aligned, ask, open_store, print, progress};
 use crate::{
     device::DeviceId,
-    store::{CloudState, DeviceRow, DeviceState, Store, UnixSeconds},
+    store::{Actor, CloudState, DeviceRow, DeviceState, Store, UnixSeconds},
 };
 
 /// Lists devices, shows or changes one
@@ -72,6 +72,7 @@ too, or use `certdist device disable` to give it none any more.")]
 pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
+    let by = Actor::system_user();
     let (id, found, done) = match &args.action {
         Action::List(args) => return list::run(args, &config, &*store).await,
         Action::Show { id, json } => {
@@ -84,17 +85,17 @@ pub(super) async fn run(args: Args) -> Outcome {
         }
         Action::Disable { id } => {
             let id = parse(id)?;
-            let found = store.set_state(&id, DeviceState::Disabled).await?;
+            let found = store.set_state(&id, DeviceState::Disabled, &by).await?;
             (id, found, "disabled")
         }
         Action::Enable { id } => {
             let id = parse(id)?;
-            let found = store.set_state(&id, DeviceState::Enabled).await?;
+            let found = store.set_state(&id, DeviceState::Enabled, &by).await?;
             (id, found, "enabled")
         }
         Action::Reset { id } => {
             let id = parse(id)?;
-            let found = store.reset(&id).await?;
+            let found = store.reset(&id, &by).await?;
             (id, found, "reset")
         }
         Action::Delete { id, yes } => {
@@ -102,7 +103,7 @@ pub(super) async fn run(args: Args) -> Outcome {
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
             let certificate = if row.certificate.is_some() { " and its certificate" } else { "" };
             ask::sure(*yes, &format!("Delete {id}{certificate} from the table?"))?;
-            let found = store.delete(&id).await?;
+            let found = store.delete(&id, &by).await?;
             (id, found, "deleted")
         }
     };

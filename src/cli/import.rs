@@ -8,7 +8,8 @@ use super::{ConfigArgs, Failure, Outcome, open_store, print};
 use crate::{
     config::Config,
     psk::Kind,
-    table_file::{self, Enrollments, KnownEnrollment},
+    store::Actor,
+    table_file::{self, Enrollments, Import, KnownEnrollment},
 };
 
 /// Imports devices from a CSV file into the table
@@ -47,7 +48,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         ProgressStyle::with_template("{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    let report = table_file::import_file(&*store, &args.file, &enrollments, args.dry_run, |read, total| {
+    let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: args.dry_run };
+    let report = table_file::import_file(&*store, &args.file, how, |read, total| {
         bar.set_length(total);
         bar.set_position(read);
     });

@@ -12,6 +12,7 @@ use tokio::{
     net::UdpSocket,
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -55,7 +56,8 @@ Example of a configuration, certdist.toml
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints `listening on coaps://ADDR:PORT` once it is ready.
 SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments,
-the limits of requests and the database keys anew.")]
+the limits of requests, the database keys, [audit], and the users, tokens and
+certificate of [admin] anew, and says what else has changed and takes a restart.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -83,7 +85,10 @@ pub async fn run(args: Args) -> Outcome {
                         tracing::error!("the configuration stays as it was: {error}");
                         continue;
                     }
-                    tracing::info!("enrollments, limits of requests and database keys read anew");
+                    tracing::info!(
+                        "enrollments, limits of requests, [audit], users and tokens of [admin] and database keys \
+                         read anew"
+                    );
                     let keys = config.needs_restart(&changed);
                     if !keys.is_empty() {
                         tracing::warn!("{} changed as well, which takes a restart", keys.join(", "));
@@ -109,6 +114,7 @@ pub struct Running {
     admin: Option<admin::Admin>,
     drain: Duration,
     store: Arc<Sqlite>,
+    keep: watch::Sender<Keep>,
     /// Ended when they are dropped.
     _plain: Option<JoinSet<()>>,
     _pruning: JoinSet<()>,
@@ -153,6 +159,7 @@ impl Running {
             tracing::info!(recovered, "registrations that were in progress are taken up");
         }
         registrar.start_sweeps();
+        let (keep, kept) = watch::channel(config.audit);
         Ok(Self {
             server,
             rooms,
@@ -160,7 +167,8 @@ impl Running {
             admin,
             drain: config.limits.drain,
             _plain: plain,
-            _pruning: prune_audit(table.clone(), config.audit),
+            keep,
+            _pruning: prune_audit(table.clone(), kept),
             store: table,
         })
     }
@@ -184,15 +192,16 @@ impl Running {
         }
     }
 
-    /// Takes over the enrollments, how often may be asked, and the keys of the
-    /// database, of a configuration that has changed; keys that do not open what is
-    /// there are refused, and nothing is taken then.
+    /// Takes over what a running server can of a configuration that has changed: all
+    /// that [`Config::needs_restart`] does not name. Keys that do not open what is in
+    /// the database are refused, and nothing is taken then.
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
         if let Some(admin) = &self.admin {
-            admin.reload(&config.enrollments);
+            admin.reload(config.admin.as_ref(), &config.enrollments);
         }
+        self.keep.send_replace(config.audit);
         self.server.reload(&Rooms {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
             service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
@@ -215,17 +224,21 @@ impl Running {
 }
 
 /// Removes what need not be kept of the audit log, a bit at a time.
-fn prune_audit(store: Arc<Sqlite>, keep: Keep) -> JoinSet<()> {
+fn prune_audit(store: Arc<Sqlite>, mut keep: watch::Receiver<Keep>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         loop {
-            match store.prune_audit(keep).await {
-                Ok(0) => tokio::time::sleep(PRUNE_EVERY).await,
-                Ok(pruned) => tracing::info!(pruned, "old entries of the audit log are removed"),
-                Err(error) => {
-                    tracing::warn!(%error, "the audit log is not pruned");
-                    tokio::time::sleep(PRUNE_EVERY).await;
+            let kept = *keep.borrow_and_update();
+            match store.prune_audit(kept).await {
+                Ok(0) => {}
+                Ok(pruned) => {
+                    tracing::info!(pruned, "old entries of the audit log are removed");
+                    continue;
                 }
+                Err(error) => tracing::warn!(%error, "the audit log is not pruned"),
+            }
+            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
+                return;
             }
         }
     });

@@ -6,7 +6,8 @@ use super::Config;
 impl Config {
     /// The keys in which another configuration differs from this one, and which a
     /// running server cannot take over: sections with their names in brackets. The
-    /// enrollments, their keys and how often may be asked are never among them.
+    /// enrollments, their keys, how often may be asked, `[audit]`, and the users, tokens
+    /// and certificate of `[admin]` are never among them.
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         let mut changed = Vec::new();
         let mut compare = |key, same: bool| {
@@ -42,15 +43,10 @@ impl Config {
             (None, None) => {}
             _ => compare("[iot_platform]", false),
         }
-        compare("[audit] keep_days", self.audit.days == other.audit.days);
-        compare("[audit] max_rows", self.audit.rows == other.audit.rows);
         match (&self.admin, &other.admin) {
             (Some(own), Some(other)) => {
                 compare("[admin] listen", own.listen == other.listen);
-                compare("[[admin.user]]", own.users == other.users);
-                compare("[[admin.token]]", own.tokens == other.tokens);
-                compare("[admin] require_token", own.require_token == other.require_token);
-                // A certificate that was renewed is read at the start.
+                // One that was renewed is taken over; TLS is not turned on or off.
                 compare("[admin] tls_certificate", own.tls.is_some() == other.tls.is_some());
             }
             (own, other) => compare("[admin]", own.is_none() && other.is_none()),

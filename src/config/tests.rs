@@ -431,11 +431,22 @@ fn what_takes_a_restart_is_told_by_its_keys() {
     assert_eq!(config.needs_restart(&config.clone()), [] as [&str; 0]);
 
     // These are taken over.
-    let before = MINIMAL;
+    let token = "[[admin.token]]\nname = \"t\"\nrole = \"viewer\"\nhash = \"sha256:HASH\"\n";
+    let token = token.replace("HASH", &"5c".repeat(32));
+    let before = &format!("{MINIMAL}[audit]\n[admin]\nlisten = \"127.0.0.1:1\"\n{token}");
     for (right, other) in [
         ("000102", "ff0102"),
         ("lamp", "lamps"),
         ("[[enrollment]]", "[limits]\nrequests_per_identity = \"off\"\n[[enrollment]]\nreissue = \"once\""),
+        ("[audit]", "[audit]\nkeep_days = 1\nmax_rows = 1"),
+        ("\"viewer\"", "\"operator\""),
+        (&token, ""),
+        ("[admin]", "[admin]\nrequire_token = true"),
+        (
+            &token,
+            "[[admin.user]]\nname = \"u\"\nrole = \"viewer\"\npassword_hash = \
+             \"$argon2id$v=19$m=19456,t=2,p=1$w1piVqgF9gCMq+f8/lAMuA$Nx1fxFQ43tm0BYH93+/gq8QcsDPJnQ4P7iiO2NTBIaQ\"\n",
+        ),
     ] {
         let other = parse(&before.replace(right, other)).unwrap();
         assert_eq!(parse(before).unwrap().needs_restart(&other), [] as [&str; 0]);

@@ -1,9 +1,11 @@
-//! What the audit log says, and how its entries are chained: each carries the
-//! SHA-256 of the hash before it and of itself, so that an entry that was changed,
-//! cut out or put in is found. Pure; where entries are kept is a store's.
+//! What the audit log says, and how it is kept: entries as objects of JSON, one to a
+//! line, in blocks of one after another. Each block carries the SHA-256 of the hash
+//! before it and of itself, so that one that was changed, cut out or put in is found.
+//! Pure; where blocks are kept is a store's.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
 use super::UnixSeconds;
@@ -12,25 +14,42 @@ use crate::device::DeviceId;
 /// A link of the chain: SHA-256.
 pub type Link = [u8; 32];
 
+/// Room for an entry as it usually is.
+const LINE: usize = 176;
+
+/// The link of a block that begins with entry number `first`, after `previous`.
+pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
+    let hash = Sha256::new().chain_update(previous).chain_update(first.to_be_bytes());
+    hash.chain_update(entries).finalize().into()
+}
+
 /// One entry: who did what, when, and from where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
     /// From 1, without gaps; 0 until it is written.
+    #[serde(skip)]
     pub seq: u64,
     /// When.
     pub at: UnixSeconds,
     /// What happened.
     pub event: AuditEvent,
     /// To which device; `None` when it is about more than one.
+    #[serde(rename = "deviceId", default, skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "device_text", deserialize_with = "device")]
     pub device: Option<DeviceId>,
     /// The enrollment that the client has proven to belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrollment: Option<String>,
-    /// Who: the PSK identity of a device, the system's user for an operator.
+    /// Who: the PSK identity of a device; of an operator, an [`Actor`](super::Actor).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
-    /// Where the client's handshake came from: an IPv4 address, or an IPv6 network.
+    /// Where the client's handshake came from: an IPv4 address, or an IPv6 network; or an
+    /// operator's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// What of it: the certificate (`productKey/deviceName`), the reason of a
     /// refusal, numbers. Never a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
@@ -40,41 +59,34 @@ impl AuditEntry {
         Self { seq: 0, at, event, device: None, enrollment: None, who: None, address: None, detail: None }
     }
 
-    /// The link that follows `previous` when this entry does.
-    pub fn link(&self, previous: &Link) -> Link {
-        self.link_as(self.seq, previous)
-    }
-
-    /// The same for an entry that becomes number `seq`.
-    pub(super) fn link_as(&self, seq: u64, previous: &Link) -> Link {
-        let mut hash = Sha256::new();
-        hash.update(previous);
-        hash.update(seq.to_be_bytes());
-        hash.update(self.at.to_be_bytes());
-        let texts = [
-            Some(self.event.name()),
-            self.device.as_ref().map(DeviceId::as_str),
-            self.enrollment.as_deref(),
-            self.who.as_deref(),
-            self.address.as_deref(),
-            self.detail.as_deref(),
-        ];
-        // Each text after its length, so that no two entries are the same bytes.
-        for text in texts {
-            match text {
-                Some(text) => {
-                    hash.update((text.len() as u64).to_be_bytes());
-                    hash.update(text);
-                }
-                None => hash.update(u64::MAX.to_be_bytes()),
-            }
-        }
-        hash.finalize().into()
+    /// As it is kept.
+    pub fn line(&self) -> String {
+        line(self)
     }
 }
 
+/// An entry as JSON, on one line. Texts and numbers are always JSON: without them it
+/// would be an empty line, which no reader takes for an entry.
+fn line(entry: &impl Serialize) -> String {
+    let mut line = Vec::with_capacity(LINE);
+    match serde_json::to_writer(&mut line, entry) {
+        Ok(()) => String::from_utf8(line).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+fn device_text<S: Serializer>(device: &Option<DeviceId>, serializer: S) -> Result<S::Ok, S::Error> {
+    device.as_ref().map(DeviceId::as_str).serialize(serializer)
+}
+
+fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| DeviceId::parse_sn(&text)).transpose().map_err(D::Error::custom)
+}
+
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AuditEvent {
     /// A device was given its certificate for the first time.
     Issued,
@@ -140,11 +152,6 @@ impl AuditEvent {
             Self::Dropped => "dropped",
         }
     }
-
-    /// The event of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|event| event.name() == name)
-    }
 }
 
 /// Who asks for a certificate, and from where.
@@ -172,53 +179,45 @@ impl Asker {
     }
 }
 
-/// An entry about what a device has asked for, in one piece: it is made once for each
+/// An entry about what a device has asked for, as it is kept: it is made once for each
 /// answer, and read elsewhere.
-pub struct Asked {
-    at: UnixSeconds,
-    event: AuditEvent,
-    /// Device, enrollment, identity, address and detail, one after another.
-    text: String,
-    /// Where all but the last of them end.
-    ends: [usize; 4],
-}
+pub struct Asked(String);
 
 impl Asked {
-    /// An entry of these parts; `detail` is put together.
+    /// An entry of these parts, with the client's enrollment, identity and origin.
     pub fn new(
         event: AuditEvent,
         at: UnixSeconds,
         device: &DeviceId,
-        (enrollment, identity, address): (&str, &str, impl fmt::Display),
-        detail: &[&str],
+        (enrollment, who, address): (&str, &str, impl fmt::Display),
+        detail: fmt::Arguments<'_>,
     ) -> Self {
-        let mut text = String::with_capacity(160);
-        let mut ends = [0; 4];
-        for (part, end) in [device.as_str(), enrollment, identity].into_iter().zip(&mut ends) {
-            text.push_str(part);
-            *end = text.len();
-        }
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{address}");
-        ends[3] = text.len();
-        text.extend(detail.iter().copied());
-        Self { at, event, text, ends }
+        let device = device.as_str();
+        Self(line(&Parts { at, event, device, enrollment, who, address, detail }))
+    }
+
+    /// The entry as it is kept.
+    pub fn into_line(self) -> String {
+        self.0
     }
 }
 
-impl From<Asked> for AuditEntry {
-    fn from(asked: Asked) -> Self {
-        let Asked { at, event, text, ends: [device, enrollment, identity, address] } = asked;
-        let part = |from: usize, to: usize| Some(text[from..to].to_owned());
-        Self {
-            device: DeviceId::parse_sn(&text[..device]).ok(),
-            enrollment: part(device, enrollment),
-            who: part(enrollment, identity),
-            address: part(identity, address),
-            detail: part(address, text.len()),
-            ..Self::new(event, at)
-        }
-    }
+/// An [`AuditEntry`] that is not put together first.
+#[derive(Serialize)]
+struct Parts<'a, A: fmt::Display> {
+    at: UnixSeconds,
+    event: AuditEvent,
+    #[serde(rename = "deviceId")]
+    device: &'a str,
+    enrollment: &'a str,
+    who: &'a str,
+    #[serde(serialize_with = "shown")]
+    address: A,
+    detail: fmt::Arguments<'a>,
+}
+
+fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 /// How much of the audit log is kept; `None` is without a limit.
@@ -243,14 +242,16 @@ mod tests {
     fn entry() -> AuditEntry {
         let asker = Asker { enrollment: "lamp".into(), identity: "one".into(), address: "192.0.2.1".into() };
         let device = DeviceId::parse("SN-1").unwrap();
-        AuditEntry { seq: 7, ..asker.entry(AuditEvent::Issued, 5, device, "a1/n".into()) }
+        asker.entry(AuditEvent::Issued, 5, device, "a1/n".into())
     }
 
     #[test]
-    fn whatever_changes_in_an_entry_changes_its_link() {
-        let link = entry().link(&[0; 32]);
-        let changed: [fn(&mut AuditEntry); 9] = [
-            |entry| entry.seq = 8,
+    fn whatever_changes_in_a_block_changes_its_link() {
+        let block = link(&[0; 32], 7, &entry().line());
+        assert_eq!(link(&[0; 32], 7, &entry().line()), block);
+        assert_ne!(link(&[1; 32], 7, &entry().line()), block);
+        assert_ne!(link(&[0; 32], 8, &entry().line()), block);
+        let changed: [fn(&mut AuditEntry); 8] = [
             |entry| entry.at = 6,
             |entry| entry.event = AuditEvent::Reissued,
             |entry| entry.device = None,
@@ -264,24 +265,35 @@ mod tests {
         for change in changed {
             let mut other = entry();
             change(&mut other);
-            assert_ne!(other.link(&[0; 32]), link, "{other:?}");
+            assert_ne!(link(&[0; 32], 7, &other.line()), block, "{other:?}");
         }
-        assert_ne!(entry().link(&[1; 32]), link);
-        assert_eq!(entry().link(&[0; 32]), link);
     }
 
     #[test]
-    fn an_entry_in_one_piece_says_the_same() {
+    fn an_entry_is_a_line_of_json_whatever_its_texts_are() {
+        let line = r#"{"at":5,"event":"issued","deviceId":"SN-1","enrollment":"lamp","who":"one","address":"192.0.2.1","detail":"a1/n"}"#;
+        assert_eq!(entry().line(), line);
+        let bare = AuditEntry::new(AuditEvent::Imported, 5);
+        assert_eq!(bare.line(), r#"{"at":5,"event":"imported"}"#);
+        let odd = AuditEntry { who: Some("\"deviceId\":\"SN-2\"\n]".into()), ..entry() };
+        assert!(!odd.line().contains('\n'));
+        for entry in [entry(), bare, odd] {
+            assert_eq!(serde_json::from_str::<AuditEntry>(&entry.line()).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_made_of_parts_says_the_same() {
         let device = DeviceId::parse("SN-1").unwrap();
         let asker = ("lamp", "one", "192.0.2.1");
-        let asked = Asked::new(AuditEvent::Issued, 5, &device, asker, &["a1", "/", "n"]);
-        assert_eq!(AuditEntry { seq: 7, ..asked.into() }, entry());
+        let asked = Asked::new(AuditEvent::Issued, 5, &device, asker, format_args!("a1/{}", "n"));
+        assert_eq!(asked.into_line(), entry().line());
     }
 
     #[test]
     fn every_event_has_a_name_of_its_own() {
         for event in AuditEvent::ALL {
-            assert_eq!(AuditEvent::named(event.name()), Some(event));
+            assert_eq!(serde_json::to_value(event).unwrap(), event.name());
         }
     }
 }

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{audit::AuditEvent, *};
+use super::{
+    audit::{AuditEntry, AuditEvent},
+    *,
+};
 
 #[derive(Default)]
 struct Tables {
@@ -153,7 +156,7 @@ impl Store for Memory {
     }
 
     fn audit(&self, asked: Asked) {
-        self.tables().audit.push(asked.into());
+        self.tables().audit.extend(serde_json::from_str::<AuditEntry>(&asked.into_line()));
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
@@ -268,18 +271,18 @@ impl Store for Memory {
         })
     }
 
-    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| Ok(tables.devices.get_mut(id).map(|row| row.state = state).is_some()))
     }
 
-    fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn reset<'a>(&'a self, id: &'a DeviceId, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| {
             let row = tables.devices.get_mut(id);
             Ok(row.map(|row| (row.first_issued, row.refusal) = (None, None)).is_some())
         })
     }
 
-    fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn delete<'a>(&'a self, id: &'a DeviceId, _: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables| Ok(tables.devices.remove(id).is_some()))
     }
 }

@@ -3,6 +3,7 @@
 //! that the rooms above speak to; a store is one file or folder here and one
 //! line in [`open`]. A store knows nothing of policies: it keeps what it is told.
 
+mod actor;
 pub mod audit;
 #[cfg(test)]
 pub(crate) mod memory;
@@ -16,6 +17,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use self::actor::Actor;
 use self::{
     audit::{Asked, Asker, AuditEntry},
     seal::Keyring,
@@ -391,16 +393,17 @@ pub trait Store: Send + Sync + 'static {
     fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
     -> StoreFuture<'a, Vec<DeviceRow>>;
 
-    /// Allows or forbids a device; whether there is such a device.
-    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool>;
+    /// Allows or forbids a device; whether there is such a device. The audit log says
+    /// in the same step that it was changed, and `by` whom; so with the next two.
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Forgets the first issue and a refusal, so that the certificate can be
     /// fetched or the registration tried again, and the certificate itself if the
     /// cloud has deleted the device; whether there is such a device.
-    fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
+    fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Deletes the row, the key and the journal entry of a device; whether there was one.
-    fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool>;
+    fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Whether it can be read, and written durably; changes nothing. A store that does
     /// not say otherwise tries to read only.
@@ -419,7 +422,8 @@ pub trait Store: Send + Sync + 'static {
 pub trait Bulk {
     /// Imports all rows in one transaction, or none. What the file leaves empty
     /// stays as it is in the table; a row that is there alike is not written. A
-    /// row that changes a device clears its refusal.
+    /// row that changes a device clears its refusal. Unless nothing is changed, the
+    /// audit log says in the same transaction what was, from which `file` and `by` whom.
     ///
     /// Rows are read to the end in any case: `reject` is called with each row
     /// that cannot be imported and its index from 0, before the next row is asked
@@ -431,6 +435,8 @@ pub trait Bulk {
     /// identity that belongs to another device.
     fn import<E>(
         &self,
+        by: &Actor,
+        file: &str,
         rows: impl Iterator<Item = Result<ImportRow, E>>,
         dry_run: bool,
         reject: impl FnMut(u64, Rejection<E>),

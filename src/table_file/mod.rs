@@ -20,7 +20,7 @@ use std::{
 pub use self::rows::{ReadError, Rows, read};
 use crate::{
     device::Secret,
-    store::{Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
+    store::{Actor, Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
 };
 
 /// The header, in the order in which an export writes it.
@@ -176,30 +176,39 @@ pub enum ImportFileError {
     Store(#[from] StoreError),
 }
 
+/// How a file is imported.
+#[derive(Debug, Clone, Copy)]
+pub struct Import<'a> {
+    /// What its rows may belong to.
+    pub enrollments: &'a Enrollments,
+    /// Who does it, for the audit log.
+    pub by: &'a Actor,
+    /// Reports what would happen, and changes nothing.
+    pub dry_run: bool,
+}
+
 /// Imports a table file, all of it or nothing. `progress` is called now and then
-/// with the bytes read and the file's size (0 for a pipe). `dry_run` reports what
-/// would happen and changes nothing.
+/// with the bytes read and the file's size (0 for a pipe).
 pub fn import_file(
     store: &impl Bulk,
     path: &Path,
-    enrollments: &Enrollments,
-    dry_run: bool,
+    how: Import<'_>,
     progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportFileError> {
     let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(unread)?;
     let total = file.metadata().map_err(unread)?.len();
-    import(store, file, total, path, enrollments, dry_run, progress)
+    import(store, file, total, path, how, progress)
 }
 
-/// As [`import_file`], from a reader of `total` bytes; `path` is what errors call it.
+/// As [`import_file`], from a reader of `total` bytes; `path` is what errors call it, and
+/// its last part the audit log.
 pub fn import(
     store: &impl Bulk,
     file: impl io::Read,
     total: u64,
     path: &Path,
-    enrollments: &Enrollments,
-    dry_run: bool,
+    Import { enrollments, by, dry_run }: Import<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportFileError> {
     let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
@@ -223,7 +232,8 @@ pub fn import(
     });
     let mut lines = BadLines::default();
     let mut broken = None;
-    let outcome = store.import(items, dry_run, |_, rejection| match rejection {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let outcome = store.import(by, &name, items, dry_run, |_, rejection| match rejection {
         Rejection::Unreadable(ReadError::Line(error)) => lines.push(error),
         Rejection::Unreadable(ReadError::Io(error)) => broken = Some(error),
         Rejection::Conflict(conflict) => {

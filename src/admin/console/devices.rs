@@ -294,10 +294,11 @@ async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Resp
         Ok(None) => return absent(&visitor, &sent.fields.id),
         Err(error) => return page::store_failed(&visitor, &error),
     };
+    let by = visitor.actor();
     let outcome = match what {
-        "disable" => store.set_state(&id, DeviceState::Disabled).await,
-        "enable" => store.set_state(&id, DeviceState::Enabled).await,
-        _ => store.reset(&id).await,
+        "disable" => store.set_state(&id, DeviceState::Disabled, &by).await,
+        "enable" => store.set_state(&id, DeviceState::Enabled, &by).await,
+        _ => store.reset(&id, &by).await,
     };
     match outcome {
         Ok(true) => {

@@ -26,7 +26,7 @@ use crate::{
         session::{self, SessionKey},
     },
     store::ImportReport,
-    table_file::{BadLines, Enrollments, ImportFileError, KnownEnrollment},
+    table_file::{BadLines, Enrollments, Import, ImportFileError, KnownEnrollment},
 };
 
 /// Largest file taken, in bytes: some 500,000 devices.
@@ -127,7 +127,7 @@ pub(super) async fn upload(State(room): State<Arc<Room>>, visitor: Visitor, form
         Err(sentence) => return complain(&room, &visitor, &sentence),
     };
     let dry_run = dry_run || !visitor.is_script();
-    let (file, outcome) = run(&room, file, enrollments, dry_run).await;
+    let (file, outcome) = run(&room, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
         (Ok(report), None) => {
             tell(&visitor, &file, report, dry_run);
@@ -160,7 +160,7 @@ pub(super) async fn confirm(State(room): State<Arc<Room>>, Ordered(sent): Ordere
         Ok(enrollments) => enrollments,
         Err(sentence) => return complain(&room, &visitor, &sentence),
     };
-    let (file, outcome) = run(&room, file, enrollments, false).await;
+    let (file, outcome) = run(&room, &visitor, file, enrollments, false).await;
     match outcome {
         Ok(report) => {
             tell(&visitor, &file, report, false);
@@ -256,13 +256,15 @@ fn enrollments(room: &Room, default: &str) -> Result<Enrollments, String> {
 
 async fn run(
     room: &Room,
+    visitor: &Visitor,
     file: CsvFile,
     enrollments: Enrollments,
     dry_run: bool,
 ) -> (CsvFile, Result<ImportReport, ImportFileError>) {
-    let store = room.sources.store.clone();
+    let (store, by) = (room.sources.store.clone(), visitor.actor());
     let work = move || {
-        let outcome = store.import_csv(&file.bytes, &enrollments, dry_run);
+        let how = Import { enrollments: &enrollments, by: &by, dry_run };
+        let outcome = store.import_csv(&file.name, &file.bytes, how);
         (file, outcome)
     };
     // It does not panic; and if it did, this task is the one to end.

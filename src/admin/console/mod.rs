@@ -12,12 +12,13 @@ mod overview;
 mod page;
 mod sign_in;
 
-use std::{future::Future, net::IpAddr, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use axum::{
     Extension, Form, Router,
-    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request},
+    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request, State},
     http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
+    middleware::{self, Next},
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -30,6 +31,7 @@ use super::{
     connections::Peer,
     session, unauthorised,
 };
+use crate::store::Actor;
 
 /// What the pages keep between two requests.
 pub(super) struct Desk {
@@ -49,15 +51,12 @@ impl Desk {
 }
 
 /// The console's pages.
-pub(super) fn routes(room: &Room) -> Router<Arc<Room>> {
+pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
     let assets = Router::new()
         .route("/console.css", get(|| asset("text/css; charset=utf-8", include_str!("console.css"))))
         .route("/console.js", get(|| asset("text/javascript; charset=utf-8", include_str!("console.js"))))
         .route("/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))));
-    if !room.gate.has_anybody() {
-        return assets.route("/", get(page::nobody));
-    }
-    assets
+    let pages = Router::new()
         .route("/", get(overview::show))
         .route("/live", get(overview::live))
         .route("/devices", get(devices::search))
@@ -71,6 +70,17 @@ pub(super) fn routes(room: &Room) -> Router<Arc<Room>> {
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
         .route("/sign-out", post(sign_in::out))
         .fallback(page::not_found)
+        .layer(middleware::from_fn_with_state(room.clone(), open));
+    assets.merge(pages)
+}
+
+/// The pages are there for as long as the configuration lets somebody in.
+async fn open(State(room): State<Arc<Room>>, request: Request, next: Next) -> Response {
+    match request.uri().path() {
+        _ if room.gate.has_anybody() => next.run(request).await,
+        "/" => page::nobody(),
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn asset(kind: &'static str, text: &'static str) -> Response {
@@ -99,24 +109,21 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// Sent by the page's script when it renews the page by itself.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
-fn visitor(room: &Room, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Option<Visitor>, Denied> {
+fn visitor(room: &Room, parts: &Parts) -> Result<Option<Visitor>, Denied> {
+    let Some(Peer(peer)) = parts.extensions.get() else { return Err(Denied::Wrong) };
+    let (address, headers) = (peer.ip(), &parts.headers);
     if let Some(token) = bearer(headers) {
-        let Some(address) = peer else { return Err(Denied::Wrong) };
         return room.gate.by_token(address, token).map(Some);
     }
     let id = cookie(headers, cookie_name(room));
-    Ok(id.and_then(|id| room.gate.by_cookie(id, !headers.contains_key(RENEWAL))))
-}
-
-fn peer_of(parts: &Parts) -> Option<IpAddr> {
-    parts.extensions.get::<Peer>().map(|Peer(peer)| peer.ip())
+    Ok(id.and_then(|id| room.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))))
 }
 
 impl FromRequestParts<Arc<Room>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Self, Response> {
-        match visitor(room, peer_of(parts), &parts.headers) {
+        match visitor(room, parts) {
             Ok(Some(visitor)) => Ok(visitor),
             Ok(None) if parts.method == axum::http::Method::GET && !wants_json(&parts.headers) => {
                 Err(Redirect::to("/sign-in").into_response())
@@ -131,7 +138,7 @@ impl OptionalFromRequestParts<Arc<Room>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Option<Self>, Response> {
-        Ok(visitor(room, peer_of(parts), &parts.headers).unwrap_or_default())
+        Ok(visitor(room, parts).unwrap_or_default())
     }
 }
 
@@ -163,6 +170,13 @@ impl Visitor {
     /// Whether it may change anything.
     fn is_operator(&self) -> bool {
         self.role >= Role::Operator
+    }
+
+    /// What the audit log calls them. A token may have the name of a user.
+    fn actor(&self) -> Actor {
+        let kind = if self.is_script() { "token" } else { "console" };
+        let address = self.address.to_canonical().to_string();
+        Actor { name: format!("{kind}:{}", self.name), address: Some(address) }
     }
 
     /// Whether answers go to a script.

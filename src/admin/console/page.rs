@@ -94,13 +94,13 @@ pub(super) async fn not_found(visitor: Option<Visitor>) -> Response {
 }
 
 /// The console of a configuration that lets nobody in.
-pub(super) async fn nobody() -> Response {
+pub(super) fn nobody() -> Response {
     let text = html! {
         p { "The console is off, as nobody can sign in yet. Health and metrics are at "
             a href="/readyz" { "/readyz" } " and " a href="/metrics" { "/metrics" } "." }
         p { "To turn it on, make a hash of a password" }
         pre { code { "certdist admin hash-password" } }
-        p { "and put it into certdist.toml; then restart certdist." }
+        p { "and put it into certdist.toml; then reload certdist (" code { "systemctl reload certdist" } ", or SIGHUP)." }
         pre { code { "[[admin.user]]\nname          = \"lead\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
     };
     plain_page(StatusCode::OK, None, "Nobody can sign in yet", &text)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     iot_platform::ErrorClass,
-    store::{Bulk, DeviceRow, ImportRow, sqlite::Sqlite},
+    store::{Actor, Bulk, DeviceRow, ImportRow, sqlite::Sqlite},
 };
 
 struct Bench {
@@ -34,7 +34,9 @@ fn import(store: &Sqlite, devices: impl IntoIterator<Item = String>) {
     let rows = devices
         .into_iter()
         .map(|device| Ok::<_, std::convert::Infallible>(ImportRow::new(id(&device), "lamp", "a1")));
-    store.import(rows, false, |_, _| panic!("a row was rejected")).unwrap();
+    store
+        .import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("a row was rejected"))
+        .unwrap();
 }
 
 impl Bench {

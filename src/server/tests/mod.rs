@@ -24,7 +24,7 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     registrar::{Registrar, fake_cloud::FakeCloud},
-    store::{Bulk, ImportRow, sqlite::Sqlite},
+    store::{Actor, Bulk, ImportRow, sqlite::Sqlite},
 };
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
@@ -32,7 +32,11 @@ const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
-    store.import(std::iter::once(Ok::<_, ()>(row)), false, |_, _| panic!("rejected")).unwrap();
+    store
+        .import(&Actor::system_user(), "batch.csv", std::iter::once(Ok::<_, ()>(row)), false, |_, _| {
+            panic!("rejected")
+        })
+        .unwrap();
     let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
     let enrollment =
         Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };

@@ -13,12 +13,11 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Sqlite, audit, connection, keys, store_error};
+use super::{Actor, Sqlite, audit, connection, keys, store_error};
 use crate::store::{
     StoreError,
     audit::{AuditEntry, AuditEvent},
     seal::Keyring,
-    unix_now,
 };
 
 /// Pages of one step, of which progress is told.
@@ -50,7 +49,7 @@ impl Sqlite {
                 to.display()
             )));
         }
-        let part = Part::beside(to)?;
+        let part = Part::beside(to, "part")?;
         let source = connection::open_reader(&self.path)?;
         let failed = |error| store_error(&self.path, error);
         // Both look at the same state: the copy is compared with what it was made from.
@@ -74,25 +73,36 @@ impl Sqlite {
 }
 
 /// Looks through a database that nobody changes: whether it is undamaged and ours,
-/// of a version that is known, and what it holds.
+/// of the current version, and what it holds.
 pub fn examine(path: &Path) -> Result<Contents, StoreError> {
-    let failed = |error| store_error(path, error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    connection::is_current(&connection, path)?;
-    let found: String =
-        connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0)).map_err(failed)?;
-    if found != "ok" {
-        return Err(StoreError::Failed(format!("{}: the database is damaged: {found}", path.display())));
+    let connection = open_as_it_is(path)?;
+    match connection::older(&connection, path)? {
+        None => look_through(&connection, path),
+        Some(version) => Err(StoreError::Failed(format!(
+            "{}: the database has schema version {version}; a certdist that opens it brings it up to date",
+            path.display()
+        ))),
     }
-    contents(&connection).map_err(failed)
 }
 
-/// Whether these keys open what is in a database that is to be used.
-pub fn check_keys(path: &Path, keys: &Keyring) -> Result<(), StoreError> {
+fn open_as_it_is(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|error| store_error(path, error))?;
-    keys::check(&connection, path, keys)
+    Connection::open_with_flags(path, flags).map_err(|error| store_error(path, error))
+}
+
+fn look_through(connection: &Connection, path: &Path) -> Result<Contents, StoreError> {
+    is_undamaged(connection, path)?;
+    contents(connection).map_err(|error| store_error(path, error))
+}
+
+fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let found: String = connection
+        .query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))
+        .map_err(|error| store_error(path, error))?;
+    match found.as_str() {
+        "ok" => Ok(()),
+        _ => Err(StoreError::Failed(format!("{}: the database is damaged: {found}", path.display()))),
+    }
 }
 
 /// Whether somebody has the database open.
@@ -113,50 +123,88 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Puts a backup that was examined into the place of a database, in one transaction
-/// where there is one: whoever has it open goes on with what was restored. The audit
-/// log says so. A database that is `damaged` is replaced as a file.
-pub fn restore(
-    from: &Path,
-    to: &Path,
-    damaged: bool,
-    progress: impl FnMut(u64, u64),
-) -> Result<(), StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let source = Connection::open_with_flags(from, flags).map_err(|error| store_error(from, error))?;
-    if to.exists() && !damaged {
-        let mut target = connection::open_again(to, WAIT)?;
-        copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
-        note(&target, from).map_err(|error| store_error(to, error))?;
-        super::bulk::empty_log(&target);
-        return Ok(());
-    }
-    let part = Part::beside(to)?;
-    let failed = |error| store_error(&part.path, error);
-    {
-        let mut copy = Connection::open(&part.path).map_err(failed)?;
-        copy_pages(&source, &mut copy, progress).map_err(failed)?;
-        note(&copy, from).map_err(failed)?;
-        as_one_file(&copy).map_err(failed)?;
-    }
-    // What is left of the log of another file would be taken for this one's.
-    for suffix in ["-wal", "-shm"] {
-        let mut log = to.as_os_str().to_owned();
-        log.push(suffix);
-        let _ = fs::remove_file(PathBuf::from(log));
-    }
-    part.becomes(to)
+/// A backup that was looked through and can be restored.
+pub struct Restorable {
+    from: PathBuf,
+    /// What is in it.
+    pub contents: Contents,
+    /// Its version, when that is not the current one.
+    pub older: Option<usize>,
+    /// Of an older one, a copy that was brought up to date.
+    upgraded: Option<Part>,
 }
 
-fn note(connection: &Connection, from: &Path) -> rusqlite::Result<()> {
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let entry = AuditEntry {
-        who: Some(audit::os_user()),
-        detail: Some(format!("from {}", from.display())),
-        ..AuditEntry::new(AuditEvent::Restored, unix_now())
-    };
-    audit::append(&transaction, &entry)?;
-    transaction.commit()
+impl Restorable {
+    /// Looks through a backup, which stays as it is. One of an older version is copied
+    /// beside `to`, of which `progress` is told pages, and brought up to date there.
+    pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
+        let source = open_as_it_is(from)?;
+        let Some(version) = connection::older(&source, from)? else {
+            let contents = look_through(&source, from)?;
+            return Ok(Self { from: from.to_owned(), contents, older: None, upgraded: None });
+        };
+        is_undamaged(&source, from)?;
+        let part = Part::beside(to, "upgrade")?;
+        let failed = |error| store_error(&part.path, error);
+        let mut copy = Connection::open(&part.path).map_err(failed)?;
+        copy_pages(&source, &mut copy, progress).map_err(failed)?;
+        as_one_file(&copy).map_err(failed)?;
+        connection::migrate(&copy, &part.path)?;
+        let contents = look_through(&copy, from)?;
+        Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
+    }
+
+    fn open(&self) -> Result<Connection, StoreError> {
+        open_as_it_is(self.upgraded.as_ref().map_or(&self.from, |part| &part.path))
+    }
+
+    /// Refuses keys that do not open what is in it.
+    pub fn check_keys(&self, keys: &Keyring) -> Result<(), StoreError> {
+        keys::check(&self.open()?, &self.from, keys)
+    }
+
+    /// Puts it into the place of a database, in one transaction where there is one:
+    /// whoever has it open goes on with what was restored. The audit log says so, and
+    /// `by` whom. A database that is `damaged` is replaced as a file.
+    pub fn restore(
+        &self,
+        to: &Path,
+        damaged: bool,
+        by: &Actor,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
+        let source = self.open()?;
+        if to.exists() && !damaged {
+            let mut target = connection::open_again(to, WAIT)?;
+            copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
+            self.note(&target, by).map_err(|error| store_error(to, error))?;
+            super::bulk::empty_log(&target);
+            return Ok(());
+        }
+        let part = Part::beside(to, "part")?;
+        let failed = |error| store_error(&part.path, error);
+        {
+            let mut copy = Connection::open(&part.path).map_err(failed)?;
+            copy_pages(&source, &mut copy, progress).map_err(failed)?;
+            self.note(&copy, by).map_err(failed)?;
+            as_one_file(&copy).map_err(failed)?;
+        }
+        // What is left of the log of another file would be taken for this one's.
+        for suffix in ["-wal", "-shm"] {
+            let mut log = to.as_os_str().to_owned();
+            log.push(suffix);
+            let _ = fs::remove_file(PathBuf::from(log));
+        }
+        part.becomes(to)
+    }
+
+    fn note(&self, connection: &Connection, by: &Actor) -> rusqlite::Result<()> {
+        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        let version = self.older.map(|version| format!(", of version {version}")).unwrap_or_default();
+        let detail = Some(format!("from {}{version}", self.from.display()));
+        audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Restored) })?;
+        transaction.commit()
+    }
 }
 
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
@@ -204,9 +252,9 @@ struct Part {
 }
 
 impl Part {
-    fn beside(whole: &Path) -> Result<Self, StoreError> {
+    fn beside(whole: &Path, what: &str) -> Result<Self, StoreError> {
         let mut path = whole.as_os_str().to_owned();
-        path.push(format!(".part-{}", std::process::id()));
+        path.push(format!(".{what}-{}", std::process::id()));
         let part = Self { path: path.into() };
         connection::create_private(&part.path)?;
         Ok(part)

@@ -3,7 +3,7 @@
 //! whatever else reads and writes. Knows what may be merged into a row and what
 //! contradicts it, and nothing of the file that the rows come from.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 use zeroize::Zeroizing;
@@ -12,10 +12,10 @@ use super::{Sqlite, audit, connection, keys, read, store_error};
 use crate::{
     device::{DeviceId, Secret},
     store::{
-        Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError, Totals,
+        Actor, Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError,
+        Totals,
         audit::{AuditEntry, AuditEvent},
         seal::{Keyring, Place},
-        unix_now,
     },
 };
 
@@ -26,6 +26,8 @@ const IMPORT_CACHE: i64 = -131_072;
 impl Bulk for Sqlite {
     fn import<E>(
         &self,
+        by: &Actor,
+        file: &str,
         rows: impl Iterator<Item = Result<ImportRow, E>>,
         dry_run: bool,
         mut reject: impl FnMut(u64, Rejection<E>),
@@ -35,7 +37,7 @@ impl Bulk for Sqlite {
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
         // The log is emptied once, at the end, and not in the midst of COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
-        let outcome = import(&connection, self, rows, dry_run, &mut reject);
+        let outcome = import(&connection, self, (by, file), rows, dry_run, &mut reject);
         if connection.total_changes() > 0 {
             empty_log(&connection);
         }
@@ -95,6 +97,7 @@ impl Sqlite {
 fn import<E>(
     connection: &Connection,
     store: &Sqlite,
+    (by, file): (&Actor, &str),
     rows: impl Iterator<Item = Result<ImportRow, E>>,
     dry_run: bool,
     reject: &mut impl FnMut(u64, Rejection<E>),
@@ -105,22 +108,22 @@ fn import<E>(
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
     let mut table = Table::prepare(&transaction, store.keys.load_full()).map_err(failed)?;
     let (mut report, mut rejected) = (ImportReport::default(), 0);
+    let mut enrollments = BTreeSet::new();
     for (index, row) in (0..).zip(rows) {
         // After a rejected row the rest is still merged, although in vain: so the
         // operator learns of all that is wrong with the file at once.
         let rejection = match row {
             Err(error) => Rejection::Unreadable(error),
             Ok(row) => match table.merge(&row) {
-                Ok(Merged::Added) => {
-                    report.added += 1;
-                    continue;
-                }
-                Ok(Merged::Changed) => {
-                    report.changed += 1;
-                    continue;
-                }
-                Ok(Merged::Unchanged) => {
-                    report.unchanged += 1;
+                Ok(merged) => {
+                    match merged {
+                        Merged::Added => report.added += 1,
+                        Merged::Changed => report.changed += 1,
+                        Merged::Unchanged => report.unchanged += 1,
+                    }
+                    if !enrollments.contains(&row.enrollment) {
+                        enrollments.insert(row.enrollment);
+                    }
                     continue;
                 }
                 Err(Unmerged::Conflict(conflict)) => Rejection::Conflict(conflict),
@@ -136,16 +139,26 @@ fn import<E>(
     }
     if !dry_run {
         if report.added + report.changed > 0 {
-            let entry = AuditEntry {
-                who: Some(store.operator.to_string()),
-                detail: Some(format!("{} devices added, {} changed", report.added, report.changed)),
-                ..AuditEntry::new(AuditEvent::Imported, unix_now())
-            };
+            let entry = imported(by, file, report, enrollments);
             audit::append(&transaction, &entry).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
     }
     Ok(report)
+}
+
+/// The entry about an import. The enrollments are those of the configuration, so that
+/// there are not many.
+fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
+    let ImportReport { added, changed, unchanged } = report;
+    let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");
+    let mut enrollments: Vec<_> = enrollments.into_iter().collect();
+    if enrollments.len() > 1 {
+        detail.push_str(", in ");
+        detail.push_str(&enrollments.join(", "));
+        enrollments.clear();
+    }
+    AuditEntry { enrollment: enrollments.pop(), detail: Some(detail), ..by.entry(AuditEvent::Imported) }
 }
 
 /// Moves the log, which has the size of the import, into the database. Most of

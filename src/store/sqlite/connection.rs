@@ -14,7 +14,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::Access;
 
-use super::store_error;
+use super::{audit, store_error};
 use crate::store::{Condition, StoreError};
 
 /// "cert", as `schema.sql` sets it.
@@ -24,8 +24,19 @@ const APPLICATION_ID: i64 = 0x6365_7274;
 const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// What brings an older database from version `index + 1` to `index + 2`. A change of
-/// `schema.sql` appends a script here.
-const UPGRADES: &[&str] = &[include_str!("upgrade_1_to_2.sql"), include_str!("upgrade_2_to_3.sql")];
+/// `schema.sql` appends a step here.
+const UPGRADES: &[Upgrade] = &[
+    Upgrade { script: include_str!("upgrade_1_to_2.sql"), then: None },
+    Upgrade { script: include_str!("upgrade_2_to_3.sql"), then: None },
+    Upgrade { script: include_str!("upgrade_3_to_4.sql"), then: Some(audit::into_blocks) },
+];
+
+/// A step from one version to the next.
+struct Upgrade {
+    script: &'static str,
+    /// What cannot be said in SQL.
+    then: Option<fn(&Connection) -> rusqlite::Result<()>>,
+}
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
@@ -40,9 +51,12 @@ const READER_WAIT: Duration = Duration::from_millis(100);
 /// this process's memory, once for each reader.
 const READER_CACHE: i64 = 128;
 
-/// KiB of pages that the writer keeps: what a group of writes touches. Pages of the audit
-/// log, of which there is no end, would fill more, to no use.
+/// KiB of pages that the writer keeps: what a group of writes touches.
 const WRITER_CACHE: i64 = 2048;
+
+/// KiB of pages that the connection for the audit log keeps: what it appends at once, and
+/// no more, as it does not come back to it.
+const BACKLOG_CACHE: i64 = 128;
 
 /// As much of the file as SQLite is willing to map (2 GiB less a page). This
 /// costs addresses, not memory, and saves a system call per page.
@@ -66,6 +80,19 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
     // It lives as long as the server, and what it touches of a map would count as the
     // server's memory: all of an audit log that grows.
     connection.pragma_update(None, "mmap_size", 0).map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
+/// Opens a connection for what is written when nobody else writes: while another
+/// transaction is under way, it fails at once.
+pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
+    let connection = open_again(path, READER_WAIT)?;
+    let set_up = || {
+        connection.pragma_update(None, "mmap_size", 0)?;
+        connection.pragma_update(None, "cache_size", -BACKLOG_CACHE)?;
+        connection.busy_timeout(Duration::ZERO)
+    };
+    set_up().map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -187,20 +214,21 @@ fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     Ok(found)
 }
 
-/// Refuses a database that is not ours, or not of the current version.
-pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Refuses a database that is not ours, or is newer; of which version it is, when that
+/// is not the current one.
+pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize>, StoreError> {
     match examine_at_once(connection).map_err(|error| unreadable(path, error))? {
-        Found::Version(VERSION) => Ok(()),
-        Found::Version(version) => Err(StoreError::Failed(format!(
-            "{}: the database has schema version {version}, expected {VERSION}: a certdist that opens it \
-             brings it there",
-            path.display()
-        ))),
+        Found::Version(VERSION) => Ok(None),
+        Found::Version(0) => {
+            Err(StoreError::Failed(format!("{}: there is no database in it", path.display())))
+        }
+        Found::Version(older) => Ok(Some(older)),
         other => Err(refusal(path, &other)),
     }
 }
 
-fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Makes a database of the current version of one that is empty or older.
+pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
@@ -212,8 +240,9 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     match version.checked_sub(1) {
         None => transaction.execute_batch(SCHEMA).map_err(failed)?,
         Some(done) => {
-            for script in UPGRADES.iter().skip(done) {
+            for Upgrade { script, then } in UPGRADES.iter().skip(done) {
                 transaction.execute_batch(script).map_err(failed)?;
+                then.map_or(Ok(()), |step| step(&transaction)).map_err(failed)?;
             }
             transaction.pragma_update(None, "user_version", VERSION as i64).map_err(failed)?;
         }
@@ -289,30 +318,7 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
 mod tests {
     use super::*;
 
-    /// `schema.sql` as it was in version 1, as far as the upgrade looks at it.
-    const VERSION_1: &str = "
-        PRAGMA application_id = 0x63657274;
-        PRAGMA user_version = 1;
-        CREATE TABLE device_table (
-            deviceId TEXT NOT NULL PRIMARY KEY, registerTime INTEGER, activateTime INTEGER,
-            productKey TEXT NOT NULL, deviceName TEXT, deviceSecret TEXT, IotId TEXT,
-            enrollment TEXT NOT NULL,
-            state TEXT NOT NULL DEFAULT 'enabled' CHECK (state IN ('enabled', 'disabled')),
-            firstIssued INTEGER, refusal TEXT,
-            CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
-        ) STRICT, WITHOUT ROWID;
-        CREATE TABLE device_key (
-            pskIdentity TEXT NOT NULL PRIMARY KEY,
-            deviceId TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
-            psk TEXT NOT NULL
-        ) STRICT, WITHOUT ROWID;
-        CREATE TABLE registration_journal (
-            deviceId TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
-            productKey TEXT NOT NULL, deviceName TEXT NOT NULL, openedAt INTEGER NOT NULL
-        ) STRICT, WITHOUT ROWID;
-        INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-1', 'a1', 'lamp');
-        INSERT INTO registration_journal VALUES ('SN-1', 'a1', 'SN-1', 5);
-    ";
+    const VERSION_1: &str = include_str!("tests/version_1.sql");
 
     /// Tables and their columns: name, type, whether it may be null, default, key.
     fn columns(connection: &Connection) -> Vec<String> {

@@ -11,7 +11,7 @@ use super::{Sqlite, audit, connection, store_error};
 use crate::{
     device::Secret,
     store::{
-        StoreError,
+        Actor, StoreError,
         audit::{AuditEntry, AuditEvent},
         seal::{self, KeyId, Keyring, Place, SealError},
         unix_now,
@@ -154,7 +154,7 @@ impl Sqlite {
     ///
     /// At last the file is written anew, so that no trace of what was there before is
     /// in it, for which writers wait; and the other keys are no longer needed.
-    pub fn seal(&self, mut progress: impl FnMut(u64, u64)) -> Result<SealReport, StoreError> {
+    pub fn seal(&self, by: &Actor, mut progress: impl FnMut(u64, u64)) -> Result<SealReport, StoreError> {
         let keys = self.keys.load_full();
         let key = keys.first().ok_or_else(|| {
             StoreError::Failed(
@@ -199,12 +199,8 @@ impl Sqlite {
             .execute("DELETE FROM database_key WHERE keyId <> ?1", [&under_key])
             .map_err(failed)?;
         if done > 0 || forgotten > 0 {
-            let detail = format!("{done} values under key {key}");
-            let entry = AuditEntry {
-                who: Some(self.operator.to_string()),
-                detail: Some(detail),
-                ..AuditEntry::new(AuditEvent::Sealed, unix_now())
-            };
+            let detail = Some(format!("{done} values under key {key}"));
+            let entry = AuditEntry { detail, ..by.entry(AuditEvent::Sealed) };
             audit::append(&transaction, &entry).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;

@@ -23,7 +23,7 @@ use thread_local::ThreadLocal;
 pub use self::keys::{SealReport, Sealed};
 use self::writer::{WriteError, Writer};
 use super::{
-    BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
+    Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
     JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
     seal::{Keyring, Place},
@@ -44,8 +44,6 @@ pub struct Sqlite {
     bulk_wait: Duration,
     /// Under which secrets are sealed. Read without a lock.
     keys: ArcSwap<Keyring>,
-    /// Whoever runs this process, as the audit log calls them.
-    operator: Arc<str>,
     entries: audit::Queue,
     // Before the writer: its connection is to be the last that closes, as only a
     // writing connection can move the log into the database file and remove it.
@@ -81,13 +79,12 @@ impl Sqlite {
             .into();
         let connection = connection::open(&path, writer_wait)?;
         keys::check(&connection, &path, &keys)?;
-        let (entries, waiting) = audit::queue(writer_wait);
+        let (entries, waiting) = audit::queue(Arc::clone(&path))?;
         let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
         Ok(Self {
             path,
             bulk_wait,
             keys: ArcSwap::from_pointee(keys),
-            operator: audit::os_user().into(),
             entries,
             readers: ThreadLocal::new(),
             writer,
@@ -144,14 +141,14 @@ impl Sqlite {
         &self,
         id: &DeviceId,
         event: AuditEvent,
+        by: &Actor,
         change: impl FnOnce(&Connection, &DeviceId) -> rusqlite::Result<bool> + Send + 'static,
     ) -> StoreFuture<'static, bool> {
-        let (id, operator) = (id.clone(), self.operator.to_string());
+        let (id, by) = (id.clone(), by.clone());
         self.writer.submit(move |connection| {
             let found = change(connection, &id)?;
             if found {
-                let entry = AuditEntry::new(event, unix_now());
-                audit::append(connection, &AuditEntry { device: Some(id), who: Some(operator), ..entry })?;
+                audit::append(connection, &AuditEntry { device: Some(id), ..by.entry(event) })?;
             }
             Ok(found)
         })
@@ -428,33 +425,33 @@ impl Store for Sqlite {
         self.read(|connection, keys| read::rows_after(connection, keys, after, limit))
     }
 
-    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState) -> StoreFuture<'a, bool> {
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
         const SQL: &str = "UPDATE device_table SET state = ?2 WHERE deviceId = ?1";
         let (event, state) = match state {
             DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
             DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
         };
-        self.operate(id, event, move |connection, id| {
+        self.operate(id, event, by, move |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str(), state])? > 0)
         })
     }
 
-    fn reset<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         const RESET: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
         // What the cloud has deleted is to be registered anew, under the same name.
         const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                             activateTime = NULL, cloudState = NULL \
                             WHERE deviceId = ?1 AND cloudState = 'deleted'";
-        self.operate(id, AuditEvent::Reset, |connection, id| {
+        self.operate(id, AuditEvent::Reset, by, |connection, id| {
             connection.prepare_cached(ANEW)?.execute([id.as_str()])?;
             Ok(connection.prepare_cached(RESET)?.execute([id.as_str()])? > 0)
         })
     }
 
-    fn delete<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, bool> {
+    fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         // The key and the journal entry go with it: ON DELETE CASCADE.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
-        self.operate(id, AuditEvent::Deleted, |connection, id| {
+        self.operate(id, AuditEvent::Deleted, by, |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
         })
     }

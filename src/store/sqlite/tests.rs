@@ -73,16 +73,30 @@ fn registration(secret: &str) -> Registration {
 }
 
 fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
-    store.import(rows.into_iter().map(Ok::<_, Infallible>), false, |_, _| ()).unwrap()
+    store
+        .import(
+            &Actor::system_user(),
+            "batch.csv",
+            rows.into_iter().map(Ok::<_, Infallible>),
+            false,
+            |_, _| (),
+        )
+        .unwrap()
 }
 
 /// The conflicts of an import that must have them, each with its row's index.
 fn conflicts(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> Vec<(u64, Conflict)> {
     let mut conflicts = Vec::new();
-    let outcome = store.import(rows.into_iter().map(Ok::<_, Infallible>), false, |index, rejection| {
-        let Rejection::Conflict(conflict) = rejection;
-        conflicts.push((index, conflict));
-    });
+    let outcome = store.import(
+        &Actor::system_user(),
+        "batch.csv",
+        rows.into_iter().map(Ok::<_, Infallible>),
+        false,
+        |index, rejection| {
+            let Rejection::Conflict(conflict) = rejection;
+            conflicts.push((index, conflict));
+        },
+    );
     assert!(
         matches!(outcome, Err(ImportError::Rejected(count)) if count == conflicts.len() as u64),
         "{outcome:?}"
@@ -164,7 +178,7 @@ fn the_first_issue_stays_until_a_reset() {
         Issue { first: 5, is_first: false }
     );
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, Some(5));
-    assert!(wait(store.reset(&device)).unwrap());
+    assert!(wait(store.reset(&device, &Actor::system_user())).unwrap());
     assert_eq!(
         wait(store.record_issue(&device, 9, Default::default())).unwrap(),
         Issue { first: 9, is_first: true }
@@ -180,9 +194,9 @@ fn a_device_that_is_not_in_the_table_is_said_to_be_so() {
         JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "name-1".into() };
     assert_eq!(at_once(store.device(&device)).unwrap(), None);
     assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
-    assert!(!wait(store.set_state(&device, DeviceState::Disabled)).unwrap());
-    assert!(!wait(store.reset(&device)).unwrap());
-    assert!(!wait(store.delete(&device)).unwrap());
+    assert!(!wait(store.set_state(&device, DeviceState::Disabled, &Actor::system_user())).unwrap());
+    assert!(!wait(store.reset(&device, &Actor::system_user())).unwrap());
+    assert!(!wait(store.delete(&device, &Actor::system_user())).unwrap());
     for error in [
         sentence(wait(store.record_issue(&device, 5, Default::default()))),
         sentence(wait(store.open_journal(&entry))),
@@ -204,7 +218,7 @@ fn a_deleted_device_leaves_neither_key_nor_journal_entry() {
     let entry = JournalEntry { device: device.clone(), product_key: "p".into(), device_name: "n".into() };
     wait(store.open_journal(&entry)).unwrap();
 
-    assert!(wait(store.delete(&device)).unwrap());
+    assert!(wait(store.delete(&device, &Actor::system_user())).unwrap());
     assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
     assert_eq!(journal(&store), []);
 }
@@ -221,7 +235,15 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
     let error = wait(store.record_issue(&device, 5, Default::default())).unwrap_err();
     assert!(matches!(error, StoreError::Busy(_)));
     assert!(error.to_string().contains("certdist.db: another process is writing"), "{error}");
-    let error = store.import([Ok::<_, Infallible>(row("SN-2"))].into_iter(), false, |_, _| ()).unwrap_err();
+    let error = store
+        .import(
+            &Actor::system_user(),
+            "batch.csv",
+            [Ok::<_, Infallible>(row("SN-2"))].into_iter(),
+            false,
+            |_, _| (),
+        )
+        .unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
     // Reads do not care, nor does a command that opens the database now.
     assert_eq!(open(&directory).count().unwrap(), 1);
@@ -318,7 +340,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
 struct Nothing;
 
 impl writer::Backlog for Nothing {
-    fn write_some(&mut self, _: &Connection, _: &Path) -> Result<bool, StoreError> {
+    fn write_some(&mut self) -> Result<bool, StoreError> {
         Ok(false)
     }
 }
@@ -532,7 +554,15 @@ fn a_dry_run_reports_all_the_same_and_changes_nothing() {
     let store = open(&directory);
     import(&store, [row("SN-1"), row("SN-2")]);
     let rows = [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
-    let report = store.import(rows.into_iter().map(Ok::<_, Infallible>), true, |_, _| ()).unwrap();
+    let report = store
+        .import(
+            &Actor::system_user(),
+            "batch.csv",
+            rows.into_iter().map(Ok::<_, Infallible>),
+            true,
+            |_, _| (),
+        )
+        .unwrap();
     assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
     assert_eq!(at_once(store.device(&id("SN-2"))).unwrap().unwrap().certificate, None);
     assert_eq!(store.count().unwrap(), 2);
@@ -600,7 +630,7 @@ fn totals_count_what_is_true_of_each_device_by_enrollment() {
     import(&store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), other]);
     wait(store.record_issue(&id("SN-3"), 5, Default::default())).unwrap();
     wait(store.store_refusal(&id("SN-2"), "no")).unwrap();
-    wait(store.set_state(&id("SN-2"), DeviceState::Disabled)).unwrap();
+    wait(store.set_state(&id("SN-2"), DeviceState::Disabled, &Actor::system_user())).unwrap();
     let sighting = Sighting { activated: Some(7), ..Sighting::default() };
     wait(store.store_sighting(&id("SN-3"), sighting)).unwrap();
     let expected = [

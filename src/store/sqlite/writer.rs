@@ -41,7 +41,7 @@ const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 pub(super) trait Backlog: Send + 'static {
     /// Writes some of what is there; whether there is more. What fails is tried again
     /// the next time.
-    fn write_some(&mut self, connection: &Connection, path: &Path) -> Result<bool, StoreError>;
+    fn write_some(&mut self) -> Result<bool, StoreError>;
 }
 
 /// Why a job did not do its work; its savepoint is rolled back.
@@ -174,16 +174,16 @@ fn write(
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if Instant::now() >= due {
-            let more = write_backlog(connection, path, backlog);
+            let more = write_backlog(backlog);
             due = Instant::now() + if more { Duration::ZERO } else { BACKLOG_EVERY };
         }
     }
-    while write_backlog(connection, path, backlog) {}
+    while write_backlog(backlog) {}
 }
 
 /// Whether there is more of it to be written.
-fn write_backlog(connection: &Connection, path: &Path, backlog: &mut impl Backlog) -> bool {
-    backlog.write_some(connection, path).unwrap_or_else(|error| {
+fn write_backlog(backlog: &mut impl Backlog) -> bool {
+    backlog.write_some().unwrap_or_else(|error| {
         // A lock of another process is nothing to speak of.
         if matches!(error, StoreError::Failed(_)) {
             tracing::error!(%error, "the audit log is not written");

@@ -7,8 +7,18 @@ fn asker() -> Asker {
     Asker { enrollment: "lamps".into(), identity: "one".into(), address: "192.0.2.1".into() }
 }
 
+fn lead() -> Actor {
+    Actor { name: "console:lead".into(), address: Some("192.0.2.9".into()) }
+}
+
 fn refused(device: &str, at: UnixSeconds) -> Asked {
-    Asked::new(Refused, at, &id(device), ("lamps", "one", "192.0.2.1"), &["the device is disabled"])
+    Asked::new(
+        Refused,
+        at,
+        &id(device),
+        ("lamps", "one", "192.0.2.1"),
+        format_args!("the device is disabled"),
+    )
 }
 
 fn events(store: &Sqlite, device: &str) -> Vec<AuditEvent> {
@@ -35,11 +45,11 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     wait(store.store_registration(&id("SN-1"), &registration("s3cret"))).unwrap();
     wait(store.record_issue(&id("SN-1"), 5, asker())).unwrap();
     wait(store.record_issue(&id("SN-1"), 6, asker())).unwrap();
-    wait(store.set_state(&id("SN-1"), DeviceState::Disabled)).unwrap();
-    wait(store.set_state(&id("SN-1"), DeviceState::Enabled)).unwrap();
-    wait(store.reset(&id("SN-1"))).unwrap();
-    wait(store.delete(&id("SN-1"))).unwrap();
-    wait(store.delete(&id("SN-1"))).unwrap();
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
+    wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).unwrap();
+    wait(store.reset(&id("SN-1"), &lead())).unwrap();
+    wait(store.delete(&id("SN-1"), &lead())).unwrap();
+    wait(store.delete(&id("SN-1"), &lead())).unwrap();
     assert_eq!(events(&store, "SN-1"), [Deleted, Reset, Enabled, Disabled, Issued, Registered]);
     assert_eq!(events(&store, "SN-2"), []);
     let history = at_once(store.history(&id("SN-1"), 5)).unwrap();
@@ -47,41 +57,60 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let issued = history.last().unwrap();
     let expected = AuditEntry { seq: 3, ..asker().entry(Issued, 5, id("SN-1"), "a1lamp/name-1".into()) };
     assert_eq!(*issued, expected);
-    assert!(history[0].who.as_ref().is_some_and(|who| who.contains("uid")), "{history:?}");
+    let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), at: history[0].at, ..lead().entry(Deleted) };
+    assert_eq!(history[0], deleted);
     let mut all = Vec::new();
     let listed = store.export_audit(&Default::default(), |entry, _| {
         all.push(entry);
         Ok::<_, StoreError>(())
     });
     listed.unwrap();
-    assert_eq!((all[0].event, all[0].detail.as_deref()), (Imported, Some("2 devices added, 0 changed")));
+    let detail = "batch.csv: 2 devices added, 0 changed, 0 unchanged";
+    assert_eq!((all[0].event, all[0].detail.as_deref()), (Imported, Some(detail)));
+    assert_eq!(all[0].enrollment.as_deref(), Some("lamps"));
     assert!(!format!("{all:?}").contains("s3cret"));
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.last, chain.fault), (7, 7, None));
 }
 
 #[test]
-fn a_history_is_the_same_before_and_after_entries_are_indexed_and_pruned() {
+fn a_history_is_the_same_from_the_index_and_without_it() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
-    for at in 0..300 {
+    for at in 0..5000 {
         store.audit(refused(&format!("SN-{}", at % 3), at));
     }
+    // An entry of a block of its own, between the others.
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
+    write(&directory, 300, 5000);
     let store = open(&directory);
-    let history = |limit| at_once(store.history(&id("SN-1"), limit)).unwrap();
-    let before = history(1000);
-    assert_eq!(before.len(), 100);
+    let mut all = Vec::new();
+    let filter = audit::Filter { device: Some(id("SN-1")), ..Default::default() };
+    let exported = store.export_audit(&filter, |entry, _| {
+        all.push(entry);
+        Ok::<_, StoreError>(())
+    });
+    exported.unwrap();
+    all.reverse();
+    assert!(all.len() > 1900);
     let other = Connection::open(store.path()).unwrap();
-    audit::index(&other, 301).unwrap();
-    let indexed = || other.query_row("SELECT count(*) FROM audit_device", (), |row| row.get::<_, i64>(0));
-    assert_eq!(indexed().unwrap(), 0, "too few to be worth it");
-    audit::index(&other, 300).unwrap();
-    assert_eq!(indexed().unwrap(), 300);
-    assert_eq!(history(1000), before);
-    assert_eq!(history(7), before[..7]);
-    assert_eq!(wait(store.prune_audit(Keep { days: None, rows: Some(30) })).unwrap(), 270);
-    assert_eq!((history(1000), indexed().unwrap()), (before[..10].to_vec(), 30));
+    let count = |sql| other.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    assert!(count("SELECT count(*) FROM audit_device") >= 3);
+    assert!(count("SELECT max(lastSeq) FROM audit_device") < 5300, "the newest are in no part yet");
+    let history = |limit| at_once(store.history(&id("SN-1"), limit)).unwrap();
+    assert_eq!(history(10_000), all);
+    assert_eq!(history(350), all[..350]);
+    assert_eq!(history(7), all[..7]);
+    assert_eq!(events(&store, "SN-NOBODY"), []);
+    let pruned = wait(store.prune_audit(Keep { days: None, rows: Some(2000) })).unwrap() as usize;
+    assert!((2700..=3300).contains(&pruned), "{pruned}");
+    let left = all.iter().filter(|entry| entry.seq > pruned as u64).count();
+    assert_eq!(history(10_000), all[..left]);
+    // The view, for whoever looks with sqlite3.
+    let seen = count("SELECT count(*) FROM audit_log WHERE deviceId = 'SN-1' AND event = 'refused'");
+    assert_eq!(seen as usize, left);
+    assert_eq!(count("SELECT min(seq) FROM audit_log") as usize, pruned + 1);
 }
 
 #[test]
@@ -118,7 +147,7 @@ fn what_another_process_holds_up_is_written_later() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     store.audit(refused("SN-1", 5));
     // A write of the same thread has been tried, and so, before or after, the entry.
-    assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled)).is_err());
+    assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
     assert_eq!(events(&open(&directory), "SN-1"), [Refused]);
@@ -150,35 +179,55 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     assert_eq!(verified(&store).fault, None);
 }
 
+/// Twenty entries in blocks of 4, as five servers would write them.
+fn five_blocks(directory: &TempDir) {
+    for _ in 0..5 {
+        write(directory, 4, 5);
+    }
+}
+
 #[test]
 fn whatever_is_cut_or_changed_is_found() {
     let directory = tempfile::tempdir().unwrap();
-    write(&directory, 20, 5);
+    five_blocks(&directory);
     let path = directory.path().join("certdist.db");
     let original = std::fs::read(&path).unwrap();
     for (sql, expected) in [
-        ("UPDATE audit_log SET detail = 'nothing' WHERE seq = 7", "entry 7 was changed"),
-        ("UPDATE audit_log SET at = 6 WHERE seq = 20", "entry 20 was changed"),
-        ("UPDATE audit_log SET event = 'erased' WHERE seq = 3", "entry 3 was changed"),
-        ("UPDATE audit_log SET hash = zeroblob(32) WHERE seq = 9", "entry 9 was changed"),
-        ("DELETE FROM audit_log WHERE seq = 8", "entry 8 is missing"),
-        ("DELETE FROM audit_log WHERE seq BETWEEN 8 AND 11", "entries 8 to 11 are missing"),
-        ("DELETE FROM audit_log WHERE seq > 17", "the last entries, 18 to 20, are missing"),
-        ("DELETE FROM audit_log WHERE seq < 3", "entries 1 to 2 are missing"),
         (
-            "DELETE FROM audit_log WHERE seq < 3; UPDATE audit_chain SET anchorSeq = 2, \
-             anchorHash = (SELECT hash FROM audit_log WHERE seq = 3)",
-            "entry 3 was changed",
+            "UPDATE audit_block SET entries = replace(entries, 'disabled', 'all right') WHERE lastSeq = 8",
+            "entries 5 to 8 are not what was written",
         ),
         (
-            "UPDATE audit_chain SET anchorSeq = 2, anchorHash = (SELECT hash FROM audit_log WHERE seq = 2); \
-             DELETE FROM audit_log WHERE seq < 3",
-            "no entry says that entries up to 2 were pruned",
+            "UPDATE audit_block SET entries = '' WHERE lastSeq = 20",
+            "entries 17 to 20 are not what was written",
+        ),
+        ("UPDATE audit_block SET hash = zeroblob(32) WHERE lastSeq = 8", "entries 5 to 8 are not what was"),
+        ("DELETE FROM audit_block WHERE lastSeq = 8", "entries 5 to 8 are missing"),
+        ("DELETE FROM audit_block WHERE lastSeq IN (8, 12)", "entries 5 to 12 are missing"),
+        ("DELETE FROM audit_block WHERE lastSeq > 16", "the last entries, 17 to 20, are missing"),
+        ("DELETE FROM audit_block WHERE lastSeq < 8", "entries 1 to 4 are missing"),
+        // A block that says it has more or fewer entries than there are.
+        ("UPDATE audit_block SET lastSeq = 9 WHERE lastSeq = 8", "entries 5 to 9 are not what was written"),
+        ("UPDATE audit_block SET firstSeq = 6 WHERE lastSeq = 8", "entry 5 is missing"),
+        (
+            "UPDATE audit_block SET lastSeq = 21 WHERE lastSeq = 20; UPDATE audit_chain SET headSeq = 21",
+            "entries 17 to 21 are not what was written",
         ),
         (
-            "INSERT INTO audit_log SELECT 21, at, event, deviceId, enrollment, who, address, detail, hash \
-             FROM audit_log WHERE seq = 20",
-            "entry 21 was changed",
+            "UPDATE audit_chain SET anchorSeq = 4, \
+             anchorHash = (SELECT hash FROM audit_block WHERE lastSeq = 8); \
+             DELETE FROM audit_block WHERE lastSeq = 4",
+            "entries 5 to 8 are not what was written",
+        ),
+        (
+            "UPDATE audit_chain SET anchorSeq = 4, \
+             anchorHash = (SELECT hash FROM audit_block WHERE lastSeq = 4); \
+             DELETE FROM audit_block WHERE lastSeq = 4",
+            "no entry says that entries up to 4 were pruned",
+        ),
+        (
+            "INSERT INTO audit_block SELECT 24, 21, entries, hash FROM audit_block WHERE lastSeq = 20",
+            "entries 21 to 24 are not what was written",
         ),
     ] {
         let other = Connection::open(&path).unwrap();
@@ -189,6 +238,19 @@ fn whatever_is_cut_or_changed_is_found() {
         std::fs::write(&path, &original).unwrap();
     }
     assert_eq!(verified(&open(&directory)).fault, None);
+}
+
+#[test]
+fn what_was_cut_off_is_not_pruned_away() {
+    let directory = tempfile::tempdir().unwrap();
+    five_blocks(&directory);
+    let store = open(&directory);
+    let other = Connection::open(store.path()).unwrap();
+    other.execute_batch("DELETE FROM audit_block WHERE lastSeq = 8").unwrap();
+    let all_old = Keep { days: Some(1), rows: None };
+    assert_eq!(wait(store.prune_audit(all_old)).unwrap(), 4);
+    assert_eq!(wait(store.prune_audit(all_old)).unwrap(), 0);
+    assert_eq!(verified(&store).fault.as_deref(), Some("entries 5 to 8 are missing"));
 }
 
 #[test]
@@ -203,9 +265,11 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.last, chain.fault), (701, 300, 1001, None));
     assert_eq!(wait(store.prune_audit(Keep { days: Some(30), ..all })).unwrap(), 0);
-    assert_eq!(wait(store.prune_audit(Keep { rows: Some(200), ..all })).unwrap(), 503);
+    // Whole blocks, as many as make no more than must be.
+    let pruned = wait(store.prune_audit(Keep { rows: Some(200), ..all })).unwrap();
     let chain = verified(&store);
-    assert_eq!((chain.entries, chain.fault), (199, None));
+    assert_eq!((chain.entries, chain.pruned, chain.fault), (702 - pruned, 300 + pruned, None));
+    assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
     drop(store);
     // And the log goes on from there.
     write(&directory, 5, unix_now());
@@ -214,4 +278,46 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("UPDATE audit_chain SET anchorSeq = anchorSeq + 1").unwrap();
     assert!(verified(&store).fault.is_some());
+}
+
+/// A log as version 3 kept it: three entries after one that was pruned.
+const VERSION_3: &str = include_str!("version_3_audit.sql");
+
+#[test]
+fn a_log_of_version_3_is_taken_over_with_what_is_wrong_with_it() {
+    for (change, expected) in [
+        ("", None),
+        ("UPDATE audit_log SET who = 'two' WHERE seq = 3", Some("entries 2 to 4 are not what was written")),
+        ("DELETE FROM audit_log WHERE seq = 3", Some("entry 3 is missing")),
+        ("DELETE FROM audit_log WHERE seq = 2", Some("entry 2 is missing")),
+        ("DELETE FROM audit_log WHERE seq = 4", Some("the last entries, 4 to 4, are missing")),
+        ("UPDATE audit_chain SET headHash = zeroblob(32)", Some("the chain ends with entry 4")),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let other = Connection::open(directory.path().join("certdist.db")).unwrap();
+        other.execute_batch(VERSION_3).unwrap();
+        other.execute_batch(change).unwrap();
+        drop(other);
+        let store = open(&directory);
+        let chain = verified(&store);
+        match expected {
+            None => assert_eq!((chain.entries, chain.pruned, chain.last, chain.fault), (3, 1, 4, None)),
+            Some(expected) => {
+                assert!(
+                    chain.fault.as_ref().is_some_and(|fault| fault.contains(expected)),
+                    "{change}: {chain:?}"
+                );
+            }
+        }
+        if change.is_empty() {
+            assert_eq!(events(&store, "SN-1"), [Refused, Issued]);
+            let expected = AuditEntry { seq: 2, ..asker().entry(Issued, 5, id("SN-1"), "a1/\"n\"".into()) };
+            assert_eq!(at_once(store.history(&id("SN-1"), 9)).unwrap()[1], expected);
+        }
+        // And it goes on.
+        wait(store.probe()).unwrap();
+        store.audit(refused("SN-1", 7));
+        drop(store);
+        assert_eq!(verified(&open(&directory)).fault.is_none(), expected.is_none(), "{change}");
+    }
 }

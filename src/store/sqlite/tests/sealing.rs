@@ -142,17 +142,17 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     let server = open(&directory);
     import(&server, [own("GONE-1", "gone")]);
     import(&server, (0..2000).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
-    assert!(wait(server.delete(&id("GONE-1"))).unwrap());
+    assert!(wait(server.delete(&id("GONE-1"), &Actor::system_user())).unwrap());
     let clear = Sealed { key: None, device_secrets: 2000, psks: 2000 };
     assert_eq!(server.seal_status().unwrap(), [clear]);
-    assert!(sentence(server.seal(|_, _| ())).contains("expected database_key"));
+    assert!(sentence(server.seal(&Actor::system_user(), |_, _| ())).contains("expected database_key"));
 
     // The server takes the key first, as its SIGHUP does, and serves all the while.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();
     let report = operator
-        .seal(|done, total| {
+        .seal(&Actor::system_user(), |done, total| {
             seen.push((done, total));
             assert_eq!(secret_of(&server, "SN-0").unwrap(), SECRET);
             assert_eq!(psk_of(&server, "identity-1999").unwrap(), PSK);
@@ -166,7 +166,11 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     let bytes = bytes_of(&directory);
     assert!(contains(&bytes, "SN-7"));
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
-    assert_eq!(operator.seal(|_, _| ()).unwrap().sealed, 0, "once more changes nothing");
+    assert_eq!(
+        operator.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed,
+        0,
+        "once more changes nothing"
+    );
 }
 
 #[test]
@@ -177,7 +181,7 @@ fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() 
     drop(store);
     let store = open_with(&directory, &[2, 1]).unwrap();
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        store.seal(|_, _| std::panic::resume_unwind(Box::new("stopped")))
+        store.seal(&Actor::system_user(), |_, _| std::panic::resume_unwind(Box::new("stopped")))
     }));
     assert!(stopped.is_err());
     let halfway = store.seal_status().unwrap();
@@ -186,7 +190,7 @@ fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() 
     assert_eq!(secret_of(&store, "SN-0").unwrap(), secret_of(&store, "SN-999").unwrap());
 
     let left = halfway.iter().find(|sealed| sealed.key == Some(key_id(1))).unwrap();
-    assert_eq!(store.seal(|_, _| ()).unwrap().sealed, left.device_secrets + left.psks);
+    assert_eq!(store.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed, left.device_secrets + left.psks);
     drop(store);
     let store = open_with(&directory, &[2]).unwrap();
     assert_eq!(psk_of(&store, "identity-3").unwrap(), PSK);
@@ -199,14 +203,14 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     let server = open_with(&directory, &[1]).unwrap();
     import(&server, [own("SN-1", "one"), row("SN-2")]);
     let operator = open_with(&directory, &[2, 1]).unwrap();
-    let error = sentence(operator.seal(|done, total| {
+    let error = sentence(operator.seal(&Actor::system_user(), |done, total| {
         if done == total {
             wait(server.store_registration(&id("SN-2"), &registration("registered-secret"))).unwrap();
         }
     }));
     assert!(error.contains("1 values were written under another key") && error.contains("SIGHUP"), "{error}");
     server.set_keys(ring(&[2, 1])).unwrap();
-    assert_eq!(operator.seal(|_, _| ()).unwrap().sealed, 1);
+    assert_eq!(operator.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed, 1);
     server.set_keys(ring(&[2])).unwrap();
     assert_eq!(secret_of(&server, "SN-2").unwrap(), "registered-secret");
 }

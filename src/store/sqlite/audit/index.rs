@@ -1,0 +1,147 @@
+//! Which parts of the log are about a device. A part is some thousand entries, one
+//! after another; of the device of each the index has a hash of four bytes. So it grows
+//! at its end, as the log does, where an index of the devices themselves would change
+//! a page for nearly each entry. `verify` and an export do not rely on it.
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use super::{Block, parse};
+use crate::{device::DeviceId, store::audit::AuditEntry};
+
+/// Entries that make a part; its last block may bring some more.
+const PART: u64 = 1024;
+
+/// What is before the ID in the line of an entry about a device. Within a text of
+/// another kind, a quote has a backslash before it.
+const KEY: &str = "\"deviceId\":\"";
+
+/// Blocks that are in a part or, from the other end, may be.
+const BLOCKS: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                      WHERE lastSeq BETWEEN ?1 AND ?2 ORDER BY lastSeq";
+
+/// FNV-1a (draft-eastlake-fnv). It is kept in the database: not to be one that the
+/// standard library may change. Its bytes sort as the number does.
+fn hash(device: &str) -> [u8; 4] {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
+}
+
+/// The device that an entry's line is about. No character of an ID is escaped in JSON.
+fn device_of(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once(KEY)?;
+    rest.split_once('"').map(|(device, _)| device)
+}
+
+/// The last entry that is in it or was pruned, and the last one there is.
+fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
+    const SQL: &str = "SELECT max(anchorSeq, coalesce((SELECT max(lastSeq) FROM audit_device), 0)), headSeq \
+                       FROM audit_chain";
+    connection
+        .prepare_cached(SQL)?
+        .query_row((), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))
+}
+
+/// Whether there are enough entries for a part.
+pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
+    let [indexed, head] = extent(connection)?;
+    Ok(head.saturating_sub(indexed) >= PART)
+}
+
+/// Adds a part, in the transaction that is open; not if its entries are not there.
+pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
+    const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
+    let [indexed, _] = extent(connection)?;
+    let (last, devices) = devices_after(connection, indexed)?;
+    let is_whole = last - indexed >= PART;
+    if is_whole {
+        connection.prepare_cached(PUT)?.execute(params![
+            last.cast_signed(),
+            (indexed + 1).cast_signed(),
+            devices.as_flattened()
+        ])?;
+    }
+    Ok(is_whole)
+}
+
+/// The last entry of the part after `indexed`, and what the index says of its devices.
+fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64, Vec<[u8; 4]>)> {
+    let (mut last, mut devices) = (indexed, Vec::new());
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query([(indexed + 1).cast_signed(), i64::MAX])?;
+    while last - indexed < PART
+        && let Some(row) = rows.next()?
+    {
+        let block = Block::read(row)?;
+        devices.extend(block.lines().filter_map(|(_, line)| device_of(line)).map(hash));
+        last = last.max(block.last);
+    }
+    devices.sort_unstable();
+    devices.dedup();
+    Ok((last, devices))
+}
+
+/// The entries about a device, newest first.
+pub(in crate::store::sqlite) fn history(
+    connection: &Connection,
+    id: &DeviceId,
+    limit: usize,
+) -> rusqlite::Result<Vec<AuditEntry>> {
+    const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
+    // One state of both tables.
+    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    let [indexed, _] = extent(&state)?;
+    let mut newest = entries_about(&state, id, (indexed + 1).cast_signed(), i64::MAX)?;
+    let mut statement = state.prepare_cached(PARTS)?;
+    let mut parts = statement.query(())?;
+    while newest.len() < limit
+        && let Some(part) = parts.next()?
+    {
+        let (devices, _) = part.get_ref(2)?.as_blob()?.as_chunks();
+        if devices.binary_search(&hash(id.as_str())).is_ok() {
+            newest.extend(entries_about(&state, id, part.get(0)?, part.get(1)?)?);
+        }
+    }
+    newest.truncate(limit);
+    Ok(newest)
+}
+
+/// Those of some entries that are about a device, newest first.
+fn entries_about(
+    connection: &Connection,
+    id: &DeviceId,
+    first: i64,
+    last: i64,
+) -> rusqlite::Result<Vec<AuditEntry>> {
+    let wanted = format!("{KEY}{id}\"");
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query([first, last])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        if block.entries.contains(&wanted) {
+            let lines = block.lines().filter(|(_, line)| line.contains(&wanted));
+            found.extend(lines.map(parse).collect::<rusqlite::Result<Vec<_>>>()?);
+        }
+    }
+    found.reverse();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_one_of_the_drafts_vectors() {
+        for (text, expected) in [("", 0x811c_9dc5_u32), ("a", 0xe40c_292c), ("foobar", 0xbf9c_f968)] {
+            assert_eq!(hash(text), expected.to_be_bytes());
+        }
+    }
+
+    #[test]
+    fn the_device_of_a_line_is_not_what_another_text_says() {
+        let line = r#"{"at":5,"event":"refused","who":"\"deviceId\":\"SN-2\""}"#;
+        assert_eq!(device_of(line), None);
+        assert_eq!(device_of(r#"{"at":5,"deviceId":"SN-1","who":"x"}"#), Some("SN-1"));
+    }
+}

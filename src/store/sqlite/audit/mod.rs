@@ -1,0 +1,288 @@
+//! The audit log in the database: blocks of entries, appended by whatever process
+//! writes, each in one transaction with the head of the chain. Knows the tables of the
+//! log, and nothing of who writes what into it.
+
+mod index;
+mod queue;
+mod rows;
+
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
+
+pub(super) use self::{
+    index::history,
+    queue::{Queue, queue},
+    rows::into_blocks,
+};
+use crate::{
+    device::DeviceId,
+    store::{
+        UnixSeconds,
+        audit::{AuditEntry, AuditEvent, Keep, Link, link},
+    },
+};
+
+/// Entries of a block: as many as share the cost of a row, and as few as are looked
+/// through for one of them. Some 40 KB.
+const BLOCK: usize = 256;
+
+/// Entries that are removed in one transaction.
+const PRUNED_AT_ONCE: u64 = 10_000;
+
+/// Between the entries of a block.
+const BETWEEN: &str = ",\n";
+
+/// The last entry's number and hash.
+type Head = (u64, Link);
+
+/// Appends an entry in the transaction that is open.
+pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> rusqlite::Result<()> {
+    put(connection, &[entry.line()])
+}
+
+/// Appends entries as one block.
+fn put(connection: &Connection, lines: &[impl AsRef<str>]) -> rusqlite::Result<()> {
+    const HEAD: &str = "SELECT headSeq, headHash FROM audit_chain";
+    let (before, previous): Head = connection
+        .prepare_cached(HEAD)?
+        .query_row((), |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)))?;
+    let entries = block_of(lines);
+    let hash = link(&previous, before + 1, &entries);
+    put_block(connection, before + 1, before + lines.len() as u64, &entries, &hash)
+}
+
+/// The text of a block: an array of JSON with an entry to a line.
+fn block_of(lines: &[impl AsRef<str>]) -> String {
+    let length: usize = lines.iter().map(|line| line.as_ref().len() + BETWEEN.len()).sum();
+    let mut entries = String::with_capacity(length + 2);
+    entries.push('[');
+    for (index, line) in lines.iter().enumerate() {
+        if index > 0 {
+            entries.push_str(BETWEEN);
+        }
+        entries.push_str(line.as_ref());
+    }
+    entries.push(']');
+    entries
+}
+
+fn put_block(
+    connection: &Connection,
+    first: u64,
+    last: u64,
+    entries: &str,
+    hash: &Link,
+) -> rusqlite::Result<()> {
+    const PUT: &str = "INSERT INTO audit_block (lastSeq, firstSeq, entries, hash) VALUES (?1, ?2, ?3, ?4)";
+    const SET_HEAD: &str = "UPDATE audit_chain SET headSeq = ?1, headHash = ?2";
+    let (first, last) = (first.cast_signed(), last.cast_signed());
+    connection.prepare_cached(PUT)?.execute(params![last, first, entries, hash])?;
+    connection.prepare_cached(SET_HEAD)?.execute(params![last, hash])?;
+    Ok(())
+}
+
+/// A block as it is read; its columns are those of [`Block::COLUMNS`].
+struct Block<'r> {
+    first: u64,
+    last: u64,
+    hash: Link,
+    entries: &'r str,
+}
+
+impl<'r> Block<'r> {
+    fn read(row: &'r Row<'_>) -> rusqlite::Result<Self> {
+        let [first, last] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
+        Ok(Self { first, last, hash: row.get(2)?, entries: row.get_ref(3)?.as_str()? })
+    }
+
+    /// Each entry's number and text.
+    fn lines(&self) -> impl DoubleEndedIterator<Item = (u64, &'r str)> {
+        let entries = self.entries.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let lines = entries.unwrap_or(self.entries).split(BETWEEN);
+        let lines: Vec<_> = (self.first..).zip(lines).collect();
+        lines.into_iter()
+    }
+
+    /// Whether it is as it was written, after `previous`.
+    fn is_whole(&self, previous: &Link) -> bool {
+        self.hash == link(previous, self.first, self.entries)
+            && self.lines().last().is_some_and(|(last, _)| last == self.last)
+    }
+}
+
+/// An entry as it is kept, back from its text.
+fn parse((seq, line): (u64, &str)) -> rusqlite::Result<AuditEntry> {
+    let unreadable =
+        |error: serde_json::Error| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(error));
+    Ok(AuditEntry { seq, ..serde_json::from_str(line).map_err(unreadable)? })
+}
+
+/// Which entries are meant.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Those about this device.
+    pub device: Option<DeviceId>,
+    /// Those from then on.
+    pub since: Option<UnixSeconds>,
+    /// Those before then.
+    pub until: Option<UnixSeconds>,
+}
+
+impl Filter {
+    fn admits(&self, entry: &AuditEntry) -> bool {
+        self.device.as_ref().is_none_or(|device| entry.device.as_ref() == Some(device))
+            && self.since.is_none_or(|since| entry.at >= since)
+            && self.until.is_none_or(|until| entry.at < until)
+    }
+}
+
+/// Calls `each` with the entries in their order, and the hashes of their blocks.
+pub(super) fn export<E>(
+    connection: &Connection,
+    filter: &Filter,
+    mut each: impl FnMut(AuditEntry, Link) -> Result<(), E>,
+) -> rusqlite::Result<Result<(), E>> {
+    let mut statement = connection.prepare(ALL)?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        for line in block.lines() {
+            let entry = parse(line)?;
+            if filter.admits(&entry)
+                && let Err(error) = each(entry, block.hash)
+            {
+                return Ok(Err(error));
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Every block, in the order of [`Block::read`].
+const ALL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block ORDER BY lastSeq";
+
+/// What a look at the whole log has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Entries that are there.
+    pub entries: u64,
+    /// The last one that was pruned; 0: none was.
+    pub pruned: u64,
+    /// The last entry; 0: there is none.
+    pub last: u64,
+    /// The hash of the last entry.
+    pub hash: Link,
+    /// The first thing that is wrong, as a sentence.
+    pub fault: Option<String>,
+}
+
+/// Goes through the chain, from one state of the database. `hash_at` is told each
+/// block's last entry and hash, for whoever has written one down.
+pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -> rusqlite::Result<Chain> {
+    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    verify_in(&state, hash_at)
+}
+
+/// The same in the transaction that is open, or where nobody writes.
+pub(super) fn verify_in(
+    connection: &Connection,
+    mut hash_at: impl FnMut(u64, &Link),
+) -> rusqlite::Result<Chain> {
+    const CHAIN: &str = "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain";
+    let (pruned, anchor, last, hash) = connection.query_row(CHAIN, (), |row| {
+        let [pruned, last] = [row.get::<_, i64>(0)?, row.get(2)?].map(i64::cast_unsigned);
+        Ok((pruned, row.get::<_, Link>(1)?, last, row.get::<_, Link>(3)?))
+    })?;
+    let mut chain = Chain { entries: 0, pruned, last, hash, fault: None };
+    let mut fault = |sentence: String| chain.fault = chain.fault.take().or(Some(sentence));
+    let (mut seq, mut previous) = (pruned, anchor);
+    let mut signed_off = pruned == 0;
+    let pruning = format!("\"event\":\"{}\"", AuditEvent::Pruned.name());
+    let mut statement = connection.prepare(ALL)?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        if block.first != seq + 1 {
+            fault(sentence(seq + 1, block.first.saturating_sub(1), "missing"));
+        } else if !block.is_whole(&previous) {
+            fault(sentence(block.first, block.last, "not what was written"));
+        }
+        signed_off |= block
+            .lines()
+            .filter(|(_, line)| line.contains(&pruning))
+            .filter_map(|line| parse(line).ok()?.detail)
+            .any(|detail| detail.ends_with(&anchoring(pruned, &anchor)));
+        hash_at(block.last, &block.hash);
+        chain.entries += (block.last + 1).saturating_sub(block.first);
+        (seq, previous) = (block.last, block.hash);
+    }
+    if seq < last {
+        fault(format!("the last entries, {} to {last}, are missing", seq + 1));
+    } else if seq > last || previous != hash {
+        fault(format!("the chain ends with entry {last}, which is not the last one or was changed"));
+    }
+    if !signed_off {
+        fault(format!("no entry says that entries up to {pruned} were pruned: the beginning was cut off"));
+    }
+    Ok(chain)
+}
+
+/// `entry 7 is missing`, `entries 7 to 9 are missing`.
+fn sentence(first: u64, last: u64, what: &str) -> String {
+    if first < last {
+        format!("entries {first} to {last} are {what}")
+    } else {
+        format!("entry {first} is {what}")
+    }
+}
+
+/// How an entry about pruning ends, which the beginning of the chain must agree with.
+fn anchoring(seq: u64, hash: &Link) -> String {
+    format!("up to {seq}, hash {}", hex::encode(hash))
+}
+
+/// Removes blocks that need not be kept, the oldest first, and not all at once; how
+/// many entries. The chain then begins where they ended, and an entry says so.
+pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
+    const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
+    const OLDEST: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                          WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq";
+    let [anchor, head] = connection
+        .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
+    // A hundredth more than must be, so that not each entry costs another.
+    let surplus = keep.rows.filter(|rows| head - anchor > *rows).map(|rows| head - rows + rows / 100);
+    let oldest = keep.days.map(|days| now - i64::from(days) * 86_400);
+    if surplus.is_none() && oldest.is_none() {
+        return Ok(0);
+    }
+    let mut pruned: Option<Head> = None;
+    let mut statement = connection.prepare_cached(OLDEST)?;
+    let mut rows = statement.query([anchor, (anchor + PRUNED_AT_ONCE).min(head)].map(u64::cast_signed))?;
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        let last = || block.lines().next_back().map(parse).transpose();
+        let is_surplus = surplus.is_some_and(|surplus| block.last <= surplus);
+        let is_old = match oldest.filter(|_| !is_surplus) {
+            Some(oldest) => last()?.is_some_and(|entry| entry.at < oldest),
+            None => false,
+        };
+        // What somebody has cut off, `verify` is to find as it is.
+        let follows = block.first == pruned.map_or(anchor, |(last, _)| last) + 1;
+        if !follows || !(is_surplus || is_old) {
+            break;
+        }
+        pruned = Some((block.last, block.hash));
+    }
+    drop(rows);
+    let Some((last, hash)) = pruned else { return Ok(0) };
+    for sql in ["DELETE FROM audit_device WHERE lastSeq <= ?1", "DELETE FROM audit_block WHERE lastSeq <= ?1"]
+    {
+        connection.execute(sql, [last.cast_signed()])?;
+    }
+    connection.execute(
+        "UPDATE audit_chain SET anchorSeq = ?1, anchorHash = ?2",
+        params![last.cast_signed(), hash],
+    )?;
+    let detail = format!("{} entries, {}", last - anchor, anchoring(last, &hash));
+    append(connection, &AuditEntry { detail: Some(detail), ..AuditEntry::new(AuditEvent::Pruned, now) })?;
+    Ok(last - anchor)
+}

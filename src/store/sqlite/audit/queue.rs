@@ -1,0 +1,96 @@
+//! Entries that nobody waits for: they gather, and are written many at once, over a
+//! connection of their own. Its few pages are all that it keeps of a log that has no
+//! end, and the writer's own are not pushed out.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::{BLOCK, index, put};
+use crate::store::{
+    StoreError,
+    audit::{Asked, AuditEntry, AuditEvent},
+    sqlite::{connection, store_error, writer::Backlog},
+    unix_now,
+};
+
+/// Entries that may wait: what 10,000 answers a second make in six seconds, longer
+/// than an import keeps its lock. Some 14 MB when it is full.
+const QUEUE: usize = 65_536;
+
+/// Entries of one transaction: some milliseconds, for which a first issue may wait.
+const GROUP: usize = 4 * BLOCK;
+
+/// The end of the queue that entries are put into.
+pub(in crate::store::sqlite) struct Queue {
+    entries: SyncSender<String>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The other end: what is to be written.
+pub(in crate::store::sqlite) struct Waiting {
+    connection: Connection,
+    path: Arc<Path>,
+    entries: Receiver<String>,
+    dropped: Arc<AtomicU64>,
+    group: Vec<String>,
+}
+
+pub(in crate::store::sqlite) fn queue(path: Arc<Path>) -> Result<(Queue, Waiting), StoreError> {
+    let (sender, entries) = sync_channel(QUEUE);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let connection = connection::open_backlog(&path)?;
+    let waiting = Waiting { connection, path, entries, dropped: dropped.clone(), group: Vec::new() };
+    Ok((Queue { entries: sender, dropped }, waiting))
+}
+
+impl Queue {
+    /// Wakes nobody: the writer looks by itself, several times a second.
+    pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
+        if self.entries.try_send(asked.into_line()).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Backlog for Waiting {
+    fn write_some(&mut self) -> Result<bool, StoreError> {
+        let room = GROUP.saturating_sub(self.group.len());
+        self.group.extend(self.entries.try_iter().take(room));
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            tracing::warn!(dropped, "the audit log has gaps: too many entries were waiting");
+            let detail = Some(format!("{dropped} entries"));
+            let entry = AuditEntry { detail, ..AuditEntry::new(AuditEvent::Dropped, unix_now()) };
+            self.group.push(entry.line());
+        }
+        let is_full = self.group.len() >= GROUP;
+        let is_behind = self.write().map_err(|error| store_error(&self.path, error))?;
+        self.group.clear();
+        Ok(is_full || is_behind)
+    }
+}
+
+impl Waiting {
+    /// Writes the group, or nothing of it, and a part of the index that is due; whether
+    /// another one may be.
+    fn write(&self) -> rusqlite::Result<bool> {
+        if self.group.is_empty() && !index::is_behind(&self.connection)? {
+            return Ok(false);
+        }
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        for block in self.group.chunks(BLOCK) {
+            put(&transaction, block)?;
+        }
+        let is_behind = index::is_behind(&transaction)? && index::add_part(&transaction)?;
+        transaction.commit()?;
+        Ok(is_behind)
+    }
+}
