@@ -44,9 +44,9 @@ bench: clients
 	$(CARGO) bench --features testing --bench stack
 	$(CARGO) bench --features testing --bench dtls
 
-# The console's pictures in docs/, by the browser's test.
+# The console's pictures in docs/, by the tests that go into a browser.
 screenshots: clients
-	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test browser
+	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test browser --test newcomer
 
 # Ten million mutated messages against the DTLS and CoAP endpoints.
 fuzz:

@@ -12,7 +12,7 @@ use serde_json::json;
 use support::{
     MASTER, Process, Site, coapsload,
     console::{PASSWORD, admin, free_address},
-    webdriver::{Browser, ENTER, TAB},
+    webdriver::{Browser, ENTER, TAB, keep_for_documents},
 };
 
 /// How the pages are looked at.
@@ -67,11 +67,8 @@ impl Journey<'_> {
         let name = format!("{page}-{}", self.look.name);
         let path = self.pictures.join(format!("{name}.png"));
         self.browser.picture(&path);
-        // As they change with each run, only when they are asked for: `make screenshots`.
-        if std::env::var_os("CERTDIST_SCREENSHOTS").is_some() && SHOWN.contains(&name.as_str()) {
-            let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
-            fs::create_dir_all(&shown).expect("a folder");
-            fs::copy(&path, shown.join(format!("{name}.png"))).expect("it can be written");
+        if SHOWN.contains(&name.as_str()) {
+            keep_for_documents(&path);
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{CERTDIST, MASTER, SHARED_KEY, Site, coapsload, stderr, stdout};
+use support::{CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout};
 
 /// Devices SN00000001 to 5 of `lamp`, of which the last three have certificates, and
 /// two of `plug`.
@@ -77,6 +77,63 @@ fn a_list_whose_reader_has_seen_enough_ends_well() {
     let mut shell = Command::new("bash");
     let output = shell.args(["-c", &script]).current_dir(site.path("")).output().expect("bash");
     assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("0\n", ""));
+}
+
+#[test]
+fn whatever_nobody_reads_is_done_all_the_same() {
+    let site = Site::new();
+    site.import(DEVICES);
+    // A pipe that nobody reads, from the beginning.
+    let closed = || std::io::pipe().expect("a pipe").1;
+    let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
+    for (line, code) in [
+        ("demo --devices 2", 0),
+        ("import import.csv", 0),
+        ("export", 0),
+        ("check-config", 0),
+        ("stats", 0),
+        ("enrollment list", 0),
+        ("enrollment show lamp", 0),
+        ("device list", 0),
+        ("device list --limit 1", 0),
+        ("device show SN00000001", 0),
+        ("device show SN00000001 --json", 0),
+        ("device disable SN00000001", 0),
+        ("device show NOBODY", 1),
+        ("audit export", 0),
+        ("audit verify", 0),
+        ("database status", 0),
+        ("key new", 0),
+        ("admin new-token", 0),
+        ("completion bash", 0),
+        ("backup copy.db", 0),
+        ("restore copy.db --yes", 0),
+    ] {
+        let output = site.certdist(&words(line)).stdout(closed()).output().expect("certdist runs");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("pipe"), "{line}: {said}");
+    }
+    // The same for what is said beside it, on standard error.
+    for (line, code) in [("demo --devices 2", 0), ("device list --limit 1", 0), ("device show NOBODY", 1)] {
+        let status = site.certdist(&words(line)).stdout(closed()).stderr(closed()).status();
+        assert_eq!(status.expect("certdist runs").code(), Some(code), "{line}");
+    }
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_serves_on() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let closed = std::io::pipe().expect("a pipe").1;
+    let server = Process::start(site.certdist(&["serve"]).stderr(closed));
+    let (address, key) = (server.address.to_string(), hex::encode(SHARED_KEY));
+    for _ in 0..3 {
+        let device = ["device-sim", "--server", &address, "--identity", SHARED_IDENTITY, "--psk", &key];
+        let output = site.certdist(&device).args(["--sn", "PLUG-2"]).output().expect("certdist runs");
+        assert!(stdout(&output).contains("secret-p2"), "{}", stderr(&output));
+    }
+    assert_eq!(server.stop(), Some(0));
 }
 
 #[test]

@@ -6,7 +6,11 @@ mod support;
 
 use std::{fs, path::Path, process::Command};
 
-use support::{CERTDIST, Site, stderr, stdout};
+use support::{
+    CERTDIST, Site,
+    document::{blocks_of, typed},
+    stderr, stdout,
+};
 
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -26,38 +30,23 @@ fn each_incident_of_the_operators_guide_is_survived_and_shows_where_it_says() {
     }
 }
 
-/// The blocks of a page that are of this language, in its order.
-fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
-    let begin = format!("```{language}\n");
-    page.split(&begin).skip(1).filter_map(|rest| rest.split("```").next()).collect()
-}
-
 #[test]
 fn the_migration_is_what_its_page_says() {
     let page = file("docs/migrate.md");
     let site = Site::new();
     // The page's own configuration, table and commands, in its order.
-    site.write("certdist.toml", blocks(&page, "toml")[0]);
+    site.write("certdist.toml", blocks_of(&page, "toml")[0]);
     site.write("lamp-2026.key", &"00".repeat(32));
-    let [table, expected] = blocks(&page, "csv")[..] else { panic!("two tables") };
+    let [table, expected] = blocks_of(&page, "csv")[..] else { panic!("two tables") };
     site.write("device_table.csv", table);
-    for session in blocks(&page, "console") {
-        let mut lines = session.lines().peekable();
-        while let Some(line) = lines.next() {
-            let command = line.strip_prefix("$ ").unwrap_or_else(|| panic!("no command: {line}"));
-            let mut answer = String::new();
-            while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
-                answer.push_str(line);
-                answer.push('\n');
-            }
-            let mut shell = Command::new("sh");
-            shell.args(["-c", command]).current_dir(site.path("")).env_remove("RUST_LOG");
-            let folder = Path::new(CERTDIST).parent().expect("a folder").display();
-            let path = std::env::var("PATH").expect("a path");
-            let output = shell.env("PATH", format!("{folder}:{path}")).output().expect("sh");
-            assert!(output.status.success(), "{command}: {}", stderr(&output));
-            assert_eq!(stdout(&output), answer, "{command}");
-        }
+    for line in blocks_of(&page, "console").into_iter().flat_map(typed) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line.command]).current_dir(site.path("")).env_remove("RUST_LOG");
+        let folder = Path::new(CERTDIST).parent().expect("a folder").display();
+        let path = std::env::var("PATH").expect("a path");
+        let output = shell.env("PATH", format!("{folder}:{path}")).output().expect("sh");
+        assert!(output.status.success(), "{}: {}", line.command, stderr(&output));
+        assert_eq!(stdout(&output).lines().collect::<Vec<_>>(), line.shown, "{}", line.command);
     }
     assert_eq!(fs::read_to_string(site.path("back.csv")).expect("exported"), expected);
 }

@@ -2,63 +2,20 @@
 # Builds the Debian package, and does with it what an operator does: installs it,
 # configures, starts the service, provisions devices with libcoap's client, upgrades
 # while devices come, removes and purges. Everything but systemd itself is the real
-# thing: dpkg runs on a view of this system that is thrown away (an overlay in a mount
-# namespace, with a network of its own), and the service runs with the unit's command
-# line, user and environment, without capabilities, on a file system that it can write
-# only where the unit says. Not covered: systemd's seccomp filter and user namespace,
-# and the branches of the maintainer scripts that call systemctl.
+# thing: see support/machine.sh, and support/systemctl for what is not covered.
 #
 #     tests/package.sh target/debug/certdist
-#
-# Needs root. Whatever cannot be done is a failure.
-set -euo pipefail
-
-say() { echo "== $*"; }
-fail() { echo "FAILED: $*" >&2; exit 1; }
-trap 'echo "FAILED at line $LINENO: $BASH_COMMAND" >&2' ERR
-
-here=$(cd "$(dirname "$0")/.." && pwd)
-if [ "${1-}" != --inside ]; then
-    [ "$(id -u)" -eq 0 ] || fail "it takes root to install a package"
-    binary=$(realpath "$1")
-    exec unshare --mount --net --pid --fork --kill-child "$0" --inside "$binary"
-fi
-binary=$2
-
-# --- a view of this system that is thrown away ---------------------------------------
-ip link set lo up
-work=$(mktemp -d /tmp/certdist-package.XXXXXX)
-mount --make-rprivate /
-mount -t tmpfs none "$work"
-mkdir "$work/upper" "$work/overlay" "$work/root" "$work/deb"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/overlay" "$work/root"
-root=$work/root
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs none "$root/run"
-mount -t tmpfs none "$root/tmp"
-cleanup() {
-    # The processes of this namespace end with it, and so do its mounts.
-    umount -l "$work" && rmdir "$work"
-}
-trap cleanup EXIT
-export DEBIAN_FRONTEND=noninteractive
-inside() { chroot "$root" "$@"; }
+. "$(dirname "$0")/support/machine.sh"
 
 # --- the packages --------------------------------------------------------------------
 say "building two versions"
-export DEB_COMPRESSION=none
-# Once, as a binary with everything for a debugger takes long.
-strip -o "$work/certdist" "$binary"
-old=$("$here/packaging/build-deb" "$work/certdist" "$work/deb" 1.0.0)
-new=$("$here/packaging/build-deb" "$work/certdist" "$work/deb" 1.0.1)
-cp "$old" "$new" "$root/tmp/"
-old=/tmp/$(basename "$old")
-new=/tmp/$(basename "$new")
+old=$(build_package /tmp 1.0.0)
+new=$(build_package /tmp 1.0.1)
+old=${old#"$root"}
+new=${new#"$root"}
 inside dpkg-deb --info "$old" | grep -E '^ (Version|Depends):'
 
 say "installing"
-inside getent passwd certdist >/dev/null && fail "this system has a user certdist already"
 inside dpkg --install "$old"
 expect_mode() {
     local found
@@ -84,7 +41,7 @@ printf 'ALIBABA_CLOUD_ACCESS_KEY_ID=simulator\nALIBABA_CLOUD_ACCESS_KEY_SECRET=s
 chmod 600 "$root/etc/certdist/environment"
 sed -i 's|https://iot.cn-shanghai.aliyuncs.com"|http://127.0.0.1:8086"|; s|^#\[admin\]|[admin]|; s|^#listen = "127.0.0.1:9684"|listen = "127.0.0.1:9684"|' \
     "$root/etc/certdist/certdist.toml"
-inside certdist simulator >"$work/simulator.log" 2>&1 &
+start_simulator
 
 # The line of the unit, as systemd would take it.
 unit() { sed -n "s/^$1=//p" "$root/usr/lib/systemd/system/certdist.service"; }
@@ -106,57 +63,18 @@ expect_mode /var/lib/certdist/certdist.db '600 certdist certdist'
 as_service certdist check-config --online
 
 # --- the service ---------------------------------------------------------------------
-# What it tells its manager comes out of a pipe, a line each.
-mkfifo "$work/told"
-python3 - "$root/run/notify" > "$work/told" <<'PYTHON' &
-import os, socket, sys
-manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-manager.bind(sys.argv[1])
-os.chmod(sys.argv[1], 0o666)
-print("bound", flush=True)
-while True:
-    print(manager.recv(4096).decode(), flush=True)
-PYTHON
-exec 3< "$work/told"
-expect_told() {
-    local line
-    while read -r -t 30 -u 3 line; do
-        [ "$line" = "$1" ] && return
-    done
-    cat "$work/service.log" >&2
-    fail "the service did not say $1 within 30 s"
-}
-expect_told bound
-
-# The unit's command on a file system that is read-only but for its StateDirectory, and
-# with a /tmp of its own.
-start_service() {
-    unshare --mount chroot "$root" env NOTIFY_SOCKET=/run/notify WATCHDOG_USEC=400000 bash -c '
-        set -e
-        mount --bind /var/lib/certdist /var/lib/certdist
-        mount -o remount,bind,ro /
-        mount -t tmpfs none /tmp
-        set -a; . "$1"; set +a; shift
-        exec setpriv --reuid certdist --regid certdist --init-groups --no-new-privs \
-            --bounding-set=-all --inh-caps=-all "$@"' service "${environment#-}" $(unit ExecStart) \
-        >>"$work/service.log" 2>&1 &
-    service=$!
-}
-stop_service() {
-    kill -TERM "$service"
-    expect_told STOPPING=1
-    wait "$service" || fail "the service ended with $?"
-}
+# How often it has told its manager so.
+told() { grep -cx "$1" "$root/run/certdist.told" || true; }
+service_id() { cat "$root/run/certdist.pid"; }
 
 say "starting the service"
-start_service
-expect_told READY=1
-expect_told WATCHDOG=1
-expect_told WATCHDOG=1
+inside systemctl enable --now certdist
+deadline=$((SECONDS + 30))
+until [ "$(told WATCHDOG=1)" -ge 2 ]; do [ $SECONDS -lt $deadline ] || fail "its watchdog hears nothing"; done
 if inside setpriv --reuid certdist --regid certdist --clear-groups test -w /etc/certdist/certdist.toml; then
     fail "the service may write its configuration"
 fi
-[ "$(stat -c %u "$root/proc/$service")" = "$(inside id -u certdist)" ] || fail "the service is another user's"
+[ "$(stat -c %u "$root/proc/$(service_id)")" = "$(inside id -u certdist)" ] || fail "the service is another user's"
 curl -fsS http://127.0.0.1:9684/healthz | grep -qx ok
 
 ask() {
@@ -166,7 +84,7 @@ ask() {
 say "provisioning a device"
 first=$(ask PLUG0001)
 echo "$first" | python3 -c 'import json, sys; assert json.load(sys.stdin)["deviceName"] == "PLUG0001"'
-kill -HUP "$service"
+inside systemctl reload certdist
 [ "$(ask PLUG0001)" = "$first" ] || fail "another certificate after a reload"
 
 # --- upgrade while devices come ------------------------------------------------------
@@ -194,11 +112,9 @@ asked() {
     for _ in $(seq "$1"); do read -r -t 60 -u 4 line || fail "no traffic within 60 s"; done
 }
 asked 20
+before=$(service_id)
 inside dpkg --install "$new"
-# What postinst's `systemctl try-restart` does where systemd runs.
-stop_service
-start_service
-expect_told READY=1
+[ "$(service_id)" != "$before" ] || fail "the upgrade left the old binary running"
 asked 20
 touch "$work/enough"
 while read -r -t 60 -u 4 line && [ "$line" != done ]; do :; done
@@ -208,11 +124,11 @@ echo "$(sort -u "$work/again" 2>/dev/null | wc -l) devices had to come again"
 [ "$(ask PLUG0001)" = "$first" ] || fail "another certificate after the upgrade"
 grep -q '^endpoint = "http://127.0.0.1:8086"$' "$root/etc/certdist/certdist.toml" || fail "the configuration is lost"
 as_service certdist device list --registered --json --prefix PLUG --limit 3 | grep -q PLUG0001
-stop_service
 
 # --- removal -------------------------------------------------------------------------
 say "removing"
 inside dpkg --remove certdist
+[ "$(told STOPPING=1) $(told 'ended 0')" = "1 1" ] || fail "the service was not stopped with its package"
 [ ! -e "$root/usr/bin/certdist" ] && [ -s "$root/var/lib/certdist/certdist.db" ]
 [ -s "$root/etc/certdist/certdist.toml" ]
 say "installing again"

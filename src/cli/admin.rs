@@ -1,11 +1,11 @@
 //! `certdist admin`: what `[admin]` of the configuration needs and nobody can write by
 //! hand.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{Context, anyhow};
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, print, remark};
 use crate::{
     admin::access::{self, MAX_PASSWORD},
     device::Secret,
@@ -39,12 +39,12 @@ pub(super) fn run(args: &Args) -> Outcome {
         Action::HashPassword => {
             let password = read_password()?;
             let hash = access::hash_password(&password).map_err(|reason| Failure::Usage(anyhow!(reason)))?;
-            println!("{hash}");
+            print(|out| writeln!(out, "{hash}"))?;
         }
         Action::NewToken => {
             let (token, hash) = access::new_token()?;
-            eprintln!("The token is shown once; the configuration takes its hash.");
-            println!("token {}\nhash  {hash}", token.expose());
+            remark("The token is shown once; the configuration takes its hash.\n");
+            print(|out| writeln!(out, "token {}\nhash  {hash}", token.expose()))?;
         }
     }
     Ok(())
@@ -55,13 +55,12 @@ fn read_password() -> Result<Secret, Failure> {
     let terminal = io::stdin().is_terminal();
     let _hidden = if terminal { Some(Hidden::begin()?) } else { None };
     if terminal {
-        eprint!("Password: ");
-        io::stderr().flush()?;
+        remark("Password: ");
     }
     let mut line = zeroize::Zeroizing::new(String::with_capacity(MAX_PASSWORD + 2));
     io::stdin().lock().read_line(&mut line).context("standard input")?;
     if terminal {
-        eprintln!();
+        remark("\n");
     }
     Ok(Secret::new(line.trim_end_matches(['\n', '\r']).to_owned()))
 }

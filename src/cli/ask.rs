@@ -1,10 +1,10 @@
 //! Asks before something is destroyed.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::anyhow;
 
-use super::Failure;
+use super::{Failure, remark};
 
 /// Goes on if the operator says yes: with `yes` on the command line, or at the
 /// terminal. Without a terminal nobody could say it.
@@ -17,8 +17,7 @@ pub(super) fn sure(yes: bool, question: &str) -> Result<(), Failure> {
         let what = "there is no terminal to ask at; --yes goes on without asking";
         return Err(Failure::Usage(anyhow!("{question} {what}")));
     }
-    eprint!("{question} [y/N] ");
-    io::stderr().flush()?;
+    remark(&format!("{question} [y/N] "));
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer)?;
     match matches!(answer.trim(), "y" | "Y" | "yes") {

@@ -1,11 +1,9 @@
 //! `certdist audit`: who got which certificate when, and whether that is all.
 
-use std::io::{self, Write};
-
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, open_store};
+use super::{ConfigArgs, Failure, Outcome, open_store, print};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -84,18 +82,18 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> Outcome {
         let what = if found.is_none() { "is not there" } else { "has another hash" };
         return Err(anyhow!("the audit log is not the one that was: entry {seq} {what}").into());
     }
-    println!("{} entries, whole; {} pruned before them", chain.entries, chain.pruned);
-    println!("{}:{}", chain.last, hex::encode(chain.hash));
+    print(|out| writeln!(out, "{} entries, whole; {} pruned before them", chain.entries, chain.pruned))?;
+    print(|out| writeln!(out, "{}:{}", chain.last, hex::encode(chain.hash)))?;
     Ok(())
 }
 
 fn export(config: &Config, filter: &Filter) -> Outcome {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    open_store(config)?.export_audit(filter, |entry, hash| -> anyhow::Result<()> {
-        Ok(writeln!(out, "{}", as_json(&entry, &hash))?)
-    })?;
-    out.flush()?;
-    Ok(())
+    let store = open_store(config)?;
+    Ok(print(|out| {
+        store.export_audit(filter, |entry, hash| -> anyhow::Result<()> {
+            Ok(writeln!(out, "{}", as_json(&entry, &hash))?)
+        })
+    })?)
 }
 
 fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {

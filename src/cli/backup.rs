@@ -1,13 +1,10 @@
 //! `certdist backup` and `certdist restore`: the whole database in one file.
 
-use std::{
-    io::{self, BufRead, IsTerminal, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
-use super::{ConfigArgs, Failure, Outcome, open_store, progress::Progress};
+use super::{ConfigArgs, Outcome, ask, open_store, print, progress::Progress};
 use crate::store::{
     Actor, Condition, StoreError,
     sqlite::{
@@ -67,7 +64,7 @@ pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     let contents = store.backup(&args.file, |done, total| progress.set(done, total));
     drop(progress);
     let contents = contents?;
-    println!("{}: {}", args.file.display(), as_text(&contents));
+    print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
         Some(fault) => Err(anyhow!("the audit log was not whole when it was copied: {fault}").into()),
         None => Ok(()),
@@ -88,7 +85,8 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     }
     backup.check_keys(&config.database_keys)?;
     let upgraded = backup.older.map(|version| format!("; of version {version}, and brought up to date"));
-    println!("{}: {}{}", args.file.display(), as_text(&backup.contents), upgraded.unwrap_or_default());
+    let upgraded = upgraded.unwrap_or_default();
+    print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
     let mut damaged = false;
     if path.exists() {
         let found = backup::examine(path);
@@ -96,23 +94,21 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         damaged = found.is_err() && !is_older;
         let reasons = against(path, &backup.contents, &found, damaged)?;
         match &found {
-            Ok(contents) => println!("{}: {}", path.display(), as_text(contents)),
-            Err(error) => println!("{error}"),
+            Ok(contents) => print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?,
+            Err(error) => print(|out| writeln!(out, "{error}"))?,
         }
         if !reasons.is_empty() && !args.force {
             let reasons = reasons.join(", and ");
             return Err(anyhow!("{}: {reasons}; --force replaces it all the same", path.display()).into());
         }
-        if !args.yes && !confirmed(path)? {
-            return Err(anyhow!("nothing was changed").into());
-        }
+        ask::sure(args.yes, &format!("Replace all that is in {}?", path.display()))?;
     }
     let mut progress = Progress::new(PROGRESS);
     let by = Actor::system_user();
     let outcome = backup.restore(path, damaged, &by, |done, total| progress.set(done, total));
     drop(progress);
     outcome?;
-    println!("{}: restored", path.display());
+    print(|out| writeln!(out, "{}: restored", path.display()))?;
     Ok(())
 }
 
@@ -139,17 +135,6 @@ fn against(
         Err(_) => reasons.push("it is of an older version, and may be newer than the backup".to_owned()),
     }
     Ok(reasons)
-}
-
-fn confirmed(path: &Path) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage(anyhow!("there is nobody to ask: expected --yes")));
-    }
-    eprint!("Replace all that is in {}? [y/N] ", path.display());
-    io::stderr().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn as_text(contents: &Contents) -> String {

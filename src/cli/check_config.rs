@@ -88,5 +88,5 @@ async fn online(config: &Config) -> Outcome {
             .into());
         }
     };
-    print(|out| writeln!(out, "{endpoint}: {says}"))
+    Ok(print(|out| writeln!(out, "{endpoint}: {says}"))?)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, open_store, progress::Progress};
+use super::{ConfigArgs, Failure, Outcome, open_store, print, progress::Progress};
 use crate::store::Actor;
 
 /// Seals the database's secrets, and shows under which keys they are
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             let report = store.seal(&Actor::system_user(), |done, total| progress.set(done, total));
             drop(progress);
             let report = report?;
-            println!("{} secrets sealed; all are under key {}", report.sealed, report.key);
+            print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
         Action::Status { json } => {
             let counts = store.seal_status()?;
@@ -61,16 +61,16 @@ pub(super) fn run(args: &Args) -> Outcome {
                     .map(|sealed| json!({"key": sealed.key, "deviceSecrets": sealed.device_secrets, "psks": sealed.psks}))
                     .collect();
                 let key = config.database_keys.first().map(|key| key.to_string());
-                println!("{}", json!({"databaseKey": key, "values": counts}));
+                print(|out| writeln!(out, "{}", json!({"databaseKey": key, "values": counts})))?;
                 return Ok(());
             }
-            match config.database_keys.first() {
-                Some(key) => println!("database_key: {key}"),
-                None => println!("database_key: none is configured"),
-            }
+            let key = config.database_keys.first().map_or("none is configured".into(), |key| key.to_string());
+            print(|out| writeln!(out, "database_key: {key}"))?;
             for sealed in counts {
                 let under = sealed.key.map_or("clear".into(), |key| format!("key {key}"));
-                println!("{under}: {} device secrets, {} psks", sealed.device_secrets, sealed.psks);
+                print(|out| {
+                    writeln!(out, "{under}: {} device secrets, {} psks", sealed.device_secrets, sealed.psks)
+                })?;
             }
         }
     }

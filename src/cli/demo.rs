@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Failure, Outcome, open_store, serve::Running};
+use super::{Failure, Outcome, open_store, print, serve::Running};
 use crate::{
     config::{Config, IotPlatform},
     device::{Certificate, Secret},
@@ -65,24 +65,28 @@ pub(super) async fn run(args: Args) -> Outcome {
     })
     .await
     .context("the simulated cloud does not start")?;
-    println!("simulated IoT Platform   {}", cloud.endpoint());
+    print(|out| writeln!(out, "simulated IoT Platform   {}", cloud.endpoint()))?;
     for number in 1..=args.devices {
         imported(number).inspect(|certificate| cloud.insert(certificate));
     }
     let config = configuration(&folder, &cloud)?;
     import(&folder, &config, args.devices)?;
     let running = Running::start(&config).await?;
-    println!("certdist                 coaps://{}", running.address());
+    print(|out| writeln!(out, "certdist                 coaps://{}", running.address()))?;
 
     let outcome = provision(&args, &running, &cloud).await;
     if outcome.is_ok() {
-        println!("\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n");
-        println!("  {}\n", coap_client(running.address()));
+        print(|out| {
+            writeln!(out, "\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n")?;
+            writeln!(out, "  {}\n", coap_client(running.address()))
+        })?;
         if args.keep {
-            println!("The server runs until Ctrl-C.");
+            print(|out| writeln!(out, "The server runs until Ctrl-C."))?;
             tokio::signal::ctrl_c().await?;
         } else {
-            println!("The server ends now; `certdist demo --keep` leaves it running for that.");
+            print(|out| {
+                writeln!(out, "The server ends now; `certdist demo --keep` leaves it running for that.")
+            })?;
         }
     }
     running.stop().await;
@@ -164,7 +168,7 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
     }]);
     let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: false };
     let report = table_file::import_file(&*open_store(config)?, &path, how, |_, _| {})?;
-    println!("imported                 {} devices", report.added);
+    print(|out| writeln!(out, "imported                 {} devices", report.added))?;
     Ok(())
 }
 
@@ -188,16 +192,22 @@ async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<
     for (number, certificate) in &first {
         check(*number, certificate, cloud)?;
     }
-    println!(
-        "powered on               {} devices, each with its own certificate, in {took:.1?}",
-        args.devices
-    );
+    print(|out| {
+        writeln!(
+            out,
+            "powered on               {} devices, each with its own certificate, in {took:.1?}",
+            args.devices
+        )
+    })?;
     let calls = || cloud.stats().calls.get("RegisterDevice").copied().unwrap_or(0);
     let batches = cloud.stats().calls.get("BatchRegisterDeviceWithApplyId").copied().unwrap_or(0);
-    println!(
-        "registered               {registered}, with {} RegisterDevice calls and {batches} batches",
-        calls()
-    );
+    print(|out| {
+        writeln!(
+            out,
+            "registered               {registered}, with {} RegisterDevice calls and {batches} batches",
+            calls()
+        )
+    })?;
     // Those that were imported are at the cloud as well.
     ensure!(
         cloud.stats().devices == u64::from(args.devices),
@@ -213,18 +223,24 @@ async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<
         "another certificate the second time"
     );
     ensure!(calls() == before, "registered a second time");
-    println!("powered on again         {} devices, the same certificates, no new registration", again.len());
+    print(|out| {
+        writeln!(
+            out,
+            "powered on again         {} devices, the same certificates, no new registration",
+            again.len()
+        )
+    })?;
 
     let signed_in = sign_in(first, cloud).await?;
     if signed_in == u64::from(args.devices) {
         let activated = running.activated().await?;
         ensure!(activated == signed_in, "activateTime is set for {activated} of {signed_in} devices");
-        println!("activateTime             set for all of them, as the cloud tells it");
+        print(|out| writeln!(out, "activateTime             set for all of them, as the cloud tells it"))?;
     }
 
     match device(server, "STRANGER".into()).fetch().await? {
         Answer::Refused { code, title, .. } if code == "4.04" => {
-            println!("a stranger               {code} {title}")
+            print(|out| writeln!(out, "a stranger               {code} {title}"))?;
         }
         other => return Err(anyhow!("a device that is not in the table was answered {other:?}")),
     }
@@ -251,7 +267,7 @@ async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> 
         ensure!(matches!(status, Some("ONLINE" | "OFFLINE")), "{name} is {status:?} after it signed in");
         count += 1;
     }
-    println!("signed in over MQTT      {count} devices, each with its certificate");
+    print(|out| writeln!(out, "signed in over MQTT      {count} devices, each with its certificate"))?;
     Ok(count)
 }
 

@@ -78,12 +78,10 @@ pub(super) async fn run(args: Args) -> Outcome {
         Action::Show { id, json } => {
             let id = parse(id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
-            if *json {
-                println!("{}", as_json(&row))
-            } else {
-                print!("{}", as_text(&row))
-            }
-            return Ok(());
+            return Ok(print(|out| match json {
+                true => writeln!(out, "{}", as_json(&row)),
+                false => write!(out, "{}", as_text(&row)),
+            })?);
         }
         Action::Disable { id } => {
             let id = parse(id)?;
@@ -112,7 +110,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     if !found {
         return Err(not_there(&id).into());
     }
-    println!("{id}: {done}");
+    print(|out| writeln!(out, "{id}: {done}"))?;
     Ok(())
 }
 

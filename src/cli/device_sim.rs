@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, anyhow};
 use serde_json::json;
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, print};
 use crate::simulated_device::{Answer, SimulatedDevice, sign_in};
 
 /// Simulates a device that powers on and asks for its certificate
@@ -50,10 +50,10 @@ pub(super) async fn run(args: Args) -> Outcome {
                 "deviceName": certificate.device_name,
                 "deviceSecret": certificate.device_secret.expose(),
             });
-            println!("{shown}");
+            print(|out| writeln!(out, "{shown}"))?;
             if let Some(broker) = args.connect {
                 sign_in(&certificate, &broker, patience).await?;
-                println!("{}", json!({ "signedIn": format!("mqtt://{broker}") }));
+                print(|out| writeln!(out, "{}", json!({ "signedIn": format!("mqtt://{broker}") })))?;
             }
             Ok(())
         }

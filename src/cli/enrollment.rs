@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                     let mut lines =
                         lines.iter().map(|(name, known, totals)| as_json(&config, name, *known, totals));
                     lines.try_for_each(|line| writeln!(out, "{line}"))
-                }),
+                })?,
                 false => print(|out| {
                     let head = [
                         "ENROLLMENT",
@@ -93,7 +93,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                         ]
                     }));
                     write!(out, "{}", aligned(&table))
-                }),
+                })?,
             }
         }
         Action::Show { name, json } => {
@@ -111,9 +111,10 @@ pub(super) fn run(args: &Args) -> Outcome {
             print(|out| match json {
                 true => writeln!(out, "{}", as_json(&config, name, known, &totals)),
                 false => write!(out, "{}", as_text(&config, name, known, &totals)),
-            })
+            })?;
         }
     }
+    Ok(())
 }
 
 fn kind(kind: &Kind) -> &'static str {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{ConfigArgs, Outcome, open_store, progress::Progress};
+use super::{ConfigArgs, Outcome, open_store, print, progress::Progress};
 use crate::table_file;
 
 /// Writes the table as CSV, secrets included
@@ -42,9 +42,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             writer.flush().with_context(|| format!("{} cannot be written", path.display()))?;
         }
         None => {
-            let mut writer = progress.counting(io::BufWriter::new(io::stdout().lock()));
-            table_file::export_file(&*store, &mut writer)?;
-            writer.flush()?;
+            print(|out| table_file::export_file(&*store, progress.counting(out)).map(drop))?;
         }
     }
     Ok(())

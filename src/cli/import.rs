@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ConfigArgs, Failure, Outcome, open_store};
+use super::{ConfigArgs, Failure, Outcome, open_store, print};
 use crate::{
     config::Config,
     psk::Kind,
@@ -56,13 +56,16 @@ pub(super) fn run(args: &Args) -> Outcome {
     bar.finish_and_clear();
     let report = report?;
     let done = if args.dry_run { "would be " } else { "" };
-    println!(
-        "{}: {} devices {done}added, {} {done}changed, {} unchanged",
-        args.file.display(),
-        report.added,
-        report.changed,
-        report.unchanged
-    );
+    print(|out| {
+        writeln!(
+            out,
+            "{}: {} devices {done}added, {} {done}changed, {} unchanged",
+            args.file.display(),
+            report.added,
+            report.changed,
+            report.unchanged
+        )
+    })?;
     Ok(())
 }
 

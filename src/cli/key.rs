@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         _ => new(args.bytes)?,
     };
     match &args.output {
-        None => print(|out| writeln!(out, "{}", key.as_str())),
+        None => Ok(print(|out| writeln!(out, "{}", key.as_str()))?),
         Some(path) => {
             let write = || -> io::Result<()> {
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;

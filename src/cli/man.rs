@@ -33,7 +33,7 @@ pub(super) struct CompletionArgs {
 pub(super) fn completion(args: &CompletionArgs) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Arguments::command(), "certdist", &mut script);
-    super::print(|out| out.write_all(&script))
+    Ok(super::print(|out| out.write_all(&script))?)
 }
 
 pub(super) fn run(args: &Args) -> Outcome {

@@ -1,6 +1,9 @@
 //! The command line: arguments, subcommands and what they print. Rules are in the
 //! rooms below.
 
+// A reader who has seen enough closes the pipe, and these would panic: `print`, `remark`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod admin;
 mod ask;
 mod audit;
@@ -166,11 +169,11 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
-            eprintln!("error: {error:#}");
+            remark(&format!("error: {error:#}\n"));
             ExitCode::from(1)
         }
         Err(Failure::Usage(error)) => {
-            eprintln!("error: {error:#}");
+            remark(&format!("error: {error:#}\n"));
             ExitCode::from(2)
         }
     }
@@ -178,7 +181,9 @@ pub fn main() -> ExitCode {
 
 fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // It would tell with `eprintln!`, which panics, that standard error cannot be written.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -195,14 +200,22 @@ fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
 
 /// Writes results. Whoever reads them may have seen enough (`| head`): then there is
 /// no more to write, and nothing is wrong.
-fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Outcome {
+fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<(), E>) -> anyhow::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
-    match write(&mut stdout).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error).context("cannot write to standard output").into())
-        }
-        _ => Ok(()),
+    let written = write(&mut stdout).map_err(Into::into).and_then(|()| Ok(stdout.flush()?));
+    let kind = |error: &anyhow::Error| {
+        error.chain().find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()))
+    };
+    match written {
+        Err(error) if kind(&error) == Some(io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(error) if error.is::<io::Error>() => Err(error.context("cannot write to standard output")),
+        written => written,
     }
+}
+
+/// Says something beside the results, on standard error, whether or not anybody reads it.
+fn remark(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Cells under each other.

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
-use super::{ConfigArgs, Failure, Outcome, open_store, serve};
+use super::{ConfigArgs, Failure, Outcome, open_store, print, remark, serve};
 use crate::{
     config::Config,
     registrar::{self, Registrar},
@@ -108,10 +108,10 @@ pub(super) async fn run(args: Args) -> Outcome {
     }
     bar.finish_and_clear();
     let refused = tally.refused.load(Ordering::Relaxed);
-    println!("{} registered, {refused} refused", tally.registered.load(Ordering::Relaxed));
+    print(|out| writeln!(out, "{} registered, {refused} refused", tally.registered.load(Ordering::Relaxed)))?;
     if refused > 0 {
-        eprintln!(
-            "`certdist device show ID` tells why; mend it, `certdist device reset ID`, and run this again"
+        remark(
+            "`certdist device show ID` tells why; mend it, `certdist device reset ID`, and run this again\n",
         );
     }
     if let Some(reason) = tally.stopped.get() {

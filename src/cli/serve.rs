@@ -1,7 +1,7 @@
 //! `certdist serve`: puts the rooms together and runs them until a signal.
 
 use std::{
-    io::{self, Write},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store};
+use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store, print};
 use crate::{
     admin,
     cert::Service,
@@ -73,7 +73,7 @@ pub async fn run(args: Args) -> Outcome {
     // Before the announcement: whoever waits for it may stop us at once.
     let mut signals = Signals::new()?;
     let running = Running::start(&config).await?;
-    announce(running.address()).context("cannot write to standard output")?;
+    print(|out| writeln!(out, "listening on coaps://{}", running.address()))?;
     notify::ready();
     let watchdog = tokio::spawn(notify::keep_watchdog());
     loop {
@@ -104,12 +104,6 @@ pub async fn run(args: Args) -> Outcome {
     running.stop().await;
     watchdog.abort();
     Ok(())
-}
-
-fn announce(address: SocketAddr) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "listening on coaps://{address}")?;
-    stdout.flush()
 }
 
 /// A server with everything that it needs.

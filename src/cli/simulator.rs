@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::{print, remark};
 use crate::{
     device::Secret,
     iot_platform::simulator::{
@@ -99,28 +100,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let default_key = args.access_key_id.is_none();
     let simulator = Simulator::start(config(args)).await.map_err(explained)?;
     if default_key {
-        eprintln!(
+        remark(&format!(
             "no access key given: accepting ALIBABA_CLOUD_ACCESS_KEY_ID={DEFAULT_ACCESS_KEY_ID} \
-             ALIBABA_CLOUD_ACCESS_KEY_SECRET={DEFAULT_ACCESS_KEY_SECRET}"
-        );
+             ALIBABA_CLOUD_ACCESS_KEY_SECRET={DEFAULT_ACCESS_KEY_SECRET}\n"
+        ));
     }
-    announce(&simulator).context("cannot write to standard output")?;
+    print(|out| writeln!(out, "listening on {}", simulator.endpoint()))?;
+    if let Some(address) = simulator.mqtt_addr() {
+        print(|out| writeln!(out, "listening on mqtt://{address}"))?;
+    }
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     simulator.shutdown().await.context("cannot write the simulator's state file")
-}
-
-fn announce(simulator: &Simulator) -> io::Result<()> {
-    use io::Write as _;
-
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "listening on {}", simulator.endpoint())?;
-    if let Some(address) = simulator.mqtt_addr() {
-        writeln!(stdout, "listening on mqtt://{address}")?;
-    }
-    stdout.flush()
 }
 
 fn config(args: Args) -> SimulatorConfig {

@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         let enrollments: serde_json::Map<String, serde_json::Value> =
             totals.iter().map(|totals| (totals.enrollment.clone(), object(totals).into())).collect();
         let stats = json!({ "enrollments": enrollments, "total": object(&all), "databaseBytes": size });
-        return print(|out| writeln!(out, "{stats}"));
+        return Ok(print(|out| writeln!(out, "{stats}"))?);
     }
     let head = ["ENROLLMENT", "DEVICES", "REGISTERED", "ISSUED", "ACTIVATED", "REFUSED", "DISABLED"];
     let mut table = vec![head.map(String::from)];
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         table.push(line("all", &all));
     }
     let size = indicatif::BinaryBytes(size);
-    print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), store.path().display()))
+    Ok(print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), store.path().display()))?)
 }
 
 /// Bytes of the database and its log.

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod console;
+pub mod document;
 pub mod http;
 pub mod network;
 pub mod webdriver;

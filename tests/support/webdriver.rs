@@ -31,6 +31,15 @@ pub struct Browser {
     _profile: TempDir,
 }
 
+/// Puts a picture among those of the documentation, when they are asked for: `make
+/// screenshots`. They change with each run.
+pub fn keep_for_documents(picture: &Path) {
+    if std::env::var_os("CERTDIST_SCREENSHOTS").is_some() {
+        let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
+        fs::copy(picture, shown.join(picture.file_name().expect("a name"))).expect("it can be written");
+    }
+}
+
 /// An element of the page.
 pub struct Element<'b> {
     browser: &'b Browser,

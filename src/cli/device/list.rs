@@ -5,6 +5,7 @@ use clap::ValueEnum;
 
 use super::{Failure, Outcome, aligned, as_json, parse, print, progress::Progress, time};
 use crate::{
+    cli::remark,
     config::Config,
     device::DeviceId,
     store::{DeviceRow, DeviceState, Store},
@@ -124,7 +125,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outc
     if listed == limit
         && let Some(last) = last
     {
-        eprintln!("there are more: --after {last}");
+        remark(&format!("there are more: --after {last}\n"));
     }
     Ok(())
 }

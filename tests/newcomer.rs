@@ -1,0 +1,234 @@
+//! A newcomer's whole path: README.md's five screens, done as they are written there, on
+//! the machine of tests/newcomer.sh and in a browser on its screen.
+#![cfg(feature = "simulation")]
+
+mod support;
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    panic,
+    path::Path,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, setns};
+use support::{
+    CERTDIST,
+    console::PASSWORD,
+    document::{Typed, agree, blocks, typed},
+    webdriver::{Browser, ENTER, keep_for_documents},
+};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A machine on which certdist was never installed, and a shell of root on it.
+struct Machine {
+    child: Child,
+    shell: Option<ChildStdin>,
+    said: mpsc::Receiver<String>,
+}
+
+impl Machine {
+    fn start() -> Self {
+        let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/newcomer.sh"));
+        let script = script.arg(CERTDIST).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = script.spawn().expect("bash");
+        let shell = child.stdin.take();
+        let stdout = child.stdout.take().expect("its output");
+        let (say, said) = mpsc::channel();
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| say.send(line))
+        });
+        let mut machine = Self { child, shell, said };
+        assert_eq!(machine.until_marked(), ("the machine is ready".into(), vec![]));
+        machine
+    }
+
+    /// The rest of a line that begins with `==`, and the lines before it.
+    fn until_marked(&mut self) -> (String, Vec<String>) {
+        let mut before = Vec::new();
+        loop {
+            let line = self.said.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("{error} after {before:#?}"));
+            match line.strip_prefix("== ") {
+                Some(rest) => return (rest.into(), before),
+                None => before.push(line),
+            }
+        }
+    }
+
+    /// Types a command and what it asks for, and reads what it says. It must succeed.
+    fn run(&mut self, prompt: char, command: &str, input: &str) -> Vec<String> {
+        let shell = self.shell.as_mut().expect("open until the end");
+        match prompt {
+            '#' => writeln!(shell, "{{ {command}\n}} 2>&1 <<'TYPED'\n{input}\nTYPED"),
+            _ => writeln!(shell, "runuser -u nobody -- bash 2>&1 <<'TYPED'\n{command}\nTYPED"),
+        }
+        .and_then(|()| writeln!(shell, "printf '\\n== %s\\n' $?"))
+        .expect("it runs");
+        let (status, mut said) = self.until_marked();
+        said.pop_if(|last| last.is_empty());
+        assert_eq!(status, "0", "{command}: {said:#?}");
+        said
+    }
+
+    /// Brings this thread into the machine's network, with all that it starts.
+    fn enter_network(&self) {
+        let network = File::open(format!("/proc/{}/ns/net", self.child.id())).expect("its network");
+        setns(network, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Its shell ends, and with it all that runs there.
+        drop(self.shell.take());
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Somebody who does what the page says.
+struct Newcomer {
+    machine: Machine,
+    /// What stands on the page, and what this run has in its place: such as a secret.
+    known: Vec<(String, String)>,
+    /// What `certdist admin hash-password` has printed.
+    password_hash: String,
+}
+
+impl Newcomer {
+    /// Types what the next console of a screen has, up to the screen's next text.
+    fn follow(&mut self, screen: &mut Screen) {
+        let (language, session) = screen.blocks.pop_front().expect("a console");
+        assert_eq!(language, "console", "{session}");
+        for line in typed(session) {
+            if let Some(files) = line.command.strip_prefix("editor ") {
+                for file in files.split(' ') {
+                    let (_, text) = screen.blocks.pop_front().expect("what is in the file");
+                    self.write(file, text);
+                }
+            } else {
+                self.carry_out(&line);
+            }
+        }
+    }
+
+    /// Writes a file into the place of what is there, with its rights.
+    fn write(&mut self, file: &str, text: &str) {
+        let elided = "$argon2id$v=19$m=19456,t=2,p=1$…";
+        self.machine.run('#', &format!("cat > {file}"), text.replace(elided, &self.password_hash).trim_end());
+    }
+
+    fn carry_out(&mut self, line: &Typed) {
+        // Without a terminal it is read, and not asked for.
+        let shown: Vec<&str> = line.shown.iter().copied().filter(|line| *line != "Password:").collect();
+        let input = if shown.len() < line.shown.len() { PASSWORD } else { "" };
+        let said = self.machine.run(line.prompt, line.command, input);
+        let said: Vec<&str> = said.iter().map(String::as_str).collect();
+        let values = agree(&shown, &said);
+        let values = values.unwrap_or_else(|| panic!("{line:#?} said {}", said.join("\n")));
+        for (shown, said) in values {
+            // What is the same on the page is the same in this run, and what is not is not.
+            let clash = self.known.iter().find(|(page, run)| (page == shown) != (run == said));
+            assert!(clash.is_none(), "{}: {said} for {shown}, beside {clash:?}", line.command);
+            self.known.push((shown.into(), said.into()));
+        }
+        if line.command == "certdist admin hash-password" {
+            self.password_hash = said[0].into();
+        }
+    }
+}
+
+/// A part of the page.
+struct Screen<'p> {
+    title: &'p str,
+    text: &'p str,
+    blocks: VecDeque<(&'p str, &'p str)>,
+}
+
+fn screens(page: &str) -> Vec<Screen<'_>> {
+    let section = page.split("\n## Five screens\n").nth(1).expect("the section");
+    let section = section.split("\n## ").next().expect("its text");
+    let parts = section.split("\n### ").skip(1).filter_map(|part| part.split_once('\n'));
+    parts.map(|(title, text)| Screen { title, text, blocks: blocks(text).into() }).collect()
+}
+
+#[test]
+fn the_readmes_five_screens_are_done_as_they_are_written() {
+    // In a thread of its own, as it goes into another network.
+    thread::spawn(five_screens).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
+}
+
+fn five_screens() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("README.md")).expect("README.md");
+    let mut screens = screens(&page);
+    let [install, serve, provision, disable, restore] = &mut screens[..] else { panic!("five screens") };
+    let machine = Machine::start();
+    machine.enter_network();
+    let mut newcomer = Newcomer { machine, known: Vec::new(), password_hash: String::new() };
+
+    assert_eq!(install.title, "1. Install and configure");
+    newcomer.follow(install);
+    newcomer.follow(install);
+    assert_eq!(serve.title, "2. Import and serve");
+    newcomer.follow(serve);
+
+    assert_eq!(provision.title, "3. Provision a device, and look in the browser");
+    newcomer.follow(provision);
+    let browser = Browser::start();
+    browser.show(1100, 800, false, true);
+    let url = "http://127.0.0.1:9684/";
+    assert!(provision.text.contains(url) && provision.text.contains("`lead`"));
+    browser.open(url);
+    browser.find("#name").write("lead");
+    browser.find("#password").write(PASSWORD);
+    browser.press(&[ENTER]);
+    browser.wait_for("Requests, the last hour");
+    browser.wait_for("All is well");
+    browser.find("nav a[href='/devices']").click();
+    browser.find("#q").write("PLUG");
+    browser.press(&[ENTER]);
+    browser.wait_for("Devices whose ID begins with PLUG");
+    browser.wait_for("PLUG0002");
+    browser.find("a.id[href$='PLUG0001']").click();
+    browser.wait_for("Has its certificate");
+    browser.wait_for("issued: a1BwAGVxyz2/PLUG0001, by plug-batch-7 from 127.0.0.1");
+    // So far, what differs from the page is the devices' secrets.
+    let text = browser.text();
+    let secrets = &newcomer.known;
+    assert!(!secrets.is_empty() && secrets.iter().all(|(_, secret)| !text.contains(secret)), "{text}");
+
+    assert_eq!(disable.title, "4. Disable it, and see the refusal");
+    assert!(disable.text.contains("**Disable**"));
+    browser.find("form[action='/device/disable'] button").click();
+    browser.wait_for("It is disabled.");
+    newcomer.follow(disable);
+    let deadline = Instant::now() + PATIENCE;
+    while !browser.text().contains("refused: the device is disabled, by plug-batch-7 from 127.0.0.1") {
+        assert!(Instant::now() < deadline, "the refusal does not show:\n{}", browser.text());
+        browser.open(&format!("{url}device?id=PLUG0001"));
+    }
+    browser.wait_for("An operator has disabled it");
+    browser.wait_for("disabled, by console:lead");
+    let picture = root.join("target/screenshots/refused-wide-light.png");
+    fs::create_dir_all(picture.parent().expect("a folder")).expect("a folder");
+    browser.picture(&picture);
+    keep_for_documents(&picture);
+    newcomer.follow(disable);
+
+    assert_eq!(restore.title, "5. Back up and restore");
+    newcomer.follow(restore);
+    assert!(screens.iter().all(|screen| screen.blocks.is_empty()), "a block of the page was left out");
+}
