@@ -37,7 +37,8 @@ pub enum Answer {
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
-/// Answers requests.
+/// Answers requests. Clones hold them against the same limits.
+#[derive(Clone)]
 pub struct Service {
     provisioner: Arc<Provisioner>,
     throttle: Throttle,

@@ -114,10 +114,14 @@ const WAYS: usize = 8;
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Shard]>,
 }
 
-type Shard = Box<[[Bucket; WAYS]]>;
+/// On cache lines of its own: locks side by side would be taken from one another.
+#[repr(align(128))]
+struct Shard(Mutex<Sets>);
+
+type Sets = Box<[[Bucket; WAYS]]>;
 
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -140,7 +144,7 @@ impl Bucket {
 impl Buckets {
     /// A table in which every bucket is full.
     pub fn new(now: Instant) -> Self {
-        let shard = || Mutex::new(vec![[Bucket::FREE; WAYS]; SETS].into_boxed_slice());
+        let shard = || Shard(Mutex::new(vec![[Bucket::FREE; WAYS]; SETS].into_boxed_slice()));
         Self {
             made: now,
             hasher: RandomState::new(),
@@ -193,7 +197,7 @@ impl Buckets {
 
     fn with<T>(&self, key: &impl Hash, act: impl FnOnce(u64, &mut [Bucket; WAYS]) -> T) -> T {
         let hash = self.hasher.hash_one(key);
-        let shard = &self.shards[hash as usize % SHARDS];
+        let Shard(shard) = &self.shards[hash as usize % SHARDS];
         // Nothing panics while one of these is held.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         act(hash, &mut shard[(hash >> 32) as usize % SETS])
@@ -292,7 +296,8 @@ mod tests {
         }
         assert_eq!(refused, 0, "who asks for the first time is never refused");
         assert!(ask(&buckets, now, tight, "enumerator").is_err());
-        let places: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().len() * WAYS).sum();
+        let places: usize =
+            buckets.shards.iter().map(|Shard(shard)| shard.lock().unwrap().len() * WAYS).sum();
         assert_eq!(places * size_of::<Bucket>(), 1 << 20);
     }
 

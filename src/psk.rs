@@ -149,6 +149,20 @@ impl Enrollments {
         all
     }
 
+    /// A copy that shares no memory with this one.
+    pub fn apart(&self) -> Self {
+        let own = |enrollment: &Arc<Enrollment>| Arc::new(Enrollment::clone(enrollment));
+        let by_name: HashMap<_, _> =
+            self.by_name.iter().map(|(name, enrollment)| (name.clone(), own(enrollment))).collect();
+        let same = |enrollment: &Arc<Enrollment>| by_name.get(&enrollment.name).unwrap_or(enrollment).clone();
+        Self {
+            by_identity: self.by_identity.iter().map(|(identity, e)| (identity.clone(), same(e))).collect(),
+            derived: self.derived.iter().map(same).collect(),
+            any_individual: self.any_individual,
+            by_name,
+        }
+    }
+
     /// The key of an identity, and who that is; `None` when it is unknown.
     ///
     /// The same is done for every identity, whatever it turns out to be: a key is
@@ -239,6 +253,27 @@ mod tests {
         assert_eq!(master.derive(b"SN00000001").as_bytes(), &mac.finalize().into_bytes()[..16]);
         // Computed with `openssl dgst -sha256 -mac hmac`.
         assert_eq!(hex::encode(master.derive(b"SN00000001").as_bytes()), "6d5e2bff07c2591af4b318ee7ca9ba2a");
+    }
+
+    #[test]
+    fn a_copy_shares_nothing_and_is_the_same() {
+        let key = || Key::from_hex(&"ab".repeat(16)).unwrap();
+        let kinds =
+            [Kind::Individual, Kind::Derived(key()), Kind::Shared { identity: "one".into(), key: key() }];
+        let enrollments = Enrollments::new(kinds.into_iter().enumerate().map(|(number, kind)| Enrollment {
+            name: number.to_string(),
+            product_key: "a1".into(),
+            kind,
+            reissue: Reissue::Always,
+        }));
+        let copy = enrollments.apart();
+        assert_eq!(format!("{:?}", copy.derived), format!("{:?}", enrollments.derived));
+        assert_eq!((copy.by_identity["one"].name.as_str(), copy.any_individual), ("2", true));
+        for (name, enrollment) in &enrollments.by_name {
+            assert_eq!(copy.by_name[name], *enrollment);
+            assert!(!Arc::ptr_eq(&copy.by_name[name], enrollment));
+        }
+        assert!(Arc::ptr_eq(&copy.derived[0], &copy.by_name["1"]));
     }
 
     #[test]

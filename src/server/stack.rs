@@ -7,7 +7,7 @@ use std::{
     future::Future,
     iter,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -25,6 +25,7 @@ use crate::{
     figures::{ByByte, Histogram},
     limits::Origin,
     psk::{Key, Kind, Principal},
+    store::StoreError,
 };
 
 /// Most requests of one worker that are worked on at once; beyond, devices are
@@ -136,6 +137,7 @@ impl Stack {
     pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
         let failure_lines = Lines::new(MAX_FAILURE_LINES, "failed handshakes");
         let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
+        let rooms = rooms.apart();
         Self { dtls, coap, rooms, tasks: 0, figures: Arc::default(), failure_lines, request_lines }
     }
 
@@ -147,7 +149,7 @@ impl Stack {
     /// Takes over other enrollments for handshakes, and other limits for requests,
     /// from now on; sessions stay.
     pub fn reload(&mut self, rooms: Rooms) {
-        self.rooms = rooms;
+        self.rooms = rooms.apart();
     }
 
     /// What follows, until [`end_batch`](Self::end_batch), has arrived together: the
@@ -260,19 +262,18 @@ impl Stack {
     }
 
     fn find_key(&mut self, now: Instant, handshake: HandshakeId, identity: Box<[u8]>, io: &mut impl Io) {
-        let Rooms { enrollments, store, .. } = self.rooms.clone();
-        let mut work = Box::pin(async move { enrollments.find(&identity, store.as_ref()).await });
-        match first_step(work.as_mut()) {
+        let found = first_step(pin!(self.rooms.enrollments.find(&identity, self.rooms.store.as_ref())));
+        match found {
             Poll::Ready(Ok(found)) => self.key_found(now, handshake, found, io),
-            // Without an answer of the store the handshake is left to its
-            // time-out: an alert would tell the device that its key is wrong.
-            Poll::Ready(Err(error)) => tracing::error!(%error, "a key could not be looked up"),
+            Poll::Ready(Err(error)) => key_not_found(&error),
             Poll::Pending => {
+                // Begun anew: what waits owns what it needs.
+                let Rooms { enrollments, store, .. } = self.rooms.clone();
                 let work = async move {
-                    match work.await {
+                    match enrollments.find(&identity, store.as_ref()).await {
                         Ok(found) => Done(Outcome::Key(handshake, found)),
                         Err(error) => {
-                            tracing::error!(%error, "a key could not be looked up");
+                            key_not_found(&error);
                             Done(Outcome::Nothing)
                         }
                     }
@@ -322,6 +323,12 @@ impl Stack {
         }
         figures.rounds.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Without an answer of the store the handshake is left to its time-out: an alert would
+/// tell the device that its key is wrong.
+fn key_not_found(error: &StoreError) {
+    tracing::error!(%error, "a key could not be looked up");
 }
 
 /// Polls work once, on the worker itself: what a store has at hand is done then,
