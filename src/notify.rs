@@ -38,14 +38,21 @@ pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
 }
 
-/// Says that the service is alive, as often as is needed, as long as the runtime that
-/// this runs on gets its turn. Returns at once when nobody watches.
-pub async fn keep_watchdog() {
-    let Some(interval) = watchdog_interval() else { return };
+/// Says that the service is alive, as often as is needed, whenever it is. Returns at once
+/// when nobody watches.
+pub async fn keep_watchdog<F: Future<Output = bool>>(is_alive: impl Fn() -> F) {
+    if let Some(interval) = watchdog_interval() {
+        watch(interval, is_alive, watchdog).await;
+    }
+}
+
+async fn watch<F: Future<Output = bool>>(interval: Duration, is_alive: impl Fn() -> F, say_so: impl Fn()) {
     let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        watchdog();
+        if is_alive().await {
+            say_so();
+        }
     }
 }
 
@@ -74,6 +81,8 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn received(manager: &UnixDatagram) -> String {
@@ -107,5 +116,16 @@ mod tests {
         assert_eq!(interval(Some("30000000"), Some("1")), None);
         assert_eq!(interval(None, None), None);
         assert_eq!(interval(Some("0"), None), None);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn only_a_service_that_is_alive_says_so() {
+        let (asked, said) = (Cell::new(0), Cell::new(0));
+        let is_alive = async || {
+            asked.set(asked.get() + 1);
+            asked.get() <= 3
+        };
+        let watching = watch(Duration::from_secs(15), is_alive, || said.set(said.get() + 1));
+        assert!(tokio::time::timeout(Duration::from_secs(100), watching).await.is_err());
+        assert_eq!((asked.get(), said.get()), (7, 3));
     }
 }

@@ -78,7 +78,7 @@ fi
 curl -fsS http://127.0.0.1:9684/healthz | grep -qx ok
 
 ask() {
-    inside coap-client-gnutls -m get -B 30 -u plug-batch-7 -k sixteen-bytes-ok -A 50 \
+    inside coap-client-gnutls -m get -B "${2-30}" -u plug-batch-7 -k sixteen-bytes-ok -A 50 \
         "coaps://127.0.0.1/cert?sn=$1" 2>/dev/null
 }
 say "provisioning a device"
@@ -94,8 +94,9 @@ mkfifo "$work/asked"
 (
     for number in $(seq -f '%04g' 2 400); do
         [ -e "$work/enough" ] && break
-        deadline=$((SECONDS + 20))
-        until ask "PLUG$number" | grep -q "\"deviceName\":\"PLUG$number\""; do
+        # A device whose server goes away in the midst of it gives up, and comes again.
+        deadline=$((SECONDS + 40))
+        until ask "PLUG$number" 5 | grep -q "\"deviceName\":\"PLUG$number\""; do
             echo "PLUG$number" >> "$work/again"
             if [ $SECONDS -gt $deadline ]; then
                 echo "PLUG$number" >> "$work/unserved"

@@ -3,7 +3,6 @@
 //! served without it.
 
 use std::{
-    iter,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,10 +14,11 @@ use axum::{
 use tokio::sync::Mutex;
 
 use super::{Sources, Table};
-use crate::{server::Pulse, store::StoreError};
+use crate::{
+    server::{self, Pulse, ROUND},
+    store::StoreError,
+};
 
-/// How long a worker may take for a round, once it was woken.
-const ROUND: Duration = Duration::from_secs(2);
 /// How long the table may take for a read and a write.
 const PROBE: Duration = Duration::from_secs(2);
 /// For how long one look at the table counts: each writes to the disk.
@@ -32,28 +32,11 @@ pub(super) struct Health {
 
 /// `/healthz`: each worker makes a round.
 pub(super) async fn live(pulses: &[Pulse]) -> Response {
-    let silent = silent_workers(pulses).await;
+    let silent = server::silent_workers(pulses).await;
     let problems = silent.into_iter().map(|number| {
         format!("worker {number} has made no round for {} s; restart certdist", ROUND.as_secs())
     });
     answer("ok", problems.collect(), &[])
-}
-
-async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
-    let before: Vec<u64> = pulses.iter().map(Pulse::rounds).collect();
-    pulses.iter().for_each(Pulse::wake);
-    let silent = || -> Vec<usize> {
-        let workers = iter::zip(pulses, &before).enumerate();
-        workers.filter(|(_, (pulse, before))| pulse.rounds() == **before).map(|(number, _)| number).collect()
-    };
-    let deadline = Instant::now() + ROUND;
-    loop {
-        let silent = silent();
-        if silent.is_empty() || Instant::now() >= deadline {
-            return silent;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 impl Health {
@@ -61,7 +44,7 @@ impl Health {
     pub(super) async fn ready(&self, sources: &Sources) -> Response {
         let mut problems = Vec::new();
         // Listening is what the workers do: their sockets were bound before them.
-        for number in silent_workers(&sources.pulses).await {
+        for number in server::silent_workers(&sources.pulses).await {
             problems.push(format!("worker {number} has made no round for {} s", ROUND.as_secs()));
         }
         if let Err(problem) = self.probe(&sources.store).await {

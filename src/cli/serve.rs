@@ -29,7 +29,7 @@ use crate::{
     provision::Provisioner,
     psk::Enrollments,
     registrar::{self, Registrar},
-    server::{self, Rooms, Server, plain::Plain},
+    server::{self, Pulse, Rooms, Server, plain::Plain},
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
@@ -75,7 +75,7 @@ pub async fn run(args: Args) -> Outcome {
     let running = Running::start(&config).await?;
     print(|out| writeln!(out, "listening on coaps://{}", running.address()))?;
     notify::ready();
-    let watchdog = tokio::spawn(notify::keep_watchdog());
+    let watchdog = tokio::spawn(keep_watchdog(running.server.pulses().into()));
     loop {
         match signals.next().await {
             Order::Stop => break,
@@ -104,6 +104,22 @@ pub async fn run(args: Args) -> Outcome {
     running.stop().await;
     watchdog.abort();
     Ok(())
+}
+
+/// Tells the service manager that all is well as long as each worker makes its rounds, and
+/// the runtime that this is on as well.
+async fn keep_watchdog(pulses: Arc<[Pulse]>) {
+    let is_alive = || {
+        let pulses = pulses.clone();
+        async move {
+            let silent = server::silent_workers(&pulses).await;
+            if !silent.is_empty() {
+                tracing::error!(workers = ?silent, "workers make no rounds: the service manager is not told that all is well");
+            }
+            silent.is_empty()
+        }
+    };
+    notify::keep_watchdog(is_alive).await;
 }
 
 /// A server with everything that it needs.

@@ -14,14 +14,14 @@ mod tests;
 mod worker;
 
 use std::{
-    io,
+    io, iter,
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -43,6 +43,9 @@ use worker::{Mailbox, Worker};
 /// Asked for as the socket's receive buffer, in bytes; the system may give less
 /// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// How long a worker may take for a round, once it was woken.
+pub const ROUND: Duration = Duration::from_secs(2);
 
 /// What the workers need of the rooms below.
 #[derive(Clone)]
@@ -97,6 +100,24 @@ impl Pulse {
     /// Rounds that it has made.
     pub fn rounds(&self) -> u64 {
         self.figures.rounds.load(Ordering::Relaxed)
+    }
+}
+
+/// The numbers of the workers that make no round within [`ROUND`], though they are woken.
+pub async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
+    let before: Vec<u64> = pulses.iter().map(Pulse::rounds).collect();
+    pulses.iter().for_each(Pulse::wake);
+    let silent = || -> Vec<usize> {
+        let workers = iter::zip(pulses, &before).enumerate();
+        workers.filter(|(_, (pulse, before))| pulse.rounds() == **before).map(|(number, _)| number).collect()
+    };
+    let deadline = Instant::now() + ROUND;
+    loop {
+        let silent = silent();
+        if silent.is_empty() || Instant::now() >= deadline {
+            return silent;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
