@@ -19,9 +19,7 @@ use certdist::{
         self, Psk,
         testing::{Client, Profile},
     },
-    iot_platform::{
-        ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
-    },
+    iot_platform::NoCloud,
     provision::Provisioner,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
@@ -37,54 +35,6 @@ const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 const DEVICES: u32 = 20_000;
 /// Devices whose datagrams arrive together, as they do at load.
 const TOGETHER: usize = 8;
-
-/// Not to be called: every device of this bench has its certificate.
-struct NoCloud;
-
-impl NoCloud {
-    fn refuse<'a, T: Send + 'a>() -> ApiFuture<'a, T> {
-        let error = ApiError { class: ErrorClass::Operator, code: String::new(), message: String::new() };
-        Box::pin(std::future::ready(Err(error)))
-    }
-}
-
-impl IotPlatform for NoCloud {
-    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
-    }
-
-    fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
-    }
-
-    fn batch_check_device_names<'a>(&'a self, _: &'a str, _: &'a [String]) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
-    }
-
-    fn query_batch_register_device_status<'a>(
-        &'a self,
-        _: &'a str,
-        _: ApplyId,
-    ) -> ApiFuture<'a, BatchProgress> {
-        Self::refuse()
-    }
-
-    fn batch_register_device_with_apply_id<'a>(&'a self, _: &'a str, _: ApplyId) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
-    }
-
-    fn query_page_by_apply_id<'a>(&'a self, _: &'a str, _: ApplyId, _: u32) -> ApiFuture<'a, BatchPage> {
-        Self::refuse()
-    }
-
-    fn batch_query_device_detail<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a [String],
-    ) -> ApiFuture<'a, Vec<CloudDevice>> {
-        Self::refuse()
-    }
-}
 
 fn id(number: u32) -> String {
     format!("SN{:08}", number % DEVICES)
@@ -122,6 +72,7 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
     let registrar = Registrar::new(
         registrar::Config::default(),
         store.clone(),
+        // Not to be called: every device of this bench has its certificate.
         Arc::new(NoCloud),
         runtime.handle().clone(),
     );

@@ -34,7 +34,11 @@ pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
     let path = args.config.path();
     let path = path.display();
-    print(|out| writeln!(out, "{path}: {} enrollments, listen {}", config.enrollments.len(), config.listen))?;
+    let enrollments = match config.enrollments.len() {
+        1 => "1 enrollment".to_owned(),
+        count => format!("{count} enrollments"),
+    };
+    print(|out| writeln!(out, "{path}: {enrollments}, listen {}", config.listen))?;
     let database = store::examine(&config.database);
     if let Ok(condition) = &database {
         let says = match condition {

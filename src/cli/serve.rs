@@ -21,10 +21,7 @@ use crate::{
     admin,
     cert::Service,
     config::{self, Config},
-    iot_platform::{
-        ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
-        client::Client,
-    },
+    iot_platform::{IotPlatform, NoCloud, client::Client},
     notify,
     provision::Provisioner,
     psk::Enrollments,
@@ -288,58 +285,6 @@ pub(super) fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar:
     tokio::spawn(async move { reader.read_credentials().await });
     let refuse_existing = config.refuse_existing.clone();
     Ok((client, registrar::Config { refuse_existing, ..section.registrar.clone() }))
-}
-
-/// Stands for the cloud when none is configured: every registration is the
-/// operator's to mend.
-struct NoCloud;
-
-impl NoCloud {
-    fn refuse<'a, T: Send + 'a>() -> ApiFuture<'a, T> {
-        Box::pin(std::future::ready(Err(ApiError {
-            class: ErrorClass::Operator,
-            code: "NoCloud".into(),
-            message: "the configuration has no [iot_platform]".into(),
-        })))
-    }
-}
-
-impl IotPlatform for NoCloud {
-    fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
-    }
-
-    fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
-    }
-
-    fn batch_check_device_names<'a>(&'a self, _: &'a str, _: &'a [String]) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
-    }
-
-    fn query_batch_register_device_status<'a>(
-        &'a self,
-        _: &'a str,
-        _: ApplyId,
-    ) -> ApiFuture<'a, BatchProgress> {
-        Self::refuse()
-    }
-
-    fn batch_register_device_with_apply_id<'a>(&'a self, _: &'a str, _: ApplyId) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
-    }
-
-    fn query_page_by_apply_id<'a>(&'a self, _: &'a str, _: ApplyId, _: u32) -> ApiFuture<'a, BatchPage> {
-        Self::refuse()
-    }
-
-    fn batch_query_device_detail<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a [String],
-    ) -> ApiFuture<'a, Vec<CloudDevice>> {
-        Self::refuse()
-    }
 }
 
 enum Order {

@@ -10,6 +10,7 @@ pub(crate) mod batches;
 pub mod client;
 pub mod credentials;
 pub(crate) mod http;
+mod no_cloud;
 mod request;
 #[cfg(feature = "simulation")]
 pub mod sign_in;
@@ -20,7 +21,7 @@ pub mod simulator;
 
 use std::{fmt, future::Future, pin::Pin};
 
-pub use self::action::Action;
+pub use self::{action::Action, no_cloud::NoCloud};
 use crate::device::Certificate;
 
 /// Version of the API that the calls are written for.
