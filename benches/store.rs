@@ -105,7 +105,9 @@ fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
         handing_in * each,
         cpu * each
     );
-    Ok(())
+    let history =
+        |id| -> StoreFuture<'_, _> { Box::pin(async move { Ok(Some(store.history(id, 100).await?)) }) };
+    time_reads("history()", &ids[..100], history)
 }
 
 /// Seconds of CPU that this process has used.

@@ -240,6 +240,7 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
     match version.checked_sub(1) {
         None => transaction.execute_batch(SCHEMA).map_err(failed)?,
         Some(done) => {
+            tracing::info!(path = %path.display(), from = version, to = VERSION, "the database is brought up to date");
             for Upgrade { script, then } in UPGRADES.iter().skip(done) {
                 transaction.execute_batch(script).map_err(failed)?;
                 then.map_or(Ok(()), |step| step(&transaction)).map_err(failed)?;
