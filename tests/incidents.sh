@@ -4,21 +4,10 @@
 # and network namespace of its own, so as root.
 #
 #     tests/incidents.sh target/debug/certdist
-set -euo pipefail
+. "$(dirname "$0")/support/namespace.sh"
 
-say() { echo "== $*"; }
-fail() { echo "FAILED: $*" >&2; exit 1; }
-trap 'echo "FAILED at line $LINENO: $BASH_COMMAND" >&2' ERR
-
-if [ "${1-}" != --inside ]; then
-    [ "$(id -u)" -eq 0 ] || fail "it takes root to make a namespace"
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" --inside "$(realpath "$1")"
-fi
-binary=$2
 certdist() { "$binary" "$@"; }
-ip link set lo up
 work=$(mktemp -d /tmp/certdist-incidents.XXXXXX)
-mount --make-rprivate /
 # So small that it is soon full.
 mount -t tmpfs -o size=4m none "$work"
 trap 'cd /; umount -l "$work" && rmdir "$work"' EXIT
@@ -45,18 +34,6 @@ TOML
 printf plug-batch-7-key | od -An -tx1 | tr -d ' \n' > plug-batch-7.key
 { echo deviceId; seq -f 'PLUG%04g' 1 1000; } > batch.csv
 
-# Starts in the background, and waits until it says that it listens.
-start() {
-    local name=$1 line
-    shift
-    rm -f "$name.out"
-    mkfifo "$name.out"
-    "$binary" "$@" > "$name.out" 2>> "$name.log" &
-    started=$!
-    exec 5< "$name.out"
-    read -r -t 20 -u 5 line || fail "$name does not listen: $(cat "$name.log")"
-    case $line in "listening on "*) ;; *) fail "$name said $line" ;; esac
-}
 key=plug-batch-7-key
 ask() {
     coap-client-gnutls -m get -B 15 -u plug-batch-7 -k "$key" -A 50 "coaps://127.0.0.1/cert?sn=$1" 2>&1 | tail -n 1
@@ -71,9 +48,9 @@ until_true() {
 }
 
 certdist import batch.csv
-start simulator simulator --state cloud.json
+start simulator "$binary" simulator --state cloud.json
 simulator=$started
-start service serve
+start service "$binary" serve
 service=$started
 served PLUG0001
 
@@ -102,7 +79,7 @@ refused 5.0 PLUG0010 || fail "a device that needs the cloud: $(ask PLUG0010)"
 served PLUG0001 || fail "a device that needs no cloud is not served"
 if certdist check-config --online 2> said; then fail "check-config --online is content"; fi
 grep -q 'cannot be reached' said || fail "$(cat said)"
-start simulator simulator --state cloud.json
+start simulator "$binary" simulator --state cloud.json
 simulator=$started
 certdist check-config --online | grep -q 'the credentials are good'
 until_true served PLUG0010

@@ -1,23 +1,11 @@
 # A machine on which certdist was never installed, for the script that sources this: a
-# view of this system that is thrown away (an overlay, mounted at $root, in a mount
-# namespace, with processes and a network of its own). dpkg and apt on it are the real
-# ones; for systemd stands support/systemctl. Takes the script's own arguments, of which
-# the first is the binary to package, and needs root. Whatever cannot be done is a
-# failure.
-set -euo pipefail
+# view of this system that is thrown away (an overlay, mounted at $root, in namespaces of
+# its own). dpkg and apt on it are the real ones; for systemd stands support/systemctl.
+# Takes the script's own arguments, of which the first is the binary to package.
+. "$(dirname "${BASH_SOURCE[0]}")/namespace.sh"
 
-say() { echo "== $*"; }
-fail() { echo "FAILED: $*" >&2; exit 1; }
-trap 'echo "FAILED at line $LINENO: $BASH_COMMAND" >&2' ERR
-
-if [ "${1-}" != --inside ]; then
-    [ "$(id -u)" -eq 0 ] || fail "it takes root to install a package"
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" --inside "$(realpath "$1")"
-fi
 here=$(cd "$(dirname "$0")/.." && pwd)
-ip link set lo up
 work=$(mktemp -d /tmp/certdist-machine.XXXXXX)
-mount --make-rprivate /
 mount -t tmpfs none "$work"
 mkdir "$work/upper" "$work/overlay" "$work/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/overlay" "$work/root"
@@ -37,17 +25,13 @@ inside() { chroot "$root" "$@"; }
 inside getent passwd certdist >/dev/null && fail "this system has a user certdist already"
 
 # Once, as a binary with everything for a debugger takes long.
-strip -o "$work/certdist" "$2"
+strip -o "$work/certdist" "$binary"
 
 # Builds the package into a folder of the machine: build_package FOLDER [VERSION]
 build_package() { "$here/packaging/build-deb" "$work/certdist" "$root$1" ${2+"$2"}; }
 
 # IoT Platform, where the installed configuration does not look for it.
 start_simulator() {
-    local line
-    mkfifo "$work/simulator"
-    "$work/certdist" simulator > "$work/simulator" 2> "$work/simulator.log" &
-    exec 5< "$work/simulator"
-    read -r -t 20 -u 5 line || fail "the simulator does not listen: $(cat "$work/simulator.log")"
-    [ "$line" = "listening on http://127.0.0.1:8086" ] || fail "the simulator said $line"
+    start simulator "$work/certdist" simulator
+    [ "$heard" = "listening on http://127.0.0.1:8086" ] || fail "the simulator said $heard"
 }
