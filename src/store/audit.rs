@@ -38,18 +38,18 @@ pub struct AuditEntry {
     #[serde(serialize_with = "device_text", deserialize_with = "device")]
     pub device: Option<DeviceId>,
     /// The enrollment that the client has proven to belong to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub enrollment: Option<String>,
     /// Who: the PSK identity of a device; of an operator, an [`Actor`](super::Actor).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
     /// Where the client's handshake came from: an IPv4 address, or an IPv6 network; or an
     /// operator's address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// What of it: the certificate (`productKey/deviceName`), the reason of a
     /// refusal, numbers. Never a secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 

@@ -77,18 +77,15 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
     patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
-    // It lives as long as the server, and what it touches of a map would count as the
-    // server's memory: all of an audit log that grows.
-    connection.pragma_update(None, "mmap_size", 0).map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
 /// Opens a connection for what is written when nobody else writes: while another
 /// transaction is under way, it fails at once.
 pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
-    let connection = open_again(path, READER_WAIT)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, READER_WAIT)?;
     let set_up = || {
-        connection.pragma_update(None, "mmap_size", 0)?;
+        set_up_writer(&connection)?;
         connection.pragma_update(None, "cache_size", -BACKLOG_CACHE)?;
         connection.busy_timeout(Duration::ZERO)
     };
@@ -96,10 +93,16 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens another writing connection to a file that [`open`] has seen.
+/// Opens another writing connection to a file that [`open`] has seen, for work on the
+/// whole table. Others live as long as the server, and what they touch of a map would
+/// count as its memory.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-    set_up_writer(&connection).map_err(|error| store_error(path, error))?;
+    let set_up = || {
+        set_up_writer(&connection)?;
+        connection.pragma_update(None, "mmap_size", MMAP_SIZE)
+    };
+    set_up().map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -285,7 +288,6 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // What is deleted or replaced is overwritten: a secret that was clear and is
     // sealed, or whose device is gone, does not stay in the file.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
-    connection.pragma_update(None, "mmap_size", MMAP_SIZE)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
     // Bytes: what a long import made of the log does not stay on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))

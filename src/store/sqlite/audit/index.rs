@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Block, parse};
+use super::{BLOCKS, Block, parse};
 use crate::{device::DeviceId, store::audit::AuditEntry};
 
 /// Entries that make a part; its last block may bring some more.
@@ -14,10 +14,6 @@ const PART: u64 = 1024;
 /// What is before the ID in the line of an entry about a device. Within a text of
 /// another kind, a quote has a backslash before it.
 const KEY: &str = "\"deviceId\":\"";
-
-/// Blocks that are in a part or, from the other end, may be.
-const BLOCKS: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
-                      WHERE lastSeq BETWEEN ?1 AND ?2 ORDER BY lastSeq";
 
 /// FNV-1a (draft-eastlake-fnv). It is kept in the database: not to be one that the
 /// standard library may change. Its bytes sort as the number does.
@@ -47,10 +43,14 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds a part, in the transaction that is open; not if its entries are not there.
+/// Adds a part that is due, in the transaction that is open; whether there was one. Not
+/// if its entries are not there.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
-    let [indexed, _] = extent(connection)?;
+    let [indexed, head] = extent(connection)?;
+    if head.saturating_sub(indexed) < PART {
+        return Ok(false);
+    }
     let (last, devices) = devices_after(connection, indexed)?;
     let is_whole = last - indexed >= PART;
     if is_whole {

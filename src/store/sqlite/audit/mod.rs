@@ -80,7 +80,14 @@ fn put_block(
     Ok(())
 }
 
-/// A block as it is read; its columns are those of [`Block::COLUMNS`].
+/// The blocks that end with an entry between two numbers, in their order.
+const BLOCKS: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                      WHERE lastSeq BETWEEN ?1 AND ?2 ORDER BY lastSeq";
+
+/// All of them.
+const ALL: [i64; 2] = [0, i64::MAX];
+
+/// A block, as [`BLOCKS`] has it.
 struct Block<'r> {
     first: u64,
     last: u64,
@@ -95,11 +102,9 @@ impl<'r> Block<'r> {
     }
 
     /// Each entry's number and text.
-    fn lines(&self) -> impl DoubleEndedIterator<Item = (u64, &'r str)> {
+    fn lines(&self) -> impl Iterator<Item = (u64, &'r str)> {
         let entries = self.entries.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        let lines = entries.unwrap_or(self.entries).split(BETWEEN);
-        let lines: Vec<_> = (self.first..).zip(lines).collect();
-        lines.into_iter()
+        (self.first..).zip(entries.unwrap_or(self.entries).split(BETWEEN))
     }
 
     /// Whether it is as it was written, after `previous`.
@@ -141,8 +146,8 @@ pub(super) fn export<E>(
     filter: &Filter,
     mut each: impl FnMut(AuditEntry, Link) -> Result<(), E>,
 ) -> rusqlite::Result<Result<(), E>> {
-    let mut statement = connection.prepare(ALL)?;
-    let mut rows = statement.query(())?;
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query(ALL)?;
     while let Some(row) = rows.next()? {
         let block = Block::read(row)?;
         for line in block.lines() {
@@ -156,9 +161,6 @@ pub(super) fn export<E>(
     }
     Ok(Ok(()))
 }
-
-/// Every block, in the order of [`Block::read`].
-const ALL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block ORDER BY lastSeq";
 
 /// What a look at the whole log has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,8 +199,8 @@ pub(super) fn verify_in(
     let (mut seq, mut previous) = (pruned, anchor);
     let mut signed_off = pruned == 0;
     let pruning = format!("\"event\":\"{}\"", AuditEvent::Pruned.name());
-    let mut statement = connection.prepare(ALL)?;
-    let mut rows = statement.query(())?;
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query(ALL)?;
     while let Some(row) = rows.next()? {
         let block = Block::read(row)?;
         if block.first != seq + 1 {
@@ -244,8 +246,6 @@ fn anchoring(seq: u64, hash: &Link) -> String {
 /// many entries. The chain then begins where they ended, and an entry says so.
 pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
-    const OLDEST: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
-                          WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq";
     let [anchor, head] = connection
         .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
     // A hundredth more than must be, so that not each entry costs another.
@@ -255,14 +255,14 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
         return Ok(0);
     }
     let mut pruned: Option<Head> = None;
-    let mut statement = connection.prepare_cached(OLDEST)?;
-    let mut rows = statement.query([anchor, (anchor + PRUNED_AT_ONCE).min(head)].map(u64::cast_signed))?;
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let oldest_blocks = [anchor + 1, (anchor + PRUNED_AT_ONCE).min(head)];
+    let mut rows = statement.query(oldest_blocks.map(u64::cast_signed))?;
     while let Some(row) = rows.next()? {
         let block = Block::read(row)?;
-        let last = || block.lines().next_back().map(parse).transpose();
         let is_surplus = surplus.is_some_and(|surplus| block.last <= surplus);
         let is_old = match oldest.filter(|_| !is_surplus) {
-            Some(oldest) => last()?.is_some_and(|entry| entry.at < oldest),
+            Some(oldest) => block.lines().last().map(parse).transpose()?.is_some_and(|last| last.at < oldest),
             None => false,
         };
         // What somebody has cut off, `verify` is to find as it is.

@@ -89,7 +89,7 @@ impl Waiting {
         for block in self.group.chunks(BLOCK) {
             put(&transaction, block)?;
         }
-        let is_behind = index::is_behind(&transaction)? && index::add_part(&transaction)?;
+        let is_behind = index::add_part(&transaction)?;
         transaction.commit()?;
         Ok(is_behind)
     }
