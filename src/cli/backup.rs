@@ -60,10 +60,7 @@ pub struct RestoreArgs {
 pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
-    let mut progress = Progress::new(PROGRESS);
-    let contents = store.backup(&args.file, |done, total| progress.set(done, total));
-    drop(progress);
-    let contents = contents?;
+    let contents = Progress::showing(PROGRESS, |told| store.backup(&args.file, told))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
         Some(fault) => Err(anyhow!("the audit log was not whole when it was copied: {fault}").into()),
@@ -76,10 +73,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
         return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());
     };
-    let mut progress = Progress::new(PROGRESS);
-    let backup = Restorable::examine(&args.file, path, |done, total| progress.set(done, total));
-    drop(progress);
-    let backup = backup?;
+    let backup = Progress::showing(PROGRESS, |told| Restorable::examine(&args.file, path, told))?;
     if let Some(fault) = &backup.contents.audit.fault {
         tracing::warn!("the backup's audit log is not whole: {fault}");
     }
@@ -103,11 +97,8 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         }
         ask::sure(args.yes, &format!("Replace all that is in {}?", path.display()))?;
     }
-    let mut progress = Progress::new(PROGRESS);
     let by = Actor::system_user();
-    let outcome = backup.restore(path, damaged, &by, |done, total| progress.set(done, total));
-    drop(progress);
-    outcome?;
+    Progress::showing(PROGRESS, |told| backup.restore(path, damaged, &by, told))?;
     print(|out| writeln!(out, "{}: restored", path.display()))?;
     Ok(())
 }

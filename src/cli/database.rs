@@ -47,10 +47,8 @@ pub(super) fn run(args: &Args) -> Outcome {
     let store = open_store(&config)?;
     match args.action {
         Action::Seal => {
-            let mut progress = Progress::new("{bar:40} {percent}% {pos}/{len} secrets {eta} left");
-            let report = store.seal(&Actor::system_user(), |done, total| progress.set(done, total));
-            drop(progress);
-            let report = report?;
+            let template = "{bar:40} {percent}% {pos}/{len} secrets {eta} left";
+            let report = Progress::showing(template, |told| store.seal(&Actor::system_user(), told))?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
         Action::Status { json } => {

@@ -38,9 +38,15 @@ impl Progress {
     }
 
     /// So much of it all is done.
-    pub(super) fn set(&mut self, done: u64, total: u64) {
+    fn set(&mut self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.add(done.saturating_sub(self.bar.position()));
+    }
+
+    /// While something is done that is given a way to say how much of it all is done.
+    pub(super) fn showing<T>(template: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+        let mut progress = Self::new(template);
+        work(&mut |done, total| progress.set(done, total))
     }
 
     /// While something is done that does not say how far it is.
