@@ -117,6 +117,7 @@ mod tests {
         assert_eq!(interval(None, None), None);
         assert_eq!(interval(Some("0"), None), None);
     }
+
     #[tokio::test(start_paused = true)]
     async fn only_a_service_that_is_alive_says_so() {
         let (asked, said) = (Cell::new(0), Cell::new(0));

@@ -151,16 +151,9 @@ impl Enrollments {
 
     /// A copy that shares no memory with this one.
     pub fn apart(&self) -> Self {
-        let own = |enrollment: &Arc<Enrollment>| Arc::new(Enrollment::clone(enrollment));
-        let by_name: HashMap<_, _> =
-            self.by_name.iter().map(|(name, enrollment)| (name.clone(), own(enrollment))).collect();
-        let same = |enrollment: &Arc<Enrollment>| by_name.get(&enrollment.name).unwrap_or(enrollment).clone();
-        Self {
-            by_identity: self.by_identity.iter().map(|(identity, e)| (identity.clone(), same(e))).collect(),
-            derived: self.derived.iter().map(same).collect(),
-            any_individual: self.any_individual,
-            by_name,
-        }
+        // The derived ones in their order: it counts.
+        let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
+        Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
 
     /// The key of an identity, and who that is; `None` when it is unknown.

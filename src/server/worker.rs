@@ -36,8 +36,8 @@ const MAX_BATCHES: usize = 16;
 
 /// How long a worker that is under load lets datagrams gather. To wake up costs
 /// several times what a datagram does: at 64 devices at once, waking up for each
-/// two of them was half of the server's time, and after 200 µs a tenth more than now.
-/// A device that comes alone is answered at once.
+/// two of them was half of the server's time, and after 200 µs it is a quarter more than
+/// now. A device that comes alone is answered at once.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// How long a worker that was told to stop goes on at most, so that who waits for an
@@ -249,6 +249,7 @@ impl Worker {
                     continue;
                 }
             };
+            // One alone has nothing to share.
             if count > 1 {
                 self.stack.begin_batch();
             }

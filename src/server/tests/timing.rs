@@ -22,15 +22,7 @@ fn site(folder: &tempfile::TempDir, runtime: &tokio::runtime::Runtime) -> Rooms 
         key: Some((format!("own-{number:04}"), crate::device::Secret::new(KEY.into()))),
         ..ImportRow::new(DeviceId::parse(&format!("OWN-{number:04}")).unwrap(), "own", "a1")
     };
-    store
-        .import(
-            &Actor::system_user(),
-            "batch.csv",
-            (0..1000).map(|number| Ok::<_, ()>(row(number))),
-            false,
-            |_, _| panic!("rejected"),
-        )
-        .unwrap();
+    import(&store, (0..1000).map(row));
     let disabled = DeviceId::parse("OWN-0500").unwrap();
     runtime.block_on(store.set_state(&disabled, DeviceState::Disabled, &Actor::system_user())).unwrap();
     let enrollment = |name: &str, kind| Enrollment {
