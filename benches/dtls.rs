@@ -8,7 +8,7 @@ use std::{
 };
 
 use certdist::dtls::{
-    Config, Datagram, Endpoint, Event, Outbox, Psk, Suite,
+    Config, Datagram, Endpoint, Event, Outbox, Path, Psk, Suite,
     testing::{Client, Profile},
 };
 
@@ -25,7 +25,7 @@ struct Server {
 struct Count(usize);
 
 impl Outbox for Count {
-    fn push(&mut self, _: SocketAddr, datagram: &[u8]) {
+    fn push(&mut self, _: Path, datagram: &[u8]) {
         self.0 += datagram.len();
     }
 }

@@ -87,8 +87,8 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
 struct Sent(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Sent {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
-        self.0.push((peer, datagram.to_vec()));
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
+        self.0.push((path.peer, datagram.to_vec()));
     }
 }
 

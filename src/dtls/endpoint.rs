@@ -11,7 +11,7 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Closed, Config, Event, Failure, Outbox, Psk,
+    Closed, Config, Event, Failure, Outbox, Path, Psk,
     cookie::CookieJar,
     handshake::{Completed, Handshake, Offer, Step},
     message::{self, Alert, Fragment, HelloPrefix},
@@ -36,14 +36,14 @@ const MAX_RETRANSMISSIONS: usize = 5;
 
 /// A datagram as it was received, and how far [`Endpoint::receive`] has read it.
 pub struct Datagram<'d> {
-    peer: SocketAddr,
+    path: Path,
     records: Records<'d>,
 }
 
 impl<'d> Datagram<'d> {
     /// The bytes are decrypted in place.
-    pub fn new(peer: SocketAddr, bytes: &'d mut [u8]) -> Self {
-        Self { peer, records: Records::new(bytes) }
+    pub fn new(path: impl Into<Path>, bytes: &'d mut [u8]) -> Self {
+        Self { path: path.into(), records: Records::new(bytes) }
     }
 }
 
@@ -145,7 +145,7 @@ impl<P> Endpoint<P> {
 
     /// Where a session's client is.
     pub fn peer(&self, session: SessionId) -> Option<SocketAddr> {
-        self.sessions.peer(session.0)
+        self.sessions.path(session.0).map(|path| path.peer)
     }
 
     /// Most bytes of data that one record to this client may hold: what the client
@@ -170,12 +170,12 @@ impl<P> Endpoint<P> {
         datagram: &mut Datagram<'d>,
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
-        let peer = datagram.peer;
+        let path = datagram.path;
         while let Some(record) = datagram.records.next() {
             match record.header.epoch {
-                0 => self.plaintext(now, peer, record.header, record.payload, out),
+                0 => self.plaintext(now, path, record.header, record.payload, out),
                 1 => {
-                    if let Some(received) = self.protected(now, peer, record, out) {
+                    if let Some(received) = self.protected(now, path, record, out) {
                         return Some(received);
                     }
                 }
@@ -274,24 +274,17 @@ impl<P> Endpoint<P> {
         }
     }
 
-    fn plaintext(
-        &mut self,
-        now: Instant,
-        peer: SocketAddr,
-        header: Header,
-        payload: &[u8],
-        out: &mut impl Outbox,
-    ) {
+    fn plaintext(&mut self, now: Instant, path: Path, header: Header, payload: &[u8], out: &mut impl Outbox) {
         match header.kind {
             ContentType::Handshake => {
                 let mut reader = Reader::new(payload);
                 while !reader.is_empty() {
                     let Ok(fragment) = Fragment::read(&mut reader) else { return };
-                    self.fragment(now, peer, header, &fragment, out);
+                    self.fragment(now, path, header, &fragment, out);
                 }
             }
             ContentType::ChangeCipherSpec if payload == [1] => {
-                let Some(handle) = self.handshakes.of(peer) else { return };
+                let Some(handle) = self.handshakes.of(path) else { return };
                 let Some(progress) = self.handshakes.get_mut(handle) else { return };
                 let step = progress.handshake.change_cipher_spec();
                 self.take_step(now, handle, step, out);
@@ -305,15 +298,15 @@ impl<P> Endpoint<P> {
     fn fragment(
         &mut self,
         now: Instant,
-        peer: SocketAddr,
+        path: Path,
         header: Header,
         fragment: &Fragment<'_>,
         out: &mut impl Outbox,
     ) {
         let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
-            self.hello(now, peer, header, fragment, out)
+            self.hello(now, path, header, fragment, out)
         } else {
-            self.handshakes.of(peer)
+            self.handshakes.of(path)
         };
         let Some(handle) = handle else { return };
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
@@ -331,20 +324,20 @@ impl<P> Endpoint<P> {
     fn hello(
         &mut self,
         now: Instant,
-        peer: SocketAddr,
+        path: Path,
         header: Header,
         fragment: &Fragment<'_>,
         out: &mut impl Outbox,
     ) -> Option<Handle> {
         let prefix = HelloPrefix::read(&mut Reader::new(fragment.body)).ok()?;
-        let current = self.handshakes.of(peer);
+        let current = self.handshakes.of(path);
         if let Some(progress) = current.and_then(|handle| self.handshakes.get(handle))
             && progress.handshake.began_with(&prefix.random, fragment.sequence)
         {
             return current;
         }
-        if !self.cookies.accepts(now, peer, &prefix.random, prefix.cookie) {
-            self.verify_hello(now, peer, header, fragment.body.len(), &prefix.random, out);
+        if !self.cookies.accepts(now, path.peer, &prefix.random, prefix.cookie) {
+            self.verify_hello(now, path, header, fragment.body.len(), &prefix.random, out);
             return None;
         }
         if let Some(handle) = current {
@@ -357,11 +350,11 @@ impl<P> Endpoint<P> {
         }
         self.counters.handshakes_started += 1;
         let handshake = Handshake::new(prefix.random, fragment.sequence, header.sequence);
-        let handle = self.handshakes.insert(now, peer, Progress { handshake, principal: None });
+        let handle = self.handshakes.insert(now, path, Progress { handshake, principal: None });
         let limit = self.config.max_handshakes_per_address;
         let handshakes = &self.handshakes;
         if let Some(oldest) =
-            self.origins.begin(peer, handle, limit, |handle| handshakes.get(handle).is_some())
+            self.origins.begin(path.peer, handle, limit, |handle| handshakes.get(handle).is_some())
         {
             self.fail_handshake(oldest, Failure::Evicted);
         }
@@ -373,13 +366,13 @@ impl<P> Endpoint<P> {
     fn verify_hello(
         &mut self,
         now: Instant,
-        peer: SocketAddr,
+        path: Path,
         header: Header,
         hello_length: usize,
         random: &[u8; 32],
         out: &mut impl Outbox,
     ) {
-        let cookie = self.cookies.make(now, peer, random);
+        let cookie = self.cookies.make(now, path.peer, random);
         if message::HELLO_VERIFY_REQUEST_LENGTH > message::HEADER + hello_length {
             return;
         }
@@ -389,7 +382,7 @@ impl<P> Endpoint<P> {
         let header = Header { kind: ContentType::Handshake, epoch: 0, sequence: header.sequence };
         record::put_header(&mut self.buffer, header, DTLS_1_0, &[], message::HELLO_VERIFY_REQUEST_LENGTH);
         message::put_hello_verify_request(&mut self.buffer, &cookie);
-        out.push(peer, &self.buffer);
+        out.push(path, &self.buffer);
     }
 
     /// Reads a record of epoch 1. When an address has both a session and a
@@ -397,17 +390,17 @@ impl<P> Endpoint<P> {
     fn protected<'d>(
         &mut self,
         now: Instant,
-        peer: SocketAddr,
+        path: Path,
         record: Record<'d>,
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
         let Record { header, connection_id, payload } = record;
         let session = match connection_id {
             Some(id) => self.by_connection_id.get(&id).copied(),
-            None => self.sessions.of(peer),
+            None => self.sessions.of(path),
         };
         // RFC 9146 §3: once IDs are agreed on, a record without is not taken.
-        let handshake = self.handshakes.of(peer).filter(|&handle| {
+        let handshake = self.handshakes.of(path).filter(|&handle| {
             self.handshakes
                 .get(handle)
                 .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
@@ -419,7 +412,7 @@ impl<P> Endpoint<P> {
             let is_newest = session.is_newest(header.sequence);
             match session.open(header, payload) {
                 Ok(opened) => {
-                    self.follow(handle, peer, payload.len(), is_newest);
+                    self.follow(handle, path, payload.len(), is_newest);
                     return self.opened(now, handle, opened, payload, out);
                 }
                 Err(_) if handshake.is_none() => self.counters.bad_records += 1,
@@ -437,13 +430,13 @@ impl<P> Endpoint<P> {
 
     /// RFC 9146 §6: a client with a connection ID is where its newest record came
     /// from. An older one, late or caught and sent again by somebody, moves nobody.
-    fn follow(&mut self, handle: Handle, peer: SocketAddr, payload: usize, is_newest: bool) {
-        let moved = is_newest && self.sessions.peer(handle) != Some(peer);
+    fn follow(&mut self, handle: Handle, path: Path, payload: usize, is_newest: bool) {
+        let moved = is_newest && self.sessions.path(handle) != Some(path);
         let Some(session) = self.sessions.get_mut(handle) else { return };
         session.connection.received(record::HEADER + payload, moved);
         if moved && session.connection.own_id().is_some() {
             self.counters.moved += 1;
-            self.sessions.move_unlisted(handle, peer);
+            self.sessions.move_unlisted(handle, path);
         }
     }
 
@@ -511,13 +504,13 @@ impl<P> Endpoint<P> {
     }
 
     fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
-        let Some((peer, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
-        self.origins.end(peer);
+        let Some((path, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
+        self.origins.end(path.peer);
         self.drop_stale_resends();
         let Completed { keys, connection, finished, final_flight } = completed;
         // Without a principal the key was one that nobody knows.
         let Some(principal) = principal else { return };
-        if let Some(old) = self.sessions.of(peer) {
+        if let Some(old) = self.sessions.of(path) {
             // RFC 6347 §4.2.8: only now is the old association given up. Its
             // keys are gone on the client's side, so no alert of it is due.
             self.end_session(old, Closed::Replaced, false, out);
@@ -535,19 +528,19 @@ impl<P> Endpoint<P> {
             // Found by its ID alone: what somebody sends from another client's
             // address must not push that client out of its place.
             Some(id) => {
-                let handle = self.sessions.insert_unlisted(now, peer, session);
+                let handle = self.sessions.insert_unlisted(now, path, session);
                 self.by_connection_id.insert(id, handle);
                 handle
             }
-            None => self.sessions.insert(now, peer, session),
+            None => self.sessions.insert(now, path, session),
         };
         self.send_final_flight(handle, out);
-        self.events.push_back(Event::Established { session: SessionId(handle), peer });
+        self.events.push_back(Event::Established { session: SessionId(handle), peer: path.peer });
     }
 
     fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
-        let Some((peer, Progress { handshake, .. })) = self.handshakes.remove(handle) else { return };
-        self.origins.end(peer);
+        let Some((path, Progress { handshake, .. })) = self.handshakes.remove(handle) else { return };
+        self.origins.end(path.peer);
         self.drop_stale_resends();
         self.counters.handshakes_failed += 1;
         let reason = match reason {
@@ -557,7 +550,7 @@ impl<P> Endpoint<P> {
             other => other,
         };
         let identity = handshake.identity().map(Into::into);
-        self.events.push_back(Event::HandshakeFailed { peer, identity, reason });
+        self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason });
     }
 
     fn end_session(&mut self, handle: Handle, reason: Closed, notify: bool, out: &mut impl Outbox) {
@@ -605,11 +598,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
         put: impl FnOnce(&mut Handshake, &mut Vec<u8>),
     ) {
-        let Some(peer) = self.handshakes.peer(handle) else { return };
+        let Some(path) = self.handshakes.path(handle) else { return };
         if let Some(progress) = self.handshakes.get_mut(handle) {
             self.buffer.clear();
             put(&mut progress.handshake, &mut self.buffer);
-            out.push(peer, &self.buffer);
+            out.push(path, &self.buffer);
         }
     }
 
@@ -632,11 +625,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
         put: impl FnOnce(&mut Session<P>, &mut Vec<u8>) -> Sealed,
     ) -> Option<Sealed> {
-        let peer = self.sessions.peer(handle)?;
+        let path = self.sessions.path(handle)?;
         self.buffer.clear();
         let sealed = put(self.sessions.get_mut(handle)?, &mut self.buffer);
         if sealed == Sealed::Sent && self.sessions.get_mut(handle)?.connection.may_send(self.buffer.len()) {
-            out.push(peer, &self.buffer);
+            out.push(path, &self.buffer);
         }
         Some(sealed)
     }

@@ -151,15 +151,36 @@ impl fmt::Debug for Psk {
     }
 }
 
-/// Where datagrams go. Called once a datagram, in order.
+/// Number that the transport gives to one of the server's own addresses. The default
+/// stands for a transport with only one, or for any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalAddress(pub u16);
+
+/// Both ends of the way that a datagram takes: an association is between two
+/// addresses, so an answer leaves from the one that was asked (RFC 6347 §4.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Path {
+    /// The client's address and port.
+    pub peer: SocketAddr,
+    /// The server's address that the client sends to.
+    pub local: LocalAddress,
+}
+
+impl From<SocketAddr> for Path {
+    fn from(peer: SocketAddr) -> Self {
+        Self { peer, local: LocalAddress::default() }
+    }
+}
+
+/// Destination of datagrams. Called once a datagram, in order.
 pub trait Outbox {
-    /// Takes a copy of `datagram`, to be sent to `peer`.
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]);
+    /// Takes a copy of `datagram`, to be sent on `path`.
+    fn push(&mut self, path: Path, datagram: &[u8]);
 }
 
 impl Outbox for Vec<(SocketAddr, Vec<u8>)> {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
-        Vec::push(self, (peer, datagram.to_vec()));
+    fn push(&mut self, path: Path, datagram: &[u8]) {
+        Vec::push(self, (path.peer, datagram.to_vec()));
     }
 }
 

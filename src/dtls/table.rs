@@ -1,15 +1,16 @@
 //! A table of entries, each found by a handle that is never reused, by its
-//! peer's address, and by its age: the one that was touched longest ago is at
+//! path, and by its age: the one that was touched longest ago is at
 //! hand, and any one is moved to the young end, in constant time.
 
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use hashbrown::HashTable;
+
+use super::Path;
 
 /// Names an entry of a table. Once the entry is gone the handle leads nowhere,
 /// even when its place is taken again.
@@ -38,18 +39,18 @@ struct Slot<T> {
     younger: u32,
     /// In ticks, rounded up.
     touched: u32,
-    entry: Option<(SocketAddr, T)>,
+    entry: Option<(Path, T)>,
 }
 
-/// Entries by handle, by age, and by peer unless they are found otherwise; a peer
+/// Entries by handle, by age, and by path unless they are found otherwise; a path
 /// has at most one that is found by it. Holds at most
 /// `u32::MAX - 1` of them.
 pub(crate) struct Table<T> {
     made: Instant,
     slots: Vec<Slot<T>>,
-    /// Indices of slots, by the hash of their peer: the address itself is in the
+    /// Indices of slots, by the hash of their path: the path itself is in the
     /// slot alone.
-    by_peer: HashTable<u32>,
+    by_path: HashTable<u32>,
     hasher: RandomState,
     /// Empty slots, chained through `younger`.
     free: u32,
@@ -63,7 +64,7 @@ impl<T> Table<T> {
         Self {
             made: now,
             slots: Vec::new(),
-            by_peer: HashTable::new(),
+            by_path: HashTable::new(),
             hasher: RandomState::new(),
             free: NONE,
             oldest: NONE,
@@ -76,30 +77,30 @@ impl<T> Table<T> {
         self.length
     }
 
-    /// Adds an entry as the youngest. One that the peer has already is removed.
-    pub(crate) fn insert(&mut self, now: Instant, peer: SocketAddr, value: T) -> Handle {
-        if let Some(old) = self.of(peer) {
+    /// Adds an entry as the youngest. One that the path has already is removed.
+    pub(crate) fn insert(&mut self, now: Instant, path: Path, value: T) -> Handle {
+        if let Some(old) = self.of(path) {
             self.remove(old);
         }
-        let handle = self.insert_unlisted(now, peer, value);
-        let Self { slots, by_peer, hasher, .. } = self;
-        by_peer.insert_unique(hasher.hash_one(peer), handle.index, |&index| hash_of(hasher, slots, index));
+        let handle = self.insert_unlisted(now, path, value);
+        let Self { slots, by_path, hasher, .. } = self;
+        by_path.insert_unique(hasher.hash_one(path), handle.index, |&index| hash_of(hasher, slots, index));
         handle
     }
 
-    /// Adds an entry that is not found by its peer.
-    pub(crate) fn insert_unlisted(&mut self, now: Instant, peer: SocketAddr, value: T) -> Handle {
+    /// Adds an entry that is not found by its path.
+    pub(crate) fn insert_unlisted(&mut self, now: Instant, path: Path, value: T) -> Handle {
         let touched = self.ticks(now);
         let index = self.free;
         let index = match self.slots.get_mut(index as usize) {
             Some(slot) => {
                 self.free = slot.younger;
-                slot.entry = Some((peer, value));
+                slot.entry = Some((path, value));
                 slot.touched = touched;
                 index
             }
             None => {
-                let entry = Some((peer, value));
+                let entry = Some((path, value));
                 self.slots.push(Slot { serial: 0, older: NONE, younger: NONE, touched, entry });
                 (self.slots.len() - 1) as u32
             }
@@ -109,19 +110,19 @@ impl<T> Table<T> {
         Handle { index, serial: self.slots[index as usize].serial }
     }
 
-    /// Notes where the peer of an unlisted entry is now.
-    pub(crate) fn move_unlisted(&mut self, handle: Handle, peer: SocketAddr) {
+    /// Notes the path of an unlisted entry from now on.
+    pub(crate) fn move_unlisted(&mut self, handle: Handle, path: Path) {
         if let Some(slot) = self.slots.get_mut(handle.index as usize)
             && slot.serial == handle.serial
             && let Some((place, _)) = &mut slot.entry
         {
-            *place = peer;
+            *place = path;
         }
     }
 
-    /// The entry of a peer.
-    pub(crate) fn of(&self, peer: SocketAddr) -> Option<Handle> {
-        let index = *self.by_peer.find(self.hasher.hash_one(peer), |&index| self.is_of(index, peer))?;
+    /// The entry of a path.
+    pub(crate) fn of(&self, path: Path) -> Option<Handle> {
+        let index = *self.by_path.find(self.hasher.hash_one(path), |&index| self.is_of(index, path))?;
         Some(Handle { index, serial: self.slots.get(index as usize)?.serial })
     }
 
@@ -129,8 +130,8 @@ impl<T> Table<T> {
         self.entry(handle).map(|(_, value)| value)
     }
 
-    pub(crate) fn peer(&self, handle: Handle) -> Option<SocketAddr> {
-        self.entry(handle).map(|&(peer, _)| peer)
+    pub(crate) fn path(&self, handle: Handle) -> Option<Path> {
+        self.entry(handle).map(|&(path, _)| path)
     }
 
     pub(crate) fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
@@ -150,10 +151,10 @@ impl<T> Table<T> {
         }
     }
 
-    pub(crate) fn remove(&mut self, handle: Handle) -> Option<(SocketAddr, T)> {
-        let peer = self.peer(handle)?;
-        let hash = self.hasher.hash_one(peer);
-        if let Ok(found) = self.by_peer.find_entry(hash, |&index| index == handle.index) {
+    pub(crate) fn remove(&mut self, handle: Handle) -> Option<(Path, T)> {
+        let path = self.path(handle)?;
+        let hash = self.hasher.hash_one(path);
+        if let Ok(found) = self.by_path.find_entry(hash, |&index| index == handle.index) {
             found.remove();
         }
         self.unlink(handle.index);
@@ -173,14 +174,14 @@ impl<T> Table<T> {
         Some((self.made + TICK * slot.touched, Handle { index: self.oldest, serial: slot.serial }))
     }
 
-    fn entry(&self, handle: Handle) -> Option<&(SocketAddr, T)> {
+    fn entry(&self, handle: Handle) -> Option<&(Path, T)> {
         let slot = self.slots.get(handle.index as usize)?;
         if slot.serial == handle.serial { slot.entry.as_ref() } else { None }
     }
 
-    fn is_of(&self, index: u32, peer: SocketAddr) -> bool {
+    fn is_of(&self, index: u32, path: Path) -> bool {
         let slot = self.slots.get(index as usize);
-        slot.and_then(|slot| slot.entry.as_ref()).is_some_and(|&(found, _)| found == peer)
+        slot.and_then(|slot| slot.entry.as_ref()).is_some_and(|&(found, _)| found == path)
     }
 
     fn ticks(&self, now: Instant) -> u32 {
@@ -212,18 +213,20 @@ impl<T> Table<T> {
     }
 }
 
-/// For growing the index: every slot that is in it has a peer.
+/// For growing the index: every slot that is in it has a path.
 fn hash_of<T>(hasher: &RandomState, slots: &[Slot<T>], index: u32) -> u64 {
     let entry = slots.get(index as usize).and_then(|slot| slot.entry.as_ref());
-    entry.map_or(0, |(peer, _)| hasher.hash_one(peer))
+    entry.map_or(0, |(path, _)| hasher.hash_one(path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
-    fn peer(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
+    fn path(port: u16) -> Path {
+        SocketAddr::from(([192, 0, 2, 1], port)).into()
     }
 
     fn drain(table: &mut Table<u32>) -> Vec<u32> {
@@ -238,11 +241,11 @@ mod tests {
     fn the_oldest_is_the_one_not_touched_longest() {
         let now = Instant::now();
         let mut table = Table::new(now);
-        let handles: Vec<_> = (0..5).map(|n| table.insert(now, peer(n as u16), n)).collect();
+        let handles: Vec<_> = (0..5).map(|n| table.insert(now, path(n as u16), n)).collect();
         table.touch(now, handles[0]);
         table.touch(now, handles[3]);
         table.touch(now, handles[3]);
-        assert_eq!(table.remove(handles[2]), Some((peer(2), 2)));
+        assert_eq!(table.remove(handles[2]), Some((path(2), 2)));
         assert_eq!(table.len(), 4);
         assert_eq!(drain(&mut table), [1, 4, 0, 3]);
         assert!(table.oldest().is_none());
@@ -252,9 +255,9 @@ mod tests {
     fn a_handle_of_a_removed_entry_leads_nowhere() {
         let now = Instant::now();
         let mut table = Table::new(now);
-        let first = table.insert(now, peer(1), 1);
-        assert_eq!(table.remove(first), Some((peer(1), 1)));
-        let second = table.insert(now, peer(1), 2);
+        let first = table.insert(now, path(1), 1);
+        assert_eq!(table.remove(first), Some((path(1), 1)));
+        let second = table.insert(now, path(1), 2);
         assert_eq!(second.index, first.index, "the place is taken again");
         assert_eq!(table.get(first), None);
         assert_eq!(table.get_mut(first), None);
@@ -264,22 +267,22 @@ mod tests {
     }
 
     #[test]
-    fn each_peer_finds_its_own_entry_while_thousands_come_and_go() {
+    fn each_path_finds_its_own_entry_while_thousands_come_and_go() {
         let now = Instant::now();
         let mut table = Table::new(now);
         for round in 0..3 {
             for port in 0..5000 {
-                table.insert(now, peer(port), u32::from(port) + round);
+                table.insert(now, path(port), u32::from(port) + round);
             }
-            assert_eq!(table.len(), 5000, "an entry of the same peer is replaced");
+            assert_eq!(table.len(), 5000, "an entry of the same path is replaced");
             for port in (0..5000).step_by(3) {
-                let handle = table.of(peer(port)).unwrap();
-                assert_eq!(table.remove(handle), Some((peer(port), u32::from(port) + round)));
-                assert_eq!(table.of(peer(port)), None);
+                let handle = table.of(path(port)).unwrap();
+                assert_eq!(table.remove(handle), Some((path(port), u32::from(port) + round)));
+                assert_eq!(table.of(path(port)), None);
             }
             for port in (1..5000).step_by(3) {
                 assert_eq!(
-                    table.of(peer(port)).and_then(|handle| table.get(handle).copied()),
+                    table.of(path(port)).and_then(|handle| table.get(handle).copied()),
                     Some(u32::from(port) + round)
                 );
             }
@@ -292,7 +295,7 @@ mod tests {
         let mut table = Table::new(made);
         for micros in [0, 1, 30_999, 31_000, 31_001, 86_400_000_000] {
             let at = made + Duration::from_micros(micros);
-            let handle = table.insert(at, peer(1), 0);
+            let handle = table.insert(at, path(1), 0);
             let (told, _) = table.oldest().unwrap();
             assert!(told >= at && told < at + TICK);
             table.remove(handle);

@@ -134,11 +134,11 @@ impl Outgoing {
 }
 
 impl dtls::Outbox for Outgoing {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
         if self.datagrams.len() == BATCH {
             self.flush();
         }
         self.buffer.extend_from_slice(datagram);
-        self.datagrams.push((peer.into(), datagram.len()));
+        self.datagrams.push((path.peer.into(), datagram.len()));
     }
 }

@@ -164,10 +164,11 @@ impl Stack {
     }
 
     /// Takes a datagram.
-    pub fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8], io: &mut impl Io) {
-        let mut datagram = Datagram::new(from, bytes);
+    pub fn receive(&mut self, now: Instant, path: impl Into<dtls::Path>, bytes: &mut [u8], io: &mut impl Io) {
+        let path = path.into();
+        let mut datagram = Datagram::new(path, bytes);
         while let Some(received) = self.dtls.receive(now, &mut datagram, io) {
-            self.message(now, from, received.session, received.data, io);
+            self.message(now, path.peer, received.session, received.data, io);
         }
         self.events(now, io);
     }

@@ -119,8 +119,8 @@ struct Sides {
 }
 
 impl dtls::Outbox for Sides {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
-        self.outgoing.push(peer, datagram);
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
+        self.outgoing.push(path, datagram);
     }
 }
 

@@ -102,8 +102,8 @@ struct Side {
 }
 
 impl dtls::Outbox for Side {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
-        self.sent.push((peer, datagram.to_vec()));
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
+        self.sent.push((path.peer, datagram.to_vec()));
     }
 }
 

@@ -57,8 +57,8 @@ fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) 
 struct Collected(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Collected {
-    fn push(&mut self, peer: SocketAddr, datagram: &[u8]) {
-        self.0.push((peer, datagram.to_vec()));
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
+        self.0.push((path.peer, datagram.to_vec()));
     }
 }
 
