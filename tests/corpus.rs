@@ -54,7 +54,8 @@ fn every_datagram_of_a_stranger_comes_to_what_its_file_says() {
         let mut endpoint = dtls::Endpoint::<()>::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
         let mut out: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
         let asked = bytes.len();
-        let mut datagram = Datagram::new("192.0.2.1:5684".parse().expect("an address"), &mut bytes);
+        let mut datagram =
+            Datagram::new("192.0.2.1:5684".parse::<SocketAddr>().expect("an address"), &mut bytes);
         assert!(endpoint.receive(now, &mut datagram, &mut out).is_none(), "{name}");
         let found = match &out[..] {
             [] => "silence",

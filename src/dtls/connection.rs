@@ -4,6 +4,7 @@
 use rand::{Rng, rngs::StdRng};
 
 use super::{
+    Path,
     message::ClientHello,
     record::{ConnectionId, MAX_PLAINTEXT},
 };
@@ -22,8 +23,11 @@ pub(crate) struct Connection {
 struct Ids {
     own: ConnectionId,
     client: Box<[u8]>,
-    /// Bytes that may still be sent to where the client has moved; `None` while
-    /// it is where its handshake was.
+    /// Address at which the client was last shown to receive; at first that of its
+    /// handshake, where it returned a cookie.
+    validated: Option<Path>,
+    /// Bytes that may still be sent to where the client is now; `None` while that is
+    /// where it was shown to receive.
     credit: Option<usize>,
 }
 
@@ -34,7 +38,7 @@ impl Connection {
             let mut own = [0; size_of::<ConnectionId>()];
             random.fill_bytes(&mut own);
             own[0] = prefix;
-            Box::new(Ids { own, client: client.into(), credit: None })
+            Box::new(Ids { own, client: client.into(), validated: None, credit: None })
         });
         Self { max_data: hello.size_limit.map_or(MAX_PLAINTEXT as u16, |limit| limit.bytes()), ids }
     }
@@ -59,20 +63,47 @@ impl Connection {
         self.ids.as_ref().map_or(&[], |ids| &ids.client)
     }
 
-    /// Notes a record of so many bytes; `moved` when the client is at a new
-    /// address with it.
-    pub(crate) fn received(&mut self, bytes: usize, moved: bool) {
+    /// Notes the address of the handshake, where the client has returned a cookie.
+    pub(crate) fn begin_at(&mut self, path: Path) {
+        self.validate(path, path);
+    }
+
+    /// Notes an authenticated record, of so many bytes with the headers below; `moved`
+    /// when it brings the client to `path`.
+    pub(crate) fn received(&mut self, path: Path, bytes: usize, moved: bool) {
         let Some(ids) = &mut self.ids else { return };
         let gained = bytes.saturating_mul(AMPLIFICATION);
         ids.credit = match ids.credit {
+            _ if moved && ids.validated == Some(path) => None,
             _ if moved => Some(gained),
             Some(credit) => Some(credit.saturating_add(gained)),
             None => None,
         };
     }
 
-    /// Whether so many bytes may be sent to where the client is now (RFC 9146 §6:
-    /// somebody may have sent its record from a victim's address).
+    /// Notes that the client, now at `current`, was shown to receive at `path`.
+    pub(crate) fn validate(&mut self, path: Path, current: Path) {
+        let Some(ids) = &mut self.ids else { return };
+        ids.validated = Some(path);
+        if path == current {
+            ids.credit = None;
+        }
+    }
+
+    /// Address at which the client was last shown to receive; `None` for a client
+    /// without a connection ID, which is always where its handshake was.
+    pub(crate) fn validated(&self) -> Option<Path> {
+        self.ids.as_ref()?.validated
+    }
+
+    /// Returns whether the client was shown to receive where it is now.
+    pub(crate) fn is_validated(&self) -> bool {
+        self.ids.as_ref().is_none_or(|ids| ids.credit.is_none())
+    }
+
+    /// Takes so many bytes, with the headers below, from what may be sent to where the
+    /// client is now (RFC 9146 §6: somebody may have sent its record from a victim's
+    /// address). `false` when they are too many.
     pub(crate) fn may_send(&mut self, bytes: usize) -> bool {
         let Some(credit) = self.ids.as_mut().and_then(|ids| ids.credit.as_mut()) else { return true };
         match credit.checked_sub(bytes) {

@@ -1,53 +1,86 @@
-//! The endpoint: which record belongs to which handshake or session, the cookie
-//! exchange before there is either, limits, timers, and what the application
-//! sees. What is inside a handshake is `handshake`'s, inside a session `session`'s.
+//! The endpoint: what the application sees, limits and timers. Datagrams are read
+//! here; handshakes are begun, gone on with and ended in `handshakes`, sessions in
+//! `sessions`. What is inside a handshake is `handshake`'s, inside a session
+//! `session`'s.
+
+mod handshakes;
+mod sessions;
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::RandomState,
     net::SocketAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use self::{
+    handshakes::{Completions, Progress},
+    sessions::Shares,
+};
 use super::{
     Closed, Config, Event, Failure, Outbox, Path, Psk,
+    budget::Budget,
     cookie::CookieJar,
-    handshake::{Completed, Handshake, Offer, Step},
-    message::{self, Alert, Fragment, HelloPrefix},
+    holders::Holders,
     origins::Origins,
-    record::{self, ConnectionId, ContentType, DTLS_1_0, Header, Record, Records},
-    session::{Opened, Sealed, Session},
+    record::{self, ConnectionId, ContentType, Records},
+    session::Session,
     table::{Handle, Table},
-    wire::Reader,
 };
 
-/// Names a handshake in progress.
+/// Names a handshake in progress, and which of the client's claims is looked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct HandshakeId(Handle);
+pub struct HandshakeId {
+    handle: Handle,
+    claim: u8,
+}
 
 /// Names an established session; never reused by the same endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Handle);
 
-/// Times that a flight is sent again. With a first time-out of 1 s, the last
-/// one is 16 s after the one before, and a handshake is over after 30 s anyway.
+/// Holder of a key, as far as the number of its sessions is concerned. The number names
+/// it among all: a hash under a random key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// One device, wherever it is.
+    Device(u64),
+    /// Many devices with one key: they count by the address and port of each.
+    Shared(u64),
+}
+
+/// Times that a flight is sent again by its timer. With a first time-out of 1 s, the
+/// last one is 16 s after the one before; after that, the client's own timer asks for it.
 const MAX_RETRANSMISSIONS: usize = 5;
 
 /// A datagram as it was received, and how far [`Endpoint::receive`] has read it.
 pub struct Datagram<'d> {
     path: Path,
     records: Records<'d>,
+    spent: Spent,
+}
+
+/// Answers that a datagram has had: each kind once, however much is packed into it.
+#[derive(Default)]
+struct Spent {
+    /// The beginning of a ClientHello was looked at.
+    hello: bool,
+    /// A flight was sent again.
+    flight: bool,
+    /// Its IP and UDP headers were counted.
+    headers: bool,
 }
 
 impl<'d> Datagram<'d> {
     /// The bytes are decrypted in place.
     pub fn new(path: impl Into<Path>, bytes: &'d mut [u8]) -> Self {
-        Self { path: path.into(), records: Records::new(bytes) }
+        Self { path: path.into(), records: Records::new(bytes), spent: Spent::default() }
     }
 }
 
-/// What a client sent inside its session.
+/// Data that a client sent inside its session.
 #[derive(Debug)]
 pub struct ApplicationData<'d> {
     /// From which session.
@@ -56,7 +89,20 @@ pub struct ApplicationData<'d> {
     pub data: &'d mut [u8],
 }
 
-/// What happened so far, for metrics.
+/// Result of [`Endpoint::send`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// The data is on its way.
+    Sent,
+    /// The client has moved, was not yet shown to receive where it is now, and has not
+    /// sent enough from there (RFC 9146 §6): nothing was sent. Once
+    /// [`Endpoint::validate`] was called the data may be sent.
+    Unvalidated,
+    /// The session is gone, or the data longer than it may be.
+    Lost,
+}
+
+/// Events so far, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// HelloVerifyRequests sent.
@@ -69,18 +115,25 @@ pub struct Counters {
     pub completed_by_suite: [u64; super::Suite::ALL.len()],
     /// Handshakes that came to nothing.
     pub handshakes_failed: u64,
+    /// Handshakes not begun, as their network has too many that came to nothing.
+    pub over_budget: u64,
+    /// Handshakes begun by a hello that came again after its session.
+    pub late_hellos: u64,
+    /// Messages of handshakes that were not valid or too many, and dropped.
+    pub dropped_messages: u64,
+    /// Repeated flights that were asked for too soon after the last, and not sent.
+    pub suppressed_flights: u64,
     /// Flights sent again.
     pub retransmissions: u64,
     /// Protected records that no key opened, and replays.
     pub bad_records: u64,
     /// Sessions that went on from another address.
     pub moved: u64,
-}
-
-/// A handshake, and whose key it goes on with.
-struct Progress<P> {
-    handshake: Handshake,
-    principal: Option<P>,
+    /// Records not sent to an address where the client was not shown to receive.
+    pub withheld: u64,
+    /// Sessions ended because whoever holds their key has too many, or because the table
+    /// was full.
+    pub evicted: u64,
 }
 
 /// A DTLS server endpoint. `P` is what the application binds to a session when
@@ -88,16 +141,27 @@ struct Progress<P> {
 pub struct Endpoint<P> {
     config: Config,
     cookies: CookieJar,
+    /// For what everybody may see, and for keys that nobody has. Secrets come from the
+    /// system: the state of a generator would lead back to them.
     random: StdRng,
+    /// Under which holders and completions are known by their hashes.
+    hasher: RandomState,
     handshakes: Table<Progress<P>>,
     origins: Origins,
+    budget: Budget,
+    completions: Completions,
     /// While a client that lost its state makes a new handshake, its old session
-    /// lives on (RFC 6347 §4.2.8): an address may be in both tables.
+    /// lives on (RFC 6347 §4.2.8): a path may be in both tables.
     sessions: Table<Session<P>>,
     by_connection_id: HashMap<ConnectionId, Handle>,
+    holders: Holders,
+    shares: Shares,
     /// Flights to send again: a queue for each time-out, so that each queue is
     /// in order of time by itself. Entries of handshakes that went on are stale.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
+    /// Handshakes to be given up because a record failed under their keys, and no other
+    /// has succeeded by then; in order of time.
+    suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
     counters: Counters,
     /// The datagram being built.
@@ -110,16 +174,22 @@ impl<P> Endpoint<P> {
     pub fn new(config: Config, now: Instant, cookie_secret: &[u8; 32], seed: [u8; 32]) -> Self {
         Self {
             cookies: CookieJar::new(cookie_secret, now, config.cookie_period),
-            config,
             random: StdRng::from_seed(seed),
+            hasher: RandomState::new(),
             handshakes: Table::new(now),
             origins: Origins::default(),
+            budget: Budget::new(now, config.unfinished_burst, config.unfinished_per_second),
+            completions: Completions::default(),
             sessions: Table::new(now),
             by_connection_id: HashMap::new(),
+            holders: Holders::default(),
+            shares: Shares::default(),
             resend: Default::default(),
+            suspects: VecDeque::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
             buffer: Vec::with_capacity(2048),
+            config,
         }
     }
 
@@ -133,19 +203,24 @@ impl<P> Endpoint<P> {
         self.handshakes.len()
     }
 
-    /// What happened so far.
+    /// Events so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// What the application bound to a session.
+    /// The principal that the application bound to a session.
     pub fn principal(&self, session: SessionId) -> Option<&P> {
         self.sessions.get(session.0).map(|session| &session.principal)
     }
 
-    /// Where a session's client is.
+    /// The address of a session's client.
     pub fn peer(&self, session: SessionId) -> Option<SocketAddr> {
-        self.sessions.path(session.0).map(|path| path.peer)
+        self.path(session).map(|path| path.peer)
+    }
+
+    /// The path on which a session's client was last heard.
+    pub fn path(&self, session: SessionId) -> Option<Path> {
+        self.sessions.path(session.0)
     }
 
     /// Most bytes of data that one record to this client may hold: what the client
@@ -170,12 +245,12 @@ impl<P> Endpoint<P> {
         datagram: &mut Datagram<'d>,
         out: &mut impl Outbox,
     ) -> Option<ApplicationData<'d>> {
-        let path = datagram.path;
-        while let Some(record) = datagram.records.next() {
+        let Datagram { path, records, spent } = datagram;
+        while let Some(record) = records.next() {
             match record.header.epoch {
-                0 => self.plaintext(now, path, record.header, record.payload, out),
+                0 => self.plaintext(now, *path, record.header, record.payload, spent, out),
                 1 => {
-                    if let Some(received) = self.protected(now, path, record, out) {
+                    if let Some(received) = self.protected(now, *path, record, spent, out) {
                         return Some(received);
                     }
                 }
@@ -184,6 +259,14 @@ impl<P> Endpoint<P> {
             }
         }
         None
+    }
+
+    /// Says who holds the key of a handshake, before it is provided, so that the
+    /// sessions of one holder are few ([`Config::sessions_per_holder`]).
+    pub fn bind_holder(&mut self, handshake: HandshakeId, holder: Holder) {
+        if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
+            progress.holder = Some(holder);
+        }
     }
 
     /// Goes on with the handshake: with the key of its identity and who that is,
@@ -206,19 +289,61 @@ impl<P> Endpoint<P> {
                 (psk, None)
             }
         };
-        let Some(progress) = self.handshakes.get_mut(handshake.0) else { return };
+        let HandshakeId { handle, claim } = handshake;
+        let Some(progress) = self.handshakes.get_mut(handle) else { return };
+        if !progress.handshake.awaits_psk(claim) {
+            return;
+        }
         progress.principal = principal;
-        let step = progress.handshake.psk(&psk);
-        self.take_step(now, handshake.0, step, out);
+        let step = progress.handshake.psk(claim, &psk);
+        self.take_step(now, handle, step, &mut Spent::default(), out);
     }
 
-    /// Sends data in a session, as one record. `false` when the session is gone,
-    /// or the data longer than [`max_data`](Self::max_data).
-    pub fn send(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> bool {
+    /// Says that the key could not be looked up now: when the client repeats its
+    /// flight, it is asked for again.
+    pub fn postpone_psk(&mut self, handshake: HandshakeId) {
+        if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
+            progress.handshake.postpone(handshake.claim);
+        }
+    }
+
+    /// Sends data in a session, as one record of at most [`max_data`](Self::max_data).
+    pub fn send(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
-            return false;
+            return Delivery::Lost;
         }
         self.send_record(session.0, ContentType::ApplicationData, data, out)
+    }
+
+    /// Sends data as [`send`](Self::send) does, to where the client was last shown to
+    /// receive: for a client that has moved on while that was being shown.
+    pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
+        if self.max_data(session).is_none_or(|most| data.len() > most) {
+            return Delivery::Lost;
+        }
+        self.send_record_validated(session.0, data, out)
+    }
+
+    /// Notes that a session's client was shown to receive on this path, for example by
+    /// an answer to a message whose number nobody else could know (RFC 9146 §6).
+    pub fn validate(&mut self, session: SessionId, path: Path) {
+        let Some(current) = self.sessions.path(session.0) else { return };
+        if let Some(session) = self.sessions.get_mut(session.0) {
+            session.connection.validate(path, current);
+        }
+    }
+
+    /// Returns whether a session's client was shown to receive where it is now.
+    pub fn is_validated(&self, session: SessionId) -> bool {
+        self.sessions.get(session.0).is_some_and(|session| session.connection.is_validated())
+    }
+
+    /// Says whether a request of the session is being worked on: then it is the last to
+    /// make room for others.
+    pub fn set_busy(&mut self, session: SessionId, is_busy: bool) {
+        if let Some(session) = self.sessions.get_mut(session.0) {
+            session.is_busy = is_busy;
+        }
     }
 
     /// Says close_notify and forgets the session.
@@ -226,42 +351,33 @@ impl<P> Endpoint<P> {
         self.end_session(session.0, Closed::ByUs, true, out);
     }
 
+    /// Says close_notify to as many sessions as `most` and forgets them, those idle
+    /// longest first. Returns how many are left. For a server that ends (RFC 5246
+    /// §7.2.1): its clients begin again at once instead of waiting for an answer.
+    pub fn close_oldest(&mut self, most: usize, out: &mut impl Outbox) -> usize {
+        for _ in 0..most {
+            let Some((_, oldest)) = self.sessions.oldest() else { break };
+            self.end_session(oldest, Closed::ByUs, true, out);
+        }
+        self.sessions.len()
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let mut next: Option<Instant> = None;
-        let mut consider = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        for queue in &self.resend {
-            if let Some(&(at, _)) = queue.front() {
-                consider(at);
-            }
-        }
-        if let Some((started, _)) = self.handshakes.oldest() {
-            consider(started + self.config.handshake_timeout);
-        }
-        if let Some((touched, _)) = self.sessions.oldest() {
-            consider(touched + self.config.session_idle);
-        }
-        next
+        let queues = self.resend.iter().chain([&self.suspects]);
+        let queued = queues.filter_map(|queue| queue.front().map(|&(at, _)| at));
+        let handshake = self.handshakes.oldest().map(|(touched, _)| touched + self.config.handshake_timeout);
+        let session = self.sessions.oldest().map(|(touched, _)| touched + self.config.session_idle);
+        queued.chain(handshake).chain(session).min()
     }
 
     /// Sends flights again, gives up handshakes and closes sessions whose time
     /// has come.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox) {
-        for round in 0..MAX_RETRANSMISSIONS {
-            while let Some(&(at, handle)) = self.resend[round].front() {
-                if at > now {
-                    break;
-                }
-                self.resend[round].pop_front();
-                if awaits_client(&self.handshakes, handle) {
-                    self.counters.retransmissions += 1;
-                    self.send_flight(handle, out);
-                    self.schedule_resend(now, round + 1, handle);
-                }
-            }
-        }
-        while let Some((started, handle)) = self.handshakes.oldest() {
-            if started + self.config.handshake_timeout > now {
+        self.resend_flights(now, out);
+        self.give_up_suspects(now, out);
+        while let Some((touched, handle)) = self.handshakes.oldest() {
+            if touched + self.config.handshake_timeout > now {
                 break;
             }
             self.fail_handshake(handle, Failure::TimedOut);
@@ -274,372 +390,14 @@ impl<P> Endpoint<P> {
         }
     }
 
-    fn plaintext(&mut self, now: Instant, path: Path, header: Header, payload: &[u8], out: &mut impl Outbox) {
-        match header.kind {
-            ContentType::Handshake => {
-                let mut reader = Reader::new(payload);
-                while !reader.is_empty() {
-                    let Ok(fragment) = Fragment::read(&mut reader) else { return };
-                    self.fragment(now, path, header, &fragment, out);
-                }
-            }
-            ContentType::ChangeCipherSpec if payload == [1] => {
-                let Some(handle) = self.handshakes.of(path) else { return };
-                let Some(progress) = self.handshakes.get_mut(handle) else { return };
-                let step = progress.handshake.change_cipher_spec();
-                self.take_step(now, handle, step, out);
-            }
-            // Anybody can send a plaintext alert in the client's name. What a
-            // real one tells, the time-out finds out as well.
-            _ => {}
-        }
-    }
-
-    fn fragment(
-        &mut self,
-        now: Instant,
-        path: Path,
-        header: Header,
-        fragment: &Fragment<'_>,
-        out: &mut impl Outbox,
-    ) {
-        let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
-            self.hello(now, path, header, fragment, out)
-        } else {
-            self.handshakes.of(path)
-        };
-        let Some(handle) = handle else { return };
-        let Some(progress) = self.handshakes.get_mut(handle) else { return };
-        let offer = Offer {
-            suites: &self.config.suites,
-            require_extended_master_secret: self.config.require_extended_master_secret,
-            connection_id_prefix: self.config.connection_id_prefix,
-        };
-        let step = progress.handshake.fragment(fragment, &offer, &mut self.random);
-        self.take_step(now, handle, step, out);
-    }
-
-    /// The beginning of a ClientHello: of the handshake that it belongs to, of a
-    /// new one when its cookie is good, and otherwise of nothing.
-    fn hello(
-        &mut self,
-        now: Instant,
-        path: Path,
-        header: Header,
-        fragment: &Fragment<'_>,
-        out: &mut impl Outbox,
-    ) -> Option<Handle> {
-        let prefix = HelloPrefix::read(&mut Reader::new(fragment.body)).ok()?;
-        let current = self.handshakes.of(path);
-        if let Some(progress) = current.and_then(|handle| self.handshakes.get(handle))
-            && progress.handshake.began_with(&prefix.random, fragment.sequence)
-        {
-            return current;
-        }
-        if !self.cookies.accepts(now, path.peer, &prefix.random, prefix.cookie) {
-            self.verify_hello(now, path, header, fragment.body.len(), &prefix.random, out);
-            return None;
-        }
-        if let Some(handle) = current {
-            self.fail_handshake(handle, Failure::Replaced);
-        }
-        if self.handshakes.len() >= self.config.max_handshakes
-            && let Some((_, oldest)) = self.handshakes.oldest()
-        {
-            self.fail_handshake(oldest, Failure::Evicted);
-        }
-        self.counters.handshakes_started += 1;
-        let handshake = Handshake::new(prefix.random, fragment.sequence, header.sequence);
-        let handle = self.handshakes.insert(now, path, Progress { handshake, principal: None });
-        let limit = self.config.max_handshakes_per_address;
-        let handshakes = &self.handshakes;
-        if let Some(oldest) =
-            self.origins.begin(path.peer, handle, limit, |handle| handshakes.get(handle).is_some())
-        {
-            self.fail_handshake(oldest, Failure::Evicted);
-        }
-        Some(handle)
-    }
-
-    /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
-    /// and keeps nothing. The answer is never longer than the question.
-    fn verify_hello(
-        &mut self,
-        now: Instant,
-        path: Path,
-        header: Header,
-        hello_length: usize,
-        random: &[u8; 32],
-        out: &mut impl Outbox,
-    ) {
-        let cookie = self.cookies.make(now, path.peer, random);
-        if message::HELLO_VERIFY_REQUEST_LENGTH > message::HEADER + hello_length {
-            return;
-        }
-        self.counters.hello_verify_requests += 1;
-        self.buffer.clear();
-        // The server's record number is the client's, which needs no state.
-        let header = Header { kind: ContentType::Handshake, epoch: 0, sequence: header.sequence };
-        record::put_header(&mut self.buffer, header, DTLS_1_0, &[], message::HELLO_VERIFY_REQUEST_LENGTH);
-        message::put_hello_verify_request(&mut self.buffer, &cookie);
-        out.push(path, &self.buffer);
-    }
-
-    /// Reads a record of epoch 1. When an address has both a session and a
-    /// handshake, only the keys tell which of them the record belongs to.
-    fn protected<'d>(
-        &mut self,
-        now: Instant,
-        path: Path,
-        record: Record<'d>,
-        out: &mut impl Outbox,
-    ) -> Option<ApplicationData<'d>> {
-        let Record { header, connection_id, payload } = record;
-        let session = match connection_id {
-            Some(id) => self.by_connection_id.get(&id).copied(),
-            None => self.sessions.of(path),
-        };
-        // RFC 9146 §3: once IDs are agreed on, a record without is not taken.
-        let handshake = self.handshakes.of(path).filter(|&handle| {
-            self.handshakes
-                .get(handle)
-                .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
-        });
-        if let Some(handle) = session {
-            // A record that fails to decrypt is garbage afterwards.
-            let untouched = handshake.map(|_| payload.to_vec());
-            let session = self.sessions.get_mut(handle)?;
-            let is_newest = session.is_newest(header.sequence);
-            match session.open(header, payload) {
-                Ok(opened) => {
-                    self.follow(handle, path, payload.len(), is_newest);
-                    return self.opened(now, handle, opened, payload, out);
-                }
-                Err(_) if handshake.is_none() => self.counters.bad_records += 1,
-                Err(_) => {}
-            }
-            if let Some(untouched) = untouched {
-                payload.copy_from_slice(&untouched);
-            }
-        }
-        let handle = handshake?;
-        let step = self.handshakes.get_mut(handle)?.handshake.protected(header, payload);
-        self.take_step(now, handle, step, out);
-        None
-    }
-
-    /// RFC 9146 §6: a client with a connection ID is where its newest record came
-    /// from. An older one, late or caught and sent again by somebody, moves nobody.
-    fn follow(&mut self, handle: Handle, path: Path, payload: usize, is_newest: bool) {
-        let moved = is_newest && self.sessions.path(handle) != Some(path);
-        let Some(session) = self.sessions.get_mut(handle) else { return };
-        session.connection.received(record::HEADER + payload, moved);
-        if moved && session.connection.own_id().is_some() {
-            self.counters.moved += 1;
-            self.sessions.move_unlisted(handle, path);
-        }
-    }
-
-    fn opened<'d>(
-        &mut self,
-        now: Instant,
-        handle: Handle,
-        opened: Opened,
-        payload: &'d mut [u8],
-        out: &mut impl Outbox,
-    ) -> Option<ApplicationData<'d>> {
-        self.sessions.touch(now, handle);
-        let session = SessionId(handle);
-        match opened {
-            Opened::Data(range) => {
-                return payload.get_mut(range).map(|data| ApplicationData { session, data });
-            }
-            // RFC 5246 §7.2.1: close_notify is answered with our own.
-            Opened::Alert(_, 0) => self.end_session(handle, Closed::ByPeer, true, out),
-            Opened::Alert(2, description) => {
-                self.end_session(handle, Closed::ByAlert(description), false, out)
-            }
-            Opened::FinishedAgain => {
-                self.counters.retransmissions += 1;
-                self.send_final_flight(handle, out);
-            }
-            // RFC 5746 §4.4 and RFC 5246 §7.2.2.
-            Opened::Renegotiation => {
-                self.send_record(handle, ContentType::Alert, &Alert::NoRenegotiation.to_wire(), out);
-            }
-            Opened::Alert(..) | Opened::Nothing => {}
-        }
-        None
-    }
-
-    fn take_step(&mut self, now: Instant, handle: Handle, step: Step, out: &mut impl Outbox) {
-        match step {
-            Step::Continue => {}
-            Step::SendFlight => {
-                self.send_flight(handle, out);
-                self.schedule_resend(now, 0, handle);
-            }
-            Step::SendFlightAgain => {
-                self.counters.retransmissions += 1;
-                self.send_flight(handle, out);
-            }
-            Step::NeedPsk(identity) => {
-                self.events.push_back(Event::PskNeeded { handshake: HandshakeId(handle), identity });
-            }
-            Step::Complete(completed) => self.establish(now, handle, *completed, out),
-            Step::Fail(alert, failure) => {
-                self.send_alert(handle, alert, out);
-                self.fail_handshake(handle, failure);
-            }
-            Step::BadRecord(alert) => {
-                self.counters.bad_records += 1;
-                if let Some(alert) = alert {
-                    self.send_alert(handle, alert, out);
-                }
-                if self.handshakes.get(handle).is_some_and(|progress| progress.handshake.is_over()) {
-                    self.fail_handshake(handle, Failure::WrongKey);
-                }
-            }
-        }
-    }
-
-    fn establish(&mut self, now: Instant, handle: Handle, completed: Completed, out: &mut impl Outbox) {
-        let Some((path, Progress { principal, .. })) = self.handshakes.remove(handle) else { return };
-        self.origins.end(path.peer);
-        self.drop_stale_resends();
-        let Completed { keys, connection, finished, final_flight } = completed;
-        // Without a principal the key was one that nobody knows.
-        let Some(principal) = principal else { return };
-        if let Some(old) = self.sessions.of(path) {
-            // RFC 6347 §4.2.8: only now is the old association given up. Its
-            // keys are gone on the client's side, so no alert of it is due.
-            self.end_session(old, Closed::Replaced, false, out);
-        }
-        if self.sessions.len() >= self.config.max_sessions
-            && let Some((_, idle)) = self.sessions.oldest()
-        {
-            self.end_session(idle, Closed::Evicted, true, out);
-        }
-        self.counters.handshakes_completed += 1;
-        self.counters.completed_by_suite[keys.suite as usize] += 1;
-        let connection_id = connection.own_id();
-        let session = Session::new(keys, connection, finished, final_flight, principal);
-        let handle = match connection_id {
-            // Found by its ID alone: what somebody sends from another client's
-            // address must not push that client out of its place.
-            Some(id) => {
-                let handle = self.sessions.insert_unlisted(now, path, session);
-                self.by_connection_id.insert(id, handle);
-                handle
-            }
-            None => self.sessions.insert(now, path, session),
-        };
-        self.send_final_flight(handle, out);
-        self.events.push_back(Event::Established { session: SessionId(handle), peer: path.peer });
-    }
-
-    fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
-        let Some((path, Progress { handshake, .. })) = self.handshakes.remove(handle) else { return };
-        self.origins.end(path.peer);
-        self.drop_stale_resends();
-        self.counters.handshakes_failed += 1;
-        let reason = match reason {
-            Failure::TimedOut | Failure::Replaced | Failure::Evicted if handshake.had_bad_record() => {
-                Failure::WrongKey
-            }
-            other => other,
-        };
-        let identity = handshake.identity().map(Into::into);
-        self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason });
-    }
-
-    fn end_session(&mut self, handle: Handle, reason: Closed, notify: bool, out: &mut impl Outbox) {
-        if notify {
-            let notify = Alert::CloseNotify.to_wire();
-            self.send_from_session(handle, out, |session, buffer| {
-                session.seal(ContentType::Alert, &notify, buffer)
-            });
-        }
-        if let Some((_, session)) = self.sessions.remove(handle) {
-            if let Some(id) = session.connection.own_id() {
-                self.by_connection_id.remove(&id);
-            }
-            self.events.push_back(Event::Closed { session: SessionId(handle), reason });
-        }
-    }
-
-    /// Forgets what is at the front of the queues and no longer to be sent, so
-    /// that they are no longer than the oldest silent handshake makes them.
-    fn drop_stale_resends(&mut self) {
-        for queue in &mut self.resend {
-            while queue.front().is_some_and(|&(_, handle)| !awaits_client(&self.handshakes, handle)) {
-                queue.pop_front();
-            }
-        }
-    }
-
-    fn schedule_resend(&mut self, now: Instant, round: usize, handle: Handle) {
-        if let Some(queue) = self.resend.get_mut(round) {
-            queue.push_back((now + self.config.retransmission_timeout * (1 << round), handle));
-        }
-    }
-
-    fn send_flight(&mut self, handle: Handle, out: &mut impl Outbox) {
-        self.send_from_handshake(handle, out, Handshake::put_flight);
-    }
-
-    fn send_alert(&mut self, handle: Handle, alert: Alert, out: &mut impl Outbox) {
-        self.send_from_handshake(handle, out, |handshake, buffer| handshake.put_alert(buffer, alert));
-    }
-
-    fn send_from_handshake(
-        &mut self,
-        handle: Handle,
-        out: &mut impl Outbox,
-        put: impl FnOnce(&mut Handshake, &mut Vec<u8>),
-    ) {
-        let Some(path) = self.handshakes.path(handle) else { return };
-        if let Some(progress) = self.handshakes.get_mut(handle) {
-            self.buffer.clear();
-            put(&mut progress.handshake, &mut self.buffer);
-            out.push(path, &self.buffer);
-        }
-    }
-
-    fn send_final_flight(&mut self, handle: Handle, out: &mut impl Outbox) {
-        self.send_from_session(handle, out, |session, buffer| session.put_final_flight(buffer));
-    }
-
-    fn send_record(&mut self, handle: Handle, kind: ContentType, data: &[u8], out: &mut impl Outbox) -> bool {
-        let sent = self.send_from_session(handle, out, |session, buffer| session.seal(kind, data, buffer));
-        if sent == Some(Sealed::Exhausted) {
-            self.end_session(handle, Closed::Exhausted, false, out);
-        }
-        sent == Some(Sealed::Sent)
-    }
-
-    /// `None` when the session is gone.
-    fn send_from_session(
-        &mut self,
-        handle: Handle,
-        out: &mut impl Outbox,
-        put: impl FnOnce(&mut Session<P>, &mut Vec<u8>) -> Sealed,
-    ) -> Option<Sealed> {
-        let path = self.sessions.path(handle)?;
-        self.buffer.clear();
-        let sealed = put(self.sessions.get_mut(handle)?, &mut self.buffer);
-        if sealed == Sealed::Sent && self.sessions.get_mut(handle)?.connection.may_send(self.buffer.len()) {
-            out.push(path, &self.buffer);
-        }
-        Some(sealed)
-    }
-
     #[cfg(test)]
     pub(super) fn remembers_nobody(&self) -> bool {
         self.handshakes.len() == 0
             && self.origins.is_empty()
             && self.sessions.len() == 0
-            && self.resend.iter().all(VecDeque::is_empty)
+            && self.holders.is_empty()
+            && self.shares.is_empty()
+            && self.resend.iter().chain([&self.suspects]).all(VecDeque::is_empty)
     }
 
     #[cfg(test)]
@@ -650,9 +408,17 @@ impl<P> Endpoint<P> {
     }
 }
 
-/// Whether a flight may have been lost on its way to the client.
-fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
-    handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
+/// Bytes of IP's and UDP's headers on a path.
+fn ip_and_udp(path: Path) -> usize {
+    match path.peer.ip().to_canonical() {
+        std::net::IpAddr::V4(_) => 28,
+        std::net::IpAddr::V6(_) => 48,
+    }
+}
+
+/// Time-out of a flight that was sent again so often (RFC 6347 §4.2.4.1).
+fn flight_timeout(config: &Config, round: usize) -> Duration {
+    config.retransmission_timeout * (1 << round.min(MAX_RETRANSMISSIONS))
 }
 
 /// The first byte of the connection ID of a datagram's first record, if it bears

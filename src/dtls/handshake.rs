@@ -1,6 +1,12 @@
 //! One handshake, from a ClientHello whose cookie was good to the client's
 //! Finished (RFC 6347 §4.2, RFC 4279 §2). Knows nothing of other handshakes, of
 //! addresses and timers: those are the endpoint's.
+//!
+//! Until Finished is verified, anybody can send messages in the client's name. So
+//! nothing that is not authenticated ends a handshake or takes what it needs from it:
+//! what the hellos settled is kept to the end, what is invalid is dropped in silence
+//! (RFC 6347 §4.1.2.7), and a ClientKeyExchange is a [`Claim`], in whose place another
+//! one may step until one of them is proven.
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -9,26 +15,29 @@ use subtle::ConstantTimeEq;
 use super::{
     Failure, Psk,
     connection::Connection,
-    key_exchange::{EphemeralKey, SharedSecret},
-    message::{self, Alert, BadHello, ClientHello, Fragment, ServerHello},
+    key_exchange::{EphemeralKey, Group, SharedSecret},
+    message::{self, Alert, ClientHello, Fragment, MAX_CLIENT_KEY_EXCHANGE, MAX_IDENTITY, ServerHello},
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
-    record::{self, ConnectionId, ContentType, DTLS_1_2, Header},
-    session::{FinalFlight, Keys},
-    suite::Suite,
-    wire::{Malformed, Reader},
+    record::{self, ConnectionId, ContentType, DTLS_1_2, Header, MAX_SEQUENCE},
+    session::FinalFlight,
+    suite::{KeyBlock, Suite},
+    wire::Reader,
 };
 
 /// Protected records that may wait for the key or for ChangeCipherSpec: the
 /// client's Finished, at worst in fragments of a byte each.
-const MAX_EARLY: usize = 12;
+pub(crate) const MAX_EARLY: usize = 12;
 /// Longest of them, in bytes.
 const MAX_EARLY_RECORD: usize = 128;
-/// Records that may fail under the handshake's keys. An attacker who guesses
-/// keys needs a handshake for each few guesses.
-const MAX_BAD_RECORDS: u8 = 3;
+/// Claims of one handshake: each costs a key's lookup. One is the client's.
+const MAX_CLAIMS: u8 = 16;
+/// The same where each costs an operation on a curve as well.
+const MAX_EPHEMERAL_CLAIMS: u8 = 4;
+/// Suites of a hello that are kept for the log, when none was in common.
+const MAX_SUITES_TOLD: usize = 16;
 
-/// What the server is ready to agree on.
+/// Properties that the server is ready to agree on.
 pub(crate) struct Offer<'a> {
     /// In order of preference.
     pub(crate) suites: &'a [Suite],
@@ -36,76 +45,101 @@ pub(crate) struct Offer<'a> {
     pub(crate) require_extended_master_secret: bool,
     /// First byte of connection IDs; `None` when none are handed out.
     pub(crate) connection_id_prefix: Option<u8>,
+    /// Asked before a curve is touched: whether the client's network may have that done.
+    pub(crate) affords: &'a mut dyn FnMut(Group) -> bool,
 }
 
-/// What came of a message or record.
+/// Result of a message or record.
 pub(crate) enum Step {
     /// Nothing that concerns others.
     Continue,
+    /// It was not valid, or one too many: dropped, and to be counted.
+    Dropped,
     /// The flight is ready to be sent.
     SendFlight,
     /// The client did not get the flight: it is to be sent again.
     SendFlightAgain,
-    /// The key of this identity is needed to go on.
-    NeedPsk(Box<[u8]>),
+    /// The key of this identity is needed to go on with this claim.
+    NeedPsk(u8, Box<[u8]>),
+    /// Nobody has the identity of this claim, which is longer than any may be.
+    NoPsk(u8),
     /// The client's Finished was right: here is the session.
     Complete(Box<Completed>),
     /// The handshake is over; the alert tells the client so.
     Fail(Alert, Failure),
-    /// The record was not made with our keys. The alert is sent the first time
-    /// only, and the handshake goes on: the record may be an intruder's.
-    BadRecord(Option<Alert>),
+    /// Nothing can be done for this client now; it may begin again.
+    GiveUp(Failure),
+    /// The record was not made with the keys of the claim, for the first time. It may
+    /// be an intruder's, so the handshake goes on.
+    FirstBadRecord,
 }
 
-/// What a session begins with.
+/// Beginning of a session.
 pub(crate) struct Completed {
-    pub(crate) keys: Keys,
+    pub(crate) suite: Suite,
+    pub(crate) keys: KeyBlock,
     pub(crate) connection: Connection,
     /// Number of the record that carried the client's Finished.
     pub(crate) finished: u64,
     pub(crate) final_flight: FinalFlight,
 }
 
-/// How far the handshake is; each stage has just what it needs.
+/// Progress of the handshake; each stage has just what it needs.
 enum Stage {
     /// The ClientHello is not whole yet.
     Hello,
-    /// The flight is sent; ClientKeyExchange is expected.
-    KeyExchange(Agreed, Option<EphemeralKey>),
-    /// The identity is known, its key is asked for.
-    Psk(Agreed, Box<[u8]>, Option<SharedSecret>),
-    /// Everything is there but ChangeCipherSpec and Finished.
-    Finished(Box<[u8]>, MasterSecret, Keys, Connection),
+    /// The flight is sent; ClientKeyExchange, ChangeCipherSpec and Finished follow.
+    Exchange(Box<Exchange>),
     /// Over; what still arrives is ignored.
     Over,
 }
 
-/// What the two hellos settled.
-struct Agreed {
+/// Agreement of the two hellos, and the claim that is being looked into.
+struct Exchange {
     suite: Suite,
-    client_random: [u8; 32],
     server_random: [u8; 32],
     extended_master_secret: bool,
     connection: Connection,
+    ephemeral: Option<EphemeralKey>,
+    /// Of the messages up to and with ServerHelloDone.
+    transcript: Sha256,
+    claims: u8,
+    claim: Option<Claim>,
+}
+
+/// A ClientKeyExchange: who the client says it is.
+struct Claim {
+    number: u8,
+    identity: Box<[u8]>,
+    /// Of the messages up to and with this one.
+    transcript: Sha256,
+    /// RFC 7627 §3: the session hash.
+    hash: [u8; 32],
+    shared: Option<SharedSecret>,
+    /// Once the key is there.
+    keys: Option<(MasterSecret, KeyBlock)>,
+    finished: Reassembly,
 }
 
 /// One handshake in progress.
 pub(crate) struct Handshake {
     pub(crate) client_random: [u8; 32],
-    /// message_seq of the ClientHello with the good cookie.
+    /// message_seq of the ClientHello with the good cookie. Of ClientKeyExchange it is
+    /// one more, of Finished two.
     hello_sequence: u16,
-    /// message_seq of the next message expected from the client.
-    next_receive: u16,
     next_send: u16,
     /// Sequence number of our next record in epoch 0.
     next_record: u64,
-    transcript: Sha256,
-    /// ServerHello and ServerHelloDone, kept to be sent again.
+    /// ServerHello to ServerHelloDone, kept to be sent again.
     flight: Vec<u8>,
     reassembly: Reassembly,
     change_cipher_spec: bool,
     early: Vec<(Header, Vec<u8>)>,
-    bad_records: u8,
+    had_bad_record: bool,
+    /// Suites that the client offers, when none of them is ours.
+    suites: Box<[u16]>,
+    /// Length of the last identity that was too long, in bytes.
+    identity_length: Option<usize>,
     stage: Stage,
 }
 
@@ -116,46 +150,51 @@ impl Handshake {
         Self {
             client_random,
             hello_sequence,
-            next_receive: hello_sequence,
             // RFC 6347 §4.2.2: after a HelloVerifyRequest, message_seq 0 of the
             // server is spent; it runs level with the client's.
             next_send: hello_sequence,
             // RFC 6347 §4.2.1: the first ServerHello takes the record sequence
             // number of the ClientHello, lest a number be used twice.
             next_record: record_sequence,
-            transcript: Sha256::new(),
             flight: Vec::new(),
             reassembly: Reassembly::default(),
             change_cipher_spec: false,
             early: Vec::new(),
-            bad_records: 0,
+            had_bad_record: false,
+            suites: Box::default(),
+            identity_length: None,
             stage: Stage::Hello,
         }
     }
 
-    /// Whether this ClientHello is the one that began this handshake.
+    /// Returns whether this ClientHello is the one that began this handshake.
     pub(crate) fn began_with(&self, random: &[u8; 32], sequence: u16) -> bool {
         self.client_random == *random && self.hello_sequence == sequence
     }
 
-    /// Whether the server waits for the client, so that its flight may be lost.
+    /// Returns whether the server waits for the client, so that its flight may be lost.
     pub(crate) fn awaits_client(&self) -> bool {
-        matches!(self.stage, Stage::KeyExchange(..))
+        matches!(&self.stage, Stage::Exchange(exchange) if exchange.claim.is_none())
     }
 
-    /// The identity that the client claimed, once it has.
+    /// The identity that the client claimed last, once it has: up to 128 bytes of it.
     pub(crate) fn identity(&self) -> Option<&[u8]> {
         match &self.stage {
-            Stage::Psk(_, identity, _) | Stage::Finished(identity, ..) => Some(identity),
-            _ => None,
+            Stage::Exchange(exchange) => exchange.claim.as_ref().map(|claim| &*claim.identity),
+            Stage::Hello | Stage::Over => None,
         }
+    }
+
+    /// Suites that the client offers, as codes, when none of them is ours; and the length
+    /// of its identity, when that is more than 128 bytes.
+    pub(crate) fn hints(&self) -> (Box<[u16]>, Option<usize>) {
+        (self.suites.clone(), self.identity_length)
     }
 
     /// The connection ID that the client's records bear, if that was agreed.
     pub(crate) fn connection_id(&self) -> Option<ConnectionId> {
         match &self.stage {
-            Stage::KeyExchange(agreed, _) | Stage::Psk(agreed, ..) => agreed.connection.own_id(),
-            Stage::Finished(.., connection) => connection.own_id(),
+            Stage::Exchange(exchange) => exchange.connection.own_id(),
             Stage::Hello | Stage::Over => None,
         }
     }
@@ -164,25 +203,26 @@ impl Handshake {
     pub(crate) fn fragment(
         &mut self,
         fragment: &Fragment<'_>,
-        offer: &Offer<'_>,
+        offer: &mut Offer<'_>,
         random: &mut StdRng,
     ) -> Step {
-        if fragment.sequence != self.next_receive {
-            // RFC 6347 §4.2.4: the client's flight again means that ours was
-            // lost. What lies ahead will be sent again.
-            let again = fragment.kind == message::CLIENT_HELLO
-                && fragment.sequence == self.hello_sequence
-                && fragment.offset == 0
-                && matches!(self.stage, Stage::KeyExchange(..));
-            return if again { Step::SendFlightAgain } else { Step::Continue };
-        }
-        let expected = match self.stage {
-            Stage::Hello => message::CLIENT_HELLO,
-            Stage::KeyExchange(..) => message::CLIENT_KEY_EXCHANGE,
+        let is_hello = fragment.kind == message::CLIENT_HELLO && fragment.sequence == self.hello_sequence;
+        let most = match &self.stage {
+            Stage::Hello if is_hello => usize::MAX,
+            // RFC 6347 §4.2.4: the client's flight again means that ours was lost. A device
+            // without entropy that has rebooted says the same, and is answered as before.
+            Stage::Exchange(_) if is_hello && fragment.offset == 0 => return Step::SendFlightAgain,
+            Stage::Exchange(_)
+                if fragment.kind == message::CLIENT_KEY_EXCHANGE
+                    && fragment.sequence == self.hello_sequence.wrapping_add(1) =>
+            {
+                MAX_CLIENT_KEY_EXCHANGE
+            }
+            // What lies ahead will be sent again.
             _ => return Step::Continue,
         };
-        if fragment.kind != expected {
-            return Step::Continue;
+        if fragment.length > most {
+            return Step::Dropped;
         }
         if fragment.is_whole() {
             self.message(fragment.body, offer, random)
@@ -194,24 +234,20 @@ impl Handshake {
         }
     }
 
-    fn message(&mut self, body: &[u8], offer: &Offer<'_>, random: &mut StdRng) -> Step {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
+    fn message(&mut self, body: &[u8], offer: &mut Offer<'_>, random: &mut StdRng) -> Step {
+        self.reassembly = Reassembly::default();
+        match self.stage {
             Stage::Hello => self.client_hello(body, offer, random),
-            Stage::KeyExchange(agreed, ephemeral) => self.client_key_exchange(body, agreed, ephemeral),
-            other => {
-                self.stage = other;
-                Step::Continue
-            }
+            Stage::Exchange(_) => self.client_key_exchange(body),
+            Stage::Over => Step::Continue,
         }
     }
 
-    fn client_hello(&mut self, body: &[u8], offer: &Offer<'_>, random: &mut StdRng) -> Step {
+    fn client_hello(&mut self, body: &[u8], offer: &mut Offer<'_>, random: &mut StdRng) -> Step {
+        self.stage = Stage::Over;
         let hello = match ClientHello::read(body) {
             Ok(hello) => hello,
-            Err(BadHello::Malformed) => return Step::Fail(Alert::DecodeError, Failure::Malformed),
-            Err(BadHello::IllegalParameter) => {
-                return Step::Fail(Alert::IllegalParameter, Failure::Malformed);
-            }
+            Err(bad) => return Step::Fail(bad.alert(), Failure::Malformed),
         };
         // DTLS versions count downwards; a client of a later version says 1.2
         // here and the later one in an extension that we do not know.
@@ -223,13 +259,21 @@ impl Handshake {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
         }
         let Some((suite, group)) = hello.choose(offer.suites) else {
+            self.suites = hello.suites().take(MAX_SUITES_TOLD).collect();
             return Step::Fail(Alert::HandshakeFailure, Failure::NoCommonSuite);
         };
         if offer.require_extended_master_secret && !hello.extended_master_secret {
             return Step::Fail(Alert::HandshakeFailure, Failure::NoExtendedMasterSecret);
         }
+        if group.is_some_and(|group| !(offer.affords)(group)) {
+            return Step::GiveUp(Failure::OverBudget);
+        }
+        let Ok(ephemeral) = group.map(EphemeralKey::generate).transpose() else {
+            return Step::GiveUp(Failure::NoRandomness);
+        };
         let connection = Connection::agree(&hello, offer.connection_id_prefix, random);
-        self.hash_message(message::CLIENT_HELLO, body);
+        let mut transcript = Sha256::new();
+        hash_message(&mut transcript, message::CLIENT_HELLO, self.hello_sequence, body);
         let answer = ServerHello {
             random: random_bytes(random),
             suite,
@@ -241,7 +285,6 @@ impl Handshake {
         };
         self.flight.reserve_exact(96);
         answer.put(&mut self.flight, self.next_send);
-        let ephemeral = group.map(|group| EphemeralKey::generate(group, random));
         if let Some(key) = &ephemeral {
             self.next_send = self.next_send.wrapping_add(1);
             message::put_server_key_exchange(&mut self.flight, self.next_send, key);
@@ -249,120 +292,138 @@ impl Handshake {
         self.next_send = self.next_send.wrapping_add(1);
         message::put_server_hello_done(&mut self.flight, self.next_send);
         self.next_send = self.next_send.wrapping_add(1);
-        self.transcript.update(&self.flight);
-        let agreed = Agreed {
+        transcript.update(&self.flight);
+        self.stage = Stage::Exchange(Box::new(Exchange {
             suite,
-            client_random: self.client_random,
             server_random: answer.random,
             extended_master_secret: hello.extended_master_secret,
             connection,
-        };
-        self.stage = Stage::KeyExchange(agreed, ephemeral);
+            ephemeral,
+            transcript,
+            claims: 0,
+            claim: None,
+        }));
         Step::SendFlight
     }
 
-    fn client_key_exchange(&mut self, body: &[u8], agreed: Agreed, ephemeral: Option<EphemeralKey>) -> Step {
-        let Ok((identity, point)) = message::read_client_key_exchange(body, ephemeral.is_some()) else {
-            return Step::Fail(Alert::DecodeError, Failure::Malformed);
+    fn client_key_exchange(&mut self, body: &[u8]) -> Step {
+        let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
+        let Ok((identity, point)) = message::read_client_key_exchange(body, exchange.ephemeral.is_some())
+        else {
+            return Step::Dropped;
         };
-        let shared = match ephemeral.zip(point).map(|(key, point)| key.agree(point)).transpose() {
-            Ok(shared) => shared,
-            Err(Malformed) => return Step::Fail(Alert::IllegalParameter, Failure::Malformed),
+        let mut transcript = exchange.transcript.clone();
+        let sequence = self.hello_sequence.wrapping_add(1);
+        hash_message(&mut transcript, message::CLIENT_KEY_EXCHANGE, sequence, body);
+        let hash = transcript.clone().finalize().into();
+        if exchange.claim.as_ref().is_some_and(|claim| claim.hash == hash) {
+            return Step::Continue;
+        }
+        let most = if exchange.ephemeral.is_some() { MAX_EPHEMERAL_CLAIMS } else { MAX_CLAIMS };
+        if exchange.claims >= most {
+            return Step::Dropped;
+        }
+        exchange.claims += 1;
+        let ephemeral = exchange.ephemeral.as_ref().zip(point);
+        let Ok(shared) = ephemeral.map(|(key, point)| key.agree(point)).transpose() else {
+            return Step::Dropped;
         };
-        self.hash_message(message::CLIENT_KEY_EXCHANGE, body);
-        self.flight = Vec::new();
-        self.stage = Stage::Psk(agreed, identity.into(), shared);
-        Step::NeedPsk(identity.into())
+        let (number, told) = (exchange.claims, identity.get(..MAX_IDENTITY).unwrap_or(identity));
+        exchange.claim = Some(Claim {
+            number,
+            identity: told.into(),
+            transcript,
+            hash,
+            shared,
+            keys: None,
+            finished: Reassembly::default(),
+        });
+        if identity.len() > MAX_IDENTITY {
+            self.identity_length = Some(identity.len());
+            return Step::NoPsk(number);
+        }
+        Step::NeedPsk(number, identity.into())
     }
 
     /// Notes ChangeCipherSpec. It is not authenticated; it only must have been
     /// there before Finished is looked at (RFC 5246 §7.1).
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
-        if !matches!(self.stage, Stage::Psk(..) | Stage::Finished(..)) {
-            // Reordered before ClientKeyExchange: remembered all the same.
-            if matches!(self.stage, Stage::KeyExchange(..)) {
-                self.change_cipher_spec = true;
-            }
-            return Step::Continue;
+        // It may be reordered before ClientKeyExchange.
+        if matches!(self.stage, Stage::Exchange(_)) {
+            self.change_cipher_spec = true;
         }
-        self.change_cipher_spec = true;
         self.replay_early()
     }
 
+    /// Returns whether the key of this claim is still asked for.
+    pub(crate) fn awaits_psk(&self, number: u8) -> bool {
+        matches!(&self.stage, Stage::Exchange(exchange)
+            if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.keys.is_none()))
+    }
+
+    /// Drops the claim whose key cannot be had now; the client will repeat it.
+    pub(crate) fn postpone(&mut self, number: u8) {
+        if self.awaits_psk(number)
+            && let Stage::Exchange(exchange) = &mut self.stage
+        {
+            exchange.claim = None;
+            exchange.claims -= 1;
+        }
+    }
+
     /// Goes on with the key that was asked for.
-    pub(crate) fn psk(&mut self, psk: &Psk) -> Step {
-        let (agreed, identity, shared) = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Psk(agreed, identity, shared) => (agreed, identity, shared),
-            other => {
-                self.stage = other;
-                return Step::Continue;
-            }
+    pub(crate) fn psk(&mut self, number: u8, psk: &Psk) -> Step {
+        let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
+        let Some(claim) = exchange.claim.as_mut().filter(|claim| claim.number == number) else {
+            return Step::Continue;
         };
-        let session_hash = self.transcript_hash();
-        let binding = if agreed.extended_master_secret {
-            Binding::Session(&session_hash)
+        let binding = if exchange.extended_master_secret {
+            Binding::Session(&claim.hash)
         } else {
-            Binding::Randoms(&agreed.client_random, &agreed.server_random)
+            Binding::Randoms(&self.client_random, &exchange.server_random)
         };
-        let master = MasterSecret::from_psk(psk, shared.as_ref(), binding);
-        let (read, write) = master.direction_keys(&agreed.client_random, &agreed.server_random);
-        let keys = Keys { suite: agreed.suite, read, write };
-        self.stage = Stage::Finished(identity, master, keys, agreed.connection);
+        let master = MasterSecret::from_psk(psk, claim.shared.take().as_ref(), binding);
+        let block = master.key_block(&self.client_random, &exchange.server_random);
+        claim.keys = Some((master, block));
         self.replay_early()
     }
 
     /// Takes a record of epoch 1. Before its time it is kept, within bounds.
     pub(crate) fn protected(&mut self, header: Header, payload: &mut [u8]) -> Step {
-        match &self.stage {
-            Stage::Finished(.., keys, connection) if self.change_cipher_spec => {
-                match keys.read.open(keys.suite, header, connection.own_id_bytes(), payload) {
-                    Ok((ContentType::Handshake, plaintext)) => {
-                        self.finished(header, payload.get(plaintext).unwrap_or_default())
-                    }
-                    Ok(_) => Step::Continue,
-                    Err(_) => {
-                        self.bad_records += 1;
-                        match self.bad_records {
-                            // RFC 4279 §2: a wrong key and an unknown identity alike.
-                            1 => Step::BadRecord(Some(Alert::DecryptError)),
-                            2..MAX_BAD_RECORDS => Step::BadRecord(None),
-                            _ => {
-                                self.stage = Stage::Over;
-                                Step::BadRecord(None)
-                            }
-                        }
-                    }
-                }
+        let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
+        let keys = exchange.claim.as_ref().and_then(|claim| claim.keys.as_ref());
+        let Some((_, block)) = keys.filter(|_| self.change_cipher_spec) else {
+            if self.early.len() < MAX_EARLY && payload.len() <= MAX_EARLY_RECORD {
+                self.early.push((header, payload.to_vec()));
+                return Step::Continue;
             }
-            Stage::KeyExchange(..) | Stage::Psk(..) | Stage::Finished(..) => {
-                if self.early.len() < MAX_EARLY && payload.len() <= MAX_EARLY_RECORD {
-                    self.early.push((header, payload.to_vec()));
-                }
-                Step::Continue
+            return Step::Dropped;
+        };
+        match block.client().open(exchange.suite, header, exchange.connection.own_id_bytes(), payload) {
+            Ok((ContentType::Handshake, plaintext)) => {
+                self.finished(header, payload.get(plaintext).unwrap_or_default())
             }
-            Stage::Hello | Stage::Over => Step::Continue,
+            Ok(_) => Step::Continue,
+            Err(_) if std::mem::replace(&mut self.had_bad_record, true) => Step::Dropped,
+            Err(_) => Step::FirstBadRecord,
         }
     }
 
-    /// Whether a record failed under the keys: most likely the client has others.
+    /// Returns whether a record failed under the keys: most likely the client has others.
     pub(crate) fn had_bad_record(&self) -> bool {
-        self.bad_records > 0
-    }
-
-    /// Whether nothing can come of it any more.
-    pub(crate) fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Over)
+        self.had_bad_record
     }
 
     fn replay_early(&mut self) -> Step {
-        if !self.change_cipher_spec || !matches!(self.stage, Stage::Finished(..)) {
+        let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
+        let has_keys = exchange.claim.as_ref().is_some_and(|claim| claim.keys.is_some());
+        if !self.change_cipher_spec || !has_keys {
             return Step::Continue;
         }
         let mut step = Step::Continue;
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
-                Step::Continue => {}
-                Step::BadRecord(None) if matches!(step, Step::BadRecord(_)) => {}
+                Step::Continue | Step::Dropped => {}
                 other => step = other,
             }
         }
@@ -370,20 +431,20 @@ impl Handshake {
     }
 
     fn finished(&mut self, header: Header, plaintext: &[u8]) -> Step {
+        let sequence = self.hello_sequence.wrapping_add(2);
         let mut reader = Reader::new(plaintext);
         while !reader.is_empty() {
             let Ok(fragment) = Fragment::read(&mut reader) else {
                 return Step::Fail(Alert::DecodeError, Failure::Malformed);
             };
-            if fragment.kind != message::FINISHED || fragment.sequence != self.next_receive {
+            if fragment.kind != message::FINISHED || fragment.sequence != sequence {
                 continue;
             }
-            let whole = if fragment.is_whole() {
-                Some(fragment.body.to_vec())
-            } else {
-                self.reassembly.add(&fragment)
-            };
-            if let Some(body) = whole {
+            if fragment.is_whole() {
+                return self.verify_finished(header, fragment.body);
+            }
+            let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
+            if let Some(body) = exchange.claim.as_mut().and_then(|claim| claim.finished.add(&fragment)) {
                 return self.verify_finished(header, &body);
             }
         }
@@ -391,56 +452,62 @@ impl Handshake {
     }
 
     fn verify_finished(&mut self, header: Header, body: &[u8]) -> Step {
-        let Stage::Finished(_, master, keys, connection) = std::mem::replace(&mut self.stage, Stage::Over)
-        else {
+        let Stage::Exchange(exchange) = std::mem::replace(&mut self.stage, Stage::Over) else {
             return Step::Continue;
         };
-        let expected = master.verify_data(Sender::Client, &self.transcript_hash());
+        let Exchange { suite, connection, claim, .. } = *exchange;
+        let Some(Claim { mut transcript, hash, keys: Some((master, keys)), .. }) = claim else {
+            return Step::Continue;
+        };
+        let expected = master.verify_data(Sender::Client, &hash);
         // A client with our keys and another transcript: somebody rewrote the hellos.
         if body.len() != VERIFY_DATA || !bool::from(expected.ct_eq(body)) {
             return Step::Fail(Alert::DecryptError, Failure::WrongFinished);
         }
-        self.hash_message(message::FINISHED, body);
-        let verify_data = master.verify_data(Sender::Server, &self.transcript_hash());
+        hash_message(&mut transcript, message::FINISHED, self.hello_sequence.wrapping_add(2), body);
+        let verify_data = master.verify_data(Sender::Server, &transcript.finalize().into());
         let final_flight =
             FinalFlight { verify_data, message_sequence: self.next_send, next_record: self.next_record };
-        let completed = Completed { keys, connection, finished: header.sequence, final_flight };
-        Step::Complete(Box::new(completed))
+        let finished = header.sequence;
+        Step::Complete(Box::new(Completed { suite, keys, connection, finished, final_flight }))
     }
 
     /// Appends the flight, each message in a record of its own: small stacks
     /// read no further than the first message of a record.
     pub(crate) fn put_flight(&mut self, out: &mut Vec<u8>) {
-        let mut rest = Reader::new(&self.flight);
+        let flight = std::mem::take(&mut self.flight);
+        let mut rest = Reader::new(&flight);
         while let Ok(fragment) = Fragment::read(&mut rest) {
-            let kind = ContentType::Handshake;
-            let header = Header { kind, epoch: 0, sequence: self.next_record };
+            let Some(sequence) = self.take_record_number() else { break };
+            let header = Header { kind: ContentType::Handshake, epoch: 0, sequence };
             record::put_header(out, header, DTLS_1_2, &[], message::HEADER + fragment.body.len());
             message::put_header(out, fragment.kind, fragment.sequence, fragment.length);
             out.extend_from_slice(fragment.body);
-            self.next_record += 1;
         }
+        self.flight = flight;
     }
 
     /// Appends an alert of epoch 0.
     pub(crate) fn put_alert(&mut self, out: &mut Vec<u8>, alert: Alert) {
-        record::put_plaintext(out, ContentType::Alert, self.next_record, DTLS_1_2, &alert.to_wire());
+        let Some(sequence) = self.take_record_number() else { return };
+        record::put_plaintext(out, ContentType::Alert, sequence, DTLS_1_2, &alert.to_wire());
+    }
+
+    /// RFC 6347 §4.1: a sequence number does not wrap. A hello whose record has one of
+    /// the last ones is left without an answer.
+    fn take_record_number(&mut self) -> Option<u64> {
+        let number = self.next_record;
         self.next_record += 1;
+        (number <= MAX_SEQUENCE).then_some(number)
     }
+}
 
-    /// RFC 6347 §4.2.6: messages are hashed as if they had come in one fragment.
-    fn hash_message(&mut self, kind: u8, body: &[u8]) {
-        let mut header = Vec::with_capacity(message::HEADER);
-        message::put_header(&mut header, kind, self.next_receive, body.len());
-        self.transcript.update(&header);
-        self.transcript.update(body);
-        self.next_receive = self.next_receive.wrapping_add(1);
-        self.reassembly = Reassembly::default();
-    }
-
-    fn transcript_hash(&self) -> [u8; 32] {
-        self.transcript.clone().finalize().into()
-    }
+/// RFC 6347 §4.2.6: messages are hashed as if they had come in one fragment.
+fn hash_message(transcript: &mut Sha256, kind: u8, sequence: u16, body: &[u8]) {
+    let mut header = Vec::with_capacity(message::HEADER);
+    message::put_header(&mut header, kind, sequence, body.len());
+    transcript.update(&header);
+    transcript.update(body);
 }
 
 fn random_bytes(random: &mut StdRng) -> [u8; 32] {

@@ -1,8 +1,8 @@
 //! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 and P-256, from dalek and
-//! RustCrypto. A key is used for one handshake and gone.
+//! RustCrypto. A key is used for one handshake and gone: its secret comes from the
+//! system and from no generator of this process, whose state would lead back to it.
 
-use p256::elliptic_curve::{Generate, sec1::ToSec1Point};
-use rand::rngs::StdRng;
+use p256::elliptic_curve::sec1::ToSec1Point;
 use zeroize::Zeroizing;
 
 #[cfg(any(test, feature = "testing"))]
@@ -20,65 +20,89 @@ impl Group {
     pub(crate) const ALL: [Self; 2] = [Self::X25519, Self::Secp256r1];
 }
 
-/// What both sides computed; wiped when dropped.
+/// Secret that both sides have computed; wiped when dropped.
 pub(crate) type SharedSecret = Zeroizing<Vec<u8>>;
 
-/// The server's key of one handshake.
-pub(crate) enum EphemeralKey {
-    X25519(x25519_dalek::EphemeralSecret),
-    Secp256r1(p256::ecdh::EphemeralSecret),
+/// Bytes of a secret in either group.
+const SECRET: usize = 32;
+
+/// The system gave no random bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoRandomness;
+
+/// The server's key of one handshake. Its secret stays in one place of memory, where
+/// it is wiped.
+pub(crate) struct EphemeralKey {
+    group: Group,
+    secret: Box<Zeroizing<[u8; SECRET]>>,
 }
 
 impl EphemeralKey {
-    pub(crate) fn generate(group: Group, random: &mut StdRng) -> Self {
-        match group {
-            Group::X25519 => Self::X25519(x25519_dalek::EphemeralSecret::random_from_rng(random)),
-            Group::Secp256r1 => Self::Secp256r1(p256::ecdh::EphemeralSecret::generate_from_rng(random)),
+    pub(crate) fn generate(group: Group) -> Result<Self, NoRandomness> {
+        let mut secret = Box::new(Zeroizing::new([0; SECRET]));
+        // One in 2^32 numbers is no secret of P-256.
+        for _ in 0..4 {
+            getrandom::fill(&mut secret[..]).map_err(|_| NoRandomness)?;
+            if group == Group::X25519 || p256::SecretKey::from_slice(&secret[..]).is_ok() {
+                return Ok(Self { group, secret });
+            }
         }
+        Err(NoRandomness)
+    }
+
+    /// A key that is known, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn known(group: Group, secret: [u8; SECRET]) -> Self {
+        Self { group, secret: Box::new(Zeroizing::new(secret)) }
     }
 
     /// Appends ServerECDHParams (RFC 8422 §5.4): a named curve and our point.
     pub(crate) fn put_params(&self, out: &mut Vec<u8>) {
         const NAMED_CURVE: u8 = 3;
-        let group = match self {
-            Self::X25519(_) => Group::X25519,
-            Self::Secp256r1(_) => Group::Secp256r1,
-        };
         out.push(NAMED_CURVE);
-        out.extend_from_slice(&(group as u16).to_be_bytes());
+        out.extend_from_slice(&(self.group as u16).to_be_bytes());
         put_vector8(out, &self.public());
     }
 
     pub(crate) fn public(&self) -> Vec<u8> {
-        match self {
-            Self::X25519(secret) => x25519_dalek::PublicKey::from(secret).to_bytes().to_vec(),
-            Self::Secp256r1(secret) => secret.public_key().to_sec1_point(false).as_bytes().to_vec(),
+        match self.group {
+            Group::X25519 => x25519_dalek::PublicKey::from(&self.x25519()).to_bytes().to_vec(),
+            // Looked at when it was made.
+            Group::Secp256r1 => p256::SecretKey::from_slice(&self.secret[..])
+                .map(|secret| secret.public_key().to_sec1_point(false).as_bytes().to_vec())
+                .unwrap_or_default(),
         }
     }
 
     /// The shared secret with the client's point. A point that is not on the
     /// curve, and one that leads to an all-zero secret (RFC 7748 §6.1), is
     /// refused: either would make the secret known to others.
-    pub(crate) fn agree(self, point: &[u8]) -> Result<SharedSecret, Malformed> {
-        match self {
-            Self::X25519(secret) => {
+    pub(crate) fn agree(&self, point: &[u8]) -> Result<SharedSecret, Malformed> {
+        match self.group {
+            Group::X25519 => {
                 let point: [u8; 32] = point.try_into().map_err(|_| Malformed)?;
-                let shared = secret.diffie_hellman(&point.into());
+                let shared = self.x25519().diffie_hellman(&point.into());
                 if shared.was_contributory() {
                     Ok(Zeroizing::new(shared.as_bytes().to_vec()))
                 } else {
                     Err(Malformed)
                 }
             }
-            Self::Secp256r1(secret) => {
+            Group::Secp256r1 => {
                 // RFC 8422 §5.1.1: only uncompressed points are in use.
                 if point.first() != Some(&4) {
                     return Err(Malformed);
                 }
                 let point = p256::PublicKey::from_sec1_bytes(point).map_err(|_| Malformed)?;
-                Ok(Zeroizing::new(secret.diffie_hellman(&point).raw_secret_bytes().to_vec()))
+                let secret = p256::SecretKey::from_slice(&self.secret[..]).map_err(|_| Malformed)?;
+                let shared = p256::ecdh::diffie_hellman(secret.to_nonzero_scalar(), point.as_affine());
+                Ok(Zeroizing::new(shared.raw_secret_bytes().to_vec()))
             }
         }
+    }
+
+    fn x25519(&self) -> x25519_dalek::StaticSecret {
+        x25519_dalek::StaticSecret::from(**self.secret)
     }
 }
 
@@ -93,12 +117,20 @@ pub(crate) fn read_params(reader: &mut Reader<'_>) -> Result<(Group, Vec<u8>), M
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
 
-    fn key(group: Group, seed: u64) -> EphemeralKey {
-        EphemeralKey::generate(group, &mut StdRng::seed_from_u64(seed))
+    fn key(group: Group, seed: u8) -> EphemeralKey {
+        EphemeralKey::known(group, [seed; SECRET])
+    }
+
+    #[test]
+    fn each_key_is_another() {
+        for group in Group::ALL {
+            let keys: Vec<_> = (0..8).map(|_| EphemeralKey::generate(group).unwrap().public()).collect();
+            for (number, key) in keys.iter().enumerate() {
+                assert!(!keys[number + 1..].contains(key));
+            }
+        }
     }
 
     #[test]

@@ -45,6 +45,11 @@ const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
 /// RFC 4279 §5.3: identities of up to 128 bytes must be supported.
 pub(crate) const MAX_IDENTITY: usize = 128;
+/// Longest ClientKeyExchange taken, in bytes: an identity that is too long is still
+/// read, to name it in the log; the point of an ephemeral suite has 65 bytes.
+pub(crate) const MAX_CLIENT_KEY_EXCHANGE: usize = 512;
+/// Most extensions of a ClientHello. No stack sends half as many.
+const MAX_EXTENSIONS: usize = 64;
 
 /// Alert descriptions that we send (RFC 5246 §7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +71,30 @@ impl Alert {
             _ => 2,
         };
         [level, self as u8]
+    }
+}
+
+/// Name of an alert description (RFC 5246 §7.2, RFC 4279 §2) that a device may send, for
+/// a log.
+pub fn alert_name(description: u8) -> &'static str {
+    match description {
+        0 => "close_notify",
+        10 => "unexpected_message",
+        20 => "bad_record_mac",
+        22 => "record_overflow",
+        40 => "handshake_failure",
+        47 => "illegal_parameter",
+        50 => "decode_error",
+        51 => "decrypt_error",
+        70 => "protocol_version",
+        71 => "insufficient_security",
+        80 => "internal_error",
+        90 => "user_canceled",
+        100 => "no_renegotiation",
+        109 => "missing_extension",
+        110 => "unsupported_extension",
+        115 => "unknown_psk_identity",
+        _ => "another alert",
     }
 }
 
@@ -173,6 +202,19 @@ pub(crate) enum BadHello {
     Malformed,
     /// Well-formed, with a value that its RFC forbids.
     IllegalParameter,
+    /// A first handshake that claims to be a renegotiation (RFC 5746 §3.6).
+    Renegotiation,
+}
+
+impl BadHello {
+    /// The alert that tells the client.
+    pub(crate) fn alert(self) -> Alert {
+        match self {
+            Self::Malformed => Alert::DecodeError,
+            Self::IllegalParameter => Alert::IllegalParameter,
+            Self::Renegotiation => Alert::HandshakeFailure,
+        }
+    }
 }
 
 impl From<Malformed> for BadHello {
@@ -212,16 +254,33 @@ impl<'a> ClientHello<'a> {
 
     /// Extensions that we do not know are passed over (RFC 5246 §7.4.1.4).
     fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), BadHello> {
+        let (mut seen, mut count) = ([0; MAX_EXTENSIONS], 0);
         while !extensions.is_empty() {
             let kind = extensions.u16()?;
             let body = extensions.vector16()?;
+            // RFC 5246 §7.4.1.4: at most one extension of a type.
+            let (earlier, rest) = seen.split_at_mut(count);
+            if earlier.contains(&kind) {
+                return Err(BadHello::IllegalParameter);
+            }
+            *rest.first_mut().ok_or(Malformed)? = kind;
+            count += 1;
             match kind {
                 EXTENDED_MASTER_SECRET if body.is_empty() => self.extended_master_secret = true,
+                EXTENDED_MASTER_SECRET => return Err(BadHello::Malformed),
                 // RFC 5746 §3.6: in a first handshake renegotiated_connection is empty.
-                RENEGOTIATION_INFO if body == [0] => self.secure_renegotiation = true,
-                EXTENDED_MASTER_SECRET | RENEGOTIATION_INFO => return Err(BadHello::Malformed),
-                SUPPORTED_GROUPS => self.groups = Some(whole(body, Reader::vector16)?),
-                EC_POINT_FORMATS => self.point_formats = true,
+                RENEGOTIATION_INFO if whole(body, Reader::vector8)?.is_empty() => {
+                    self.secure_renegotiation = true;
+                }
+                RENEGOTIATION_INFO => return Err(BadHello::Renegotiation),
+                // RFC 8422 §5.1.1: a list of 16-bit codes, at least one.
+                SUPPORTED_GROUPS => match whole(body, Reader::vector16)? {
+                    groups if groups.is_empty() || groups.len() % 2 != 0 => return Err(BadHello::Malformed),
+                    groups => self.groups = Some(groups),
+                },
+                // RFC 8422 §5.1.2: without the uncompressed format nothing is in common.
+                EC_POINT_FORMATS if whole(body, Reader::vector8)?.contains(&0) => self.point_formats = true,
+                EC_POINT_FORMATS => return Err(BadHello::IllegalParameter),
                 MAX_FRAGMENT_LENGTH => match *body {
                     // RFC 8449 §5: the newer extension is the one that counts.
                     [1..=4] if matches!(self.size_limit, Some(SizeLimit::Record(_))) => {}
@@ -239,6 +298,11 @@ impl<'a> ClientHello<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The suites that the client offers, as codes.
+    pub(crate) fn suites(&self) -> impl Iterator<Item = u16> {
+        self.cipher_suites.chunks_exact(2).filter_map(|code| Some(u16::from_be_bytes(code.try_into().ok()?)))
     }
 
     /// The first of `suites` that the client offers, and for an ephemeral one the
@@ -287,7 +351,7 @@ fn whole<'a>(
 }
 
 /// ClientKeyExchange: the identity (RFC 4279 §2), and for an ephemeral suite the
-/// client's point (RFC 5489 §2).
+/// client's point (RFC 5489 §2). The identity may be longer than [`MAX_IDENTITY`].
 pub(crate) fn read_client_key_exchange(
     body: &[u8],
     ephemeral: bool,
@@ -296,15 +360,16 @@ pub(crate) fn read_client_key_exchange(
     let identity = reader.vector16()?;
     let point = if ephemeral { Some(reader.vector8()?) } else { None };
     reader.end()?;
-    if identity.len() > MAX_IDENTITY { Err(Malformed) } else { Ok((identity, point)) }
+    Ok((identity, point))
 }
 
 /// Bytes of a HelloVerifyRequest with its header.
 pub(crate) const HELLO_VERIFY_REQUEST_LENGTH: usize = HEADER + 3 + COOKIE;
 
-/// Appends a HelloVerifyRequest (RFC 6347 §4.2.1) with its header.
-pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, cookie: &[u8; COOKIE]) {
-    put_header(out, HELLO_VERIFY_REQUEST, 0, 3 + COOKIE);
+/// Appends a HelloVerifyRequest (RFC 6347 §4.2.1) with its header. `sequence` is the
+/// message_seq of the hello that it answers.
+pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, sequence: u16, cookie: &[u8; COOKIE]) {
+    put_header(out, HELLO_VERIFY_REQUEST, sequence, 3 + COOKIE);
     // "The server_version field ... SHOULD be DTLS 1.0", whatever is negotiated later.
     out.extend_from_slice(&DTLS_1_0.to_be_bytes());
     out.push(COOKIE as u8);
@@ -431,8 +496,40 @@ mod tests {
     }
 
     #[test]
-    fn renegotiation_info_that_is_not_empty_is_refused() {
-        assert!(ClientHello::read(&hello(&[0, 6, 0xff, 0x01, 0, 2, 1, 9])).is_err());
+    fn renegotiation_info_that_is_not_empty_is_refused_as_rfc_5746_says() {
+        let refusal = |extensions: &[u8]| ClientHello::read(&hello(extensions)).err();
+        assert_eq!(refusal(&[0, 6, 0xff, 0x01, 0, 2, 1, 9]), Some(BadHello::Renegotiation));
+        assert_eq!(refusal(&[0, 5, 0xff, 0x01, 0, 1, 9]), Some(BadHello::Malformed));
+        assert_eq!(refusal(&[0, 5, 0xff, 0x01, 0, 1, 0]), None);
+    }
+
+    #[test]
+    fn an_extension_that_comes_twice_is_refused_known_or_not() {
+        let refusal = |extensions: &[u8]| ClientHello::read(&hello(extensions)).err();
+        for code in [0x17, 0x5a] {
+            let twice = [0, 12, 0, code, 0, 0, 0, 13, 0, 0, 0, code, 0, 0];
+            assert_eq!(refusal(&twice), Some(BadHello::IllegalParameter), "{code}");
+        }
+        let many = |count: u8| {
+            let list: Vec<u8> = (0..count).flat_map(|number| [0x40, number, 0, 0]).collect();
+            [&(list.len() as u16).to_be_bytes()[..], &list].concat()
+        };
+        assert_eq!(refusal(&many(64)), None);
+        assert_eq!(refusal(&many(65)), Some(BadHello::Malformed));
+    }
+
+    #[test]
+    fn groups_and_point_formats_have_the_form_that_rfc_8422_gives_them() {
+        let refusal = |kind: u8, body: &[u8]| {
+            let length = body.len() as u8;
+            ClientHello::read(&hello(&[&[0, length + 4, 0, kind, 0, length], body].concat())).err()
+        };
+        assert_eq!(refusal(10, &[0, 2, 0, 29]), None);
+        assert_eq!(refusal(10, &[0, 3, 0, 29, 0]), Some(BadHello::Malformed), "an odd length");
+        assert_eq!(refusal(10, &[0, 0]), Some(BadHello::Malformed), "no group");
+        assert_eq!(refusal(11, &[2, 1, 0]), None);
+        assert_eq!(refusal(11, &[1, 1]), Some(BadHello::IllegalParameter), "no uncompressed");
+        assert_eq!(refusal(11, &[3, 0]), Some(BadHello::Malformed));
     }
 
     #[test]
@@ -442,10 +539,9 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_of_more_than_128_bytes_is_malformed() {
+    fn a_client_key_exchange_has_an_identity_and_a_point_where_one_is_due() {
         let exchange = |length: usize| [&(length as u16).to_be_bytes()[..], &vec![b'x'; length]].concat();
         assert_eq!(read_client_key_exchange(&exchange(128), false).unwrap().0.len(), 128);
-        assert!(read_client_key_exchange(&exchange(129), false).is_err());
         assert!(read_client_key_exchange(&exchange(3)[..4], false).is_err());
         assert!(read_client_key_exchange(&exchange(3), true).is_err(), "the point is missing");
     }

@@ -34,10 +34,12 @@
 //! # }
 //! ```
 
+mod budget;
 mod connection;
 mod cookie;
 mod endpoint;
 mod handshake;
+mod holders;
 mod key_exchange;
 mod message;
 mod origins;
@@ -58,7 +60,8 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use zeroize::Zeroizing;
 
 pub use endpoint::connection_id_prefix;
-pub use endpoint::{ApplicationData, Counters, Datagram, Endpoint, HandshakeId, SessionId};
+pub use endpoint::{ApplicationData, Counters, Datagram, Delivery, Endpoint, HandshakeId, Holder, SessionId};
+pub use message::alert_name;
 pub use suite::Suite;
 
 /// Limits and choices of an [`Endpoint`].
@@ -80,7 +83,16 @@ pub struct Config {
     /// Most of them from one address (of IPv6, a /64); at the limit the oldest of
     /// that address is given up. A factory may be one address.
     pub max_handshakes_per_address: usize,
-    /// A handshake that takes longer is given up.
+    /// Computing time for handshakes that came to nothing which one network may have
+    /// at once: an IPv4 address, or of IPv6 a /64, with twice as much for a /56 and
+    /// four times as much for a /48. A handshake that becomes a session is free.
+    pub unfinished_burst: Duration,
+    /// The same each second after that.
+    pub unfinished_per_second: Duration,
+    /// Most sessions of one holder of a key ([`Holder`]); its oldest makes room.
+    pub sessions_per_holder: usize,
+    /// A handshake without progress for longer is given up. With the timers of RFC 7925
+    /// §11, a device repeats a flight after 9, 18 and 36 s.
     pub handshake_timeout: Duration,
     /// A session idle for longer is closed.
     pub session_idle: Duration,
@@ -115,7 +127,10 @@ impl Default for Config {
             max_sessions: 100_000,
             max_handshakes: 32_768,
             max_handshakes_per_address: 16_384,
-            handshake_timeout: Duration::from_secs(30),
+            unfinished_burst: Duration::from_secs(1),
+            unfinished_per_second: Duration::from_millis(50),
+            sessions_per_holder: 4,
+            handshake_timeout: Duration::from_secs(120),
             session_idle: Duration::from_secs(300),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
@@ -217,7 +232,20 @@ pub enum Event {
         identity: Option<Box<[u8]>>,
         /// Why.
         reason: Failure,
+        /// Further traces of the client, for a log.
+        hints: Hints,
     },
+}
+
+/// Traces of a client whose handshake came to nothing. None of them is authenticated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// The first cipher suites that it offers, as codes, when none of them is ours.
+    pub suites: Box<[u16]>,
+    /// Length of its identity, when that is longer than 128 bytes.
+    pub identity_length: Option<usize>,
+    /// Description of a fatal alert that came in its name.
+    pub alert: Option<u8>,
 }
 
 /// Why a session ended.
@@ -269,11 +297,17 @@ pub enum Failure {
     /// The same client began anew from the same address.
     #[error("begun anew")]
     Replaced,
+    /// Too many handshakes from the client's network came to nothing.
+    #[error("too many unfinished handshakes from this network")]
+    OverBudget,
+    /// The system gave no random bytes for an ephemeral key.
+    #[error("the system gave no random bytes")]
+    NoRandomness,
 }
 
 impl Failure {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -283,6 +317,8 @@ impl Failure {
         Self::TimedOut,
         Self::Evicted,
         Self::Replaced,
+        Self::OverBudget,
+        Self::NoRandomness,
     ];
 
     /// Its name in figures.
@@ -297,6 +333,8 @@ impl Failure {
             Self::TimedOut => "timed_out",
             Self::Evicted => "evicted",
             Self::Replaced => "replaced",
+            Self::OverBudget => "over_budget",
+            Self::NoRandomness => "no_randomness",
         }
     }
 }

@@ -9,7 +9,8 @@ use std::{
 
 use super::table::Handle;
 
-type Prefix = u64;
+/// An address as it counts.
+pub(crate) type Prefix = u64;
 
 /// Handshakes in progress by where they come from.
 #[derive(Default)]
@@ -63,7 +64,7 @@ impl Origins {
     }
 }
 
-fn prefix(peer: SocketAddr) -> Prefix {
+pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
     match peer.ip().to_canonical() {
         // In the place of an IPv6 network that is never routed (RFC 6890).
         IpAddr::V4(ip) => u64::from(ip.to_bits()),

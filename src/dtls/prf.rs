@@ -3,9 +3,9 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize, Zeroizing};
 
-use super::{Psk, key_exchange::SharedSecret, suite::DirectionKey};
+use super::{Psk, key_exchange::SharedSecret, suite::KeyBlock};
 
 /// Length of Finished's verify_data in bytes (RFC 5246 §7.4.9).
 pub(crate) const VERIFY_DATA: usize = 12;
@@ -34,9 +34,8 @@ fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     a.zeroize();
 }
 
-/// The master secret of one handshake, 48 bytes.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub(crate) struct MasterSecret([u8; 48]);
+/// The master secret of one handshake, 48 bytes in one place of memory, wiped there.
+pub(crate) struct MasterSecret(Box<Zeroizing<[u8; 48]>>);
 
 /// What the master secret is bound to.
 pub(crate) enum Binding<'a> {
@@ -60,11 +59,11 @@ impl MasterSecret {
             premaster.extend_from_slice(&(part.len() as u16).to_be_bytes());
             premaster.extend_from_slice(part);
         }
-        let mut master = [0; 48];
+        let mut master = Box::new(Zeroizing::new([0; 48]));
         match binding {
-            Binding::Session(hash) => prf(&premaster, &[b"extended master secret", hash], &mut master),
+            Binding::Session(hash) => prf(&premaster, &[b"extended master secret", hash], &mut master[..]),
             Binding::Randoms(client, server) => {
-                prf(&premaster, &[b"master secret", client, server], &mut master)
+                prf(&premaster, &[b"master secret", client, server], &mut master[..])
             }
         }
         Self(master)
@@ -72,16 +71,8 @@ impl MasterSecret {
 
     /// The keys that the client and the server write with (RFC 5246 §6.3; the
     /// suites are AEADs, so there are no MAC keys).
-    pub(crate) fn direction_keys(
-        &self,
-        client_random: &[u8; 32],
-        server_random: &[u8; 32],
-    ) -> (DirectionKey, DirectionKey) {
-        let mut block = Zeroizing::new([0; 40]);
-        prf(&self.0, &[b"key expansion", server_random, client_random], &mut *block);
-        let key = |at: usize| std::array::from_fn(|i| block[at + i]);
-        let salt = |at: usize| std::array::from_fn(|i| block[at + i]);
-        (DirectionKey::new(key(0), salt(32)), DirectionKey::new(key(16), salt(36)))
+    pub(crate) fn key_block(&self, client_random: &[u8; 32], server_random: &[u8; 32]) -> KeyBlock {
+        KeyBlock::derive(|block| prf(&self.0[..], &[b"key expansion", server_random, client_random], block))
     }
 
     /// RFC 5246 §7.4.9.
@@ -91,7 +82,7 @@ impl MasterSecret {
             Sender::Server => b"server finished",
         };
         let mut verify_data = [0; VERIFY_DATA];
-        prf(&self.0, &[label, transcript], &mut verify_data);
+        prf(&self.0[..], &[label, transcript], &mut verify_data);
         verify_data
     }
 }

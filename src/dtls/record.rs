@@ -168,8 +168,10 @@ fn parse(bytes: &[u8], id_length: usize) -> Result<Parsed, Malformed> {
     }
     let sequence = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
     // Stacks differ in the minor version of their first records, so only the
-    // major version decides (RFC 5246 appendix E.1).
-    let header = kind.filter(|_| version >> 8 == 0xfe).map(|kind| Header { kind, epoch, sequence });
+    // major version decides (RFC 5246 appendix E.1). That of a protected record is
+    // authenticated with it (RFC 5246 §6.2.3.3), as the one that was agreed on.
+    let known = if epoch == 0 { version >> 8 == 0xfe } else { version == DTLS_1_2 };
+    let header = kind.filter(|_| known).map(|kind| Header { kind, epoch, sequence });
     Ok(Parsed { header, connection_id: id.try_into().ok(), start: HEADER + id.len(), length })
 }
 

@@ -6,20 +6,13 @@ use std::ops::Range;
 
 use super::{
     connection::Connection,
+    handshake::Completed,
+    holders::Link,
     message,
     prf::VERIFY_DATA,
     record::{self, ContentType, DTLS_1_2, Header, MAX_SEQUENCE, ReplayWindow},
-    suite::{BadRecord, DirectionKey, Suite},
+    suite::{BadRecord, KeyBlock, Suite},
 };
-
-/// Both directions of one epoch.
-pub(crate) struct Keys {
-    pub(crate) suite: Suite,
-    /// The client writes with it.
-    pub(crate) read: DirectionKey,
-    /// The server writes with it.
-    pub(crate) write: DirectionKey,
-}
 
 /// ChangeCipherSpec and Finished, as far as they must be known to be sent again.
 pub(crate) struct FinalFlight {
@@ -57,33 +50,35 @@ pub(crate) enum Sealed {
 
 /// One established session; `P` is what the application bound to it.
 pub(crate) struct Session<P> {
-    keys: Keys,
+    keys: KeyBlock,
+    suite: Suite,
     pub(crate) connection: Connection,
     window: ReplayWindow,
     /// Sequence number of our next record in epoch 1.
     next_write: u64,
     /// Until the client has shown that it has our Finished.
     final_flight: Option<Box<FinalFlight>>,
+    /// Place among the sessions of whoever holds its key.
+    pub(crate) link: Link,
+    /// A request of it is being worked on: it is the last to make room for others.
+    pub(crate) is_busy: bool,
     pub(crate) principal: P,
 }
 
 impl<P> Session<P> {
-    /// `finished` is the number of the record that carried the client's Finished.
-    pub(crate) fn new(
-        keys: Keys,
-        connection: Connection,
-        finished: u64,
-        final_flight: FinalFlight,
-        principal: P,
-    ) -> Self {
+    pub(crate) fn new(completed: Completed, link: Link, principal: P) -> Self {
+        let Completed { suite, keys, connection, finished, final_flight } = completed;
         let mut window = ReplayWindow::default();
         window.note(finished);
         Self {
             keys,
+            suite,
             connection,
             window,
             next_write: 0,
             final_flight: Some(Box::new(final_flight)),
+            link,
+            is_busy: false,
             principal,
         }
     }
@@ -94,7 +89,7 @@ impl<P> Session<P> {
             return Err(BadRecord);
         }
         let own_id = self.connection.own_id_bytes();
-        let (kind, range) = self.keys.read.open(self.keys.suite, header, own_id, payload)?;
+        let (kind, range) = self.keys.client().open(self.suite, header, own_id, payload)?;
         self.window.note(header.sequence);
         let plaintext = payload.get(range.clone()).unwrap_or_default();
         Ok(match (kind, plaintext) {
@@ -123,7 +118,7 @@ impl<P> Session<P> {
         }
         let header = Header { kind, epoch: 1, sequence: self.next_write };
         self.next_write += 1;
-        self.keys.write.seal(self.keys.suite, header, self.connection.client_id(), plaintext, out);
+        self.keys.server().seal(self.suite, header, self.connection.client_id(), plaintext, out);
         Sealed::Sent
     }
 
@@ -131,6 +126,9 @@ impl<P> Session<P> {
     /// The verify_data stays; record numbers are new each time (RFC 6347 §4.2.4).
     pub(crate) fn put_final_flight(&mut self, out: &mut Vec<u8>) -> Sealed {
         let Some(flight) = &mut self.final_flight else { return Sealed::Nothing };
+        if flight.next_record > MAX_SEQUENCE {
+            return Sealed::Exhausted;
+        }
         record::put_plaintext(out, ContentType::ChangeCipherSpec, flight.next_record, DTLS_1_2, &[1]);
         flight.next_record += 1;
         let mut finished = Vec::with_capacity(message::HEADER + VERIFY_DATA);

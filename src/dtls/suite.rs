@@ -16,7 +16,7 @@ use ccm::{
         consts::{U8, U12, U16},
     },
 };
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroizing;
 
 use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
@@ -94,24 +94,54 @@ impl Suite {
 
 const EXPLICIT_NONCE: usize = 8;
 
+/// Bytes of the key block of a suite: two keys of 16 bytes, two salts of 4.
+const KEY_BLOCK: usize = 40;
+
+/// Keys of both directions in the order of RFC 5246 §6.3. They never leave the place
+/// in memory where they were derived, and are wiped there: a table or a vector that
+/// moves its entries moves a pointer.
+pub(crate) struct KeyBlock(Box<Zeroizing<[u8; KEY_BLOCK]>>);
+
+impl KeyBlock {
+    /// Has the block written by `derive`.
+    pub(crate) fn derive(derive: impl FnOnce(&mut [u8])) -> Self {
+        let mut block = Box::new(Zeroizing::new([0; KEY_BLOCK]));
+        derive(&mut block[..]);
+        Self(block)
+    }
+
+    /// The key that the client writes with.
+    pub(crate) fn client(&self) -> DirectionKey<'_> {
+        DirectionKey { key: self.part(0), salt: self.part(32) }
+    }
+
+    /// The key that the server writes with.
+    pub(crate) fn server(&self) -> DirectionKey<'_> {
+        DirectionKey { key: self.part(16), salt: self.part(36) }
+    }
+
+    fn part<const N: usize>(&self, at: usize) -> &[u8; N] {
+        let Some(part) = self.0.get(at..).and_then(|rest| rest.first_chunk()) else {
+            unreachable!("every part is inside the block")
+        };
+        part
+    }
+}
+
 /// The key and the implicit part of the nonce of one direction. The AES key
 /// schedule is made anew for each record: it costs a tenth of a microsecond and
 /// would take 176 bytes of each of a hundred thousand sessions.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub(crate) struct DirectionKey {
-    key: [u8; 16],
-    salt: [u8; 4],
+#[derive(Clone, Copy)]
+pub(crate) struct DirectionKey<'k> {
+    key: &'k [u8; 16],
+    salt: &'k [u8; 4],
 }
 
 /// A record failed authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BadRecord;
 
-impl DirectionKey {
-    pub(crate) fn new(key: [u8; 16], salt: [u8; 4]) -> Self {
-        Self { key, salt }
-    }
-
+impl DirectionKey<'_> {
     /// Appends the whole protected record to `out`. With a connection ID, the
     /// client's, it becomes a tls12_cid record (RFC 9146 §4).
     pub(crate) fn seal(
@@ -202,7 +232,7 @@ impl DirectionKey {
 
     fn nonce(&self, explicit: [u8; EXPLICIT_NONCE]) -> [u8; 12] {
         let mut nonce = [0; 12];
-        nonce[..4].copy_from_slice(&self.salt);
+        nonce[..4].copy_from_slice(self.salt);
         nonce[4..].copy_from_slice(&explicit);
         nonce
     }
@@ -214,7 +244,7 @@ impl DirectionKey {
         body: &mut [u8],
     ) -> Option<Tag<A>> {
         let nonce = Nonce::<A>::from(self.nonce(explicit));
-        A::new(&self.key.into()).encrypt_inout_detached(&nonce, aad, body.into()).ok()
+        A::new(self.key.into()).encrypt_inout_detached(&nonce, aad, body.into()).ok()
     }
 
     fn decrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
@@ -226,7 +256,7 @@ impl DirectionKey {
     ) -> Result<(), BadRecord> {
         let nonce = Nonce::<A>::from(self.nonce(explicit));
         let tag = Tag::<A>::try_from(tag).map_err(|_| BadRecord)?;
-        A::new(&self.key.into()).decrypt_inout_detached(&nonce, aad, body.into(), &tag).map_err(|_| BadRecord)
+        A::new(self.key.into()).decrypt_inout_detached(&nonce, aad, body.into(), &tag).map_err(|_| BadRecord)
     }
 }
 
@@ -283,8 +313,8 @@ mod tests {
     use super::*;
     use crate::dtls::record::{ContentType, HEADER};
 
-    fn key() -> DirectionKey {
-        DirectionKey::new([7; 16], [1, 2, 3, 4])
+    fn key() -> DirectionKey<'static> {
+        DirectionKey { key: &[7; 16], salt: &[1, 2, 3, 4] }
     }
 
     const HEADER_1_5: Header = Header { kind: ContentType::ApplicationData, epoch: 1, sequence: 5 };

@@ -26,11 +26,19 @@ impl fmt::Debug for Handle {
     }
 }
 
+impl Handle {
+    /// Place of the entry in its table.
+    pub(crate) fn index(self) -> u32 {
+        self.index
+    }
+}
+
 /// No entry: the end of a list.
 const NONE: u32 = u32::MAX;
 
-/// Times are kept as ticks since the table was made: 4 bytes instead of 16 in
-/// each of a hundred thousand entries, and good for four years.
+/// Times are kept as ticks since the table was made, of which the low 32 bits are
+/// written: 4 bytes instead of 16 in each of a hundred thousand entries. They wrap after
+/// 1,541 days, and no entry lives that long untouched.
 const TICK: Duration = Duration::from_millis(31);
 
 struct Slot<T> {
@@ -47,6 +55,8 @@ struct Slot<T> {
 /// `u32::MAX - 1` of them.
 pub(crate) struct Table<T> {
     made: Instant,
+    /// The latest time told, in ticks.
+    latest: u64,
     slots: Vec<Slot<T>>,
     /// Indices of slots, by the hash of their path: the path itself is in the
     /// slot alone.
@@ -63,6 +73,7 @@ impl<T> Table<T> {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             made: now,
+            latest: 0,
             slots: Vec::new(),
             by_path: HashTable::new(),
             hasher: RandomState::new(),
@@ -171,7 +182,33 @@ impl<T> Table<T> {
     /// and at most a tick later.
     pub(crate) fn oldest(&self) -> Option<(Instant, Handle)> {
         let slot = self.slots.get(self.oldest as usize)?;
-        Some((self.made + TICK * slot.touched, Handle { index: self.oldest, serial: slot.serial }))
+        let age = (self.latest as u32).wrapping_sub(slot.touched);
+        let touched = Duration::from_nanos((self.latest - u64::from(age)) * TICK.as_nanos() as u64);
+        Some((self.made + touched, Handle { index: self.oldest, serial: slot.serial }))
+    }
+
+    /// The entries in the order of their age, the oldest first.
+    pub(crate) fn by_age(&self) -> impl Iterator<Item = Handle> {
+        let mut next = self.oldest;
+        std::iter::from_fn(move || {
+            let slot = self.slots.get(next as usize)?;
+            let index = std::mem::replace(&mut next, slot.younger);
+            Some(Handle { index, serial: slot.serial })
+        })
+    }
+
+    /// The entry at a place, whatever its serial number.
+    pub(crate) fn at(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.entry.as_ref().map(|(_, value)| value)
+    }
+
+    pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.slots.get_mut(index as usize)?.entry.as_mut().map(|(_, value)| value)
+    }
+
+    pub(crate) fn handle_at(&self, index: u32) -> Option<Handle> {
+        let slot = self.slots.get(index as usize)?;
+        slot.entry.as_ref().map(|_| Handle { index, serial: slot.serial })
     }
 
     fn entry(&self, handle: Handle) -> Option<&(Path, T)> {
@@ -184,9 +221,11 @@ impl<T> Table<T> {
         slot.and_then(|slot| slot.entry.as_ref()).is_some_and(|&(found, _)| found == path)
     }
 
-    fn ticks(&self, now: Instant) -> u32 {
+    fn ticks(&mut self, now: Instant) -> u32 {
         let ticks = now.saturating_duration_since(self.made).as_nanos().div_ceil(TICK.as_nanos());
-        ticks.try_into().unwrap_or(u32::MAX)
+        // Good for 580 years.
+        self.latest = self.latest.max(ticks as u64);
+        self.latest as u32
     }
 
     fn link_youngest(&mut self, index: u32) {
@@ -299,6 +338,23 @@ mod tests {
             let (told, _) = table.oldest().unwrap();
             assert!(told >= at && told < at + TICK);
             table.remove(handle);
+        }
+    }
+
+    #[test]
+    fn after_1541_days_times_go_on() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let made = Instant::now();
+        let mut table = Table::new(made);
+        for days in [1540, 1541, 1542, 4000] {
+            let at = made + DAY * days;
+            let old = table.insert(at, path(1), 0);
+            let young = table.insert(at + DAY, path(2), 1);
+            let (told, oldest) = table.oldest().unwrap();
+            assert!(oldest == old && told >= at && told < at + TICK, "day {days}");
+            table.remove(old);
+            assert_eq!(table.oldest().unwrap().1, young);
+            table.remove(young);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
     record::{self, DTLS_1_2, Header, Record, Records},
-    suite::DirectionKey,
+    suite::KeyBlock,
     wire::{Reader, put_vector8, put_vector16},
 };
 
@@ -75,8 +74,7 @@ impl Profile {
 
 struct Keys {
     suite: Suite,
-    read: DirectionKey,
-    write: DirectionKey,
+    block: KeyBlock,
     master: MasterSecret,
 }
 
@@ -219,7 +217,7 @@ impl Client {
         if let Some(keys) = &self.keys {
             let header = Header { kind, epoch: 1, sequence: self.next_record[1] };
             self.next_record[1] += 1;
-            keys.write.seal_parts(keys.suite, header, self.server_connection_id(), parts, &mut out);
+            keys.block.client().seal_parts(keys.suite, header, self.server_connection_id(), parts, &mut out);
         }
         out
     }
@@ -239,7 +237,7 @@ impl Client {
                 out.extend(self.record(now, header, payload));
             } else if let Some(keys) = &self.keys
                 && let Ok((kind, range)) =
-                    keys.read.open(keys.suite, header, self.own_connection_id(), payload)
+                    keys.block.server().open(keys.suite, header, self.own_connection_id(), payload)
             {
                 let plaintext = payload[range].to_vec();
                 out.extend(self.record(now, Header { kind, ..header }, &plaintext));
@@ -262,7 +260,7 @@ impl Client {
                 while !reader.is_empty() {
                     let Ok(fragment) = Fragment::read(&mut reader) else { break };
                     if fragment.kind == message::HELLO_VERIFY_REQUEST {
-                        out.extend(self.hello_verify_request(now, fragment.body));
+                        out.extend(self.hello_verify_request(now, &fragment));
                     } else if fragment.sequence == self.next_receive
                         && let Some(body) = self.reassembly.add(&fragment)
                     {
@@ -276,12 +274,14 @@ impl Client {
         Vec::new()
     }
 
-    fn hello_verify_request(&mut self, now: Instant, body: &[u8]) -> Vec<Vec<u8>> {
-        if !self.cookie.is_empty() || body.len() < 3 {
+    /// Takes a cookie, and another one when the server asks again. A message whose
+    /// number is not the next one is taken for a repetition, as foreign stacks do.
+    fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
+        if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();
         }
-        self.cookie = body[3..].to_vec();
-        self.next_receive = 1;
+        self.cookie = request.body[3..].to_vec();
+        self.next_receive += 1;
         // RFC 6347 §4.2.1: neither the first hello nor its answer is hashed.
         self.transcript = Sha256::new();
         self.flight.clear();
@@ -348,7 +348,7 @@ impl Client {
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
         let shared = self.server_point.take().and_then(|(group, point)| {
-            let key = EphemeralKey::generate(group, &mut StdRng::from_seed(self.random));
+            let key = EphemeralKey::known(group, self.random);
             self.group = Some(group);
             put_vector8(&mut exchange, self.point.as_deref().unwrap_or(&key.public()));
             key.agree(&point).ok()
@@ -361,9 +361,9 @@ impl Client {
             Binding::Randoms(&self.random, &self.server_random)
         };
         let master = MasterSecret::from_psk(&self.profile.psk, shared.as_ref(), binding);
-        let (write, read) = master.direction_keys(&self.random, &self.server_random);
+        let block = master.key_block(&self.random, &self.server_random);
         let verify_data: [u8; VERIFY_DATA] = master.verify_data(Sender::Client, &session_hash);
-        self.keys = Some(Keys { suite, read, write, master });
+        self.keys = Some(Keys { suite, block, master });
         self.flight.push(Part::ChangeCipherSpec);
         self.say(1, message::FINISHED, verify_data.to_vec());
         self.resend_after = self.profile.retransmission_timeout;

@@ -5,6 +5,7 @@
 use std::{
     cell::Cell,
     future::Future,
+    hash::{BuildHasher, RandomState},
     iter,
     net::SocketAddr,
     pin::{Pin, pin},
@@ -21,7 +22,7 @@ use crate::{
     cert::{self, Answer},
     coap::{self, Code, ExchangeId, Request, Response},
     device::DeviceId,
-    dtls::{self, Datagram, Event, Failure, HandshakeId, Psk, SessionId},
+    dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     figures::{ByByte, Histogram},
     limits::Origin,
     psk::{Key, Kind, Principal},
@@ -55,7 +56,8 @@ pub struct Done(Outcome);
 enum Outcome {
     Key(HandshakeId, Option<(Key, Principal)>),
     Response(Asked, Response),
-    Nothing,
+    /// It could not be looked up.
+    NoKey(HandshakeId),
 }
 
 /// A request that waits for its answer.
@@ -130,6 +132,7 @@ pub struct Stack {
     figures: Arc<Figures>,
     failure_lines: Lines,
     request_lines: Lines,
+    hasher: RandomState,
 }
 
 impl Stack {
@@ -138,7 +141,8 @@ impl Stack {
         let failure_lines = Lines::new(MAX_FAILURE_LINES, "failed handshakes");
         let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
         let rooms = rooms.apart();
-        Self { dtls, coap, rooms, tasks: 0, figures: Arc::default(), failure_lines, request_lines }
+        let hasher = RandomState::new();
+        Self { dtls, coap, rooms, tasks: 0, figures: Arc::default(), failure_lines, request_lines, hasher }
     }
 
     /// What it has done so far.
@@ -179,7 +183,7 @@ impl Stack {
         match done.0 {
             Outcome::Key(handshake, found) => self.key_found(now, handshake, found, io),
             Outcome::Response(asked, response) => self.respond(now, &asked, &response, io),
-            Outcome::Nothing => {}
+            Outcome::NoKey(handshake) => self.dtls.postpone_psk(handshake),
         }
     }
 
@@ -251,11 +255,16 @@ impl Stack {
                     tracing::debug!(?session, ?reason, "session closed");
                     self.coap.forget(session);
                 }
-                Event::HandshakeFailed { peer, identity, reason } => {
+                Event::HandshakeFailed { peer, identity, reason, hints } => {
                     self.figures.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
                     if self.failure_lines.admit(now) {
                         let identity = identity.map(|identity| identity.escape_ascii().to_string());
-                        tracing::info!(%peer, identity, %reason, "handshake failed");
+                        let suites = (!hints.suites.is_empty()).then(|| suites(&hints.suites));
+                        let alert = hints.alert.map(dtls::alert_name);
+                        let identity_length = hints.identity_length;
+                        tracing::info!(
+                            %peer, identity, %reason, suites, identity_length, alert, "handshake failed"
+                        );
                     }
                 }
             }
@@ -266,7 +275,10 @@ impl Stack {
         let found = first_step(pin!(self.rooms.enrollments.find(&identity, self.rooms.store.as_ref())));
         match found {
             Poll::Ready(Ok(found)) => self.key_found(now, handshake, found, io),
-            Poll::Ready(Err(error)) => key_not_found(&error),
+            Poll::Ready(Err(error)) => {
+                key_not_found(&error);
+                self.dtls.postpone_psk(handshake);
+            }
             Poll::Pending => {
                 // Begun anew: what waits owns what it needs.
                 let Rooms { enrollments, store, .. } = self.rooms.clone();
@@ -275,7 +287,7 @@ impl Stack {
                         Ok(found) => Done(Outcome::Key(handshake, found)),
                         Err(error) => {
                             key_not_found(&error);
-                            Done(Outcome::Nothing)
+                            Done(Outcome::NoKey(handshake))
                         }
                     }
                 };
@@ -291,10 +303,18 @@ impl Stack {
         found: Option<(Key, Principal)>,
         io: &mut impl Io,
     ) {
+        if let Some((_, principal)) = &found {
+            self.dtls.bind_holder(handshake, self.holder_of(principal));
+        }
         let key = found
             .and_then(|(key, principal)| Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal))));
         self.dtls.provide_psk(now, handshake, key, io);
         self.events(now, io);
+    }
+
+    fn holder_of(&self, principal: &Principal) -> Holder {
+        let number = self.hasher.hash_one((&principal.enrollment.name, principal.identity()));
+        if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
     /// Goes on with work that was not done at its first step.
@@ -326,10 +346,16 @@ impl Stack {
     }
 }
 
-/// Without an answer of the store the handshake is left to its time-out: an alert would
-/// tell the device that its key is wrong.
+/// Without an answer of the store the key is asked for again when the device repeats its
+/// flight: an alert would tell it that its key is wrong.
 fn key_not_found(error: &StoreError) {
     tracing::error!(%error, "a key could not be looked up");
+}
+
+/// Cipher suites as a person looks them up: their codes in IANA's registry.
+fn suites(codes: &[u16]) -> String {
+    let codes: Vec<String> = codes.iter().map(|code| format!("0x{code:04X}")).collect();
+    codes.join(" ")
 }
 
 /// Polls work once, on the worker itself: what a store has at hand is done then,

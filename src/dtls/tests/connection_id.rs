@@ -54,21 +54,65 @@ fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
     assert_eq!(server.endpoint.counters().moved, 0);
 }
 
+/// Bytes of datagrams on the wire to an address, with IPv4's and UDP's headers.
+fn wire(sent: &Outgoing, to: SocketAddr) -> usize {
+    sent.iter().filter(|(at, _)| *at == to).map(|(_, datagram)| datagram.len() + 28).sum()
+}
+
 #[test]
 fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent() {
-    let (mut server, mut client) = with_connection_id(b"");
+    let (mut server, mut client) = with_connection_id(b"d");
     let moved = client.send(b"x");
-    let mut sent: usize =
-        server.receive(elsewhere(), &moved).iter().map(|(_, datagram)| datagram.len()).sum();
+    let mut sent = wire(&server.receive(elsewhere(), &moved), elsewhere());
     let session = server.session();
+    let mut withheld = 0;
     for _ in 0..100 {
         let mut out = Outgoing::new();
-        server.endpoint.send(session, &[0; 60], &mut out);
-        sent += out.iter().map(|(_, datagram)| datagram.len()).sum::<usize>();
+        let delivery = server.endpoint.send(session, &[0; 10], &mut out);
+        assert_eq!(delivery == Delivery::Sent, !out.is_empty());
+        withheld += u64::from(delivery == Delivery::Unvalidated);
+        sent += wire(&out, elsewhere());
     }
-    assert!(sent <= 3 * moved.len(), "{sent} bytes for {}", moved.len());
+    let most = 3 * (moved.len() + 28);
+    assert!(sent <= most && sent > most - 90, "{sent} bytes of {most}");
+    assert_eq!(server.endpoint.counters().withheld, withheld);
+    assert!(!server.endpoint.is_validated(session));
+    // Bytes from where it was earn nothing where it is.
+    let late = client.send(b"from elsewhere");
+    let newest = client.send(b"from there");
+    server.receive(elsewhere(), &newest);
+    let before = server.endpoint.counters().withheld;
+    server.receive(peer(), &late);
+    assert!(server.endpoint.counters().withheld >= before);
     // What comes from there earns more.
     assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
+}
+
+/// RFC 9146 §6, condition 3: an address that was shown to be the client's is as good as
+/// that of its handshake, to which it may return at any time.
+#[test]
+fn once_the_client_was_shown_to_receive_there_nothing_is_held_back() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let session = server.session();
+    let long = [7; 1000];
+    assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Sent, "at home");
+    assert!(echoes(&mut server, &mut client, elsewhere(), b"x"));
+    assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Unvalidated);
+    let there = server.endpoint.path(session).unwrap();
+    server.endpoint.validate(session, there);
+    let mut out = Outgoing::new();
+    assert_eq!(server.endpoint.send(session, &long, &mut out), Delivery::Sent);
+    assert_eq!(out[0].0, elsewhere());
+    assert!(server.endpoint.is_validated(session));
+    // It has moved on by the time that it is shown where it was.
+    let third = SocketAddr::new(elsewhere().ip(), 77);
+    assert!(echoes(&mut server, &mut client, third, b"x"));
+    assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Unvalidated);
+    let mut out = Outgoing::new();
+    assert_eq!(server.endpoint.send_validated(session, &long, &mut out), Delivery::Sent);
+    assert_eq!(out[0].0, elsewhere(), "where it was shown to receive");
+    assert!(echoes(&mut server, &mut client, elsewhere(), b"x"));
+    assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Sent, "and back");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! networks that lose, repeat, reorder and fragment, and clients that reboot,
 //! lie or go silent.
 
+mod adversary;
 mod connection_id;
 mod handshake;
 mod properties;
@@ -17,7 +18,8 @@ use std::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    Closed, Config, Datagram, Endpoint, Event, Failure, HandshakeId, MIN_PATH_MTU, Psk, SessionId, Suite,
+    Closed, Config, Datagram, Delivery, Endpoint, Event, Failure, HandshakeId, MIN_PATH_MTU, Psk, SessionId,
+    Suite,
     record::ContentType,
     testing::{Client, Profile},
 };
@@ -169,6 +171,14 @@ fn established() -> (Server, Client) {
     let client = connect(&mut server, profile(), peer(), 1);
     assert!(client.is_established());
     (server, client)
+}
+
+/// The alert that the client has been sent so much later.
+fn alert_after(server: &mut Server, client: &mut Client, wait: Duration) -> Option<(u8, u8)> {
+    for (_, datagram) in server.advance(wait) {
+        client.receive(server.now, &datagram);
+    }
+    client.alert
 }
 
 fn echoes(server: &mut Server, client: &mut Client, from: SocketAddr, text: &[u8]) -> bool {

@@ -162,8 +162,8 @@ fn limits_of_the_record_size_are_answered_and_kept() {
         }
         let session = server.session();
         assert_eq!(server.endpoint.max_data(session), Some(limit));
-        assert!(!server.endpoint.send(session, &vec![0; limit + 1], &mut Outgoing::new()));
-        assert!(server.endpoint.send(session, &vec![0; limit], &mut Outgoing::new()));
+        assert_eq!(server.endpoint.send(session, &vec![0; limit + 1], &mut Outgoing::new()), Delivery::Lost);
+        assert_eq!(server.endpoint.send(session, &vec![0; limit], &mut Outgoing::new()), Delivery::Sent);
         assert!(echoes(&mut server, &mut client, peer(), b"small"));
     }
 }
@@ -217,7 +217,7 @@ fn no_datagram_is_longer_than_the_path_takes() {
             let session = server.session();
             let data = vec![1; server.endpoint.max_data(session).unwrap()];
             let mut out = Outgoing::new();
-            assert!(server.endpoint.send(session, &data, &mut out));
+            assert_eq!(server.endpoint.send(session, &data, &mut out), Delivery::Sent);
             assert!(out[0].1.len() <= most);
             assert!(data.len() + 64 + id_length > most, "the room is used");
             client.receive(server.now, &out[0].1);

@@ -1,0 +1,211 @@
+//! Bounds what each network may have the server compute for handshakes that come to
+//! nothing. A handshake is charged when it begins and refunded when it becomes a
+//! session, so a crowd of honest devices behind one address is never held up, and
+//! whoever has an address but no key gets a share of the processor and no more.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+/// Buckets of a set: a new network makes room in its own set.
+const WAYS: usize = 8;
+/// Sets: 16,384 buckets of 16 bytes, 256 KiB.
+const SETS: usize = 2048;
+
+/// Prefixes that an address counts to: of IPv4 the address, of IPv6 the networks that a
+/// subscriber, a site and a provider's customer have (RFC 6177), with this many times
+/// the budget of one.
+const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    /// Hash of the prefix; 0 for none.
+    key: u64,
+    /// Microseconds since the start at which nothing is owed any more.
+    clear_at: u64,
+}
+
+/// Budgets of all networks that owe something.
+pub(crate) struct Budget {
+    made: Instant,
+    hasher: RandomState,
+    /// Computing time that may be owed at once, in microseconds.
+    burst: u64,
+    /// The budget earns back 1 µs in so many.
+    refill: u64,
+    sets: Box<[[Bucket; WAYS]]>,
+}
+
+impl Budget {
+    /// Lets each network owe `burst` of computing time, and forgives `per_second` of it
+    /// each second.
+    pub(crate) fn new(now: Instant, burst: Duration, per_second: Duration) -> Self {
+        let per_second = (per_second.as_micros() as u64).clamp(1, 1_000_000);
+        Self {
+            made: now,
+            hasher: RandomState::new(),
+            burst: (burst.as_micros() as u64).min(1 << 40),
+            refill: 1_000_000 / per_second,
+            sets: vec![[Bucket { key: 0, clear_at: 0 }; WAYS]; SETS].into_boxed_slice(),
+        }
+    }
+
+    /// Charges `cost`, unless a network of the address would owe more than it may.
+    pub(crate) fn charge(&mut self, now: Instant, peer: SocketAddr, cost: Duration) -> bool {
+        let now = self.micros(now);
+        let mut prefixes = prefixes(peer.ip());
+        let affordable = prefixes.clone().all(|(prefix, times)| {
+            let cost = self.waiting_time(cost, times);
+            self.owed(now, prefix) + cost <= self.burst * self.refill
+        });
+        if affordable {
+            prefixes.by_ref().for_each(|(prefix, times)| {
+                let cost = self.waiting_time(cost, times);
+                self.add(now, prefix, cost);
+            });
+        }
+        affordable
+    }
+
+    /// Takes a charge back.
+    pub(crate) fn refund(&mut self, peer: SocketAddr, cost: Duration) {
+        for (prefix, times) in prefixes(peer.ip()) {
+            let cost = self.waiting_time(cost, times);
+            let (key, set) = self.set(prefix);
+            if let Some(bucket) = self.sets[set].iter_mut().find(|bucket| bucket.key == key) {
+                bucket.clear_at = bucket.clear_at.saturating_sub(cost);
+            }
+        }
+    }
+
+    /// Microseconds after which a cost is forgiven, for a network that may owe `times`
+    /// as much as an address.
+    fn waiting_time(&self, cost: Duration, times: u32) -> u64 {
+        cost.as_micros() as u64 * self.refill / u64::from(times)
+    }
+
+    fn owed(&self, now: u64, prefix: u128) -> u64 {
+        let (key, set) = self.set(prefix);
+        let bucket = self.sets[set].iter().find(|bucket| bucket.key == key);
+        bucket.map_or(0, |bucket| bucket.clear_at.saturating_sub(now))
+    }
+
+    fn add(&mut self, now: u64, prefix: u128, cost: u64) {
+        let (key, set) = self.set(prefix);
+        let set = &mut self.sets[set];
+        let known = set.iter().position(|bucket| bucket.key == key);
+        // Whoever owes least is forgiven the rest: no one is ever charged for another.
+        let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
+        let before = known.map_or(now, |place| set[place].clear_at.max(now));
+        set[place] = Bucket { key, clear_at: before + cost };
+    }
+
+    fn set(&self, prefix: u128) -> (u64, usize) {
+        let hash = self.hasher.hash_one(prefix).max(1);
+        (hash, hash as usize % SETS)
+    }
+
+    fn micros(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.made).as_micros() as u64
+    }
+}
+
+/// Networks of an address, each as its bits and its length, and how many budgets it has.
+fn prefixes(address: IpAddr) -> impl Iterator<Item = (u128, u32)> + Clone {
+    let (bits, levels) = match address.to_canonical() {
+        // Among the mapped ones (RFC 4291 §2.5.5.2), which are no networks of IPv6.
+        IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), &[(128, 1)][..]),
+        IpAddr::V6(address) => (address.to_bits(), &IPV6_LEVELS[..]),
+    };
+    levels.iter().map(move |&(length, times)| {
+        let kept = bits & u128::MAX << (128 - length);
+        // No network has bits that low: they tell the levels apart.
+        (if length < 128 { kept | u128::from(length) } else { kept }, times)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn budget() -> (Budget, Instant) {
+        let now = Instant::now();
+        (Budget::new(now, Duration::from_millis(100), Duration::from_millis(50)), now)
+    }
+
+    fn affordable(budget: &mut Budget, now: Instant, peer: &str, cost: Duration) -> u32 {
+        let peer = peer.parse().unwrap();
+        let mut count = 0;
+        while count < 100_000 && budget.charge(now, peer, cost) {
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn a_network_gets_its_burst_and_then_its_share() {
+        let (mut budget, now) = budget();
+        assert_eq!(affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND), 100);
+        assert_eq!(
+            affordable(&mut budget, now, "192.0.2.1:2", MILLISECOND),
+            0,
+            "another port is no other address"
+        );
+        assert_eq!(affordable(&mut budget, now, "192.0.2.2:1", MILLISECOND), 100, "another address is");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(affordable(&mut budget, later, "192.0.2.1:1", MILLISECOND), 50);
+        let later = now + Duration::from_secs(100);
+        assert_eq!(affordable(&mut budget, later, "192.0.2.1:1", MILLISECOND), 100);
+    }
+
+    #[test]
+    fn what_was_refunded_can_be_spent_again() {
+        let (mut budget, now) = budget();
+        let peer = "192.0.2.1:1".parse().unwrap();
+        for _ in 0..10_000 {
+            assert!(budget.charge(now, peer, MILLISECOND));
+            budget.refund(peer, MILLISECOND);
+        }
+        assert_eq!(affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND), 100);
+    }
+
+    #[test]
+    fn networks_of_ipv6_count_together_and_have_more() {
+        let (mut budget, now) = budget();
+        let mut total = 0;
+        for subscriber in 0..1000 {
+            let peer = format!("[2001:db8:1:{subscriber:x}::{subscriber:x}]:1");
+            let got = affordable(&mut budget, now, &peer, MILLISECOND);
+            assert!(got <= 100, "{got}");
+            total += got;
+        }
+        assert_eq!(total, 400, "a /48 has four budgets");
+        assert_eq!(affordable(&mut budget, now, "[2001:db8:2::1]:1", MILLISECOND), 100);
+        let (mut budget, now) = self::budget();
+        let of_56: u32 = (0..256)
+            .map(|subscriber| {
+                affordable(&mut budget, now, &format!("[2001:db8:1:{subscriber:x}::]:1"), MILLISECOND)
+            })
+            .sum();
+        assert_eq!(of_56, 200, "a /56 has two");
+    }
+
+    #[test]
+    fn a_crowd_of_networks_neither_grows_the_table_nor_is_charged_for_others() {
+        let (mut budget, now) = budget();
+        assert_eq!(affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND), 100);
+        for number in 0..200_000u32 {
+            let [_, a, b, c] = number.to_be_bytes();
+            assert!(budget.charge(now, SocketAddr::from(([10, a, b, c], 1)), MILLISECOND));
+        }
+        assert_eq!(
+            affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND),
+            0,
+            "the greedy one is not forgotten"
+        );
+    }
+}

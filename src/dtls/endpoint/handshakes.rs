@@ -1,0 +1,407 @@
+//! Handshakes of an endpoint: the cookie exchange before there is one, what each
+//! network may have of them, the flights and their timers, and how one ends.
+
+use std::{
+    hash::BuildHasher,
+    time::{Duration, Instant},
+};
+
+use super::{Endpoint, HandshakeId, Holder, MAX_RETRANSMISSIONS, Spent, flight_timeout};
+use crate::dtls::{
+    Event, Failure, Hints, Outbox, Path,
+    handshake::{Handshake, Offer, Step},
+    key_exchange::Group,
+    message::{self, Alert, Fragment, HelloPrefix},
+    record::{self, ContentType, DTLS_1_0, Header},
+    table::{Handle, Table},
+    wire::Reader,
+};
+
+/// Computing time that a handshake may cost the server in all, with a key's lookup.
+const COST: Duration = Duration::from_micros(20);
+
+/// The same of an ephemeral suite, besides: a key is made, and a secret agreed on.
+fn cost_of(group: Group) -> Duration {
+    match group {
+        Group::X25519 => Duration::from_micros(60),
+        Group::Secp256r1 => Duration::from_micros(220),
+    }
+}
+
+/// A handshake, and what the endpoint knows of it.
+pub(super) struct Progress<P> {
+    pub(super) handshake: Handshake,
+    /// Whose key it goes on with.
+    pub(super) principal: Option<P>,
+    pub(super) holder: Option<Holder>,
+    /// Charged to the client's network, until it has become a session.
+    charged: Duration,
+    /// When the flight was sent last, and how often by its timer.
+    sent: Option<(Instant, usize)>,
+    /// It has begun with a hello of a session that there is, most likely a late
+    /// repetition: nothing is done for it but to answer.
+    is_late: bool,
+    /// Description of a fatal alert that came in the client's name.
+    alert: Option<u8>,
+}
+
+/// Hellos whose handshakes have become sessions lately. A newer one may take the place
+/// of another, which is then forgotten.
+#[derive(Default)]
+pub(super) struct Completions(Vec<u64>);
+
+impl Completions {
+    const PLACES: usize = 8192;
+
+    fn note(&mut self, hash: u64) {
+        if self.0.is_empty() {
+            self.0.resize(Self::PLACES, 0);
+        }
+        self.0[hash as usize % Self::PLACES] = hash;
+    }
+
+    fn has(&self, hash: u64) -> bool {
+        self.0.get(hash as usize % Self::PLACES) == Some(&hash)
+    }
+}
+
+impl<P> Endpoint<P> {
+    /// Reads a record of epoch 0.
+    pub(super) fn plaintext(
+        &mut self,
+        now: Instant,
+        path: Path,
+        header: Header,
+        payload: &[u8],
+        spent: &mut Spent,
+        out: &mut impl Outbox,
+    ) {
+        match header.kind {
+            ContentType::Handshake => {
+                let mut reader = Reader::new(payload);
+                while !reader.is_empty() {
+                    let Ok(fragment) = Fragment::read(&mut reader) else { return };
+                    self.fragment(now, path, header, &fragment, spent, out);
+                }
+            }
+            ContentType::ChangeCipherSpec if payload == [1] => {
+                let Some(handle) = self.handshakes.of(path) else { return };
+                let Some(progress) = self.handshakes.get_mut(handle) else { return };
+                let step = progress.handshake.change_cipher_spec();
+                self.take_step(now, handle, step, spent, out);
+            }
+            // Anybody can send a plaintext alert in the client's name: it ends nothing,
+            // and is told when the handshake has come to nothing anyway.
+            ContentType::Alert => {
+                if let (&[2, description], Some(handle)) = (payload, self.handshakes.of(path))
+                    && let Some(progress) = self.handshakes.get_mut(handle)
+                {
+                    progress.alert = Some(description);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn fragment(
+        &mut self,
+        now: Instant,
+        path: Path,
+        header: Header,
+        fragment: &Fragment<'_>,
+        spent: &mut Spent,
+        out: &mut impl Outbox,
+    ) {
+        let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
+            // No client packs two into a datagram.
+            if std::mem::replace(&mut spent.hello, true) {
+                self.counters.dropped_messages += 1;
+                return;
+            }
+            self.hello(now, path, header, fragment, out)
+        } else {
+            self.handshakes.of(path)
+        };
+        let Some(handle) = handle else { return };
+        let Some(progress) = self.handshakes.get_mut(handle) else { return };
+        let Progress { handshake, charged, .. } = progress;
+        let mut offer = Offer {
+            suites: &self.config.suites,
+            require_extended_master_secret: self.config.require_extended_master_secret,
+            connection_id_prefix: self.config.connection_id_prefix,
+            affords: &mut |group| {
+                let affords = self.budget.charge(now, path.peer, cost_of(group));
+                if affords {
+                    *charged += cost_of(group);
+                }
+                affords
+            },
+        };
+        let step = handshake.fragment(fragment, &mut offer, &mut self.random);
+        self.take_step(now, handle, step, spent, out);
+    }
+
+    /// The beginning of a ClientHello: of the handshake that it belongs to, of a
+    /// new one when its cookie is good, and otherwise of nothing.
+    fn hello(
+        &mut self,
+        now: Instant,
+        path: Path,
+        header: Header,
+        fragment: &Fragment<'_>,
+        out: &mut impl Outbox,
+    ) -> Option<Handle> {
+        let prefix = HelloPrefix::read(&mut Reader::new(fragment.body)).ok()?;
+        let current = self.handshakes.of(path);
+        if let Some(progress) = current.and_then(|handle| self.handshakes.get(handle))
+            && progress.handshake.began_with(&prefix.random, fragment.sequence)
+        {
+            return current;
+        }
+        if !self.cookies.accepts(now, path.peer, &prefix.random, prefix.cookie) {
+            self.verify_hello(now, path, header, fragment, &prefix.random, out);
+            return None;
+        }
+        if !self.budget.charge(now, path.peer, COST) {
+            self.counters.over_budget += 1;
+            return None;
+        }
+        if let Some(handle) = current {
+            self.fail_handshake(handle, Failure::Replaced);
+        }
+        if self.handshakes.len() >= self.config.max_handshakes
+            && let Some((_, oldest)) = self.handshakes.oldest()
+        {
+            self.fail_handshake(oldest, Failure::Evicted);
+        }
+        self.counters.handshakes_started += 1;
+        let is_late = self.completions.has(self.hello_hash(path, &prefix.random));
+        self.counters.late_hellos += u64::from(is_late);
+        let progress = Progress {
+            handshake: Handshake::new(prefix.random, fragment.sequence, header.sequence),
+            principal: None,
+            holder: None,
+            charged: COST,
+            sent: None,
+            is_late,
+            alert: None,
+        };
+        let handle = self.handshakes.insert(now, path, progress);
+        let limit = self.config.max_handshakes_per_address;
+        let handshakes = &self.handshakes;
+        if let Some(oldest) =
+            self.origins.begin(path.peer, handle, limit, |handle| handshakes.get(handle).is_some())
+        {
+            self.fail_handshake(oldest, Failure::Evicted);
+        }
+        Some(handle)
+    }
+
+    /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
+    /// and keeps nothing. The answer is never longer than the question, and every
+    /// number in it is the question's: whichever of its hellos is asked about, the
+    /// client takes it for the next message (§4.2.2).
+    fn verify_hello(
+        &mut self,
+        now: Instant,
+        path: Path,
+        header: Header,
+        hello: &Fragment<'_>,
+        random: &[u8; 32],
+        out: &mut impl Outbox,
+    ) {
+        let cookie = self.cookies.make(now, path.peer, random);
+        if message::HELLO_VERIFY_REQUEST_LENGTH > message::HEADER + hello.body.len() {
+            return;
+        }
+        self.counters.hello_verify_requests += 1;
+        self.buffer.clear();
+        let header = Header { kind: ContentType::Handshake, epoch: 0, sequence: header.sequence };
+        record::put_header(&mut self.buffer, header, DTLS_1_0, &[], message::HELLO_VERIFY_REQUEST_LENGTH);
+        message::put_hello_verify_request(&mut self.buffer, hello.sequence, &cookie);
+        out.push(path, &self.buffer);
+    }
+
+    pub(super) fn take_step(
+        &mut self,
+        now: Instant,
+        handle: Handle,
+        step: Step,
+        spent: &mut Spent,
+        out: &mut impl Outbox,
+    ) {
+        match step {
+            Step::Continue => {}
+            Step::Dropped => self.counters.dropped_messages += 1,
+            Step::SendFlight => {
+                self.handshakes.touch(now, handle);
+                self.send_flight(now, 0, handle, out);
+                if self.handshakes.get(handle).is_some_and(|progress| !progress.is_late) {
+                    self.schedule_resend(now, 0, handle);
+                }
+            }
+            Step::SendFlightAgain => self.repeat_flight(now, handle, spent, out),
+            Step::NeedPsk(claim, identity) => {
+                self.handshakes.touch(now, handle);
+                let handshake = HandshakeId { handle, claim };
+                self.events.push_back(Event::PskNeeded { handshake, identity });
+            }
+            Step::NoPsk(claim) => self.provide_psk(now, HandshakeId { handle, claim }, None, out),
+            Step::Complete(completed) => self.establish(now, handle, *completed, out),
+            Step::Fail(alert, failure) => {
+                self.send_alert(handle, alert, out);
+                self.fail_handshake(handle, failure);
+            }
+            Step::GiveUp(failure) => {
+                self.counters.over_budget += u64::from(failure == Failure::OverBudget);
+                self.fail_handshake(handle, failure);
+            }
+            Step::FirstBadRecord => {
+                self.counters.bad_records += 1;
+                // Time for the client's own, should this one be somebody else's.
+                self.suspects.push_back((now + 2 * self.config.retransmission_timeout, handle));
+            }
+        }
+    }
+
+    /// Takes a handshake that has become a session out of the table.
+    pub(super) fn take_completed(&mut self, handle: Handle) -> Option<(Path, Option<P>, Option<Holder>)> {
+        let (path, progress) = self.handshakes.remove(handle)?;
+        self.origins.end(path.peer);
+        self.budget.refund(path.peer, progress.charged);
+        let hash = self.hello_hash(path, &progress.handshake.client_random);
+        self.completions.note(hash);
+        self.drop_stale();
+        Some((path, progress.principal, progress.holder))
+    }
+
+    fn hello_hash(&self, path: Path, random: &[u8; 32]) -> u64 {
+        self.hasher.hash_one((path.peer, random)).max(1)
+    }
+
+    pub(super) fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
+        let Some((path, progress)) = self.handshakes.remove(handle) else { return };
+        let Progress { handshake, is_late, alert, .. } = progress;
+        self.origins.end(path.peer);
+        self.drop_stale();
+        let reason = match reason {
+            Failure::TimedOut | Failure::Replaced | Failure::Evicted if handshake.had_bad_record() => {
+                Failure::WrongKey
+            }
+            other => other,
+        };
+        // A late repetition of a hello whose handshake went well is nobody's failure.
+        if is_late && reason != Failure::WrongKey {
+            return;
+        }
+        self.counters.handshakes_failed += 1;
+        let identity = handshake.identity().map(Into::into);
+        let (suites, identity_length) = handshake.hints();
+        let hints = Hints { suites, identity_length, alert };
+        self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
+    }
+
+    /// Gives up handshakes with a record that failed under their keys: their clients
+    /// have others. RFC 4279 §2: a wrong key and an unknown identity end alike.
+    pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
+        while let Some(&(at, handle)) = self.suspects.front() {
+            if at > now {
+                break;
+            }
+            self.suspects.pop_front();
+            self.send_alert(handle, Alert::DecryptError, out);
+            self.fail_handshake(handle, Failure::WrongKey);
+        }
+    }
+
+    pub(super) fn resend_flights(&mut self, now: Instant, out: &mut impl Outbox) {
+        for round in 0..MAX_RETRANSMISSIONS {
+            while let Some(&(at, handle)) = self.resend[round].front() {
+                if at > now {
+                    break;
+                }
+                self.resend[round].pop_front();
+                if awaits_client(&self.handshakes, handle) {
+                    // Unless the client's own timer has just asked for it.
+                    if self.may_repeat(now, handle) {
+                        self.counters.retransmissions += 1;
+                        self.send_flight(now, round + 1, handle, out);
+                    }
+                    self.schedule_resend(now, round + 1, handle);
+                }
+            }
+        }
+    }
+
+    /// The client has asked for the flight again: it is sent at most once for a
+    /// datagram, and not twice within half of its time-out, whoever asks.
+    fn repeat_flight(&mut self, now: Instant, handle: Handle, spent: &mut Spent, out: &mut impl Outbox) {
+        if spent.flight || !self.may_repeat(now, handle) {
+            self.counters.suppressed_flights += 1;
+            return;
+        }
+        spent.flight = true;
+        self.counters.retransmissions += 1;
+        let round =
+            self.handshakes.get(handle).and_then(|progress| progress.sent).map_or(0, |(_, round)| round);
+        self.send_flight(now, round, handle, out);
+    }
+
+    fn may_repeat(&self, now: Instant, handle: Handle) -> bool {
+        let sent = self.handshakes.get(handle).and_then(|progress| progress.sent);
+        sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
+    }
+
+    /// Forgets what is at the front of the queues and no longer to be done, so
+    /// that they are no longer than the oldest silent handshake makes them.
+    fn drop_stale(&mut self) {
+        let handshakes = &self.handshakes;
+        for queue in &mut self.resend {
+            while queue.front().is_some_and(|&(_, handle)| !awaits_client(handshakes, handle)) {
+                queue.pop_front();
+            }
+        }
+        while self.suspects.front().is_some_and(|&(_, handle)| handshakes.get(handle).is_none()) {
+            self.suspects.pop_front();
+        }
+    }
+
+    fn schedule_resend(&mut self, now: Instant, round: usize, handle: Handle) {
+        let at = now + flight_timeout(&self.config, round);
+        if let Some(queue) = self.resend.get_mut(round) {
+            queue.push_back((at, handle));
+        }
+    }
+
+    fn send_flight(&mut self, now: Instant, round: usize, handle: Handle, out: &mut impl Outbox) {
+        if let Some(progress) = self.handshakes.get_mut(handle) {
+            progress.sent = Some((now, round));
+        }
+        self.send_from_handshake(handle, out, Handshake::put_flight);
+    }
+
+    fn send_alert(&mut self, handle: Handle, alert: Alert, out: &mut impl Outbox) {
+        self.send_from_handshake(handle, out, |handshake, buffer| handshake.put_alert(buffer, alert));
+    }
+
+    fn send_from_handshake(
+        &mut self,
+        handle: Handle,
+        out: &mut impl Outbox,
+        put: impl FnOnce(&mut Handshake, &mut Vec<u8>),
+    ) {
+        let Some(path) = self.handshakes.path(handle) else { return };
+        if let Some(progress) = self.handshakes.get_mut(handle) {
+            self.buffer.clear();
+            put(&mut progress.handshake, &mut self.buffer);
+            if !self.buffer.is_empty() {
+                out.push(path, &self.buffer);
+            }
+        }
+    }
+}
+
+/// Returns whether a flight may have been lost on its way to the client.
+fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
+    handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
+}

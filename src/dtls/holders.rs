@@ -1,0 +1,107 @@
+//! Sessions by who holds their key: a device needs one, and its key opens a few at a
+//! time and no more. A key that many devices share counts by the port that it is used
+//! from. The list of a holder is chained through its sessions, newest first, so that a
+//! session costs 15 bytes here.
+
+use hashbrown::HashTable;
+
+use super::{
+    session::Session,
+    table::{Handle, Table},
+};
+
+/// Place of a session in its holder's list.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    /// Hash of the holder under a random key; 0 for none.
+    holder: u32,
+    /// The holder's session before this one.
+    older: Option<Older>,
+}
+
+/// Index of a slot, plus one.
+type Older = std::num::NonZeroU32;
+
+impl Link {
+    /// A link of a session that counts to this holder.
+    pub(crate) fn of(holder: u64) -> Self {
+        Self { holder: (holder as u32).max(1), older: None }
+    }
+}
+
+/// The newest session of each holder.
+#[derive(Default)]
+pub(crate) struct Holders(HashTable<u32>);
+
+impl Holders {
+    /// Adds a session to its holder's. The oldest of them is returned when there are more
+    /// than `limit` then: it has to go.
+    pub(crate) fn add<P>(
+        &mut self,
+        sessions: &mut Table<Session<P>>,
+        handle: Handle,
+        limit: usize,
+    ) -> Option<Handle> {
+        let holder = holder_at(sessions, handle.index())?;
+        let newest = self.0.find_mut(spread(holder), |&index| holder_at(sessions, index) == Some(holder));
+        match newest {
+            Some(newest) => {
+                let older = std::mem::replace(newest, handle.index());
+                sessions.get_mut(handle)?.link.older = Older::new(older + 1);
+            }
+            None => {
+                let hash = |&index: &u32| holder_at(sessions, index).map_or(0, spread);
+                self.0.insert_unique(spread(holder), handle.index(), hash);
+            }
+        }
+        let (mut count, mut oldest) = (1, handle.index());
+        while let Some(older) = older_of(sessions, oldest) {
+            (count, oldest) = (count + 1, older);
+        }
+        if count > limit { sessions.handle_at(oldest) } else { None }
+    }
+
+    /// Takes a session out of its holder's, before it is removed from the table.
+    pub(crate) fn remove<P>(&mut self, sessions: &mut Table<Session<P>>, handle: Handle) {
+        let Some(holder) = holder_at(sessions, handle.index()) else { return };
+        let older = older_of(sessions, handle.index());
+        let found = self.0.find_entry(spread(holder), |&index| holder_at(sessions, index) == Some(holder));
+        let Ok(mut newest) = found else { return };
+        let mut at = *newest.get();
+        if at == handle.index() {
+            match older {
+                Some(older) => *newest.get_mut() = older,
+                None => drop(newest.remove()),
+            }
+            return;
+        }
+        // As many steps as a holder may have sessions.
+        while let Some(next) = older_of(sessions, at) {
+            if next == handle.index() {
+                if let Some(session) = sessions.at_mut(at) {
+                    session.link.older = older.and_then(|older| Older::new(older + 1));
+                }
+                return;
+            }
+            at = next;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn holder_at<P>(sessions: &Table<Session<P>>, index: u32) -> Option<u32> {
+    sessions.at(index).map(|session| session.link.holder).filter(|&holder| holder != 0)
+}
+
+fn older_of<P>(sessions: &Table<Session<P>>, index: u32) -> Option<u32> {
+    sessions.at(index)?.link.older.map(|older| older.get() - 1)
+}
+
+/// The table takes its places from both ends of a hash.
+fn spread(holder: u32) -> u64 {
+    u64::from(holder).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

@@ -1,0 +1,455 @@
+//! Attackers who own an address, know a client's, or hold a key of their own, and what a
+//! network does to honest clients that looks the same.
+
+use super::*;
+use crate::dtls::{Holder, handshake::MAX_EARLY, message, record};
+
+/// A record of epoch 0 with these fragments.
+fn record_of(sequence: u64, fragments: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let payload = fragments.concat();
+    record::put_plaintext(&mut out, ContentType::Handshake, sequence, record::DTLS_1_2, &payload);
+    out
+}
+
+/// The first `body` of a message of `length` bytes.
+fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::put_header(&mut out, kind, sequence, length);
+    out[9..12].copy_from_slice(&(body.len() as u32).to_be_bytes()[1..]);
+    [out, body.to_vec()].concat()
+}
+
+/// A hello with a good cookie, not yet sent, and its client.
+fn second_hello(server: &mut Server, profile: Profile, from: SocketAddr) -> (Client, Vec<u8>) {
+    let mut client = Client::new(profile, [3; 32]);
+    let hello = client.start(server.now).concat();
+    let request = server.receive(from, &hello).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    (client, second)
+}
+
+fn ephemeral(group: u16) -> Profile {
+    Profile { suites: vec![0xd003], groups: vec![group], ..profile() }
+}
+
+#[test]
+fn one_datagram_of_hellos_gets_one_answer() {
+    let mut server = Server::new(Config::default());
+    let hello = [&[0xfe, 0xfd][..], &[7; 32], &[0, 0]].concat();
+    let fragments: Vec<_> = (0..40).map(|_| fragment(message::CLIENT_HELLO, 0, 100, &hello)).collect();
+    assert_eq!(server.receive(peer(), &record_of(0, &fragments)).len(), 1);
+    let records: Vec<_> = fragments
+        .iter()
+        .enumerate()
+        .map(|(n, part)| record_of(n as u64, std::slice::from_ref(part)))
+        .collect();
+    assert_eq!(server.receive(peer(), &records.concat()).len(), 1);
+}
+
+#[test]
+fn one_datagram_begins_one_handshake_however_often_the_cookie_is_in_it() {
+    let mut server = Server::new(Config::default());
+    let (_, hello) = second_hello(&mut server, ephemeral(23), peer());
+    let empty = record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, 0, &[])]);
+    let datagram = [&hello[..], &empty].concat().repeat(20);
+    assert_eq!(server.receive(peer(), &datagram).len(), 1);
+    assert_eq!(server.endpoint.counters().handshakes_started, 1);
+    assert_eq!(server.failures(), []);
+}
+
+#[test]
+fn a_flight_is_repeated_once_for_a_datagram_and_not_within_half_of_its_time_out() {
+    let mut server = Server::new(Config::default());
+    let (_, hello) = second_hello(&mut server, profile(), peer());
+    assert_eq!(server.receive(peer(), &hello).len(), 1);
+    let body = [&[0xfe, 0xfd][..], &[3; 32], &[0, 0]].concat();
+    let again: Vec<_> = (0..40).map(|_| fragment(message::CLIENT_HELLO, 1, 100, &body)).collect();
+    let again = record_of(5, &again);
+    assert_eq!(server.receive(peer(), &again), [], "just sent");
+    server.now += Duration::from_millis(499);
+    assert_eq!(server.receive(peer(), &again), []);
+    server.now += Duration::from_millis(1);
+    assert_eq!(server.receive(peer(), &again).len(), 1);
+    assert_eq!(server.receive(peer(), &again), []);
+    // Neither does the timer, whose turn is half a second later: this one still counts.
+    assert_eq!(server.advance(Duration::from_millis(499)), []);
+}
+
+/// Handshakes of an address without a key: its burst, and then its share. Devices
+/// elsewhere, and those behind it that have their key, are not held up.
+#[test]
+fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
+    let unfinished_burst = Duration::from_millis(40);
+    let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
+    for port in 1..=1000 {
+        let from = SocketAddr::new(peer().ip(), port);
+        let (_, hello) = second_hello(&mut server, ephemeral(29), from);
+        server.receive(from, &hello);
+    }
+    // 80 µs each.
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.handshakes_started, counters.over_budget), (500, 500));
+    assert!(connect(&mut server, profile(), elsewhere(), 1).is_established());
+    // A tenth of a second later there is a share again.
+    server.now += Duration::from_millis(100);
+    for port in 2000..3000 {
+        let from = SocketAddr::new(peer().ip(), port);
+        assert!(connect(&mut server, profile(), from, 1).is_established());
+    }
+}
+
+/// A suite whose curve is not affordable is not replaced by one without.
+#[test]
+fn who_offers_an_ephemeral_suite_is_never_pushed_to_one_that_is_not() {
+    let unfinished_burst = Duration::from_micros(100);
+    let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
+    let both = Profile { suites: vec![0xd003, 0xc0a8], groups: vec![23], ..profile() };
+    let client = connect(&mut server, both, peer(), 1);
+    assert_eq!((client.agreed(), server.failures()), (None, vec![Failure::OverBudget]));
+    assert_eq!(server.endpoint.counters().over_budget, 1);
+}
+
+#[test]
+fn a_crowd_with_its_keys_behind_one_address_is_not_held_up() {
+    let unfinished_burst = Duration::from_millis(10);
+    let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
+    // 5,000 times 20 µs are ten times the burst: finished handshakes are free.
+    for port in 1..=5_000 {
+        let device = connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1);
+        assert!(device.is_established(), "{port}");
+    }
+    assert_eq!(server.endpoint.counters().over_budget, 0);
+}
+
+/// RFC 6347 §4.1.2.7: junk in the client's name, before and after its own messages.
+#[test]
+fn forged_messages_and_records_do_not_end_an_honest_handshake() {
+    let key_exchange = |identity: &[u8]| {
+        let body = [&(identity.len() as u16).to_be_bytes()[..], identity].concat();
+        record_of(30, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, body.len(), &body)])
+    };
+    let change_cipher_spec = [20, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 31, 0, 1, 1].to_vec();
+    let junk = |length: u8| {
+        let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, length, 0, length];
+        [&header[..], &vec![0x55; length.into()]].concat()
+    };
+    let malformed = record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, 0, &[])]);
+    let beginning = record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, 300, &[1; 20])]);
+    let forgeries: [Vec<Vec<u8>>; 7] = [
+        vec![malformed.clone()],
+        vec![beginning],
+        vec![key_exchange(b"lamp-2")],
+        vec![key_exchange(b"lamp-2"), change_cipher_spec.clone(), junk(40)],
+        vec![key_exchange(b"sofa"), change_cipher_spec, junk(40), junk(41), junk(42), junk(43)],
+        vec![junk(40), junk(41), junk(42), junk(43)],
+        vec![[21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 2, 40].to_vec(), malformed],
+    ];
+    for suite in [profile(), ephemeral(29)] {
+        for (number, forged) in forgeries.iter().enumerate() {
+            for coalesce in [true, false] {
+                for before in 0..3 {
+                    let mut server = Server::new(Config::default());
+                    let profile = Profile { coalesce, ..suite.clone() };
+                    let (mut client, hello) = second_hello(&mut server, profile, peer());
+                    let mut flight = server.receive(peer(), &hello);
+                    let last = client.receive(server.now, &flight.remove(0).1);
+                    for (at, datagram) in last.iter().enumerate() {
+                        if at == before.min(last.len() - 1) {
+                            for forged in forged {
+                                assert_eq!(server.receive(peer(), forged), [], "no answer to {number}");
+                            }
+                        }
+                        converse(&mut server, &mut client, peer(), vec![datagram.clone()]);
+                    }
+                    // Where the forged claim came between its messages, the client repeats them.
+                    if !client.is_established() {
+                        server.now += Duration::from_secs(1);
+                        let again = client.handle_timeout(server.now);
+                        converse(&mut server, &mut client, peer(), again);
+                    }
+                    assert!(client.is_established(), "{number}, before message {before}");
+                    assert!(echoes(&mut server, &mut client, peer(), b"here"));
+                    assert_eq!(server.failures(), []);
+                    server.advance(Duration::from_secs(3));
+                    assert!(echoes(&mut server, &mut client, peer(), b"still here"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn claims_and_early_records_of_a_handshake_are_bounded() {
+    for (suite, most) in [(profile(), 16), (ephemeral(29), 4)] {
+        let mut server = Server::new(Config::default());
+        let (_, hello) = second_hello(&mut server, suite, peer());
+        server.receive(peer(), &hello);
+        server.hold_keys = true;
+        for number in 0..100u8 {
+            let mut body = vec![0, 1, number];
+            if most == 4 {
+                body.extend([[32].as_slice(), &[9; 32]].concat());
+            }
+            let claim = fragment(message::CLIENT_KEY_EXCHANGE, 2, body.len(), &body);
+            server.receive(peer(), &record_of(u64::from(number) + 9, &[claim]));
+        }
+        let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
+        assert_eq!(asked, most);
+        let before = server.endpoint.counters().dropped_messages;
+        for number in 0..100 {
+            let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, number, 0, 40];
+            server.receive(peer(), &[&header[..], &[0x55; 40]].concat());
+        }
+        let dropped = server.endpoint.counters().dropped_messages - before;
+        assert_eq!(dropped as usize, 100 - MAX_EARLY, "early records are kept within bounds");
+    }
+}
+
+/// A message that is longer than any ClientKeyExchange is not put together.
+#[test]
+fn a_long_client_key_exchange_is_not_buffered() {
+    let mut server = Server::new(Config::default());
+    let (_, hello) = second_hello(&mut server, profile(), peer());
+    server.receive(peer(), &hello);
+    let begin = |length| record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, length, &[0; 20])]);
+    server.receive(peer(), &begin(512));
+    assert_eq!(server.endpoint.counters().dropped_messages, 0);
+    server.receive(peer(), &begin(513));
+    assert_eq!(server.endpoint.counters().dropped_messages, 1);
+}
+
+/// A device without entropy says the same after each boot. It has sent its
+/// ClientKeyExchange, and boots.
+#[test]
+fn a_device_without_entropy_that_reboots_in_mid_handshake_is_answered() {
+    let mut server = Server::new(Config::default());
+    let (mut client, hello) = second_hello(&mut server, Profile { coalesce: false, ..profile() }, peer());
+    let flight = server.receive(peer(), &hello).remove(0).1;
+    let last = client.receive(server.now, &flight);
+    server.receive(peer(), &last[0]);
+    server.now += Duration::from_secs(2);
+    let mut again = Client::new(profile(), [3; 32]);
+    let hello = again.start(server.now);
+    converse(&mut server, &mut again, peer(), hello);
+    assert!(again.is_established());
+    assert!(echoes(&mut server, &mut again, peer(), b"here"));
+    // And once more, now that there is a session.
+    server.now += Duration::from_secs(2);
+    let mut again = Client::new(profile(), [3; 32]);
+    let hello = again.start(server.now);
+    converse(&mut server, &mut again, peer(), hello);
+    assert!(again.is_established());
+    assert_eq!(server.failures(), []);
+}
+
+#[test]
+fn a_late_repetition_of_a_hello_leads_to_one_flight_and_no_failure() {
+    for connection_id in [None, Some(vec![])] {
+        let mut server = Server::new(Config::default());
+        let profile = Profile { connection_id, ..profile() };
+        let (mut client, hello) = second_hello(&mut server, profile, peer());
+        converse(&mut server, &mut client, peer(), vec![hello.clone()]);
+        assert!(client.is_established());
+        let mut answers = server.receive(peer(), &hello).len();
+        for _ in 0..200 {
+            answers += server.advance(Duration::from_secs(1)).len();
+        }
+        assert_eq!((answers, server.failures()), (1, vec![]));
+        assert!(echoes(&mut server, &mut client, peer(), b"here"));
+        assert_eq!(server.endpoint.counters().late_hellos, 1);
+    }
+}
+
+/// RFC 7925 §11: 9 s, doubled; the last flight is lost twice, and each takes long.
+#[test]
+fn a_handshake_lasts_as_long_as_a_slow_link_needs() {
+    for round_trip in [0, 24] {
+        let mut server = Server::new(Config::default());
+        let wait = |server: &mut Server, seconds: u64| -> usize {
+            (0..seconds).map(|_| server.advance(Duration::from_secs(1)).len()).sum()
+        };
+        let (mut client, hello) = second_hello(&mut server, profile(), peer());
+        let mut flights = wait(&mut server, round_trip);
+        let flight = server.receive(peer(), &hello).remove(0).1;
+        flights += wait(&mut server, 9);
+        flights += server.receive(peer(), &hello).len();
+        flights += wait(&mut server, round_trip + 9 + 18 + 36);
+        let last = client.receive(server.now, &flight);
+        converse(&mut server, &mut client, peer(), last);
+        assert!(client.is_established(), "{round_trip} s");
+        assert!(flights <= 6, "{flights} repetitions");
+    }
+}
+
+/// RFC 6347 §4.1: the sequence number does not wrap into the epoch.
+#[test]
+fn the_last_record_numbers_of_a_hello_wrap_nowhere() {
+    for back in 0..8u64 {
+        let mut server = Server::new(Config::default());
+        let (mut client, mut hello) = second_hello(&mut server, profile(), peer());
+        hello[5..11].copy_from_slice(&((1u64 << 48) - 1 - back).to_be_bytes()[2..]);
+        let flight = server.receive(peer(), &hello);
+        for (_, datagram) in flight {
+            assert_eq!(datagram[3..5], [0, 0], "epoch 0");
+            let last = client.receive(server.now, &datagram);
+            for (_, datagram) in last.into_iter().flat_map(|last| server.receive(peer(), &last)) {
+                assert!(datagram[3..5] == [0, 0] || datagram[3..5] == [0, 1], "{datagram:?}");
+            }
+        }
+        server.advance(Duration::from_secs(60));
+    }
+}
+
+/// RFC 5246 §6.2.3.3: the version of a protected record is authenticated.
+#[test]
+fn a_protected_record_of_another_version_is_not_taken() {
+    let (mut server, mut client) = established();
+    for version in [[0xfe, 0xff], [0xfe, 0xfc], [0xfe, 0x00]] {
+        let mut record = client.send(b"x");
+        record[1..3].copy_from_slice(&version);
+        assert_eq!(server.receive(peer(), &record), []);
+    }
+    assert!(echoes(&mut server, &mut client, peer(), b"here"));
+}
+
+#[test]
+fn the_log_learns_what_a_failed_client_offered_claimed_and_complained_of() {
+    let mut server = Server::new(Config::default());
+    let cbc = Profile { suites: vec![0xc037, 0x00ae], ..profile() };
+    connect(&mut server, cbc, peer(), 1);
+    let long = Profile { identity: vec![b'x'; 200], ..profile() };
+    connect(&mut server, long, elsewhere(), 2);
+    server.receive(elsewhere(), &[21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 2, 49]);
+    server.advance(Duration::from_secs(2));
+    let hints: Vec<_> = server
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::HandshakeFailed { reason, hints, identity, .. } => {
+                Some((*reason, hints.clone(), identity.as_ref().map_or(0, |identity| identity.len())))
+            }
+            _ => None,
+        })
+        .collect();
+    let (reason, offered, _) = &hints[0];
+    assert_eq!((*reason, &*offered.suites), (Failure::NoCommonSuite, &[0xc037, 0x00ae][..]));
+    let (reason, claimed, told) = &hints[1];
+    assert_eq!((*reason, claimed.identity_length, claimed.alert), (Failure::WrongKey, Some(200), Some(49)));
+    assert_eq!(*told, 128);
+}
+
+/// Connects from a port of [`peer`], with this holder.
+fn connect_as(server: &mut Server, holder: Holder, profile: Profile, from: SocketAddr, random: u8) {
+    server.hold_keys = true;
+    let mut client = Client::new(profile, [random; 32]);
+    let mut to_server = client.start(server.now);
+    while !to_server.is_empty() {
+        let mut next = Vec::new();
+        for datagram in to_server {
+            let mut out = server.receive(from, &datagram);
+            for (handshake, _) in &server.waiting {
+                server.endpoint.bind_holder(*handshake, holder);
+            }
+            server.provide(&mut out);
+            for (_, answer) in out.into_iter().filter(|(to, _)| *to == from) {
+                next.extend(client.receive(server.now, &answer));
+            }
+        }
+        to_server = next;
+    }
+    assert!(client.is_established());
+}
+
+#[test]
+fn the_key_of_one_device_opens_a_few_sessions_and_takes_nobody_elses_place() {
+    let with_id = Profile { connection_id: Some(vec![]), ..profile() };
+    for (profile, holder) in
+        [(profile(), Holder::Device(7)), (with_id.clone(), Holder::Device(7)), (with_id, Holder::Shared(7))]
+    {
+        let mut server = Server::new(Config { max_sessions: 20, ..Config::default() });
+        for other in 0..10 {
+            let from = SocketAddr::new(elsewhere().ip(), 2000 + other);
+            connect_as(&mut server, Holder::Device(100 + u64::from(other)), self::profile(), from, 1);
+        }
+        for number in 0..200u8 {
+            let port = if holder == Holder::Shared(7) { 1 } else { 1000 + u16::from(number) };
+            connect_as(&mut server, holder, profile.clone(), SocketAddr::new(peer().ip(), port), number + 1);
+            assert!(server.endpoint.sessions() <= 14, "{number}");
+        }
+        assert_eq!(server.endpoint.sessions(), 14);
+        assert_eq!(server.closed(), vec![Closed::Evicted; 196]);
+        while server.endpoint.close_oldest(3, &mut Outgoing::new()) > 0 {}
+        server.advance(Duration::from_secs(200));
+        assert!(server.endpoint.remembers_nobody());
+    }
+}
+
+#[test]
+fn devices_that_share_a_key_behind_one_address_have_a_session_each() {
+    let mut server = Server::new(Config::default());
+    for port in 1..=100 {
+        connect_as(&mut server, Holder::Shared(7), profile(), SocketAddr::new(peer().ip(), port), 1);
+    }
+    assert_eq!(server.endpoint.sessions(), 100);
+}
+
+#[test]
+fn at_the_limit_the_greediest_network_makes_room_and_who_waits_for_an_answer_last() {
+    let mut server = Server::new(Config { max_sessions: 20, ..Config::default() });
+    let mut honest = Vec::new();
+    for number in 0..10u8 {
+        let from = SocketAddr::from(([192, 0, 2, number], 1));
+        honest.push((from, connect(&mut server, profile(), from, 1)));
+    }
+    let from = |port| SocketAddr::new(elsewhere().ip(), port);
+    for port in 1..=10 {
+        connect(&mut server, profile(), from(port), 1);
+    }
+    let busy = server.session();
+    server.endpoint.set_busy(busy, true);
+    for port in 1001..=2000 {
+        connect(&mut server, profile(), from(port), 1);
+    }
+    assert_eq!(server.endpoint.sessions(), 20);
+    assert!(server.endpoint.principal(busy).is_some());
+    for (from, client) in &mut honest {
+        assert!(echoes(&mut server, client, *from, b"mine"));
+    }
+}
+
+/// RFC 5246 §7.2.1: a server that ends says so to each client.
+#[test]
+fn a_server_that_ends_says_close_notify_to_its_sessions_a_few_at_a_time() {
+    let mut server = Server::new(Config::default());
+    let mut clients: Vec<_> = (1..=10)
+        .map(|port| (port, connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1)))
+        .collect();
+    let mut told = Outgoing::new();
+    assert_eq!(server.endpoint.close_oldest(4, &mut told), 6);
+    assert_eq!(told.len(), 4);
+    assert_eq!(server.endpoint.close_oldest(100, &mut told), 0);
+    for ((to, datagram), (port, client)) in told.iter().zip(&mut clients) {
+        assert_eq!(to.port(), *port);
+        client.receive(server.now, datagram);
+        assert_eq!(client.alert, Some((1, 0)));
+    }
+}
+
+/// The key could not be looked up: it is asked for when the client repeats its flight.
+#[test]
+fn a_key_that_cannot_be_had_now_is_asked_for_again() {
+    let mut server = Server::new(Config::default());
+    let (mut client, hello) = second_hello(&mut server, profile(), peer());
+    let flight = server.receive(peer(), &hello).remove(0).1;
+    let last = client.receive(server.now, &flight);
+    server.hold_keys = true;
+    server.receive(peer(), &last.concat());
+    let (handshake, _) = server.waiting.pop().unwrap();
+    server.endpoint.postpone_psk(handshake);
+    server.hold_keys = false;
+    server.now += Duration::from_secs(1);
+    let again = client.handle_timeout(server.now);
+    converse(&mut server, &mut client, peer(), again);
+    assert!(client.is_established());
+}
