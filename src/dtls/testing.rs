@@ -348,7 +348,10 @@ impl Client {
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
         let shared = self.server_point.take().and_then(|(group, point)| {
-            let key = EphemeralKey::known(group, self.random);
+            // Neither zero nor beyond the order of a curve.
+            let mut secret = self.random;
+            secret[0] = 1;
+            let key = EphemeralKey::known(group, secret);
             self.group = Some(group);
             put_vector8(&mut exchange, self.point.as_deref().unwrap_or(&key.public()));
             key.agree(&point).ok()
