@@ -14,6 +14,7 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use zeroize::Zeroize;
 
 use self::{
     handshakes::{Completions, Progress},
@@ -163,6 +164,8 @@ pub struct Endpoint<P> {
     /// has succeeded by then; in order of time.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
+    /// A session has ended since the stack was last wiped.
+    has_closed: bool,
     counters: Counters,
     /// The datagram being built.
     buffer: Vec<u8>,
@@ -187,6 +190,7 @@ impl<P> Endpoint<P> {
             resend: Default::default(),
             suspects: VecDeque::new(),
             events: VecDeque::new(),
+            has_closed: false,
             counters: Counters::default(),
             buffer: Vec::with_capacity(2048),
             config,
@@ -233,7 +237,11 @@ impl<P> Endpoint<P> {
 
     /// The next event. To be called until `None` after each other call.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if event.is_none() && std::mem::take(&mut self.has_closed) {
+            wipe_stack();
+        }
+        event
     }
 
     /// Reads on in a datagram: answers with the next data of a session, and with
@@ -406,6 +414,16 @@ impl<P> Endpoint<P> {
             session.set_next_write(sequence);
         }
     }
+}
+
+/// Overwrites the part of the stack where the ciphers have worked: they leave copies of
+/// keys in frames that are gone, and the last session's would stay there until the next
+/// one's.
+#[inline(never)]
+fn wipe_stack() {
+    let mut frame = [0u8; 32 * 1024];
+    frame.zeroize();
+    std::hint::black_box(&mut frame);
 }
 
 /// Bytes of IP's and UDP's headers on a path.

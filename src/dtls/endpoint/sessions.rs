@@ -233,6 +233,7 @@ impl<P> Endpoint<P> {
             if let Some(id) = session.connection.own_id() {
                 self.by_connection_id.remove(&id);
             }
+            self.has_closed = true;
             self.events.push_back(Event::Closed { session: SessionId(handle), reason });
         }
     }

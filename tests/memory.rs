@@ -1,0 +1,142 @@
+//! A server's memory as somebody finds it who reads it later.
+
+mod support;
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    os::unix::fs::FileExt,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use support::{SHARED_IDENTITY, SHARED_KEY, Site};
+
+/// P_SHA256 of RFC 5246 §5, as far as a key block of 32 bytes needs it.
+fn traffic_keys(master: &[u8], server_random: &[u8], client_random: &[u8]) -> [Vec<u8>; 2] {
+    let hmac = |parts: &[&[u8]]| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(master).expect("HMAC takes any key");
+        parts.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes()
+    };
+    let seed = [b"key expansion", server_random, client_random].concat();
+    let block = hmac(&[&hmac(&[&seed]), &seed]);
+    [block[..16].to_vec(), block[16..].to_vec()]
+}
+
+/// A device's conversation with the server, whose close_notify is held back.
+struct Conversation {
+    back: UdpSocket,
+    close_notify: Vec<u8>,
+    /// The master secret and both traffic keys.
+    secrets: Vec<Vec<u8>>,
+}
+
+/// Has libcoap fetch a certificate, and tell its keys.
+fn converse(site: &Site, server: SocketAddr) -> Conversation {
+    let (front, back) = (UdpSocket::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+    let (front, back) = (front.expect("a socket"), back.expect("a socket"));
+    back.connect(server).expect("connected");
+    for socket in [&front, &back] {
+        socket.set_nonblocking(true).expect("it can be set");
+    }
+    let log = site.path("key-log");
+    let _ = fs::remove_file(&log);
+    let mut device = Command::new("coap-client-gnutls")
+        .env("SSLKEYLOGFILE", &log)
+        .args(["-u", SHARED_IDENTITY, "-k", SHARED_KEY, "-B", "20"])
+        .arg(format!("coaps://{}/cert?sn=PLUG-1", front.local_addr().expect("an address")))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("installed by `make clients`");
+    let (mut from, mut server_random, mut close_notify) = (None, Vec::new(), Vec::new());
+    let mut buffer = [0; 2048];
+    let mut has_ended = false;
+    loop {
+        let mut is_quiet = true;
+        if let Ok((length, device)) = front.recv_from(&mut buffer) {
+            (from, is_quiet) = (Some(device), false);
+            // An alert of epoch 1.
+            if buffer[0] == 21 && buffer[4] == 1 {
+                close_notify = buffer[..length].to_vec();
+            } else {
+                back.send(&buffer[..length]).expect("sent");
+            }
+        }
+        if let Ok(length) = back.recv(&mut buffer) {
+            is_quiet = false;
+            // A ServerHello, whose version comes before its random.
+            if buffer[0] == 22 && buffer[13] == 2 {
+                server_random = buffer[27..59].to_vec();
+            }
+            if let Some(device) = from {
+                let _ = front.send_to(&buffer[..length], device);
+            }
+        }
+        if is_quiet && has_ended {
+            break;
+        }
+        has_ended |= device.try_wait().expect("it runs").is_some();
+        thread::sleep(Duration::from_millis(1));
+    }
+    let told = fs::read_to_string(&log).expect("GnuTLS writes it");
+    let fields: Vec<_> =
+        told.split_whitespace().map(|field| hex::decode(field).unwrap_or_default()).collect();
+    let [_, client_random, master] = &fields[..] else { panic!("one line: {told}") };
+    assert!(!close_notify.is_empty() && !server_random.is_empty());
+    let mut secrets = traffic_keys(master, &server_random, client_random).to_vec();
+    secrets.push(master.clone());
+    Conversation { back, close_notify, secrets }
+}
+
+/// Returns which of these the writable memory of a process holds.
+fn in_memory(process: u32, secrets: &[&Vec<u8>]) -> Vec<bool> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("it runs");
+    let memory = fs::File::open(format!("/proc/{process}/mem")).expect("the tests are root's");
+    let mut found = vec![false; secrets.len()];
+    for line in
+        maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|how| how.starts_with("rw")))
+    {
+        let (range, _) = line.split_once(' ').expect("fields");
+        let (start, end) = range.split_once('-').expect("a range");
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).expect("hex digits"));
+        let mut bytes = vec![0; (end - start) as usize];
+        if memory.read_exact_at(&mut bytes, start).is_err() {
+            continue;
+        }
+        let mut found = found.iter_mut();
+        for secret in secrets {
+            let is_there = memchr::memmem::find(&bytes, secret).is_some();
+            *found.next().expect("as many") |= is_there;
+        }
+    }
+    found
+}
+
+/// Keys of a session are wiped with it, and the master secret after the handshake. Whoever
+/// reads the memory later can open no recording.
+#[test]
+fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
+    let site = Site::new();
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    let server = site.serve();
+    let conversations: Vec<_> = (0..12).map(|_| converse(&site, server.address)).collect();
+    let secrets: Vec<_> = conversations.iter().flat_map(|conversation| &conversation.secrets).collect();
+    let kinds: Vec<_> = in_memory(server.id(), &secrets).chunks(3).map(<[bool]>::to_vec).collect();
+    // As long as they are open, their keys are found: the search does find them.
+    assert_eq!(kinds, vec![vec![true, true, false]; 12]);
+    for conversation in &conversations {
+        conversation.back.send(&conversation.close_notify).expect("sent");
+    }
+    for conversation in &conversations {
+        // The server answers with its own, and the session is gone.
+        conversation.back.set_nonblocking(false).expect("it can be set");
+        conversation.back.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
+        conversation.back.recv(&mut [0; 100]).expect("an answer to close_notify");
+    }
+    assert_eq!(in_memory(server.id(), &secrets), vec![false; 36]);
+    assert_eq!(server.stop(), Some(0));
+}
