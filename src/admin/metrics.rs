@@ -11,7 +11,7 @@ use std::{
 use super::Sources;
 use crate::{
     cert::throttle::{Counters, Limit},
-    dtls::{Failure, Suite},
+    dtls::{Dropped, Failure, Suite},
     figures::{Distribution, Histogram},
     server::Figures,
     store,
@@ -110,6 +110,18 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.metric("certdist_handshake_failures_total", "counter", "Failed handshakes, by reason.", reasons);
     page.one("certdist_handshakes", "gauge", "Handshakes in progress.", of(|f| &f.handshakes));
     page.one("certdist_sessions", "gauge", "DTLS sessions held.", of(|f| &f.sessions));
+    let help = "Sessions that made room for others.";
+    page.one("certdist_sessions_evicted_total", "counter", help, of(|f| &f.sessions_evicted));
+    let help = "Sessions with a connection ID that went on from another address.";
+    page.one("certdist_sessions_moved_total", "counter", help, of(|f| &f.sessions_moved));
+    let help = "Hellos that were repeated after their session had begun.";
+    page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
+    let dropped = iter::zip(Dropped::ALL, 0..).map(|(reason, index): (Dropped, usize)| {
+        let labels = format!("{{reason=\"{}\"}}", reason.name());
+        (labels, sum(sources, |worker| load(&worker.dtls_dropped[index])))
+    });
+    let help = "Hellos, messages, flights and records dropped without a word, by reason.";
+    page.metric("certdist_dtls_dropped_total", "counter", help, dropped);
     let help = "Protected records that no key opened, and replays.";
     page.one("certdist_bad_records_total", "counter", help, of(|f| &f.bad_records));
     let help = "DTLS flights sent again.";

@@ -116,25 +116,58 @@ pub struct Counters {
     pub completed_by_suite: [u64; super::Suite::ALL.len()],
     /// Handshakes that came to nothing.
     pub handshakes_failed: u64,
-    /// Handshakes not begun, as their network has too many that came to nothing.
-    pub over_budget: u64,
     /// Handshakes begun by a hello that came again after its session.
     pub late_hellos: u64,
-    /// Messages of handshakes that were not valid or too many, and dropped.
-    pub dropped_messages: u64,
-    /// Repeated flights that were asked for too soon after the last, and not sent.
-    pub suppressed_flights: u64,
+    /// Drops in silence, in the order of [`Dropped::ALL`].
+    pub dropped: [u64; Dropped::ALL.len()],
     /// Flights sent again.
     pub retransmissions: u64,
     /// Protected records that no key opened, and replays.
     pub bad_records: u64,
     /// Sessions that went on from another address.
     pub moved: u64,
-    /// Records not sent to an address where the client was not shown to receive.
-    pub withheld: u64,
     /// Sessions ended because whoever holds their key has too many, or because the table
     /// was full.
     pub evicted: u64,
+}
+
+/// Reasons for which something is dropped without a word to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// A hello with a good cookie: too many handshakes of its network came to nothing.
+    OverBudget,
+    /// A handshake message that was not valid, or one too many.
+    Message,
+    /// A repetition of a flight that was asked for too soon after the last.
+    Flight,
+    /// A record for an address where the client was not yet shown to receive.
+    Unvalidated,
+}
+
+impl Dropped {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::OverBudget, Self::Message, Self::Flight, Self::Unvalidated];
+
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OverBudget => "over_budget",
+            Self::Message => "message",
+            Self::Flight => "flight",
+            Self::Unvalidated => "unvalidated",
+        }
+    }
+}
+
+impl Counters {
+    /// Drops for this reason.
+    pub fn dropped(&self, reason: Dropped) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    fn drop(&mut self, reason: Dropped) {
+        self.dropped[reason as usize] += 1;
+    }
 }
 
 /// A DTLS server endpoint. `P` is what the application binds to a session when

@@ -45,7 +45,7 @@ pub(crate) struct Offer<'a> {
     pub(crate) require_extended_master_secret: bool,
     /// First byte of connection IDs; `None` when none are handed out.
     pub(crate) connection_id_prefix: Option<u8>,
-    /// Asked before a curve is touched: whether the client's network may have that done.
+    /// Asked before a curve is used: whether the client's network may have that done.
     pub(crate) affords: &'a mut dyn FnMut(Group) -> bool,
 }
 
@@ -238,7 +238,7 @@ impl Handshake {
         self.reassembly = Reassembly::default();
         match self.stage {
             Stage::Hello => self.client_hello(body, offer, random),
-            Stage::Exchange(_) => self.client_key_exchange(body),
+            Stage::Exchange(_) => self.client_key_exchange(body, offer),
             Stage::Over => Step::Continue,
         }
     }
@@ -306,7 +306,7 @@ impl Handshake {
         Step::SendFlight
     }
 
-    fn client_key_exchange(&mut self, body: &[u8]) -> Step {
+    fn client_key_exchange(&mut self, body: &[u8], offer: &mut Offer<'_>) -> Step {
         let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
         let Ok((identity, point)) = message::read_client_key_exchange(body, exchange.ephemeral.is_some())
         else {
@@ -323,8 +323,15 @@ impl Handshake {
         if exchange.claims >= most {
             return Step::Dropped;
         }
-        exchange.claims += 1;
         let ephemeral = exchange.ephemeral.as_ref().zip(point);
+        // The first one was paid with the hello.
+        if let Some((key, _)) = ephemeral
+            && exchange.claims > 0
+            && !(offer.affords)(key.group())
+        {
+            return Step::Dropped;
+        }
+        exchange.claims += 1;
         let Ok(shared) = ephemeral.map(|(key, point)| key.agree(point)).transpose() else {
             return Step::Dropped;
         };

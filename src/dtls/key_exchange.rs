@@ -56,6 +56,10 @@ impl EphemeralKey {
         Self { group, secret: Box::new(Zeroizing::new(secret)) }
     }
 
+    pub(crate) fn group(&self) -> Group {
+        self.group
+    }
+
     /// Appends ServerECDHParams (RFC 8422 §5.4): a named curve and our point.
     pub(crate) fn put_params(&self, out: &mut Vec<u8>) {
         const NAMED_CURVE: u8 = 3;

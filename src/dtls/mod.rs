@@ -60,7 +60,9 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use zeroize::Zeroizing;
 
 pub use endpoint::connection_id_prefix;
-pub use endpoint::{ApplicationData, Counters, Datagram, Delivery, Endpoint, HandshakeId, Holder, SessionId};
+pub use endpoint::{
+    ApplicationData, Counters, Datagram, Delivery, Dropped, Endpoint, HandshakeId, Holder, SessionId,
+};
 pub use message::alert_name;
 pub use suite::Suite;
 

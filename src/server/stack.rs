@@ -79,6 +79,14 @@ pub struct Figures {
     pub handshakes_failed: AtomicU64,
     /// Protected records that no key opened, and replays.
     pub bad_records: AtomicU64,
+    /// Drops in silence, by [`dtls::Dropped::ALL`].
+    pub dtls_dropped: [AtomicU64; dtls::Dropped::ALL.len()],
+    /// Sessions that made room for others.
+    pub sessions_evicted: AtomicU64,
+    /// Sessions that went on from another address.
+    pub sessions_moved: AtomicU64,
+    /// Hellos that came again after their sessions.
+    pub late_hellos: AtomicU64,
     /// DTLS flights sent again.
     pub retransmissions: AtomicU64,
     /// Sessions held now.
@@ -332,6 +340,9 @@ impl Stack {
             (&figures.handshakes_failed, counters.handshakes_failed),
             (&figures.bad_records, counters.bad_records),
             (&figures.retransmissions, counters.retransmissions),
+            (&figures.sessions_evicted, counters.evicted),
+            (&figures.sessions_moved, counters.moved),
+            (&figures.late_hellos, counters.late_hellos),
             (&figures.sessions, self.dtls.sessions() as u64),
             (&figures.handshakes, self.dtls.handshakes() as u64),
             (&figures.datagrams_dropped, datagrams_dropped),
@@ -340,6 +351,9 @@ impl Stack {
             figure.store(value, Ordering::Relaxed);
         }
         for (figure, value) in iter::zip(&figures.completed_by_suite, counters.completed_by_suite) {
+            figure.store(value, Ordering::Relaxed);
+        }
+        for (figure, value) in iter::zip(&figures.dtls_dropped, counters.dropped) {
             figure.store(value, Ordering::Relaxed);
         }
         figures.rounds.fetch_add(1, Ordering::Relaxed);

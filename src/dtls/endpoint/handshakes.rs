@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Endpoint, HandshakeId, Holder, MAX_RETRANSMISSIONS, Spent, flight_timeout};
+use super::{Dropped, Endpoint, HandshakeId, Holder, MAX_RETRANSMISSIONS, Spent, flight_timeout};
 use crate::dtls::{
     Event, Failure, Hints, Outbox, Path,
     handshake::{Handshake, Offer, Step},
@@ -115,7 +115,7 @@ impl<P> Endpoint<P> {
         let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
             // No client packs two into a datagram.
             if std::mem::replace(&mut spent.hello, true) {
-                self.counters.dropped_messages += 1;
+                self.counters.drop(Dropped::Message);
                 return;
             }
             self.hello(now, path, header, fragment, out)
@@ -163,7 +163,7 @@ impl<P> Endpoint<P> {
             return None;
         }
         if !self.budget.charge(now, path.peer, COST) {
-            self.counters.over_budget += 1;
+            self.counters.drop(Dropped::OverBudget);
             return None;
         }
         if let Some(handle) = current {
@@ -232,7 +232,7 @@ impl<P> Endpoint<P> {
     ) {
         match step {
             Step::Continue => {}
-            Step::Dropped => self.counters.dropped_messages += 1,
+            Step::Dropped => self.counters.drop(Dropped::Message),
             Step::SendFlight => {
                 self.handshakes.touch(now, handle);
                 self.send_flight(now, 0, handle, out);
@@ -253,7 +253,9 @@ impl<P> Endpoint<P> {
                 self.fail_handshake(handle, failure);
             }
             Step::GiveUp(failure) => {
-                self.counters.over_budget += u64::from(failure == Failure::OverBudget);
+                if failure == Failure::OverBudget {
+                    self.counters.drop(Dropped::OverBudget);
+                }
                 self.fail_handshake(handle, failure);
             }
             Step::FirstBadRecord => {
@@ -337,7 +339,7 @@ impl<P> Endpoint<P> {
     /// datagram, and not twice within half of its time-out, whoever asks.
     fn repeat_flight(&mut self, now: Instant, handle: Handle, spent: &mut Spent, out: &mut impl Outbox) {
         if spent.flight || !self.may_repeat(now, handle) {
-            self.counters.suppressed_flights += 1;
+            self.counters.drop(Dropped::Flight);
             return;
         }
         spent.flight = true;

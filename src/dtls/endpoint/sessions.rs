@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, hash::BuildHasher, net::SocketAddr, time::Instant};
 
-use super::{ApplicationData, Delivery, Endpoint, Holder, SessionId, Spent, ip_and_udp};
+use super::{ApplicationData, Delivery, Dropped, Endpoint, Holder, SessionId, Spent, ip_and_udp};
 use crate::dtls::{
     Closed, Event, Outbox, Path,
     handshake::Completed,
@@ -136,7 +136,7 @@ impl<P> Endpoint<P> {
                 self.end_session(handle, Closed::ByAlert(description), false, out)
             }
             Opened::FinishedAgain if std::mem::replace(&mut spent.flight, true) => {
-                self.counters.suppressed_flights += 1;
+                self.counters.drop(Dropped::Flight);
             }
             Opened::FinishedAgain => {
                 self.counters.retransmissions += 1;
@@ -305,7 +305,7 @@ impl<P> Endpoint<P> {
         if may_send {
             out.push(path, &self.buffer);
         } else {
-            self.counters.withheld += 1;
+            self.counters.drop(Dropped::Unvalidated);
         }
         Some((sealed, may_send))
     }

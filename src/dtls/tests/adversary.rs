@@ -89,7 +89,7 @@ fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     }
     // 80 µs each.
     let counters = server.endpoint.counters();
-    assert_eq!((counters.handshakes_started, counters.over_budget), (500, 500));
+    assert_eq!((counters.handshakes_started, counters.dropped(Dropped::OverBudget)), (500, 500));
     assert!(connect(&mut server, profile(), elsewhere(), 1).is_established());
     // A tenth of a second later there is a share again.
     server.now += Duration::from_millis(100);
@@ -107,7 +107,7 @@ fn who_offers_an_ephemeral_suite_is_never_pushed_to_one_that_is_not() {
     let both = Profile { suites: vec![0xd003, 0xc0a8], groups: vec![23], ..profile() };
     let client = connect(&mut server, both, peer(), 1);
     assert_eq!((client.agreed(), server.failures()), (None, vec![Failure::OverBudget]));
-    assert_eq!(server.endpoint.counters().over_budget, 1);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::OverBudget), 1);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_crowd_with_its_keys_behind_one_address_is_not_held_up() {
         let device = connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1);
         assert!(device.is_established(), "{port}");
     }
-    assert_eq!(server.endpoint.counters().over_budget, 0);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::OverBudget), 0);
 }
 
 /// RFC 6347 §4.1.2.7: junk in the client's name, before and after its own messages.
@@ -196,12 +196,12 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
         }
         let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
         assert_eq!(asked, most);
-        let before = server.endpoint.counters().dropped_messages;
+        let before = server.endpoint.counters().dropped(Dropped::Message);
         for number in 0..100 {
             let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, number, 0, 40];
             server.receive(peer(), &[&header[..], &[0x55; 40]].concat());
         }
-        let dropped = server.endpoint.counters().dropped_messages - before;
+        let dropped = server.endpoint.counters().dropped(Dropped::Message) - before;
         assert_eq!(dropped as usize, 100 - MAX_EARLY, "early records are kept within bounds");
     }
 }
@@ -214,9 +214,9 @@ fn a_long_client_key_exchange_is_not_buffered() {
     server.receive(peer(), &hello);
     let begin = |length| record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, length, &[0; 20])]);
     server.receive(peer(), &begin(512));
-    assert_eq!(server.endpoint.counters().dropped_messages, 0);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 0);
     server.receive(peer(), &begin(513));
-    assert_eq!(server.endpoint.counters().dropped_messages, 1);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
 /// A device without entropy says the same after each boot. It has sent its

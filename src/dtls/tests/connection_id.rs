@@ -75,15 +75,15 @@ fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent(
     }
     let most = 3 * (moved.len() + 28);
     assert!(sent <= most && sent > most - 90, "{sent} bytes of {most}");
-    assert_eq!(server.endpoint.counters().withheld, withheld);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Unvalidated), withheld);
     assert!(!server.endpoint.is_validated(session));
     // Bytes from where it was earn nothing where it is.
     let late = client.send(b"from elsewhere");
     let newest = client.send(b"from there");
     server.receive(elsewhere(), &newest);
-    let before = server.endpoint.counters().withheld;
+    let before = server.endpoint.counters().dropped(Dropped::Unvalidated);
     server.receive(peer(), &late);
-    assert!(server.endpoint.counters().withheld >= before);
+    assert!(server.endpoint.counters().dropped(Dropped::Unvalidated) >= before);
     // What comes from there earns more.
     assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
 }

@@ -292,7 +292,7 @@ fn a_point_of_small_order_is_not_agreed_on() {
     assert!(!client.is_established());
     assert_eq!(client.alert, None);
     assert!(!server.events.iter().any(|event| matches!(event, Event::PskNeeded { .. })));
-    assert_eq!(server.endpoint.counters().dropped_messages, 1);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
 /// RFC 8701 (GREASE), RFC 6066 §3 (SNI), RFC 5077 (ticket), resumption attempts.

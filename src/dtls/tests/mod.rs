@@ -18,8 +18,8 @@ use std::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    Closed, Config, Datagram, Delivery, Endpoint, Event, Failure, HandshakeId, MIN_PATH_MTU, Psk, SessionId,
-    Suite,
+    Closed, Config, Datagram, Delivery, Dropped, Endpoint, Event, Failure, HandshakeId, MIN_PATH_MTU, Psk,
+    SessionId, Suite,
     record::ContentType,
     testing::{Client, Profile},
 };
