@@ -183,6 +183,7 @@ pub struct Endpoint<P> {
     handshakes: Table<Progress<P>>,
     origins: Origins,
     budget: Budget,
+    told_over_budget: Option<Instant>,
     completions: Completions,
     /// While a client that lost its state makes a new handshake, its old session
     /// lives on (RFC 6347 §4.2.8): a path may be in both tables.
@@ -215,6 +216,7 @@ impl<P> Endpoint<P> {
             handshakes: Table::new(now),
             origins: Origins::default(),
             budget: Budget::new(now, config.unfinished_burst, config.unfinished_per_second),
+            told_over_budget: None,
             completions: Completions::default(),
             sessions: Table::new(now),
             by_connection_id: HashMap::new(),

@@ -226,6 +226,12 @@ pub enum Event {
         /// Why.
         reason: Closed,
     },
+    /// A network has begun more handshakes that came to nothing than it may, and begins
+    /// none for now ([`Config::unfinished_burst`]). At most one such event a second.
+    OverBudget {
+        /// One of its clients.
+        peer: SocketAddr,
+    },
     /// A handshake of a client that owns its address came to nothing.
     HandshakeFailed {
         /// Where the client is.

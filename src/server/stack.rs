@@ -263,6 +263,13 @@ impl Stack {
                     tracing::debug!(?session, ?reason, "session closed");
                     self.coap.forget(session);
                 }
+                Event::OverBudget { peer } => {
+                    tracing::warn!(
+                        network = %Origin::of(peer.ip()),
+                        "too many handshakes of a network came to nothing: it begins none for now; \
+                         see the incidents in docs/operations.md"
+                    );
+                }
                 Event::HandshakeFailed { peer, identity, reason, hints } => {
                     self.figures.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
                     if self.failure_lines.admit(now) {

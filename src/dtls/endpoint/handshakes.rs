@@ -163,7 +163,7 @@ impl<P> Endpoint<P> {
             return None;
         }
         if !self.budget.charge(now, path.peer, COST) {
-            self.counters.drop(Dropped::OverBudget);
+            self.over_budget(now, path);
             return None;
         }
         if let Some(handle) = current {
@@ -195,6 +195,14 @@ impl<P> Endpoint<P> {
             self.fail_handshake(oldest, Failure::Evicted);
         }
         Some(handle)
+    }
+
+    fn over_budget(&mut self, now: Instant, path: Path) {
+        self.counters.drop(Dropped::OverBudget);
+        if self.told_over_budget.is_none_or(|told| now >= told + Duration::from_secs(1)) {
+            self.told_over_budget = Some(now);
+            self.events.push_back(Event::OverBudget { peer: path.peer });
+        }
     }
 
     /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
@@ -253,8 +261,8 @@ impl<P> Endpoint<P> {
                 self.fail_handshake(handle, failure);
             }
             Step::GiveUp(failure) => {
-                if failure == Failure::OverBudget {
-                    self.counters.drop(Dropped::OverBudget);
+                if let (Failure::OverBudget, Some(path)) = (failure, self.handshakes.path(handle)) {
+                    self.over_budget(now, path);
                 }
                 self.fail_handshake(handle, failure);
             }
