@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -23,32 +26,45 @@ pub(super) trait Notify: Send + Sync + 'static {
 struct Wakeup<N> {
     task: TaskId,
     notify: N,
+    /// It was told that the work can go on, and the work has not been polled since:
+    /// no more than one notice for each piece of work is waiting.
+    told: AtomicBool,
 }
 
 impl<N: Notify> Wake for Wakeup<N> {
     fn wake(self: Arc<Self>) {
-        self.notify.notify(self.task);
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.notify.notify(self.task);
+        }
     }
 }
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Work in progress.
-pub(super) struct Tasks<T> {
-    tasks: HashMap<TaskId, (Work<T>, Waker)>,
+pub(super) struct Tasks<T, N> {
+    tasks: HashMap<TaskId, Task<T, N>>,
     next: TaskId,
 }
 
-impl<T> Tasks<T> {
+struct Task<T, N> {
+    work: Work<T>,
+    wakeup: Arc<Wakeup<N>>,
+    waker: Waker,
+}
+
+impl<T, N: Notify> Tasks<T, N> {
     pub(super) fn new() -> Self {
         Self { tasks: HashMap::new(), next: 0 }
     }
 
     /// Takes work on. It is to be polled soon.
-    pub(super) fn add(&mut self, work: Work<T>, notify: impl Notify) -> TaskId {
+    pub(super) fn add(&mut self, work: Work<T>, notify: N) -> TaskId {
         let task = self.next;
         self.next += 1;
-        self.tasks.insert(task, (work, Waker::from(Arc::new(Wakeup { task, notify }))));
+        let wakeup = Arc::new(Wakeup { task, notify, told: AtomicBool::new(false) });
+        let waker = Waker::from(wakeup.clone());
+        self.tasks.insert(task, Task { work, wakeup, waker });
         task
     }
 
@@ -59,7 +75,9 @@ impl<T> Tasks<T> {
 
     /// Does the next step of a piece of work; its result when that was the last.
     pub(super) fn poll(&mut self, task: TaskId) -> Option<T> {
-        let (work, waker) = self.tasks.get_mut(&task)?;
+        let Task { work, wakeup, waker } = self.tasks.get_mut(&task)?;
+        // Before polling: what happens from here on is told again.
+        wakeup.told.store(false, Ordering::Release);
         match work.as_mut().poll(&mut Context::from_waker(waker)) {
             Poll::Ready(result) => {
                 self.tasks.remove(&task);
@@ -97,5 +115,23 @@ mod tests {
         assert_eq!(notified.try_recv(), Ok(one));
         assert_eq!(tasks.poll(one), Some(7));
         assert_eq!(tasks.poll(one), None, "it is done");
+    }
+
+    #[test]
+    fn of_many_wakeups_one_is_told_until_the_work_has_gone_on() {
+        let (notify, notified) = channel();
+        let mut tasks = Tasks::new();
+        let (sender, waker) = channel();
+        let work = std::future::poll_fn(move |context| {
+            sender.send(context.waker().clone()).unwrap();
+            Poll::<()>::Pending
+        });
+        let task = tasks.add(Box::pin(work), notify);
+        for _ in 0..2 {
+            assert_eq!(tasks.poll(task), None);
+            let waker = waker.recv().unwrap();
+            (0..100).for_each(|_| waker.wake_by_ref());
+            assert_eq!(notified.try_iter().collect::<Vec<_>>(), [task]);
+        }
     }
 }

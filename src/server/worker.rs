@@ -113,7 +113,7 @@ impl Mailbox {
 struct Sides {
     outgoing: Outgoing,
     mailbox: Mailbox,
-    tasks: Tasks<Done>,
+    tasks: Tasks<Done, Mailbox>,
     /// Work that has just been left, and waits for its next step.
     new_tasks: Vec<TaskId>,
 }
