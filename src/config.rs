@@ -37,6 +37,9 @@ pub const DEFAULT_PATH: &str = "certdist.toml";
 /// Where a package puts it.
 pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 
+/// Most addresses to listen on: each worker has a socket for each.
+const MAX_LISTEN: usize = 16;
+
 /// Path MTUs taken: up to an Ethernet's jumbo frames.
 const PATH_MTU: RangeInclusive<usize> = dtls::MIN_PATH_MTU..=9000;
 
@@ -46,8 +49,8 @@ const DEFAULT_WINDOW: u64 = 86_400;
 /// A whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// UDP address of the DTLS server.
-    pub listen: SocketAddr,
+    /// UDP addresses of the DTLS server, at least one, no two alike.
+    pub listen: Vec<SocketAddr>,
     /// `sqlite:PATH`.
     pub database: String,
     /// Under which its secrets are sealed; none: they are kept clear.
@@ -181,6 +184,8 @@ impl Config {
             names.push(name);
             enrollments.extend(enrollment);
         }
+        let listen = read_listen(&root.values.listen);
+        let listen = root.checked(all, &["listen"], listen);
         let database = absolute_database(&root.values.database, folder);
         let database = root.checked(all, &["database"], database);
         let file::Root { database_key, database_key_previous, .. } = &root.values;
@@ -193,7 +198,7 @@ impl Config {
 
         // Nothing is wrong, so each is there that was asked for.
         Ok(Self {
-            listen: root.values.listen,
+            listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
             database_keys: database_keys.unwrap_or_default(),
             audit: audit.map_or_else(Keep::default, |section| read_keep(&section.values)),
@@ -211,6 +216,18 @@ impl Config {
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
+}
+
+fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>> {
+    if !(1..=MAX_LISTEN).contains(&addresses.len()) {
+        bail!("listen has {} addresses, expected 1 to {MAX_LISTEN}", addresses.len());
+    }
+    let mut seen = HashSet::new();
+    // Port 0 is another one each time.
+    if let Some(twice) = addresses.iter().find(|address| address.port() != 0 && !seen.insert(**address)) {
+        bail!("listen: {twice} is there twice");
+    }
+    Ok(addresses.clone())
 }
 
 /// 0 is without a limit.

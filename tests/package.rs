@@ -186,7 +186,7 @@ fn the_clusters_manifests_hold_together() {
     // Ports, probes and the service speak of the same.
     let ports = container["ports"].as_vec().expect("ports");
     let port = |name: &str| ports.iter().find(|port| port["name"].as_str() == Some(name)).expect("a port");
-    assert_eq!(port("coaps")["containerPort"].as_i64(), Some(config.listen.port().into()));
+    assert_eq!(port("coaps")["containerPort"].as_i64(), Some(config.listen[0].port().into()));
     assert_eq!(port("coaps")["protocol"].as_str(), Some("UDP"));
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let get = &container[probe]["httpGet"];

@@ -128,6 +128,8 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_retransmissions_total", "counter", help, of(|f| &f.retransmissions));
     let help = "Datagrams that the system did not take.";
     page.one("certdist_datagrams_dropped_total", "counter", help, of(|f| &f.datagrams_dropped));
+    let help = "Datagrams for another worker's session, dropped because too many waited for that worker.";
+    page.one("certdist_forwarded_dropped_total", "counter", help, of(|f| &f.forwarded_dropped));
 }
 
 fn requests(page: &mut Page, sources: &Sources) {

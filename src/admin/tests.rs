@@ -30,7 +30,7 @@ fn server(folder: &tempfile::TempDir) -> Server {
         store,
     };
     let limits = Limits { workers: 2, ..Limits::default() };
-    Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, &Handle::current()).unwrap()
+    Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, &Handle::current()).unwrap()
 }
 
 async fn text(response: Response) -> (StatusCode, String) {

@@ -38,7 +38,8 @@ pub(super) async fn run(args: Args) -> Outcome {
         1 => "1 enrollment".to_owned(),
         count => format!("{count} enrollments"),
     };
-    print(|out| writeln!(out, "{path}: {enrollments}, listen {}", config.listen))?;
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    print(|out| writeln!(out, "{path}: {enrollments}, listen {}", listen.join(", ")))?;
     let database = store::examine(&config.database);
     if let Ok(condition) = &database {
         let says = match condition {

@@ -72,13 +72,13 @@ pub(super) async fn run(args: Args) -> Outcome {
     let config = configuration(&folder, &cloud)?;
     import(&folder, &config, args.devices)?;
     let running = Running::start(&config).await?;
-    print(|out| writeln!(out, "certdist                 coaps://{}", running.address()))?;
+    print(|out| writeln!(out, "certdist                 coaps://{}", running.addresses()[0]))?;
 
     let outcome = provision(&args, &running, &cloud).await;
     if outcome.is_ok() {
         print(|out| {
             writeln!(out, "\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n")?;
-            writeln!(out, "  {}\n", coap_client(running.address()))
+            writeln!(out, "  {}\n", coap_client(running.addresses()[0]))
         })?;
         if args.keep {
             print(|out| writeln!(out, "The server runs until Ctrl-C."))?;
@@ -184,7 +184,7 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
 
 /// Powers all devices on, and holds each answer against what it must be.
 async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<()> {
-    let server = running.address();
+    let server = running.addresses()[0];
     let started = Instant::now();
     let first = fetch_all(args.devices, server).await?;
     let took = started.elapsed();

@@ -51,7 +51,8 @@ Example of a configuration, certdist.toml
   key         = \"env:LAMP_MASTER\"
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
-environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints `listening on coaps://ADDR:PORT` once it is ready.
+environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints
+`listening on coaps://ADDR:PORT` once it is ready, for each address of `listen`.
 SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments,
 the limits of requests, the database keys, [audit], and the users, tokens and
 certificate of [admin] anew, and says what else has changed and takes a restart.")]
@@ -70,7 +71,9 @@ pub async fn run(args: Args) -> Outcome {
     // Before the announcement: whoever waits for it may stop us at once.
     let mut signals = Signals::new()?;
     let running = Running::start(&config).await?;
-    print(|out| writeln!(out, "listening on coaps://{}", running.address()))?;
+    for address in running.addresses() {
+        print(|out| writeln!(out, "listening on coaps://{address}"))?;
+    }
     notify::ready();
     let watchdog = tokio::spawn(keep_watchdog(running.server.pulses().into()));
     loop {
@@ -146,7 +149,7 @@ impl Running {
             service: Arc::new(Service::new(Instant::now(), provisioner, config.limits.requests.clone())),
             store,
         };
-        let server = Server::start(config.listen, &config.limits, &rooms, &Handle::current())?;
+        let server = Server::start(&config.listen, &config.limits, &rooms, &Handle::current())?;
         let admin = match &config.admin {
             Some(section) => {
                 let sources = admin::Sources {
@@ -186,9 +189,9 @@ impl Running {
         })
     }
 
-    /// Where devices connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
+    /// Addresses that devices connect to, at least one.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        self.server.addresses()
     }
 
     /// Looks at all devices at the cloud, as the server does from time to time. Answers

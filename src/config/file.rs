@@ -37,7 +37,7 @@ pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Root {
-    pub(super) listen: SocketAddr,
+    pub(super) listen: Listen,
     pub(super) database: String,
     pub(super) database_key: Option<String>,
     #[serde(default)]
@@ -48,6 +48,37 @@ impl Section for Root {
     const NAME: &'static str = "";
     const REQUIRED: &'static [(&'static str, &'static str)] =
         &[("listen", "0.0.0.0:5684"), ("database", "sqlite:certdist.db")];
+}
+
+/// `"ADDRESS:PORT"`, or a list of them.
+pub(super) struct Listen(pub(super) Vec<SocketAddr>);
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Addresses;
+
+        impl<'de> Visitor<'de> for Addresses {
+            type Value = Listen;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"ADDRESS:PORT\", or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Listen, E> {
+                text.parse().map(|address| Listen(vec![address])).map_err(E::custom)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Listen, A::Error> {
+                let mut addresses = Vec::new();
+                while let Some(address) = list.next_element()? {
+                    addresses.push(address);
+                }
+                Ok(Listen(addresses))
+            }
+        }
+
+        deserializer.deserialize_any(Addresses)
+    }
 }
 
 #[derive(Deserialize, Default)]

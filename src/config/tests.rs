@@ -353,7 +353,7 @@ fn variables_take_the_place_of_keys_before_anything_is_checked() {
         ],
     )
     .unwrap();
-    assert_eq!((config.listen.port(), config.listen.is_ipv6()), (5684, true));
+    assert_eq!(config.listen, ["[::]:5684".parse().unwrap()]);
     assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
     assert_eq!(config.admin.unwrap().listen, "127.0.0.1:9684".parse().unwrap());
     assert_eq!(config.limits.workers, 3);
@@ -362,6 +362,35 @@ fn variables_take_the_place_of_keys_before_anything_is_checked() {
     assert_eq!(config.limits.patience, Limits::default().patience);
     let cloud = config.iot_platform.unwrap();
     assert_eq!((cloud.client.instance_id.as_str(), cloud.registrar.qps), ("0123", 12.5));
+}
+
+#[test]
+fn a_server_listens_on_one_address_or_on_several() {
+    let listen = |value: &str| {
+        let text = MINIMAL.replace("\"127.0.0.1:5684\"", value);
+        parse(&text).map(|config| config.listen).map_err(|error| format!("{error:#}"))
+    };
+    let addresses =
+        |all: &[&str]| Ok(all.iter().map(|one| one.parse().unwrap()).collect::<Vec<SocketAddr>>());
+    assert_eq!(listen("\"127.0.0.1:5684\""), addresses(&["127.0.0.1:5684"]));
+    let two = r#"["192.0.2.1:5684", "[2001:db8::1]:5684"]"#;
+    assert_eq!(listen(two), addresses(&["192.0.2.1:5684", "[2001:db8::1]:5684"]));
+    assert_eq!(listen(r#"["127.0.0.1:0", "127.0.0.1:0"]"#), addresses(&["127.0.0.1:0", "127.0.0.1:0"]));
+    let variable = with_variables(MINIMAL, &[("CERTDIST_LISTEN", two)]).unwrap();
+    assert_eq!(Ok(variable.listen), listen(two));
+
+    let many =
+        format!("[{}]", (1..=17).map(|port| format!("\"[::]:{port}\"")).collect::<Vec<_>>().join(", "));
+    for (wrong, expected) in [
+        ("[]", "line 2: listen has 0 addresses, expected 1 to 16"),
+        (&many, "line 2: listen has 17 addresses, expected 1 to 16"),
+        (r#"["[::]:1", "[::]:1"]"#, "line 2: listen: [::]:1 is there twice"),
+        (r#"["[::]:1", "here"]"#, "line 2: listen: invalid socket address, expected ADDRESS:PORT, such as"),
+        ("5684", "line 2: listen: "),
+    ] {
+        let error = listen(wrong).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! takes more than one step stays with its worker, and is polled there.
 
 mod batch;
+mod local;
 pub mod plain;
 #[cfg(test)]
 mod simulation;
@@ -36,6 +37,7 @@ use crate::{
     psk::Enrollments,
     store::Store,
 };
+use local::Numbers;
 pub use stack::Figures;
 use stack::Stack;
 use worker::{Mailbox, Worker};
@@ -44,7 +46,8 @@ use worker::{Mailbox, Worker};
 /// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// How long a worker may take for a round, once it was woken.
+/// How long a worker may take for a round, once it was woken. A worker under load ends its
+/// rounds in time (see `worker.rs`), so one that takes longer does not work any more.
 pub const ROUND: Duration = Duration::from_secs(2);
 
 /// What the workers need of the rooms below.
@@ -72,7 +75,7 @@ impl Rooms {
 
 /// A server that runs until it is stopped.
 pub struct Server {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     workers: Vec<Running>,
     stop: Arc<AtomicBool>,
 }
@@ -122,35 +125,40 @@ pub async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
 }
 
 impl Server {
-    /// Binds the address and starts the workers. Port 0 takes any free one.
-    pub fn start(listen: SocketAddr, limits: &Limits, rooms: &Rooms, runtime: &Handle) -> Result<Self> {
-        let sockets = bind(listen, limits.workers)
-            .with_context(|| format!("cannot listen on {listen}{}", port_hint(listen)))?;
-        let address = sockets.first().context("no worker")?.local_addr()?;
+    /// Binds the addresses, at least one, and starts the workers. Port 0 takes any free one.
+    pub fn start(listen: &[SocketAddr], limits: &Limits, rooms: &Rooms, runtime: &Handle) -> Result<Self> {
+        let (addresses, sockets) = bind_all(listen, limits.workers.max(1))?;
+        let numbers = Numbers::new(u16::try_from(addresses.len()).context("too many addresses")?);
         let (now, cookie_secret) = (Instant::now(), random()?);
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = Vec::new();
-        for (number, socket) in sockets.into_iter().enumerate() {
+        for (number, sockets) in sockets.into_iter().enumerate() {
             let config = share(&limits.dtls, limits.workers, number);
             let dtls = dtls::Endpoint::new(config, now, &cookie_secret, random()?);
             let coap = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
             let coap = coap::Endpoint::new(coap, now, random()?);
             let stack = Stack::new(dtls, coap, rooms.clone());
-            workers.push(Worker::new(number, socket, stack, runtime.clone(), stop.clone())?);
+            let (runtime, stop) = (runtime.clone(), stop.clone());
+            workers.push(Worker::new(number, sockets, numbers.clone(), stack, runtime, stop)?);
         }
         let mailboxes: Arc<[Mailbox]> = workers.iter().map(Worker::mailbox).collect();
         let start = |(number, worker): (usize, Worker)| {
             let (mailbox, figures, neighbours) = (worker.mailbox(), worker.figures(), mailboxes.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-            Ok(Running { mailbox, figures, thread: thread.spawn(move || worker.run(&neighbours))? })
+            let thread = thread.spawn(move || {
+                if let Err(error) = worker.run(&neighbours) {
+                    tracing::error!(worker = number, %error, "a worker cannot receive datagrams");
+                }
+            });
+            Ok(Running { mailbox, figures, thread: thread? })
         };
         let workers = workers.into_iter().enumerate().map(start).collect::<Result<_>>()?;
-        Ok(Self { address, workers, stop })
+        Ok(Self { addresses, workers, stop })
     }
 
-    /// The address that devices connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Addresses that devices connect to, in the order of `listen`.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// What each worker has done so far.
@@ -204,18 +212,38 @@ pub fn random() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
+/// The addresses as they are bound, and each worker's sockets in that order.
+fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, Vec<Vec<UdpSocket>>)> {
+    let mut addresses = Vec::with_capacity(listen.len());
+    let mut sockets: Vec<Vec<UdpSocket>> = iter::repeat_with(Vec::new).take(workers).collect();
+    for &wanted in listen {
+        // The IPv6 wildcard takes IPv4 as well, unless another socket has that port.
+        let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
+        let bound = bind(wanted, only_v6, workers)
+            .with_context(|| format!("cannot listen on {wanted}{}", port_hint(wanted)))?;
+        addresses.push(bound.first().context("no worker")?.local_addr()?);
+        for (of_worker, socket) in iter::zip(&mut sockets, bound) {
+            of_worker.push(socket);
+        }
+    }
+    Ok((addresses, sockets))
+}
+
 /// As many sockets on one address as there are workers. The kernel spreads
 /// clients over them by address and port (SO_REUSEPORT), so that a client stays
 /// with its worker.
-fn bind(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
     // With SO_REUSEPORT a second server would share the port in silence, so it
     // is taken without it first.
-    let address = socket(listen, false)?.local_addr()?;
-    (0..workers.max(1)).map(|_| socket(address, workers > 1)).collect()
+    let address = socket(listen, only_v6, false)?.local_addr()?;
+    (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }
 
-fn socket(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {
+fn socket(address: SocketAddr, only_v6: bool, reuse_port: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() && only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_reuse_port(reuse_port)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;

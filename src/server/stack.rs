@@ -107,6 +107,8 @@ pub struct Figures {
     pub rounds: AtomicU64,
     /// Datagrams that the system did not take.
     pub datagrams_dropped: AtomicU64,
+    /// Datagrams for another worker's session, dropped because too many waited for it.
+    pub forwarded_dropped: AtomicU64,
 }
 
 /// Who is at the other end of a session.
@@ -336,6 +338,11 @@ impl Stack {
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);
+    }
+
+    /// Counts a datagram for another worker's session that it did not take.
+    pub fn forwarded_dropped(&self) {
+        self.figures.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Writes down what others may read.

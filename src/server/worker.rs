@@ -5,7 +5,7 @@
 use std::{
     future::Future,
     io,
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     os::fd::AsRawFd,
     sync::{
         Arc,
@@ -20,7 +20,8 @@ use tokio::runtime::Handle;
 
 use super::{
     Rooms,
-    batch::{BATCH, Incoming, Outgoing},
+    batch::{BATCH, Incoming, Listener, Outgoing},
+    local::Numbers,
     stack::{Done, Figures, Io, Stack},
     tasks::{Notify, TaskId, Tasks},
 };
@@ -28,6 +29,11 @@ use crate::dtls;
 
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
+
+/// Maximum time that a round takes for what has arrived, and one datagram more: then
+/// timers and answers get their turn, and the round counts. A datagram can cost more
+/// than a millisecond.
+const ROUND_TIME: Duration = Duration::from_millis(20);
 
 /// Datagrams that may wait for a worker after another has received them.
 const MAX_FORWARDED: usize = 1024;
@@ -61,12 +67,25 @@ enum Load {
 enum Letter {
     /// From [`super::Server::reload`].
     Rooms(Rooms),
-    /// Work of ours can go on.
+    /// Work of ours can go on. There is at most one for each piece of work.
     Wake(TaskId),
 }
 
+/// Beginning of a round, and by when it is to leave what.
+struct Round {
+    now: Instant,
+    time: Duration,
+}
+
+impl Round {
+    /// Whether the round has had a part of its time, in quarters.
+    fn has_had(&self, quarters: u32) -> bool {
+        self.now.elapsed() >= self.time / 4 * quarters
+    }
+}
+
 /// A datagram that another worker's socket received.
-type Forwarded = (SocketAddr, Box<[u8]>);
+type Forwarded = (dtls::Path, Box<[u8]>);
 
 /// How a worker is reached by tasks, by its neighbours and by the server. What is
 /// put into it when the worker has ended is lost, as it should be.
@@ -95,11 +114,14 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Drops the datagram when many are waiting: a stranger can make any number.
-    fn forward(&self, from: SocketAddr, datagram: &[u8]) {
-        if self.datagrams.try_send((from, datagram.into())).is_ok() {
+    /// Passes a datagram on; returns whether there was room. Anyone can send any number
+    /// of them.
+    fn forward(&self, path: dtls::Path, datagram: &[u8]) -> bool {
+        let is_taken = self.datagrams.try_send((path, datagram.into())).is_ok();
+        if is_taken {
             self.wake();
         }
+        is_taken
     }
 
     pub(super) fn wake(&self) {
@@ -131,12 +153,14 @@ impl Io for Sides {
     }
 }
 
+/// A worker that is ready to be started, on a thread of its own.
 pub(super) struct Worker {
     number: usize,
-    socket: UdpSocket,
+    sockets: Vec<UdpSocket>,
+    numbers: Numbers,
     poll: mio::Poll,
     stack: Stack,
-    sides: Sides,
+    mailbox: Mailbox,
     inbox: Receiver<Letter>,
     datagrams: Receiver<Forwarded>,
     runtime: Handle,
@@ -144,39 +168,88 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// The sockets are in the order of `listen`, and `numbers` is the same for all workers.
     pub(super) fn new(
         number: usize,
-        socket: UdpSocket,
+        sockets: Vec<UdpSocket>,
+        numbers: Numbers,
         stack: Stack,
         runtime: Handle,
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let poll = mio::Poll::new()?;
-        poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), SOCKET, Interest::READABLE)?;
+        for socket in &sockets {
+            poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), SOCKET, Interest::READABLE)?;
+        }
         let waker = Arc::new(mio::Waker::new(poll.registry(), INBOX)?);
-        let outgoing = Outgoing::new(socket.try_clone()?);
         let (inbox_sender, inbox) = channel();
         let (datagrams_sender, datagrams) = sync_channel(MAX_FORWARDED);
         let mailbox =
             Mailbox { inbox: inbox_sender, datagrams: datagrams_sender, waker, woken: Arc::default() };
-        let sides = Sides { outgoing, mailbox, tasks: Tasks::new(), new_tasks: Vec::new() };
-        Ok(Self { number, socket, poll, stack, sides, inbox, datagrams, runtime, stop })
+        Ok(Self { number, sockets, numbers, poll, stack, mailbox, inbox, datagrams, runtime, stop })
     }
 
     pub(super) fn mailbox(&self) -> Mailbox {
-        self.sides.mailbox.clone()
+        self.mailbox.clone()
     }
 
     pub(super) fn figures(&self) -> Arc<Figures> {
         self.stack.figures()
     }
 
-    pub(super) fn run(mut self, neighbours: &[Mailbox]) {
+    /// Serves until it is stopped. Fails when it cannot receive or wait for datagrams.
+    pub(super) fn run(self, neighbours: &[Mailbox]) -> io::Result<()> {
         // What is polled here may set timers of the runtime.
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
+        Active::new(self)?.run(neighbours)
+    }
+}
+
+/// A worker on its thread.
+struct Active {
+    number: usize,
+    listeners: Vec<Listener>,
+    /// Index of the listener that was asked last.
+    turn: usize,
+    incoming: Incoming,
+    poll: mio::Poll,
+    stack: Stack,
+    sides: Sides,
+    inbox: Receiver<Letter>,
+    datagrams: Receiver<Forwarded>,
+    round_time: Duration,
+    stop: Arc<AtomicBool>,
+}
+
+impl Active {
+    fn new(worker: Worker) -> io::Result<Self> {
+        let Worker { number, sockets, numbers, poll, stack, mailbox, inbox, datagrams, stop, .. } = worker;
+        let senders = sockets.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?;
+        let outgoing = Outgoing::new(senders, numbers.clone());
+        let listeners = (0..)
+            .zip(sockets)
+            .map(|(index, socket)| Listener::new(socket, index))
+            .collect::<io::Result<_>>()?;
+        let sides = Sides { outgoing, mailbox, tasks: Tasks::new(), new_tasks: Vec::new() };
+        let (incoming, round_time) = (Incoming::new(numbers), ROUND_TIME);
+        Ok(Self {
+            number,
+            listeners,
+            turn: 0,
+            incoming,
+            poll,
+            stack,
+            sides,
+            inbox,
+            datagrams,
+            round_time,
+            stop,
+        })
+    }
+
+    fn run(mut self, neighbours: &[Mailbox]) -> io::Result<()> {
         let mut events = Events::with_capacity(8);
-        let mut incoming = Incoming::new();
         let mut load = Load::Quiet;
         let mut ends = None;
         while !self.is_over(&mut ends) {
@@ -186,33 +259,48 @@ impl Worker {
                     if let Err(error) = self.poll.poll(&mut events, pause)
                         && error.kind() != io::ErrorKind::Interrupted
                     {
-                        tracing::error!(%error, "a worker cannot wait for datagrams");
-                        return;
+                        return Err(error);
                     }
                 }
                 Load::Busy => std::thread::sleep(GATHER),
                 Load::Full => {}
             }
-            let now = Instant::now();
-            // Before looking: whoever puts something in from here on wakes us again.
-            self.sides.mailbox.woken.store(false, Ordering::Release);
-            while let Ok(letter) = self.inbox.try_recv() {
-                match letter {
-                    Letter::Rooms(rooms) => self.stack.reload(rooms),
-                    Letter::Wake(task) => self.go_on(now, task),
-                }
-            }
-            while let Ok((from, mut bytes)) = self.datagrams.try_recv() {
-                self.stack.receive(now, from, &mut bytes, &mut self.sides);
-            }
-            load = self.receive(now, &mut incoming, neighbours);
-            self.stack.handle_timeout(now, &mut self.sides);
-            while let Some(task) = self.sides.new_tasks.pop() {
-                self.go_on(now, task);
-            }
-            self.sides.outgoing.flush();
-            self.stack.publish(self.sides.outgoing.dropped());
+            load = self.round(neighbours);
         }
+        Ok(())
+    }
+
+    /// Does what there is to do, within [`ROUND_TIME`]: the letters, the forwarded
+    /// datagrams and the sockets each have a part of it, and take at least one step. So
+    /// load of any kind leaves time for the others, and does not keep the round from
+    /// its end.
+    fn round(&mut self, neighbours: &[Mailbox]) -> Load {
+        let round = Round { now: Instant::now(), time: self.round_time };
+        // Before looking: whoever puts something in from here on wakes us again.
+        self.sides.mailbox.woken.store(false, Ordering::Release);
+        let has_letters = self.read_letters(&round);
+        let load = self.receive(&round, neighbours);
+        self.stack.handle_timeout(round.now, &mut self.sides);
+        while let Some(task) = self.sides.new_tasks.pop() {
+            self.go_on(round.now, task);
+        }
+        self.sides.outgoing.flush();
+        self.stack.publish(self.sides.outgoing.dropped());
+        if has_letters { Load::Full } else { load }
+    }
+
+    /// Reads letters for a quarter of the round; returns whether there may be more.
+    fn read_letters(&mut self, round: &Round) -> bool {
+        while let Ok(letter) = self.inbox.try_recv() {
+            match letter {
+                Letter::Rooms(rooms) => self.stack.reload(rooms),
+                Letter::Wake(task) => self.go_on(round.now, task),
+            }
+            if round.has_had(1) {
+                return true;
+            }
+        }
+        false
     }
 
     fn go_on(&mut self, now: Instant, task: TaskId) {
@@ -237,42 +325,90 @@ impl Worker {
         if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
-    /// Takes what has arrived. A batch that is not full has emptied the socket:
-    /// the poll wakes us for what comes after it.
-    fn receive(&mut self, now: Instant, incoming: &mut Incoming, neighbours: &[Mailbox]) -> Load {
-        for batch in 0..MAX_BATCHES {
-            let count = match incoming.receive(&self.socket) {
-                Ok(count) => count,
-                Err(error) => {
-                    // An error of the network, told by the socket once.
-                    tracing::debug!(%error, "receiving");
-                    continue;
-                }
-            };
-            // One alone has nothing to share.
-            if count > 1 {
-                self.stack.begin_batch();
+    /// Takes what has arrived, a batch from the neighbours and one from each socket in
+    /// turn. A batch that is not full has emptied its socket: the poll wakes us for what
+    /// comes after it.
+    fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
+        let mut taken = 0;
+        for _ in 0..MAX_BATCHES {
+            let mut more = self.take_forwarded(round);
+            // What the round before had no time for.
+            if !self.take_batch(round, neighbours) {
+                return Load::Full;
             }
-            for index in 0..count {
-                let Some((from, bytes)) = incoming.datagram(index) else { continue };
-                match self.neighbour_of(bytes, neighbours) {
-                    Some(neighbour) => neighbour.forward(from, bytes),
-                    None => self.stack.receive(now, from, bytes, &mut self.sides),
+            for _ in 0..self.listeners.len() {
+                // Goes on where the round before was over.
+                self.turn = (self.turn + 1) % self.listeners.len();
+                let Some(listener) = self.listeners.get_mut(self.turn) else { break };
+                match self.incoming.receive(listener) {
+                    Ok(count) => {
+                        taken += count;
+                        more |= count == BATCH;
+                    }
+                    Err(error) => {
+                        // An error of the network, told by the socket once.
+                        tracing::debug!(%error, "receiving");
+                        more = true;
+                    }
+                }
+                if !self.take_batch(round, neighbours) {
+                    return Load::Full;
                 }
             }
-            self.stack.end_batch();
-            self.sides.outgoing.flush();
-            if count < BATCH {
-                return if batch > 0 || count > 1 { Load::Busy } else { Load::Quiet };
+            if !more {
+                return if taken > 1 { Load::Busy } else { Load::Quiet };
+            }
+            if round.has_had(4) {
+                break;
             }
         }
         Load::Full
     }
 
-    /// The worker whose session a datagram is for, if that is another: a device
-    /// whose address has changed comes in wherever the kernel sends that address.
-    fn neighbour_of<'n>(&self, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
-        let number = usize::from(dtls::connection_id_prefix(bytes)?);
-        if number == self.number { None } else { neighbours.get(number) }
+    /// Takes the datagrams that were received; returns whether there was time for all.
+    fn take_batch(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
+        let count = self.incoming.waiting();
+        // One alone has nothing to share.
+        if count > 1 {
+            self.stack.begin_batch();
+        }
+        while let Some((path, bytes)) = self.incoming.next() {
+            match neighbour_of(self.number, bytes, neighbours) {
+                Some(neighbour) if neighbour.forward(path, bytes) => {}
+                Some(_) => self.stack.forwarded_dropped(),
+                None => self.stack.receive(round.now, path, bytes, &mut self.sides),
+            }
+            if round.has_had(4) {
+                break;
+            }
+        }
+        if count > 0 {
+            self.stack.end_batch();
+            self.sides.outgoing.flush();
+        }
+        self.incoming.waiting() == 0
+    }
+
+    /// Takes up to a batch of the datagrams that neighbours have received, within half
+    /// of the round; returns whether there may be more.
+    fn take_forwarded(&mut self, round: &Round) -> bool {
+        for _ in 0..BATCH {
+            let Ok((path, mut bytes)) = self.datagrams.try_recv() else { return false };
+            self.stack.receive(round.now, path, &mut bytes, &mut self.sides);
+            if round.has_had(2) {
+                break;
+            }
+        }
+        true
     }
 }
+
+/// The worker whose session a datagram is for, if that is another: a device
+/// whose address has changed comes in wherever the kernel sends that address.
+fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
+    let owner = usize::from(dtls::connection_id_prefix(bytes)?);
+    if owner == number { None } else { neighbours.get(owner) }
+}
+
+#[cfg(test)]
+mod tests;

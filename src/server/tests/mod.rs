@@ -1,5 +1,6 @@
 //! What only real sockets, real tables and several workers show.
 
+mod addresses;
 mod allocations;
 mod timing;
 
@@ -34,7 +35,7 @@ fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
     store.import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected")).unwrap();
 }
 
-fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
+pub(super) fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
     import(&store, [row]);
@@ -141,19 +142,19 @@ fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in()
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let limits = Limits { workers: 4, ..Limits::default() };
     let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
-    let server = Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, runtime.handle()).unwrap();
+    let server = Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, runtime.handle()).unwrap();
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
 
     let mut workers = HashSet::new();
     for _ in 0..8 {
-        let mut device = Device::connect(server.address(), profile.clone());
+        let mut device = Device::connect(server.addresses()[0], profile.clone());
         workers.insert(device.client.server_connection_id()[0]);
         let first = device.ask(1);
         assert_eq!(first[1], 0x45);
         // A NAT that forgets: each time another port, and so another worker's socket.
         for id in 2..12 {
-            device.socket = Device::socket(server.address());
+            device.socket = Device::socket(server.addresses()[0]);
             let again = device.ask(id);
             assert_eq!((again[1], &again[4..]), (0x45, &first[4..]));
         }
@@ -174,15 +175,15 @@ fn a_session_that_moves_uses_up_what_its_first_address_may_and_no_other() {
         RequestLimits { enrollments: [("plug".to_owned(), tries)].into(), ..RequestLimits::default() };
     let rooms = rooms(&folder, runtime.handle(), requests);
     let limits = Limits { workers: 2, ..Limits::default() };
-    let server = Server::start("127.0.0.1:0".parse().unwrap(), &limits, &rooms, runtime.handle()).unwrap();
+    let server = Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, runtime.handle()).unwrap();
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
     let connect =
-        |address| Device::connect_over(Device::socket_at(address, server.address()), profile.clone());
+        |address| Device::connect_over(Device::socket_at(address, server.addresses()[0]), profile.clone());
 
     let mut thief = connect("127.0.0.2");
     // As if it were where the factory is.
-    thief.socket = Device::socket_at("127.0.0.3", server.address());
+    thief.socket = Device::socket_at("127.0.0.3", server.addresses()[0]);
     let codes: Vec<u8> = (1..=5).map(|id| thief.ask_for(id, b"sn=SN-9")[1]).collect();
     assert_eq!(codes, [0x84, 0x84, 0x84, 0x9d, 0x9d]);
     assert_eq!(connect("127.0.0.3").ask(1)[1], 0x45);

@@ -1,0 +1,189 @@
+//! Rounds that tests make one by one: their time is the worker's only notion of how long
+//! something takes, so without any each source takes one step.
+
+use std::{future::poll_fn, net::SocketAddr, sync::atomic::AtomicU32, task::Poll};
+
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::{
+    cert::throttle::RequestLimits,
+    coap,
+    dtls::{
+        Psk,
+        testing::{Client, Profile},
+    },
+    server::tests,
+};
+
+/// A worker whose rounds are made by the test, and what it needs to be there.
+struct Bench {
+    active: Active,
+    addresses: Vec<SocketAddr>,
+    _folder: TempDir,
+    _runtime: Runtime,
+}
+
+impl Bench {
+    /// Listens on so many addresses, with rounds that take a step of each kind.
+    fn new(addresses: usize) -> Self {
+        let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
+        let rooms = tests::rooms(&folder, runtime.handle(), RequestLimits::default());
+        let now = Instant::now();
+        let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
+        let stack = Stack::new(dtls, coap::Endpoint::new(coap::Config::default(), now, [3; 32]), rooms);
+        let sockets: Vec<_> = (0..addresses).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        let numbers = Numbers::new(u16::try_from(addresses.len()).unwrap());
+        let worker =
+            Worker::new(0, sockets, numbers, stack, runtime.handle().clone(), Arc::default()).unwrap();
+        let mut active = Active::new(worker).unwrap();
+        active.round_time = Duration::ZERO;
+        Self { active, addresses, _folder: folder, _runtime: runtime }
+    }
+
+    /// Makes a round, without neighbours.
+    fn round(&mut self) -> Load {
+        self.active.round(&[])
+    }
+
+    fn rounds(&self) -> u64 {
+        self.active.stack.figures().rounds.load(Ordering::Relaxed)
+    }
+
+    fn hellos_answered(&mut self) -> u64 {
+        self.active.stack.publish(0);
+        self.active.stack.figures().hello_verify_requests.load(Ordering::Relaxed)
+    }
+}
+
+fn hello() -> Vec<u8> {
+    let profile = Profile::new("plug", Psk::new(vec![7; 16]).unwrap());
+    Client::new(profile, rand::random()).start(Instant::now()).remove(0)
+}
+
+/// A device, connected, that sends so many hellos.
+fn device(server: SocketAddr, hellos: usize) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(server).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    for _ in 0..hellos {
+        socket.send(&hello()).unwrap();
+    }
+    socket
+}
+
+/// Answers that have come back since the last look.
+fn answers(device: &UdpSocket) -> usize {
+    let mut buffer = [0; 2048];
+    std::iter::from_fn(|| device.recv(&mut buffer).ok()).count()
+}
+
+#[test]
+fn a_round_ends_in_time_and_the_next_goes_on_with_the_same_batch() {
+    let mut bench = Bench::new(1);
+    let device = device(bench.addresses[0], 5);
+    for round in 1..=4 {
+        assert_eq!(bench.round(), Load::Full);
+        assert_eq!((bench.rounds(), answers(&device)), (round, 1));
+    }
+    assert_eq!(bench.round(), Load::Quiet);
+    assert_eq!((bench.rounds(), answers(&device)), (5, 1));
+    assert_eq!((bench.round(), answers(&device)), (Load::Quiet, 0));
+}
+
+#[test]
+fn with_time_a_round_takes_all_that_has_arrived() {
+    let mut bench = Bench::new(2);
+    bench.active.round_time = Duration::from_secs(3600);
+    let devices = [0, 1].map(|index| device(bench.addresses[index], 40));
+    assert_eq!(bench.round(), Load::Busy);
+    assert_eq!(devices.map(|device| answers(&device)), [40, 40]);
+}
+
+#[test]
+fn one_crowded_address_does_not_keep_the_others_waiting() {
+    let mut bench = Bench::new(3);
+    let _crowd = device(bench.addresses[1], 3 * BATCH);
+    let others = [0, 2].map(|index| device(bench.addresses[index], 1));
+    // A batch of the crowd's, and one datagram of each of the others.
+    for _ in 0..BATCH + 2 {
+        assert_eq!(bench.round(), Load::Full);
+    }
+    assert_eq!(others.map(|device| answers(&device)), [1, 1]);
+}
+
+#[test]
+fn forwarded_datagrams_take_turns_with_the_workers_own() {
+    let mut bench = Bench::new(1);
+    let device = device(bench.addresses[0], 5);
+    let mailbox = bench.active.sides.mailbox.clone();
+    let stranger = dtls::Path::from(SocketAddr::from(([127, 0, 0, 1], 9)));
+    (0..200).for_each(|_| assert!(mailbox.forward(stranger, &hello())));
+    for round in 1..=5 {
+        assert_eq!(bench.round(), Load::Full);
+        assert_eq!(answers(&device), 1, "round {round}");
+        // Each round publishes what there was before it.
+        assert_eq!(bench.hellos_answered(), 2 * round);
+    }
+
+    // However much time there is.
+    bench.active.round_time = Duration::from_secs(3600);
+    let round = Round { now: Instant::now(), time: bench.active.round_time };
+    assert!(bench.active.take_forwarded(&round));
+    assert_eq!(bench.hellos_answered(), 10 + BATCH as u64);
+    assert_eq!(bench.round(), Load::Quiet);
+    assert_eq!(bench.hellos_answered(), 205);
+}
+
+#[test]
+fn what_a_neighbour_has_no_room_for_is_counted() {
+    let (mut bench, neighbour) = (Bench::new(1), Bench::new(1));
+    bench.active.round_time = Duration::from_secs(3600);
+    let neighbours = [bench.active.sides.mailbox.clone(), neighbour.active.sides.mailbox.clone()];
+    let device = device(bench.addresses[0], 0);
+    // A record with a connection ID of worker 1's.
+    let mut record = [0; 40];
+    record[..3].copy_from_slice(&[25, 0xfe, 0xfd]);
+    record[11] = 1;
+    let send = |count| {
+        for _ in 0..count {
+            device.send(&record).unwrap();
+        }
+    };
+    let figures = bench.active.stack.figures();
+    let dropped = || figures.forwarded_dropped.load(Ordering::Relaxed);
+    for _ in 0..MAX_FORWARDED / 16 {
+        send(16);
+        bench.active.round(&neighbours);
+    }
+    assert_eq!(dropped(), 0);
+    send(7);
+    bench.active.round(&neighbours);
+    assert_eq!(dropped(), 7);
+    assert_eq!(neighbour.active.datagrams.try_iter().count(), MAX_FORWARDED);
+}
+
+#[test]
+fn letters_leave_time_for_datagrams() {
+    let mut bench = Bench::new(1);
+    let device = device(bench.addresses[0], 1);
+    let steps = Arc::new(AtomicU32::new(0));
+    let mailbox = bench.active.sides.mailbox.clone();
+    for _ in 0..3 {
+        let steps = steps.clone();
+        let work = poll_fn(move |_| {
+            steps.fetch_add(1, Ordering::Relaxed);
+            Poll::Pending
+        });
+        let task = bench.active.sides.tasks.add(Box::pin(work), mailbox.clone());
+        mailbox.notify(task);
+    }
+    for round in 1..=3 {
+        assert_eq!(bench.round(), Load::Full);
+        assert_eq!(steps.load(Ordering::Relaxed), round);
+    }
+    assert_eq!(answers(&device), 1);
+    assert_eq!(bench.round(), Load::Quiet);
+}

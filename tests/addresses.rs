@@ -1,0 +1,110 @@
+//! A server on a host with several addresses, as the system has them: in a network of its
+//! own, asked by devices on a foreign stack, whose sockets are connected. Needs root.
+#![cfg(feature = "simulation")]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, unshare};
+use support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, console::free_address, http_get, stderr};
+
+fn ip(arguments: &str) -> bool {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    status.expect("ip, of Debian's package iproute2").success()
+}
+
+/// Does something in a network of its own, with two addresses of each family for the
+/// server; devices are at another one.
+fn in_a_network(what: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network");
+            assert!(ip("link set lo up") && ip("addr add fe80::1/64 dev lo"));
+            for (address, device) in [
+                ("192.0.2.1", "192.0.2.9"),
+                ("192.0.2.2", "192.0.2.9"),
+                ("2001:db8::1", "2001:db8::9"),
+                ("2001:db8::2", "2001:db8::9"),
+            ] {
+                assert!(
+                    ip(&format!("addr replace {device} dev lo")) && ip(&format!("addr add {address} dev lo"))
+                );
+                // Otherwise a device at the same address would ask, and the system would
+                // answer from there. An IPv6 address is in use a moment after it was added.
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while !ip(&format!("route del local {address} dev lo table local")) {
+                    assert!(Instant::now() < deadline, "{address}");
+                    thread::sleep(Duration::from_millis(10));
+                }
+                assert!(ip(&format!("route add local {address} dev lo src {device} table local")));
+            }
+            what();
+        });
+    });
+}
+
+fn site(listen: &str, sections: &str) -> Site {
+    let key = hex::encode(SHARED_KEY);
+    let site = Site::configured(&format!(
+        "listen = {listen}\ndatabase = \"sqlite:certdist.db\"\n{sections}\n\
+         [limits]\nworkers = 2\n\
+         [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
+         identity = \"{SHARED_IDENTITY}\"\nkey = \"hex:{key}\"\nreissue = \"always\"\n",
+    ));
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPG00000001,plug,plug-1,a-secret\n");
+    site
+}
+
+/// Fetches a certificate at this address.
+fn provision(site: &Site, server: SocketAddr) {
+    let (server, key) = (server.to_string(), hex::encode(SHARED_KEY));
+    let device = ["device-sim", "--server", &server, "--identity", SHARED_IDENTITY, "--psk", &key];
+    let output = site.run(&[&device[..], &["--sn", "PG00000001", "--patience", "10"]].concat());
+    assert!(output.status.success(), "{server}: {}", stderr(&output));
+}
+
+#[test]
+fn each_address_of_the_host_answers_for_itself() {
+    in_a_network(|| {
+        let v4 = ["192.0.2.1", "192.0.2.2"];
+        // A link-local address is one of an interface, the first here.
+        let v6 = ["[2001:db8::1]", "[2001:db8::2]", "[fe80::1%1]"];
+        for (listen, addresses) in [
+            ("\"0.0.0.0:5684\"", &v4[..]),
+            ("\"[::]:5684\"", &[&v4[..], &v6[..]].concat()),
+            ("[\"[::]:5684\", \"0.0.0.0:5684\"]", &[&v4[..], &v6[..]].concat()),
+        ] {
+            let admin: SocketAddr = free_address();
+            let site = site(listen, &format!("[admin]\nlisten = \"{admin}\""));
+            let server = site.serve();
+            assert_eq!(server.address.port(), 5684);
+            for address in addresses {
+                provision(&site, format!("{address}:5684").parse().expect("an address"));
+            }
+            let metrics = http_get(admin, "/metrics");
+            assert!(metrics.contains("certdist_datagrams_dropped_total 0\n"), "{listen}");
+            assert_eq!(server.stop(), Some(0));
+        }
+    });
+}
+
+#[test]
+fn each_address_that_is_listened_on_is_announced_and_serves() {
+    in_a_network(|| {
+        let listen = ["192.0.2.2:5684", "[2001:db8::2]:5684", "127.0.0.1:5685"];
+        let site = site(&format!("{listen:?}"), "");
+        let server: Process = site.serve();
+        let announced = [server.address, server.next_address(), server.next_address()];
+        assert_eq!(announced.map(|address| address.to_string()), listen);
+        for address in announced {
+            provision(&site, address);
+        }
+        assert_eq!(server.stop(), Some(0));
+    });
+}
