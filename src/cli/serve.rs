@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::{
     net::UdpSocket,
     runtime::Handle,
@@ -76,10 +76,18 @@ pub async fn run(args: Args) -> Outcome {
     }
     notify::ready();
     let watchdog = tokio::spawn(keep_watchdog(running.server.pulses().into()));
-    loop {
-        match signals.next().await {
-            Order::Stop => break,
-            Order::Reload => match args.config.read() {
+    let outcome = follow(running, &args.config, &config, &mut signals).await;
+    watchdog.abort();
+    outcome
+}
+
+/// Does what signals say until the server ends.
+async fn follow(mut running: Running, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> Outcome {
+    let outcome = loop {
+        match running.order(signals).await {
+            Order::Stop => break Ok(()),
+            Order::GiveUp(problem) => break Err(Failure::Failed(problem)),
+            Order::Reload => match file.read() {
                 Ok(changed) => {
                     if let Err(error) = running.reload(&changed) {
                         tracing::error!("the configuration stays as it was: {error}");
@@ -99,11 +107,14 @@ pub async fn run(args: Args) -> Outcome {
                 }
             },
         }
+    };
+    if let Err(Failure::Failed(problem)) = &outcome {
+        // Draining takes a while.
+        tracing::error!("{problem}");
     }
     notify::stopping();
     running.stop().await;
-    watchdog.abort();
-    Ok(())
+    outcome
 }
 
 /// Tells the service manager that all is well as long as each worker makes its rounds, and
@@ -192,6 +203,18 @@ impl Running {
     /// Addresses that devices connect to, at least one.
     pub fn addresses(&self) -> &[SocketAddr] {
         self.server.addresses()
+    }
+
+    /// Waits for what is to be done next: what a signal says, or to end when a worker
+    /// has ended, since a server without it serves only some of the devices.
+    async fn order(&mut self, signals: &mut Signals) -> Order {
+        tokio::select! {
+            order = signals.next() => order,
+            number = self.server.worker_ended() => Order::GiveUp(anyhow!(
+                "worker {number} ended unexpectedly, and its devices are not served any more; the log above says \
+                 why, and a restart serves them again"
+            )),
+        }
     }
 
     /// Looks at all devices at the cloud, as the server does from time to time. Answers
@@ -290,8 +313,10 @@ pub(super) fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar:
     Ok((client, registrar::Config { refuse_existing, ..section.registrar.clone() }))
 }
 
+#[derive(Debug)]
 enum Order {
     Stop,
+    GiveUp(anyhow::Error),
     Reload,
 }
 
@@ -316,5 +341,32 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.hangup.recv() => Order::Reload,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_ends_ends_the_process_with_an_error() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let text = "listen = \"127.0.0.1:0\"\n\
+                    database = \"sqlite:certdist.db\"\n\
+                    [limits]\n\
+                    workers = 3\n\
+                    [[enrollment]]\n\
+                    name = \"lamp\"\n\
+                    product_key = \"a1\"\n\
+                    kind = \"derived\"\n\
+                    key = \"hex:000102030405060708090a0b0c0d0e0f\"\n";
+        let config = Config::parse(text, folder.path()).unwrap();
+        let running = Running::start(&config).await.unwrap();
+        running.server.fail_worker(1);
+        let (file, mut signals) = (ConfigArgs { config: None }, Signals::new().unwrap());
+        let followed = follow(running, &file, &config, &mut signals);
+        let outcome = tokio::time::timeout(Duration::from_secs(30), followed).await.expect("it ends");
+        let Err(Failure::Failed(problem)) = outcome else { panic!("exit code 1") };
+        assert!(problem.to_string().starts_with("worker 1 ended"), "{problem}");
     }
 }

@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
     cert::{MAX_PAYLOAD, Service},
@@ -78,6 +78,7 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     workers: Vec<Running>,
     stop: Arc<AtomicBool>,
+    ended: mpsc::Receiver<usize>,
 }
 
 /// A worker's thread, and how to reach it.
@@ -85,6 +86,22 @@ struct Running {
     mailbox: Mailbox,
     figures: Arc<Figures>,
     thread: JoinHandle<()>,
+}
+
+/// Tells when a worker's thread ends that was not told to, however it ends.
+struct LastWords {
+    number: usize,
+    stop: Arc<AtomicBool>,
+    ended: mpsc::Sender<usize>,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if !self.stop.load(Ordering::Relaxed) {
+            // There is room for one of each worker; a server that is dropped does not listen.
+            let _ = self.ended.try_send(self.number);
+        }
+    }
 }
 
 /// A worker, as far as one looks whether it is alive: idle, it sleeps until it is woken.
@@ -142,10 +159,13 @@ impl Server {
             workers.push(Worker::new(number, sockets, numbers.clone(), stack, runtime, stop)?);
         }
         let mailboxes: Arc<[Mailbox]> = workers.iter().map(Worker::mailbox).collect();
+        let (ends, ended) = mpsc::channel(workers.len().max(1));
         let start = |(number, worker): (usize, Worker)| {
             let (mailbox, figures, neighbours) = (worker.mailbox(), worker.figures(), mailboxes.clone());
+            let last_words = LastWords { number, stop: stop.clone(), ended: ends.clone() };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
+                let _last_words = last_words;
                 if let Err(error) = worker.run(&neighbours) {
                     tracing::error!(worker = number, %error, "a worker cannot receive datagrams");
                 }
@@ -153,12 +173,29 @@ impl Server {
             Ok(Running { mailbox, figures, thread: thread? })
         };
         let workers = workers.into_iter().enumerate().map(start).collect::<Result<_>>()?;
-        Ok(Self { addresses, workers, stop })
+        Ok(Self { addresses, workers, stop, ended })
     }
 
     /// Addresses that devices connect to, in the order of `listen`.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Returns the number of a worker that has ended without having been told to. The
+    /// devices that the kernel sends to it get no answer any more, so the server should
+    /// end, too.
+    pub async fn worker_ended(&mut self) -> usize {
+        match self.ended.recv().await {
+            Some(number) => number,
+            // All have ended, and were reported.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Has a worker panic.
+    #[cfg(test)]
+    pub(crate) fn fail_worker(&self, number: usize) {
+        self.workers[number].mailbox.fail();
     }
 
     /// What each worker has done so far.

@@ -69,6 +69,8 @@ enum Letter {
     Rooms(Rooms),
     /// Work of ours can go on. There is at most one for each piece of work.
     Wake(TaskId),
+    #[cfg(test)]
+    Fail,
 }
 
 /// Beginning of a round, and by when it is to leave what.
@@ -122,6 +124,12 @@ impl Mailbox {
             self.wake();
         }
         is_taken
+    }
+
+    /// Has the worker panic.
+    #[cfg(test)]
+    pub(super) fn fail(&self) {
+        self.put(Letter::Fail);
     }
 
     pub(super) fn wake(&self) {
@@ -295,6 +303,8 @@ impl Active {
             match letter {
                 Letter::Rooms(rooms) => self.stack.reload(rooms),
                 Letter::Wake(task) => self.go_on(round.now, task),
+                #[cfg(test)]
+                Letter::Fail => panic!("a test wants it"),
             }
             if round.has_had(1) {
                 return true;

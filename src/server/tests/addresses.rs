@@ -90,3 +90,17 @@ fn an_address_that_overlaps_another_is_refused() {
     };
     assert!(format!("{error:#}").starts_with(&format!("cannot listen on 127.0.0.1:{free}")), "{error:#}");
 }
+
+#[test]
+fn a_worker_that_ends_is_told() {
+    let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
+    let mut server = start(&["127.0.0.1:0"], &folder, runtime.handle());
+    let told = |server: &mut Server, patience| {
+        runtime.block_on(async { tokio::time::timeout(patience, server.worker_ended()).await.ok() })
+    };
+    assert_eq!(told(&mut server, Duration::ZERO), None);
+    server.fail_worker(1);
+    assert_eq!(told(&mut server, Duration::from_secs(20)), Some(1));
+    assert_eq!(told(&mut server, Duration::ZERO), None);
+    server.stop();
+}
