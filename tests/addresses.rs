@@ -5,7 +5,7 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -106,5 +106,32 @@ fn each_address_that_is_listened_on_is_announced_and_serves() {
             provision(&site, address);
         }
         assert_eq!(server.stop(), Some(0));
+    });
+}
+
+#[test]
+fn plain_coap_is_answered_from_the_address_that_was_asked() {
+    in_a_network(|| {
+        for (listen, addresses) in [
+            ("0.0.0.0", &["192.0.2.1", "192.0.2.2"][..]),
+            ("[::]", &["192.0.2.2", "[2001:db8::1]", "[2001:db8::2]"]),
+            ("192.0.2.2", &["192.0.2.2"]),
+        ] {
+            let plain =
+                format!("[plain_coap]\nlisten = \"{listen}:5683\"\nenrollment = \"plug\"\nexposed = true\n");
+            let site = site("\"127.0.0.1:5684\"", &plain);
+            let _server = site.serve();
+            for address in addresses {
+                let family = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+                let device = UdpSocket::bind(family).expect("a socket");
+                device.connect(format!("{address}:5683")).expect("connected");
+                device.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+                // A ping, which is answered with a reset (RFC 7252 §4.3).
+                device.send(&[0x40, 0, 0x12, 0x34]).expect("sent");
+                let mut answer = [0; 16];
+                let length = device.recv(&mut answer).unwrap_or_else(|error| panic!("{address}: {error}"));
+                assert_eq!(answer[..length], [0x70, 0, 0x12, 0x34]);
+            }
+        }
     });
 }

@@ -290,7 +290,8 @@ async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinS
     let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
     let address = socket.local_addr()?;
     let seed = [server::random()?, server::random()?];
-    let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed);
+    let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
+        .with_context(cannot)?;
     tracing::warn!(
         enrollment = enrollment.name,
         "plain CoAP on coap://{address}, for a bench: whoever reaches it gets the certificates of the enrollment"

@@ -11,13 +11,11 @@ use nix::{
     cmsg_space, libc,
     sys::socket::{
         ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg as sendmmsg_from,
-        setsockopt,
-        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
     },
 };
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
-use super::local::{Local, Met, Numbers, PacketInfo, Source};
+use super::local::{self, Local, Met, Numbers, PacketInfo, Source};
 use crate::dtls::{self, LocalAddress, Path};
 
 /// Datagrams a system call.
@@ -26,12 +24,13 @@ pub(super) const BATCH: usize = 32;
 /// is cut, and then dropped by the record layer.
 const MAX_DATAGRAM: usize = 2048;
 
-/// Room for the address of a datagram's local end.
+/// Room for the address that a datagram was sent to.
 fn v4_control() -> Vec<u8> {
     cmsg_space!(libc::in_pktinfo)
 }
 
-fn v6_control() -> Vec<u8> {
+/// The same for IPv6, and for IPv4 in mapped addresses.
+pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
@@ -48,20 +47,8 @@ impl Listener {
     /// Takes a bound socket, the one with this index in `listen`.
     pub(super) fn new(socket: UdpSocket, number: u16) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        // A socket that is bound to one address has no other to answer from.
-        let tells_address = address.ip().is_unspecified();
-        let control = match (tells_address, address) {
-            (false, _) => None,
-            (true, SocketAddr::V4(_)) => {
-                setsockopt(&socket, Ipv4PacketInfo, &true)?;
-                Some(v4_control())
-            }
-            // Of an IPv4 datagram it tells the mapped address.
-            (true, SocketAddr::V6(_)) => {
-                setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
-                Some(v6_control())
-            }
-        };
+        let tells_address = local::have_address_told(&socket, address)?;
+        let control = tells_address.then(|| if address.is_ipv4() { v4_control() } else { v6_control() });
         Ok(Self { socket, number, headers: MultiHeaders::preallocate(BATCH, control), tells_address })
     }
 }
@@ -126,7 +113,7 @@ impl Incoming {
     }
 }
 
-fn address_of(address: &SockaddrStorage) -> Option<SocketAddr> {
+pub(super) fn address_of(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = || address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into());
     let v6 = || address.as_sockaddr_in6().map(|&address| SocketAddrV6::from(address).into());
     v4().or_else(v6)

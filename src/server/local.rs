@@ -5,16 +5,32 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
     libc,
-    sys::socket::{ControlMessageOwned, RecvMsg, SockaddrLike},
+    sys::socket::{
+        ControlMessageOwned, RecvMsg, SockaddrLike, setsockopt,
+        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
+    },
 };
 
 use crate::dtls::LocalAddress;
+
+/// Has a socket that is bound to any address tell where each datagram was sent to; returns
+/// whether it does. One that is bound to an address has no other to answer from.
+pub(super) fn have_address_told(socket: &impl AsFd, bound: SocketAddr) -> nix::Result<bool> {
+    match bound {
+        _ if !bound.ip().is_unspecified() => return Ok(false),
+        SocketAddr::V4(_) => setsockopt(socket, Ipv4PacketInfo, &true)?,
+        // Of an IPv4 datagram it tells the mapped address.
+        SocketAddr::V6(_) => setsockopt(socket, Ipv6RecvPacketInfo, &true)?,
+    }
+    Ok(true)
+}
 
 /// Most numbers assigned. Only a host that takes a whole prefix for its own has more
 /// addresses; those without a number are answered from the address that the system
@@ -32,7 +48,7 @@ pub(super) struct Local {
 }
 
 /// Source address of datagrams, as a socket of its family takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Source {
     address: IpAddr,
     /// Index of the network interface for a link-local address; 0 for any other.

@@ -6,14 +6,21 @@
 use std::{
     collections::{HashSet, VecDeque},
     future::Future,
+    io::{self, IoSlice, IoSliceMut},
     net::SocketAddr,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{net::UdpSocket, task::JoinSet};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
+use tokio::{io::Interest, net::UdpSocket, task::JoinSet};
 
+use super::{
+    batch::{address_of, v6_control},
+    local::{self, PacketInfo, Source},
+};
 use crate::{
     cert::{Answer, MAX_PAYLOAD, Service},
     coap::{
@@ -31,20 +38,27 @@ const MAX_TASKS: usize = 1024;
 /// Longest message received, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-type Finished = (ExchangeId<SocketAddr>, Response);
+/// A client, and the server's address that it asked: the answer leaves from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Peer {
+    address: SocketAddr,
+    asked: Option<Source>,
+}
+
+type Finished = (ExchangeId<Peer>, Response);
 
 /// A listener for plain CoAP.
 pub struct Plain {
     socket: UdpSocket,
-    endpoint: coap::Endpoint<SocketAddr>,
+    endpoint: coap::Endpoint<Peer>,
     echo: Echo,
     /// Addresses that have shown that they are there, and in which order they did.
-    verified: HashSet<SocketAddr>,
-    order: VecDeque<SocketAddr>,
+    verified: HashSet<Peer>,
+    order: VecDeque<Peer>,
     service: Arc<Service>,
     principal: Principal,
     tasks: JoinSet<Finished>,
-    sent: Vec<(SocketAddr, Vec<u8>)>,
+    sent: Vec<(Peer, Vec<u8>)>,
 }
 
 impl Plain {
@@ -55,9 +69,10 @@ impl Plain {
         enrollment: Arc<Enrollment>,
         now: Instant,
         seed: [[u8; 32]; 2],
-    ) -> Self {
+    ) -> io::Result<Self> {
+        local::have_address_told(&socket, socket.local_addr()?)?;
         let config = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
-        Self {
+        Ok(Self {
             socket,
             endpoint: coap::Endpoint::new(config, now, seed[0]),
             echo: Echo::new(now, seed[1]),
@@ -67,7 +82,7 @@ impl Plain {
             principal: Principal { enrollment, device: None, own_identity: None },
             tasks: JoinSet::new(),
             sent: Vec::new(),
-        }
+        })
     }
 
     /// Serves until it is dropped.
@@ -77,7 +92,7 @@ impl Plain {
             let next =
                 self.endpoint.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
-                received = self.socket.recv_from(&mut buffer) => {
+                received = self.socket.async_io(Interest::READABLE, || receive(&self.socket, &mut buffer)) => {
                     // An error is an earlier answer's, that reached nobody.
                     if let Ok((length, peer)) = received {
                         self.receive(Instant::now(), peer, &buffer[..length]);
@@ -94,21 +109,21 @@ impl Plain {
             self.endpoint.handle_timeout(Instant::now(), &mut self.sent);
             for (peer, message) in self.sent.drain(..) {
                 // What the system does not take is lost like any datagram.
-                let _ = self.socket.send_to(&message, peer).await;
+                let _ = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, peer, &message)).await;
             }
         }
     }
 
-    fn receive(&mut self, now: Instant, peer: SocketAddr, message: &[u8]) {
+    fn receive(&mut self, now: Instant, peer: Peer, message: &[u8]) {
         if !self.verified.contains(&peer) {
-            match self.echo.verify(now, peer.to_string().as_bytes(), message) {
+            match self.echo.verify(now, peer.address.to_string().as_bytes(), message) {
                 Verdict::Verified => self.remember(peer),
                 Verdict::Challenge(challenge) => return self.sent.push((peer, challenge)),
                 Verdict::Pass => {}
             }
         }
         let Some(request) = self.endpoint.receive(now, peer, message, &mut self.sent) else { return };
-        let (exchange, origin) = (request.exchange, Origin::of(peer.ip()));
+        let (exchange, origin) = (request.exchange, Origin::of(peer.address.ip()));
         match self.service.answer(now, origin, &self.principal, &request) {
             Answer::Now(response) => self.endpoint.respond(now, exchange, &response, &mut self.sent),
             Answer::Later(_) if self.tasks.len() >= MAX_TASKS => {
@@ -122,14 +137,14 @@ impl Plain {
     fn spawn(
         &mut self,
         now: Instant,
-        exchange: ExchangeId<SocketAddr>,
+        exchange: ExchangeId<Peer>,
         work: Pin<Box<dyn Future<Output = Response> + Send>>,
     ) {
         self.endpoint.defer(now, exchange);
         self.tasks.spawn(async move { (exchange, work.await) });
     }
 
-    fn remember(&mut self, peer: SocketAddr) {
+    fn remember(&mut self, peer: Peer) {
         if self.order.len() == MAX_PEERS
             && let Some(first) = self.order.pop_front()
         {
@@ -139,4 +154,25 @@ impl Plain {
         self.verified.insert(peer);
         self.order.push_back(peer);
     }
+}
+
+/// Receives a message; fails with `WouldBlock` when there is none.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
+    let (mut slices, mut control) = ([IoSliceMut::new(buffer)], v6_control());
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags)?;
+    let address = message.address.as_ref().and_then(address_of).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok((message.bytes, Peer { address, asked: Source::of(&message) }))
+}
+
+fn send(socket: &UdpSocket, peer: Peer, message: &[u8]) -> io::Result<()> {
+    let (fd, slices, to) = (socket.as_raw_fd(), [IoSlice::new(message)], SockaddrStorage::from(peer.address));
+    let send =
+        |control: &[ControlMessage<'_>]| sendmsg(fd, &slices, control, MsgFlags::MSG_DONTWAIT, Some(&to));
+    match peer.asked.map(Source::packet_info) {
+        None => send(&[]),
+        Some(PacketInfo::V4(info)) => send(&[ControlMessage::Ipv4PacketInfo(&info)]),
+        Some(PacketInfo::V6(info)) => send(&[ControlMessage::Ipv6PacketInfo(&info)]),
+    }?;
+    Ok(())
 }
