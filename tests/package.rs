@@ -13,7 +13,7 @@ use std::{
     process::{Command, Output},
 };
 
-use certdist::config::Config;
+use certdist::config::{Config, Limits};
 use support::{CERTDIST, Site, http_get, stderr, stdout};
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -49,6 +49,22 @@ fn the_unit_exposes_little() {
     let unit = read("packaging/certdist.service");
     let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok());
     assert!(stop > Some(drain) && read("certdist.example.toml").contains(&format!("#drain = {drain}\n")));
+
+    // The default limits fit in, by the table in docs/operations.md.
+    let bytes = |key: &str| -> u64 {
+        let value = unit.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+        let (number, unit) = value.split_at(value.len() - 1);
+        let shift = match unit {
+            "M" => 20,
+            "G" => 30,
+            _ => panic!("{key}{value}"),
+        };
+        number.parse::<u64>().expect(key) << shift
+    };
+    let limits = Limits::default().dtls;
+    let takes = (200 << 20) + 512 * limits.max_sessions as u64 + 4096 * limits.max_handshakes as u64;
+    assert!(takes < bytes("MemoryHigh=") && bytes("MemoryHigh=") < bytes("MemoryMax="), "{takes}");
+    assert!(unit.contains("\nTasksMax="));
 }
 
 #[test]
