@@ -217,6 +217,24 @@ fn openssl_s_client_connects_with_every_suite() {
     }
 }
 
+/// RFC 5246 §7.2.1: a server that ends says so, and its clients know at once.
+#[test]
+fn a_server_that_stops_tells_its_sessions() {
+    let (_site, server) = server();
+    let mut command = Command::new("timeout");
+    command.args(["20", "openssl", "s_client", "-dtls1_2", "-connect", &server.address.to_string()]);
+    command.args(["-psk_identity", SHARED_IDENTITY, "-psk", &hex::encode(SHARED_KEY)]);
+    command.args(["-cipher", "PSK-AES128-CCM8:@SECLEVEL=0"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut client = command.spawn().expect("openssl");
+    let mut lines = BufReader::new(client.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("Extended master secret")), "it connects");
+    assert_eq!(server.stop(), Some(0));
+    let last: Vec<_> = lines.collect();
+    assert!(last.iter().any(|line| line == "closed"), "{last:?}");
+    assert_eq!(client.wait().expect("its end").code(), Some(0), "not the 124 of a time-out");
+}
+
 /// What `s_client` prints up to the last line about its session. It ends with its
 /// input, so that is closed only then.
 fn until_connected(mut command: Command) -> String {

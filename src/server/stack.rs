@@ -197,6 +197,18 @@ impl Stack {
         }
     }
 
+    /// Ends as many sessions as `most` and says so to their devices; returns how many
+    /// are left.
+    pub fn close_oldest(&mut self, most: usize, io: &mut impl Io) -> usize {
+        let left = self.dtls.close_oldest(most, io);
+        while let Some(event) = self.dtls.poll_event() {
+            if let Event::Closed { session, .. } = event {
+                self.coap.forget(session);
+            }
+        }
+        left
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         [self.dtls.poll_timeout(), self.coap.poll_timeout()].into_iter().flatten().min()

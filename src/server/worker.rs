@@ -52,6 +52,11 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How often it looks then.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
+/// Maximum time for close_notify to all sessions: enough for some 100,000.
+const LEAVE: Duration = Duration::from_secs(4);
+/// Time between two batches of them.
+const LEAVE_PAUSE: Duration = Duration::from_millis(1);
+
 /// What a look at the socket says about the time until the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
@@ -275,7 +280,20 @@ impl Active {
             }
             load = self.round(neighbours);
         }
+        self.take_leave();
         Ok(())
+    }
+
+    /// Says close_notify to the sessions (RFC 5246 §7.2.1), so that their devices begin
+    /// again at once instead of waiting for answers. As many at a time as a network
+    /// takes without loss; those that are left when the time is over hear nothing.
+    fn take_leave(&mut self) {
+        let deadline = Instant::now() + LEAVE;
+        while self.stack.close_oldest(BATCH, &mut self.sides) > 0 && Instant::now() < deadline {
+            self.sides.outgoing.flush();
+            std::thread::sleep(LEAVE_PAUSE);
+        }
+        self.sides.outgoing.flush();
     }
 
     /// Does what there is to do, within [`ROUND_TIME`]: the letters, the forwarded
