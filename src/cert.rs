@@ -71,6 +71,9 @@ impl Service {
     ) -> Answer {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match path[..] {
+            ["cert"] | [".well-known", "core"] if !meets_conditions(request) => {
+                Answer::Now(Response::problem(Code::PreconditionFailed, "If-Match or If-None-Match"))
+            }
             ["cert"] => match read(request, principal) {
                 Ok((device, form)) => {
                     if let Err(seconds) = self.throttle.admit(now, origin, principal) {
@@ -161,6 +164,14 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
         (None, None) => return Err(bad_request("deviceId, sn or mac is missing")),
     };
     Ok((device, form))
+}
+
+/// RFC 7252 §5.10.8: returns whether a request may be carried out on a resource that
+/// exists and whose representations have no ETags. An empty If-Match asks no more than
+/// that it exists.
+fn meets_conditions<K>(request: &Request<K>) -> bool {
+    let matches = request.if_match.is_empty() || request.if_match.iter().any(Vec::is_empty);
+    matches && !request.if_none_match
 }
 
 fn bad_request(title: &str) -> Response {

@@ -539,3 +539,29 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
     assert_eq!(name(&answer), "SN-1");
     assert_eq!(bench.cloud.registrations(), 1);
 }
+
+#[tokio::test]
+async fn a_condition_that_does_not_hold_is_never_passed_over() {
+    let bench = Bench::new();
+    let path = |segments: &[&str]| segments.iter().map(|segment| (*segment).to_owned()).collect::<Vec<_>>();
+    // RFC 7252 §5.10.8.1: an empty value asks whether there is the resource.
+    for (if_match, if_none_match, expected) in [
+        (&[][..], false, Code::Content),
+        (&[&b""[..]], false, Code::Content),
+        (&[b"abcd"], false, Code::PreconditionFailed),
+        (&[b"abcd", b""], false, Code::Content),
+        (&[], true, Code::PreconditionFailed),
+        (&[b""], true, Code::PreconditionFailed),
+    ] {
+        for resource in [path(&["cert"]), path(&[".well-known", "core"])] {
+            let request = get().with(|request| {
+                request.path = resource.clone();
+                request.if_match = if_match.iter().map(|etag| etag.to_vec()).collect();
+                request.if_none_match = if_none_match;
+            });
+            let response = bench.ask("SN-KNOWN", request).await;
+            assert_eq!(response.code, expected, "{resource:?} {if_match:?} {if_none_match}");
+        }
+    }
+    assert_eq!(bench.cloud.registrations(), 0);
+}
