@@ -18,53 +18,75 @@ use super::{
 const PERIOD: Duration = Duration::from_secs(60);
 /// Length of a value, in bytes (RFC 9175 §2.2.1: 1 to 40).
 const LENGTH: usize = 8;
+/// Length of the shortest one, which is what a request of `/cert` and nothing else has
+/// room for.
+const MIN_LENGTH: usize = 3;
+/// Wrong values in a period after which shorter ones than [`LENGTH`] are not good: with
+/// this many guesses one in 30,000 would find one.
+const MAX_WRONG: u32 = 256;
+/// Bytes that the option takes besides its value.
+const OVERHEAD: usize = 2;
 
 /// What to do with a message of a peer that has not shown that it is there.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It has shown it now.
     Verified,
-    /// To be answered with this message and forgotten: 4.01 with a fresh value,
-    /// shorter than three times the question (RFC 9175 §2.6).
+    /// To be answered with this message and forgotten: 4.01 with a fresh value that makes
+    /// it no longer than the question, or without one where there is no room. RFC 9175
+    /// §2.6 would allow three times the length.
     Challenge(Vec<u8>),
     /// No request: nothing that an endpoint answers at length.
     Pass,
 }
 
-/// Makes and checks values. Remembers nothing of any peer.
+/// Makes and checks values. Remembers nothing of any one peer.
 pub struct Echo {
     secret: Zeroizing<[u8; 32]>,
     made: Instant,
+    /// A period, and how many wrong values were shown in it.
+    wrong: (u64, u32),
 }
 
 impl Echo {
     /// `secret` is random.
     pub fn new(now: Instant, secret: [u8; 32]) -> Self {
-        Self { secret: Zeroizing::new(secret), made: now }
+        Self { secret: Zeroizing::new(secret), made: now, wrong: (0, 0) }
     }
 
     /// Looks at a message that came from `address`, in whatever form the
     /// transport writes one.
-    pub fn verify(&self, now: Instant, address: &[u8], message: &[u8]) -> Verdict {
-        let Incoming::Request(packet, token) = message::read(message) else { return Verdict::Pass };
+    pub fn verify(&mut self, now: Instant, address: &[u8], bytes: &[u8]) -> Verdict {
+        let Incoming::Request(packet, token) = message::read(bytes) else { return Verdict::Pass };
         let period = now.saturating_duration_since(self.made).as_secs() / PERIOD.as_secs();
-        let values = packet.get_option(CoapOption::Unknown(ECHO));
-        let shown = values.and_then(|values| values.front());
-        let is_fresh = |shown: &Vec<u8>| {
-            let good = |period| self.mac(period, address).verify_truncated_left(shown).is_ok();
-            shown.len() == LENGTH && (good(period) || period.checked_sub(1).is_some_and(good))
-        };
-        if shown.is_some_and(is_fresh) {
-            return Verdict::Verified;
+        if self.wrong.0 != period {
+            self.wrong = (period, 0);
         }
-        let value = &self.mac(period, address).finalize().into_bytes()[..LENGTH];
+        let values = packet.get_option(CoapOption::Unknown(ECHO));
+        if let Some(shown) = values.and_then(|values| values.front()) {
+            let shortest = if self.wrong.1 < MAX_WRONG { MIN_LENGTH } else { LENGTH };
+            let good = |period| self.mac(period, address).verify_truncated_left(shown).is_ok();
+            if (shortest..=LENGTH).contains(&shown.len())
+                && (good(period) || period.checked_sub(1).is_some_and(good))
+            {
+                return Verdict::Verified;
+            }
+            self.wrong.1 = self.wrong.1.saturating_add(1);
+        }
         let kind = match packet.header.get_type() {
             MessageType::Confirmable => MessageType::Acknowledgement,
             _ => MessageType::NonConfirmable,
         };
         let head = Head { kind, id: packet.header.message_id, token: &token };
-        let response = Response::empty(Code::Unauthorized).with_option(ECHO, value);
-        Verdict::Challenge(message::response(&head, &response, Blocks::default(), &[]).to_vec())
+        let write = |response: Response| message::response(&head, &response, Blocks::default(), &[]).to_vec();
+        let refusal = Response::empty(Code::Unauthorized);
+        let bare = write(refusal.clone());
+        let room = bytes.len().saturating_sub(bare.len() + OVERHEAD).min(LENGTH);
+        if room < MIN_LENGTH {
+            return Verdict::Challenge(bare);
+        }
+        let value = &self.mac(period, address).finalize().into_bytes()[..room];
+        Verdict::Challenge(write(refusal.with_option(ECHO, value)))
     }
 
     fn mac(&self, period: u64, address: &[u8]) -> Hmac<Sha256> {
@@ -83,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    const REQUEST: &[u8] = b"\x41\x01\x12\x34T\xb4cert";
+    const REQUEST: &[u8] = b"\x41\x01\x12\x34T\xb4cert\x44sn=1";
 
     /// A request with the first bytes of the value of a challenge; a client repeats
     /// all of them.
@@ -107,10 +129,9 @@ mod tests {
     #[test]
     fn a_request_with_the_value_of_the_challenge_is_verified_for_a_while() {
         let now = Instant::now();
-        let echo = Echo::new(now, [7; 32]);
+        let mut echo = Echo::new(now, [7; 32]);
         let challenge = challenge(echo.verify(now, b"here", REQUEST));
         assert_eq!(challenge[..5], *b"\x61\x81\x12\x34T");
-        assert!(challenge.len() <= 3 * REQUEST.len());
         let again = answered(REQUEST, &challenge, LENGTH);
         for (after, good) in [(0, true), (60, true), (119, true), (120, false)] {
             let verdict = echo.verify(now + Duration::from_secs(after), b"here", &again);
@@ -121,18 +142,56 @@ mod tests {
     #[test]
     fn a_value_of_another_address_or_server_or_length_is_challenged() {
         let now = Instant::now();
-        let echo = Echo::new(now, [7; 32]);
+        let mut echo = Echo::new(now, [7; 32]);
         let first = challenge(echo.verify(now, b"here", REQUEST));
         let again = answered(REQUEST, &first, LENGTH);
         challenge(echo.verify(now, b"there", &again));
         challenge(Echo::new(now, [8; 32]).verify(now, b"here", &again));
-        challenge(echo.verify(now, b"here", &answered(REQUEST, &first, LENGTH - 1)));
+        challenge(echo.verify(now, b"here", &answered(REQUEST, &first, MIN_LENGTH - 1)));
+    }
+
+    #[test]
+    fn a_challenge_is_no_longer_than_the_question() {
+        let now = Instant::now();
+        let mut echo = Echo::new(now, [7; 32]);
+        for token in [0, 1, 8, 13, 64] {
+            let head = if token < 13 { vec![0x40 | token, 1, 1, 2] } else { vec![0x4d, 1, 1, 2, token - 13] };
+            let head = [&head[..], &vec![7; token.into()]].concat();
+            for (options, value) in
+                [("", 0), ("\u{11}a", 0), ("\u{33}cer", 0), ("\u{34}cert", 3), ("\u{34}cert\u{44}sn=1", 8)]
+            {
+                let mut request = [&head[..], options.as_bytes()].concat();
+                if let Some(delta) = request.get_mut(head.len()) {
+                    // Uri-Path.
+                    *delta = 0xb0 | (*delta & 15);
+                }
+                let answer = challenge(echo.verify(now, b"here", &request));
+                assert!(answer.len() <= request.len(), "{options} after a token of {token}");
+                assert_eq!(answer.len(), head.len() + if value > 0 { OVERHEAD + value } else { 0 });
+            }
+        }
+    }
+
+    #[test]
+    fn short_values_are_good_until_too_many_were_guessed() {
+        let now = Instant::now();
+        let mut echo = Echo::new(now, [7; 32]);
+        let first = challenge(echo.verify(now, b"here", &REQUEST[..10]));
+        let (short, long) = (answered(REQUEST, &first, 3), challenge(echo.verify(now, b"here", REQUEST)));
+        let long = answered(REQUEST, &long, LENGTH);
+        assert_eq!(echo.verify(now, b"here", &short), Verdict::Verified);
+        for _ in 0..MAX_WRONG {
+            challenge(echo.verify(now, b"there", &short));
+        }
+        challenge(echo.verify(now, b"here", &short));
+        assert_eq!(echo.verify(now, b"here", &long), Verdict::Verified);
+        assert_eq!(echo.verify(now + PERIOD, b"here", &short), Verdict::Verified, "the next period");
     }
 
     #[test]
     fn what_is_no_request_passes() {
         let now = Instant::now();
-        let echo = Echo::new(now, [7; 32]);
+        let mut echo = Echo::new(now, [7; 32]);
         for message in [&[0x40, 0, 0, 1][..], &[0x60, 0, 0, 1], &[0x70, 0, 0, 1], b"", b"garbage"] {
             assert_eq!(echo.verify(now, b"here", message), Verdict::Pass);
         }
