@@ -52,8 +52,8 @@ struct Sealing<'s> {
 }
 
 impl coap::Outbox<SessionId> for Sealing<'_> {
-    fn push(&mut self, session: SessionId, message: &[u8]) {
-        self.dtls.send(session, message, self.out);
+    fn push(&mut self, session: SessionId, message: &[u8]) -> bool {
+        self.dtls.send(session, message, self.out)
     }
 
     fn max_message(&self, session: SessionId) -> usize {

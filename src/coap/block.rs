@@ -3,7 +3,7 @@
 //! kept for a while and under a bound: of one peer, and of all.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -117,7 +117,11 @@ struct Transfer<K> {
 pub(super) struct Transfers<K> {
     /// By number, which is in order of age.
     transfers: BTreeMap<u64, Transfer<K>>,
+    /// Oldest first.
     of_peer: HashMap<K, Vec<u64>>,
+    /// The oldest transfer of each peer, by how many more it has.
+    oldest: [BTreeSet<u64>; MAX_OF_PEER],
+    evicted: u64,
     next: u64,
     max: usize,
     lifetime: Duration,
@@ -125,7 +129,8 @@ pub(super) struct Transfers<K> {
 
 impl<K: Copy + Eq + Hash> Transfers<K> {
     pub(super) fn new(max: usize, lifetime: Duration) -> Self {
-        Self { transfers: BTreeMap::new(), of_peer: HashMap::new(), next: 0, max, lifetime }
+        let (transfers, of_peer, oldest) = Default::default();
+        Self { transfers, of_peer, oldest, evicted: 0, next: 0, max, lifetime }
     }
 
     /// Takes one block of a request body of at most `most` bytes. Blocks come in
@@ -219,9 +224,14 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
     }
 
     pub(super) fn forget(&mut self, peer: K) {
-        for number in self.of_peer.remove(&peer).unwrap_or_default() {
-            self.transfers.remove(&number);
+        while let Some(&number) = self.of_peer.get(&peer).and_then(|numbers| numbers.first()) {
+            self.remove(number);
         }
+    }
+
+    /// Transfers that made room for others.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     pub(super) fn len(&self) -> usize {
@@ -246,18 +256,23 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
     }
 
     fn insert(&mut self, now: Instant, peer: K, key: TransferKey, body: Body) -> u64 {
-        let oldest_of_peer =
-            self.of_peer.get(&peer).filter(|numbers| numbers.len() >= MAX_OF_PEER).and_then(|n| n.first());
-        if let Some(&number) = oldest_of_peer {
+        let of_peer = self.of_peer.get(&peer).map_or(&[][..], Vec::as_slice);
+        if let (MAX_OF_PEER.., Some(&number)) = (of_peer.len(), of_peer.first()) {
             self.remove(number);
-        }
-        if self.transfers.len() >= self.max {
-            self.remove_oldest();
+            self.evicted += 1;
         }
         let number = self.next;
         self.next += 1;
         self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
-        self.of_peer.entry(peer).or_default().push(number);
+        self.change(peer, |numbers| numbers.push(number));
+        // Of the peer that has most, this transfer counted: no peer can take the places of
+        // others that have no more than it.
+        if self.transfers.len() > self.max
+            && let Some(&oldest) = self.oldest.iter().rev().find_map(BTreeSet::first)
+        {
+            self.remove(oldest);
+            self.evicted += 1;
+        }
         number
     }
 
@@ -269,11 +284,20 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
 
     fn remove(&mut self, number: u64) {
         let Some(transfer) = self.transfers.remove(&number) else { return };
-        if let Some(numbers) = self.of_peer.get_mut(&transfer.peer) {
-            numbers.retain(|other| *other != number);
-            if numbers.is_empty() {
-                self.of_peer.remove(&transfer.peer);
-            }
+        self.change(transfer.peer, |numbers| numbers.retain(|other| *other != number));
+    }
+
+    /// Changes which transfers a peer has.
+    fn change(&mut self, peer: K, change: impl FnOnce(&mut Vec<u64>)) {
+        let numbers = self.of_peer.entry(peer).or_default();
+        let place = |numbers: &[u64]| Some((numbers.len().checked_sub(1)?, *numbers.first()?));
+        if let Some((more, oldest)) = place(numbers) {
+            self.oldest[more].remove(&oldest);
+        }
+        change(numbers);
+        match place(numbers) {
+            Some((more, oldest)) => drop(self.oldest[more].insert(oldest)),
+            None => drop(self.of_peer.remove(&peer)),
         }
     }
 }

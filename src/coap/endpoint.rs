@@ -1,5 +1,5 @@
-//! What an endpoint remembers between messages (RFC 7252 §4): requests in work
-//! and answers already given. Bodies that take several messages are `block`'s,
+//! What an endpoint does with messages (RFC 7252 §4). What it remembers of a peer's
+//! requests is `exchanges`'s, bodies that take several messages are `block`'s, and
 //! confirmable messages of our own `outstanding`'s.
 
 use std::{
@@ -12,14 +12,17 @@ use std::{
 
 use coap_lite::MessageType;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use zeroize::Zeroizing;
 
 use super::{
-    Code, Config, Outbox, Request, Response,
+    Code, Config, Counters, Delivery, Outbox, Request, Response,
     block::{Assembled, Block, TransferKey, Transfers},
+    exchanges::{Clock, Full, Kept, Known, Message, Peer, Working},
     message::{self, Blocks, Head, Incoming, Options},
-    outstanding::Confirmables,
+    outstanding::{Confirmables, Wake},
 };
+
+/// Seconds after which a peer that asks too often may come back.
+const PAUSE: u32 = 60;
 
 /// Names a request in work: its peer and message ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,41 +32,6 @@ pub struct ExchangeId<K> {
     id: u16,
     /// Tells exchanges apart that had the same message ID one after another.
     serial: u32,
-}
-
-/// A request of one message ID, in work or answered.
-struct Exchange {
-    id: u16,
-    serial: u32,
-    /// Seconds since the endpoint was made: 4 bytes instead of 16, of each device
-    /// that was served.
-    begun: u32,
-    state: State,
-}
-
-enum State {
-    /// Being worked on. Boxed, because a device that was served holds only the answer.
-    Working(Box<Working>),
-    /// Sent again when the request is repeated. Empty for a request that is not
-    /// answered again.
-    Answered(Zeroizing<Box<[u8]>>),
-}
-
-#[derive(Default)]
-struct Working {
-    token: Box<[u8]>,
-    confirmable: bool,
-    no_response: u8,
-    /// The empty acknowledgement was sent: the answer will come separately.
-    acknowledged: bool,
-    /// The block of the request body that this request brought.
-    block1: Option<Block>,
-    /// The block of the response body that it asks for.
-    block2: Option<Block>,
-    wants_size2: bool,
-    transfer: TransferKey,
-    /// Of the request's whole payload.
-    digest: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,13 +47,6 @@ struct Body<'r> {
     kept: Option<u64>,
 }
 
-/// What is remembered of one peer.
-#[derive(Default)]
-struct Peer {
-    /// Oldest first; few.
-    exchanges: Vec<Exchange>,
-}
-
 /// A CoAP server endpoint for many peers.
 pub struct Endpoint<K> {
     config: Config,
@@ -94,23 +55,23 @@ pub struct Endpoint<K> {
     transfers: Transfers<K>,
     confirmables: Confirmables<K>,
     timers: BinaryHeap<Reverse<(Instant, Timer<K>)>>,
-    next_id: u16,
     next_serial: u32,
+    counters: Counters,
     random: StdRng,
 }
 
 impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     /// `seed` is random: message IDs and the spread of retransmissions come from it.
     pub fn new(config: Config, now: Instant, seed: [u8; 32]) -> Self {
-        let mut random = StdRng::from_seed(seed);
+        let random = StdRng::from_seed(seed);
         Self {
             made: now,
             peers: HashMap::new(),
             transfers: Transfers::new(config.max_transfers, config.exchange_lifetime),
             confirmables: Confirmables::new(config.max_retransmit),
             timers: BinaryHeap::new(),
-            next_id: random.random(),
             next_serial: 0,
+            counters: Counters::default(),
             random,
             config,
         }
@@ -128,9 +89,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
             Incoming::Acknowledgement(id) | Incoming::Reset(id) => {
-                let timeout = self.first_timeout();
-                let next = self.confirmables.settle(peer, id, timeout, out);
-                self.wake_for(now, peer, next);
+                let next = self.confirmables.settle(now, peer, id, out);
+                self.wake_for(peer, next);
                 return None;
             }
             Incoming::Rejected(id) => {
@@ -144,15 +104,17 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         if self.repeat(now, peer, id, confirmable, out) {
             return None;
         }
-        let exchange = self.begin(now, peer, id, Working { token, confirmable, ..Working::default() })?;
+        let working = Working { token, confirmable, ..Working::default() };
+        let exchange = self.begin(now, peer, id, working, out)?;
         let options = match message::options(&packet) {
             Ok(options) => options,
-            // RFC 7252 §5.4.1: refused with 4.02 when confirmable; a
-            // non-confirmable one is rejected, which may be in silence.
-            Err(refusal) => {
-                if confirmable {
-                    self.respond(now, exchange, &refusal, out);
-                }
+            Err(refusal) if confirmable => {
+                self.respond(now, exchange, &refusal, out);
+                return None;
+            }
+            // RFC 7252 §5.4.1: a non-confirmable one is rejected, which may be in silence.
+            Err(_) => {
+                self.end(now, exchange, Kept::Nothing);
                 return None;
             }
         };
@@ -176,8 +138,14 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             let repeated = (!payload.is_empty()).then_some(digest);
             if let Some((number, response)) = self.transfers.kept(now, peer, transfer, repeated) {
                 self.answer(now, exchange, &response, Some(number), out);
-                return None;
+            } else {
+                // RFC 7959 §2.9.2: discarded since. Worked on again it might be another
+                // body, or a second issue.
+                let refusal =
+                    Response::problem(Code::RequestEntityIncomplete, "no longer kept: begin with block 0");
+                self.respond(now, exchange, &refusal, out);
             }
+            return None;
         }
         if let Some(working) = self.working(exchange) {
             working.digest = digest;
@@ -210,8 +178,28 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         exchange: ExchangeId<K>,
         response: &Response,
         out: &mut impl Outbox<K>,
-    ) {
-        self.answer(now, exchange, response, None, out);
+    ) -> Delivery {
+        self.answer(now, exchange, response, None, out)
+    }
+
+    /// Sends what the transport has not taken, once it takes messages for the peer.
+    /// Returns how many answers it takes now.
+    pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
+        let mut sent = usize::from(self.confirmables.resume(peer, out));
+        for (answer, unsent) in self.peers.get_mut(&peer).into_iter().flat_map(Peer::unsent) {
+            *unsent = !out.push(peer, answer);
+            sent += usize::from(!*unsent);
+        }
+        sent
+    }
+
+    /// What was dropped so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            answers_given_up: self.confirmables.given_up(),
+            transfers_evicted: self.transfers.evicted(),
+            ..self.counters
+        }
     }
 
     /// Forgets a peer that is gone.
@@ -245,9 +233,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             match self.timers.pop() {
                 Some(Reverse((_, Timer::Separate(exchange)))) => self.acknowledge(exchange, out),
                 Some(Reverse((_, Timer::Retransmit(peer, id)))) => {
-                    let timeout = self.first_timeout();
-                    let next = self.confirmables.retransmit(peer, id, timeout, out);
-                    self.wake_for(now, peer, next);
+                    let next = self.confirmables.retransmit(now, peer, id, out);
+                    self.wake_for(peer, next);
                 }
                 None => return,
             }
@@ -295,49 +282,55 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         response: &Response,
         kept: Option<u64>,
         out: &mut impl Outbox<K>,
-    ) {
-        let Some(working) = self.working(exchange) else { return };
+    ) -> Delivery {
+        let Some(working) = self.working(exchange) else { return Delivery::Dropped };
         let working = std::mem::take(working);
-        let Working { confirmable, acknowledged, .. } = working;
-        let body = Body { response, kept };
-        let piggybacked = confirmable && !acknowledged;
-        let unwanted = message::is_unwanted(working.no_response, response.code);
-        let answer = if unwanted && confirmable {
+        let ExchangeId { peer, .. } = exchange;
+        let piggybacked = working.confirmable && !working.acknowledged;
+        if message::is_unwanted(working.no_response, response.code) {
             // RFC 7967 §2: a confirmable request is still acknowledged.
-            Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
-        } else if unwanted {
-            Zeroizing::default()
-        } else if piggybacked {
-            let head = Head { kind: MessageType::Acknowledgement, id: exchange.id, token: &working.token };
-            self.message(now, exchange.peer, &working, &head, body, out)
-        } else {
-            let id = self.next_id;
-            self.next_id = id.wrapping_add(1);
-            let kind = if confirmable { MessageType::Confirmable } else { MessageType::NonConfirmable };
-            let head = Head { kind, id, token: &working.token };
-            let message = self.message(now, exchange.peer, &working, &head, body, out);
-            if confirmable {
+            if piggybacked {
+                out.push(peer, &message::empty(MessageType::Acknowledgement, exchange.id));
+            }
+            let kept = if working.confirmable { Kept::Acknowledgement } else { Kept::Nothing };
+            self.end(now, exchange, kept);
+            return Delivery::Dropped;
+        }
+        let (kind, id) = match (piggybacked, working.confirmable) {
+            (true, _) => (MessageType::Acknowledgement, exchange.id),
+            (false, true) => (MessageType::Confirmable, self.own_id(peer)),
+            (false, false) => (MessageType::NonConfirmable, self.own_id(peer)),
+        };
+        let head = Head { kind, id, token: &working.token };
+        let (kept, delivery) = match self.message(now, peer, &working, &head, Body { response, kept }, out) {
+            None if piggybacked => {
+                // Not even an error fits behind its token.
+                let reset = Message::new(message::empty(MessageType::Reset, id).into());
+                out.push(peer, &reset);
+                (Kept::Answer(reset, true), Delivery::Dropped)
+            }
+            None => (Kept::Nothing, Delivery::Dropped),
+            Some(message) if kind == MessageType::Confirmable => {
                 let timeout = self.first_timeout();
-                let wake = self.confirmables.send(exchange.peer, id, message, timeout, out);
-                self.wake_for(now, exchange.peer, wake.map(|after| (id, after)));
+                let (wake, sent) = self.confirmables.send(now, peer, (id, message), timeout, out);
+                self.wake_for(peer, wake);
                 // A repeated request is acknowledged again; the response has
                 // retransmissions of its own.
-                Zeroizing::new(message::empty(MessageType::Acknowledgement, exchange.id).into())
-            } else {
-                out.push(exchange.peer, &message);
-                Zeroizing::default()
+                (Kept::Acknowledgement, Delivery::taken(sent))
+            }
+            Some(message) => {
+                let sent = out.push(peer, &message);
+                let is_done = sent && !piggybacked;
+                (if is_done { Kept::Nothing } else { Kept::Answer(message, sent) }, Delivery::taken(sent))
             }
         };
-        if piggybacked {
-            out.push(exchange.peer, &answer);
-        }
-        if let Some(found) = self.exchange(exchange) {
-            found.state = State::Answered(answer);
-        }
+        self.end(now, exchange, kept);
+        delivery
     }
 
     /// The message of a response: whole when it fits and no block was asked for,
-    /// otherwise one block of it (RFC 7959 §2.4).
+    /// otherwise one block of it (RFC 7959 §2.4), and 5.00 when the peer takes no message
+    /// that is long enough for one. `None` when not even that fits.
     fn message(
         &mut self,
         now: Instant,
@@ -346,8 +339,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         head: &Head<'_>,
         Body { response, kept }: Body<'_>,
         out: &impl Outbox<K>,
-    ) -> Zeroizing<Box<[u8]>> {
+    ) -> Option<Message> {
         let max = out.max_message(peer);
+        let fits = |message: &Message| message.len() <= max;
         let body = response.payload.as_slice();
         let total = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let mut blocks = Blocks {
@@ -355,20 +349,29 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             size2: working.wants_size2.then_some(total),
             ..Blocks::default()
         };
-        if working.block2.is_none() || body.is_empty() {
+        // A further block is one of a response that is kept, not of an error.
+        let asked = working.block2.filter(|block| block.is_first() || kept.is_some());
+        if asked.is_none() || body.is_empty() {
             let whole = message::response(head, response, blocks, body);
-            if whole.len() <= max || body.is_empty() {
-                return whole;
+            if fits(&whole) {
+                return Some(whole);
             }
         }
-        let asked = working.block2.unwrap_or(Block::first());
+        let asked = asked.unwrap_or(Block::first());
         // Options of a block take the most room in the first one.
         let room = Blocks { block2: Some(asked), size2: Some(total), etag: Some([0xff; 4]), ..blocks };
         let overhead = message::response(head, response, room, &[]).len() + 1;
-        let block = asked.at_most(max.saturating_sub(overhead));
+        let room = max.saturating_sub(overhead);
+        let block = asked.at_most(room);
+        if block.size() > room || body.is_empty() {
+            let refusal = Response::problem(Code::InternalServerError, "the answer does not fit");
+            let messages = [&refusal, &Response::empty(Code::InternalServerError)]
+                .map(|refusal| message::response(head, refusal, Blocks::default(), &refusal.payload));
+            return messages.into_iter().find(fits);
+        }
         let Some(rest) = body.get(block.offset()..).filter(|rest| !rest.is_empty()) else {
             let refusal = Response::problem(Code::BadRequest, "no such block");
-            return message::response(head, &refusal, Blocks::default(), &refusal.payload);
+            return Some(message::response(head, &refusal, Blocks::default(), &refusal.payload)).filter(fits);
         };
         let slice = &rest[..rest.len().min(block.size())];
         let more = slice.len() < rest.len();
@@ -383,7 +386,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 blocks.size2 = Some(total);
             }
         }
-        message::response(head, response, blocks, slice)
+        Some(message::response(head, response, blocks, slice))
     }
 
     /// RFC 7252 §4.5: a repeated request is not worked on again. Whether it was one.
@@ -395,61 +398,73 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         confirmable: bool,
         out: &mut impl Outbox<K>,
     ) -> bool {
-        let Some(found) =
-            self.peers.get(&peer).and_then(|peer| peer.exchanges.iter().find(|found| found.id == id))
-        else {
+        let clock = self.clock(now);
+        let Some(known) = self.peers.get_mut(&peer).and_then(|peer| peer.known(clock, id)) else {
             return false;
         };
-        match &found.state {
-            State::Working(working) if working.acknowledged => {
+        match known {
+            Known::Working { acknowledged: true } => {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, id));
             }
-            State::Working(_) => {}
-            State::Answered(_) if self.has_expired(now, found) => return false,
-            State::Answered(answer) if confirmable && !answer.is_empty() => out.push(peer, answer),
-            State::Answered(_) => {}
+            Known::Answered(answer, _) if confirmable && answer.is_empty() => {
+                out.push(peer, &message::empty(MessageType::Acknowledgement, id));
+            }
+            Known::Answered(answer, unsent) if confirmable || *unsent => *unsent = !out.push(peer, answer),
+            // RFC 7252 §4.2: the context is missing, and the client need not wait.
+            Known::Dropped if confirmable => {
+                out.push(peer, &message::empty(MessageType::Reset, id));
+            }
+            Known::Working { .. } | Known::Answered(..) | Known::Dropped => {}
         }
         true
     }
 
-    /// Remembers a new request, in the place of an old one when the peer has
-    /// many. `None` when all of them are still being worked on: the client will
-    /// repeat this one.
-    fn begin(&mut self, now: Instant, peer: K, id: u16, working: Working) -> Option<ExchangeId<K>> {
-        let exchanges = &mut self.peers.entry(peer).or_default().exchanges;
-        let seconds = seconds_since(self.made, now);
-        let lifetime = self.config.exchange_lifetime.as_secs();
-        exchanges.retain(|old| {
-            let done = matches!(old.state, State::Answered(_));
-            !done || (old.id != id && u64::from(seconds) <= u64::from(old.begun) + lifetime)
-        });
-        if exchanges.len() >= self.config.max_exchanges {
-            let oldest = exchanges.iter().position(|old| matches!(old.state, State::Answered(_)))?;
-            exchanges.remove(oldest);
+    /// Remembers a new request. `None` when the peer has too many: of those in work, the
+    /// client will repeat this one; of those answered, it is asked to come back.
+    fn begin(
+        &mut self,
+        now: Instant,
+        peer: K,
+        id: u16,
+        working: Working,
+        out: &mut impl Outbox<K>,
+    ) -> Option<ExchangeId<K>> {
+        let (clock, most) = (self.clock(now), self.config.max_exchanges);
+        let known = self.peers.entry(peer).or_default();
+        if let Err(full) = known.make_room(clock, id, most) {
+            self.counters.requests_dropped += 1;
+            if full == Full::Answered && working.confirmable {
+                let head = Head { kind: MessageType::Acknowledgement, id, token: &working.token };
+                let refusal = Response::empty(Code::ServiceUnavailable).with_max_age(PAUSE);
+                out.push(peer, &message::response(&head, &refusal, Blocks::default(), &[]));
+            }
+            return None;
         }
         self.next_serial = self.next_serial.wrapping_add(1);
         let serial = self.next_serial;
-        exchanges.reserve_exact(1);
-        exchanges.push(Exchange { id, serial, begun: seconds, state: State::Working(Box::new(working)) });
+        known.begin(clock, id, serial, working);
         Some(ExchangeId { peer, id, serial })
     }
 
-    fn has_expired(&self, now: Instant, exchange: &Exchange) -> bool {
-        let age = u64::from(seconds_since(self.made, now)).saturating_sub(exchange.begun.into());
-        // Both times are rounded down: only beyond it is it certain.
-        age > self.config.exchange_lifetime.as_secs()
-    }
-
-    fn exchange(&mut self, exchange: ExchangeId<K>) -> Option<&mut Exchange> {
-        let peer = self.peers.get_mut(&exchange.peer)?;
-        peer.exchanges.iter_mut().find(|found| found.serial == exchange.serial)
+    fn end(&mut self, now: Instant, exchange: ExchangeId<K>, kept: Kept) {
+        let clock = self.clock(now);
+        if let Some(peer) = self.peers.get_mut(&exchange.peer) {
+            peer.end(clock, exchange.serial, kept);
+        }
     }
 
     fn working(&mut self, exchange: ExchangeId<K>) -> Option<&mut Working> {
-        match &mut self.exchange(exchange)?.state {
-            State::Working(working) => Some(working),
-            State::Answered(_) => None,
-        }
+        self.peers.get_mut(&exchange.peer)?.working(exchange.serial)
+    }
+
+    fn own_id(&mut self, peer: K) -> u16 {
+        let random = &mut self.random;
+        self.peers.entry(peer).or_default().own_id(|| random.random())
+    }
+
+    fn clock(&self, now: Instant) -> Clock {
+        let seconds = now.saturating_duration_since(self.made).as_secs();
+        Clock { seconds: to_u32(seconds), lifetime: to_u32(self.config.exchange_lifetime.as_secs()) }
     }
 
     fn acknowledge(&mut self, exchange: ExchangeId<K>, out: &mut impl Outbox<K>) {
@@ -465,13 +480,13 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.config.ack_timeout.mul_f64(self.random.random_range(1.0..1.5))
     }
 
-    fn wake_for(&mut self, now: Instant, peer: K, next: Option<(u16, Duration)>) {
-        if let Some((id, after)) = next {
-            self.timers.push(Reverse((now + after, Timer::Retransmit(peer, id))));
+    fn wake_for(&mut self, peer: K, next: Option<Wake>) {
+        if let Some((id, at)) = next {
+            self.timers.push(Reverse((at, Timer::Retransmit(peer, id))));
         }
     }
 }
 
-fn seconds_since(made: Instant, now: Instant) -> u32 {
-    now.saturating_duration_since(made).as_secs().try_into().unwrap_or(u32::MAX)
+fn to_u32(seconds: u64) -> u32 {
+    seconds.try_into().unwrap_or(u32::MAX)
 }

@@ -18,6 +18,8 @@ use super::{
 pub(super) const ECHO: u16 = 252;
 /// Longest token taken, in bytes. RFC 7252 has up to 8, RFC 8974 more.
 const MAX_TOKEN: usize = 64;
+/// Most options that a refusal names.
+const MAX_NAMED: usize = 8;
 
 /// What RFC 7252 §4.2 and §4.3 tell apart before a message is looked into.
 pub(super) enum Incoming {
@@ -45,7 +47,10 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         2 => (false, MessageType::Acknowledgement),
         _ => (false, MessageType::Reset),
     };
+    // §4.1: an empty message is the header alone.
+    let is_empty = code == 0 && bytes.len() == 4 && first & 15 == 0;
     match (kind, code) {
+        (MessageType::Acknowledgement | MessageType::Reset, 0) if !is_empty => return Incoming::Ignored,
         (MessageType::Acknowledgement, 0) => return Incoming::Acknowledgement(id),
         (MessageType::Reset, 0) => return Incoming::Reset(id),
         // §4.2: an acknowledgement or reset never carries a request.
@@ -211,29 +216,40 @@ pub(super) struct Options {
 /// response that says so.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     let mut options = Options::default();
+    // Critical options that are refused, and why the first of them is.
+    let mut refused: Option<(&str, Vec<u16>)> = None;
     for (&number, values) in packet.options() {
         let option = CoapOption::from(number);
         // RFC 7252 §5.4.3 and §5.4.5: a value of another length than it can have,
         // and a repetition of what is not repeatable, are treated like an option
         // that is not known: odd numbers are critical and refused (§5.4.1), even
         // ones are ignored.
-        let Some((lengths, repeatable)) = definition(option) else {
-            if number % 2 == 1 {
-                return Err(bad_option("unknown critical option"));
+        let fault = match definition(option) {
+            None => Some("unknown critical option"),
+            Some((lengths, repeatable)) => {
+                let fits = values.iter().all(|value| lengths.contains(&value.len()));
+                (!fits || (values.len() > 1 && !repeatable))
+                    .then_some("a critical option has a wrong length or comes twice")
             }
-            continue;
         };
-        let fits = |value: &Vec<u8>| lengths.contains(&value.len());
-        if !values.iter().all(fits) || (values.len() > 1 && !repeatable) {
+        let is_text = matches!(option, CoapOption::UriPath | CoapOption::UriQuery);
+        let fault = fault.or_else(|| {
+            let is_bad = is_text && values.iter().any(|value| str::from_utf8(value).is_err());
+            is_bad.then_some("an option is not UTF-8")
+        });
+        if let Some(title) = fault {
             if number % 2 == 1 {
-                return Err(bad_option("a critical option has a wrong length or comes twice"));
+                let (_, numbers) = refused.get_or_insert_with(|| (title, Vec::new()));
+                if numbers.len() < MAX_NAMED {
+                    numbers.push(number);
+                }
             }
             continue;
         }
         let first = values.front().map(Vec::as_slice).unwrap_or_default();
         match option {
-            CoapOption::UriPath => options.path = texts(values)?,
-            CoapOption::UriQuery => options.query = texts(values)?,
+            CoapOption::UriPath => options.path = texts(values),
+            CoapOption::UriQuery => options.query = texts(values),
             CoapOption::ContentFormat => options.content_format = Some(read_uint(first) as u16),
             CoapOption::Accept => options.accept = Some(read_uint(first) as u16),
             CoapOption::ETag => options.etags = values.iter().cloned().collect(),
@@ -251,7 +267,10 @@ pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
             _ => {}
         }
     }
-    Ok(options)
+    match refused {
+        Some((title, numbers)) => Err(Response::bad_option(title, &numbers)),
+        None => Ok(options),
+    }
 }
 
 /// How long a value of an option may be, in bytes, and whether the option may
@@ -275,9 +294,8 @@ fn definition(option: CoapOption) -> Option<(std::ops::RangeInclusive<usize>, bo
     })
 }
 
-fn texts(values: &LinkedList<Vec<u8>>) -> Result<Vec<String>, Response> {
-    let texts = values.iter().map(|value| String::from_utf8(value.clone()));
-    texts.collect::<Result<_, _>>().map_err(|_| bad_option("an option is not UTF-8"))
+fn texts(values: &LinkedList<Vec<u8>>) -> Vec<String> {
+    values.iter().map(|value| String::from_utf8_lossy(value).into_owned()).collect()
 }
 
 fn block(value: &[u8]) -> Result<Block, Response> {
@@ -311,10 +329,6 @@ pub(super) fn digest(payload: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     payload.hash(&mut hasher);
     hasher.finish()
-}
-
-fn bad_option(title: &str) -> Response {
-    Response::problem(Code::BadOption, title)
 }
 
 /// RFC 7967 §2.1: whether the client asked not to be sent a response of this class.

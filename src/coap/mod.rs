@@ -9,6 +9,7 @@
 mod block;
 pub mod echo;
 mod endpoint;
+mod exchanges;
 pub mod link;
 mod message;
 mod outstanding;
@@ -50,13 +51,13 @@ pub struct Config {
     pub max_retransmit: u32,
     /// How long a message ID is remembered: EXCHANGE_LIFETIME.
     pub exchange_lifetime: Duration,
-    /// Most message IDs remembered of one peer; beyond, the oldest answered one
-    /// is forgotten.
+    /// Most requests of one peer that are worked on, or whose answers are kept to be
+    /// repeated; beyond, only the message ID of the oldest answered one is.
     pub max_exchanges: usize,
     /// Longest request body taken, in bytes, in one message or in blocks.
     pub max_request_body: usize,
     /// Most block-wise transfers remembered, each for `exchange_lifetime`; beyond,
-    /// the oldest is forgotten.
+    /// the oldest of the peer that has most is forgotten.
     pub max_transfers: usize,
 }
 
@@ -76,8 +77,9 @@ impl Default for Config {
 
 /// Where messages go. Called once a message, in order.
 pub trait Outbox<K> {
-    /// Takes a copy of `message`, to be sent to `peer`.
-    fn push(&mut self, peer: K, message: &[u8]);
+    /// Takes a copy of `message`, to be sent to `peer`. Returns whether the transport
+    /// sends it: not to a peer that is gone, or whose address is yet to be validated.
+    fn push(&mut self, peer: K, message: &[u8]) -> bool;
 
     /// Longest message that `peer` can be sent, in bytes; what is longer goes in
     /// blocks. RFC 7252 §4.6: 1,152 when nothing is known.
@@ -87,9 +89,40 @@ pub trait Outbox<K> {
 }
 
 impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
-    fn push(&mut self, peer: K, message: &[u8]) {
+    fn push(&mut self, peer: K, message: &[u8]) -> bool {
         Vec::push(self, (peer, message.to_vec()));
+        true
     }
+}
+
+/// Result of answering a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// The transport has taken the answer.
+    Sent,
+    /// It has not, and the answer is kept: until those before it have had their turn,
+    /// the request is repeated, or [`Endpoint::resume`] is called.
+    Kept,
+    /// It never will: the request is not known (any more), the client wants no answer
+    /// (RFC 7967), or takes no message that is long enough.
+    Dropped,
+}
+
+impl Delivery {
+    fn taken(sent: bool) -> Self {
+        if sent { Self::Sent } else { Self::Kept }
+    }
+}
+
+/// What an endpoint has dropped since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests of peers that had too many in work, or answered lately.
+    pub requests_dropped: u64,
+    /// Separate answers that were never acknowledged.
+    pub answers_given_up: u64,
+    /// Block-wise transfers that made room for others.
+    pub transfers_evicted: u64,
 }
 
 /// A request that is new: not a repetition, well-formed, and without critical
@@ -158,6 +191,12 @@ impl Response {
     /// An error with concise problem details (RFC 9290).
     pub fn problem(code: Code, title: &str) -> Self {
         Self { code, ..Self::content(content_format::PROBLEM, problem::details(title)) }
+    }
+
+    /// A refusal of critical options (RFC 7252 §5.4.1), with their numbers (RFC 9290 §3.1).
+    pub(crate) fn bad_option(title: &str, numbers: &[u16]) -> Self {
+        let details = problem::unprocessed_options(title, numbers);
+        Self { code: Code::BadOption, ..Self::content(content_format::PROBLEM, details) }
     }
 
     /// The same, to be asked again after so many seconds.

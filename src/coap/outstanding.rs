@@ -1,112 +1,194 @@
 //! Confirmable messages of our own: sent again until they are acknowledged
-//! (RFC 7252 §4.2), one at a time to each peer (NSTART, §4.7).
+//! (RFC 7252 §4.2), one at a time to each peer (§4.7).
+//!
+//! NSTART binds clients; a server is to limit the rate of its answers. One that is not
+//! acknowledged keeps the others waiting for no longer than its first time-out, 3 s:
+//! then the next has its turn, and its own retransmissions come between those of the
+//! others. A peer is so never sent more than one message within a time-out, unless it
+//! acknowledges, and a client that does not acknowledge one answer still gets the next.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use zeroize::Zeroizing;
+use super::{Outbox, exchanges::Message};
 
-use super::Outbox;
-
-/// A message that may hold a secret.
-pub(super) type Message = Zeroizing<Box<[u8]>>;
-
-/// Most messages that wait for a peer's acknowledgement of the one before; beyond,
-/// the oldest is given up.
+/// Most messages that wait for their turn; beyond, the oldest is given up, of those that
+/// were sent already if there is one.
 const MAX_WAITING: usize = 16;
 
-/// What is outstanding to one peer.
-struct Outstanding {
+/// When to call [`Confirmables::retransmit`], and for which message.
+pub(super) type Wake = (u16, Instant);
+
+struct Confirmable {
     id: u16,
     message: Message,
     timeout: Duration,
     retransmissions: u32,
-    /// Further ones, oldest first.
-    waiting: VecDeque<(u16, Message)>,
+    /// When it is to be sent again. `None` before the first time.
+    due: Option<Instant>,
+    /// The transport took it the last time.
+    sent: bool,
+    /// The end of its first time-out: until then the others wait for it.
+    holds_until: Instant,
+}
+
+impl Confirmable {
+    fn transmit<K>(&mut self, now: Instant, peer: K, out: &mut impl Outbox<K>) {
+        self.sent = out.push(peer, &self.message);
+        if self.due.replace(now + self.timeout).is_none() {
+            self.holds_until = now + self.timeout;
+        }
+    }
+}
+
+/// What is outstanding to one peer.
+struct Line {
+    /// Sent, and not acknowledged.
+    first: Confirmable,
+    /// Not sent yet, or to be sent again.
+    waiting: VecDeque<Confirmable>,
 }
 
 /// What is outstanding to all peers.
 pub(super) struct Confirmables<K> {
-    outstanding: HashMap<K, Outstanding>,
+    lines: HashMap<K, Line>,
     max_retransmit: u32,
+    given_up: u64,
 }
 
 impl<K: Copy + Eq + Hash> Confirmables<K> {
     pub(super) fn new(max_retransmit: u32) -> Self {
-        Self { outstanding: HashMap::new(), max_retransmit }
+        Self { lines: HashMap::new(), max_retransmit, given_up: 0 }
     }
 
-    /// Sends the message now, or when those before it are done. `timeout` is the
-    /// first time-out. Answers with when to call [`retransmit`](Self::retransmit),
-    /// if it was sent.
+    /// Sends the message now, or when those before it have had their time. `timeout` is
+    /// the first time-out. Answers with when to wake it, if its turn has come, and
+    /// whether the transport took it.
     pub(super) fn send(
         &mut self,
+        now: Instant,
         peer: K,
-        id: u16,
-        message: Message,
+        (id, message): (u16, Message),
         timeout: Duration,
         out: &mut impl Outbox<K>,
-    ) -> Option<Duration> {
-        if let Some(outstanding) = self.outstanding.get_mut(&peer) {
-            if outstanding.waiting.len() == MAX_WAITING {
-                outstanding.waiting.pop_front();
-            }
-            outstanding.waiting.push_back((id, message));
-            return None;
+    ) -> (Option<Wake>, bool) {
+        let mut fresh = Confirmable {
+            id,
+            message,
+            timeout,
+            retransmissions: 0,
+            due: None,
+            sent: false,
+            holds_until: now + timeout,
+        };
+        let Some(line) = self.lines.get_mut(&peer) else {
+            fresh.transmit(now, peer, out);
+            let (wake, sent) = ((id, now + timeout), fresh.sent);
+            self.lines.insert(peer, Line { first: fresh, waiting: VecDeque::new() });
+            return (Some(wake), sent);
+        };
+        if line.waiting.len() == MAX_WAITING {
+            let oldest = line.waiting.iter().position(|other| other.due.is_some()).unwrap_or(0);
+            line.waiting.remove(oldest);
+            self.given_up += 1;
         }
-        out.push(peer, &message);
-        let waiting = VecDeque::new();
-        self.outstanding.insert(peer, Outstanding { id, message, timeout, retransmissions: 0, waiting });
-        Some(timeout)
+        if now < line.first.holds_until {
+            line.waiting.push_back(fresh);
+            return (None, false);
+        }
+        fresh.transmit(now, peer, out);
+        let sent = fresh.sent;
+        let first = std::mem::replace(&mut line.first, fresh);
+        line.waiting.push_back(first);
+        (Some((id, now + timeout)), sent)
     }
 
-    /// An acknowledgement or a reset has come. The next message, when one was
-    /// waiting for this: sent as in [`send`](Self::send).
+    /// An acknowledgement or a reset has come. The next message has its turn, when one
+    /// was waiting for this: answers as [`retransmit`](Self::retransmit).
     pub(super) fn settle(
         &mut self,
+        now: Instant,
         peer: K,
         id: u16,
-        timeout: Duration,
         out: &mut impl Outbox<K>,
-    ) -> Option<(u16, Duration)> {
-        if self.outstanding.get(&peer)?.id != id {
+    ) -> Option<Wake> {
+        let line = self.lines.get_mut(&peer)?;
+        if line.first.id != id {
+            line.waiting.retain(|other| other.id != id || other.due.is_none());
             return None;
         }
-        self.next(peer, timeout, out)
+        let waiting = std::mem::take(&mut line.waiting);
+        self.next(now, peer, waiting, out)
     }
 
-    /// Sends a message again, unless it is settled. With the message and the time
-    /// after which to call this again: for the same, or for the next one when this
-    /// one is given up.
+    /// Sends a message again, unless it is settled or not due, or the next one if that
+    /// has waited for it. With the message and the time to call this for again.
     pub(super) fn retransmit(
         &mut self,
+        now: Instant,
         peer: K,
         id: u16,
-        timeout: Duration,
         out: &mut impl Outbox<K>,
-    ) -> Option<(u16, Duration)> {
-        let outstanding = self.outstanding.get_mut(&peer).filter(|outstanding| outstanding.id == id)?;
-        if outstanding.retransmissions == self.max_retransmit {
-            return self.next(peer, timeout, out);
+    ) -> Option<Wake> {
+        let is_due = |line: &Line| line.first.id == id && line.first.due.is_some_and(|due| due <= now);
+        if !self.lines.get(&peer).is_some_and(is_due) {
+            return None;
         }
-        outstanding.retransmissions += 1;
-        outstanding.timeout *= 2;
-        out.push(peer, &outstanding.message);
-        Some((id, outstanding.timeout))
+        let Line { first, mut waiting } = self.lines.remove(&peer)?;
+        waiting.push_back(first);
+        self.next(now, peer, waiting, out)
+    }
+
+    /// Sends the message whose turn it is once more, if the transport has not taken it.
+    /// Returns whether it takes it now.
+    pub(super) fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
+        let Some(line) = self.lines.get_mut(&peer).filter(|line| !line.first.sent) else { return false };
+        line.first.sent = out.push(peer, &line.first.message);
+        line.first.sent
     }
 
     pub(super) fn forget(&mut self, peer: K) {
-        self.outstanding.remove(&peer);
+        self.lines.remove(&peer);
     }
 
-    fn next(&mut self, peer: K, timeout: Duration, out: &mut impl Outbox<K>) -> Option<(u16, Duration)> {
-        let mut waiting = self.outstanding.remove(&peer)?.waiting;
-        let (id, message) = waiting.pop_front()?;
-        out.push(peer, &message);
-        self.outstanding.insert(peer, Outstanding { id, message, timeout, retransmissions: 0, waiting });
-        Some((id, timeout))
+    /// Messages that were never acknowledged, of peers that were not forgotten.
+    pub(super) fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// The turn of the first that was not sent yet, or else of the one that is due first.
+    fn next(
+        &mut self,
+        now: Instant,
+        peer: K,
+        mut waiting: VecDeque<Confirmable>,
+        out: &mut impl Outbox<K>,
+    ) -> Option<Wake> {
+        loop {
+            let turn = (0..waiting.len()).min_by_key(|&at| waiting[at].due);
+            let Some(mut first) = turn.and_then(|at| waiting.remove(at)) else {
+                self.lines.remove(&peer);
+                return None;
+            };
+            match first.due {
+                Some(due) if due > now => {}
+                Some(_) if first.retransmissions == self.max_retransmit => {
+                    self.given_up += 1;
+                    continue;
+                }
+                Some(_) => {
+                    first.retransmissions += 1;
+                    first.timeout *= 2;
+                    first.transmit(now, peer, out);
+                }
+                None => first.transmit(now, peer, out),
+            }
+            let wake = (first.id, first.due.unwrap_or(now));
+            self.lines.insert(peer, Line { first, waiting });
+            return Some(wake);
+        }
     }
 }

@@ -125,7 +125,9 @@ impl Plain {
         let Some(request) = self.endpoint.receive(now, peer, message, &mut self.sent) else { return };
         let (exchange, origin) = (request.exchange, Origin::of(peer.address.ip()));
         match self.service.answer(now, origin, &self.principal, &request) {
-            Answer::Now(response) => self.endpoint.respond(now, exchange, &response, &mut self.sent),
+            Answer::Now(response) => {
+                self.endpoint.respond(now, exchange, &response, &mut self.sent);
+            }
             Answer::Later(_) if self.tasks.len() >= MAX_TASKS => {
                 let busy = Response::problem(Code::ServiceUnavailable, "too many requests at once");
                 self.endpoint.respond(now, exchange, &busy.with_max_age(10), &mut self.sent);

@@ -357,6 +357,12 @@ impl Stack {
         self.figures.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Sessions of which the CoAP endpoint remembers something.
+    #[cfg(test)]
+    pub fn coap_peers(&self) -> usize {
+        self.coap.peers()
+    }
+
     /// Writes down what others may read.
     pub fn publish(&self, datagrams_dropped: u64) {
         let (figures, counters) = (&self.figures, self.dtls.counters());
@@ -411,9 +417,9 @@ struct Sealing<'s, O> {
 }
 
 impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
-    fn push(&mut self, session: SessionId, message: &[u8]) {
+    fn push(&mut self, session: SessionId, message: &[u8]) -> bool {
         // A session that is gone takes no message; its exchanges go with it.
-        self.dtls.send(session, message, self.out);
+        self.dtls.send(session, message, self.out)
     }
 
     fn max_message(&self, session: SessionId) -> usize {

@@ -70,8 +70,9 @@ impl Drop for Plugtest {
 struct Out<'s>(&'s UdpSocket);
 
 impl Outbox<SocketAddr> for Out<'_> {
-    fn push(&mut self, peer: SocketAddr, message: &[u8]) {
+    fn push(&mut self, peer: SocketAddr, message: &[u8]) -> bool {
         self.0.send_to(message, peer).expect("loopback takes it");
+        true
     }
 }
 

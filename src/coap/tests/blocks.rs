@@ -18,8 +18,8 @@ struct Transfer {
 struct Narrow(Sent, usize);
 
 impl Outbox<u8> for Narrow {
-    fn push(&mut self, peer: u8, message: &[u8]) {
-        self.0.push((peer, message.to_vec()));
+    fn push(&mut self, peer: u8, message: &[u8]) -> bool {
+        Outbox::push(&mut self.0, peer, message)
     }
 
     fn max_message(&self, _: u8) -> usize {
@@ -99,6 +99,7 @@ const CONTINUE: u8 = 0x5f;
 const BAD_REQUEST: u8 = 0x80;
 const INCOMPLETE: u8 = 0x88;
 const TOO_LARGE: u8 = 0x8d;
+const INTERNAL_ERROR: u8 = 0xa0;
 
 fn code(packet: &Packet) -> u8 {
     packet.header.code.into()
@@ -183,14 +184,40 @@ fn a_new_first_block_is_a_new_request() {
 }
 
 #[test]
-fn a_body_that_is_no_longer_kept_is_made_again() {
+fn a_further_block_that_is_not_kept_is_not_made_again() {
     let mut transfer = Transfer::new(100);
+    assert_eq!(code(&transfer.get("big", Some((1, false, 1)))), INCOMPLETE, "never begun");
     transfer.get("big", Some((0, false, 1)));
+    assert_eq!(transfer.asked, 1);
     transfer.server.advance(Duration::from_secs(247));
     assert_eq!(transfer.server.endpoint.transfers(), 0);
     let second = transfer.get("big", Some((1, false, 1)));
-    assert_eq!(second.payload, transfer.body[32..64]);
-    assert_eq!(transfer.asked, 2);
+    assert_eq!((code(&second), triple(&second, CoapOption::Block2)), (INCOMPLETE, None));
+    assert_eq!(transfer.asked, 1);
+    assert_eq!(code(&transfer.get("big", Some((0, false, 1)))), CONTENT);
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_an_internal_error_or_a_reset() {
+    // The longest message that the peer takes, and the length of its token.
+    for (max, token, expected) in
+        [(64, 8, CONTENT), (64, 20, CONTENT), (64, 40, INTERNAL_ERROR), (64, 64, 0), (32, 8, INTERNAL_ERROR)]
+    {
+        let mut server = Server::new();
+        let head = if token < 13 { vec![0x40 | token, 1, 0, 9] } else { vec![0x4d, 1, 0, 9, token - 13] };
+        let bytes = [&head[..], &vec![7; token.into()], b"\xb3big"].concat();
+        let mut out = Narrow(Sent::new(), max);
+        let request = server.endpoint.receive(server.now, PEER, &bytes, &mut out).unwrap();
+        let response = Response::content(content_format::TEXT, vec![1; 100]).with_max_age(0);
+        let delivery = server.endpoint.respond(server.now, request.exchange, &response, &mut out);
+        assert_eq!(out.0.len(), 1);
+        let answer = &out.0[0].1;
+        assert!(answer.len() <= max, "{answer:?}");
+        assert_eq!(answer[1], expected, "{max} {token}");
+        assert_eq!(answer[0] >> 4, if expected == 0 { 7 } else { 6 });
+        assert_eq!(delivery == Delivery::Dropped, expected == 0);
+        assert_eq!(server.endpoint.transfers(), usize::from(expected == CONTENT));
+    }
 }
 
 #[test]
@@ -200,13 +227,13 @@ fn a_further_block_is_found_with_and_without_the_payload_of_the_request() {
         let mut request = transfer.request(Method::Fetch, "big");
         request.add_option(CoapOption::Block2, value((block, false, 1)));
         request.payload = payload.to_vec();
-        transfer.send(&request);
-        transfer.asked
+        code(&transfer.send(&request).0)
     };
-    assert_eq!(ask(&mut transfer, 0, b"one"), 1);
-    assert_eq!(ask(&mut transfer, 1, b"one"), 1);
-    assert_eq!(ask(&mut transfer, 2, b""), 1);
-    assert_eq!(ask(&mut transfer, 1, b"two"), 2, "another request");
+    assert_eq!(ask(&mut transfer, 0, b"one"), CONTENT);
+    assert_eq!(ask(&mut transfer, 1, b"one"), CONTENT);
+    assert_eq!(ask(&mut transfer, 2, b""), CONTENT);
+    assert_eq!(ask(&mut transfer, 1, b"two"), INCOMPLETE, "another request");
+    assert_eq!(transfer.asked, 1);
 }
 
 #[test]
@@ -311,6 +338,37 @@ fn transfers_are_bounded_of_one_peer_and_of_all() {
     assert_eq!(endpoint.transfers(), 10);
     (0..100).for_each(|peer| endpoint.forget(peer));
     assert_eq!(endpoint.transfers(), 0);
+}
+
+#[test]
+fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
+    let mut transfer = Transfer::new(100);
+    let config = Config { max_transfers: 10, ..Config::default() };
+    let now = transfer.server.now;
+    let mut endpoint = Endpoint::new(config, now, [3; 32]);
+    let mut put = |peer: u8, path: &str, number: u32, more: bool| {
+        let mut request = transfer.request(Method::Post, path);
+        request.add_option(CoapOption::Block1, value((number, more, 0)));
+        request.payload = vec![peer; 16];
+        let mut out = Sent::new();
+        let whole = endpoint.receive(now, peer, &request.to_bytes().unwrap(), &mut out);
+        (whole.is_some(), endpoint.transfers(), endpoint.counters().transfers_evicted)
+    };
+    for peer in 0..8 {
+        put(peer, "up", 0, true);
+    }
+    // Greedy ones, again and again; the oldest transfers are those of the others.
+    for path in 0..50 {
+        for peer in [8, 9] {
+            assert!(put(peer, &path.to_string(), 0, true).1 <= 10);
+        }
+    }
+    for peer in 0..8 {
+        assert!(put(peer, "up", 1, false).0, "{peer}");
+    }
+    // What is forgotten makes room.
+    assert_eq!(put(10, "up", 0, true).1, 3);
+    assert_eq!(put(10, "up", 0, true).2, 98);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 mod blocks;
+mod memory;
+mod separate;
 
-use super::{Code, Config, Endpoint, Method, Outbox, Request, Response, content_format};
+use super::{Code, Config, Delivery, Endpoint, Method, Outbox, Request, Response, content_format};
 
 type Sent = Vec<(u8, Vec<u8>)>;
 
@@ -142,6 +144,21 @@ fn a_confirmed_separate_answer_is_not_sent_again() {
 }
 
 #[test]
+fn an_acknowledgement_or_a_reset_with_bytes_behind_it_confirms_nothing() {
+    // RFC 7252 §4.1: the token length is 0, and nothing follows the message ID.
+    for (first, more) in [(0x60, &[0xff, 1][..]), (0x61, &[0]), (0x61, &[]), (0x70, &[0]), (0x72, &[1, 2])] {
+        let mut server = Server::new();
+        let request = server.receive(&get(CON, 9)).0.unwrap();
+        server.endpoint.defer(server.now, request.exchange);
+        server.advance(Duration::from_secs(1));
+        let separate = server.respond(&request);
+        let [_, _, high, low, ..] = separate[0].1[..] else { panic!("{separate:?}") };
+        assert!(server.receive(&[&[first, 0, high, low], more].concat()).1.is_empty());
+        assert_eq!(server.advance(Duration::from_secs(3)), separate, "{first:x} {more:?}");
+    }
+}
+
+#[test]
 fn work_done_in_time_is_not_acknowledged_twice() {
     let mut server = Server::new();
     let request = server.receive(&get(CON, 9)).0.unwrap();
@@ -166,8 +183,10 @@ fn a_non_confirmable_request_is_answered_likewise_and_once() {
 fn a_ping_and_what_no_server_can_take_are_reset() {
     let mut server = Server::new();
     let reset = vec![(PEER, vec![0x70, 0, 0, 9])];
-    let messages: [(&str, &[u8]); 7] = [
+    let messages: [(&str, &[u8]); 9] = [
         ("ping", &[0x40, 0, 0, 9]),
+        ("empty with a payload", &[0x40, 0, 0, 9, 0xff, 1]),
+        ("empty with an option", &[0x40, 0, 0, 9, 0xb1, b'c']),
         ("empty with a token", &[0x41, 0, 0, 9, 1]),
         ("a response nobody waits for", &[0x40, 0x45, 0, 9]),
         ("reserved class", &[0x40, 0x21, 0, 9]),
@@ -197,6 +216,9 @@ fn other_versions_fragments_and_acknowledged_requests_are_ignored() {
         &[0x80, 1, 0, 9],
         &[0x60, 1, 0, 9],
         &[0x70, 1, 0, 9],
+        &[0x60, 0, 0, 9, 0],
+        &[0x61, 0, 0, 9, 1],
+        &[0x70, 0, 0, 9, 0xff, 1],
     ] {
         let (request, sent) = server.receive(message);
         assert!(request.is_none() && sent.is_empty(), "{message:?}");
@@ -237,6 +259,31 @@ fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
 }
 
 #[test]
+fn a_refusal_names_the_options() {
+    let refusal = |options: &[u8]| {
+        let sent = Server::new().receive(&[&[0x40, 1, 0, 9], options].concat()).1;
+        let payload = sent[0].1.iter().position(|&byte| byte == 0xff).unwrap() + 1;
+        let mut decoder = minicbor::Decoder::new(&sent[0].1[payload..]);
+        // RFC 9290 §3.1: unprocessed-coap-option.
+        assert_eq!((decoder.map().unwrap(), decoder.i8().unwrap()), (Some(2), -1));
+        let title = decoder.str().unwrap().to_owned();
+        assert_eq!(decoder.i8().unwrap(), -8);
+        let several = decoder.datatype().unwrap() == minicbor::data::Type::Array;
+        let count = if several { decoder.array().unwrap().unwrap() } else { 1 };
+        let numbers = (0..count).map(|_| decoder.u16().unwrap()).collect::<Vec<_>>();
+        (title, numbers)
+    };
+    let unknown = "unknown critical option".to_owned();
+    assert_eq!(refusal(&[0x91, 0]), (unknown.clone(), vec![9]));
+    assert_eq!(refusal(&[0xe1, 0xfc, 0xdc, b'x']), (unknown.clone(), vec![65001]));
+    assert_eq!(refusal(&[0x91, 0, 0xe1, 0xfc, 0xd3, b'x']), (unknown, vec![9, 65001]));
+    // Uri-Path that is not UTF-8.
+    assert_eq!(refusal(&[0xb1, 0xff]).1, [11]);
+    // Accept twice.
+    assert_eq!(refusal(&[0xd1, 4, 60, 0x01, 50]).1, [17]);
+}
+
+#[test]
 fn an_unwanted_response_is_only_acknowledged() {
     let mut server = Server::new();
     // No-Response: 2, after Uri-Path x.
@@ -257,7 +304,7 @@ fn what_is_remembered_of_a_peer_is_bounded_and_forgotten_with_it() {
         server.respond(&request);
     }
     assert!(server.receive(&get(CON, 199)).0.is_none(), "the youngest is remembered");
-    assert!(server.receive(&get(CON, 1)).0.is_some(), "the oldest is not");
+    assert!(server.receive(&get(CON, 1)).0.is_none(), "and the oldest");
     server.endpoint.forget(PEER);
     assert_eq!(server.endpoint.peers(), 0);
 }
@@ -267,53 +314,7 @@ fn requests_in_work_are_bounded() {
     let mut server = Server::new();
     let taken = (0..100).filter(|&id| server.receive(&get(CON, id)).0.is_some()).count();
     assert_eq!(taken, Config::default().max_exchanges);
-}
-
-#[test]
-fn separate_answers_go_to_a_peer_one_at_a_time() {
-    let mut server = Server::new();
-    let requests: Vec<_> = (1..=3).map(|id| server.receive(&get(CON, id)).0.unwrap()).collect();
-    for request in &requests {
-        server.endpoint.defer(server.now, request.exchange);
-    }
-    assert_eq!(server.advance(Duration::from_secs(1)).len(), 3, "acknowledged at once");
-    // RFC 7252 §4.7: NSTART is 1.
-    let first = server.respond(&requests[0]);
-    assert_eq!(first.len(), 1);
-    assert!(server.respond(&requests[1]).is_empty());
-    assert!(server.respond(&requests[2]).is_empty());
-    let acknowledge = |message: &[u8]| [0x60, 0, message[2], message[3]];
-    let second = server.receive(&acknowledge(&first[0].1)).1;
-    assert_eq!(second.len(), 1);
-    assert!(
-        server.receive(&acknowledge(&first[0].1)).1.is_empty(),
-        "a repeated acknowledgement frees nothing"
-    );
-    // The second is never acknowledged; when it is given up, the third has its turn.
-    let mut sent = Vec::new();
-    while let Some(at) = server.endpoint.poll_timeout().filter(|_| sent.len() < 5) {
-        sent.extend(server.advance(at - server.now));
-    }
-    assert!(sent[..4].iter().all(|message| *message == second[0]));
-    assert_ne!(sent[4], second[0]);
-    assert_eq!(sent[4].1[1], 0x45);
-}
-
-#[test]
-fn answers_that_wait_for_a_peer_are_bounded() {
-    let mut server = Server::new();
-    for id in 0..100 {
-        let request = server.receive(&get(CON, id)).0.unwrap();
-        server.endpoint.defer(server.now, request.exchange);
-        server.advance(Duration::from_secs(1));
-        server.respond(&request);
-    }
-    let mut answers = 0;
-    while let Some(at) = server.endpoint.poll_timeout() {
-        answers += server.advance(at - server.now).len();
-    }
-    // Of each that was kept, four retransmissions and one first message.
-    assert!(answers <= 17 * 5, "{answers}");
+    assert_eq!(server.endpoint.counters().requests_dropped, 100 - taken as u64);
 }
 
 #[test]

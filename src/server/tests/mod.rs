@@ -190,3 +190,42 @@ fn a_session_that_moves_uses_up_what_its_first_address_may_and_no_other() {
     assert_eq!(connect("127.0.0.2").ask(1)[1], 0x9d);
     server.stop();
 }
+
+/// Closed by the device, or left until it is idle for too long.
+#[test]
+fn what_coap_remembers_of_a_session_goes_with_it() {
+    for says_close in [true, false] {
+        let folder = tempfile::TempDir::new().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+        let (mut now, peer) = (Instant::now(), SocketAddr::from(([10, 0, 0, 1], 5684)));
+        let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
+        let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
+        let mut stack = stack::Stack::new(dtls, coap, rooms);
+        let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
+        let mut client = Client::new(Profile::new("plug", psk), [4; 32]);
+        let mut out = Collected(Vec::new());
+        let mut to_server = client.start(now);
+        let mut asked = false;
+        while let Some(mut datagram) = to_server.pop() {
+            stack.receive(now, peer, &mut datagram, &mut out);
+            for (_, answer) in out.0.drain(..) {
+                to_server.extend(client.receive(now, &answer));
+            }
+            if client.is_established() && !asked {
+                asked = true;
+                // A resource that there is not: nothing is looked up.
+                to_server.push(client.send(&[0x40, 1, 0, 9, 0xb1, b'x']));
+            }
+        }
+        assert_eq!(client.received.remove(0)[1], 0x84);
+        assert_eq!(stack.coap_peers(), 1);
+        if says_close {
+            stack.receive(now, peer, &mut client.close(), &mut out);
+        } else {
+            now += Duration::from_secs(30 * 24 * 3600);
+            stack.handle_timeout(now, &mut out);
+        }
+        assert_eq!(stack.coap_peers(), 0, "closed by the device: {says_close}");
+    }
+}

@@ -1,0 +1,272 @@
+//! What is remembered of the requests of one peer (RFC 7252 §4.5): those in work,
+//! the answers that may have to be repeated, and the message IDs that must not be
+//! worked on again. Bounded in bytes: a session that only waits costs little more
+//! than its newest answer.
+
+use zeroize::Zeroizing;
+
+use super::block::{Block, TransferKey};
+
+/// A message that may hold a secret.
+pub(super) type Message = Zeroizing<Box<[u8]>>;
+
+/// Most bytes that a peer's answers take, with what names them. The newest answer is
+/// kept in any case: a client with one request at a time (NSTART 1) repeats no other.
+const MAX_KEPT: usize = 512;
+/// Most exchanges and ranges of message IDs remembered of one peer; beyond, it is asked
+/// to come back. A client that counts its message IDs up makes one range a minute; one
+/// that draws them can send a body of 512 bytes in blocks of 16, and fetch an answer.
+const MAX_REMEMBERED: usize = 64;
+/// Message IDs expire together with others of the same span, in seconds.
+const SPAN: u32 = 64;
+
+/// A request of one message ID, in work or answered.
+struct Exchange {
+    id: u16,
+    /// The transport has not taken the answer.
+    unsent: bool,
+    serial: u32,
+    /// Seconds since the endpoint was made: 4 bytes instead of 16, of each device
+    /// that was served.
+    begun: u32,
+    state: State,
+}
+
+enum State {
+    /// Being worked on. Boxed, because a device that was served holds only the answer.
+    Working(Box<Working>),
+    /// Sent again when the request is repeated. Empty for a request that was answered
+    /// by a message of its own: only its acknowledgement is repeated.
+    Answered(Message),
+}
+
+#[derive(Default)]
+pub(super) struct Working {
+    pub(super) token: Box<[u8]>,
+    pub(super) confirmable: bool,
+    pub(super) no_response: u8,
+    /// The empty acknowledgement was sent: the answer will come separately.
+    pub(super) acknowledged: bool,
+    /// The block of the request body that this request brought.
+    pub(super) block1: Option<Block>,
+    /// The block of the response body that it asks for.
+    pub(super) block2: Option<Block>,
+    pub(super) wants_size2: bool,
+    pub(super) transfer: TransferKey,
+    /// Of the request's whole payload.
+    pub(super) digest: u64,
+}
+
+/// Message IDs from `first` up to `last`, which may wrap. Their answers are dropped.
+struct Range {
+    first: u16,
+    last: u16,
+    /// The number of the span at whose end they are forgotten.
+    span: u32,
+}
+
+impl Range {
+    fn holds(&self, id: u16) -> bool {
+        id.wrapping_sub(self.first) <= self.last.wrapping_sub(self.first)
+    }
+
+    fn is_over(&self, clock: Clock) -> bool {
+        clock.seconds / SPAN > self.span
+    }
+}
+
+/// What most peers do not need.
+#[derive(Default)]
+struct Rest {
+    answered: Vec<Range>,
+    /// Message ID of our own next message.
+    next_id: Option<u16>,
+}
+
+/// The time in seconds since the endpoint was made, and how many of them a message ID
+/// is remembered.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    pub(super) seconds: u32,
+    pub(super) lifetime: u32,
+}
+
+/// What is known of a message ID.
+pub(super) enum Known<'p> {
+    Working {
+        acknowledged: bool,
+    },
+    /// To be sent again, if there is something to send; with the mark to set when the
+    /// transport does not take it.
+    Answered(&'p Message, &'p mut bool),
+    /// The answer is dropped.
+    Dropped,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// Too many of the peer are being worked on.
+    Working,
+    /// Too many were answered lately.
+    Answered,
+}
+
+/// What stays of a request that was answered.
+pub(super) enum Kept {
+    /// Its message ID.
+    Nothing,
+    /// Its acknowledgement.
+    Acknowledgement,
+    /// The answer, which the transport has taken or not.
+    Answer(Message, bool),
+}
+
+/// The exchanges of one peer. No larger than it must be: there is one for each session.
+#[derive(Default)]
+pub(super) struct Peer {
+    /// Oldest first; few.
+    exchanges: Box<[Exchange]>,
+    rest: Option<Box<Rest>>,
+}
+
+impl Peer {
+    pub(super) fn known(&mut self, clock: Clock, id: u16) -> Option<Known<'_>> {
+        let Self { exchanges, rest } = self;
+        if let Some(found) = exchanges.iter_mut().find(|found| found.id == id) {
+            let is_over = found.is_over(clock);
+            return match &found.state {
+                State::Working(working) => Some(Known::Working { acknowledged: working.acknowledged }),
+                State::Answered(_) if is_over => None,
+                State::Answered(answer) => Some(Known::Answered(answer, &mut found.unsent)),
+            };
+        }
+        let mut answered = rest.iter().flat_map(|rest| &rest.answered);
+        answered.any(|range| range.holds(id) && !range.is_over(clock)).then_some(Known::Dropped)
+    }
+
+    /// Makes room for one more request. None of the earlier ones is forgotten for it
+    /// before its time: its repetition would be worked on again.
+    pub(super) fn make_room(&mut self, clock: Clock, id: u16, most: usize) -> Result<(), Full> {
+        let exchanges = &self.exchanges;
+        if exchanges.iter().any(|old| old.id == id || old.is_over(clock)) {
+            self.change(|exchanges| {
+                exchanges.retain(|old| !old.is_answered() || (old.id != id && !old.is_over(clock)));
+            });
+        }
+        if let Some(rest) = &mut self.rest {
+            rest.answered.retain(|range| !range.is_over(clock));
+        }
+        if self.exchanges.len() >= most {
+            let oldest = self.exchanges.iter().position(Exchange::is_answered).ok_or(Full::Working)?;
+            self.drop_answer(clock, oldest);
+        }
+        let ranges = self.rest.as_ref().map_or(0, |rest| rest.answered.len());
+        if self.exchanges.len() + ranges >= MAX_REMEMBERED {
+            return Err(Full::Answered);
+        }
+        Ok(())
+    }
+
+    /// Remembers a new request.
+    pub(super) fn begin(&mut self, clock: Clock, id: u16, serial: u32, working: Working) {
+        let state = State::Working(Box::new(working));
+        let exchange = Exchange { id, unsent: false, serial, begun: clock.seconds, state };
+        self.change(|exchanges| {
+            exchanges.reserve_exact(1);
+            exchanges.push(exchange);
+        });
+    }
+
+    pub(super) fn working(&mut self, serial: u32) -> Option<&mut Working> {
+        let found = self.exchanges.iter_mut().find(|found| found.serial == serial)?;
+        match &mut found.state {
+            State::Working(working) => Some(working),
+            State::Answered(_) => None,
+        }
+    }
+
+    /// The work on a request is done.
+    pub(super) fn end(&mut self, clock: Clock, serial: u32, kept: Kept) {
+        let Some(index) = self.exchanges.iter().position(|found| found.serial == serial) else { return };
+        let exchange = &mut self.exchanges[index];
+        match kept {
+            Kept::Nothing => return self.drop_answer(clock, index),
+            Kept::Acknowledgement => exchange.state = State::Answered(Message::default()),
+            Kept::Answer(answer, sent) => {
+                exchange.state = State::Answered(answer);
+                exchange.unsent = !sent;
+            }
+        }
+        while self.exchanges.iter().map(Exchange::cost).sum::<usize>() > MAX_KEPT {
+            let older = |old: &Exchange| old.is_answered() && old.serial != serial;
+            let Some(oldest) = self.exchanges.iter().position(older) else { return };
+            self.drop_answer(clock, oldest);
+        }
+    }
+
+    /// Answers that the transport has not taken, and the marks that say so.
+    pub(super) fn unsent(&mut self) -> impl Iterator<Item = (&Message, &mut bool)> {
+        self.exchanges.iter_mut().filter(|exchange| exchange.unsent).filter_map(|exchange| {
+            match &exchange.state {
+                State::Answered(answer) => Some((answer, &mut exchange.unsent)),
+                State::Working(_) => None,
+            }
+        })
+    }
+
+    /// RFC 7252 §4.4: the message ID of a message of our own, not used with this peer
+    /// before. It cannot come round within EXCHANGE_LIFETIME: each message of ours
+    /// answers a request, whose message ID was not used within it either.
+    pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
+        let next = &mut self.rest.get_or_insert_default().next_id;
+        let id = next.unwrap_or_else(first);
+        *next = Some(id.wrapping_add(1));
+        id
+    }
+
+    /// Drops an answer and remembers the message ID.
+    fn drop_answer(&mut self, clock: Clock, index: usize) {
+        let Exchange { id, begun, .. } = self.exchanges[index];
+        self.change(|exchanges| drop(exchanges.remove(index)));
+        let span = begun.saturating_add(clock.lifetime) / SPAN;
+        let answered = &mut self.rest.get_or_insert_default().answered;
+        for range in answered.iter_mut().filter(|range| range.span == span) {
+            if id == range.last.wrapping_add(1) {
+                range.last = id;
+                return;
+            }
+            if id.wrapping_add(1) == range.first {
+                range.first = id;
+                return;
+            }
+        }
+        answered.push(Range { first: id, last: id, span });
+    }
+
+    /// Changes the list, which is as long as its allocation.
+    fn change(&mut self, change: impl FnOnce(&mut Vec<Exchange>)) {
+        let mut exchanges = std::mem::take(&mut self.exchanges).into_vec();
+        change(&mut exchanges);
+        self.exchanges = exchanges.into_boxed_slice();
+    }
+}
+
+impl Exchange {
+    fn is_answered(&self) -> bool {
+        matches!(self.state, State::Answered(_))
+    }
+
+    fn is_over(&self, clock: Clock) -> bool {
+        // Both times are rounded down: only beyond it is it certain.
+        self.is_answered() && clock.seconds.saturating_sub(self.begun) > clock.lifetime
+    }
+
+    /// Bytes that its answer takes.
+    fn cost(&self) -> usize {
+        match &self.state {
+            State::Answered(answer) => size_of::<Self>() + answer.len(),
+            State::Working(_) => 0,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What an endpoint remembers of a peer's requests, and for how long.
+
+use coap_lite::{CoapOption, Packet};
+
+use super::*;
+
+/// A transport that takes no message of a peer until it is told to.
+struct Held {
+    sent: Sent,
+    takes: bool,
+}
+
+impl Held {
+    fn new(takes: bool) -> Self {
+        Self { sent: Sent::new(), takes }
+    }
+}
+
+impl Outbox<u8> for Held {
+    fn push(&mut self, peer: u8, message: &[u8]) -> bool {
+        if self.takes {
+            self.sent.push((peer, message.to_vec()));
+        }
+        self.takes
+    }
+}
+
+fn get_id(kind: u8, id: u16) -> Vec<u8> {
+    let mut message = get(kind, 0);
+    message[2..4].copy_from_slice(&id.to_be_bytes());
+    message
+}
+
+/// As long as a certificate.
+fn certificate() -> Response {
+    Response::content(content_format::CBOR, vec![7; 110])
+}
+
+impl Server {
+    /// Asks and is answered. Answers with what was sent.
+    fn serve(&mut self, kind: u8, id: u16) -> Sent {
+        let (request, mut out) = self.receive(&get_id(kind, id));
+        if let Some(request) = request {
+            self.endpoint.respond(self.now, request.exchange, &certificate(), &mut out);
+        }
+        out
+    }
+}
+
+#[test]
+fn a_late_repetition_is_not_worked_on_however_many_requests_have_come_since() {
+    for step in [1, 7] {
+        let mut server = Server::new();
+        let newest = (0..40).map(|count| server.serve(CON, 65530_u16.wrapping_add(count * step))).last();
+        for count in 0..39 {
+            let (again, sent) = server.receive(&get_id(CON, 65530_u16.wrapping_add(count * step)));
+            assert!(again.is_none(), "{count} of {step}");
+            // The answer, or that it is gone: the client need not wait.
+            assert_eq!(sent.len(), 1);
+            assert!(matches!(head(&sent[0].1), (2, 0x45, ..) | (3, 0, ..)));
+        }
+        let last = 65530_u16.wrapping_add(39 * step);
+        assert_eq!(server.serve(CON, last), newest.unwrap(), "the newest is repeated");
+        assert!(server.receive(&get_id(CON, last.wrapping_add(1))).0.is_some());
+        server.advance(Duration::from_secs(247 + 64));
+        assert!(server.receive(&get_id(CON, 65530)).0.is_some(), "new again");
+    }
+}
+
+#[test]
+fn an_answer_to_a_non_confirmable_request_leaves_its_message_id() {
+    let mut server = Server::new();
+    for id in 0..40 {
+        assert_eq!(server.serve(NON, id).len(), 1);
+    }
+    for id in 0..40 {
+        assert!(server.serve(NON, id).is_empty(), "{id}");
+    }
+}
+
+#[test]
+fn a_peer_whose_message_ids_are_too_many_to_remember_is_asked_to_come_back() {
+    let mut server = Server::new();
+    let (mut served, mut refused) = (0, 0);
+    for count in 0..200 {
+        let sent = server.serve(CON, count * 3);
+        match head(&sent[0].1) {
+            (2, 0x45, ..) => served += 1,
+            (2, 0xa3, ..) => {
+                let packet = Packet::from_bytes(&sent[0].1).unwrap();
+                assert!(packet.get_option(CoapOption::MaxAge).is_some());
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(served >= 60 && refused > 0);
+    assert_eq!(server.endpoint.counters().requests_dropped, refused);
+    assert!(server.receive(&get_id(CON, 0)).0.is_none(), "and none is forgotten for it");
+    assert!(server.receive(&get_id(NON, 1000)).1.is_empty(), "in silence");
+    server.advance(Duration::from_secs(247 + 64));
+    assert_eq!(head(&server.serve(CON, 1001)[0].1).1, 0x45);
+}
+
+#[test]
+fn refused_requests_that_were_not_confirmable_hold_no_place() {
+    let mut server = Server::new();
+    for id in 0..100 {
+        assert!(server.receive(&[0x50, 1, 0, id, 0x91, 0]).0.is_none());
+    }
+    assert!(server.receive(&get(CON, 200)).0.is_some());
+}
+
+#[test]
+fn what_many_requests_of_a_peer_cost_is_bounded_in_bytes() {
+    for (requests, step, most) in [(1, 1, 320), (16, 1, 700), (1000, 1, 900), (60, 7, 1300)] {
+        let mut server = Server::new();
+        // The tables grow for others.
+        server.endpoint.receive(server.now, 2, &get(CON, 1), &mut Sent::new());
+        let memory = allocation_counter::measure(|| {
+            for count in 0..requests {
+                server.serve(CON, count * step);
+            }
+        });
+        println!("{requests} requests: {} bytes", memory.bytes_current);
+        assert!(memory.bytes_current <= most, "{requests} requests: {} bytes", memory.bytes_current);
+    }
+}
+
+#[test]
+fn an_answer_that_the_transport_does_not_take_is_kept_and_reported() {
+    for kind in [CON, NON] {
+        let mut server = Server::new();
+        let request = server.receive(&get(kind, 9)).0.unwrap();
+        let mut out = Held::new(false);
+        let respond = |server: &mut Server, out: &mut Held| {
+            server.endpoint.respond(server.now, request.exchange, &certificate(), out)
+        };
+        assert_eq!(respond(&mut server, &mut out), Delivery::Kept);
+        assert_eq!(respond(&mut server, &mut out), Delivery::Dropped, "one answer only");
+        assert_eq!(server.endpoint.resume(PEER, &mut out), 0);
+        // The repeated request gets it.
+        out.takes = true;
+        assert!(server.endpoint.receive(server.now, PEER, &get(kind, 9), &mut out).is_none());
+        assert_eq!(out.sent.len(), 1);
+        assert_eq!(out.sent[0].1[1], 0x45);
+        assert_eq!(server.endpoint.resume(PEER, &mut out), 0, "it was sent");
+    }
+}
+
+#[test]
+fn what_was_kept_leaves_as_soon_as_the_transport_takes_it() {
+    let mut server = Server::new();
+    let requests = [(CON, 1), (NON, 2), (CON, 3)].map(|(kind, id)| server.receive(&get(kind, id)).0.unwrap());
+    server.endpoint.defer(server.now, requests[2].exchange);
+    server.advance(Duration::from_secs(1));
+    let mut out = Held::new(false);
+    for request in &requests {
+        let delivery = server.endpoint.respond(server.now, request.exchange, &certificate(), &mut out);
+        assert_eq!(delivery, Delivery::Kept);
+    }
+    out.takes = true;
+    assert_eq!(server.endpoint.resume(PEER, &mut out), 3);
+    let mut kinds: Vec<u8> = out.sent.iter().map(|(_, message)| head(message).0).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, [0, 1, 2]);
+    assert_eq!(server.endpoint.resume(PEER, &mut out), 0);
+}
+
+#[test]
+fn an_answer_that_is_sent_or_not_wanted_is_reported_as_such() {
+    let mut server = Server::new();
+    let request = server.receive(&get(CON, 9)).0.unwrap();
+    let mut out = Sent::new();
+    let answer = certificate();
+    assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Sent);
+    // No-Response: 2.
+    let request = server.receive(&[0x50, 1, 0, 10, 0xb1, b'x', 0xd1, 234, 2]).0.unwrap();
+    assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Dropped);
+    let request = server.receive(&get(CON, 11)).0.unwrap();
+    server.endpoint.forget(PEER);
+    assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Dropped);
+}
+
+#[test]
+fn message_ids_of_our_own_are_counted_for_each_peer() {
+    let mut server = Server::new();
+    let mut out = Sent::new();
+    let mut ask = |server: &mut Server, peer: u8, id: u16| {
+        let request = server.endpoint.receive(server.now, peer, &get_id(NON, id), &mut out).unwrap();
+        server.endpoint.respond(server.now, request.exchange, &Response::empty(Code::Content), &mut out);
+        head(&out.pop().unwrap().1).2
+    };
+    let first = ask(&mut server, 1, 0);
+    // Others are sent more than there are message IDs.
+    for id in 0..0x1_0000_u32 - 1 {
+        ask(&mut server, 2, id as u16);
+    }
+    assert_eq!(ask(&mut server, 1, 1), first.wrapping_add(1));
+}

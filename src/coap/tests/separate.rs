@@ -1,0 +1,123 @@
+//! Separate answers of which several are outstanding to one peer.
+
+use super::*;
+
+fn acknowledge(message: &[u8]) -> [u8; 4] {
+    [0x60, 0, message[2], message[3]]
+}
+
+impl Server {
+    /// Requests of these message IDs that are acknowledged, and still in work.
+    fn slow<const N: usize>(&mut self, ids: [u8; N]) -> [Request<u8>; N] {
+        let requests = ids.map(|id| self.receive(&get(CON, id)).0.unwrap());
+        for request in &requests {
+            self.endpoint.defer(self.now, request.exchange);
+        }
+        assert_eq!(self.advance(Duration::from_secs(1)).len(), N, "acknowledged at once");
+        requests
+    }
+
+    /// What is sent from now on until nothing is left to do, and when.
+    fn rest(&mut self) -> Vec<(Duration, Vec<u8>)> {
+        let (mut sent, began) = (Vec::new(), self.now);
+        while let Some(at) = self.endpoint.poll_timeout() {
+            let messages = self.advance(at.saturating_duration_since(self.now));
+            sent.extend(messages.into_iter().map(|(_, message)| (self.now - began, message)));
+        }
+        sent
+    }
+}
+
+#[test]
+fn separate_answers_go_to_a_peer_one_at_a_time() {
+    let mut server = Server::new();
+    let requests = server.slow([1, 2, 3]);
+    // RFC 7252 §4.7: NSTART is 1.
+    let first = server.respond(&requests[0]);
+    assert_eq!(first.len(), 1);
+    assert!(server.respond(&requests[1]).is_empty());
+    assert!(server.respond(&requests[2]).is_empty());
+    let second = server.receive(&acknowledge(&first[0].1)).1;
+    assert_eq!(second.len(), 1);
+    assert!(
+        server.receive(&acknowledge(&first[0].1)).1.is_empty(),
+        "a repeated acknowledgement frees nothing"
+    );
+    let third = server.receive(&acknowledge(&second[0].1)).1;
+    assert_eq!(third.len(), 1);
+    assert!(server.receive(&acknowledge(&third[0].1)).1.is_empty());
+    assert!(server.rest().is_empty());
+}
+
+#[test]
+fn an_answer_that_is_not_acknowledged_holds_the_next_ones_back_for_one_time_out_each() {
+    let mut server = Server::new();
+    let requests = server.slow([1, 2, 3]);
+    let first = server.respond(&requests[0]);
+    server.respond(&requests[1]);
+    server.respond(&requests[2]);
+    let sent = server.rest();
+    let mut ids: Vec<u16> = sent.iter().map(|(_, message)| head(message).2).collect();
+    assert!(sent[0].0 <= Duration::from_secs(3) && sent[1].0 <= Duration::from_secs(6), "{sent:?}");
+    assert_ne!(ids[0], ids[1]);
+    assert!(!ids[..2].contains(&head(&first[0].1).2), "the next ones, before the first is repeated");
+    // A message within a time-out, and each five times in all.
+    let mut before = Duration::ZERO;
+    for (at, _) in &sent {
+        assert!(*at - before >= Duration::from_secs(2), "{sent:?}");
+        before = *at;
+    }
+    ids.push(head(&first[0].1).2);
+    ids.sort_unstable();
+    assert_eq!(ids.chunk_by(|one, other| one == other).map(<[u16]>::len).collect::<Vec<_>>(), [5; 3]);
+    assert_eq!(server.endpoint.counters().answers_given_up, 3);
+}
+
+#[test]
+fn an_answer_does_not_wait_for_one_that_was_repeated_and_is_acknowledged_itself() {
+    let mut server = Server::new();
+    let [one, two] = server.slow([1, 2]);
+    let first = server.respond(&one);
+    let at = server.endpoint.poll_timeout().unwrap();
+    assert_eq!(server.advance(at - server.now), first, "repeated");
+    server.advance(Duration::from_millis(100));
+    let second = server.respond(&two);
+    assert_eq!(second.len(), 1, "at once");
+    // The first is not repeated before its time for that.
+    assert!(server.receive(&acknowledge(&second[0].1)).1.is_empty());
+    assert!(server.advance(Duration::from_millis(3800)).is_empty());
+    assert_eq!(server.advance(Duration::from_millis(2200)), first);
+    assert!(server.receive(&acknowledge(&first[0].1)).1.is_empty());
+    assert!(server.rest().is_empty());
+}
+
+#[test]
+fn an_answer_that_waits_for_its_turn_again_can_be_acknowledged_late() {
+    let mut server = Server::new();
+    let [one, two] = server.slow([1, 2]);
+    let first = server.respond(&one);
+    server.respond(&two);
+    let at = server.endpoint.poll_timeout().unwrap();
+    let second = server.advance(at - server.now);
+    assert_ne!(second, first);
+    server.receive(&acknowledge(&first[0].1));
+    server.receive(&acknowledge(&second[0].1));
+    assert!(server.rest().is_empty());
+}
+
+#[test]
+fn answers_that_wait_for_a_peer_are_bounded() {
+    let mut server = Server::new();
+    for id in 0..100 {
+        let request = server.receive(&get(CON, id)).0.unwrap();
+        server.endpoint.defer(server.now, request.exchange);
+        server.advance(Duration::from_secs(1));
+        server.respond(&request);
+    }
+    let mut answers = 0;
+    while let Some(at) = server.endpoint.poll_timeout() {
+        answers += server.advance(at.saturating_duration_since(server.now)).len();
+    }
+    // Of each that was kept, four retransmissions and one first message.
+    assert!(answers <= 17 * 5, "{answers}");
+}
