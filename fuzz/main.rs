@@ -53,7 +53,7 @@ struct Sealing<'s> {
 
 impl coap::Outbox<SessionId> for Sealing<'_> {
     fn push(&mut self, session: SessionId, message: &[u8]) -> bool {
-        self.dtls.send(session, message, self.out)
+        self.dtls.send(session, message, self.out) == dtls::Delivery::Sent
     }
 
     fn max_message(&self, session: SessionId) -> usize {

@@ -116,6 +116,10 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_sessions_moved_total", "counter", help, of(|f| &f.sessions_moved));
     let help = "Hellos that were repeated after their session had begun.";
     page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
+    let help = "Answers for devices that have moved and were not yet shown to be where they are.";
+    page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
+    let help = "Kept answers that were sent once their device was shown to be where it is.";
+    page.one("certdist_answers_resumed_total", "counter", help, of(|f| &f.answers_resumed));
     let dropped = iter::zip(Dropped::ALL, 0..).map(|(reason, index): (Dropped, usize)| {
         let labels = format!("{{reason=\"{}\"}}", reason.name());
         (labels, sum(sources, |worker| load(&worker.dtls_dropped[index])))

@@ -58,6 +58,10 @@ pub struct Endpoint<K> {
     next_serial: u32,
     counters: Counters,
     random: StdRng,
+    /// Message IDs of pings that were not answered.
+    pings: HashMap<K, u16>,
+    /// Who has answered one with the message received last.
+    pong: Option<K>,
 }
 
 impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
@@ -73,6 +77,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             next_serial: 0,
             counters: Counters::default(),
             random,
+            pings: HashMap::new(),
+            pong: None,
             config,
         }
     }
@@ -88,6 +94,12 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<Request<K>> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
+            // Another ID than the ping's is a guess, if it is not an answer's: then the
+            // ping is over.
+            Incoming::Reset(id) if self.pings.remove(&peer) == Some(id) => {
+                self.pong = Some(peer);
+                return None;
+            }
             Incoming::Acknowledgement(id) | Incoming::Reset(id) => {
                 let next = self.confirmables.settle(now, peer, id, out);
                 self.wake_for(peer, next);
@@ -202,8 +214,29 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
+    /// Asks a peer whether it receives where its messages go now: with an empty
+    /// confirmable message (RFC 7252 §4.3), whose reset names an ID that nobody else
+    /// knows. The same one again, unless [`end_ping`](Self::end_ping) was called. Returns
+    /// whether the transport has taken it.
+    pub fn ping(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
+        let random = &mut self.random;
+        let id = *self.pings.entry(peer).or_insert_with(|| random.random());
+        out.push(peer, &message::empty(MessageType::Confirmable, id))
+    }
+
+    /// Takes no answer to a ping any more.
+    pub fn end_ping(&mut self, peer: K) {
+        self.pings.remove(&peer);
+    }
+
+    /// The peer whose last message was the answer to a ping, once.
+    pub fn take_pong(&mut self) -> Option<K> {
+        self.pong.take()
+    }
+
     /// Forgets a peer that is gone.
     pub fn forget(&mut self, peer: K) {
+        self.pings.remove(&peer);
         self.peers.remove(&peer);
         self.transfers.forget(peer);
         self.confirmables.forget(peer);

@@ -23,8 +23,9 @@ pub(crate) struct Connection {
 struct Ids {
     own: ConnectionId,
     client: Box<[u8]>,
-    /// Address at which the client was last shown to receive; at first that of its
-    /// handshake, where it returned a cookie.
+    /// Address of its handshake, where the client has returned a cookie.
+    home: Option<Path>,
+    /// Address at which the client was last shown to receive.
     validated: Option<Path>,
     /// Bytes that may still be sent to where the client is now; `None` while that is
     /// where it was shown to receive.
@@ -38,7 +39,7 @@ impl Connection {
             let mut own = [0; size_of::<ConnectionId>()];
             random.fill_bytes(&mut own);
             own[0] = prefix;
-            Box::new(Ids { own, client: client.into(), validated: None, credit: None })
+            Box::new(Ids { own, client: client.into(), home: None, validated: None, credit: None })
         });
         Self { max_data: hello.size_limit.map_or(MAX_PLAINTEXT as u16, |limit| limit.bytes()), ids }
     }
@@ -65,7 +66,9 @@ impl Connection {
 
     /// Notes the address of the handshake, where the client has returned a cookie.
     pub(crate) fn begin_at(&mut self, path: Path) {
-        self.validate(path, path);
+        if let Some(ids) = &mut self.ids {
+            (ids.home, ids.validated) = (Some(path), Some(path));
+        }
     }
 
     /// Notes an authenticated record, of so many bytes with the headers below; `moved`
@@ -74,7 +77,7 @@ impl Connection {
         let Some(ids) = &mut self.ids else { return };
         let gained = bytes.saturating_mul(AMPLIFICATION);
         ids.credit = match ids.credit {
-            _ if moved && ids.validated == Some(path) => None,
+            _ if moved && (ids.validated == Some(path) || ids.home == Some(path)) => None,
             _ if moved => Some(gained),
             Some(credit) => Some(credit.saturating_add(gained)),
             None => None,

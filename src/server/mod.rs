@@ -12,6 +12,7 @@ pub mod stack;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod validation;
 mod worker;
 
 use std::{

@@ -17,10 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Rooms;
+use super::{
+    Rooms,
+    validation::{Sealing, Validation},
+};
 use crate::{
     cert::{self, Answer},
-    coap::{self, Code, ExchangeId, Request, Response},
+    coap::{self, Code, Delivery, ExchangeId, Request, Response},
     device::DeviceId,
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     figures::{ByByte, Histogram},
@@ -87,6 +90,10 @@ pub struct Figures {
     pub sessions_moved: AtomicU64,
     /// Hellos that came again after their sessions.
     pub late_hellos: AtomicU64,
+    /// Answers for a device that was not yet shown to be where it says.
+    pub answers_kept: AtomicU64,
+    /// Of them, those sent once it was.
+    pub answers_resumed: AtomicU64,
     /// DTLS flights sent again.
     pub retransmissions: AtomicU64,
     /// Sessions held now.
@@ -143,6 +150,7 @@ pub struct Stack {
     failure_lines: Lines,
     request_lines: Lines,
     hasher: RandomState,
+    validation: Validation,
 }
 
 impl Stack {
@@ -152,7 +160,17 @@ impl Stack {
         let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
         let rooms = rooms.apart();
         let hasher = RandomState::new();
-        Self { dtls, coap, rooms, tasks: 0, figures: Arc::default(), failure_lines, request_lines, hasher }
+        Self {
+            dtls,
+            coap,
+            rooms,
+            tasks: 0,
+            figures: Arc::default(),
+            failure_lines,
+            request_lines,
+            hasher,
+            validation: Validation::default(),
+        }
     }
 
     /// What it has done so far.
@@ -204,6 +222,7 @@ impl Stack {
         while let Some(event) = self.dtls.poll_event() {
             if let Event::Closed { session, .. } = event {
                 self.coap.forget(session);
+                self.validation.forget(session);
             }
         }
         left
@@ -218,7 +237,8 @@ impl Stack {
     pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
         self.dtls.handle_timeout(now, io);
         self.events(now, io);
-        self.coap.handle_timeout(now, &mut Sealing { dtls: &mut self.dtls, out: io });
+        self.coap.handle_timeout(now, &mut Sealing::new(&mut self.dtls, io, &mut self.validation));
+        self.validate(now, io);
     }
 
     fn message(
@@ -229,8 +249,10 @@ impl Stack {
         bytes: &[u8],
         io: &mut impl Io,
     ) {
-        let mut sealing = Sealing { dtls: &mut self.dtls, out: io };
-        let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else { return };
+        let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
+        let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else {
+            return self.validated(now, io);
+        };
         let Some(client) = self.dtls.principal(session) else { return };
         let is_logged = tracing::enabled!(tracing::Level::INFO) && self.request_lines.admit(now);
         let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
@@ -252,15 +274,47 @@ impl Stack {
     }
 
     fn respond(&mut self, now: Instant, asked: &Asked, response: &Response, io: &mut impl Io) {
-        let mut sealing = Sealing { dtls: &mut self.dtls, out: io };
-        self.coap.respond(now, asked.exchange, response, &mut sealing);
+        let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
+        let delivery = self.coap.respond(now, asked.exchange, response, &mut sealing);
+        self.validate(now, io);
         let took = io.clock().saturating_duration_since(asked.at);
         let code = u8::from(coap_lite::MessageClass::Response(response.code));
-        self.figures.responses.count(code);
-        self.figures.request_latency.observe(took);
-        if let Some(line) = &asked.line {
-            line.log(code, took);
+        if delivery == Delivery::Kept {
+            self.figures.answers_kept.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.figures.responses.count(code);
+            self.figures.request_latency.observe(took);
         }
+        if let Some(line) = &asked.line {
+            line.log(code, took, delivery);
+        }
+    }
+
+    /// Asks the devices with answers that were withheld to show where they are.
+    fn validate(&mut self, now: Instant, io: &mut impl Io) {
+        while let Some(session) = self.validation.next_to_ask(now, &self.dtls) {
+            if self.validation.has_moved(session, &self.dtls) {
+                self.coap.end_ping(session);
+            }
+            let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
+            if self.coap.ping(session, &mut sealing) {
+                self.validation.asked(now, session, &self.dtls);
+            }
+            self.validation.done();
+        }
+    }
+
+    /// Takes a device's answer to the question where it is, and sends what was withheld.
+    fn validated(&mut self, now: Instant, io: &mut impl Io) {
+        if let Some(session) = self.coap.take_pong()
+            && let Some(path) = self.validation.answered(session)
+        {
+            self.dtls.validate(session, path);
+            let mut sealing = Sealing::to_validated(&mut self.dtls, io, &mut self.validation);
+            let sent = self.coap.resume(session, &mut sealing);
+            self.figures.answers_resumed.fetch_add(sent as u64, Ordering::Relaxed);
+        }
+        self.validate(now, io);
     }
 
     fn events(&mut self, now: Instant, io: &mut impl Io) {
@@ -276,6 +330,7 @@ impl Stack {
                 Event::Closed { session, reason } => {
                     tracing::debug!(?session, ?reason, "session closed");
                     self.coap.forget(session);
+                    self.validation.forget(session);
                 }
                 Event::OverBudget { peer } => {
                     tracing::warn!(
@@ -357,6 +412,12 @@ impl Stack {
         self.figures.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Devices that are asked where they are.
+    #[cfg(test)]
+    pub fn questions(&self) -> usize {
+        self.validation.open()
+    }
+
     /// Sessions of which the CoAP endpoint remembers something.
     #[cfg(test)]
     pub fn coap_peers(&self) -> usize {
@@ -408,23 +469,6 @@ fn suites(codes: &[u16]) -> String {
 /// without a task.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
-}
-
-/// Where the CoAP endpoint's messages go: into their DTLS session.
-struct Sealing<'s, O> {
-    dtls: &'s mut dtls::Endpoint<Client>,
-    out: &'s mut O,
-}
-
-impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
-    fn push(&mut self, session: SessionId, message: &[u8]) -> bool {
-        // A session that is gone takes no message; its exchanges go with it.
-        self.dtls.send(session, message, self.out)
-    }
-
-    fn max_message(&self, session: SessionId) -> usize {
-        self.dtls.max_data(session).unwrap_or(0)
-    }
 }
 
 /// Log lines of one kind, bounded: a crowd or an attacker can make more of them than
@@ -479,11 +523,15 @@ impl RequestLine {
         Self { device: cert::device_of(request, principal), identity, address }
     }
 
-    fn log(&self, code: u8, took: Duration) {
+    fn log(&self, code: u8, took: Duration, delivery: Delivery) {
         let device = self.device.as_ref().map(tracing::field::display);
         let code = format_args!("{}.{:02}", code >> 5, code & 0x1f);
         let milliseconds = took.as_micros() as f64 / 1000.0;
-        tracing::info!(device, identity = self.identity, address = %self.address, %code, milliseconds, "request");
+        // The answer waits until the device was shown to be where it asks from.
+        let kept = (delivery == Delivery::Kept).then_some(true);
+        tracing::info!(
+            device, identity = self.identity, address = %self.address, %code, milliseconds, kept, "request"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod allocations;
+mod moved;
 mod timing;
 
 use std::{
