@@ -44,6 +44,7 @@ fn in_a_network(what: impl FnOnce() + Send) {
                 }
                 assert!(ip(&format!("route add local {address} dev lo src {device} table local")));
             }
+            assert!(ip("route add local 2001:db8:5::/64 dev lo src 2001:db8::9 table local"));
             what();
         });
     });
@@ -74,7 +75,8 @@ fn each_address_of_the_host_answers_for_itself() {
     in_a_network(|| {
         let v4 = ["192.0.2.1", "192.0.2.2"];
         // A link-local address is one of an interface, the first here.
-        let v6 = ["[2001:db8::1]", "[2001:db8::2]", "[fe80::1%1]"];
+        // The last is of a prefix that is the host's as a whole.
+        let v6 = ["[2001:db8::1]", "[2001:db8::2]", "[fe80::1%1]", "[2001:db8:5::77]"];
         for (listen, addresses) in [
             ("\"0.0.0.0:5684\"", &v4[..]),
             ("\"[::]:5684\"", &[&v4[..], &v6[..]].concat()),

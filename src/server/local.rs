@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,17 +18,23 @@ use nix::{
         sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
     },
 };
+use socket2::SockRef;
 
 use crate::dtls::LocalAddress;
 
 /// Has a socket that is bound to any address tell where each datagram was sent to; returns
 /// whether it does. One that is bound to an address has no other to answer from.
-pub(super) fn have_address_told(socket: &impl AsFd, bound: SocketAddr) -> nix::Result<bool> {
+pub(super) fn have_address_told(socket: &impl AsFd, bound: SocketAddr) -> io::Result<bool> {
     match bound {
         _ if !bound.ip().is_unspecified() => return Ok(false),
         SocketAddr::V4(_) => setsockopt(socket, Ipv4PacketInfo, &true)?,
-        // Of an IPv4 datagram it tells the mapped address.
-        SocketAddr::V6(_) => setsockopt(socket, Ipv6RecvPacketInfo, &true)?,
+        SocketAddr::V6(_) => {
+            // Of an IPv4 datagram it tells the mapped address.
+            setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
+            // An address of a prefix that is the host's as a whole is on no interface,
+            // and no source without this.
+            SockRef::from(socket).set_freebind_v6(true)?;
+        }
     }
     Ok(true)
 }
