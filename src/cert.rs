@@ -13,7 +13,7 @@ use crate::{
         link::{self, Link},
     },
     device::{Certificate, DeviceId},
-    limits::Origin,
+    limits::Source,
     provision::{Provisioner, Refusal},
     psk::Principal,
 };
@@ -60,12 +60,12 @@ impl Service {
         self.throttle.counters()
     }
 
-    /// Answers a request of an authenticated client. `origin` is where it has
+    /// Answers a request of an authenticated client. `source` is where it has
     /// proven to be.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
-        origin: Origin,
+        source: Source,
         principal: &Principal,
         request: &Request<K>,
     ) -> Answer {
@@ -76,13 +76,13 @@ impl Service {
             }
             ["cert"] => match read(request, principal) {
                 Ok((device, form)) => {
-                    if let Err(seconds) = self.throttle.admit(now, origin, principal) {
+                    if let Err(seconds) = self.throttle.admit(now, source, principal) {
                         let busy = Response::problem(Code::TooManyRequests, "too many requests");
                         return Answer::Now(busy.with_max_age(seconds));
                     }
                     let (service, principal) = (self.clone(), principal.clone());
                     Answer::Later(Box::pin(async move {
-                        service.certificate(now, origin, &principal, &device, form).await
+                        service.certificate(now, source, &principal, &device, form).await
                     }))
                 }
                 Err(refusal) => Answer::Now(refusal),
@@ -95,13 +95,13 @@ impl Service {
     async fn certificate(
         &self,
         now: Instant,
-        origin: Origin,
+        source: Source,
         principal: &Principal,
         device: &DeviceId,
         form: Form,
     ) -> Response {
         let enrollment = &principal.enrollment.name;
-        match self.provisioner.certificate(origin, principal, device).await {
+        match self.provisioner.certificate(source.origin, principal, device).await {
             Ok(certificate) => {
                 tracing::debug!(%device, enrollment, "certificate handed out");
                 content(form, &certificate)
@@ -110,7 +110,7 @@ impl Service {
                 // The request's own line is the server's.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
-                    self.throttle.refused(now, origin, principal);
+                    self.throttle.refused(now, source, principal);
                 }
                 refused(&refusal)
             }

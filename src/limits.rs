@@ -4,7 +4,7 @@
 use std::{
     fmt,
     hash::{BuildHasher, Hash, RandomState},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU64,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -38,6 +38,14 @@ impl Rate {
         valid.then_some(Self { burst, every })
     }
 
+    /// The same for `times` as many that ask.
+    pub fn times(self, times: u32) -> Self {
+        Self {
+            burst: self.burst.saturating_mul(times).min(MAX_BURST),
+            every: (self.every / times.max(1)).max(MIN_EVERY),
+        }
+    }
+
     /// Microseconds for a token.
     fn every(self) -> u64 {
         self.every.as_micros() as u64
@@ -68,6 +76,33 @@ impl Origin {
         };
         // ::/64, the loopback's, has no bit set; its neighbour is reserved.
         Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
+/// Address and port of a client, as far as limits are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Source {
+    /// The network that it counts to.
+    pub origin: Origin,
+    port: u16,
+}
+
+/// Networks that an IPv6 address counts to: a subscriber's, a site's and a provider's
+/// customer's (RFC 6177), each by the bits that a /64 has beyond it, with this many
+/// times the rate of one.
+const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
+
+impl Source {
+    /// The source of what comes from this address and port.
+    pub fn of(address: SocketAddr) -> Self {
+        Self { origin: Origin::of(address.ip()), port: address.port() }
+    }
+
+    /// Networks that it counts to, each with the number of rates that it has.
+    pub fn networks(self) -> impl Iterator<Item = (impl Hash, u32)> + Clone {
+        let bits = self.origin.0.get();
+        let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };
+        levels.iter().map(move |&(beyond, times)| ((bits >> beyond, beyond), times))
     }
 }
 

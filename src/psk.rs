@@ -111,6 +111,14 @@ pub struct Principal {
     pub own_identity: Option<Arc<str>>,
 }
 
+impl Enrollment {
+    /// Returns whether a client that has proven a key of this enrollment has proven one of
+    /// `other` as well. A changed reissue policy changes no key.
+    pub fn has_keys_of(&self, other: &Self) -> bool {
+        self.name == other.name && self.product_key == other.product_key && self.kind == other.kind
+    }
+}
+
 impl Principal {
     /// The PSK identity that the key belongs to; empty for a client without one.
     pub fn identity(&self) -> &str {
@@ -147,6 +155,11 @@ impl Enrollments {
             all.by_name.insert(enrollment.name.clone(), enrollment);
         }
         all
+    }
+
+    /// The enrollment of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Enrollment>> {
+        self.by_name.get(name)
     }
 
     /// A copy that shares no memory with this one.

@@ -116,6 +116,8 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_sessions_moved_total", "counter", help, of(|f| &f.sessions_moved));
     let help = "Hellos that were repeated after their session had begun.";
     page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
+    let help = "Requests put off as their session or network has too many in work.";
+    page.one("certdist_requests_put_off_total", "counter", help, of(|f| &f.too_many_in_work));
     let help = "Answers for devices that have moved and were not yet shown to be where they are.";
     page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
     let help = "Kept answers that were sent once their device was shown to be where it is.";

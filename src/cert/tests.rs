@@ -26,8 +26,8 @@ use crate::{
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 
-fn home() -> Origin {
-    Origin::of([192, 0, 2, 1].into())
+fn home() -> Source {
+    Source::of(([192, 0, 2, 1], 1000).into())
 }
 
 struct Bench {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    iter,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +13,13 @@ use std::{
 };
 
 use crate::{
-    limits::{Buckets, Empty, Origin, Rate},
+    limits::{Buckets, Empty, Origin, Rate, Source},
     psk::Principal,
 };
 
+/// Refused lookups of a network, in those of one address and port: a guesser is held back
+/// first where it asks from, and its neighbours behind the same NAT go on.
+const OF_NETWORK: u32 = 10;
 /// Episodes that are logged in a second, one line each: whoever has many
 /// addresses can begin many.
 const MAX_LINES: u32 = 20;
@@ -48,8 +52,9 @@ impl Default for RequestLimits {
 pub struct EnrollmentLimits {
     /// Requests of all its devices together.
     pub requests: Option<Rate>,
-    /// Refusals (4.03, 4.04) from one address under the shared identity. Devices
-    /// that are in the table are not refused; whoever tries IDs is.
+    /// Refusals (4.03, 4.04) of one address and port under the shared identity, and ten
+    /// times as many of one address. Devices that are in the table are not refused;
+    /// whoever tries IDs is.
     pub refused_lookups: Option<Rate>,
 }
 
@@ -61,11 +66,12 @@ impl Default for EnrollmentLimits {
 
 /// Names a bucket.
 #[derive(Hash)]
-enum Key<'k> {
+enum Key<'k, N = ()> {
     Identity(&'k str, &'k str),
     Address(Origin),
     Enrollment(&'k str),
-    RefusedLookups(&'k str, Origin),
+    RefusedLookups(&'k str, Source),
+    RefusedLookupsOfNetwork(&'k str, N),
 }
 
 /// The limits that there are, in the order of [`Counters`].
@@ -152,10 +158,12 @@ impl Throttle {
     }
 
     /// Admits a request, or answers with the seconds after which to come back.
-    pub(super) fn admit(&self, now: Instant, origin: Origin, principal: &Principal) -> Result<(), u32> {
+    pub(super) fn admit(&self, now: Instant, source: Source, principal: &Principal) -> Result<(), u32> {
+        let origin = source.origin;
         let enrollment = principal.enrollment.name.as_str();
         let limits = self.enrollment(principal);
-        let identity = principal.device.as_ref().map(|device| Key::Identity(enrollment, device.as_str()));
+        let identity: Option<Key<'_>> =
+            principal.device.as_ref().map(|device| Key::Identity(enrollment, device.as_str()));
         let requests = [
             (Limit::Identity, self.limits.per_identity, identity),
             (Limit::Address, self.limits.per_address, Some(Key::Address(origin))),
@@ -163,16 +171,24 @@ impl Throttle {
         ];
         let requests =
             || requests.iter().filter_map(|(limit, rate, key)| Some((*limit, (*rate)?, key.as_ref()?)));
-        let lookups = limits.refused_lookups.filter(|_| principal.device.is_none());
-        let lookups = lookups.map(|rate| (rate, Key::RefusedLookups(enrollment, origin)));
-        let lookups = lookups.as_ref().map(|(rate, key)| (Limit::RefusedLookups, *rate, key));
 
         // Looked at all together before any token is taken: a request that one
         // limit refuses costs nothing elsewhere.
         let mut wait = None;
-        for (limit, rate, key) in requests().chain(lookups) {
+        for (limit, rate, key) in requests() {
             if let Err(empty) = self.kept.buckets.check(now, rate, key) {
                 self.tell(now, limit, empty, origin, principal);
+                wait = wait.max(Some(empty.wait));
+            }
+        }
+        if let Some(rate) = limits.refused_lookups.filter(|_| principal.device.is_none()) {
+            let port = self.kept.buckets.check(now, rate, &Key::<()>::RefusedLookups(enrollment, source));
+            let networks = source.networks().map(|(network, times)| {
+                let key = Key::RefusedLookupsOfNetwork(enrollment, network);
+                self.kept.buckets.check(now, rate.times(times * OF_NETWORK), &key)
+            });
+            for empty in iter::once(port).chain(networks).filter_map(Result::err) {
+                self.tell(now, Limit::RefusedLookups, empty, origin, principal);
                 wait = wait.max(Some(empty.wait));
             }
         }
@@ -188,13 +204,18 @@ impl Throttle {
     }
 
     /// Counts a request that was refused with 4.03 or 4.04.
-    pub(super) fn refused(&self, now: Instant, origin: Origin, principal: &Principal) {
+    pub(super) fn refused(&self, now: Instant, source: Source, principal: &Principal) {
         if principal.device.is_some() {
             return;
         }
         self.kept.counters.refused_lookups.fetch_add(1, Ordering::Relaxed);
         if let Some(rate) = self.enrollment(principal).refused_lookups {
-            self.kept.buckets.take(now, rate, &Key::RefusedLookups(&principal.enrollment.name, origin));
+            let enrollment = principal.enrollment.name.as_str();
+            self.kept.buckets.take(now, rate, &Key::<()>::RefusedLookups(enrollment, source));
+            for (network, times) in source.networks() {
+                let key = Key::RefusedLookupsOfNetwork(enrollment, network);
+                self.kept.buckets.take(now, rate.times(times * OF_NETWORK), &key);
+            }
         }
     }
 
@@ -234,6 +255,8 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::{
         device::DeviceId,
@@ -242,8 +265,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn origin(text: &str) -> Origin {
-        Origin::of(text.parse().unwrap())
+    fn origin(text: &str) -> Source {
+        at(text, 1000)
+    }
+
+    fn at(text: &str, port: u16) -> Source {
+        Source::of(SocketAddr::new(text.parse().unwrap(), port))
     }
 
     fn principal(device: Option<&str>) -> Principal {
@@ -336,6 +363,54 @@ mod tests {
         let counters = throttle.counters();
         assert_eq!((counters.episodes(Limit::RefusedLookups), counters.refused_lookups()), (1, guesses));
         assert_eq!(counters.throttled(Limit::RefusedLookups), 60_000 - guesses);
+    }
+
+    /// Guesses from one port, and devices behind the same NAT.
+    #[test]
+    fn who_guesses_does_not_lock_out_its_neighbours() {
+        let start = Instant::now();
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            let throttle = Throttle::new(start, RequestLimits::default());
+            let shared = principal(None);
+            let thief = at(address, 1);
+            let mut guesses = 0;
+            for tick in 0..10_000u32 {
+                let now = start + tick * SECOND / 1000;
+                if throttle.admit(now, thief, &shared).is_ok() {
+                    guesses += 1;
+                    throttle.refused(now, thief, &shared);
+                }
+                let neighbour = at(address, 2 + (tick % 1000) as u16);
+                assert_eq!(throttle.admit(now, neighbour, &shared), Ok(()), "{tick}");
+            }
+            assert_eq!(guesses, 100 + 9);
+        }
+    }
+
+    /// A new port for each guess, and of IPv6 a new subscriber's network.
+    #[test]
+    fn guesses_of_a_network_are_bounded_from_however_many_ports_they_come() {
+        let start = Instant::now();
+        let guess = |address: &dyn Fn(u32) -> String| {
+            let throttle = Throttle::new(start, RequestLimits::default());
+            let shared = principal(None);
+            let mut guesses = 0;
+            for number in 0..60_000u32 {
+                let now = start + number * SECOND / 1000;
+                let thief = at(&address(number), number as u16);
+                if throttle.admit(now, thief, &shared).is_ok() {
+                    guesses += 1;
+                    throttle.refused(now, thief, &shared);
+                }
+            }
+            guesses
+        };
+        let of_address = guess(&|_| "192.0.2.1".into());
+        assert!((1000..=1000 + 10 * 60).contains(&of_address), "{of_address}");
+        let of_site = guess(&|number| format!("2001:db8:0:{:x}::1", number % 256));
+        assert!((2000..=2000 + 20 * 60).contains(&of_site), "a /56: {of_site}");
+        let of_customer = guess(&|number| format!("2001:db8:0:{number:x}::1"));
+        assert!((4000..=4000 + 40 * 60).contains(&of_customer), "a /48: {of_customer}");
     }
 
     #[test]

@@ -174,6 +174,7 @@ impl Counters {
 /// it provides the key: who the client is.
 pub struct Endpoint<P> {
     config: Config,
+    made: Instant,
     cookies: CookieJar,
     /// For what everybody may see, and for keys that nobody has. Secrets come from the
     /// system: the state of a generator would lead back to them.
@@ -198,6 +199,8 @@ pub struct Endpoint<P> {
     /// has succeeded by then; in order of time.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
+    /// Place of the session that [`close_where`](Self::close_where) looks at next.
+    walk: u32,
     /// A session has ended since the stack was last wiped.
     has_closed: bool,
     counters: Counters,
@@ -210,6 +213,7 @@ impl<P> Endpoint<P> {
     /// `seed` must not be. Both are random.
     pub fn new(config: Config, now: Instant, cookie_secret: &[u8; 32], seed: [u8; 32]) -> Self {
         Self {
+            made: now,
             cookies: CookieJar::new(cookie_secret, now, config.cookie_period),
             random: StdRng::from_seed(seed),
             hasher: RandomState::new(),
@@ -225,6 +229,7 @@ impl<P> Endpoint<P> {
             resend: Default::default(),
             suspects: VecDeque::new(),
             events: VecDeque::new(),
+            walk: 0,
             has_closed: false,
             counters: Counters::default(),
             buffer: Vec::with_capacity(2048),
@@ -250,6 +255,11 @@ impl<P> Endpoint<P> {
     /// The principal that the application bound to a session.
     pub fn principal(&self, session: SessionId) -> Option<&P> {
         self.sessions.get(session.0).map(|session| &session.principal)
+    }
+
+    /// The same, to be changed.
+    pub fn principal_mut(&mut self, session: SessionId) -> Option<&mut P> {
+        self.sessions.get_mut(session.0).map(|session| &mut session.principal)
     }
 
     /// The address of a session's client.
@@ -403,6 +413,33 @@ impl<P> Endpoint<P> {
             self.end_session(oldest, Closed::ByUs, true, out);
         }
         self.sessions.len()
+    }
+
+    /// Goes on with a walk over all sessions, by `most` of them, and ends those of which
+    /// `is_over` says so. Returns whether some are left to be looked at in this walk.
+    pub fn close_where(
+        &mut self,
+        most: usize,
+        mut is_over: impl FnMut(&mut P) -> bool,
+        out: &mut impl Outbox,
+    ) -> bool {
+        let start = self.walk;
+        let end = (start as usize + most).min(self.sessions.places());
+        for index in start..end as u32 {
+            if self.sessions.at_mut(index).is_some_and(|session| is_over(&mut session.principal))
+                && let Some(handle) = self.sessions.handle_at(index)
+            {
+                self.end_session(handle, Closed::Revoked, true, out);
+            }
+        }
+        let is_done = end >= self.sessions.places();
+        self.walk = if is_done { 0 } else { end as u32 };
+        !is_done
+    }
+
+    /// Begins the walk of [`close_where`](Self::close_where) again.
+    pub fn restart_walk(&mut self) {
+        self.walk = 0;
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.

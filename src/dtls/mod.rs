@@ -98,6 +98,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// A session idle for longer is closed.
     pub session_idle: Duration,
+    /// A session ends at its next record when it is older; its client begins a new one.
+    pub session_max_age: Duration,
     /// First retransmission time-out; doubled each time (RFC 6347 §4.2.4.1).
     pub retransmission_timeout: Duration,
     /// A cookie is good for one to two of these periods.
@@ -134,6 +136,7 @@ impl Default for Config {
             sessions_per_holder: 4,
             handshake_timeout: Duration::from_secs(120),
             session_idle: Duration::from_secs(300),
+            session_max_age: Duration::from_secs(86_400),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
             // IPv6's least MTU (RFC 8200 §5), and so that of most constrained links.
@@ -273,6 +276,10 @@ pub enum Closed {
     Replaced,
     /// All sequence numbers were used.
     Exhausted,
+    /// The key that it was begun with has been taken away.
+    Revoked,
+    /// It has reached its greatest age.
+    Aged,
 }
 
 /// Why a handshake came to nothing.

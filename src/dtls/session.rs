@@ -60,13 +60,15 @@ pub(crate) struct Session<P> {
     final_flight: Option<Box<FinalFlight>>,
     /// Place among the sessions of whoever holds its key.
     pub(crate) link: Link,
+    /// Seconds since the endpoint was made at which it began.
+    pub(crate) begun: u32,
     /// A request of it is being worked on: it is the last to make room for others.
     pub(crate) is_busy: bool,
     pub(crate) principal: P,
 }
 
 impl<P> Session<P> {
-    pub(crate) fn new(completed: Completed, link: Link, principal: P) -> Self {
+    pub(crate) fn new(completed: Completed, link: Link, begun: u32, principal: P) -> Self {
         let Completed { suite, keys, connection, finished, final_flight } = completed;
         let mut window = ReplayWindow::default();
         window.note(finished);
@@ -78,6 +80,7 @@ impl<P> Session<P> {
             next_write: 0,
             final_flight: Some(Box::new(final_flight)),
             link,
+            begun,
             is_busy: false,
             principal,
         }

@@ -197,6 +197,11 @@ impl<T> Table<T> {
         })
     }
 
+    /// Places, taken or not: all entries are at one of them.
+    pub(crate) fn places(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The entry at a place, whatever its serial number.
     pub(crate) fn at(&self, index: u32) -> Option<&T> {
         self.slots.get(index as usize)?.entry.as_ref().map(|(_, value)| value)

@@ -27,7 +27,7 @@ use crate::{
         self, Code, ExchangeId, Response,
         echo::{Echo, Verdict},
     },
-    limits::Origin,
+    limits,
     psk::{Enrollment, Principal},
 };
 
@@ -123,8 +123,8 @@ impl Plain {
             }
         }
         let Some(request) = self.endpoint.receive(now, peer, message, &mut self.sent) else { return };
-        let (exchange, origin) = (request.exchange, Origin::of(peer.address.ip()));
-        match self.service.answer(now, origin, &self.principal, &request) {
+        let (exchange, source) = (request.exchange, limits::Source::of(peer.address));
+        match self.service.answer(now, source, &self.principal, &request) {
             Answer::Now(response) => {
                 self.endpoint.respond(now, exchange, &response, &mut self.sent);
             }

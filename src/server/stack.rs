@@ -4,6 +4,7 @@
 
 use std::{
     cell::Cell,
+    collections::HashMap,
     future::Future,
     hash::{BuildHasher, RandomState},
     iter,
@@ -27,14 +28,21 @@ use crate::{
     device::DeviceId,
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     figures::{ByByte, Histogram},
-    limits::Origin,
-    psk::{Key, Kind, Principal},
+    limits::{Origin, Source},
+    psk::{Enrollments, Key, Kind, Principal},
     store::StoreError,
 };
 
 /// Most requests of one worker that are worked on at once; beyond, devices are
 /// told to come back.
 const MAX_TASKS: u64 = 50_000;
+/// Requests of one session that may be in work at once: a device needs one.
+const MAX_OF_SESSION: u32 = 4;
+/// Requests of one network that may: a factory of 10,000 devices behind one address, but
+/// not all of a worker.
+const MAX_OF_NETWORK: u64 = 12_500;
+/// Sessions looked at in a round after a reload.
+const SESSIONS_A_ROUND: usize = 512;
 /// When a device should come back that met a worker with that many, in seconds.
 const TASKS_PAUSE: u32 = 10;
 /// Failed handshakes that are logged in a second, one line each.
@@ -57,8 +65,9 @@ pub trait Io: dtls::Outbox {
 pub struct Done(Outcome);
 
 enum Outcome {
-    Key(HandshakeId, Option<(Key, Principal)>),
-    Response(Asked, Response),
+    /// Found among the enrollments of a generation.
+    Key(HandshakeId, u32, Option<(Key, Principal)>),
+    Response(Asked, Origin, Response),
     /// It could not be looked up.
     NoKey(HandshakeId),
 }
@@ -90,6 +99,8 @@ pub struct Figures {
     pub sessions_moved: AtomicU64,
     /// Hellos that came again after their sessions.
     pub late_hellos: AtomicU64,
+    /// Requests put off because their session or network has too many in work.
+    pub too_many_in_work: AtomicU64,
     /// Answers for a device that was not yet shown to be where it says.
     pub answers_kept: AtomicU64,
     /// Of them, those sent once it was.
@@ -118,25 +129,43 @@ pub struct Figures {
     pub forwarded_dropped: AtomicU64,
 }
 
-/// Who is at the other end of a session.
+/// Client at the other end of a session.
 pub struct Client {
     principal: Principal,
+    /// Generation of the enrollments among which its own was found.
+    generation: u32,
+    /// Requests of it in work.
+    in_work: u32,
     /// Where it was when it proved its key, which is where it had returned a
     /// cookie. A session with a connection ID may move (RFC 9146 §6), and a client
     /// could claim to be at somebody else's address to use up the tokens there.
-    origin: Cell<Option<Origin>>,
+    source: Cell<Option<Source>>,
 }
 
 impl Client {
-    fn new(principal: Principal) -> Self {
-        Self { principal, origin: Cell::new(None) }
+    /// Returns whether its key is good among these enrollments.
+    fn is_good(&mut self, enrollments: &Enrollments, generation: u32) -> bool {
+        if self.generation == generation {
+            return true;
+        }
+        let Some(now) = enrollments.named(&self.principal.enrollment.name) else { return false };
+        let is_good = now.kind != Kind::Individual && now.has_keys_of(&self.principal.enrollment);
+        if is_good {
+            self.principal.enrollment = now.clone();
+            self.generation = generation;
+        }
+        is_good
     }
 
-    /// The origin, taken from the address of the session's beginning.
-    fn origin(&self, address: SocketAddr) -> Origin {
-        let origin = self.origin.get().unwrap_or_else(|| Origin::of(address.ip()));
-        self.origin.set(Some(origin));
-        origin
+    fn new(principal: Principal, generation: u32) -> Self {
+        Self { principal, generation, in_work: 0, source: Cell::new(None) }
+    }
+
+    /// The source, taken from the address of the session's beginning.
+    fn source(&self, address: SocketAddr) -> Source {
+        let source = self.source.get().unwrap_or_else(|| Source::of(address));
+        self.source.set(Some(source));
+        source
     }
 }
 
@@ -151,6 +180,12 @@ pub struct Stack {
     request_lines: Lines,
     hasher: RandomState,
     validation: Validation,
+    /// Requests in work by the network that they come from.
+    in_work: HashMap<Origin, u64>,
+    /// Times that the enrollments were read.
+    generation: u32,
+    /// Sessions that were begun under the enrollments before are still to be looked at.
+    revoking: bool,
 }
 
 impl Stack {
@@ -170,6 +205,9 @@ impl Stack {
             request_lines,
             hasher,
             validation: Validation::default(),
+            in_work: HashMap::new(),
+            generation: 0,
+            revoking: false,
         }
     }
 
@@ -178,10 +216,33 @@ impl Stack {
         self.figures.clone()
     }
 
-    /// Takes over other enrollments for handshakes, and other limits for requests,
-    /// from now on; sessions stay.
+    /// Takes over other enrollments and limits, from now on. Sessions of an enrollment
+    /// that is gone, or has another key, end: nothing is served in them any more. So do
+    /// those of individual keys, which the table may have changed. The others go on, under
+    /// the policy of now.
     pub fn reload(&mut self, rooms: Rooms) {
         self.rooms = rooms.apart();
+        self.generation = self.generation.wrapping_add(1);
+        self.revoking = true;
+        self.dtls.restart_walk();
+    }
+
+    /// Looks at some of the sessions that were begun under other enrollments.
+    fn revoke(&mut self, io: &mut impl Io) {
+        let (enrollments, generation) = (&self.rooms.enrollments, self.generation);
+        let is_over = |client: &mut Client| !client.is_good(enrollments, generation);
+        self.revoking = self.dtls.close_where(SESSIONS_A_ROUND, is_over, io);
+    }
+
+    /// Returns whether the session's key is still good; ends it otherwise.
+    fn is_good(&mut self, session: SessionId, io: &mut impl Io) -> bool {
+        let (enrollments, generation) = (&self.rooms.enrollments, self.generation);
+        let is_good =
+            self.dtls.principal_mut(session).is_some_and(|client| client.is_good(enrollments, generation));
+        if !is_good {
+            self.dtls.close(session, io);
+        }
+        is_good
     }
 
     /// What follows, until [`end_batch`](Self::end_batch), has arrived together: the
@@ -209,8 +270,17 @@ impl Stack {
     pub fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
         self.tasks -= 1;
         match done.0 {
-            Outcome::Key(handshake, found) => self.key_found(now, handshake, found, io),
-            Outcome::Response(asked, response) => self.respond(now, &asked, &response, io),
+            Outcome::Key(handshake, generation, found) => {
+                self.key_found(now, handshake, generation, found, io);
+            }
+            Outcome::Response(asked, origin, response) => {
+                self.end_work(asked.exchange.peer, origin);
+                // Its key may have been taken away while it waited.
+                if self.is_good(asked.exchange.peer, io) {
+                    self.respond(now, &asked, &response, io);
+                }
+                self.events(now, io);
+            }
             Outcome::NoKey(handshake) => self.dtls.postpone_psk(handshake),
         }
     }
@@ -230,11 +300,16 @@ impl Stack {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.dtls.poll_timeout(), self.coap.poll_timeout()].into_iter().flatten().min()
+        // At once, as long as there are sessions to be looked at.
+        let revoking = self.revoking.then(Instant::now);
+        [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
+        if self.revoking {
+            self.revoke(io);
+        }
         self.dtls.handle_timeout(now, io);
         self.events(now, io);
         self.coap.handle_timeout(now, &mut Sealing::new(&mut self.dtls, io, &mut self.validation));
@@ -253,23 +328,59 @@ impl Stack {
         let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else {
             return self.validated(now, io);
         };
+        if self.revoking && !self.is_good(session, io) {
+            return self.events(now, io);
+        }
         let Some(client) = self.dtls.principal(session) else { return };
         let is_logged = tracing::enabled!(tracing::Level::INFO) && self.request_lines.admit(now);
         let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
         let asked = Asked { exchange: request.exchange, at: now, line };
-        match self.rooms.service.answer(now, client.origin(from), &client.principal, &request) {
+        let source = client.source(from);
+        let is_busy = client.in_work >= MAX_OF_SESSION
+            || self.in_work.get(&source.origin).is_some_and(|&count| count >= MAX_OF_NETWORK);
+        match self.rooms.service.answer(now, source, &client.principal, &request) {
             Answer::Now(response) => self.respond(now, &asked, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, &asked, &response, io),
+                Poll::Pending if is_busy => {
+                    self.figures.too_many_in_work.fetch_add(1, Ordering::Relaxed);
+                    let busy = Response::problem(Code::TooManyRequests, "too many requests at once");
+                    self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
+                }
                 Poll::Pending if self.tasks >= MAX_TASKS => {
                     let busy = Response::problem(Code::ServiceUnavailable, "too many requests at once");
                     self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
                 Poll::Pending => {
                     self.coap.defer(now, asked.exchange);
-                    self.spawn(async move { Done(Outcome::Response(asked, work.await)) }, io);
+                    self.begin_work(session, source.origin);
+                    let origin = source.origin;
+                    self.spawn(async move { Done(Outcome::Response(asked, origin, work.await)) }, io);
                 }
             },
+        }
+    }
+
+    fn begin_work(&mut self, session: SessionId, origin: Origin) {
+        *self.in_work.entry(origin).or_default() += 1;
+        if let Some(client) = self.dtls.principal_mut(session) {
+            client.in_work += 1;
+        }
+        // What waits for its certificate makes room for others last.
+        self.dtls.set_busy(session, true);
+    }
+
+    fn end_work(&mut self, session: SessionId, origin: Origin) {
+        if let Some(count) = self.in_work.get_mut(&origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_work.remove(&origin);
+            }
+        }
+        if let Some(client) = self.dtls.principal_mut(session) {
+            client.in_work -= 1;
+            let is_busy = client.in_work > 0;
+            self.dtls.set_busy(session, is_busy);
         }
     }
 
@@ -323,7 +434,7 @@ impl Stack {
                 Event::PskNeeded { handshake, identity } => self.find_key(now, handshake, identity, io),
                 Event::Established { session, peer } => {
                     if let Some(client) = self.dtls.principal(session) {
-                        client.origin(peer);
+                        client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
                 }
@@ -358,7 +469,7 @@ impl Stack {
     fn find_key(&mut self, now: Instant, handshake: HandshakeId, identity: Box<[u8]>, io: &mut impl Io) {
         let found = first_step(pin!(self.rooms.enrollments.find(&identity, self.rooms.store.as_ref())));
         match found {
-            Poll::Ready(Ok(found)) => self.key_found(now, handshake, found, io),
+            Poll::Ready(Ok(found)) => self.key_found(now, handshake, self.generation, found, io),
             Poll::Ready(Err(error)) => {
                 key_not_found(&error);
                 self.dtls.postpone_psk(handshake);
@@ -366,9 +477,10 @@ impl Stack {
             Poll::Pending => {
                 // Begun anew: what waits owns what it needs.
                 let Rooms { enrollments, store, .. } = self.rooms.clone();
+                let generation = self.generation;
                 let work = async move {
                     match enrollments.find(&identity, store.as_ref()).await {
-                        Ok(found) => Done(Outcome::Key(handshake, found)),
+                        Ok(found) => Done(Outcome::Key(handshake, generation, found)),
                         Err(error) => {
                             key_not_found(&error);
                             Done(Outcome::NoKey(handshake))
@@ -384,14 +496,16 @@ impl Stack {
         &mut self,
         now: Instant,
         handshake: HandshakeId,
+        generation: u32,
         found: Option<(Key, Principal)>,
         io: &mut impl Io,
     ) {
         if let Some((_, principal)) = &found {
             self.dtls.bind_holder(handshake, self.holder_of(principal));
         }
-        let key = found
-            .and_then(|(key, principal)| Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal))));
+        let key = found.and_then(|(key, principal)| {
+            Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal, generation)))
+        });
         self.dtls.provide_psk(now, handshake, key, io);
         self.events(now, io);
     }

@@ -82,6 +82,10 @@ impl<P> Endpoint<P> {
                         bytes += ip_and_udp(path);
                     }
                     self.follow(handle, path, bytes, is_newest);
+                    if self.has_aged(now, handle) {
+                        self.end_session(handle, Closed::Aged, true, out);
+                        return None;
+                    }
                     return self.opened(now, handle, opened, payload, spent, out);
                 }
                 Err(_) if handshake.is_none() => self.counters.bad_records += 1,
@@ -95,6 +99,15 @@ impl<P> Endpoint<P> {
         let step = self.handshakes.get_mut(handle)?.handshake.protected(header, payload);
         self.take_step(now, handle, step, spent, out);
         None
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.made).as_secs().try_into().unwrap_or(u32::MAX)
+    }
+
+    fn has_aged(&self, now: Instant, handle: Handle) -> bool {
+        let begun = self.sessions.get(handle).map_or(0, |session| session.begun);
+        u64::from(self.seconds(now).saturating_sub(begun)) >= self.config.session_max_age.as_secs()
     }
 
     /// RFC 9146 §6: a client with a connection ID is where its newest record came
@@ -177,7 +190,7 @@ impl<P> Endpoint<P> {
             Some(Holder::Device(number)) => Link::of(number),
             Some(Holder::Shared(number)) => Link::of(self.hasher.hash_one((number, path.peer))),
         };
-        let mut session = Session::new(completed, link, principal);
+        let mut session = Session::new(completed, link, self.seconds(now), principal);
         session.connection.begin_at(path);
         let handle = match connection_id {
             // Found by its ID alone: what somebody sends from another client's

@@ -1,0 +1,170 @@
+//! A key that was taken away opens nothing: sessions that were begun with it end when the
+//! configuration is read.
+
+use super::*;
+
+fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) -> Enrollment {
+    let kind = Kind::Shared { identity: identity.into(), key: Key::from_hex(key).unwrap() };
+    Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue }
+}
+
+/// A stack, and devices in a session each, who have not asked yet.
+struct Scene {
+    stack: Stack,
+    rooms: Rooms,
+    clients: Vec<Client>,
+    out: Collected,
+    now: Instant,
+    _keeps: (tempfile::TempDir, tokio::runtime::Runtime),
+}
+
+impl Scene {
+    fn new(config: dtls::Config, devices: u16) -> Self {
+        let folder = tempfile::TempDir::new().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+        let now = Instant::now();
+        let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
+        let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
+        let stack = Stack::new(dtls, coap, rooms.clone());
+        let out = Collected(Vec::new());
+        let mut scene = Self { stack, rooms, clients: Vec::new(), out, now, _keeps: (folder, runtime) };
+        for number in 0..devices {
+            let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
+            let client = Client::new(Profile::new("plug", psk), [number as u8; 32]);
+            scene.clients.push(client);
+            let first = scene.clients[usize::from(number)].start(now);
+            scene.pass(number, first);
+            assert!(scene.clients[usize::from(number)].is_established());
+        }
+        scene
+    }
+
+    fn pass(&mut self, number: u16, mut to_server: Vec<Vec<u8>>) {
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1000 + number));
+        while let Some(mut datagram) = to_server.pop() {
+            self.stack.receive(self.now, peer, &mut datagram, &mut self.out);
+            for (_, answer) in self.out.0.drain(..) {
+                to_server.extend(self.clients[usize::from(number)].receive(self.now, &answer));
+            }
+        }
+    }
+
+    /// The code of the answer to a request of this device, if it is given one.
+    fn ask(&mut self, number: u16, id: u8) -> Option<u8> {
+        let client = &mut self.clients[usize::from(number)];
+        client.received.clear();
+        // A resource that there is not: nothing is looked up.
+        let datagram = client.send(&[0x40, 1, 0, id, 0xb1, b'x']);
+        self.pass(number, vec![datagram]);
+        self.clients[usize::from(number)].received.first().map(|answer| answer[1])
+    }
+
+    fn reload(&mut self, enrollments: impl IntoIterator<Item = Enrollment>) {
+        self.rooms.enrollments = Arc::new(Enrollments::new(enrollments));
+        self.stack.reload(self.rooms.clone());
+    }
+
+    fn sessions(&mut self) -> u64 {
+        self.stack.publish(0);
+        self.stack.figures().sessions.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn sessions_of_an_enrollment_that_is_gone_or_changed_end_with_the_reload() {
+    let other = "1".repeat(32);
+    for (changed, ends) in [
+        (None, true),
+        (Some(enrollment(&other, "plug", "a1", Reissue::Always)), true),
+        (Some(enrollment(KEY, "socket", "a1", Reissue::Always)), true),
+        (Some(enrollment(KEY, "plug", "a2", Reissue::Always)), true),
+        (Some(Enrollment { kind: Kind::Individual, ..enrollment(KEY, "plug", "a1", Reissue::Always) }), true),
+        (Some(enrollment(KEY, "plug", "a1", Reissue::Once)), false),
+        (Some(enrollment(KEY, "plug", "a1", Reissue::Always)), false),
+    ] {
+        let mut scene = Scene::new(dtls::Config::default(), 3);
+        assert_eq!(scene.ask(0, 1), Some(0x84));
+        scene.reload(changed.clone());
+        // At once, before any timer.
+        assert_eq!(scene.ask(0, 2), (!ends).then_some(0x84), "{changed:?}");
+        // And without a word of the device.
+        while scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()) {
+            scene.stack.handle_timeout(scene.now, &mut scene.out);
+        }
+        assert_eq!(scene.sessions(), if ends { 0 } else { 3 });
+        let told = scene.out.0.len();
+        assert_eq!(told, if ends { 2 } else { 0 }, "close_notify to each of the others");
+        assert_eq!(scene.ask(1, 1), (!ends).then_some(0x84));
+    }
+}
+
+#[test]
+fn many_sessions_are_looked_at_in_rounds_that_end() {
+    let mut scene = Scene::new(dtls::Config::default(), 1200);
+    scene.reload(None);
+    let mut rounds = 0;
+    while scene.sessions() > 0 {
+        assert!(scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()));
+        let before = scene.sessions();
+        scene.stack.handle_timeout(scene.now, &mut scene.out);
+        assert!(before - scene.sessions() <= 512);
+        rounds += 1;
+    }
+    assert_eq!(rounds, 3);
+    assert!(scene.stack.poll_timeout().is_none());
+}
+
+#[test]
+fn a_session_of_the_greatest_age_ends_at_its_next_record() {
+    let config = dtls::Config {
+        session_max_age: Duration::from_secs(600),
+        session_idle: Duration::from_secs(500),
+        ..dtls::Config::default()
+    };
+    let mut scene = Scene::new(config, 1);
+    scene.now += Duration::from_secs(400);
+    assert_eq!(scene.ask(0, 1), Some(0x84));
+    scene.now += Duration::from_secs(199);
+    assert_eq!(scene.ask(0, 2), Some(0x84));
+    scene.now += Duration::from_secs(2);
+    assert_eq!(scene.ask(0, 3), None);
+    assert_eq!(scene.clients[0].alert, Some((1, 0)));
+    assert_eq!(scene.sessions(), 0);
+}
+
+/// Work that never ends is all that this stack is given.
+struct Waiting(Vec<std::pin::Pin<Box<dyn Future<Output = Done> + Send>>>, Collected);
+
+impl dtls::Outbox for Waiting {
+    fn push(&mut self, path: dtls::Path, datagram: &[u8]) {
+        dtls::Outbox::push(&mut self.1, path, datagram);
+    }
+}
+
+impl Io for Waiting {
+    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+        self.0.push(Box::pin(work));
+    }
+}
+
+#[test]
+fn a_session_has_a_few_requests_in_work_and_leaves_the_rest_to_others() {
+    let mut scene = Scene::new(dtls::Config::default(), 2);
+    let _entered = scene._keeps.1.enter();
+    let mut io = Waiting(Vec::new(), Collected(Vec::new()));
+    let mut codes = Vec::new();
+    for id in 1..=10 {
+        // It is not registered yet, and the cloud answers later.
+        let mut datagram = scene.clients[0].send(&request(id, b"sn=SN-1"));
+        scene.stack.receive(scene.now, SocketAddr::from(([192, 0, 2, 1], 1000)), &mut datagram, &mut io);
+        for (_, answer) in io.1.0.drain(..) {
+            scene.clients[0].receive(scene.now, &answer);
+        }
+        codes.extend(scene.clients[0].received.drain(..).map(|answer| answer[1]));
+    }
+    assert_eq!((io.0.len(), codes), (4, vec![0x9d; 6]), "4.29 beyond");
+    let mut datagram = scene.clients[1].send(&request(1, b"sn=SN-1"));
+    scene.stack.receive(scene.now, SocketAddr::from(([192, 0, 2, 1], 1001)), &mut datagram, &mut io);
+    assert_eq!(io.0.len(), 5);
+}
