@@ -31,8 +31,14 @@ import org.bouncycastle.tls.UDPTransport;
 import org.bouncycastle.tls.crypto.impl.bc.BcTlsCrypto;
 
 public final class BouncyCastleClient {
-    private static final int TRIES = 10;
     private static final int HANDSHAKE_MILLIS = 300_000;
+    // RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for.
+    private static final int ACK_TIMEOUT = 2_000;
+    private static final int MAX_RETRANSMIT = 4;
+    private static final int EXCHANGE_LIFETIME = 247_000;
+    // How long the session stays after a separate response: should our acknowledgement be
+    // lost, the response comes again within 3 s.
+    private static final int LINGER = 3_000;
 
     private static final class Client extends PSKTlsClient {
         private final int suite;
@@ -107,23 +113,82 @@ public final class BouncyCastleClient {
         Client client = new Client(crypto, arguments[2], key, suite, options);
         DTLSTransport dtls = new DTLSClientProtocol().connect(client, new UDPTransport(socket, 1280));
 
-        byte[] request = request(arguments[4]);
-        byte[] answer = new byte[1024];
-        // RFC 7252 section 4.2: sent again until it is answered.
-        for (int tries = 0; tries < TRIES; tries++) {
-            dtls.send(request, 0, request.length);
-            int length = dtls.receive(answer, 0, answer.length, 3000);
-            if (length < 4 || answer[1] == 0) continue;
-            int code = answer[1] & 0xff;
-            int payload = 4;
-            while (payload < length && answer[payload] != (byte) 0xff) payload++;
-            System.out.printf("%s %d.%02d ", arguments[5], code >> 5, code & 31);
-            System.out.write(Arrays.copyOfRange(answer, Math.min(payload + 1, length), length));
-            System.out.println();
-            dtls.close();
-            System.exit(code >> 5 == 2 ? 0 : 1);
+        byte[] response = exchange(dtls, request(arguments[4]));
+        dtls.close();
+        if (response == null) {
+            System.err.println("no answer");
+            System.exit(1);
         }
-        System.err.println("no answer");
-        System.exit(1);
+        int code = response[1] & 0xff;
+        System.out.printf("%s %d.%02d ", arguments[5], code >> 5, code & 31);
+        System.out.write(Arrays.copyOfRange(response, payload(response), response.length));
+        System.out.println();
+        System.exit(code >> 5 == 2 ? 0 : 1);
+    }
+
+    /** The response to a request, piggybacked or separate; null when there is none (RFC 7252). */
+    private static byte[] exchange(DTLSTransport dtls, byte[] request) throws java.io.IOException {
+        byte[] message = new byte[1024];
+        byte[] response = null;
+        boolean acknowledged = false;
+        int sent = 0;
+        long wait = ACK_TIMEOUT + new SecureRandom().nextInt(ACK_TIMEOUT / 2);
+        long until = millis();
+        while (true) {
+            if (millis() >= until) {
+                // Section 4.2: repeated until it is acknowledged, and not after that.
+                if (response != null || acknowledged || sent > MAX_RETRANSMIT) return response;
+                dtls.send(request, 0, request.length);
+                sent++;
+                until = millis() + wait;
+                wait *= 2;
+            }
+            // 0 would wait for ever.
+            int length = dtls.receive(message, 0, message.length, (int) Math.max(1, until - millis()));
+            if (length < 4 || (message[0] & 0xc0) != 0x40) continue;
+            int type = message[0] >> 4 & 3;
+            boolean confirmable = type == 0;
+            boolean ours = message[2] == request[2] && message[3] == request[3];
+            if (type == 3) {
+                if (ours) return response;
+                continue;
+            }
+            if (type == 2 && message[1] == 0) {
+                // Section 5.2.2: the response follows separately.
+                if (ours && !acknowledged && response == null) {
+                    acknowledged = true;
+                    until = millis() + EXCHANGE_LIFETIME;
+                }
+                continue;
+            }
+            boolean matches =
+                    (message[1] & 0xff) >= 0x40 && (message[0] & 15) == 1 && length > 4 && message[4] == request[4];
+            if (confirmable) {
+                // Section 4.2: each copy of the response is acknowledged; what means nothing
+                // here is rejected, an empty one (a ping) too.
+                dtls.send(new byte[] {(byte) (matches ? 0x60 : 0x70), 0, message[2], message[3]}, 0, 4);
+            }
+            if (matches && response == null) {
+                response = Arrays.copyOf(message, length);
+                until = millis() + (confirmable ? LINGER : 0);
+            }
+        }
+    }
+
+    private static long millis() {
+        return System.nanoTime() / 1_000_000;
+    }
+
+    /** Where the payload starts: after the options, which may hold what marks it, 0xff. */
+    private static int payload(byte[] message) {
+        int at = 4 + (message[0] & 15);
+        while (at < message.length && message[at] != (byte) 0xff) {
+            int delta = message[at] >> 4 & 15;
+            int size = message[at] & 15;
+            at += 1 + (delta == 13 ? 1 : delta == 14 ? 2 : 0);
+            if (size == 13 && at < message.length) size = 13 + (message[at++] & 0xff);
+            at += size;
+        }
+        return Math.min(at + 1, message.length);
     }
 }

@@ -6,8 +6,10 @@
  * It prints the answer's code and payload. The sixth argument is the cipher as in
  * a GnuTLS priority string; a seventh sets options: `noems` leaves extended master
  * secret out, `rsl512` asks for records of at most 512 bytes (record_size_limit,
- * RFC 8449).
+ * RFC 8449), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the handshake's timer.
  */
+#include "coap.h"
+
 #include <gnutls/dtls.h>
 #include <gnutls/gnutls.h>
 
@@ -18,7 +20,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { HANDSHAKE_MILLIS = 300000, RETRANSMIT_MILLIS = 1000, TRIES = 10, WAIT_MILLIS = 3000 };
+enum { HANDSHAKE_MILLIS = 300000, RETRANSMIT_MILLIS = 1000, RFC7925_MILLIS = 9000 };
 
 static int check(int result, const char *what) {
   if (result < 0) {
@@ -26,15 +28,6 @@ static int check(int result, const char *what) {
     exit(1);
   }
   return result;
-}
-
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
-static size_t request(unsigned char *out, const char *sn) {
-  size_t length = strlen(sn);
-  memcpy(out, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17);
-  out[17] = (unsigned char)(0x60 | length); /* up to 23 characters */
-  memcpy(out + 18, sn, length);
-  return 18 + length;
 }
 
 int main(int argc, char **argv) {
@@ -61,35 +54,35 @@ int main(int argc, char **argv) {
   check(gnutls_credentials_set(session, GNUTLS_CRD_PSK, credentials), "credentials");
   if (strstr(options, "rsl512")) check((int)gnutls_record_set_max_recv_size(session, 512), "record size limit");
   gnutls_transport_set_int(session, fd);
-  gnutls_dtls_set_timeouts(session, RETRANSMIT_MILLIS, HANDSHAKE_MILLIS);
+  gnutls_dtls_set_timeouts(session, strstr(options, "rfc7925") ? RFC7925_MILLIS : RETRANSMIT_MILLIS, HANDSHAKE_MILLIS);
   gnutls_handshake_set_timeout(session, HANDSHAKE_MILLIS);
   int result;
   do result = gnutls_handshake(session);
   while (result < 0 && !gnutls_error_is_fatal(result));
   check(result, "handshake");
 
-  unsigned char message[64], answer[1024];
-  size_t length = request(message, argv[5]);
-  int code = 0;
-  ssize_t got = 0, payload;
-  /* RFC 7252 section 4.2: sent again until it is answered. */
-  for (int tries = 0; tries < TRIES && code == 0; tries++) {
-    check((int)gnutls_record_send(session, message, length), "send");
-    gnutls_record_set_timeout(session, WAIT_MILLIS);
-    got = gnutls_record_recv(session, answer, sizeof answer);
-    if (got == GNUTLS_E_TIMEDOUT || got == GNUTLS_E_AGAIN) continue;
+  struct exchange e;
+  unsigned char message[1024];
+  exchange_start(&e, argv[5]);
+  while (exchange_goes_on(&e)) {
+    if (exchange_due(&e)) {
+      check((int)gnutls_record_send(session, e.request, e.request_length), "send");
+      exchange_sent(&e);
+    }
+    /* 0 would wait for ever. */
+    gnutls_record_set_timeout(session, (unsigned)exchange_wait(&e) + 1);
+    ssize_t got = gnutls_record_recv(session, message, sizeof message);
+    if (got == GNUTLS_E_TIMEDOUT || got == GNUTLS_E_AGAIN || got == GNUTLS_E_INTERRUPTED) continue;
+    if (got <= 0 && e.code) break;
     check((int)got, "receive");
-    if (got >= 4) code = answer[1];
+    if (got == 0) break;
+    if (exchange_receive(&e, message, (size_t)got)) check((int)gnutls_record_send(session, e.reply, sizeof e.reply), "send");
   }
-  if (code == 0) return fprintf(stderr, "no answer\n"), 1;
-  for (payload = 4; payload < got && answer[payload] != 0xff; payload++) {}
   char *description = gnutls_session_get_desc(session);
-  printf("%s %d.%02d ", description, code >> 5, code & 31);
-  fwrite(answer + payload + 1, 1, payload < got ? (size_t)(got - payload - 1) : 0, stdout);
-  putchar('\n');
+  result = exchange_result(&e, description);
   gnutls_free(description);
   gnutls_bye(session, GNUTLS_SHUT_WR);
   gnutls_deinit(session);
   gnutls_psk_free_client_credentials(credentials);
-  return code >> 5 == 2 ? 0 : 1;
+  return result;
 }

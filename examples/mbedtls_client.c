@@ -7,8 +7,11 @@
  * cipher suite, such as TLS-PSK-WITH-AES-128-GCM-SHA256; a seventh sets options:
  * `noems` leaves extended master secret out, `mfl512` asks for small records,
  * `cid0` for connection IDs, its own one being empty, `cid4` for one of four bytes
- * (RFC 9146; mbedTLS 3).
+ * (RFC 9146; mbedTLS 3), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the
+ * handshake's timer.
  */
+#include "coap.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,22 +35,8 @@ static void check(int result, const char *what) {
   }
 }
 
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
-static size_t request(unsigned char *out, const char *sn) {
-  unsigned char *p = out;
-  size_t length = strlen(sn);
-  memcpy(p, "\x41\x01\x12\x34\xc3", 5), p += 5; /* CON, GET, message ID, token */
-  memcpy(p, "\xb4" "cert", 5), p += 5;          /* Uri-Path: cert */
-  memcpy(p, "\x11\x3c\xff", 3), p += 3;         /* Content-Format: 60, payload */
-  memcpy(p, "\xa1\x62sn", 4), p += 4;           /* a map of one: "sn" */
-  if (length < 24) *p++ = (unsigned char)(0x60 | length);
-  else *p++ = 0x78, *p++ = (unsigned char)length;
-  memcpy(p, sn, length);
-  return (size_t)(p - out) + length;
-}
-
 int main(int argc, char **argv) {
-  if (argc < 6) {
+  if (argc < 6 || strlen(argv[5]) > 23) {
     fprintf(stderr, "usage: %s HOST PORT IDENTITY PSK-HEX SN [SUITE [OPTIONS]]\n", argv[0]);
     return 2;
   }
@@ -73,7 +62,7 @@ int main(int argc, char **argv) {
   check(mbedtls_ssl_config_defaults(&config, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_DATAGRAM,
                                     MBEDTLS_SSL_PRESET_DEFAULT), "defaults");
   mbedtls_ssl_conf_rng(&config, mbedtls_ctr_drbg_random, &random);
-  mbedtls_ssl_conf_read_timeout(&config, 3000);
+  if (argc > 7 && strstr(argv[7], "rfc7925")) mbedtls_ssl_conf_handshake_timeout(&config, 9000, 60000);
   check(mbedtls_ssl_conf_psk(&config, psk, psk_length, (const unsigned char *)argv[3], strlen(argv[3])), "psk");
   int suites[2] = {0, 0};
   suites[0] = mbedtls_ssl_get_ciphersuite_id(argc > 6 ? argv[6] : "TLS-PSK-WITH-AES-128-CCM-8");
@@ -107,28 +96,29 @@ int main(int argc, char **argv) {
   if (id && !enabled) return fprintf(stderr, "no connection ID\n"), 1;
 #endif
 
-  unsigned char message[256], answer[1024];
-  size_t length = request(message, argv[5]);
-  int code = 0, got = 0, payload = 0;
-  /* RFC 7252 section 4.2: sent again until it is answered. An empty message is
-   * the acknowledgement of a request whose answer comes separately. */
-  for (int tries = 0; tries < 10 && code == 0; tries++) {
-    check(mbedtls_ssl_write(&ssl, message, length), "write");
-    got = mbedtls_ssl_read(&ssl, answer, sizeof answer - 1);
-    if (got == MBEDTLS_ERR_SSL_TIMEOUT) continue;
+  struct exchange e;
+  unsigned char message[1024];
+  exchange_start(&e, argv[5]);
+  while (exchange_goes_on(&e)) {
+    if (exchange_due(&e)) {
+      check(mbedtls_ssl_write(&ssl, e.request, e.request_length), "write");
+      exchange_sent(&e);
+    }
+    /* 0 would wait for ever. */
+    mbedtls_ssl_conf_read_timeout(&config, (uint32_t)exchange_wait(&e) + 1);
+    int got = mbedtls_ssl_read(&ssl, message, sizeof message);
+    if (got == MBEDTLS_ERR_SSL_TIMEOUT || got == MBEDTLS_ERR_SSL_WANT_READ) continue;
+    if (got <= 0 && e.code) break;
     check(got, "read");
-    if (got >= 4) code = answer[1];
+    if (got == 0) break;
+    if (exchange_receive(&e, message, (size_t)got)) check(mbedtls_ssl_write(&ssl, e.reply, sizeof e.reply), "write");
   }
-  if (code == 0) return fprintf(stderr, "no answer\n"), 1;
-  for (payload = 4; payload < got && answer[payload] != 0xff; payload++) {}
-  printf("%s %d.%02d ", mbedtls_ssl_get_ciphersuite(&ssl), code >> 5, code & 31);
-  fwrite(answer + payload + 1, 1, payload < got ? (size_t)(got - payload - 1) : 0, stdout);
-  putchar('\n');
+  result = exchange_result(&e, mbedtls_ssl_get_ciphersuite(&ssl));
   mbedtls_ssl_close_notify(&ssl);
   mbedtls_net_free(&socket);
   mbedtls_ssl_free(&ssl);
   mbedtls_ssl_config_free(&config);
   mbedtls_ctr_drbg_free(&random);
   mbedtls_entropy_free(&entropy);
-  return code >> 5 == 2 ? 0 : 1;
+  return result;
 }

@@ -10,6 +10,8 @@
 
 #include "dtls.h"
 
+#include "coap.h"
+
 #include <arpa/inet.h>
 #include <poll.h>
 #include <stdio.h>
@@ -19,10 +21,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PATIENCE_SECONDS = 240, REPEAT_SECONDS = 3 };
+enum { PATIENCE_SECONDS = 300, TICK_MILLIS = 100 };
 
 struct device {
-  int fd, connected, code;
+  int fd, connected;
+  struct exchange exchange;
   const char *identity, *suite;
   unsigned char key[64];
   size_t key_length;
@@ -34,15 +37,8 @@ static int to_network(dtls_context_t *dtls, session_t *session, uint8 *data, siz
 }
 
 static int from_server(dtls_context_t *dtls, session_t *session, uint8 *data, size_t length) {
-  struct device *device = dtls_get_app_data(dtls);
-  size_t payload;
-  (void)session;
-  if (length < 4 || data[1] == 0) return 0; /* an empty message acknowledges what is answered later */
-  for (payload = 4; payload < length && data[payload] != 0xff; payload++) {}
-  printf("%s %d.%02d ", device->suite, data[1] >> 5, data[1] & 31);
-  fwrite(data + payload + 1, 1, payload < length ? length - payload - 1 : 0, stdout);
-  putchar('\n');
-  device->code = data[1];
+  struct exchange *exchange = &((struct device *)dtls_get_app_data(dtls))->exchange;
+  if (exchange_receive(exchange, data, length)) dtls_write(dtls, session, exchange->reply, sizeof exchange->reply);
   return 0;
 }
 
@@ -68,15 +64,6 @@ static int key(dtls_context_t *dtls, const session_t *session, dtls_credentials_
   if (length > room) return dtls_alert_fatal_create(DTLS_ALERT_INTERNAL_ERROR);
   memcpy(out, what, length);
   return (int)length;
-}
-
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
-static size_t request(unsigned char *out, const char *sn) {
-  size_t length = strlen(sn);
-  memcpy(out, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17);
-  out[17] = (unsigned char)(0x60 | length); /* up to 23 characters */
-  memcpy(out + 18, sn, length);
-  return 18 + length;
 }
 
 int main(int argc, char **argv) {
@@ -107,26 +94,24 @@ int main(int argc, char **argv) {
   dtls_set_handler(dtls, &handler);
   dtls_connect(dtls, &server);
 
-  unsigned char message[64], datagram[2048];
-  size_t length = request(message, argv[5]);
-  time_t started = time(NULL), repeat_at = 0;
-  while (device.code == 0 && time(NULL) - started < PATIENCE_SECONDS) {
+  unsigned char datagram[2048];
+  time_t started = time(NULL);
+  exchange_start(&device.exchange, argv[5]);
+  while (exchange_goes_on(&device.exchange) && time(NULL) - started < PATIENCE_SECONDS) {
     clock_time_t next = 0;
     dtls_check_retransmit(dtls, &next);
-    /* RFC 7252 section 4.2: sent again until it is answered. */
-    if (device.connected && time(NULL) >= repeat_at) {
-      dtls_write(dtls, &server, message, length);
-      repeat_at = time(NULL) + REPEAT_SECONDS;
+    if (device.connected && exchange_due(&device.exchange)) {
+      dtls_write(dtls, &server, device.exchange.request, device.exchange.request_length);
+      exchange_sent(&device.exchange);
     }
     struct pollfd readable = {.fd = device.fd, .events = POLLIN};
-    if (poll(&readable, 1, 100) > 0) {
+    if (poll(&readable, 1, TICK_MILLIS) > 0) {
       ssize_t got = recv(device.fd, datagram, sizeof datagram, 0);
       if (got > 0) dtls_handle_message(dtls, &server, datagram, (int)got);
     }
   }
-  int code = device.code;
-  if (code == 0) fprintf(stderr, "no answer\n");
+  int result = exchange_result(&device.exchange, device.suite);
   dtls_free_context(dtls); /* says goodbye */
   close(device.fd);
-  return code >> 5 == 2 ? 0 : 1;
+  return result;
 }

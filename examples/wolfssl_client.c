@@ -8,7 +8,8 @@
  * It prints the answer's code and payload. The last argument sets options: a
  * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0`
  * for connection IDs, its own one being empty, `cid4` for one of four bytes
- * (RFC 9146; wolfSSL 5.7.4 and later, built with WOLFSSL_DTLS_CID).
+ * (RFC 9146; wolfSSL 5.7.4 and later, built with WOLFSSL_DTLS_CID), `rfc7925` starts with
+ * the 9 s of RFC 7925 section 11 for the handshake's timer.
  */
 #ifdef WOLFSSL_USER_SETTINGS
 #include <wolfssl/wolfcrypt/settings.h>
@@ -16,6 +17,8 @@
 #include <wolfssl/options.h>
 #endif
 #include <wolfssl/ssl.h>
+
+#include "coap.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -36,16 +39,6 @@ static unsigned psk(WOLFSSL *ssl, const char *hint, char *identity, unsigned ide
   snprintf(identity, identity_max, "%s", identity_text);
   memcpy(out, key, key_length);
   return key_length;
-}
-
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
-static size_t request(unsigned char *out, const char *sn) {
-  unsigned char *p = out;
-  size_t length = strlen(sn);
-  memcpy(p, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17), p += 17;
-  *p++ = (unsigned char)(0x60 | length); /* up to 23 characters */
-  memcpy(p, sn, length);
-  return (size_t)(p - out) + length;
 }
 
 int main(int argc, char **argv) {
@@ -79,7 +72,7 @@ int main(int argc, char **argv) {
 #endif
   wolfSSL_dtls_set_peer(ssl, &server, sizeof server);
   wolfSSL_set_fd(ssl, fd);
-  wolfSSL_dtls_set_timeout_init(ssl, 1);
+  wolfSSL_dtls_set_timeout_init(ssl, strstr(options, "rfc7925") ? 9 : 1);
   if (wolfSSL_connect(ssl) != WOLFSSL_SUCCESS) {
     char text[WOLFSSL_MAX_ERROR_SZ];
     return fprintf(stderr, "handshake: %s\n", wolfSSL_ERR_error_string(wolfSSL_get_error(ssl, 0), text)), 1;
@@ -91,28 +84,29 @@ int main(int argc, char **argv) {
     return fprintf(stderr, "no connection ID\n"), 1;
 #endif
 
-  unsigned char message[256], answer[1024];
-  size_t length = request(message, argv[5]);
-  int code = 0, got = 0, payload;
+  struct exchange e;
+  unsigned char message[1024];
   /* After its handshake wolfSSL would wait for ever in a blocking socket. */
   fcntl(fd, F_SETFL, O_NONBLOCK);
   wolfSSL_dtls_set_using_nonblock(ssl, 1);
-  /* RFC 7252 section 4.2: sent again until it is answered. */
-  for (int tries = 0; tries < 10 && code == 0; tries++) {
-    wolfSSL_write(ssl, message, (int)length);
-    struct pollfd readable = {.fd = fd, .events = POLLIN};
-    while (code == 0 && poll(&readable, 1, 2000) > 0) {
-      got = wolfSSL_read(ssl, answer, sizeof answer);
-      if (got >= 4) code = answer[1];
+  exchange_start(&e, argv[5]);
+  while (exchange_goes_on(&e)) {
+    if (exchange_due(&e)) {
+      wolfSSL_write(ssl, e.request, (int)e.request_length);
+      exchange_sent(&e);
     }
+    int got = wolfSSL_read(ssl, message, sizeof message);
+    if (got > 0) {
+      if (exchange_receive(&e, message, (size_t)got)) wolfSSL_write(ssl, e.reply, sizeof e.reply);
+      continue;
+    }
+    if (wolfSSL_get_error(ssl, got) != WOLFSSL_ERROR_WANT_READ) break;
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    poll(&readable, 1, (int)exchange_wait(&e));
   }
-  if (code == 0) return fprintf(stderr, "no answer\n"), 1;
-  for (payload = 4; payload < got && answer[payload] != 0xff; payload++) {}
-  printf("%s %d.%02d ", wolfSSL_get_cipher_name(ssl), code >> 5, code & 31);
-  fwrite(answer + payload + 1, 1, payload < got ? (size_t)(got - payload - 1) : 0, stdout);
-  putchar('\n');
+  int result = exchange_result(&e, wolfSSL_get_cipher_name(ssl));
   wolfSSL_shutdown(ssl);
   wolfSSL_free(ssl);
   wolfSSL_CTX_free(context);
-  return code >> 5 == 2 ? 0 : 1;
+  return result;
 }

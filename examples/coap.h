@@ -1,0 +1,129 @@
+/* CoAP as a device needs it (RFC 7252), for the clients in this folder: one confirmable
+ * request for /cert and its response, piggybacked or separate. It sends nothing itself:
+ *
+ *   struct exchange e;
+ *   exchange_start(&e, sn);
+ *   while (exchange_goes_on(&e)) {
+ *     if (exchange_due(&e)) send(e.request, e.request_length), exchange_sent(&e);
+ *     receive a message, for at most exchange_wait(&e) milliseconds;
+ *     if (exchange_receive(&e, message, length)) send(e.reply, sizeof e.reply);
+ *   }
+ */
+#ifndef COAP_H
+#define COAP_H
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for. */
+enum { ACK_TIMEOUT = 2000, MAX_RETRANSMIT = 4, EXCHANGE_LIFETIME = 247000 };
+/* How long the session stays after a separate response, in milliseconds: should our
+ * acknowledgement be lost, the response comes again within 3 s. */
+enum { LINGER = 3000 };
+
+enum { CONFIRMABLE, NON_CONFIRMABLE, ACKNOWLEDGEMENT, RESET };
+
+struct exchange {
+  unsigned char request[64], reply[4], payload[1024];
+  size_t request_length, payload_length;
+  int sent, acknowledged, refused, code;
+  long wait, until; /* milliseconds */
+};
+
+static inline long exchange_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
+ * number has up to 23 characters. */
+static inline void exchange_start(struct exchange *e, const char *sn) {
+  size_t length = strlen(sn);
+  memset(e, 0, sizeof *e);
+  memcpy(e->request, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17);
+  e->request[17] = (unsigned char)(0x60 | length);
+  memcpy(e->request + 18, sn, length);
+  e->request_length = 18 + length;
+  /* ACK_TIMEOUT times a random factor of 1 to 1.5, and none so far. */
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  e->wait = ACK_TIMEOUT + now.tv_nsec / 1000 % (ACK_TIMEOUT / 2);
+  e->until = exchange_now();
+}
+
+static inline int exchange_goes_on(const struct exchange *e) {
+  int time_left = exchange_now() < e->until;
+  if (e->refused) return 0;
+  if (e->code || e->acknowledged) return time_left;
+  return time_left || e->sent <= MAX_RETRANSMIT;
+}
+
+/* Section 4.2: the request is repeated until it is acknowledged, and not after that. */
+static inline int exchange_due(const struct exchange *e) {
+  return !e->acknowledged && !e->code && exchange_now() >= e->until;
+}
+
+static inline void exchange_sent(struct exchange *e) {
+  e->sent++;
+  e->until = exchange_now() + e->wait;
+  e->wait *= 2;
+}
+
+static inline long exchange_wait(const struct exchange *e) {
+  long left = e->until - exchange_now();
+  return left > 0 ? left : 0;
+}
+
+/* Takes a message; tells whether e->reply has to be sent. */
+static inline int exchange_receive(struct exchange *e, const unsigned char *message, size_t length) {
+  if (length < 4 || message[0] >> 6 != 1) return 0;
+  int type = message[0] >> 4 & 3, ours = memcmp(message + 2, e->request + 2, 2) == 0;
+  size_t token_length = message[0] & 15;
+  memcpy(e->reply, "\x60\x00", 2);
+  memcpy(e->reply + 2, message + 2, 2);
+  if (type == RESET) {
+    e->refused |= ours;
+    return 0;
+  }
+  if (message[1] == 0 && type == ACKNOWLEDGEMENT) {
+    /* Section 5.2.2: the response follows separately. */
+    if (ours && !e->acknowledged && !e->code) e->acknowledged = 1, e->until = exchange_now() + EXCHANGE_LIFETIME;
+    return 0;
+  }
+  if (message[1] < 0x40 || token_length != 1 || length < 5 || message[4] != e->request[4]) {
+    /* Section 4.2: what means nothing here is rejected, an empty one (a ping) too. */
+    e->reply[0] = 0x70;
+    return type == CONFIRMABLE;
+  }
+  if (e->code == 0) {
+    size_t at = 5;
+    e->code = message[1];
+    e->until = exchange_now() + (type == CONFIRMABLE ? LINGER : 0);
+    /* The options, as they may hold what marks the payload, 0xff. */
+    while (at < length && message[at] != 0xff) {
+      size_t delta = message[at] >> 4, size = message[at] & 15;
+      at += 1 + (delta == 13 ? 1 : delta == 14 ? 2 : 0);
+      if (size == 13 && at < length) size = 13u + message[at++];
+      else if (size == 14 && at + 1 < length) size = 269u + message[at] * 256u + message[at + 1], at += 2;
+      at += size;
+    }
+    if (at < length) e->payload_length = length - at - 1;
+    if (e->payload_length > sizeof e->payload) e->payload_length = sizeof e->payload;
+    memcpy(e->payload, message + length - e->payload_length, e->payload_length);
+  }
+  /* Each copy of a confirmable response is acknowledged (section 4.2). */
+  return type == CONFIRMABLE;
+}
+
+/* Prints the response, after the name of the suite; returns the exit status. */
+static inline int exchange_result(const struct exchange *e, const char *suite) {
+  if (e->code == 0) return fputs(e->refused ? "the request was rejected\n" : "no answer\n", stderr), 1;
+  printf("%s %d.%02d ", suite, e->code >> 5, e->code & 31);
+  fwrite(e->payload, 1, e->payload_length, stdout);
+  putchar('\n');
+  return e->code >> 5 == 2 ? 0 : 1;
+}
+
+#endif
