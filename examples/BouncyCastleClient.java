@@ -35,6 +35,8 @@ public final class BouncyCastleClient {
     // RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for.
     private static final int ACK_TIMEOUT = 2_000;
     private static final int MAX_RETRANSMIT = 4;
+    // How often a device asks anew, with a new message ID, when nothing acknowledges it.
+    private static final int ATTEMPTS = 3;
     private static final int EXCHANGE_LIFETIME = 247_000;
     // How long the session stays after a separate response: should our acknowledgement be
     // lost, the response comes again within 3 s.
@@ -113,7 +115,12 @@ public final class BouncyCastleClient {
         Client client = new Client(crypto, arguments[2], key, suite, options);
         DTLSTransport dtls = new DTLSClientProtocol().connect(client, new UDPTransport(socket, 1280));
 
-        byte[] response = exchange(dtls, request(arguments[4]));
+        byte[] request = request(arguments[4]);
+        byte[] response = null;
+        for (int attempt = 0; attempt < ATTEMPTS && response == null; attempt++) {
+            response = exchange(dtls, request);
+            request[3]++;
+        }
         dtls.close();
         if (response == null) {
             System.err.println("no answer");

@@ -18,6 +18,8 @@
 
 /* RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for. */
 enum { ACK_TIMEOUT = 2000, MAX_RETRANSMIT = 4, EXCHANGE_LIFETIME = 247000 };
+/* How often a device asks anew, with a new message ID, when nothing acknowledges it. */
+enum { ATTEMPTS = 3 };
 /* How long the session stays after a separate response, in milliseconds: should our
  * acknowledgement be lost, the response comes again within 3 s. */
 enum { LINGER = 3000 };
@@ -27,7 +29,7 @@ enum { CONFIRMABLE, NON_CONFIRMABLE, ACKNOWLEDGEMENT, RESET };
 struct exchange {
   unsigned char request[64], reply[4], payload[1024];
   size_t request_length, payload_length;
-  int sent, acknowledged, refused, code;
+  int sent, attempts, acknowledged, refused, code;
   long wait, until; /* milliseconds */
 };
 
@@ -35,6 +37,15 @@ static inline long exchange_now(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ACK_TIMEOUT times a random factor of 1 to 1.5, and nothing sent so far. */
+static inline void exchange_attempt(struct exchange *e) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  e->wait = ACK_TIMEOUT + now.tv_nsec / 1000 % (ACK_TIMEOUT / 2);
+  e->sent = 0;
+  e->attempts++;
 }
 
 /* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
@@ -46,10 +57,7 @@ static inline void exchange_start(struct exchange *e, const char *sn) {
   e->request[17] = (unsigned char)(0x60 | length);
   memcpy(e->request + 18, sn, length);
   e->request_length = 18 + length;
-  /* ACK_TIMEOUT times a random factor of 1 to 1.5, and none so far. */
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  e->wait = ACK_TIMEOUT + now.tv_nsec / 1000 % (ACK_TIMEOUT / 2);
+  exchange_attempt(e);
   e->until = exchange_now();
 }
 
@@ -57,12 +65,17 @@ static inline int exchange_goes_on(const struct exchange *e) {
   int time_left = exchange_now() < e->until;
   if (e->refused) return 0;
   if (e->code || e->acknowledged) return time_left;
-  return time_left || e->sent <= MAX_RETRANSMIT;
+  return time_left || e->sent <= MAX_RETRANSMIT || e->attempts < ATTEMPTS;
 }
 
 /* Section 4.2: the request is repeated until it is acknowledged, and not after that. */
-static inline int exchange_due(const struct exchange *e) {
-  return !e->acknowledged && !e->code && exchange_now() >= e->until;
+static inline int exchange_due(struct exchange *e) {
+  if (e->acknowledged || e->code || exchange_now() < e->until) return 0;
+  if (e->sent > MAX_RETRANSMIT) {
+    e->request[3]++;
+    exchange_attempt(e);
+  }
+  return 1;
 }
 
 static inline void exchange_sent(struct exchange *e) {

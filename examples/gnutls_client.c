@@ -6,7 +6,7 @@
  * It prints the answer's code and payload. The sixth argument is the cipher as in
  * a GnuTLS priority string; a seventh sets options: `noems` leaves extended master
  * secret out, `rsl512` asks for records of at most 512 bytes (record_size_limit,
- * RFC 8449), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the handshake's timer.
+ * RFC 8449).
  */
 #include "coap.h"
 
@@ -20,7 +20,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { HANDSHAKE_MILLIS = 300000, RETRANSMIT_MILLIS = 1000, RFC7925_MILLIS = 9000 };
+enum { HANDSHAKE_MILLIS = 300000, RETRANSMIT_MILLIS = 1000 };
 
 static int check(int result, const char *what) {
   if (result < 0) {
@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
   check(gnutls_credentials_set(session, GNUTLS_CRD_PSK, credentials), "credentials");
   if (strstr(options, "rsl512")) check((int)gnutls_record_set_max_recv_size(session, 512), "record size limit");
   gnutls_transport_set_int(session, fd);
-  gnutls_dtls_set_timeouts(session, strstr(options, "rfc7925") ? RFC7925_MILLIS : RETRANSMIT_MILLIS, HANDSHAKE_MILLIS);
+  gnutls_dtls_set_timeouts(session, RETRANSMIT_MILLIS, HANDSHAKE_MILLIS);
   gnutls_handshake_set_timeout(session, HANDSHAKE_MILLIS);
   int result;
   do result = gnutls_handshake(session);
