@@ -1,6 +1,7 @@
 //! Networks between a device and the server: one that loses, repeats and
-//! reorders, and one that gives the device a new address again and again. They
-//! read nothing of what they carry but the type of its first record.
+//! reorders, one that gives the device a new address again and again, one that does
+//! so once, in the midst of the cookie exchange, and one with an outage. They read
+//! nothing of what they carry but the type of its first record.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -9,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -130,6 +131,129 @@ impl ForgetfulNetwork {
         });
         network
     }
+}
+
+/// A network whose address translator forgets the one device behind it after its first
+/// datagram, so that the cookie which the server gave for the old port is no longer good.
+pub struct RebindingNetwork {
+    /// Where the device finds the server.
+    pub address: SocketAddr,
+    /// Whether the second datagram left from a new port.
+    pub rebound: Arc<AtomicBool>,
+}
+
+impl RebindingNetwork {
+    /// In front of this server.
+    pub fn new(server: SocketAddr) -> Self {
+        let rebound = Arc::<AtomicBool>::default();
+        let (mut datagrams, seen) = (0, rebound.clone());
+        let address = translator(
+            server,
+            || true,
+            move || {
+                datagrams += 1;
+                if datagrams != 2 {
+                    return Fate::Pass;
+                }
+                seen.store(true, SeqCst);
+                Fate::Rebind
+            },
+        );
+        Self { address, rebound }
+    }
+}
+
+/// A network that fails once the cookie exchange is over: from the third datagram of the
+/// one device behind it on, everything is lost in both directions for a time.
+pub struct Outage {
+    /// Where the device finds the server.
+    pub address: SocketAddr,
+    /// Datagrams of the device that were lost.
+    pub lost: Arc<AtomicU32>,
+    /// Of them, those that a device with the timers of RFC 7925 §11 would not have sent
+    /// yet, even one that takes a quarter off them: from a second to six after the first.
+    pub hurried: Arc<AtomicU32>,
+}
+
+impl Outage {
+    /// In front of this server, for this long.
+    pub fn new(server: SocketAddr, length: Duration) -> Self {
+        let (lost, hurried) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+        let began = Arc::<Mutex<Option<Instant>>>::default();
+        let is_over = {
+            let began = began.clone();
+            move || began.lock().expect("not poisoned").is_none_or(|began| began.elapsed() >= length)
+        };
+        let (mut datagrams, counts) = (0, (lost.clone(), hurried.clone()));
+        let passes = is_over.clone();
+        let address = translator(server, passes, move || {
+            datagrams += 1;
+            if datagrams == 3 {
+                *began.lock().expect("not poisoned") = Some(Instant::now());
+            }
+            if is_over() {
+                return Fate::Pass;
+            }
+            let since = began.lock().expect("not poisoned").map_or(Duration::ZERO, |began| began.elapsed());
+            let early = (Duration::from_secs(1)..Duration::from_secs(6)).contains(&since);
+            counts.0.fetch_add(1, SeqCst);
+            counts.1.fetch_add(u32::from(early), SeqCst);
+            Fate::Lose
+        });
+        Self { address, lost, hurried }
+    }
+}
+
+/// What becomes of a device's datagram.
+enum Fate {
+    Pass,
+    /// It leaves from a new port, and what comes to the old one goes nowhere.
+    Rebind,
+    Lose,
+}
+
+/// An address translator in front of a server, for one device at a time: decides about each
+/// datagram of the server by `returns`, and about each of the device by `fate`.
+fn translator(
+    server: SocketAddr,
+    returns: impl Fn() -> bool + Clone + Send + 'static,
+    mut fate: impl FnMut() -> Fate + Send + 'static,
+) -> SocketAddr {
+    let (front, address) = front();
+    thread::spawn(move || {
+        let (mapping, mut back) = (Arc::<AtomicU32>::default(), None::<Arc<UdpSocket>>);
+        let mut known = None;
+        let mut buffer = [0; 2048];
+        while let Ok((length, device)) = front.recv_from(&mut buffer) {
+            let fate = fate();
+            if matches!(fate, Fate::Lose) {
+                continue;
+            }
+            // A device that begins again does so from another port.
+            if matches!(fate, Fate::Rebind) || known.replace(device) != Some(device) {
+                back = None;
+                mapping.fetch_add(1, SeqCst);
+            }
+            let own = mapping.load(SeqCst);
+            let socket = back.get_or_insert_with(|| {
+                let socket = back_socket(server);
+                let (front, returning) = (front.try_clone().expect("a clone"), socket.clone());
+                let (mapping, returns) = (mapping.clone(), returns.clone());
+                thread::spawn(move || {
+                    let mut buffer = [0; 2048];
+                    while let Ok(length) = returning.recv(&mut buffer) {
+                        if mapping.load(SeqCst) == own && returns() {
+                            // The device may be gone.
+                            let _ = front.send_to(&buffer[..length], device);
+                        }
+                    }
+                });
+                socket
+            });
+            let _ = socket.send(&buffer[..length]);
+        }
+    });
+    address
 }
 
 fn front() -> (UdpSocket, SocketAddr) {
