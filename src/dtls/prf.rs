@@ -1,7 +1,7 @@
 //! Key derivation of TLS 1.2 with SHA-256 (RFC 5246 §5, §6.3, §8.1; RFC 7627):
 //! pure functions from secrets to secrets.
 
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, KeyInit, Mac, digest::Output};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -12,26 +12,34 @@ pub(crate) const VERIFY_DATA: usize = 12;
 
 /// P_SHA256 (RFC 5246 §5) of the concatenated `seeds`; the first of them is the label.
 fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
-    // A key of any length is legal for HMAC (RFC 2104 §3).
-    let Ok(keyed) = Hmac::<Sha256>::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
-    let mac = |previous: Option<&[u8]>, seeds: &[&[u8]]| {
-        let mut mac = keyed.clone();
-        for part in previous.iter().chain(seeds) {
-            mac.update(part);
-        }
-        mac.finalize().into_bytes()
-    };
-    let mut a = mac(None, seeds);
+    let keyed = keyed(secret);
+    let mut a = mac(&keyed, None, seeds);
     let blocks = out.len().div_ceil(32);
     for (block, chunk) in out.chunks_mut(32).enumerate() {
-        let mut output = mac(Some(&a), seeds);
+        let mut output = mac(&keyed, Some(&a), seeds);
         chunk.copy_from_slice(&output[..chunk.len()]);
         output.zeroize();
         if block + 1 < blocks {
-            a = mac(Some(&a), &[]);
+            a = mac(&keyed, Some(&a), &[]);
         }
     }
     a.zeroize();
+}
+
+/// HMAC-SHA256 with its key.
+pub(super) fn keyed(secret: &[u8]) -> Hmac<Sha256> {
+    // A key of any length is legal for HMAC (RFC 2104 §3).
+    let Ok(keyed) = Hmac::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
+    keyed
+}
+
+/// HMAC-SHA256 of the concatenated parts.
+pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]) -> Output<Hmac<Sha256>> {
+    let mut mac = keyed.clone();
+    for part in previous.iter().chain(seeds) {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes()
 }
 
 /// The master secret of one handshake, 48 bytes in one place of memory, wiped there.
@@ -67,6 +75,16 @@ impl MasterSecret {
             }
         }
         Self(master)
+    }
+
+    #[cfg(test)]
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0[..]
+    }
+
+    #[cfg(test)]
+    pub(super) fn logged(secret: [u8; 48]) -> Self {
+        Self(Box::new(Zeroizing::new(secret)))
     }
 
     /// The keys that the client and the server write with (RFC 5246 §6.3; the

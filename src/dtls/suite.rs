@@ -21,9 +21,9 @@ use zeroize::Zeroizing;
 use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
 // Only the encryption half of the AES key schedule is ever needed.
-type Ccm8 = Ccm<Aes128Enc, U8, U12>;
-type Ccm16 = Ccm<Aes128Enc, U16, U12>;
-type Gcm = AesGcm<Aes128Enc, U12>;
+pub(super) type Ccm8 = Ccm<Aes128Enc, U8, U12>;
+pub(super) type Ccm16 = Ccm<Aes128Enc, U16, U12>;
+pub(super) type Gcm = AesGcm<Aes128Enc, U12>;
 
 /// A cipher suite that the server can speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -237,7 +237,7 @@ impl DirectionKey<'_> {
         nonce
     }
 
-    fn encrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
+    pub(super) fn encrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
         &self,
         explicit: [u8; EXPLICIT_NONCE],
         aad: &[u8],
@@ -247,7 +247,7 @@ impl DirectionKey<'_> {
         A::new(self.key.into()).encrypt_inout_detached(&nonce, aad, body.into()).ok()
     }
 
-    fn decrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
+    pub(super) fn decrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
         &self,
         explicit: [u8; EXPLICIT_NONCE],
         aad: &[u8],

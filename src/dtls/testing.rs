@@ -11,8 +11,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Psk, Suite,
-    key_exchange::{EphemeralKey, Group, read_params},
+    Config, Endpoint, Psk, Suite,
+    key_exchange::{self, EphemeralKey, Group, read_params},
     message::{self, Fragment},
     prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
     reassembly::Reassembly,
@@ -22,6 +22,23 @@ use super::{
 };
 
 pub use super::record::ContentType;
+
+/// An endpoint whose every byte follows from what it receives: seed and cookie secret are
+/// known, and for as long as the second value lives, the ephemeral secrets of this thread.
+/// Handshakes are recorded with it, and replayed.
+pub fn predictable_endpoint<P>(now: Instant) -> (Endpoint<P>, KnownSecrets) {
+    key_exchange::known::SECRET.set(Some([0x42; 32]));
+    (Endpoint::new(Config::default(), now, &[1; 32], [2; 32]), KnownSecrets(()))
+}
+
+/// Until it is dropped, the ephemeral secrets that this thread makes are known.
+pub struct KnownSecrets(());
+
+impl Drop for KnownSecrets {
+    fn drop(&mut self) {
+        key_exchange::known::SECRET.set(None);
+    }
+}
 
 /// How a [`Client`] behaves.
 #[derive(Clone)]
@@ -148,6 +165,11 @@ impl Client {
     /// Whether the server's Finished was right.
     pub fn is_established(&self) -> bool {
         self.established
+    }
+
+    /// random of the ServerHello.
+    pub fn server_random(&self) -> [u8; 32] {
+        self.server_random
     }
 
     /// What was agreed on: the suite and whether with extended master secret.

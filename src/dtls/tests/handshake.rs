@@ -1,6 +1,8 @@
 //! Handshakes: of every kind of client, over networks that lose, repeat, reorder and
 //! fragment.
 
+use std::collections::HashSet;
+
 use super::*;
 
 #[test]
@@ -313,5 +315,20 @@ fn whatever_a_hello_carries_besides_leads_to_a_full_handshake() {
         assert!(client.is_established());
         assert_eq!(client.server_extensions.keys().copied().collect::<Vec<_>>(), [0x17, 0xff01]);
         assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    }
+}
+
+/// RFC 5246 §7.4.1.3. Without it, keys of two handshakes of a device without entropy, and
+/// so their nonces, would be the same.
+#[test]
+fn each_server_hello_has_a_random_of_its_own() {
+    let mut server = Server::new(Config::default());
+    let mut randoms = HashSet::new();
+    for _ in 0..20 {
+        let mut client = Client::new(profile(), [1; 32]);
+        let first = client.start(server.now);
+        converse(&mut server, &mut client, peer(), first);
+        assert!(client.is_established());
+        assert!(randoms.insert(client.server_random()));
     }
 }

@@ -1,5 +1,7 @@
 //! Records of a session, and how a session ends.
 
+use std::collections::HashSet;
+
 use super::*;
 
 #[test]
@@ -224,4 +226,37 @@ fn no_datagram_is_longer_than_the_path_takes() {
             assert_eq!(client.received.pop(), Some(data));
         }
     }
+}
+
+/// RFC 6655 §3, RFC 5288 §3: a nonce that is used twice under a key opens both records.
+#[test]
+fn each_record_has_a_nonce_of_its_own() {
+    for suite in Suite::ALL {
+        let mut server = Server::new(Config::default());
+        let client = connect(&mut server, Profile { suites: vec![suite.code()], ..profile() }, peer(), 1);
+        assert!(client.is_established());
+        let session = server.session();
+        let mut explicit = HashSet::new();
+        for _ in 0..100 {
+            let mut out = Outgoing::new();
+            assert_eq!(server.endpoint.send(session, b"data", &mut out), Delivery::Sent);
+            assert!(explicit.insert(out[0].1[13..21].to_vec()), "{suite:?}");
+        }
+    }
+}
+
+/// RFC 6347 §4.1.2.6: the window is moved by authenticated records alone. Else whoever
+/// knows a client's address could forge the numbers that it will use next.
+#[test]
+fn a_forged_record_takes_no_number_from_the_client() {
+    let (mut server, mut client) = established();
+    let honest = client.send(b"honest");
+    let mut forged = honest.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(server.receive(peer(), &forged), []);
+    // Far ahead, which would leave all honest numbers behind the window.
+    forged[5..11].copy_from_slice(&[0, 0, 0, 1, 0, 0]);
+    assert_eq!(server.receive(peer(), &forged), []);
+    server.receive(peer(), &honest);
+    assert_eq!(server.data.last().map(|(_, data)| &data[..]), Some(&b"honest"[..]));
 }

@@ -200,3 +200,17 @@ fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
     server.advance(Duration::from_secs(300));
     assert!(server.endpoint.remembers_nobody());
 }
+
+/// RFC 4279 §2: the key that stands for an unknown identity's is none that a client could
+/// guess, or its handshake would tell that there is no such identity.
+#[test]
+fn no_key_is_the_one_of_an_unknown_identity() {
+    for key in [vec![0; 16], vec![0], vec![0; 32], psk().as_bytes().to_vec()] {
+        let unknown = Profile { identity: b"sofa-1".to_vec(), psk: Psk::new(key).unwrap(), ..profile() };
+        let mut server = Server::new(Config::default());
+        let mut client = connect(&mut server, unknown, peer(), 1);
+        assert!(!client.is_established());
+        assert_eq!(alert_after(&mut server, &mut client, Duration::from_secs(2)), Some((2, 51)));
+        assert_eq!(server.failures(), [Failure::WrongKey]);
+    }
+}
