@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
-.PHONY: test bench fuzz clients lint deb screenshots
+.PHONY: test bench fuzz mutants clients lint deb screenshots
 
 # Everything that must hold: style, lints, unit tests, and foreign clients
 # against the real server.
@@ -51,3 +51,7 @@ screenshots: clients
 # Ten million mutated messages against the DTLS and CoAP endpoints.
 fuzz:
 	$(CARGO) run --release --features testing --example fuzz -- 10000000
+
+# Each line of the DTLS and CoAP endpoints changed, one at a time: a test must fail.
+mutants:
+	scripts/mutants

@@ -208,4 +208,14 @@ mod tests {
             "the greedy one is not forgotten"
         );
     }
+
+    #[test]
+    fn each_address_of_ipv4_has_a_budget_of_its_own() {
+        let (mut budget, now) = budget();
+        for bit in 0..32 {
+            let peer = SocketAddr::from((std::net::Ipv4Addr::from_bits(1 << bit), 1)).to_string();
+            assert_eq!(affordable(&mut budget, now, &peer, MILLISECOND), 100, "{peer}");
+        }
+        assert_eq!(affordable(&mut budget, now, "0.0.0.0:1", MILLISECOND), 100);
+    }
 }

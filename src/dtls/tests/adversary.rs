@@ -453,3 +453,19 @@ fn a_key_that_cannot_be_had_now_is_asked_for_again() {
     converse(&mut server, &mut client, peer(), again);
     assert!(client.is_established());
 }
+
+/// Only a Finished can be early, in fragments or whole.
+#[test]
+fn an_early_record_longer_than_any_finished_is_not_kept() {
+    let mut server = Server::new(Config::default());
+    let (_, hello) = second_hello(&mut server, profile(), peer());
+    server.receive(peer(), &hello);
+    let early = |length: u8| {
+        let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, length, 0, length];
+        [&header[..], &vec![0x55; length.into()]].concat()
+    };
+    server.receive(peer(), &early(128));
+    assert_eq!(server.endpoint.counters().dropped_messages, 0);
+    server.receive(peer(), &early(129));
+    assert_eq!(server.endpoint.counters().dropped_messages, 1);
+}

@@ -149,3 +149,49 @@ fn the_prefix_of_a_connection_id_is_found_without_keys() {
     assert_eq!(crate::dtls::connection_id_prefix(&[22, 0xfe, 0xfd, 0, 0]), None);
     assert_eq!(crate::dtls::connection_id_prefix(&[25]), None);
 }
+
+/// The address of the handshake, where the client returned a cookie, stays as good as shown.
+#[test]
+fn a_client_that_comes_back_to_where_its_handshake_was_has_nothing_to_show() {
+    let (mut server, mut client) = with_connection_id(b"");
+    assert!(echoes(&mut server, &mut client, elsewhere(), b"x"));
+    assert!(echoes(&mut server, &mut client, peer(), b"x"));
+    assert!(server.endpoint.is_validated(server.session()));
+}
+
+#[test]
+fn a_client_that_stays_where_it_is_is_not_asked_to_show_that_it_does() {
+    let (mut server, mut client) = with_connection_id(b"");
+    assert!(echoes(&mut server, &mut client, peer(), b"x"));
+    let session = server.session();
+    assert!(server.endpoint.is_validated(session));
+    assert_eq!(server.endpoint.send(session, &[7; 1000], &mut Outgoing::new()), Delivery::Sent);
+}
+
+#[test]
+fn what_is_sent_to_where_a_client_was_shown_to_receive_is_no_longer_than_a_record_may_be() {
+    let (mut server, _) = with_connection_id(b"");
+    let session = server.session();
+    let most = server.endpoint.max_data(session).unwrap();
+    let mut send = |length| server.endpoint.send_validated(session, &vec![7; length], &mut Outgoing::new());
+    assert_eq!(send(most), Delivery::Sent);
+    assert_eq!(send(most + 1), Delivery::Lost);
+}
+
+#[test]
+fn the_headers_of_ip_and_udp_count_on_both_ways() {
+    for (there, headers) in [(elsewhere(), 28), ("[2001:db8::7]:1234".parse().unwrap(), 48)] {
+        let (mut server, mut client) = with_connection_id(b"");
+        let mut moved = client.send(b"x");
+        let most = 3 * (moved.len() + headers);
+        let mut datagram = Datagram::new(there, &mut moved);
+        let mut out = Outgoing::new();
+        while server.endpoint.receive(server.now, &mut datagram, &mut out).is_some() {}
+        let session = server.session();
+        let sent = (0..1000)
+            .rev()
+            .find(|&length| server.endpoint.send(session, &vec![7; length], &mut out) == Delivery::Sent);
+        assert!(sent.is_some());
+        assert_eq!((out.len(), out[0].1.len() + headers), (1, most));
+    }
+}

@@ -260,3 +260,17 @@ fn a_forged_record_takes_no_number_from_the_client() {
     server.receive(peer(), &honest);
     assert_eq!(server.data.last().map(|(_, data)| &data[..]), Some(&b"honest"[..]));
 }
+
+/// RFC 5246 §7.2.1.
+#[test]
+fn a_session_that_the_application_closes_is_told_and_gone() {
+    let (mut server, mut client) = established();
+    let session = server.session();
+    let mut out = Outgoing::new();
+    server.endpoint.close(session, &mut out);
+    server.drain(&mut out);
+    client.receive(server.now, &out[0].1);
+    assert_eq!(client.alert, Some((1, 0)));
+    assert_eq!(server.closed(), [Closed::ByUs]);
+    assert!(server.endpoint.remembers_nobody());
+}
