@@ -465,7 +465,7 @@ fn an_early_record_longer_than_any_finished_is_not_kept() {
         [&header[..], &vec![0x55; length.into()]].concat()
     };
     server.receive(peer(), &early(128));
-    assert_eq!(server.endpoint.counters().dropped_messages, 0);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 0);
     server.receive(peer(), &early(129));
-    assert_eq!(server.endpoint.counters().dropped_messages, 1);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
