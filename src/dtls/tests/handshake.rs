@@ -332,3 +332,48 @@ fn each_server_hello_has_a_random_of_its_own() {
         assert!(randoms.insert(client.server_random()));
     }
 }
+
+/// RFC 5246 §7.4.1.4: nothing is answered that was not offered; RFC 8422 §5.2: formats of
+/// points concern suites with points.
+#[test]
+fn point_formats_are_answered_to_a_client_that_offers_them_with_an_ephemeral_suite() {
+    for (suite, groups, is_answered) in
+        [(0xd001, vec![23], true), (0xd001, vec![], false), (0xc0a8, vec![23], false)]
+    {
+        let mut server = Server::new(Config::default());
+        let client = connect(&mut server, Profile { suites: vec![suite], groups, ..profile() }, peer(), 1);
+        assert!(client.is_established());
+        assert_eq!(client.server_extensions.contains_key(&11), is_answered, "{suite:x}");
+    }
+}
+
+/// RFC 4279 §5.3.
+#[test]
+fn an_identity_of_128_bytes_is_looked_up_and_a_longer_one_is_not() {
+    for (length, is_asked) in [(128, true), (129, false)] {
+        let mut server = Server::new(Config::default());
+        let identity = [&b"lamp"[..], &vec![b'x'; length - 4]].concat();
+        let client = connect(&mut server, Profile { identity, ..profile() }, peer(), 1);
+        assert_eq!(client.is_established(), is_asked);
+        assert_eq!(server.events.iter().any(|event| matches!(event, Event::PskNeeded { .. })), is_asked);
+    }
+}
+
+/// RFC 5246 §7.4.9: Finished covers the hellos. Without extended master secret the keys
+/// are the same, so it is the verify_data that tells.
+#[test]
+fn a_hello_that_was_rewritten_on_the_way_is_found_out_by_finished() {
+    let mut server = Server::new(Config::default());
+    let suites = vec![0xc0a4, 0xc0a8, 0x00ff];
+    let mut client = Client::new(Profile { suites, extended_master_secret: false, ..profile() }, [1; 32]);
+    let first = client.start(server.now).concat();
+    let request = server.receive(peer(), &first).remove(0).1;
+    let mut hello = client.receive(server.now, &request).concat();
+    let at = hello.windows(2).position(|code| code == [0xc0, 0xa4]).unwrap();
+    hello[at + 1] = 0xfe;
+    converse(&mut server, &mut client, peer(), vec![hello]);
+    assert_eq!(client.agreed().map(|agreed| agreed.0), Some(Suite::PskAes128Ccm8), "the weaker one");
+    assert!(!client.is_established());
+    assert_eq!(client.alert, Some((2, 51)));
+    assert_eq!(server.failures(), [Failure::WrongFinished]);
+}

@@ -108,7 +108,7 @@ fn messages_of_another_number_are_ignored() {
         let mut other = exchange.clone();
         other[18] = number;
         server.receive(peer(), &other);
-        assert!(server.waiting.is_empty());
+        assert_eq!(keys_asked_for(&server), 0);
     }
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
@@ -122,6 +122,10 @@ fn messages_that_have_no_place_in_the_handshake_are_ignored() {
     for kind in [0, 2, 3, 11, 13, 14, 15, 99] {
         let message = [kind, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
+        // With the body of a ClientKeyExchange.
+        let message = [kind, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 3, 0, 1, 7];
+        assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
+        assert_eq!((keys_asked_for(&server), server.endpoint.counters().dropped_messages), (0, 0));
     }
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
@@ -207,4 +211,114 @@ fn a_cookie_does_not_serve_another_hello() {
     let answer = server.receive(peer(), &second);
     assert_eq!(answer[0].1[13], 3, "HelloVerifyRequest");
     assert_eq!(server.endpoint.handshakes(), 0);
+}
+
+fn keys_asked_for(server: &Server) -> usize {
+    server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count()
+}
+
+/// The first fragment of a hello with a good cookie, and the rest of it.
+fn fragmented_hello(server: &mut Server) -> (Client, Vec<u8>, Vec<u8>) {
+    let mut client = Client::new(Profile { fragment: 60, coalesce: false, ..profile() }, [1; 32]);
+    let first = client.start(server.now).concat();
+    let mut request = server.receive(peer(), &first);
+    let mut second = client.receive(server.now, &request.remove(0).1);
+    assert_eq!(second.len(), 2);
+    let rest = second.remove(1);
+    (client, second.remove(0), rest)
+}
+
+#[test]
+fn another_message_between_the_fragments_of_a_hello_does_not_end_the_handshake() {
+    let mut server = Server::new(Config::default());
+    let (mut client, first, rest) = fragmented_hello(&mut server);
+    assert_eq!(server.receive(peer(), &first), []);
+    for kind in [2, 16, 20] {
+        for sequence in [1, 2] {
+            let message = [kind, 0, 0, 3, 0, sequence, 0, 0, 0, 0, 0, 3, 0, 1, 7];
+            assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
+        }
+    }
+    converse(&mut server, &mut client, peer(), vec![rest]);
+    assert!(client.is_established());
+}
+
+/// RFC 6347 §4.2.4: only the hello itself says that the flight was lost.
+#[test]
+fn another_message_with_the_number_of_the_hello_asks_for_no_flight() {
+    let mut server = Server::new(Config::default());
+    before_the_last_flight(&mut server);
+    server.now += Duration::from_secs(5);
+    let message = [16, 0, 0, 3, 0, 1, 0, 0, 0, 0, 0, 3, 0, 1, 7];
+    assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
+    assert_eq!(server.endpoint.counters().suppressed_flights, 0);
+}
+
+/// RFC 6347 §4.2.1: a client of a later version says 1.2 at most; one that says less, or
+/// speaks no DTLS, is told (RFC 5246 appendix E.1).
+#[test]
+fn a_version_before_1_2_is_told_and_a_later_one_is_taken_for_1_2() {
+    for (version, is_taken) in [(0xfeffu16, false), (0x0303, false), (0xfffd, false), (0xfefc, true)] {
+        let mut server = Server::new(Config::default());
+        let mut client = Client::new(profile(), [1; 32]);
+        let first = client.start(server.now).concat();
+        let request = server.receive(peer(), &first).remove(0).1;
+        let mut hello = client.receive(server.now, &request).concat();
+        hello[25..27].copy_from_slice(&version.to_be_bytes());
+        for (_, answer) in server.receive(peer(), &hello) {
+            client.receive(server.now, &answer);
+        }
+        assert_eq!(client.alert, (!is_taken).then_some((2, 70)), "{version:x}");
+        assert_eq!(server.failures(), if is_taken { vec![] } else { vec![Failure::Version] });
+    }
+}
+
+/// Protected messages are looked at as plaintext ones are: nothing but Finished, with its
+/// number, has a place there.
+#[test]
+fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    server.receive(peer(), &exchange);
+    server.receive(peer(), &change);
+    for (kind, sequence) in [(16, 3), (20, 2), (20, 4), (1, 3)] {
+        let message = [&[kind, 0, 0, 12, 0, sequence, 0, 0, 0, 0, 0, 12][..], &[0; 12]].concat();
+        let other = client.seal(ContentType::Handshake, &message);
+        assert_eq!(server.receive(peer(), &other), []);
+    }
+    assert!(finish(&mut server, &mut client, &[&finished]));
+}
+
+/// A key that comes late belongs to the claim that it was asked for. Else whoever forges a
+/// claim could have another's session go by a name of his choice.
+#[test]
+fn a_late_key_of_another_claim_does_not_say_who_the_client_is() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    server.hold_keys = true;
+    let forged = [&[16, 0, 0, 8, 0, 2, 0, 0, 0, 0, 0, 8, 0, 6][..], b"lamp-0"].concat();
+    server.receive(peer(), &plaintext(22, 9, &forged));
+    server.receive(peer(), &exchange);
+    let waiting: Vec<_> = server.waiting.drain(..).collect();
+    assert_eq!(waiting.len(), 2);
+    for (handshake, identity) in waiting.into_iter().rev() {
+        let name = String::from_utf8_lossy(&identity).into_owned();
+        server.endpoint.provide_psk(server.now, handshake, Some((psk(), name)), &mut Outgoing::new());
+    }
+    assert!(finish(&mut server, &mut client, &[&change, &finished]));
+    assert_eq!(server.endpoint.principal(server.session()).map(String::as_str), Some("lamp-1"));
+}
+
+#[test]
+fn a_key_may_be_put_off_any_number_of_times() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    server.hold_keys = true;
+    for _ in 0..40 {
+        server.receive(peer(), &exchange);
+        let (handshake, _) = server.waiting.pop().expect("asked for again");
+        server.endpoint.postpone_psk(handshake);
+    }
+    server.hold_keys = false;
+    assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
