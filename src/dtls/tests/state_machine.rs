@@ -125,7 +125,7 @@ fn messages_that_have_no_place_in_the_handshake_are_ignored() {
         // With the body of a ClientKeyExchange.
         let message = [kind, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 3, 0, 1, 7];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
-        assert_eq!((keys_asked_for(&server), server.endpoint.counters().dropped_messages), (0, 0));
+        assert_eq!((keys_asked_for(&server), server.endpoint.counters().dropped(Dropped::Message)), (0, 0));
     }
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
