@@ -251,7 +251,7 @@ fn another_message_with_the_number_of_the_hello_asks_for_no_flight() {
     server.now += Duration::from_secs(5);
     let message = [16, 0, 0, 3, 0, 1, 0, 0, 0, 0, 0, 3, 0, 1, 7];
     assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
-    assert_eq!(server.endpoint.counters().suppressed_flights, 0);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Flight), 0);
 }
 
 /// RFC 6347 §4.2.1: a client of a later version says 1.2 at most; one that says less, or
