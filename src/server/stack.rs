@@ -324,13 +324,14 @@ impl Stack {
         bytes: &[u8],
         io: &mut impl Io,
     ) {
+        // Before CoAP: an answer that it keeps is not given again either.
+        if !self.is_good(session, io) {
+            return self.events(now, io);
+        }
         let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
         let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else {
             return self.validated(now, io);
         };
-        if self.revoking && !self.is_good(session, io) {
-            return self.events(now, io);
-        }
         let Some(client) = self.dtls.principal(session) else { return };
         let is_logged = tracing::enabled!(tracing::Level::INFO) && self.request_lines.admit(now);
         let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
@@ -437,6 +438,9 @@ impl Stack {
                         client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
+                    // Its key may have been taken away during the handshake, and the walk
+                    // over the sessions is then over.
+                    self.is_good(session, io);
                 }
                 Event::Closed { session, reason } => {
                     tracing::debug!(?session, ?reason, "session closed");

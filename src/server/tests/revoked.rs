@@ -100,6 +100,52 @@ fn sessions_of_an_enrollment_that_is_gone_or_changed_end_with_the_reload() {
 }
 
 #[test]
+fn a_handshake_that_was_begun_with_a_key_since_taken_away_opens_nothing() {
+    let mut scene = Scene::new(dtls::Config::default(), 0);
+    let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
+    let profile = Profile { coalesce: false, ..Profile::new("plug", psk) };
+    let mut client = Client::new(profile, [9; 32]);
+    let peer = SocketAddr::from(([192, 0, 2, 1], 1000));
+    let mut flight = client.start(scene.now);
+    for _ in 0..2 {
+        let mut answers = Vec::new();
+        for mut datagram in flight.drain(..) {
+            scene.stack.receive(scene.now, peer, &mut datagram, &mut scene.out);
+            answers.extend(scene.out.0.drain(..).map(|(_, answer)| answer));
+        }
+        for answer in answers {
+            flight.extend(client.receive(scene.now, &answer));
+        }
+    }
+    assert!(flight.len() > 1, "the key exchange by itself");
+    // The server has the key when the configuration is read, and has looked at each session
+    // when the handshake ends.
+    let rest = flight.split_off(1);
+    scene.stack.receive(scene.now, peer, &mut flight[0], &mut scene.out);
+    scene.reload(None);
+    scene.stack.handle_timeout(scene.now, &mut scene.out);
+    assert!(scene.stack.poll_timeout().is_none_or(|at| at > Instant::now()));
+    for mut datagram in rest {
+        scene.stack.receive(scene.now, peer, &mut datagram, &mut scene.out);
+    }
+    for (_, answer) in scene.out.0.drain(..) {
+        client.receive(scene.now, &answer);
+    }
+    assert!(client.is_established());
+    assert_eq!((client.alert, scene.sessions()), (Some((1, 0)), 0), "close_notify at once");
+}
+
+#[test]
+fn an_answer_that_is_kept_is_not_given_again_after_the_reload() {
+    let mut scene = Scene::new(dtls::Config::default(), 1);
+    assert_eq!(scene.ask(0, 1), Some(0x84));
+    // The same message ID: CoAP answers what it remembers.
+    assert_eq!(scene.ask(0, 1), Some(0x84));
+    scene.reload(None);
+    assert_eq!(scene.ask(0, 1), None);
+}
+
+#[test]
 fn many_sessions_are_looked_at_in_rounds_that_end() {
     let mut scene = Scene::new(dtls::Config::default(), 1200);
     scene.reload(None);
