@@ -61,13 +61,15 @@ impl Service {
     }
 
     /// Answers a request of an authenticated client. `source` is where it has
-    /// proven to be.
+    /// proven to be. If it may not wait, work that is not ready at its first step is to be
+    /// dropped: it has begun nothing.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
         source: Source,
         principal: &Principal,
         request: &Request<K>,
+        may_wait: bool,
     ) -> Answer {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match path[..] {
@@ -82,7 +84,7 @@ impl Service {
                     }
                     let (service, principal) = (self.clone(), principal.clone());
                     Answer::Later(Box::pin(async move {
-                        service.certificate(now, source, &principal, &device, form).await
+                        service.certificate(now, source, &principal, &device, form, may_wait).await
                     }))
                 }
                 Err(refusal) => Answer::Now(refusal),
@@ -99,9 +101,10 @@ impl Service {
         principal: &Principal,
         device: &DeviceId,
         form: Form,
+        may_wait: bool,
     ) -> Response {
         let enrollment = &principal.enrollment.name;
-        match self.provisioner.certificate(source.origin, principal, device).await {
+        match self.provisioner.certificate(source.origin, principal, device, may_wait).await {
             Ok(certificate) => {
                 tracing::debug!(%device, enrollment, "certificate handed out");
                 content(form, &certificate)

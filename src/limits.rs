@@ -87,6 +87,10 @@ pub struct Source {
     port: u16,
 }
 
+/// Network that sources count to: its first bits, and how many fewer than 64 they are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Network(u64, u32);
+
 /// Networks that an IPv6 address counts to: a subscriber's, a site's and a provider's
 /// customer's (RFC 6177), each by the bits that a /64 has beyond it, with this many
 /// times the rate of one.
@@ -99,10 +103,10 @@ impl Source {
     }
 
     /// Networks that it counts to, each with the number of rates that it has.
-    pub fn networks(self) -> impl Iterator<Item = (impl Hash, u32)> + Clone {
+    pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };
-        levels.iter().map(move |&(beyond, times)| ((bits >> beyond, beyond), times))
+        levels.iter().map(move |&(beyond, times)| (Network(bits >> beyond, beyond), times))
     }
 }
 

@@ -2,7 +2,7 @@
 //! invalid; in the table with a certificate, return it; in the table without,
 //! have it registered, and return it. And who may have what, how often.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use crate::{
     device::{Certificate, DeviceId},
@@ -75,14 +75,16 @@ impl Provisioner {
     }
 
     /// The certificate of `device`, for a client that has proven to be `principal`,
-    /// at `origin`. What becomes of it is in the audit log.
+    /// at `origin`. What becomes of it is in the audit log. If it may not wait, nothing is
+    /// begun that takes time: then this is never ready, and nothing has been done.
     pub async fn certificate(
         &self,
         origin: Origin,
         principal: &Principal,
         device: &DeviceId,
+        may_wait: bool,
     ) -> Result<Certificate, Refusal> {
-        let answer = self.decide(origin, principal, device).await;
+        let answer = self.decide(origin, principal, device, may_wait).await;
         if let Err(refusal) = &answer
             && refusal.is_final()
         {
@@ -98,6 +100,7 @@ impl Provisioner {
         origin: Origin,
         principal: &Principal,
         device: &DeviceId,
+        may_wait: bool,
     ) -> Result<Certificate, Refusal> {
         // Decided before the table is looked at, so that the answer tells
         // nothing about it.
@@ -116,6 +119,11 @@ impl Provisioner {
             may_have_again(principal.enrollment.reissue, first, now)?;
         }
         let first_issued = row.first_issued;
+        // Not begun and then given up: an issue that is recorded and never sent would lock
+        // out a device that may fetch its certificate once.
+        if !may_wait && (first_issued.is_none() || row.certificate.is_none()) {
+            return future::pending().await;
+        }
         let certificate = match row.certificate {
             Some(certificate) => certificate,
             None => self.register(row).await?,

@@ -5,6 +5,7 @@ mod reading;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use minicbor::Encoder;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -108,7 +109,7 @@ impl Bench {
     }
 
     fn answer(&self, principal: &Principal, request: &Ask) -> Answer {
-        self.service.answer(Instant::now(), home(), principal, &request.0)
+        self.service.answer(Instant::now(), home(), principal, &request.0, true)
     }
 
     async fn ask(&self, identity: &str, request: Ask) -> Response {
@@ -357,7 +358,7 @@ async fn of_many_at_once_only_one_gets_what_is_issued_once() {
         let service = bench.service.clone();
         let principal = bench.principal("once-identity").await;
         tasks.push(tokio::spawn(async move {
-            match service.answer(Instant::now(), home(), &principal, &get().query("sn=ONCE-1").0) {
+            match service.answer(Instant::now(), home(), &principal, &get().query("sn=ONCE-1").0, true) {
                 Answer::Now(response) => response,
                 Answer::Later(work) => work.await,
             }
@@ -564,4 +565,26 @@ async fn a_condition_that_does_not_hold_is_never_passed_over() {
         }
     }
     assert_eq!(bench.cloud.registrations(), 0);
+}
+
+/// An issue that is recorded and never sent would lock out a device with one fetch.
+#[tokio::test]
+async fn a_request_that_may_not_wait_begins_nothing_that_takes_time() {
+    let bench = Bench::new();
+    let known = DeviceId::parse("SN-KNOWN").unwrap();
+    let poll = async |device: &str| {
+        let principal = bench.principal(device).await;
+        match bench.service.answer(Instant::now(), home(), &principal, &get().0, false) {
+            Answer::Now(_) => panic!("it is a request for a certificate"),
+            Answer::Later(work) => work.now_or_never(),
+        }
+    };
+    assert!(poll("SN-1").await.is_none(), "it has to be registered");
+    assert!(poll("SN-KNOWN").await.is_none(), "its first issue has to be recorded");
+    // A write after whatever they would have written.
+    bench.store.reset(&DeviceId::parse("SN-2").unwrap(), &Actor::system_user()).await.unwrap();
+    assert_eq!(bench.cloud.registrations(), 0);
+    assert_eq!(bench.store.device(&known).await.unwrap().unwrap().first_issued, None);
+    assert_eq!(name(&bench.ask_itself("SN-KNOWN").await), "known");
+    assert_eq!(poll("SN-KNOWN").await.map(|answer| name(&answer)).as_deref(), Some("known"));
 }

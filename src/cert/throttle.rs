@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    limits::{Buckets, Empty, Origin, Rate, Source},
+    limits::{Buckets, Empty, Network, Origin, Rate, Source},
     psk::Principal,
 };
 
@@ -66,12 +66,12 @@ impl Default for EnrollmentLimits {
 
 /// Names a bucket.
 #[derive(Hash)]
-enum Key<'k, N = ()> {
+enum Key<'k> {
     Identity(&'k str, &'k str),
     Address(Origin),
     Enrollment(&'k str),
     RefusedLookups(&'k str, Source),
-    RefusedLookupsOfNetwork(&'k str, N),
+    RefusedLookupsOfNetwork(&'k str, Network),
 }
 
 /// The limits that there are, in the order of [`Counters`].
@@ -182,7 +182,7 @@ impl Throttle {
             }
         }
         if let Some(rate) = limits.refused_lookups.filter(|_| principal.device.is_none()) {
-            let port = self.kept.buckets.check(now, rate, &Key::<()>::RefusedLookups(enrollment, source));
+            let port = self.kept.buckets.check(now, rate, &Key::RefusedLookups(enrollment, source));
             let networks = source.networks().map(|(network, times)| {
                 let key = Key::RefusedLookupsOfNetwork(enrollment, network);
                 self.kept.buckets.check(now, rate.times(times * OF_NETWORK), &key)
@@ -211,7 +211,7 @@ impl Throttle {
         self.kept.counters.refused_lookups.fetch_add(1, Ordering::Relaxed);
         if let Some(rate) = self.enrollment(principal).refused_lookups {
             let enrollment = principal.enrollment.name.as_str();
-            self.kept.buckets.take(now, rate, &Key::<()>::RefusedLookups(enrollment, source));
+            self.kept.buckets.take(now, rate, &Key::RefusedLookups(enrollment, source));
             for (network, times) in source.networks() {
                 let key = Key::RefusedLookupsOfNetwork(enrollment, network);
                 self.kept.buckets.take(now, rate.times(times * OF_NETWORK), &key);

@@ -4,6 +4,7 @@
 //! takes more than one step stays with its worker, and is polled there.
 
 mod batch;
+mod in_work;
 mod local;
 pub mod plain;
 #[cfg(test)]

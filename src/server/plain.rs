@@ -124,7 +124,7 @@ impl Plain {
         }
         let Some(request) = self.endpoint.receive(now, peer, message, &mut self.sent) else { return };
         let (exchange, source) = (request.exchange, limits::Source::of(peer.address));
-        match self.service.answer(now, source, &self.principal, &request) {
+        match self.service.answer(now, source, &self.principal, &request, true) {
             Answer::Now(response) => {
                 self.endpoint.respond(now, exchange, &response, &mut self.sent);
             }

@@ -4,7 +4,6 @@
 
 use std::{
     cell::Cell,
-    collections::HashMap,
     future::Future,
     hash::{BuildHasher, RandomState},
     iter,
@@ -20,6 +19,7 @@ use std::{
 
 use super::{
     Rooms,
+    in_work::{InWork, MAX_TASKS},
     validation::{Sealing, Validation},
 };
 use crate::{
@@ -33,14 +33,8 @@ use crate::{
     store::StoreError,
 };
 
-/// Most requests of one worker that are worked on at once; beyond, devices are
-/// told to come back.
-const MAX_TASKS: u64 = 50_000;
 /// Requests of one session that may be in work at once: a device needs one.
 const MAX_OF_SESSION: u32 = 4;
-/// Requests of one network that may: a factory of 10,000 devices behind one address, but
-/// not all of a worker.
-const MAX_OF_NETWORK: u64 = 12_500;
 /// Sessions looked at in a round after a reload.
 const SESSIONS_A_ROUND: usize = 512;
 /// When a device should come back that met a worker with that many, in seconds.
@@ -67,7 +61,7 @@ pub struct Done(Outcome);
 enum Outcome {
     /// Found among the enrollments of a generation.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
-    Response(Asked, Origin, Response),
+    Response(Asked, Source, Response),
     /// It could not be looked up.
     NoKey(HandshakeId),
 }
@@ -181,7 +175,7 @@ pub struct Stack {
     hasher: RandomState,
     validation: Validation,
     /// Requests in work by the network that they come from.
-    in_work: HashMap<Origin, u64>,
+    in_work: InWork,
     /// Times that the enrollments were read.
     generation: u32,
     /// Sessions that were begun under the enrollments before are still to be looked at.
@@ -205,7 +199,7 @@ impl Stack {
             request_lines,
             hasher,
             validation: Validation::default(),
-            in_work: HashMap::new(),
+            in_work: InWork::default(),
             generation: 0,
             revoking: false,
         }
@@ -273,8 +267,8 @@ impl Stack {
             Outcome::Key(handshake, generation, found) => {
                 self.key_found(now, handshake, generation, found, io);
             }
-            Outcome::Response(asked, origin, response) => {
-                self.end_work(asked.exchange.peer, origin);
+            Outcome::Response(asked, source, response) => {
+                self.end_work(asked.exchange.peer, source);
                 // Its key may have been taken away while it waited.
                 if self.is_good(asked.exchange.peer, io) {
                     self.respond(now, &asked, &response, io);
@@ -337,9 +331,9 @@ impl Stack {
         let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
         let asked = Asked { exchange: request.exchange, at: now, line };
         let source = client.source(from);
-        let is_busy = client.in_work >= MAX_OF_SESSION
-            || self.in_work.get(&source.origin).is_some_and(|&count| count >= MAX_OF_NETWORK);
-        match self.rooms.service.answer(now, source, &client.principal, &request) {
+        let is_busy = client.in_work >= MAX_OF_SESSION || self.in_work.is_full(source);
+        let may_wait = !is_busy && self.tasks < MAX_TASKS;
+        match self.rooms.service.answer(now, source, &client.principal, &request, may_wait) {
             Answer::Now(response) => self.respond(now, &asked, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, &asked, &response, io),
@@ -348,22 +342,21 @@ impl Stack {
                     let busy = Response::problem(Code::TooManyRequests, "too many requests at once");
                     self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
-                Poll::Pending if self.tasks >= MAX_TASKS => {
+                Poll::Pending if !may_wait => {
                     let busy = Response::problem(Code::ServiceUnavailable, "too many requests at once");
                     self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
                 Poll::Pending => {
                     self.coap.defer(now, asked.exchange);
-                    self.begin_work(session, source.origin);
-                    let origin = source.origin;
-                    self.spawn(async move { Done(Outcome::Response(asked, origin, work.await)) }, io);
+                    self.begin_work(session, source);
+                    self.spawn(async move { Done(Outcome::Response(asked, source, work.await)) }, io);
                 }
             },
         }
     }
 
-    fn begin_work(&mut self, session: SessionId, origin: Origin) {
-        *self.in_work.entry(origin).or_default() += 1;
+    fn begin_work(&mut self, session: SessionId, source: Source) {
+        self.in_work.begin(source);
         if let Some(client) = self.dtls.principal_mut(session) {
             client.in_work += 1;
         }
@@ -371,13 +364,8 @@ impl Stack {
         self.dtls.set_busy(session, true);
     }
 
-    fn end_work(&mut self, session: SessionId, origin: Origin) {
-        if let Some(count) = self.in_work.get_mut(&origin) {
-            *count -= 1;
-            if *count == 0 {
-                self.in_work.remove(&origin);
-            }
-        }
+    fn end_work(&mut self, session: SessionId, source: Source) {
+        self.in_work.end(source);
         if let Some(client) = self.dtls.principal_mut(session) {
             client.in_work -= 1;
             let is_busy = client.in_work > 0;

@@ -1,0 +1,95 @@
+//! Requests in work by the networks that they come from, so that one network leaves room
+//! for the others. Pure; knows neither requests nor sessions.
+
+use std::collections::HashMap;
+
+use crate::limits::{Network, Source};
+
+/// Most requests of one worker that are worked on at once; beyond, devices are asked to
+/// retry later.
+pub const MAX_TASKS: u64 = 50_000;
+/// Requests of one address that may: a factory of 10,000 devices behind it, but not all of
+/// a worker. A larger IPv6 network has some times as many.
+const MAX_OF_ADDRESS: u64 = 12_500;
+/// Requests of any network that may: the holder of a /48 leaves half of a worker.
+const MAX_OF_NETWORK: u64 = MAX_TASKS / 2;
+
+/// Number of requests in work, by network.
+#[derive(Debug, Default)]
+pub struct InWork(HashMap<Network, u64>);
+
+impl InWork {
+    /// Returns whether a network that this source is in has as many as it may.
+    pub fn is_full(&self, source: Source) -> bool {
+        source.networks().any(|(network, times)| {
+            let most = (MAX_OF_ADDRESS * u64::from(times)).min(MAX_OF_NETWORK);
+            self.0.get(&network).is_some_and(|&count| count >= most)
+        })
+    }
+
+    /// Counts one more.
+    pub fn begin(&mut self, source: Source) {
+        for (network, _) in source.networks() {
+            *self.0.entry(network).or_default() += 1;
+        }
+    }
+
+    /// Counts one less; it had begun.
+    pub fn end(&mut self, source: Source) {
+        for (network, _) in source.networks() {
+            if let Some(count) = self.0.get_mut(&network) {
+                *count -= 1;
+                if *count == 0 {
+                    self.0.remove(&network);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(address: &str, port: u16) -> Source {
+        Source::of((address.parse::<std::net::IpAddr>().unwrap(), port).into())
+    }
+
+    /// Begins what the sources may, of 60,000, and returns how much that is.
+    fn fill(in_work: &mut InWork, source: impl Fn(u32) -> Source) -> u64 {
+        let mut begun = 0;
+        for source in (0..60_000).map(source) {
+            if !in_work.is_full(source) {
+                in_work.begin(source);
+                begun += 1;
+            }
+        }
+        begun
+    }
+
+    #[test]
+    fn no_network_takes_all_of_a_worker_whatever_its_ports_and_addresses() {
+        let of_address = |number: u32| source("192.0.2.1", number as u16);
+        let of_subscriber = |number: u32| source(&format!("2001:db8::{number:x}"), 1);
+        let of_site = |number: u32| source(&format!("2001:db8:0:{:x}::1", number % 256), 1);
+        let of_customer = |number: u32| source(&format!("2001:db8:0:{number:x}::1"), 1);
+        assert_eq!(fill(&mut InWork::default(), of_address), 12_500);
+        assert_eq!(fill(&mut InWork::default(), of_subscriber), 12_500);
+        assert_eq!(fill(&mut InWork::default(), of_site), 25_000);
+        let mut in_work = InWork::default();
+        assert_eq!(fill(&mut in_work, of_customer), 25_000);
+        assert!(!in_work.is_full(source("2001:db8:1::1", 1)) && !in_work.is_full(source("192.0.2.1", 1)));
+    }
+
+    #[test]
+    fn what_ends_makes_room_and_is_forgotten() {
+        let mut in_work = InWork::default();
+        let one = source("2001:db8::1", 1);
+        fill(&mut in_work, |_| one);
+        assert!(in_work.is_full(one));
+        in_work.end(one);
+        assert!(!in_work.is_full(one));
+        (1..12_500).for_each(|_| in_work.end(one));
+        assert!(in_work.0.is_empty());
+    }
+}
