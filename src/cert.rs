@@ -78,7 +78,7 @@ impl Service {
             }
             ["cert"] => match read(request, principal) {
                 Ok((device, form)) => {
-                    if let Err(seconds) = self.throttle.admit(now, source, principal) {
+                    if let Err(seconds) = self.throttle.admit(now, source, principal, &device) {
                         let busy = Response::problem(Code::TooManyRequests, "too many requests");
                         return Answer::Now(busy.with_max_age(seconds));
                     }
@@ -106,6 +106,7 @@ impl Service {
         let enrollment = &principal.enrollment.name;
         match self.provisioner.certificate(source.origin, principal, device, may_wait).await {
             Ok(certificate) => {
+                self.throttle.served(now, source, principal, device);
                 tracing::debug!(%device, enrollment, "certificate handed out");
                 content(form, &certificate)
             }
@@ -113,7 +114,7 @@ impl Service {
                 // The request's own line is the server's.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
-                    self.throttle.refused(now, source, principal);
+                    self.throttle.refused(now, source, principal, device);
                 }
                 refused(&refusal)
             }

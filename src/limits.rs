@@ -229,6 +229,19 @@ impl Buckets {
         });
     }
 
+    /// Returns whether the key has a bucket that is not full.
+    pub fn has(&self, now: Instant, key: &impl Hash) -> bool {
+        let now = self.micros(now);
+        self.with(key, |hash, set| set.iter().any(|bucket| bucket.key == hash && bucket.full_at() > now))
+    }
+
+    /// Gives all tokens back: it is as if nothing had been taken.
+    pub fn fill(&self, key: &impl Hash) {
+        self.with(key, |hash, set| {
+            set.iter_mut().filter(|bucket| bucket.key == hash).for_each(|bucket| *bucket = Bucket::FREE)
+        });
+    }
+
     fn micros(&self, now: Instant) -> u64 {
         // Never 0, so that a place that is free is always older.
         now.saturating_duration_since(self.made).as_micros() as u64 + 1

@@ -420,7 +420,8 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     site.write("certdist.toml", &format!("{configuration}refused_lookups = {{ burst = 5, every = 3600 }}\n"));
     site.import(
-        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,s1\nSN00000001,lamp,lamp-1,s2\n",
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,s1\nRIGHT-1,plug,right-1,s3\n\
+         SN00000001,lamp,lamp-1,s2\n",
     );
     let mut command = site.certdist(&["serve"]);
     let log = std::fs::File::create(site.path("log")).expect("a log");
@@ -428,8 +429,10 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
     // Each from another port: ten times as many count against the address.
     assert!(ask_as_plug(&server, "GUESS-%ld", "60").contains("(2.xx 0 4.xx 60 "));
-    // Even a guess that is right gets nothing now, and other enrollments are not touched.
-    assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 0 4.xx 1 "));
+    // Even a guess that is right gets nothing now; a device that was served there before, and
+    // other enrollments, are not touched.
+    assert!(ask_as_plug(&server, "RIGHT-%ld", "1").contains("(2.xx 0 4.xx 1 "));
+    assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
     load(&server, 1, &[]);
 
     let metrics = http_get(port, "/metrics");

@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    iter,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,6 +12,7 @@ use std::{
 };
 
 use crate::{
+    device::DeviceId,
     limits::{Buckets, Empty, Network, Origin, Rate, Source},
     psk::Principal,
 };
@@ -20,6 +20,9 @@ use crate::{
 /// Refused lookups of a network, in those of one address and port: a guesser is held back
 /// first where it asks from, and its neighbours behind the same NAT go on.
 const OF_NETWORK: u32 = 10;
+/// How long a device that was served is known where it was, from the last time on: a
+/// guesser behind the same NAT holds it back no more.
+const SERVED: Duration = Duration::from_secs(86_400);
 /// Episodes that are logged in a second, one line each: whoever has many
 /// addresses can begin many.
 const MAX_LINES: u32 = 20;
@@ -72,6 +75,7 @@ enum Key<'k> {
     Enrollment(&'k str),
     RefusedLookups(&'k str, Source),
     RefusedLookupsOfNetwork(&'k str, Network),
+    Served(&'k str, Origin, &'k str),
 }
 
 /// The limits that there are, in the order of [`Counters`].
@@ -130,6 +134,9 @@ impl Counters {
 /// What stays when the configuration changes.
 struct Kept {
     buckets: Buckets,
+    /// Devices of shared identities that were served lately. Apart from the buckets, in
+    /// which they would take the places of those who are held back.
+    served: Buckets,
     counters: Arc<Counters>,
     /// The second in which lines were last written, and how many.
     lines: Mutex<(Option<Instant>, u32)>,
@@ -144,7 +151,12 @@ pub(super) struct Throttle {
 
 impl Throttle {
     pub(super) fn new(now: Instant, limits: RequestLimits) -> Self {
-        let kept = Kept { buckets: Buckets::new(now), counters: Arc::default(), lines: Mutex::default() };
+        let kept = Kept {
+            buckets: Buckets::new(now),
+            served: Buckets::new(now),
+            counters: Arc::default(),
+            lines: Mutex::default(),
+        };
         Self { limits, kept: Arc::new(kept) }
     }
 
@@ -157,8 +169,14 @@ impl Throttle {
         self.kept.counters.clone()
     }
 
-    /// Admits a request, or answers with the seconds after which to come back.
-    pub(super) fn admit(&self, now: Instant, source: Source, principal: &Principal) -> Result<(), u32> {
+    /// Admits a request for a device, or answers with the seconds after which to come back.
+    pub(super) fn admit(
+        &self,
+        now: Instant,
+        source: Source,
+        principal: &Principal,
+        wanted: &DeviceId,
+    ) -> Result<(), u32> {
         let origin = source.origin;
         let enrollment = principal.enrollment.name.as_str();
         let limits = self.enrollment(principal);
@@ -181,16 +199,11 @@ impl Throttle {
                 wait = wait.max(Some(empty.wait));
             }
         }
-        if let Some(rate) = limits.refused_lookups.filter(|_| principal.device.is_none()) {
-            let port = self.kept.buckets.check(now, rate, &Key::RefusedLookups(enrollment, source));
-            let networks = source.networks().map(|(network, times)| {
-                let key = Key::RefusedLookupsOfNetwork(enrollment, network);
-                self.kept.buckets.check(now, rate.times(times * OF_NETWORK), &key)
-            });
-            for empty in iter::once(port).chain(networks).filter_map(Result::err) {
-                self.tell(now, Limit::RefusedLookups, empty, origin, principal);
-                wait = wait.max(Some(empty.wait));
-            }
+        if let Some(rate) = limits.refused_lookups.filter(|_| principal.device.is_none())
+            && let Some(empty) = self.guessed_too_often(now, rate, enrollment, source, wanted)
+        {
+            self.tell(now, Limit::RefusedLookups, empty, origin, principal);
+            wait = wait.max(Some(empty.wait));
         }
         match wait {
             // RFC 8516 §3: the client waits as long as Max-Age says; rounded up,
@@ -203,11 +216,50 @@ impl Throttle {
         }
     }
 
-    /// Counts a request that was refused with 4.03 or 4.04.
-    pub(super) fn refused(&self, now: Instant, source: Source, principal: &Principal) {
+    /// The longest wait of those that refused lookups ask for, of this address and port and
+    /// of the networks that it is in. One request counts once, however many are empty.
+    fn guessed_too_often(
+        &self,
+        now: Instant,
+        rate: Rate,
+        enrollment: &str,
+        source: Source,
+        wanted: &DeviceId,
+    ) -> Option<Empty> {
+        let Kept { buckets, served, .. } = &*self.kept;
+        let port = buckets.check(now, rate, &Key::RefusedLookups(enrollment, source)).err();
+        let networks = source.networks().filter_map(|(network, times)| {
+            let key = Key::RefusedLookupsOfNetwork(enrollment, network);
+            buckets.check(now, rate.times(times * OF_NETWORK), &key).err()
+        });
+        let longest = |one: Empty, other: Empty| Empty {
+            wait: one.wait.max(other.wait),
+            is_first: one.is_first || other.is_first,
+        };
+        // To ask again for what was given there is no guess: what others guess beside it
+        // does not hold it back.
+        let network = networks
+            .reduce(longest)
+            .filter(|_| !served.has(now, &Key::Served(enrollment, source.origin, wanted.as_str())));
+        port.into_iter().chain(network).reduce(longest)
+    }
+
+    /// Remembers that a device of a shared identity was served where it is.
+    pub(super) fn served(&self, now: Instant, source: Source, principal: &Principal, device: &DeviceId) {
+        if let (None, Some(rate)) = (&principal.device, Rate::new(1, SERVED)) {
+            let key = Key::Served(&principal.enrollment.name, source.origin, device.as_str());
+            self.kept.served.take(now, rate, &key);
+        }
+    }
+
+    /// Counts a request for a device that was refused with 4.03 or 4.04.
+    pub(super) fn refused(&self, now: Instant, source: Source, principal: &Principal, wanted: &DeviceId) {
         if principal.device.is_some() {
             return;
         }
+        // From now on a guess like any other: or it would be refused as often as asked.
+        let key = Key::Served(&principal.enrollment.name, source.origin, wanted.as_str());
+        self.kept.served.fill(&key);
         self.kept.counters.refused_lookups.fetch_add(1, Ordering::Relaxed);
         if let Some(rate) = self.enrollment(principal).refused_lookups {
             let enrollment = principal.enrollment.name.as_str();
@@ -265,6 +317,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn wanted() -> DeviceId {
+        DeviceId::parse("PLUG-1").unwrap()
+    }
+
     fn origin(text: &str) -> Source {
         at(text, 1000)
     }
@@ -301,21 +357,25 @@ mod tests {
         let (one, other, shared) = (principal(Some("SN-1")), principal(Some("SN-2")), principal(None));
 
         let throttle = Throttle::new(now, limits(1, 0, 0));
-        assert_eq!(throttle.admit(now, home, &one), Ok(()));
-        assert_eq!(throttle.admit(now, away, &one), Err(10), "wherever it asks from");
-        assert_eq!(throttle.admit(now, home, &other), Ok(()));
-        assert_eq!(throttle.admit(now, home, &shared), Ok(()));
-        assert_eq!(throttle.admit(now, home, &shared), Ok(()), "many devices are one shared identity");
+        assert_eq!(throttle.admit(now, home, &one, &wanted()), Ok(()));
+        assert_eq!(throttle.admit(now, away, &one, &wanted()), Err(10), "wherever it asks from");
+        assert_eq!(throttle.admit(now, home, &other, &wanted()), Ok(()));
+        assert_eq!(throttle.admit(now, home, &shared, &wanted()), Ok(()));
+        assert_eq!(
+            throttle.admit(now, home, &shared, &wanted()),
+            Ok(()),
+            "many devices are one shared identity"
+        );
 
         let throttle = Throttle::new(now, limits(0, 1, 0));
-        assert_eq!(throttle.admit(now, home, &one), Ok(()));
-        assert_eq!(throttle.admit(now, home, &other), Err(10), "whoever asks");
-        assert_eq!(throttle.admit(now, away, &one), Ok(()));
+        assert_eq!(throttle.admit(now, home, &one, &wanted()), Ok(()));
+        assert_eq!(throttle.admit(now, home, &other, &wanted()), Err(10), "whoever asks");
+        assert_eq!(throttle.admit(now, away, &one, &wanted()), Ok(()));
 
         let throttle = Throttle::new(now, limits(0, 0, 1));
-        assert_eq!(throttle.admit(now, home, &one), Ok(()));
-        assert_eq!(throttle.admit(now + 9 * SECOND, away, &other), Err(1), "all together");
-        assert_eq!(throttle.admit(now + 10 * SECOND, away, &other), Ok(()));
+        assert_eq!(throttle.admit(now, home, &one, &wanted()), Ok(()));
+        assert_eq!(throttle.admit(now + 9 * SECOND, away, &other, &wanted()), Err(1), "all together");
+        assert_eq!(throttle.admit(now + 10 * SECOND, away, &other, &wanted()), Ok(()));
     }
 
     #[test]
@@ -323,11 +383,11 @@ mod tests {
         let (now, home) = (Instant::now(), origin("192.0.2.1"));
         let throttle = Throttle::new(now, limits(1, 2, 2));
         let (greedy, patient) = (principal(Some("SN-1")), principal(Some("SN-2")));
-        assert_eq!(throttle.admit(now, home, &greedy), Ok(()));
+        assert_eq!(throttle.admit(now, home, &greedy, &wanted()), Ok(()));
         for _ in 0..10 {
-            assert_eq!(throttle.admit(now, home, &greedy), Err(10));
+            assert_eq!(throttle.admit(now, home, &greedy, &wanted()), Err(10));
         }
-        assert_eq!(throttle.admit(now, home, &patient), Ok(()));
+        assert_eq!(throttle.admit(now, home, &patient, &wanted()), Ok(()));
         let counters = throttle.counters();
         assert_eq!((counters.throttled(Limit::Identity), counters.episodes(Limit::Identity)), (10, 1));
         assert_eq!(counters.throttled(Limit::Address), 0);
@@ -339,8 +399,11 @@ mod tests {
         let throttle = Throttle::new(now, RequestLimits::default());
         let shared = principal(None);
         for number in 0..10_000 {
-            assert_eq!(throttle.admit(now, factory, &shared), Ok(()));
-            assert_eq!(throttle.admit(now, factory, &principal(Some(&format!("SN-{number}")))), Ok(()));
+            assert_eq!(throttle.admit(now, factory, &shared, &wanted()), Ok(()));
+            assert_eq!(
+                throttle.admit(now, factory, &principal(Some(&format!("SN-{number}"))), &wanted()),
+                Ok(())
+            );
         }
     }
 
@@ -353,11 +416,11 @@ mod tests {
         // A thousand guesses a second, for a minute.
         for tick in 0..60_000u32 {
             let now = start + tick * SECOND / 1000;
-            if throttle.admit(now, thief, &shared).is_ok() {
+            if throttle.admit(now, thief, &shared, &wanted()).is_ok() {
                 guesses += 1;
-                throttle.refused(now, thief, &shared);
+                throttle.refused(now, thief, &shared, &wanted());
             }
-            assert_eq!(throttle.admit(now, factory, &shared), Ok(()));
+            assert_eq!(throttle.admit(now, factory, &shared, &wanted()), Ok(()));
         }
         assert_eq!(guesses, 100 + 59);
         let counters = throttle.counters();
@@ -376,12 +439,12 @@ mod tests {
             let mut guesses = 0;
             for tick in 0..10_000u32 {
                 let now = start + tick * SECOND / 1000;
-                if throttle.admit(now, thief, &shared).is_ok() {
+                if throttle.admit(now, thief, &shared, &wanted()).is_ok() {
                     guesses += 1;
-                    throttle.refused(now, thief, &shared);
+                    throttle.refused(now, thief, &shared, &wanted());
                 }
                 let neighbour = at(address, 2 + (tick % 1000) as u16);
-                assert_eq!(throttle.admit(now, neighbour, &shared), Ok(()), "{tick}");
+                assert_eq!(throttle.admit(now, neighbour, &shared, &wanted()), Ok(()), "{tick}");
             }
             assert_eq!(guesses, 100 + 9);
         }
@@ -398,9 +461,9 @@ mod tests {
             for number in 0..60_000u32 {
                 let now = start + number * SECOND / 1000;
                 let thief = at(&address(number), number as u16);
-                if throttle.admit(now, thief, &shared).is_ok() {
+                if throttle.admit(now, thief, &shared, &wanted()).is_ok() {
                     guesses += 1;
-                    throttle.refused(now, thief, &shared);
+                    throttle.refused(now, thief, &shared, &wanted());
                 }
             }
             guesses
@@ -413,13 +476,69 @@ mod tests {
         assert!((4000..=4000 + 40 * 60).contains(&of_customer), "a /48: {of_customer}");
     }
 
+    /// A guesser with a port for each guess holds back strangers of its network, but none of
+    /// the devices that have been there, and learns nothing by it.
+    #[test]
+    fn a_device_that_was_served_is_served_again_however_much_is_guessed_beside_it() {
+        let start = Instant::now();
+        let throttle = Throttle::new(start, RequestLimits::default());
+        let (shared, home, away) = (principal(None), at("192.0.2.1", 1), at("192.0.2.2", 1));
+        let device = |number: u32| DeviceId::parse(&format!("PLUG-{number}")).unwrap();
+        for number in 1000..2000 {
+            throttle.served(start, home, &shared, &device(number));
+        }
+        let flood = |now, network: &str| {
+            for port in 0..5000 {
+                let thief = at(network, port);
+                if throttle.admit(now, thief, &shared, &wanted()).is_ok() {
+                    throttle.refused(now, thief, &shared, &wanted());
+                }
+            }
+        };
+        let now = start + 3600 * SECOND;
+        flood(now, "192.0.2.1");
+        flood(now, "192.0.2.2");
+        let thief = at("192.0.2.1", 9999);
+        (0..100).for_each(|_| throttle.refused(now, thief, &shared, &wanted()));
+        assert!(throttle.admit(now, thief, &shared, &device(1000)).is_err(), "from a port that guesses");
+        for number in 1000..2000 {
+            assert_eq!(throttle.admit(now, home, &shared, &device(number)), Ok(()));
+        }
+        assert!(throttle.admit(now, home, &shared, &device(1)).is_err(), "never served");
+        assert!(throttle.admit(now, away, &shared, &device(1000)).is_err(), "not there");
+        // A refusal makes a guess of it.
+        throttle.refused(now, home, &shared, &device(1000));
+        assert!(throttle.admit(now, home, &shared, &device(1000)).is_err());
+        let later = start + 86_401 * SECOND;
+        flood(later, "192.0.2.1");
+        assert!(throttle.admit(later, home, &shared, &device(1001)).is_err(), "a day later");
+    }
+
+    #[test]
+    fn a_request_that_many_networks_hold_back_is_counted_once() {
+        let now = Instant::now();
+        let plug = EnrollmentLimits { requests: None, refused_lookups: Rate::new(1, 3600 * SECOND) };
+        let limits = RequestLimits { enrollments: [("plug".to_owned(), plug)].into(), ..Default::default() };
+        let (throttle, shared) = (Throttle::new(now, limits), principal(None));
+        for subscriber in 0..40 {
+            let guess = at(&format!("2001:db8:0:{subscriber:x}::1"), 1);
+            throttle.refused(now, guess, &shared, &wanted());
+        }
+        assert!(throttle.admit(now, at("2001:db8::1", 1), &shared, &wanted()).is_err());
+        let counters = throttle.counters();
+        assert_eq!(
+            (counters.throttled(Limit::RefusedLookups), counters.episodes(Limit::RefusedLookups)),
+            (1, 1)
+        );
+    }
+
     #[test]
     fn new_limits_hold_at_once_and_forgive_nothing() {
         let (now, home, device) = (Instant::now(), origin("192.0.2.1"), principal(Some("SN-1")));
         let throttle = Throttle::new(now, limits(1, 0, 0));
-        assert_eq!(throttle.admit(now, home, &device), Ok(()));
-        assert_eq!(throttle.with(limits(1, 0, 0)).admit(now, home, &device), Err(10));
-        assert_eq!(throttle.with(limits(0, 0, 0)).admit(now, home, &device), Ok(()));
-        assert_eq!(throttle.with(limits(2, 0, 0)).admit(now, home, &device), Ok(()));
+        assert_eq!(throttle.admit(now, home, &device, &wanted()), Ok(()));
+        assert_eq!(throttle.with(limits(1, 0, 0)).admit(now, home, &device, &wanted()), Err(10));
+        assert_eq!(throttle.with(limits(0, 0, 0)).admit(now, home, &device, &wanted()), Ok(()));
+        assert_eq!(throttle.with(limits(2, 0, 0)).admit(now, home, &device, &wanted()), Ok(()));
     }
 }
