@@ -588,3 +588,33 @@ async fn a_request_that_may_not_wait_begins_nothing_that_takes_time() {
     assert_eq!(name(&bench.ask_itself("SN-KNOWN").await), "known");
     assert_eq!(poll("SN-KNOWN").await.map(|answer| name(&answer)).as_deref(), Some("known"));
 }
+
+/// What a session holds is the principal that its handshake has proven.
+#[tokio::test]
+async fn a_session_of_a_device_that_was_given_another_key_or_deleted_gets_nothing_but_its_own() {
+    let bench = Bench::new();
+    let session = bench.principal("OWN-1-identity").await;
+    let ask = async |request: Ask| match bench.answer(&session, &request) {
+        Answer::Now(response) => response,
+        Answer::Later(work) => work.await,
+    };
+    assert_eq!(name(&ask(get()).await), "OWN-1");
+    // Another key for it, and its identity for a device that is new.
+    let key = |identity: &str| Some((identity.to_owned(), Secret::new("1".repeat(32))));
+    let rows = [
+        ImportRow { key: key("another-identity"), ..row("OWN-1", "own") },
+        ImportRow { key: key("OWN-1-identity"), ..row("OWN-2", "own") },
+    ];
+    bench
+        .store
+        .import(&Actor::system_user(), "keys.csv", rows.map(Ok::<_, ()>).into_iter(), false, |_, _| {
+            panic!("rejected")
+        })
+        .unwrap();
+    assert_eq!(bench.principal("OWN-1-identity").await.device.unwrap().as_str(), "OWN-2");
+    assert_eq!(name(&ask(get()).await), "OWN-1");
+    assert_eq!(ask(get().query("sn=OWN-2")).await.code, Code::Forbidden);
+    assert_eq!(ask(get().query("sn=PLUG-1")).await.code, Code::Forbidden);
+    bench.store.delete(&DeviceId::parse("OWN-1").unwrap(), &Actor::system_user()).await.unwrap();
+    assert_eq!(ask(get()).await.code, Code::NotFound);
+}
