@@ -282,11 +282,16 @@ impl<P> Endpoint<P> {
 
     /// The next event. To be called until `None` after each other call.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let event = self.events.pop_front();
-        if event.is_none() && std::mem::take(&mut self.has_closed) {
+        self.events.pop_front()
+    }
+
+    /// Wipes the stack below the caller, if a session has ended since the last time. To be
+    /// called by what may end one, as its own frame is left out.
+    #[inline(always)]
+    fn wipe_after_close(&mut self) {
+        if std::mem::take(&mut self.has_closed) {
             wipe_stack();
         }
-        event
     }
 
     /// Reads on in a datagram: answers with the next data of a session, and with
@@ -311,6 +316,7 @@ impl<P> Endpoint<P> {
                 _ => {}
             }
         }
+        self.wipe_after_close();
         None
     }
 
@@ -402,6 +408,7 @@ impl<P> Endpoint<P> {
     /// Says close_notify and forgets the session.
     pub fn close(&mut self, session: SessionId, out: &mut impl Outbox) {
         self.end_session(session.0, Closed::ByUs, true, out);
+        self.wipe_after_close();
     }
 
     /// Says close_notify to as many sessions as `most` and forgets them, those idle
@@ -412,6 +419,7 @@ impl<P> Endpoint<P> {
             let Some((_, oldest)) = self.sessions.oldest() else { break };
             self.end_session(oldest, Closed::ByUs, true, out);
         }
+        self.wipe_after_close();
         self.sessions.len()
     }
 
@@ -432,6 +440,7 @@ impl<P> Endpoint<P> {
                 self.end_session(handle, Closed::Revoked, true, out);
             }
         }
+        self.wipe_after_close();
         let is_done = end >= self.sessions.places();
         self.walk = if is_done { 0 } else { end as u32 };
         !is_done
@@ -468,6 +477,7 @@ impl<P> Endpoint<P> {
             }
             self.end_session(handle, Closed::Idle, true, out);
         }
+        self.wipe_after_close();
     }
 
     #[cfg(test)]
