@@ -279,4 +279,13 @@ mod tests {
         window.note(MAX_SEQUENCE);
         assert!(!window.is_new(MAX_SEQUENCE));
     }
+
+    /// RFC 5246 §6.2.3: 2^14 bytes and 2048 of expansion.
+    #[test]
+    fn the_longest_record_is_read_and_a_longer_one_is_not() {
+        for (length, expected) in [(18_432, &[1, 2][..]), (18_433, &[])] {
+            let datagram = [record(22, DTLS_1_2, 1, &vec![0; length]), record(22, DTLS_1_2, 2, b"b")];
+            assert_eq!(sequences(datagram.concat()), expected);
+        }
+    }
 }

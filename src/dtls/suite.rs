@@ -374,4 +374,17 @@ mod tests {
             }
         }
     }
+
+    /// RFC 5246 §6.2.3, with the byte of the type that RFC 9146 §4 puts inside.
+    #[test]
+    fn a_plaintext_longer_than_a_record_may_have_is_a_bad_record() {
+        for suite in Suite::ALL {
+            for (surplus, is_taken) in [(1, true), (2, false)] {
+                let mut sealed = Vec::new();
+                let plaintext = vec![7; record::MAX_PLAINTEXT + surplus];
+                key().seal(suite, HEADER_1_5, &[], &plaintext, &mut sealed);
+                assert_eq!(key().open(suite, HEADER_1_5, &[], &mut sealed[HEADER..]).is_ok(), is_taken);
+            }
+        }
+    }
 }

@@ -469,3 +469,50 @@ fn an_early_record_longer_than_any_finished_is_not_kept() {
     server.receive(peer(), &early(129));
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
+
+/// The operator sees an attack by these.
+#[test]
+fn what_is_dropped_repeated_and_refused_is_counted() {
+    let unfinished_burst = Duration::from_micros(110);
+    let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
+    let (_, hello) = second_hello(&mut server, ephemeral(29), peer());
+    server.receive(peer(), &[&hello[..], &hello].concat());
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.hello_verify_requests, counters.handshakes_started), (1, 1));
+    assert_eq!(counters.dropped_messages, 1, "the second hello of a datagram");
+    server.receive(peer(), &hello);
+    assert_eq!(server.endpoint.counters().suppressed_flights, 1);
+    server.now += Duration::from_millis(600);
+    server.receive(peer(), &hello);
+    server.advance(Duration::from_millis(400));
+    server.advance(Duration::from_millis(600));
+    assert_eq!(server.endpoint.counters().retransmissions, 1, "by the client's timer");
+    server.advance(Duration::from_secs(5));
+    assert_eq!(server.endpoint.counters().retransmissions, 2, "by ours");
+    // There is a budget for the hello, and none for the curve.
+    let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 7));
+    assert_eq!(server.receive(SocketAddr::new(peer().ip(), 7), &hello).len(), 1);
+    let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 8));
+    assert_eq!(server.receive(SocketAddr::new(peer().ip(), 8), &hello), []);
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.over_budget, counters.handshakes_failed), (1, 1));
+    assert_eq!(server.failures(), [Failure::OverBudget]);
+}
+
+/// Only a hello that comes again is late: others have their flights repeated.
+#[test]
+fn a_session_makes_no_other_hello_a_late_one() {
+    let mut server = Server::new(Config::default());
+    assert!(connect(&mut server, profile(), peer(), 1).is_established());
+    for (from, random) in [(peer(), 2), (elsewhere(), 1)] {
+        let mut client = Client::new(profile(), [random; 32]);
+        let first = client.start(server.now).concat();
+        let request = server.receive(from, &first).remove(0).1;
+        let second = client.receive(server.now, &request).concat();
+        assert_eq!(server.receive(from, &second).len(), 1);
+        assert_eq!(server.advance(Duration::from_secs(1)).len(), 1, "sent again");
+        server.advance(Duration::from_secs(300));
+    }
+    assert_eq!(server.endpoint.counters().late_hellos, 0);
+    assert_eq!(server.failures(), [Failure::TimedOut; 2]);
+}

@@ -178,20 +178,45 @@ fn what_is_sent_to_where_a_client_was_shown_to_receive_is_no_longer_than_a_recor
     assert_eq!(send(most + 1), Delivery::Lost);
 }
 
+/// Takes datagrams without an answer, then sends the longest answer that may be sent.
+/// Its length with the headers of IPv4 and UDP, or IPv6.
+fn longest_answer(server: &mut Server, received: Vec<(SocketAddr, Vec<u8>)>, headers: usize) -> usize {
+    let mut out = Outgoing::new();
+    for (from, mut bytes) in received {
+        let mut datagram = Datagram::new(from, &mut bytes);
+        while server.endpoint.receive(server.now, &mut datagram, &mut out).is_some() {}
+    }
+    let session = server.session();
+    let sent = (0..1000)
+        .rev()
+        .find(|&length| server.endpoint.send(session, &vec![7; length], &mut out) == Delivery::Sent);
+    assert!(sent.is_some() && out.len() == 1);
+    out[0].1.len() + headers
+}
+
 #[test]
 fn the_headers_of_ip_and_udp_count_on_both_ways() {
     for (there, headers) in [(elsewhere(), 28), ("[2001:db8::7]:1234".parse().unwrap(), 48)] {
         let (mut server, mut client) = with_connection_id(b"");
-        let mut moved = client.send(b"x");
+        let moved = client.send(b"x");
         let most = 3 * (moved.len() + headers);
-        let mut datagram = Datagram::new(there, &mut moved);
-        let mut out = Outgoing::new();
-        while server.endpoint.receive(server.now, &mut datagram, &mut out).is_some() {}
-        let session = server.session();
-        let sent = (0..1000)
-            .rev()
-            .find(|&length| server.endpoint.send(session, &vec![7; length], &mut out) == Delivery::Sent);
-        assert!(sent.is_some());
-        assert_eq!((out.len(), out[0].1.len() + headers), (1, most));
+        assert_eq!(longest_answer(&mut server, vec![(there, moved)], headers), most);
     }
+}
+
+#[test]
+fn the_headers_of_a_datagram_count_once_for_all_its_records() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let moved = [client.send(b"x"), client.send(b"y")].concat();
+    let most = 3 * (moved.len() + 28);
+    assert_eq!(longest_answer(&mut server, vec![(elsewhere(), moved)], 28), most);
+}
+
+/// Somebody may repeat what the client has sent, from where it no longer is.
+#[test]
+fn what_comes_from_where_the_client_is_not_earns_nothing_where_it_is() {
+    let (mut server, mut client) = with_connection_id(b"");
+    let (late, moved) = (client.send(&[7; 500]), client.send(b"x"));
+    let most = 3 * (moved.len() + 28);
+    assert_eq!(longest_answer(&mut server, vec![(elsewhere(), moved), (peer(), late)], 28), most);
 }

@@ -322,3 +322,14 @@ fn a_key_may_be_put_off_any_number_of_times() {
     server.hold_keys = false;
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
+
+/// RFC 5246 §7.1: it is a byte of value 1.
+#[test]
+fn a_change_cipher_spec_of_another_form_is_none() {
+    let mut server = Server::new(Config::default());
+    let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
+    for other in [&[][..], &[0], &[2], &[1, 1]] {
+        assert!(!finish(&mut server, &mut client, &[&exchange, &plaintext(20, 9, other), &finished]));
+    }
+    assert!(finish(&mut server, &mut client, &[&change]));
+}

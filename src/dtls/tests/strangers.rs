@@ -214,3 +214,35 @@ fn no_key_is_the_one_of_an_unknown_identity() {
         assert_eq!(server.failures(), [Failure::WrongKey]);
     }
 }
+
+/// Each suspicion waits in a queue: one for a handshake, however many records are bad.
+#[test]
+fn one_bad_record_of_a_handshake_is_noted_and_the_others_are_dropped() {
+    let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
+    let mut server = Server::new(Config::default());
+    let mut client = connect(&mut server, wrong_key, peer(), 1);
+    for _ in 0..10 {
+        let guess = client.seal(ContentType::Handshake, &[20; 24]);
+        server.receive(peer(), &guess);
+    }
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.bad_records, counters.dropped_messages), (1, 10));
+}
+
+#[test]
+fn a_device_with_a_wrong_key_that_begins_again_is_told_apart_from_one_that_rebooted() {
+    let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
+    let mut server = Server::new(Config::default());
+    connect(&mut server, wrong_key.clone(), peer(), 1);
+    connect(&mut server, wrong_key, peer(), 2);
+    assert_eq!(server.failures(), [Failure::WrongKey]);
+    let mut server = Server::new(Config::default());
+    for random in 1..3 {
+        let mut client = Client::new(profile(), [random; 32]);
+        let first = client.start(server.now).concat();
+        let request = server.receive(peer(), &first).remove(0).1;
+        let second = client.receive(server.now, &request).concat();
+        assert_eq!(server.receive(peer(), &second).len(), 1);
+    }
+    assert_eq!(server.failures(), [Failure::Replaced]);
+}
