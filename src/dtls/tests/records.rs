@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::dtls::record;
 
 #[test]
 fn a_replayed_record_is_dropped() {
@@ -273,4 +274,41 @@ fn a_session_that_the_application_closes_is_told_and_gone() {
     assert_eq!(client.alert, Some((1, 0)));
     assert_eq!(server.closed(), [Closed::ByUs]);
     assert!(server.endpoint.remembers_nobody());
+}
+
+/// RFC 6347 §4.1: of epoch 0 as well no number is used twice, and the last one is used.
+#[test]
+fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
+    for (before_last, is_answered) in [(2, true), (1, false)] {
+        let mut server = Server::new(Config::default());
+        let mut client = Client::new(profile(), [1; 32]);
+        let first = client.start(server.now).concat();
+        let request = server.receive(peer(), &first).remove(0).1;
+        let mut hello = client.receive(server.now, &request).concat();
+        // ServerHello has the hello's number, ServerHelloDone the next one.
+        let number = record::MAX_SEQUENCE - before_last;
+        hello[5..11].copy_from_slice(&number.to_be_bytes()[2..]);
+        converse(&mut server, &mut client, peer(), vec![hello]);
+        assert_eq!(client.is_established(), is_answered);
+    }
+}
+
+/// RFC 6347 §4.2.4: record numbers are new each time, of ChangeCipherSpec too.
+#[test]
+fn a_last_flight_that_is_sent_again_has_new_record_numbers() {
+    let mut server = Server::new(Config::default());
+    let mut client = Client::new(profile(), [1; 32]);
+    let first = client.start(server.now).concat();
+    let request = server.receive(peer(), &first).remove(0).1;
+    let second = client.receive(server.now, &request).concat();
+    let flight = server.receive(peer(), &second).remove(0).1;
+    let mut last = client.receive(server.now, &flight).concat();
+    let mut numbers = HashSet::new();
+    for _ in 0..4 {
+        // All of them are lost.
+        let answers = server.receive(peer(), &last);
+        assert!(numbers.insert(answers[0].1[5..11].to_vec()), "of ChangeCipherSpec");
+        server.now += Duration::from_secs(20);
+        last = client.handle_timeout(server.now).concat();
+    }
 }
