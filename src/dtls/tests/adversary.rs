@@ -516,3 +516,16 @@ fn a_session_makes_no_other_hello_a_late_one() {
     assert_eq!(server.endpoint.counters().late_hellos, 0);
     assert_eq!(server.failures(), [Failure::TimedOut; 2]);
 }
+
+/// The pause grows with the time-out (RFC 6347 §4.2.4.1), whoever asks.
+#[test]
+fn after_a_repetition_by_the_timer_the_next_one_waits_for_half_of_the_doubled_time_out() {
+    let mut server = Server::new(Config::default());
+    let (_, hello) = second_hello(&mut server, profile(), peer());
+    assert_eq!(server.receive(peer(), &hello).len(), 1);
+    assert_eq!(server.advance(Duration::from_secs(1)).len(), 1);
+    server.now += Duration::from_millis(999);
+    assert_eq!(server.receive(peer(), &hello), []);
+    server.now += Duration::from_millis(1);
+    assert_eq!(server.receive(peer(), &hello).len(), 1);
+}
