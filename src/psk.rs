@@ -42,6 +42,8 @@ impl Key {
     /// The key of a device of a derived enrollment, whose master key this is:
     /// the first 16 bytes of HMAC-SHA256(master, identity).
     pub fn derive(&self, identity: &[u8]) -> Self {
+        #[cfg(test)]
+        DERIVED.set(DERIVED.get() + 1);
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else { unreachable!("HMAC takes any key") };
         mac.update(identity);
         let mut tag = mac.finalize().into_bytes();
@@ -137,7 +139,8 @@ pub struct Enrollments {
     by_name: HashMap<String, Arc<Enrollment>>,
     by_identity: HashMap<String, Arc<Enrollment>>,
     derived: Vec<Arc<Enrollment>>,
-    any_individual: bool,
+    /// One of the individual enrollments: stands in for that of an unknown identity.
+    individual: Option<Arc<Enrollment>>,
 }
 
 impl Enrollments {
@@ -146,7 +149,7 @@ impl Enrollments {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
             match &enrollment.kind {
-                Kind::Individual => all.any_individual = true,
+                Kind::Individual => all.individual = Some(enrollment.clone()),
                 Kind::Derived(_) => all.derived.push(enrollment.clone()),
                 Kind::Shared { identity, .. } => {
                     all.by_identity.insert(identity.clone(), enrollment.clone());
@@ -171,9 +174,10 @@ impl Enrollments {
 
     /// The key of an identity, and who that is; `None` when it is unknown.
     ///
-    /// The same is done for every identity, whatever it turns out to be: a key is
-    /// looked up, a key is read, a key is derived. Which of them counts must not show
-    /// in how long a handshake takes.
+    /// The same is done for every identity, whatever it turns out to be: a shared key is
+    /// copied, an individual one is read, and one is derived, as far as there are
+    /// enrollments of the kind. A stand-in takes the place of what is not there. Which of
+    /// them counts must not show in how long a handshake takes.
     pub async fn find(
         &self,
         identity: &[u8],
@@ -183,14 +187,16 @@ impl Enrollments {
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
         let individual = self.individual(identity, store).await?;
         let derived = self.derived(identity, store).await?;
-        let shared = self.by_identity.get(identity).and_then(|enrollment| match &enrollment.kind {
-            Kind::Shared { key, .. } => Some((
-                key.clone(),
-                Principal { enrollment: enrollment.clone(), device: None, own_identity: None },
-            )),
-            _ => None,
-        });
-        Ok(shared.or(individual).or(derived))
+        Ok(self.shared(identity).or(individual).or(derived))
+    }
+
+    fn shared(&self, identity: &str) -> Option<(Key, Principal)> {
+        let found = self.by_identity.get(identity);
+        let enrollment = found.or_else(|| self.by_identity.values().next())?;
+        let Kind::Shared { key, .. } = &enrollment.kind else { return None };
+        let principal = Principal { enrollment: enrollment.clone(), device: None, own_identity: None };
+        let candidate = (key.clone(), principal);
+        found.is_some().then_some(candidate)
     }
 
     async fn individual(
@@ -198,21 +204,21 @@ impl Enrollments {
         identity: &str,
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
-        if !self.any_individual {
-            return Ok(None);
-        }
+        let Some(stand_in) = &self.individual else { return Ok(None) };
         let found = store.individual_key(identity).await?;
-        let digits = found.as_ref().map_or(NOBODYS_KEY, |found| found.psk.expose());
+        let (digits, name) = match &found {
+            Some(found) => (found.psk.expose(), &found.enrollment),
+            None => (NOBODYS_KEY, &stand_in.name),
+        };
         let Ok(key) = Key::from_hex(digits) else { return Ok(None) };
-        Ok(found.and_then(|found| {
-            let enrollment = self.by_name.get(&found.enrollment)?;
-            let principal = Principal {
-                enrollment: enrollment.clone(),
-                device: Some(found.device),
-                own_identity: Some(identity.into()),
-            };
-            (enrollment.kind == Kind::Individual).then_some((key, principal))
-        }))
+        let Some(enrollment) = self.by_name.get(name) else { return Ok(None) };
+        let is_known = found.is_some() && enrollment.kind == Kind::Individual;
+        let principal = Principal {
+            enrollment: enrollment.clone(),
+            device: found.map(|found| found.device),
+            own_identity: Some(identity.into()),
+        };
+        Ok(is_known.then_some((key, principal)))
     }
 
     async fn derived(
@@ -220,8 +226,10 @@ impl Enrollments {
         identity: &str,
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
+        let Some(first) = self.derived.first() else { return Ok(None) };
+        // What is no device ID is no device's, as everybody knows.
         let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
-        let Some(enrollment) = self.derived_of(&device, store).await? else { return Ok(None) };
+        let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
         let key = master.derive(identity.as_bytes());
         Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
@@ -230,19 +238,25 @@ impl Enrollments {
     /// The derived enrollment of a device. With one there is nothing to look up:
     /// a device that is not in the table still proves its key, and is then told
     /// that it is invalid. With several, such a device is taken for one of the first.
-    async fn derived_of(
-        &self,
+    async fn derived_of<'a>(
+        &'a self,
         device: &DeviceId,
+        first: &'a Arc<Enrollment>,
         store: &dyn Store,
-    ) -> Result<Option<Arc<Enrollment>>, StoreError> {
-        if let [] | [_] = self.derived[..] {
-            return Ok(self.derived.first().cloned());
+    ) -> Result<&'a Arc<Enrollment>, StoreError> {
+        if self.derived.len() == 1 {
+            return Ok(first);
         }
-        let row = store.device(device).await?;
-        let own =
-            row.and_then(|row| self.derived.iter().find(|enrollment| enrollment.name == row.enrollment));
-        Ok(own.or(self.derived.first()).cloned())
+        let name = store.enrollment_of(device).await?;
+        let own = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
+        Ok(own.unwrap_or(first))
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Keys that this thread has derived.
+    pub(crate) static DERIVED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]
@@ -274,7 +288,7 @@ mod tests {
         }));
         let copy = enrollments.apart();
         assert_eq!(format!("{:?}", copy.derived), format!("{:?}", enrollments.derived));
-        assert_eq!((copy.by_identity["one"].name.as_str(), copy.any_individual), ("2", true));
+        assert_eq!((copy.by_identity["one"].name.as_str(), copy.individual.is_some()), ("2", true));
         for (name, enrollment) in &enrollments.by_name {
             assert_eq!(copy.by_name[name], *enrollment);
             assert!(!Arc::ptr_eq(&copy.by_name[name], enrollment));

@@ -139,6 +139,10 @@ impl Store for Memory {
         self.answer(|tables| Ok(tables.devices.get(id).cloned()))
     }
 
+    fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
+        self.answer(|tables| Ok(tables.devices.get(id).map(|row| row.enrollment.clone())))
+    }
+
     fn individual_key<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
         self.answer(|_| Ok(None))
     }

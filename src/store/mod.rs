@@ -329,7 +329,12 @@ pub trait Store: Send + Sync + 'static {
     /// The row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
-    /// The individual key of a PSK identity.
+    /// Name of the enrollment of a device. It must not show in the time whether there
+    /// is such a device, nor what else is in its row: no secret is opened.
+    fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;
+
+    /// The individual key of a PSK identity. It must not show in the time whether there
+    /// is one: what a known identity costs is done for an unknown one, too.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
     /// Records, durably, that the certificate is handed out at `at` to `asker`,

@@ -23,6 +23,12 @@ const NONCE: usize = 24;
 /// Bytes of an authentication tag.
 const TAG: usize = 16;
 
+/// Key of no device, as long as a usual one: 16 bytes as hex.
+const DECOY: &str = "00000000000000000000000000000000";
+/// Place where the decoy is sealed, with an ID and an identity of usual length. The
+/// decoy is never written to a database, so no row can refer to it.
+const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
+
 /// Tells keys apart, and nothing of what they are: the first 4 bytes of a hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 4]);
@@ -154,28 +160,60 @@ pub enum SealError {
 
 /// The keys of a database: new values are sealed under the first, and what any of
 /// them has sealed is opened. Without a key, values are kept as they are.
-#[derive(Debug, Clone, Default)]
-pub struct Keyring(Arc<[DatabaseKey]>);
+#[derive(Debug, Clone)]
+pub struct Keyring {
+    keys: Arc<[DatabaseKey]>,
+    /// Stored form of [`DECOY`], sealed under the first key; clear without a key.
+    decoy: Arc<str>,
+}
+
+impl Default for Keyring {
+    fn default() -> Self {
+        Self::new([])
+    }
+}
 
 impl Keyring {
     /// Keys in order; of two that are the same, the first counts.
     pub fn new(keys: impl IntoIterator<Item = DatabaseKey>) -> Self {
-        Self(keys.into_iter().collect())
+        let mut ring = Self { keys: keys.into_iter().collect(), decoy: DECOY.into() };
+        // Sealing fails only for values of many gigabytes.
+        if let Ok(sealed) = ring.seal(DECOY_PLACE, DECOY) {
+            ring.decoy = sealed.as_str().into();
+        }
+        ring
     }
 
     /// Which key seals.
     pub fn first(&self) -> Option<KeyId> {
-        self.0.first().map(DatabaseKey::id)
+        self.keys.first().map(DatabaseKey::id)
     }
 
     /// The keys' IDs, in order.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
-        self.0.iter().map(DatabaseKey::id)
+        self.keys.iter().map(DatabaseKey::id)
+    }
+
+    /// Stored form of a key that belongs to no device. It takes the place of the value
+    /// that is not there when an unknown identity is looked up.
+    pub fn decoy(&self) -> &str {
+        &self.decoy
+    }
+
+    /// Opens the stored key of an identity: `Some(place)` if it is known, `None` for the
+    /// [`decoy`](Self::decoy). If the database has a key, exactly one sealed value is
+    /// opened either way, even if the known one is still clear.
+    pub fn open_one(&self, place: Option<Place<'_>>, stored: &str) -> Result<Secret, SealError> {
+        let opened = self.open(place.unwrap_or(DECOY_PLACE), stored)?;
+        if !stored.starts_with(PREFIX) && !self.keys.is_empty() {
+            self.open(DECOY_PLACE, &self.decoy)?;
+        }
+        Ok(opened)
     }
 
     /// Seals a value; as it is, when there is no key.
     pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Zeroizing<String>, SealError> {
-        let Some(key) = self.0.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
+        let Some(key) = self.keys.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
         let (nonce, rest) = bytes.split_at_mut(NONCE);
         let (text, tag) = rest.split_at_mut(clear.len());
@@ -200,7 +238,7 @@ impl Keyring {
         let mut named = [0; 4];
         hex::decode_to_slice(id, &mut named).map_err(|_| broken(place))?;
         let no_key = || SealError::NoKey { place: place.to_string(), key: id.to_owned() };
-        let key = self.0.iter().find(|key| key.id == KeyId(named)).ok_or_else(no_key)?;
+        let key = self.keys.iter().find(|key| key.id == KeyId(named)).ok_or_else(no_key)?;
         let mut bytes = Zeroizing::new(BASE64.decode(sealed).map_err(|_| broken(place))?);
         let length = bytes.len().checked_sub(NONCE + TAG).ok_or_else(|| broken(place))?;
         let (nonce, rest) = bytes.split_at_mut(NONCE);
@@ -210,6 +248,8 @@ impl Keyring {
         key.cipher
             .decrypt_inout_detached(&nonce, &place.associated_data(), (&mut *text).into(), &tag)
             .map_err(|_| broken(place))?;
+        #[cfg(test)]
+        OPENED.set(OPENED.get() + 1);
         match String::from_utf8(text.to_vec()) {
             Ok(clear) => Ok(Secret::new(clear)),
             Err(error) => {
@@ -218,6 +258,12 @@ impl Keyring {
             }
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Sealed values that this thread has opened.
+    pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// How all values begin that are sealed under this key.
@@ -300,6 +346,29 @@ mod tests {
         let error = old.open(HERE, &anew).unwrap_err().to_string();
         assert!(error.contains("database_key_previous"), "{error}");
         assert!(error.contains(&both.first().unwrap().to_string()), "{error}");
+    }
+
+    #[test]
+    fn one_sealed_value_is_opened_for_a_known_identity_and_for_an_unknown_one() {
+        let opened = |keys: &Keyring, place, stored: &str| {
+            let before = OPENED.get();
+            let value = keys.open_one(place, stored).unwrap();
+            (value.expose().len(), OPENED.get() - before)
+        };
+        let place = Place::Psk { device: "SN-1", identity: "one" };
+        let (former, both) = (ring(&[1]), ring(&[2, 1]));
+        for keys in [&former, &both] {
+            // Sealed under the first key, under a former one, or not yet.
+            for stored in
+                [keys.seal(place, SECRET), former.seal(place, SECRET), ring(&[]).seal(place, SECRET)]
+            {
+                assert_eq!(opened(keys, Some(place), &stored.unwrap()), (SECRET.len(), 1));
+            }
+            assert_eq!(opened(keys, None, keys.decoy()), (SECRET.len(), 1));
+        }
+        let clear = Keyring::default();
+        assert_eq!(opened(&clear, Some(place), SECRET), (SECRET.len(), 0));
+        assert_eq!(opened(&clear, None, clear.decoy()), (SECRET.len(), 0));
     }
 
     #[test]

@@ -114,6 +114,8 @@ impl Sqlite {
         &self,
         query: impl FnOnce(&Connection, &Keyring) -> rusqlite::Result<T>,
     ) -> StoreFuture<'static, T> {
+        #[cfg(test)]
+        READS.set(READS.get() + 1);
         let result = self.reader().and_then(|reader| {
             let connection = reader.connection();
             query(connection, &self.keys.load()).map_err(|error| store_error(&self.path, error))
@@ -161,6 +163,12 @@ impl Sqlite {
             Ok(found)
         })
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Queries that this thread has run.
+    pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// What a failure of SQLite means to the caller. The sentence names the file;
@@ -268,6 +276,10 @@ fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str>
 impl Store for Sqlite {
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
         self.read(|connection, keys| read::device(connection, keys, id))
+    }
+
+    fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
+        self.read(|connection, _| read::enrollment_of(connection, id))
     }
 
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {

@@ -31,8 +31,19 @@ const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table W
 
 /// Not a join: SQLite (with STAT4) would plan that anew for each identity, at
 /// five times the cost of the search.
-const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk \
-     FROM device_key k WHERE pskIdentity = ?1";
+///
+/// An unknown identity costs the same as a known one: two searches and a row, which
+/// then has the decoy ?2 and the stand-in ?3.
+const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, 1 \
+     FROM device_key k WHERE pskIdentity = ?1 \
+     UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
+
+/// The enrollment alone: the secret of the row is not opened. A row in any case.
+const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId = ?1 \
+     UNION ALL SELECT ?2, 0 LIMIT 1";
+
+/// Stands for the device and the enrollment where there is none.
+const NO_DEVICE: &str = "0000000000";
 
 const EXPORT: &str = concat!(
     "SELECT ",
@@ -108,20 +119,27 @@ pub(super) fn device(
         .optional()
 }
 
-/// The key of a PSK identity.
+/// The enrollment of a device, with the same work for a device that is not there.
+pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<String>> {
+    connection.prepare_cached(ENROLLMENT)?.query_row([id.as_str(), NO_DEVICE], |row| {
+        let enrollment = row.get(0)?;
+        Ok(row.get::<_, bool>(1)?.then_some(enrollment))
+    })
+}
+
+/// The key of a PSK identity, with the same work for an identity that has none.
 pub(super) fn individual_key(
     connection: &Connection,
     keys: &Keyring,
     identity: &str,
 ) -> rusqlite::Result<Option<IndividualKey>> {
-    connection
-        .prepare_cached(INDIVIDUAL_KEY)?
-        .query_row([identity], |row| {
-            let device = id(row, 0)?;
-            let psk = secret(keys, Place::Psk { device: device.as_str(), identity }, row, 2)?;
-            Ok(IndividualKey { device, enrollment: row.get(1)?, psk })
-        })
-        .optional()
+    connection.prepare_cached(INDIVIDUAL_KEY)?.query_row([identity, keys.decoy(), NO_DEVICE], |row| {
+        let (device, is_known) = (id(row, 0)?, row.get::<_, bool>(3)?);
+        let place = is_known.then_some(Place::Psk { device: device.as_str(), identity });
+        let psk = keys.open_one(place, row.get_ref(2)?.as_str()?).map_err(|error| unexpected(2, error))?;
+        let found = IndividualKey { device, enrollment: row.get(1)?, psk };
+        Ok(is_known.then_some(found))
+    })
 }
 
 /// Rows in order of device ID, after one.
@@ -261,11 +279,43 @@ mod tests {
         for text in ["a-1", "a-2", "a-3"] {
             device(&connection, &keys, &DeviceId::parse(text).unwrap()).unwrap();
             individual_key(&connection, &keys, text).unwrap();
+            enrollment_of(&connection, &DeviceId::parse(text).unwrap()).unwrap();
         }
-        for sql in [DEVICE, INDIVIDUAL_KEY] {
+        for sql in [DEVICE, INDIVIDUAL_KEY, ENROLLMENT] {
             let statement = connection.prepare_cached(sql).unwrap();
             assert!(statement.get_status(StatementStatus::Run) >= 3, "{sql}");
             assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");
+        }
+    }
+
+    #[test]
+    fn an_identity_that_is_not_there_costs_sqlite_what_one_that_is_does() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-1', 'a1', 'own'); \
+                 INSERT INTO device_key VALUES ('one', 'SN-1', '000102030405060708090a0b0c0d0e0f')",
+            )
+            .unwrap();
+        let keys = Keyring::default();
+        let steps = |sql: &str, work: &dyn Fn() -> bool| {
+            connection.prepare_cached(sql).unwrap().reset_status(StatementStatus::VmStep);
+            let found = work();
+            (found, connection.prepare_cached(sql).unwrap().get_status(StatementStatus::VmStep))
+        };
+        let costs = [
+            ["one", "two"].map(|identity| {
+                steps(INDIVIDUAL_KEY, &|| individual_key(&connection, &keys, identity).unwrap().is_some())
+            }),
+            ["SN-1", "SN-2"].map(|device| {
+                let device = DeviceId::parse(device).unwrap();
+                steps(ENROLLMENT, &|| enrollment_of(&connection, &device).unwrap().is_some())
+            }),
+        ];
+        for [(known, cost), (unknown, other)] in costs {
+            assert!(known && !unknown && cost > 0);
+            assert!(cost.abs_diff(other) <= 4, "{cost} and {other} instructions of SQLite");
         }
     }
 
