@@ -24,9 +24,15 @@ const DOUBLINGS: u32 = 4;
 /// takes more off.
 const TOLERANCE: f64 = 0.06;
 
+/// A key longer than 30 bytes: the secret that is made of it is more than one block of
+/// SHA-256, which shows in the time. Measured and printed, but not held to the
+/// tolerance: `docs/security.md` has the figure.
+const LONG_KEY: &str = "individual, 64 bytes";
+
 /// Identities of every kind, equally long, and the enrollment of each.
-const IDENTITIES: [(&str, &str, Option<&str>); 7] = [
+const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("individual", "own-0250", Some("own")),
+    (LONG_KEY, "own-0750", Some("own")),
     ("individual, disabled", "own-0500", Some("own")),
     ("shared", "plug-000", Some("plug")),
     ("derived, first", "one-0250", Some("one")),
@@ -60,11 +66,12 @@ fn site(
         let row = |number: u32| {
             let id = format!("{enrollment}-{number:04}");
             let individual = enrollment == "own";
+            let psk = KEY.repeat(if number == 750 { 4 } else { 1 });
             ImportRow {
                 individual,
                 device_name: Some(id.clone()),
                 device_secret: Some(crate::device::Secret::new(KEY.into())),
-                key: individual.then(|| (id.clone(), crate::device::Secret::new(KEY.into()))),
+                key: individual.then(|| (id.clone(), crate::device::Secret::new(psk))),
                 ..ImportRow::new(DeviceId::parse(&id).unwrap(), enrollment, "a1")
             }
         };
@@ -182,8 +189,9 @@ fn compare(what: &str, rooms: Rooms, identities: &[(&str, &str, Option<&str>)]) 
                 times[times.len() / 2].as_secs_f64() * 1e6
             })
             .collect();
-        let least = medians.iter().copied().fold(f64::MAX, f64::min);
-        let difference = medians.iter().copied().fold(0.0, f64::max) / least - 1.0;
+        let alike = || identities.iter().zip(&medians).filter(|((what, ..), _)| *what != LONG_KEY);
+        let least = alike().map(|(_, &median)| median).fold(f64::MAX, f64::min);
+        let difference = alike().map(|(_, &median)| median).fold(0.0, f64::max) / least - 1.0;
         let rounds = times[0].len();
         println!("{what}: {:.1} % after {rounds} handshakes of each", difference * 100.0);
         for ((identity, ..), median) in identities.iter().zip(&medians) {
