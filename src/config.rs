@@ -3,6 +3,7 @@
 //! and credentials are not in it but where it says they are.
 
 mod admin;
+mod bounds;
 mod database_key;
 mod document;
 mod file;
@@ -13,7 +14,6 @@ use std::{
     collections::HashSet,
     env, fs,
     net::SocketAddr,
-    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,9 +39,6 @@ pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 
 /// Most addresses to listen on: each worker has a socket for each.
 const MAX_LISTEN: usize = 16;
-
-/// Path MTUs taken: up to an Ethernet's jumbo frames.
-const PATH_MTU: RangeInclusive<usize> = dtls::MIN_PATH_MTU..=9000;
 
 /// Window of a shared enrollment that does not say otherwise: a day, in seconds.
 const DEFAULT_WINDOW: u64 = 86_400;
@@ -95,7 +92,7 @@ pub struct IotPlatform {
 /// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Threads that serve devices; one a core.
+    /// Threads that serve devices; one a core, as far as there are connection IDs.
     pub workers: usize,
     /// Limits of all workers' DTLS endpoints together.
     pub dtls: dtls::Config,
@@ -110,7 +107,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            workers: std::thread::available_parallelism().map_or(1, Into::into),
+            workers: std::thread::available_parallelism().map_or(1, Into::into).min(bounds::MAX_WORKERS),
             dtls: dtls::Config::default(),
             requests: RequestLimits::default(),
             patience: Duration::from_secs(20),
@@ -354,7 +351,8 @@ fn read_rate(key: &str, value: Option<file::Rate>, default: Option<Rate>) -> Res
         Some(file::Rate::Off) => return Ok(None),
         Some(file::Rate::On { burst, every }) => (burst, every),
     };
-    let rate = Duration::try_from_secs_f64(every).ok().and_then(|every| Rate::new(burst, every));
+    let duration = Duration::try_from_secs_f64(every).ok();
+    let rate = u32::try_from(burst).ok().zip(duration).and_then(|(burst, every)| Rate::new(burst, every));
     let rate = rate.with_context(|| {
         format!(
             "{key} = {{ burst = {burst}, every = {every} }}: expected a burst of 1 to {} requests, and {} to {} \
@@ -371,8 +369,14 @@ fn read_reissue(text: &str) -> Result<Reissue> {
     match (text, text.strip_prefix("window:").map(str::parse)) {
         ("always", _) => Ok(Reissue::Always),
         ("once", _) => Ok(Reissue::Once),
-        (_, Some(Ok(seconds))) => Ok(Reissue::Window(Duration::from_secs(seconds))),
-        _ => bail!("reissue = \"{text}\": expected \"always\", \"once\" or \"window:SECONDS\""),
+        (_, Some(Ok(seconds))) if bounds::WINDOW.contains(&seconds) => {
+            Ok(Reissue::Window(Duration::from_secs(seconds)))
+        }
+        _ => bail!(
+            "reissue = \"{text}\": expected \"always\", \"once\" or \"window:SECONDS\" with {} to {} seconds",
+            bounds::WINDOW.start(),
+            bounds::WINDOW.end()
+        ),
     }
 }
 
@@ -401,29 +405,6 @@ fn read_key(source: &str, folder: &Path) -> Result<Key> {
 fn read_limits(mut table: Table<file::Limits>, problems: &mut Problems) -> Limits {
     let defaults = Limits::default();
     let seconds = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_secs);
-    let section = &table.values;
-    for (key, value) in [
-        ("workers", section.workers.map(|value| value as u64)),
-        ("max_sessions", section.max_sessions.map(|value| value as u64)),
-        ("max_handshakes", section.max_handshakes.map(|value| value as u64)),
-        ("max_handshakes_per_address", section.max_handshakes_per_address.map(|value| value as u64)),
-        ("handshake_timeout", section.handshake_timeout),
-        ("session_idle", section.session_idle),
-        ("patience", section.patience),
-    ] {
-        if value == Some(0) {
-            table.wrong(problems, &[key], format!("{key} = 0: expected 1 or more"));
-        }
-    }
-    let path_mtu = table.values.path_mtu.unwrap_or(defaults.dtls.path_mtu);
-    if !PATH_MTU.contains(&path_mtu) {
-        let (least, most) = (PATH_MTU.start(), PATH_MTU.end());
-        table.wrong(
-            problems,
-            &["path_mtu"],
-            format!("path_mtu = {path_mtu}: expected {least} to {most} bytes"),
-        );
-    }
     let (per_identity, per_address) = (table.values.requests_per_identity, table.values.requests_per_address);
     let mut rate = |key, value, default| {
         table.checked(problems, &[key], read_rate(key, value, default)).unwrap_or(default)
@@ -435,13 +416,18 @@ fn read_limits(mut table: Table<file::Limits>, problems: &mut Problems) -> Limit
         workers: section.workers.unwrap_or(defaults.workers),
         dtls: dtls::Config {
             max_sessions: section.max_sessions.unwrap_or(defaults.dtls.max_sessions),
+            sessions_per_holder: section.sessions_per_device.unwrap_or(defaults.dtls.sessions_per_holder),
             max_handshakes: section.max_handshakes.unwrap_or(defaults.dtls.max_handshakes),
             max_handshakes_per_address: section
                 .max_handshakes_per_address
                 .unwrap_or(defaults.dtls.max_handshakes_per_address),
             handshake_timeout: seconds(section.handshake_timeout, defaults.dtls.handshake_timeout),
+            retransmission_timeout: section
+                .retransmission_timeout
+                .map_or(defaults.dtls.retransmission_timeout, |file::Seconds(value)| value),
             session_idle: seconds(section.session_idle, defaults.dtls.session_idle),
-            path_mtu,
+            session_max_age: seconds(section.session_max_age, defaults.dtls.session_max_age),
+            path_mtu: section.path_mtu.unwrap_or(defaults.dtls.path_mtu),
             require_extended_master_secret: section.extended_master_secret == file::Extended::Required,
             ..defaults.dtls
         },

@@ -74,7 +74,7 @@ fn a_wrong_value_is_refused_with_its_line_and_what_would_be_right() {
         ("metadata_token = \"yes\"", "expected `offered` or `required`"),
         ("connect_timeout = 0", "0: expected 0.1 to 300 seconds"),
         ("first_byte_timeout = -1", "-1: expected 0.1 to 300 seconds"),
-        ("timeout = nan", "NaN: expected 0.1 to 300 seconds"),
+        ("timeout = nan", "timeout = nan: expected 0.1 to 300 seconds"),
         ("timeout = \"10s\"", "expected a number"),
         ("time_out = 10", "time_out: unknown key; did you mean timeout?"),
     ] {

@@ -1,6 +1,7 @@
 //! A configuration as it is written: the file's sections, the environment's values in
 //! place of theirs, and everything that is wrong with them, each with its place. Knows
-//! TOML, and no key's meaning: a section says itself which keys it has.
+//! TOML, and no key's meaning: a section says itself which keys it has, and a table of
+//! its own ([`bounds`]) how large their numbers may be.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -13,6 +14,8 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+
+use super::bounds;
 
 /// What variables that stand for keys begin with.
 pub(super) const PREFIX: &str = "CERTDIST_";
@@ -263,7 +266,7 @@ impl<'t> Document<'t> {
                     good.insert(Spanned::new(0..0, key.to_owned().into()), value);
                 }
                 Err(what) => {
-                    problems.0.push((place, format!("{title}{key}: {what}")));
+                    problems.0.push((place, format!("{title}{what}")));
                     wrong.push(key.to_owned());
                 }
             }
@@ -335,12 +338,13 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Whether a value fits its key, or what would.
+/// Checks that a value fits its key, or says which key it is and what would fit.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
+    bounds::check(T::NAME, key, value.get_ref())?;
     let mut table = stand_ins::<T>();
     table.insert(Spanned::new(0..0, key.to_owned().into()), value.clone());
     let table = toml::Deserializer::from(Spanned::new(0..0, table));
-    T::deserialize(table).map(drop).map_err(|error| explained(key, error.message()))
+    T::deserialize(table).map(drop).map_err(|error| format!("{key}: {}", explained(key, error.message())))
 }
 
 /// A variable's text as a number, a table or what else TOML knows, if that fits the

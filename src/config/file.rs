@@ -1,17 +1,20 @@
 //! The file as it is written: its sections, their keys, and what each value alone
-//! must be. What values say together is checked a room above.
+//! must be. Ranges of numbers are in `bounds`; what values say together is checked a
+//! room above.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, TryFromFloatSecsError},
+};
 
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{
-    document::{self, Section},
-    iot_platform::TIMEOUTS,
-};
+use super::document::{self, Section};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
@@ -119,9 +122,9 @@ pub(super) struct IotPlatform {
 
 /// `300`, or `"off"`.
 #[derive(Deserialize, Clone, Copy)]
-#[serde(untagged, expecting = "expected seconds, 1 or more, or \"off\"")]
+#[serde(untagged, expecting = "expected whole seconds, or \"off\"")]
 pub(super) enum Sweep {
-    Seconds(NonZeroU64),
+    Seconds(u64),
     Off(Off),
 }
 
@@ -186,19 +189,16 @@ impl TryFrom<String> for MetadataEndpoint {
     }
 }
 
-/// A time-out, in seconds.
+/// A time-out in seconds, which may have a fraction.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(try_from = "f64")]
 pub(super) struct Seconds(pub(super) Duration);
 
 impl TryFrom<f64> for Seconds {
-    type Error = String;
+    type Error = TryFromFloatSecsError;
 
     fn try_from(seconds: f64) -> Result<Self, Self::Error> {
-        let duration = Duration::try_from_secs_f64(seconds).ok();
-        let duration = duration.filter(|duration| TIMEOUTS.contains(duration)).map(Self);
-        let [shortest, longest] = [TIMEOUTS.start(), TIMEOUTS.end()].map(Duration::as_secs_f64);
-        duration.ok_or_else(|| format!("{seconds}: expected {shortest} to {longest} seconds"))
+        Duration::try_from_secs_f64(seconds).map(Self)
     }
 }
 
@@ -306,10 +306,13 @@ pub(super) enum Existing {
 pub(super) struct Limits {
     pub(super) workers: Option<usize>,
     pub(super) max_sessions: Option<usize>,
+    pub(super) sessions_per_device: Option<usize>,
     pub(super) max_handshakes: Option<usize>,
     pub(super) max_handshakes_per_address: Option<usize>,
     pub(super) handshake_timeout: Option<u64>,
+    pub(super) retransmission_timeout: Option<Seconds>,
     pub(super) session_idle: Option<u64>,
+    pub(super) session_max_age: Option<u64>,
     pub(super) path_mtu: Option<usize>,
     pub(super) extended_master_secret: Extended,
     pub(super) requests_per_identity: Option<Rate>,
@@ -336,7 +339,7 @@ pub(super) enum Extended {
 pub(super) enum Rate {
     Off,
     On {
-        burst: u32,
+        burst: i64,
         /// Seconds.
         every: f64,
     },
@@ -348,7 +351,7 @@ impl<'de> Deserialize<'de> for Rate {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct On {
-            burst: u32,
+            burst: i64,
             every: f64,
         }
 

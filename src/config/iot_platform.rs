@@ -33,9 +33,6 @@ pub(super) fn read(
     problems: &mut Problems,
 ) -> Option<IotPlatform> {
     let qps = table.values.qps;
-    if !(qps.is_finite() && qps >= 1.0) {
-        table.wrong(problems, &["qps"], format!("qps = {qps}: expected 1 or more"));
-    }
     let timeouts = read_timeouts(&table.values);
     let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
     let credentials = read_credentials(&table.values, folder);
@@ -64,7 +61,7 @@ pub(super) fn read(
         max_batches: if section.batches.unwrap_or(true) { defaults.max_batches } else { 0 },
         sweep_pause: match section.sweep {
             None => defaults.sweep_pause,
-            Some(file::Sweep::Seconds(seconds)) => Some(Duration::from_secs(seconds.get())),
+            Some(file::Sweep::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
             Some(file::Sweep::Off(file::Off::Off)) => None,
         },
         ..defaults
@@ -141,7 +138,3 @@ fn from_environment() -> Result<Source> {
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
-
-/// Shortest and longest time-out.
-pub(super) const TIMEOUTS: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(300);

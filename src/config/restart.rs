@@ -63,13 +63,22 @@ impl Config {
         let (own, other) = (&self.limits, &other.limits);
         compare("[limits] workers", own.workers == other.workers);
         compare("[limits] max_sessions", own.dtls.max_sessions == other.dtls.max_sessions);
+        compare(
+            "[limits] sessions_per_device",
+            own.dtls.sessions_per_holder == other.dtls.sessions_per_holder,
+        );
         compare("[limits] max_handshakes", own.dtls.max_handshakes == other.dtls.max_handshakes);
         compare(
             "[limits] max_handshakes_per_address",
             own.dtls.max_handshakes_per_address == other.dtls.max_handshakes_per_address,
         );
         compare("[limits] handshake_timeout", own.dtls.handshake_timeout == other.dtls.handshake_timeout);
+        compare(
+            "[limits] retransmission_timeout",
+            own.dtls.retransmission_timeout == other.dtls.retransmission_timeout,
+        );
         compare("[limits] session_idle", own.dtls.session_idle == other.dtls.session_idle);
+        compare("[limits] session_max_age", own.dtls.session_max_age == other.dtls.session_max_age);
         compare("[limits] path_mtu", own.dtls.path_mtu == other.dtls.path_mtu);
         compare(
             "[limits] extended_master_secret",

@@ -90,7 +90,11 @@ fn reissue_policies_are_read_and_a_shared_key_has_a_window() {
     assert_eq!(reissue(&with("once")).unwrap(), Reissue::Once);
     assert_eq!(reissue(&with("always")).unwrap(), Reissue::Always);
     assert_eq!(reissue(&with("window:60")).unwrap(), Reissue::Window(Duration::from_secs(60)));
-    assert!(error(&with("window:day")).contains("window:SECONDS"));
+    for wrong in ["window:day", "window:0", "window:315360001", "window:18446744073709551616"] {
+        let error = error(&with(wrong));
+        assert!(error.contains(wrong) && error.contains("window:SECONDS\" with 1 to 315360000 s"), "{error}");
+    }
+    assert!(parse(&with("window:1")).is_ok() && parse(&with("window:315360000")).is_ok());
 }
 
 #[test]
@@ -120,11 +124,21 @@ fn limits_of_requests_have_sound_defaults_and_can_be_set_or_turned_off() {
         ("{ burst = 3 }", "missing field `every`"),
         ("{ burst = 3, per = 1 }", "unknown field `per`"),
         ("{ burst = 0, every = 1 }", "expected a burst of 1 to 1000000"),
+        ("{ burst = 1000001, every = 1 }", "expected a burst of 1 to 1000000"),
+        ("{ burst = -1, every = 1 }", "expected a burst of 1 to 1000000"),
+        ("{ burst = 9223372036854775807, every = 1 }", "expected a burst of 1 to 1000000"),
+        ("{ burst = 1, every = 0.000009 }", "0.00001 to 86400 seconds"),
+        ("{ burst = 1, every = 86401 }", "0.00001 to 86400 seconds"),
+        ("{ burst = 1, every = 1e300 }", "0.00001 to 86400 seconds"),
         ("{ burst = 1, every = -1 }", "0.00001 to 86400 seconds"),
         ("{ burst = 1, every = nan }", "0.00001 to 86400 seconds"),
     ] {
         let error = error(&format!("{MINIMAL}[limits]\nrequests_per_identity = {value}"));
         assert!(error.contains(expected) && error.contains("requests_per_identity"), "{error}");
+    }
+    for (burst, every) in [(1, 0.00001), (1_000_000, 86_400.0)] {
+        let rates = format!("{MINIMAL}requests = {{ burst = {burst}, every = {every} }}");
+        assert_eq!(requests(&rates).unwrap().enrollments["lamp"].requests, rate(burst, every));
     }
     let error = error(&format!("{MINIMAL}refused_lookups = \"off\""));
     assert!(error.contains("\"lamp\"") && error.contains("is for kind = \"shared\""), "{error}");
@@ -138,6 +152,17 @@ fn limits_of_zero_are_refused() {
             .unwrap();
     assert_eq!(config.limits.dtls.max_sessions, 7);
     assert!(config.limits.dtls.require_extended_master_secret);
+}
+
+#[test]
+fn limits_of_sessions_reach_the_dtls_endpoints() {
+    let limits = |keys: &str| parse(&format!("{MINIMAL}[limits]\n{keys}\n")).unwrap().limits.dtls;
+    let set = limits("retransmission_timeout = 2.5\nsessions_per_device = 7\nsession_max_age = 3600");
+    assert_eq!(set.retransmission_timeout, Duration::from_millis(2500));
+    assert_eq!((set.sessions_per_holder, set.session_max_age), (7, Duration::from_secs(3600)));
+    let defaults = limits("");
+    assert_eq!(defaults.retransmission_timeout, Duration::from_secs(1));
+    assert_eq!((defaults.sessions_per_holder, defaults.session_max_age), (4, Duration::from_secs(86_400)));
 }
 
 #[test]
@@ -170,7 +195,7 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
 /// The example with every key that it shows.
-fn whole_example() -> String {
+pub(super) fn whole_example() -> String {
     let shown = |line: &&str| {
         line.strip_prefix('#')
             .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
@@ -281,8 +306,8 @@ fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() {
         "line 3: path_mtu: unknown key; it belongs into [limits]",
         "line 4: [limit]: unknown section; did you mean limits?",
         "line 6: [admin] listen: ",
-        "line 8: [limits] max_sessions = 0: expected 1 or more",
-        "line 9: [limits] max_handshakes: ",
+        "line 8: [limits] max_sessions = 0: expected 1 to 10000000 sessions",
+        "line 9: [limits] max_handshakes = -1: expected 1 to 1000000 handshakes",
         "line 10: [limits] path_mtu = 1: expected 576 to 9000 bytes",
         "line 11: [limits] patience: ",
         "line 12: [limits] requests_per_address = { burst = 0, every = 1 }: expected a burst of 1",
@@ -295,7 +320,7 @@ fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() {
         "line 23: [[enrollment]] \"plug\" identity has 0 bytes, expected 1 to 128",
         "line 24: [[enrollment]] \"plug\" reissue = \"never\": expected \"always\"",
         "line 25: [iot_platform] region is missing; expected a line such as region = \"cn-shanghai\"",
-        "line 27: [iot_platform] qps = 0: expected 1 or more",
+        "line 27: [iot_platform] qps = 0: expected 1 to 100000 calls a second",
         "line 28: [iot_platform] credentials: expected \"env\", \"file\"",
     ];
     assert_eq!(lines.len(), expected.len(), "{error}");
@@ -400,7 +425,7 @@ fn a_wrong_variable_is_named() {
         (
             "CERTDIST_LIMITS__WORKERS",
             "0",
-            "CERTDIST_LIMITS__WORKERS: [limits] workers = 0: expected 1 or more",
+            "CERTDIST_LIMITS__WORKERS: [limits] workers = 0: expected 1 to 256 threads",
         ),
         (
             "CERTDIST_LIMITS__WORKER",
@@ -444,10 +469,13 @@ fn what_takes_a_restart_is_told_by_its_keys() {
         (plain, "", "[plain_coap]"),
         ("[limits]", "[limits]\nworkers = 99", "[limits] workers"),
         ("[limits]", "[limits]\nmax_sessions = 9", "[limits] max_sessions"),
+        ("[limits]", "[limits]\nsessions_per_device = 9", "[limits] sessions_per_device"),
         ("[limits]", "[limits]\nmax_handshakes = 9", "[limits] max_handshakes"),
         ("[limits]", "[limits]\nmax_handshakes_per_address = 9", "[limits] max_handshakes_per_address"),
         ("[limits]", "[limits]\nhandshake_timeout = 9", "[limits] handshake_timeout"),
         ("[limits]", "[limits]\nsession_idle = 9", "[limits] session_idle"),
+        ("[limits]", "[limits]\nsession_max_age = 9", "[limits] session_max_age"),
+        ("[limits]", "[limits]\nretransmission_timeout = 0.5", "[limits] retransmission_timeout"),
         ("[limits]", "[limits]\npath_mtu = 999", "[limits] path_mtu"),
         ("[limits]", "[limits]\nextended_master_secret = \"required\"", "[limits] extended_master_secret"),
         ("[limits]", "[limits]\npatience = 9", "[limits] patience"),

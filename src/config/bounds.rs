@@ -1,0 +1,179 @@
+//! The range of every number in the configuration. A value within its range neither
+//! overflows a clock nor asks for more memory than a host has; a value outside of it
+//! is an error of the file, whoever reads it.
+
+use std::ops::RangeInclusive;
+
+use toml::de::DeValue;
+
+use crate::dtls::MIN_PATH_MTU;
+
+/// Range of a number, both ends included.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub(super) section: &'static str,
+    pub(super) key: &'static str,
+    pub(super) least: f64,
+    pub(super) most: f64,
+    /// What is counted, for messages and the documentation.
+    pub(super) unit: &'static str,
+}
+
+/// Longest duration that is configured: 30 days, in seconds.
+const MONTH: f64 = 2_592_000.0;
+/// An hour, in seconds: a device does not wait longer for an answer.
+const HOUR: f64 = 3600.0;
+/// Most workers: each has a first byte of connection IDs to itself.
+pub(super) const MAX_WORKERS: usize = 256;
+/// Seconds of `reissue = "window:SECONDS"`, up to ten years.
+pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
+
+/// Every key whose value is a number. The numbers of rates (`{ burst, every }`) are
+/// bounded where a rate is made ([`crate::limits::Rate::new`]).
+pub(super) const NUMBERS: [Bounds; 19] = [
+    number("audit", "keep_days", 0.0, 36_500.0, "days"),
+    number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
+    number("iot_platform", "qps", 1.0, 100_000.0, "calls a second"),
+    number("iot_platform", "connect_timeout", 0.1, 300.0, "seconds"),
+    number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),
+    number("iot_platform", "timeout", 0.1, 300.0, "seconds"),
+    number("iot_platform", "sweep", 1.0, MONTH, "seconds, or \"off\""),
+    number("limits", "workers", 1.0, MAX_WORKERS as f64, "threads"),
+    // 5 GB of memory.
+    number("limits", "max_sessions", 1.0, 10_000_000.0, "sessions"),
+    number("limits", "sessions_per_device", 1.0, 1000.0, "sessions"),
+    number("limits", "max_handshakes", 1.0, 1_000_000.0, "handshakes"),
+    number("limits", "max_handshakes_per_address", 1.0, 1_000_000.0, "handshakes"),
+    number("limits", "handshake_timeout", 1.0, HOUR, "seconds"),
+    // RFC 6347 §4.2.4.1: at most 60 s.
+    number("limits", "retransmission_timeout", 0.1, 60.0, "seconds"),
+    number("limits", "session_idle", 1.0, MONTH, "seconds"),
+    number("limits", "session_max_age", 1.0, MONTH, "seconds"),
+    // The longest is the jumbo frame of Ethernet.
+    number("limits", "path_mtu", MIN_PATH_MTU as f64, 9000.0, "bytes"),
+    number("limits", "patience", 1.0, HOUR, "seconds"),
+    number("limits", "drain", 0.0, HOUR, "seconds"),
+];
+
+const fn number(
+    section: &'static str,
+    key: &'static str,
+    least: f64,
+    most: f64,
+    unit: &'static str,
+) -> Bounds {
+    Bounds { section, key, least, most, unit }
+}
+
+/// Checks a number against the range of its key. Another type than a number, and a key
+/// without a range, are none of its business.
+///
+/// # Errors
+///
+/// Key, value and range, when the value is outside.
+pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+    let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
+    let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
+    let (number, text) = match value {
+        // What no i128 holds is as far outside as can be.
+        DeValue::Integer(whole) => (
+            i128::from_str_radix(whole.as_str(), whole.radix()).map_or(f64::INFINITY, |whole| whole as f64),
+            whole.to_string(),
+        ),
+        DeValue::Float(float) => (float.as_str().parse().unwrap_or(f64::NAN), float.to_string()),
+        _ => return Ok(()),
+    };
+    if (*least..=*most).contains(&number) {
+        Ok(())
+    } else {
+        Err(format!("{key} = {text}: expected {least} to {most} {unit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A configuration with one key more, or with its error.
+    fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
+        let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
+        // None of these may be longer than the next.
+        let others = match key {
+            "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
+            "first_byte_timeout" => "timeout = 300\n",
+            _ => "",
+        };
+        let rest = if section == "iot_platform" { format!("{cloud}{others}") } else { String::new() };
+        let text = format!(
+            "listen = \"127.0.0.1:5684\"\ndatabase = \"sqlite:certdist.db\"\n[{section}]\n{key} = {value}\n{rest}\
+             [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1\"\nkind = \"individual\"\n"
+        );
+        Config::parse(&text, Path::new("/etc/certdist")).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn a_number_is_taken_up_to_both_ends_of_its_range_and_not_beyond() {
+        for Bounds { section, key, least, most, unit } in &NUMBERS {
+            for value in [least, most] {
+                assert!(with(section, key, &value.to_string()).is_ok(), "[{section}] {key} = {value}");
+            }
+            let wrong = [(least - 1.0).to_string(), (least - 0.01).to_string(), (most + 1.0).to_string()];
+            let wrong = wrong.iter().map(String::as_str);
+            for value in wrong.chain(["9223372036854775807", "-9223372036854775808", "1e300", "inf", "nan"]) {
+                let error = with(section, key, value).expect_err(key);
+                let expected =
+                    format!("line 4: [{section}] {key} = {value}: expected {least} to {most} {unit}");
+                assert_eq!(
+                    error.rsplit_once("not a valid configuration: ").map_or(&*error, |e| e.1),
+                    expected
+                );
+            }
+        }
+        let error = with("limits", "path_mtu", "0x7fff_ffff_ffff_ffff").expect_err("too long");
+        assert!(error.ends_with("path_mtu = 0x7fffffffffffffff: expected 576 to 9000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn no_key_takes_a_number_without_a_range() {
+        for (section, keys) in Config::keys() {
+            let header = match section {
+                "" => "",
+                "enrollment" => "[[enrollment]]",
+                other => &format!("[{other}]"),
+            };
+            for key in keys {
+                for value in ["100000000000000000", "-100000000000000000", "1e17"] {
+                    let text = format!("{header}\n{key} = {value}\n");
+                    let error = Config::parse(&text, Path::new("/")).expect_err("keys are missing");
+                    let error = format!("{error:#}");
+                    let line = error.lines().find(|line| line.contains("line 2: ")).unwrap_or("");
+                    assert!(line.contains(key), "[{section}] {key} = {value} is taken: {error}");
+                    assert!(!line.contains("invalid value"), "[{section}] {key} has no range: {line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_within_the_ranges() {
+        let example: toml::Table = crate::config::tests::whole_example().parse().expect("it is valid");
+        for Bounds { section, key, least, most, .. } in &NUMBERS {
+            let value = &example[*section][*key];
+            let value = value.as_float().or(value.as_integer().map(|whole| whole as f64));
+            assert!(value.is_some_and(|value| (*least..=*most).contains(&value)), "[{section}] {key}");
+        }
+    }
+
+    #[test]
+    fn every_range_is_in_the_documentation() {
+        let documentation = include_str!("../../docs/operations.md");
+        for Bounds { section, key, least, most, unit } in &NUMBERS {
+            let (row, key) = (format!("| `[{section}]` | {least} to {most} {unit} |"), format!("`{key}`"));
+            let is_there = documentation.lines().any(|line| line.starts_with(&row) && line.contains(&key));
+            assert!(is_there, "{row} {key} is not in docs/operations.md");
+        }
+    }
+}
