@@ -1,6 +1,6 @@
 //! The range of every number in the configuration. A value within its range neither
 //! overflows a clock nor asks for more memory than a host has; a value outside of it
-//! is an error of the file, whoever reads it.
+//! is reported with its key and its range.
 
 use std::ops::RangeInclusive;
 
@@ -65,8 +65,8 @@ const fn number(
     Bounds { section, key, least, most, unit }
 }
 
-/// Checks a number against the range of its key. Another type than a number, and a key
-/// without a range, are none of its business.
+/// Checks a number against the range of its key. Values of other types, and keys without
+/// a range, pass.
 ///
 /// # Errors
 ///
