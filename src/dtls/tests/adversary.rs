@@ -479,9 +479,9 @@ fn what_is_dropped_repeated_and_refused_is_counted() {
     server.receive(peer(), &[&hello[..], &hello].concat());
     let counters = server.endpoint.counters();
     assert_eq!((counters.hello_verify_requests, counters.handshakes_started), (1, 1));
-    assert_eq!(counters.dropped_messages, 1, "the second hello of a datagram");
+    assert_eq!(counters.dropped(Dropped::Message), 1, "the second hello of a datagram");
     server.receive(peer(), &hello);
-    assert_eq!(server.endpoint.counters().suppressed_flights, 1);
+    assert_eq!(server.endpoint.counters().dropped(Dropped::Flight), 1);
     server.now += Duration::from_millis(600);
     server.receive(peer(), &hello);
     server.advance(Duration::from_millis(400));
@@ -495,7 +495,7 @@ fn what_is_dropped_repeated_and_refused_is_counted() {
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 8));
     assert_eq!(server.receive(SocketAddr::new(peer().ip(), 8), &hello), []);
     let counters = server.endpoint.counters();
-    assert_eq!((counters.over_budget, counters.handshakes_failed), (1, 1));
+    assert_eq!((counters.dropped(Dropped::OverBudget), counters.handshakes_failed), (1, 1));
     assert_eq!(server.failures(), [Failure::OverBudget]);
 }
 

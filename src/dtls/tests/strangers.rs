@@ -226,7 +226,7 @@ fn one_bad_record_of_a_handshake_is_noted_and_the_others_are_dropped() {
         server.receive(peer(), &guess);
     }
     let counters = server.endpoint.counters();
-    assert_eq!((counters.bad_records, counters.dropped_messages), (1, 10));
+    assert_eq!((counters.bad_records, counters.dropped(Dropped::Message)), (1, 10));
 }
 
 #[test]
