@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, hash::BuildHasher, net::SocketAddr, time::Instant};
 
-use super::{ApplicationData, Delivery, Dropped, Endpoint, Holder, SessionId, Spent, ip_and_udp};
+use super::{ApplicationData, Delivery, Dropped, Endpoint, Holder, SessionId, Spent, ip_and_udp, wipe_stack};
 use crate::dtls::{
     Closed, Event, Outbox, Path,
     handshake::Completed,
@@ -82,6 +82,10 @@ impl<P> Endpoint<P> {
                         bytes += ip_and_udp(path);
                     }
                     self.follow(handle, path, bytes, is_newest);
+                    if matches!(opened, Opened::Alert(..)) {
+                        // As a rule it ends the session.
+                        wipe_stack();
+                    }
                     if self.has_aged(now, handle) {
                         self.end_session(handle, Closed::Aged, true, out);
                         return None;
@@ -237,7 +241,11 @@ impl<P> Endpoint<P> {
         if notify {
             let notify = Alert::CloseNotify.to_wire();
             self.send_from_session(handle, out, |session, buffer| {
-                session.seal(ContentType::Alert, &notify, buffer)
+                let sealed = session.seal(ContentType::Alert, &notify, buffer);
+                // Before anything is moved to the heap: padding takes along what is on the
+                // stack.
+                wipe_stack();
+                sealed
             });
         }
         self.holders.remove(&mut self.sessions, handle);
