@@ -8,9 +8,11 @@
 
 certdist() { "$binary" "$@"; }
 work=$(mktemp -d /tmp/certdist-incidents.XXXXXX)
+# Not on the disk that gets full: what the log says of that has to get into it.
+logs=$(mktemp -d /tmp/certdist-incidents-logs.XXXXXX)
 # So small that it is soon full.
 mount -t tmpfs -o size=4m none "$work"
-trap 'cd /; umount -l "$work" && rmdir "$work"' EXIT
+trap 'cd /; umount -l "$work" && rmdir "$work"; rm -r "$logs"' EXIT
 cd "$work"
 
 export ALIBABA_CLOUD_ACCESS_KEY_ID=simulator ALIBABA_CLOUD_ACCESS_KEY_SECRET=simulator-secret
@@ -97,7 +99,7 @@ for port in range(100):
             attacker.send(hello(random, answer[28:]))
 PYTHON
 [ "$(metric 'certdist_dtls_dropped_total{reason="over_budget"}')" -gt 100 ] || fail "the attack does not show"
-grep -q 'too many handshakes of a network came to nothing.*network=127.0.0.2' service.log ||
+grep -q 'too many handshakes of a network came to nothing.*network=127.0.0.2' "$logs/service.log" ||
     fail "no line names the network"
 served PLUG0003 || fail "a device elsewhere is not served"
 
@@ -117,7 +119,7 @@ say "the disk is full"
 dd if=/dev/zero of=fill bs=1k 2>/dev/null || true
 served PLUG0001 || fail "a device that needs no write is not served"
 refused 5.03 PLUG0020 || fail "a device that needs a write: $(ask PLUG0020)"
-grep -q 'database or disk is full' service.log || fail "the log says nothing of a full disk"
+grep -q 'database or disk is full' "$logs/service.log" || fail "the log says nothing of a full disk"
 rm fill
 until_true served PLUG0020
 [ "$(curl -fsS http://127.0.0.1:8086/stats | python3 -c 'import json, sys; print(json.load(sys.stdin)["devices"])')" = \

@@ -15,16 +15,16 @@ binary=$2
 ip link set lo up
 mount --make-rprivate /
 
-# Starts a command in the background, as $started, with its log in $work/NAME.log, and
+# Starts a command in the background, as $started, with its log in $logs/NAME.log ($work unless set), and
 # waits until it says on what it listens, which is $heard then: start NAME COMMAND...
 start() {
     local name=$1
     shift
     rm -f "$work/$name.out"
     mkfifo "$work/$name.out"
-    "$@" > "$work/$name.out" 2>> "$work/$name.log" &
+    "$@" > "$work/$name.out" 2>> "${logs:-$work}/$name.log" &
     started=$!
     exec 5< "$work/$name.out"
-    read -r -t 20 -u 5 heard || fail "$name does not listen: $(cat "$work/$name.log")"
+    read -r -t 20 -u 5 heard || fail "$name does not listen: $(cat "${logs:-$work}/$name.log")"
     case $heard in "listening on "*) ;; *) fail "$name said $heard" ;; esac
 }
