@@ -499,7 +499,7 @@ impl<P> Endpoint<P> {
 
 /// Depth of the stack that the ciphers need at most, in bytes: without optimization,
 /// frames are several times as large.
-const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 << 10 } else { 24 << 10 };
+const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 << 10 } else { 12 << 10 };
 
 /// Overwrites the part of the stack where the ciphers have worked: they leave copies of
 /// keys in frames that are gone, and the last session's would stay there until the next
