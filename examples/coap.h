@@ -49,14 +49,15 @@ static inline void exchange_attempt(struct exchange *e) {
 }
 
 /* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
- * number has up to 23 characters. */
+ * number has up to 23 characters; where it is empty, so is the request: the server takes
+ * the device ID from the identity of its key. */
 static inline void exchange_start(struct exchange *e, const char *sn) {
   size_t length = strlen(sn);
   memset(e, 0, sizeof *e);
   memcpy(e->request, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17);
   e->request[17] = (unsigned char)(0x60 | length);
   memcpy(e->request + 18, sn, length);
-  e->request_length = 18 + length;
+  e->request_length = length ? 18 + length : 10;
   exchange_attempt(e);
   e->until = exchange_now();
 }

@@ -18,8 +18,10 @@ use std::{
 };
 
 use certdist::simulated_device::{Answer, SimulatedDevice};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 use support::{
-    Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload,
+    MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload,
     network::{ForgetfulNetwork, Outage, RebindingNetwork, bad_network},
     stdout,
 };
@@ -29,6 +31,8 @@ const INTRODUCTION: &str = "\
 |---|---|---|---|---|---|---|---|---|
 ";
 const SECRET: &str = "secret-of-plug-1";
+/// A device with a derived key of its own, and with the same secret.
+const LAMP: &str = "LAMP-1";
 /// Tries at a time.
 const AT_ONCE: usize = 12;
 /// Tries at a time of the columns whose devices do nothing but wait.
@@ -72,10 +76,13 @@ struct Cell {
 /// What a device is to do.
 struct Ask {
     server: SocketAddr,
+    identity: &'static str,
+    key: Vec<u8>,
     suite: &'static str,
     more: &'static str,
     rfc7925_timers: bool,
     patience: Duration,
+    /// Where it is empty, the request is `GET /cert` and nothing else.
     sn: String,
     /// Part of the certificate that is expected.
     proof: String,
@@ -120,6 +127,8 @@ impl Column {
     fn passes(self, cell: &Cell, number: usize, [server, slow]: [SocketAddr; 2]) -> bool {
         let ask = |server| Ask {
             server,
+            identity: SHARED_IDENTITY,
+            key: SHARED_KEY.into(),
             suite: cell.suite,
             more: cell.more,
             rfc7925_timers: self == Rfc7925Timers,
@@ -136,11 +145,17 @@ impl Column {
                 fetch(network.address) && network.rebound.load(SeqCst)
             }
             NewAddress => {
-                let network = ForgetfulNetwork::new(server);
                 // Served from a new address, and without another handshake.
-                fetch(network.address)
-                    && network.moved.load(SeqCst) > 0
-                    && network.handshakes.load(SeqCst) == 0
+                let moves = |ask: &dyn Fn(SocketAddr) -> Ask| {
+                    let network = ForgetfulNetwork::new(server);
+                    (cell.fetch)(&ask(network.address))
+                        && network.moved.load(SeqCst) > 0
+                        && network.handshakes.load(SeqCst) == 0
+                };
+                // The shortest request gives the server the least to answer with
+                // (RFC 9146 §6), so that the new address has to be validated first.
+                let bare = |server| Ask { identity: LAMP, key: lamp_key(), sn: String::new(), ..ask(server) };
+                moves(&ask) && moves(&bare)
             }
             Rfc7925Timers => {
                 let network = Outage::new(server, OUTAGE);
@@ -159,6 +174,14 @@ impl Column {
 /// A device that the cloud does not know yet, one for each cell. Its name there is the same.
 fn unregistered(number: usize) -> String {
     format!("SLOW-{number:03}")
+}
+
+/// The first 16 bytes of HMAC-SHA256(master key, identity), as docs/device.md has it.
+fn lamp_key() -> Vec<u8> {
+    let master = hex::decode(MASTER).expect("hex digits");
+    let mut mac = Hmac::<Sha256>::new_from_slice(&master).expect("HMAC takes any key");
+    mac.update(LAMP.as_bytes());
+    mac.finalize().into_bytes()[..16].to_vec()
 }
 
 fn cells() -> Vec<Cell> {
@@ -256,8 +279,8 @@ fn example(command: &[&str], ask: &Ask) -> bool {
     let output = Command::new("timeout")
         .arg(ask.patience.as_secs().to_string())
         .args(command)
-        .args([&ask.server.ip().to_string(), &ask.server.port().to_string(), SHARED_IDENTITY])
-        .args([&hex::encode(SHARED_KEY), &ask.sn, ask.suite, &(options + timers)])
+        .args([&ask.server.ip().to_string(), &ask.server.port().to_string(), ask.identity])
+        .args([&hex::encode(&ask.key), &ask.sn, ask.suite, &(options + timers)])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/build"))
         .env("NODE_PATH", concat!(env!("CARGO_MANIFEST_DIR"), "/build/node/node_modules"))
         .output()
@@ -458,7 +481,9 @@ fn every_stack_gets_its_certificate_in_every_place() {
 
 fn site() -> (Site, Process) {
     let site = Site::new();
-    site.import(&format!("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,{SECRET}\n"));
+    site.import(&format!(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,{SECRET}\n{LAMP},lamp,lamp-1,{SECRET}\n"
+    ));
     let server = site.serve();
     (site, server)
 }
