@@ -37,14 +37,14 @@ const DEVICES: u32 = 20_000;
 const TOGETHER: usize = 8;
 
 fn id(number: u32) -> String {
-    format!("SN{:08}", number % DEVICES)
+    format!("SN{number:08}")
 }
 
-/// A table of devices that have their certificates, and had them before.
-fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
-    let path = folder.join("certdist.db");
+/// A table of so many devices that have their certificates, and had them before.
+fn rooms(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Rooms {
+    let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
-    let rows = (0..DEVICES).map(|number| {
+    let rows = (0..devices).map(|number| {
         Ok::<_, ()>(ImportRow {
             device: DeviceId::parse_sn(&id(number)).expect("an ID"),
             enrollment: "lamp".into(),
@@ -61,9 +61,16 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime) -> Rooms {
         .import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected"))
         .expect("imported");
     runtime.block_on(async {
-        for number in 0..DEVICES {
-            let device = DeviceId::parse_sn(&id(number)).expect("an ID");
-            store.record_issue(&device, 1, Default::default()).await.expect("recorded");
+        for first in (0..devices).step_by(1000) {
+            let some: Vec<_> = (first..devices.min(first + 1000))
+                .map(|number| DeviceId::parse_sn(&id(number)).expect("an ID"))
+                .collect();
+            // Asked for together, they are written together.
+            let issues: Vec<_> =
+                some.iter().map(|device| store.record_issue(device, 1, Default::default())).collect();
+            for issue in issues {
+                issue.await.expect("recorded");
+            }
         }
     });
     let kind = Kind::Derived(Key::from_hex(MASTER).expect("a key"));
@@ -116,12 +123,18 @@ impl Server {
         Self { stack: Stack::new(dtls, coap, rooms), now, master, spent: Duration::ZERO }
     }
 
+    /// Provisions these devices of a table of [`DEVICES`], round and round, and closes their
+    /// sessions.
+    fn round(&mut self, numbers: std::ops::Range<u32>) {
+        self.provision(numbers, |number| id(number % DEVICES), true);
+    }
+
     /// Provisions so many devices, [`TOGETHER`] of them at a time, and closes their
     /// sessions or not.
-    fn provision(&mut self, numbers: std::ops::Range<u32>, close: bool) {
+    fn provision(&mut self, numbers: std::ops::Range<u32>, id: fn(u32) -> String, close: bool) {
         for first in numbers.clone().step_by(TOGETHER) {
             let last = numbers.end.min(first + TOGETHER as u32);
-            let mut devices: Vec<_> = (first..last).map(|number| self.device(number)).collect();
+            let mut devices: Vec<_> = (first..last).map(|number| self.device(number, &id(number))).collect();
             while devices.iter().any(|device| !device.to_server.is_empty()) {
                 let begun = Instant::now();
                 self.stack.begin_batch();
@@ -138,12 +151,12 @@ impl Server {
         }
     }
 
-    fn device(&self, number: u32) -> Device {
-        let (id, [_, a, b, c]) = (id(number), number.to_be_bytes());
+    fn device(&self, number: u32, id: &str) -> Device {
+        let [_, a, b, c] = number.to_be_bytes();
         let psk = Psk::new(self.master.derive(id.as_bytes()).as_bytes().to_vec()).expect("16 bytes");
         let mut random = [0; 32];
         random[..4].copy_from_slice(&number.to_be_bytes());
-        let mut client = Client::new(Profile::new(&id, psk), random);
+        let mut client = Client::new(Profile::new(id, psk), random);
         Device {
             peer: SocketAddr::from(([10, a, b, c], 40_000)),
             to_server: client.start(self.now),
@@ -194,9 +207,9 @@ fn provisionings(rooms: &Rooms, runtime: &Handle, threads: u32) -> f64 {
         thread::spawn(move || {
             let _entered = runtime.enter();
             let mut server = Server::new(rooms, 100_000);
-            server.provision(first..first + 2000, true);
+            server.round(first..first + 2000);
             server.spent = Duration::ZERO;
-            server.provision(first..first + DEVICES, true);
+            server.round(first..first + DEVICES);
             micros(server.spent, DEVICES)
         })
     };
@@ -222,12 +235,12 @@ fn main() {
     let sessions = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1_000_000);
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = Runtime::new().expect("a runtime");
-    let rooms = rooms(folder.path(), &runtime);
+    let of_speed = rooms(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
     // Side by side, as the machine may have other work.
     let pairs: Vec<_> =
-        (0..9).map(|_| [1, 2].map(|threads| provisionings(&rooms, runtime.handle(), threads))).collect();
+        (0..9).map(|_| [1, 2].map(|threads| provisionings(&of_speed, runtime.handle(), threads))).collect();
     let one = median(pairs.iter().map(|pair| pair[0]));
     let two = median(pairs.iter().map(|pair| pair[1]));
     let ratio = median(pairs.iter().map(|pair| 2.0 * pair[0] / pair[1]));
@@ -235,10 +248,13 @@ fn main() {
     println!("the same on each of two workers at once               {two:8.2} µs");
     println!("two workers carry                                     {ratio:8.2} times what one does");
 
-    let mut server = Server::new(rooms, sessions as usize);
-    server.provision(0..1000, true);
+    // Each session has a device of its own, with a key of its own, as in life.
+    let mut server = Server::new(rooms(folder.path(), &runtime, sessions), sessions as usize);
+    server.round(0..1000.min(sessions));
     let before = resident();
-    server.provision(0..sessions, false);
+    server.provision(0..sessions, id, false);
     let each = (resident() - before) as f64 / f64::from(sessions);
-    println!("{sessions} sessions held, each with the answer it was given {each:8.0} B");
+    let held = server.stack.coap_peers();
+    assert_eq!(held, sessions as usize, "the others were closed");
+    println!("{held} sessions held, each with the answer it was given {each:8.0} B");
 }

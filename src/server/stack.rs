@@ -525,7 +525,7 @@ impl Stack {
     }
 
     /// Sessions of which the CoAP endpoint remembers something.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn coap_peers(&self) -> usize {
         self.coap.peers()
     }
