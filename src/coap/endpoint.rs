@@ -19,6 +19,7 @@ use super::{
     exchanges::{Clock, Full, Kept, Known, Message, Peer, Working},
     message::{self, Blocks, Head, Incoming, Options},
     outstanding::{Confirmables, Wake},
+    peers::Peers,
 };
 
 /// Seconds after which a peer that asks too often may come back.
@@ -51,7 +52,7 @@ struct Body<'r> {
 pub struct Endpoint<K> {
     config: Config,
     made: Instant,
-    peers: HashMap<K, Peer>,
+    peers: Peers<K>,
     transfers: Transfers<K>,
     confirmables: Confirmables<K>,
     timers: BinaryHeap<Reverse<(Instant, Timer<K>)>>,
@@ -70,7 +71,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let random = StdRng::from_seed(seed);
         Self {
             made: now,
-            peers: HashMap::new(),
+            peers: Peers::new(),
             transfers: Transfers::new(config.max_transfers, config.exchange_lifetime),
             confirmables: Confirmables::new(config.max_retransmit),
             timers: BinaryHeap::new(),
@@ -198,7 +199,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     /// Returns how many answers it takes now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));
-        for (answer, unsent) in self.peers.get_mut(&peer).into_iter().flat_map(Peer::unsent) {
+        for (answer, unsent) in self.peers.get_mut(peer).into_iter().flat_map(Peer::unsent) {
             *unsent = !out.push(peer, answer);
             sent += usize::from(!*unsent);
         }
@@ -237,7 +238,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     /// Forgets a peer that is gone.
     pub fn forget(&mut self, peer: K) {
         self.pings.remove(&peer);
-        self.peers.remove(&peer);
+        self.peers.remove(peer);
         self.transfers.forget(peer);
         self.confirmables.forget(peer);
     }
@@ -432,7 +433,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         out: &mut impl Outbox<K>,
     ) -> bool {
         let clock = self.clock(now);
-        let Some(known) = self.peers.get_mut(&peer).and_then(|peer| peer.known(clock, id)) else {
+        let Some(known) = self.peers.get_mut(peer).and_then(|peer| peer.known(clock, id)) else {
             return false;
         };
         match known {
@@ -463,7 +464,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         out: &mut impl Outbox<K>,
     ) -> Option<ExchangeId<K>> {
         let (clock, most) = (self.clock(now), self.config.max_exchanges);
-        let known = self.peers.entry(peer).or_default();
+        let known = self.peers.get_or_insert(peer);
         if let Err(full) = known.make_room(clock, id, most) {
             self.counters.requests_dropped += 1;
             if full == Full::Answered && working.confirmable {
@@ -481,18 +482,18 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
 
     fn end(&mut self, now: Instant, exchange: ExchangeId<K>, kept: Kept) {
         let clock = self.clock(now);
-        if let Some(peer) = self.peers.get_mut(&exchange.peer) {
+        if let Some(peer) = self.peers.get_mut(exchange.peer) {
             peer.end(clock, exchange.serial, kept);
         }
     }
 
     fn working(&mut self, exchange: ExchangeId<K>) -> Option<&mut Working> {
-        self.peers.get_mut(&exchange.peer)?.working(exchange.serial)
+        self.peers.get_mut(exchange.peer)?.working(exchange.serial)
     }
 
     fn own_id(&mut self, peer: K) -> u16 {
         let random = &mut self.random;
-        self.peers.entry(peer).or_default().own_id(|| random.random())
+        self.peers.get_or_insert(peer).own_id(|| random.random())
     }
 
     fn clock(&self, now: Instant) -> Clock {

@@ -3,6 +3,7 @@
 //! worked on again. Bounded in bytes: a session that only waits costs little more
 //! than its newest answer.
 
+use smallvec::SmallVec;
 use zeroize::Zeroizing;
 
 use super::block::{Block, TransferKey};
@@ -125,8 +126,8 @@ pub(super) enum Kept {
 /// The exchanges of one peer. No larger than it must be: there is one for each session.
 #[derive(Default)]
 pub(super) struct Peer {
-    /// Oldest first; few.
-    exchanges: Box<[Exchange]>,
+    /// Oldest first; few, and most have one, which is kept in place.
+    exchanges: SmallVec<[Exchange; 1]>,
     rest: Option<Box<Rest>>,
 }
 
@@ -148,12 +149,8 @@ impl Peer {
     /// Makes room for one more request. None of the earlier ones is forgotten for it
     /// before its time: its repetition would be worked on again.
     pub(super) fn make_room(&mut self, clock: Clock, id: u16, most: usize) -> Result<(), Full> {
-        let exchanges = &self.exchanges;
-        if exchanges.iter().any(|old| old.id == id || old.is_over(clock)) {
-            self.change(|exchanges| {
-                exchanges.retain(|old| !old.is_answered() || (old.id != id && !old.is_over(clock)));
-            });
-        }
+        self.exchanges.retain(|old| !old.is_answered() || (old.id != id && !old.is_over(clock)));
+        self.exchanges.shrink_to_fit();
         if let Some(rest) = &mut self.rest {
             rest.answered.retain(|range| !range.is_over(clock));
         }
@@ -171,11 +168,8 @@ impl Peer {
     /// Remembers a new request.
     pub(super) fn begin(&mut self, clock: Clock, id: u16, serial: u32, working: Working) {
         let state = State::Working(Box::new(working));
-        let exchange = Exchange { id, unsent: false, serial, begun: clock.seconds, state };
-        self.change(|exchanges| {
-            exchanges.reserve_exact(1);
-            exchanges.push(exchange);
-        });
+        self.exchanges.reserve_exact(1);
+        self.exchanges.push(Exchange { id, unsent: false, serial, begun: clock.seconds, state });
     }
 
     pub(super) fn working(&mut self, serial: u32) -> Option<&mut Working> {
@@ -227,8 +221,8 @@ impl Peer {
 
     /// Drops an answer and remembers the message ID.
     fn drop_answer(&mut self, clock: Clock, index: usize) {
-        let Exchange { id, begun, .. } = self.exchanges[index];
-        self.change(|exchanges| drop(exchanges.remove(index)));
+        let Exchange { id, begun, .. } = self.exchanges.remove(index);
+        self.exchanges.shrink_to_fit();
         let span = begun.saturating_add(clock.lifetime) / SPAN;
         let answered = &mut self.rest.get_or_insert_default().answered;
         for range in answered.iter_mut().filter(|range| range.span == span) {
@@ -242,13 +236,6 @@ impl Peer {
             }
         }
         answered.push(Range { first: id, last: id, span });
-    }
-
-    /// Changes the list, which is as long as its allocation.
-    fn change(&mut self, change: impl FnOnce(&mut Vec<Exchange>)) {
-        let mut exchanges = std::mem::take(&mut self.exchanges).into_vec();
-        change(&mut exchanges);
-        self.exchanges = exchanges.into_boxed_slice();
     }
 }
 

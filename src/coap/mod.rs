@@ -13,6 +13,7 @@ mod exchanges;
 pub mod link;
 mod message;
 mod outstanding;
+mod peers;
 pub mod problem;
 #[cfg(test)]
 mod tests;

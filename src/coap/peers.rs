@@ -1,0 +1,102 @@
+//! Peers by name, in one piece of memory without gaps. There is one for each session,
+//! and of a hash map's places up to half are empty.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use hashbrown::HashTable;
+
+use super::exchanges::Peer;
+
+/// What is remembered of each peer.
+pub(super) struct Peers<K> {
+    list: Vec<(K, Peer)>,
+    /// Indices into the list, by the hash of the name.
+    places: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl<K: Copy + Eq + Hash> Peers<K> {
+    pub(super) fn new() -> Self {
+        Self { list: Vec::new(), places: HashTable::new(), hasher: RandomState::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(super) fn get_mut(&mut self, name: K) -> Option<&mut Peer> {
+        let place = *self.places.find(self.hasher.hash_one(name), named(&self.list, name))?;
+        self.list.get_mut(place as usize).map(|(_, peer)| peer)
+    }
+
+    /// The peer of this name, which is remembered from now on.
+    pub(super) fn get_or_insert(&mut self, name: K) -> &mut Peer {
+        let Self { list, places, hasher } = self;
+        let found = places.find(hasher.hash_one(name), named(list, name)).copied();
+        let place = found.unwrap_or_else(|| {
+            // As many as there are sessions, which are counted in 32 bits.
+            let place = list.len() as u32;
+            list.push((name, Peer::default()));
+            let hash = |&place: &u32| list.get(place as usize).map_or(0, |(name, _)| hasher.hash_one(name));
+            places.insert_unique(hasher.hash_one(name), place, hash);
+            place
+        });
+        &mut list[place as usize].1
+    }
+
+    /// Forgets a peer. The last of the list takes its place.
+    pub(super) fn remove(&mut self, name: K) {
+        let Self { list, places, hasher } = self;
+        let Ok(found) = places.find_entry(hasher.hash_one(name), named(list, name)) else { return };
+        let (place, _) = found.remove();
+        let last = list.len() as u32 - 1;
+        if let Some(&(moved, _)) = list.last()
+            && let Some(at) = places.find_mut(hasher.hash_one(moved), |&at| at == last)
+        {
+            *at = place;
+        }
+        list.swap_remove(place as usize);
+    }
+}
+
+/// Tells whether a place is that of this name.
+fn named<K: Eq>(list: &[(K, Peer)], name: K) -> impl Fn(&u32) -> bool {
+    move |&place| list.get(place as usize).is_some_and(|(found, _)| *found == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The message ID that a peer's own messages go on with: its mark here.
+    fn mark(peer: &mut Peer) -> u16 {
+        let mark = peer.own_id(|| 0);
+        assert_eq!(peer.own_id(|| 0), mark + 1);
+        mark
+    }
+
+    proptest! {
+        #[test]
+        fn each_name_keeps_its_peer_whoever_goes(steps in prop::collection::vec((any::<bool>(), 0..12u8), 0..200)) {
+            let mut peers = Peers::new();
+            let mut expected = std::collections::HashMap::new();
+            for (comes, name) in steps {
+                if comes {
+                    prop_assert_eq!(mark(peers.get_or_insert(name)), *expected.get(&name).unwrap_or(&0));
+                    *expected.entry(name).or_insert(0) += 2;
+                } else {
+                    peers.remove(name);
+                    expected.remove(&name);
+                }
+                prop_assert_eq!(peers.len(), expected.len());
+                for name in 0..12 {
+                    let found = peers.get_mut(name).map(mark);
+                    prop_assert_eq!(found, expected.get(&name).copied());
+                    expected.entry(name).and_modify(|next| *next += 2);
+                }
+            }
+        }
+    }
+}
