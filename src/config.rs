@@ -10,6 +10,8 @@ mod file;
 mod iot_platform;
 mod restart;
 
+pub use bounds::QPS;
+
 use std::{
     collections::HashSet,
     env, fs,

@@ -110,6 +110,13 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
         let used = metrics(&read(name));
         assert!(used.len() > 5 && used.is_subset(&known), "{name}: {:?}", used.difference(&known));
     }
+    // What is dropped in silence shows on the dashboard.
+    let drawn = metrics(&read("packaging/grafana/certdist.json"));
+    for name in &known {
+        let is_loss =
+            ["_dropped_", "_evicted_", "_given_up_", "_put_off_"].iter().any(|what| name.contains(what));
+        assert!(!is_loss || drawn.contains(name), "{name} is not on the dashboard");
+    }
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("packaging/grafana/certdist.json")).expect("JSON");
     for panel in dashboard["panels"].as_array().expect("panels") {

@@ -52,6 +52,18 @@ fn an_enrollment_is_registered_in_batches_and_the_other_is_left_alone() {
 }
 
 #[test]
+fn a_pace_out_of_range_is_refused_with_the_range() {
+    let cloud = Site::new();
+    let site = site(&cloud.simulator(&[]));
+    for qps in ["0", "-1", "NaN", "inf", "100001"] {
+        let refused = site.run(&["register", &format!("--qps={qps}")]);
+        assert_eq!(refused.status.code(), Some(2));
+        let expected = format!("--qps {qps}: expected 1 to 100000 calls a second");
+        assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
+    }
+}
+
+#[test]
 fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&[]);

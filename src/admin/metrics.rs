@@ -122,6 +122,12 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
     let help = "Kept answers that were sent once their device was shown to be where it is.";
     page.one("certdist_answers_resumed_total", "counter", help, of(|f| &f.answers_resumed));
+    let help = "Requests of sessions that had too many in work, or answered within EXCHANGE_LIFETIME.";
+    page.one("certdist_requests_dropped_total", "counter", help, of(|f| &f.requests_dropped));
+    let help = "Separate answers that were never acknowledged, after all their transmissions.";
+    page.one("certdist_answers_given_up_total", "counter", help, of(|f| &f.answers_given_up));
+    let help = "Block-wise transfers that made room for others.";
+    page.one("certdist_transfers_evicted_total", "counter", help, of(|f| &f.transfers_evicted));
     let dropped = iter::zip(Dropped::ALL, 0..).map(|(reason, index): (Dropped, usize)| {
         let labels = format!("{{reason=\"{}\"}}", reason.name());
         (labels, sum(sources, |worker| load(&worker.dtls_dropped[index])))

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
 use super::{ConfigArgs, Failure, Outcome, open_store, print, remark, serve};
 use crate::{
-    config::Config,
+    config::{Config, QPS},
     registrar::{self, Registrar},
     store::{Bulk, DeviceRow, DeviceState, JournalEntry, Store},
 };
@@ -130,7 +130,13 @@ fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
         anyhow::ensure!(known, "--enrollment {name}: no [[enrollment]] has that name");
     }
     if let Some(qps) = args.qps {
-        anyhow::ensure!(qps.is_finite() && qps >= 1.0, "--qps {qps}: expected 1 or more");
+        let range = QPS;
+        anyhow::ensure!(
+            range.contains(&qps),
+            "--qps {qps}: expected {} to {} calls a second",
+            range.start(),
+            range.end()
+        );
     }
     Ok(())
 }

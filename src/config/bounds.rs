@@ -28,12 +28,15 @@ pub(super) const MAX_WORKERS: usize = 256;
 /// Seconds of `reissue = "window:SECONDS"`, up to ten years.
 pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
 
+/// Calls to IoT Platform a second, of the configuration and of `register --qps`.
+pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
+
 /// Every key whose value is a number. The numbers of rates (`{ burst, every }`) are
 /// bounded where a rate is made ([`crate::limits::Rate::new`]).
 pub(super) const NUMBERS: [Bounds; 19] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
-    number("iot_platform", "qps", 1.0, 100_000.0, "calls a second"),
+    number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls a second"),
     number("iot_platform", "connect_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "timeout", 0.1, 300.0, "seconds"),

@@ -99,6 +99,12 @@ pub struct Figures {
     pub answers_kept: AtomicU64,
     /// Of them, those sent once it was.
     pub answers_resumed: AtomicU64,
+    /// Requests of sessions that have too many in work or answered lately, not taken.
+    pub requests_dropped: AtomicU64,
+    /// Separate answers that were never acknowledged.
+    pub answers_given_up: AtomicU64,
+    /// Block-wise transfers that made room for others.
+    pub transfers_evicted: AtomicU64,
     /// DTLS flights sent again.
     pub retransmissions: AtomicU64,
     /// Sessions held now.
@@ -532,7 +538,7 @@ impl Stack {
 
     /// Writes down what others may read.
     pub fn publish(&self, datagrams_dropped: u64) {
-        let (figures, counters) = (&self.figures, self.dtls.counters());
+        let (figures, counters, coap) = (&self.figures, self.dtls.counters(), self.coap.counters());
         for (figure, value) in [
             (&figures.hello_verify_requests, counters.hello_verify_requests),
             (&figures.handshakes_completed, counters.handshakes_completed),
@@ -542,6 +548,9 @@ impl Stack {
             (&figures.sessions_evicted, counters.evicted),
             (&figures.sessions_moved, counters.moved),
             (&figures.late_hellos, counters.late_hellos),
+            (&figures.requests_dropped, coap.requests_dropped),
+            (&figures.answers_given_up, coap.answers_given_up),
+            (&figures.transfers_evicted, coap.transfers_evicted),
             (&figures.sessions, self.dtls.sessions() as u64),
             (&figures.handshakes, self.dtls.handshakes() as u64),
             (&figures.datagrams_dropped, datagrams_dropped),
