@@ -21,6 +21,7 @@ pub mod limits;
 pub mod notify;
 pub mod provision;
 pub mod psk;
+pub mod random;
 pub mod registrar;
 pub mod server;
 #[cfg(feature = "simulation")]

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::access::Role;
+use crate::random::random;
 
 /// A session ends when nothing was asked for so long.
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
@@ -100,7 +101,7 @@ pub(super) fn same(one: &str, other: &str) -> bool {
 
 /// A fresh token of 256 random bits, as text.
 pub(super) fn token() -> anyhow::Result<String> {
-    Ok(BASE64_URL_SAFE_NO_PAD.encode(crate::server::random()?))
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(random()?))
 }
 
 #[cfg(test)]

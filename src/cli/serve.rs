@@ -25,6 +25,7 @@ use crate::{
     notify,
     provision::Provisioner,
     psk::Enrollments,
+    random::random,
     registrar::{self, Registrar},
     server::{self, Pulse, Rooms, Server, plain::Plain},
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
@@ -289,7 +290,7 @@ async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinS
     let cannot = || format!("cannot listen on {listen} for plain CoAP");
     let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
     let address = socket.local_addr()?;
-    let seed = [server::random()?, server::random()?];
+    let seed = [random()?, random()?];
     let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
         .with_context(cannot)?;
     tracing::warn!(

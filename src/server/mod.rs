@@ -37,6 +37,7 @@ use crate::{
     config::Limits,
     dtls,
     psk::Enrollments,
+    random::random,
     store::Store,
 };
 use local::Numbers;
@@ -241,14 +242,6 @@ fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
         max_handshakes_per_address: config.max_handshakes_per_address.div_ceil(workers),
         ..config.clone()
     }
-}
-
-/// 32 bytes of the system's randomness.
-pub fn random() -> Result<[u8; 32]> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
-    Ok(bytes)
 }
 
 /// The addresses as they are bound, and each worker's sockets in that order.

@@ -17,6 +17,7 @@ use super::{From, Sent, Visitor, cookie, cookie_name, page, page::Tone, set_cook
 use crate::{
     admin::{Room, access::Denied, connections::Peer, session},
     device::Secret,
+    random::random,
 };
 
 /// Before there is a session, a form is tied to its browser by a cookie.
@@ -31,7 +32,7 @@ pub(super) struct Forms {
 
 impl Forms {
     pub(super) fn new() -> anyhow::Result<Self> {
-        Ok(Self { key: crate::server::random()? })
+        Ok(Self { key: random()? })
     }
 
     /// What the form carries, for a browser that carries the cookie.
