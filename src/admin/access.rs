@@ -12,7 +12,7 @@ use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use super::session::{self, Session, SessionKey, Sessions};
+use super::session::{self, Role, Session, SessionKey, Sessions};
 use crate::{
     device::Secret,
     limits::{Buckets, Origin, Rate},
@@ -28,24 +28,6 @@ pub const MIN_PASSWORD: usize = 12;
 /// long: nobody's hash.
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-
-/// What somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Look.
-    Viewer,
-    /// Look, and change devices.
-    Operator,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-        })
-    }
-}
 
 /// Somebody who signs in with a password.
 #[derive(Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ mod console;
 mod health;
 mod metrics;
 mod ring;
-mod session;
+pub mod session;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::admin::{
     self,
-    access::{Role, Token, User, check_password_hash},
+    access::{Token, User, check_password_hash},
+    session::Role,
 };
 
 /// Checks the section; `folder` is what its relative paths start from. `None` when

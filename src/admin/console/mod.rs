@@ -26,10 +26,12 @@ use serde::Deserialize;
 
 use super::{
     Room,
-    access::{Denied, Role, Visitor},
+    access::{Denied, Visitor},
     bearer,
     connections::Peer,
-    session, unauthorised,
+    session,
+    session::Role,
+    unauthorised,
 };
 use crate::store::Actor;
 
