@@ -178,7 +178,7 @@ impl Restorable {
             let mut target = connection::open_again(to, WAIT)?;
             copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
             self.note(&target, by).map_err(|error| store_error(to, error))?;
-            super::bulk::empty_log(&target);
+            connection::empty_log(&target);
             return Ok(());
         }
         let part = Part::beside(to, "part")?;

@@ -39,7 +39,7 @@ impl Bulk for Sqlite {
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
         let outcome = import(&connection, self, (by, file), rows, dry_run, &mut reject);
         if connection.total_changes() > 0 {
-            empty_log(&connection);
+            connection::empty_log(&connection);
         }
         outcome
     }
@@ -159,17 +159,6 @@ fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<
         enrollments.clear();
     }
     AuditEntry { enrollment: enrollments.pop(), detail: Some(detail), ..by.entry(AuditEvent::Imported) }
-}
-
-/// Moves the log, which has the size of the import, into the database. Most of
-/// the work is done by the passive pass, which holds nobody up; then truncating
-/// takes a moment, for which a reader or a writer may refuse. In that case the
-/// log is emptied by whoever writes next: nothing depends on it.
-pub(super) fn empty_log(connection: &Connection) {
-    for mode in ["PASSIVE", "TRUNCATE"] {
-        let _ = connection.busy_timeout(std::time::Duration::from_secs(1));
-        let _ = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |_| Ok(()));
-    }
 }
 
 enum Merged {

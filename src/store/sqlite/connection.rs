@@ -317,6 +317,17 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
+/// Moves the log, which has the size of the import, into the database. Most of
+/// the work is done by the passive pass, which holds nobody up; then truncating
+/// takes a moment, for which a reader or a writer may refuse. In that case the
+/// log is emptied by whoever writes next: nothing depends on it.
+pub(super) fn empty_log(connection: &Connection) {
+    for mode in ["PASSIVE", "TRUNCATE"] {
+        let _ = connection.busy_timeout(Duration::from_secs(1));
+        let _ = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |_| Ok(()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -204,7 +204,7 @@ impl Sqlite {
             audit::append(&transaction, &entry).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
-        super::bulk::empty_log(&connection);
+        connection::empty_log(&connection);
         Ok(SealReport { key, sealed: done })
     }
 }
