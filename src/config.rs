@@ -30,6 +30,7 @@ use crate::{
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
+    server::Limits,
     store::{audit::Keep, seal::Keyring},
 };
 
@@ -89,33 +90,6 @@ pub struct IotPlatform {
     pub client: ClientConfig,
     /// Limits of the registrar.
     pub registrar: registrar::Config,
-}
-
-/// Limits of the server.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Threads that serve devices; one a core, as far as there are connection IDs.
-    pub workers: usize,
-    /// Limits of all workers' DTLS endpoints together.
-    pub dtls: dtls::Config,
-    /// How often may be asked.
-    pub requests: RequestLimits,
-    /// How long a request waits for its registration.
-    pub patience: Duration,
-    /// How long a server that was told to stop waits for registrations.
-    pub drain: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            workers: std::thread::available_parallelism().map_or(1, Into::into).min(bounds::MAX_WORKERS),
-            dtls: dtls::Config::default(),
-            requests: RequestLimits::default(),
-            patience: Duration::from_secs(20),
-            drain: Duration::from_secs(10),
-        }
-    }
 }
 
 impl Config {

@@ -13,7 +13,7 @@ use std::{
     process::{Command, Output},
 };
 
-use certdist::config::{Config, Limits};
+use certdist::{config::Config, server::Limits};
 use support::{CERTDIST, Site, http_get, stderr, stdout};
 use yaml_rust2::{Yaml, YamlLoader};
 

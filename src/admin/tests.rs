@@ -8,10 +8,10 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::{
     cert::Service,
-    config::Limits,
     provision::Provisioner,
     psk::{Enrollments, Key},
     registrar::fake_cloud::FakeCloud,
+    server::Limits,
     server::{Rooms, Server},
     store::sqlite::Sqlite,
 };

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use toml::de::DeValue;
 
-use crate::dtls::MIN_PATH_MTU;
+use crate::{dtls::MIN_PATH_MTU, server::MAX_WORKERS};
 
 /// Range of a number, both ends included.
 #[derive(Debug)]
@@ -23,8 +23,6 @@ pub(super) struct Bounds {
 const MONTH: f64 = 2_592_000.0;
 /// An hour, in seconds: a device does not wait longer for an answer.
 const HOUR: f64 = 3600.0;
-/// Most workers: each has a first byte of connection IDs to itself.
-pub(super) const MAX_WORKERS: usize = 256;
 /// Seconds of `reissue = "window:SECONDS"`, up to ten years.
 pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
 

@@ -32,10 +32,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
-    cert::{MAX_PAYLOAD, Service},
-    coap,
-    config::Limits,
-    dtls,
+    cert::{MAX_PAYLOAD, Service, throttle::RequestLimits},
+    coap, dtls,
     psk::Enrollments,
     random::random,
     store::Store,
@@ -45,6 +43,8 @@ pub use stack::Figures;
 use stack::Stack;
 use worker::{Mailbox, Worker};
 
+/// Most workers: each has a first byte of connection IDs to itself.
+pub const MAX_WORKERS: usize = 256;
 /// Asked for as the socket's receive buffer, in bytes; the system may give less
 /// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -72,6 +72,33 @@ impl Rooms {
             enrollments: Arc::new(self.enrollments.apart()),
             service: Arc::new(self.service.as_ref().clone()),
             store: self.store.clone(),
+        }
+    }
+}
+
+/// Limits of the server.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Threads that serve devices; one a core, as far as there are connection IDs.
+    pub workers: usize,
+    /// Limits of all workers' DTLS endpoints together.
+    pub dtls: dtls::Config,
+    /// How often may be asked.
+    pub requests: RequestLimits,
+    /// How long a request waits for its registration.
+    pub patience: Duration,
+    /// How long a server that was told to stop waits for registrations.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, Into::into).min(MAX_WORKERS),
+            dtls: dtls::Config::default(),
+            requests: RequestLimits::default(),
+            patience: Duration::from_secs(20),
+            drain: Duration::from_secs(10),
         }
     }
 }
