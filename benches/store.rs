@@ -14,10 +14,10 @@ use std::{
 
 use certdist::{
     device::DeviceId,
+    seal::{DatabaseKey, Keyring},
     store::{
         Actor, Store, StoreFuture,
         audit::{Asked, AuditEvent},
-        seal::{DatabaseKey, Keyring},
         sqlite::Sqlite,
     },
     table_file::{Enrollments, Import, KnownEnrollment, export_file, import_file},

@@ -30,8 +30,9 @@ use crate::{
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
     registrar,
+    seal::Keyring,
     server::Limits,
-    store::{audit::Keep, seal::Keyring},
+    store::audit::Keep,
 };
 
 /// Where the configuration is when nobody says otherwise.

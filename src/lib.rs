@@ -23,6 +23,7 @@ pub mod provision;
 pub mod psk;
 pub mod random;
 pub mod registrar;
+pub mod seal;
 pub mod server;
 #[cfg(feature = "simulation")]
 pub mod simulated_device;

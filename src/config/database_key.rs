@@ -6,7 +6,7 @@ use std::{env, fs, path::Path, path::PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use zeroize::Zeroizing;
 
-use crate::store::seal::{DatabaseKey, Keyring};
+use crate::seal::{DatabaseKey, Keyring};
 
 const EXPECTED: &str = "expected \"file:PATH\", \"env:NAME\" or \"credential:NAME\"";
 

@@ -7,7 +7,6 @@ mod actor;
 pub mod audit;
 #[cfg(test)]
 pub(crate) mod memory;
-pub mod seal;
 pub mod sqlite;
 
 use std::{
@@ -18,13 +17,11 @@ use std::{
 };
 
 pub use self::actor::Actor;
-use self::{
-    audit::{Asked, Asker, AuditEntry},
-    seal::Keyring,
-};
+use self::audit::{Asked, Asker, AuditEntry};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     figures::Histogram,
+    seal::Keyring,
 };
 
 /// Seconds since 1970-01-01T00:00:00Z.

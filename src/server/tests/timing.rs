@@ -6,11 +6,8 @@ use rand::seq::SliceRandom;
 use super::*;
 use crate::{
     psk,
-    store::{
-        DeviceState, Store, seal,
-        seal::{DatabaseKey, Keyring},
-        sqlite,
-    },
+    seal::{self, DatabaseKey, Keyring},
+    store::{DeviceState, Store, sqlite},
 };
 
 /// Handshakes of each identity before medians are compared for the first time; their

@@ -14,10 +14,12 @@ use rusqlite::{
 };
 
 use super::{Actor, Sqlite, audit, connection, keys, store_error};
-use crate::store::{
-    StoreError,
-    audit::{AuditEntry, AuditEvent},
+use crate::{
     seal::Keyring,
+    store::{
+        StoreError,
+        audit::{AuditEntry, AuditEvent},
+    },
 };
 
 /// Pages of one step, of which progress is told.

@@ -11,11 +11,11 @@ use zeroize::Zeroizing;
 use super::{Sqlite, audit, connection, keys, read, store_error};
 use crate::{
     device::{DeviceId, Secret},
+    seal::{Keyring, Place},
     store::{
         Actor, Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError,
         Totals,
         audit::{AuditEntry, AuditEvent},
-        seal::{Keyring, Place},
     },
 };
 

@@ -10,10 +10,10 @@ use zeroize::Zeroizing;
 use super::{Sqlite, audit, connection, store_error};
 use crate::{
     device::Secret,
+    seal::{self, KeyId, Keyring, Place, SealError},
     store::{
         Actor, StoreError,
         audit::{AuditEntry, AuditEvent},
-        seal::{self, KeyId, Keyring, Place, SealError},
         unix_now,
     },
 };

@@ -29,10 +29,12 @@ use super::{
     Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
     JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
-    seal::{Keyring, Place},
     unix_now,
 };
-use crate::device::{Certificate, DeviceId};
+use crate::{
+    device::{Certificate, DeviceId},
+    seal::{Keyring, Place},
+};
 
 /// How long a group of writes waits for another process's transaction. A device
 /// that waits for it would rather come back than wait longer.

@@ -10,10 +10,8 @@ use rusqlite::{
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    store::{
-        CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry,
-        seal::{Keyring, Place},
-    },
+    seal::{Keyring, Place},
+    store::{CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
 /// The columns of a [`DeviceRow`] after its ID, in the order of [`device_row`].

@@ -18,7 +18,10 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::store_error;
-use crate::store::{Figures, StoreError, StoreFuture, seal::SealError};
+use crate::{
+    seal::SealError,
+    store::{Figures, StoreError, StoreFuture},
+};
 
 /// Jobs that may wait: more than a second's worth of the busiest hour we plan
 /// for, 10,000 devices at once, and some 5 MB. Beyond it a device is better sent

@@ -2,7 +2,7 @@
 //! keys that are wrong or lost, and another key beside whoever reads.
 
 use super::*;
-use crate::store::seal::DatabaseKey;
+use crate::seal::DatabaseKey;
 
 const SECRET: &str = "the-device-secret-of-one";
 const PSK: &str = "00112233445566778899aabbccddeeff";
