@@ -19,6 +19,7 @@ pub mod figures;
 pub mod iot_platform;
 pub mod limits;
 pub mod notify;
+pub mod password;
 pub mod provision;
 pub mod psk;
 pub mod random;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use certdist::{admin::access, device::Secret};
+use certdist::device::Secret;
 use support::{
     MASTER, Process, SHARED_KEY, Site,
     console::{PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in},
@@ -605,7 +605,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     assert_eq!(guest.post("/device/enable", &id).status, 303);
 
     let (password, lead) = ("another long password", Visitor::new(*address, "lead"));
-    let hash = access::hash_password(&Secret::new(password.into())).expect("a hash");
+    let hash = certdist::password::hash(&Secret::new(password.into())).expect("a hash");
     reload(site, server, password_hash(), &hash, || lead.get("/").status == 303);
     assert_eq!(sign_in(*address, "lead", PASSWORD).status, 401);
     assert_eq!(sign_in(*address, "lead", password).status, 303);

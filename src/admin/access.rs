@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
@@ -16,19 +15,11 @@ use super::session::{self, Role, Session, SessionKey, Sessions};
 use crate::{
     device::Secret,
     limits::{Buckets, Origin, Rate},
+    password,
 };
 
 /// Passwords that are checked at once: each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
-/// Longest password taken, in bytes.
-pub const MAX_PASSWORD: usize = 256;
-/// Shortest password that a hash is made of, in characters.
-pub const MIN_PASSWORD: usize = 12;
-/// What a password is checked against when nobody has that name, so that it takes as
-/// long: nobody's hash.
-const NOBODY: &str =
-    "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-
 /// Somebody who signs in with a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {
@@ -63,34 +54,11 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Hashes a password as `password_hash` of the configuration.
-pub fn hash_password(password: &Secret) -> Result<String, String> {
-    let text = password.expose();
-    if text.chars().count() < MIN_PASSWORD || text.len() > MAX_PASSWORD {
-        return Err(format!(
-            "a password has {MIN_PASSWORD} characters or more, and at most {MAX_PASSWORD} bytes"
-        ));
-    }
-    let hash: PasswordHash =
-        Argon2::default().hash_password(text.as_bytes()).map_err(|error| error.to_string())?;
-    Ok(hash.to_string())
-}
-
 /// Makes a token, and its hash as `hash` of the configuration.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {
     let token = Secret::new(session::token()?);
     let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
     Ok((token, hash))
-}
-
-/// Checks a `password_hash`; the error says what would be right.
-pub fn check_password_hash(text: &str) -> Result<(), String> {
-    let expected = || "expected \"$argon2id$…\", as `certdist admin hash-password` prints it".to_owned();
-    let hash = PasswordHash::new(text).map_err(|_| expected())?;
-    if !text.starts_with("$argon2id$") || hash.hash.is_none() || hash.salt.is_none() {
-        return Err(expected());
-    }
-    Ok(())
 }
 
 /// Somebody who is in.
@@ -198,13 +166,9 @@ impl Gate {
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
             tracing::warn!(%address, name = ?name, "too many attempts to sign in to the console");
         })?;
-        let hash = user.as_ref().map_or(NOBODY, |user| user.password_hash.as_str()).to_owned();
+        let hash = user.as_ref().map_or(password::NOBODY, |user| user.password_hash.as_str()).to_owned();
         let Ok(_permit) = self.checks.acquire().await else { return Err(Denied::Wrong) };
-        let check = move || {
-            let password = password.expose().as_bytes();
-            password.len() <= MAX_PASSWORD
-                && Argon2::default().verify_password(password, hash.as_str()).is_ok()
-        };
+        let check = move || password::is_right(&password, &hash);
         let is_right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
         match user.filter(|_| is_right) {
             Some(user) => {
@@ -279,7 +243,7 @@ mod tests {
     const PASSWORD: &str = "correct horse battery";
 
     fn gate() -> Gate {
-        let password_hash = hash_password(&Secret::new(PASSWORD.into())).unwrap();
+        let password_hash = password::hash(&Secret::new(PASSWORD.into())).unwrap();
         let user = User { name: "lead".into(), password_hash, role: Role::Operator };
         Gate::new(vec![user], Vec::new())
     }
@@ -345,17 +309,5 @@ mod tests {
         };
         assert!(came_in(|_| ()));
         assert!(!came_in(|gate| gate.reload(Vec::new(), Vec::new())));
-    }
-
-    #[test]
-    fn a_hash_is_checked_before_it_is_taken() {
-        assert!(check_password_hash(&hash_password(&Secret::new(PASSWORD.into())).unwrap()).is_ok());
-        assert!(check_password_hash(NOBODY).is_ok());
-        for wrong in
-            ["", "correct horse battery", "$argon2id$v=19$m=19456,t=2,p=1", "$2b$12$abcdefghijklmnopqrstuv"]
-        {
-            assert!(check_password_hash(wrong).is_err(), "{wrong}");
-        }
-        assert!(hash_password(&Secret::new("too short".into())).is_err());
     }
 }

@@ -7,8 +7,9 @@ use anyhow::{Context, anyhow};
 
 use super::{Failure, Outcome, print, remark};
 use crate::{
-    admin::access::{self, MAX_PASSWORD},
+    admin::access,
     device::Secret,
+    password::{self, MAX_PASSWORD},
 };
 
 /// Makes hashes of passwords and tokens for the console
@@ -38,7 +39,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match args.action {
         Action::HashPassword => {
             let password = read_password()?;
-            let hash = access::hash_password(&password).map_err(|reason| Failure::Usage(anyhow!(reason)))?;
+            let hash = password::hash(&password).map_err(|reason| Failure::Usage(anyhow!(reason)))?;
             print(|out| writeln!(out, "{hash}"))?;
         }
         Action::NewToken => {

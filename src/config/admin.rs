@@ -9,10 +9,13 @@ use super::{
     document::{Problems, Table},
     file,
 };
-use crate::admin::{
-    self,
-    access::{Token, User, check_password_hash},
-    session::Role,
+use crate::{
+    admin::{
+        self,
+        access::{Token, User},
+        session::Role,
+    },
+    password,
 };
 
 /// Checks the section; `folder` is what its relative paths start from. `None` when
@@ -70,7 +73,7 @@ fn read_user(user: file::User) -> Result<User> {
         name.len()
     );
     // What is there may be the password itself, so it is not repeated.
-    check_password_hash(&password_hash)
+    password::check_hash(&password_hash)
         .map_err(|expected| anyhow::anyhow!("[[admin.user]] \"{name}\": password_hash: {expected}"))?;
     Ok(User { name, password_hash, role: read_role(role) })
 }

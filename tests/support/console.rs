@@ -5,7 +5,7 @@ use std::{
     sync::OnceLock,
 };
 
-use certdist::{admin::access, device::Secret};
+use certdist::{device::Secret, password};
 
 use super::http::{self, Answer, FORM};
 
@@ -19,7 +19,7 @@ pub const VIEWER_TOKEN: &str = "p1lx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
 /// The hash of [`PASSWORD`].
 pub fn password_hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
-    HASH.get_or_init(|| access::hash_password(&Secret::new(PASSWORD.into())).expect("a hash"))
+    HASH.get_or_init(|| password::hash(&Secret::new(PASSWORD.into())).expect("a hash"))
 }
 
 /// An address of this machine that nobody uses.

@@ -1,0 +1,60 @@
+//! Passwords of the console's users: how they are hashed, and whether one is right.
+
+use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+
+use crate::device::Secret;
+
+/// Longest password taken, in bytes.
+pub const MAX_PASSWORD: usize = 256;
+/// Shortest password that a hash is made of, in characters.
+pub const MIN_PASSWORD: usize = 12;
+/// What a password is checked against when nobody has that name, so that it takes as
+/// long: nobody's hash.
+pub const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// Hashes a password as `password_hash` of the configuration.
+pub fn hash(password: &Secret) -> Result<String, String> {
+    let text = password.expose();
+    if text.chars().count() < MIN_PASSWORD || text.len() > MAX_PASSWORD {
+        return Err(format!(
+            "a password has {MIN_PASSWORD} characters or more, and at most {MAX_PASSWORD} bytes"
+        ));
+    }
+    let hash: PasswordHash =
+        Argon2::default().hash_password(text.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(hash.to_string())
+}
+
+/// Returns whether it is the password of this hash. Takes 19 MiB and a core for a while.
+pub fn is_right(password: &Secret, hash: &str) -> bool {
+    let password = password.expose().as_bytes();
+    password.len() <= MAX_PASSWORD && Argon2::default().verify_password(password, hash).is_ok()
+}
+
+/// Checks a `password_hash`; the error says what would be right.
+pub fn check_hash(text: &str) -> Result<(), String> {
+    let expected = || "expected \"$argon2id$…\", as `certdist admin hash-password` prints it".to_owned();
+    let hash = PasswordHash::new(text).map_err(|_| expected())?;
+    if !text.starts_with("$argon2id$") || hash.hash.is_none() || hash.salt.is_none() {
+        return Err(expected());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_checked_before_it_is_taken() {
+        assert!(check_hash(&hash(&Secret::new("correct horse battery".into())).unwrap()).is_ok());
+        assert!(check_hash(NOBODY).is_ok());
+        for wrong in
+            ["", "correct horse battery", "$argon2id$v=19$m=19456,t=2,p=1", "$2b$12$abcdefghijklmnopqrstuv"]
+        {
+            assert!(check_hash(wrong).is_err(), "{wrong}");
+        }
+        assert!(hash(&Secret::new("too short".into())).is_err());
+    }
+}
