@@ -14,13 +14,15 @@ pub use bounds::QPS;
 
 use std::{
     collections::HashSet,
-    env, fs,
+    env, fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use self::document::{Document, Problems, Table};
 use crate::{
@@ -29,10 +31,8 @@ use crate::{
     iot_platform::client::ClientConfig,
     limits::{self, Rate},
     psk::{Enrollment, Key, Kind, Reissue},
-    registrar,
     seal::Keyring,
     server::Limits,
-    store::audit::Keep,
 };
 
 /// Where the configuration is when nobody says otherwise.
@@ -57,12 +57,12 @@ pub struct Config {
     /// Under which its secrets are sealed; none: they are kept clear.
     pub database_keys: Keyring,
     /// How much of the audit log is kept.
-    pub audit: Keep,
+    pub audit: Audit,
     /// Where devices are registered; `None` when only certificates that are in
     /// the table already are handed out.
     pub iot_platform: Option<IotPlatform>,
     /// HTTP for health, metrics and the console.
-    pub admin: Option<crate::admin::Config>,
+    pub admin: Option<Admin>,
     /// Plain CoAP for a bench; off in production.
     pub plain_coap: Option<PlainCoap>,
     /// At least one.
@@ -89,8 +89,86 @@ pub struct PlainCoap {
 pub struct IotPlatform {
     /// Endpoint, credentials, and how they are used.
     pub client: ClientConfig,
-    /// Limits of the registrar.
-    pub registrar: registrar::Config,
+    /// `RegisterDevice` calls a second.
+    pub qps: f64,
+    /// Whether batches are made.
+    pub batches: bool,
+    /// Pause between two looks at all devices' activation and state; `None` looks never.
+    pub sweep: Option<Duration>,
+}
+
+/// How much of the audit log is kept; `None` is without a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    /// Days after which entries go.
+    pub keep_days: Option<u32>,
+    /// Entries beyond which the oldest go.
+    pub max_rows: Option<u64>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep_days: Some(365), max_rows: Some(5_000_000) }
+    }
+}
+
+/// The operator's port, and who may come in there.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// TCP address.
+    pub listen: SocketAddr,
+    /// With it, HTTPS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who signs in with a password.
+    pub users: Vec<User>,
+    /// Which scripts come in.
+    pub tokens: Vec<Token>,
+    /// Whether health and metrics take a token from this machine as well.
+    pub require_token: bool,
+}
+
+/// Somebody who signs in with a password.
+#[derive(Clone)]
+pub struct User {
+    /// How they are called.
+    pub name: String,
+    /// `$argon2id$…`.
+    pub password_hash: String,
+    /// What they may do.
+    pub role: Role,
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "User({}, {:?})", self.name, self.role)
+    }
+}
+
+/// A script that carries a token.
+#[derive(Clone)]
+pub struct Token {
+    /// What the log calls it.
+    pub name: String,
+    /// SHA-256 of the token.
+    pub hash: [u8; 32],
+    /// What it may do.
+    pub role: Role,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({}, {:?})", self.name, self.role)
+    }
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Look, and change devices.
+    Operator,
 }
 
 impl Config {
@@ -175,7 +253,7 @@ impl Config {
             listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
             database_keys: database_keys.unwrap_or_default(),
-            audit: audit.map_or_else(Keep::default, |section| read_keep(&section.values)),
+            audit: audit.map_or_else(Audit::default, |section| read_audit(&section.values)),
             iot_platform: iot_platform.flatten(),
             admin: admin.flatten(),
             plain_coap: plain_coap.flatten(),
@@ -205,11 +283,11 @@ fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>
 }
 
 /// 0 is without a limit.
-fn read_keep(section: &file::Audit) -> Keep {
-    let defaults = Keep::default();
-    Keep {
-        days: section.keep_days.or(defaults.days).filter(|days| *days > 0),
-        rows: section.max_rows.or(defaults.rows).filter(|rows| *rows > 0),
+fn read_audit(section: &file::Audit) -> Audit {
+    let defaults = Audit::default();
+    Audit {
+        keep_days: section.keep_days.or(defaults.keep_days).filter(|days| *days > 0),
+        max_rows: section.max_rows.or(defaults.max_rows).filter(|rows| *rows > 0),
     }
 }
 

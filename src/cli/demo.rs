@@ -13,15 +13,16 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Failure, Outcome, open_store, print, serve::Running};
+use super::{Failure, Outcome, open_store, print, serve};
 use crate::{
+    app::App,
     config::{Config, IotPlatform},
     device::{Certificate, Secret},
     iot_platform::{
+        SWEEP_PAUSE,
         client::ClientConfig,
         simulator::{Simulator, SimulatorConfig},
     },
-    registrar,
     simulated_device::{self, Answer, SimulatedDevice},
     store::Actor,
     table_file::{self, Enrollments, Import, KnownEnrollment},
@@ -71,14 +72,14 @@ pub(super) async fn run(args: Args) -> Outcome {
     }
     let config = configuration(&folder, &cloud)?;
     import(&folder, &config, args.devices)?;
-    let running = Running::start(&config).await?;
-    print(|out| writeln!(out, "certdist                 coaps://{}", running.addresses()[0]))?;
+    let app = serve::start(&config).await?;
+    print(|out| writeln!(out, "certdist                 coaps://{}", app.addresses()[0]))?;
 
-    let outcome = provision(&args, &running, &cloud).await;
+    let outcome = provision(&args, &app, &cloud).await;
     if outcome.is_ok() {
         print(|out| {
             writeln!(out, "\nA device of your own, with libcoap's client (Debian: libcoap3-bin):\n")?;
-            writeln!(out, "  {}\n", coap_client(running.addresses()[0]))
+            writeln!(out, "  {}\n", coap_client(app.addresses()[0]))
         })?;
         if args.keep {
             print(|out| writeln!(out, "The server runs until Ctrl-C."))?;
@@ -89,7 +90,7 @@ pub(super) async fn run(args: Args) -> Outcome {
             })?;
         }
     }
-    running.stop().await;
+    app.stop().await;
     cloud.shutdown().await?;
     Ok(outcome?)
 }
@@ -131,7 +132,9 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
     let mut config = Config::parse(&text, folder.path())?;
     config.iot_platform = Some(IotPlatform {
         client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
-        registrar: registrar::Config { qps: QPS, ..registrar::Config::default() },
+        qps: QPS,
+        batches: true,
+        sweep: Some(SWEEP_PAUSE),
     });
     Ok(config)
 }
@@ -183,8 +186,8 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
 }
 
 /// Powers all devices on, and holds each answer against what it must be.
-async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<()> {
-    let server = running.addresses()[0];
+async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
+    let server = app.addresses()[0];
     let started = Instant::now();
     let first = fetch_all(args.devices, server).await?;
     let took = started.elapsed();
@@ -233,7 +236,7 @@ async fn provision(args: &Args, running: &Running, cloud: &Simulator) -> Result<
 
     let signed_in = sign_in(first, cloud).await?;
     if signed_in == u64::from(args.devices) {
-        let activated = running.activated().await?;
+        let activated = app.activated().await?;
         ensure!(activated == signed_in, "activateTime is set for {activated} of {signed_in} devices");
         print(|out| writeln!(out, "activateTime             set for all of them, as the cloud tells it"))?;
     }

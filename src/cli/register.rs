@@ -14,8 +14,9 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
-use super::{ConfigArgs, Failure, Outcome, open_store, print, remark, serve};
+use super::{ConfigArgs, Failure, Outcome, open_store, print, remark};
 use crate::{
+    app,
     config::{Config, QPS},
     registrar::{self, Registrar},
     store::{Bulk, DeviceRow, DeviceState, JournalEntry, Store},
@@ -83,7 +84,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
     let store = open_store(&config)?;
-    let (cloud, limits) = serve::cloud(&config).map_err(Failure::Usage)?;
+    let (cloud, limits) = app::cloud(&config).map_err(Failure::Usage)?;
     let limits = registrar::Config {
         qps: args.qps.unwrap_or(limits.qps),
         max_flights: IN_PROGRESS + 1,

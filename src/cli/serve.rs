@@ -1,38 +1,17 @@
-//! `certdist serve`: puts the rooms together and runs them until a signal.
+//! `certdist serve`: runs the server until a signal says otherwise.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc};
 
-use anyhow::{Context, Result, anyhow};
-use tokio::{
-    net::UdpSocket,
-    runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-    task::JoinSet,
-};
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store, print};
 use crate::{
-    admin,
-    cert::Service,
-    config::{self, Config},
-    iot_platform::{IotPlatform, NoCloud, client::Client},
+    app::{self, App},
+    config::Config,
     notify,
-    provision::Provisioner,
-    psk::Enrollments,
-    random::random,
-    registrar::{self, Registrar},
-    server::{self, Pulse, Rooms, Server, plain::Plain},
-    store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
+    server::{self, Pulse},
 };
-
-/// How often is looked for entries of the audit log that need not be kept.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the server
 #[derive(clap::Args)]
@@ -71,26 +50,26 @@ pub async fn run(args: Args) -> Outcome {
     }
     // Before the announcement: whoever waits for it may stop us at once.
     let mut signals = Signals::new()?;
-    let running = Running::start(&config).await?;
-    for address in running.addresses() {
+    let app = start(&config).await?;
+    for address in app.addresses() {
         print(|out| writeln!(out, "listening on coaps://{address}"))?;
     }
     notify::ready();
-    let watchdog = tokio::spawn(keep_watchdog(running.server.pulses().into()));
-    let outcome = follow(running, &args.config, &config, &mut signals).await;
+    let watchdog = tokio::spawn(keep_watchdog(app.pulses().into()));
+    let outcome = follow(app, &args.config, &config, &mut signals).await;
     watchdog.abort();
     outcome
 }
 
 /// Does what signals say until the server ends.
-async fn follow(mut running: Running, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> Outcome {
+async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> Outcome {
     let outcome = loop {
-        match running.order(signals).await {
+        match order(&mut app, signals).await {
             Order::Stop => break Ok(()),
             Order::GiveUp(problem) => break Err(Failure::Failed(problem)),
             Order::Reload => match file.read() {
                 Ok(changed) => {
-                    if let Err(error) = running.reload(&changed) {
+                    if let Err(error) = app.reload(&changed) {
                         tracing::error!("the configuration stays as it was: {error}");
                         continue;
                     }
@@ -114,7 +93,7 @@ async fn follow(mut running: Running, file: &ConfigArgs, config: &Config, signal
         tracing::error!("{problem}");
     }
     notify::stopping();
-    running.stop().await;
+    app.stop().await;
     outcome
 }
 
@@ -134,185 +113,23 @@ async fn keep_watchdog(pulses: Arc<[Pulse]>) {
     notify::keep_watchdog(is_alive).await;
 }
 
-/// A server with everything that it needs.
-pub struct Running {
-    server: Server,
-    rooms: Rooms,
-    registrar: Arc<Registrar>,
-    admin: Option<admin::Admin>,
-    drain: Duration,
-    store: Arc<Sqlite>,
-    keep: watch::Sender<Keep>,
-    /// Ended when they are dropped.
-    _plain: Option<JoinSet<()>>,
-    _pruning: JoinSet<()>,
+/// Opens the table and the way to the cloud, and starts to serve.
+pub(super) async fn start(config: &Config) -> Result<App, Failure> {
+    let store = open_store(config)?;
+    let cloud = app::cloud(config).map_err(Failure::Usage)?;
+    Ok(App::start(config, store, cloud).await?)
 }
 
-impl Running {
-    /// Opens the store, takes up what a crash has left, and starts to listen.
-    pub async fn start(config: &Config) -> Result<Self, Failure> {
-        let table = open_store(config)?;
-        let store: Arc<dyn Store> = table.clone();
-        let (cloud, limits) = cloud(config).map_err(Failure::Usage)?;
-        let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
-        let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
-        let rooms = Rooms {
-            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(Service::new(Instant::now(), provisioner, config.limits.requests.clone())),
-            store,
-        };
-        let server = Server::start(&config.listen, &config.limits, &rooms, &Handle::current())?;
-        let admin = match &config.admin {
-            Some(section) => {
-                let sources = admin::Sources {
-                    workers: server.figures(),
-                    pulses: server.pulses(),
-                    registrar: registrar.clone(),
-                    throttle: rooms.service.counters(),
-                    store: table.clone(),
-                    started: unix_now(),
-                };
-                let admin = admin::start(section, sources, &config.enrollments).await?;
-                tracing::info!("health, metrics and the console on {}", admin.url());
-                Some(admin)
-            }
-            None => None,
-        };
-        let plain = match &config.plain_coap {
-            Some(section) => Some(start_plain(section, &rooms).await?),
-            None => None,
-        };
-        let recovered = registrar.recover().await?;
-        if recovered > 0 {
-            tracing::info!(recovered, "registrations that were in progress are taken up");
-        }
-        registrar.start_sweeps();
-        let (keep, kept) = watch::channel(config.audit);
-        Ok(Self {
-            server,
-            rooms,
-            registrar,
-            admin,
-            drain: config.limits.drain,
-            _plain: plain,
-            keep,
-            _pruning: prune_audit(table.clone(), kept),
-            store: table,
-        })
+/// Waits for what is to be done next: what a signal says, or to end when a worker
+/// has ended, since a server without it serves only some of the devices.
+async fn order(app: &mut App, signals: &mut Signals) -> Order {
+    tokio::select! {
+        order = signals.next() => order,
+        number = app.worker_ended() => Order::GiveUp(anyhow!(
+            "worker {number} ended unexpectedly, and its devices are not served any more; the log above says \
+             why, and a restart serves them again"
+        )),
     }
-
-    /// Addresses that devices connect to, at least one.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        self.server.addresses()
-    }
-
-    /// Waits for what is to be done next: what a signal says, or to end when a worker
-    /// has ended, since a server without it serves only some of the devices.
-    async fn order(&mut self, signals: &mut Signals) -> Order {
-        tokio::select! {
-            order = signals.next() => order,
-            number = self.server.worker_ended() => Order::GiveUp(anyhow!(
-                "worker {number} ended unexpectedly, and its devices are not served any more; the log above says \
-                 why, and a restart serves them again"
-            )),
-        }
-    }
-
-    /// Looks at all devices at the cloud, as the server does from time to time. Answers
-    /// with how many have signed in there.
-    #[cfg(feature = "simulation")]
-    pub(super) async fn activated(&self) -> Result<u64> {
-        self.registrar.sweep().await?;
-        let (mut activated, mut after) = (0, None);
-        loop {
-            let rows = self.rooms.store.rows_after(after.as_ref(), 1000).await?;
-            let Some(last) = rows.last() else { return Ok(activated) };
-            after = Some(last.id.clone());
-            activated += rows.iter().filter(|row| row.activated.is_some()).count() as u64;
-        }
-    }
-
-    /// Takes over what a running server can of a configuration that has changed: all
-    /// that [`Config::needs_restart`] does not name. Keys that do not open what is in
-    /// the database are refused, and nothing is taken then.
-    pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
-        self.store.set_keys(config.database_keys.clone())?;
-        self.registrar.set_refuse_existing(config.refuse_existing.clone());
-        if let Some(admin) = &self.admin {
-            admin.reload(config.admin.as_ref(), &config.enrollments);
-        }
-        self.keep.send_replace(config.audit);
-        self.server.reload(&Rooms {
-            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
-            store: self.rooms.store.clone(),
-        });
-        Ok(())
-    }
-
-    /// Finishes the registrations in progress, within bounds, and ends. What is
-    /// left is in the journal.
-    pub async fn stop(self) {
-        tracing::info!("draining");
-        let left = self.registrar.drain(self.drain).await;
-        if left > 0 {
-            tracing::warn!(left, "registrations are left to the next start");
-        }
-        // Joining threads blocks.
-        let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
-    }
-}
-
-/// Removes what need not be kept of the audit log, a bit at a time.
-fn prune_audit(store: Arc<Sqlite>, mut keep: watch::Receiver<Keep>) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        loop {
-            let kept = *keep.borrow_and_update();
-            match store.prune_audit(kept).await {
-                Ok(0) => {}
-                Ok(pruned) => {
-                    tracing::info!(pruned, "old entries of the audit log are removed");
-                    continue;
-                }
-                Err(error) => tracing::warn!(%error, "the audit log is not pruned"),
-            }
-            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
-                return;
-            }
-        }
-    });
-    tasks
-}
-
-async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {
-    let config::PlainCoap { listen, enrollment } = section;
-    let cannot = || format!("cannot listen on {listen} for plain CoAP");
-    let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
-    let address = socket.local_addr()?;
-    let seed = [random()?, random()?];
-    let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
-        .with_context(cannot)?;
-    tracing::warn!(
-        enrollment = enrollment.name,
-        "plain CoAP on coap://{address}, for a bench: whoever reaches it gets the certificates of the enrollment"
-    );
-    let mut tasks = JoinSet::new();
-    tasks.spawn(plain.run());
-    Ok(tasks)
-}
-
-/// The cloud that the configuration names, and how it is to be called.
-pub(super) fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
-    let Some(section) = &config.iot_platform else {
-        let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
-        return Ok((Arc::new(NoCloud), limits));
-    };
-    let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
-    let reader = client.clone();
-    tokio::spawn(async move { reader.read_credentials().await });
-    let refuse_existing = config.refuse_existing.clone();
-    Ok((client, registrar::Config { refuse_existing, ..section.registrar.clone() }))
 }
 
 #[derive(Debug)]
@@ -348,6 +165,8 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -363,10 +182,10 @@ mod tests {
                     kind = \"derived\"\n\
                     key = \"hex:000102030405060708090a0b0c0d0e0f\"\n";
         let config = Config::parse(text, folder.path()).unwrap();
-        let running = Running::start(&config).await.unwrap();
-        running.server.fail_worker(1);
+        let app = start(&config).await.unwrap();
+        app.fail_worker(1);
         let (file, mut signals) = (ConfigArgs { config: None }, Signals::new().unwrap());
-        let followed = follow(running, &file, &config, &mut signals);
+        let followed = follow(app, &file, &config, &mut signals);
         let outcome = tokio::time::timeout(Duration::from_secs(30), followed).await.expect("it ends");
         let Err(Failure::Failed(problem)) = outcome else { panic!("exit code 1") };
         assert!(problem.to_string().starts_with("worker 1 ended"), "{problem}");

@@ -6,25 +6,15 @@ use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{
+    Admin, Token, User,
     document::{Problems, Table},
     file,
 };
-use crate::{
-    admin::{
-        self,
-        access::{Token, User},
-        session::Role,
-    },
-    password,
-};
+use crate::password;
 
 /// Checks the section; `folder` is what its relative paths start from. `None` when
 /// something is wrong.
-pub(super) fn read(
-    mut table: Table<file::Admin>,
-    folder: &Path,
-    problems: &mut Problems,
-) -> Option<admin::Config> {
+pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut Problems) -> Option<Admin> {
     let file::Admin { user, token, .. } = &mut table.values;
     let (user, token) = (std::mem::take(user), std::mem::take(token));
     let tls = read_listen(&table.values, folder);
@@ -37,7 +27,7 @@ pub(super) fn read(
         let expected = "require_token = true: expected at least one [[admin.token]]";
         table.wrong(problems, &["require_token"], expected);
     }
-    Some(admin::Config { listen, tls: tls?, users: users?, tokens: tokens?, require_token })
+    Some(Admin { listen, tls: tls?, users: users?, tokens: tokens?, require_token })
 }
 
 /// Where it listens: with which certificate, if that is needed.
@@ -75,7 +65,7 @@ fn read_user(user: file::User) -> Result<User> {
     // What is there may be the password itself, so it is not repeated.
     password::check_hash(&password_hash)
         .map_err(|expected| anyhow::anyhow!("[[admin.user]] \"{name}\": password_hash: {expected}"))?;
-    Ok(User { name, password_hash, role: read_role(role) })
+    Ok(User { name, password_hash, role })
 }
 
 fn read_token(token: file::Token) -> Result<Token> {
@@ -86,14 +76,7 @@ fn read_token(token: file::Token) -> Result<Token> {
             "[[admin.token]] \"{name}\": hash: expected \"sha256:…\", as `certdist admin new-token` prints it"
         )
     })?;
-    Ok(Token { name, hash, role: read_role(role) })
-}
-
-fn read_role(role: file::Role) -> Role {
-    match role {
-        file::Role::Viewer => Role::Viewer,
-        file::Role::Operator => Role::Operator,
-    }
+    Ok(Token { name, hash, role })
 }
 
 fn read_tls(certificate: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig>> {

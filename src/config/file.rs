@@ -14,7 +14,10 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::document::{self, Section};
+use super::{
+    Role,
+    document::{self, Section},
+};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
@@ -103,8 +106,7 @@ pub(super) struct IotPlatform {
     pub(super) region: String,
     #[serde(default)]
     pub(super) instance_id: String,
-    #[serde(default = "default_qps")]
-    pub(super) qps: f64,
+    pub(super) qps: Option<f64>,
     #[serde(default)]
     pub(super) credentials: Credentials,
     pub(super) metadata_endpoint: Option<MetadataEndpoint>,
@@ -202,10 +204,6 @@ impl TryFrom<f64> for Seconds {
     }
 }
 
-fn default_qps() -> f64 {
-    crate::registrar::Config::default().qps
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PlainCoap {
@@ -251,13 +249,6 @@ pub(super) struct Token {
     pub(super) name: String,
     pub(super) hash: String,
     pub(super) role: Role,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Role {
-    Viewer,
-    Operator,
 }
 
 impl Section for Admin {

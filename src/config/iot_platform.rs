@@ -12,11 +12,11 @@ use super::{
 use crate::{
     device::Secret,
     iot_platform::{
+        QPS, SWEEP_PAUSE,
         client::{ClientConfig, Credentials, SignatureVersion, Source, Timeouts},
         credentials::{self, CredentialsFile, Role},
         http,
     },
-    registrar,
 };
 
 const KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
@@ -32,7 +32,6 @@ pub(super) fn read(
     folder: &Path,
     problems: &mut Problems,
 ) -> Option<IotPlatform> {
-    let qps = table.values.qps;
     let timeouts = read_timeouts(&table.values);
     let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
     let credentials = read_credentials(&table.values, folder);
@@ -55,18 +54,13 @@ pub(super) fn read(
         ca_file,
         ..ClientConfig::new(section.endpoint, section.region, credentials?)
     };
-    let defaults = registrar::Config::default();
-    let registrar = registrar::Config {
-        qps,
-        max_batches: if section.batches.unwrap_or(true) { defaults.max_batches } else { 0 },
-        sweep_pause: match section.sweep {
-            None => defaults.sweep_pause,
-            Some(file::Sweep::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
-            Some(file::Sweep::Off(file::Off::Off)) => None,
-        },
-        ..defaults
+    let sweep = match section.sweep {
+        None => Some(SWEEP_PAUSE),
+        Some(file::Sweep::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
+        Some(file::Sweep::Off(file::Off::Off)) => None,
     };
-    Some(IotPlatform { client, registrar })
+    let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
+    Some(IotPlatform { client, qps, batches, sweep })
 }
 
 fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {

@@ -23,10 +23,9 @@ impl Config {
                 compare("[iot_platform] endpoint", client.endpoint == changed.endpoint);
                 compare("[iot_platform] region", client.region == changed.region);
                 compare("[iot_platform] instance_id", client.instance_id == changed.instance_id);
-                compare("[iot_platform] qps", own.registrar.qps == other.registrar.qps);
-                let batches = (own.registrar.max_batches, other.registrar.max_batches);
-                compare("[iot_platform] batches", batches.0 == batches.1);
-                compare("[iot_platform] sweep", own.registrar.sweep_pause == other.registrar.sweep_pause);
+                compare("[iot_platform] qps", own.qps == other.qps);
+                compare("[iot_platform] batches", own.batches == other.batches);
+                compare("[iot_platform] sweep", own.sweep == other.sweep);
                 compare("[iot_platform] credentials", client.credentials == changed.credentials);
                 compare("[iot_platform] signature", client.signature == changed.signature);
                 compare("[iot_platform] ca_file", client.ca_file == changed.ca_file);

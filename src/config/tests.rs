@@ -386,7 +386,7 @@ fn variables_take_the_place_of_keys_before_anything_is_checked() {
     assert_eq!(config.limits.requests.per_address, Rate::new(5, Duration::from_secs(1)));
     assert_eq!(config.limits.patience, Limits::default().patience);
     let cloud = config.iot_platform.unwrap();
-    assert_eq!((cloud.client.instance_id.as_str(), cloud.registrar.qps), ("0123", 12.5));
+    assert_eq!((cloud.client.instance_id.as_str(), cloud.qps), ("0123", 12.5));
 }
 
 #[test]
@@ -537,7 +537,7 @@ fn database_keys_are_found_in_files_and_what_is_wrong_is_said_without_the_key() 
 
 #[test]
 fn how_much_of_the_audit_log_is_kept_can_be_set() {
-    let keep = |section: &str| parse(&format!("{MINIMAL}[audit]\n{section}")).unwrap().audit;
-    assert_eq!(parse(MINIMAL).unwrap().audit, Keep::default());
-    assert_eq!(keep("keep_days = 30\nmax_rows = 0"), Keep { days: Some(30), rows: None });
+    let audit = |section: &str| parse(&format!("{MINIMAL}[audit]\n{section}")).unwrap().audit;
+    assert_eq!(parse(MINIMAL).unwrap().audit, Audit::default());
+    assert_eq!(audit("keep_days = 30\nmax_rows = 0"), Audit { keep_days: Some(30), max_rows: None });
 }

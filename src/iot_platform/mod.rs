@@ -19,13 +19,18 @@ pub mod signature_v3;
 #[cfg(feature = "simulation")]
 pub mod simulator;
 
-use std::{fmt, future::Future, pin::Pin};
+use std::{fmt, future::Future, pin::Pin, time::Duration};
 
 pub use self::{action::Action, no_cloud::NoCloud};
 use crate::device::Certificate;
 
 /// Version of the API that the calls are written for.
 pub const API_VERSION: &str = "2018-01-20";
+/// Calls of `RegisterDevice` a second where nothing else is set: most of the account's
+/// limit of 30, which other programs have a part in.
+pub const QPS: f64 = 25.0;
+/// Pause between two looks at all devices' activation and state where nothing else is set.
+pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
 /// Most names of one batch.
 pub const MAX_BATCH: usize = 10_000;
 /// Most devices of one page of a batch.

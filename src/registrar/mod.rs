@@ -32,7 +32,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 use crate::{
     device::{Certificate, DeviceId},
     figures::{Distribution, Histogram},
-    iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH},
+    iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
     store::{BatchId, JournalEntry, Store, StoreError},
 };
 use breaker::Breakers;
@@ -87,7 +87,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            qps: 25.0,
+            qps: QPS,
             max_flights: 20_000,
             max_calls: 32,
             max_attempts: 8,
@@ -99,7 +99,7 @@ impl Default for Config {
             max_batches: 10,
             batch_deadline: Duration::from_secs(600),
             refuse_existing: HashSet::new(),
-            sweep_pause: Some(Duration::from_secs(300)),
+            sweep_pause: Some(SWEEP_PAUSE),
             seed: None,
         }
     }

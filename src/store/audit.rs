@@ -229,12 +229,6 @@ pub struct Keep {
     pub rows: Option<u64>,
 }
 
-impl Default for Keep {
-    fn default() -> Self {
-        Self { days: Some(365), rows: Some(5_000_000) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -214,7 +214,7 @@ async fn a_cloud_that_keeps_failing_ends_the_flight_and_keeps_the_journal() {
 #[tokio::test]
 async fn who_waits_too_long_is_told_and_finds_the_certificate_next_time() {
     let bench = Bench::new(fast());
-    bench.cloud.script([Scripted::Slow(Duration::from_millis(200))]);
+    bench.cloud.script([Scripted::Slow(Duration::from_secs(2))]);
     let outcome = bench.registrar.register(wanted("SN01"), Duration::from_millis(20)).await;
     assert_eq!(outcome, Outcome::TimedOut);
     bench.has_landed().await;
