@@ -253,6 +253,17 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.transfers.len()
     }
 
+    /// Returns whether nothing is kept of any peer.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn remembers_nobody(&self) -> bool {
+        self.peers.is_empty()
+            && self.transfers.len() == 0
+            && self.confirmables.is_empty()
+            && self.timers.is_empty()
+            && self.pings.is_empty()
+            && self.pong.is_none()
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);

@@ -64,6 +64,12 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         Self { lines: HashMap::new(), max_retransmit, given_up: 0 }
     }
 
+    /// Returns whether nothing is outstanding.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     /// Sends the message now, or when those before it have had their time. `timeout` is
     /// the first time-out. Answers with when to wake it, if its turn has come, and
     /// whether the transport took it.

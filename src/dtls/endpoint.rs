@@ -479,11 +479,13 @@ impl<P> Endpoint<P> {
         self.wipe_after_close();
     }
 
-    #[cfg(test)]
-    pub(super) fn remembers_nobody(&self) -> bool {
+    /// Returns whether nothing is kept of any client.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn remembers_nobody(&self) -> bool {
         self.handshakes.len() == 0
             && self.origins.is_empty()
             && self.sessions.len() == 0
+            && self.by_connection_id.is_empty()
             && self.holders.is_empty()
             && self.shares.is_empty()
             && self.resend.iter().chain([&self.suspects]).all(VecDeque::is_empty)

@@ -87,7 +87,7 @@ impl Holders {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

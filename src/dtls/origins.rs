@@ -58,7 +58,7 @@ impl Origins {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

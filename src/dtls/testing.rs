@@ -244,6 +244,30 @@ impl Client {
         out
     }
 
+    /// Goes on with this number of protected records: a hostile client may repeat one.
+    pub fn set_next_record(&mut self, number: u64) {
+        self.next_record[1] = number;
+    }
+
+    /// Number and explicit nonce of each protected record in a datagram of the server that
+    /// opens under the client's keys.
+    pub fn opened(&self, datagram: &[u8]) -> Vec<(u64, [u8; 8])> {
+        let mut bytes = datagram.to_vec();
+        let id = self.own_connection_id();
+        let mut records = Records::with_id_length(&mut bytes, id.len());
+        let mut opened = Vec::new();
+        while let (Some(keys), Some(Record { header, payload, .. })) = (&self.keys, records.next()) {
+            let nonce = payload.first_chunk().copied();
+            if header.epoch == 1
+                && let Some(nonce) = nonce
+                && keys.block.server().open(keys.suite, header, id, payload).is_ok()
+            {
+                opened.push((header.sequence, nonce));
+            }
+        }
+        opened
+    }
+
     /// The protected close_notify.
     pub fn close(&mut self) -> Vec<u8> {
         self.seal(ContentType::Alert, &[1, 0])

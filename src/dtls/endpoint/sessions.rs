@@ -41,7 +41,7 @@ impl Shares {
         self.0.get(&prefix(peer)).copied().unwrap_or(0)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

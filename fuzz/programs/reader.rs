@@ -1,0 +1,28 @@
+//! The bytes of a program, read from front to end.
+
+pub struct Reader<'p>(&'p [u8]);
+
+impl<'p> Reader<'p> {
+    pub fn new(program: &'p [u8]) -> Self {
+        Self(program)
+    }
+
+    pub fn byte(&mut self) -> Option<u8> {
+        let (&first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    /// A number below `count`, which is not 0.
+    pub fn below(&mut self, count: usize) -> Option<usize> {
+        Some(usize::from(self.byte()?) % count)
+    }
+
+    /// A length, and as many bytes; fewer at the end of the program.
+    pub fn bytes(&mut self) -> Option<&'p [u8]> {
+        let length = usize::from(self.byte()?).min(self.0.len());
+        let (bytes, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Some(bytes)
+    }
+}
