@@ -178,6 +178,7 @@ impl Server {
     pub fn receive(&mut self, path: Path, bytes: &[u8]) -> Vec<Received> {
         self.ledger.received(path, bytes);
         let had_session = self.has_session(path);
+        let moved = self.dtls.counters().moved;
         let (mut copy, mut received) = (bytes.to_vec(), Vec::new());
         let mut datagram = Datagram::new(path, &mut copy);
         while let Some(data) = self.dtls.receive(self.now, &mut datagram, &mut self.outgoing) {
@@ -188,7 +189,9 @@ impl Server {
         }
         self.events();
         let answers = std::mem::take(&mut self.outgoing.0);
-        let has_session = had_session || self.has_session(path);
+        // One that has moved here with this datagram may have been closed by it as well.
+        let has_moved = self.dtls.counters().moved > moved;
+        let has_session = had_session || has_moved || self.has_session(path);
         self.ledger.answered(path, bytes, &answers, has_session);
         self.sent.extend(answers);
         received
