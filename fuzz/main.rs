@@ -249,11 +249,15 @@ fn corpus() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let (mut dtls, mut coap) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(folder).expect("the corpus") {
         let path = entry.expect("an entry").path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // Those of `fuzz/programs` are no messages.
+        if !["dtls-", "coap-"].iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
         let text = fs::read_to_string(&path).expect("text");
         let digits: String = text.lines().filter(|line| !line.starts_with('#')).collect();
         let bytes = hex::decode(digits.replace(' ', "")).expect("hex digits");
-        let is_dtls = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("dtls"));
-        if is_dtls { dtls.push(bytes) } else { coap.push(bytes) }
+        if name.starts_with("dtls") { dtls.push(bytes) } else { coap.push(bytes) }
     }
     (dtls, coap)
 }

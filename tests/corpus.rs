@@ -1,6 +1,13 @@
 //! Malformed and odd messages, one a file in `fuzz/corpus`, each with what must become
 //! of it: decided by the endpoints alone, before any request is worked on. The fuzzer
 //! begins with the same files.
+//!
+//! And programs, one a line: those of `scenarios.hex` were written by hand, those of
+//! `programs.hex` kept by libFuzzer, as each reaches what no other does (`scripts/fuzz`).
+
+#[cfg(feature = "testing")]
+#[path = "../fuzz/programs/mod.rs"]
+mod programs;
 
 use std::{fs, net::SocketAddr, path::Path, time::Instant};
 
@@ -66,5 +73,24 @@ fn every_datagram_of_a_stranger_comes_to_what_its_file_says() {
         assert_eq!(found, expected, "{name}");
         assert!(out.iter().all(|(_, answer)| answer.len() <= asked), "{name}");
         assert_eq!(endpoint.handshakes(), 0, "{name}");
+    }
+}
+
+/// A rule about what is never reached would hold whatever the code does.
+#[test]
+#[cfg(feature = "testing")]
+fn programs_that_were_kept_break_no_rule_and_reach_what_the_rules_are_about() {
+    let files = [include_str!("../fuzz/corpus/scenarios.hex"), include_str!("../fuzz/corpus/programs.hex")];
+    let mut totals = programs::Reached::default().figures();
+    for line in files.iter().flat_map(|file| file.lines()).filter(|line| !line.starts_with('#')) {
+        println!("{line}");
+        let reached = programs::run(&hex::decode(line).expect("hex digits")).figures();
+        for (total, (_, figure)) in totals.iter_mut().zip(reached) {
+            total.1 += figure;
+        }
+    }
+    println!("{totals:?}");
+    for (name, total) in totals {
+        assert!(total > 1, "{total} {name}");
     }
 }

@@ -15,4 +15,6 @@ mod dtls;
 #[path = "../programs/mod.rs"]
 mod programs;
 
-libfuzzer_sys::fuzz_target!(|program: &[u8]| programs::run(program));
+libfuzzer_sys::fuzz_target!(|program: &[u8]| {
+    programs::run(program);
+});

@@ -51,9 +51,8 @@ pub struct Ledger {
 impl Ledger {
     /// Notes a datagram before the server has it.
     pub fn received(&mut self, path: Path, datagram: &[u8]) {
-        let has_cookie = |(peer, cookie): &(SocketAddr, Vec<u8>)| {
-            *peer == path.peer && contains(datagram, cookie)
-        };
+        let has_cookie =
+            |(peer, cookie): &(SocketAddr, Vec<u8>)| *peer == path.peer && contains(datagram, cookie);
         let is_shown = self.cookies.iter().any(has_cookie);
         let traffic = self.paths.entry(path).or_default();
         traffic.received += on_wire(path, datagram);
@@ -117,7 +116,9 @@ impl Ledger {
 
     fn plaintext(&mut self, path: Path, record: &[u8]) {
         // Of handshake records in epoch 0.
-        let (&[22, _, _, 0, 0, a, b, c, d, e, f, ..], Some(message)) = (record, record.get(13..)) else { return };
+        let (&[22, _, _, 0, 0, a, b, c, d, e, f, ..], Some(message)) = (record, record.get(13..)) else {
+            return;
+        };
         let number = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
         match message.first() {
             // It has the number of the hello, whatever that is.

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::server::Reached;
 use self::{
     device::Device,
     reader::Reader,
@@ -35,10 +36,10 @@ const MAX_OPERATIONS: usize = 400;
 /// Rounds in which the datagrams on their way are delivered, with the answers to them.
 const ROUNDS: usize = 12;
 
-/// Runs a program. Panics when it breaks a rule.
-pub fn run(program: &[u8]) {
+/// Runs a program. Panics when it breaks a rule; answers with how far it has come.
+pub fn run(program: &[u8]) -> Reached {
     let mut reader = Reader::new(program);
-    let Some(kind) = reader.byte() else { return };
+    let Some(kind) = reader.byte() else { return Reached::default() };
     let mut world = World::new(kind);
     for _ in 0..MAX_OPERATIONS {
         if world.step(&mut reader).is_none() {
@@ -46,7 +47,9 @@ pub fn run(program: &[u8]) {
         }
         world.server.assert_bounded();
     }
+    let reached = world.server.reached();
     world.end();
+    reached
 }
 
 #[derive(Clone)]
@@ -84,7 +87,12 @@ impl World {
         // Ephemeral secrets of this thread are known from here on: a program does the same
         // each time.
         let (_, secrets) = predictable_endpoint::<()>(std::time::Instant::now());
-        Self { server: Server::new(kind, secrets), devices: Vec::new(), wire: Vec::new(), recorded: Vec::new() }
+        Self {
+            server: Server::new(kind, secrets),
+            devices: Vec::new(),
+            wire: Vec::new(),
+            recorded: Vec::new(),
+        }
     }
 
     /// Carries out one operation; `None` at the end of the program.

@@ -10,7 +10,10 @@ use std::{
 use super::{device::Device, ledger::Ledger};
 use crate::{
     coap,
-    dtls::{self, Datagram, Delivery, Event, HandshakeId, Holder, Path, Psk, SessionId, testing::KnownSecrets},
+    dtls::{
+        self, Datagram, Delivery, Dropped, Event, HandshakeId, Holder, Path, Psk, SessionId,
+        testing::KnownSecrets,
+    },
 };
 
 /// Identities that have a key. The last one is shared; that before it has no holder.
@@ -67,6 +70,57 @@ pub struct Received {
     pub data: Vec<u8>,
 }
 
+/// How far programs have come: rules about what never happens say nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reached {
+    /// Sessions that were established.
+    pub sessions: u64,
+    /// Of them, ephemeral ones.
+    pub ephemeral: u64,
+    /// Keys that were given to claims after the datagram that made them.
+    pub late_keys: u64,
+    /// Records that were delivered to the application.
+    pub delivered: u64,
+    /// Requests of CoAP among them.
+    pub requests: u64,
+    /// Sessions that have moved, and moves that were validated.
+    pub moved: u64,
+    pub validated: u64,
+    /// Protected records that were dropped.
+    pub bad_records: u64,
+    /// Sessions that made room for others.
+    pub evicted: u64,
+    /// Handshakes that came to nothing.
+    pub failed: u64,
+    /// Hellos of networks with too many of these.
+    pub over_budget: u64,
+    /// Datagrams held back from addresses that were not validated.
+    pub held_back: u64,
+    /// Most transfers of CoAP at once.
+    pub transfers: u64,
+}
+
+impl Reached {
+    /// All of it.
+    pub fn figures(&self) -> [(&'static str, u64); 13] {
+        [
+            ("sessions", self.sessions),
+            ("ephemeral sessions", self.ephemeral),
+            ("late keys", self.late_keys),
+            ("records delivered", self.delivered),
+            ("requests", self.requests),
+            ("moves", self.moved),
+            ("validated moves", self.validated),
+            ("bad records", self.bad_records),
+            ("evicted sessions", self.evicted),
+            ("failed handshakes", self.failed),
+            ("hellos over budget", self.over_budget),
+            ("datagrams held back", self.held_back),
+            ("transfers at once", self.transfers),
+        ]
+    }
+}
+
 #[derive(Default)]
 struct Outgoing(Vec<(Path, Vec<u8>)>);
 
@@ -92,6 +146,7 @@ pub struct Server {
     in_work: VecDeque<coap::ExchangeId<SessionId>>,
     withheld: Vec<SessionId>,
     asked: HashMap<SessionId, (Path, Instant)>,
+    reached: Reached,
     _secrets: KnownSecrets,
 }
 
@@ -170,6 +225,7 @@ impl Server {
             in_work: VecDeque::new(),
             withheld: Vec::new(),
             asked: HashMap::new(),
+            reached: Reached::default(),
             _secrets: secrets,
         }
     }
@@ -184,6 +240,7 @@ impl Server {
         while let Some(data) = self.dtls.receive(self.now, &mut datagram, &mut self.outgoing) {
             let (session, data) = (data.session, data.data.to_vec());
             let identity = *self.dtls.principal(session).expect("a session that data comes from");
+            self.reached.delivered += 1;
             self.message(session, &data);
             received.push(Received { session, identity, data });
         }
@@ -208,10 +265,12 @@ impl Server {
             {
                 self.dtls.validate(session, path);
                 self.ledger.validated(path);
+                self.reached.validated += 1;
                 self.coap.resume(session, sealing!(self, true));
             }
             return self.validate();
         };
+        self.reached.requests += 1;
         let is_slow = request.path.first().is_some_and(|segment| segment == "slow");
         match self.work {
             Work::AtOnce if !is_slow => self.respond(request.exchange, self.answer_length),
@@ -305,7 +364,9 @@ impl Server {
     pub fn answer_claim(&mut self, claim: usize, is_known: bool) {
         let Some(at) = claim.checked_rem(self.claims.len()) else { return };
         let (handshake, identity) = self.claims[at].clone();
+        let before = self.dtls.counters().handshakes_completed;
         self.provide(handshake, &identity, is_known);
+        self.reached.late_keys += self.dtls.counters().handshakes_completed - before;
         self.settle();
     }
 
@@ -395,7 +456,24 @@ impl Server {
         self.ledger = Ledger::default();
     }
 
-    pub fn assert_bounded(&self) {
+    /// How far it has come.
+    pub fn reached(&self) -> Reached {
+        let counters = self.dtls.counters();
+        let [ephemeral @ .., _, _, _] = counters.completed_by_suite;
+        Reached {
+            sessions: counters.handshakes_completed,
+            ephemeral: ephemeral.iter().sum(),
+            moved: counters.moved,
+            bad_records: counters.bad_records,
+            evicted: counters.evicted,
+            failed: counters.handshakes_failed,
+            over_budget: counters.dropped(Dropped::OverBudget),
+            held_back: counters.dropped(Dropped::Unvalidated),
+            ..self.reached
+        }
+    }
+
+    pub fn assert_bounded(&mut self) {
         let (handshakes, sessions) = (self.dtls.handshakes(), self.dtls.sessions());
         assert!(handshakes <= MAX_HANDSHAKES, "{handshakes} handshakes");
         assert!(sessions <= MAX_SESSIONS, "{sessions} sessions");
@@ -403,6 +481,7 @@ impl Server {
         let (peers, transfers) = (self.coap.peers(), self.coap.transfers());
         assert!(peers <= sessions, "CoAP remembers {peers} peers of {sessions} sessions");
         assert!(transfers <= MAX_TRANSFERS, "{transfers} transfers");
+        self.reached.transfers = self.reached.transfers.max(transfers as u64);
         for number in 0..IDENTITIES - 2 {
             let holder = holder_of(number);
             let held = self.sessions.values().filter(|&&other| other == holder).count();

@@ -4,9 +4,8 @@
 use super::reader::Reader;
 
 /// Options that mean something to the endpoint or to others, and some that nobody knows.
-const OPTIONS: [u16; 24] = [
-    1, 3, 4, 5, 6, 7, 8, 9, 11, 11, 12, 14, 15, 17, 23, 23, 27, 27, 28, 35, 60, 252, 258, 2049,
-];
+const OPTIONS: [u16; 24] =
+    [1, 3, 4, 5, 6, 7, 8, 9, 11, 11, 12, 14, 15, 17, 23, 23, 27, 27, 28, 35, 60, 252, 258, 2049];
 const CODES: [u8; 8] = [0x01, 0x02, 0x05, 0x03, 0x00, 0x45, 0x1f, 0xe1];
 const SEGMENTS: [&[u8]; 4] = [b"cert", b"slow", b".well-known", b"\xff"];
 
