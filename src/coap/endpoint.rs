@@ -121,11 +121,12 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let exchange = self.begin(now, peer, id, working, out)?;
         let options = match message::options(&packet) {
             Ok(options) => options,
-            Err(refusal) if confirmable => {
+            Err(refusal) if confirmable || refusal.code != Code::BadOption => {
                 self.respond(now, exchange, &refusal, out);
                 return None;
             }
-            // RFC 7252 §5.4.1: a non-confirmable one is rejected, which may be in silence.
+            // RFC 7252 §5.4.1: a non-confirmable one with a critical option that is not
+            // known is rejected, which may be in silence.
             Err(_) => {
                 self.end(now, exchange, Kept::Nothing);
                 return None;
