@@ -24,6 +24,11 @@ impl<K: Copy + Eq + Hash> Peers<K> {
         self.list.len()
     }
 
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.places.is_empty()
+    }
+
     pub(super) fn get_mut(&mut self, name: K) -> Option<&mut Peer> {
         let place = *self.places.find(self.hasher.hash_one(name), named(&self.list, name))?;
         self.list.get_mut(place as usize).map(|(_, peer)| peer)

@@ -13,6 +13,11 @@ use super::{
 /// came from it: the bound that RFC 9000 §8 gives QUIC, for the same reason.
 const AMPLIFICATION: usize = 3;
 
+/// Longest connection ID of a client that is agreed on, in bytes. With a longer one the
+/// shortest request would not give enough credit for the question whether the client is
+/// where it is now; without one it begins anew where it moves.
+const MAX_CLIENT_ID: usize = 64;
+
 /// The agreement of one session.
 pub(crate) struct Connection {
     max_data: u16,
@@ -35,7 +40,8 @@ struct Ids {
 impl Connection {
     /// The server's side: our ID begins with `prefix`; without one none are used.
     pub(crate) fn agree(hello: &ClientHello<'_>, prefix: Option<u8>, random: &mut StdRng) -> Self {
-        let ids = hello.connection_id.zip(prefix).map(|(client, prefix)| {
+        let client_id = hello.connection_id.filter(|id| id.len() <= MAX_CLIENT_ID);
+        let ids = client_id.zip(prefix).map(|(client, prefix)| {
             let mut own = [0; size_of::<ConnectionId>()];
             random.fill_bytes(&mut own);
             own[0] = prefix;

@@ -34,7 +34,7 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandshakeId {
     handle: Handle,
-    claim: u8,
+    claim: u32,
 }
 
 /// Names an established session; never reused by the same endpoint.
@@ -67,6 +67,8 @@ pub struct Datagram<'d> {
 struct Spent {
     /// The beginning of a ClientHello was looked at.
     hello: bool,
+    /// A ClientKeyExchange was looked into.
+    claim: bool,
     /// A flight was sent again.
     flight: bool,
     /// Its IP and UDP headers were counted.
@@ -361,7 +363,7 @@ impl<P> Endpoint<P> {
     /// flight, it is asked for again.
     pub fn postpone_psk(&mut self, handshake: HandshakeId) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
-            progress.handshake.postpone(handshake.claim);
+            progress.postpone(handshake.claim);
         }
     }
 

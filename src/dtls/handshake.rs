@@ -30,10 +30,6 @@ use super::{
 pub(crate) const MAX_EARLY: usize = 12;
 /// Longest of them, in bytes.
 const MAX_EARLY_RECORD: usize = 128;
-/// Claims of one handshake: each costs a key's lookup. One is the client's.
-const MAX_CLAIMS: u8 = 16;
-/// The same where each costs an operation on a curve as well.
-const MAX_EPHEMERAL_CLAIMS: u8 = 4;
 /// Suites of a hello that are kept for the log, when none was in common.
 const MAX_SUITES_TOLD: usize = 16;
 
@@ -47,6 +43,9 @@ pub(crate) struct Offer<'a> {
     pub(crate) connection_id_prefix: Option<u8>,
     /// Asked before a curve is used: whether the client's network may have that done.
     pub(crate) affords: &'a mut dyn FnMut(Group) -> bool,
+    /// Asked before a claim is looked into: whether one more may be now, which is
+    /// ephemeral or not.
+    pub(crate) may_claim: &'a mut dyn FnMut(bool) -> bool,
 }
 
 /// Result of a message or record.
@@ -60,18 +59,18 @@ pub(crate) enum Step {
     /// The client did not get the flight: it is to be sent again.
     SendFlightAgain,
     /// The key of this identity is needed to go on with this claim.
-    NeedPsk(u8, Box<[u8]>),
+    NeedPsk(u32, Box<[u8]>),
     /// Nobody has the identity of this claim, which is longer than any may be.
-    NoPsk(u8),
+    NoPsk(u32),
     /// The client's Finished was right: here is the session.
     Complete(Box<Completed>),
     /// The handshake is over; the alert tells the client so.
     Fail(Alert, Failure),
     /// Nothing can be done for this client now; it may begin again.
     GiveUp(Failure),
-    /// The record was not made with the keys of the claim, for the first time. It may
-    /// be an intruder's, so the handshake goes on.
-    FirstBadRecord,
+    /// The record was not made with the keys of the claim. It may be an intruder's, so
+    /// the handshake goes on.
+    BadRecord,
 }
 
 /// Beginning of a session.
@@ -103,13 +102,13 @@ struct Exchange {
     ephemeral: Option<EphemeralKey>,
     /// Of the messages up to and with ServerHelloDone.
     transcript: Sha256,
-    claims: u8,
+    claims: u32,
     claim: Option<Claim>,
 }
 
 /// A ClientKeyExchange: who the client says it is.
 struct Claim {
-    number: u8,
+    number: u32,
     identity: Box<[u8]>,
     /// Of the messages up to and with this one.
     transcript: Sha256,
@@ -225,12 +224,18 @@ impl Handshake {
             return Step::Dropped;
         }
         if fragment.is_whole() {
-            self.message(fragment.body, offer, random)
-        } else {
-            match self.reassembly.add(fragment) {
-                Some(body) => self.message(&body, offer, random),
-                None => Step::Continue,
+            return self.message(fragment.body, offer, random);
+        }
+        let Some(body) = self.reassembly.add(fragment) else { return Step::Continue };
+        let awaits_hello = matches!(self.stage, Stage::Hello);
+        match self.message(&body, offer, random) {
+            // Of fragments but the first anybody may be the maker: the client's own are
+            // waited for.
+            Step::Fail(_, Failure::Malformed) if awaits_hello => {
+                self.stage = Stage::Hello;
+                Step::Dropped
             }
+            step => step,
         }
     }
 
@@ -319,8 +324,7 @@ impl Handshake {
         if exchange.claim.as_ref().is_some_and(|claim| claim.hash == hash) {
             return Step::Continue;
         }
-        let most = if exchange.ephemeral.is_some() { MAX_EPHEMERAL_CLAIMS } else { MAX_CLAIMS };
-        if exchange.claims >= most {
+        if !(offer.may_claim)(exchange.ephemeral.is_some()) {
             return Step::Dropped;
         }
         let ephemeral = exchange.ephemeral.as_ref().zip(point);
@@ -331,7 +335,7 @@ impl Handshake {
         {
             return Step::Dropped;
         }
-        exchange.claims += 1;
+        exchange.claims = exchange.claims.wrapping_add(1);
         let Ok(shared) = ephemeral.map(|(key, point)| key.agree(point)).transpose() else {
             return Step::Dropped;
         };
@@ -363,23 +367,22 @@ impl Handshake {
     }
 
     /// Returns whether the key of this claim is still asked for.
-    pub(crate) fn awaits_psk(&self, number: u8) -> bool {
+    pub(crate) fn awaits_psk(&self, number: u32) -> bool {
         matches!(&self.stage, Stage::Exchange(exchange)
             if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.keys.is_none()))
     }
 
     /// Drops the claim whose key cannot be had now; the client will repeat it.
-    pub(crate) fn postpone(&mut self, number: u8) {
+    pub(crate) fn postpone(&mut self, number: u32) {
         if self.awaits_psk(number)
             && let Stage::Exchange(exchange) = &mut self.stage
         {
             exchange.claim = None;
-            exchange.claims -= 1;
         }
     }
 
     /// Goes on with the key that was asked for.
-    pub(crate) fn psk(&mut self, number: u8, psk: &Psk) -> Step {
+    pub(crate) fn psk(&mut self, number: u32, psk: &Psk) -> Step {
         let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
         let Some(claim) = exchange.claim.as_mut().filter(|claim| claim.number == number) else {
             return Step::Continue;
@@ -400,19 +403,26 @@ impl Handshake {
         let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
         let keys = exchange.claim.as_ref().and_then(|claim| claim.keys.as_ref());
         let Some((_, block)) = keys.filter(|_| self.change_cipher_spec) else {
-            if self.early.len() < MAX_EARLY && payload.len() <= MAX_EARLY_RECORD {
-                self.early.push((header, payload.to_vec()));
-                return Step::Continue;
+            if payload.len() > MAX_EARLY_RECORD {
+                return Step::Dropped;
             }
-            return Step::Dropped;
+            // The newest are kept: who is first takes no place from the client.
+            let is_full = self.early.len() >= MAX_EARLY;
+            if is_full {
+                self.early.remove(0);
+            }
+            self.early.push((header, payload.to_vec()));
+            return if is_full { Step::Dropped } else { Step::Continue };
         };
         match block.client().open(exchange.suite, header, exchange.connection.own_id_bytes(), payload) {
             Ok((ContentType::Handshake, plaintext)) => {
                 self.finished(header, payload.get(plaintext).unwrap_or_default())
             }
             Ok(_) => Step::Continue,
-            Err(_) if std::mem::replace(&mut self.had_bad_record, true) => Step::Dropped,
-            Err(_) => Step::FirstBadRecord,
+            Err(_) => {
+                self.had_bad_record = true;
+                Step::BadRecord
+            }
         }
     }
 
@@ -431,6 +441,8 @@ impl Handshake {
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
                 Step::Continue | Step::Dropped => {}
+                // Of records that came together, one that is right outweighs the others.
+                Step::BadRecord if !matches!(step, Step::Continue) => {}
                 other => step = other,
             }
         }
@@ -484,6 +496,18 @@ impl Handshake {
     pub(crate) fn put_flight(&mut self, out: &mut Vec<u8>) {
         let flight = std::mem::take(&mut self.flight);
         let mut rest = Reader::new(&flight);
+        let mut records = 0;
+        while Fragment::read(&mut rest).is_ok() {
+            records += 1;
+        }
+        // RFC 6347 §4.1: sequence numbers do not wrap, and ChangeCipherSpec needs one more.
+        // A hello whose record has one of the last ones has no answer, rather than a part
+        // of one.
+        if self.next_record + records > MAX_SEQUENCE {
+            self.flight = flight;
+            return;
+        }
+        let mut rest = Reader::new(&flight);
         while let Ok(fragment) = Fragment::read(&mut rest) {
             let Some(sequence) = self.take_record_number() else { break };
             let header = Header { kind: ContentType::Handshake, epoch: 0, sequence };
@@ -500,8 +524,7 @@ impl Handshake {
         record::put_plaintext(out, ContentType::Alert, sequence, DTLS_1_2, &alert.to_wire());
     }
 
-    /// RFC 6347 §4.1: a sequence number does not wrap. A hello whose record has one of
-    /// the last ones is left without an answer.
+    /// RFC 6347 §4.1: a sequence number does not wrap.
     fn take_record_number(&mut self) -> Option<u64> {
         let number = self.next_record;
         self.next_record += 1;

@@ -5,7 +5,7 @@ use super::message::Fragment;
 
 /// Longest handshake message taken. A ClientHello with every extension in use
 /// stays below 1 KB, a ClientKeyExchange below 200 bytes.
-pub(crate) const MAX_MESSAGE: usize = 4096;
+pub(crate) const MAX_MESSAGE: usize = 2048;
 /// Most gaps of a message: more are a sender's mischief.
 const MAX_RANGES: usize = 32;
 
@@ -13,6 +13,8 @@ const MAX_RANGES: usize = 32;
 #[derive(Default)]
 pub(crate) struct Reassembly {
     kind: u8,
+    length: usize,
+    /// As far as it has arrived.
     body: Vec<u8>,
     /// What has arrived: sorted, disjoint, not touching.
     ranges: Vec<(usize, usize)>,
@@ -21,24 +23,24 @@ pub(crate) struct Reassembly {
 
 impl Reassembly {
     /// Adds a fragment of the message that is expected; answers with the whole
-    /// body once it is there. A fragment that contradicts the earlier ones in
-    /// kind or length, or is too long, is ignored.
+    /// body once it is there. One that is too long is ignored. One that contradicts the
+    /// earlier ones in kind or length takes their place: which of them are the client's
+    /// nobody can tell, and the client sends its own again.
     pub(crate) fn add(&mut self, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
         if fragment.length > MAX_MESSAGE {
             return None;
         }
-        if !self.started {
-            *self = Self {
-                kind: fragment.kind,
-                body: vec![0; fragment.length],
-                ranges: Vec::new(),
-                started: true,
-            };
-        }
-        if fragment.kind != self.kind || fragment.length != self.body.len() {
-            return None;
+        if !self.started || fragment.kind != self.kind || fragment.length != self.length {
+            let Fragment { kind, length, .. } = *fragment;
+            *self = Self { kind, length, started: true, ..Self::default() };
         }
         let (mut start, mut end) = (fragment.offset, fragment.offset + fragment.body.len());
+        if end > self.length {
+            return None;
+        }
+        if self.body.len() < end {
+            self.body.resize(end, 0);
+        }
         self.body.get_mut(start..end)?.copy_from_slice(fragment.body);
         self.ranges.retain(|&(from, to)| {
             let apart = to < start || end < from;
@@ -51,7 +53,7 @@ impl Reassembly {
         let at = self.ranges.partition_point(|&(from, _)| from < start);
         self.ranges.insert(at, (start, end));
         self.ranges.truncate(MAX_RANGES);
-        let whole = self.ranges == [(0, self.body.len())];
+        let whole = self.ranges == [(0, self.length)];
         whole.then(|| std::mem::take(self).body)
     }
 }
@@ -101,16 +103,28 @@ mod tests {
     }
 
     #[test]
-    fn contradicting_or_oversized_fragments_change_nothing() {
+    fn oversized_fragments_change_nothing() {
         let mut reassembly = Reassembly::default();
         assert_eq!(reassembly.add(&fragment(0, 8)), None);
-        assert_eq!(reassembly.add(&Fragment { kind: 20, ..fragment(8, 13) }), None);
-        assert_eq!(
-            reassembly.add(&Fragment { length: 8, offset: 0, body: b"01234567", ..fragment(0, 8) }),
-            None
-        );
-        assert_eq!(reassembly.add(&Fragment { length: 1 << 20, ..fragment(8, 13) }), None);
+        assert_eq!(reassembly.add(&Fragment { length: MAX_MESSAGE + 1, ..fragment(8, 13) }), None);
         assert_eq!(reassembly.add(&fragment(8, 13)).as_deref(), Some(MESSAGE));
+    }
+
+    #[test]
+    fn fragments_that_contradict_the_earlier_ones_take_their_place() {
+        for first in [Fragment { kind: 20, ..fragment(0, 3) }, Fragment { length: 400, ..fragment(0, 1) }] {
+            let mut reassembly = Reassembly::default();
+            assert_eq!(reassembly.add(&first), None);
+            assert_eq!(reassembly.add(&fragment(0, 8)), None);
+            assert_eq!(reassembly.add(&fragment(8, 13)).as_deref(), Some(MESSAGE));
+        }
+    }
+
+    #[test]
+    fn memory_is_taken_as_far_as_the_message_has_arrived() {
+        let mut reassembly = Reassembly::default();
+        assert_eq!(reassembly.add(&Fragment { length: MAX_MESSAGE, ..fragment(0, 16) }), None);
+        assert!(reassembly.body.capacity() < 64, "{}", reassembly.body.capacity());
     }
 
     #[test]

@@ -28,6 +28,17 @@ fn cost_of(group: Group) -> Duration {
     }
 }
 
+/// Claims of one handshake that are looked into within [`CLAIM_PERIOD`]: anybody can make
+/// one in the client's name, and each costs a key's lookup.
+const MAX_CLAIMS: u8 = 16;
+/// The same where each costs an operation on a curve as well.
+const MAX_EPHEMERAL_CLAIMS: u8 = 4;
+/// Shorter than any client's time-out: a flight that is sent again finds room for its own.
+const CLAIM_PERIOD: Duration = Duration::from_millis(500);
+/// Time-outs after which a client whose record failed under its keys is taken to have
+/// others, unless another one fails before: RFC 7925 devices repeat theirs after 9 s.
+const SUSPICION: u32 = 12;
+
 /// A handshake, and what the endpoint knows of it.
 pub(super) struct Progress<P> {
     pub(super) handshake: Handshake,
@@ -43,6 +54,20 @@ pub(super) struct Progress<P> {
     is_late: bool,
     /// Description of a fatal alert that came in the client's name.
     alert: Option<u8>,
+    /// Claims looked into since a time.
+    claims: (Instant, u8),
+    /// When a record failed under the keys for the first time.
+    bad_record: Option<Instant>,
+}
+
+impl<P> Progress<P> {
+    /// Drops the claim whose key cannot be had now. It was not looked into.
+    pub(super) fn postpone(&mut self, claim: u32) {
+        if self.handshake.awaits_psk(claim) {
+            self.claims.1 = self.claims.1.saturating_sub(1);
+        }
+        self.handshake.postpone(claim);
+    }
 }
 
 /// Hellos whose handshakes have become sessions lately. A newer one may take the place
@@ -124,7 +149,7 @@ impl<P> Endpoint<P> {
         };
         let Some(handle) = handle else { return };
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
-        let Progress { handshake, charged, .. } = progress;
+        let Progress { handshake, charged, claims, .. } = progress;
         let mut offer = Offer {
             suites: &self.config.suites,
             require_extended_master_secret: self.config.require_extended_master_secret,
@@ -135,6 +160,16 @@ impl<P> Endpoint<P> {
                     *charged += cost_of(group);
                 }
                 affords
+            },
+            may_claim: &mut |is_ephemeral| {
+                if now >= claims.0 + CLAIM_PERIOD {
+                    *claims = (now, 0);
+                }
+                let most = if is_ephemeral { MAX_EPHEMERAL_CLAIMS } else { MAX_CLAIMS };
+                // No client packs two into a datagram.
+                let may = claims.1 < most && !std::mem::replace(&mut spent.claim, true);
+                claims.1 += u8::from(may);
+                may
             },
         };
         let step = handshake.fragment(fragment, &mut offer, &mut self.random);
@@ -185,6 +220,8 @@ impl<P> Endpoint<P> {
             sent: None,
             is_late,
             alert: None,
+            claims: (now, 0),
+            bad_record: None,
         };
         let handle = self.handshakes.insert(now, path, progress);
         let limit = self.config.max_handshakes_per_address;
@@ -266,12 +303,31 @@ impl<P> Endpoint<P> {
                 }
                 self.fail_handshake(handle, failure);
             }
-            Step::FirstBadRecord => {
-                self.counters.bad_records += 1;
-                // Time for the client's own, should this one be somebody else's.
-                self.suspects.push_back((now + 2 * self.config.retransmission_timeout, handle));
-            }
+            Step::BadRecord => self.bad_record(now, handle, out),
         }
+    }
+
+    /// A record failed under the keys: the client has others, or somebody else has made
+    /// it. Who has the right ones is given the time to send its own again; when that fails
+    /// as well, after a time-out or more, the client is told.
+    fn bad_record(&mut self, now: Instant, handle: Handle, out: &mut impl Outbox) {
+        let timeout = self.config.retransmission_timeout;
+        let Some(progress) = self.handshakes.get_mut(handle) else { return };
+        match progress.bad_record {
+            None => {
+                progress.bad_record = Some(now);
+                self.counters.bad_records += 1;
+                self.suspects.push_back((now + SUSPICION * timeout, handle));
+            }
+            Some(first) if now >= first + timeout => self.wrong_key(handle, out),
+            Some(_) => self.counters.drop(Dropped::Message),
+        }
+    }
+
+    /// RFC 4279 §2: a wrong key and an unknown identity end alike.
+    fn wrong_key(&mut self, handle: Handle, out: &mut impl Outbox) {
+        self.send_alert(handle, Alert::DecryptError, out);
+        self.fail_handshake(handle, Failure::WrongKey);
     }
 
     /// Takes a handshake that has become a session out of the table.
@@ -311,16 +367,14 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Gives up handshakes with a record that failed under their keys: their clients
-    /// have others. RFC 4279 §2: a wrong key and an unknown identity end alike.
+    /// Gives up handshakes with a record that failed under their keys long ago.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {
                 break;
             }
             self.suspects.pop_front();
-            self.send_alert(handle, Alert::DecryptError, out);
-            self.fail_handshake(handle, Failure::WrongKey);
+            self.wrong_key(handle, out);
         }
     }
 

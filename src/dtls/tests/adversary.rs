@@ -196,6 +196,16 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
         }
         let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
         assert_eq!(asked, most);
+        // A client that sends its flight again finds room for its own.
+        server.now += Duration::from_secs(1);
+        let mut body = b"\x00\x06lamp-1".to_vec();
+        if most == 4 {
+            body.extend([[32].as_slice(), &[9; 32]].concat());
+        }
+        let claim = fragment(message::CLIENT_KEY_EXCHANGE, 2, body.len(), &body);
+        server.receive(peer(), &record_of(200, &[claim]));
+        let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
+        assert_eq!(asked, most + 1);
         let before = server.endpoint.counters().dropped(Dropped::Message);
         for number in 0..100 {
             let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, number, 0, 40];
@@ -204,6 +214,95 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
         let dropped = server.endpoint.counters().dropped(Dropped::Message) - before;
         assert_eq!(dropped as usize, 100 - MAX_EARLY, "early records are kept within bounds");
     }
+}
+
+/// Sixteen claims in one datagram are one, and so no more of a neighbour's.
+#[test]
+fn one_datagram_makes_one_claim() {
+    for suite in [profile(), ephemeral(29)] {
+        let mut server = Server::new(Config::default());
+        let (mut client, hello) = second_hello(&mut server, suite.clone(), peer());
+        let flight = server.receive(peer(), &hello).remove(0).1;
+        let last = client.receive(server.now, &flight);
+        let claims = (0..30u8).map(|number| {
+            let mut body = vec![0, 1, number];
+            if suite.suites[0] == 0xd003 {
+                body.extend([[32].as_slice(), &[9; 32]].concat());
+            }
+            record_of(u64::from(number) + 9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, body.len(), &body)])
+        });
+        server.receive(peer(), &claims.collect::<Vec<_>>().concat());
+        let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
+        assert_eq!(asked, 1);
+        converse(&mut server, &mut client, peer(), last);
+        assert!(client.is_established());
+    }
+}
+
+/// RFC 7925 §11: a device may take 9 s until it repeats its flight. Records that somebody
+/// else has made meanwhile, before or after its own, or in place of it, cost it nothing.
+#[test]
+fn junk_does_not_hurry_a_patient_device() {
+    let junk = |number: u8| {
+        let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, number, 0, 40];
+        [&header[..], &[0x55; 40]].concat()
+    };
+    for (before, after, is_lost) in
+        [(12, 0, false), (40, 0, false), (0, 40, false), (12, 12, true), (1, 0, true)]
+    {
+        let mut server = Server::new(Config::default());
+        let (mut client, hello) = second_hello(&mut server, profile(), peer());
+        let flight = server.receive(peer(), &hello).remove(0).1;
+        let last = client.receive(server.now, &flight).concat();
+        let finished = last.len() - 53;
+        (0..before).for_each(|number| drop(server.receive(peer(), &junk(number))));
+        if is_lost {
+            server.receive(peer(), &last[..finished]);
+        } else {
+            converse(&mut server, &mut client, peer(), vec![last.clone()]);
+        }
+        (0..after).for_each(|number| drop(server.receive(peer(), &junk(number))));
+        assert_eq!(client.is_established(), !is_lost, "{before} before");
+        assert_eq!(server.advance(Duration::from_secs(9)), [], "no alert");
+        if is_lost {
+            let again = client.handle_timeout(server.now);
+            converse(&mut server, &mut client, peer(), again);
+        }
+        assert!(client.is_established(), "{before} before, {after} after");
+        assert!(echoes(&mut server, &mut client, peer(), b"here"));
+    }
+}
+
+/// The second fragment of a hello may be anybody's. What it makes of the hello ends nothing.
+#[test]
+fn a_forged_fragment_of_a_hello_ends_no_handshake() {
+    let mut server = Server::new(Config::default());
+    let (mut client, hello) = second_hello(&mut server, profile(), peer());
+    let (length, body) = (hello.len() - 25, &hello[25..]);
+    let first = record_of(1, &[fragment(message::CLIENT_HELLO, 1, length, &body[..54])]);
+    assert_eq!(server.receive(peer(), &first), []);
+    let mut forged = record_of(2, &[fragment(message::CLIENT_HELLO, 1, length, &vec![0xff; length - 54])]);
+    forged[13 + 6..13 + 9].copy_from_slice(&[0, 0, 54]);
+    assert_eq!(server.receive(peer(), &forged), [], "no alert");
+    assert_eq!(server.failures(), []);
+    let flight = server.receive(peer(), &hello).remove(0).1;
+    let last = client.receive(server.now, &flight);
+    converse(&mut server, &mut client, peer(), last);
+    assert!(client.is_established());
+}
+
+/// A device with a wrong key repeats its flight in vain: it is told then.
+#[test]
+fn a_second_flight_under_a_wrong_key_is_answered_with_an_alert() {
+    let mut server = Server::new(Config::default());
+    let mut client =
+        connect(&mut server, Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() }, peer(), 1);
+    server.now += Duration::from_secs(1);
+    let again = client.handle_timeout(server.now);
+    converse(&mut server, &mut client, peer(), again);
+    assert_eq!(client.alert, Some((2, 51)));
+    assert_eq!(server.failures(), [Failure::WrongKey]);
+    assert!(server.endpoint.remembers_nobody());
 }
 
 /// A message that is longer than any ClientKeyExchange is not put together.
@@ -321,7 +420,7 @@ fn the_log_learns_what_a_failed_client_offered_claimed_and_complained_of() {
     let long = Profile { identity: vec![b'x'; 200], ..profile() };
     connect(&mut server, long, elsewhere(), 2);
     server.receive(elsewhere(), &[21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 2, 49]);
-    server.advance(Duration::from_secs(2));
+    server.advance(Duration::from_secs(12));
     let hints: Vec<_> = server
         .events
         .iter()

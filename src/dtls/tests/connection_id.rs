@@ -40,6 +40,17 @@ fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
 
 /// RFC 9146 §6: only a newer authenticated record moves a client.
 #[test]
+fn an_id_that_leaves_no_room_for_a_question_is_not_agreed_on() {
+    for (length, is_agreed) in [(64, true), (65, false), (255, false)] {
+        let mut server = Server::new(Config::default());
+        let profile = Profile { connection_id: Some(vec![7; length]), ..profile() };
+        let client = connect(&mut server, profile, peer(), 1);
+        assert!(client.is_established());
+        assert_eq!(!client.server_connection_id().is_empty(), is_agreed, "{length} bytes");
+    }
+}
+
+#[test]
 fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
     let (mut server, mut client) = with_connection_id(b"");
     let late = client.send(b"late");

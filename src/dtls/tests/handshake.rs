@@ -279,7 +279,7 @@ fn a_wrong_key_fails_with_an_ephemeral_suite_as_well() {
     let profile = Profile { suites: vec![0xd003], groups: vec![29], psk, ..profile() };
     let mut client = connect(&mut server, profile, peer(), 1);
     assert!(!client.is_established());
-    assert_eq!(alert_after(&mut server, &mut client, Duration::from_secs(2)), Some((2, 51)));
+    assert_eq!(alert_after(&mut server, &mut client, Duration::from_secs(12)), Some((2, 51)));
 }
 
 /// RFC 7748 §6.1: an all-zero secret is refused, before any key is looked up. Anybody can
