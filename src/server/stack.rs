@@ -29,7 +29,7 @@ use crate::{
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     figures::{ByByte, Histogram},
     limits::{Origin, Source},
-    psk::{Enrollments, Key, Kind, Principal},
+    psk::{Enrollments, Key, Kind, Principal, Reissue},
     store::StoreError,
 };
 
@@ -72,6 +72,13 @@ struct Asked {
     at: Instant,
     /// What is to be logged of it, if it is.
     line: Option<Box<RequestLine>>,
+}
+
+/// A request that is not worked on yet.
+pub(super) struct Held {
+    asked: Asked,
+    from: SocketAddr,
+    request: Request<SessionId>,
 }
 
 /// What a worker has done so far: read by others at any time.
@@ -173,7 +180,7 @@ impl Client {
 pub struct Stack {
     dtls: dtls::Endpoint<Client>,
     coap: coap::Endpoint<SessionId>,
-    rooms: Rooms,
+    pub(super) rooms: Rooms,
     tasks: u64,
     figures: Arc<Figures>,
     failure_lines: Lines,
@@ -330,12 +337,34 @@ impl Stack {
         }
         let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
         let Some(request) = self.coap.receive(now, session, bytes, &mut sealing) else {
-            return self.validated(now, io);
+            self.validated(now, io);
+            self.validation.remind(session);
+            return self.validate(now, io);
         };
         let Some(client) = self.dtls.principal(session) else { return };
         let is_logged = tracing::enabled!(tracing::Level::INFO) && self.request_lines.admit(now);
         let line = is_logged.then(|| Box::new(RequestLine::new(from, &client.principal, &request)));
         let asked = Asked { exchange: request.exchange, at: now, line };
+        let held = Held { asked, from, request };
+        if client.principal.enrollment.reissue == Reissue::Once && !self.dtls.is_validated(session) {
+            return self.hold(now, session, held, io);
+        }
+        self.serve(now, session, held, io);
+    }
+
+    /// Keeps a request for a certificate that is issued once until the device was shown to
+    /// be where it asks from: an answer that cannot be sent there would be the only one.
+    fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
+        if let Some(earlier) = self.validation.hold(session, held) {
+            let later = Response::empty(Code::ServiceUnavailable).with_max_age(TASKS_PAUSE);
+            self.respond(now, &earlier.asked, &later, io);
+        }
+        self.validate(now, io);
+    }
+
+    fn serve(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
+        let Held { asked, from, request } = held;
+        let Some(client) = self.dtls.principal(session) else { return };
         let source = client.source(from);
         let is_busy = client.in_work >= MAX_OF_SESSION || self.in_work.is_full(source);
         let may_wait = !is_busy && self.tasks < MAX_TASKS;
@@ -419,6 +448,9 @@ impl Stack {
             let mut sealing = Sealing::to_validated(&mut self.dtls, io, &mut self.validation);
             let sent = self.coap.resume(session, &mut sealing);
             self.figures.answers_resumed.fetch_add(sent as u64, Ordering::Relaxed);
+            if let Some(held) = self.validation.released(session) {
+                self.serve(now, session, held, io);
+            }
         }
         self.validate(now, io);
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::stack::Client;
+use super::stack::{Client, Held};
 use crate::{
     coap,
     dtls::{self, Delivery, Path, SessionId},
@@ -23,6 +23,8 @@ pub(super) struct Validation {
     withheld: Vec<SessionId>,
     /// Where and when each was asked last.
     asked: HashMap<SessionId, (Path, Instant)>,
+    /// Requests that wait for the answers.
+    held: HashMap<SessionId, Held>,
 }
 
 impl Validation {
@@ -39,6 +41,25 @@ impl Validation {
             self.withheld.pop();
         }
         None
+    }
+
+    /// Keeps a request until its device has answered, and has it asked. Returns the one
+    /// that was kept before.
+    pub(super) fn hold(&mut self, session: SessionId, request: Held) -> Option<Held> {
+        self.withheld.push(session);
+        self.held.insert(session, request)
+    }
+
+    /// Has the device asked again, if a request of it is kept.
+    pub(super) fn remind(&mut self, session: SessionId) {
+        if self.held.contains_key(&session) {
+            self.withheld.push(session);
+        }
+    }
+
+    /// The request that was kept until now.
+    pub(super) fn released(&mut self, session: SessionId) -> Option<Held> {
+        self.held.remove(&session)
     }
 
     /// Returns whether the device was asked at another address than where it is now.
@@ -67,11 +88,12 @@ impl Validation {
 
     #[cfg(test)]
     pub(super) fn open(&self) -> usize {
-        self.asked.len() + self.withheld.len()
+        self.asked.len() + self.withheld.len() + self.held.len()
     }
 
     pub(super) fn forget(&mut self, session: SessionId) {
         self.asked.remove(&session);
+        self.held.remove(&session);
     }
 }
 

@@ -168,3 +168,47 @@ fn what_is_asked_of_a_device_is_forgotten_with_its_session() {
     scene.pass(close);
     assert_eq!((scene.stack.coap_peers(), scene.stack.questions()), (0, 0));
 }
+
+impl Scene {
+    /// The same device of an enrollment whose certificates are issued once.
+    fn issues_once(own_id: &[u8]) -> Self {
+        let mut scene = Self::new(own_id);
+        let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
+        let once = Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Once };
+        let rooms = Rooms { enrollments: Arc::new(Enrollments::new([once])), ..scene.stack.rooms.clone() };
+        scene.stack.reload(rooms);
+        scene
+    }
+}
+
+/// What is issued once is not looked at before the answer may be sent: the device could
+/// not get another one.
+#[test]
+fn a_certificate_that_is_issued_once_waits_for_the_device_and_not_the_answer() {
+    for own_id in [&[][..], &[7; 8], &[7; 40]] {
+        let mut scene = Scene::issues_once(own_id);
+        let ask = request(9, b"sn=SN-1");
+        let heard = scene.say(2000, &ask);
+        assert_eq!(heard.len(), 1, "the question where it is");
+        assert_eq!(scene.figures(), [0, 0, 0], "nothing was answered, and nothing kept");
+        // The question was lost, and comes again with the request.
+        scene.now += Duration::from_secs(3);
+        let heard = scene.say(2000, &ask);
+        let heard = scene.say(2000, &reset(&heard[0].1));
+        // It had been issued before; that is told now.
+        assert_eq!((heard.len(), heard[0].1[1]), (1, 0x83));
+        assert_eq!(scene.figures()[0], 1);
+        assert_eq!(scene.stack.questions(), 0);
+    }
+}
+
+#[test]
+fn of_a_device_that_has_moved_one_request_is_held() {
+    let mut scene = Scene::issues_once(&[7; 8]);
+    scene.say(2000, &request(9, b"sn=SN-1"));
+    scene.say(2000, &request(10, b"sn=SN-1"));
+    assert_eq!(scene.figures()[0], 1, "the first is told to come back");
+    let close = scene.client.close();
+    scene.pass(close);
+    assert_eq!((scene.stack.coap_peers(), scene.stack.questions()), (0, 0));
+}
