@@ -2,9 +2,9 @@
 //! first power-on: PSK-DTLS, CoAP `/cert`, an embedded table, and
 //! `RegisterDevice` for whoever has none yet.
 //!
-//! One line downward, and a room knows only what is below it: `cli → server →
-//! dtls, coap → cert → provision → psk → registrar → iot_platform, store →
-//! device`.
+//! Dependencies point downward only: `cli → app → admin, config → server → dtls, coap,
+//! cert → provision → registrar → psk, store, iot_platform → device`.
+//! `docs/architecture.md` tells what is where.
 
 #![forbid(unsafe_code)]
 

@@ -11,6 +11,7 @@ use std::{
 use super::Sources;
 use crate::{
     cert::throttle::{Counters, Limit},
+    coap::Code,
     dtls::{Dropped, Failure, Suite},
     figures::{Distribution, Histogram},
     server::Figures,
@@ -19,24 +20,6 @@ use crate::{
 
 /// The format's media type.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Response codes that have a series of their own, as (class, detail).
-const CODES: [(u8, u8); 14] = [
-    (2, 5),
-    (4, 0),
-    (4, 2),
-    (4, 3),
-    (4, 4),
-    (4, 5),
-    (4, 6),
-    (4, 13),
-    (4, 15),
-    (4, 29),
-    (5, 0),
-    (5, 2),
-    (5, 3),
-    (5, 4),
-];
 
 /// A figure of all workers together.
 pub(super) fn sum(sources: &Sources, figure: impl Fn(&Figures) -> u64) -> u64 {
@@ -145,9 +128,8 @@ fn handshakes(page: &mut Page, sources: &Sources) {
 }
 
 fn requests(page: &mut Page, sources: &Sources) {
-    let code = |class: u8, detail: u8| sum(sources, |worker| worker.responses.of(class << 5 | detail));
-    let known =
-        CODES.map(|(class, detail)| (format!("{{code=\"{class}.{detail:02}\"}}"), code(class, detail)));
+    let count = |code: Code| sum(sources, |worker| worker.responses.of(code.byte()));
+    let known = Code::ALL.map(|code| (format!("{{code=\"{}\"}}", code.name()), count(code)));
     let all: u64 = (0..=u8::MAX).map(|byte| sum(sources, |worker| worker.responses.of(byte))).sum();
     let other = all.saturating_sub(known.iter().map(|(_, count)| count).sum());
     let help = "Requests answered, by CoAP response code.";

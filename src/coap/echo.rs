@@ -112,7 +112,7 @@ mod tests {
     fn answered(request: &[u8], challenge: &[u8], length: usize) -> Vec<u8> {
         let mut packet = Packet::from_bytes(request).unwrap();
         let challenge = Packet::from_bytes(challenge).unwrap();
-        assert_eq!(challenge.header.code, MessageClass::Response(Code::Unauthorized));
+        assert_eq!(challenge.header.code, MessageClass::from(Code::Unauthorized.byte()));
         let mut value = challenge.get_option(CoapOption::Unknown(ECHO)).unwrap().front().unwrap().clone();
         value.truncate(length);
         packet.add_option(CoapOption::Unknown(ECHO), value);

@@ -6,11 +6,11 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType};
+use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{
-    Code, Response,
+    Code, Method, Response,
     block::{BadBlock, Block, TransferKey},
 };
 
@@ -142,7 +142,7 @@ pub(super) fn response(
     let mut packet = Packet::new();
     packet.header.set_type(kind);
     packet.header.message_id = id;
-    packet.header.code = MessageClass::Response(response.code);
+    packet.header.code = MessageClass::from(response.code.byte());
     let extended = token.len() > 8;
     if !extended {
         packet.set_token(token.to_vec());
@@ -337,16 +337,13 @@ pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
     if code == Code::Continue {
         return false;
     }
-    let class = u8::from(MessageClass::Response(code)) >> 5;
+    let class = code.class();
     (1..=5).contains(&class) && no_response >> (class - 1) & 1 == 1
 }
 
-/// The method, `UnKnown` for codes that have none.
-pub(super) fn method(packet: &Packet) -> RequestType {
-    match packet.header.code {
-        MessageClass::Request(method) => method,
-        _ => RequestType::UnKnown,
-    }
+/// The method.
+pub(super) fn method(packet: &Packet) -> Method {
+    Method::of(packet.header.code.into())
 }
 
 #[cfg(test)]

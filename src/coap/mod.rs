@@ -7,6 +7,7 @@
 //! address.
 
 mod block;
+mod code;
 pub mod echo;
 mod endpoint;
 mod exchanges;
@@ -20,7 +21,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use coap_lite::{RequestType as Method, ResponseType as Code};
+pub use code::{Code, Method};
 pub use endpoint::{Endpoint, ExchangeId};
 use zeroize::Zeroizing;
 

@@ -413,7 +413,7 @@ impl Stack {
         let delivery = self.coap.respond(now, asked.exchange, response, &mut sealing);
         self.validate(now, io);
         let took = io.clock().saturating_duration_since(asked.at);
-        let code = u8::from(coap_lite::MessageClass::Response(response.code));
+        let code = response.code.byte();
         if delivery == Delivery::Kept {
             self.figures.answers_kept.fetch_add(1, Ordering::Relaxed);
         } else {

@@ -55,7 +55,7 @@ impl Transfer {
         let mut packet = Packet::new();
         packet.header.message_id = self.id;
         packet.header.set_type(MessageType::Confirmable);
-        packet.header.code = MessageClass::Request(method);
+        packet.header.code = MessageClass::from(method as u8 + 1);
         packet.set_token(self.id.to_be_bytes().to_vec());
         packet.add_option(CoapOption::UriPath, path.into());
         packet

@@ -1,0 +1,200 @@
+//! The order of the modules: each may use those that are named beside it, which all
+//! stand below it. docs/architecture.md draws it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+/// Each module of the crate with those that it may use, from the top down.
+const MAY_USE: [(&str, &[&str]); 25] = [
+    (
+        "cli",
+        &[
+            "admin",
+            "app",
+            "config",
+            "device",
+            "iot_platform",
+            "limits",
+            "notify",
+            "password",
+            "psk",
+            "registrar",
+            "server",
+            "simulated_device",
+            "store",
+            "table_file",
+        ],
+    ),
+    (
+        "app",
+        &[
+            "admin",
+            "cert",
+            "config",
+            "iot_platform",
+            "provision",
+            "psk",
+            "random",
+            "registrar",
+            "server",
+            "store",
+        ],
+    ),
+    (
+        "admin",
+        &[
+            "cert",
+            "coap",
+            "device",
+            "dtls",
+            "figures",
+            "limits",
+            "password",
+            "psk",
+            "random",
+            "registrar",
+            "server",
+            "store",
+            "table_file",
+        ],
+    ),
+    ("config", &["cert", "device", "dtls", "iot_platform", "limits", "password", "psk", "seal", "server"]),
+    ("server", &["cert", "coap", "device", "dtls", "figures", "limits", "psk", "random", "store"]),
+    ("cert", &["coap", "device", "limits", "provision", "psk"]),
+    ("provision", &["device", "limits", "psk", "registrar", "store"]),
+    ("registrar", &["device", "figures", "iot_platform", "store"]),
+    ("table_file", &["device", "store"]),
+    ("psk", &["device", "store"]),
+    ("store", &["device", "figures", "seal"]),
+    ("simulated_device", &["device", "iot_platform"]),
+    ("iot_platform", &["device"]),
+    ("password", &["device"]),
+    ("seal", &["device"]),
+    // The cores name nothing of the crate but themselves.
+    ("dtls", &[]),
+    ("coap", &[]),
+    ("device", &[]),
+    ("figures", &[]),
+    ("limits", &[]),
+    ("notify", &[]),
+    ("random", &[]),
+    ("lib", &[]),
+    ("main", &[]),
+    ("tests", &[]),
+];
+
+/// What only tests use may use what it likes.
+fn is_of_tests(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    ["/tests/", "/tests.rs", "/simulation/", "fake_cloud", "store/memory.rs"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// The modules that a file names after `crate::`, one by one or in braces.
+fn named(text: &str) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let is_whole_word = !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        if !is_whole_word {
+            continue;
+        }
+        let word = |text: &str| {
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or("").to_owned()
+        };
+        let Some(list) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut begins) = (0, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                c if begins && !c.is_whitespace() => {
+                    begins = false;
+                    found.insert(word(&list[at..]));
+                }
+                _ => {}
+            }
+        }
+    }
+    found.remove("");
+    found
+}
+
+fn walk(folder: &Path, found: &mut BTreeMap<String, BTreeMap<String, String>>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            walk(&path, found);
+            continue;
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") || is_of_tests(&path) {
+            continue;
+        }
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let relative = path.strip_prefix(&source).expect("within src");
+        let first = relative.components().next().expect("a name").as_os_str().to_string_lossy();
+        let module = first.trim_end_matches(".rs").to_owned();
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for other in named(&text) {
+            let uses = found.entry(module.clone()).or_default();
+            uses.entry(other).or_insert_with(|| relative.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn dependencies_point_downward_only() {
+    for (at, (module, below)) in MAY_USE.iter().enumerate() {
+        for other in *below {
+            let stands = MAY_USE.iter().position(|(name, _)| name == other);
+            assert!(stands.is_some_and(|stands| stands > at), "{other} does not stand below {module}");
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.len() > 12, "{found:?}");
+    for (module, uses) in &found {
+        let (_, may) =
+            MAY_USE.iter().find(|(name, _)| name == module).unwrap_or_else(|| panic!("{module} is new"));
+        for (other, file) in uses.iter().filter(|(other, _)| *other != module) {
+            assert!(may.contains(&other.as_str()), "{file} uses {other}, which {module} may not");
+        }
+    }
+    for (module, may) in MAY_USE {
+        for other in may {
+            let is_used = found.get(module).is_some_and(|uses| uses.contains_key(*other));
+            assert!(is_used, "{module} does not use {other}: it need not be allowed");
+        }
+    }
+}
+
+/// The cores can become crates of their own the day that somebody else needs one.
+#[test]
+fn the_cores_show_no_library_of_theirs() {
+    for core in ["dtls", "coap"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(core);
+        let text = fs::read_to_string(folder.join("mod.rs")).expect("UTF-8");
+        for line in text.lines().filter(|line| line.starts_with("pub use ")) {
+            let first = line["pub use ".len()..].split("::").next().unwrap_or_default();
+            assert!(text.contains(&format!("mod {first};")), "{core}: {line}");
+        }
+    }
+}
+
+#[test]
+fn names_are_found_however_they_are_written() {
+    let text = "use crate::{\n    a::{self, b},\n    c,\n    d::e,\n};\nfn f() { crate::g::h(); mycrate::x() }\n\
+                #[cfg(test)]\nmod tests {\n use crate::z;";
+    let expected = ["a", "c", "d", "g"].map(str::to_owned);
+    assert_eq!(named(text), expected.into());
+}
