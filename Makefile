@@ -1,13 +1,23 @@
 # The two commands of README.md are `cargo run --release -- demo` and `make test`.
+# `make help` lists the others: a target's purpose stands behind `##`.
 
 CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
-.PHONY: test bench fuzz mutants clients lint deb screenshots
+.DEFAULT_GOAL := test
+.PHONY: help check test bench fuzz mutants clients lint deny deb screenshots
+
+help: ## Lists the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+# What one runs all day: no root, no network, nothing installed.
+check: lint ## Format, lints, documentation, unit tests and layers, in three minutes on a warm tree
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+	$(CARGO) test --lib --test layers
 
 # Everything that must hold: style, lints, unit tests, and foreign clients
 # against the real server.
-test: clients lint
+test: clients lint ## Everything that must hold, with foreign clients: before a release
 	$(CARGO) test --workspace
 	$(CARGO) build --no-default-features
 	$(CARGO) test --features testing --test corpus
@@ -15,7 +25,7 @@ test: clients lint
 
 # Foreign clients and servers, from the distribution's packages; what it has not,
 # from source.
-clients:
+clients: ## Foreign clients and servers that the tests need; asks for root once
 	scripts/install-clients
 	mkdir -p build
 	$(CC) -O2 -Wall -Wno-deprecated-declarations -o build/coapsload benches/coapsload.c -lssl -lcrypto
@@ -26,18 +36,17 @@ clients:
 	scripts/build-foreign
 	scripts/install-axe
 
-lint:
+lint: ## Format and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 
-# A Debian package in build/.
-deb:
+deb: ## A Debian package in build/
 	$(CARGO) build --release --no-default-features
 	packaging/build-deb target/release/certdist build
 
 # Server CPU and memory beside libcoap's server, in one run; then at the sizes it is
 # made for; then in memory, a worker's whole stack and the DTLS core.
-bench: clients
+bench: clients ## The figures of docs/performance.md, beside libcoap's server
 	$(CARGO) build --release
 	benches/compare
 	benches/limits
@@ -46,15 +55,18 @@ bench: clients
 	$(CARGO) bench --features testing --bench dtls
 
 # The console's pictures in docs/, by the tests that go into a browser.
-screenshots: clients
+screenshots: clients ## The console's pictures in docs/
 	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test browser --test newcomer
 
 # Two minutes of programs against the DTLS and CoAP endpoints, steered by coverage, then
 # ten million mutated messages.
-fuzz:
+fuzz: ## Some minutes of fuzzing, steered by coverage
 	scripts/fuzz 120
 	$(CARGO) run --release --features testing --example fuzz -- 10000000
 
-# Each line of the DTLS and CoAP endpoints changed, one at a time: a test must fail.
-mutants:
+mutants: ## Each line of the endpoints changed: a test must fail
 	scripts/mutants
+
+# Licences, bans, sources, duplicates; advisories where their database can be had.
+deny: ## Licences, sources and duplicates of the dependencies, and known advisories
+	scripts/deny

@@ -25,6 +25,8 @@ use crate::{
     store::{Actor, Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
 };
 
+/// Longer than a disk with other work takes for a commit.
+const PATIENCE: Duration = Duration::from_secs(3);
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 
 fn home() -> Source {
@@ -98,7 +100,7 @@ impl Bench {
             ..Default::default()
         };
         let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
-        let provisioner = Provisioner::new(store.clone(), registrar.clone(), Duration::from_millis(200));
+        let provisioner = Provisioner::new(store.clone(), registrar.clone(), PATIENCE);
         let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
         Self { service: Arc::new(service), store, registrar, cloud, enrollments, folder }
     }
@@ -530,7 +532,7 @@ async fn every_kind_of_refusal_counts_as_a_tried_id_and_a_hit_does_not() {
 #[tokio::test]
 async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_there_next_time() {
     let bench = Bench::new();
-    bench.cloud.script([Scripted::Slow(Duration::from_millis(400))]);
+    bench.cloud.script([Scripted::Slow(2 * PATIENCE)]);
     assert_eq!(bench.ask_itself("SN-1").await.code, Code::GatewayTimeout);
     // Asking again joins the flight, or finds what it brought.
     let mut answer = bench.ask_itself("SN-1").await;
