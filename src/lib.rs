@@ -21,6 +21,7 @@ pub mod iot_platform;
 pub mod limits;
 pub mod notify;
 pub mod password;
+pub mod policy;
 pub mod provision;
 pub mod psk;
 pub mod random;

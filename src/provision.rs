@@ -1,16 +1,17 @@
 //! The logic of the device table, per request: not in the table, the device is
 //! invalid; in the table with a certificate, return it; in the table without,
-//! have it registered, and return it. And who may have what, how often.
+//! have it registered, and return it. Who may have it is `policy`'s.
 
 use std::{future, sync::Arc, time::Duration};
 
 use crate::{
     device::{Certificate, DeviceId},
     limits::Origin,
-    psk::{Principal, Reissue},
+    policy::{self, Reason, Verdict},
+    psk::Principal,
     registrar::{Outcome, Registrar},
     store::{
-        DeviceRow, DeviceState, Issue, JournalEntry, Store, StoreError, UnixSeconds,
+        DeviceRow, Issue, JournalEntry, Store, StoreError, UnixSeconds,
         audit::{Asked, Asker, AuditEvent},
         unix_now,
     },
@@ -47,6 +48,16 @@ impl Refusal {
     /// Whether it was decided about the device, rather than put off.
     fn is_final(&self) -> bool {
         !matches!(self, Self::Later(_) | Self::TimedOut)
+    }
+}
+
+impl From<Reason<'_>> for Refusal {
+    fn from(reason: Reason<'_>) -> Self {
+        match reason {
+            Reason::Disabled => Self::Disabled,
+            Reason::Issued => Self::Issued,
+            Reason::RefusedByCloud(reason) => Self::Operator(reason.to_owned()),
+        }
     }
 }
 
@@ -111,17 +122,16 @@ impl Provisioner {
         if row.enrollment != principal.enrollment.name {
             return Err(Refusal::Invalid);
         }
-        if row.state == DeviceState::Disabled {
-            return Err(Refusal::Disabled);
-        }
         let now = unix_now();
-        if let Some(first) = row.first_issued {
-            may_have_again(principal.enrollment.reissue, first, now)?;
-        }
+        let has_certificate = match policy::verdict(&row, principal.enrollment.reissue, now) {
+            Verdict::Refuse(reason) => return Err(reason.into()),
+            Verdict::HandOut => true,
+            Verdict::Register => false,
+        };
         let first_issued = row.first_issued;
         // Not begun and then given up: an issue that is recorded and never sent would lock
         // out a device that may fetch its certificate once.
-        if !may_wait && (first_issued.is_none() || row.certificate.is_none()) {
+        if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
         let certificate = match row.certificate {
@@ -142,9 +152,6 @@ impl Provisioner {
     }
 
     async fn register(&self, row: DeviceRow) -> Result<Certificate, Refusal> {
-        if let Some(reason) = row.refusal {
-            return Err(Refusal::Operator(reason));
-        }
         let device_name = row.device_name.unwrap_or_else(|| row.id.device_name());
         let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
         match self.registrar.register(wanted, self.patience).await {
@@ -172,34 +179,8 @@ impl Provisioner {
             address: origin.to_string(),
         };
         let issue = self.store.record_issue(device, now, asker).await?;
-        if !issue.is_first {
-            may_have_again(principal.enrollment.reissue, issue.first, now)?;
-        }
-        Ok(issue)
-    }
-}
-
-fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> Result<(), Refusal> {
-    let allowed = match reissue {
-        Reissue::Always => true,
-        Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs() as i64,
-        Reissue::Once => false,
-    };
-    if allowed { Ok(()) } else { Err(Refusal::Issued) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_policy_allows_what_it_says() {
-        let day = Reissue::Window(Duration::from_secs(86_400));
-        assert_eq!(may_have_again(Reissue::Always, 0, i64::MAX), Ok(()));
-        assert_eq!(may_have_again(Reissue::Once, 100, 100), Err(Refusal::Issued));
-        assert_eq!(may_have_again(day, 100, 100 + 86_400), Ok(()));
-        assert_eq!(may_have_again(day, 100, 100 + 86_401), Err(Refusal::Issued));
-        // A clock that was set back does not lock a device out.
-        assert_eq!(may_have_again(day, 100, 50), Ok(()));
+        let may_have_it =
+            issue.is_first || policy::may_have_again(principal.enrollment.reissue, issue.first, now);
+        if may_have_it { Ok(issue) } else { Err(Refusal::Issued) }
     }
 }

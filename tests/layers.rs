@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Each module of the crate with those that it may use, from the top down.
-const MAY_USE: [(&str, &[&str]); 25] = [
+const MAY_USE: [(&str, &[&str]); 26] = [
     (
         "cli",
         &[
@@ -20,6 +20,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
             "limits",
             "notify",
             "password",
+            "policy",
             "psk",
             "registrar",
             "server",
@@ -53,6 +54,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
             "figures",
             "limits",
             "password",
+            "policy",
             "psk",
             "random",
             "registrar",
@@ -64,9 +66,10 @@ const MAY_USE: [(&str, &[&str]); 25] = [
     ("config", &["cert", "device", "dtls", "iot_platform", "limits", "password", "psk", "seal", "server"]),
     ("server", &["cert", "coap", "device", "dtls", "figures", "limits", "psk", "random", "store"]),
     ("cert", &["coap", "device", "limits", "provision", "psk"]),
-    ("provision", &["device", "limits", "psk", "registrar", "store"]),
+    ("provision", &["device", "limits", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "figures", "iot_platform", "store"]),
     ("table_file", &["device", "store"]),
+    ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),
     ("store", &["device", "figures", "seal"]),
     ("simulated_device", &["device", "iot_platform"]),

@@ -18,8 +18,10 @@ use super::{ConfigArgs, Failure, Outcome, open_store, print, remark};
 use crate::{
     app,
     config::{Config, QPS},
+    policy::{self, Verdict},
+    psk::Reissue,
     registrar::{self, Registrar},
-    store::{Bulk, DeviceRow, DeviceState, JournalEntry, Store},
+    store::{Bulk, DeviceRow, JournalEntry, Store, unix_now},
 };
 
 /// Rows that are read at once.
@@ -174,10 +176,10 @@ async fn register_all(
     Ok(())
 }
 
+/// Returns whether a device is to be registered. Reissue policies are about those that are
+/// registered already.
 fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
-    row.certificate.is_none()
-        && row.refusal.is_none()
-        && row.state == DeviceState::Enabled
+    policy::verdict(row, Reissue::Always, unix_now()) == Verdict::Register
         && enrollment.is_none_or(|name| row.enrollment == name)
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::page::Tone;
 use crate::{
     admin::Enrolled,
+    policy::{self, Reason, Verdict},
     psk::Reissue,
-    store::{CloudState, DeviceRow, DeviceState, UnixSeconds},
+    store::{CloudState, DeviceRow, UnixSeconds},
 };
 
 /// What an operator should know first.
@@ -30,7 +31,8 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
         );
         return advice(Tone::Bad, "Its enrollment is not configured", text);
     };
-    if row.state == DeviceState::Disabled {
+    let verdict = policy::verdict(row, enrolled.reissue, now);
+    if verdict == Verdict::Refuse(Reason::Disabled) {
         let text = "An operator has disabled it: it is answered 4.03, and gets no certificate. Enable it to let \
                     it have one again.";
         return advice(Tone::Warning, "Disabled here", text.into());
@@ -48,19 +50,28 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
         }
         None => {}
     }
-    if let Some(refusal) = &row.refusal {
-        let text = format!(
-            "IoT Platform refuses this device: {refusal}. Mend that there, then reset the device: it is registered \
-             at its next request."
-        );
-        return advice(Tone::Bad, "Refused by IoT Platform", text);
+    match verdict {
+        Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
+            let text = format!(
+                "IoT Platform refuses this device: {refusal}. Mend that there, then reset the device: it is \
+                 registered at its next request."
+            );
+            return advice(Tone::Bad, "Refused by IoT Platform", text);
+        }
+        Verdict::Refuse(Reason::Issued) => {
+            let text = "It has fetched its certificate, and may not fetch it again under its enrollment's policy: \
+                        then it is answered 4.03. If it has lost it, reset the device.";
+            return advice(Tone::Note, "Issued, and not to be issued again", text.into());
+        }
+        Verdict::Register if breakers > 0 => {
+            let text = "It has no certificate yet, and IoT Platform refuses calls at the moment: see the overview \
+                        and the log for its reason. The device comes back by itself.";
+            return advice(Tone::Warning, "Waits for IoT Platform", text.into());
+        }
+        // Said above, before what the cloud has to say.
+        Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
     }
-    if row.certificate.is_none() && breakers > 0 {
-        let text = "It has no certificate yet, and IoT Platform refuses calls at the moment: see the overview and \
-                    the log for its reason. The device comes back by itself.";
-        return advice(Tone::Warning, "Waits for IoT Platform", text.into());
-    }
-    let Some(first) = row.first_issued else {
+    if row.first_issued.is_none() {
         let text = if row.certificate.is_some() {
             "Its certificate is here, and it has not come for it. If it should have: is it powered on, does it \
              reach this server, and has it the right key? The log tells failed handshakes, by identity."
@@ -70,11 +81,6 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
              failed handshakes, by identity."
         };
         return advice(Tone::Note, "Has not fetched its certificate", text.into());
-    };
-    if !may_come_again(enrolled.reissue, first, now) {
-        let text = "It has fetched its certificate, and may not fetch it again under its enrollment's policy: then \
-                    it is answered 4.03. If it has lost it, reset the device.";
-        return advice(Tone::Note, "Issued, and not to be issued again", text.into());
     }
     if row.activated.is_some() {
         let text =
@@ -84,14 +90,6 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
     let text = "It has fetched its certificate. That it has signed in at IoT Platform is not known here yet. If it \
                 does not show up there: does it reach IoT Platform, and has it stored what it was given?";
     advice(Tone::Good, "Has its certificate", text.into())
-}
-
-fn may_come_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> bool {
-    match reissue {
-        Reissue::Always => true,
-        Reissue::Once => false,
-        Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs().cast_signed(),
-    }
 }
 
 /// A policy in words.
@@ -116,7 +114,10 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Certificate, DeviceId, Secret};
+    use crate::{
+        device::{Certificate, DeviceId, Secret},
+        store::DeviceState,
+    };
 
     fn row() -> DeviceRow {
         DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")

@@ -1,0 +1,113 @@
+//! Who may have a certificate, by the row of the table and the policy of its enrollment.
+//! Pure; provisioning, the console's advice and `register` ask here.
+
+use crate::{
+    psk::Reissue,
+    store::{DeviceRow, DeviceState, UnixSeconds},
+};
+
+/// What a request for a certificate leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<'r> {
+    /// The certificate of the row is handed out.
+    HandOut,
+    /// The device is registered first.
+    Register,
+    /// There is none for it.
+    Refuse(Reason<'r>),
+}
+
+/// Why a device gets no certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason<'r> {
+    /// The operator has disabled it.
+    Disabled,
+    /// It has had its certificate, and the reissue policy allows no other time.
+    Issued,
+    /// IoT Platform refuses to register it, and says this.
+    RefusedByCloud(&'r str),
+}
+
+/// Decides about a device of an enrollment with this reissue policy.
+pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'_> {
+    if row.state == DeviceState::Disabled {
+        return Verdict::Refuse(Reason::Disabled);
+    }
+    if row.first_issued.is_some_and(|first| !may_have_again(reissue, first, now)) {
+        return Verdict::Refuse(Reason::Issued);
+    }
+    match (&row.certificate, &row.refusal) {
+        (Some(_), _) => Verdict::HandOut,
+        (None, Some(reason)) => Verdict::Refuse(Reason::RefusedByCloud(reason)),
+        (None, None) => Verdict::Register,
+    }
+}
+
+/// Returns whether a certificate that was issued first at this time may be handed out now.
+pub fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> bool {
+    match reissue {
+        Reissue::Always => true,
+        Reissue::Once => false,
+        // A clock that was set back locks no device out.
+        Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs().cast_signed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::device::{Certificate, DeviceId, Secret};
+
+    fn row() -> DeviceRow {
+        DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")
+    }
+
+    fn issued() -> DeviceRow {
+        let certificate = Certificate {
+            product_key: "a1".into(),
+            device_name: "SN-1".into(),
+            device_secret: Secret::new("a-secret".into()),
+        };
+        DeviceRow { certificate: Some(certificate), first_issued: Some(100), ..row() }
+    }
+
+    #[test]
+    fn each_reissue_policy_allows_what_it_says() {
+        let day = Reissue::Window(Duration::from_secs(86_400));
+        for (reissue, now, allowed) in [
+            (Reissue::Always, i64::MAX, true),
+            (Reissue::Once, 100, false),
+            (day, 100 + 86_400, true),
+            (day, 100 + 86_401, false),
+            (day, 50, true),
+            (Reissue::Window(Duration::MAX), i64::MAX, false),
+        ] {
+            assert_eq!(may_have_again(reissue, 100, now), allowed, "{reissue:?} at {now}");
+            let expected = if allowed { Verdict::HandOut } else { Verdict::Refuse(Reason::Issued) };
+            assert_eq!(verdict(&issued(), reissue, now), expected);
+        }
+    }
+
+    #[test]
+    fn each_state_of_a_row_has_its_verdict() {
+        let disabled = |row| DeviceRow { state: DeviceState::Disabled, ..row };
+        let refused = |row| DeviceRow { refusal: Some("no such product".into()), ..row };
+        let of = |row: &DeviceRow| match verdict(row, Reissue::Always, 200) {
+            Verdict::HandOut => "certificate",
+            Verdict::Register => "register",
+            Verdict::Refuse(Reason::Disabled) => "disabled",
+            Verdict::Refuse(Reason::Issued) => "issued",
+            Verdict::Refuse(Reason::RefusedByCloud(_)) => "refused",
+        };
+        assert_eq!(of(&row()), "register");
+        assert_eq!(of(&issued()), "certificate");
+        assert_eq!(of(&refused(row())), "refused");
+        // What is there is handed out, whatever the cloud said once.
+        assert_eq!(of(&refused(issued())), "certificate");
+        for row in [disabled(row()), disabled(issued()), disabled(refused(row()))] {
+            assert_eq!(of(&row), "disabled");
+        }
+    }
+}
