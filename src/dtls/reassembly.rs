@@ -16,7 +16,7 @@ pub(crate) struct Reassembly {
     length: usize,
     /// As far as it has arrived.
     body: Vec<u8>,
-    /// What has arrived: sorted, disjoint, not touching.
+    /// What has arrived: disjoint, not touching.
     ranges: Vec<(usize, usize)>,
     started: bool,
 }
@@ -50,8 +50,7 @@ impl Reassembly {
             }
             apart
         });
-        let at = self.ranges.partition_point(|&(from, _)| from < start);
-        self.ranges.insert(at, (start, end));
+        self.ranges.push((start, end));
         self.ranges.truncate(MAX_RANGES);
         let whole = self.ranges == [(0, self.length)];
         whole.then(|| std::mem::take(self).body)
@@ -103,6 +102,17 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_message_is_taken_and_a_longer_one_is_not() {
+        let body = vec![7; MAX_MESSAGE + 1];
+        let add = |length: usize| {
+            let whole = Fragment { kind: 1, length, sequence: 0, offset: 0, body: &body[..length] };
+            Reassembly::default().add(&whole).map(|body| body.len())
+        };
+        assert_eq!(add(MAX_MESSAGE), Some(MAX_MESSAGE));
+        assert_eq!(add(MAX_MESSAGE + 1), None);
+    }
+
+    #[test]
     fn oversized_fragments_change_nothing() {
         let mut reassembly = Reassembly::default();
         assert_eq!(reassembly.add(&fragment(0, 8)), None);
@@ -135,6 +145,9 @@ mod tests {
             let tooth = Fragment { kind: 1, length: MAX_MESSAGE, sequence: 0, offset, body: &body };
             assert_eq!(reassembly.add(&tooth), None);
         }
-        assert!(reassembly.ranges.len() <= MAX_RANGES);
+        assert_eq!(reassembly.ranges.len(), MAX_RANGES);
+        let body = [0; MAX_MESSAGE];
+        let whole = Fragment { kind: 1, length: MAX_MESSAGE, sequence: 0, offset: 0, body: &body };
+        assert!(reassembly.add(&whole).is_some(), "sent again in one piece, it is there");
     }
 }
