@@ -479,6 +479,47 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_suites_is_not_empty_and_has_whole_codes() {
+        let offering = |suites: &[u8]| {
+            let mut body = vec![0xfe, 0xfd];
+            body.extend([7; 32]);
+            body.extend([0, 0, 0, suites.len() as u8]);
+            body.extend(suites);
+            body.extend([1, 0]);
+            ClientHello::read(&body).err()
+        };
+        assert_eq!(offering(&[]), Some(BadHello::Malformed));
+        assert_eq!(offering(&[0xc0, 0xa8, 0]), Some(BadHello::Malformed));
+        assert_eq!(offering(&[0xc0, 0xa8]), None);
+    }
+
+    /// RFC 7627 §5.1.
+    #[test]
+    fn extended_master_secret_has_an_empty_body() {
+        let body = hello(&[0, 5, 0, 0x17, 0, 1, 0]);
+        assert_eq!(ClientHello::read(&body).err(), Some(BadHello::Malformed));
+    }
+
+    /// RFC 5246 §7.4.1.3: then there is no list of them either.
+    #[test]
+    fn a_server_hello_without_extensions_ends_with_the_compression() {
+        let hello = ServerHello {
+            random: [7; 32],
+            suite: Suite::PskAes128Ccm8,
+            extended_master_secret: false,
+            secure_renegotiation: false,
+            point_formats: false,
+            size_limit: None,
+            connection_id: None,
+        };
+        let mut out = Vec::new();
+        hello.put(&mut out, 1);
+        let body = [&[0xfe, 0xfd][..], &[7; 32], &[0, 0xc0, 0xa8, 0]].concat();
+        assert_eq!(out[HEADER..], body);
+        assert_eq!(out[..HEADER], [2, 0, 0, 38, 0, 1, 0, 0, 0, 0, 0, 38]);
+    }
+
+    #[test]
     fn unknown_extensions_are_passed_over() {
         let body = hello(&[0, 13, 0x5a, 0x5a, 0, 1, 9, 0, 0x17, 0, 0, 0, 0, 0, 0]);
         assert!(ClientHello::read(&body).unwrap().extended_master_secret);

@@ -74,7 +74,9 @@ pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Instant;
+
+    use super::{super::table::Table, *};
 
     #[test]
     fn an_ipv6_subscriber_is_one_origin_and_ipv4_addresses_are_not() {
@@ -83,5 +85,24 @@ mod tests {
         assert_ne!(prefix("[2001:db8:1:2::1]:1"), prefix("[2001:db8:1:3::1]:1"));
         assert_ne!(prefix("192.0.2.1:1"), prefix("192.0.2.2:1"));
         assert_eq!(prefix("192.0.2.1:1"), prefix("[::ffff:192.0.2.1]:2"));
+    }
+
+    /// One that stays does not let those pile up that have ended after it.
+    #[test]
+    fn the_list_of_an_address_is_at_most_twice_as_long_as_the_limit() {
+        let peer: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let mut table = Table::new(Instant::now());
+        let mut origins = Origins::default();
+        let mut longest = 0;
+        for number in 0..100 {
+            let handle = table.insert_unlisted(Instant::now(), peer.into(), ());
+            assert_eq!(origins.begin(peer, handle, 4, |handle| table.get(handle).is_some()), None);
+            longest = longest.max(origins.0[&prefix(peer)].begun.len());
+            if number > 0 {
+                table.remove(handle);
+                origins.end(peer);
+            }
+        }
+        assert_eq!(longest, 8);
     }
 }

@@ -99,6 +99,22 @@ fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     }
 }
 
+#[test]
+fn a_network_over_its_budget_is_reported_once_a_second() {
+    let (unfinished_burst, unfinished_per_second) = (Duration::from_micros(20), Duration::from_micros(1));
+    let mut server = Server::new(Config { unfinished_burst, unfinished_per_second, ..Config::default() });
+    let mut reports = |wait: u64| {
+        server.now += Duration::from_millis(wait);
+        for port in 1..4 {
+            let from = SocketAddr::new(peer().ip(), port);
+            let (_, hello) = second_hello(&mut server, profile(), from);
+            server.receive(from, &hello);
+        }
+        server.events.drain(..).filter(|event| matches!(event, Event::OverBudget { .. })).count()
+    };
+    assert_eq!([0, 0, 999, 1, 999].map(&mut reports), [1, 0, 0, 1, 0]);
+}
+
 /// A suite whose curve is not affordable is not replaced by one without.
 #[test]
 fn who_offers_an_ephemeral_suite_is_never_pushed_to_one_that_is_not() {
@@ -481,6 +497,27 @@ fn the_key_of_one_device_opens_a_few_sessions_and_takes_nobody_elses_place() {
         while server.endpoint.close_oldest(3, &mut Outgoing::new()) > 0 {}
         server.advance(Duration::from_secs(200));
         assert!(server.endpoint.remembers_nobody());
+    }
+}
+
+/// The sessions of a holder are a list: one may end in the midst of it.
+#[test]
+fn a_session_that_ends_leaves_the_others_of_its_holder_counted() {
+    for ended in 1..=3 {
+        let mut server = Server::new(Config { sessions_per_holder: 3, ..Config::default() });
+        let begin = |server: &mut Server, port: u16| {
+            let from = SocketAddr::new(peer().ip(), port);
+            connect_as(server, Holder::Device(7), profile(), from, port as u8);
+            server.session()
+        };
+        let sessions = [1, 2, 3].map(|port| begin(&mut server, port));
+        server.endpoint.close(sessions[ended - 1], &mut Outgoing::new());
+        begin(&mut server, 4);
+        assert_eq!(server.endpoint.counters().evicted, 0, "three are left");
+        begin(&mut server, 5);
+        assert_eq!((server.endpoint.sessions(), server.endpoint.counters().evicted), (3, 1));
+        let oldest = if ended == 1 { sessions[1] } else { sessions[0] };
+        assert_eq!(server.endpoint.principal(oldest), None, "the oldest, when {ended} has ended");
     }
 }
 

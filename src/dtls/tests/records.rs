@@ -83,6 +83,54 @@ fn an_idle_session_is_closed_and_a_used_one_is_not() {
     assert!(echoes(&mut server, &mut used, peer(), b"still here"));
 }
 
+/// However busy it is: what its key opens may have been taken away since.
+#[test]
+fn a_session_that_is_too_old_ends_with_its_next_record() {
+    let session_max_age = Duration::from_secs(400);
+    let mut server = Server::new(Config { session_max_age, ..Config::default() });
+    server.now += Duration::from_secs(50);
+    let mut client = connect(&mut server, profile(), peer(), 1);
+    for wait in [200, 199] {
+        server.advance(Duration::from_secs(wait));
+        assert!(echoes(&mut server, &mut client, peer(), b"in time"));
+    }
+    server.advance(Duration::from_secs(1));
+    assert!(!echoes(&mut server, &mut client, peer(), b"too late"));
+    assert_eq!((server.closed(), client.alert), (vec![Closed::Aged], Some((1, 0))));
+    assert_eq!(server.data.len(), 2, "it was not delivered");
+}
+
+#[test]
+fn finished_that_comes_twice_in_a_datagram_gets_one_flight() {
+    let (mut server, mut client) = established();
+    let finished = client.seal(ContentType::Handshake, &[20; 24]);
+    let twice = [finished, client.seal(ContentType::Handshake, &[20; 24])].concat();
+    assert_eq!(server.receive(peer(), &twice).len(), 1);
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.retransmissions, counters.dropped(Dropped::Flight)), (1, 1));
+    server.receive(peer(), &client.seal(ContentType::Handshake, &[20; 24]));
+    assert_eq!(server.endpoint.counters().retransmissions, 2);
+}
+
+/// The keys tell which of the two a record is of: it is not bad for the other.
+#[test]
+fn a_finished_beside_a_session_is_no_bad_record() {
+    let (mut server, _) = established();
+    assert!(connect(&mut server, profile(), peer(), 2).is_established());
+    let counters = server.endpoint.counters();
+    assert_eq!((counters.bad_records, counters.handshakes_completed), (0, 2));
+    assert_eq!(counters.completed_by_suite.iter().sum::<u64>(), 2);
+}
+
+#[test]
+fn a_session_that_makes_room_is_counted() {
+    let mut server = Server::new(Config { max_sessions: 1, ..Config::default() });
+    for port in 1..=3 {
+        assert!(connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1).is_established());
+    }
+    assert_eq!((server.endpoint.counters().evicted, server.endpoint.sessions()), (2, 1));
+}
+
 /// RFC 6347 §4.1: a sequence number is never used twice, lest a nonce be.
 #[test]
 fn a_session_ends_before_its_sequence_numbers_wrap() {
