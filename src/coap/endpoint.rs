@@ -477,7 +477,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<ExchangeId<K>> {
         let (clock, most) = (self.clock(now), self.config.max_exchanges);
         let known = self.peers.get_or_insert(peer);
-        if let Err(full) = known.make_room(clock, id, most) {
+        if let Err(full) = known.make_room(clock, most) {
             self.counters.requests_dropped += 1;
             if full == Full::Answered && working.confirmable {
                 let head = Head { kind: MessageType::Acknowledgement, id, token: &working.token };

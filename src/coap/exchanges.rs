@@ -148,8 +148,8 @@ impl Peer {
 
     /// Makes room for one more request. None of the earlier ones is forgotten for it
     /// before its time: its repetition would be worked on again.
-    pub(super) fn make_room(&mut self, clock: Clock, id: u16, most: usize) -> Result<(), Full> {
-        self.exchanges.retain(|old| !old.is_answered() || (old.id != id && !old.is_over(clock)));
+    pub(super) fn make_room(&mut self, clock: Clock, most: usize) -> Result<(), Full> {
+        self.exchanges.retain(|old| !old.is_over(clock));
         self.exchanges.shrink_to_fit();
         if let Some(rest) = &mut self.rest {
             rest.answered.retain(|range| !range.is_over(clock));
@@ -255,5 +255,45 @@ impl Exchange {
             State::Answered(answer) => size_of::<Self>() + answer.len(),
             State::Working(_) => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOCK: Clock = Clock { seconds: 0, lifetime: 247 };
+
+    fn answer(peer: &mut Peer, id: u16, length: usize) {
+        peer.begin(CLOCK, id, id.into(), Working::default());
+        peer.end(CLOCK, id.into(), Kept::Answer(Message::new(vec![0; length].into()), true));
+    }
+
+    fn is_kept(peer: &mut Peer, id: u16) -> bool {
+        matches!(peer.known(CLOCK, id), Some(Known::Answered(..)))
+    }
+
+    #[test]
+    fn answers_are_kept_as_long_as_there_is_room_and_the_newest_in_any_case() {
+        let own = size_of::<Exchange>();
+        for (more, good) in [(0, true), (1, false)] {
+            let mut peer = Peer::default();
+            answer(&mut peer, 1, 100);
+            answer(&mut peer, 2, MAX_KEPT - 2 * own - 100 + more);
+            assert_eq!((is_kept(&mut peer, 1), is_kept(&mut peer, 2)), (good, true));
+        }
+        let mut peer = Peer::default();
+        answer(&mut peer, 1, 2 * MAX_KEPT);
+        assert!(is_kept(&mut peer, 1));
+    }
+
+    #[test]
+    fn a_request_in_work_makes_no_room_for_an_answer() {
+        let mut peer = Peer::default();
+        peer.begin(CLOCK, 1, 1, Working::default());
+        answer(&mut peer, 2, MAX_KEPT);
+        answer(&mut peer, 3, MAX_KEPT);
+        assert!(peer.working(1).is_some());
+        assert!(!is_kept(&mut peer, 2) && is_kept(&mut peer, 3));
     }
 }

@@ -69,11 +69,11 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
 
 fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let (header, rest) = bytes.split_first_chunk::<4>()?;
-    // RFC 8974 §2.1: 13 and 14 announce a length of one and of two bytes.
+    // RFC 8974 §2.1: 13 announces a length of one byte, 14 one of two.
     let (length, rest) = match (header[0] & 15, rest) {
         (length @ 0..=8, rest) => (usize::from(length), rest),
         (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
-        (14, &[high, low, ref rest @ ..]) => (269 + usize::from(u16::from_be_bytes([high, low])), rest),
+        // 14 announces more than is taken.
         _ => return None,
     };
     if length > MAX_TOKEN {

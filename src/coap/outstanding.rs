@@ -88,7 +88,7 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
             retransmissions: 0,
             due: None,
             sent: false,
-            holds_until: now + timeout,
+            holds_until: now,
         };
         let Some(line) = self.lines.get_mut(&peer) else {
             fresh.transmit(now, peer, out);
