@@ -301,3 +301,46 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_written_as_it_was_read() {
+        for (value, number, more, size) in [
+            (&[][..], 0, false, 16),
+            (&[0x0a], 0, true, 64),
+            (&[0x12, 0x3e], 0x123, true, 1024),
+            (&[0xf2, 0x34, 0x51], 0xf2345, false, 32),
+        ] {
+            let block = Block::read(value).unwrap();
+            assert_eq!((block.number, block.more, block.size()), (number, more, size));
+            assert_eq!(block.value().to_be_bytes()[4 - value.len()..], *value);
+        }
+    }
+
+    #[test]
+    fn a_block_is_made_no_smaller_than_it_must_be() {
+        let block = Block { number: 3, more: false, size_exponent: 2 };
+        assert_eq!(block.at_most(64), block);
+        assert_eq!(block.at_most(63), Block { number: 6, size_exponent: 1, ..block });
+        assert_eq!(block.at_most(1), Block { number: 12, size_exponent: 0, ..block });
+    }
+
+    /// The time-out may be handled after the message.
+    #[test]
+    fn what_has_expired_is_not_found_even_while_it_is_still_there() {
+        let (lifetime, now) = (Duration::from_secs(9), Instant::now());
+        let block = |number| Block { number, more: true, size_exponent: 0 };
+        for (after, good) in [(8, true), (9, false)] {
+            let mut transfers = Transfers::new(10, lifetime);
+            let later = now + Duration::from_secs(after);
+            transfers.assemble(now, 1, 7, block(0), &[0; 16], 100);
+            let next = transfers.assemble(later, 1, 7, block(1), &[0; 16], 100);
+            assert_eq!(next == Assembled::Continue, good);
+            transfers.keep(now, 1, 8, 0, Arc::new(Response::empty(super::super::Code::Content)));
+            assert_eq!(transfers.kept(later, 1, 8, None).is_some(), good);
+        }
+    }
+}

@@ -171,6 +171,49 @@ fn a_peer_that_takes_short_messages_is_answered_in_blocks_unasked() {
 }
 
 #[test]
+fn blocks_are_as_large_as_the_peer_takes_them() {
+    let mut smallest = 0;
+    for max in 24..=270 {
+        let mut transfer = Transfer::new(300);
+        transfer.max_message = max;
+        // No longer than that: `send` looks.
+        let response = transfer.get("big", None);
+        if code(&response) != CONTENT {
+            smallest = max + 1;
+            continue;
+        }
+        let (_, _, size_exponent) = triple(&response, CoapOption::Block2).unwrap();
+        let (length, size) = (response.to_bytes().unwrap().len(), 16 << size_exponent);
+        assert_eq!(response.payload.len(), size);
+        assert!(length + size > max, "{max}: twice the size would fit");
+    }
+    // Header and token, options and marker, and a block of 16 bytes.
+    assert_eq!(smallest, 6 + 13 + 16);
+}
+
+#[test]
+fn the_size_of_the_body_is_told_to_who_asks_for_it() {
+    let mut transfer = Transfer::new(100);
+    let mut request = transfer.request(Method::Get, "big");
+    request.add_option(CoapOption::Size2, Vec::new());
+    let response = transfer.send(&request).0;
+    assert_eq!((number(&response, CoapOption::Size2), response.payload.len()), (Some(100), 100));
+    assert_eq!(number(&transfer.get("big", None), CoapOption::Size2), None);
+}
+
+/// A reset would be of a message that the peer does not know.
+#[test]
+fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_dropped_in_silence() {
+    let mut server = Server::new();
+    let mut out = Narrow(Sent::new(), 64);
+    let bytes = [&[0x5d, 1, 0, 9, 51][..], &[7; 64], b"\xb3big"].concat();
+    let request = server.endpoint.receive(server.now, PEER, &bytes, &mut out).unwrap();
+    let response = Response::content(content_format::TEXT, vec![1; 100]);
+    let delivery = server.endpoint.respond(server.now, request.exchange, &response, &mut out);
+    assert_eq!((delivery, out.0), (Delivery::Dropped, Sent::new()));
+}
+
+#[test]
 fn a_new_first_block_is_a_new_request() {
     let mut transfer = Transfer::new(100);
     let first = transfer.get("big", Some((0, false, 1)));
@@ -277,9 +320,11 @@ fn a_body_whose_first_block_begins_again_begins_again() {
 fn a_block_that_comes_too_early_is_incomplete_and_spoils_nothing() {
     let mut transfer = Transfer::new(3);
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]).0, INCOMPLETE);
+    assert_eq!(transfer.server.endpoint.transfers(), 0, "nothing is kept for it");
     transfer.put("up", (0, true, 0), &[1; 16]);
     assert_eq!(transfer.put("up", (2, false, 0), &[3]).0, INCOMPLETE);
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]).0, CONTINUE);
+    assert_eq!(transfer.put("up", (1, true, 0), &[5; 16]).0, INCOMPLETE, "not what it was");
     assert_eq!(transfer.put("up", (2, false, 0), &[3]).0, CONTENT);
     transfer.put("up", (0, true, 0), &[1; 16]);
     transfer.server.advance(Duration::from_secs(247));
@@ -305,6 +350,9 @@ fn a_body_beyond_the_limit_is_refused_as_soon_as_it_shows() {
     let response = transfer.send(&announced).0;
     assert_eq!(code(&response), TOO_LARGE);
     assert_eq!(number(&response, CoapOption::Size1), Some(1024));
+    let mut announced = transfer.request(Method::Post, "up");
+    announced.add_option(CoapOption::Size1, vec![0x04, 0x00]);
+    assert_eq!(code(&transfer.send(&announced).0), CONTENT, "as long as the limit");
     assert_eq!(transfer.put("up", (0, true, 6), &[0; 1024]).0, CONTINUE);
     assert_eq!(transfer.put("up", (1, false, 6), &[0; 1]).0, TOO_LARGE);
     assert_eq!(transfer.server.endpoint.transfers(), 0);
@@ -327,6 +375,7 @@ fn transfers_are_bounded_of_one_peer_and_of_all() {
         transfer.get(&path.to_string(), Some((0, false, 1)));
     }
     assert_eq!(transfer.server.endpoint.transfers(), 4);
+    assert_eq!(transfer.server.endpoint.counters().transfers_evicted, 96);
     let config = Config { max_transfers: 10, ..Config::default() };
     let mut endpoint = Endpoint::new(config, transfer.server.now, [3; 32]);
     for peer in 0..100 {

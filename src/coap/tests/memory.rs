@@ -202,3 +202,27 @@ fn message_ids_of_our_own_are_counted_for_each_peer() {
     }
     assert_eq!(ask(&mut server, 1, 1), first.wrapping_add(1));
 }
+
+/// Answers that are dropped leave their message IDs, for the whole of their lifetime.
+#[test]
+fn message_ids_are_remembered_for_their_lifetime_whenever_they_come() {
+    for begun in [0, 1, 63, 64, 1000, 100_000] {
+        let mut server = Server::new();
+        server.advance(Duration::from_secs(begun));
+        (0..40).for_each(|id| drop(server.serve(NON, id)));
+        server.advance(Duration::from_secs(247));
+        assert!((0..40).all(|id| server.serve(NON, id).is_empty()), "begun at {begun} s");
+        server.advance(Duration::from_secs(64));
+        assert!((0..40).all(|id| server.serve(NON, id).len() == 1), "begun at {begun} s");
+    }
+}
+
+#[test]
+fn a_message_id_that_is_used_again_is_remembered_again() {
+    let mut server = Server::new();
+    let first = server.serve(CON, 9);
+    server.advance(Duration::from_secs(248));
+    assert_eq!(server.serve(CON, 9), first, "worked on");
+    let (again, sent) = server.receive(&get(CON, 9));
+    assert!(again.is_none() && sent == first, "repeated");
+}

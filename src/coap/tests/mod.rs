@@ -177,6 +177,68 @@ fn a_non_confirmable_request_is_answered_likewise_and_once() {
     assert_eq!((kind, code, token), (NON, 0x45, &b"T"[..]));
     let (again, sent) = server.receive(&get(NON, 9));
     assert!(again.is_none() && sent.is_empty());
+    let request = server.receive(&get(NON, 10)).0.unwrap();
+    server.endpoint.defer(server.now, request.exchange);
+    assert!(server.advance(Duration::from_secs(9)).is_empty(), "nor acknowledged");
+    let request = server.receive(&get(CON, 11)).0.unwrap();
+    server.respond(&request);
+    assert!(server.receive(&get(NON, 11)).1.is_empty(), "nor is it repeated");
+}
+
+/// RFC 7252 §4.3, of a peer that has moved: it knows the ID, and nobody else does.
+#[test]
+fn a_peer_is_where_it_answers_a_ping_and_nowhere_else() {
+    let mut server = Server::new();
+    let ping = |server: &mut Server| {
+        let mut out = Sent::new();
+        assert!(server.endpoint.ping(PEER, &mut out));
+        let (kind, code, id, token) = head(&out[0].1);
+        assert_eq!((out.len(), kind, code, token.len()), (1, CON, 0, 0));
+        id
+    };
+    let answer = |server: &mut Server, first: u8, id: u16| {
+        let [high, low] = id.to_be_bytes();
+        assert!(server.receive(&[first, 0, high, low]).1.is_empty());
+        server.endpoint.take_pong()
+    };
+    let id = ping(&mut server);
+    assert_eq!(ping(&mut server), id, "the same one again");
+    assert_eq!(answer(&mut server, 0x60, id), None, "an acknowledgement");
+    assert_eq!(answer(&mut server, 0x70, id), Some(PEER));
+    assert_eq!(server.endpoint.take_pong(), None, "once");
+    assert_eq!(answer(&mut server, 0x70, id), None, "a replay");
+    // A wrong one is a guess, and ends it.
+    let id = ping(&mut server);
+    assert_eq!(answer(&mut server, 0x70, id.wrapping_add(1)), None);
+    assert_eq!(answer(&mut server, 0x70, id), None);
+    let id = ping(&mut server);
+    server.endpoint.end_ping(PEER);
+    assert_eq!(answer(&mut server, 0x70, id), None);
+}
+
+/// A transport that takes nothing.
+struct Closed;
+
+impl Outbox<u8> for Closed {
+    fn push(&mut self, _: u8, _: &[u8]) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_ping_that_is_not_sent_is_reported() {
+    assert!(!Server::new().endpoint.ping(PEER, &mut Closed));
+}
+
+#[test]
+fn what_the_options_of_a_request_say_is_handed_on() {
+    // If-Match, ETag twice, If-None-Match, Content-Format, two Uri-Query, Accept.
+    let options = b"\x11\x01\x31\x07\x02\x08\x09\x10\x71\x3c\x33a=1\x03b=2\x22\x01\x01";
+    let request = Server::new().receive(&[&[0x40, 1, 0, 9][..], options].concat()).0.unwrap();
+    assert_eq!(request.query, ["a=1", "b=2"]);
+    assert_eq!((request.content_format, request.accept), (Some(60), Some(257)));
+    assert_eq!(request.etags, [&[7][..], &[8, 9]]);
+    assert_eq!((request.if_match, request.if_none_match), (vec![vec![1]], true));
 }
 
 #[test]
@@ -248,6 +310,8 @@ fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
     assert_eq!(code(server.receive(&with_option(4, &[0xb1, 0xff, 0x01, b'x'])).1), 0x82);
     // Proxy-Scheme.
     assert_eq!(code(server.receive(&with_option(5, &[0xd1, 26, b'x'])).1), 0xa5);
+    // Proxy-Uri.
+    assert_eq!(code(server.receive(&with_option(9, &[0xd1, 22, b'x'])).1), 0xa5);
     // Elective, unknown (2050), and Uri-Host, Uri-Port.
     assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
     assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
@@ -281,6 +345,9 @@ fn a_refusal_names_the_options() {
     assert_eq!(refusal(&[0x91, 0]), (unknown.clone(), vec![9]));
     assert_eq!(refusal(&[0xe1, 0xfc, 0xdc, b'x']), (unknown.clone(), vec![65001]));
     assert_eq!(refusal(&[0x91, 0, 0xe1, 0xfc, 0xd3, b'x']), (unknown, vec![9, 65001]));
+    // From 1001 on, every second number: eight of them are enough.
+    let many = [&[0xe0, 0x02, 0xdc][..], &[0x20; 19]].concat();
+    assert_eq!(refusal(&many).1, [1001, 1003, 1005, 1007, 1009, 1011, 1013, 1015]);
     // Uri-Path that is not UTF-8.
     assert_eq!(refusal(&[0xb1, 0xff]).1, [11]);
     // Accept twice.
@@ -294,6 +361,7 @@ fn an_unwanted_response_is_only_acknowledged() {
     let mut message = vec![0x40, 1, 0, 9, 0xb1, b'x', 0xd1, 234, 2];
     let request = server.receive(&message).0.unwrap();
     assert_eq!(server.respond(&request), [(PEER, vec![0x60, 0, 0, 9])]);
+    assert_eq!(server.receive(&message).1, [(PEER, vec![0x60, 0, 0, 9])], "and once more");
     message[0] = 0x50;
     message[3] = 10;
     let request = server.receive(&message).0.unwrap();
@@ -307,6 +375,7 @@ fn what_is_remembered_of_a_peer_is_bounded_and_forgotten_with_it() {
         let request = server.receive(&get(CON, id)).0.unwrap();
         server.respond(&request);
     }
+    assert_eq!(server.endpoint.peers(), 1);
     assert!(server.receive(&get(CON, 199)).0.is_none(), "the youngest is remembered");
     assert!(server.receive(&get(CON, 1)).0.is_none(), "and the oldest");
     server.endpoint.forget(PEER);

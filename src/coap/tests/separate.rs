@@ -121,3 +121,45 @@ fn answers_that_wait_for_a_peer_are_bounded() {
     // Of each that was kept, four retransmissions and one first message.
     assert!(answers <= 17 * 5, "{answers}");
 }
+
+#[test]
+fn an_answer_whose_turn_comes_when_another_has_had_its_time_is_repeated_itself() {
+    let mut server = Server::new();
+    let [one, two] = server.slow([1, 2]);
+    let first = server.respond(&one);
+    let at = server.endpoint.poll_timeout().unwrap();
+    server.advance(at - server.now);
+    let second = server.respond(&two);
+    assert_eq!(second.len(), 1, "at once, in the moment in which the time of the first is over");
+    assert!(server.receive(&acknowledge(&first[0].1)).1.is_empty());
+    let sent = server.rest();
+    assert_eq!(sent.len(), 4);
+    assert!(sent.iter().all(|(_, message)| *message == second[0].1));
+}
+
+#[test]
+fn an_acknowledgement_of_something_else_settles_nothing() {
+    let mut server = Server::new();
+    let requests = server.slow([1, 2]);
+    let first = server.respond(&requests[0]);
+    let at = server.endpoint.poll_timeout().unwrap();
+    server.advance(at - server.now);
+    let second = server.respond(&requests[1]);
+    let id = head(&second[0].1).2.wrapping_add(9).to_be_bytes();
+    assert!(server.receive(&[0x60, 0, id[0], id[1]]).1.is_empty());
+    let sent: Vec<_> = server.rest().into_iter().map(|(_, message)| message).collect();
+    assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
+}
+
+#[test]
+fn answers_that_found_no_place_or_whose_peer_is_gone_are_not_sent() {
+    let mut server = Server::new();
+    let requests = server.slow([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+    requests.iter().for_each(|request| drop(server.respond(request)));
+    assert_eq!(server.endpoint.counters().answers_given_up, 0);
+    let requests = server.slow([20, 21, 22]);
+    requests.iter().for_each(|request| drop(server.respond(request)));
+    assert_eq!(server.endpoint.counters().answers_given_up, 2, "beyond one sent and 16 that wait");
+    server.endpoint.forget(PEER);
+    assert!(server.rest().is_empty());
+}
