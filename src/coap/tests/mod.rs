@@ -322,8 +322,8 @@ fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
     assert!(request.is_none() && sent.is_empty());
     // What is known and refused is answered, whichever way it came: RFC 7252 §5.10.2 for a
     // proxy, RFC 7959 §2.2 for a block of the reserved size.
-    assert_eq!(code(server.receive(&[0x50, 1, 0, 9, 0xd1, 22, b'x']).1), 0xa5);
-    assert_eq!(code(server.receive(&[0x50, 1, 0, 10, 0xd1, 10, 0x07]).1), 0x80);
+    assert_eq!(code(server.receive(&[0x50, 1, 0, 40, 0xd1, 22, b'x']).1), 0xa5);
+    assert_eq!(code(server.receive(&[0x50, 1, 0, 41, 0xd1, 10, 0x07]).1), 0x80);
 }
 
 #[test]
