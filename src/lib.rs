@@ -15,6 +15,7 @@ pub mod cli;
 pub mod coap;
 pub mod config;
 pub mod device;
+pub mod device_view;
 pub mod dtls;
 pub mod figures;
 pub mod iot_platform;

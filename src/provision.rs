@@ -152,7 +152,7 @@ impl Provisioner {
     }
 
     async fn register(&self, row: DeviceRow) -> Result<Certificate, Refusal> {
-        let device_name = row.device_name.unwrap_or_else(|| row.id.device_name());
+        let device_name = row.name();
         let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
         match self.registrar.register(wanted, self.patience).await {
             Outcome::Registered(certificate) => Ok(certificate),

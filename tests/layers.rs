@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Each module of the crate with those that it may use, from the top down.
-const MAY_USE: [(&str, &[&str]); 26] = [
+const MAY_USE: [(&str, &[&str]); 27] = [
     (
         "cli",
         &[
@@ -16,6 +16,7 @@ const MAY_USE: [(&str, &[&str]); 26] = [
             "app",
             "config",
             "device",
+            "device_view",
             "iot_platform",
             "limits",
             "notify",
@@ -50,6 +51,7 @@ const MAY_USE: [(&str, &[&str]); 26] = [
             "cert",
             "coap",
             "device",
+            "device_view",
             "dtls",
             "figures",
             "limits",
@@ -68,6 +70,7 @@ const MAY_USE: [(&str, &[&str]); 26] = [
     ("cert", &["coap", "device", "limits", "provision", "psk"]),
     ("provision", &["device", "limits", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "figures", "iot_platform", "store"]),
+    ("device_view", &["store"]),
     ("table_file", &["device", "store"]),
     ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),

@@ -3,12 +3,12 @@
 mod list;
 
 use anyhow::{Context, anyhow};
-use serde_json::json;
 
 use super::{ConfigArgs, Failure, Outcome, aligned, ask, open_store, print, progress};
 use crate::{
     device::DeviceId,
-    store::{Actor, CloudState, DeviceRow, DeviceState, Store, UnixSeconds},
+    device_view::{as_json, state, time},
+    store::{Actor, CloudState, DeviceRow, DeviceState, Store},
 };
 
 /// Lists devices, shows or changes one
@@ -122,13 +122,6 @@ fn not_there(id: &DeviceId) -> anyhow::Error {
     anyhow!("{id} is not in the table: `certdist import` adds devices")
 }
 
-fn state(row: &DeviceRow) -> &'static str {
-    match row.state {
-        DeviceState::Enabled => "enabled",
-        DeviceState::Disabled => "disabled",
-    }
-}
-
 /// What is wrong with it there, and what mends it.
 fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
     row.cloud_state.map(|state| match state {
@@ -137,14 +130,9 @@ fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
     })
 }
 
-fn time(seconds: Option<UnixSeconds>) -> Option<String> {
-    let time = jiff::Timestamp::from_second(seconds?).ok()?;
-    Some(time.to_string())
-}
-
 fn as_text(row: &DeviceRow) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
-    let name = row.device_name.clone().unwrap_or_else(|| row.id.device_name());
+    let name = row.name();
     [
         ("device", row.id.to_string()),
         ("enrollment", row.enrollment.clone()),
@@ -162,24 +150,4 @@ fn as_text(row: &DeviceRow) -> String {
     .iter()
     .map(|(label, value)| format!("{label:13} {value}\n"))
     .collect()
-}
-
-fn as_json(row: &DeviceRow) -> serde_json::Value {
-    json!({
-        "deviceId": row.id.as_str(),
-        "enrollment": row.enrollment,
-        "state": state(row),
-        "productKey": row.product_key,
-        "deviceName": row.device_name.clone().unwrap_or_else(|| row.id.device_name()),
-        "hasCertificate": row.certificate.is_some(),
-        "iotId": row.iot_id,
-        "registerTime": time(row.registered),
-        "firstIssued": time(row.first_issued),
-        "activateTime": time(row.activated),
-        "refusal": row.refusal,
-        "cloudState": row.cloud_state.map(|state| match state {
-            CloudState::Disabled => "disabled",
-            CloudState::Deleted => "deleted",
-        }),
-    })
 }

@@ -184,7 +184,7 @@ fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
 }
 
 async fn register(registrar: &Arc<Registrar>, row: DeviceRow, tally: &Tally) {
-    let device_name = row.device_name.unwrap_or_else(|| row.id.device_name());
+    let device_name = row.name();
     let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
     loop {
         let outcome = registrar.register(wanted.clone(), PATIENCE).await;

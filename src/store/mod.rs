@@ -74,6 +74,13 @@ pub struct DeviceRow {
     pub cloud_state: Option<CloudState>,
 }
 
+impl DeviceRow {
+    /// The device's name at IoT Platform: the one it was given, or what follows from its ID.
+    pub fn name(&self) -> String {
+        self.device_name.clone().unwrap_or_else(|| self.id.device_name())
+    }
+}
+
 #[cfg(test)]
 impl DeviceRow {
     /// A device as it is after an import that tells nothing but its ID.

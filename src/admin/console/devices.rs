@@ -10,7 +10,6 @@ use axum::{
 };
 use maud::{Markup, html};
 use serde::Deserialize;
-use serde_json::json;
 
 use super::{
     Ordered, Visitor, advice, history,
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     admin::{Enrolled, Room},
     device::DeviceId,
+    device_view::as_json,
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, unix_now},
 };
 
@@ -226,7 +226,7 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
 
 fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>) -> Markup {
     let dash = || "–".to_owned();
-    let name = row.device_name.clone().unwrap_or_else(|| row.id.device_name());
+    let name = row.name();
     let certificate = if row.certificate.is_some() { "yes; its secret is shown nowhere" } else { "not yet" };
     let mut facts = vec![
         ("Enrollment", row.enrollment.clone()),
@@ -311,22 +311,6 @@ async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Resp
         Ok(false) => absent(&visitor, id.as_str()),
         Err(error) => page::store_failed(&visitor, &error),
     }
-}
-
-fn as_json(row: &DeviceRow) -> serde_json::Value {
-    json!({
-        "deviceId": row.id.as_str(),
-        "enrollment": row.enrollment,
-        "state": if row.state == DeviceState::Enabled { "enabled" } else { "disabled" },
-        "productKey": row.product_key,
-        "deviceName": row.device_name.clone().unwrap_or_else(|| row.id.device_name()),
-        "hasCertificate": row.certificate.is_some(),
-        "iotId": row.iot_id,
-        "registerTime": time(row.registered),
-        "firstIssued": time(row.first_issued),
-        "activateTime": time(row.activated),
-        "refusal": row.refusal,
-    })
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 use anyhow::anyhow;
 use clap::ValueEnum;
 
-use super::{Failure, Outcome, aligned, as_json, parse, print, progress::Progress, time};
+use super::{Failure, Outcome, aligned, parse, print, progress::Progress};
 use crate::{
     cli::remark,
     config::Config,
     device::DeviceId,
+    device_view::{as_json, state, time},
     store::{DeviceRow, DeviceState, Store},
 };
 
@@ -174,7 +175,7 @@ fn as_table(rows: &[DeviceRow]) -> String {
         [
             row.id.to_string(),
             row.enrollment.clone(),
-            super::state(row).into(),
+            state(row).into(),
             if row.certificate.is_some() { "yes".into() } else { "no".into() },
             time(row.first_issued).unwrap_or_else(|| "-".into()),
             time(row.activated).unwrap_or_else(|| "-".into()),

@@ -1,0 +1,68 @@
+//! A device's row as `certdist device` and the console tell it to a program, in one form.
+
+use serde_json::{Value, json};
+
+use crate::store::{CloudState, DeviceRow, DeviceState, UnixSeconds};
+
+/// All of a row but its secrets, under the names of IoT Platform where it has one. Times
+/// are RFC 3339 in UTC.
+pub fn as_json(row: &DeviceRow) -> Value {
+    json!({
+        "deviceId": row.id.as_str(),
+        "enrollment": row.enrollment,
+        "state": state(row),
+        "productKey": row.product_key,
+        "deviceName": row.name(),
+        "hasCertificate": row.certificate.is_some(),
+        "iotId": row.iot_id,
+        "registerTime": time(row.registered),
+        "firstIssued": time(row.first_issued),
+        "activateTime": time(row.activated),
+        "refusal": row.refusal,
+        "cloudState": row.cloud_state.map(|state| match state {
+            CloudState::Disabled => "disabled",
+            CloudState::Deleted => "deleted",
+        }),
+    })
+}
+
+/// Whether it is served here, in a word.
+pub fn state(row: &DeviceRow) -> &'static str {
+    match row.state {
+        DeviceState::Enabled => "enabled",
+        DeviceState::Disabled => "disabled",
+    }
+}
+
+/// A time as RFC 3339 has it, in UTC and to the second.
+pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
+    let time = jiff::Timestamp::from_second(seconds?).ok()?;
+    Some(time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Certificate, DeviceId, Secret};
+
+    #[test]
+    fn a_program_reads_all_but_the_secret() {
+        let certificate = Certificate {
+            product_key: "a1".into(),
+            device_name: "lamp-1".into(),
+            device_secret: Secret::new("a-secret".into()),
+        };
+        let row = DeviceRow {
+            certificate: Some(certificate),
+            registered: Some(1_700_000_000),
+            cloud_state: Some(CloudState::Deleted),
+            ..DeviceRow::imported(DeviceId::parse("AA:BB:CC:00:11:22").unwrap(), "plug", "a1")
+        };
+        let shown = as_json(&row);
+        assert_eq!(shown["registerTime"], "2023-11-14T22:13:20Z");
+        assert_eq!(shown["deviceName"], "AABBCC001122");
+        assert_eq!((&shown["cloudState"], &shown["state"]), (&json!("deleted"), &json!("enabled")));
+        assert_eq!(shown["hasCertificate"], true);
+        assert!(!shown.to_string().contains("a-secret"));
+    }
+}
