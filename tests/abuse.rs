@@ -88,11 +88,11 @@ fn memory(server: &Process) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// The 99th percentile of the latency, in ms.
-fn p99(output: &Output) -> f64 {
+/// Flights and requests that devices have sent again.
+fn repetitions(output: &Output) -> u32 {
     let text = stdout(output);
-    let figure = text.split("p99 ").nth(1).and_then(|rest| rest.split(' ').next());
-    figure.and_then(|figure| figure.parse().ok()).unwrap_or_else(|| panic!("no latency in {text}"))
+    let figure = text.split("retransmits ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    figure.and_then(|figure| figure.parse().ok()).unwrap_or_else(|| panic!("no figure in {text}"))
 }
 
 fn all_served(output: &Output, devices: u32) -> bool {
@@ -119,7 +119,9 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     assert!(rate >= 0.9 * f64::from(FLOOD), "only {rate:.0} hellos a second were sent");
     for load in loads {
         assert!(all_served(&load, DEVICES), "{}", stdout(&load));
-        assert!(p99(&load) <= 2000.0, "{}", stdout(&load));
+        // Counted and not timed, as the machine may have other work: few have to wait for
+        // one of their time-outs.
+        assert!(repetitions(&load) <= DEVICES / 5, "{}", stdout(&load));
     }
     let grown = memory(&server).saturating_sub(before);
     assert!(grown <= 2048, "{grown} KiB more after the flood");
