@@ -97,7 +97,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             Incoming::Request(packet, token) => (packet, token),
             // Another ID than the ping's is a guess, if it is not an answer's: then the
             // ping is over.
-            Incoming::Reset(id) if self.pings.remove(&peer) == Some(id) => {
+            Incoming::Reset(id)
+                if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
+            {
                 self.pong = Some(peer);
                 return None;
             }

@@ -112,6 +112,12 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         (Some((id, now + timeout)), sent)
     }
 
+    /// Returns whether a message of this ID is outstanding to the peer.
+    pub(super) fn is_outstanding(&self, peer: K, id: u16) -> bool {
+        let sent = |message: &Confirmable| message.id == id && message.due.is_some();
+        self.lines.get(&peer).is_some_and(|line| sent(&line.first) || line.waiting.iter().any(sent))
+    }
+
     /// An acknowledgement or a reset has come. The next message has its turn, when one
     /// was waiting for this: answers as [`retransmit`](Self::retransmit).
     pub(super) fn settle(

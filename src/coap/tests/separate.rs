@@ -151,6 +151,26 @@ fn an_acknowledgement_of_something_else_settles_nothing() {
     assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
 }
 
+/// A device that refuses an answer has not answered the question where it is.
+#[test]
+fn a_reset_of_an_answer_leaves_the_ping_open() {
+    let mut server = Server::new();
+    let [one, two] = server.slow([1, 2]);
+    let answer = server.respond(&one);
+    let at = server.endpoint.poll_timeout().unwrap();
+    server.advance(at - server.now);
+    let newer = server.respond(&two);
+    let mut out = Sent::new();
+    assert!(server.endpoint.ping(PEER, &mut out));
+    let reset = |message: &[u8]| [0x70, 0, message[2], message[3]];
+    for refused in [&answer[0].1, &newer[0].1] {
+        server.receive(&reset(refused));
+        assert_eq!(server.endpoint.take_pong(), None);
+    }
+    server.receive(&reset(&out[0].1));
+    assert_eq!(server.endpoint.take_pong(), Some(PEER));
+}
+
 #[test]
 fn answers_that_found_no_place_or_whose_peer_is_gone_are_not_sent() {
     let mut server = Server::new();
