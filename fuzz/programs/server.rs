@@ -478,6 +478,10 @@ impl Server {
         assert!(handshakes <= MAX_HANDSHAKES, "{handshakes} handshakes");
         assert!(sessions <= MAX_SESSIONS, "{sessions} sessions");
         assert_eq!(sessions, self.sessions.len(), "sessions without events");
+        if sessions == 0 {
+            assert!(self.coap.remembers_nobody(), "CoAP remembers somebody who is gone");
+            assert!(self.asked.is_empty(), "somebody who is gone is asked where he is");
+        }
         let (peers, transfers) = (self.coap.peers(), self.coap.transfers());
         assert!(peers <= sessions, "CoAP remembers {peers} peers of {sessions} sessions");
         assert!(transfers <= MAX_TRANSFERS, "{transfers} transfers");

@@ -256,13 +256,12 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.transfers.len()
     }
 
-    /// Returns whether nothing is kept of any peer.
+    /// Returns whether nothing is kept of any peer, but for timers still to run out.
     #[cfg(any(test, feature = "testing"))]
     pub fn remembers_nobody(&self) -> bool {
         self.peers.is_empty()
             && self.transfers.len() == 0
             && self.confirmables.is_empty()
-            && self.timers.is_empty()
             && self.pings.is_empty()
             && self.pong.is_none()
     }
