@@ -27,7 +27,7 @@ use crate::{
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
-/// How often is looked for entries of the audit log that need not be kept.
+/// Pause between two searches for entries of the audit log that need not be kept.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// A server with everything that it needs.

@@ -91,7 +91,7 @@ pub struct IotPlatform {
     pub client: ClientConfig,
     /// `RegisterDevice` calls a second.
     pub qps: f64,
-    /// Whether batches are made.
+    /// Makes batches when many devices wait.
     pub batches: bool,
     /// Pause between two looks at all devices' activation and state; `None` looks never.
     pub sweep: Option<Duration>,
@@ -161,7 +161,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What somebody may do.
+/// Rights of a user or a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

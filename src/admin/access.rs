@@ -20,6 +20,7 @@ use crate::{
 
 /// Passwords that are checked at once: each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
+
 /// Somebody who signs in with a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {

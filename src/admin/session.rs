@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::random::random;
 
-/// What somebody may do.
+/// Rights of a user or a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Look.

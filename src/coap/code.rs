@@ -1,7 +1,7 @@
 //! Codes of requests and responses (RFC 7252 §12.1, IANA's CoAP Codes), as far as this
 //! server takes or gives them.
 
-/// What a request asks for.
+/// Method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
     /// 0.01, RFC 7252 §5.8.1.
@@ -32,7 +32,7 @@ impl Method {
     }
 }
 
-/// What became of a request: the class in the first digit, the detail in the other two.
+/// Code of a response: the class in the first digit, the detail in the other two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Code {

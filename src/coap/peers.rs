@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use super::exchanges::Peer;
 
-/// What is remembered of each peer.
+/// Peers, each with what is remembered of it.
 pub(super) struct Peers<K> {
     list: Vec<(K, Peer)>,
     /// Indices into the list, by the hash of the name.

@@ -134,7 +134,6 @@ pub(crate) struct Handshake {
     reassembly: Reassembly,
     change_cipher_spec: bool,
     early: Vec<(Header, Vec<u8>)>,
-    had_bad_record: bool,
     /// Suites that the client offers, when none of them is ours.
     suites: Box<[u16]>,
     /// Length of the last identity that was too long, in bytes.
@@ -159,7 +158,6 @@ impl Handshake {
             reassembly: Reassembly::default(),
             change_cipher_spec: false,
             early: Vec::new(),
-            had_bad_record: false,
             suites: Box::default(),
             identity_length: None,
             stage: Stage::Hello,
@@ -419,16 +417,8 @@ impl Handshake {
                 self.finished(header, payload.get(plaintext).unwrap_or_default())
             }
             Ok(_) => Step::Continue,
-            Err(_) => {
-                self.had_bad_record = true;
-                Step::BadRecord
-            }
+            Err(_) => Step::BadRecord,
         }
-    }
-
-    /// Returns whether a record failed under the keys: most likely the client has others.
-    pub(crate) fn had_bad_record(&self) -> bool {
-        self.had_bad_record
     }
 
     fn replay_early(&mut self) -> Step {

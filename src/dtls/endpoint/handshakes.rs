@@ -347,11 +347,11 @@ impl<P> Endpoint<P> {
 
     pub(super) fn fail_handshake(&mut self, handle: Handle, reason: Failure) {
         let Some((path, progress)) = self.handshakes.remove(handle) else { return };
-        let Progress { handshake, is_late, alert, .. } = progress;
+        let Progress { handshake, is_late, alert, bad_record, .. } = progress;
         self.origins.end(path.peer);
         self.drop_stale();
         let reason = match reason {
-            Failure::TimedOut | Failure::Replaced | Failure::Evicted if handshake.had_bad_record() => {
+            Failure::TimedOut | Failure::Replaced | Failure::Evicted if bad_record.is_some() => {
                 Failure::WrongKey
             }
             other => other,
