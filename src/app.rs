@@ -11,11 +11,7 @@ use anyhow::{Context, Result};
 use tokio::{net::UdpSocket, runtime::Handle, sync::watch, task::JoinSet};
 
 use crate::{
-    admin::{
-        self,
-        access::{Token, User},
-        session::Role,
-    },
+    admin,
     cert::Service,
     config::{self, Config},
     iot_platform::{IotPlatform, NoCloud, client::Client},
@@ -232,22 +228,11 @@ fn kept(section: config::Audit) -> Keep {
 
 /// The operator's port, as the configuration has it.
 fn console(section: &config::Admin) -> admin::Config {
-    let role = |role| match role {
-        config::Role::Viewer => Role::Viewer,
-        config::Role::Operator => Role::Operator,
-    };
-    let user = |user: &config::User| User {
-        name: user.name.clone(),
-        password_hash: user.password_hash.clone(),
-        role: role(user.role),
-    };
-    let token =
-        |token: &config::Token| Token { name: token.name.clone(), hash: token.hash, role: role(token.role) };
     admin::Config {
         listen: section.listen,
         tls: section.tls.clone(),
-        users: section.users.iter().map(user).collect(),
-        tokens: section.tokens.iter().map(token).collect(),
+        users: section.users.clone(),
+        tokens: section.tokens.clone(),
         require_token: section.require_token,
     }
 }

@@ -14,7 +14,7 @@ pub use bounds::QPS;
 
 use std::{
     collections::HashSet,
-    env, fmt, fs,
+    env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,7 +22,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use self::document::{Document, Problems, Table};
 use crate::{
@@ -30,6 +29,7 @@ use crate::{
     dtls,
     iot_platform::client::ClientConfig,
     limits::{self, Rate},
+    operators::{Token, User},
     psk::{Enrollment, Key, Kind, Reissue},
     seal::Keyring,
     server::Limits,
@@ -125,50 +125,6 @@ pub struct Admin {
     pub tokens: Vec<Token>,
     /// Whether health and metrics take a token from this machine as well.
     pub require_token: bool,
-}
-
-/// Somebody who signs in with a password.
-#[derive(Clone)]
-pub struct User {
-    /// How they are called.
-    pub name: String,
-    /// `$argon2id$…`.
-    pub password_hash: String,
-    /// What they may do.
-    pub role: Role,
-}
-
-impl fmt::Debug for User {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "User({}, {:?})", self.name, self.role)
-    }
-}
-
-/// A script that carries a token.
-#[derive(Clone)]
-pub struct Token {
-    /// What the log calls it.
-    pub name: String,
-    /// SHA-256 of the token.
-    pub hash: [u8; 32],
-    /// What it may do.
-    pub role: Role,
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token({}, {:?})", self.name, self.role)
-    }
-}
-
-/// Rights of a user or a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Look.
-    Viewer,
-    /// Look, and change devices.
-    Operator,
 }
 
 impl Config {

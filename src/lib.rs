@@ -21,6 +21,7 @@ pub mod figures;
 pub mod iot_platform;
 pub mod limits;
 pub mod notify;
+pub mod operators;
 pub mod password;
 pub mod policy;
 pub mod provision;

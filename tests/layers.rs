@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Each module of the crate with those that it may use, from the top down.
-const MAY_USE: [(&str, &[&str]); 27] = [
+const MAY_USE: [(&str, &[&str]); 28] = [
     (
         "cli",
         &[
@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 27] = [
             "dtls",
             "figures",
             "limits",
+            "operators",
             "password",
             "policy",
             "psk",
@@ -65,7 +66,21 @@ const MAY_USE: [(&str, &[&str]); 27] = [
             "table_file",
         ],
     ),
-    ("config", &["cert", "device", "dtls", "iot_platform", "limits", "password", "psk", "seal", "server"]),
+    (
+        "config",
+        &[
+            "cert",
+            "device",
+            "dtls",
+            "iot_platform",
+            "limits",
+            "operators",
+            "password",
+            "psk",
+            "seal",
+            "server",
+        ],
+    ),
     ("server", &["cert", "coap", "device", "dtls", "figures", "limits", "psk", "random", "store"]),
     ("cert", &["coap", "device", "limits", "provision", "psk"]),
     ("provision", &["device", "limits", "policy", "psk", "registrar", "store"]),
@@ -86,6 +101,7 @@ const MAY_USE: [(&str, &[&str]); 27] = [
     ("figures", &[]),
     ("limits", &[]),
     ("notify", &[]),
+    ("operators", &[]),
     ("random", &[]),
     ("lib", &[]),
     ("main", &[]),

@@ -2,7 +2,6 @@
 //! may be tried. Knows no HTTP.
 
 use std::{
-    fmt,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -11,49 +10,16 @@ use std::{
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use super::session::{self, Role, Session, SessionKey, Sessions};
+use super::session::{self, Session, SessionKey, Sessions};
 use crate::{
     device::Secret,
     limits::{Buckets, Origin, Rate},
+    operators::{Role, Token, User},
     password,
 };
 
 /// Passwords that are checked at once: each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
-
-/// Somebody who signs in with a password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct User {
-    /// How they are called.
-    pub name: String,
-    /// `$argon2id$…`.
-    pub password_hash: String,
-    /// What they may do.
-    pub role: Role,
-}
-
-impl fmt::Debug for User {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "User({}, {})", self.name, self.role)
-    }
-}
-
-/// A script that carries a token with each request.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token {
-    /// What the log calls it.
-    pub name: String,
-    /// SHA-256 of the token: it has 256 random bits, so that nobody can try them.
-    pub hash: [u8; 32],
-    /// What it may do.
-    pub role: Role,
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token({}, {})", self.name, self.role)
-    }
-}
 
 /// Makes a token, and its hash as `hash` of the configuration.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {

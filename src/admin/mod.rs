@@ -8,7 +8,7 @@ mod console;
 mod health;
 mod metrics;
 mod ring;
-pub mod session;
+mod session;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -35,13 +35,14 @@ use tokio::net::TcpListener;
 
 pub use self::table::Table;
 use self::{
-    access::{Denied, Gate, Token, User},
+    access::{Denied, Gate},
     connections::Peer,
     health::Health,
     ring::{Ring, Sample},
 };
 use crate::{
     cert::throttle::Counters,
+    operators::{Token, User},
     psk::{Enrollment, Kind, Reissue},
     registrar::Registrar,
     server::{Figures, Pulse},

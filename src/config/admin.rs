@@ -6,11 +6,14 @@ use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{
-    Admin, Token, User,
+    Admin,
     document::{Problems, Table},
     file,
 };
-use crate::password;
+use crate::{
+    operators::{Token, User},
+    password,
+};
 
 /// Checks the section; `folder` is what its relative paths start from. `None` when
 /// something is wrong.

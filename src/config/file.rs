@@ -14,14 +14,12 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{
-    Role,
-    document::{self, Section},
-};
+use super::document::{self, Section};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
 };
+use crate::operators::Role;
 
 /// Every section and its keys, in the order of the documentation. The first, without
 /// a name, is what stands before all sections; `enrollment` may be there repeatedly.

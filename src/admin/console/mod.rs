@@ -29,11 +29,9 @@ use super::{
     access::{Denied, Visitor},
     bearer,
     connections::Peer,
-    session,
-    session::Role,
-    unauthorised,
+    session, unauthorised,
 };
-use crate::store::Actor;
+use crate::{operators::Role, store::Actor};
 
 /// What the pages keep between two requests.
 pub(super) struct Desk {
