@@ -44,4 +44,6 @@ stop() {
     server=
 }
 
-load() { build/coapsload -p "$PORT" -u cert -K "$MASTER" -P "$server" "$@"; }
+# Words before the load's command: where it is to run.
+pinned=()
+load() { "${pinned[@]}" build/coapsload -p "$PORT" -u cert -K "$MASTER" -P "$server" "$@"; }

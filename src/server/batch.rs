@@ -72,14 +72,14 @@ impl Incoming {
         }
     }
 
-    /// Receives what has arrived, in place of the batch before; returns the number of
-    /// datagrams, 0 when there is none.
-    pub(super) fn receive(&mut self, listener: &mut Listener) -> io::Result<usize> {
+    /// Receives what has arrived, but at most so many, in place of the batch before;
+    /// returns the number of datagrams, 0 when there is none.
+    pub(super) fn receive(&mut self, listener: &mut Listener, most: usize) -> io::Result<usize> {
         self.received.clear();
         self.next = 0;
         let Listener { socket, number, headers, tells_address } = listener;
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
-            self.buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+            self.buffers.iter_mut().take(most).map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
         match recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None) {
             Ok(messages) => {

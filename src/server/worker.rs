@@ -40,6 +40,10 @@ const MAX_FORWARDED: usize = 1024;
 /// Batches after which the timers get their turn, however much more has arrived.
 const MAX_BATCHES: usize = 16;
 
+/// Datagrams that one device can have sent: its goodbye and its next hello. A worker that
+/// was woken finds no more as a rule, and does not prepare a whole batch for them.
+const FEW: usize = 2;
+
 /// How long a worker that is under load lets datagrams gather. To wake up costs
 /// several times what a datagram does: at 64 devices at once, waking up for each
 /// two of them was half of the server's time, and after 200 µs it is a quarter more than
@@ -60,9 +64,9 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 /// What a look at the socket says about the time until the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
-    /// At most one datagram was there.
+    /// At most [`FEW`] datagrams were there.
     Quiet,
-    /// Several were there: more will follow soon.
+    /// More were there: others will follow soon.
     Busy,
     /// There may be more right now.
     Full,
@@ -232,6 +236,8 @@ struct Active {
     inbox: Receiver<Letter>,
     datagrams: Receiver<Forwarded>,
     round_time: Duration,
+    /// Load of the round before.
+    load: Load,
     stop: Arc<AtomicBool>,
 }
 
@@ -257,16 +263,16 @@ impl Active {
             inbox,
             datagrams,
             round_time,
+            load: Load::Quiet,
             stop,
         })
     }
 
     fn run(mut self, neighbours: &[Mailbox]) -> io::Result<()> {
         let mut events = Events::with_capacity(8);
-        let mut load = Load::Quiet;
         let mut ends = None;
         while !self.is_over(&mut ends) {
-            match load {
+            match self.load {
                 Load::Quiet => {
                     let pause = self.pause(ends.is_some());
                     if let Err(error) = self.poll.poll(&mut events, pause)
@@ -278,7 +284,7 @@ impl Active {
                 Load::Busy => std::thread::sleep(GATHER),
                 Load::Full => {}
             }
-            load = self.round(neighbours);
+            self.load = self.round(neighbours);
         }
         self.take_leave();
         Ok(())
@@ -358,6 +364,7 @@ impl Active {
     /// comes after it.
     fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
         let mut taken = 0;
+        let mut most = if self.load == Load::Quiet { FEW + 1 } else { BATCH };
         for _ in 0..MAX_BATCHES {
             let mut more = self.take_forwarded(round);
             // What the round before had no time for.
@@ -368,10 +375,10 @@ impl Active {
                 // Goes on where the round before was over.
                 self.turn = (self.turn + 1) % self.listeners.len();
                 let Some(listener) = self.listeners.get_mut(self.turn) else { break };
-                match self.incoming.receive(listener) {
+                match self.incoming.receive(listener, most) {
                     Ok(count) => {
                         taken += count;
-                        more |= count == BATCH;
+                        more |= count == most;
                     }
                     Err(error) => {
                         // An error of the network, told by the socket once.
@@ -384,11 +391,12 @@ impl Active {
                 }
             }
             if !more {
-                return if taken > 1 { Load::Busy } else { Load::Quiet };
+                return if taken > FEW { Load::Busy } else { Load::Quiet };
             }
             if round.has_had(4) {
                 break;
             }
+            most = BATCH;
         }
         Load::Full
     }

@@ -45,7 +45,8 @@ impl Bench {
 
     /// Makes a round, without neighbours.
     fn round(&mut self) -> Load {
-        self.active.round(&[])
+        self.active.load = self.active.round(&[]);
+        self.active.load
     }
 
     fn rounds(&self) -> u64 {
@@ -83,6 +84,7 @@ fn answers(device: &UdpSocket) -> usize {
 #[test]
 fn a_round_ends_in_time_and_the_next_goes_on_with_the_same_batch() {
     let mut bench = Bench::new(1);
+    bench.active.load = Load::Busy;
     let device = device(bench.addresses[0], 5);
     for round in 1..=4 {
         assert_eq!(bench.round(), Load::Full);
@@ -103,6 +105,16 @@ fn with_time_a_round_takes_all_that_has_arrived() {
 }
 
 #[test]
+fn what_one_device_can_have_sent_is_no_load() {
+    for (sent, load) in [(FEW, Load::Quiet), (FEW + 1, Load::Busy), (BATCH, Load::Busy)] {
+        let mut bench = Bench::new(1);
+        bench.active.round_time = Duration::from_secs(3600);
+        let device = device(bench.addresses[0], sent);
+        assert_eq!((bench.round(), answers(&device)), (load, sent));
+    }
+}
+
+#[test]
 fn one_crowded_address_does_not_keep_the_others_waiting() {
     let mut bench = Bench::new(3);
     let _crowd = device(bench.addresses[1], 3 * BATCH);
@@ -117,6 +129,7 @@ fn one_crowded_address_does_not_keep_the_others_waiting() {
 #[test]
 fn forwarded_datagrams_take_turns_with_the_workers_own() {
     let mut bench = Bench::new(1);
+    bench.active.load = Load::Busy;
     let device = device(bench.addresses[0], 5);
     let mailbox = bench.active.sides.mailbox.clone();
     let stranger = dtls::Path::from(SocketAddr::from(([127, 0, 0, 1], 9)));
