@@ -7,6 +7,7 @@ mod actor;
 pub mod audit;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod merge;
 pub mod sqlite;
 
 use std::{

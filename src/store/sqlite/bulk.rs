@@ -1,7 +1,7 @@
 //! Whole tables in and out: an import in one transaction, an export from one
 //! state. Both run on the calling thread over a connection of their own, beside
-//! whatever else reads and writes. Knows what may be merged into a row and what
-//! contradicts it, and nothing of the file that the rows come from.
+//! whatever else reads and writes. Knows nothing of the file that the rows come from,
+//! nor what contradicts what: that is [`merge`]'s.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,12 +10,13 @@ use zeroize::Zeroizing;
 
 use super::{Sqlite, audit, connection, keys, read, store_error};
 use crate::{
-    device::{DeviceId, Secret},
+    device::Secret,
     seal::{Keyring, Place},
     store::{
         Actor, Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError,
         Totals,
         audit::{AuditEntry, AuditEvent},
+        merge::{self, Change, Columns, Merged},
     },
 };
 
@@ -161,12 +162,6 @@ fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<
     AuditEntry { enrollment: enrollments.pop(), detail: Some(detail), ..by.entry(AuditEvent::Imported) }
 }
 
-enum Merged {
-    Added,
-    Changed,
-    Unchanged,
-}
-
 enum Unmerged {
     Conflict(Conflict),
     Sqlite(rusqlite::Error),
@@ -178,8 +173,10 @@ impl From<rusqlite::Error> for Unmerged {
     }
 }
 
-fn conflict(column: &'static str, reason: impl Into<String>) -> Unmerged {
-    Unmerged::Conflict(Conflict { column, reason: reason.into() })
+impl From<Conflict> for Unmerged {
+    fn from(conflict: Conflict) -> Self {
+        Self::Conflict(conflict)
+    }
 }
 
 /// The statements of an import, prepared once. A row that is new, the usual one,
@@ -236,101 +233,65 @@ impl<'c> Table<'c> {
     }
 
     fn merge(&mut self, row: &ImportRow) -> Result<Merged, Unmerged> {
-        let place = Place::DeviceSecret(row.device.as_str());
-        let device_secret = row.device_secret.as_ref().map(|clear| self.seal(place, clear)).transpose()?;
-        let added = self.insert.execute(params![
-            row.device.as_str(),
-            row.enrollment,
-            row.product_key.as_ref().unwrap_or(&row.enrollment_product),
-            row.device_name,
-            device_secret.as_deref(),
-            row.iot_id
-        ])? > 0;
-        let changed = !added && self.merge_device(row)?;
+        let added = self.insert(row)?;
+        let device_changed = !added && self.update(row)?;
         let key_changed = self.merge_key(row, added)?;
-        Ok(match (added, changed || key_changed) {
-            (true, _) => Merged::Added,
-            (false, true) => Merged::Changed,
-            (false, false) => Merged::Unchanged,
-        })
+        Ok(Merged::of(added, device_changed, key_changed))
     }
 
-    /// Merges into a row that is there; whether that changed it.
-    fn merge_device(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
+    /// Returns whether the device was not in the table.
+    fn insert(&mut self, row: &ImportRow) -> rusqlite::Result<bool> {
+        let columns = merge::new_device(row);
+        let sealed = self.sealed_secret(row, &columns)?;
+        let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
+        let parameters =
+            params![row.device.as_str(), enrollment, product_key, device_name, sealed.as_deref(), iot_id];
+        Ok(self.insert.execute(parameters)? > 0)
+    }
+
+    /// Merges into a device that is in the table; returns whether that changed it.
+    fn update(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
         let Some(stored) = read::device(self.connection, &self.keys, &row.device)? else {
             return Ok(false);
         };
-        let moves = stored.enrollment != row.enrollment;
-        let product_key = match &row.product_key {
-            Some(product_key) => product_key,
-            // Not told: it stays, unless it came with the former enrollment.
-            None if moves => &row.enrollment_product,
-            None => &stored.product_key,
-        };
-        let device_name = row.device_name.as_ref().or(stored.device_name.as_ref());
-        let stored_secret = stored.certificate.as_ref().map(|certificate| &certificate.device_secret);
-        let device_secret = row.device_secret.as_ref().or(stored_secret);
-        let iot_id = row.iot_id.as_ref().or(stored.iot_id.as_ref());
-
-        let new_product = *product_key != stored.product_key;
-        let new_name = device_name != stored.device_name.as_ref();
-        let new_secret = device_secret != stored_secret;
-        let new_iot_id = iot_id != stored.iot_id.as_ref();
-        if stored.certificate.is_some() {
-            const HAS_ONE: &str = "the device already has a certificate";
-            if moves {
-                let stored = &stored.enrollment;
-                return Err(conflict("enrollment", format!("{HAS_ONE}, in enrollment \"{stored}\"")));
-            }
-            if new_product {
-                let stored = &stored.product_key;
-                return Err(conflict("productKey", format!("{HAS_ONE}, of product \"{stored}\"")));
-            }
-            if new_name {
-                return Err(conflict("deviceName", format!("{HAS_ONE}, with another name")));
-            }
-            if new_secret {
-                return Err(conflict("deviceSecret", format!("{HAS_ONE}, with another secret")));
-            }
-            if new_iot_id && stored.iot_id.is_some() {
-                return Err(conflict("iotId", format!("{HAS_ONE}, with another iotId")));
-            }
-        }
-        if !(moves || new_product || new_name || new_secret || new_iot_id) {
+        let Some(Change { columns, drops_key }) = merge::known_device(&stored, row)? else {
             return Ok(false);
-        }
-        let place = Place::DeviceSecret(row.device.as_str());
-        let sealed = device_secret.map(|clear| self.seal(place, clear)).transpose()?;
+        };
+        let sealed = self.sealed_secret(row, &columns)?;
+        let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
         self.update.execute(params![
             row.device.as_str(),
-            row.enrollment,
+            enrollment,
             product_key,
             device_name,
             sealed.as_deref(),
             iot_id
         ])?;
-        if moves && !row.individual {
-            // The key of an enrollment that it has left opens nothing any more.
+        if drops_key {
             self.delete_key.execute([row.device.as_str()])?;
         }
         Ok(true)
+    }
+
+    fn sealed_secret(
+        &mut self,
+        row: &ImportRow,
+        columns: &Columns<'_>,
+    ) -> rusqlite::Result<Option<Zeroizing<String>>> {
+        let place = Place::DeviceSecret(row.device.as_str());
+        columns.device_secret.map(|clear| self.seal(place, clear)).transpose()
     }
 
     fn is_sealed_of(&self, place: Place<'_>, stored: &str, clear: &Secret) -> rusqlite::Result<bool> {
         Ok(keys::opened(&self.keys, place, stored)? == *clear)
     }
 
-    /// Sets the device's key; whether that changed anything.
+    /// Sets the device's key; returns whether that changed anything.
     fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<bool, Unmerged> {
         let device = row.device.as_str();
         let Some((identity, psk)) = &row.key else {
-            if row.individual && (added || !self.has_key.exists([device])?) {
-                let reason = format!(
-                    "a device of the individual enrollment \"{}\" needs pskIdentity and psk",
-                    row.enrollment
-                );
-                return Err(conflict("pskIdentity", reason));
-            }
+            let has_key = row.individual && !added && self.has_key.exists([device])?;
+            merge::without_key(row, has_key)?;
             return Ok(false);
         };
         let sealed = self.seal(Place::Psk { device, identity }, psk)?;
@@ -344,19 +305,12 @@ impl<'c> Table<'c> {
                 Ok((row.get::<_, String>(0)?, Zeroizing::new(row.get::<_, String>(1)?)))
             })
             .optional()?;
-        match owner {
-            Some((owner, _)) if owner != device => Err(conflict("pskIdentity", taken(&owner))),
-            Some((_, stored)) if self.is_sealed_of(Place::Psk { device, identity }, &stored, psk)? => {
-                Ok(false)
+        if let Some((owner, stored)) = owner {
+            merge::identity_of(&owner, row)?;
+            if self.is_sealed_of(Place::Psk { device, identity }, &stored, psk)? {
+                return Ok(false);
             }
-            _ => Ok(self.update_key.execute([identity, device, &*sealed])? > 0),
         }
-    }
-}
-
-fn taken(owner: &str) -> String {
-    match DeviceId::parse_sn(owner) {
-        Ok(owner) => format!("this identity belongs to device {owner}"),
-        Err(_) => "this identity belongs to another device".to_owned(),
+        Ok(self.update_key.execute([identity, device, &*sealed])? > 0)
     }
 }

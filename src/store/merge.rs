@@ -1,0 +1,266 @@
+//! Rules of an import: how one of its rows merges into the table, and what contradicts
+//! it. Pure, and the same for every store; knows nothing of how a store keeps its rows.
+
+use super::{Conflict, DeviceRow, ImportRow};
+use crate::device::{DeviceId, Secret};
+
+/// Effect of one imported row on the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merged {
+    /// The device was not in the table.
+    Added,
+    /// The device or its key has changed.
+    Changed,
+    /// The table already said the same.
+    Unchanged,
+}
+
+impl Merged {
+    /// Effect of a row of which these parts changed something.
+    pub fn of(added: bool, device_changed: bool, key_changed: bool) -> Self {
+        match (added, device_changed || key_changed) {
+            (true, _) => Self::Added,
+            (false, true) => Self::Changed,
+            (false, false) => Self::Unchanged,
+        }
+    }
+}
+
+/// The imported columns of a device, as the table is to have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Columns<'r> {
+    /// Name of the enrollment.
+    pub enrollment: &'r str,
+    /// The product to register the device in, or in which it is registered.
+    pub product_key: &'r str,
+    /// Device name, if the device has one of its own.
+    pub device_name: Option<&'r str>,
+    /// With it, the certificate is complete.
+    pub device_secret: Option<&'r Secret>,
+    /// The cloud's own identifier.
+    pub iot_id: Option<&'r str>,
+}
+
+/// The columns of a device that is not in the table.
+pub fn new_device(row: &ImportRow) -> Columns<'_> {
+    Columns {
+        enrollment: &row.enrollment,
+        product_key: row.product_key.as_ref().unwrap_or(&row.enrollment_product),
+        device_name: row.device_name.as_deref(),
+        device_secret: row.device_secret.as_ref(),
+        iot_id: row.iot_id.as_deref(),
+    }
+}
+
+/// A change of a device that is in the table. It clears the cloud's refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change<'r> {
+    /// The columns after the change.
+    pub columns: Columns<'r>,
+    /// The device leaves its key behind, with the enrollment that the key belonged to.
+    pub drops_key: bool,
+}
+
+/// Merges a row into a device that is in the table; returns `None` when both say the
+/// same. A device that has a certificate keeps everything that the certificate or its
+/// key depends on: another value is a conflict.
+pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Option<Change<'r>>, Conflict> {
+    let moves = stored.enrollment != row.enrollment;
+    let before = Columns {
+        enrollment: &stored.enrollment,
+        product_key: &stored.product_key,
+        device_name: stored.device_name.as_deref(),
+        device_secret: stored.certificate.as_ref().map(|certificate| &certificate.device_secret),
+        iot_id: stored.iot_id.as_deref(),
+    };
+    let after = Columns {
+        enrollment: &row.enrollment,
+        product_key: match &row.product_key {
+            Some(product_key) => product_key,
+            // An empty column leaves it as it is, unless it came with the former enrollment.
+            None if moves => &row.enrollment_product,
+            None => before.product_key,
+        },
+        device_name: row.device_name.as_deref().or(before.device_name),
+        device_secret: row.device_secret.as_ref().or(before.device_secret),
+        iot_id: row.iot_id.as_deref().or(before.iot_id),
+    };
+    if stored.certificate.is_some() {
+        fits_certificate(&before, &after)?;
+    }
+    let change = Change { columns: after, drops_key: moves && !row.individual };
+    Ok((after != before).then_some(change))
+}
+
+fn fits_certificate(before: &Columns<'_>, after: &Columns<'_>) -> Result<(), Conflict> {
+    const HAS_ONE: &str = "the device already has a certificate";
+    let differs = |column, how: String| Err(Conflict { column, reason: format!("{HAS_ONE}, {how}") });
+    if after.enrollment != before.enrollment {
+        return differs("enrollment", format!("in enrollment \"{}\"", before.enrollment));
+    }
+    if after.product_key != before.product_key {
+        return differs("productKey", format!("of product \"{}\"", before.product_key));
+    }
+    if after.device_name != before.device_name {
+        return differs("deviceName", "with another name".into());
+    }
+    if after.device_secret != before.device_secret {
+        return differs("deviceSecret", "with another secret".into());
+    }
+    if before.iot_id.is_some() && after.iot_id != before.iot_id {
+        return differs("iotId", "with another iotId".into());
+    }
+    Ok(())
+}
+
+/// Checks a row without a key: a device of an individual enrollment must have one from
+/// before.
+pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
+    if !row.individual || has_key {
+        return Ok(());
+    }
+    let reason =
+        format!("a device of the individual enrollment \"{}\" needs pskIdentity and psk", row.enrollment);
+    Err(Conflict { column: "pskIdentity", reason })
+}
+
+/// Checks a row's PSK identity, which belongs to `owner` in the table.
+pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
+    if owner == row.device.as_str() {
+        return Ok(());
+    }
+    // What stands in the table may be anything, and is shown if it is a device ID.
+    let reason = match DeviceId::parse_sn(owner) {
+        Ok(owner) => format!("this identity belongs to device {owner}"),
+        Err(_) => "this identity belongs to another device".to_owned(),
+    };
+    Err(Conflict { column: "pskIdentity", reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Certificate;
+
+    fn id() -> DeviceId {
+        DeviceId::parse("SN-1").unwrap()
+    }
+
+    fn row() -> ImportRow {
+        ImportRow::new(id(), "lamps", "a1lamp")
+    }
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(text.to_owned())
+    }
+
+    fn stored() -> DeviceRow {
+        DeviceRow::imported(id(), "lamps", "a1lamp")
+    }
+
+    fn registered() -> DeviceRow {
+        let certificate = Certificate {
+            product_key: "a1lamp".into(),
+            device_name: "one".into(),
+            device_secret: secret("s3cret"),
+        };
+        DeviceRow { device_name: Some("one".into()), certificate: Some(certificate), ..stored() }
+    }
+
+    #[test]
+    fn a_new_device_takes_the_enrollments_product_unless_it_has_one_of_its_own() {
+        assert_eq!(new_device(&row()).product_key, "a1lamp");
+        assert_eq!(
+            new_device(&ImportRow { product_key: Some("a1own".into()), ..row() }).product_key,
+            "a1own"
+        );
+    }
+
+    #[test]
+    fn an_empty_column_leaves_the_table_as_it_is() {
+        let stored = DeviceRow { product_key: "a1own".into(), iot_id: Some("i".into()), ..registered() };
+        assert_eq!(known_device(&stored, &row()), Ok(None));
+    }
+
+    #[test]
+    fn a_device_that_moves_takes_the_new_enrollments_product_and_leaves_its_key() {
+        let stored = DeviceRow { product_key: "a1own".into(), ..stored() };
+        let moved = ImportRow { enrollment: "plugs".into(), enrollment_product: "a1plug".into(), ..row() };
+        let change = known_device(&stored, &moved).unwrap().unwrap();
+        assert_eq!((change.columns.enrollment, change.columns.product_key), ("plugs", "a1plug"));
+        assert!(change.drops_key);
+
+        let own = ImportRow { product_key: Some("a1own".into()), individual: true, ..moved };
+        let change = known_device(&stored, &own).unwrap().unwrap();
+        assert_eq!((change.columns.product_key, change.drops_key), ("a1own", false));
+    }
+
+    #[test]
+    fn each_column_changes_a_device_without_a_certificate() {
+        let stored = DeviceRow { device_name: Some("one".into()), iot_id: Some("i".into()), ..stored() };
+        let rows = [
+            ImportRow { product_key: Some("a1own".into()), ..row() },
+            ImportRow { device_name: Some("two".into()), ..row() },
+            ImportRow { device_name: Some("one".into()), device_secret: Some(secret("s")), ..row() },
+            ImportRow { iot_id: Some("j".into()), ..row() },
+        ];
+        for row in rows {
+            let change = known_device(&stored, &row).unwrap().unwrap();
+            assert!(!change.drops_key, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_keeps_what_it_depends_on_and_takes_what_it_lacks() {
+        let conflict = |stored: &DeviceRow, row| known_device(stored, &row).unwrap_err().column;
+        let known = DeviceRow { iot_id: Some("i".into()), ..registered() };
+        let other = [
+            (ImportRow { enrollment: "plugs".into(), ..row() }, "enrollment"),
+            (ImportRow { product_key: Some("a1plug".into()), ..row() }, "productKey"),
+            (ImportRow { device_name: Some("two".into()), ..row() }, "deviceName"),
+            (
+                ImportRow { device_name: Some("one".into()), device_secret: Some(secret("0ther")), ..row() },
+                "deviceSecret",
+            ),
+            (ImportRow { iot_id: Some("j".into()), ..row() }, "iotId"),
+        ];
+        for (row, column) in other {
+            assert_eq!(conflict(&known, row), column);
+        }
+        let identified = ImportRow { iot_id: Some("i".into()), ..row() };
+        let (known, before) = (known, registered());
+        assert_eq!(known_device(&known, &identified), Ok(None));
+        assert_eq!(known_device(&before, &identified).unwrap().unwrap().columns.iot_id, Some("i"));
+    }
+
+    #[test]
+    fn a_conflict_shows_no_secret() {
+        let (known, other) = (registered(), ImportRow { device_secret: Some(secret("0ther")), ..row() });
+        let conflict = known_device(&known, &other).unwrap_err();
+        assert!(!conflict.reason.contains("s3cret") && !conflict.reason.contains("0ther"), "{conflict:?}");
+    }
+
+    #[test]
+    fn only_an_individual_device_needs_a_key() {
+        let individual = ImportRow { individual: true, ..row() };
+        assert_eq!(without_key(&row(), false), Ok(()));
+        assert_eq!(without_key(&individual, true), Ok(()));
+        assert_eq!(without_key(&individual, false).unwrap_err().column, "pskIdentity");
+    }
+
+    #[test]
+    fn an_identity_has_one_owner_who_is_named_if_it_can_be() {
+        assert_eq!(identity_of("SN-1", &row()), Ok(()));
+        let reason = |owner| identity_of(owner, &row()).unwrap_err().reason;
+        assert_eq!(reason("SN-2"), "this identity belongs to device SN-2");
+        assert_eq!(reason("\n"), "this identity belongs to another device");
+    }
+
+    #[test]
+    fn a_device_that_was_added_counts_as_added_whatever_else_changed() {
+        assert_eq!(Merged::of(true, false, true), Merged::Added);
+        assert_eq!(Merged::of(false, true, false), Merged::Changed);
+        assert_eq!(Merged::of(false, false, true), Merged::Changed);
+        assert_eq!(Merged::of(false, false, false), Merged::Unchanged);
+    }
+}
