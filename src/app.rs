@@ -23,9 +23,6 @@ use crate::{
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
-/// Pause between two searches for entries of the audit log that need not be kept.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
-
 /// A server with everything that it needs.
 pub struct App {
     server: Server,
@@ -90,7 +87,7 @@ impl App {
             drain: config.limits.drain,
             _plain: plain,
             keep,
-            _pruning: prune_audit(table.clone(), kept_now),
+            _pruning: pruning(table.clone(), kept_now),
             store: table,
         })
     }
@@ -162,25 +159,9 @@ impl App {
     }
 }
 
-/// Removes what need not be kept of the audit log, a bit at a time.
-fn prune_audit(store: Arc<Sqlite>, mut keep: watch::Receiver<Keep>) -> JoinSet<()> {
+fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        loop {
-            let kept = *keep.borrow_and_update();
-            match store.prune_audit(kept).await {
-                Ok(0) => {}
-                Ok(pruned) => {
-                    tracing::info!(pruned, "old entries of the audit log are removed");
-                    continue;
-                }
-                Err(error) => tracing::warn!(%error, "the audit log is not pruned"),
-            }
-            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
-                return;
-            }
-        }
-    });
+    tasks.spawn(async move { store.keep_pruned(keep).await });
     tasks
 }
 

@@ -34,3 +34,5 @@ pub mod server;
 pub mod simulated_device;
 pub mod store;
 pub mod table_file;
+#[cfg(all(test, feature = "simulation"))]
+mod testing;

@@ -311,7 +311,7 @@ fn a_server_prunes_what_need_not_be_kept() {
     configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
     reload(&server, &site, 1);
     wait_for(&site.path("log"), "listen changed as well, which takes a restart", 1);
-    wait_for(&site.path("log"), "old entries of the audit log are removed", 1);
+    wait_for(&site.path("log"), "removed old entries of the audit log", 1);
     assert_eq!(server.stop(), Some(0));
     let events = entries(&site, &[]);
     assert_eq!((events.len(), &events[0]["event"]), (1, &"pruned".into()));

@@ -18,11 +18,9 @@ use crate::{
     iot_platform::ErrorClass,
     limits::Rate,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
-    registrar::{
-        self, Registrar,
-        fake_cloud::{FakeCloud, Scripted},
-    },
+    registrar::{self, Registrar},
     store::{Actor, Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
+    testing::cloud::{Cloud, Scripted},
 };
 
 /// Longer than a disk with other work takes for a commit.
@@ -37,7 +35,7 @@ struct Bench {
     service: Arc<Service>,
     store: Arc<Sqlite>,
     registrar: Arc<Registrar>,
-    cloud: Arc<FakeCloud>,
+    cloud: Arc<Cloud>,
     enrollments: Enrollments,
     folder: TempDir,
 }
@@ -92,7 +90,7 @@ impl Bench {
         Self::on(folder, store, Arc::default(), enrollments)
     }
 
-    fn on(folder: TempDir, store: Arc<Sqlite>, cloud: Arc<FakeCloud>, enrollments: Enrollments) -> Self {
+    fn on(folder: TempDir, store: Arc<Sqlite>, cloud: Arc<Cloud>, enrollments: Enrollments) -> Self {
         let config = registrar::Config {
             qps: 1000.0,
             retry_pause: Duration::from_millis(1),
@@ -200,7 +198,8 @@ async fn in_the_table_with_a_certificate_it_is_returned_without_a_call() {
 async fn in_the_table_without_it_is_registered_once_and_stored() {
     let bench = Bench::new();
     let first = bench.ask_itself("SN-1").await;
-    assert_eq!(certificate(&first)["deviceSecret"], "secret-0");
+    let created = bench.cloud.secret("a1lamp", "SN-1").expect("a device of that name");
+    assert_eq!(certificate(&first)["deviceSecret"], created);
     let again = bench.ask_itself("SN-1").await;
     assert_eq!(*again.payload, *first.payload);
     assert_eq!(bench.cloud.registrations(), 1);

@@ -7,8 +7,6 @@
 
 mod batch;
 mod breaker;
-#[cfg(test)]
-pub(crate) mod fake_cloud;
 mod flight;
 mod pace;
 mod queue;

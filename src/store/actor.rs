@@ -32,7 +32,7 @@ impl Actor {
     }
 
     /// An entry about what they do now.
-    pub(super) fn entry(&self, event: AuditEvent) -> AuditEntry {
+    pub(crate) fn entry(&self, event: AuditEvent) -> AuditEntry {
         AuditEntry {
             who: Some(self.name.clone()),
             address: self.address.clone(),

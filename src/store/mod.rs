@@ -5,8 +5,8 @@
 
 mod actor;
 pub mod audit;
-#[cfg(test)]
-pub(crate) mod memory;
+#[cfg(all(test, feature = "simulation"))]
+mod contract;
 pub mod merge;
 pub mod sqlite;
 
@@ -18,7 +18,10 @@ use std::{
 };
 
 pub use self::actor::Actor;
-use self::audit::{Asked, Asker, AuditEntry};
+use self::{
+    audit::{Asked, Asker, AuditEntry},
+    merge::Merged,
+};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     figures::Histogram,
@@ -258,6 +261,17 @@ pub struct ImportReport {
     pub changed: u64,
     /// Rows that were there already, alike.
     pub unchanged: u64,
+}
+
+impl ImportReport {
+    /// Counts one more row.
+    pub(crate) fn count(&mut self, merged: Merged) {
+        match merged {
+            Merged::Added => self.added += 1,
+            Merged::Changed => self.changed += 1,
+            Merged::Unchanged => self.unchanged += 1,
+        }
+    }
 }
 
 /// How many devices of an enrollment are how far.

@@ -5,11 +5,11 @@ use std::{fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::devices::{Device, Devices};
+use super::devices::{Device, Devices, Removed};
 use crate::iot_platform::batches::Batches;
 
 /// What the cloud has of its account.
-pub(super) struct Account {
+pub(crate) struct Account {
     pub devices: Devices,
     pub batches: Batches,
 }
@@ -20,6 +20,8 @@ struct State {
     devices: Vec<Device>,
     #[serde(default)]
     batches: Batches,
+    #[serde(default)]
+    removed: Vec<Removed>,
 }
 
 impl Account {
@@ -40,6 +42,7 @@ impl Account {
         for device in state.devices {
             account.devices.insert(device);
         }
+        account.devices.set_removed(state.removed);
         account.batches = state.batches;
         Ok(account)
     }
@@ -47,7 +50,7 @@ impl Account {
     /// The text of a state file.
     pub fn to_json(&self) -> io::Result<Vec<u8>> {
         let devices = self.devices.iter().cloned().collect();
-        let state = State { devices, batches: self.batches.clone() };
+        let state = State { devices, batches: self.batches.clone(), removed: self.devices.removed() };
         Ok(serde_json::to_vec_pretty(&state)?)
     }
 
@@ -94,6 +97,8 @@ mod tests {
         let mut account = Account::load(&path, 1).unwrap();
         account.devices.create("a1", "SN01", "lamp", 1_500_000_000_123);
         account.devices.change("a1", "SN01", |device| device.disabled = true);
+        account.devices.create("a1", "SN02", "", 0);
+        account.devices.remove("a1", "SN02");
         write_atomically(&path, &account.to_json().unwrap()).unwrap();
         let again = Account::load(&path, 2).unwrap();
         let (device, before) =
@@ -101,6 +106,8 @@ mod tests {
         assert_eq!(device.device_secret, before.device_secret);
         assert_eq!((device.created, device.nickname.as_str()), (1_500_000_000_123, "lamp"));
         assert!(device.disabled);
+        assert_eq!(again.devices.removed(), account.devices.removed());
+        assert_eq!(again.devices.removed().len(), 1);
         assert_eq!(again.devices.get_by_iot_id(&before.iot_id).unwrap().device_name, "SN01");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

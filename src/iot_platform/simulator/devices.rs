@@ -15,7 +15,7 @@ use crate::iot_platform::batches::Names;
 /// A device as the cloud keeps it. Has no `Debug`: it holds a secret.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Device {
+pub(crate) struct Device {
     pub product_key: String,
     pub device_name: String,
     /// 32 lower-case hex digits.
@@ -82,10 +82,22 @@ impl Device {
     }
 }
 
+/// A name of which devices were removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Removed {
+    product_key: String,
+    device_name: String,
+    times: u32,
+}
+
 /// All devices, by product and name.
-pub(super) struct Devices {
+pub(crate) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
+    /// Number of times that a device of this name was removed: the next one has another
+    /// secret.
+    removed: BTreeMap<(String, String), u32>,
     seed: u64,
     changes: u64,
 }
@@ -94,7 +106,13 @@ impl Devices {
     /// No devices yet. Secrets and IDs of those to come follow from the seed and
     /// the device's name, so that runs are alike whatever the order of calls.
     pub fn new(seed: u64) -> Self {
-        Self { rows: BTreeMap::new(), names_by_iot_id: HashMap::new(), seed, changes: 0 }
+        Self {
+            rows: BTreeMap::new(),
+            names_by_iot_id: HashMap::new(),
+            removed: BTreeMap::new(),
+            seed,
+            changes: 0,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -173,6 +191,7 @@ impl Devices {
         let mut device = self.rows.remove(&(product_key.to_owned(), device_name.to_owned()))?;
         device.end_session();
         self.names_by_iot_id.remove(&device.iot_id);
+        *self.removed.entry((product_key.to_owned(), device_name.to_owned())).or_default() += 1;
         self.changes += 1;
         Some(device)
     }
@@ -184,11 +203,33 @@ impl Devices {
         self.rows.entry(key).insert_entry(device).into_mut()
     }
 
+    /// The names of which devices were removed.
+    pub fn removed(&self) -> Vec<Removed> {
+        let removed = self.removed.iter().map(|((product_key, device_name), times)| Removed {
+            product_key: product_key.clone(),
+            device_name: device_name.clone(),
+            times: *times,
+        });
+        removed.collect()
+    }
+
+    /// Notes names of which devices were removed before.
+    pub fn set_removed(&mut self, removed: Vec<Removed>) {
+        self.removed.extend(
+            removed
+                .into_iter()
+                .map(|Removed { product_key, device_name, times }| ((product_key, device_name), times)),
+        );
+    }
+
     fn derived(&self, purpose: &str, product_key: &str, device_name: &str) -> [u8; 32] {
         let mut hash = Sha256::new().chain_update(self.seed.to_be_bytes());
         for part in [purpose, product_key, device_name] {
             hash.update([0]);
             hash.update(part);
+        }
+        if let Some(removed) = self.removed.get(&(product_key.to_owned(), device_name.to_owned())) {
+            hash.update(removed.to_be_bytes());
         }
         hash.finalize().into()
     }
@@ -257,12 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_was_deleted_leaves_its_name_free() {
+    fn a_device_that_was_deleted_leaves_its_name_free_and_its_secret_behind() {
         let mut devices = Devices::new(1);
-        let iot_id = devices.create("a1", "SN01", "", 0).unwrap().iot_id.clone();
+        let Device { iot_id, device_secret, .. } = devices.create("a1", "SN01", "", 0).unwrap().clone();
         assert!(devices.remove("a1", "SN01").is_some() && devices.remove("a1", "SN01").is_none());
         assert!(devices.get_by_iot_id(&iot_id).is_none());
-        assert!(devices.create("a1", "SN01", "", 0).is_some());
+        let next = devices.create("a1", "SN01", "", 0).unwrap();
+        assert!(next.iot_id != iot_id && next.device_secret != device_secret);
     }
 
     #[test]

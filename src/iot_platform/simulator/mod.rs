@@ -39,10 +39,11 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub(crate) use self::{account::Account, devices::Device};
 use self::{
-    account::{Account, write_atomically},
+    account::write_atomically,
     connection::{Line, Listener},
-    devices::{Device, Devices},
+    devices::Devices,
     request::{HttpRequest, Refusal},
     world::{Reply, Verdict, World},
 };

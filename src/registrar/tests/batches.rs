@@ -2,7 +2,7 @@
 //! other. In virtual time.
 
 use super::*;
-use crate::{iot_platform::Action, store::memory::Memory};
+use crate::{iot_platform::Action, testing::store::Memory};
 
 /// A row of the table without a certificate.
 pub(super) fn row(device: &str, enrollment: &str, product_key: &str) -> DeviceRow {
@@ -16,14 +16,14 @@ pub(super) fn name(number: usize) -> String {
 struct Crowd {
     registrar: Arc<Registrar>,
     store: Memory,
-    cloud: Arc<FakeCloud>,
+    cloud: Arc<Cloud>,
     start: Instant,
 }
 
 impl Crowd {
     /// So many devices in the table, of product a1.
     fn new(devices: usize, config: Config) -> Self {
-        let (store, cloud) = (Memory::default(), Arc::new(FakeCloud::default()));
+        let (store, cloud) = (Memory::default(), Arc::new(Cloud::default()));
         for number in 0..devices {
             store.insert(row(&name(number), "lamp", "a1"));
         }
@@ -178,7 +178,7 @@ async fn a_lost_answer_is_ours_even_where_existing_names_are_refused() {
     // Of one that the cloud had a day before the journal did, no call of ours was lost.
     let day_ago = crate::store::unix_now() - 86_400;
     crowd.cloud.make("a1", &name(1));
-    crowd.cloud.change(&name(1), |state| state.created = Some(day_ago));
+    crowd.cloud.change("a1", &name(1), |device| device.created = day_ago * 1000);
     crowd.cloud.script([Scripted::Refuse(ErrorClass::TimedOut)]);
     crowd.store.set_journal_time(crate::store::unix_now());
     let (outcome, _) = crowd.ask(&name(1), "a1").await.unwrap();

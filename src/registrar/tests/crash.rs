@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{
     iot_platform::{ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, IotPlatform},
-    store::memory::{Fuse, Memory},
+    testing::store::{Fuse, Memory},
 };
 
 /// A process's line to the cloud: it is cut where the process dies, before the call is
 /// carried out or before its answer is read.
 struct Line {
-    cloud: Arc<FakeCloud>,
+    cloud: Arc<Cloud>,
     fuse: Arc<Fuse>,
 }
 
@@ -88,7 +88,7 @@ impl IotPlatform for Line {
 /// What outlives the processes.
 struct World {
     store: Memory,
-    cloud: Arc<FakeCloud>,
+    cloud: Arc<Cloud>,
     devices: usize,
 }
 

@@ -2,7 +2,6 @@
 //! and delays, a cloud that fails, and a server that is killed in the middle.
 //! Everything comes from one seed, so that a run can be repeated.
 
-mod cloud;
 mod device;
 
 use std::{
@@ -15,7 +14,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
-use self::{cloud::Cloud, device::Device};
+use self::device::Device;
 use super::{
     Rooms,
     stack::{Done, Io, Stack},
@@ -27,7 +26,8 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     registrar::{self, Registrar},
-    store::{DeviceRow, memory::Memory},
+    store::DeviceRow,
+    testing::{cloud::Cloud, store::Memory},
 };
 
 const DEVICES: usize = 1000;
@@ -196,7 +196,7 @@ struct Outcome {
 async fn run(seed: u64) -> Outcome {
     let mut random = StdRng::seed_from_u64(seed);
     let begin = now();
-    let (store, cloud) = (Memory::default(), Arc::new(Cloud::new(random.random())));
+    let (store, cloud) = (Memory::default(), Arc::new(Cloud::with_dice(random.random())));
     for number in 0..DEVICES {
         let id = DeviceId::parse_sn(&device_id(number)).unwrap();
         let enrollment = if number.is_multiple_of(2) { "derived" } else { "shared" };
@@ -271,7 +271,7 @@ fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
     let mut secrets = HashSet::new();
     for (number, device) in devices.iter().enumerate() {
         let name = device_id(number);
-        let secret = cloud.secret(&name).expect("registered");
+        let secret = cloud.secret("a1", &name).expect("registered");
         let payload = device.certificate().expect("it has one");
         let expected =
             [b"\xa3\x6aproductKey\x62a1\x6adeviceName\x67", name.as_bytes(), b"\x6cdeviceSecret"].concat();

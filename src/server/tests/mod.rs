@@ -26,8 +26,9 @@ use crate::{
     limits::Rate,
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
-    registrar::{Registrar, fake_cloud::FakeCloud},
+    registrar::Registrar,
     store::{Actor, Bulk, ImportRow, sqlite::Sqlite},
+    testing::cloud::Cloud,
 };
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
@@ -44,7 +45,7 @@ pub(super) fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: Requ
     let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
     let enrollment =
         Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
-    let cloud = Arc::new(FakeCloud::default());
+    let cloud = Arc::new(Cloud::default());
     let registrar =
         Registrar::new(crate::registrar::Config::default(), store.clone(), cloud, runtime.clone());
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));

@@ -117,11 +117,7 @@ fn import<E>(
             Err(error) => Rejection::Unreadable(error),
             Ok(row) => match table.merge(&row) {
                 Ok(merged) => {
-                    match merged {
-                        Merged::Added => report.added += 1,
-                        Merged::Changed => report.changed += 1,
-                        Merged::Unchanged => report.unchanged += 1,
-                    }
+                    report.count(merged);
                     if !enrollments.contains(&row.enrollment) {
                         enrollments.insert(row.enrollment);
                     }

@@ -19,6 +19,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
+use tokio::sync::watch;
 
 pub use self::keys::{SealReport, Sealed};
 use self::{
@@ -42,6 +43,9 @@ const WRITER_WAIT: Duration = Duration::from_secs(5);
 
 /// How long an import waits: an operator has more patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
+
+/// Time between two looks at what need not be kept of the audit log.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// The device table in an SQLite file. Dropping it writes what is queued.
 pub struct Sqlite {
@@ -128,6 +132,26 @@ impl Sqlite {
     /// Removes what need not be kept of the audit log, some of it; how many entries.
     pub fn prune_audit(&self, keep: Keep) -> StoreFuture<'_, u64> {
         self.writer.submit(move |connection| Ok(audit::prune(connection, keep, unix_now())?))
+    }
+
+    /// Prunes the audit log from time to time, and whenever there is a new limit, until the
+    /// limit's sender is gone.
+    pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>) {
+        loop {
+            let kept = *keep.borrow_and_update();
+            match self.prune_audit(kept).await {
+                Ok(0) => {}
+                // There may be more: a call removes a part.
+                Ok(pruned) => {
+                    tracing::info!(pruned, "removed old entries of the audit log");
+                    continue;
+                }
+                Err(error) => tracing::warn!(%error, "cannot prune the audit log; trying again"),
+            }
+            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
+                return;
+            }
+        }
     }
 
     /// Calls `each` with the entries of the audit log that are meant, in their order.

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     device::Secret,
-    store::{Bulk, Conflict, ImportError, ImportReport, ImportRow, Rejection, Totals},
+    store::{Bulk, Conflict, ImportError, ImportReport, ImportRow, Rejection},
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -109,30 +109,6 @@ fn sentence<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
 }
 
 #[test]
-fn a_registration_stores_everything_and_closes_the_journal() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let device = id("SN-1");
-    import(&store, [row("SN-1")]);
-    let entry =
-        JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "name-1".into() };
-    wait(store.open_journal(&entry)).unwrap();
-    wait(store.open_journal(&entry)).unwrap();
-    assert_eq!(journal(&store), std::slice::from_ref(&entry));
-    wait(store.store_refusal(&device, "name is taken")).unwrap();
-    assert_eq!(journal(&store), []);
-    assert_eq!(at_once(store.device(&device)).unwrap().unwrap().refusal.as_deref(), Some("name is taken"));
-
-    wait(store.open_journal(&entry)).unwrap();
-    wait(store.store_registration(&device, &registration("s3cret"))).unwrap();
-    let stored = at_once(store.device(&device)).unwrap().unwrap();
-    assert_eq!(stored.certificate, Some(registration("s3cret").certificate));
-    assert_eq!((stored.iot_id.as_deref(), stored.registered), (Some("iot-1"), Some(1000)));
-    assert_eq!(stored.refusal, None);
-    assert_eq!(journal(&store), []);
-}
-
-#[test]
 fn another_certificate_never_replaces_the_one_that_is_there() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
@@ -164,28 +140,6 @@ fn another_certificate_never_replaces_the_one_that_is_there() {
 }
 
 #[test]
-fn the_first_issue_stays_until_a_reset() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let device = id("SN-1");
-    import(&store, [row("SN-1")]);
-    assert_eq!(
-        wait(store.record_issue(&device, 5, Default::default())).unwrap(),
-        Issue { first: 5, is_first: true }
-    );
-    assert_eq!(
-        wait(store.record_issue(&device, 9, Default::default())).unwrap(),
-        Issue { first: 5, is_first: false }
-    );
-    assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, Some(5));
-    assert!(wait(store.reset(&device, &Actor::system_user())).unwrap());
-    assert_eq!(
-        wait(store.record_issue(&device, 9, Default::default())).unwrap(),
-        Issue { first: 9, is_first: true }
-    );
-}
-
-#[test]
 fn a_device_that_is_not_in_the_table_is_said_to_be_so() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
@@ -205,22 +159,6 @@ fn a_device_that_is_not_in_the_table_is_said_to_be_so() {
     ] {
         assert!(error.contains("device SN-1 is not in the table"), "{error}");
     }
-}
-
-#[test]
-fn a_deleted_device_leaves_neither_key_nor_journal_entry() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let device = id("SN-1");
-    import(&store, [with_key("SN-1", "id-1", "00ff")]);
-    let key = at_once(store.individual_key("id-1")).unwrap().unwrap();
-    assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (device.clone(), "lamps", "00ff"));
-    let entry = JournalEntry { device: device.clone(), product_key: "p".into(), device_name: "n".into() };
-    wait(store.open_journal(&entry)).unwrap();
-
-    assert!(wait(store.delete(&device, &Actor::system_user())).unwrap());
-    assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
-    assert_eq!(journal(&store), []);
 }
 
 #[test]
@@ -493,126 +431,12 @@ fn importing_the_same_again_writes_nothing() {
 }
 
 #[test]
-fn what_an_import_leaves_empty_stays() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let full = ImportRow {
-        product_key: Some("a1own".into()),
-        iot_id: Some("iot-1".into()),
-        key: Some(("id-1".into(), Secret::new("00ff".into()))),
-        ..with_certificate("SN-1", "s3cret")
-    };
-    import(&store, [full]);
-    let before = at_once(store.device(&id("SN-1"))).unwrap();
-    assert_eq!(import(&store, [row("SN-1")]), ImportReport { unchanged: 1, ..Default::default() });
-    assert_eq!(at_once(store.device(&id("SN-1"))).unwrap(), before);
-    assert!(at_once(store.individual_key("id-1")).unwrap().is_some());
-}
-
-#[test]
-fn a_device_without_certificate_takes_what_the_file_says() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "00ff")]);
-    wait(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
-    let renamed = ImportRow { device_name: Some("another".into()), ..with_key("SN-1", "id-9", "11ee") };
-    let moved = ImportRow { enrollment: "plugs".into(), enrollment_product: "a1plug".into(), ..row("SN-2") };
-    assert_eq!(import(&store, [renamed, moved]), ImportReport { changed: 2, ..Default::default() });
-
-    let stored = at_once(store.device(&id("SN-1"))).unwrap().unwrap();
-    assert_eq!((stored.device_name.as_deref(), stored.certificate), (Some("another"), None));
-    assert_eq!(stored.refusal, None, "what was refused has changed");
-    assert!(at_once(store.individual_key("id-1")).unwrap().is_none());
-    assert_eq!(at_once(store.individual_key("id-9")).unwrap().unwrap().psk.expose(), "11ee");
-
-    let stored = at_once(store.device(&id("SN-2"))).unwrap().unwrap();
-    assert_eq!((stored.enrollment.as_str(), stored.product_key.as_str()), ("plugs", "a1plug"));
-    assert!(at_once(store.individual_key("id-2")).unwrap().is_none(), "its old key opens nothing");
-}
-
-#[test]
-fn what_contradicts_a_certificate_is_a_conflict_that_names_the_column() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [ImportRow { iot_id: Some("iot-1".into()), ..with_certificate("SN-1", "s3cret") }]);
-    let before = at_once(store.device(&id("SN-1"))).unwrap();
-    let conflicts = conflicts(
-        &store,
-        [
-            row("SN-0"),
-            with_certificate("SN-1", "0ther"),
-            ImportRow { device_name: Some("name-2".into()), ..row("SN-1") },
-            ImportRow { enrollment: "plugs".into(), ..row("SN-1") },
-            ImportRow { product_key: Some("a1plug".into()), ..row("SN-1") },
-            ImportRow { iot_id: Some("iot-2".into()), ..row("SN-1") },
-        ],
-    );
-    let named: Vec<_> = conflicts.iter().map(|(index, conflict)| (*index, conflict.column)).collect();
-    let expected =
-        [(1, "deviceSecret"), (2, "deviceName"), (3, "enrollment"), (4, "productKey"), (5, "iotId")];
-    assert_eq!(named, expected);
-    let told = format!("{conflicts:?}");
-    assert!(!told.contains("s3cret") && !told.contains("0ther"), "{told}");
-    assert_eq!(at_once(store.device(&id("SN-1"))).unwrap(), before);
-    assert_eq!(at_once(store.device(&id("SN-0"))).unwrap(), None, "nothing at all was imported");
-}
-
-#[test]
-fn an_identity_has_one_device_and_an_individual_device_has_a_key() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [with_key("SN-1", "id-1", "00ff")]);
-    let keyless = ImportRow { individual: true, ..row("SN-3") };
-    let conflicts = conflicts(&store, [with_key("SN-2", "id-1", "11ee"), keyless]);
-    assert_eq!(conflicts[0].1.reason, "this identity belongs to device SN-1");
-    assert!(conflicts[1].1.reason.contains("needs pskIdentity and psk"), "{conflicts:?}");
-    assert!(conflicts.iter().all(|(_, conflict)| conflict.column == "pskIdentity"));
-    // With a key from before, a row need not repeat it.
-    let again = ImportRow { individual: true, ..row("SN-1") };
-    assert_eq!(import(&store, [again]).unchanged, 1);
-}
-
-#[test]
-fn a_dry_run_reports_all_the_same_and_changes_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [row("SN-1"), row("SN-2")]);
-    let rows = [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
-    let report = store
-        .import(
-            &Actor::system_user(),
-            "batch.csv",
-            rows.into_iter().map(Ok::<_, Infallible>),
-            true,
-            |_, _| (),
-        )
-        .unwrap();
-    assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
-    assert_eq!(at_once(store.device(&id("SN-2"))).unwrap().unwrap().certificate, None);
-    assert_eq!(store.count().unwrap(), 2);
-}
-
-#[test]
 fn the_log_of_a_long_import_does_not_stay_on_the_disk() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
     import(&store, (0..20_000).map(|number| row(&format!("SN-{number}"))));
     let log = std::fs::metadata(directory.path().join("certdist.db-wal")).unwrap();
     assert_eq!(log.len(), 0);
-}
-
-#[test]
-fn an_export_ends_when_it_is_told_to() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [row("b-2"), row("a-1"), row("c-3")]);
-    let mut seen = Vec::new();
-    let outcome: Result<(), StoreError> = store.export(|row, _| {
-        seen.push(row.id.to_string());
-        if seen.len() == 2 { Err(StoreError::Failed("enough".into())) } else { Ok(()) }
-    });
-    assert_eq!(sentence(outcome), "the database failed: enough");
-    assert_eq!(seen, ["a-1", "b-2"]);
 }
 
 #[test]
@@ -644,30 +468,4 @@ fn a_probe_writes_to_the_disk_changes_nothing_and_meets_a_lock() {
     let figures = store.figures().unwrap();
     let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
     assert_eq!((count(&figures.written), count(&figures.failed), count(&figures.waiting)), (1, 1, 0));
-}
-
-#[test]
-fn totals_count_what_is_true_of_each_device_by_enrollment() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    let other = ImportRow::new(id("SN-9"), "plugs", "a1plug");
-    import(&store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), other]);
-    wait(store.record_issue(&id("SN-3"), 5, Default::default())).unwrap();
-    wait(store.store_refusal(&id("SN-2"), "no")).unwrap();
-    wait(store.set_state(&id("SN-2"), DeviceState::Disabled, &Actor::system_user())).unwrap();
-    let sighting = Sighting { activated: Some(7), ..Sighting::default() };
-    wait(store.store_sighting(&id("SN-3"), sighting)).unwrap();
-    let expected = [
-        Totals {
-            enrollment: "lamps".into(),
-            devices: 3,
-            registered: 1,
-            issued: 1,
-            activated: 1,
-            refused: 1,
-            disabled: 1,
-        },
-        Totals { enrollment: "plugs".into(), devices: 1, ..Totals::default() },
-    ];
-    assert_eq!(store.totals().unwrap(), expected);
 }

@@ -1,0 +1,493 @@
+//! The contract of a store: a test for each sentence of [`Store`] and [`Bulk`], run on
+//! every store there is. A new one joins by a line at the end of this file.
+
+use std::convert::Infallible;
+
+use super::{
+    audit::{Asked, Asker, AuditEvent},
+    *,
+};
+use crate::testing::store::Memory;
+
+/// A store without rows, and what must live as long as it does.
+struct Fresh<S> {
+    store: S,
+    _folder: Option<tempfile::TempDir>,
+}
+
+fn sqlite() -> Fresh<sqlite::Sqlite> {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sqlite::Sqlite::open(&folder.path().join("certdist.db")).unwrap();
+    Fresh { store, _folder: Some(folder) }
+}
+
+fn memory() -> Fresh<Memory> {
+    Fresh { store: Memory::default(), _folder: None }
+}
+
+/// Answer of a store that is not held up by anything.
+fn now<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::parse(text).unwrap()
+}
+
+fn by() -> Actor {
+    Actor { name: "user anna".into(), address: Some("192.0.2.7".into()) }
+}
+
+fn asker() -> Asker {
+    Asker { enrollment: "lamps".into(), identity: "SN-1".into(), address: "192.0.2.1".into() }
+}
+
+fn row(device: &str) -> ImportRow {
+    ImportRow::new(id(device), "lamps", "a1lamp")
+}
+
+fn with_certificate(device: &str, secret: &str) -> ImportRow {
+    ImportRow {
+        device_name: Some(device.into()),
+        device_secret: Some(Secret::new(secret.into())),
+        ..row(device)
+    }
+}
+
+fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
+    ImportRow { individual: true, key: Some((identity.into(), Secret::new(psk.into()))), ..row(device) }
+}
+
+fn entry(device: &str, name: &str) -> JournalEntry {
+    JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: name.into() }
+}
+
+fn registration(name: &str, secret: &str) -> Registration {
+    Registration {
+        certificate: Certificate {
+            product_key: "a1lamp".into(),
+            device_name: name.into(),
+            device_secret: Secret::new(secret.into()),
+        },
+        iot_id: Some("iot-1".into()),
+        registered: 1000,
+    }
+}
+
+fn import(store: &impl Bulk, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
+    let rows = rows.into_iter().map(Ok::<_, Infallible>);
+    store.import(&by(), "file.csv", rows, false, |index, rejection| panic!("{index}: {rejection:?}")).unwrap()
+}
+
+fn device(store: &impl Store, device: &str) -> Option<DeviceRow> {
+    now(store.device(&id(device))).unwrap()
+}
+
+fn events(store: &impl Store, device: &str) -> Vec<(AuditEvent, Option<String>)> {
+    let history = now(store.history(&id(device), 100)).unwrap();
+    history.into_iter().map(|entry| (entry.event, entry.who)).collect()
+}
+
+fn is_failed<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
+    assert!(matches!(answer, Err(StoreError::Failed(_))), "{answer:?}");
+}
+
+/// `device`, `enrollment_of`, `individual_key`.
+fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), with_key("SN-2", "id-2", "00ff")]);
+    let expected = DeviceRow::imported(id("SN-1"), "lamps", "a1lamp");
+    assert_eq!(device(store, "SN-1"), Some(expected));
+    assert_eq!(now(store.enrollment_of(&id("SN-1"))).unwrap().as_deref(), Some("lamps"));
+    let key = now(store.individual_key("id-2")).unwrap().unwrap();
+    assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "lamps", "00ff"));
+
+    assert_eq!(device(store, "SN-3"), None);
+    assert_eq!(now(store.enrollment_of(&id("SN-3"))).unwrap(), None);
+    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+}
+
+/// `record_issue`: once, until a reset; the audit log says so in the same step.
+fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret")]);
+    let issue = |at| now(store.record_issue(&id("SN-1"), at, asker())).unwrap();
+    assert_eq!(issue(5), Issue { first: 5, is_first: true });
+    assert_eq!(issue(9), Issue { first: 5, is_first: false });
+    assert_eq!(device(store, "SN-1").unwrap().first_issued, Some(5));
+    let [issued] = &now(store.history(&id("SN-1"), 100)).unwrap()[..] else { panic!("one entry") };
+    assert_eq!((issued.event, issued.at), (AuditEvent::Issued, 5));
+    assert_eq!(issued.detail.as_deref(), Some("a1lamp/SN-1"));
+    assert_eq!(issued.address.as_deref(), Some("192.0.2.1"));
+
+    assert!(now(store.reset(&id("SN-1"), &by())).unwrap());
+    assert_eq!(issue(9), Issue { first: 9, is_first: true });
+    is_failed(now(store.record_issue(&id("SN-2"), 5, asker())));
+}
+
+/// `audit`, `history`: newest first, of that device alone, up to a limit.
+fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), row("SN-2")]);
+    let refused = Asked::new(AuditEvent::Refused, 7, &id("SN-1"), ("lamps", "x", "y"), format_args!("no"));
+    store.audit(refused);
+    // It is written soon, and no one waits for it.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while events(store, "SN-1").is_empty() {
+        assert!(std::time::Instant::now() < deadline, "not written");
+        std::thread::yield_now();
+    }
+    now(store.set_state(&id("SN-2"), DeviceState::Disabled, &by())).unwrap();
+    now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
+    let history = now(store.history(&id("SN-1"), 100)).unwrap();
+    let seen: Vec<_> = history.iter().map(|entry| entry.event).collect();
+    assert_eq!(seen, [AuditEvent::Disabled, AuditEvent::Refused]);
+    assert!(history[0].seq > history[1].seq);
+    assert_eq!(now(store.history(&id("SN-1"), 1)).unwrap(), history[..1]);
+}
+
+/// `open_journal`: an entry of the same device is replaced, and keeps its time if it asked
+/// for the same name.
+fn a_journal_entry_keeps_its_time_with_its_name(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let first = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    assert!(!first.earlier);
+    let again = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    assert_eq!(again, Claim { since: first.since, earlier: true });
+    assert!(!now(store.open_journal(&entry("SN-1", "two"))).unwrap().earlier);
+    let open = now(store.open_journal_entries()).unwrap();
+    let [OpenEntry { entry: kept, batch: None, .. }] = &open[..] else { panic!("{open:?}") };
+    assert_eq!(*kept, entry("SN-1", "two"));
+    is_failed(now(store.open_journal(&entry("SN-9", "nine"))));
+    assert_eq!(now(store.open_journal_entries()).unwrap(), open);
+}
+
+/// `open_batch`: a claim for each entry, `None` for a device that is not in the table.
+fn a_batch_opens_the_entries_of_known_devices(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), row("SN-2")]);
+    let alone = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    let entries = [entry("SN-1", "one"), entry("SN-9", "nine"), entry("SN-2", "two")];
+    let (batch, claims) = now(store.open_batch("a1lamp", &entries)).unwrap();
+    let [Some(first), None, Some(second)] = &claims[..] else { panic!("{claims:?}") };
+    assert_eq!(*first, Claim { since: alone.since, earlier: true });
+    assert!(!second.earlier);
+    let open = now(store.open_journal_entries()).unwrap();
+    assert_eq!(open.len(), 2);
+    assert!(open.iter().all(|open| open.batch == Some(batch)), "{open:?}");
+    let expected = OpenBatch { id: batch, product_key: "a1lamp".into(), apply_id: None };
+    assert_eq!(now(store.open_batches()).unwrap(), [expected]);
+}
+
+/// `set_apply_id`, `close_batch`, `open_batches`.
+fn a_batch_is_known_until_it_is_closed_and_its_entries_stay(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let (first, _) = now(store.open_batch("a1lamp", &[entry("SN-1", "one")])).unwrap();
+    let (second, _) = now(store.open_batch("a1plug", &[])).unwrap();
+    assert_ne!(first, second);
+    let open = now(store.open_batches()).unwrap();
+    now(store.set_apply_id(&open[0], u64::MAX)).unwrap();
+    let known = OpenBatch { apply_id: Some(u64::MAX), ..open[0].clone() };
+    assert_eq!(now(store.open_batches()).unwrap(), [known.clone(), open[1].clone()]);
+
+    now(store.close_batch(first)).unwrap();
+    assert_eq!(now(store.open_batches()).unwrap(), open[1..]);
+    let entries = now(store.open_journal_entries()).unwrap();
+    assert_eq!(entries.iter().map(|open| open.batch).collect::<Vec<_>>(), [None]);
+    // Another process has closed it: it is there again.
+    now(store.set_apply_id(&known, 7)).unwrap();
+    let again = OpenBatch { apply_id: Some(7), ..known };
+    assert_eq!(now(store.open_batches()).unwrap(), [again, open[1].clone()]);
+}
+
+/// `store_registration`: the certificate, no refusal, no journal entry.
+fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
+    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
+    let stored = device(store, "SN-1").unwrap();
+    let expected = DeviceRow {
+        device_name: Some("one".into()),
+        certificate: Some(registration("one", "s3cret").certificate),
+        iot_id: Some("iot-1".into()),
+        registered: Some(1000),
+        ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp")
+    };
+    assert_eq!(stored, expected);
+    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
+    let history = now(store.history(&id("SN-1"), 100)).unwrap();
+    assert_eq!(history.iter().map(|entry| entry.event).collect::<Vec<_>>(), [AuditEvent::Registered]);
+    assert_eq!(history[0].detail.as_deref(), Some("a1lamp/one"));
+    is_failed(now(store.store_registration(&id("SN-9"), &registration("nine", "s"))));
+}
+
+/// `store_registration`: never another certificate; the same one again is fine.
+fn another_certificate_never_replaces_the_stored_one(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
+    let before = device(store, "SN-1");
+    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    let journal = now(store.open_journal_entries()).unwrap();
+    let other_product = {
+        let mut other = registration("one", "s3cret");
+        other.certificate.product_key = "a1plug".into();
+        other
+    };
+    for other in [registration("one", "0ther"), registration("two", "s3cret"), other_product] {
+        is_failed(now(store.store_registration(&id("SN-1"), &other)));
+        assert_eq!(device(store, "SN-1"), before);
+        assert_eq!(now(store.open_journal_entries()).unwrap(), journal);
+    }
+    let later = Registration { registered: 2000, iot_id: None, ..registration("one", "s3cret") };
+    now(store.store_registration(&id("SN-1"), &later)).unwrap();
+    assert_eq!(device(store, "SN-1"), before);
+    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
+    assert_eq!(events(store, "SN-1").len(), 1, "registered once");
+}
+
+/// `store_refusal`.
+fn a_refusal_is_marked_and_closes_the_journal_entry(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
+    assert_eq!(device(store, "SN-1").unwrap().refusal.as_deref(), Some("name is taken"));
+    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
+    is_failed(now(store.store_refusal(&id("SN-9"), "no")));
+}
+
+/// `store_sighting`: of a device that has a certificate; a first sign-in stays.
+fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
+    let seen = |device: &str, sighting| now(store.store_sighting(&id(device), sighting)).unwrap();
+    let first = Sighting { registered: Some(3), activated: Some(5), state: Some(CloudState::Disabled) };
+    seen("SN-1", first);
+    seen("SN-1", Sighting { activated: Some(9), ..Sighting::default() });
+    let row = device(store, "SN-1").unwrap();
+    assert_eq!((row.registered, row.activated, row.cloud_state), (Some(3), Some(5), None));
+    seen("SN-2", first);
+    seen("SN-9", first);
+    let row = device(store, "SN-2").unwrap();
+    assert_eq!((row.registered, row.activated, row.cloud_state), (None, None, None));
+}
+
+/// `rows_after`: in order of device ID, from the first one after another.
+fn rows_are_read_in_pages(store: &(impl Store + Bulk)) {
+    import(store, ["SN-3", "SN-1", "SN-2"].map(row));
+    let page = |after: Option<&str>, limit| {
+        let after = after.map(id);
+        let rows = now(store.rows_after(after.as_ref(), limit)).unwrap();
+        rows.into_iter().map(|row| row.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(page(None, 2), ["SN-1", "SN-2"]);
+    assert_eq!(page(Some("SN-2"), 2), ["SN-3"]);
+    assert_eq!(page(Some("SN-3"), 2), [""; 0]);
+    // The one before need not be there any more.
+    assert_eq!(page(Some("SN-1-gone"), 9), ["SN-2", "SN-3"]);
+}
+
+/// `set_state`, `reset`, `delete`: whether there is such a device, and who has changed it.
+fn an_operators_change_is_logged_with_the_operator(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let device_id = id("SN-1");
+    assert!(now(store.set_state(&device_id, DeviceState::Disabled, &by())).unwrap());
+    assert_eq!(device(store, "SN-1").unwrap().state, DeviceState::Disabled);
+    assert!(now(store.set_state(&device_id, DeviceState::Enabled, &by())).unwrap());
+    assert_eq!(device(store, "SN-1").unwrap().state, DeviceState::Enabled);
+    assert!(now(store.reset(&device_id, &by())).unwrap());
+    assert!(now(store.delete(&device_id, &by())).unwrap());
+    let expected = [AuditEvent::Deleted, AuditEvent::Reset, AuditEvent::Enabled, AuditEvent::Disabled];
+    assert_eq!(events(store, "SN-1"), expected.map(|event| (event, Some("user anna".to_owned()))));
+
+    assert!(!now(store.set_state(&device_id, DeviceState::Disabled, &by())).unwrap());
+    assert!(!now(store.reset(&device_id, &by())).unwrap());
+    assert!(!now(store.delete(&device_id, &by())).unwrap());
+    assert_eq!(events(store, "SN-1").len(), 4, "nothing was changed");
+}
+
+/// `reset`: the refusal and the first issue; the certificate if the cloud has deleted it.
+fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
+    now(store.record_issue(&id("SN-1"), 5, asker())).unwrap();
+    now(store.store_refusal(&id("SN-1"), "odd")).unwrap();
+    now(store.reset(&id("SN-1"), &by())).unwrap();
+    let row = device(store, "SN-1").unwrap();
+    assert_eq!((row.first_issued, &row.refusal), (None, &None));
+    assert_eq!(row.certificate, Some(registration("one", "s3cret").certificate));
+
+    let deleted = Sighting { state: Some(CloudState::Deleted), activated: Some(7), registered: None };
+    now(store.store_sighting(&id("SN-1"), deleted)).unwrap();
+    now(store.reset(&id("SN-1"), &by())).unwrap();
+    // The name stays: under it, it is registered again.
+    let expected =
+        DeviceRow { device_name: Some("one".into()), ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp") };
+    assert_eq!(device(store, "SN-1"), Some(expected));
+}
+
+/// `delete`: the row, the key and the journal entry.
+fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-1", "id-1", "00ff")]);
+    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    assert!(now(store.delete(&id("SN-1"), &by())).unwrap());
+    assert_eq!(device(store, "SN-1"), None);
+    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
+}
+
+/// `hold`, `release`, `probe`.
+fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    store.hold();
+    let before = now(store.rows_after(None, 9)).unwrap();
+    store.release();
+    now(store.probe()).unwrap();
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+}
+
+/// A write goes on when its future is dropped.
+fn a_write_goes_on_without_its_future(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    drop(store.record_issue(&id("SN-1"), 5, asker()));
+    // This one is behind it.
+    let second = now(store.record_issue(&id("SN-1"), 9, asker())).unwrap();
+    assert_eq!(second, Issue { first: 5, is_first: false });
+}
+
+/// `import`: added, changed and unchanged rows; a change clears a refusal.
+fn an_import_merges_row_by_row(store: &(impl Store + Bulk)) {
+    let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), with_key("SN-3", "id-3", "00ff")];
+    assert_eq!(import(store, rows()), ImportReport { added: 3, ..Default::default() });
+    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
+    assert_eq!(import(store, rows()), ImportReport { unchanged: 3, ..Default::default() });
+    assert!(device(store, "SN-1").unwrap().refusal.is_some());
+
+    let renamed = ImportRow { device_name: Some("other".into()), ..row("SN-1") };
+    let report = import(store, [renamed, with_key("SN-3", "id-9", "11ee")]);
+    assert_eq!(report, ImportReport { changed: 2, ..Default::default() });
+    let row = device(store, "SN-1").unwrap();
+    assert_eq!((row.device_name.as_deref(), row.refusal), (Some("other"), None));
+    assert!(now(store.individual_key("id-3")).unwrap().is_none());
+    assert_eq!(now(store.individual_key("id-9")).unwrap().unwrap().psk.expose(), "11ee");
+}
+
+/// `import`: a device that moves leaves its key behind.
+fn a_device_that_moves_leaves_its_key(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-1", "id-1", "00ff")]);
+    import(store, [ImportRow::new(id("SN-1"), "plugs", "a1plug")]);
+    let row = device(store, "SN-1").unwrap();
+    assert_eq!((row.enrollment.as_str(), row.product_key.as_str()), ("plugs", "a1plug"));
+    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+}
+
+/// `import`: all rows or none; each rejected one is named with its index.
+fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret"), with_key("SN-2", "id-2", "00ff")]);
+    let before = now(store.rows_after(None, 9)).unwrap();
+    let rows = [
+        Ok(row("SN-0")),
+        Ok(with_certificate("SN-1", "0ther")),
+        Err("not a row"),
+        Ok(with_key("SN-3", "id-2", "00ff")),
+        Ok(ImportRow { individual: true, ..row("SN-4") }),
+    ];
+    let mut rejected = Vec::new();
+    let outcome =
+        store.import(&by(), "file.csv", rows.into_iter(), false, |index, rejection| match rejection {
+            Rejection::Conflict(conflict) => rejected.push((index, conflict.column)),
+            Rejection::Unreadable(error) => rejected.push((index, error)),
+        });
+    assert!(matches!(outcome, Err(ImportError::Rejected(4))), "{outcome:?}");
+    let expected = [(1, "deviceSecret"), (2, "not a row"), (3, "pskIdentity"), (4, "pskIdentity")];
+    assert_eq!(rejected, expected);
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+}
+
+/// `import`: a dry run reports the same, and changes nothing.
+fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), row("SN-2")]);
+    let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
+    let tried = rows().into_iter().map(Ok::<_, Infallible>);
+    let report = store.import(&by(), "file.csv", tried, true, |_, _| ()).unwrap();
+    assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
+    assert_eq!(device(store, "SN-2").unwrap().certificate, None);
+    assert_eq!(store.count().unwrap(), 2);
+    assert_eq!(import(store, rows()), report);
+}
+
+/// `export`: every row in order of device ID, with its key; an error ends it.
+fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
+    let mut seen = Vec::new();
+    let outcome: Result<(), StoreError> = store.export(|row, key| {
+        seen.push((row.id.to_string(), key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
+        Ok(())
+    });
+    outcome.unwrap();
+    let key = Some(("id-2".to_owned(), "00ff".to_owned()));
+    assert_eq!(seen, [("SN-1".to_owned(), None), ("SN-2".to_owned(), key)]);
+    let mut calls = 0;
+    let outcome: Result<(), StoreError> = store.export(|_, _| {
+        calls += 1;
+        Err(StoreError::Failed("enough".into()))
+    });
+    is_failed(outcome);
+    assert_eq!(calls, 1);
+}
+
+/// `count`, `totals`, `count_unregistered`.
+fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
+    let other = ImportRow::new(id("SN-9"), "plugs", "a1plug");
+    import(store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), row("SN-4"), other]);
+    now(store.record_issue(&id("SN-3"), 5, asker())).unwrap();
+    now(store.store_sighting(&id("SN-3"), Sighting { activated: Some(7), ..Sighting::default() })).unwrap();
+    now(store.store_refusal(&id("SN-2"), "no")).unwrap();
+    now(store.set_state(&id("SN-4"), DeviceState::Disabled, &by())).unwrap();
+    let lamps = Totals {
+        enrollment: "lamps".into(),
+        devices: 4,
+        registered: 1,
+        issued: 1,
+        activated: 1,
+        refused: 1,
+        disabled: 1,
+    };
+    let plugs = Totals { enrollment: "plugs".into(), devices: 1, ..Totals::default() };
+    assert_eq!(store.totals().unwrap(), [lamps, plugs]);
+    assert_eq!(store.count().unwrap(), 5);
+    let unregistered = |enrollment| store.count_unregistered(enrollment).unwrap();
+    assert_eq!([None, Some("lamps"), Some("plugs"), Some("none")].map(unregistered), [2, 1, 1, 0]);
+}
+
+/// Runs each sentence on a fresh store of each kind.
+macro_rules! contract {
+    ($($sentence:ident)*) => {
+        mod on_sqlite {
+            $(#[test] fn $sentence() { super::$sentence(&super::sqlite().store); })*
+        }
+        mod in_memory {
+            $(#[test] fn $sentence() { super::$sentence(&super::memory().store); })*
+        }
+    };
+}
+
+contract! {
+    a_device_is_found_by_its_id_and_its_key
+    the_first_issue_is_recorded_once_until_a_reset
+    the_history_of_a_device_is_its_own_and_begins_with_the_newest
+    a_journal_entry_keeps_its_time_with_its_name
+    a_batch_opens_the_entries_of_known_devices
+    a_batch_is_known_until_it_is_closed_and_its_entries_stay
+    a_registration_is_stored_as_a_whole
+    another_certificate_never_replaces_the_stored_one
+    a_refusal_is_marked_and_closes_the_journal_entry
+    a_sighting_adds_what_the_cloud_tells
+    rows_are_read_in_pages
+    an_operators_change_is_logged_with_the_operator
+    a_reset_forgets_a_certificate_that_the_cloud_has_deleted
+    a_deleted_device_leaves_nothing
+    a_probe_changes_nothing
+    a_write_goes_on_without_its_future
+    an_import_merges_row_by_row
+    a_device_that_moves_leaves_its_key
+    an_import_with_a_conflict_changes_nothing
+    a_dry_run_reports_the_same_and_changes_nothing
+    an_export_gives_every_row_with_its_key
+    totals_count_what_is_true_of_each_device
+}

@@ -1,0 +1,373 @@
+//! A cloud in memory: the simulator's account without the simulator's HTTP. A test says
+//! how calls go, one by one, or has dice decide; the cloud remembers what it was asked.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::time::Instant;
+
+use crate::{
+    device::{Certificate, Secret},
+    iot_platform::{
+        Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
+        PAGE_SIZE,
+        answer::classify,
+        batches::Refused,
+        simulator::{Account, Device},
+    },
+    store::unix_now,
+};
+
+/// Fate of the next `RegisterDevice`.
+#[derive(Debug, Clone)]
+pub(crate) enum Scripted {
+    /// It is refused, and nothing is created.
+    Refuse(ErrorClass),
+    /// The same with a code of the cloud's.
+    RefuseWith(&'static str),
+    /// The device is created, and the answer lost.
+    CreateAndLose(ErrorClass),
+    /// It takes this long.
+    Slow(Duration),
+}
+
+/// Fate of a call.
+#[derive(Debug)]
+enum Fate {
+    Fails(ApiError),
+    /// It is carried out, and the answer lost.
+    IsLost(ApiError),
+    Succeeds,
+}
+
+/// Source of fates.
+enum Fates {
+    /// For each `RegisterDevice` in turn; all others succeed at once.
+    Script(VecDeque<Scripted>),
+    /// For every call.
+    Dice(StdRng),
+}
+
+impl Fates {
+    /// Fate of a call and the time that it takes.
+    fn next(&mut self, action: Action) -> (Fate, Duration) {
+        match self {
+            Self::Script(script) if action == Action::RegisterDevice => match script.pop_front() {
+                Some(Scripted::Refuse(class)) => (Fate::Fails(error(class)), Duration::ZERO),
+                Some(Scripted::RefuseWith(code)) => (Fate::Fails(refused(code)), Duration::ZERO),
+                Some(Scripted::CreateAndLose(class)) => (Fate::IsLost(error(class)), Duration::ZERO),
+                Some(Scripted::Slow(time)) => (Fate::Succeeds, time),
+                None => (Fate::Succeeds, Duration::ZERO),
+            },
+            Self::Script(_) => (Fate::Succeeds, Duration::ZERO),
+            Self::Dice(random) => {
+                let fate = match random.random_range(0..100) {
+                    0..10 => Fate::Fails(error(ErrorClass::TryAgain)),
+                    10..15 => Fate::Fails(error(ErrorClass::TimedOut)),
+                    15..25 => Fate::IsLost(error(ErrorClass::TimedOut)),
+                    25 => Fate::Fails(error(ErrorClass::Throttled)),
+                    _ => Fate::Succeeds,
+                };
+                // Most calls take a moment, some seconds.
+                let most = if random.random_bool(0.2) { 6000 } else { 200 };
+                (fate, Duration::from_millis(random.random_range(20..most)))
+            }
+        }
+    }
+}
+
+struct State {
+    account: Account,
+    fates: Fates,
+    /// Actions that are refused whatever they ask for.
+    refused: HashMap<Action, &'static str>,
+    /// Calls in order, with their times.
+    log: Vec<(Action, Instant)>,
+    /// Time that each step of a batch takes.
+    batch_delay: Duration,
+    /// Milliseconds since 1970 at `started`.
+    epoch_ms: i64,
+    started: Option<Instant>,
+}
+
+impl State {
+    fn now_ms(&mut self) -> i64 {
+        let started = *self.started.get_or_insert_with(Instant::now);
+        self.epoch_ms + started.elapsed().as_millis() as i64
+    }
+
+    /// The account as it is now, which may be a virtual time.
+    fn advance(&mut self) -> &mut Account {
+        let now = self.now_ms();
+        self.account.advance(now);
+        &mut self.account
+    }
+
+    fn create(&mut self, product_key: &str, device_name: &str) -> Result<CloudDevice, ApiError> {
+        let now = self.now_ms();
+        let created = self.account.devices.create(product_key, device_name, "", now);
+        // The answer does not tell the time: API page of RegisterDevice.
+        created
+            .map(|device| CloudDevice { created: None, ..told(device) })
+            .ok_or_else(|| error(ErrorClass::Exists))
+    }
+
+    fn find(&self, product_key: &str, device_name: &str) -> Option<CloudDevice> {
+        self.account.devices.get(product_key, device_name).map(told)
+    }
+}
+
+pub(crate) struct Cloud(Mutex<State>);
+
+impl Default for Cloud {
+    /// All goes well at once, until a test says otherwise.
+    fn default() -> Self {
+        Self::new(0, Fates::Script(VecDeque::new()))
+    }
+}
+
+impl Cloud {
+    fn new(seed: u64, fates: Fates) -> Self {
+        Self(Mutex::new(State {
+            account: Account::new(seed),
+            fates,
+            refused: HashMap::new(),
+            log: Vec::new(),
+            batch_delay: Duration::ZERO,
+            epoch_ms: unix_now() * 1000,
+            started: None,
+        }))
+    }
+
+    /// A cloud that is slow and fails in every way it can, by dice.
+    pub(crate) fn with_dice(seed: u64) -> Self {
+        Self::new(seed, Fates::Dice(StdRng::seed_from_u64(seed)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Appends fates of the next calls of `RegisterDevice`.
+    pub(crate) fn script(&self, steps: impl IntoIterator<Item = Scripted>) {
+        match &mut self.state().fates {
+            Fates::Script(script) => script.extend(steps),
+            Fates::Dice(_) => panic!("dice decide"),
+        }
+    }
+
+    /// Refuses every call of an action from now on.
+    pub(crate) fn refuse(&self, action: Action, code: &'static str) {
+        self.state().refused.insert(action, code);
+    }
+
+    /// Sets the time that each step of a batch takes from now on.
+    pub(crate) fn set_batch_delay(&self, delay: Duration) {
+        self.state().batch_delay = delay;
+    }
+
+    /// Number of devices.
+    pub(crate) fn devices(&self) -> usize {
+        self.state().advance().devices.len()
+    }
+
+    /// The secret of a device.
+    pub(crate) fn secret(&self, product_key: &str, device_name: &str) -> Option<String> {
+        self.state()
+            .advance()
+            .devices
+            .get(product_key, device_name)
+            .map(|device| device.device_secret.clone())
+    }
+
+    /// Number of calls of an action.
+    pub(crate) fn calls(&self, action: Action) -> usize {
+        self.state().log.iter().filter(|(called, _)| *called == action).count()
+    }
+
+    /// Number of calls of `RegisterDevice`.
+    pub(crate) fn registrations(&self) -> usize {
+        self.calls(Action::RegisterDevice)
+    }
+
+    /// The most calls of an action within any second.
+    pub(crate) fn busiest_second(&self, action: Action) -> usize {
+        let state = self.state();
+        let times: Vec<_> =
+            state.log.iter().filter(|(called, _)| *called == action).map(|(_, at)| *at).collect();
+        let within = |from: &Instant| {
+            times.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(at)).count()
+        };
+        times.iter().map(within).max().unwrap_or(0)
+    }
+
+    /// Creates a device, as another user of the account.
+    pub(crate) fn make(&self, product_key: &str, device_name: &str) {
+        self.state().create(product_key, device_name).unwrap();
+    }
+
+    /// Deletes a device, as another user of the account: its name is free again.
+    pub(crate) fn delete(&self, product_key: &str, device_name: &str) {
+        self.state().advance().devices.remove(product_key, device_name).expect("there is such a device");
+    }
+
+    /// Has a device sign in, or another user disable it.
+    pub(crate) fn change(&self, product_key: &str, device_name: &str, change: impl FnOnce(&mut Device)) {
+        let mut state = self.state();
+        state.advance().devices.change(product_key, device_name, change).expect("there is such a device");
+    }
+
+    /// A call that takes its time, and may fail before or after it is carried out.
+    async fn call<T>(
+        &self,
+        action: Action,
+        work: impl FnOnce(&mut State) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let (fate, time) = {
+            let state = &mut *self.state();
+            state.log.push((action, Instant::now()));
+            if let Some(code) = state.refused.get(&action) {
+                return Err(refused(code));
+            }
+            state.fates.next(action)
+        };
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
+        let state = &mut *self.state();
+        state.advance();
+        match fate {
+            Fate::Fails(error) => Err(error),
+            Fate::IsLost(error) => work(state).and(Err(error)),
+            Fate::Succeeds => work(state),
+        }
+    }
+}
+
+fn told(device: &Device) -> CloudDevice {
+    CloudDevice {
+        certificate: Certificate {
+            product_key: device.product_key.clone(),
+            device_name: device.device_name.clone(),
+            device_secret: Secret::new(device.device_secret.clone()),
+        },
+        iot_id: Some(device.iot_id.clone()),
+        created: Some(device.created / 1000),
+        activated: device.activated.map(|at| at / 1000),
+        disabled: device.disabled,
+    }
+}
+
+fn refused(code: Refused) -> ApiError {
+    ApiError { class: classify(200, Some(code)), code: code.into(), message: "as the cloud would".into() }
+}
+
+pub(crate) fn error(class: ErrorClass) -> ApiError {
+    ApiError { class, code: format!("{class:?}"), message: "as the test wants it".into() }
+}
+
+impl IotPlatform for Cloud {
+    fn register_device<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_name: &'a str,
+    ) -> ApiFuture<'a, CloudDevice> {
+        Box::pin(self.call(Action::RegisterDevice, |state| state.create(product_key, device_name)))
+    }
+
+    fn query_device_detail<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_name: &'a str,
+    ) -> ApiFuture<'a, CloudDevice> {
+        Box::pin(self.call(Action::QueryDeviceDetail, |state| {
+            state.find(product_key, device_name).ok_or_else(|| error(ErrorClass::NotFound))
+        }))
+    }
+
+    fn batch_check_device_names<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, ApplyId> {
+        Box::pin(self.call(Action::BatchCheckDeviceNames, |state| {
+            let (now, delay) = (state.now_ms(), state.batch_delay);
+            Ok(state.account.batches.check(product_key, device_names.to_vec(), now, delay))
+        }))
+    }
+
+    fn query_batch_register_device_status<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, BatchProgress> {
+        Box::pin(self.call(Action::QueryBatchRegisterDeviceStatus, move |state| {
+            state.account.batches.progress(product_key, apply_id).map_err(refused)
+        }))
+    }
+
+    fn batch_register_device_with_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+    ) -> ApiFuture<'a, ApplyId> {
+        Box::pin(self.call(Action::BatchRegisterDeviceWithApplyId, move |state| {
+            let (now, delay) = (state.now_ms(), state.batch_delay);
+            let begun = state.account.batches.register(product_key, apply_id, now, delay);
+            begun.map(|()| apply_id).map_err(refused)
+        }))
+    }
+
+    fn query_page_by_apply_id<'a>(
+        &'a self,
+        product_key: &'a str,
+        apply_id: ApplyId,
+        page: u32,
+    ) -> ApiFuture<'a, BatchPage> {
+        Box::pin(self.call(Action::QueryPageByApplyId, move |state| {
+            let (_, names) = state.account.batches.created(apply_id).map_err(refused)?;
+            let of_page = names.chunks(PAGE_SIZE).nth((page as usize).saturating_sub(1)).unwrap_or_default();
+            Ok(BatchPage {
+                devices: of_page.iter().filter_map(|name| state.find(product_key, name)).collect(),
+                pages: names.len().div_ceil(PAGE_SIZE) as u32,
+            })
+        }))
+    }
+
+    fn batch_query_device_detail<'a>(
+        &'a self,
+        product_key: &'a str,
+        device_names: &'a [String],
+    ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        Box::pin(self.call(Action::BatchQueryDeviceDetail, move |state| {
+            Ok(device_names.iter().filter_map(|name| state.find(product_key, name)).collect())
+        }))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_takes_its_time_in_two_steps() {
+    use crate::iot_platform::BatchStatus;
+
+    let cloud = Cloud::default();
+    cloud.set_batch_delay(Duration::from_secs(5));
+    let names: Vec<_> = (0..PAGE_SIZE + 1).map(|number| format!("SN{number:04}")).collect();
+    let id = cloud.batch_check_device_names("a1", &names).await.unwrap();
+    let status = async || cloud.query_batch_register_device_status("a1", id).await.unwrap().status;
+    assert_eq!(status().await, BatchStatus::Check);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(status().await, BatchStatus::CheckSuccess);
+    cloud.batch_register_device_with_apply_id("a1", id).await.unwrap();
+    assert_eq!((status().await, cloud.devices()), (BatchStatus::Create, 0));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((cloud.devices(), status().await), (names.len(), BatchStatus::CreateSuccess));
+    let page = cloud.query_page_by_apply_id("a1", id, 2).await.unwrap();
+    assert_eq!(
+        (page.pages, &page.devices[..]),
+        (2, &[cloud.query_device_detail("a1", "SN0050").await.unwrap()][..])
+    );
+}
