@@ -2,8 +2,6 @@
 //! the machine of tests/newcomer.sh and in a browser on its screen.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     collections::VecDeque,
     fs::{self, File},
@@ -16,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
-use support::{
+use crate::support::{
     CERTDIST,
     console::PASSWORD,
     document::{Typed, agree, blocks, typed},
     webdriver::{Browser, ENTER, keep_for_documents},
 };
+use nix::sched::{CloneFlags, setns};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,8 +1,6 @@
 //! What is kept, and how an operator looks after it: secrets under a key, the audit
 //! log, backups; each beside a server that runs.
 
-mod support;
-
 use std::{
     fs,
     io::Read,
@@ -14,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
+use crate::support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 
 const KEY: &str = "1111111111111111111111111111111122222222222222222222222222222222";
 const NEXT_KEY: &str = "3333333333333333333333333333333344444444444444444444444444444444";
@@ -384,9 +382,9 @@ fn a_backup_that_is_damaged_or_needs_another_key_is_not_restored() {
 
 /// A database as earlier versions of certdist have left it, with two devices.
 fn old_database(path: &Path, version: u32) {
-    const VERSION_1: &str = include_str!("../src/store/sqlite/tests/version_1.sql");
-    const TO_2: &str = include_str!("../src/store/sqlite/upgrade_1_to_2.sql");
-    const VERSION_3: &str = include_str!("../src/store/sqlite/tests/version_3_audit.sql");
+    const VERSION_1: &str = include_str!("../../src/store/sqlite/tests/version_1.sql");
+    const TO_2: &str = include_str!("../../src/store/sqlite/upgrade_1_to_2.sql");
+    const VERSION_3: &str = include_str!("../../src/store/sqlite/tests/version_3_audit.sql");
     let database = rusqlite::Connection::open(path).expect("it opens");
     let scripts: &[&str] = match version {
         1 => &[VERSION_1],

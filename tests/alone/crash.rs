@@ -3,11 +3,9 @@
 //! Each run follows from its seed, and ends with one certificate and one device for
 //! each device of the table.
 //!
-//!     CERTDIST_RUNS=500 cargo test --test crash -- --nocapture     as many as are recorded
-//!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test crash     one of them again
+//!     CERTDIST_RUNS=500 cargo test --test alone crash:: -- --nocapture     as many as are recorded
+//!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test alone crash::     one of them again
 #![cfg(feature = "simulation")]
-
-mod support;
 
 use std::{
     env,
@@ -17,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{MASTER, Process, Site};
 use certdist::iot_platform::simulator::{Action, Fault, Simulator, SimulatorConfig};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use rusqlite::{Connection, OpenFlags};
-use support::{MASTER, Process, Site};
 
 /// Runs in `make test`.
 const RUNS: u64 = 15;

@@ -1,8 +1,6 @@
 //! Metrics, health and the request log, as programs read them: what they say when all is
 //! well, and when it is not.
 
-mod support;
-
 use std::{
     fs::File,
     io::Write,
@@ -12,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{
-    MASTER, Process, Site, coapsload,
+use crate::support::{
+    self, MASTER, Process, Site, coapsload,
     console::{TOKEN, admin, free_address},
     http::{self, Answer},
     stdout,

@@ -8,8 +8,8 @@ use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as 
 use super::{
     client::{Client, is, number},
     libcoap::coap_client,
-    support::{Process, Site},
 };
+use crate::support::{Process, Site};
 
 const ECHO: CoapOption = CoapOption::Unknown(252);
 

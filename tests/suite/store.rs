@@ -176,7 +176,7 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
 fn a_database_made_by_hand_from_the_schema_is_ours() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("certdist.db");
-    Connection::open(&path).unwrap().execute_batch(include_str!("../schema.sql")).unwrap();
+    Connection::open(&path).unwrap().execute_batch(include_str!("../../schema.sql")).unwrap();
     let store = Sqlite::open(&path).unwrap();
     assert_eq!(store.count().unwrap(), 0);
 }

@@ -2,14 +2,14 @@
 //! keys, checks, and what asks before it destroys.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use support::{CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout};
+use crate::support::{
+    CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout,
+};
 
 /// Devices SN00000001 to 5 of `lamp`, of which the last three have certificates, and
 /// two of `plug`.

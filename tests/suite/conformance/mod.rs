@@ -9,8 +9,6 @@ mod libcoap;
 mod link;
 mod plain;
 mod server;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 
@@ -32,7 +30,7 @@ fn the_table_lists_every_test_and_no_other() {
     found.extend(tests(include_str!("block.rs")));
     found.extend(tests(include_str!("link.rs")));
     assert!(found.len() > 30);
-    let document = include_str!("../../docs/conformance.md");
+    let document = include_str!("../../../docs/conformance.md");
     let row = |line: &str| {
         let mut cells = line.split('|').map(str::trim).filter(|cell| !cell.is_empty());
         let (identifier, objective) = (cells.next()?, cells.next()?);

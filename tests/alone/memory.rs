@@ -1,7 +1,5 @@
 //! A server's memory as somebody finds it who reads it later.
 
-mod support;
-
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},
@@ -11,9 +9,9 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use support::{SHARED_IDENTITY, SHARED_KEY, Site};
 
 /// P_SHA256 of RFC 5246 §5, as far as a key block of 32 bytes needs it.
 fn traffic_keys(master: &[u8], server_random: &[u8], client_random: &[u8]) -> [Vec<u8>; 2] {

@@ -1,8 +1,6 @@
 //! What strangers and holders of one device can do to the others. Loads stay on
 //! loopback and end by themselves.
 
-mod support;
-
 use std::{
     io::IoSlice,
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -16,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{MASTER, Process, SHARED_KEY, Site, coapsload, http_get, stdout};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
-use support::{MASTER, Process, SHARED_KEY, Site, coapsload, http_get, stdout};
 
 const DEVICES: u32 = 500;
 /// Cookie-less hellos a second, and for how long.

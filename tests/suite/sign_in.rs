@@ -2,10 +2,9 @@
 //! device, by Mosquitto's client, and by those who have no right to.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
 use certdist::{
     device::{Certificate, Secret},
     iot_platform::{
@@ -16,7 +15,6 @@ use certdist::{
     },
     simulated_device::sign_in,
 };
-use support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

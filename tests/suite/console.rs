@@ -1,8 +1,6 @@
 //! The console over HTTP: who may come in, who may do what, what no page shows, and what
 //! browsers are told.
 
-mod support;
-
 use std::{
     net::SocketAddr,
     process::Stdio,
@@ -10,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use certdist::device::Secret;
-use support::{
+use crate::support::{
     MASTER, Process, SHARED_KEY, Site,
     console::{PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in},
     http::{self, FORM, MULTIPART},
     stderr, stdout,
 };
+use certdist::device::Secret;
 
 const SECRET: &str = "the-device-secret";
 const PSK: &str = "00112233445566778899aabbccddeeff";

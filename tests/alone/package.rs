@@ -3,8 +3,6 @@
 //! where there is one that runs here.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -13,8 +11,8 @@ use std::{
     process::{Command, Output},
 };
 
+use crate::support::{CERTDIST, Site, http_get, stderr, stdout};
 use certdist::{config::Config, server::Limits};
-use support::{CERTDIST, Site, http_get, stderr, stdout};
 use yaml_rust2::{Yaml, YamlLoader};
 
 fn file(name: &str) -> PathBuf {

@@ -2,11 +2,9 @@
 //! docs/migrate.md, as it is written there.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{fs, path::Path, process::Command};
 
-use support::{
+use crate::support::{
     CERTDIST, Site,
     document::{blocks_of, typed},
     stderr, stdout,

@@ -341,8 +341,9 @@ async fn proxy(
 /// Runs the test `name` in a process of its own with these variables, as if they
 /// were the operator's: a process's own environment is not to be changed.
 async fn in_a_process(name: &str, variables: &[(&str, &str)]) {
+    let (_, module) = module_path!().split_once("::").unwrap();
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]);
+    command.args(["--exact", &format!("{module}::{name}"), "--nocapture"]);
     for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
         command.env_remove(proxy).env_remove(proxy.to_lowercase());
     }

@@ -1,8 +1,6 @@
 //! What an operator does and what goes wrong: commands, signals, a cloud that
 //! fails, a database that is in the way, garbage from the network.
 
-mod support;
-
 use std::{
     io::{Read, Write},
     net::{TcpListener, UdpSocket},
@@ -11,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{self, MASTER, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, http_get, stderr, stdout};
 use certdist::simulated_device::{Answer, SimulatedDevice};
-use support::{MASTER, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, http_get, stderr, stdout};
 
 fn csv(devices: u32) -> String {
     let mut csv = String::from("deviceId,enrollment\n");

@@ -1,7 +1,5 @@
 //! What power cuts, full disks and an orderly end leave behind.
 
-mod support;
-
 use std::{
     fs,
     io::Write,
@@ -11,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 use certdist::{
     device::{Certificate, DeviceId, Secret},
     store::{
@@ -18,7 +17,6 @@ use certdist::{
         sqlite::Sqlite,
     },
 };
-use support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 
 fn wait<T>(future: StoreFuture<'_, T>) -> T {
     tokio::runtime::Builder::new_current_thread()

@@ -2,15 +2,13 @@
 //! limits, and what was done stays done.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-use support::{Process, Site, http_get, stderr, stdout};
+use crate::support::{Process, Site, http_get, stderr, stdout};
 
 fn site(simulator: &Process) -> Site {
     Site::with(&format!(

@@ -3,10 +3,8 @@
 
 use std::process::Command;
 
-use super::{
-    server::{Plugtest, large},
-    support::{SHARED_IDENTITY, SHARED_KEY, Site, stdout},
-};
+use super::server::{Plugtest, large};
+use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stdout};
 
 pub fn coap_client(arguments: &[&str]) -> String {
     let output = Command::new("coap-client-openssl").args(["-B", "10"]).args(arguments).output();

@@ -2,8 +2,6 @@
 //! what it says of a value that is wrong, and what `certdist serve` makes of it.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Output, Stdio},
@@ -12,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
 use certdist::simulated_device::{Answer, SimulatedDevice};
-use support::{SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
 
 /// A site whose section begins on line 3, and has these lines from line 6 on.
 fn site(lines: &str) -> Site {

@@ -1,15 +1,13 @@
 //! A server whose configuration has every number at the upper end of the range that
 //! the documentation gives: no clock overflows, and devices get their certificates.
 
-mod support;
-
 use std::collections::BTreeMap;
 
-use support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr};
+use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr};
 
 /// Of each section, its keys with their longest or largest values.
 fn maxima() -> BTreeMap<&'static str, String> {
-    let documentation = include_str!("../docs/operations.md");
+    let documentation = include_str!("../../docs/operations.md");
     let mut sections = BTreeMap::<_, String>::new();
     for line in documentation.lines().filter(|line| line.starts_with("| `[")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();

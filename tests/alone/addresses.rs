@@ -2,8 +2,6 @@
 //! own, asked by devices on a foreign stack, whose sockets are connected. Needs root.
 #![cfg(feature = "simulation")]
 
-mod support;
-
 use std::{
     net::{SocketAddr, UdpSocket},
     process::Command,
@@ -11,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, console::free_address, http_get, stderr};
 use nix::sched::{CloneFlags, unshare};
-use support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, console::free_address, http_get, stderr};
 
 fn ip(arguments: &str) -> bool {
     let status = Command::new("ip").args(arguments.split(' ')).status();

@@ -1,16 +1,14 @@
 //! Stacks that others wrote, against the server as it is run: each connects on
 //! the first try and gets its certificate.
 
-mod support;
-
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     time::Duration,
 };
 
+use crate::support::{MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout};
 use certdist::simulated_device::{Answer, SimulatedDevice};
-use support::{MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, stderr, stdout};
 
 const CSV: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
                    SN00000001,lamp,lamp-1,secret-of-lamp-1\n\
@@ -73,7 +71,7 @@ fn libcoap_is_told_what_is_wrong() {
 
 /// The commands of `docs/device.md`, each with the code that its comment promises.
 fn documented_commands() -> Vec<(String, String)> {
-    let document = include_str!("../docs/device.md");
+    let document = include_str!("../../docs/device.md");
     let section = document.split("\n## With libcoap\n").nth(1).expect("the section");
     let section = section.split("\n## ").next().expect("its end");
     let mut lines = section.lines();

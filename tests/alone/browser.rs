@@ -1,19 +1,17 @@
 //! The console in a real browser: with scripts and without, on a screen and on a phone,
 //! light and dark, with the mouse and with the keyboard alone.
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use serde_json::json;
-use support::{
+use crate::support::{
     MASTER, Process, Site, coapsload,
     console::{PASSWORD, admin, free_address},
     webdriver::{Browser, ENTER, TAB, keep_for_documents},
 };
+use serde_json::json;
 
 /// How the pages are looked at.
 struct Look {

@@ -3,8 +3,6 @@
 //! several networks and from a slow cloud. The table is `docs/interop.md`; the run fails
 //! when that is not what it found.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
@@ -17,14 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use certdist::simulated_device::{Answer, SimulatedDevice};
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
-use support::{
+use crate::support::{
     MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload,
     network::{ForgetfulNetwork, Outage, RebindingNetwork, bad_network},
     stdout,
 };
+use certdist::simulated_device::{Answer, SimulatedDevice};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 
 const INTRODUCTION: &str = "\
 | stack | suite | with | direct | bad network | bad cookie once | new address | RFC 7925 timers | slow cloud |
@@ -475,7 +473,7 @@ fn every_stack_gets_its_certificate_in_every_place() {
     }
     let found = concat!(env!("CARGO_MANIFEST_DIR"), "/build/interop.md");
     std::fs::write(found, &table).expect("it can be written");
-    let documented = include_str!("../docs/interop.md");
+    let documented = include_str!("../../docs/interop.md");
     assert!(documented.contains(&table), "docs/interop.md is not what the run found; see {found}\n{table}");
 }
 

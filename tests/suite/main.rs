@@ -1,0 +1,16 @@
+//! The tests that need nothing but Rust: no other program and no root. They run beside
+//! each other.
+
+mod bounds;
+mod cloud_batches;
+mod cloud_config;
+mod cloud_transport;
+mod command_line;
+mod conformance;
+mod console;
+mod iot_platform;
+mod register;
+mod sign_in;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;
