@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{MASTER, Process, SHARED_KEY, Site, coapsload, http_get, stdout};
+use crate::{
+    alone,
+    support::{MASTER, Process, SHARED_KEY, Site, coapsload, http_get, stdout},
+};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
 
 const DEVICES: u32 = 500;
@@ -99,6 +102,7 @@ fn all_served(output: &Output, devices: u32) -> bool {
 
 #[test]
 fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
+    let _alone = alone();
     let (_site, server) = server();
     let port = server.address.port().to_string();
     let count = DEVICES.to_string();
@@ -201,6 +205,7 @@ fn libcoap_server() -> (SocketAddr, impl Drop) {
 
 #[test]
 fn half_open_handshakes_that_starve_libcoap_starve_nobody_here() {
+    let _alone = alone();
     let (_site, certdist) = server();
     assert_eq!(served_beside_half_open(certdist.address, &["-K", MASTER]), 100);
     let (libcoap, _guard) = libcoap_server();
@@ -213,6 +218,7 @@ fn half_open_handshakes_that_starve_libcoap_starve_nobody_here() {
 
 #[test]
 fn handshakes_left_half_open_keep_no_honest_device_out() {
+    let _alone = alone();
     let (site, server) = server();
     drop(server);
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
@@ -316,6 +322,7 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> f64 {
 /// are served within ten seconds, and what watches the server sees it alive.
 #[test]
 fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
+    let _alone = alone();
     // Any free port, taken again in a moment.
     let admin = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
     let site = Site::with(&format!("[admin]\nlisten = \"{admin}\"\n"));

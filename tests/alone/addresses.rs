@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, console::free_address, http_get, stderr};
+use crate::{
+    alone,
+    support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, console::free_address, http_get, stderr},
+};
 use nix::sched::{CloneFlags, unshare};
 
 fn ip(arguments: &str) -> bool {
@@ -70,6 +73,7 @@ fn provision(site: &Site, server: SocketAddr) {
 
 #[test]
 fn each_address_of_the_host_answers_for_itself() {
+    let _alone = alone();
     in_a_network(|| {
         let v4 = ["192.0.2.1", "192.0.2.2"];
         // A link-local address is one of an interface, the first here.
@@ -96,6 +100,7 @@ fn each_address_of_the_host_answers_for_itself() {
 
 #[test]
 fn each_address_that_is_listened_on_is_announced_and_serves() {
+    let _alone = alone();
     in_a_network(|| {
         let listen = ["192.0.2.2:5684", "[2001:db8::2]:5684", "127.0.0.1:5685"];
         let site = site(&format!("{listen:?}"), "");
@@ -111,6 +116,7 @@ fn each_address_that_is_listened_on_is_announced_and_serves() {
 
 #[test]
 fn plain_coap_is_answered_from_the_address_that_was_asked() {
+    let _alone = alone();
     in_a_network(|| {
         for (listen, addresses) in [
             ("0.0.0.0", &["192.0.2.1", "192.0.2.2"][..]),

@@ -6,10 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::support::{
-    MASTER, Process, Site, coapsload,
-    console::{PASSWORD, admin, free_address},
-    webdriver::{Browser, ENTER, TAB, keep_for_documents},
+use crate::{
+    alone,
+    support::{
+        MASTER, Process, Site, coapsload,
+        console::{PASSWORD, admin, free_address},
+        webdriver::{Browser, ENTER, TAB, keep_for_documents},
+    },
 };
 use serde_json::json;
 
@@ -145,6 +148,7 @@ fn load(server: &Process, devices: u32) {
 
 #[test]
 fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
+    let _alone = alone();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let axe = root.join("build/axe-core/node_modules/axe-core/axe.min.js");
     let axe = fs::read_to_string(&axe)

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{MASTER, Process, Site};
+use crate::{
+    alone,
+    support::{MASTER, Process, Site},
+};
 use certdist::iot_platform::simulator::{Action, Fault, Simulator, SimulatorConfig};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use rusqlite::{Connection, OpenFlags};
@@ -224,8 +227,13 @@ impl Run {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whenever_it_is_killed_every_device_ends_with_one_certificate() {
+#[test]
+fn whenever_it_is_killed_every_device_ends_with_one_certificate() {
+    let _alone = alone();
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(runs());
+}
+
+async fn runs() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (first, runs) = (number("CERTDIST_SEED").unwrap_or(1), number("CERTDIST_RUNS").unwrap_or(RUNS));
     let (begun, mut kills) = (Instant::now(), 0);

@@ -4,10 +4,13 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::support::{
-    CERTDIST, Site,
-    document::{blocks_of, typed},
-    stderr, stdout,
+use crate::{
+    alone,
+    support::{
+        CERTDIST, Site,
+        document::{blocks_of, typed},
+        stderr, stdout,
+    },
 };
 
 fn file(name: &str) -> String {
@@ -17,6 +20,7 @@ fn file(name: &str) -> String {
 
 #[test]
 fn each_incident_of_the_operators_guide_is_survived_and_shows_where_it_says() {
+    let _alone = alone();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/incidents.sh");
     let output = Command::new(script).arg(CERTDIST).output().expect("bash");
     assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
@@ -30,6 +34,7 @@ fn each_incident_of_the_operators_guide_is_survived_and_shows_where_it_says() {
 
 #[test]
 fn the_migration_is_what_its_page_says() {
+    let _alone = alone();
     let page = file("docs/migrate.md");
     let site = Site::new();
     // The page's own configuration, table and commands, in its order.

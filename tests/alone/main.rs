@@ -1,5 +1,5 @@
-//! The tests that have the machine to themselves: loads and killed servers, root's
-//! namespaces, a browser.
+//! The tests that have the machine to themselves, one after another: loads and killed
+//! servers, memory that is looked through, root's namespaces, a browser.
 
 mod abuse;
 mod addresses;
@@ -11,3 +11,36 @@ mod newcomer;
 mod package;
 #[path = "../support/mod.rs"]
 mod support;
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Waits until the other tests of this binary have ended, and keeps them waiting.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn each_test_of_this_binary_waits_for_its_turn() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alone");
+    let mut tests = 0;
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.ends_with("main.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        assert!(!text.contains("#[tokio::test"), "{}: a lock is not held across an await", path.display());
+        for test in text.split("#[test]\n").skip(1) {
+            let mut lines = test.lines().skip_while(|line| !line.starts_with("fn "));
+            let name = lines.next().unwrap_or_default();
+            assert_eq!(lines.next(), Some("    let _alone = alone();"), "{}: {name}", path.display());
+            tests += 1;
+        }
+    }
+    assert!(tests > 15, "{tests}");
+}

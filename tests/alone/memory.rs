@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site};
+use crate::{
+    alone,
+    support::{SHARED_IDENTITY, SHARED_KEY, Site},
+};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -118,6 +121,7 @@ fn in_memory(process: u32, secrets: &[&Vec<u8>]) -> Vec<bool> {
 /// reads the memory later can open no recording.
 #[test]
 fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
+    let _alone = alone();
     let site = Site::new();
     site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
     let server = site.serve();

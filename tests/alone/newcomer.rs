@@ -14,11 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{
-    CERTDIST,
-    console::PASSWORD,
-    document::{Typed, agree, blocks, typed},
-    webdriver::{Browser, ENTER, keep_for_documents},
+use crate::{
+    alone,
+    support::{
+        CERTDIST,
+        console::PASSWORD,
+        document::{Typed, agree, blocks, typed},
+        webdriver::{Browser, ENTER, keep_for_documents},
+    },
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -164,6 +167,7 @@ fn screens(page: &str) -> Vec<Screen<'_>> {
 
 #[test]
 fn the_readmes_five_screens_are_done_as_they_are_written() {
+    let _alone = alone();
     // In a thread of its own, as it goes into another network.
     thread::spawn(five_screens).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
 }

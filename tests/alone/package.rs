@@ -1,4 +1,4 @@
-//! What certdist is delivered in: the package, the unit, the image, the cluster's
+//! What certdist is delivered in: the package, manual pages, the unit, the image, the cluster's
 //! manifests, alerts and dashboards. Each is judged by the program that it is made for,
 //! where there is one that runs here.
 #![cfg(feature = "simulation")]
@@ -11,7 +11,10 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::support::{CERTDIST, Site, http_get, stderr, stdout};
+use crate::{
+    alone,
+    support::{CERTDIST, Site, http_get, stderr, stdout},
+};
 use certdist::{config::Config, server::Limits};
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -29,13 +32,31 @@ fn run(command: &mut Command) -> Output {
 
 #[test]
 fn the_package_is_installed_serves_is_upgraded_under_traffic_and_goes() {
+    let _alone = alone();
     let output = run(Command::new(file("tests/package.sh")).arg(CERTDIST));
     assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
     assert!(stdout(&output).ends_with("== all is well\n"), "{}", stdout(&output));
 }
 
 #[test]
+fn completions_and_manual_pages_are_made() {
+    let _alone = alone();
+    let site = Site::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&site.run(&["completion", shell])).contains("check-config"), "{shell}");
+    }
+    assert!(site.run(&["man", "pages"]).status.success());
+    for page in ["certdist.1", "certdist-import.1", "certdist-device-list.1", "certdist.toml.5"] {
+        let path = site.path("pages").join(page);
+        let output = Command::new("man").arg("--warnings").arg("-l").arg(&path).output().expect("man");
+        assert!(output.status.success() && stderr(&output).is_empty(), "{page}: {}", stderr(&output));
+        assert!(stdout(&output).lines().count() > 20, "{page}");
+    }
+}
+
+#[test]
 fn the_unit_exposes_little() {
+    let _alone = alone();
     // Tenths: 2.0. It verifies the unit as well, as far as it can.
     let mut analyze = Command::new("systemd-analyze");
     let output = run(analyze
@@ -67,6 +88,7 @@ fn the_unit_exposes_little() {
 
 #[test]
 fn alerts_fire_on_what_they_are_for_and_a_healthy_server_fires_none() {
+    let _alone = alone();
     for (action, rules) in [("check", "certdist.rules.yml"), ("test", "certdist.rules.test.yml")] {
         let mut promtool = Command::new("promtool");
         let promtool = promtool.current_dir(file("packaging/prometheus")).args([action, "rules", rules]);
@@ -99,6 +121,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
+    let _alone = alone();
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let site = Site::with(&format!("[admin]\nlisten = \"{port}\"\n"));
     let _server = site.serve();
@@ -125,6 +148,7 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
 /// Builders are not to be had everywhere, so this is what can be told without one.
 #[test]
 fn the_image_has_what_it_copies_and_runs_as_nobody() {
+    let _alone = alone();
     let text = read("packaging/Dockerfile").replace("\\\n", " ");
     let lines: Vec<(&str, &str)> = text
         .lines()
@@ -179,6 +203,7 @@ fn named<'y>(documents: &'y [Yaml], kind: &str) -> &'y Yaml {
 
 #[test]
 fn the_clusters_manifests_hold_together() {
+    let _alone = alone();
     let documents = YamlLoader::load_from_str(&read("packaging/kubernetes/certdist.yaml")).expect("YAML");
     for document in &documents {
         assert!(document["apiVersion"].as_str().is_some() && document["metadata"]["name"].as_str().is_some());

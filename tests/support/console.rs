@@ -1,8 +1,13 @@
 //! A console as an operator configures it, and somebody who is signed in to it.
 
 use std::{
+    iter,
     net::{SocketAddr, TcpListener},
-    sync::OnceLock,
+    process,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use certdist::{device::Secret, password};
@@ -22,9 +27,18 @@ pub fn password_hash() -> &'static str {
     HASH.get_or_init(|| password::hash(&Secret::new(PASSWORD.into())).expect("a hash"))
 }
 
-/// An address of this machine that nobody uses.
+/// An address of this machine that is free until somebody listens there: each is given out
+/// once by this process, and the system gives such a port to no connection.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Below Linux's ports for connections, which begin at 32768; other test processes begin
+    // elsewhere.
+    let next = || process::id().wrapping_add(NEXT.fetch_add(1, Relaxed)) % 20_000;
+    iter::repeat_with(next)
+        .take(20_000)
+        .map(|next| SocketAddr::from(([127, 0, 0, 1], 10_000 + next as u16)))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .expect("a port")
 }
 
 /// `[admin]` with two users and two tokens.
