@@ -6,6 +6,8 @@ mod foreign_clients;
 mod health;
 mod interop;
 mod keeping;
+mod libcoap;
+mod mosquitto;
 mod operator;
 mod sdk;
 #[path = "../support/mod.rs"]

@@ -14,3 +14,4 @@ mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod torn_log;

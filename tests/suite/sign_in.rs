@@ -1,39 +1,21 @@
-//! Signing in at the simulated IoT Platform with a certificate: by the simulated
-//! device, by Mosquitto's client, and by those who have no right to.
+//! Signing in at the simulated IoT Platform with a certificate: by the simulated device,
+//! and by those who have no right to. For Mosquitto's client see `tests/clients`.
 #![cfg(feature = "simulation")]
 
-use std::time::Duration;
-
-use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
+use crate::support::{
+    SHARED_IDENTITY, SHARED_KEY, Site,
+    sign_in::{PATIENCE, PRODUCT, cloud, login, until_status},
+    stderr, stdout,
+};
 use certdist::{
     device::{Certificate, Secret},
-    iot_platform::{
-        IotPlatform,
-        client::{Client, ClientConfig},
-        sign_in::{Login, SignMethod},
-        simulator::{Simulator, SimulatorConfig},
-    },
+    iot_platform::{IotPlatform, sign_in::Login},
     simulated_device::sign_in,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::Command,
 };
-
-const PRODUCT: &str = "a1BwAGVxyz1";
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A simulated cloud with one device, its client, and where the device signs in.
-async fn cloud() -> (Simulator, Client, Certificate, String) {
-    let mqtt = Some("127.0.0.1:0".parse().unwrap());
-    let simulator = Simulator::start(SimulatorConfig { mqtt, ..SimulatorConfig::default() }).await.unwrap();
-    let config = ClientConfig::new(simulator.endpoint(), "cn-shanghai", simulator.credentials());
-    let client = Client::new(config).unwrap();
-    let certificate = client.register_device(PRODUCT, "SN01").await.unwrap().certificate;
-    let broker = simulator.mqtt_addr().unwrap().to_string();
-    (simulator, client, certificate, broker)
-}
 
 /// A connection held by hand, and what its CONNECT was answered with.
 async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Vec<u8>) {
@@ -53,10 +35,6 @@ async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Ve
     (stream, answer)
 }
 
-fn login(certificate: &Certificate) -> Login {
-    Login::new(certificate, SignMethod::HmacSha1, jiff::Timestamp::now().as_millisecond())
-}
-
 /// Return code 0.
 const ACCEPTED: [u8; 4] = [0x20, 2, 0, 0];
 
@@ -64,16 +42,6 @@ const ACCEPTED: [u8; 4] = [0x20, 2, 0, 0];
 async fn is_closed(stream: &mut TcpStream) -> bool {
     let read = tokio::time::timeout(PATIENCE, stream.read_u8()).await;
     matches!(read, Ok(Err(_)))
-}
-
-/// Waits until the simulator has noticed what a connection did.
-async fn until_status(simulator: &Simulator, status: &str) {
-    let reached = async {
-        while simulator.status(PRODUCT, "SN01") != Some(status) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, reached).await.unwrap();
 }
 
 #[tokio::test]
@@ -244,41 +212,4 @@ fn the_commands_show_the_whole_life_of_a_device() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("the MQTT connection failed"), "{}", stderr(&output));
     assert_eq!(device(&["--connect", "tcp://127.0.0.1:1"]).status.code(), Some(2));
-}
-
-/// Mosquitto's `mosquitto_pub`, which `make clients` installs.
-async fn mosquitto(broker: &str, login: &Login, qos: &str) -> std::process::Output {
-    let (host, port) = broker.rsplit_once(':').unwrap();
-    Command::new("mosquitto_pub")
-        .args(["-h", host, "-p", port, "-i", &login.client_id, "-u", &login.user_name])
-        .args(["-P", login.password.expose(), "-q", qos, "-t", "/a1BwAGVxyz1/SN01/user/update", "-m", "on"])
-        .kill_on_drop(true)
-        .output()
-        .await
-        .expect("mosquitto_pub is missing; `make clients` installs it")
-}
-
-#[tokio::test]
-async fn mosquittos_client_signs_in_with_either_signature_and_speaks() {
-    for method in [SignMethod::HmacSha1, SignMethod::HmacSha256] {
-        for qos in ["0", "1", "2"] {
-            let (simulator, _, certificate, broker) = cloud().await;
-            let output = mosquitto(&broker, &Login::new(&certificate, method, 1), qos).await;
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            until_status(&simulator, "OFFLINE").await;
-        }
-    }
-}
-
-#[tokio::test]
-async fn mosquittos_client_is_told_why_it_may_not() {
-    let (simulator, _, certificate, broker) = cloud().await;
-    let wrong = Login { password: Secret::new("0".repeat(40)), ..login(&certificate) };
-    let output = mosquitto(&broker, &wrong, "1").await;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("bad user name or password"), "{said}");
-    simulator.disable(PRODUCT, "SN01");
-    let output = mosquitto(&broker, &login(&certificate), "1").await;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("not authorised"), "{said}");
 }

@@ -8,12 +8,15 @@ pub mod console;
 pub mod document;
 pub mod http;
 pub mod network;
+pub mod plugtest;
+#[cfg(feature = "simulation")]
+pub mod sign_in;
 pub mod webdriver;
 
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
@@ -194,6 +197,16 @@ impl Site {
         all.extend(arguments);
         Process::start(&mut self.certdist(&all))
     }
+}
+
+/// A server that answers over plain CoAP as well, at this address, for one device.
+pub fn serve_plain_coap() -> (Site, Process, SocketAddr) {
+    // A port that is free now; nobody else on this address takes one.
+    let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
+    let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    let server = site.serve();
+    (site, server, free)
 }
 
 /// What a command said on standard error.

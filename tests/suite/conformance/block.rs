@@ -2,10 +2,8 @@
 
 use coap_lite::{CoapOption, Packet, RequestType as Method, ResponseType as Code};
 
-use super::{
-    client::{Client, block, is, set_block, texts},
-    server::{Plugtest, large},
-};
+use super::client::{Client, block, is, set_block, texts};
+use crate::support::plugtest::{Plugtest, large};
 
 fn start() -> (Plugtest, Client) {
     let server = Plugtest::start();

@@ -2,10 +2,8 @@
 
 use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as Code};
 
-use super::{
-    client::{Client, is, number, texts},
-    server::Plugtest,
-};
+use super::client::{Client, is, number, texts};
+use crate::support::plugtest::Plugtest;
 
 /// No message is to come within this.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(300);

@@ -2,10 +2,8 @@
 
 use coap_lite::{CoapOption, RequestType as Method, ResponseType as Code};
 
-use super::{
-    client::{Client, is, number},
-    server::{LINKS, Plugtest},
-};
+use super::client::{Client, is, number};
+use crate::support::plugtest::{LINKS, Plugtest};
 
 /// The targets that a resource in link format lists, by a query.
 fn targets(path: &str, query: Option<&str>) -> Vec<String> {

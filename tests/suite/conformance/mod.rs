@@ -5,10 +5,8 @@
 mod block;
 mod client;
 mod core;
-mod libcoap;
 mod link;
 mod plain;
-mod server;
 
 use std::collections::BTreeMap;
 

@@ -1,30 +1,16 @@
 //! certdist itself over plain CoAP, as on a bench: Echo (RFC 9175) first, then `/cert`
 //! as the plugtests' `/test`.
 
-use std::net::{SocketAddr, UdpSocket};
-
 use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as Code};
 
-use super::{
-    client::{Client, is, number},
-    libcoap::coap_client,
-};
-use crate::support::{Process, Site};
+use super::client::{Client, is, number};
+use crate::support::serve_plain_coap;
 
 const ECHO: CoapOption = CoapOption::Unknown(252);
 
-fn start() -> (Site, Process, SocketAddr) {
-    // A port that is free now; nobody else on this address takes one.
-    let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
-    let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
-    let server = site.serve();
-    (site, server, free)
-}
-
 #[test]
 fn an_address_must_show_that_it_is_there_and_is_sent_little_before() {
-    let (_site, _server, address) = start();
+    let (_site, _server, address) = serve_plain_coap();
     let mut client = Client::of(address);
     let mut request = client.con(Method::Get, "cert");
     request.add_option(CoapOption::UriQuery, b"sn=PLUG-1".to_vec());
@@ -56,7 +42,7 @@ fn an_address_must_show_that_it_is_there_and_is_sent_little_before() {
 
 #[test]
 fn what_the_plugtests_ask_of_a_resource_holds_for_cert() {
-    let (_site, _server, address) = start();
+    let (_site, _server, address) = serve_plain_coap();
     let mut client = Client::of(address);
     let request = client.con(Method::Get, "cert");
     let value = client.exchange(&request).get_option(ECHO).expect("Echo").clone();
@@ -90,11 +76,4 @@ fn what_the_plugtests_ask_of_a_resource_holds_for_cert() {
         }
         is(&ask(&mut client, kind, Method::Get, b"t", Some(41)), Code::NotAcceptable);
     }
-}
-
-#[test]
-fn libcoap_shows_it_by_itself() {
-    let (_site, _server, address) = start();
-    let answer = coap_client(&["-A", "50", &format!("coap://{address}/cert?sn=PLUG-1")]);
-    assert!(answer.contains("secret-of-plug-1"), "{answer}");
 }

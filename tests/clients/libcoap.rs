@@ -1,12 +1,15 @@
-//! libcoap's client, in blocks: with the resources of the plugtests over UDP, and
-//! for a certificate over DTLS.
+//! libcoap's client, over UDP with the resources of the plugtests and with Echo, and for a
+//! certificate in blocks over DTLS.
 
 use std::process::Command;
 
-use super::server::{Plugtest, large};
-use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stdout};
+use crate::support::{
+    SHARED_IDENTITY, SHARED_KEY, Site,
+    plugtest::{Plugtest, large},
+    serve_plain_coap, stdout,
+};
 
-pub fn coap_client(arguments: &[&str]) -> String {
+fn coap_client(arguments: &[&str]) -> String {
     let output = Command::new("coap-client-openssl").args(["-B", "10"]).args(arguments).output();
     stdout(&output.expect("installed by `make clients`"))
 }
@@ -41,4 +44,11 @@ fn a_certificate_that_is_issued_once_comes_in_blocks_of_16_bytes() {
     let answer: serde_json::Value = serde_json::from_str(&ask()).expect("JSON");
     assert_eq!(answer["deviceSecret"], "secret-of-plug-1");
     assert!(!ask().contains("secret-of-plug-1"), "once is once");
+}
+
+#[test]
+fn libcoap_shows_it_by_itself() {
+    let (_site, _server, address) = serve_plain_coap();
+    let answer = coap_client(&["-A", "50", &format!("coap://{address}/cert?sn=PLUG-1")]);
+    assert!(answer.contains("secret-of-plug-1"), "{answer}");
 }

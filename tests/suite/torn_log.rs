@@ -1,0 +1,128 @@
+//! What a power cut leaves behind: a database whose log is torn at any page.
+
+use std::fs;
+
+use certdist::{
+    device::{Certificate, DeviceId, Secret},
+    store::{
+        Actor, Bulk, ImportRow, JournalEntry, OpenBatch, Registration, Store, StoreFuture, audit::Asker,
+        sqlite::Sqlite,
+    },
+};
+
+fn wait<T>(future: StoreFuture<'_, T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime")
+        .block_on(future)
+        .expect("stored")
+}
+
+fn id(device: &str) -> DeviceId {
+    DeviceId::parse(device).expect("an ID")
+}
+
+fn entry(device: &str) -> JournalEntry {
+    JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
+}
+
+fn registration(device: &str) -> Registration {
+    let certificate = Certificate {
+        product_key: "a1".into(),
+        device_name: device.into(),
+        device_secret: Secret::new(format!("secret of {device}")),
+    };
+    Registration { certificate, iot_id: None, registered: 1000 }
+}
+
+/// All that a store says.
+fn state(store: &Sqlite) -> String {
+    let rows = wait(store.rows_after(None, 100));
+    let (journal, batches) = (wait(store.open_journal_entries()), wait(store.open_batches()));
+    let secrets: Vec<_> = rows
+        .iter()
+        .map(|row| row.certificate.as_ref().map(|certificate| certificate.device_secret.expose().to_owned()))
+        .collect();
+    format!("{rows:#?}{secrets:?}{journal:#?}{batches:#?}")
+}
+
+/// What a log looks like of which the first `kept` bytes were written before the power
+/// went: cut off there, or as long as it should be, with zeros or garbage for the rest.
+fn torn(log: &[u8], kept: usize) -> [Vec<u8>; 3] {
+    let rest = log.len() - kept;
+    let cut = log[..kept].to_vec();
+    [cut.clone(), [&cut[..], &vec![0; rest]].concat(), [&cut[..], &vec![0xa5; rest]].concat()]
+}
+
+#[test]
+fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
+    const FRAME: usize = 24 + 4096;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("certdist.db");
+    let store = Sqlite::open(&path).expect("a database");
+    let rows = ["SN-1", "SN-2", "SN-3"].map(|device| Ok::<_, ()>(ImportRow::new(id(device), "lamp", "a1")));
+    store
+        .import(&Actor::system_user(), "batch.csv", rows.into_iter(), false, |_, _| panic!("rejected"))
+        .expect("imported");
+
+    let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
+    let mut written = vec![(log().len(), state(&store))];
+    let batch = || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None };
+    let steps: [&dyn Fn(); 8] = [
+        &|| _ = wait(store.open_journal(&entry("SN-1"))),
+        &|| wait(store.store_registration(&id("SN-1"), &registration("SN-1"))),
+        &|| _ = wait(store.record_issue(&id("SN-1"), 1001, Asker::default())),
+        &|| drop(wait(store.open_batch("a1", &[entry("SN-2"), entry("SN-3")]))),
+        &|| wait(store.set_apply_id(&batch(), 1_295_006)),
+        &|| wait(store.store_registration(&id("SN-2"), &registration("SN-2"))),
+        &|| wait(store.store_refusal(&id("SN-3"), "no")),
+        &|| wait(store.close_batch(1)),
+    ];
+    for step in steps {
+        step();
+        written.push((log().len(), state(&store)));
+    }
+    let (database, log) = (fs::read(&path).expect("the database"), log());
+    assert!(written.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1));
+
+    let pages = (32..=log.len()).step_by(FRAME);
+    let within = pages.clone().flat_map(|page| [page + 1, page + 30, page + FRAME / 2, page + FRAME - 1]);
+    let mut places: Vec<usize> =
+        pages.chain(within).chain([0, 1, 31]).filter(|kept| *kept <= log.len()).collect();
+    places.sort_unstable();
+    let (mut cuts, mut before) = (0, 0);
+    for kept in places {
+        // What had been answered for by then. The next step may have been whole a little
+        // earlier than its length says: the audit log's own writes come between, and the
+        // end of a page may be the zeros that stand for what is lost.
+        let answered = written.iter().rposition(|(length, _)| *length <= kept).unwrap_or(0);
+        for torn in torn(&log, kept) {
+            let after = tempfile::tempdir().expect("a folder");
+            let path = after.path().join("certdist.db");
+            fs::write(&path, &database).expect("written");
+            fs::write(path.with_extension("db-wal"), &torn).expect("written");
+            let recovered = Sqlite::open(&path).expect("it recovers by itself");
+            let recovered_state = state(&recovered);
+            let whole = written.iter().position(|(_, state)| *state == recovered_state);
+            let whole =
+                whole.unwrap_or_else(|| panic!("torn after {kept} bytes, half a step: {recovered_state}"));
+            assert!(
+                (answered..=answered + 1).contains(&whole),
+                "torn after {kept} bytes: step {whole}, not {answered}"
+            );
+            if torn.len() == kept {
+                assert!(whole >= before, "torn after {kept} bytes: step {whole} after step {before}");
+                before = whole;
+            }
+            let check: String = rusqlite::Connection::open(&path)
+                .and_then(|connection| connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)))
+                .expect("checked");
+            assert_eq!(check, "ok");
+            // And it goes on.
+            wait(recovered.record_issue(&id("SN-3"), 7, Asker::default()));
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 100, "{cuts} logs");
+    assert_eq!(before, written.len() - 1, "the whole log has every step");
+}
