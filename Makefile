@@ -5,7 +5,7 @@ CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
 .DEFAULT_GOAL := test
-.PHONY: help check test bench fuzz mutants clients lint deny deb screenshots
+.PHONY: help check test bench fuzz mutants clients lint deny deb release screenshots
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -43,6 +43,10 @@ lint: ## Format and lints
 deb: ## A Debian package in build/
 	$(CARGO) build --release --no-default-features
 	packaging/build-deb target/release/certdist build
+
+# A static binary where musl can be had, the package, an SBOM and checksums.
+release: ## What a user downloads, in target/release-files/
+	scripts/release
 
 # Server CPU and memory beside libcoap's server, in one run; then at the sizes it is
 # made for; then in memory, a worker's whole stack and the DTLS core.
