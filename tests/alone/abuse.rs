@@ -55,9 +55,9 @@ fn hello_with(number: u32, cookie: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// Sends hellos from many addresses, 127.9.0.1 to 127.9.0.200, evenly. Answers with
-/// how many a second it came to.
-fn flood(server: SocketAddr) -> f64 {
+/// Sends hellos from many addresses, 127.9.0.1 to 127.9.0.200, evenly, and all of them
+/// however long the machine takes. Returns how many were sent.
+fn flood(server: SocketAddr) -> u32 {
     const BATCH: u32 = 50;
     let server = SockaddrStorage::from(server);
     let sockets: Vec<_> = (1..=200)
@@ -75,11 +75,31 @@ fn flood(server: SocketAddr) -> f64 {
         let slices: Vec<_> = hellos.iter().map(|hello| [IoSlice::new(hello)]).collect();
         let to = vec![Some(server); BATCH as usize];
         let result = sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &to, [], MsgFlags::empty());
-        sent += result.map_or(0, |results| results.count());
+        sent += result.map_or(0, |results| results.count()) as u32;
         let due = start + Duration::from_secs(1) * (batch + 1) * BATCH / FLOOD;
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    sent as f64 / start.elapsed().as_secs_f64()
+    println!("{:.0} hellos a second", f64::from(sent) / start.elapsed().as_secs_f64());
+    sent
+}
+
+/// Computing time that a process has had so far, in seconds: that of all its threads.
+fn computed(server: &Process) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.id())).expect("it runs");
+    let of_one = |thread: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
+        let times = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        times.split(' ').next()?.parse().ok()
+    };
+    threads.filter_map(of_one).sum::<f64>() / 1e9
+}
+
+/// Datagrams that the system has dropped as a server's sockets were full.
+fn overflowed(server: &Process) -> u32 {
+    let table = std::fs::read_to_string("/proc/net/udp").expect("the sockets");
+    let port = format!(":{:04X}", server.address.port());
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_server = rows.filter(|row| row[1].ends_with(&port));
+    of_server.map(|row| row.last().and_then(|dropped| dropped.parse::<u32>().ok()).expect("a number")).sum()
 }
 
 /// Resident memory of a process, in KiB.
@@ -107,8 +127,12 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let port = server.address.port().to_string();
     let count = DEVICES.to_string();
     let arguments = ["-p", &port, "-n", &count, "-c", "50", "-K", MASTER];
+    // Once for what is done only once.
     assert!(all_served(&coapsload(&arguments), DEVICES));
-    let before = memory(&server);
+    let begun = computed(&server);
+    assert!(all_served(&coapsload(&arguments), DEVICES));
+    let a_device = (computed(&server) - begun) / f64::from(DEVICES);
+    let (before, begun) = (memory(&server), computed(&server));
 
     let address = server.address;
     let flood = thread::spawn(move || flood(address));
@@ -117,13 +141,20 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     while !flood.is_finished() {
         loads.push(coapsload(&arguments));
     }
-    let rate = flood.join().expect("the flood ended");
-    assert!(rate >= 0.9 * f64::from(FLOOD), "only {rate:.0} hellos a second were sent");
+    let sent = flood.join().expect("the flood ended");
+    assert!(sent >= FLOOD * SECONDS / 10 * 9, "only {sent} hellos were sent");
+    // Nothing is timed, as the machine may have other work: what counts is computing time.
+    let devices = f64::from(DEVICES) * loads.len() as f64;
+    let a_hello = (computed(&server) - begun - devices * a_device) / f64::from(sent);
+    println!("a hello took {:.1} us, a device {:.1} us", a_hello * 1e6, a_device * 1e6);
+    assert!(a_hello <= a_device / 10.0, "a hello took {a_hello} s, a device {a_device} s");
+    // Few devices have to wait for one of their time-outs, but for those whose datagrams the
+    // system has dropped: each device sends some five, and one that is repeated may be again.
+    let dropped = f64::from(overflowed(&server)) / f64::from(sent);
+    let may_repeat = f64::from(DEVICES) * (0.2 + 10.0 * dropped);
     for load in loads {
         assert!(all_served(&load, DEVICES), "{}", stdout(&load));
-        // Counted and not timed, as the machine may have other work: few have to wait for
-        // one of their time-outs.
-        assert!(repetitions(&load) <= DEVICES / 5, "{}", stdout(&load));
+        assert!(f64::from(repetitions(&load)) <= may_repeat, "{dropped} dropped; {}", stdout(&load));
     }
     let grown = memory(&server).saturating_sub(before);
     assert!(grown <= 2048, "{grown} KiB more after the flood");
@@ -266,8 +297,8 @@ fn ephemeral_hello(random: u32, cookie: &[u8]) -> Vec<u8> {
 /// Sends what costs a server most, from one address that is the sender's own and many
 /// ports of it, until it is told to stop: handshakes on curves with one claim after another,
 /// datagrams packed with hellos and empty messages, records that one worker has to hand to
-/// another, and hellos without a cookie. Answers with how many bytes a second it came to.
-fn attack(server: SocketAddr, is_over: &AtomicBool) -> f64 {
+/// another, and hellos without a cookie. Returns how many bytes were sent.
+fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     let sockets: Vec<_> = (0..64)
         .map(|_| {
             let socket = UdpSocket::bind("127.0.0.2:0").expect("a socket");
@@ -315,7 +346,17 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> f64 {
         let due = start + Duration::from_secs_f64(sent as f64 / ATTACK);
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    sent as f64 / start.elapsed().as_secs_f64()
+    println!("{:.0} bytes a second", sent as f64 / start.elapsed().as_secs_f64());
+    sent
+}
+
+/// How often a watchdog has been fed since the last time.
+fn fed(watchdog: &UnixDatagram) -> u32 {
+    let (mut times, mut buffer) = (0, [0; 256]);
+    while let Ok(length) = watchdog.recv(&mut buffer) {
+        times += u32::from(buffer[..length].starts_with(b"WATCHDOG=1"));
+    }
+    times
 }
 
 /// Ten megabits a second of the worst mix from one address: nearly all devices elsewhere
@@ -356,6 +397,8 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         while !devices.is_finished() {
             let health = http_get(admin, "/healthz");
             assert_eq!(health, "ok\n");
+            // Some ten messages fit into the socket, and a server waits until they do.
+            told += fed(&watchdog);
             thread::sleep(Duration::from_millis(200));
         }
         let output = stdout(&devices.join().expect("it ended"));
@@ -363,14 +406,12 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         let served: u32 = served.and_then(|count| count.parse().ok()).expect("a count");
         println!("{served} of {DEVICES} devices served in {:.1} s: {output}", start.elapsed().as_secs_f64());
         assert!(served >= 495 && start.elapsed() < Duration::from_secs(15), "{output}");
-        let mut buffer = [0; 256];
-        while let Ok(length) = watchdog.recv(&mut buffer) {
-            told += u32::from(buffer[..length].starts_with(b"WATCHDOG=1"));
-        }
     }
+    told += fed(&watchdog);
     is_over.store(true, Ordering::Relaxed);
-    let rate = attacker.join().expect("it ended");
-    assert!(rate >= 0.8 * ATTACK, "only {rate:.0} bytes a second were sent");
+    // However long it took: as much as in two seconds, and so more than its burst.
+    let sent = attacker.join().expect("it ended");
+    assert!(sent as f64 >= 2.0 * ATTACK, "only {sent} bytes were sent");
     assert!(told >= 2, "the watchdog was fed {told} times");
     let metrics = http_get(admin, "/metrics");
     let refused =
