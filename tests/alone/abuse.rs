@@ -147,7 +147,7 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let devices = f64::from(DEVICES) * loads.len() as f64;
     let a_hello = (computed(&server) - begun - devices * a_device) / f64::from(sent);
     println!("a hello took {:.1} us, a device {:.1} us", a_hello * 1e6, a_device * 1e6);
-    assert!(a_hello <= a_device / 10.0, "a hello took {a_hello} s, a device {a_device} s");
+    assert!(a_hello <= a_device / 20.0, "a hello took {a_hello} s, a device {a_device} s");
     // Few devices have to wait for one of their time-outs, but for those whose datagrams the
     // system has dropped: each device sends some five, and one that is repeated may be again.
     let dropped = f64::from(overflowed(&server)) / f64::from(sent);
