@@ -140,12 +140,23 @@ fn a_page_of_two_hundred_thousand_rows_is_there_at_once() {
     let mut csv = String::from("deviceId,enrollment\n");
     (0..200_000).for_each(|number| csv.push_str(&format!("SN{number:08},lamp\n")));
     site.import(&csv);
-    let started = Instant::now();
+    let timed = |arguments: &[&str], first: &str| {
+        let started = Instant::now();
+        assert_eq!(listed(&site, arguments)[0], first);
+        started.elapsed()
+    };
+    // The shortest of each, taken in turns: whatever else the machine does makes both longer.
+    let [mut near, mut far] = [Duration::MAX; 2];
+    for _ in 0..5 {
+        near = near.min(timed(&["--limit", "10"], "SN00000000"));
+        far = far.min(timed(&["--after", "SN00150000", "--limit", "10"], "SN00150001"));
+        far = far.min(timed(&["--prefix", "SN0019999"], "SN00199990"));
+    }
+    // Read from its beginning, the table would take ten times as long.
+    println!("{near:?} at the beginning, {far:?} at the end");
+    assert!(far < near * 3, "{far:?}, at the beginning {near:?}");
     assert_eq!(listed(&site, &["--after", "SN00150000", "--limit", "1"]), ["SN00150001"]);
     assert_eq!(listed(&site, &["--prefix", "SN0019999"]).len(), 10);
-    let took = started.elapsed();
-    // Read from its beginning, the table would take several times as long even once.
-    assert!(took < Duration::from_millis(500), "{took:?}");
     assert_eq!(listed(&site, &["--refused"]), [""; 0]);
 }
 
