@@ -1,8 +1,8 @@
 #!/bin/bash
-# The machine on which tests/alone/newcomer.rs does what README.md's screens show: its own
-# build of the package lies in build/, as `make deb` leaves it, and IoT Platform is the
-# simulator. Runs as root what comes in on standard input; from a terminal, it is a
-# machine to try certdist on, which forgets it all:
+# The machine on which tests/newcomer.rs follows docs/getting-started.md: its own build of
+# the package lies in build/, as `make deb` leaves it, and IoT Platform is the simulator.
+# Runs what comes in on standard input, as root. From a terminal, it is a machine to try
+# certdist on, which keeps nothing:
 #
 #     tests/newcomer.sh target/debug/certdist
 . "$(dirname "$0")/support/machine.sh"

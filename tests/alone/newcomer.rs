@@ -1,5 +1,5 @@
-//! A newcomer's whole path: README.md's five screens, done as they are written there, on
-//! the machine of tests/newcomer.sh and in a browser on its screen.
+//! A newcomer's whole path: the five steps of docs/getting-started.md, done as they are
+//! written there, on the machine of tests/newcomer.sh and in a browser on its screen.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -99,24 +99,24 @@ impl Drop for Machine {
     }
 }
 
-/// Somebody who does what the page says.
+/// A user who does what the page says.
 struct Newcomer {
     machine: Machine,
-    /// What stands on the page, and what this run has in its place: such as a secret.
+    /// Values on the page, such as secrets, each with the value that this run has instead.
     known: Vec<(String, String)>,
-    /// What `certdist admin hash-password` has printed.
+    /// Output of `certdist admin hash-password`.
     password_hash: String,
 }
 
 impl Newcomer {
-    /// Types what the next console of a screen has, up to the screen's next text.
-    fn follow(&mut self, screen: &mut Screen) {
-        let (language, session) = screen.blocks.pop_front().expect("a console");
+    /// Types the commands of the step's next console, and writes the files that follow it.
+    fn follow(&mut self, step: &mut Step) {
+        let (language, session) = step.blocks.pop_front().expect("a console");
         assert_eq!(language, "console", "{session}");
         for line in typed(session) {
             if let Some(files) = line.command.strip_prefix("editor ") {
                 for file in files.split(' ') {
-                    let (_, text) = screen.blocks.pop_front().expect("what is in the file");
+                    let (_, text) = step.blocks.pop_front().expect("what is in the file");
                     self.write(file, text);
                 }
             } else {
@@ -151,32 +151,29 @@ impl Newcomer {
     }
 }
 
-/// A part of the page.
-struct Screen<'p> {
+/// A section of the page.
+struct Step<'p> {
     title: &'p str,
     text: &'p str,
     blocks: VecDeque<(&'p str, &'p str)>,
 }
 
-fn screens(page: &str) -> Vec<Screen<'_>> {
-    let section = page.split("\n## Five screens\n").nth(1).expect("the section");
-    let section = section.split("\n## ").next().expect("its text");
-    let parts = section.split("\n### ").skip(1).filter_map(|part| part.split_once('\n'));
-    parts.map(|(title, text)| Screen { title, text, blocks: blocks(text).into() }).collect()
+fn steps(page: &str) -> Vec<Step<'_>> {
+    let sections = page.split("\n## ").skip(1).filter_map(|section| section.split_once('\n'));
+    sections.map(|(title, text)| Step { title, text, blocks: blocks(text).into() }).collect()
 }
 
 #[test]
-fn the_readmes_five_screens_are_done_as_they_are_written() {
-    let _alone = alone();
+fn the_five_steps_of_getting_started_work_as_they_are_written() {
     // In a thread of its own, as it goes into another network.
-    thread::spawn(five_screens).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
+    thread::spawn(five_steps).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
 }
 
-fn five_screens() {
+fn five_steps() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("README.md")).expect("README.md");
-    let mut screens = screens(&page);
-    let [install, serve, provision, disable, restore] = &mut screens[..] else { panic!("five screens") };
+    let page = fs::read_to_string(root.join("docs/getting-started.md")).expect("docs/getting-started.md");
+    let mut steps = steps(&page);
+    let [install, serve, provision, disable, restore] = &mut steps[..] else { panic!("five steps") };
     let machine = Machine::start();
     machine.enter_network();
     let mut newcomer = Newcomer { machine, known: Vec::new(), password_hash: String::new() };
@@ -232,5 +229,5 @@ fn five_screens() {
 
     assert_eq!(restore.title, "5. Back up and restore");
     newcomer.follow(restore);
-    assert!(screens.iter().all(|screen| screen.blocks.is_empty()), "a block of the page was left out");
+    assert!(steps.iter().all(|step| step.blocks.is_empty()), "a block of the page was left out");
 }
