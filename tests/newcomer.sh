@@ -1,5 +1,5 @@
 #!/bin/bash
-# The machine on which tests/newcomer.rs follows docs/getting-started.md: its own build of
+# The machine on which tests/alone/newcomer.rs follows docs/getting-started.md: its own build of
 # the package lies in build/, as `make deb` leaves it, and IoT Platform is the simulator.
 # Runs what comes in on standard input, as root. From a terminal, it is a machine to try
 # certdist on, which keeps nothing:
