@@ -10,7 +10,7 @@ pub const MAX_PASSWORD: usize = 256;
 pub const MIN_PASSWORD: usize = 12;
 /// What a password is checked against when nobody has that name, so that it takes as
 /// long: nobody's hash.
-pub const NOBODY: &str =
+pub const UNKNOWN_USER: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// Hashes a password as `password_hash` of the configuration.
@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn a_hash_is_checked_before_it_is_taken() {
         assert!(check_hash(&hash(&Secret::new("correct horse battery".into())).unwrap()).is_ok());
-        assert!(check_hash(NOBODY).is_ok());
+        assert!(check_hash(UNKNOWN_USER).is_ok());
         for wrong in
             ["", "correct horse battery", "$argon2id$v=19$m=19456,t=2,p=1", "$2b$12$abcdefghijklmnopqrstuv"]
         {

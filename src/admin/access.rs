@@ -1,5 +1,5 @@
-//! Who may come in: users with a password, scripts with a token, and how often either
-//! may be tried. Knows no HTTP.
+//! Authenticates users by password and scripts by token, and limits how often either is
+//! tried. Knows no HTTP.
 
 use std::{
     net::IpAddr,
@@ -18,35 +18,35 @@ use crate::{
     password,
 };
 
-/// Passwords that are checked at once: each check takes 19 MiB and a core.
+/// Maximum number of passwords checked at once: each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
 
-/// Makes a token, and its hash as `hash` of the configuration.
+/// Makes a token, and its hash as the configuration's `hash` has it.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {
     let token = Secret::new(session::token()?);
     let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
     Ok((token, hash))
 }
 
-/// Somebody who is in.
+/// An authenticated user or script.
 #[derive(Debug, Clone)]
 pub(super) struct Visitor {
     /// Name of a user or a token.
     pub(super) name: String,
-    /// What they may do.
+    /// Role, which decides what is permitted.
     pub(super) role: Role,
-    /// Where they are, or the proxy that they come through.
+    /// Address of the client, or of the proxy in front of it.
     pub(super) address: IpAddr,
-    /// With a cookie; scripts have none.
+    /// Key and CSRF token of the session; `None` for scripts, which have no cookie.
     pub(super) session: Option<(SessionKey, String)>,
 }
 
-/// Why somebody does not come in.
+/// Reason why authentication failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
-    /// Wrong name, password or token: which, they do not learn.
+    /// Wrong name, password or token; the answer does not say which.
     Wrong,
-    /// Tried too often; again after so many seconds.
+    /// Too many attempts; the next is possible after this many seconds.
     TooOften(u64),
 }
 
@@ -56,16 +56,16 @@ pub(super) struct Begun {
     pub(super) id: String,
 }
 
-/// Who may come in, and who is in: a session's user is one of `users`.
-struct House {
+/// Accounts and their sessions; the user of each session is one of `users`.
+struct Accounts {
     users: Vec<User>,
     tokens: Vec<Token>,
     sessions: Sessions,
 }
 
-/// The door.
+/// Checks names, passwords, tokens and cookies.
 pub(super) struct Gate {
-    house: Mutex<House>,
+    accounts: Mutex<Accounts>,
     attempts: Mutex<Buckets>,
     checks: Arc<Semaphore>,
     per_user: Option<Rate>,
@@ -75,35 +75,36 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(users: Vec<User>, tokens: Vec<Token>) -> Self {
         Self {
-            house: Mutex::new(House { users, tokens, sessions: Sessions::default() }),
+            accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             checks: Arc::new(Semaphore::new(CHECKS)),
-            // Ten at once; then one a minute for a name, and one each ten seconds for
-            // an address, behind which there may be an office.
+            // Ten attempts at once, then one a minute for a name; 20 at once, then one
+            // every 10 s for an address, which a whole office may share.
             per_user: Rate::new(10, Duration::from_secs(60)),
             per_address: Rate::new(20, Duration::from_secs(10)),
         }
     }
 
-    /// Whether anybody can come in at all.
-    pub(super) fn has_anybody(&self) -> bool {
-        let house = lock(&self.house);
-        !house.users.is_empty() || !house.tokens.is_empty()
+    /// Returns whether any user or token is configured.
+    pub(super) fn has_accounts(&self) -> bool {
+        let accounts = lock(&self.accounts);
+        !accounts.users.is_empty() || !accounts.tokens.is_empty()
     }
 
-    /// Takes other users and tokens from now on. Sessions of a user who is gone, or has
-    /// another password or role, end.
+    /// Replaces the users and tokens. Ends the sessions of users who were removed, or
+    /// have another password or role.
     pub(super) fn reload(&self, users: Vec<User>, tokens: Vec<Token>) {
-        let mut house = lock(&self.house);
-        let unchanged: Vec<User> = users.iter().filter(|user| house.users.contains(user)).cloned().collect();
-        let ended = house.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
-        (house.users, house.tokens) = (users, tokens);
+        let mut accounts = lock(&self.accounts);
+        let unchanged: Vec<User> =
+            users.iter().filter(|user| accounts.users.contains(user)).cloned().collect();
+        let ended = accounts.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
+        (accounts.users, accounts.tokens) = (users, tokens);
         if ended > 0 {
-            tracing::info!(ended, "sessions of users who are gone or changed");
+            tracing::info!(ended, "ended the console sessions of users who were removed or changed");
         }
     }
 
-    /// Takes one try, of those that a name and an address have.
+    /// Counts an attempt against the rate limits of the address and of the name.
     fn try_once(&self, now: Instant, address: IpAddr, name: Option<&str>) -> Result<(), Denied> {
         let attempts = lock(&self.attempts);
         let by_address = (self.per_address, (Origin::of(address), ""));
@@ -121,19 +122,20 @@ impl Gate {
         Ok(())
     }
 
-    /// Begins a session for whoever knows a user's password.
+    /// Begins a session if the password is the user's.
     pub(super) async fn sign_in(
         &self,
         address: IpAddr,
         name: &str,
         password: Secret,
     ) -> Result<Begun, Denied> {
-        let user = lock(&self.house).users.iter().find(|user| user.name == name).cloned();
-        // A name that nobody has is limited like any other, or it would show.
+        let user = lock(&self.accounts).users.iter().find(|user| user.name == name).cloned();
+        // Unknown names have the same rate limit; otherwise it would reveal which exist.
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
-            tracing::warn!(%address, name = ?name, "too many attempts to sign in to the console");
+            tracing::warn!(%address, name = ?name, "could not sign in to the console: too many attempts");
         })?;
-        let hash = user.as_ref().map_or(password::NOBODY, |user| user.password_hash.as_str()).to_owned();
+        let hash =
+            user.as_ref().map_or(password::UNKNOWN_USER, |user| user.password_hash.as_str()).to_owned();
         let Ok(_permit) = self.checks.acquire().await else { return Err(Denied::Wrong) };
         let check = move || password::is_right(&password, &hash);
         let is_right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
@@ -141,40 +143,40 @@ impl Gate {
             Some(user) => {
                 let fresh = || {
                     session::token().map_err(|error| {
-                        tracing::error!(%error, "nobody can sign in");
+                        tracing::error!(%error, "could not sign in to the console: the system gives no random numbers");
                         Denied::Wrong
                     })
                 };
                 let (id, csrf) = (fresh()?, fresh()?);
-                let mut house = lock(&self.house);
+                let mut accounts = lock(&self.accounts);
                 // The configuration may have changed while the password was checked.
-                if !house.users.contains(&user) {
+                if !accounts.users.contains(&user) {
                     return Err(Denied::Wrong);
                 }
-                house.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
+                accounts.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
                 tracing::info!(%address, user = user.name, role = %user.role, "signed in to the console");
                 Ok(Begun { id })
             }
             None => {
-                tracing::warn!(%address, name = ?name, "could not sign in to the console");
+                tracing::warn!(%address, name = ?name, "could not sign in to the console: wrong name or password");
                 Err(Denied::Wrong)
             }
         }
     }
 
-    /// Who a cookie is.
+    /// Finds the visitor of a session cookie.
     pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
         let (key, Session { user, role, csrf, .. }) =
-            lock(&self.house).sessions.find(Instant::now(), id, touch)?;
+            lock(&self.accounts).sessions.find(Instant::now(), id, touch)?;
         Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 
-    /// Who a token is. All are compared, each in constant time; a wrong one counts as
-    /// a try.
+    /// Finds the visitor of a token. Compares all tokens, each in constant time; a wrong
+    /// token counts as an attempt.
     pub(super) fn by_token(&self, address: IpAddr, token: &str) -> Result<Visitor, Denied> {
         let hash = session::key_of(token);
-        let (house, mut found) = (lock(&self.house), None);
-        for known in &house.tokens {
+        let (accounts, mut found) = (lock(&self.accounts), None);
+        for known in &accounts.tokens {
             if bool::from(known.hash.ct_eq(&hash)) {
                 found = Some(known);
             }
@@ -182,9 +184,9 @@ impl Gate {
         match found {
             Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, address, session: None }),
             None => {
-                drop(house);
+                drop(accounts);
                 self.try_once(Instant::now(), address, None)?;
-                tracing::warn!(%address, "a wrong token for the console");
+                tracing::warn!(%address, "rejected a request to the console: wrong token");
                 Err(Denied::Wrong)
             }
         }
@@ -193,13 +195,13 @@ impl Gate {
     /// Ends a session.
     pub(super) fn sign_out(&self, visitor: &Visitor) {
         if let Some((key, _)) = &visitor.session {
-            lock(&self.house).sessions.end(key);
+            lock(&self.accounts).sessions.end(key);
         }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one of these is held.
+    // No code panics while it holds one of these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -221,9 +223,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_tried_ten_times_from_whatever_addresses_and_then_waits() {
+    fn a_name_is_tried_ten_times_from_any_addresses_and_then_waits() {
         let (gate, now) = (gate(), Instant::now());
-        // A name that nobody has behaves alike.
+        // An unknown name behaves the same.
         for name in ["lead", "bob"] {
             for attempt in 0..10 {
                 assert_eq!(gate.try_once(now, [10, 0, 0, attempt].into(), Some(name)), Ok(()), "{attempt}");
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_heard_twenty_times_whatever_names_it_tries() {
+    fn an_address_has_twenty_attempts_with_any_names() {
         let (gate, now) = (gate(), Instant::now());
         for attempt in 0..20 {
             let name = format!("user-{attempt}");
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_right_password_opens_and_not_when_there_were_too_many_tries() {
+    fn only_the_right_password_signs_in_and_not_after_too_many_attempts() {
         let gate = gate();
         assert_eq!(try_in(&gate, [10, 0, 0, 1], "lead", "wrong"), Some(Denied::Wrong));
         assert_eq!(try_in(&gate, [10, 0, 0, 1], "bob", PASSWORD), Some(Denied::Wrong));
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_changes_while_their_password_is_checked_does_not_come_in() {
+    fn a_user_who_changes_during_the_password_check_is_not_signed_in() {
         let gate = gate();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let came_in = |meanwhile: fn(&Gate)| {
@@ -270,7 +272,7 @@ mod tests {
                     meanwhile(&gate);
                     drop(busy);
                 };
-                // The first is polled first, and waits for a check.
+                // The first future is polled first, and waits for the password check.
                 tokio::join!(biased; entering, changing).0.is_ok()
             })
         };

@@ -1,5 +1,5 @@
-//! Takes connections, with TLS or without, and serves HTTP on them: bounded in number,
-//! and in how long a handshake or a request's header may take. Knows no routes.
+//! Accepts connections, with or without TLS, and serves HTTP on them. Limits their number,
+//! and the time for a TLS handshake and for a request's header. Knows no routes.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,20 +17,20 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Connections at once; more wait in the system's queue.
+/// Maximum number of open connections; more wait in the system's queue.
 const MOST: usize = 128;
-/// How long a TLS handshake, or a request's header, may take.
+/// Maximum time for a TLS handshake, and for a request's header.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may last: a page renews itself over a new one.
+/// Maximum lifetime of a connection; a page that updates itself opens a new one.
 const LONGEST: Duration = Duration::from_secs(600);
-/// Pause after a connection that the system could not hand out.
+/// Pause after the system failed to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Who a request comes from.
+/// Address from which a request comes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Serves until it is dropped. Each connection has the TLS of when it comes.
+/// Serves until dropped. A new connection uses the current TLS configuration.
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
@@ -38,12 +38,12 @@ pub(super) async fn serve(
 ) -> Infallible {
     let places = Arc::new(Semaphore::new(MOST));
     loop {
-        // Never closed.
+        // The semaphore is never closed.
         let place = places.clone().acquire_owned().await.ok();
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "the admin port could not take a connection");
+                tracing::warn!(%error, "could not accept a connection on the admin port; trying again");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -55,8 +55,8 @@ pub(super) async fn serve(
             let Some(acceptor) = acceptor else { return answer(stream, routes).await };
             match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => answer(stream, routes).await,
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS"),
-                Err(_) => tracing::debug!(%peer, "TLS: too slow"),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
             }
         });
     }
@@ -66,6 +66,6 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ro
     let mut builder = Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    // A connection that broke is its client's affair.
+    // A broken connection concerns only its client.
     let _ = tokio::time::timeout(LONGEST, connection).await;
 }

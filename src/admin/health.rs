@@ -1,6 +1,6 @@
-//! Whether the process answers, and whether it can serve. What is missing is said in
-//! plain text. The cloud is told of and never decides: who has had its certificate is
-//! served without it.
+//! Reports whether the process is alive, and whether it can serve; problems are in plain
+//! text. IoT Platform's state is only a note: a device that has its certificate is served
+//! without it.
 
 use std::{
     sync::Arc,
@@ -19,39 +19,39 @@ use crate::{
     store::StoreError,
 };
 
-/// How long the table may take for a read and a write.
+/// Maximum time for a read and a write of the table.
 const PROBE: Duration = Duration::from_secs(2);
-/// For how long one look at the table counts: each writes to the disk.
+/// Time for which the result of a probe is reused: each probe writes to the disk.
 const PROBE_COUNTS: Duration = Duration::from_secs(1);
 
-/// What remembers the last look.
+/// Remembers the last probe.
 #[derive(Default)]
 pub(super) struct Health {
     probed: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
-/// `/healthz`: each worker makes a round.
+/// `/healthz`: every worker makes progress.
 pub(super) async fn live(pulses: &[Pulse]) -> Response {
     let silent = server::silent_workers(pulses).await;
     let problems = silent.into_iter().map(|number| {
-        format!("worker {number} has made no round for {} s; restart certdist", ROUND.as_secs())
+        format!("worker {number} has made no progress for {} s; restart certdist", ROUND.as_secs())
     });
     answer("ok", problems.collect(), &[])
 }
 
 impl Health {
-    /// `/readyz`: listening, with a table that can be read and written, and not ending.
+    /// `/readyz`: listening, with a table that can be read and written, and not draining.
     pub(super) async fn ready(&self, sources: &Sources) -> Response {
         let mut problems = Vec::new();
-        // Listening is what the workers do: their sockets were bound before them.
+        // The sockets are bound before the workers start, so a live worker is listening.
         for number in server::silent_workers(&sources.pulses).await {
-            problems.push(format!("worker {number} has made no round for {} s", ROUND.as_secs()));
+            problems.push(format!("worker {number} has made no progress for {} s", ROUND.as_secs()));
         }
         if let Err(problem) = self.probe(&sources.store).await {
             problems.push(problem);
         }
         if sources.registrar.is_draining() {
-            problems.push("draining: the server was told to end".to_owned());
+            problems.push("draining: the server is shutting down".to_owned());
         }
         let breakers = sources.registrar.open_breakers();
         let notes = (breakers > 0).then(|| {
@@ -79,7 +79,7 @@ impl Health {
             *probed = Some((Instant::now(), outcome.clone()));
             outcome
         };
-        // Whoever looks at the same time waits for the same look.
+        // Requests at the same time wait for the same probe.
         let waited = tokio::time::timeout(2 * PROBE, look).await;
         waited.unwrap_or_else(|_| Err("the database does not answer".to_owned()))
     }

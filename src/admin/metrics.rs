@@ -1,6 +1,6 @@
-//! The figures in Prometheus' text format. Only reads: each worker writes its own
-//! atomics, and they are summed here. Labels have few values, all known beforehand, so
-//! that no stranger makes series.
+//! Writes the metrics in Prometheus' text format. Only reads: each worker writes its own
+//! atomics, and this module sums them. Labels have few values, all known beforehand, so
+//! that a stranger cannot create series.
 
 use std::{
     fmt::{Display, Write},
@@ -21,12 +21,12 @@ use crate::{
 /// The format's media type.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A figure of all workers together.
+/// Sums a metric over all workers.
 pub(super) fn sum(sources: &Sources, figure: impl Fn(&Figures) -> u64) -> u64 {
     sources.workers.iter().map(|worker| figure(worker)).sum()
 }
 
-/// How long requests took, at all workers.
+/// Returns the distribution of request durations over all workers.
 pub(super) fn request_latency(sources: &Sources) -> Distribution {
     sources
         .workers
@@ -35,12 +35,12 @@ pub(super) fn request_latency(sources: &Sources) -> Distribution {
         .fold(Distribution::default(), |sum, one| sum.plus(one))
 }
 
-/// Responses of a class, 2, 4 or 5.
+/// Returns the number of responses of a class: 2, 4 or 5.
 pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
     (0..32).map(|detail| sum(sources, |worker| worker.responses.of(class << 5 | detail))).sum()
 }
 
-/// All of them.
+/// Returns all metrics.
 pub(super) fn exposition(sources: &Sources) -> String {
     let mut page = Page(String::with_capacity(16_384));
     process(&mut page, sources);
@@ -56,8 +56,8 @@ pub(super) fn exposition(sources: &Sources) -> String {
 
 fn process(page: &mut Page, sources: &Sources) {
     let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-    page.metric("certdist_build_info", "gauge", "Which certdist this is; always 1.", [(version, 1)]);
-    let help = "When the process started, in seconds since 1970.";
+    page.metric("certdist_build_info", "gauge", "Version of certdist; always 1.", [(version, 1)]);
+    let help = "Start time of the process, in seconds since 1970.";
     page.one("process_start_time_seconds", "gauge", help, sources.started);
     if let Some(bytes) = resident_memory() {
         page.one("process_resident_memory_bytes", "gauge", "Resident memory.", bytes);
@@ -93,37 +93,38 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.metric("certdist_handshake_failures_total", "counter", "Failed handshakes, by reason.", reasons);
     page.one("certdist_handshakes", "gauge", "Handshakes in progress.", of(|f| &f.handshakes));
     page.one("certdist_sessions", "gauge", "DTLS sessions held.", of(|f| &f.sessions));
-    let help = "Sessions that made room for others.";
+    let help = "Sessions removed to make room for others.";
     page.one("certdist_sessions_evicted_total", "counter", help, of(|f| &f.sessions_evicted));
-    let help = "Sessions with a connection ID that went on from another address.";
+    let help = "Sessions with a connection ID that continued from another address.";
     page.one("certdist_sessions_moved_total", "counter", help, of(|f| &f.sessions_moved));
-    let help = "Hellos that were repeated after their session had begun.";
+    let help = "ClientHellos repeated after their session had begun.";
     page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
-    let help = "Requests put off as their session or network has too many in work.";
+    let help = "Requests answered with 4.29 because their session or network had too many in progress.";
     page.one("certdist_requests_put_off_total", "counter", help, of(|f| &f.too_many_in_work));
-    let help = "Answers for devices that have moved and were not yet shown to be where they are.";
+    let help = "Answers kept back because the device's new address was not yet validated.";
     page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
-    let help = "Kept answers that were sent once their device was shown to be where it is.";
+    let help = "Kept answers sent after the device's new address was validated.";
     page.one("certdist_answers_resumed_total", "counter", help, of(|f| &f.answers_resumed));
-    let help = "Requests of sessions that had too many in work, or answered within EXCHANGE_LIFETIME.";
+    let help = "Requests dropped because their session had too many in progress, or answered within EXCHANGE_LIFETIME.";
     page.one("certdist_requests_dropped_total", "counter", help, of(|f| &f.requests_dropped));
     let help = "Separate answers that were never acknowledged, after all their transmissions.";
     page.one("certdist_answers_given_up_total", "counter", help, of(|f| &f.answers_given_up));
-    let help = "Block-wise transfers that made room for others.";
+    let help = "Block-wise transfers removed to make room for others.";
     page.one("certdist_transfers_evicted_total", "counter", help, of(|f| &f.transfers_evicted));
     let dropped = iter::zip(Dropped::ALL, 0..).map(|(reason, index): (Dropped, usize)| {
         let labels = format!("{{reason=\"{}\"}}", reason.name());
         (labels, sum(sources, |worker| load(&worker.dtls_dropped[index])))
     });
-    let help = "Hellos, messages, flights and records dropped without a word, by reason.";
+    let help = "ClientHellos, messages, flights and records dropped without an answer, by reason.";
     page.metric("certdist_dtls_dropped_total", "counter", help, dropped);
     let help = "Protected records that no key opened, and replays.";
     page.one("certdist_bad_records_total", "counter", help, of(|f| &f.bad_records));
     let help = "DTLS flights sent again.";
     page.one("certdist_retransmissions_total", "counter", help, of(|f| &f.retransmissions));
-    let help = "Datagrams that the system did not take.";
+    let help = "Datagrams that the system did not accept for sending.";
     page.one("certdist_datagrams_dropped_total", "counter", help, of(|f| &f.datagrams_dropped));
-    let help = "Datagrams for another worker's session, dropped because too many waited for that worker.";
+    let help =
+        "Datagrams for another worker's session, dropped because too many were waiting for that worker.";
     page.one("certdist_forwarded_dropped_total", "counter", help, of(|f| &f.forwarded_dropped));
 }
 
@@ -139,10 +140,10 @@ fn requests(page: &mut Page, sources: &Sources) {
     page.one(
         "certdist_requests_in_work",
         "gauge",
-        "Requests and keys that wait for the table or the cloud.",
+        "Requests and key lookups that wait for the table or IoT Platform.",
         in_work,
     );
-    let help = "From a request's arrival to its answer.";
+    let help = "Time from a request's arrival to its answer.";
     page.histogram("certdist_request_duration_seconds", help, &request_latency(sources));
 }
 
@@ -150,9 +151,9 @@ fn throttling(page: &mut Page, counters: &Counters) {
     let by_limit = |count: fn(&Counters, Limit) -> u64| {
         Limit::ALL.map(|limit| (format!("{{limit=\"{}\"}}", limit.name()), count(counters, limit)))
     };
-    let help = "Requests answered with 4.29, by the limit that they met.";
+    let help = "Requests answered with 4.29, by rate limit.";
     page.metric("certdist_throttled_total", "counter", help, by_limit(Counters::throttled));
-    let help = "Times that somebody began to exceed a limit.";
+    let help = "Number of times a client began to exceed a rate limit.";
     page.metric("certdist_throttling_episodes_total", "counter", help, by_limit(Counters::episodes));
     let help = "Requests under a shared identity refused with 4.03 or 4.04.";
     page.one("certdist_refused_lookups_total", "counter", help, counters.refused_lookups());
@@ -169,15 +170,20 @@ fn registrations(page: &mut Page, sources: &Sources) {
         [("registered", counters.registered), ("recovered", counters.recovered), ("failed", counters.failed)];
     let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
     page.metric("certdist_registrations_total", "counter", "Registrations, by outcome.", outcomes);
-    let help = "From the wish to have a device registered to its certificate on the disk.";
+    let help = "Time from a registration's start to its certificate on disk.";
     page.histogram("certdist_registration_duration_seconds", help, &registrar.latency());
-    let help = "Calls to IoT Platform made again.";
+    let help = "Repeated calls to IoT Platform.";
     page.one("certdist_registration_retries_total", "counter", help, counters.retries);
-    page.one("certdist_batches", "gauge", "Batches that gather or are in progress.", registrar.batches());
-    page.one("certdist_batches_total", "counter", "Batches begun.", counters.batches);
-    let help = "Times that IoT Platform said it was called too often.";
+    page.one(
+        "certdist_batches",
+        "gauge",
+        "Batches that gather devices or are in progress.",
+        registrar.batches(),
+    );
+    page.one("certdist_batches_total", "counter", "Batches started.", counters.batches);
+    let help = "Calls that IoT Platform rejected because of its rate limit.";
     page.one("certdist_cloud_throttled_total", "counter", help, counters.throttled);
-    let help = "Products, and accounts, that IoT Platform refuses until the operator acts.";
+    let help = "Products and accounts that IoT Platform refuses until an operator acts.";
     page.one("certdist_breakers_open", "gauge", help, registrar.open_breakers());
 }
 
@@ -187,7 +193,7 @@ fn table(page: &mut Page, figures: &store::Figures) {
     let outcomes = [("written", load(&figures.written)), ("failed", load(&figures.failed))];
     let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
     page.metric("certdist_store_writes_total", "counter", "Writes, by outcome.", outcomes);
-    let help = "From a commit's beginning to its end; each may hold many writes.";
+    let help = "Duration of a commit, which may hold many writes.";
     page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&figures.commit_latency));
 }
 

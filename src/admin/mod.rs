@@ -1,6 +1,6 @@
-//! The operator's HTTP port: whether the server is alive and ready, what it has done,
-//! and the console, where an operator looks up devices and changes them. It serves no
-//! device, and decides nothing about any: what may be done is the rooms' below.
+//! The operator's HTTP port: health, metrics, and the console, where an operator looks up
+//! devices and changes them. It serves no devices and decides nothing about them; the
+//! modules below it hold those rules.
 
 pub mod access;
 mod connections;
@@ -49,39 +49,39 @@ use crate::{
     store::UnixSeconds,
 };
 
-/// What `[admin]` says.
+/// The `[admin]` section of the configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// TCP address.
     pub listen: SocketAddr,
-    /// With it, HTTPS.
+    /// TLS configuration; HTTPS if present, else HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Who signs in with a password.
+    /// Users who sign in with a password.
     pub users: Vec<User>,
-    /// Which scripts come in.
+    /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Whether health and metrics take a token from this machine as well.
+    /// Whether health and metrics need a token even from this machine.
     pub require_token: bool,
 }
 
-/// Where figures and rows come from.
+/// Sources of the metrics and the device rows.
 #[derive(Clone)]
 pub struct Sources {
-    /// One a worker.
+    /// Counters, one for each worker.
     pub workers: Vec<Arc<Figures>>,
-    /// One a worker.
+    /// Progress, one for each worker.
     pub pulses: Vec<Pulse>,
-    /// The queue to the cloud.
+    /// Registrations at IoT Platform.
     pub registrar: Arc<Registrar>,
-    /// Who asked too often.
+    /// Counters of the rate limits.
     pub throttle: Arc<Counters>,
     /// The device table.
     pub store: Arc<dyn Table>,
-    /// When the process started.
+    /// Start time of the process.
     pub started: UnixSeconds,
 }
 
-/// An enrollment, as the console knows it: without its key.
+/// An enrollment without its key, as the console shows it.
 #[derive(Debug, Clone)]
 struct Enrolled {
     name: String,
@@ -102,7 +102,7 @@ impl From<&Enrollment> for Enrolled {
     }
 }
 
-/// What all requests to the port share.
+/// State that all requests to the port share.
 struct Room {
     sources: Sources,
     enrollments: RwLock<Vec<Enrolled>>,
@@ -110,7 +110,7 @@ struct Room {
     health: Health,
     ring: std::sync::Mutex<Ring>,
     desk: console::Desk,
-    /// Cookies go over TLS only.
+    /// Whether the port uses TLS, and cookies therefore carry `Secure`.
     is_secure: bool,
     require_token: AtomicBool,
 }
@@ -125,22 +125,22 @@ impl Room {
     }
 }
 
-/// The port, open until the runtime ends.
+/// The open port; it is served until the runtime ends.
 pub struct Admin {
     address: SocketAddr,
     room: Arc<Room>,
-    /// What new connections are greeted with.
+    /// TLS configuration of new connections.
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
 }
 
 impl Admin {
-    /// Where it listens.
+    /// Returns the URL of the port.
     pub fn url(&self) -> String {
         format!("{}://{}", if self.room.is_secure { "https" } else { "http" }, self.address)
     }
 
-    /// Takes over a configuration that has changed: users, tokens, the certificate and
-    /// the enrollments. Without a section, nobody comes in any more.
+    /// Applies a changed configuration: users, tokens, the certificate and the
+    /// enrollments. Without an `[admin]` section, no one can sign in any more.
     pub fn reload(&self, config: Option<&Config>, enrollments: &[Enrollment]) {
         self.set_enrollments(enrollments);
         let Some(Config { tls, users, tokens, require_token, .. }) = config else {
@@ -159,11 +159,11 @@ impl Admin {
     }
 }
 
-/// Listens, as tasks of the current runtime.
+/// Opens the port, and serves it in tasks of the current runtime.
 pub async fn start(config: &Config, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
     let listener = TcpListener::bind(config.listen)
         .await
-        .with_context(|| format!("[admin] cannot listen on {}", config.listen))?;
+        .with_context(|| format!("[admin] could not listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let room = Arc::new(Room {
         sources,
@@ -193,7 +193,7 @@ fn routes(room: Arc<Room>) -> Router {
         .with_state(room)
 }
 
-/// What browsers are told about every answer.
+/// Adds the security headers to every answer.
 async fn guarded(mut response: Response) -> Response {
     const HEADERS: [(header::HeaderName, &str); 6] = [
         (
@@ -213,7 +213,7 @@ async fn guarded(mut response: Response) -> Response {
     response
 }
 
-/// Samples the figures for the console's chart.
+/// Samples the counters for the console's chart.
 async fn sample(room: Arc<Room>) {
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -250,9 +250,9 @@ async fn metrics(State(room): Shared, Extension(peer): Extension<Peer>, headers:
     }
 }
 
-/// Health and metrics are for programs: this machine's own, unless the configuration
-/// asks for a token, and others with a token.
-#[expect(clippy::result_large_err, reason = "the answer itself")]
+/// Returns whether a client may read health and metrics: programs on this machine without
+/// a token, unless the configuration requires one, and all others with a token.
+#[expect(clippy::result_large_err, reason = "the error is the response itself")]
 fn may_read(room: &Room, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
     if !room.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {
         return Ok(());
@@ -267,7 +267,7 @@ fn may_read(room: &Room, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Re
     Err(unauthorised(denied))
 }
 
-/// The answer to a script that may not come in.
+/// Answers a script that is not authenticated.
 fn unauthorised(denied: Denied) -> Response {
     match denied {
         Denied::Wrong => (
@@ -278,12 +278,13 @@ fn unauthorised(denied: Denied) -> Response {
             .into_response(),
         Denied::TooOften(seconds) => {
             let wait = [(header::RETRY_AFTER, seconds.to_string())];
-            (StatusCode::TOO_MANY_REQUESTS, wait, "too many attempts\n").into_response()
+            (StatusCode::TOO_MANY_REQUESTS, wait, "too many attempts; wait for the time in Retry-After\n")
+                .into_response()
         }
     }
 }
 
-/// RFC 6750 §2.1.
+/// Returns the bearer token of a request (RFC 6750 §2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;

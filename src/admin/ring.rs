@@ -1,5 +1,5 @@
-//! The last hour, in samples of the figures: what the console's chart is drawn from.
-//! Pure.
+//! Keeps samples of the counters for the last hour, from which the console's chart is
+//! drawn. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,10 +7,10 @@ use super::{Sources, metrics};
 
 /// Pause between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
-/// Samples in an hour, and the one before it.
+/// Number of samples kept: those of an hour, and the one before it.
 const KEPT: usize = 361;
 
-/// What the counters said at one moment.
+/// Values of the counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sample {
     /// Answers of class 2.
@@ -22,13 +22,13 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// What they say now.
+    /// Reads the counters.
     pub(super) fn of(sources: &Sources) -> Self {
         let of = |class| metrics::responses_of(sources, class);
         Self { served: of(2), refused: of(4), later: of(5) }
     }
 
-    /// What was added since another.
+    /// Returns the differences to an earlier sample.
     fn since(self, earlier: Self) -> Self {
         Self {
             served: self.served.saturating_sub(earlier.served),
@@ -37,7 +37,7 @@ impl Sample {
         }
     }
 
-    /// All of them.
+    /// Returns the sum of all three.
     pub(super) fn total(self) -> u64 {
         self.served + self.refused + self.later
     }
@@ -48,7 +48,7 @@ impl Sample {
 pub(super) struct Ring(VecDeque<Sample>);
 
 impl Ring {
-    /// Adds one; the oldest gives way.
+    /// Adds a sample, and removes the oldest if the ring is full.
     pub(super) fn push(&mut self, sample: Sample) {
         if self.0.len() == KEPT {
             self.0.pop_front();
@@ -56,13 +56,13 @@ impl Ring {
         self.0.push_back(sample);
     }
 
-    /// What was counted in each minute of the last hour, up to `now`, the present one
-    /// last. Fewer when the server is younger.
+    /// Returns the counts of each minute of the last hour up to `now`, the current minute
+    /// last. Returns fewer if the server has run for less than an hour.
     pub(super) fn minutes(&self, now: Sample) -> Vec<Sample> {
         let step = (60 / EVERY.as_secs()) as usize;
         let mut later = now;
         let mut minutes = Vec::with_capacity(60);
-        // From the end: the last minute is whole, the first may be short.
+        // Counts backwards, so that the last minute is whole; the first may be shorter.
         let ends = self.0.iter().rev().skip(step - 1).step_by(step);
         for &earlier in ends.chain(self.0.front()) {
             if minutes.len() == 60 {
@@ -75,7 +75,7 @@ impl Ring {
         minutes
     }
 
-    /// What was counted in the last hour, up to `now`.
+    /// Returns the counts of the last hour, up to `now`.
     pub(super) fn hour(&self, now: Sample) -> Sample {
         now.since(self.0.front().copied().unwrap_or_default())
     }

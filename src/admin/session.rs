@@ -1,5 +1,5 @@
-//! Who is signed in: sessions in memory, bounded in number and time. The cookie's value
-//! is kept as its hash only. Pure, the time is an argument; knows no HTTP.
+//! Keeps the console's sessions in memory, limited in number and time, with only the hash
+//! of each cookie. Pure: the time is an argument. Knows no HTTP.
 
 use std::{
     collections::HashMap,
@@ -12,24 +12,24 @@ use subtle::ConstantTimeEq;
 
 use crate::{operators::Role, random::random};
 
-/// A session ends when nothing was asked for so long.
+/// Time without a request after which a session ends.
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
-/// A session ends so long after it began, whatever was asked.
+/// Maximum lifetime of a session, however much it is used.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
-/// Sessions at once; beyond, the one idle longest ends.
+/// Maximum number of sessions; a new one ends the one idle longest.
 const MOST: usize = 64;
 
-/// Names a session without being its cookie.
+/// Identifies a session without revealing its cookie.
 pub(super) type SessionKey = [u8; 32];
 
-/// Somebody who has signed in.
+/// The session of a user who has signed in.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
-    /// Name in the configuration.
+    /// The user's name in the configuration.
     pub(super) user: String,
-    /// What they may do.
+    /// The user's role.
     pub(super) role: Role,
-    /// What each of their forms has to carry.
+    /// CSRF token that each form must carry.
     pub(super) csrf: String,
     began: Instant,
     last: Instant,
@@ -59,8 +59,8 @@ impl Sessions {
         self.0.insert(key_of(id), session);
     }
 
-    /// The session of a cookie. `touch` when it is a person's doing, and not a page's
-    /// that renews itself.
+    /// Finds the session of a cookie. `touch` is true for a person's request, and false
+    /// for a page that updates itself.
     pub(super) fn find(&mut self, now: Instant, id: &str, touch: bool) -> Option<(SessionKey, Session)> {
         let key = key_of(id);
         let session = self.0.get_mut(&key)?;
@@ -74,7 +74,7 @@ impl Sessions {
         Some((key, session.clone()))
     }
 
-    /// Ends the sessions of users who may not stay; how many.
+    /// Ends the sessions of users who may not stay; returns how many ended.
     pub(super) fn keep(&mut self, may_stay: impl Fn(&str) -> bool) -> usize {
         let before = self.0.len();
         self.0.retain(|_, session| may_stay(&session.user));
@@ -87,18 +87,18 @@ impl Sessions {
     }
 }
 
-/// What a secret that comes from outside is looked up by: nothing of it shows in how
-/// long that takes.
+/// Hashes a secret that comes from outside, so that the time of a lookup reveals nothing
+/// about it.
 pub(super) fn key_of(secret: &str) -> SessionKey {
     Sha256::digest(secret.as_bytes()).into()
 }
 
-/// Compares two secrets in a time that tells nothing of either.
+/// Compares two secrets in constant time.
 pub(super) fn same(one: &str, other: &str) -> bool {
     key_of(one).ct_eq(&key_of(other)).into()
 }
 
-/// A fresh token of 256 random bits, as text.
+/// Makes a token of 256 random bits, as text.
 pub(super) fn token() -> anyhow::Result<String> {
     Ok(BASE64_URL_SAFE_NO_PAD.encode(random()?))
 }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_when_it_is_idle_and_in_any_case_after_its_longest_time() {
+    fn a_session_ends_when_it_is_idle_and_always_after_its_maximum_lifetime() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
         assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", true).is_some());
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_renews_itself_keeps_no_session_alive() {
+    fn a_page_that_updates_itself_keeps_no_session_alive() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
         assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", false).is_some());
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_that_nobody_was_given_is_no_session() {
+    fn an_unknown_cookie_has_no_session() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
         assert!(sessions.find(now, "", true).is_none());

@@ -1,17 +1,18 @@
-//! What the console asks of a table besides what requests ask of it: whole files and
-//! whole counts, on a thread where that may block.
+//! Store operations for the console: importing a file and counting the whole table. They
+//! block, so they run on a thread where that is permitted.
 
 use crate::{
     store::{Bulk, ImportReport, Store, StoreError, Totals},
     table_file::{self, Import, ImportFileError},
 };
 
-/// A store, as the console sees it.
+/// A store with the operations of the console.
 pub trait Table: Store {
-    /// Imports a CSV file of this name that is in memory, all of it or nothing. Blocks.
+    /// Imports a CSV file from memory, completely or not at all. Blocks. `name` stands in
+    /// the errors.
     fn import_csv(&self, name: &str, csv: &[u8], how: Import<'_>) -> Result<ImportReport, ImportFileError>;
 
-    /// How far each enrollment has come. Blocks, and reads the whole table.
+    /// Counts how far the devices of each enrollment are. Blocks, and reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 }
 

@@ -1,4 +1,4 @@
-//! What only a test that holds the server's parts can provoke.
+//! Tests of health that need the server's own parts.
 
 use std::time::{Duration, Instant};
 
@@ -40,16 +40,16 @@ async fn text(response: Response) -> (StatusCode, String) {
 }
 
 #[tokio::test]
-async fn a_worker_that_makes_no_round_is_told_and_an_idle_one_is_not() {
+async fn a_worker_that_makes_no_progress_is_reported_and_an_idle_one_is_not() {
     let folder = tempfile::TempDir::new().unwrap();
     let server = server(&folder);
     let pulses = server.pulses();
-    // Idle, they sleep: they are woken for this.
+    // Idle workers sleep; the check wakes them.
     for _ in 0..3 {
         assert_eq!(text(health::live(&pulses).await).await, (StatusCode::OK, "ok\n".into()));
     }
     tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
     let (status, text) = text(health::live(&pulses).await).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(text.contains("worker 0 has made no round") && text.contains("worker 1"), "{text}");
+    assert!(text.contains("worker 0 has made no progress") && text.contains("worker 1"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! What a row says about a device, in plain words, and what to do. Pure.
+//! Explains a device's state in plain words, and says what to do. Pure.
 
 use std::time::Duration;
 
@@ -10,42 +10,42 @@ use crate::{
     store::{CloudState, DeviceRow, UnixSeconds},
 };
 
-/// What an operator should know first.
+/// The first thing an operator should know about a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Advice {
     pub(super) tone: Tone,
-    /// What is the case, in a few words.
-    pub(super) what: &'static str,
-    /// Why, and what to do.
+    /// The state, in a few words.
+    pub(super) title: &'static str,
+    /// The reason, and what to do.
     pub(super) text: String,
 }
 
-/// The first thing that keeps a device from its certificate, or that it has it.
+/// Returns the first reason why a device gets no certificate, or that it has one.
 pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, now: UnixSeconds) -> Advice {
-    let advice = |tone, what, text: String| Advice { tone, what, text };
+    let advice = |tone, title, text: String| Advice { tone, title, text };
     let Some(enrolled) = enrolled else {
         let text = format!(
-            "The table has it in the enrollment \"{}\", which the configuration does not have. No key opens it: \
-             configure that enrollment, or import the device into another.",
+            "Its enrollment \"{}\" is not in the configuration, so the device cannot sign in. Add that enrollment \
+             to the configuration, or import the device into another.",
             row.enrollment
         );
         return advice(Tone::Bad, "Its enrollment is not configured", text);
     };
     let verdict = policy::verdict(row, enrolled.reissue, now);
     if verdict == Verdict::Refuse(Reason::Disabled) {
-        let text = "An operator has disabled it: it is answered 4.03, and gets no certificate. Enable it to let \
-                    it have one again.";
+        let text = "An operator has disabled this device: it gets no certificate, and its requests are answered with \
+                    4.03. Enable it to let it have one again.";
         return advice(Tone::Warning, "Disabled here", text.into());
     }
     match row.cloud_state {
         Some(CloudState::Deleted) => {
-            let text = "Somebody has deleted it at IoT Platform, so its certificate is good for nothing. If it is \
-                        to work again, reset it: at its next request it is registered anew, under the same name.";
+            let text = "This device was deleted at IoT Platform, so its certificate no longer works. If the device \
+                        is still in use, reset it here: its next request registers it again under the same name.";
             return advice(Tone::Bad, "Deleted at IoT Platform", text.into());
         }
         Some(CloudState::Disabled) => {
-            let text = "Somebody has disabled it at IoT Platform: it has its certificate, and cannot sign in with \
-                        it. Enable it there.";
+            let text = "This device was disabled at IoT Platform: it has its certificate but cannot sign in with it. \
+                        Enable it in IoT Platform.";
             return advice(Tone::Warning, "Disabled at IoT Platform", text.into());
         }
         None => {}
@@ -53,50 +53,49 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
     match verdict {
         Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
             let text = format!(
-                "IoT Platform refuses this device: {refusal}. Mend that there, then reset the device: it is \
-                 registered at its next request."
+                "IoT Platform refuses this device: {refusal}. Fix the cause at IoT Platform, then reset the device \
+                 here: its next request registers it."
             );
             return advice(Tone::Bad, "Refused by IoT Platform", text);
         }
         Verdict::Refuse(Reason::Issued) => {
-            let text = "It has fetched its certificate, and may not fetch it again under its enrollment's policy: \
-                        then it is answered 4.03. If it has lost it, reset the device.";
-            return advice(Tone::Note, "Issued, and not to be issued again", text.into());
+            let text = "This device has fetched its certificate, and its enrollment's policy does not permit another: \
+                        further requests are answered with 4.03. If the device has lost its certificate, reset it.";
+            return advice(Tone::Note, "Issued, cannot be issued again", text.into());
         }
         Verdict::Register if breakers > 0 => {
-            let text = "It has no certificate yet, and IoT Platform refuses calls at the moment: see the overview \
-                        and the log for its reason. The device comes back by itself.";
-            return advice(Tone::Warning, "Waits for IoT Platform", text.into());
+            let text = "This device has no certificate yet, and IoT Platform refuses calls at the moment. The overview \
+                        and the log show the reason. The device tries again by itself.";
+            return advice(Tone::Warning, "Waiting for IoT Platform", text.into());
         }
-        // Said above, before what the cloud has to say.
+        // `Disabled` is reported above, before the state at IoT Platform.
         Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
     }
     if row.first_issued.is_none() {
         let text = if row.certificate.is_some() {
-            "Its certificate is here, and it has not come for it. If it should have: is it powered on, does it \
-             reach this server, and has it the right key? The log tells failed handshakes, by identity."
+            "Its certificate is ready, but the device has not fetched it. If it should have: is it powered on, can it \
+             reach this server, and does it have the right key? The log shows failed handshakes, by identity."
         } else {
-            "It is in the table and has not come yet; it is registered at IoT Platform when it does. If it should \
-             have come: is it powered on, does it reach this server, and has it the right key? The log tells \
-             failed handshakes, by identity."
+            "This device is in the table and has not connected yet; its first request registers it at IoT Platform. \
+             If it should have connected: is it powered on, can it reach this server, and does it have the right \
+             key? The log shows failed handshakes, by identity."
         };
         return advice(Tone::Note, "Has not fetched its certificate", text.into());
     }
     if row.activated.is_some() {
-        let text =
-            "It has fetched its certificate and has signed in at IoT Platform. There is nothing to do.";
+        let text = "This device has fetched its certificate and has signed in at IoT Platform. There is nothing to do.";
         return advice(Tone::Good, "All is well", text.into());
     }
-    let text = "It has fetched its certificate. That it has signed in at IoT Platform is not known here yet. If it \
-                does not show up there: does it reach IoT Platform, and has it stored what it was given?";
+    let text = "This device has fetched its certificate. It has not been seen signing in at IoT Platform yet. If it \
+                does not appear there: can it reach IoT Platform, and has it stored its certificate?";
     advice(Tone::Good, "Has its certificate", text.into())
 }
 
-/// A policy in words.
+/// Describes how often a device may fetch its certificate.
 pub(super) fn reissue(policy: Reissue) -> String {
     match policy {
-        Reissue::Always => "as often as it asks".to_owned(),
-        Reissue::Once => "a single time".to_owned(),
+        Reissue::Always => "any number of times".to_owned(),
+        Reissue::Once => "once".to_owned(),
         Reissue::Window(window) => format!("for {} after the first time", span(window)),
     }
 }
@@ -138,11 +137,11 @@ mod tests {
             |reissue| Enrolled { name: "plug".into(), product_key: "a1".into(), kind: "shared", reissue };
         let always = enrolled(Reissue::Always);
         let what =
-            |row: &DeviceRow, enrolled: Option<&Enrolled>, breakers| of(row, enrolled, breakers, 200).what;
+            |row: &DeviceRow, enrolled: Option<&Enrolled>, breakers| of(row, enrolled, breakers, 200).title;
         let known = Some(&always);
         assert_eq!(what(&row(), None, 0), "Its enrollment is not configured");
         assert_eq!(what(&row(), known, 0), "Has not fetched its certificate");
-        assert_eq!(what(&row(), known, 1), "Waits for IoT Platform");
+        assert_eq!(what(&row(), known, 1), "Waiting for IoT Platform");
         assert_eq!(what(&with_certificate(), known, 1), "Has its certificate");
         let disabled = DeviceRow { state: DeviceState::Disabled, ..with_certificate() };
         assert_eq!(what(&disabled, known, 0), "Disabled here");
@@ -153,8 +152,8 @@ mod tests {
         let activated = DeviceRow { activated: Some(150), ..with_certificate() };
         assert_eq!(what(&activated, known, 0), "All is well");
         for (reissue, expected) in [
-            (Reissue::Once, "Issued, and not to be issued again"),
-            (Reissue::Window(Duration::from_secs(99)), "Issued, and not to be issued again"),
+            (Reissue::Once, "Issued, cannot be issued again"),
+            (Reissue::Window(Duration::from_secs(99)), "Issued, cannot be issued again"),
             (Reissue::Window(Duration::from_secs(100)), "Has its certificate"),
         ] {
             assert_eq!(what(&with_certificate(), Some(&enrolled(reissue)), 0), expected);

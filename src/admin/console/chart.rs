@@ -1,4 +1,4 @@
-//! The last hour as a picture: a bar a minute, drawn on the server. Pure.
+//! Draws the last hour as an SVG chart with a bar a minute. Pure.
 
 use maud::{Markup, html};
 
@@ -7,18 +7,18 @@ use crate::admin::ring::Sample;
 
 const WIDTH: usize = 720;
 const HEIGHT: usize = 100;
-/// Of a bar and the gap after it.
+/// Width of a bar and the gap after it.
 const STEP: usize = 12;
 const MINUTES: usize = 60;
 
-/// Requests in each of the last minutes, the present one last.
+/// Draws the requests of each of the last minutes, the current one last.
 pub(super) fn minutes(minutes: &[Sample]) -> Markup {
     let most = minutes.iter().map(|minute| minute.total()).max().unwrap_or(0);
     let scale = nice(most);
     let first = MINUTES - minutes.len().min(MINUTES);
     let sum = |of: fn(&Sample) -> u64| minutes.iter().map(of).sum::<u64>();
     let words = format!(
-        "Requests in each of the last {} minutes: {} served, {} refused, {} told to come back; at most {} in a minute.",
+        "Requests in each of the last {} minutes: {} served, {} refused, {} asked to retry later; at most {} in a minute.",
         minutes.len(),
         grouped(sum(|minute| minute.served)),
         grouped(sum(|minute| minute.refused)),
@@ -41,7 +41,7 @@ pub(super) fn minutes(minutes: &[Sample]) -> Markup {
             figcaption {
                 span.key.served { "served" }
                 span.key.refused { "refused (4.xx)" }
-                span.key.later { "come back later (5.xx)" }
+                span.key.later { "asked to retry later (5.xx)" }
             }
         }
     }
@@ -53,12 +53,12 @@ struct Bar {
     height: usize,
 }
 
-/// What there was in a minute, one on the other; nothing for what there was not.
+/// Stacks the bars of a minute, without those that are zero.
 fn bars(minute: &Sample, scale: u64) -> Vec<Bar> {
     let mut top = HEIGHT;
     let parts = [("served", minute.served), ("refused", minute.refused), ("later", minute.later)];
     let bars = parts.into_iter().filter(|(_, count)| *count > 0).map(|(class, count)| {
-        // Whatever was there is seen.
+        // Rounded up, so that a small count is visible.
         let height = ((count as f64 / scale as f64 * HEIGHT as f64).ceil() as usize).min(top);
         top -= height;
         Bar { class, top, height }
@@ -66,7 +66,7 @@ fn bars(minute: &Sample, scale: u64) -> Vec<Bar> {
     bars.collect()
 }
 
-/// The next of 1, 2, 5, 10, 20, 50 and so on: what the chart's height stands for.
+/// Returns the next of 1, 2, 5, 10, 20, 50 and so on, for the height of the chart.
 fn nice(most: u64) -> u64 {
     let mut step = 1;
     loop {
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scale_holds_its_highest_bar_and_is_a_round_number() {
+    fn a_scale_fits_its_highest_bar_and_is_a_round_number() {
         for (most, scale) in [(0, 5), (1, 5), (5, 5), (6, 10), (11, 20), (21, 50), (51, 100), (7200, 10_000)]
         {
             assert_eq!(nice(most), scale, "{most}");

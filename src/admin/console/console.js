@@ -1,4 +1,4 @@
-// Renews the overview now and then. Everything works without this.
+// Updates the overview regularly. The console works without JavaScript.
 "use strict";
 (() => {
   const live = document.getElementById("live");
@@ -8,10 +8,10 @@
     if (document.visibilityState !== "visible") return;
     try {
       const answer = await fetch("/live", { headers: { "X-Renewal": "1" }, redirect: "manual" });
-      // The session has ended, or the server has: what is there stays.
+      // The session or the server has ended: keep what is shown.
       if (!answer.ok) return;
       live.innerHTML = await answer.text();
-    } catch (_) { /* the next one may come through */ }
+    } catch (_) { /* try again at the next interval */ }
   };
   setInterval(renew, every);
   document.addEventListener("visibilitychange", renew);

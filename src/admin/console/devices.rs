@@ -1,4 +1,4 @@
-//! Devices: found by their ID or its beginning, shown one by one, and changed.
+//! Searches devices by ID or prefix, shows them one by one, and changes them.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ const PAGE: usize = 50;
 pub(super) struct Search {
     #[serde(default)]
     q: String,
-    /// The last device of the page before.
+    /// ID of the last device of the previous page.
     after: Option<String>,
 }
 
@@ -48,7 +48,7 @@ pub(super) async fn search(
     let body = html! {
         h1 { "Devices" }
         form.search.card role="search" action="/devices" {
-            label for="q" { "Device ID, or how it begins" }
+            label for="q" { "Device ID, or its beginning" }
             div.row {
                 input #q name="q" type="search" value=(wanted) autocapitalize="none" spellcheck="false" maxlength="64"
                     aria-describedby="q-hint" autofocus[wanted.is_empty()];
@@ -57,7 +57,7 @@ pub(super) async fn search(
             p.hint #q-hint { "A serial number, or a MAC address in any spelling." }
         }
         @if rows.is_empty() {
-            @let text = html! { p { "No device's ID is or begins with this. Was it imported? Upper and lower case of a serial number differ." } };
+            @let text = html! { p { "No device ID begins with this text. Was the device imported? Serial numbers are case-sensitive." } };
             (page::message(Tone::Note, "Nothing found", &text))
         } @else {
             div.card {
@@ -77,15 +77,15 @@ pub(super) async fn search(
                 }
             }
             @if let Some(last) = rows.last().filter(|_| more) {
-                p.pages { a.button href={ "/devices?" (query(&[("q", wanted), ("after", last.id.as_str())])) } { "The next " (PAGE) } }
+                p.pages { a.button href={ "/devices?" (query(&[("q", wanted), ("after", last.id.as_str())])) } { "Next " (PAGE) } }
             }
         }
     };
     page::page("Devices", Some(&visitor), "/devices", &body).into_response()
 }
 
-/// One more than a page of the devices that are meant: a device ID in any spelling, or
-/// the beginning of one as it is stored.
+/// Finds one device more than a page holds. `wanted` is a device ID in any spelling, or a
+/// prefix of one as it is stored.
 async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Vec<DeviceRow>, StoreError> {
     let after = after.and_then(|after| DeviceId::parse_sn(after).ok());
     if wanted.is_empty() {
@@ -106,7 +106,7 @@ async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Ve
     Ok(found)
 }
 
-/// As it is, and as the beginning of a MAC address.
+/// Returns the text as it is, and as the beginning of a MAC address.
 fn spellings(wanted: &str) -> Vec<DeviceId> {
     let bare: String = wanted.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
     let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
@@ -128,12 +128,14 @@ fn link(id: &DeviceId) -> String {
     format!("/device?{}", query(&[("id", id.as_str())]))
 }
 
-/// The state in a word.
+/// Shows the state in a word.
 fn pill(row: &DeviceRow) -> Markup {
     let (tone, word) = match row {
         DeviceRow { state: DeviceState::Disabled, .. } => (Tone::Warning, "disabled"),
-        DeviceRow { cloud_state: Some(CloudState::Deleted), .. } => (Tone::Bad, "deleted at the cloud"),
-        DeviceRow { cloud_state: Some(CloudState::Disabled), .. } => (Tone::Warning, "disabled at the cloud"),
+        DeviceRow { cloud_state: Some(CloudState::Deleted), .. } => (Tone::Bad, "deleted at IoT Platform"),
+        DeviceRow { cloud_state: Some(CloudState::Disabled), .. } => {
+            (Tone::Warning, "disabled at IoT Platform")
+        }
         DeviceRow { refusal: Some(_), .. } => (Tone::Bad, "refused"),
         DeviceRow { activated: Some(_), .. } => (Tone::Good, "activated"),
         DeviceRow { first_issued: Some(_), .. } => (Tone::Good, "issued"),
@@ -147,7 +149,7 @@ fn pill(row: &DeviceRow) -> Markup {
 pub(super) struct Which {
     #[serde(default)]
     id: String,
-    /// What was just done to it.
+    /// The action that was just carried out.
     done: Option<String>,
 }
 
@@ -166,8 +168,8 @@ pub(super) async fn show(
     if wants_json(&headers) {
         return Json(as_json(&row)).into_response();
     }
-    let happenings = match history::of(room.sources.store.as_ref(), &id).await {
-        Ok(happenings) => happenings,
+    let events = match history::of(room.sources.store.as_ref(), &id).await {
+        Ok(events) => events,
         Err(error) => return page::store_failed(&visitor, &error),
     };
     let enrollments = room.enrollments();
@@ -178,30 +180,30 @@ pub(super) async fn show(
         p.crumb { a href="/devices" { "Devices" } }
         h1 { span.id { (id) } " " (pill(&row)) }
         @if let Some(done) = done { p.done role="status" { (done) } }
-        (page::message(advice.tone, advice.what, &html! { p { (advice.text) } }))
+        (page::message(advice.tone, advice.title, &html! { p { (advice.text) } }))
         div.columns {
             section.card aria-labelledby="row" {
                 h2 #row { "In the table" }
                 (facts(&row, enrolled))
             }
             section.card aria-labelledby="change" {
-                h2 #change { "Change it" }
+                h2 #change { "Actions" }
                 @if visitor.is_operator() { (actions(&visitor, &row)) }
-                @else { p { "You are signed in as a viewer: changing devices takes an operator." } }
+                @else { p { "You are signed in as a viewer. Only operators can change devices." } }
             }
         }
-        @if !happenings.is_empty() {
+        @if !events.is_empty() {
             section.card aria-labelledby="history" {
-                h2 #history { "What has happened" }
-                ol.history { @for happening in happenings { li { time { (time(Some(happening.at)).unwrap_or_default()) } " " (happening.what) } } }
+                h2 #history { "History" }
+                ol.history { @for event in events { li { time { (time(Some(event.at)).unwrap_or_default()) } " " (event.text) } } }
             }
         }
     };
     page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
-/// A device by its ID in any spelling, or else by its ID as it is stored: a serial number
-/// may look like a MAC address.
+/// Finds a device by its ID in any spelling, or else by its ID as it is stored: a serial
+/// number may look like a MAC address.
 async fn row_of(room: &Room, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
     let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
     for id in spellings.into_iter().flatten() {
@@ -214,10 +216,10 @@ async fn row_of(room: &Room, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, 
 
 fn absent(visitor: &Visitor, id: &str) -> Response {
     if visitor.is_script() {
-        return plain(StatusCode::NOT_FOUND, "not in the table");
+        return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
     }
     let text = html! {
-        p { b { (id) } " was never imported, or under another ID. A device that asks with it is answered 4.04." }
+        p { "No device with the ID " b { (id) } " was imported. Requests with this ID are answered with 4.04." }
         p { a href="/import" { "Import it" } ", or " a href="/devices" { "search for another" } "." }
     };
     let body = html! { h1 { "Not in the table" } (page::message(Tone::Note, "No such device", &text)) };
@@ -227,10 +229,14 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
 fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>) -> Markup {
     let dash = || "–".to_owned();
     let name = row.name();
-    let certificate = if row.certificate.is_some() { "yes; its secret is shown nowhere" } else { "not yet" };
+    let certificate =
+        if row.certificate.is_some() { "yes; the console does not show its secret" } else { "not yet" };
     let mut facts = vec![
         ("Enrollment", row.enrollment.clone()),
-        ("May fetch it", enrolled.map_or_else(dash, |enrolled| advice::reissue(enrolled.reissue))),
+        (
+            "May fetch its certificate",
+            enrolled.map_or_else(dash, |enrolled| advice::reissue(enrolled.reissue)),
+        ),
         ("Product key", row.product_key.clone()),
         ("Device name", name),
         ("IotId", row.iot_id.clone().unwrap_or_else(dash)),
@@ -258,11 +264,11 @@ fn actions(visitor: &Visitor, row: &DeviceRow) -> Markup {
     };
     html! {
         @if row.state == DeviceState::Enabled {
-            (form("disable", "Disable", "danger", "From its next request on it gets no certificate (4.03). IoT Platform is not told."))
+            (form("disable", "Disable", "danger", "The device gets no certificate from its next request on (4.03). IoT Platform is not informed."))
         } @else {
-            (form("enable", "Enable", "", "It may have its certificate again, under its enrollment's policy."))
+            (form("enable", "Enable", "", "The device may have its certificate again, under its enrollment's policy."))
         }
-        (form("reset", "Reset", "secondary", "Forgets the first issue and a refusal, so that it may fetch its certificate, or be registered, again."))
+        (form("reset", "Reset", "secondary", "Clears the first issue and any refusal, so that the device can fetch its certificate, or be registered, again."))
     }
 }
 
@@ -302,7 +308,7 @@ async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Resp
     };
     match outcome {
         Ok(true) => {
-            tracing::info!(device = %id, user = visitor.name, action = what, "changed in the console");
+            tracing::info!(device = %id, user = visitor.name, action = what, "a device was changed in the console");
             if visitor.is_script() {
                 return plain(StatusCode::OK, format!("{id}: {what}"));
             }

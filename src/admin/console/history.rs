@@ -1,28 +1,28 @@
-//! What has happened to a device, in sentences: the audit log of its store.
+//! Shows the history of a device in sentences, from the audit log of the store.
 
 use crate::{
     device::DeviceId,
     store::{Store, StoreError, UnixSeconds, audit::AuditEntry},
 };
 
-/// Entries that are shown: what an operator reads, and one query.
+/// Maximum number of entries shown; one query reads them.
 const MOST: usize = 100;
 
-/// Something that happened.
-pub(super) struct Happening {
-    /// When.
+/// An event in the history of a device.
+pub(super) struct Event {
+    /// Time of the event.
     pub(super) at: UnixSeconds,
-    /// A sentence, with no secret in it.
-    pub(super) what: String,
+    /// A sentence, without secrets.
+    pub(super) text: String,
 }
 
-/// The newest first; none from a store that keeps none.
-pub(super) async fn of(store: &dyn Store, device: &DeviceId) -> Result<Vec<Happening>, StoreError> {
+/// Returns the history, newest first; empty if the store keeps no audit log.
+pub(super) async fn of(store: &dyn Store, device: &DeviceId) -> Result<Vec<Event>, StoreError> {
     let entries = store.history(device, MOST).await?;
-    Ok(entries.into_iter().map(|entry| Happening { at: entry.at, what: sentence(&entry) }).collect())
+    Ok(entries.into_iter().map(|entry| Event { at: entry.at, text: sentence(&entry) }).collect())
 }
 
-/// `issued: a1/SN-1, by SN-1 from 192.0.2.7`.
+/// Formats an entry: `issued: a1/SN-1, by SN-1 from 192.0.2.7`.
 fn sentence(entry: &AuditEntry) -> String {
     let mut text = entry.event.name().to_owned();
     for (before, part) in [(": ", &entry.detail), (", by ", &entry.who), (" from ", &entry.address)] {
@@ -40,7 +40,7 @@ mod tests {
     use crate::store::audit::AuditEvent;
 
     #[test]
-    fn an_entry_is_a_sentence_of_what_it_has() {
+    fn a_sentence_has_only_the_fields_of_its_entry() {
         let bare = AuditEntry::new(AuditEvent::Disabled, 5);
         assert_eq!(sentence(&bare), "disabled");
         let whole = AuditEntry {

@@ -1,5 +1,6 @@
-//! A CSV file into the table: first looked through, then, when somebody has seen what
-//! it would do, imported. The file stays in memory meanwhile, for whoever sent it.
+//! Imports a CSV file in two steps: first a preview of the changes, then, after the
+//! operator confirms, the import. In between, the file stays in memory, for its uploader
+//! only.
 
 use std::{
     collections::VecDeque,
@@ -29,20 +30,20 @@ use crate::{
     table_file::{BadLines, Enrollments, Import, ImportFileError, KnownEnrollment},
 };
 
-/// Largest file taken, in bytes: some 500,000 devices.
+/// Maximum size of a file in bytes; enough for about 500,000 devices.
 const MAX_FILE: usize = 16 << 20;
-/// What a form has besides its file.
+/// Maximum size of the form's other fields.
 const REST: usize = 64 << 10;
-/// Files that wait for their confirmation; the oldest gives way.
+/// Maximum number of files that wait for confirmation; a new one replaces the oldest.
 const MOST: usize = 4;
-/// For how long one waits.
+/// Time for which a file waits.
 const KEPT: Duration = Duration::from_secs(600);
 
 pub(super) fn limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(MAX_FILE + REST)
 }
 
-/// Files that were looked through.
+/// Previewed files that wait for confirmation.
 #[derive(Default)]
 pub(super) struct Uploads(Mutex<VecDeque<Upload>>);
 
@@ -53,7 +54,7 @@ struct Upload {
     file: CsvFile,
 }
 
-/// A file as it came. It may hold secrets.
+/// An uploaded file. It may hold secrets.
 struct CsvFile {
     name: String,
     bytes: Zeroizing<Vec<u8>>,
@@ -92,7 +93,7 @@ fn show(room: &Room, visitor: &Visitor, status: StatusCode, result: &Markup) -> 
         h1 { "Import" }
         (result)
         @if visitor.is_operator() { (form(visitor, &enrollments)) }
-        @else { (page::message(Tone::Note, "Only operators import", &html! { p { "You are signed in as a viewer." } })) }
+        @else { (page::message(Tone::Note, "Only operators can import", &html! { p { "You are signed in as a viewer." } })) }
     };
     (status, page::page("Import", Some(visitor), "/import", &body)).into_response()
 }
@@ -100,19 +101,19 @@ fn show(room: &Room, visitor: &Visitor, status: StatusCode, result: &Markup) -> 
 fn form(visitor: &Visitor, enrollments: &[Enrolled]) -> Markup {
     html! {
         form.card.stack method="post" action="/import" enctype="multipart/form-data" {
-            // Before the file: it is checked first.
+            // Before the file, because it is checked before the file is read.
             input type="hidden" name="csrf" value=(visitor.csrf());
             label for="file" { "CSV file" }
             input #file type="file" name="file" accept=".csv,text/csv" required aria-describedby="file-hint";
-            p.hint #file-hint { "Up to 16 MiB; larger files go by " code { "certdist import" } ". A header line, of which only "
+            p.hint #file-hint { "Up to 16 MiB; import larger files with " code { "certdist import" } ". The first line is a header, in which only "
                 code { "deviceId" } " is required: " code { "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk" } }
-            label for="enrollment" { "Enrollment of lines that name none" }
+            label for="enrollment" { "Enrollment of lines without one" }
             select #enrollment name="enrollment" {
-                @if enrollments.len() > 1 { option value="" { "each line names its own" } }
+                @if enrollments.len() > 1 { option value="" { "each line has its own" } }
                 @for enrolled in enrollments { option value=(enrolled.name) { (enrolled.name) } }
             }
-            button type="submit" { "Look it through" }
-            p.hint { "Nothing is changed yet: you see first what would be." }
+            button type="submit" { "Preview" }
+            p.hint { "Shows what would change, and changes nothing yet." }
         }
     }
 }
@@ -130,7 +131,7 @@ pub(super) async fn upload(State(room): State<Arc<Room>>, visitor: Visitor, form
     let (file, outcome) = run(&room, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
         (Ok(report), None) => {
-            tell(&visitor, &file, report, dry_run);
+            log_import(&visitor, &file, report, dry_run);
             plain(StatusCode::OK, sentence(report, dry_run))
         }
         (Ok(report), Some((owner, _))) => {
@@ -153,7 +154,7 @@ pub(super) async fn confirm(State(room): State<Arc<Room>>, Ordered(sent): Ordere
         return complain(
             &room,
             &visitor,
-            "The file is no longer here: it was imported already, or waited too long. Send it again.",
+            "The file is no longer here: it was already imported, or the confirmation came too late. Send it again.",
         );
     };
     let enrollments = match enrollments(&room, &file.enrollment) {
@@ -163,15 +164,15 @@ pub(super) async fn confirm(State(room): State<Arc<Room>>, Ordered(sent): Ordere
     let (file, outcome) = run(&room, &visitor, file, enrollments, false).await;
     match outcome {
         Ok(report) => {
-            tell(&visitor, &file, report, false);
-            let text = html! { p { (file.name) ": " (sentence(report, false)) "." } p { a href="/batches" { "How far the batches are" } } };
+            log_import(&visitor, &file, report, false);
+            let text = html! { p { (file.name) ": " (sentence(report, false)) "." } p { a href="/enrollments" { "Progress of the enrollments" } } };
             show(&room, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
         }
         Err(error) => refused(&room, &visitor, &file, &error),
     }
 }
 
-fn tell(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) {
+fn log_import(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) {
     if !dry_run {
         let ImportReport { added, changed, unchanged } = report;
         tracing::info!(
@@ -180,7 +181,7 @@ fn tell(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) 
             added,
             changed,
             unchanged,
-            "imported in the console"
+            "a file was imported in the console"
         );
     }
 }
@@ -190,20 +191,20 @@ struct Received {
     dry_run: bool,
 }
 
-/// Takes the form apart. Whether it was meant is seen before its file is read.
+/// Reads the form. Checks its CSRF token before it reads the file.
 async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Response> {
     if !visitor.is_operator() {
         return Err(page::not_allowed(visitor));
     }
-    let (mut meant, mut file, mut enrollment, mut dry_run) =
-        (visitor.meant_it(""), None, String::new(), false);
+    let (mut is_genuine, mut file, mut enrollment, mut dry_run) =
+        (visitor.has_csrf(""), None, String::new(), false);
     while let Some(mut field) = form.next_field().await.map_err(|error| unreadable(visitor, &error))? {
         match field.name().unwrap_or_default() {
             "csrf" => {
                 let csrf = field.text().await.map_err(|error| unreadable(visitor, &error))?;
-                meant = visitor.meant_it(&csrf);
+                is_genuine = visitor.has_csrf(&csrf);
             }
-            _ if !meant => return Err(page::stale_form()),
+            _ if !is_genuine => return Err(page::stale_form()),
             "enrollment" => enrollment = field.text().await.map_err(|error| unreadable(visitor, &error))?,
             "dry_run" => dry_run = true,
             "file" => {
@@ -217,27 +218,26 @@ async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Res
             _ => {}
         }
     }
-    if !meant {
+    if !is_genuine {
         return Err(page::stale_form());
     }
     let Some((name, bytes)) = file else {
-        return Err(plain(StatusCode::BAD_REQUEST, "no field \"file\" with the CSV file"));
+        return Err(plain(StatusCode::BAD_REQUEST, "the field \"file\" with the CSV file is missing"));
     };
     Ok(Received { file: CsvFile { name, bytes, enrollment }, dry_run })
 }
 
 fn unreadable(visitor: &Visitor, error: &MultipartError) -> Response {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let text =
-            "The file is larger than 16 MiB: import it with `certdist import`, beside the running server.";
+        let text = "The file is larger than 16 MiB. Import it with `certdist import`, which works beside a running server.";
         if visitor.is_script() {
             return plain(StatusCode::PAYLOAD_TOO_LARGE, text);
         }
-        let body = html! { h1 { "Import" } (page::message(Tone::Bad, "Too large", &html! { p { (text) } p { a href="/import" { "Back" } } })) };
+        let body = html! { h1 { "Import" } (page::message(Tone::Bad, "The file is too large", &html! { p { (text) } p { a href="/import" { "Back" } } })) };
         return (StatusCode::PAYLOAD_TOO_LARGE, page::page("Import", Some(visitor), "/import", &body))
             .into_response();
     }
-    plain(StatusCode::BAD_REQUEST, "the form could not be read")
+    plain(StatusCode::BAD_REQUEST, "could not read the form; send it as multipart/form-data")
 }
 
 fn enrollments(room: &Room, default: &str) -> Result<Enrollments, String> {
@@ -267,7 +267,7 @@ async fn run(
         let outcome = store.import_csv(&file.name, &file.bytes, how);
         (file, outcome)
     };
-    // It does not panic; and if it did, this task is the one to end.
+    // The work does not panic; if it did, only this task would end.
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -288,7 +288,7 @@ fn preview(visitor: &Visitor, file: &CsvFile, report: ImportReport, token: &str)
     let text = html! {
         p { b { (file.name) } ": " (sentence(report, true)) "." }
         @if report.added + report.changed == 0 {
-            p { "All of it is in the table already." }
+            p { "The table already has all of it." }
         } @else {
             form method="post" action="/import/confirm" {
                 input type="hidden" name="csrf" value=(visitor.csrf());
@@ -297,7 +297,7 @@ fn preview(visitor: &Visitor, file: &CsvFile, report: ImportReport, token: &str)
             }
         }
     };
-    page::message(Tone::Note, "Nothing is changed yet", &text)
+    page::message(Tone::Note, "Nothing has changed yet", &text)
 }
 
 fn complain(room: &Room, visitor: &Visitor, sentence: &str) -> Response {
@@ -325,9 +325,9 @@ fn bad_lines(name: &str, lines: &BadLines) -> Markup {
     let count = lines.listed.len() as u64 + lines.more;
     html! {
         p { b { (name) } " has " (grouped(count)) (if count == 1 { " bad line" } else { " bad lines" })
-            ". Mend them and send the file again." }
+            ". Fix them and send the file again." }
         table.stacked {
-            thead { tr { th scope="col" { "Line" } th scope="col" { "Column" } th scope="col" { "What is wrong, and what would be right" } } }
+            thead { tr { th scope="col" { "Line" } th scope="col" { "Column" } th scope="col" { "What is wrong, and what is expected" } } }
             tbody {
                 @for error in &lines.listed {
                     tr {

@@ -1,11 +1,11 @@
-//! The console: pages for an operator, made on the server, that can be read and acted
-//! on without JavaScript. Here is who may open which page, and that whoever acts has
-//! meant to; what a page shows is its own file's.
+//! The console: pages for an operator, rendered on the server, that work without
+//! JavaScript. This module decides who may open which page, and protects every change
+//! against forged requests; each page has a file of its own.
 
 mod advice;
-mod batches;
 mod chart;
 mod devices;
+mod enrollments;
 mod history;
 mod import;
 mod overview;
@@ -33,10 +33,10 @@ use super::{
 };
 use crate::{operators::Role, store::Actor};
 
-/// What the pages keep between two requests.
+/// State that the pages keep between two requests.
 pub(super) struct Desk {
     sign_in: sign_in::Forms,
-    batches: batches::Counts,
+    enrollments: enrollments::Counts,
     uploads: import::Uploads,
 }
 
@@ -44,13 +44,13 @@ impl Desk {
     pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
-            batches: batches::Counts::default(),
+            enrollments: enrollments::Counts::default(),
             uploads: import::Uploads::default(),
         })
     }
 }
 
-/// The console's pages.
+/// Returns the routes of the console's pages.
 pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
     let assets = Router::new()
         .route("/console.css", get(|| asset("text/css; charset=utf-8", include_str!("console.css"))))
@@ -64,7 +64,7 @@ pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
         .route("/device/disable", post(devices::disable))
         .route("/device/enable", post(devices::enable))
         .route("/device/reset", post(devices::reset))
-        .route("/batches", get(batches::show))
+        .route("/enrollments", get(enrollments::show))
         .route("/import", get(import::ask).post(import::upload).layer(import::limit()))
         .route("/import/confirm", post(import::confirm))
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
@@ -74,11 +74,11 @@ pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
     assets.merge(pages)
 }
 
-/// The pages are there for as long as the configuration lets somebody in.
+/// Serves the pages only while the configuration has a user or a token.
 async fn open(State(room): State<Arc<Room>>, request: Request, next: Next) -> Response {
     match request.uri().path() {
-        _ if room.gate.has_anybody() => next.run(request).await,
-        "/" => page::nobody(),
+        _ if room.gate.has_accounts() => next.run(request).await,
+        "/" => page::no_accounts(),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -87,13 +87,13 @@ async fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// Name of the session's cookie. The prefix has browsers take it over TLS only, for
-/// this host only.
+/// Returns the name of the session cookie. With the prefix, browsers accept it only over
+/// TLS, and send it to this host only.
 fn cookie_name(room: &Room) -> &'static str {
     if room.is_secure { "__Host-certdist" } else { "certdist" }
 }
 
-/// A cookie that scripts of a page do not see, and that no other site's page sends.
+/// Makes a cookie that scripts cannot read, and that no other site's page sends.
 fn set_cookie(room: &Room, name: &str, value: &str, seconds: u64) -> String {
     let secure = if room.is_secure { "; Secure" } else { "" };
     format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
@@ -106,7 +106,7 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
         .find_map(|(known, value)| (known == name).then_some(value))
 }
 
-/// Sent by the page's script when it renews the page by itself.
+/// Header of the requests that the page's script makes to update the page.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
 fn visitor(room: &Room, parts: &Parts) -> Result<Option<Visitor>, Denied> {
@@ -142,51 +142,52 @@ impl OptionalFromRequestParts<Arc<Room>> for Visitor {
     }
 }
 
-/// The fields of all small forms.
+/// Fields of all small forms.
 #[derive(Deserialize, Default)]
 struct Fields {
     #[serde(default)]
     csrf: String,
-    /// Of a device.
+    /// ID of a device.
     #[serde(default)]
     id: String,
-    /// Of an upload.
+    /// Token of an upload.
     #[serde(default)]
     upload: String,
 }
 
 impl Visitor {
-    /// A form of a session carries the session's token, which another site's page
-    /// cannot know. A script with a bearer token has no cookie that could be abused.
-    fn meant_it(&self, csrf: &str) -> bool {
+    /// Returns whether the CSRF token is right. A form of a session carries the session's
+    /// token, which another site's page cannot know. A script with a bearer token has no
+    /// cookie that could be abused.
+    fn has_csrf(&self, csrf: &str) -> bool {
         self.session.as_ref().is_none_or(|(_, expected)| session::same(expected, csrf))
     }
 
-    /// What a form has to carry.
+    /// Returns the CSRF token for a form.
     fn csrf(&self) -> &str {
         self.session.as_ref().map_or("", |(_, csrf)| csrf)
     }
 
-    /// Whether it may change anything.
+    /// Returns whether the visitor may change anything.
     fn is_operator(&self) -> bool {
         self.role >= Role::Operator
     }
 
-    /// What the audit log calls them. A token may have the name of a user.
+    /// Names the visitor for the audit log. A token may have the same name as a user.
     fn actor(&self) -> Actor {
         let kind = if self.is_script() { "token" } else { "console" };
         let address = self.address.to_canonical().to_string();
         Actor { name: format!("{kind}:{}", self.name), address: Some(address) }
     }
 
-    /// Whether answers go to a script.
+    /// Returns whether the visitor is a script, which gets plain text.
     fn is_script(&self) -> bool {
         self.session.is_none()
     }
 }
 
-/// A form that was sent by somebody who meant it. Every POST but the one that signs in
-/// goes through here, or through [`Visitor::meant_it`] where files come with it.
+/// A form with the right CSRF token. Every POST except sign-in goes through here, or
+/// through [`Visitor::has_csrf`] where it carries files.
 struct Sent {
     visitor: Visitor,
     fields: Fields,
@@ -206,7 +207,7 @@ impl FromRequest<Arc<Room>> for Sent {
                 <Visitor as FromRequestParts<Arc<Room>>>::from_request_parts(&mut parts, &room).await?;
             let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &room).await;
             let Form(fields) = form.map_err(IntoResponse::into_response)?;
-            if !visitor.meant_it(&fields.csrf) {
+            if !visitor.has_csrf(&fields.csrf) {
                 return Err(page::stale_form());
             }
             Ok(Self { visitor, fields })
@@ -214,7 +215,7 @@ impl FromRequest<Arc<Room>> for Sent {
     }
 }
 
-/// A form of somebody who may change devices.
+/// A [`Sent`] form from an operator, who may change devices.
 struct Ordered(Sent);
 
 impl FromRequest<Arc<Room>> for Ordered {
@@ -231,22 +232,22 @@ fn wants_json(headers: &HeaderMap) -> bool {
     accept.is_some_and(|accept| accept.contains("application/json"))
 }
 
-/// An answer to a script.
+/// Answers a script.
 fn plain(status: StatusCode, text: impl Into<String>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     (status, kind, text.into() + "\n").into_response()
 }
 
-/// Only for what comes of a request's own extensions.
+/// The peer, from a request's extensions.
 type From = Extension<Peer>;
 
-/// A time as it is shown: in UTC, to the second.
+/// Formats a time in UTC, to the second.
 fn time(seconds: Option<crate::store::UnixSeconds>) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds?).ok()?;
     Some(time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
-/// A number with its thousands apart.
+/// Formats a number with commas between its thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);

@@ -1,4 +1,4 @@
-//! The first page: is all well, and what has the server done.
+//! The first page: problems that need an operator, and what the server has done.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -35,7 +35,7 @@ pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor, header
     page::page("Overview", Some(&visitor), "/", &body).into_response()
 }
 
-/// What the page's script puts into its place, now and then.
+/// Serves the part of the page that its script updates regularly.
 pub(super) async fn live(State(room): State<Arc<Room>>, _: Visitor) -> Markup {
     content(&room)
 }
@@ -70,19 +70,19 @@ fn content(room: &Room) -> Markup {
     html! {
         (concerns(room))
         section.card aria-labelledby="hour" {
-            h2 #hour { "Requests, the last hour" }
+            h2 #hour { "Requests in the last hour" }
             (chart::minutes(&minutes))
         }
         dl.tiles {
             (tile("Served", &grouped(hour.served), "2.xx in the last hour"))
             (tile("Refused", &grouped(hour.refused), "4.xx in the last hour"))
-            (tile("To come back later", &grouped(hour.later), "5.xx in the last hour"))
-            (tile("Sessions", &grouped(sessions(room)), "DTLS, held now"))
-            (tile("Registrations", &grouped(registrar.flights() as u64), &format!("{} of them wait for a call", grouped(registrar.waiting() as u64))))
-            (tile("Batches", &grouped(registrar.batches() as u64), &format!("{} so far", grouped(counters.batches))))
-            (tile("Answers within", &within(&metrics::request_latency(sources)), "19 of 20 requests"))
+            (tile("Asked to retry later", &grouped(hour.later), "5.xx in the last hour"))
+            (tile("Sessions", &grouped(sessions(room)), "DTLS, open now"))
+            (tile("Registrations", &grouped(registrar.flights() as u64), &format!("{} of them waiting for a call", grouped(registrar.waiting() as u64))))
+            (tile("Batches", &grouped(registrar.batches() as u64), &format!("{} since the start", grouped(counters.batches))))
+            (tile("Answered within", &within(&metrics::request_latency(sources)), "19 of 20 requests"))
             (tile("Registered within", &within(&registrar.latency()), "19 of 20 registrations"))
-            (tile("Writes waiting", &grouped(waiting), "for the database"))
+            (tile("Writes waiting", &grouped(waiting), "waiting for the database"))
         }
     }
 }
@@ -96,7 +96,7 @@ fn tile(name: &str, value: &str, about: &str) -> Markup {
     }
 }
 
-/// A time that 95 of 100 took at most.
+/// Formats the time within which 95 of 100 took place.
 fn within(read: &Distribution) -> String {
     match read.quantile(0.95) {
         _ if read.count() == 0 => "–".to_owned(),
@@ -114,31 +114,34 @@ fn concerns(room: &Room) -> Markup {
     let dropped = metrics::sum(&room.sources, |worker| worker.datagrams_dropped.load(Ordering::Relaxed));
     let mut all = Vec::new();
     if registrar.is_draining() {
-        let text = "It was told to end: it takes no new registrations, and finishes those in progress.";
-        all.push((Tone::Warning, "The server is ending", text.to_owned()));
+        let text = "It accepts no new registrations, and finishes those in progress.";
+        all.push((Tone::Warning, "The server is shutting down", text.to_owned()));
     }
     if registrar.open_breakers() > 0 {
         let text = format!(
-            "It refuses {} products or accounts in a way that only you can mend. Devices that have no certificate \
-             yet wait; all others are served. The log has its reason: credentials, permissions, quota or product.",
+            "It refuses {} products or accounts until you fix the cause: credentials, permissions, quota or product. \
+             The log shows the reason. Devices that have no certificate yet wait; all others are served.",
             registrar.open_breakers()
         );
-        all.push((Tone::Bad, "IoT Platform refuses", text));
+        all.push((Tone::Bad, "IoT Platform refuses calls", text));
     }
     if failed > 0 {
         let text = format!(
-            "{} writes failed since the start, and devices were told to come back. The log says why.",
+            "{} writes have failed since the start, and their devices were asked to retry later. The log shows why.",
             grouped(failed)
         );
-        all.push((Tone::Warning, "The database failed", text));
+        all.push((Tone::Warning, "Writes to the database failed", text));
     }
     if dropped > 0 {
-        let text = format!("{} since the start: the network or its buffers are too slow.", grouped(dropped));
+        let text = format!(
+            "{} since the start: the network or its buffers are too small or too slow.",
+            grouped(dropped)
+        );
         all.push((Tone::Note, "Datagrams were not sent", text));
     }
     html! {
         @if all.is_empty() {
-            (page::message(Tone::Good, "All is well", &html! { p { "Nothing has failed since the server started, and IoT Platform does not refuse." } }))
+            (page::message(Tone::Good, "All is well", &html! { p { "Nothing has failed since the server started, and IoT Platform accepts calls." } }))
         }
         @for (tone, title, text) in all {
             (page::message(tone, title, &html! { p { (text) } }))

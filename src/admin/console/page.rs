@@ -1,4 +1,4 @@
-//! What all pages have: head, navigation, messages, and the pages that say no. All text
+//! Parts that all pages share: head, navigation, messages, and the error pages. All text
 //! goes through the template, which escapes it.
 
 use axum::{
@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::Visitor;
 use crate::store::StoreError;
 
-/// How a message is meant; also told by its words, never by its colour alone.
+/// Kind of a message. Its words say it too, so that colour is never the only sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Good,
@@ -31,9 +31,9 @@ impl Tone {
 }
 
 const PAGES: [(&str, &str); 4] =
-    [("/", "Overview"), ("/devices", "Devices"), ("/batches", "Batches"), ("/import", "Import")];
+    [("/", "Overview"), ("/devices", "Devices"), ("/enrollments", "Enrollments"), ("/import", "Import")];
 
-/// A whole page; `here` is the path of its navigation entry.
+/// Renders a whole page; `here` is the path of its navigation entry.
 pub(super) fn page(title: &str, visitor: Option<&Visitor>, here: &str, body: &Markup) -> Markup {
     html! {
         (DOCTYPE)
@@ -73,7 +73,7 @@ pub(super) fn page(title: &str, visitor: Option<&Visitor>, here: &str, body: &Ma
     }
 }
 
-/// A message.
+/// Renders a message.
 pub(super) fn message(tone: Tone, title: &str, text: &Markup) -> Markup {
     html! {
         div class={ "message " (tone.class()) } role=(if tone == Tone::Bad { "alert" } else { "status" }) {
@@ -89,49 +89,49 @@ fn plain_page(status: StatusCode, visitor: Option<&Visitor>, title: &str, text: 
 }
 
 pub(super) async fn not_found(visitor: Option<Visitor>) -> Response {
-    let text = html! { p { "Nothing is here. " a href="/" { "To the overview" } } };
+    let text = html! { p { "There is no page at this address. " a href="/" { "Go to the overview" } } };
     plain_page(StatusCode::NOT_FOUND, visitor.as_ref(), "No such page", &text)
 }
 
-/// The console of a configuration that lets nobody in.
-pub(super) fn nobody() -> Response {
+/// Explains how to turn the console on, while the configuration has no user and no token.
+pub(super) fn no_accounts() -> Response {
     let text = html! {
-        p { "The console is off, as nobody can sign in yet. Health and metrics are at "
+        p { "The console is off, because no user is configured yet. Health and metrics are at "
             a href="/readyz" { "/readyz" } " and " a href="/metrics" { "/metrics" } "." }
-        p { "To turn it on, make a hash of a password" }
+        p { "To turn it on, make the hash of a password:" }
         pre { code { "certdist admin hash-password" } }
-        p { "and put it into certdist.toml; then reload certdist (" code { "systemctl reload certdist" } ", or SIGHUP)." }
+        p { "Put it into certdist.toml, then reload certdist (" code { "systemctl reload certdist" } ", or SIGHUP)." }
         pre { code { "[[admin.user]]\nname          = \"lead\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
     };
-    plain_page(StatusCode::OK, None, "Nobody can sign in yet", &text)
+    plain_page(StatusCode::OK, None, "No user can sign in yet", &text)
 }
 
-/// A form that does not belong to the session that sends it.
+/// Rejects a form that does not belong to the session that sends it.
 pub(super) fn stale_form() -> Response {
     let text = html! {
-        p { "The form was not made for this session, so nothing was changed. Open the page again, and repeat "
-            "what you meant to do." }
-        p { a href="/" { "To the overview" } }
+        p { "The form was not made for this session, so nothing was changed. Open the page again and repeat "
+            "the action." }
+        p { a href="/" { "Go to the overview" } }
     };
     plain_page(StatusCode::FORBIDDEN, None, "This form has expired", &text)
 }
 
-/// Somebody who may only look.
+/// Rejects a change by a viewer.
 pub(super) fn not_allowed(visitor: &Visitor) -> Response {
     let text = html! {
-        p { "You are signed in as a viewer, who may look at everything and change nothing. It takes "
+        p { "You are signed in as a viewer, who can see everything but change nothing. Changes need "
             code { "role = \"operator\"" } " in the configuration." }
     };
-    plain_page(StatusCode::FORBIDDEN, Some(visitor), "Only operators may do this", &text)
+    plain_page(StatusCode::FORBIDDEN, Some(visitor), "Only operators can do this", &text)
 }
 
-/// The table does not answer.
+/// Reports that the table failed.
 pub(super) fn store_failed(visitor: &Visitor, error: &StoreError) -> Response {
-    tracing::error!(%error, "the console could not use the table");
+    tracing::error!(%error, "the console could not use the database");
     let text = html! {
-        p { "Nothing was changed. What the database said:" }
+        p { "Nothing was changed. The database reported:" }
         pre { code { (error) } }
-        p { "When it goes on saying so, see whether the disk is full, and whether another process holds the file." }
+        p { "If this persists, check that the disk is not full, and that no other process holds the file." }
     };
-    plain_page(StatusCode::SERVICE_UNAVAILABLE, Some(visitor), "The database does not answer", &text)
+    plain_page(StatusCode::SERVICE_UNAVAILABLE, Some(visitor), "The database failed", &text)
 }

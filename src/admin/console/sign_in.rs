@@ -1,4 +1,4 @@
-//! Signing in and out.
+//! Signs users in and out.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use crate::{
     random::random,
 };
 
-/// Before there is a session, a form is tied to its browser by a cookie.
+/// Cookie that ties the sign-in form to its browser, before there is a session.
 const FORM_COOKIE: &str = "certdist-form";
-/// For how long, in seconds.
+/// Lifetime of the form, in seconds.
 const FORM_AGE: u64 = 3600;
 
 /// Proves that a form was made here, for the browser that sends it.
@@ -35,7 +35,7 @@ impl Forms {
         Ok(Self { key: random()? })
     }
 
-    /// What the form carries, for a browser that carries the cookie.
+    /// Returns the form's token for the browser that has this cookie.
     fn token(&self, cookie: &str) -> String {
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else {
             unreachable!("HMAC takes any key")
@@ -70,7 +70,7 @@ fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) ->
                     maxlength="256" required;
                 button type="submit" { "Sign in" }
             }
-            p.hint { "Who may sign in is in certdist.toml. Forgotten? Make a new hash with "
+            p.hint { "Users are configured in certdist.toml. Forgotten your password? Make a new hash with "
                 code { "certdist admin hash-password" } "." }
         }
     };
@@ -95,7 +95,7 @@ pub(super) async fn take(
     let password = Secret::new(password);
     let nonce = cookie(&headers, FORM_COOKIE).unwrap_or_default();
     if nonce.is_empty() || !session::same(&room.desk.sign_in.token(nonce), &csrf) {
-        let complaint = "The form had expired, or cookies are off. Please try again.";
+        let complaint = "The form has expired, or cookies are turned off. Try again.";
         return form(&room, StatusCode::FORBIDDEN, Some(complaint), &name);
     }
     match room.gate.sign_in(peer.ip(), &name, password).await {

@@ -1,4 +1,4 @@
-//! How far each enrollment has come: imported, registered, issued, activated, refused.
+//! Shows the progress of each enrollment: imported, registered, issued, activated, refused.
 
 use std::{
     sync::Arc,
@@ -18,12 +18,13 @@ use crate::{
     store::{StoreError, Totals},
 };
 
-/// For how long counts are shown, at least: they read the whole table.
+/// Minimum time for which counts are reused: counting reads the whole table.
 const COUNTS: Duration = Duration::from_secs(3);
-/// And how many times as long as it took to count: with millions of rows, seconds.
+/// Counts are also reused for this many times as long as counting took, which is seconds
+/// with millions of rows.
 const TIMES: u32 = 10;
 
-/// The counts, as they were last.
+/// The most recent counts.
 #[derive(Default)]
 pub(super) struct Counts(Mutex<Option<Counted>>);
 
@@ -35,7 +36,7 @@ struct Counted {
 }
 
 impl Counts {
-    /// One count at a time, for all who ask.
+    /// Returns recent counts. Only one count runs at a time, for all requests.
     async fn of(&self, room: &Room) -> Result<Counted, StoreError> {
         let mut last = self.0.lock().await;
         if let Some(counted) = &*last
@@ -53,7 +54,7 @@ impl Counts {
 }
 
 pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor) -> Response {
-    let counted = match room.desk.batches.of(&room).await {
+    let counted = match room.desk.enrollments.of(&room).await {
         Ok(counted) => counted,
         Err(error) => return page::store_failed(&visitor, &error),
     };
@@ -63,31 +64,31 @@ pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor) -> Res
         .iter()
         .filter(|progress| !enrollments.iter().any(|enrolled| enrolled.name == progress.enrollment));
     let body = html! {
-        h1 { "Batches" }
-        p.hint { "How far the devices of each enrollment have come; counted "
+        h1 { "Enrollments" }
+        p.hint { "How far the devices of each enrollment are. Counted "
             @match counted.at.elapsed().as_secs() { 0 => "just now", seconds => { (seconds) " s ago" } } "." }
         @for enrolled in &enrollments {
             @let progress = counted.progress.iter().find(|progress| progress.enrollment == enrolled.name);
-            (batch(&enrolled.name, Some(enrolled), &progress.cloned().unwrap_or_default()))
+            (card(&enrolled.name, Some(enrolled), &progress.cloned().unwrap_or_default()))
         }
-        @for progress in unknown { (batch(&progress.enrollment, None, progress)) }
+        @for progress in unknown { (card(&progress.enrollment, None, progress)) }
     };
-    page::page("Batches", Some(&visitor), "/batches", &body).into_response()
+    page::page("Enrollments", Some(&visitor), "/enrollments", &body).into_response()
 }
 
-fn batch(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
+fn card(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
     let steps = [
         ("Registered", progress.registered, "at IoT Platform, with a certificate here"),
         ("Issued", progress.issued, "have fetched their certificate"),
         ("Activated", progress.activated, "have signed in at IoT Platform"),
     ];
     html! {
-        section.card.batch {
+        section.card.enrollment {
             h2 { (name) }
             @if let Some(Enrolled { product_key, kind, reissue, .. }) = enrolled {
                 p.hint { (kind) " key · product " (product_key) " · issued " (advice::reissue(*reissue)) }
             } @else {
-                (page::message(Tone::Warning, "Not configured", &html! { p { "No device of it can prove who it is." } }))
+                (page::message(Tone::Warning, "Not configured", &html! { p { "Its devices have no key to sign in with. Add this enrollment to the configuration." } }))
             }
             p { strong.count { (grouped(progress.devices)) } " imported" }
             @for (step, count, about) in steps {
@@ -97,13 +98,13 @@ fn batch(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
                     progress aria-label={ (name) ": " (step) } value=(count) max=(progress.devices.max(1)) {}
                 }
             }
-            @if progress.refused > 0 { p.bad { (grouped(progress.refused)) " refused by IoT Platform: their pages say why." } }
+            @if progress.refused > 0 { p.bad { (grouped(progress.refused)) " refused by IoT Platform. Each device's page shows the reason." } }
             @if progress.disabled > 0 { p.hint { (grouped(progress.disabled)) " disabled here." } }
         }
     }
 }
 
-/// Rounded down: 100 % is all of them.
+/// Formats a share, rounded down, so that 100 % means all.
 fn percent(count: u64, of: u64) -> String {
     match (count, of) {
         (0, _) | (_, 0) => "0 %".to_owned(),
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_percent_is_all_of_them() {
+    fn a_hundred_percent_means_all() {
         assert_eq!(percent(0, 0), "0 %");
         assert_eq!(percent(1, 1000), "under 1 %");
         assert_eq!(percent(999, 1000), "99 %");
