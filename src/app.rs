@@ -1,5 +1,5 @@
-//! Puts the modules together: what a configuration asks for, made and running. `serve`
-//! and `demo` run it, and `register` calls the same cloud.
+//! Builds the server from a configuration, and runs it. `serve` and `demo` run it;
+//! `register` uses the same client for IoT Platform.
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,10 @@ use crate::{
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
-/// A server with everything that it needs.
+/// Pause between two searches for expired entries of the audit log.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// A running server with all its parts.
 pub struct App {
     server: Server,
     rooms: Rooms,
@@ -32,13 +35,13 @@ pub struct App {
     drain: Duration,
     store: Arc<Sqlite>,
     keep: watch::Sender<Keep>,
-    /// Ended when they are dropped.
+    /// Its tasks end when it is dropped.
     _plain: Option<JoinSet<()>>,
     _pruning: JoinSet<()>,
 }
 
 impl App {
-    /// Takes up what a crash has left, and starts to listen.
+    /// Starts to listen, and recovers the registrations that a crash left in the journal.
     pub async fn start(
         config: &Config,
         table: Arc<Sqlite>,
@@ -64,7 +67,7 @@ impl App {
                     started: unix_now(),
                 };
                 let admin = admin::start(&console(section), sources, &config.enrollments).await?;
-                tracing::info!("health, metrics and the console on {}", admin.url());
+                tracing::info!("serving health, metrics and the console on {}", admin.url());
                 Some(admin)
             }
             None => None,
@@ -75,7 +78,7 @@ impl App {
         };
         let recovered = registrar.recover().await?;
         if recovered > 0 {
-            tracing::info!(recovered, "registrations that were in progress are taken up");
+            tracing::info!(recovered, "recovered registrations from the journal");
         }
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
@@ -92,30 +95,29 @@ impl App {
         })
     }
 
-    /// Addresses that devices connect to, at least one.
+    /// Returns the addresses that devices connect to, at least one.
     pub fn addresses(&self) -> &[SocketAddr] {
         self.server.addresses()
     }
 
-    /// For the watchdog: one a worker.
+    /// Returns the pulse of each worker, for the watchdog.
     pub fn pulses(&self) -> Vec<Pulse> {
         self.server.pulses()
     }
 
-    /// Has a worker fail, as a defect would.
+    /// Makes a worker fail, as a defect would.
     #[cfg(test)]
     pub(crate) fn fail_worker(&self, number: usize) {
         self.server.fail_worker(number);
     }
 
-    /// Waits until a worker has ended, which none does by itself, and answers with its
-    /// number.
+    /// Waits until a worker ends, and returns its number. No worker ends by itself.
     pub async fn worker_ended(&mut self) -> usize {
         self.server.worker_ended().await
     }
 
-    /// Looks at all devices at the cloud, as the server does from time to time. Answers
-    /// with how many have signed in there.
+    /// Queries all devices at IoT Platform, as the server does regularly. Returns how many
+    /// have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
         self.registrar.sweep().await?;
@@ -128,9 +130,9 @@ impl App {
         }
     }
 
-    /// Takes over what a running server can of a configuration that has changed: all
-    /// that [`Config::needs_restart`] does not name. Keys that do not open what is in
-    /// the database are refused, and nothing is taken then.
+    /// Applies a changed configuration, except for the keys that
+    /// [`Config::needs_restart`] names. Fails, and changes nothing, if the database keys do
+    /// not open the database.
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
@@ -146,28 +148,49 @@ impl App {
         Ok(())
     }
 
-    /// Finishes the registrations in progress, within bounds, and ends. What is
-    /// left is in the journal.
+    /// Finishes the registrations in progress, for a limited time, and ends. The rest
+    /// stays in the journal.
     pub async fn stop(self) {
-        tracing::info!("draining");
+        tracing::info!("draining: finishing registrations, accepting no new ones");
         let left = self.registrar.drain(self.drain).await;
         if left > 0 {
-            tracing::warn!(left, "registrations are left to the next start");
+            tracing::warn!(
+                left,
+                "unfinished registrations stay in the journal; the next start recovers them"
+            );
         }
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
 }
 
-fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>) -> JoinSet<()> {
+/// Removes expired entries of the audit log, a limited number at a time.
+fn prune_audit(store: Arc<Sqlite>, mut keep: watch::Receiver<Keep>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { store.keep_pruned(keep).await });
+    tasks.spawn(async move {
+        loop {
+            let kept = *keep.borrow_and_update();
+            match store.prune_audit(kept).await {
+                Ok(0) => {}
+                Ok(pruned) => {
+                    tracing::info!(pruned, "removed expired entries of the audit log");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not remove expired entries of the audit log; trying again")
+                }
+            }
+            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
+                return;
+            }
+        }
+    });
     tasks
 }
 
 async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {
     let config::PlainCoap { listen, enrollment } = section;
-    let cannot = || format!("cannot listen on {listen} for plain CoAP");
+    let cannot = || format!("could not listen on {listen} for plain CoAP");
     let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
     let address = socket.local_addr()?;
     let seed = [random()?, random()?];
@@ -175,14 +198,15 @@ async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinS
         .with_context(cannot)?;
     tracing::warn!(
         enrollment = enrollment.name,
-        "plain CoAP on coap://{address}, for a bench: whoever reaches it gets the certificates of the enrollment"
+        "serving plain CoAP on coap://{address}, for tests only: anyone who reaches it gets the certificates of \
+         this enrollment"
     );
     let mut tasks = JoinSet::new();
     tasks.spawn(plain.run());
     Ok(tasks)
 }
 
-/// The cloud that the configuration names, and how it is to be called.
+/// Makes the client for IoT Platform, and the settings of its registrar.
 pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
     let Some(section) = &config.iot_platform else {
         let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
@@ -202,12 +226,12 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
     Ok((client, limits))
 }
 
-/// How much of the audit log is kept.
+/// Returns how much of the audit log is kept.
 fn kept(section: config::Audit) -> Keep {
     Keep { days: section.keep_days, rows: section.max_rows }
 }
 
-/// The operator's port, as the configuration has it.
+/// Converts the `[admin]` section into the settings of the admin port.
 fn console(section: &config::Admin) -> admin::Config {
     admin::Config {
         listen: section.listen,

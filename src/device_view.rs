@@ -1,10 +1,10 @@
-//! A device's row as `certdist device` and the console tell it to a program, in one form.
+//! A device's row as JSON, in one form for `certdist device` and the console.
 
 use serde_json::{Value, json};
 
 use crate::store::{CloudState, DeviceRow, DeviceState, UnixSeconds};
 
-/// All of a row but its secrets, under the names of IoT Platform where it has one. Times
+/// Formats a row without its secrets, with IoT Platform's names where it has them. Times
 /// are RFC 3339 in UTC.
 pub fn as_json(row: &DeviceRow) -> Value {
     json!({
@@ -26,7 +26,7 @@ pub fn as_json(row: &DeviceRow) -> Value {
     })
 }
 
-/// Whether it is served here, in a word.
+/// Names the state that the operator has set.
 pub fn state(row: &DeviceRow) -> &'static str {
     match row.state {
         DeviceState::Enabled => "enabled",
@@ -34,7 +34,7 @@ pub fn state(row: &DeviceRow) -> &'static str {
     }
 }
 
-/// A time as RFC 3339 has it, in UTC and to the second.
+/// Formats a time as RFC 3339, in UTC and to the second.
 pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds?).ok()?;
     Some(time.to_string())
@@ -46,7 +46,7 @@ mod tests {
     use crate::device::{Certificate, DeviceId, Secret};
 
     #[test]
-    fn a_program_reads_all_but_the_secret() {
+    fn the_json_has_all_but_the_secret() {
         let certificate = Certificate {
             product_key: "a1".into(),
             device_name: "lamp-1".into(),

@@ -1,10 +1,10 @@
 //! certdist gives each device of Alibaba Cloud IoT Platform its certificate at
 //! first power-on: PSK-DTLS, CoAP `/cert`, an embedded table, and
-//! `RegisterDevice` for whoever has none yet.
+//! `RegisterDevice` for devices that have no certificate yet.
 //!
 //! Dependencies point downward only: `cli → app → admin, config → server → dtls, coap,
 //! cert → provision → registrar → psk, store, iot_platform → device`.
-//! `docs/architecture.md` tells what is where.
+//! `docs/architecture.md` says which module holds which rule.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! What the service manager is told: sd_notify(3), a datagram to the socket that it
-//! names. Without one, nobody is told anything. Knows nothing of the server.
+//! Notifies the service manager: sd_notify(3), a datagram to the socket that it names.
+//! Does nothing without one. Knows nothing of the server.
 
 use std::{
     env,
@@ -16,30 +16,30 @@ use std::{
     time::Duration,
 };
 
-/// The service is up: `systemctl start` returns, and what comes after it starts.
+/// Reports that the service is ready: `systemctl start` returns, and dependent units start.
 pub fn ready() {
     tell("READY=1");
 }
 
-/// The service is alive. The manager restarts one that has not said so for as long as
-/// `WatchdogSec=`; [`watchdog_interval`] is how often to say it.
+/// Feeds the watchdog. The manager restarts a service that does not do so within
+/// `WatchdogSec=`; [`watchdog_interval`] says how often to do it.
 pub fn watchdog() {
     tell("WATCHDOG=1");
 }
 
-/// The service is ending, on purpose.
+/// Reports that the service ends on purpose.
 pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Half of the time after which the manager takes the service for dead; `None` when it
-/// does not watch this process.
+/// Returns half of the time after which the manager takes the service for dead; `None` if
+/// it does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
 }
 
-/// Says that the service is alive, as often as is needed, whenever it is. Returns at once
-/// when nobody watches.
+/// Feeds the watchdog as often as needed, while the service is alive. Returns at once if
+/// there is no watchdog.
 pub async fn keep_watchdog<F: Future<Output = bool>>(is_alive: impl Fn() -> F) {
     if let Some(interval) = watchdog_interval() {
         watch(interval, is_alive, watchdog).await;
@@ -58,7 +58,7 @@ async fn watch<F: Future<Output = bool>>(interval: Duration, is_alive: impl Fn()
 
 fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duration> {
     let microseconds: u64 = microseconds?.parse().ok().filter(|microseconds| *microseconds > 0)?;
-    // Inherited from a parent that is the one who is watched.
+    // The variables may be inherited from a parent that is the watched process.
     let is_ours = process.is_none_or(|id| id.parse() == Ok(process::id()));
     is_ours.then(|| Duration::from_micros(microseconds) / 2)
 }
@@ -66,7 +66,7 @@ fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duratio
 fn tell(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, state) {
-        tracing::warn!(%error, state, "the service manager cannot be told");
+        tracing::warn!(%error, state, "could not notify the service manager");
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_is_told_at_its_path_or_its_abstract_name() {
+    fn a_manager_is_notified_at_its_path_or_its_abstract_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watched_process_speaks_twice_as_often_as_it_must() {
+    fn a_watched_process_feeds_the_watchdog_twice_as_often_as_it_must() {
         let own = process::id().to_string();
         assert_eq!(interval(Some("30000000"), Some(&own)), Some(Duration::from_secs(15)));
         assert_eq!(interval(Some("30000000"), None), Some(Duration::from_secs(15)));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_service_that_is_alive_says_so() {
+    async fn only_a_live_service_feeds_the_watchdog() {
         let (asked, said) = (Cell::new(0), Cell::new(0));
         let is_alive = async || {
             asked.set(asked.get() + 1);

@@ -1,4 +1,4 @@
-//! Who may come in at the operator's port: users with a password, scripts with a token.
+//! Users and tokens of the operator's port, and their roles.
 
 use std::fmt;
 
@@ -8,9 +8,9 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Look.
+    /// May see everything.
     Viewer,
-    /// Look, and change devices.
+    /// May see everything and change devices.
     Operator,
 }
 
@@ -23,14 +23,14 @@ impl fmt::Display for Role {
     }
 }
 
-/// Somebody who signs in with a password.
+/// A person who signs in with a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {
-    /// How they are called.
+    /// Name to sign in with.
     pub name: String,
-    /// `$argon2id$…`.
+    /// Argon2 hash of the password: `$argon2id$…`.
     pub password_hash: String,
-    /// What they may do.
+    /// Role of the user.
     pub role: Role,
 }
 
@@ -43,11 +43,11 @@ impl fmt::Debug for User {
 /// A script that carries a token with each request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// What the log calls it.
+    /// Name in logs.
     pub name: String,
-    /// SHA-256 of the token: it has 256 random bits, so that nobody can try them.
+    /// SHA-256 of the token; a fast hash suffices, because the token has 256 random bits.
     pub hash: [u8; 32],
-    /// What it may do.
+    /// Role of the script.
     pub role: Role,
 }
 

@@ -1,24 +1,24 @@
-//! Passwords of the console's users: how they are hashed, and whether one is right.
+//! Hashes and checks the passwords of the console's users.
 
 use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
 
 use crate::device::Secret;
 
-/// Longest password taken, in bytes.
+/// Maximum length of a password, in bytes.
 pub const MAX_PASSWORD: usize = 256;
-/// Shortest password that a hash is made of, in characters.
+/// Minimum length of a new password, in characters.
 pub const MIN_PASSWORD: usize = 12;
-/// What a password is checked against when nobody has that name, so that it takes as
-/// long: nobody's hash.
+/// Hash that is checked for an unknown user name, so that the answer takes as long as for
+/// a known one. It is no user's.
 pub const UNKNOWN_USER: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Hashes a password as `password_hash` of the configuration.
+/// Hashes a password, for `password_hash` of the configuration.
 pub fn hash(password: &Secret) -> Result<String, String> {
     let text = password.expose();
     if text.chars().count() < MIN_PASSWORD || text.len() > MAX_PASSWORD {
         return Err(format!(
-            "a password has {MIN_PASSWORD} characters or more, and at most {MAX_PASSWORD} bytes"
+            "a password must have at least {MIN_PASSWORD} characters and at most {MAX_PASSWORD} bytes"
         ));
     }
     let hash: PasswordHash =
@@ -26,13 +26,13 @@ pub fn hash(password: &Secret) -> Result<String, String> {
     Ok(hash.to_string())
 }
 
-/// Returns whether it is the password of this hash. Takes 19 MiB and a core for a while.
+/// Returns whether the password matches the hash. Takes 19 MiB, and a core for a while.
 pub fn is_right(password: &Secret, hash: &str) -> bool {
     let password = password.expose().as_bytes();
     password.len() <= MAX_PASSWORD && Argon2::default().verify_password(password, hash).is_ok()
 }
 
-/// Checks a `password_hash`; the error says what would be right.
+/// Checks a `password_hash`; the error says what is expected.
 pub fn check_hash(text: &str) -> Result<(), String> {
     let expected = || "expected \"$argon2id$…\", as `certdist admin hash-password` prints it".to_owned();
     let hash = PasswordHash::new(text).map_err(|_| expected())?;

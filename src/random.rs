@@ -1,9 +1,9 @@
-//! The system's randomness, as far as it is asked for here: keys of the server's own
-//! and what nobody may guess.
+//! Random bytes from the system, for the server's own keys and for values that must not be
+//! guessed.
 
 use anyhow::Result;
 
-/// 32 bytes of the system's randomness.
+/// Returns 32 random bytes from the system.
 pub fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)

@@ -1,6 +1,6 @@
-//! Seals single values of a database, so that its file alone tells no secret: by
-//! XChaCha20-Poly1305, under a key that is kept elsewhere. Pure but for the random
-//! nonces; knows neither the tables nor where a key comes from.
+//! Seals single values of a database with XChaCha20-Poly1305, under a key that is kept
+//! elsewhere, so that the file alone reveals no secret. Pure, except for the random nonces;
+//! knows neither the tables nor where a key comes from.
 
 use std::{fmt, sync::Arc};
 
@@ -11,16 +11,16 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::device::Secret;
 
-/// Bytes of a database key.
+/// Size of a database key, in bytes.
 pub const KEY_SIZE: usize = 32;
 
-/// What a sealed value begins with; then come the key's ID, a space, and the base64
-/// of nonce, ciphertext and tag. No clear value has a space in it.
+/// Beginning of a sealed value. After it come the key's ID, a space, and the base64 of
+/// nonce, ciphertext and tag. No clear value contains a space.
 const PREFIX: &str = "sealed 1 ";
 
-/// Bytes of a nonce. At random among 2^192, so that one is never met twice.
+/// Size of a nonce, in bytes. Random nonces of 192 bits do not repeat.
 const NONCE: usize = 24;
-/// Bytes of an authentication tag.
+/// Size of an authentication tag, in bytes.
 const TAG: usize = 16;
 
 /// Key of no device, as long as a usual one: 16 bytes as hex.
@@ -29,7 +29,7 @@ const DECOY: &str = "00000000000000000000000000000000";
 /// decoy is never written to a database, so no row can refer to it.
 const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
 
-/// Tells keys apart, and nothing of what they are: the first 4 bytes of a hash.
+/// Identifies a key without revealing it: the first 4 bytes of a hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 4]);
 
@@ -45,20 +45,20 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A key of a database; not printed, wiped when dropped.
+/// A key of a database; never printed, and wiped when dropped.
 pub struct DatabaseKey {
     id: KeyId,
     cipher: XChaCha20Poly1305,
 }
 
 impl DatabaseKey {
-    /// A key of 32 bytes from 64 hex digits or from base64, with or without padding.
-    /// The error says what would be right, and repeats nothing of the key.
+    /// Parses a key of 32 bytes from 64 hex digits or from base64, with or without padding.
+    /// The error says what is expected, and repeats nothing of the key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let mut key = Zeroizing::new([0; KEY_SIZE]);
         let is_hex = text.len() == 2 * KEY_SIZE && hex::decode_to_slice(text, &mut *key).is_ok();
-        // 43 digits make 258 bits: as many as hold 32 bytes.
+        // 32 bytes are 43 digits of base64 without padding.
         let digits = text.trim_end_matches('=');
         let mut is_base64 = || {
             let decoded = BASE64.decode(digits).map(Zeroizing::new);
@@ -78,14 +78,14 @@ impl DatabaseKey {
         Ok(Self { id: KeyId(id), cipher: XChaCha20Poly1305::new((&*key).into()) })
     }
 
-    /// A new random key, as hex.
+    /// Makes a random key, as hex.
     pub fn generate() -> Result<Secret, SealError> {
         let mut key = Zeroizing::new([0; KEY_SIZE]);
         getrandom::fill(&mut *key).map_err(|_| SealError::NoRandomness)?;
         Ok(Secret::new(hex::encode(key.as_slice())))
     }
 
-    /// Which key it is, for people.
+    /// Returns the ID of the key, for people.
     pub fn id(&self) -> KeyId {
         self.id
     }
@@ -97,8 +97,8 @@ impl fmt::Debug for DatabaseKey {
     }
 }
 
-/// Where a value stands. It is part of what is sealed, so that a value which was
-/// moved to another row or column is not taken there.
+/// Place of a value. It is authenticated with the value, so that a value that was moved to
+/// another row or column is rejected there.
 #[derive(Debug, Clone, Copy)]
 pub enum Place<'a> {
     /// The device secret of this device.
@@ -114,8 +114,8 @@ pub enum Place<'a> {
 
 impl Place<'_> {
     fn associated_data(self) -> Vec<u8> {
-        // A device ID has no zero byte, and the identity comes last: no two places
-        // are the same bytes.
+        // A device ID has no zero byte, and the identity comes last, so that the bytes of
+        // two places always differ.
         let (column, device, identity) = match self {
             Self::DeviceSecret(device) => ("deviceSecret", device, ""),
             Self::Psk { device, identity } => ("psk", device, identity),
@@ -133,16 +133,16 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Why a value is not sealed or opened. Names the row, never the value.
+/// Error of sealing or opening a value. Names the row, never the value.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SealError {
-    /// Not what was sealed at this place.
+    /// The value is not the one that was sealed at this place.
     #[error(
         "{0}: the value was changed, or moved there from another row or column; import the device's line \
          again, or restore a backup"
     )]
     Broken(String),
-    /// The key is not there.
+    /// The key of the value is not configured.
     #[error(
         "{place}: the value is sealed under key {key}, which is not configured; add that key to \
          database_key_previous"
@@ -150,7 +150,7 @@ pub enum SealError {
     NoKey {
         /// Row and column.
         place: String,
-        /// The ID that the value gives.
+        /// ID of the key, from the value.
         key: String,
     },
     /// The system gives no random numbers.
@@ -158,8 +158,8 @@ pub enum SealError {
     NoRandomness,
 }
 
-/// The keys of a database: new values are sealed under the first, and what any of
-/// them has sealed is opened. Without a key, values are kept as they are.
+/// The keys of a database: the first seals new values, and each opens the values that it
+/// has sealed. Without a key, values stay as they are.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,
@@ -174,7 +174,7 @@ impl Default for Keyring {
 }
 
 impl Keyring {
-    /// Keys in order; of two that are the same, the first counts.
+    /// Makes a keyring of keys in order; of two equal keys, the first counts.
     pub fn new(keys: impl IntoIterator<Item = DatabaseKey>) -> Self {
         let mut ring = Self { keys: keys.into_iter().collect(), decoy: DECOY.into() };
         // Sealing fails only for values of many gigabytes.
@@ -184,18 +184,18 @@ impl Keyring {
         ring
     }
 
-    /// Which key seals.
+    /// Returns the ID of the key that seals.
     pub fn first(&self) -> Option<KeyId> {
         self.keys.first().map(DatabaseKey::id)
     }
 
-    /// The keys' IDs, in order.
+    /// Returns the IDs of the keys, in order.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.keys.iter().map(DatabaseKey::id)
     }
 
-    /// Stored form of a key that belongs to no device. It takes the place of the value
-    /// that is not there when an unknown identity is looked up.
+    /// Returns the stored form of a key that belongs to no device. It stands for the
+    /// missing value when an unknown identity is looked up.
     pub fn decoy(&self) -> &str {
         &self.decoy
     }
@@ -211,14 +211,14 @@ impl Keyring {
         Ok(opened)
     }
 
-    /// Seals a value; as it is, when there is no key.
+    /// Seals a value, or returns it unchanged without a key.
     pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Zeroizing<String>, SealError> {
         let Some(key) = self.keys.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
         let (nonce, rest) = bytes.split_at_mut(NONCE);
         let (text, tag) = rest.split_at_mut(clear.len());
-        // A generator of this thread's own, seeded by the system: a call of the system
-        // for each value would be most of an import.
+        // From the thread's own generator, which the system has seeded: one system call
+        // per value would take most of the time of an import.
         nonce.copy_from_slice(&rand::random::<[u8; NONCE]>());
         text.copy_from_slice(clear.as_bytes());
         let nonce = XNonce::try_from(&*nonce).map_err(|_| broken(place))?;
@@ -230,8 +230,8 @@ impl Keyring {
         Ok(Zeroizing::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
     }
 
-    /// Opens a value that was sealed at this place. A clear one is taken as it is:
-    /// so a database can be sealed beside a running server.
+    /// Opens a value that was sealed at this place. Returns a clear value unchanged, so
+    /// that a database can be sealed beside a running server.
     pub fn open(&self, place: Place<'_>, stored: &str) -> Result<Secret, SealError> {
         let Some(sealed) = stored.strip_prefix(PREFIX) else { return Ok(Secret::new(stored.to_owned())) };
         let (id, sealed) = sealed.split_once(' ').ok_or_else(|| broken(place))?;
@@ -262,11 +262,11 @@ impl Keyring {
 
 #[cfg(test)]
 thread_local! {
-    /// Sealed values that this thread has opened.
+    /// Number of sealed values that this thread has opened.
     pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// How all values begin that are sealed under this key.
+/// Returns the beginning of all values that are sealed under this key.
 pub(super) fn beginning(key: &str) -> String {
     format!("{PREFIX}{key} ")
 }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_is_opened_and_looks_different_each_time() {
+    fn a_sealed_value_opens_and_looks_different_each_time() {
         let keys = ring(&[1]);
         let [one, other] = [(), ()].map(|()| keys.seal(HERE, SECRET).unwrap());
         assert_ne!(one, other, "a nonce of its own for each value");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_taken_at_its_own_place_only() {
+    fn a_value_opens_only_at_its_own_place() {
         let keys = ring(&[1]);
         let secret = keys.seal(HERE, SECRET).unwrap();
         let place = Place::Psk { device: "SN-1", identity: "one" };
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn no_changed_character_is_taken() {
+    fn a_value_with_a_changed_character_does_not_open() {
         let keys = ring(&[1]);
         let sealed = keys.seal(HERE, SECRET).unwrap();
         for at in PREFIX.len()..sealed.len() {
@@ -358,7 +358,7 @@ mod tests {
         let place = Place::Psk { device: "SN-1", identity: "one" };
         let (former, both) = (ring(&[1]), ring(&[2, 1]));
         for keys in [&former, &both] {
-            // Sealed under the first key, under a former one, or not yet.
+            // Sealed under the first key, under a former key, or not sealed yet.
             for stored in
                 [keys.seal(place, SECRET), former.seal(place, SECRET), ring(&[]).seal(place, SECRET)]
             {
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_in_hex_and_base64_and_told_without_repeating_it() {
+    fn a_key_is_read_in_hex_and_base64_and_an_error_does_not_repeat_it() {
         let hex = DatabaseKey::generate().unwrap();
         let bytes = hex::decode(hex.expose()).unwrap();
         let id = DatabaseKey::parse(hex.expose()).unwrap().id();

@@ -1,5 +1,4 @@
-//! `certdist admin`: what `[admin]` of the configuration needs and nobody can write by
-//! hand.
+//! `certdist admin`: makes the hashes and tokens that the `[admin]` section needs.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -16,7 +15,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
-  certdist admin hash-password        # asks for it, or reads a line of standard input
+  certdist admin hash-password        # asks for it, or reads a line from standard input
 and in certdist.toml
   [[admin.user]]
   name          = \"lead\"
@@ -29,7 +28,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Prints the argon2 hash of a password, for `password_hash` of an [[admin.user]]
+    /// Prints the argon2 hash of a password, for the `password_hash` of an [[admin.user]]
     HashPassword,
     /// Prints a new token for a script, and its hash for an [[admin.token]]
     NewToken,
@@ -44,14 +43,14 @@ pub(super) fn run(args: &Args) -> Outcome {
         }
         Action::NewToken => {
             let (token, hash) = access::new_token()?;
-            remark("The token is shown once; the configuration takes its hash.\n");
+            remark("The token is shown only once. Put its hash into the configuration.\n");
             print(|out| writeln!(out, "token {}\nhash  {hash}", token.expose()))?;
         }
     }
     Ok(())
 }
 
-/// A line of standard input; from a terminal, without showing it.
+/// Reads a line of standard input; does not echo it on a terminal.
 fn read_password() -> Result<Secret, Failure> {
     let terminal = io::stdin().is_terminal();
     let _hidden = if terminal { Some(Hidden::begin()?) } else { None };
@@ -66,7 +65,7 @@ fn read_password() -> Result<Secret, Failure> {
     Ok(Secret::new(line.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// Turns off the terminal's echo until dropped.
 struct Hidden(rustix::termios::Termios);
 
 impl Hidden {

@@ -1,4 +1,4 @@
-//! Asks before something is destroyed.
+//! Asks for confirmation before data is destroyed.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -6,15 +6,15 @@ use anyhow::anyhow;
 
 use super::{Failure, remark};
 
-/// Goes on if the operator says yes: with `yes` on the command line, or at the
-/// terminal. Without a terminal nobody could say it.
+/// Succeeds if the operator confirms: with `--yes`, or at the terminal. Without a
+/// terminal, there is no one to ask.
 pub(super) fn sure(yes: bool, question: &str) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
     let stdin = io::stdin();
     if !stdin.is_terminal() {
-        let what = "there is no terminal to ask at; --yes goes on without asking";
+        let what = "There is no terminal for the answer; confirm with --yes";
         return Err(Failure::Usage(anyhow!("{question} {what}")));
     }
     remark(&format!("{question} [y/N] "));

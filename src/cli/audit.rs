@@ -1,4 +1,4 @@
-//! `certdist audit`: who got which certificate when, and whether that is all.
+//! `certdist audit`: shows and verifies who got which certificate, and when.
 
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
@@ -17,12 +17,13 @@ use crate::{
 /// Shows and verifies the audit log
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: what happened to a device in November, and is the log whole?
+Example: what happened to a device in November, and is the log complete?
   certdist audit export --device SN00000001 --since 2026-11-01 --until 2026-12-01
   certdist audit verify
 
-Whoever can write the database can cut its last entries off and sign what is left, as
-no secret is in the chain. Keep what `verify` prints elsewhere, and give it again:
+The chain holds no secret: anyone who can write to the database can remove its last
+entries and recompute the end. Keep the last line that `verify` prints in another place,
+and pass it to the next `verify`:
   certdist audit verify --has 1001:90c5…")]
 pub struct Args {
     #[command(subcommand)]
@@ -33,21 +34,21 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Goes through the chain of hashes: shows what was changed or cut out, with exit code 1
+    /// Verifies the chain of hashes; reports changed or removed entries, with exit code 1
     Verify {
-        /// An entry that was the last one, as an earlier `verify` has printed it
+        /// Check that this entry, printed by an earlier `verify`, is still there
         #[arg(long, value_name = "SEQ:HASH", value_parser = known)]
         has: Option<(u64, Link)>,
     },
-    /// Prints the entries, a JSON object a line, oldest first
+    /// Prints the entries, one JSON object per line, oldest first
     Export {
-        /// Those about this device: serial number or MAC address, in any spelling
+        /// Only entries about this device: serial number or MAC address, in any spelling
         #[arg(long, value_name = "ID")]
         device: Option<String>,
-        /// Those from then on: 2026-11-25 or 2026-11-25T08:00:00Z
+        /// Only entries from this time on: 2026-11-25 or 2026-11-25T08:00:00Z
         #[arg(long, value_name = "TIME", value_parser = time)]
         since: Option<UnixSeconds>,
-        /// Those before then
+        /// Only entries before this time
         #[arg(long, value_name = "TIME", value_parser = time)]
         until: Option<UnixSeconds>,
     },
@@ -73,16 +74,16 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> Outcome {
         }
     })?;
     if let Some(fault) = chain.fault {
-        return Err(anyhow!("the audit log is not whole: {fault}").into());
+        return Err(anyhow!("the audit log is not complete: {fault}").into());
     }
     if let Some((seq, hash)) = has
         && seq > chain.pruned
         && found != Some(hash)
     {
-        let what = if found.is_none() { "is not there" } else { "has another hash" };
-        return Err(anyhow!("the audit log is not the one that was: entry {seq} {what}").into());
+        let what = if found.is_none() { "is missing" } else { "has another hash" };
+        return Err(anyhow!("the audit log was replaced or cut: entry {seq} {what}").into());
     }
-    print(|out| writeln!(out, "{} entries, whole; {} pruned before them", chain.entries, chain.pruned))?;
+    print(|out| writeln!(out, "{} entries, complete; {} pruned before them", chain.entries, chain.pruned))?;
     print(|out| writeln!(out, "{}:{}", chain.last, hex::encode(chain.hash)))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `certdist backup` and `certdist restore`: the whole database in one file.
+//! `certdist backup` and `certdist restore`: copy the whole database to and from one file.
 
 use std::path::{Path, PathBuf};
 
@@ -21,36 +21,36 @@ const PROGRESS: &str = "{bar:40} {percent}% {pos}/{len} pages {eta} left";
 Example
   certdist backup certdist-2026-11-25.db
 
-The copy is one state of the database, is looked through before it has its name, and
-is readable for its owner only. Secrets in it are sealed as they are in the database:
-without the database key it is of no use, so keep that elsewhere.")]
+The copy is a consistent snapshot. It is verified before it gets its final name, and only
+its owner can read it. Its secrets are sealed as they are in the database: it is useless
+without the database key, so keep that key in another place.")]
 pub struct BackupArgs {
-    /// Where to write it; must not be there yet
+    /// File to write; must not exist yet
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// Puts a backup into the database's place
+/// Replaces the database with a backup
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
   systemctl stop certdist
   certdist restore certdist-2026-11-25.db
 
-A backup of an older version is brought up to date on the way, in a copy. What was
-issued, registered and imported since the backup is lost. A database that is newer than
-the backup, is in use, or is damaged, is replaced with --force only; a server that has it
-open then goes on with what was restored.")]
+A backup of an older version is upgraded, in a copy. Everything that was issued,
+registered or imported since the backup is lost. --force is needed to replace a database
+that is newer than the backup, in use, or damaged; a server that has it open then
+continues with the restored data.")]
 pub struct RestoreArgs {
-    /// What `certdist backup` wrote
+    /// File that `certdist backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Replace a database that is newer, in use or damaged
     #[arg(long)]
     force: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -63,7 +63,7 @@ pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     let contents = Progress::showing(PROGRESS, |told| store.backup(&args.file, told))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
-        Some(fault) => Err(anyhow!("the audit log was not whole when it was copied: {fault}").into()),
+        Some(fault) => Err(anyhow!("the copy is written, but its audit log is not complete: {fault}").into()),
         None => Ok(()),
     }
 }
@@ -75,10 +75,10 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     };
     let backup = Progress::showing(PROGRESS, |told| Restorable::examine(&args.file, path, told))?;
     if let Some(fault) = &backup.contents.audit.fault {
-        tracing::warn!("the backup's audit log is not whole: {fault}");
+        tracing::warn!("the backup's audit log is not complete: {fault}");
     }
     backup.check_keys(&config.database_keys)?;
-    let upgraded = backup.older.map(|version| format!("; of version {version}, and brought up to date"));
+    let upgraded = backup.older.map(|version| format!("; upgraded from version {version}"));
     let upgraded = upgraded.unwrap_or_default();
     print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
     let mut damaged = false;
@@ -93,9 +93,9 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         }
         if !reasons.is_empty() && !args.force {
             let reasons = reasons.join(", and ");
-            return Err(anyhow!("{}: {reasons}; --force replaces it all the same", path.display()).into());
+            return Err(anyhow!("{}: {reasons}; use --force to replace it anyway", path.display()).into());
         }
-        ask::sure(args.yes, &format!("Replace all that is in {}?", path.display()))?;
+        ask::sure(args.yes, &format!("Replace the database {}?", path.display()))?;
     }
     let by = Actor::system_user();
     Progress::showing(PROGRESS, |told| backup.restore(path, damaged, &by, told))?;
@@ -103,7 +103,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     Ok(())
 }
 
-/// What speaks against replacing a database.
+/// Lists the reasons against replacing a database.
 fn against(
     path: &Path,
     backup: &Contents,
@@ -120,7 +120,7 @@ fn against(
     match found {
         Ok(contents) if contents.audit.last > backup.audit.last => {
             let newer = contents.audit.last - backup.audit.last;
-            reasons.push(format!("it is newer than the backup, by {newer} entries of its audit log"));
+            reasons.push(format!("its audit log is {newer} entries newer than the backup"));
         }
         Ok(_) => {}
         Err(_) => reasons.push("it is of an older version, and may be newer than the backup".to_owned()),

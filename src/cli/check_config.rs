@@ -1,5 +1,5 @@
-//! `certdist check-config`: what `serve` would find, without serving: the file, the
-//! variables, the keys, the database, and if asked the cloud.
+//! `certdist check-config`: checks what `serve` would need, without serving: the file, the
+//! variables, the keys, the database, and on request IoT Platform.
 
 use anyhow::{Context, anyhow};
 
@@ -10,8 +10,8 @@ use crate::{
     store::{self, Condition},
 };
 
-/// Asked for at the cloud: a legal name that nobody would give a device.
-const NOBODY: &str = "@certdist-check-config";
+/// Device to ask IoT Platform for: a legal name, but one that no real device has.
+const UNUSED_NAME: &str = "@certdist-check-config";
 
 /// Checks the configuration, the keys and credentials that it refers to, and the database
 #[derive(clap::Args)]
@@ -19,11 +19,11 @@ const NOBODY: &str = "@certdist-check-config";
 Example
   certdist check-config --config /etc/certdist/certdist.toml --online
 
-Exit code 0 if the server would start, 2 with all that is wrong in the configuration,
-1 if the database or the cloud refuses. Nothing is made and nothing is changed: --online
-asks IoT Platform for a device that does not exist.")]
+Exit code 0 if the server would start, 2 with all errors of the configuration, 1 if the
+database or IoT Platform fails. Creates and changes nothing: --online asks IoT Platform
+for a device that does not exist.")]
 pub(super) struct Args {
-    /// Call IoT Platform once, to see that the credentials are good
+    /// Call IoT Platform once, to check the credentials
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -43,15 +43,17 @@ pub(super) async fn run(args: Args) -> Outcome {
     let database = store::examine(&config.database);
     if let Ok(condition) = &database {
         let says = match condition {
-            Condition::Missing => "not there yet: `certdist serve` and `certdist import` make it".into(),
+            Condition::Missing => {
+                "does not exist yet: `certdist serve` and `certdist import` create it".into()
+            }
             Condition::Current => "good".into(),
             Condition::Older(version) => {
-                format!("of version {version}: `certdist serve` and `certdist import` bring it up to date")
+                format!("has version {version}: `certdist serve` and `certdist import` upgrade it")
             }
         };
         print(|out| writeln!(out, "{}: {says}", config.database))?;
     }
-    // Both are told, whatever becomes of one.
+    // Reports both, even if one of them fails.
     let cloud = match args.online {
         true => online(&config).await,
         false => Ok(()),
@@ -65,32 +67,29 @@ pub(super) async fn run(args: Args) -> Outcome {
     }
 }
 
-/// One harmless signed call.
+/// Makes one signed call that changes nothing.
 async fn online(config: &Config) -> Outcome {
     let Some(IotPlatform { client, .. }) = &config.iot_platform else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));
     };
     let endpoint = client.endpoint.clone();
     let client = Client::new(client.clone()).context("[iot_platform]").map_err(Failure::Usage)?;
-    // There is at least one.
+    // The configuration has at least one enrollment.
     let products = config.enrollments.iter().map(|enrollment| enrollment.product_key.as_str());
     let product = products.into_iter().next().unwrap_or_default();
-    let says = match client.query_device_detail(product, NOBODY).await {
+    let says = match client.query_device_detail(product, UNUSED_NAME).await {
         Ok(_) => "the credentials are good".to_owned(),
         Err(error) if error.class == ErrorClass::NotFound => "the credentials are good".to_owned(),
         Err(error) => {
             let meaning = match error.class {
                 ErrorClass::Operator => "it refuses the call",
                 ErrorClass::Throttled => {
-                    "the credentials are good, but somebody uses all of the account's calls"
+                    "the credentials are good, but other callers use up the account's rate limit"
                 }
-                ErrorClass::TimedOut | ErrorClass::TryAgain => "it cannot be reached just now",
+                ErrorClass::TimedOut | ErrorClass::TryAgain => "it cannot be reached at the moment",
                 _ => "the call failed",
             };
-            return Err(anyhow!(
-                "{endpoint}: {meaning} ({error}); docs/cloud.md tells what each answer asks of you"
-            )
-            .into());
+            return Err(anyhow!("{endpoint}: {meaning} ({error}); docs/cloud.md explains each answer").into());
         }
     };
     Ok(print(|out| writeln!(out, "{endpoint}: {says}"))?)

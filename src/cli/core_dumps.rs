@@ -1,12 +1,12 @@
-//! No core dump of a process that has keys in its memory.
+//! Forbids core dumps, because the process has keys in its memory.
 
 use nix::sys::{
     prctl,
     resource::{Resource, setrlimit},
 };
 
-/// Forbids them for this process, whatever becomes of it; no other process of the
-/// same user may look into its memory either.
+/// Forbids core dumps of this process, and keeps other processes of the same user from
+/// reading its memory.
 pub(super) fn forbid() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)

@@ -1,20 +1,20 @@
-//! `certdist database`: under which keys the secrets of the database are sealed.
+//! `certdist database`: seals the secrets of the database, and shows their keys.
 
 use serde_json::json;
 
 use super::{ConfigArgs, Failure, Outcome, open_store, print, progress::Progress};
 use crate::store::Actor;
 
-/// Seals the database's secrets, and shows under which keys they are
+/// Seals the database's secrets, and shows which keys seal them
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: a database gets a key, or another one, beside a running server
+Example: give a database a key, or a new one, beside a running server
   openssl rand -hex 32 > database.key && chmod 600 database.key
-  (in certdist.toml: database_key = \"file:database.key\", and the key that there was,
-  if any, in database_key_previous = [\"file:former.key\"])
-  systemctl reload certdist        # SIGHUP: it must know the key before it meets it
+  (in certdist.toml: database_key = \"file:database.key\", and the former key, if any,
+  in database_key_previous = [\"file:former.key\"])
+  systemctl reload certdist        # SIGHUP: the server must know the key first
   certdist database seal
-  certdist database status         # then database_key_previous can go")]
+  certdist database status         # then remove database_key_previous")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -24,12 +24,12 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Seals every secret under database_key: those that are clear and those under a former
-    /// key. Can be stopped and run again; writes the file anew at the end
+    /// Seals every secret under database_key: those in clear text and those under a former
+    /// key. Can be interrupted and repeated; rewrites the file at the end
     Seal,
-    /// How many secrets are sealed under which key
+    /// Counts the secrets sealed under each key
     Status {
-        /// As a JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let config = args.config.read()?;
     if matches!(args.action, Action::Seal) && config.database_keys.first().is_none() {
         return Err(Failure::Usage(anyhow::anyhow!(
-            "there is no key to seal under: expected database_key = \"file:PATH\", \"env:NAME\" or \
+            "there is no key to seal with; expected database_key = \"file:PATH\", \"env:NAME\" or \
              \"credential:NAME\" in {}",
             args.config.path().display()
         )));

@@ -1,5 +1,5 @@
-//! `certdist demo`: the whole chain in one process, on loopback, in a temporary
-//! folder. Nothing in it is a stand-in but the cloud and the devices.
+//! `certdist demo`: the whole chain in one process, on loopback, in a temporary folder.
+//! Only the cloud and the devices are simulated.
 
 use std::{
     collections::HashMap,
@@ -28,33 +28,33 @@ use crate::{
     table_file::{self, Enrollments, Import, KnownEnrollment},
 };
 
-/// Shows the whole chain at work, with no account and nothing to configure
+/// Shows the whole chain at work, without an account or a configuration
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: a hundred devices, and a server that stays for you to try
+Example: a hundred devices, and a server that keeps running for you to try
   certdist demo --devices 100 --keep
 
-Exit code 0 only if every device got the certificate that is its own.")]
+Exit code 0 only if every device got its own certificate.")]
 pub struct Args {
-    /// Devices that power on
+    /// Number of devices that power on
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
-    /// Leave the server running until Ctrl-C
+    /// Keep the server running until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
-/// Handshakes at once: the simulated device is the slow part.
+/// Concurrent handshakes; the simulated device is the slow part.
 const AT_ONCE: usize = 64;
-/// Devices that sign in at most: each leaves a port of loopback behind, for a minute.
+/// Maximum number of devices that sign in: each occupies a loopback port for a minute.
 const MAX_SIGN_INS: usize = 2000;
-/// When a device gives up.
+/// Time after which a device gives up.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PRODUCT: &str = "a1DemoProduct";
-/// The key of the demo's shared enrollment: text, so that it fits a command line.
+/// Identity and key of the demo's shared enrollment; the key is text, for a command line.
 const SHARED_IDENTITY: &str = "demo-batch";
 const SHARED_KEY: &str = "only-for-the-demo";
-/// How fast the demo registers. The simulated cloud has no limits.
+/// Registrations per second. The simulated cloud has no limits.
 const QPS: f64 = 500.0;
 
 pub(super) async fn run(args: Args) -> Outcome {
@@ -65,7 +65,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         ..SimulatorConfig::default()
     })
     .await
-    .context("the simulated cloud does not start")?;
+    .context("could not start the simulated cloud")?;
     print(|out| writeln!(out, "simulated IoT Platform   {}", cloud.endpoint()))?;
     for number in 1..=args.devices {
         imported(number).inspect(|certificate| cloud.insert(certificate));
@@ -86,7 +86,7 @@ pub(super) async fn run(args: Args) -> Outcome {
             tokio::signal::ctrl_c().await?;
         } else {
             print(|out| {
-                writeln!(out, "The server ends now; `certdist demo --keep` leaves it running for that.")
+                writeln!(out, "The server ends now; `certdist demo --keep` keeps it running for that.")
             })?;
         }
     }
@@ -101,7 +101,7 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("certdist-demo-{:016x}", rand::random::<u64>()));
-        std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        std::fs::create_dir(&path).with_context(|| format!("could not create {}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -112,7 +112,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // It is in the system's temporary folder, which is emptied anyway.
+        // The system cleans its temporary folder anyway.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -143,7 +143,7 @@ fn serial_number(number: u32) -> String {
     format!("DEMO{number:06}")
 }
 
-/// Every fifth device has its certificate already, as after a migration.
+/// Returns the certificate that every fifth device already has, as after a migration.
 fn imported(number: u32) -> Option<Certificate> {
     number.is_multiple_of(5).then(|| Certificate {
         product_key: PRODUCT.into(),
@@ -153,7 +153,7 @@ fn imported(number: u32) -> Option<Certificate> {
 }
 
 fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure> {
-    let path = folder.path().join("batch.csv");
+    let path = folder.path().join("devices.csv");
     let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
     writeln!(file, "deviceId,deviceName,deviceSecret")?;
     for number in 1..=devices {
@@ -163,7 +163,7 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
             None => writeln!(file, "{sn},,")?,
         }
     }
-    file.into_inner().context("the batch cannot be written")?.sync_all()?;
+    file.into_inner().context("could not write the devices' file")?.sync_all()?;
     let enrollments = Enrollments::new(vec![KnownEnrollment {
         name: "demo".into(),
         product_key: PRODUCT.into(),
@@ -185,7 +185,7 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
     }
 }
 
-/// Powers all devices on, and holds each answer against what it must be.
+/// Powers on all devices, and checks each answer.
 async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     let server = app.addresses()[0];
     let started = Instant::now();
@@ -211,7 +211,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
             calls()
         )
     })?;
-    // Those that were imported are at the cloud as well.
+    // Imported devices exist at the cloud as well.
     ensure!(
         cloud.stats().devices == u64::from(args.devices),
         "the cloud has {} devices, expected {}",
@@ -223,9 +223,9 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     let again = fetch_all(args.devices.min(5), server).await?;
     ensure!(
         again.iter().all(|(number, certificate)| first.get(number) == Some(certificate)),
-        "another certificate the second time"
+        "a device got another certificate the second time"
     );
-    ensure!(calls() == before, "registered a second time");
+    ensure!(calls() == before, "a device was registered a second time");
     print(|out| {
         writeln!(
             out,
@@ -238,7 +238,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     if signed_in == u64::from(args.devices) {
         let activated = app.activated().await?;
         ensure!(activated == signed_in, "activateTime is set for {activated} of {signed_in} devices");
-        print(|out| writeln!(out, "activateTime             set for all of them, as the cloud tells it"))?;
+        print(|out| writeln!(out, "activateTime             set for all of them, as the cloud reports"))?;
     }
 
     match device(server, "STRANGER".into()).fetch().await? {
@@ -250,9 +250,9 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     Ok(())
 }
 
-/// Has devices sign in with what they got: what certificates are for.
+/// Has devices sign in with their certificates, which is what certificates are for.
 async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
-    let broker = cloud.mqtt_addr().context("the simulated cloud takes no devices")?.to_string();
+    let broker = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?.to_string();
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
     for certificate in certificates.into_values().take(MAX_SIGN_INS) {

@@ -1,4 +1,4 @@
-//! `certdist device`: rows of the table, listed, shown and changed.
+//! `certdist device`: lists, shows and changes rows of the table.
 
 mod list;
 
@@ -11,15 +11,15 @@ use crate::{
     store::{Actor, CloudState, DeviceRow, DeviceState, Store},
 };
 
-/// Lists devices, shows or changes one
+/// Lists devices, and shows or changes one
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example: why does this device get no certificate?
   certdist device show SN00000001
-Which ones did IoT Platform refuse?
+Which devices did IoT Platform refuse?
   certdist device list --refused
 
-All of it works beside a running server, which follows at once.")]
+Works beside a running server, which applies changes at once.")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -30,25 +30,25 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Action {
     List(list::Args),
-    /// Shows what the table knows of a device; its secret is not shown
+    /// Shows the row of a device, without its secret
     Show {
         /// Serial number or MAC address, in any spelling
         id: String,
-        /// As a JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Gives the device no certificate any more
+    /// Stops giving the device its certificate
     Disable {
         /// Serial number or MAC address, in any spelling
         id: String,
     },
-    /// Takes `disable` back
+    /// Re-enables the device
     Enable {
         /// Serial number or MAC address, in any spelling
         id: String,
     },
-    /// Forgets the first issue and a refusal by IoT Platform, so that the device can ask again
+    /// Clears the first issue and any refusal by IoT Platform, so that the device can ask again
     Reset {
         /// Serial number or MAC address, in any spelling
         id: String,
@@ -58,12 +58,12 @@ enum Action {
 Example
   certdist device delete SN00000001
 
-A certificate that the device has got stays good: delete the device at IoT Platform,
-too, or use `certdist device disable` to give it none any more.")]
+A certificate that the device already has remains valid: delete the device at IoT
+Platform as well, or use `certdist device disable` so that it gets no certificate.")]
     Delete {
         /// Serial number or MAC address, in any spelling
         id: String,
-        /// Do not ask; needed where there is no terminal to ask at
+        /// Do not ask for confirmation; needed without a terminal
         #[arg(long)]
         yes: bool,
     },
@@ -119,14 +119,14 @@ fn parse(id: &str) -> Result<DeviceId, Failure> {
 }
 
 fn not_there(id: &DeviceId) -> anyhow::Error {
-    anyhow!("{id} is not in the table: `certdist import` adds devices")
+    anyhow!("{id} is not in the table; add it with `certdist import`")
 }
 
-/// What is wrong with it there, and what mends it.
+/// Describes a device's state at IoT Platform, and says what to do.
 fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
     row.cloud_state.map(|state| match state {
-        CloudState::Disabled => "disabled there: it cannot sign in until somebody enables it there",
-        CloudState::Deleted => "deleted there: `certdist device reset` has it registered anew",
+        CloudState::Disabled => "disabled there: it cannot sign in until it is enabled there",
+        CloudState::Deleted => "deleted there: to register it again, use `certdist device reset`",
     })
 }
 

@@ -1,4 +1,4 @@
-//! `certdist device-sim`: one simulated device, once.
+//! `certdist device-sim`: runs one simulated device, once.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,25 +15,25 @@ Example: a device of a shared enrollment
   certdist device-sim --server 127.0.0.1:5684 --identity plug-batch-7 \\
     --psk 000102030405060708090a0b0c0d0e0f --sn SN00000001
 
-Prints the certificate as JSON, and another line of it once it has signed in, if it is to.
-A refusal is an error that tells its code.")]
+Prints the certificate as JSON, and with --connect another line once it has signed in.
+A refusal is an error with its code.")]
 pub struct Args {
-    /// Where certdist listens
+    /// Address of certdist
     #[arg(long, value_name = "ADDR:PORT")]
     server: SocketAddr,
     /// PSK identity
     #[arg(long, value_name = "ID")]
     identity: String,
-    /// Pre-shared key in hex; rather set the variable, a command line is public
+    /// Pre-shared key in hex; better set the variable, because a command line is public
     #[arg(long, value_name = "HEX", env = "CERTDIST_DEVICE_PSK", hide_env_values = true)]
     psk: String,
-    /// Serial number to ask with; without one, the identity is the device
+    /// Serial number to ask with; without it, the identity is the device ID
     #[arg(long, value_name = "SN")]
     sn: Option<String>,
-    /// Where to sign in with the certificate, over MQTT, such as the simulator's --mqtt
+    /// MQTT broker to sign in to with the certificate, such as the simulator's --mqtt
     #[arg(long, value_name = "mqtt://HOST:PORT", value_parser = broker)]
     connect: Option<String>,
-    /// When to give up, in seconds
+    /// Time after which to give up, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
 }
@@ -44,7 +44,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     let device = SimulatedDevice { server: args.server, identity: args.identity, psk, sn: args.sn, patience };
     match device.fetch().await? {
         Answer::Certificate(certificate) => {
-            // This is the device: what it was given is its to show.
+            // The simulated device may show the secret, which is its own.
             let shown = json!({
                 "productKey": certificate.product_key,
                 "deviceName": certificate.device_name,
@@ -58,20 +58,20 @@ pub(super) async fn run(args: Args) -> Outcome {
             Ok(())
         }
         Answer::Refused { code, title, max_age } => {
-            let again = max_age.map(|seconds| format!("; come back in {seconds} s")).unwrap_or_default();
+            let again = max_age.map(|seconds| format!("; retry in {seconds} s")).unwrap_or_default();
             Err(anyhow!("{code} {title}{again}").into())
         }
     }
 }
 
-/// `HOST:PORT` of `mqtt://HOST:PORT`.
+/// Parses `mqtt://HOST:PORT` into `HOST:PORT`.
 fn broker(text: &str) -> Result<String, String> {
     let broker = text.strip_prefix("mqtt://").unwrap_or_default().trim_end_matches('/');
     let port =
         broker.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(_)) => Ok(broker.to_owned()),
-        _ => Err(format!("{text:?} should look like mqtt://127.0.0.1:1883")),
+        _ => Err(format!("{text:?} is not a broker; expected a URL such as mqtt://127.0.0.1:1883")),
     }
 }
 

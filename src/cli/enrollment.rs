@@ -1,5 +1,5 @@
-//! `certdist enrollment`: the configuration's enrollments beside what the table has of
-//! them. No key is shown.
+//! `certdist enrollment`: shows the enrollments of the configuration, with their devices
+//! in the table. Shows no key.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     store::{Bulk, Totals},
 };
 
-/// Lists the enrollments, or shows one, with how many devices each has
+/// Lists the enrollments, or shows one, with the number of devices
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
@@ -29,17 +29,17 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// One line for each enrollment of the configuration or of the table
+    /// Lists the enrollments of the configuration and of the table
     List {
-        /// A JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// What the configuration says of one, and how many devices are how far
+    /// Shows the settings of one, and how many devices are how far
     Show {
-        /// Its name
+        /// Name of the enrollment
         name: String,
-        /// As a JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                 let totals = totals.remove(&enrollment.name).unwrap_or_default();
                 lines.push((enrollment.name.clone(), Some(enrollment), totals));
             }
-            // Left in the table by a configuration that had them.
+            // Enrollments that only the table has, from a former configuration.
             lines.extend(totals.into_iter().map(|(name, totals)| (name, None, totals)));
             match json {
                 true => print(|out| {
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             if known.is_none() && totals.is_none() {
                 let names: Vec<&str> = config.enrollments.iter().map(|known| known.name.as_str()).collect();
                 return Err(Failure::Failed(anyhow!(
-                    "there is no enrollment \"{}\"; the configuration has {}",
+                    "there is no enrollment \"{}\"; the configuration has: {}",
                     name.escape_debug(),
                     names.join(", ")
                 )));
@@ -141,7 +141,7 @@ fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
     let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
     let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
     match known {
-        None => line("configured", "no: its devices get nothing".into()),
+        None => line("configured", "no: its devices get no certificate".into()),
         Some(enrollment) => {
             line("product key", enrollment.product_key.clone());
             line("kind", kind(&enrollment.kind).into());
@@ -162,7 +162,7 @@ fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
     aligned(&lines)
 }
 
-/// The figures, as they are called in every output.
+/// Returns the counts, with the names that all outputs use.
 pub(super) fn counts(totals: &Totals) -> [(&'static str, u64); 6] {
     [
         ("devices", totals.devices),

@@ -1,4 +1,4 @@
-//! `certdist export`: the table as the CSV that `certdist import` reads.
+//! `certdist export`: writes the table as CSV, which `certdist import` reads.
 
 use std::{
     fs::OpenOptions,
@@ -19,9 +19,9 @@ Example
   certdist export --output backup.csv
   certdist import backup.csv --dry-run
 
-The file holds every device secret and key: it is made readable for its owner only.")]
+The file holds every device secret and key. Only its owner can read it.")]
 pub struct Args {
-    /// Where to write it; standard output when absent
+    /// File to write, which must not exist yet; standard output if absent
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -36,10 +36,10 @@ pub(super) fn run(args: &Args) -> Outcome {
         Some(path) => {
             let mut options = OpenOptions::new();
             options.write(true).create_new(true).mode(0o600);
-            let file = options.open(path).with_context(|| format!("{} cannot be made", path.display()))?;
+            let file = options.open(path).with_context(|| format!("could not create {}", path.display()))?;
             let mut writer = progress.counting(io::BufWriter::new(file));
             table_file::export_file(&*store, &mut writer)?;
-            writer.flush().with_context(|| format!("{} cannot be written", path.display()))?;
+            writer.flush().with_context(|| format!("could not write {}", path.display()))?;
         }
         None => {
             print(|out| table_file::export_file(&*store, progress.counting(out)).map(drop))?;

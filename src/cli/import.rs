@@ -1,4 +1,4 @@
-//! `certdist import`: devices from a CSV file into the table, all or none.
+//! `certdist import`: imports devices from a CSV file into the table, all or none.
 
 use std::path::PathBuf;
 
@@ -16,21 +16,21 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
-  printf 'deviceId\\nSN00000001\\n00:1A:2B:3C:4D:5E\\n' > batch.csv
-  certdist import batch.csv --enrollment lamp-2026
+  printf 'deviceId\\nSN00000001\\n00:1A:2B:3C:4D:5E\\n' > devices.csv
+  certdist import devices.csv --enrollment lamp-2026
 
-Columns, in any order, of which only deviceId is required:
+Columns, in any order; only deviceId is required:
   deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk
-A file with a bad line changes nothing, and each bad line is named. The same file
-again changes nothing. Runs beside a running server.")]
+If any line is bad, nothing changes, and each bad line is reported. Importing the same
+file again changes nothing. Works beside a running server.")]
 pub struct Args {
-    /// The file, with a header
+    /// CSV file with a header line
     #[arg(value_name = "FILE.csv")]
     file: PathBuf,
-    /// The enrollment of rows that name none
+    /// Enrollment of rows that name none
     #[arg(long, value_name = "NAME")]
     enrollment: Option<String>,
-    /// Check everything and change nothing
+    /// Check everything, but change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

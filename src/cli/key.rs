@@ -1,5 +1,5 @@
-//! `certdist key`: makes keys, and derives a device's from a master key, for a test.
-//! No key is ever an argument: a command line is public.
+//! `certdist key`: makes keys, and derives a device's key from a master key, for tests.
+//! Keys are never arguments, because a command line is public.
 
 use std::{
     fs::OpenOptions,
@@ -29,30 +29,30 @@ enum Action {
     New(NewArgs),
 }
 
-/// Makes a key, or derives a device's from its enrollment's master key
+/// Makes a key, or derives a device's key from its enrollment's master key
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: a master key, in a file for its owner only, as `key = \"file:lamp.key\"` reads it
+Example: a master key, in a file that only its owner can read, for `key = \"file:lamp.key\"`
   certdist key new --output lamp.key
-The key of one device of a derived enrollment, to test it with
+The key of one device of a derived enrollment, for a test
   certdist key new --derive SN00000001 --enrollment lamp-2026
 
-Keys come from the system's random numbers and are printed in hex. A master key of the
-configuration is never printed.")]
+Keys come from the system's random number generator and are printed in hex. The master
+key of an enrollment is never printed.")]
 struct NewArgs {
-    /// Its length, 16 to 64 bytes
+    /// Length of the key, 16 to 64 bytes
     #[arg(
         long, value_name = "N", default_value_t = 32,
         value_parser = clap::value_parser!(u64).range(MIN_KEY as u64..=MAX_KEY as u64)
     )]
     bytes: u64,
-    /// Where to write it, for its owner only; standard output when absent
+    /// File to write, which only its owner can read; standard output if absent
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The device of this identity, instead of a new key
+    /// Derive the key of the device with this identity, instead of a new key
     #[arg(long, value_name = "IDENTITY", requires = "enrollment", conflicts_with = "bytes")]
     derive: Option<String>,
-    /// Its derived enrollment
+    /// Derived enrollment of the device
     #[arg(long, value_name = "NAME", requires = "derive")]
     enrollment: Option<String>,
     #[command(flatten)]
@@ -73,20 +73,20 @@ pub(super) fn run(args: &Args) -> Outcome {
                 writeln!(file, "{}", key.as_str())?;
                 file.sync_all()
             };
-            Ok(write().with_context(|| format!("{} cannot be written", path.display()))?)
+            Ok(write().with_context(|| format!("could not write {}", path.display()))?)
         }
     }
 }
 
 fn new(bytes: u64) -> Result<Zeroizing<String>, Failure> {
     let mut key = Zeroizing::new(vec![0; bytes as usize]);
-    getrandom::fill(&mut key).map_err(|error| anyhow!("the system has no random numbers: {error}"))?;
+    getrandom::fill(&mut key).map_err(|error| anyhow!("the system gives no random numbers: {error}"))?;
     Ok(Zeroizing::new(hex::encode(&*key)))
 }
 
 fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing<String>, Failure> {
     let config = args.config.read()?;
-    // As the server does it: the identity is the device ID as the device presents it.
+    // Like the server: the identity is the device ID as the device presents it.
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;
@@ -96,7 +96,7 @@ fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing
             Ok(Zeroizing::new(hex::encode(master.derive(identity.as_bytes()).as_bytes())))
         }
         Some(_) => Err(Failure::Usage(anyhow!(
-            "--enrollment {enrollment}: its kind is not \"derived\", so no key follows from another"
+            "--enrollment {enrollment}: its kind is not \"derived\", so it has no master key"
         ))),
         None => Err(Failure::Usage(anyhow!("--enrollment {enrollment}: no [[enrollment]] has that name"))),
     }

@@ -1,5 +1,4 @@
-//! What is made from the command line's own description: manual pages and completions
-//! of shells.
+//! Makes manual pages and shell completions from the description of the command line.
 
 use std::{fs, io, path::PathBuf};
 
@@ -9,13 +8,13 @@ use clap_complete::Shell;
 
 use super::{Arguments, Outcome};
 
-/// The configuration's example, from whose comments its page is made.
+/// Example configuration, whose comments become its manual page.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
 /// Writes the manual pages
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Where to; certdist.1, one for each subcommand, and certdist.toml.5
+    /// Folder for certdist.1, one page for each subcommand, and certdist.toml.5
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }
@@ -26,7 +25,7 @@ pub(super) struct Args {
 Example
   certdist completion bash > /usr/share/bash-completion/completions/certdist")]
 pub(super) struct CompletionArgs {
-    /// Which
+    /// Shell
     shell: Shell,
 }
 
@@ -42,10 +41,10 @@ pub(super) fn run(args: &Args) -> Outcome {
         clap_mangen::generate_to(Arguments::command(), &args.folder)?;
         fs::write(args.folder.join("certdist.toml.5"), configuration_page(EXAMPLE))
     };
-    Ok(write().with_context(|| format!("{}: the pages cannot be written", args.folder.display()))?)
+    Ok(write().with_context(|| format!("could not write the manual pages to {}", args.folder.display()))?)
 }
 
-/// certdist.toml(5): each comment of the example, and beneath it what it speaks of.
+/// Makes certdist.toml(5): each comment of the example, and below it the key that it explains.
 fn configuration_page(example: &str) -> String {
     let mut page = format!(
         ".TH certdist.toml 5 \"\" \"certdist {}\"\n.SH NAME\ncertdist.toml \\- configuration of certdist\n.SH DESCRIPTION\n",
@@ -74,7 +73,7 @@ fn escaped(line: &str) -> String {
     line.replace('\\', "\\e").replace('-', "\\-")
 }
 
-/// A line that roff takes for text, whatever it begins with.
+/// Escapes a line so that roff takes it for text.
 fn text(line: &str) -> String {
     let guard = if line.starts_with(['.', '\'']) { "\\&" } else { "" };
     format!("{guard}{}\n", escaped(line))

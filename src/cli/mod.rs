@@ -1,7 +1,7 @@
-//! The command line: arguments, subcommands and what they print. Rules are in the
-//! rooms below.
+//! The command line: arguments, subcommands and their output. The rules are in the modules
+//! below.
 
-// A reader who has seen enough closes the pipe, and these would panic: `print`, `remark`.
+// These macros panic when the reader has closed the pipe; use `print` and `remark`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
@@ -47,14 +47,14 @@ use crate::{
 #[command(
     version,
     after_help = "\
-Try it, with no account and nothing to configure
+Try it, without an account or a configuration
   certdist demo
 
-Results are on standard output, logs on standard error (RUST_LOG=debug for more).
-Exit code: 0 done, 1 failed, 2 wrong usage or configuration."
+Results go to standard output, logs to standard error (RUST_LOG=debug for more).
+Exit code: 0 success, 1 failure, 2 wrong usage or configuration."
 )]
 struct Arguments {
-    /// How logs are written
+    /// Format of the logs
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -63,9 +63,9 @@ struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
-    /// A line for people
+    /// Human-readable lines
     Text,
-    /// A JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -96,10 +96,10 @@ enum Command {
     DeviceSim(device_sim::Args),
 }
 
-/// Where the configuration is.
+/// Path of the configuration.
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// The configuration; when absent certdist.toml, or else /etc/certdist/certdist.toml
+    /// Configuration file; if absent, certdist.toml, or else /etc/certdist/certdist.toml
     #[arg(long, global = true, value_name = "FILE", env = "CERTDIST_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -109,7 +109,7 @@ impl ConfigArgs {
         Config::read(&self.path()).map_err(Failure::Usage)
     }
 
-    /// The file: what is named, what is here, or what a package has installed.
+    /// Returns the file: the one named, the one in this folder, or the installed one.
     fn path(&self) -> PathBuf {
         let usual = [config::DEFAULT_PATH, config::SYSTEM_PATH].map(PathBuf::from);
         let [here, system] = usual;
@@ -117,7 +117,7 @@ impl ConfigArgs {
     }
 }
 
-/// Why a subcommand did not do what it was asked.
+/// Reason why a subcommand failed.
 #[derive(Debug)]
 pub enum Failure {
     /// Wrong usage or configuration: exit code 2.
@@ -132,10 +132,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// What a subcommand ends with.
+/// Result of a subcommand.
 pub type Outcome = Result<(), Failure>;
 
-/// Runs what the command line says.
+/// Parses the command line and runs the subcommand.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log(arguments.log_format);
@@ -165,7 +165,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "simulation")]
         Command::DeviceSim(args) => runtime().and_then(|runtime| runtime.block_on(device_sim::run(args))),
     };
-    // Not `main`'s own `Result`, which would print a backtrace where one is on.
+    // `main` does not return a `Result`, which would print a backtrace if one is on.
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
@@ -181,7 +181,7 @@ pub fn main() -> ExitCode {
 
 fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    // It would tell with `eprintln!`, which panics, that standard error cannot be written.
+    // Internal errors go to `eprintln!`, which panics if standard error cannot be written.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match format {
@@ -198,8 +198,7 @@ fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
     Ok(store::open_sealed(&config.database, config.database_keys.clone())?)
 }
 
-/// Writes results. Whoever reads them may have seen enough (`| head`): then there is
-/// no more to write, and nothing is wrong.
+/// Writes results. A reader that closes the pipe early (`| head`) is not an error.
 fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<(), E>) -> anyhow::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     let written = write(&mut stdout).map_err(Into::into).and_then(|()| Ok(stdout.flush()?));
@@ -208,17 +207,17 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
     };
     match written {
         Err(error) if kind(&error) == Some(io::ErrorKind::BrokenPipe) => Ok(()),
-        Err(error) if error.is::<io::Error>() => Err(error.context("cannot write to standard output")),
+        Err(error) if error.is::<io::Error>() => Err(error.context("could not write to standard output")),
         written => written,
     }
 }
 
-/// Says something beside the results, on standard error, whether or not anybody reads it.
+/// Writes a remark to standard error, apart from the results; ignores errors.
 fn remark(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Cells under each other.
+/// Aligns cells in columns.
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for line in lines {

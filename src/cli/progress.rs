@@ -1,4 +1,4 @@
-//! Shows at a terminal how far something is, once it has taken a second.
+//! Shows progress on a terminal, for work that takes longer than a second.
 
 use std::{
     io::{self, Write},
@@ -9,10 +9,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What takes less is not worth a line.
+/// Time before progress is shown; shorter work shows none.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How far something is. Gone when dropped.
+/// A progress bar, removed when dropped.
 pub(super) struct Progress {
     bar: ProgressBar,
     since: Instant,
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// With a template of indicatif's, after a spinner.
+    /// Makes a bar with a template of indicatif's, after a spinner.
     pub(super) fn new(template: &str) -> Self {
         let style = ProgressStyle::with_template(&format!("{{spinner}} {template}"));
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
@@ -28,7 +28,7 @@ impl Progress {
         Self { bar, since: Instant::now(), is_shown: false }
     }
 
-    /// So much more is done.
+    /// Adds to what is done.
     pub(super) fn add(&mut self, more: u64) {
         if !self.is_shown && self.since.elapsed() > PATIENCE {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -37,19 +37,19 @@ impl Progress {
         self.bar.inc(more);
     }
 
-    /// So much of it all is done.
+    /// Sets how much of the total is done.
     fn set(&mut self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.add(done.saturating_sub(self.bar.position()));
     }
 
-    /// While something is done that is given a way to say how much of it all is done.
+    /// Shows a bar while `work` runs, and gives it a function to report its progress.
     pub(super) fn showing<T>(template: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
         let mut progress = Self::new(template);
         work(&mut |done, total| progress.set(done, total))
     }
 
-    /// While something is done that does not say how far it is.
+    /// Shows a spinner while `work` runs, which does not report its progress.
     pub(super) fn during<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {
@@ -57,7 +57,7 @@ impl Progress {
                 if let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(PATIENCE) {
                     let bar = ProgressBar::new_spinner().with_message(what);
                     bar.enable_steady_tick(Duration::from_millis(100));
-                    // Until the other end is dropped.
+                    // Returns when the sender is dropped.
                     let _ = is_done.recv();
                     bar.finish_and_clear();
                 }
@@ -68,7 +68,7 @@ impl Progress {
         })
     }
 
-    /// Counts the bytes that are written.
+    /// Wraps a writer, to count the bytes written.
     pub(super) fn counting<W: Write>(&mut self, writer: W) -> Counting<'_, W> {
         Counting { writer, progress: self }
     }
@@ -80,7 +80,7 @@ impl Drop for Progress {
     }
 }
 
-/// A writer whose bytes are counted.
+/// A writer that counts its bytes.
 pub(super) struct Counting<'p, W> {
     writer: W,
     progress: &'p mut Progress,

@@ -1,6 +1,6 @@
-//! `certdist register`: has devices registered before they power on, in batches, with
-//! a bar that tells how long it takes. What was done stays done: the same command goes
-//! on where another one ended.
+//! `certdist register`: registers devices before they power on, in batches, with a
+//! progress bar. Finished work is kept: the same command continues where an earlier run
+//! ended.
 
 use std::{
     sync::{
@@ -24,14 +24,14 @@ use crate::{
     store::{Bulk, DeviceRow, JournalEntry, Store, unix_now},
 };
 
-/// Rows that are read at once.
+/// Rows read at once.
 const ROWS: usize = 1000;
-/// Devices that are in progress at once: two batches, so that one gathers while
-/// another is in the air.
+/// Devices in progress at once: two batches, so that one gathers while the other is in
+/// progress.
 const IN_PROGRESS: usize = 20_000;
-/// How long a device waits for its registration here. There is no radio to spare.
+/// Maximum wait for a registration; long, because no device waits with its radio on.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// How long calls that are under way are waited for after an interruption.
+/// Maximum wait for calls in progress, after an interruption.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Registers the devices of the table that have no certificate yet
@@ -40,28 +40,28 @@ const DRAIN: Duration = Duration::from_secs(10);
 Example
   certdist register --enrollment plug-batch-7
 
-Goes through the table and has everything registered that has no certificate, is not
-disabled and was not refused, 10,000 devices in a batch, within IoT Platform's limits.
-Ctrl-C ends it; the same command again goes on. Runs beside a running server: both
-share the account's limits, so give one of them less with --qps.")]
+Registers every device that has no certificate, is not disabled and was not refused, in
+batches of 10,000, within IoT Platform's limits. Ctrl-C interrupts; the same command
+continues later. Works beside a running server: both share the account's limits, so give
+one of them less with --qps.")]
 pub struct Args {
     /// Only this enrollment
     #[arg(long, value_name = "NAME")]
     enrollment: Option<String>,
-    /// RegisterDevice calls a second, in place of the configuration's; of the other
-    /// actions' limits the same part is used
+    /// RegisterDevice calls per second, instead of the configured number; the rates of the
+    /// other actions are scaled in proportion
     #[arg(long, value_name = "CALLS")]
     qps: Option<f64>,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// What became of the devices.
+/// Counts what happened to the devices.
 #[derive(Default)]
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// What only the operator can mend; it ends the run.
+    /// A reason that only the operator can fix; it ends the run.
     stopped: OnceLock<String>,
 }
 
@@ -70,7 +70,7 @@ impl Tally {
         match outcome {
             registrar::Outcome::Registered(_) => _ = self.registered.fetch_add(1, Ordering::Relaxed),
             registrar::Outcome::Refused(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
-            // The first reason is as good as the others.
+            // One reason is enough.
             registrar::Outcome::Operator(reason) => _ = self.stopped.set(reason),
             registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => {}
         }
@@ -81,7 +81,7 @@ impl Tally {
     }
 }
 
-/// Runs until all are registered, or until an interruption.
+/// Registers all devices, until done or interrupted.
 pub(super) async fn run(args: Args) -> Outcome {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
@@ -114,14 +114,16 @@ pub(super) async fn run(args: Args) -> Outcome {
     print(|out| writeln!(out, "{} registered, {refused} refused", tally.registered.load(Ordering::Relaxed)))?;
     if refused > 0 {
         remark(
-            "`certdist device show ID` tells why; mend it, `certdist device reset ID`, and run this again\n",
+            "`certdist device show ID` shows the reason. Fix it, run `certdist device reset ID`, then run this again\n",
         );
     }
     if let Some(reason) = tally.stopped.get() {
-        return Err(anyhow!("IoT Platform refuses: {reason}; mend it, and run this again").into());
+        return Err(
+            anyhow!("IoT Platform refuses calls: {reason}; fix the cause, then run this again").into()
+        );
     }
     if interrupted {
-        return Err(anyhow!("interrupted; the same command goes on").into());
+        return Err(anyhow!("interrupted; run the same command to continue").into());
     }
     Ok(())
 }
@@ -168,7 +170,7 @@ async fn register_all(
                 bar.inc(1);
                 drop(place);
             });
-            // What is done is not to pile up.
+            // Finished tasks must not pile up.
             while tasks.try_join_next().is_some() {}
         }
     }
@@ -176,8 +178,8 @@ async fn register_all(
     Ok(())
 }
 
-/// Returns whether a device is to be registered. Reissue policies are about those that are
-/// registered already.
+/// Returns whether a device is to be registered. Reissue policies do not matter here; they
+/// apply to devices that are already registered.
 fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
     policy::verdict(row, Reissue::Always, unix_now()) == Verdict::Register
         && enrollment.is_none_or(|name| row.enrollment == name)

@@ -1,4 +1,4 @@
-//! `certdist serve`: runs the server until a signal says otherwise.
+//! `certdist serve`: runs the server until a signal ends it.
 
 use std::{io, sync::Arc};
 
@@ -32,10 +32,10 @@ Example of a configuration, certdist.toml
 
 with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints
-`listening on coaps://ADDR:PORT` once it is ready, for each address of `listen`.
-SIGTERM finishes what is in progress and ends; SIGHUP reads the enrollments,
-the limits of requests, the database keys, [audit], and the users, tokens and
-certificate of [admin] anew, and says what else has changed and takes a restart.")]
+`listening on coaps://ADDR:PORT` for each address of `listen`, once it is ready.
+SIGTERM finishes the work in progress, then ends. SIGHUP reloads the enrollments, the rate
+limits, the database keys, [audit], and the users, tokens and certificate of [admin]; it
+reports other changes, which need a restart.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -43,12 +43,12 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Outcome {
-    core_dumps::forbid().context("core dumps cannot be turned off")?;
+    core_dumps::forbid().context("could not turn off core dumps")?;
     let config = args.config.read()?;
     if config.database_keys.first().is_none() {
-        tracing::warn!("secrets in the database are not sealed: the configuration has no database_key");
+        tracing::warn!("secrets in the database are not sealed; set database_key in the configuration");
     }
-    // Before the announcement: whoever waits for it may stop us at once.
+    // Before the announcement: a reader of it may send a signal at once.
     let mut signals = Signals::new()?;
     let app = start(&config).await?;
     for address in app.addresses() {
@@ -61,7 +61,7 @@ pub async fn run(args: Args) -> Outcome {
     outcome
 }
 
-/// Does what signals say until the server ends.
+/// Carries out the orders of signals until the server ends.
 async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> Outcome {
     let outcome = loop {
         match order(&mut app, signals).await {
@@ -70,26 +70,26 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
             Order::Reload => match file.read() {
                 Ok(changed) => {
                     if let Err(error) = app.reload(&changed) {
-                        tracing::error!("the configuration stays as it was: {error}");
+                        tracing::error!("reload failed, the configuration stays as it was: {error}");
                         continue;
                     }
                     tracing::info!(
-                        "enrollments, limits of requests, [audit], users and tokens of [admin] and database keys \
-                         read anew"
+                        "reloaded the enrollments, the rate limits, [audit], the users and tokens of [admin], and \
+                         the database keys"
                     );
                     let keys = config.needs_restart(&changed);
                     if !keys.is_empty() {
-                        tracing::warn!("{} changed as well, which takes a restart", keys.join(", "));
+                        tracing::warn!("{} changed as well; restart certdist to apply this", keys.join(", "));
                     }
                 }
                 Err(Failure::Usage(error) | Failure::Failed(error)) => {
-                    tracing::error!("the configuration stays as it was: {error:#}");
+                    tracing::error!("reload failed, the configuration stays as it was: {error:#}");
                 }
             },
         }
     };
     if let Err(Failure::Failed(problem)) = &outcome {
-        // Draining takes a while.
+        // Before draining, which takes a while.
         tracing::error!("{problem}");
     }
     notify::stopping();
@@ -97,15 +97,15 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
     outcome
 }
 
-/// Tells the service manager that all is well as long as each worker makes its rounds, and
-/// the runtime that this is on as well.
+/// Feeds the service manager's watchdog while every worker makes progress. Runs on the
+/// runtime, so a stuck runtime does not feed it either.
 async fn keep_watchdog(pulses: Arc<[Pulse]>) {
     let is_alive = || {
         let pulses = pulses.clone();
         async move {
             let silent = server::silent_workers(&pulses).await;
             if !silent.is_empty() {
-                tracing::error!(workers = ?silent, "workers make no rounds: the service manager is not told that all is well");
+                tracing::error!(workers = ?silent, "workers make no progress; the watchdog is not fed, so the service manager restarts certdist");
             }
             silent.is_empty()
         }
@@ -113,21 +113,21 @@ async fn keep_watchdog(pulses: Arc<[Pulse]>) {
     notify::keep_watchdog(is_alive).await;
 }
 
-/// Opens the table and the way to the cloud, and starts to serve.
+/// Opens the table and the client for IoT Platform, and starts the server.
 pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     let store = open_store(config)?;
     let cloud = app::cloud(config).map_err(Failure::Usage)?;
     Ok(App::start(config, store, cloud).await?)
 }
 
-/// Waits for what is to be done next: what a signal says, or to end when a worker
-/// has ended, since a server without it serves only some of the devices.
+/// Waits for the next order: from a signal, or to give up when a worker has ended, because
+/// a server without it serves only some of the devices.
 async fn order(app: &mut App, signals: &mut Signals) -> Order {
     tokio::select! {
         order = signals.next() => order,
         number = app.worker_ended() => Order::GiveUp(anyhow!(
-            "worker {number} ended unexpectedly, and its devices are not served any more; the log above says \
-             why, and a restart serves them again"
+            "worker {number} ended unexpectedly, so its devices are no longer served; see the log above for the \
+             reason, and restart certdist"
         )),
     }
 }

@@ -1,5 +1,5 @@
-//! `certdist simulator`: IoT Platform's API on a port of this machine, for a
-//! bench or a CI job without an account.
+//! `certdist simulator`: serves IoT Platform's API on a port of this machine, for tests
+//! and CI jobs without an account.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -15,26 +15,26 @@ use crate::{
     },
 };
 
-/// Simulates IoT Platform's API: signatures verified, no account needed.
+/// Simulates IoT Platform's API: verifies signatures, needs no account.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example: a slow cloud with the real account's limits, where one call in twenty fails
   certdist simulator --latency 50ms --limits real --fail-rate 0.05
 
-GET /stats tells what was called. Let the server use it with
+GET /stats counts the calls. To use it with the server, set
   [iot_platform]
   endpoint = \"http://127.0.0.1:8086\"
 and the same access key in ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET.")]
 pub struct Args {
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8086")]
     listen: SocketAddr,
 
-    /// Where devices sign in with their certificates, over MQTT; off when absent
+    /// Address where devices sign in with their certificates, over MQTT; off if absent
     #[arg(long, value_name = "ADDR:PORT")]
     mqtt: Option<SocketAddr>,
 
-    /// The access key that is accepted
+    /// Access key that is accepted
     #[arg(
         long,
         value_name = "ID",
@@ -43,7 +43,7 @@ pub struct Args {
     )]
     access_key_id: Option<String>,
 
-    /// What that key signs with; rather set the variable, a command line is public
+    /// Secret of that key; better set the variable, because a command line is public
     #[arg(
         long,
         value_name = "SECRET",
@@ -54,27 +54,27 @@ pub struct Args {
     )]
     access_key_secret: Option<Secret>,
 
-    /// How long every answer takes, such as 50ms
+    /// Delay of every answer, such as 50ms
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
     latency: Duration,
 
-    /// How often the account may call
+    /// Rate limits of the account
     #[arg(long, value_enum, default_value_t = Limits::None)]
     limits: Limits,
 
-    /// How many of the calls fail, 0 to 1: before or after they are carried out
+    /// Share of the calls that fail, 0 to 1: before or after they are carried out
     #[arg(long, value_name = "P", default_value = "0", value_parser = probability)]
     fail_rate: f64,
 
-    /// How long the cloud works on each step of a batch, such as 5s
+    /// Time that each step of a batch takes, such as 5s
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
     batch_delay: Duration,
 
-    /// Where devices and batches are kept over a restart; in memory only when absent
+    /// File that keeps devices and batches over a restart; in memory only if absent
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
-    /// A product key that the account has, repeatable; any product when absent
+    /// Product key that the account has, repeatable; any product if absent
     #[arg(long = "product", value_name = "KEY")]
     products: Vec<String>,
 }
@@ -91,11 +91,12 @@ enum Limits {
 ///
 /// # Errors
 ///
-/// A sentence for the operator when it cannot start, or cannot save its state.
+/// Returns a sentence for the operator if it cannot start, or cannot save its state.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    // Before the announcement: whoever waits for it may stop us at once.
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    // Before the announcement: a reader of it may send a signal at once.
+    let mut interrupt = signal(SignalKind::interrupt()).context("could not install the handler of SIGINT")?;
+    let mut terminate =
+        signal(SignalKind::terminate()).context("could not install the handler of SIGTERM")?;
 
     let default_key = args.access_key_id.is_none();
     let simulator = Simulator::start(config(args)).await.map_err(explained)?;
@@ -113,7 +114,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    simulator.shutdown().await.context("cannot write the simulator's state file")
+    simulator.shutdown().await.context("could not write the simulator's state file")
 }
 
 fn config(args: Args) -> SimulatorConfig {
@@ -150,12 +151,12 @@ fn explained(error: SimulatorError) -> anyhow::Error {
 
 fn secret(text: &str) -> Result<Secret, String> {
     match text.is_empty() {
-        true => Err("an access key's secret is not empty".into()),
+        true => Err("the secret of an access key must not be empty".into()),
         false => Ok(Secret::new(text.to_owned())),
     }
 }
 
-/// `50ms`, `5s`, `1.5s`, `2m`.
+/// Parses a time: `50ms`, `5s`, `1.5s`, `2m`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; it should look like 50ms, 5s or 2m");
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_in_use_is_said_so_with_what_to_do() {
+    async fn a_port_in_use_is_reported_with_what_to_do() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = taken.local_addr().unwrap();
         let config = SimulatorConfig { listen, ..SimulatorConfig::default() };

@@ -9,17 +9,17 @@ use serde_json::json;
 use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print, progress::Progress};
 use crate::store::{Bulk, Totals};
 
-/// Counts the devices of each enrollment by how far they are
+/// Counts the devices of each enrollment, by how far they are
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
   certdist stats
   certdist stats --json | jq .total.registered
 
-Reads the whole table: a second for a million devices. What the server does from
-moment to moment is in its metrics (docs/operations.md).")]
+Reads the whole table, which takes a second for a million devices. The server's metrics
+show what it does at the moment (docs/operations.md).")]
 pub(super) struct Args {
-    /// As a JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -64,11 +64,11 @@ pub(super) fn run(args: &Args) -> Outcome {
     Ok(print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), store.path().display()))?)
 }
 
-/// Bytes of the database and its log.
+/// Returns the size of the database and its write-ahead log, in bytes.
 fn size(path: &Path) -> anyhow::Result<u64> {
     let file = fs::metadata(path).with_context(|| format!("{}", path.display()))?.len();
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
-    // The log is not there when nobody writes.
+    // The log does not exist while no process has the database open.
     Ok(file + fs::metadata(log).map_or(0, |log| log.len()))
 }

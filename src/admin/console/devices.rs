@@ -219,7 +219,7 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
         return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
     }
     let text = html! {
-        p { "No device with the ID " b { (id) } " was imported. Requests with this ID are answered with 4.04." }
+        p { "A device with the ID " b { (id) } " was never imported. Requests with this ID are answered with 4.04." }
         p { a href="/import" { "Import it" } ", or " a href="/devices" { "search for another" } "." }
     };
     let body = html! { h1 { "Not in the table" } (page::message(Tone::Note, "No such device", &text)) };

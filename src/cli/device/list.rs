@@ -1,4 +1,4 @@
-//! `certdist device list`: many rows, by what the operator looks for.
+//! `certdist device list`: lists the rows that match a filter.
 
 use anyhow::anyhow;
 use clap::ValueEnum;
@@ -12,22 +12,22 @@ use crate::{
     store::{DeviceRow, DeviceState, Store},
 };
 
-/// Rows that are read at once.
+/// Rows read at once.
 const ROWS: usize = 1000;
 
-/// Rows of a table for people, unless they say otherwise.
+/// Default number of rows of a table for people.
 const PAGE: usize = 100;
 
 /// Lists devices, in order of their IDs
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: devices of a batch that have no certificate yet, page by page
+Example: devices of an enrollment that have no certificate yet, page by page
   certdist device list --enrollment plug-batch-7 --unregistered
   certdist device list --enrollment plug-batch-7 --unregistered --after PLUG0100
 All that IoT Platform refused, for a script
   certdist device list --refused --json | jq -r .deviceId
 
-Secrets are not shown; `certdist export` has them.")]
+Secrets are not shown; use `certdist export` for them.")]
 pub(super) struct Args {
     /// Only this enrollment
     #[arg(long, value_name = "NAME")]
@@ -44,16 +44,16 @@ pub(super) struct Args {
     /// Only devices that IoT Platform refused
     #[arg(long)]
     refused: bool,
-    /// Only devices whose ID begins like this
+    /// Only devices whose ID begins with this text
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
-    /// At most so many; 100 without --json, all with it
+    /// Maximum number of devices; 100 without --json, all with it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Begin after this device
+    /// Start after this device
     #[arg(long, value_name = "ID")]
     after: Option<String>,
-    /// A JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +62,7 @@ pub(super) struct Args {
 enum State {
     /// May have its certificate
     Enabled,
-    /// The operator said no
+    /// Disabled by an operator
     Disabled,
 }
 
@@ -85,8 +85,8 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outc
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
-        // Its devices may be in the table all the same, as leftovers.
-        tracing::warn!("no [[enrollment]] of the configuration is called {name}");
+        // Devices of a former enrollment may still be in the table.
+        tracing::warn!("the configuration has no [[enrollment]] named {name}");
     }
     let after = args.after.as_deref().map(parse).transpose()?;
     let prefix = args.prefix.as_deref().map(prefix).transpose()?;
@@ -111,7 +111,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outc
             last = None;
             page.push(row);
         }
-        // A table's columns are as wide as its page; lines for a script just go.
+        // A table waits until its columns' widths are known; JSON lines are printed at once.
         if args.json {
             last = page.last().map(|row| row.id.clone()).or(last);
             let done = std::mem::take(&mut page);
@@ -126,12 +126,12 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outc
     if listed == limit
         && let Some(last) = last
     {
-        remark(&format!("there are more: --after {last}\n"));
+        remark(&format!("there are more; continue with --after {last}\n"));
     }
     Ok(())
 }
 
-/// The rows of the table that may be wanted, some at a time.
+/// Reads the rows that have the prefix, some at a time.
 struct Rows<'s> {
     store: &'s dyn Store,
     after: Option<DeviceId>,
@@ -147,7 +147,7 @@ impl Rows<'_> {
             if let Some(prefix) = &self.prefix
                 && self.after.as_ref().is_none_or(|after| after < prefix)
             {
-                // The shortest that begins like this, after which all others come.
+                // The row with the prefix itself comes first; all others follow it.
                 rows.extend(self.store.device(prefix).await?);
                 self.after = Some(prefix.clone());
             }
@@ -163,8 +163,8 @@ impl Rows<'_> {
     }
 }
 
-/// The beginning of an ID: what is none, no ID begins with. Case is kept, also of the
-/// digits of a MAC address, which are upper-case in the table.
+/// Parses the beginning of an ID; an error means that no ID begins so. Case matters, also
+/// for the digits of a MAC address, which are upper-case in the table.
 fn prefix(text: &str) -> Result<DeviceId, Failure> {
     DeviceId::parse_sn(text)
         .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))
