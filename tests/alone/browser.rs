@@ -85,7 +85,7 @@ impl Journey<'_> {
         browser.press(&[TAB]);
         browser.write(PASSWORD);
         browser.press(&[ENTER]);
-        browser.wait_for("Requests, the last hour");
+        browser.wait_for("Requests in the last hour");
         self.examine("overview");
 
         browser.tab_to("Devices");
@@ -106,7 +106,7 @@ impl Journey<'_> {
         browser.wait_for("It is enabled.");
 
         self.import();
-        browser.tab_to("Batches");
+        browser.tab_to("Enrollments");
         browser.press(&[ENTER]);
         browser.wait_for("lamp");
         self.examine("batches");
@@ -186,7 +186,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     browser.find("#name").write("guest");
     browser.find("#password").write(PASSWORD);
     browser.press(&[ENTER]);
-    browser.wait_for("Requests, the last hour");
+    browser.wait_for("Requests in the last hour");
     let served = || browser.run("return document.querySelector('.tile strong').innerText", &json!([]));
     let before = served();
     load(&server, 5);

@@ -194,7 +194,7 @@ fn five_steps() {
     browser.find("#name").write("lead");
     browser.find("#password").write(PASSWORD);
     browser.press(&[ENTER]);
-    browser.wait_for("Requests, the last hour");
+    browser.wait_for("Requests in the last hour");
     browser.wait_for("All is well");
     browser.find("nav a[href='/devices']").click();
     browser.find("#q").write("PLUG");
@@ -219,7 +219,7 @@ fn five_steps() {
         assert!(Instant::now() < deadline, "the refusal does not show:\n{}", browser.text());
         browser.open(&format!("{url}device?id=PLUG0001"));
     }
-    browser.wait_for("An operator has disabled it");
+    browser.wait_for("An operator has disabled this device");
     browser.wait_for("disabled, by console:lead");
     let picture = root.join("target/screenshots/refused-wide-light.png");
     fs::create_dir_all(picture.parent().expect("a folder")).expect("a folder");

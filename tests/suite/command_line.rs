@@ -56,7 +56,7 @@ fn devices_are_listed_by_what_is_looked_for_beside_a_running_server() {
     let table: Vec<String> = stdout(&page).lines().map(Into::into).collect();
     assert!(table[0].starts_with("DEVICE      ENROLLMENT"), "{table:?}");
     assert!(table.len() == 3 && table[2].starts_with("SN00000002  lamp"), "{table:?}");
-    assert_eq!(stderr(&page), "there are more: --after SN00000002\n");
+    assert_eq!(stderr(&page), "there are more; continue with --after SN00000002\n");
     let last = site.run(&["device", "list", "--limit", "5", "--enrollment", "lamp"]);
     assert_eq!(stderr(&last), "", "that was all");
 
@@ -275,7 +275,7 @@ fn check_config_looks_at_the_database_and_changes_nothing() {
         (output.status.code(), stdout(&output), stderr(&output))
     };
     let (code, said, _) = check();
-    assert!(code == Some(0) && said.contains("certdist.db: not there yet"), "{said}");
+    assert!(code == Some(0) && said.contains("certdist.db: does not exist yet"), "{said}");
     assert!(!site.path("certdist.db").exists());
     site.import(DEVICES);
     let server = site.serve();

@@ -25,7 +25,7 @@ const PAGES: [&str; 8] = [
     "/devices?q=SN",
     "/device?id=SN00000001",
     "/device?id=SN-NOBODY",
-    "/batches",
+    "/enrollments",
     "/import",
 ];
 
@@ -341,10 +341,10 @@ fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
 }
 
 #[test]
-fn a_batch_shows_how_far_it_has_come() {
+fn an_enrollment_shows_how_far_its_devices_are() {
     let console = console();
     let lead = Visitor::new(console.address, "lead");
-    let page = lead.get("/batches").body;
+    let page = lead.get("/enrollments").body;
     for name in ["lamp", "plug", "own"] {
         assert!(page.contains(&format!("<h2>{name}</h2>")), "{page}");
     }
@@ -485,7 +485,7 @@ fn a_password_is_hashed_from_standard_input_and_a_token_is_made() {
     assert!(line.starts_with("$argon2id$"), "{line}");
     let short = hash("short\n");
     assert_eq!(short.status.code(), Some(2));
-    assert!(stderr(&short).contains("12 characters or more"));
+    assert!(stderr(&short).contains("at least 12 characters"));
 
     let made = stdout(&site.run(&["admin", "new-token"]));
     let (token, hash) = made.trim().split_once('\n').expect("two lines");
@@ -566,11 +566,11 @@ fn enrollments_that_are_read_anew_are_in_the_console() {
     let site = Site::with(&admin(address, ""));
     let server = site.serve();
     let lead = Visitor::new(address, "lead");
-    assert!(!lead.get("/batches").body.contains("<h2>later</h2>"));
+    assert!(!lead.get("/enrollments").body.contains("<h2>later</h2>"));
     let offered = || lead.get("/import").body.contains("value=\"later\"");
     let later = "[[enrollment]]\nname = \"later\"\nproduct_key = \"a1later\"\nkind = \"individual\"\n";
     reload(&site, &server, "[[enrollment]]", &format!("{later}[[enrollment]]"), offered);
-    assert!(lead.get("/batches").body.contains("<h2>later</h2>"));
+    assert!(lead.get("/enrollments").body.contains("<h2>later</h2>"));
 }
 
 #[test]
@@ -642,5 +642,5 @@ fn a_console_is_turned_on_and_off_by_its_users_while_the_server_runs() {
     // Without the section, its port stays until a restart, and nobody comes in.
     reload(&site, &server, &on, "", || sign_in_page() == 404);
     assert_eq!(lead.get("/devices").status, 404);
-    assert!(lead.get("/").body.contains("Nobody can sign in yet"));
+    assert!(lead.get("/").body.contains("No user can sign in yet"));
 }
