@@ -1,6 +1,6 @@
-//! The configuration: one TOML file, and variables that stand for its keys. All that
-//! is wrong is told at once, each with its line, its key and what would be right. Keys
-//! and credentials are not in it but where it says they are.
+//! The configuration: one TOML file, and environment variables that replace its keys. All
+//! errors are reported at once, each with its line, its key and what is expected. Keys and
+//! credentials are not in the file; it says where they are.
 
 mod admin;
 mod bounds;
@@ -35,74 +35,74 @@ use crate::{
     server::Limits,
 };
 
-/// Where the configuration is when nobody says otherwise.
+/// Default path of the configuration.
 pub const DEFAULT_PATH: &str = "certdist.toml";
 
-/// Where a package puts it.
+/// Path of the configuration that a package installs.
 pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 
-/// Most addresses to listen on: each worker has a socket for each.
+/// Maximum number of addresses to listen on: each worker has a socket for each.
 const MAX_LISTEN: usize = 16;
 
-/// Window of a shared enrollment that does not say otherwise: a day, in seconds.
+/// Default window of a shared enrollment: a day, in seconds.
 const DEFAULT_WINDOW: u64 = 86_400;
 
-/// A whole configuration, checked.
+/// A complete configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// UDP addresses of the DTLS server, at least one, no two alike.
+    /// UDP addresses of the DTLS server; at least one, all different.
     pub listen: Vec<SocketAddr>,
     /// `sqlite:PATH`.
     pub database: String,
-    /// Under which its secrets are sealed; none: they are kept clear.
+    /// Keys that seal the database's secrets; without one, they stay in clear text.
     pub database_keys: Keyring,
     /// How much of the audit log is kept.
     pub audit: Audit,
-    /// Where devices are registered; `None` when only certificates that are in
-    /// the table already are handed out.
+    /// Where devices are registered; `None` if only certificates that are already in the
+    /// table are handed out.
     pub iot_platform: Option<IotPlatform>,
     /// HTTP for health, metrics and the console.
     pub admin: Option<Admin>,
-    /// Plain CoAP for a bench; off in production.
+    /// Plain CoAP for tests; off in production.
     pub plain_coap: Option<PlainCoap>,
-    /// At least one.
+    /// Enrollments, at least one.
     pub enrollments: Vec<Enrollment>,
-    /// Names of enrollments in which a name that exists at IoT Platform, and that this
-    /// server did not register, is left alone.
+    /// Names of the enrollments in which a device that exists at IoT Platform, and that
+    /// this server did not register, is refused.
     pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
 }
 
-/// CoAP without DTLS: whoever reaches the address has what the enrollment's devices
-/// have.
+/// CoAP without DTLS: anyone who reaches the address gets what the enrollment's devices
+/// get.
 #[derive(Debug, Clone)]
 pub struct PlainCoap {
     /// UDP address.
     pub listen: SocketAddr,
-    /// What everybody is taken for.
+    /// Enrollment of all who ask.
     pub enrollment: Enrollment,
 }
 
-/// How IoT Platform is reached.
+/// Settings of the calls to IoT Platform.
 #[derive(Debug, Clone)]
 pub struct IotPlatform {
-    /// Endpoint, credentials, and how they are used.
+    /// Endpoint, credentials, and how the client uses them.
     pub client: ClientConfig,
-    /// `RegisterDevice` calls a second.
+    /// `RegisterDevice` calls per second.
     pub qps: f64,
-    /// Makes batches when many devices wait.
+    /// Whether many waiting devices are registered in batches.
     pub batches: bool,
-    /// Pause between two looks at all devices' activation and state; `None` looks never.
+    /// Pause between two queries of all devices' activation and state; `None` makes none.
     pub sweep: Option<Duration>,
 }
 
-/// How much of the audit log is kept; `None` is without a limit.
+/// Amount of the audit log that is kept; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit {
-    /// Days after which entries go.
+    /// Days after which entries are removed.
     pub keep_days: Option<u32>,
-    /// Entries beyond which the oldest go.
+    /// Number of entries above which the oldest are removed.
     pub max_rows: Option<u64>,
 }
 
@@ -112,29 +112,29 @@ impl Default for Audit {
     }
 }
 
-/// The operator's port, and who may come in there.
+/// The operator's port, and its users and tokens.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// TCP address.
     pub listen: SocketAddr,
-    /// With it, HTTPS.
+    /// TLS configuration; HTTPS if present, else HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Who signs in with a password.
+    /// Users who sign in with a password.
     pub users: Vec<User>,
-    /// Which scripts come in.
+    /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Whether health and metrics take a token from this machine as well.
+    /// Whether health and metrics need a token even from this machine.
     pub require_token: bool,
 }
 
 impl Config {
-    /// Reads and checks a configuration file, what the environment has in place of its
-    /// keys, and the keys and credentials that it refers to. Relative paths in it are
-    /// relative to its folder.
+    /// Reads and checks a configuration file, the environment variables that replace its
+    /// keys, and the keys and credentials that it refers to. Its relative paths start from
+    /// its folder.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| {
             format!(
-                "{}: cannot be read (see `certdist serve --help` for a configuration to begin with)",
+                "{}: could not read the configuration (`certdist serve --help` shows one to begin with)",
                 path.display()
             )
         })?;
@@ -146,12 +146,12 @@ impl Config {
             .map_err(|problems| anyhow::anyhow!("{}: not a valid configuration: {problems}", path.display()))
     }
 
-    /// Checks a configuration; `folder` is what its relative paths start from.
+    /// Checks a configuration; its relative paths start from `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
         Ok(Self::parse_with(text, folder, &[])?)
     }
 
-    /// The same, with variables of the environment that may stand for keys.
+    /// Checks a configuration, with environment variables that may replace its keys.
     fn parse_with(text: &str, folder: &Path, variables: &[(String, String)]) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let mut document = Document::parse(text, variables, &file::sections(), &mut problems)?;
@@ -168,18 +168,18 @@ impl Config {
         };
 
         if tables.is_empty() {
-            all.of_file("no [[enrollment]]: at least one is needed, or no device can prove who it is");
+            all.of_file("no [[enrollment]]; expected at least one, because a device needs one to sign in");
         }
         let mut names = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         for mut table in tables {
             let name = table.values.name.clone();
             if names.contains(&name) {
-                table.wrong(all, &["name"], "is there twice");
+                table.wrong(all, &["name"], "is used twice; expected a different name for each");
             }
             let requests = read_enrollment_limits(&mut table, all);
-            // A shared key is in every device: what exists under a name that its holder
-            // chose may be anybody's.
+            // All devices know a shared key, so the device that exists under a requested
+            // name may be another one's.
             let usual = match table.values.kind {
                 file::Kind::Shared => file::Existing::Refuse,
                 file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
@@ -204,7 +204,7 @@ impl Config {
         let admin = admin.map(|section| admin::read(section, folder, all));
         problems.check()?;
 
-        // Nothing is wrong, so each is there that was asked for.
+        // There are no problems, so everything that was asked for is there.
         Ok(Self {
             listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
@@ -219,8 +219,8 @@ impl Config {
         })
     }
 
-    /// Every key that there is, by section: the first, without a name, is what stands
-    /// before all sections, and `enrollment` may be there repeatedly.
+    /// Returns every key, by section. The first section, without a name, holds the keys
+    /// before all sections; `enrollment` may be repeated.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
@@ -231,14 +231,14 @@ fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>
         bail!("listen has {} addresses, expected 1 to {MAX_LISTEN}", addresses.len());
     }
     let mut seen = HashSet::new();
-    // Port 0 is another one each time.
+    // Port 0 stands for a different port each time.
     if let Some(twice) = addresses.iter().find(|address| address.port() != 0 && !seen.insert(**address)) {
-        bail!("listen: {twice} is there twice");
+        bail!("listen: {twice} is there twice; expected different addresses");
     }
     Ok(addresses.clone())
 }
 
-/// 0 is without a limit.
+/// Reads the limits of the audit log; 0 means no limit.
 fn read_audit(section: &file::Audit) -> Audit {
     let defaults = Audit::default();
     Audit {
@@ -260,8 +260,8 @@ fn read_plain_coap(
             problems,
             &["listen", "exposed"],
             format!(
-                "listen = \"{listen}\": anybody who reaches it gets certificates; expected a loopback address, \
-                 or exposed = true on a network that is a bench's own"
+                "listen = \"{listen}\": anyone who reaches it gets certificates; expected a loopback address, \
+                 or exposed = true on an isolated test network"
             ),
         );
     }
@@ -273,7 +273,7 @@ fn read_plain_coap(
     Some(PlainCoap { listen, enrollment })
 }
 
-/// `sqlite:PATH` with the path taken from the configuration's folder.
+/// Resolves the path of `sqlite:PATH` from the configuration's folder.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(format!("sqlite:{}", folder.join(path).display())),
@@ -294,7 +294,7 @@ fn read_enrollment(
     let key = source.as_ref().map(|source| read_key(source, folder));
     for (key, value) in [("name", &name), ("product_key", &product_key)] {
         if value.is_empty() {
-            table.wrong(problems, &[key], format!("{key} is empty"));
+            table.wrong(problems, &[key], format!("{key} is empty; expected a text"));
         }
     }
     let takes = match (kind, has_key, identity.is_some()) {
@@ -319,7 +319,11 @@ fn read_enrollment(
             .iter()
             .any(|other| matches!(&other.kind, Kind::Shared { identity: taken, .. } if taken == identity));
         if taken {
-            table.wrong(problems, &["identity"], format!("two enrollments have identity = \"{identity}\""));
+            table.wrong(
+                problems,
+                &["identity"],
+                format!("two enrollments have identity = \"{identity}\"; expected different identities"),
+            );
         }
     }
     let key = key.and_then(|key| table.checked(problems, &["key"], key));
@@ -344,7 +348,7 @@ fn read_enrollment_limits(table: &mut Table<file::Enrollment>, problems: &mut Pr
         table.wrong(
             problems,
             &["refused_lookups", "kind"],
-            "refused_lookups is for kind = \"shared\": another identity can ask for one device only",
+            "refused_lookups is only for kind = \"shared\": any other identity can ask for one device only",
         );
     }
     let mut rate = |key, value, default| {
@@ -391,7 +395,7 @@ fn read_reissue(text: &str) -> Result<Reissue> {
     }
 }
 
-/// A key from `env:NAME`, `file:PATH` or `hex:DIGITS`, in hex in each of them.
+/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`; all of them hold hex.
 fn read_key(source: &str, folder: &Path) -> Result<Key> {
     let (digits, place) = match source.split_once(':') {
         Some(("hex", digits)) => (digits.to_owned(), "key = \"hex:…\"".to_owned()),
@@ -403,10 +407,10 @@ fn read_key(source: &str, folder: &Path) -> Result<Key> {
         Some(("file", path)) => {
             let path: PathBuf = folder.join(path);
             let digits = fs::read_to_string(&path)
-                .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?;
+                .with_context(|| format!("key = \"{source}\": could not read {}", path.display()))?;
             (digits, format!("key = \"{source}\""))
         }
-        // What is there may be the key itself, so it is not repeated.
+        // The text may be the key itself, so the error does not repeat it.
         _ => bail!("key: expected \"env:NAME\", \"file:PATH\" or \"hex:DIGITS\""),
     };
     let digits = zeroize::Zeroizing::new(digits);

@@ -1,4 +1,4 @@
-//! `[admin]`: where the operator's port listens, and who may come in there.
+//! `[admin]`: the address of the operator's port, and its users and tokens.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
     password,
 };
 
-/// Checks the section; `folder` is what its relative paths start from. `None` when
-/// something is wrong.
+/// Checks the section; its relative paths start from `folder`. Returns `None` if there is
+/// an error.
 pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut Problems) -> Option<Admin> {
     let file::Admin { user, token, .. } = &mut table.values;
     let (user, token) = (std::mem::take(user), std::mem::take(token));
@@ -33,18 +33,18 @@ pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut 
     Some(Admin { listen, tls: tls?, users: users?, tokens: tokens?, require_token })
 }
 
-/// Where it listens: with which certificate, if that is needed.
+/// Checks the address, and reads the certificate if there is one.
 fn read_listen(section: &file::Admin, folder: &Path) -> Result<Option<Arc<rustls::ServerConfig>>> {
     let file::Admin { listen, exposed, tls_certificate, tls_key, .. } = section;
     let tls = match (tls_certificate, tls_key) {
         (None, None) => None,
         (Some(certificate), Some(key)) => Some(read_tls(&folder.join(certificate), &folder.join(key))?),
-        _ => anyhow::bail!("tls_certificate and tls_key go together"),
+        _ => anyhow::bail!("expected both tls_certificate and tls_key, or neither"),
     };
     ensure!(
         *exposed || tls.is_some() || listen.ip().is_loopback(),
-        "listen = \"{listen}\": passwords and sessions would cross the network in the clear; expected \
-         a loopback address, or tls_certificate and tls_key, or exposed = true behind a proxy that has TLS"
+        "listen = \"{listen}\": passwords and sessions would cross the network in clear text; expected \
+         a loopback address, or tls_certificate and tls_key, or exposed = true behind a proxy with TLS"
     );
     Ok(tls)
 }
@@ -53,7 +53,11 @@ fn read_users(users: Vec<file::User>) -> Result<Vec<User>> {
     let users = users.into_iter().map(read_user).collect::<Result<Vec<_>>>()?;
     for (index, user) in users.iter().enumerate() {
         let is_first = users.iter().position(|other| other.name == user.name) == Some(index);
-        ensure!(is_first, "[[admin.user]] \"{}\" is there twice", user.name);
+        ensure!(
+            is_first,
+            "[[admin.user]] \"{}\" is there twice; expected a different name for each",
+            user.name
+        );
     }
     Ok(users)
 }
@@ -65,7 +69,7 @@ fn read_user(user: file::User) -> Result<User> {
         "[[admin.user]] name has {} bytes, expected 1 to 64",
         name.len()
     );
-    // What is there may be the password itself, so it is not repeated.
+    // The text may be the password itself, so the error does not repeat it.
     password::check_hash(&password_hash)
         .map_err(|expected| anyhow::anyhow!("[[admin.user]] \"{name}\": password_hash: {expected}"))?;
     Ok(User { name, password_hash, role })
@@ -97,7 +101,7 @@ fn read_tls(certificate: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig>>
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, secret)
-        .with_context(|| format!("{} does not go with its key", of("tls_certificate", certificate)))?;
+        .with_context(|| format!("{} does not match tls_key", of("tls_certificate", certificate)))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,6 +1,6 @@
-//! The range of every number in the configuration. A value within its range neither
-//! overflows a clock nor asks for more memory than a host has; a value outside of it
-//! is reported with its key and its range.
+//! Ranges of all numbers in the configuration. A value within its range neither overflows a
+//! clock nor asks for more memory than a host has; a value outside of it is reported with
+//! its key and its range.
 
 use std::ops::RangeInclusive;
 
@@ -15,32 +15,32 @@ pub(super) struct Bounds {
     pub(super) key: &'static str,
     pub(super) least: f64,
     pub(super) most: f64,
-    /// What is counted, for messages and the documentation.
+    /// Unit, for messages and the documentation.
     pub(super) unit: &'static str,
 }
 
-/// Longest duration that is configured: 30 days, in seconds.
+/// Maximum duration: 30 days, in seconds.
 const MONTH: f64 = 2_592_000.0;
-/// An hour, in seconds: a device does not wait longer for an answer.
+/// An hour, in seconds: no device waits longer for an answer.
 const HOUR: f64 = 3600.0;
-/// Seconds of `reissue = "window:SECONDS"`, up to ten years.
+/// Range of the seconds in `reissue = "window:SECONDS"`: up to ten years.
 pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
 
-/// Calls to IoT Platform a second, of the configuration and of `register --qps`.
+/// Range of calls per second to IoT Platform, in the configuration and in `register --qps`.
 pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 
-/// Every key whose value is a number. The numbers of rates (`{ burst, every }`) are
-/// bounded where a rate is made ([`crate::limits::Rate::new`]).
+/// Ranges of all keys whose values are numbers. [`crate::limits::Rate::new`] checks the
+/// numbers of rate limits (`{ burst, every }`).
 pub(super) const NUMBERS: [Bounds; 19] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
-    number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls a second"),
+    number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls per second"),
     number("iot_platform", "connect_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "sweep", 1.0, MONTH, "seconds, or \"off\""),
     number("limits", "workers", 1.0, MAX_WORKERS as f64, "threads"),
-    // 5 GB of memory.
+    // The maximum takes 5 GB of memory.
     number("limits", "max_sessions", 1.0, 10_000_000.0, "sessions"),
     number("limits", "sessions_per_device", 1.0, 1000.0, "sessions"),
     number("limits", "max_handshakes", 1.0, 1_000_000.0, "handshakes"),
@@ -50,7 +50,7 @@ pub(super) const NUMBERS: [Bounds; 19] = [
     number("limits", "retransmission_timeout", 0.1, 60.0, "seconds"),
     number("limits", "session_idle", 1.0, MONTH, "seconds"),
     number("limits", "session_max_age", 1.0, MONTH, "seconds"),
-    // The longest is the jumbo frame of Ethernet.
+    // The maximum is a jumbo frame of Ethernet.
     number("limits", "path_mtu", MIN_PATH_MTU as f64, 9000.0, "bytes"),
     number("limits", "patience", 1.0, HOUR, "seconds"),
     number("limits", "drain", 0.0, HOUR, "seconds"),
@@ -66,17 +66,17 @@ const fn number(
     Bounds { section, key, least, most, unit }
 }
 
-/// Checks a number against the range of its key. Values of other types, and keys without
-/// a range, pass.
+/// Checks a number against the range of its key. Accepts values of other types, and keys
+/// without a range.
 ///
 /// # Errors
 ///
-/// Key, value and range, when the value is outside.
+/// Returns key, value and range if the value is outside.
 pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
     let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
     let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
     let (number, text) = match value {
-        // What no i128 holds is as far outside as can be.
+        // A number that does not fit an i128 is outside of every range.
         DeValue::Integer(whole) => (
             i128::from_str_radix(whole.as_str(), whole.radix()).map_or(f64::INFINITY, |whole| whole as f64),
             whole.to_string(),
@@ -98,10 +98,10 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// A configuration with one key more, or with its error.
+    /// Parses a configuration with one more key, or returns its error.
     fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
         let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
-        // None of these may be longer than the next.
+        // None of these timeouts may be longer than the next.
         let others = match key {
             "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
             "first_byte_timeout" => "timeout = 300\n",
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_taken_up_to_both_ends_of_its_range_and_not_beyond() {
+    fn a_number_is_accepted_up_to_both_ends_of_its_range_and_not_beyond() {
         for Bounds { section, key, least, most, unit } in &NUMBERS {
             for value in [least, most] {
                 assert!(with(section, key, &value.to_string()).is_ok(), "[{section}] {key} = {value}");

@@ -1,5 +1,5 @@
-//! Where the keys of the database are: in a file, in the environment, or among the
-//! credentials that systemd has for the service.
+//! Reads the keys of the database from a file, from the environment, or from the service's
+//! systemd credentials.
 
 use std::{env, fs, path::Path, path::PathBuf};
 
@@ -10,12 +10,12 @@ use crate::seal::{DatabaseKey, Keyring};
 
 const EXPECTED: &str = "expected \"file:PATH\", \"env:NAME\" or \"credential:NAME\"";
 
-/// The keyring of `database_key` and `database_key_previous`.
+/// Reads the keyring of `database_key` and `database_key_previous`.
 pub(super) fn read(first: Option<&str>, previous: &[String], folder: &Path) -> Result<Keyring> {
     ensure!(
         first.is_some() || previous.is_empty(),
-        "database_key_previous without database_key: {EXPECTED} in database_key, under which values are sealed \
-         from now on"
+        "database_key_previous without database_key: {EXPECTED} in database_key, which seals values from now \
+         on"
     );
     let first = first.map(|source| key("database_key", source, folder));
     let previous = previous.iter().map(|source| key("database_key_previous", source, folder));
@@ -38,14 +38,14 @@ fn key(setting: &str, source: &str, folder: &Path) -> Result<DatabaseKey> {
             );
             let credentials = env::var_os("CREDENTIALS_DIRECTORY").with_context(|| {
                 format!(
-                    "{}: the environment has no CREDENTIALS_DIRECTORY; expected to be run by systemd, with \
+                    "{}: the environment has no CREDENTIALS_DIRECTORY; expected to run under systemd, with \
                      LoadCredential={name}:PATH or LoadCredentialEncrypted={name}:PATH in the unit",
                     at()
                 )
             })?;
             read_file(&PathBuf::from(credentials).join(name)).with_context(at)?
         }
-        // What is there may be the key itself, so it is not repeated.
+        // The text may be the key itself, so the error does not repeat it.
         _ => bail!("{setting}: {EXPECTED}"),
     };
     let text = Zeroizing::new(text);
@@ -53,5 +53,5 @@ fn key(setting: &str, source: &str, folder: &Path) -> Result<DatabaseKey> {
 }
 
 fn read_file(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+    fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))
 }

@@ -1,7 +1,6 @@
-//! A configuration as it is written: the file's sections, the environment's values in
-//! place of theirs, and everything that is wrong with them, each with its place. Knows
-//! TOML, and no key's meaning: a section says itself which keys it has, and a table of
-//! its own ([`bounds`]) how large their numbers may be.
+//! A configuration as written: the file's sections, the environment variables that replace
+//! their keys, and all errors, each with its place. Knows TOML, but not what a key means: a
+//! section itself says which keys it has, and [`bounds`] has the ranges of their numbers.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,48 +16,47 @@ use toml::{
 
 use super::bounds;
 
-/// What variables that stand for keys begin with.
+/// Prefix of the environment variables that replace keys.
 pub(super) const PREFIX: &str = "CERTDIST_";
 
-/// Keys whose values may be secrets, and so are not repeated.
+/// Keys whose values may be secrets, and so never appear in errors.
 const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
 
-/// A section of the file, each key alone checked by its type.
+/// A section of the file; the type of each key is checked alone.
 pub(super) trait Section: DeserializeOwned {
-    /// Its name; empty for what stands before all sections.
+    /// Name of the section; empty for the keys before all sections.
     const NAME: &'static str;
-    /// Keys that must be there, and a text for each: an example for the operator, and
-    /// what is read in place of one that is missing or wrong, so that the rest is
-    /// checked all the same.
+    /// Required keys, each with a text: an example for the operator, which also replaces a
+    /// missing or wrong value, so that the rest of the section is still checked.
     const REQUIRED: &'static [(&'static str, &'static str)];
 }
 
-/// Every section's name and keys; the first has no name.
+/// Name and keys of every section; the first has no name.
 type Sections = [(&'static str, &'static [&'static str])];
 
-/// Where something is written.
+/// Place of an error.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// Nowhere: it is missing.
+    /// No place, because something is missing.
     File,
-    /// In this line, from 1.
+    /// This line, from 1.
     Line(usize),
-    /// In this variable of the environment.
+    /// This environment variable.
     Variable(String),
 }
 
-/// All that is wrong with a configuration.
+/// All errors of a configuration.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<(Place, String)>);
 
 impl Problems {
-    /// Whether there are any, as an error.
+    /// Returns the problems as an error, if there are any.
     pub(super) fn check(mut self) -> Result<(), Self> {
         self.0.sort();
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
 
-    /// Something is missing or wrong that is in no line.
+    /// Adds a problem that belongs to no line.
     pub(super) fn of_file(&mut self, what: impl Into<String>) {
         self.0.push((Place::File, what.into()));
     }
@@ -70,7 +68,7 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let several = self.0.len() > 1;
         if several {
-            write!(f, "{} things are wrong", self.0.len())?;
+            write!(f, "{} errors", self.0.len())?;
         }
         for (place, what) in &self.0 {
             f.write_str(if several { "\n  " } else { "" })?;
@@ -84,7 +82,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A section that was read, and where its keys are.
+/// A section, and the places of its keys.
 pub(super) struct Table<T> {
     pub(super) values: T,
     title: String,
@@ -94,8 +92,8 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Says what is wrong about these keys together, at the first of them that is
-    /// there; unless one of them alone is wrong, which was said then.
+    /// Reports what is wrong with these keys together, at the place of the first of them
+    /// that is present; does nothing if one of them was already reported alone.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
         if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
             return;
@@ -105,7 +103,7 @@ impl<T> Table<T> {
         self.wrong.extend(keys.iter().map(|key| (*key).to_owned()));
     }
 
-    /// The value, or what is wrong with this key.
+    /// Returns the value, or reports its error at these keys.
     pub(super) fn checked<V>(
         &mut self,
         problems: &mut Problems,
@@ -116,17 +114,17 @@ impl<T> Table<T> {
     }
 }
 
-/// The file's tables, of which sections are taken.
+/// The file's tables, from which the sections are taken.
 pub(super) struct Document<'t> {
     text: &'t str,
     tables: DeTable<'t>,
-    /// By section and key: the variable's name and its value.
+    /// Name and value of the variable, by section and key.
     variables: BTreeMap<(&'static str, &'static str), (&'t str, &'t str)>,
 }
 
 impl<'t> Document<'t> {
-    /// Reads the text; when it is no TOML, that is all that can be said of it. `sections`
-    /// are all that there may be.
+    /// Parses the text. If it is not TOML, returns only those errors. `sections` are all
+    /// known sections.
     pub(super) fn parse(
         text: &'t str,
         variables: &'t [(String, String)],
@@ -161,10 +159,10 @@ impl<'t> Document<'t> {
             let is_key = sections.iter().any(|(section, keys)| section.is_empty() && keys.contains(&name));
             let what = match () {
                 () if is_section && name == REPEATED && !is_tables(value.get_ref()) => {
-                    format!("{name} is no [[{name}]]; expected [[{name}]] before the keys of each")
+                    format!("{name} is not a [[{name}]]; expected [[{name}]] before the keys of each")
                 }
                 () if is_section && name != REPEATED && !value.get_ref().is_table() => {
-                    format!("{name} is no section; expected [{name}] before its keys")
+                    format!("{name} is not a section; expected [{name}] before its keys")
                 }
                 () if is_section || is_key => continue,
                 () if value.get_ref().is_table() || is_repeated => {
@@ -204,7 +202,7 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// What stands before all sections.
+    /// Takes the keys before all sections.
     pub(super) fn root<T: Section>(&mut self, problems: &mut Problems) -> Table<T> {
         let keys = keys::<T>();
         let mut table = DeTable::new();
@@ -216,7 +214,7 @@ impl<'t> Document<'t> {
         self.read(table, Place::File, String::new(), problems)
     }
 
-    /// A section, when it is there or a variable stands for one of its keys.
+    /// Takes a section, if it is present or a variable replaces one of its keys.
     pub(super) fn section<T: Section>(&mut self, problems: &mut Problems) -> Option<Table<T>> {
         let (place, table) = match self.tables.remove_entry(T::NAME) {
             Some((key, value)) => {
@@ -231,7 +229,7 @@ impl<'t> Document<'t> {
         Some(self.read(table, place, format!("[{}] ", T::NAME), problems))
     }
 
-    /// All of a section that may be there repeatedly.
+    /// Takes all instances of a section that may be repeated.
     pub(super) fn repeated<T: Section>(&mut self, problems: &mut Problems) -> Vec<Table<T>> {
         let Some(value) = self.tables.remove(T::NAME) else { return Vec::new() };
         let DeValue::Array(values) = value.into_inner() else { return Vec::new() };
@@ -290,20 +288,20 @@ impl<'t> Document<'t> {
         }
         let whole = toml::Deserializer::from(Spanned::new(0..0, good));
         let Ok(values) = T::deserialize(whole) else {
-            unreachable!("each key fits, and each is there that must")
+            unreachable!("each key fits, and each required key is present")
         };
         Table { values, title, place, places, wrong }
     }
 }
 
-/// The only section that may be there repeatedly.
+/// The only section that may be repeated.
 const REPEATED: &str = "enrollment";
 
 fn is_tables(value: &DeValue<'_>) -> bool {
     value.as_array().is_some_and(|values| values.iter().all(|value| value.get_ref().is_table()))
 }
 
-/// The key for which a variable stands; `None` when it is none of ours.
+/// Finds the key that a variable replaces; `None` if the variable is not for certdist.
 fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'static str)>, String> {
     let Some(path) = name.strip_prefix(PREFIX) else { return Ok(None) };
     let path = path.to_ascii_lowercase();
@@ -311,26 +309,26 @@ fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'s
     let Some((section, keys)) = sections.iter().find(|(known, _)| *known == section) else { return Ok(None) };
     if *section == REPEATED {
         return Err(
-            "an [[enrollment]] cannot be set by variables; key = \"env:NAME\" in the file reads its key \
-                    from one"
+            "an [[enrollment]] cannot be set by variables; to read its key from one, use key = \"env:NAME\" \
+                    in the file"
                 .into(),
         );
     }
     match keys.iter().find(|known| **known == key) {
         Some(key) => Ok(Some((section, key))),
-        // A cluster gives each program variables that are named after its services
-        // (CERTDIST_PORT and others): only what looks like a slip is one.
+        // A cluster sets variables named after its services (CERTDIST_PORT and others) for
+        // each program, so only a near miss of a known key is an error.
         None if section.is_empty() && nearest(key, keys).is_none() => Ok(None),
         None => Err(format!("{}: unknown key; {}", key, hint(key, keys))),
     }
 }
 
-/// A key of the section of this name, or an empty text.
+/// Returns the section's key of this name, or an empty text.
 fn known<T: Section>(name: &str) -> &'static str {
     keys::<T>().iter().copied().find(|key| *key == name).unwrap_or("")
 }
 
-/// The texts of the keys that must be there.
+/// Makes a table of the example texts of the required keys.
 fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     let text = |text: &'static str| Spanned::new(0..0, DeValue::String(text.into()));
     let entry =
@@ -338,7 +336,7 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Checks that a value fits its key, or says which key it is and what would fit.
+/// Checks that a value fits its key; the error says which key it is and what would fit.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
     bounds::check(T::NAME, key, value.get_ref())?;
     let mut table = stand_ins::<T>();
@@ -347,7 +345,7 @@ fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), Strin
     T::deserialize(table).map(drop).map_err(|error| format!("{key}: {}", explained(key, error.message())))
 }
 
-/// A variable's text as a number, a table or what else TOML knows, if that fits the
+/// Reads a variable's text as a TOML value, such as a number or a table, if that fits the
 /// key; otherwise as text.
 fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeValue<'t>>, String> {
     let string = Spanned::new(0..0, DeValue::String(text.into()));
@@ -356,7 +354,7 @@ fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeV
     fits::<T>(key, &parsed).map(|()| parsed).or_else(|what| as_text.map_err(|_| what))
 }
 
-/// What serde says, in an operator's words.
+/// Translates serde's message for an operator.
 fn explained(key: &str, message: &str) -> String {
     let mut message = message.trim_end().replace('\n', ", ");
     if SECRET.contains(&key)
@@ -390,9 +388,9 @@ fn unknown_key(section: &str, key: &str, sections: &Sections) -> String {
     let own = sections.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
     let elsewhere = sections.iter().find(|(_, keys)| keys.contains(&key));
     let hint = match elsewhere {
-        Some((REPEATED, _)) => format!("it belongs into [[{REPEATED}]]"),
+        Some((REPEATED, _)) => format!("it belongs in [[{REPEATED}]]"),
         Some(("", _)) => "it belongs before all sections".to_owned(),
-        Some((name, _)) => format!("it belongs into [{name}]"),
+        Some((name, _)) => format!("it belongs in [{name}]"),
         None => hint(key, own),
     };
     format!("{title}{}: unknown key; {hint}", key.escape_debug())
@@ -405,7 +403,7 @@ fn hint(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// What was probably meant.
+/// Returns the known name that was probably meant.
 fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distance = |other: &str| strsim::damerau_levenshtein(name, other);
     let nearest = known.iter().copied().min_by_key(|other| distance(other))?;
@@ -416,7 +414,7 @@ fn line(text: &str, at: usize) -> usize {
     1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
 }
 
-/// The names of the fields that a section's struct reads, as serde knows them.
+/// Returns the names of the fields of a section's struct, as serde knows them.
 pub(super) fn keys<T: Section>() -> &'static [&'static str] {
     T::deserialize(Fields).err().map_or(&[], |Names(names)| names)
 }
@@ -424,7 +422,7 @@ pub(super) fn keys<T: Section>() -> &'static [&'static str] {
 /// Asks a struct for its fields instead of filling it.
 struct Fields;
 
-/// The fields, as the only answer there is.
+/// The fields, returned as an error, which is the only way out.
 #[derive(Debug)]
 struct Names(&'static [&'static str]);
 

@@ -1,6 +1,5 @@
-//! The file as it is written: its sections, their keys, and what each value alone
-//! must be. Ranges of numbers are in `bounds`; what values say together is checked a
-//! room above.
+//! The file as written: its sections, their keys, and the form of each value. Ranges of
+//! numbers are in `bounds`; the module above checks values that depend on each other.
 
 use std::{
     fmt,
@@ -21,8 +20,8 @@ use crate::iot_platform::{
 };
 use crate::operators::Role;
 
-/// Every section and its keys, in the order of the documentation. The first, without
-/// a name, is what stands before all sections; `enrollment` may be there repeatedly.
+/// Returns every section and its keys, in the order of the documentation. The first, without
+/// a name, holds the keys before all sections; `enrollment` may be repeated.
 pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())
@@ -154,9 +153,9 @@ pub(super) enum Signature {
 pub(super) enum Credentials {
     #[default]
     Env,
-    /// Where the SDKs look, without a path.
+    /// A file; without a path, where Alibaba's SDKs look for it.
     File(Option<PathBuf>),
-    /// The role that is attached, without a name.
+    /// The role of the ECS instance; without a name, the attached role.
     EcsRole(Option<String>),
 }
 
@@ -170,7 +169,7 @@ impl TryFrom<String> for Credentials {
             ("file", Some(path)) if !path.is_empty() => Ok(Self::File(Some(path.into()))),
             ("ecs-role", None) => Ok(Self::EcsRole(None)),
             ("ecs-role", Some(name)) if is_role(name) => Ok(Self::EcsRole(Some(name.into()))),
-            // What is there may be the credentials themselves, so it is not repeated.
+            // The text may be the credentials themselves, so the error does not repeat it.
             _ => Err("expected \"env\", \"file\", \"file:PATH\", \"ecs-role\" or \"ecs-role:NAME\""),
         }
     }
@@ -282,7 +281,7 @@ pub(super) enum Kind {
     Shared,
 }
 
-/// What becomes of a device whose name exists at IoT Platform already.
+/// Treatment of a device whose name already exists at IoT Platform.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Existing {
@@ -334,7 +333,7 @@ pub(super) enum Rate {
     },
 }
 
-// By hand: an untagged enum would say only that neither form fits.
+// Written by hand, because the error of an untagged enum only says that neither form fits.
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! `[iot_platform]`: how the cloud is called, and where its credentials are.
+//! `[iot_platform]`: the calls to IoT Platform, and the place of their credentials.
 
 use std::{env, path::Path, time::Duration};
 
@@ -25,8 +25,8 @@ const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
-/// Checks the section; `folder` is what its relative paths start from. `None` when
-/// something is wrong.
+/// Checks the section; its relative paths start from `folder`. Returns `None` if there is
+/// an error.
 pub(super) fn read(
     mut table: Table<file::IotPlatform>,
     folder: &Path,
@@ -67,13 +67,13 @@ fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
     let defaults = Timeouts::default();
     let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
     let whole = seconds(section.timeout).unwrap_or(defaults.whole);
-    // Who sets one of them does not have to set the others.
+    // Setting one timeout does not require setting the others.
     let first_byte = seconds(section.first_byte_timeout).unwrap_or(defaults.first_byte.min(whole));
     let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
     ensure!(
         connect <= first_byte && first_byte <= whole,
         "connect_timeout = {}, first_byte_timeout = {}, timeout = {}: expected none to be longer than the next, \
-         which it is part of",
+         which includes it",
         connect.as_secs_f64(),
         first_byte.as_secs_f64(),
         whole.as_secs_f64()

@@ -1,13 +1,13 @@
-//! Which keys of a configuration that has changed take a restart. Everything else is
-//! taken over by a server that runs.
+//! Finds the keys of a changed configuration that need a restart. A running server applies
+//! all others.
 
 use super::Config;
 
 impl Config {
-    /// The keys in which another configuration differs from this one, and which a
-    /// running server cannot take over: sections with their names in brackets. The
-    /// enrollments, their keys, how often may be asked, `[audit]`, and the users, tokens
-    /// and certificate of `[admin]` are never among them.
+    /// Returns the keys that differ between the configurations and that a running server
+    /// cannot apply, with the names of their sections in brackets. The enrollments, their
+    /// keys, the rate limits, `[audit]`, and the users, tokens and certificate of `[admin]`
+    /// are never among them.
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         let mut changed = Vec::new();
         let mut compare = |key, same: bool| {
@@ -45,7 +45,7 @@ impl Config {
         match (&self.admin, &other.admin) {
             (Some(own), Some(other)) => {
                 compare("[admin] listen", own.listen == other.listen);
-                // One that was renewed is taken over; TLS is not turned on or off.
+                // A renewed certificate is applied, but TLS cannot be turned on or off.
                 compare("[admin] tls_certificate", own.tls.is_some() == other.tls.is_some());
             }
             (own, other) => compare("[admin]", own.is_none() && other.is_none()),
@@ -53,7 +53,7 @@ impl Config {
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);
-                // Its enrollment is a copy, made at the start.
+                // The enrollment is a copy, made at the start.
                 compare("[plain_coap] enrollment", own.enrollment == other.enrollment);
             }
             (None, None) => {}

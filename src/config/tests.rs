@@ -44,7 +44,7 @@ fn a_missing_key_is_named() {
 }
 
 #[test]
-fn wrong_values_say_what_would_be_right() {
+fn errors_of_values_say_what_is_expected() {
     for (right, wrong, expected) in [
         ("sqlite:certdist.db", "certdist.db", "expected \"sqlite:PATH\""),
         ("derived", "derive", "unknown variant `derive`"),
@@ -74,7 +74,7 @@ fn wrong_values_say_what_would_be_right() {
 }
 
 #[test]
-fn enrollments_are_told_apart() {
+fn enrollments_must_differ() {
     let twice = format!("{MINIMAL}{}", &MINIMAL[MINIMAL.find("[[").unwrap()..]);
     assert!(error(&twice).contains("\"lamp\" is there twice"));
     let none = &MINIMAL[..MINIMAL.find("[[").unwrap()];
@@ -98,7 +98,7 @@ fn reissue_policies_are_read_and_a_shared_key_has_a_window() {
 }
 
 #[test]
-fn limits_of_requests_have_sound_defaults_and_can_be_set_or_turned_off() {
+fn rate_limits_have_sound_defaults_and_can_be_set_or_turned_off() {
     let rate = |burst, every| Rate::new(burst, Duration::from_secs_f64(every));
     let shared = MINIMAL.replace("\"derived\"", "\"shared\"\nidentity = \"batch\"");
     let requests = |text: &str| parse(text).map(|config| config.limits.requests);
@@ -191,10 +191,10 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
     }
 }
 
-/// As an operator gets it.
+/// Returns a message as an operator sees it.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
-/// The example with every key that it shows.
+/// Returns the example, with every key that it shows.
 pub(super) fn whole_example() -> String {
     let shown = |line: &&str| {
         line.strip_prefix('#')
@@ -203,7 +203,7 @@ pub(super) fn whole_example() -> String {
     EXAMPLE.lines().map(|line| if shown(&line) { &line[1..] } else { line }).collect::<Vec<_>>().join("\n")
 }
 
-/// Parses with the keys and files that the example refers to.
+/// Parses the example, with the keys and files that it refers to.
 fn parse_example(text: &str) -> Result<Config> {
     let folder = tempfile::tempdir().unwrap();
     for key in ["lamp-2026.key", "plug-batch-7.key"] {
@@ -213,7 +213,7 @@ fn parse_example(text: &str) -> Result<Config> {
     let admin = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("admin.pem"), admin.cert.pem()).unwrap();
     fs::write(folder.path().join("admin-key.pem"), admin.key_pair.serialize_pem()).unwrap();
-    // Credentials of the environment are not there in a test.
+    // Tests have no credentials in the environment.
     let text = text.replace("#credentials = \"env\"", "credentials = \"ecs-role\"");
     let text = text
         .replace("credentials = \"env\"", "credentials = \"ecs-role\"")
@@ -227,10 +227,10 @@ fn the_example_is_valid_and_shows_the_defaults() {
     let mut whole = parse_example(&whole_example()).unwrap();
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
-    // Examples, not defaults: it says so beside them.
+    // These are examples, not defaults, and the comments beside them say so.
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
     whole.limits.workers = as_it_is.limits.workers;
-    // Each was parsed in a folder of its own.
+    // Each configuration was parsed in its own folder.
     whole.database = as_it_is.database.clone();
     assert_eq!(as_it_is.needs_restart(&whole), [] as [&str; 0]);
 }
@@ -266,7 +266,7 @@ fn every_key_is_in_the_example_and_in_the_documentation() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() {
+fn all_errors_are_reported_at_once_in_the_order_of_the_lines() {
     let error = error(
         "listen = \"localhost\"\n\
          databse = \"sqlite:a.db\"\n\
@@ -331,14 +331,14 @@ fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() {
 }
 
 #[test]
-fn broken_toml_is_told_with_its_lines_and_nothing_of_what_stands_there() {
+fn broken_toml_is_reported_with_its_lines_but_not_its_text() {
     let error = error(&format!("{MINIMAL}key = \"hex:0102\nname = lamp\n"));
     assert!(error.contains("line 9: ") && error.contains("line 10: "), "{error}");
     assert!(!error.contains("0102"), "{error}");
 }
 
 #[test]
-fn a_section_in_the_wrong_brackets_is_told() {
+fn a_section_in_the_wrong_brackets_is_reported() {
     assert!(
         error(&MINIMAL.replace("[[enrollment]]", "[enrollment]"))
             .contains("line 4: enrollment is no [[enrollment]]")
@@ -354,7 +354,7 @@ fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config> {
 }
 
 #[test]
-fn variables_take_the_place_of_keys_before_anything_is_checked() {
+fn variables_replace_keys_before_anything_is_checked() {
     let wrong = MINIMAL.replace("127.0.0.1:5684", "localhost");
     let config = with_variables(
         &wrong,
@@ -370,9 +370,9 @@ fn variables_take_the_place_of_keys_before_anything_is_checked() {
             ("CERTDIST_IOT_PLATFORM__INSTANCE_ID", "0123"),
             ("CERTDIST_IOT_PLATFORM__QPS", "12.5"),
             ("CERTDIST_IOT_PLATFORM__CREDENTIALS", "ecs-role"),
-            // Empty is as good as not there.
+            // An empty variable counts as absent.
             ("CERTDIST_LIMITS__PATIENCE", ""),
-            // What a cluster sets for a service of that name.
+            // A variable that a cluster sets for a service of this name.
             ("CERTDIST_PORT", "udp://10.0.0.1:5684"),
             ("CERTDIST_SERVICE_HOST", "10.0.0.1"),
         ],
@@ -442,7 +442,7 @@ fn a_wrong_variable_is_named() {
 }
 
 #[test]
-fn what_takes_a_restart_is_told_by_its_keys() {
+fn changes_that_need_a_restart_are_reported_by_their_keys() {
     let cloud =
         "[iot_platform]\nendpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
     let plain = "[plain_coap]\nlisten = \"127.0.0.1:5683\"\nenrollment = \"lamp\"\n";
@@ -487,7 +487,7 @@ fn what_takes_a_restart_is_told_by_its_keys() {
     }
     assert_eq!(config.needs_restart(&config.clone()), [] as [&str; 0]);
 
-    // These are taken over.
+    // A running server applies these.
     let token = "[[admin.token]]\nname = \"t\"\nrole = \"viewer\"\nhash = \"sha256:HASH\"\n";
     let token = token.replace("HASH", &"5c".repeat(32));
     let before = &format!("{MINIMAL}[audit]\n[admin]\nlisten = \"127.0.0.1:1\"\n{token}");
@@ -511,7 +511,7 @@ fn what_takes_a_restart_is_told_by_its_keys() {
 }
 
 #[test]
-fn database_keys_are_found_in_files_and_what_is_wrong_is_said_without_the_key() {
+fn database_keys_are_read_from_files_and_errors_do_not_repeat_the_key() {
     let folder = tempfile::tempdir().unwrap();
     let key = "ab".repeat(32);
     std::fs::write(folder.path().join("database.key"), format!("{key}\n")).unwrap();

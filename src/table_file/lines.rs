@@ -1,7 +1,6 @@
-//! Lines and fields of a CSV file (RFC 4180), for a file that people edit: a
-//! field never spans lines, so that one stray quote spoils one line and not the
-//! rest of the file, and the line number that is told is the editor's. Knows no
-//! columns.
+//! Lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines,
+//! so that a stray quote breaks one line but not the rest of the file, and line numbers
+//! match those of an editor. Knows no columns.
 
 use std::{
     borrow::Cow,
@@ -10,22 +9,23 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// Bytes of a line with its end: some fifty times the longest legal one. It
-/// bounds the memory that a file which is no table at all can take.
+/// Maximum length of a line with its end, in bytes: about fifty times the longest legal
+/// one. It limits the memory for a file that is not a table at all.
 const MAX_LINE: usize = 64 * 1024;
 
-/// A line that holds something.
+/// A line that is not blank.
 pub(super) struct Line<'l> {
-    /// Its number in the file, from 1.
+    /// Number in the file, from 1.
     pub(super) number: u64,
-    /// Without its end and the file's byte order mark; or why it is no text.
+    /// The line without its end and without a byte order mark, or the reason why it is not
+    /// text.
     pub(super) text: Result<&'l str, String>,
 }
 
-/// The lines of a file that hold something.
+/// The lines of a file that are not blank.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
-    // Holds keys and secrets, one line at a time.
+    // May hold keys and secrets of the current line.
     buffer: Zeroizing<Vec<u8>>,
     number: u64,
     bytes: u64,
@@ -37,12 +37,12 @@ impl<R: Read> Lines<R> {
         Self { reader: BufReader::with_capacity(MAX_LINE, reader), buffer, number: 0, bytes: 0 }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The next line that is not blank. Lines end with `\n` or `\r\n`.
+    /// Returns the next line that is not blank. Lines end with `\n` or `\r\n`.
     pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             self.buffer.clear();
@@ -55,7 +55,7 @@ impl<R: Read> Lines<R> {
             self.bytes += length as u64;
             if length == MAX_LINE && !self.buffer.ends_with(b"\n") {
                 self.skip_line()?;
-                let text = Err(format!("longer than {MAX_LINE} bytes"));
+                let text = Err(format!("longer than {MAX_LINE} bytes; expected one device per line"));
                 return Ok(Some(Line { number: self.number, text }));
             }
             let start = if self.number == 1 && self.buffer.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
@@ -68,7 +68,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Reads up to the end of a line without keeping it.
+    /// Reads to the end of a line without keeping it.
     fn skip_line(&mut self) -> io::Result<()> {
         loop {
             let chunk = self.reader.fill_buf()?;
@@ -88,8 +88,8 @@ fn line_end(line: &[u8]) -> usize {
     line.strip_suffix(b"\r").unwrap_or(line).len()
 }
 
-/// The fields of a line (RFC 4180 §2): parted by commas; one that begins with a
-/// quote ends with one, and has its own quotes doubled.
+/// Splits a line into its fields (RFC 4180 §2), which are separated by commas. A field that
+/// begins with a quote ends with one, and its own quotes are doubled.
 pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     let mut fields = Vec::with_capacity(8);
     let mut rest = line;
@@ -113,7 +113,7 @@ pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     }
 }
 
-/// A field from behind its opening quote, and what follows the closing one.
+/// Reads a field from after its opening quote; returns the rest after the closing quote too.
 fn quoted_field(text: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     const OPEN: &str = "a quote is not closed on the same line";
     let (first, mut after) = text.split_once('"').ok_or(OPEN)?;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_text_spoils_only_itself() {
+    fn a_line_that_is_not_text_breaks_no_other_line() {
         let mut text = b"a\nb\xFFc\n".to_vec();
         text.extend([b'x'; 3 * MAX_LINE]);
         text.extend(b"\nd\n");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_parted_by_commas_and_may_be_quoted() {
+    fn fields_are_separated_by_commas_and_may_be_quoted() {
         assert_eq!(fields("a,,c").unwrap(), ["a", "", "c"]);
         assert_eq!(fields(",").unwrap(), ["", ""]);
         assert_eq!(fields("\"a,b\",\"say \"\"hi\"\"\",\"\"").unwrap(), ["a,b", "say \"hi\"", ""]);
@@ -176,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_csv_writer_writes_is_read_alike(record in prop::collection::vec("[^\\r\\n]{0,12}", 1..6)) {
+        fn the_output_of_a_csv_writer_is_read_back(record in prop::collection::vec("[^\\r\\n]{0,12}", 1..6)) {
             let mut writer = csv::Writer::from_writer(Vec::new());
             writer.write_record(&record).unwrap();
             let bytes = writer.into_inner().unwrap();
@@ -185,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn no_line_makes_it_panic(line in "[a\",]{0,20}") {
+        fn no_line_causes_a_panic(line in "[a\",]{0,20}") {
             let _ = fields(&line);
         }
     }

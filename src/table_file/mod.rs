@@ -1,7 +1,6 @@
-//! The table as a CSV file, as operators get it from the factory and give it to
-//! the next: import checks the whole file and names every bad line before
-//! anything is changed, export writes what import reads. Knows the columns and
-//! their rules; what may replace what in the table is the store's to say.
+//! The device table as a CSV file. Import checks the whole file and reports every bad line
+//! before it changes anything; export writes what import reads. Knows the columns and their
+//! rules; the store decides what may replace what in the table.
 
 mod lines;
 mod rows;
@@ -23,37 +22,36 @@ use crate::{
     store::{Actor, Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
 };
 
-/// The header, in the order in which an export writes it.
+/// Names of the columns, in the order of an export.
 pub const COLUMNS: [&str; 8] =
     ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
 
-/// Bad lines that are kept to be told. A file that is wrong throughout is not
-/// understood better by its ten-thousandth line.
+/// Maximum number of bad lines that are reported; more would not help to understand the
+/// file.
 const MAX_LISTED: usize = 1000;
 
 /// Lines between two calls of an import's `progress`.
 const PROGRESS_EVERY: u64 = 1000;
 
-/// What an import needs to know of an enrollment of the configuration.
+/// The part of a configured enrollment that an import needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownEnrollment {
-    /// Its name.
+    /// Name of the enrollment.
     pub name: String,
     /// The product of its devices, unless a row names another.
     pub product_key: String,
-    /// Whether each of its devices has a key of its own.
+    /// Whether each device has its own key.
     pub individual: bool,
 }
 
-/// The enrollments of the configuration, and which of them a row belongs to that
-/// names none.
+/// The enrollments of the configuration, and the default for rows that name none.
 #[derive(Debug, Clone)]
 pub struct Enrollments {
     known: Vec<KnownEnrollment>,
     default: Option<usize>,
 }
 
-/// There is no enrollment of this name; the sentence lists those there are.
+/// Error: no enrollment has this name. Its sentence lists the known ones.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("unknown enrollment \"{name}\"; {enrollments}")]
 pub struct UnknownEnrollment {
@@ -62,7 +60,7 @@ pub struct UnknownEnrollment {
 }
 
 impl Enrollments {
-    /// A single enrollment is the default; among several there is none.
+    /// Collects the enrollments. A single one is the default; among several, none is.
     pub fn new(known: Vec<KnownEnrollment>) -> Self {
         let default = (known.len() == 1).then_some(0);
         Self { known, default }
@@ -100,14 +98,14 @@ impl fmt::Display for Enrollments {
     }
 }
 
-/// What is wrong with a line of the file. Never holds a key or a device secret.
+/// An error in a line of the file. Never holds a key or a device secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineError {
-    /// From 1, as an editor counts.
+    /// Line number from 1, as in an editor.
     pub line: u64,
-    /// One of [`COLUMNS`], unless it is the line as a whole.
+    /// One of [`COLUMNS`]; `None` if the whole line is wrong.
     pub column: Option<&'static str>,
-    /// What is there, and what would be right.
+    /// What is wrong, and what is expected.
     pub reason: String,
 }
 
@@ -120,12 +118,12 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Bad lines in the file's order: the first 1,000, and how many more there are.
+/// Bad lines in the file's order: the first 1,000, and the number of others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadLines {
-    /// Those that are told.
+    /// The reported lines.
     pub listed: Vec<LineError>,
-    /// How many are not.
+    /// Number of further bad lines.
     pub more: u64,
 }
 
@@ -152,23 +150,23 @@ impl fmt::Display for BadLines {
     }
 }
 
-/// Why a file was not imported. The table is as it was.
+/// Error of an import. The table is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportFileError {
     /// The file could not be opened or read.
     #[error("{path}: {source}", path = path.display())]
     Read {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Lines are wrong, or contradict the table. One sentence a line.
+    /// Lines are wrong, or contradict the table. One sentence per line.
     #[error("{path}: nothing was imported\n{lines}", path = path.display())]
     Lines {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// The header, or every bad line.
+        /// Error of the header, or of every bad line.
         lines: BadLines,
     },
     /// The store failed.
@@ -176,19 +174,19 @@ pub enum ImportFileError {
     Store(#[from] StoreError),
 }
 
-/// How a file is imported.
+/// Settings of an import.
 #[derive(Debug, Clone, Copy)]
 pub struct Import<'a> {
-    /// What its rows may belong to.
+    /// Enrollments that its rows may belong to.
     pub enrollments: &'a Enrollments,
-    /// Who does it, for the audit log.
+    /// Who imports, for the audit log.
     pub by: &'a Actor,
-    /// Reports what would happen, and changes nothing.
+    /// Whether to report what would change, without changing it.
     pub dry_run: bool,
 }
 
-/// Imports a table file, all of it or nothing. `progress` is called now and then
-/// with the bytes read and the file's size (0 for a pipe).
+/// Imports a table file, completely or not at all. Calls `progress` regularly with the
+/// number of bytes read and the file's size (0 for a pipe).
 pub fn import_file(
     store: &impl Bulk,
     path: &Path,
@@ -201,8 +199,8 @@ pub fn import_file(
     import(store, file, total, path, how, progress)
 }
 
-/// As [`import_file`], from a reader of `total` bytes; `path` is what errors call it, and
-/// its last part the audit log.
+/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`, and the
+/// audit log its last part.
 pub fn import(
     store: &impl Bulk,
     file: impl io::Read,
@@ -218,14 +216,14 @@ pub fn import(
         ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
     })?;
 
-    // A conflict is told before the next row is read, so this is its line.
+    // The store reports a conflict before it reads the next row, so this is its line.
     let line = Cell::new(0);
-    let mut told = 0;
+    let mut reported = 0;
     let items = std::iter::from_fn(|| {
         let row = rows.next();
         line.set(rows.line());
-        if row.is_none() || rows.line() >= told + PROGRESS_EVERY {
-            told = rows.line();
+        if row.is_none() || rows.line() >= reported + PROGRESS_EVERY {
+            reported = rows.line();
             progress(rows.bytes(), total);
         }
         row
@@ -252,19 +250,19 @@ pub fn import(
     }
 }
 
-/// Why an export ended before its end.
+/// Error of an export.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What was read could not be written.
-    #[error("the export could not be written: {0}")]
+    /// The output could not be written.
+    #[error("could not write the export: {0}")]
     Write(#[from] io::Error),
 }
 
-/// Writes the whole table, in order of device ID, in a form that
-/// [`import_file`] reads; how many rows that was. It holds every secret.
+/// Writes the whole table, ordered by device ID, in the form that [`import_file`] reads.
+/// Returns the number of rows. The output holds every secret.
 pub fn export_file(store: &impl Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
     let mut writer = csv::Writer::from_writer(writer);
     writer.write_record(COLUMNS).map_err(io::Error::from)?;

@@ -1,6 +1,6 @@
-//! Rows of a table file: the header, the rules of each column, and that a device
-//! or an identity is there once. Pure but for the reader it is given; what the
-//! table already holds is the store's to say.
+//! Rows of a table file: the header, the rules of each column, and the rule that a device
+//! or an identity occurs only once. Pure except for its reader; the store knows what the
+//! table already holds.
 
 use std::{
     borrow::Cow,
@@ -18,27 +18,26 @@ use crate::{
     store::ImportRow,
 };
 
-/// Hex digits of a key of 16 to 64 bytes.
+/// Number of hex digits of a key of 16 to 64 bytes.
 const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
 
-/// Longest PSK identity, in bytes (RFC 4279 §5.3).
+/// Maximum length of a PSK identity, in bytes (RFC 4279 §5.3).
 const MAX_IDENTITY: usize = 128;
 
-/// Longest product key, device secret or IotId, in bytes: several times what IoT
-/// Platform gives out.
+/// Maximum length of a product key, device secret or IotId, in bytes: several times what
+/// IoT Platform assigns.
 const MAX_CLOUD_VALUE: usize = 128;
 
-/// Why there is no row.
+/// Reason why there is no row.
 #[derive(Debug)]
 pub enum ReadError {
     /// This line is wrong; the next may be right.
     Line(LineError),
-    /// The file cannot be read on.
+    /// The file cannot be read any further.
     Io(io::Error),
 }
 
-/// The rows of a table file, in its order. After a line that is wrong it goes on
-/// with the next.
+/// The rows of a table file, in its order. Continues with the next line after a bad one.
 pub struct Rows<'e, R> {
     lines: Lines<R>,
     line: u64,
@@ -46,14 +45,14 @@ pub struct Rows<'e, R> {
     broken: bool,
 }
 
-/// Reads the header; what follows is read as it is asked for.
+/// Reads the header; the returned iterator reads the rows.
 pub fn read<R: Read>(reader: R, enrollments: &Enrollments) -> Result<Rows<'_, R>, ReadError> {
     let mut lines = Lines::new(reader);
     let (number, columns) = match lines.next().map_err(ReadError::Io)? {
         Some(Line { number, text: Ok(text) }) => (number, header(text)),
         Some(Line { number, text: Err(reason) }) => (number, Err(Fault::line(reason))),
         None => {
-            let reason = format!("the file is empty, expected a header of {}", COLUMNS.join(","));
+            let reason = format!("the file is empty; expected the header {}", COLUMNS.join(","));
             (1, Err(Fault::line(reason)))
         }
     };
@@ -63,12 +62,12 @@ pub fn read<R: Read>(reader: R, enrollments: &Enrollments) -> Result<Rows<'_, R>
 }
 
 impl<R: Read> Rows<'_, R> {
-    /// Number of the line that was read last, from 1.
+    /// Returns the number of the line that was read last, from 1.
     pub fn line(&self) -> u64 {
         self.line
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub fn bytes(&self) -> u64 {
         self.lines.bytes()
     }
@@ -96,7 +95,7 @@ impl<R: Read> Iterator for Rows<'_, R> {
     }
 }
 
-/// What is wrong with a line, before its number is put to it.
+/// An error in a line, without the line number.
 struct Fault {
     column: Option<&'static str>,
     reason: String,
@@ -116,14 +115,14 @@ impl Fault {
     }
 }
 
-/// For each field of the file, which of [`COLUMNS`] it is.
+/// Reads the header: for each field of the file, its index in [`COLUMNS`].
 fn header(text: &str) -> Result<Vec<usize>, Fault> {
     let mut columns = Vec::with_capacity(COLUMNS.len());
     for name in lines::fields(text).map_err(Fault::line)? {
         let legal = || format!("the columns are {}", COLUMNS.join(", "));
         let Some(column) = COLUMNS.iter().position(|column| *column == name) else {
             let name = name.escape_debug();
-            let hint = if text.contains(',') { "" } else { ", parted by commas" };
+            let hint = if text.contains(',') { "" } else { ", separated by commas" };
             return Err(Fault::line(format!("unknown column \"{name}\"; {}{hint}", legal())));
         };
         if columns.contains(&column) {
@@ -137,7 +136,7 @@ fn header(text: &str) -> Result<Vec<usize>, Fault> {
     Ok(columns)
 }
 
-/// What makes a line a row.
+/// State that is needed to check a line.
 struct Rules<'e> {
     columns: Vec<usize>,
     enrollments: &'e Enrollments,
@@ -150,7 +149,7 @@ impl Rules<'_> {
         let fields = lines::fields(text).map_err(Fault::line)?;
         if fields.len() != self.columns.len() {
             let (found, expected) = (fields.len(), self.columns.len());
-            return Err(Fault::line(format!("{found} fields, the header has {expected}")));
+            return Err(Fault::line(format!("{found} fields; expected {expected}, as in the header")));
         }
         // An empty field and a missing column mean the same.
         let mut values: [Option<Cow<'_, str>>; COLUMNS.len()] = Default::default();
@@ -181,12 +180,16 @@ impl Rules<'_> {
             device,
         };
         if row.device_secret.is_some() && row.device_name.is_none() {
-            return Err(Fault::column("deviceName", "empty, but there is a deviceSecret"));
+            return Err(Fault::column(
+                "deviceName",
+                "empty, but there is a deviceSecret; expected the name that belongs to it",
+            ));
         }
         if let Some((identity, _)) = &row.key {
             if !row.individual {
                 let reason = format!(
-                    "enrollment \"{}\" is not an individual one, its devices have no key of their own",
+                    "enrollment \"{}\" is not individual, so its devices have no key of their own; expected an \
+                     empty pskIdentity and psk",
                     row.enrollment
                 );
                 return Err(Fault::column("pskIdentity", reason));
@@ -208,12 +211,15 @@ impl Rules<'_> {
                 .enrollments
                 .named(name)
                 .ok_or_else(|| fault(format!("unknown enrollment \"{}\"", name.escape_debug()))),
-            None => self.enrollments.default().ok_or_else(|| fault("empty, and there is no default".into())),
+            None => self
+                .enrollments
+                .default()
+                .ok_or_else(|| fault("empty, and there is no default enrollment".into())),
         }
     }
 }
 
-/// IoT Platform's rule for a DeviceName.
+/// Checks IoT Platform's rule for a DeviceName.
 fn legal_device_name(name: Cow<'_, str>) -> Result<String, Fault> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@-".contains(&byte);
     if !(4..=MAX_DEVICE_NAME).contains(&name.len()) || !name.bytes().all(legal) {
@@ -223,7 +229,7 @@ fn legal_device_name(name: Cow<'_, str>) -> Result<String, Fault> {
     Ok(name.into_owned())
 }
 
-/// What IoT Platform gave out is taken as it is, if only it can be that.
+/// Accepts any value that IoT Platform may have assigned, unchanged.
 fn cloud_value(column: &'static str, value: Cow<'_, str>) -> Result<String, Fault> {
     if value.len() > MAX_CLOUD_VALUE || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         let reason = format!("expected 1 to {MAX_CLOUD_VALUE} printable ASCII characters without spaces");
@@ -232,35 +238,39 @@ fn cloud_value(column: &'static str, value: Cow<'_, str>) -> Result<String, Faul
     Ok(value.into_owned())
 }
 
-/// The key of an individual device: both parts, or neither.
+/// Checks the key of an individual device: both parts, or neither.
 fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Option<(String, Secret)>, Fault> {
     let (identity, psk) = match (identity, psk) {
         (None, None) => return Ok(None),
         (Some(identity), Some(psk)) => (identity, psk),
-        (Some(_), None) => return Err(Fault::column("psk", "empty, but there is a pskIdentity")),
-        (None, Some(_)) => return Err(Fault::column("pskIdentity", "empty, but there is a psk")),
+        (Some(_), None) => {
+            return Err(Fault::column("psk", "empty, but there is a pskIdentity; expected both or neither"));
+        }
+        (None, Some(_)) => {
+            return Err(Fault::column("pskIdentity", "empty, but there is a psk; expected both or neither"));
+        }
     };
     if identity.len() > MAX_IDENTITY || identity.chars().any(char::is_control) {
         let reason = format!("expected 1 to {MAX_IDENTITY} bytes of UTF-8 without control characters");
         return Err(Fault::column("pskIdentity", reason));
     }
     if let Some(at) = psk.chars().position(|character| !character.is_ascii_hexdigit()) {
-        return Err(Fault::column("psk", format!("character {} is no hex digit", at + 1)));
+        return Err(Fault::column("psk", format!("character {} is not a hex digit", at + 1)));
     }
     let (digits, least, most) = (psk.len(), PSK_DIGITS.start(), PSK_DIGITS.end());
     if !PSK_DIGITS.contains(&digits) {
-        return Err(Fault::column("psk", format!("{digits} hex digits, expected {least} to {most}")));
+        return Err(Fault::column("psk", format!("{digits} hex digits; expected {least} to {most}")));
     }
     if digits % 2 == 1 {
-        return Err(Fault::column("psk", format!("{digits} hex digits, expected an even number")));
+        return Err(Fault::column("psk", format!("{digits} hex digits; expected an even number")));
     }
     let mut psk = psk.into_owned();
     psk.make_ascii_lowercase();
     Ok(Some((identity.into_owned(), Secret::new(psk))))
 }
 
-/// In which line something was first, in 20 bytes or so each, for files of many
-/// million lines. Kept are 96 bits of a hash with a random key: in a file of 10
+/// Remembers the line in which each text occurred first, with about 20 bytes per text, for
+/// files of many million lines. Keeps 96 bits of a hash with a random key: in a file of 10
 /// million lines the chance of a false alarm is one in 10^15.
 #[derive(Default)]
 struct Seen {
@@ -270,11 +280,11 @@ struct Seen {
 }
 
 impl Seen {
-    /// The line in which `text` was before, if it was.
+    /// Returns the line in which `text` occurred before, if it did.
     fn first_line(&mut self, text: &str, line: u64) -> Option<u64> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];
-        // Beyond 4 billion lines only the number in the message would be wrong.
+        // Beyond 4 billion lines, only the line number in the message is wrong.
         let line = u32::try_from(line).unwrap_or(u32::MAX);
         match self.lines.entry(key) {
             std::collections::hash_map::Entry::Occupied(first) => Some(u64::from(*first.get())),

@@ -1,4 +1,4 @@
-//! The rules of the file, without a store.
+//! Tests of the file's rules, without a store.
 
 use super::*;
 use crate::store::ImportRow;
@@ -21,7 +21,7 @@ fn both() -> Enrollments {
     Enrollments::new(vec![enrollment("lamps", false), enrollment("plugs", true)])
 }
 
-/// The rows of a text, or the sentences about its bad lines.
+/// Returns the rows of a text, or the errors of its bad lines.
 fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>> {
     let told = |error| match error {
         ReadError::Line(error) => error.to_string(),
@@ -39,7 +39,7 @@ fn only(text: &str, enrollments: &Enrollments) -> ImportRow {
     rows.remove(0).unwrap()
 }
 
-/// The sentence about the last line of a text.
+/// Returns the error of the last line of a text.
 fn fault(text: &str, enrollments: &Enrollments) -> String {
     parse(text, enrollments).pop().unwrap().unwrap_err()
 }
@@ -69,7 +69,7 @@ fn columns_may_be_in_any_order() {
 }
 
 #[test]
-fn a_header_that_is_wrong_is_told_with_what_is_right() {
+fn a_wrong_header_is_reported_with_what_is_expected() {
     let legal = COLUMNS.join(", ");
     let told = |text| fault(text, &lamps());
     assert_eq!(
@@ -86,7 +86,7 @@ fn a_header_that_is_wrong_is_told_with_what_is_right() {
 }
 
 #[test]
-fn a_byte_order_mark_carriage_returns_and_blank_lines_are_nothing() {
+fn a_byte_order_mark_carriage_returns_and_blank_lines_are_ignored() {
     let rows = parse("\u{FEFF}\"deviceId\",enrollment\r\n\r\nSN-1,lamps\r\n   \r\nSN-2,\r\n\r\n", &lamps());
     let ids: Vec<_> = rows.into_iter().map(|row| row.unwrap().device.to_string()).collect();
     assert_eq!(ids, ["SN-1", "SN-2"]);
@@ -133,7 +133,7 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
         let text = format!("deviceId,pskIdentity,psk\nSN-1,{},{good}\n", "ü".repeat(64));
         assert!(only(&text, &plugs()).key.is_some());
     }
-    // Whether an individual device may go without one depends on the table.
+    // It depends on the table whether an individual device may have no key.
     assert_eq!(only("deviceId\nSN-1\n", &plugs()).key, None);
     let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\n");
     assert_eq!(
@@ -161,7 +161,7 @@ fn a_certificate_is_complete_and_legal() {
 }
 
 #[test]
-fn a_device_or_an_identity_that_is_there_twice_is_told_with_both_lines() {
+fn a_repeated_device_or_identity_is_reported_with_both_lines() {
     let text = "deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n\n001A-2B3C\n001a.2b3c.4d5e\nSN-1\nsn-1\n";
     let faults: Vec<_> = parse(text, &lamps()).into_iter().filter_map(Result::err).collect();
     assert_eq!(
@@ -177,7 +177,7 @@ fn a_device_or_an_identity_that_is_there_twice_is_told_with_both_lines() {
 }
 
 #[test]
-fn every_bad_line_is_told_and_the_good_ones_are_still_read() {
+fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
     let text = "deviceId,deviceName\nSN 1,\nSN-2,abc\nSN-3\n\"SN-4,\nSN-5,\nSN-6,,\n,\n";
     let rows = parse(text, &lamps());
     let faults: Vec<_> = rows.iter().filter_map(|row| row.as_ref().err()).collect();
