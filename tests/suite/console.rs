@@ -395,7 +395,7 @@ fn beyond_this_machine_the_console_takes_tls_or_a_word() {
     );
     assert!(site("exposed = true\n").run(&["check-config"]).status.success());
     let half = site("tls_certificate = \"a.pem\"\n").run(&["check-config"]);
-    assert!(stderr(&half).contains("tls_certificate and tls_key go together"));
+    assert!(stderr(&half).contains("expected both tls_certificate and tls_key"));
     let missing = site("tls_certificate = \"a.pem\"\ntls_key = \"b.pem\"\n").run(&["check-config"]);
     assert!(
         stderr(&missing).contains("tls_certificate") && stderr(&missing).contains("a.pem"),
