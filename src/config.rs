@@ -175,7 +175,7 @@ impl Config {
         for mut table in tables {
             let name = table.values.name.clone();
             if names.contains(&name) {
-                table.wrong(all, &["name"], "is used twice; expected a different name for each");
+                table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
             let requests = read_enrollment_limits(&mut table, all);
             // All devices know a shared key, so the device that exists under a requested
@@ -407,7 +407,7 @@ fn read_key(source: &str, folder: &Path) -> Result<Key> {
         Some(("file", path)) => {
             let path: PathBuf = folder.join(path);
             let digits = fs::read_to_string(&path)
-                .with_context(|| format!("key = \"{source}\": could not read {}", path.display()))?;
+                .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?;
             (digits, format!("key = \"{source}\""))
         }
         // The text may be the key itself, so the error does not repeat it.

@@ -34,7 +34,7 @@ pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 pub(super) const NUMBERS: [Bounds; 19] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
-    number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls per second"),
+    number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls a second"),
     number("iot_platform", "connect_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "timeout", 0.1, 300.0, "seconds"),

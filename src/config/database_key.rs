@@ -53,5 +53,5 @@ fn key(setting: &str, source: &str, folder: &Path) -> Result<DatabaseKey> {
 }
 
 fn read_file(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))
+    fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
 }

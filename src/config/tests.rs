@@ -141,7 +141,7 @@ fn rate_limits_have_sound_defaults_and_can_be_set_or_turned_off() {
         assert_eq!(requests(&rates).unwrap().enrollments["lamp"].requests, rate(burst, every));
     }
     let error = error(&format!("{MINIMAL}refused_lookups = \"off\""));
-    assert!(error.contains("\"lamp\"") && error.contains("is for kind = \"shared\""), "{error}");
+    assert!(error.contains("\"lamp\"") && error.contains("is only for kind = \"shared\""), "{error}");
 }
 
 #[test]
@@ -299,11 +299,11 @@ fn all_errors_are_reported_at_once_in_the_order_of_the_lines() {
     );
     let lines: Vec<&str> = error.lines().map(str::trim).collect();
     let expected = [
-        "22 things are wrong",
+        "22 errors",
         "database is missing; expected a line such as database = \"sqlite:certdist.db\"",
         "line 1: listen: invalid socket address, expected ADDRESS:PORT, such as 0.0.0.0:5684",
         "line 2: databse: unknown key; did you mean database?",
-        "line 3: path_mtu: unknown key; it belongs into [limits]",
+        "line 3: path_mtu: unknown key; it belongs in [limits]",
         "line 4: [limit]: unknown section; did you mean limits?",
         "line 6: [admin] listen: ",
         "line 8: [limits] max_sessions = 0: expected 1 to 10000000 sessions",
@@ -341,10 +341,11 @@ fn broken_toml_is_reported_with_its_lines_but_not_its_text() {
 fn a_section_in_the_wrong_brackets_is_reported() {
     assert!(
         error(&MINIMAL.replace("[[enrollment]]", "[enrollment]"))
-            .contains("line 4: enrollment is no [[enrollment]]")
+            .contains("line 4: enrollment is not a [[enrollment]]")
     );
     assert!(
-        error(&format!("limits = 3\n{MINIMAL}")).contains("line 1: limits is no section; expected [limits]")
+        error(&format!("limits = 3\n{MINIMAL}"))
+            .contains("line 1: limits is not a section; expected [limits]")
     );
 }
 
@@ -434,7 +435,11 @@ fn a_wrong_variable_is_named() {
         ),
         ("CERTDIST_LISTN", "[::]:1", "CERTDIST_LISTN: listn: unknown key; did you mean listen?"),
         ("CERTDIST_LISTEN", "here", "CERTDIST_LISTEN: listen: invalid socket address"),
-        ("CERTDIST_ENROLLMENT__KEY", "hex:00", "cannot be set by variables; key = \"env:NAME\""),
+        (
+            "CERTDIST_ENROLLMENT__KEY",
+            "hex:00",
+            "cannot be set by variables; to read its key from one, use key = \"env:NAME\"",
+        ),
     ] {
         let error = format!("{:#}", with_variables(MINIMAL, &[(name, value)]).unwrap_err());
         assert!(error.contains(expected), "{error}");

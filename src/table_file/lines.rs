@@ -55,7 +55,7 @@ impl<R: Read> Lines<R> {
             self.bytes += length as u64;
             if length == MAX_LINE && !self.buffer.ends_with(b"\n") {
                 self.skip_line()?;
-                let text = Err(format!("longer than {MAX_LINE} bytes; expected one device per line"));
+                let text = Err(format!("longer than {MAX_LINE} bytes"));
                 return Ok(Some(Line { number: self.number, text }));
             }
             let start = if self.number == 1 && self.buffer.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };

@@ -149,7 +149,7 @@ impl Rules<'_> {
         let fields = lines::fields(text).map_err(Fault::line)?;
         if fields.len() != self.columns.len() {
             let (found, expected) = (fields.len(), self.columns.len());
-            return Err(Fault::line(format!("{found} fields; expected {expected}, as in the header")));
+            return Err(Fault::line(format!("{found} fields, the header has {expected}")));
         }
         // An empty field and a missing column mean the same.
         let mut values: [Option<Cow<'_, str>>; COLUMNS.len()] = Default::default();
@@ -180,10 +180,7 @@ impl Rules<'_> {
             device,
         };
         if row.device_secret.is_some() && row.device_name.is_none() {
-            return Err(Fault::column(
-                "deviceName",
-                "empty, but there is a deviceSecret; expected the name that belongs to it",
-            ));
+            return Err(Fault::column("deviceName", "empty, but there is a deviceSecret"));
         }
         if let Some((identity, _)) = &row.key {
             if !row.individual {
@@ -211,10 +208,7 @@ impl Rules<'_> {
                 .enrollments
                 .named(name)
                 .ok_or_else(|| fault(format!("unknown enrollment \"{}\"", name.escape_debug()))),
-            None => self
-                .enrollments
-                .default()
-                .ok_or_else(|| fault("empty, and there is no default enrollment".into())),
+            None => self.enrollments.default().ok_or_else(|| fault("empty, and there is no default".into())),
         }
     }
 }
@@ -244,10 +238,10 @@ fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Opti
         (None, None) => return Ok(None),
         (Some(identity), Some(psk)) => (identity, psk),
         (Some(_), None) => {
-            return Err(Fault::column("psk", "empty, but there is a pskIdentity; expected both or neither"));
+            return Err(Fault::column("psk", "empty, but there is a pskIdentity"));
         }
         (None, Some(_)) => {
-            return Err(Fault::column("pskIdentity", "empty, but there is a psk; expected both or neither"));
+            return Err(Fault::column("pskIdentity", "empty, but there is a psk"));
         }
     };
     if identity.len() > MAX_IDENTITY || identity.chars().any(char::is_control) {
@@ -259,10 +253,10 @@ fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Opti
     }
     let (digits, least, most) = (psk.len(), PSK_DIGITS.start(), PSK_DIGITS.end());
     if !PSK_DIGITS.contains(&digits) {
-        return Err(Fault::column("psk", format!("{digits} hex digits; expected {least} to {most}")));
+        return Err(Fault::column("psk", format!("{digits} hex digits, expected {least} to {most}")));
     }
     if digits % 2 == 1 {
-        return Err(Fault::column("psk", format!("{digits} hex digits; expected an even number")));
+        return Err(Fault::column("psk", format!("{digits} hex digits, expected an even number")));
     }
     let mut psk = psk.into_owned();
     psk.make_ascii_lowercase();

@@ -81,8 +81,8 @@ fn a_wrong_header_is_reported_with_what_is_expected() {
         format!("line 1: the column deviceId is there twice; the columns are {legal}")
     );
     assert_eq!(told("\n\nenrollment\nlamps\n"), "line 3: the column deviceId is missing");
-    assert!(told("deviceId;psk\n").ends_with("psk, parted by commas"));
-    assert!(told("").starts_with("line 1: the file is empty, expected a header of deviceId,enrollment,"));
+    assert!(told("deviceId;psk\n").ends_with("psk, separated by commas"));
+    assert!(told("").starts_with("line 1: the file is empty; expected the header deviceId,enrollment,"));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
     assert_eq!(told("i", &PSK[1..]), format!("{psk}31 hex digits, expected 32 to 128"));
     assert_eq!(told("i", &"a".repeat(130)), format!("{psk}130 hex digits, expected 32 to 128"));
     assert_eq!(told("i", &"a".repeat(33)), format!("{psk}33 hex digits, expected an even number"));
-    assert_eq!(told("i", &PSK.replace('2', "x")), format!("{psk}character 5 is no hex digit"));
+    assert_eq!(told("i", &PSK.replace('2', "x")), format!("{psk}character 5 is not a hex digit"));
     assert_eq!(told("i", ""), format!("{psk}empty, but there is a pskIdentity"));
     let identity = "line 2, column pskIdentity: ";
     assert_eq!(told("", PSK), format!("{identity}empty, but there is a psk"));
@@ -139,7 +139,8 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
     assert_eq!(
         fault(&text, &lamps()),
         format!(
-            "{identity}enrollment \"lamps\" is not an individual one, its devices have no key of their own"
+            "{identity}enrollment \"lamps\" is not individual, so its devices have no key of their own; expected an \
+             empty pskIdentity and psk"
         )
     );
 }

@@ -99,7 +99,7 @@ mod tests {
     fn a_chart_says_in_words_what_it_draws() {
         let minutes = [Sample { served: 1200, refused: 3, later: 0 }];
         let drawn = super::minutes(&minutes).into_string();
-        assert!(drawn.contains("1,200 served, 3 refused, 0 told to come back"), "{drawn}");
+        assert!(drawn.contains("1,200 served, 3 refused, 0 asked to retry later"), "{drawn}");
         assert_eq!(drawn.matches("<rect").count(), 2, "nothing is drawn for nothing");
     }
 }
