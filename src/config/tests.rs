@@ -31,7 +31,7 @@ fn a_minimal_configuration_has_sound_defaults() {
 fn an_unknown_key_is_named_with_its_line() {
     let error = error(&MINIMAL.replace("product_key", "produkt_key"));
     assert!(error.contains("line 6") && error.contains("produkt_key"), "{error}");
-    assert!(error.contains("product_key"), "what would be right: {error}");
+    assert!(error.contains("product_key"), "expected: {error}");
 }
 
 #[test]

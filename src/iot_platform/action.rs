@@ -1,33 +1,33 @@
-//! The actions of the API by name, and how often an account may call each: what
-//! the registrar paces itself by, and the simulator enforces.
+//! Names and rate limits of the API's actions. The registrar keeps to these rates, and the
+//! simulator enforces them.
 
-/// An action that certdist calls, or that the simulator knows beside those.
+/// An action that certdist calls, or that only the simulator knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
     /// Creates a device.
     RegisterDevice,
-    /// Tells a device's certificate and state.
+    /// Returns a device's certificate and state.
     QueryDeviceDetail,
-    /// First step of a batch: has its names checked.
+    /// First step of a batch: checks the names.
     BatchCheckDeviceNames,
-    /// How far either step of a batch is.
+    /// Returns the status of either step of a batch.
     QueryBatchRegisterDeviceStatus,
-    /// Second step of a batch: has its devices created.
+    /// Second step of a batch: creates the devices.
     BatchRegisterDeviceWithApplyId,
-    /// Tells the certificates that a batch has made, by pages.
+    /// Returns the certificates of a batch, by pages.
     QueryPageByApplyId,
-    /// Tells the certificates and states of up to 100 devices.
+    /// Returns the certificates and states of up to 100 devices.
     BatchQueryDeviceDetail,
-    /// Lets a device no longer sign in. Not called by certdist.
+    /// Keeps a device from signing in. Not called by certdist.
     DisableThing,
     /// Lets a disabled device sign in again. Not called by certdist.
     EnableThing,
-    /// Removes a device, its name free again. Not called by certdist.
+    /// Deletes a device and frees its name. Not called by certdist.
     DeleteDevice,
 }
 
 impl Action {
-    /// All of them.
+    /// All actions.
     pub const ALL: [Self; 10] = [
         Self::RegisterDevice,
         Self::QueryDeviceDetail,
@@ -41,7 +41,7 @@ impl Action {
         Self::DeleteDevice,
     ];
 
-    /// The value of the parameter `Action`.
+    /// Returns the value of the parameter `Action`.
     pub fn name(self) -> &'static str {
         match self {
             Self::RegisterDevice => "RegisterDevice",
@@ -57,7 +57,7 @@ impl Action {
         }
     }
 
-    /// The documented limit of an account, which its RAM users share.
+    /// Returns the documented rate limit of an account, which its RAM users share.
     pub fn calls_per_second(self) -> u32 {
         match self {
             Self::RegisterDevice | Self::QueryBatchRegisterDeviceStatus => 30,
@@ -68,7 +68,7 @@ impl Action {
         }
     }
 
-    /// The action of that name.
+    /// Finds the action with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.name() == name)
     }

@@ -1,7 +1,5 @@
-//! What an answer of IoT Platform means: a device, a batch, or an error and its
-//! class.
-//! Pure; takes a status and bytes from outside, believes neither, and knows no
-//! HTTP client.
+//! Reads answers of IoT Platform: a device, a batch, or an error and its class. Pure; takes
+//! a status and bytes from outside, trusts neither, and knows no HTTP client.
 
 mod batch;
 
@@ -12,19 +10,19 @@ pub use self::batch::{read_apply_id, read_devices, read_page, read_progress};
 use super::{ApiError, CloudDevice, ErrorClass};
 use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
 
-/// Code of an answer that is not one: HTML, cut off, or without the fields that
-/// every answer has.
+/// Code for a response that is not an answer of the API: HTML, cut off, or without the
+/// fields that every answer has.
 pub const NOT_AN_ANSWER: &str = "NotAnAnswer";
-/// Longest message of an [`ApiError`], in characters.
+/// Maximum length of the message of an [`ApiError`], in characters.
 pub const MAX_MESSAGE: usize = 200;
 
-/// Longest `Code` that is believed to be one, in bytes.
+/// Maximum length of a `Code`, in bytes; a longer text is not taken for one.
 const MAX_CODE: usize = 100;
-/// Longest device secret or product key, in bytes; the cloud's are 32 and 11.
+/// Maximum length of a device secret or product key, in bytes; the cloud's have 32 and 11.
 const MAX_FIELD: usize = 128;
 
-/// An answer of either level, as far as certdist reads it: the business level
-/// says `Success` and `ErrorMessage`, the gateway `Message`.
+/// The part of an answer that certdist reads. The business level sends `Success` and
+/// `ErrorMessage`, the gateway `Message`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Envelope {
@@ -32,9 +30,9 @@ struct Envelope {
     code: Option<String>,
     error_message: Option<String>,
     message: Option<String>,
-    /// Read by itself, so that a certificate with a fault is told from no answer.
+    /// Parsed separately, to tell a bad certificate from a response that is no answer.
     data: Option<IgnoredAny>,
-    /// A page has this in place of `Data`.
+    /// Present in a page, instead of `Data`.
     page_count: Option<IgnoredAny>,
 }
 
@@ -44,15 +42,15 @@ struct DeviceEnvelope {
     data: DeviceData,
 }
 
-/// `Data` of `RegisterDevice` and `QueryDeviceDetail`, and what a list of devices
-/// has of each.
+/// `Data` of `RegisterDevice` and `QueryDeviceDetail`, and each element of a list of
+/// devices.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DeviceData {
-    /// Not in a page: it is of one product.
+    /// Absent in a page, whose devices are all of one product.
     product_key: Option<String>,
     device_name: String,
-    // Wiped when dropped, whichever way this ends.
+    // Wiped when dropped, also after an error.
     #[serde(deserialize_with = "secret")]
     device_secret: Secret,
     iot_id: Option<String>,
@@ -65,10 +63,10 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D
     String::deserialize(deserializer).map(Secret::new)
 }
 
-/// What to do about a failed call, by its HTTP status and its `Code`.
+/// Classifies a failed call by its HTTP status and its `Code`.
 ///
-/// A code in the list decides, whatever the status; a code that is not leaves it
-/// to the status; an answer without code is none.
+/// A known code decides alone. With an unknown code, the status decides. Without a code, the
+/// response is not an answer of the API.
 pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
     use ErrorClass::*;
     match (code, status) {
@@ -89,7 +87,7 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
         | (Some("Forbidden.RAM" | "iot.common.RamActionPermissionDeny"), _)
         | (Some("iot.common.AuthActionPermissionDeny"), _)
         | (Some("iot.common.InvalidTenant" | "iot.system.UidNotFound"), _)
-        // Both spellings are documented.
+        // The documentation has both spellings.
         | (Some("Iot.system.BillIsOverDue" | "iot.system.BillIsOverDue"), _)
         | (Some("iot.system.InstanceNotFound" | "iot.Sre.IotInstanceNotFound"), _)
         | (Some("iot.prod.NotExistedProduct" | "iot.device.DeviceCountExceeded"), _) => Operator,
@@ -103,7 +101,7 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
     }
 }
 
-/// Whether the code is `family`, or `family.` and something.
+/// Returns whether the code is `family`, or begins with `family.`.
 fn is_or_begins(code: &str, family: &str) -> bool {
     code.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
@@ -112,10 +110,10 @@ fn is_or_begins(code: &str, family: &str) -> bool {
 ///
 /// # Errors
 ///
-/// The class of what the cloud says, its message still as it came: the caller
-/// knows the secrets that [`sanitized`] removes. An answer that is none is
-/// [`ErrorClass::TryAgain`]; a certificate that cannot be the one asked for is
-/// [`ErrorClass::Unknown`]: to ask again may mend it, but not for ever.
+/// Returns the class of the cloud's error, with the message unchanged: the caller knows the
+/// secrets that [`sanitized`] removes. A response that is not an answer is
+/// [`ErrorClass::TryAgain`]. A certificate that cannot be the one asked for is
+/// [`ErrorClass::Unknown`]: a repetition may help, but only a limited number of times.
 pub fn read_device(
     status: u16,
     body: &[u8],
@@ -125,8 +123,7 @@ pub fn read_device(
     read(status, body, |envelope| envelope.data.is_some(), |body| device(body, product_key, device_name))
 }
 
-/// Reads an answer that says `Success` and, as far as there is something to be
-/// read, `has_content`.
+/// Reads an answer. It must say `Success` and, where content is expected, `has_content`.
 fn read<T>(
     status: u16,
     body: &[u8],
@@ -134,8 +131,8 @@ fn read<T>(
     content: impl FnOnce(&[u8]) -> Result<T, &'static str>,
 ) -> Result<T, ApiError> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|_| {
-        // What was in it may be a login page or a half certificate: said by size only.
-        not_an_answer(status, format!("HTTP {status} with {} bytes that are no JSON answer", body.len()))
+        // The body may be a login page or half a certificate, so only its size is shown.
+        not_an_answer(status, format!("HTTP {status} with {} bytes that are not a JSON answer", body.len()))
     })?;
     let has_content = has_content(&envelope);
     let code = envelope.code.filter(|code| is_code(code));
@@ -160,14 +157,14 @@ fn not_an_answer(status: u16, message: String) -> ApiError {
     ApiError { class: classify(status, None), code: NOT_AN_ANSWER.into(), message }
 }
 
-/// A code goes into logs and metrics as it is, so it must look like one.
+/// Returns whether a text looks like a code; codes go into logs and metrics as they are.
 fn is_code(code: &str) -> bool {
     (1..=MAX_CODE).contains(&code.len())
         && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// The device in `Data`, or what is wrong with it. Whatever stands in it is not
-/// repeated: part of it is secret.
+/// Reads the device in `Data`, or returns what is wrong with it. Errors do not repeat the
+/// content, because part of it is secret.
 fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevice, &'static str> {
     let DeviceEnvelope { data } =
         serde_json::from_slice(body).map_err(|_| "Data lacks a field of a certificate")?;
@@ -181,7 +178,7 @@ fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevi
 }
 
 impl DeviceData {
-    /// The device of a product, its name found to be right already.
+    /// Converts the device of a product; its name was already checked.
     fn certified(self, product_key: &str) -> Result<CloudDevice, &'static str> {
         if !is_field(self.device_secret.expose()) {
             return Err("DeviceSecret is empty, too long or not printable");
@@ -200,22 +197,22 @@ impl DeviceData {
     }
 }
 
-/// 1–128 printable ASCII characters without space.
+/// Returns whether a text is 1–128 printable ASCII characters without spaces.
 fn is_field(text: &str) -> bool {
     (1..=MAX_FIELD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// An ISO 8601 instant in seconds since 1970; nothing when it is empty, as it is
-/// until it happened.
+/// Parses an ISO 8601 instant into seconds since 1970. The text is empty, and the result
+/// `None`, until the event has happened.
 fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
-/// A message fit for one line of a log: bounded to [`MAX_MESSAGE`] characters,
-/// without control characters, and without any of `secrets`.
+/// Makes a message fit for one line of a log: at most [`MAX_MESSAGE`] characters, without
+/// control characters, and without any of `secrets`.
 ///
-/// The gateway repeats the string that it expected to be signed, which holds the
-/// security token percent-encoded twice: what follows the announcement is cut.
+/// The gateway repeats the string that it expected to be signed, which holds the security
+/// token, percent-encoded twice; this is cut off.
 pub fn sanitized(message: &str, secrets: &[&str]) -> String {
     let mut message = match message.find("string to sign") {
         Some(at) => format!("{}string to sign …", &message[..at]),
@@ -269,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cloud_may_do_a_moment_later_is_tried_again() {
+    fn temporary_errors_of_the_cloud_are_tried_again() {
         for code in [
             "iot.system.SystemException",
             "iot.device.CreateDeviceFailed",
@@ -299,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_used_nonce_or_an_old_timestamp_is_signed_anew() {
+    fn a_used_nonce_or_an_old_timestamp_is_signed_again() {
         for code in ["SignatureNonceUsed", "InvalidTimeStamp.Expired"] {
             assert_eq!(classify(400, Some(code)), ErrorClass::SignAgain, "{code}");
         }
     }
 
     #[test]
-    fn what_only_the_operator_can_mend_stops_the_calls() {
+    fn an_error_that_only_the_operator_can_fix_stops_the_calls() {
         for code in [
             "InvalidAccessKeyId.NotFound",
             "InvalidAccessKeyId.Inactive",
@@ -332,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_the_cloud_does_not_like_concerns_this_device_only() {
+    fn a_name_that_the_cloud_rejects_concerns_only_this_device() {
         assert_eq!(classify(200, Some("iot.device.InvalidFormattedDeviceName")), ErrorClass::Device);
     }
 
@@ -387,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_tried_again() {
+    fn a_response_that_is_not_an_answer_is_tried_again() {
         for body in [
             "",
             "<html>login</html>",

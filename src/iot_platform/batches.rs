@@ -1,6 +1,6 @@
-//! What the cloud does with a batch, for everything that stands in for it: names
-//! are checked, then devices created, each step in its own time. Pure; the time
-//! is an argument, and which names are taken is the caller's to say.
+//! The cloud's handling of batches, for the simulator and test doubles: checks the names,
+//! then creates the devices; each step takes its time. Pure; the time is an argument, and
+//! the caller knows which names are taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyId, BatchProgress, BatchStatus};
 use crate::device::is_device_name;
 
-/// The first `ApplyId`, as large as the cloud's are.
+/// First `ApplyId`, of the size of real ones.
 const FIRST: u64 = 1_295_006;
-/// Batches that are remembered; beyond, the oldest that has ended is forgotten.
+/// Maximum number of batches; a new one replaces the oldest that has ended.
 const MAX_BATCHES: usize = 1000;
 
-/// The devices that batches work on.
+/// The devices that the batches work on.
 pub(crate) trait Names {
-    /// Whether the product has a device of that name.
+    /// Returns whether the product has a device with this name.
     fn is_taken(&self, product_key: &str, device_name: &str) -> bool;
 
-    /// Creates a device at `now_ms`, unless its name is taken.
+    /// Creates a device at `now_ms`; returns false if its name is taken.
     fn create(&mut self, product_key: &str, device_name: &str, now_ms: i64) -> bool;
 }
 
-/// Why a step does not begin, as a `Code` of the business level.
+/// Reason why a step does not start, as a `Code` of the business level.
 pub(crate) type Refused = &'static str;
 
 /// All batches of an account.
@@ -34,7 +34,7 @@ pub(crate) type Refused = &'static str;
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Batches {
     batches: BTreeMap<u64, Batch>,
-    /// How many there have been.
+    /// Number of batches so far.
     count: u64,
     #[serde(skip)]
     changes: u64,
@@ -60,7 +60,7 @@ enum Stage {
         valid: Vec<String>,
         invalid: Vec<String>,
     },
-    /// The creation ends at `due`.
+    /// The creation ends at `due`, in milliseconds since 1970.
     Create {
         names: Vec<String>,
         due: i64,
@@ -81,13 +81,13 @@ impl Stage {
 }
 
 impl Batches {
-    /// How often a step has begun or ended.
+    /// Returns the number of steps that have started or ended.
     #[cfg(feature = "simulation")]
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// Ends the steps whose time has come, in the order of their ends.
+    /// Ends the steps that are due, in the order in which they are due.
     pub(crate) fn advance(&mut self, names: &mut impl Names, now_ms: i64) {
         let due: BTreeSet<(i64, u64)> = self
             .batches
@@ -103,7 +103,7 @@ impl Batches {
         }
     }
 
-    /// `BatchCheckDeviceNames`: begins the first step.
+    /// Starts the first step (`BatchCheckDeviceNames`).
     pub(crate) fn check(
         &mut self,
         product_key: &str,
@@ -124,8 +124,8 @@ impl Batches {
         ApplyId(id)
     }
 
-    /// `BatchRegisterDeviceWithApplyId`: begins the second step, unless the first
-    /// has not ended well.
+    /// Starts the second step (`BatchRegisterDeviceWithApplyId`), if the first has
+    /// succeeded.
     pub(crate) fn register(
         &mut self,
         product_key: &str,
@@ -148,7 +148,7 @@ impl Batches {
         }
     }
 
-    /// `QueryBatchRegisterDeviceStatus`.
+    /// Returns the status of a batch (`QueryBatchRegisterDeviceStatus`).
     pub(crate) fn progress(&self, product_key: &str, apply_id: ApplyId) -> Result<BatchProgress, Refused> {
         let (status, lists) = match &self.of(product_key, apply_id)?.stage {
             Stage::Check { .. } => (BatchStatus::Check, None),
@@ -169,8 +169,8 @@ impl Batches {
         Ok(BatchProgress { status, valid, invalid })
     }
 
-    /// The product of a batch and the names of what it has created, in the order
-    /// in which they were asked for; none before that.
+    /// Returns the product of a batch and the names of the created devices, in the order
+    /// of the request; no names before the second step has ended.
     pub(crate) fn created(&self, apply_id: ApplyId) -> Result<(&str, &[String]), Refused> {
         let batch = self.batches.get(&apply_id.0).ok_or("iot.device.DeviceApplyIsNotFound")?;
         let names: &[String] = match &batch.stage {
@@ -184,7 +184,7 @@ impl Batches {
         let batch = self.batches.get(&apply_id.0).ok_or("iot.device.DeviceApplyIsNotFound")?;
         match batch.product_key == product_key {
             true => Ok(batch),
-            // The cloud's own spelling.
+            // The misspelling is the cloud's.
             false => Err("iot.device.IncorrentDeviceApplyInfo"),
         }
     }

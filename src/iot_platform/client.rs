@@ -1,6 +1,6 @@
-//! The signed client of IoT Platform's API: one call, one answer, in bounded
-//! time and memory. Signs anew by itself when nonce or clock were at fault;
-//! every other repetition, and the rate of calls, is the registrar's.
+//! The signed client of IoT Platform's API: one call, one answer, in limited time and
+//! memory. Signs a call again if the nonce or the clock was wrong; the registrar decides
+//! about all other repetitions, and about the rate of calls.
 
 mod actions;
 
@@ -31,16 +31,16 @@ pub use super::{
 };
 use crate::device::Secret;
 
-/// Longest answer that is read, in bytes: the status of a batch of 10,000 names,
-/// each of which may come twice, and with a sentence about it.
+/// Maximum length of an answer, in bytes: the status of a batch of 10,000 names, each of
+/// which may occur twice, and with an explanation.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
-/// Room that is made for an answer that does not say how long it will be, in bytes.
+/// Initial capacity for an answer of unknown length, in bytes.
 const USUAL_ANSWER: usize = 4096;
-/// A clock that is this much off, in seconds, is worth a warning; the `Date`
-/// header itself counts in seconds.
+/// Clock difference that is worth a warning, in seconds; the `Date` header counts in
+/// seconds.
 const CLOCK_TOLERANCE: u64 = 2;
 
-/// What a [`Client`] is made from.
+/// Settings of a [`Client`].
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
     /// `https://iot.REGION.aliyuncs.com`, or any other URL without a query.
@@ -49,22 +49,22 @@ pub struct ClientConfig {
     pub region: String,
     /// `IotInstanceId`; empty for the public instance without an ID.
     pub instance_id: String,
-    /// Who calls.
+    /// Credentials of the calls, or where to read them.
     pub credentials: Source,
-    /// Which signature calls carry.
+    /// Version of the signature.
     pub signature: SignatureVersion,
-    /// How long a call may take.
+    /// Maximum times of a call.
     pub timeouts: Timeouts,
-    /// PEM file with roots that are trusted besides the system's.
+    /// PEM file with root certificates that are trusted besides the system's.
     pub ca_file: Option<PathBuf>,
-    /// Seconds to add to this machine's clock; corrected by the cloud's when a
+    /// Seconds to add to this machine's clock; corrected by the cloud's clock when a
     /// timestamp is refused.
     pub clock_offset: i64,
 }
 
 impl ClientConfig {
-    /// A configuration with default time-outs, version 1 of the signature, no
-    /// instance ID, and a clock that is believed to be right.
+    /// Makes a configuration with default timeouts, version 1 of the signature, no instance
+    /// ID, and a clock that is assumed to be right.
     pub fn new(
         endpoint: impl Into<String>,
         region: impl Into<String>,
@@ -83,8 +83,8 @@ impl ClientConfig {
     }
 }
 
-/// A client of one endpoint, for all tasks of the process: connections are kept
-/// and shared.
+/// A client of one endpoint, for all tasks of the process; keeps its connections and shares
+/// them.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Url,
@@ -104,11 +104,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Checks the configuration and sets up TLS; calls nobody yet.
+    /// Checks the configuration and sets up TLS; makes no call yet.
     ///
     /// # Errors
     ///
-    /// A sentence for the operator that says what would be right.
+    /// Returns a sentence for the operator that says what is expected.
     pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
         let endpoint = endpoint_url(&config.endpoint)?;
         if config.region.is_empty() {
@@ -127,19 +127,19 @@ impl Client {
         })
     }
 
-    /// Reads the credentials, so that an operator learns at the start, in the log,
-    /// that there are none, and not from the first device.
+    /// Reads the credentials, so that the log shows at the start if there are none, and not
+    /// only when the first device comes.
     pub async fn read_credentials(&self) {
-        // What is wrong has been logged.
+        // The error is already in the log.
         let _ = self.credentials.current(self.cloud_now(), Instant::now() + self.timeouts.whole).await;
     }
 
-    /// The time by the cloud's clock, as far as it is known; seconds since 1970.
+    /// Returns the time of the cloud's clock, as far as it is known, in seconds since 1970.
     fn cloud_now(&self) -> i64 {
         unix_now().saturating_add(self.clock_offset.load(Ordering::Relaxed))
     }
 
-    /// Calls an action, and has its answer read.
+    /// Calls an action, and reads its answer.
     async fn call<T>(
         &self,
         action: Action,
@@ -158,17 +158,17 @@ impl Client {
                 action = action.name(),
                 status = answer.status,
                 code = error.code,
-                "IoT Platform refused"
+                "IoT Platform refused a call"
             );
-            if !self.is_mended(&error, &answer, &mut repeated) {
+            if !self.may_repeat(&error, &answer, &mut repeated) {
                 return Err(without_secrets(error, &answer.credentials));
             }
         }
     }
 
-    /// Whether the same call, signed anew, may go better: once with another nonce
-    /// or clock, and once with another token.
-    fn is_mended(&self, error: &ApiError, answer: &Answer, repeated: &mut Repeated) -> bool {
+    /// Returns whether the same call may succeed if it is signed again: once with another
+    /// nonce or clock, and once with another token.
+    fn may_repeat(&self, error: &ApiError, answer: &Answer, repeated: &mut Repeated) -> bool {
         if error.class == ErrorClass::SignAgain && !repeated.signed {
             repeated.signed = true;
             if error.code == "InvalidTimeStamp.Expired" {
@@ -183,7 +183,7 @@ impl Client {
         false
     }
 
-    /// Sends one signed request and reads its answer, whatever it says.
+    /// Sends a signed request and reads its answer, which may be an error.
     async fn post(
         &self,
         action: &str,
@@ -213,7 +213,7 @@ impl Client {
             .timeout(deadline.saturating_duration_since(Instant::now()))
             .body(signed.body);
         let unanswered = |error: reqwest::Error| {
-            // The URL may hold parameters: whose call it was is known.
+            // The URL may hold parameters, and the caller knows which call it was.
             let error = http::unanswered(&error.without_url(), &self.endpoint, &self.timeouts);
             without_secrets(error, &credentials)
         };
@@ -227,11 +227,13 @@ impl Client {
         Ok(Answer { status, date, body, credentials })
     }
 
-    /// Takes the cloud's clock for ours. Says so once, not for each of the calls
-    /// that were under way with the old one.
+    /// Adopts the cloud's clock. Warns once, not for each of the calls that were in progress
+    /// with the old one.
     fn correct_clock(&self, date: Option<i64>) {
         let Some(date) = date else {
-            tracing::warn!("IoT Platform says that this machine's clock is off, but not by how much");
+            tracing::warn!(
+                "IoT Platform says that this machine's clock is wrong, but not by how much; set it (NTP)"
+            );
             return;
         };
         let offset = date - unix_now();
@@ -239,8 +241,8 @@ impl Client {
         if offset.abs_diff(before) > CLOCK_TOLERANCE {
             tracing::warn!(
                 offset_seconds = offset,
-                "IoT Platform's clock differs from this machine's: calls are dated by the cloud's from now on; \
-                 set this machine's clock (NTP)"
+                "IoT Platform's clock differs from this machine's; calls now use IoT Platform's clock; set this \
+                 machine's clock (NTP)"
             );
         }
     }
@@ -266,7 +268,7 @@ async fn bounded_body(
             return Err(too_long());
         }
         if length > body.capacity() {
-            // A vector that grows by itself leaves a copy of a secret behind.
+            // A vector that grows by itself would leave a copy of a secret behind.
             let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
             larger.extend_from_slice(&body);
             body = larger;
@@ -282,28 +284,28 @@ fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {
     ApiError { message: answer::sanitized(&error.message, &secrets), ..error }
 }
 
-/// What a call has been signed anew for already.
+/// Remembers why a call was already signed again.
 #[derive(Default)]
 struct Repeated {
-    /// Another nonce, or the cloud's clock.
+    /// For another nonce, or for the cloud's clock.
     signed: bool,
-    /// Another token.
+    /// For another token.
     renewed: bool,
 }
 
-/// An HTTP answer, read to its end.
+/// A complete HTTP answer.
 struct Answer {
     status: u16,
     /// `Date` in seconds since 1970.
     date: Option<i64>,
     /// May hold a device secret.
     body: Zeroizing<Vec<u8>>,
-    /// What the call was signed with.
+    /// Credentials that the call was signed with.
     credentials: Arc<Credentials>,
 }
 
-/// Values of `SignatureNonce`, none of them ever used before: a random prefix
-/// for the process, and a counter.
+/// Makes values of `SignatureNonce` that are never used twice: a random prefix for the
+/// process, and a counter.
 struct Nonces {
     prefix: String,
     next: AtomicU64,
@@ -321,16 +323,16 @@ impl Nonces {
     }
 }
 
-/// Whether calls can go there.
+/// Parses the endpoint, and checks that calls can be made to it.
 fn endpoint_url(text: &str) -> Result<Url, ClientError> {
     let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
-    // What cannot be parsed may still hold a password: shown only without `@`.
+    // A text that is not a URL may still hold a password, so one with `@` is not shown.
     let shown = if text.contains('@') { "…" } else { text };
     let url = Url::parse(text).map_err(|error| wrong(shown, format!("is not a URL ({error})")))?;
     let what = if !matches!(url.scheme(), "http" | "https") {
         "is neither http nor https"
     } else if !url.username().is_empty() || url.password().is_some() {
-        "has a user name or password; credentials are configured by themselves"
+        "has a user name or password; configure credentials separately"
     } else if url.query().is_some() || url.fragment().is_some() {
         "has a query or a fragment"
     } else {
@@ -343,14 +345,14 @@ fn unix_now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// `YYYY-MM-DDThh:mm:ssZ`.
+/// Formats a time as `YYYY-MM-DDThh:mm:ssZ`.
 fn timestamp(seconds: i64) -> String {
-    // Outside the years -9999 to 9999 only by a broken clock: refused as any
-    // other wrong time, and then corrected.
+    // Only a broken clock is outside the years -9999 to 9999. The gateway refuses this time
+    // like any other wrong one, and the clock is then corrected.
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 
-/// RFC 9110 §5.6.7, in seconds since 1970.
+/// Parses an HTTP date (RFC 9110 §5.6.7) into seconds since 1970.
 fn http_date(text: &[u8]) -> Option<i64> {
     let parser = jiff::fmt::rfc2822::DateTimeParser::new();
     parser.parse_timestamp(text).ok().map(jiff::Timestamp::as_second)
@@ -416,7 +418,7 @@ mod tests {
             .finish();
         let client = Client::new(config("http://127.0.0.1:1")).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            // Three calls were under way with the old clock.
+            // Three calls were in progress with the old clock.
             for _ in 0..3 {
                 client.correct_clock(Some(unix_now() + 3600));
             }
@@ -459,7 +461,7 @@ mod tests {
                 }
                 assert_eq!(warnings(), warned, "{signature:?}");
             }
-            // Within what the gateway allows, nobody minds.
+            // The gateway accepts this difference, so there is no warning.
             client.clock_offset.fetch_add(600, Ordering::Relaxed);
             call("SN02".into()).await.unwrap();
             assert_eq!((warnings(), simulator.stats().refused), (2, 2));

@@ -1,6 +1,6 @@
-//! Who calls, and where that is read: given, in a credentials file, or from an ECS
-//! instance's RAM role. Holds what was read, reads again before it expires or when
-//! the file has changed, and knows neither signatures nor actions.
+//! Credentials of the calls, and their sources: given, a credentials file, or the RAM role
+//! of an ECS instance. Caches them, reads them again before they expire or when the file has
+//! changed, and knows neither signatures nor actions.
 
 mod file;
 mod role;
@@ -29,21 +29,20 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// How long before they expire credentials are read again, in seconds: as long as
-/// a clock may be off without the gateway minding, and as the SDKs do.
+/// Time before their expiry at which credentials are read again, in seconds: as much as the
+/// gateway allows a clock to be wrong, and the same as in the SDKs.
 pub const READ_AHEAD: i64 = 15 * 60;
 
-/// Code of an [`ApiError`] when there are no credentials to call with.
+/// Code of an [`ApiError`] if there are no credentials to call with.
 const NO_CREDENTIALS: &str = "Credentials";
-/// Time for a reading without which nobody can call.
+/// Maximum time to read credentials if there are no valid ones, so that no call is possible.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for a reading while the old ones are still good: one call waits for it.
+/// Maximum time to read them while the old ones are still valid; one call waits for it.
 const EARLY_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Seconds from a reading that failed to the next; doubled each time, up to
-/// [`MAX_PAUSE`].
+/// Seconds between a failed read and the next; doubled each time, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: i64 = 1;
-/// Longest pause between readings, in seconds, and the one after a reading that
-/// brought what was there already.
+/// Maximum pause between two reads, in seconds; also the pause after a read that returned
+/// the same credentials.
 const MAX_PAUSE: i64 = 60;
 
 /// An account's or RAM user's access key, or a role's temporary one.
@@ -51,7 +50,7 @@ const MAX_PAUSE: i64 = 60;
 pub struct Credentials {
     /// `AccessKeyId`.
     pub access_key_id: String,
-    /// What requests are signed with.
+    /// Key that signs requests.
     pub access_key_secret: Secret,
     /// `SecurityToken` of a temporary access key.
     pub security_token: Option<Secret>,
@@ -59,19 +58,19 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not even the ID: with it, a leaked log tells whom to attack.
+        // Not even the ID: in a leaked log, it would tell an attacker whom to attack.
         f.write_str("Credentials(…)")
     }
 }
 
-/// Where credentials come from.
+/// Source of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// They are known, and stay as they are.
+    /// Known, and never changing.
     Given(Credentials),
-    /// A profile of a credentials file as Alibaba Cloud's SDKs read it.
+    /// A profile of a credentials file, in the format of Alibaba Cloud's SDKs.
     File(CredentialsFile),
-    /// The RAM role of the ECS instance that this runs on.
+    /// The RAM role of the ECS instance that certdist runs on.
     Role(Role),
 }
 
@@ -84,24 +83,24 @@ impl From<Credentials> for Source {
 /// A profile of a credentials file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialsFile {
-    /// The INI file.
+    /// Path of the INI file.
     pub path: PathBuf,
-    /// Its section.
+    /// Section of the file.
     pub profile: String,
-    /// How the metadata service is reached, when the profile names a RAM role.
+    /// Access to the metadata service, if the profile names a RAM role.
     pub role: Role,
 }
 
 impl Source {
-    /// Reads what can be read without calling anybody: an operator's mistake is
-    /// found before the first device comes.
+    /// Reads everything that needs no network call, so that an operator's mistake is found
+    /// before the first device comes.
     ///
     /// # Errors
     ///
-    /// A sentence for the operator that says what would be right.
+    /// Returns a sentence for the operator that says what is expected.
     pub fn check(&self) -> Result<(), String> {
         match self {
-            Self::Given(credentials) => match is_whole(credentials) {
+            Self::Given(credentials) => match is_complete(credentials) {
                 true => Ok(()),
                 false => Err(ClientError::AccessKey.to_string()),
             },
@@ -111,32 +110,32 @@ impl Source {
     }
 }
 
-fn is_whole(credentials: &Credentials) -> bool {
+fn is_complete(credentials: &Credentials) -> bool {
     !credentials.access_key_id.is_empty() && !credentials.access_key_secret.expose().is_empty()
 }
 
-/// Why a reading failed.
+/// Reason why a read failed.
 #[derive(Debug)]
 enum Failure {
-    /// Only the operator can mend it.
+    /// Only the operator can fix it.
     Operator(String),
-    /// It may work a moment later.
+    /// A later read may succeed.
     Passing(String),
 }
 
-/// What a reading brings.
+/// Result of a read.
 struct Read {
     credentials: Credentials,
-    /// In seconds since 1970.
+    /// In seconds since 1970; `None` if they do not expire.
     expires: Option<i64>,
 }
 
-/// The credentials of a client, shared by all its calls.
+/// Cached credentials of a client, shared by all its calls.
 pub(super) struct Holder {
     source: Source,
     metadata: Metadata,
     state: Mutex<State>,
-    /// Held by the one call that reads.
+    /// Held by the call that reads.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -149,47 +148,47 @@ struct State {
 struct Held {
     credentials: Arc<Credentials>,
     expires: Option<i64>,
-    /// The file as it was when they were read.
+    /// State of the file when they were read.
     stamp: Option<Stamp>,
-    /// The cloud has said that the token is over, whatever its date.
+    /// Whether the cloud has refused the token as expired, whatever its date.
     refused: bool,
-    /// Not to be read again before that second, while they are good.
+    /// Second before which valid credentials are not read again.
     again: i64,
 }
 
-/// The reading that failed last.
+/// The most recent failed read.
 struct Failed {
     error: ApiError,
-    /// The file as it was then: another one is read at once.
+    /// State of the file at that time; a changed file is read at once.
     stamp: Option<Stamp>,
     pause: i64,
-    /// In seconds since 1970.
+    /// Second of the next attempt, since 1970.
     again: i64,
 }
 
-/// How things stand with what is held.
+/// State of the cached credentials, which decides what a call does.
 enum Standing {
-    /// Use them.
+    /// Valid: use them.
     Good(Arc<Credentials>),
-    /// Use them, and read again.
+    /// Valid: use them, but read again.
     Ageing(Arc<Credentials>),
-    /// Read.
+    /// None that are valid: read.
     None,
-    /// Reading has just failed.
+    /// None that are valid, and a read has just failed.
     Failed(ApiError),
 }
 
 impl Holder {
-    /// Reads nothing yet.
+    /// Makes a holder; reads nothing yet.
     ///
     /// # Errors
     ///
-    /// When credentials that are given are not whole, or the metadata service's
-    /// address is no URL.
+    /// Fails if given credentials are incomplete, or the metadata service's address is not a
+    /// URL.
     pub fn new(source: Source) -> Result<Self, ClientError> {
         let mut state = State::default();
         let metadata = match &source {
-            Source::Given(credentials) if !is_whole(credentials) => return Err(ClientError::AccessKey),
+            Source::Given(credentials) if !is_complete(credentials) => return Err(ClientError::AccessKey),
             Source::Given(credentials) => {
                 state.held = Some(Held {
                     credentials: Arc::new(credentials.clone()),
@@ -206,13 +205,13 @@ impl Holder {
         Ok(Self { source, metadata, state: Mutex::new(state), reading: tokio::sync::Mutex::default() })
     }
 
-    /// Credentials that are good at `now`, in seconds since 1970 by the cloud's
-    /// clock. One call reads when they must be read; the others wait only when
-    /// there are none that are still good.
+    /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's
+    /// clock. If they must be read, one call reads them; the others wait only if there are
+    /// no valid ones.
     ///
     /// # Errors
     ///
-    /// When there are none, with what would be right.
+    /// Fails if there are none, and says what is expected.
     pub async fn current(&self, now: i64, deadline: Instant) -> Result<Arc<Credentials>, ApiError> {
         let usable = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
@@ -225,7 +224,7 @@ impl Holder {
             (Some(credentials), Err(_)) => return Ok(credentials.clone()),
             (None, Err(_)) => timeout_at(deadline, self.reading.lock()).await.map_err(|_| late())?,
         };
-        // While this one waited, another may have read.
+        // Another call may have read them while this one waited.
         let early = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
             Standing::Failed(error) => return Err(error),
@@ -239,14 +238,14 @@ impl Holder {
         self.note(read, stamp, now)
     }
 
-    /// Says that the cloud takes these credentials' token for expired. Whether
-    /// others can be read.
+    /// Notes that the cloud has refused the token of these credentials as expired. Returns
+    /// whether others can be read.
     pub fn refuse(&self, used: &Arc<Credentials>) -> bool {
         if matches!(self.source, Source::Given(_)) {
             return false;
         }
         let mut state = self.state();
-        // Others have been read meanwhile when these are not the ones held.
+        // If these are not the cached ones, others have been read in the meantime.
         if let Some(held) = state.held.as_mut().filter(|held| Arc::ptr_eq(&held.credentials, used)) {
             held.refused = true;
             state.failed = None;
@@ -278,7 +277,7 @@ impl Holder {
         (soon && !is_ahead(held.again, now)) || held.stamp != self.stamp()
     }
 
-    /// What tells that the file is another one; nothing without a file.
+    /// Returns the state of the file, to notice changes; `None` without a file.
     fn stamp(&self) -> Option<Stamp> {
         match &self.source {
             Source::File(file) => file::stamp(&file.path),
@@ -297,7 +296,7 @@ impl Holder {
         }
     }
 
-    /// Keeps what a reading brought, or that it failed.
+    /// Stores the result of a read, or that it failed.
     fn note(
         &self,
         read: Result<Read, Failure>,
@@ -310,15 +309,14 @@ impl Holder {
                 let credentials = Arc::new(credentials);
                 let again = now + MAX_PAUSE;
                 if state.failed.take().is_some() {
-                    tracing::info!("credentials for IoT Platform are read again");
+                    tracing::info!("credentials for IoT Platform can be read again");
                 }
                 let held = Held { credentials: credentials.clone(), expires, stamp, refused: false, again };
                 state.held = Some(held);
                 return Ok(credentials);
             }
             Ok(_) => Failure::Passing(
-                "the metadata service gives credentials that have expired: is this machine's clock right?"
-                    .into(),
+                "the metadata service returned expired credentials; check this machine's clock (NTP)".into(),
             ),
             Err(failure) => failure,
         };
@@ -336,10 +334,10 @@ impl Holder {
         let good = good.map(|held| held.credentials.clone());
         state.failed = Some(Failed { error: error.clone(), stamp, pause, again: now + pause });
         drop(state);
-        let still = if good.is_some() { "; the old ones are good for now" } else { "" };
+        let still = if good.is_some() { "; the old ones are still valid" } else { "" };
         tracing::warn!(
             again_in_seconds = pause,
-            "credentials for IoT Platform cannot be read: {}{still}",
+            "could not read credentials for IoT Platform: {}{still}",
             error.message
         );
         good.ok_or(error)
@@ -350,8 +348,7 @@ impl Holder {
     }
 }
 
-/// Whether a pause still lasts. A clock that was set back meanwhile does not
-/// prolong it.
+/// Returns whether a pause still lasts. Setting the clock back does not prolong it.
 fn is_ahead(again: i64, now: i64) -> bool {
     (1..=MAX_PAUSE).contains(&(again - now))
 }
@@ -360,6 +357,6 @@ fn late() -> ApiError {
     ApiError {
         class: ErrorClass::TryAgain,
         code: NO_CREDENTIALS.into(),
-        message: "credentials were not read in time".into(),
+        message: "the credentials were not read in time".into(),
     }
 }

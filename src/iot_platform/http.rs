@@ -1,5 +1,5 @@
-//! HTTP as calls use it: TLS and its roots, proxies, time-outs, and what an
-//! operator is told when a call gets no answer. Knows no action and no signature.
+//! HTTP for the calls: TLS and its roots, proxies, timeouts, and explanations for an
+//! operator when a call gets no answer. Knows no action and no signature.
 
 use std::{
     error::Error,
@@ -13,19 +13,19 @@ use rustls::CertificateError;
 
 use super::{ApiError, ErrorClass};
 
-/// How long an unused connection is kept; gateways close theirs after 60 s, and
-/// a call on a connection that is just being closed fails.
+/// Time for which an unused connection is kept. Gateways close theirs after 60 s, and a call
+/// fails on a connection that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How long a call may take, stage by stage.
+/// Maximum times of a call, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For the name, TCP, a proxy and TLS, where a connection is made.
+    /// To resolve the name and connect, including a proxy and TLS.
     pub connect: Duration,
-    /// From there or from the beginning of the call to the answer's head; not
+    /// From the start of a request, connecting included, to the beginning of its answer; not
     /// less than `connect`.
     pub first_byte: Duration,
-    /// For a whole call: credentials, repetitions and the answer's last byte.
+    /// For a whole call: credentials, repetitions, and the end of the answer.
     pub whole: Duration,
 }
 
@@ -39,7 +39,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Why a client cannot be made from its configuration.
+/// Error in the settings of a client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The endpoint is not a URL that can be called.
@@ -47,7 +47,7 @@ pub enum ClientError {
         "iot_platform endpoint {endpoint:?} {what}; it should look like https://iot.cn-shanghai.aliyuncs.com"
     )]
     Endpoint {
-        /// The endpoint as configured, without a password that stood in it.
+        /// The endpoint as configured, but without a password in it.
         endpoint: String,
         /// What is wrong with it.
         what: String,
@@ -55,15 +55,15 @@ pub enum ClientError {
     /// The region is empty.
     #[error("iot_platform region is empty; it should be a region ID such as cn-shanghai")]
     Region,
-    /// The metadata service's address is not one.
+    /// The metadata service's address is wrong.
     #[error(
-        "metadata_endpoint {0:?} is no http URL without a path; it should look like http://100.100.100.200"
+        "metadata_endpoint {0:?} is not an http URL without a path; it should look like http://100.100.100.200"
     )]
     MetadataEndpoint(String),
-    /// The file with roots of its own cannot be used.
+    /// The file with additional root certificates cannot be used.
     #[error("ca_file {} {what}; it should hold certificates in PEM (-----BEGIN CERTIFICATE-----)", path.display())]
     CaFile {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
@@ -73,13 +73,15 @@ pub enum ClientError {
         "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
     )]
     AccessKey,
-    /// TLS or the system's randomness could not be set up; most often there are
-    /// no root certificates.
-    #[error("cannot set up calls to IoT Platform ({0}); is the package ca-certificates installed?")]
+    /// TLS or the system's random numbers could not be set up; usually there are no root
+    /// certificates.
+    #[error(
+        "could not set up calls to IoT Platform ({0}); check that the package ca-certificates is installed"
+    )]
     Setup(String),
 }
 
-/// A client for an endpoint, with roots that are trusted besides the system's.
+/// Makes a client for an endpoint, with root certificates besides the system's.
 pub(super) fn http_client(
     endpoint: &Url,
     timeouts: &Timeouts,
@@ -88,14 +90,14 @@ pub(super) fn http_client(
     let mut builder = builder()
         .connect_timeout(timeouts.connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
-        // HTTP/1.1: a call that times out takes its connection with it. One
-        // HTTP/2 connection that a NAT forgot would fail all calls after it.
+        // HTTP/1.1, so that a call that times out ends its connection. With HTTP/2, one
+        // connection that a NAT has forgotten would fail all later calls.
         .http1_only();
-    // Read even where it is not needed: a wrong one is found at once.
+    // Read even if not needed, so that a wrong file is noticed at once.
     let roots = ca_file.map(read_roots).transpose()?;
     if endpoint.scheme() == "http" {
-        // Without TLS no roots are needed, and a machine may well have none. A
-        // proxy that is itself spoken to by https needs them.
+        // TLS is not used, and a machine may have no root certificates. They are still
+        // needed for a proxy with https.
         builder = builder.tls_certs_only(roots.unwrap_or_default());
     } else if let Some(roots) = roots {
         builder = builder.tls_certs_merge(roots);
@@ -107,24 +109,24 @@ pub(super) fn http_client(
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
-/// A client for what this machine's hypervisor answers: never through a proxy,
-/// which would be given the token of whatever machine the proxy runs on.
+/// Makes a client for the metadata service. It never uses a proxy: that would return the
+/// token of the machine that the proxy runs on.
 pub(super) fn metadata_client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
     let builder = builder().no_proxy().connect_timeout(timeout).timeout(timeout).tls_certs_only([]);
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    // reqwest takes the process's provider and panics without one. Whoever
-    // installed another one first meant it.
+    // reqwest uses the process's provider, and panics without one. A provider that is already
+    // installed stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .user_agent(concat!("certdist/", env!("CARGO_PKG_VERSION")))
-        // A signed call goes where it was addressed to, or nowhere.
+        // A signed call must not be redirected.
         .redirect(reqwest::redirect::Policy::none())
 }
 
-/// The certificates of a PEM file.
+/// Reads the certificates of a PEM file.
 pub(crate) fn read_roots(path: &Path) -> Result<Vec<Certificate>, ClientError> {
     let wrong = |what: String| ClientError::CaFile { path: path.to_owned(), what };
     let pem = fs::read(path).map_err(|error| wrong(format!("cannot be read ({error})")))?;
@@ -142,8 +144,8 @@ fn is_loopback(url: &Url) -> bool {
     })
 }
 
-/// A call without an answer. A time-out, other than of the connection itself, may
-/// have carried the call out.
+/// Converts an error without an answer. After a timeout, except while connecting, the call
+/// may have been carried out.
 pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
     let (class, code, message) = if let Some(what) = certificate_error(error) {
         let host = endpoint.host_str().unwrap_or_default();
@@ -153,14 +155,14 @@ pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
         (ErrorClass::TryAgain, "Connection", format!("no connection within {seconds} s (connect_timeout)"))
     } else if error.is_timeout() {
         let seconds = timeouts.whole.as_secs_f64();
-        (ErrorClass::TimedOut, "Timeout", format!("no whole answer within {seconds} s (timeout)"))
+        (ErrorClass::TimedOut, "Timeout", format!("no complete answer within {seconds} s (timeout)"))
     } else {
         (ErrorClass::TryAgain, "Connection", with_causes(error))
     };
     ApiError { class, code: code.into(), message }
 }
 
-/// A call whose answer does not begin; it may have been carried out.
+/// Makes the error of a call whose answer did not begin; it may have been carried out.
 pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     ApiError {
         class: ErrorClass::TimedOut,
@@ -169,31 +171,31 @@ pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     }
 }
 
-/// What an operator can do about a certificate that was refused.
+/// Tells an operator what to do about a certificate that was refused.
 fn untrusted(host: &str, error: &CertificateError) -> String {
     match error {
-        // A bad signature: by another CA of the same name, such as one made anew.
+        // A bad signature comes from another CA of the same name, such as a CA made again.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
-            "the certificate shown for {host} is by nobody that this machine trusts: name the CA with \
-             ca_file if it is your own or a proxy's, else mend ca-certificates"
+            "the certificate shown for {host} is from a CA that this machine does not trust: set ca_file if the \
+             CA is your own or a proxy's, else repair the package ca-certificates"
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!(
             "the certificate shown for {host} has expired: renew it, or set this machine's clock (NTP) if it \
              is ahead"
         ),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => format!(
-            "the certificate shown for {host} is not valid yet: this machine's clock is probably behind, set \
+            "the certificate shown for {host} is not valid yet: this machine's clock is probably behind; set \
              it (NTP)"
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
-            "the certificate shown for {host} is for another name: correct endpoint, or what {host} resolves \
-             to"
+            "the certificate shown for {host} is for another name: correct endpoint, or the address that {host} \
+             resolves to"
         ),
         other => format!("the certificate shown for {host} is refused: {other}"),
     }
 }
 
-/// What TLS has against the certificate, wherever it stands among the causes.
+/// Finds the TLS error about the certificate among the causes.
 fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
     causes(error).find_map(|cause| match cause.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::InvalidCertificate(what)) => Some(what),
@@ -201,16 +203,16 @@ fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Certifi
     })
 }
 
-/// An error and what caused it, outermost first.
+/// Iterates over an error and its causes, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
-        // An I/O error stands for the one in it, and says only that one's cause.
+        // An I/O error that wraps another one has the text of that one, and its cause.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
     })
 }
 
-/// An error and what caused it, on one line: reqwest's own says only which step
+/// Formats an error and its causes on one line; reqwest's own text only says which step
 /// failed.
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<_> = causes(error).map(ToString::to_string).collect();

@@ -1,7 +1,6 @@
-//! IoT Platform's API, version 2018-01-20, as certdist uses it: a signed client,
-//! and a simulator that verifies what the client signs. Knows calls, answers and
-//! their classes; when to call, and what to do about a failure, is the
-//! registrar's.
+//! IoT Platform's API, version 2018-01-20, as certdist uses it: a signed client, and a
+//! simulator that verifies the client's signatures. Knows calls, answers and classes of
+//! errors; the registrar decides when to call, and what to do about a failure.
 
 mod action;
 pub(crate) mod answer;
@@ -26,37 +25,37 @@ use crate::device::Certificate;
 
 /// Version of the API that the calls are written for.
 pub const API_VERSION: &str = "2018-01-20";
-/// Calls of `RegisterDevice` a second where nothing else is set: most of the account's
-/// limit of 30, which other programs have a part in.
+/// Default rate of `RegisterDevice` calls per second: most of the account's limit of 30,
+/// which other programs share.
 pub const QPS: f64 = 25.0;
-/// Pause between two looks at all devices' activation and state where nothing else is set.
+/// Default pause between two queries of all devices' activation and state.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
-/// Most names of one batch.
+/// Maximum number of names in a batch.
 pub const MAX_BATCH: usize = 10_000;
-/// Most devices of one page of a batch.
+/// Maximum number of devices on a page of a batch.
 pub const PAGE_SIZE: usize = 50;
-/// Most names of one `BatchQueryDeviceDetail`.
+/// Maximum number of names in a `BatchQueryDeviceDetail`.
 pub const MAX_QUERY: usize = 100;
 
-/// What an action answers with.
+/// Future of an action's answer.
 pub type ApiFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'a>>;
 
-/// A device as the cloud tells it.
+/// A device as the cloud describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudDevice {
-    /// What the device signs in with.
+    /// Certificate that the device signs in with.
     pub certificate: Certificate,
     /// `IotId`.
     pub iot_id: Option<String>,
-    /// `UtcCreate` in seconds since 1970, when told.
+    /// `UtcCreate` in seconds since 1970, if the answer has it.
     pub created: Option<i64>,
     /// `UtcActive` in seconds since 1970, once it has signed in.
     pub activated: Option<i64>,
-    /// Whether somebody has disabled it at the cloud: it cannot sign in.
+    /// Whether the device was disabled at the cloud, so that it cannot sign in.
     pub disabled: bool,
 }
 
-/// `ApplyId`: what a batch is called.
+/// `ApplyId`, which identifies a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ApplyId(pub u64);
 
@@ -66,26 +65,25 @@ impl fmt::Display for ApplyId {
     }
 }
 
-/// `Status` of a batch: each of its two steps goes on, and then ends well or
-/// badly.
+/// `Status` of a batch, which has two steps. Each step runs, and then succeeds or fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchStatus {
-    /// Its names are being checked.
+    /// The names are being checked.
     Check,
-    /// Every name may be registered.
+    /// All names can be registered.
     CheckSuccess,
-    /// A name may not, and so none of them.
+    /// At least one name cannot be registered, so none is.
     CheckFailed,
-    /// Its devices are being created.
+    /// The devices are being created.
     Create,
-    /// They are created.
+    /// The devices are created.
     CreateSuccess,
-    /// None of them is, or some are not: the documentation says either.
+    /// No device was created, or some were not; the documentation says both.
     CreateFailed,
 }
 
 impl BatchStatus {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 6] = [
         Self::Check,
         Self::CheckSuccess,
@@ -95,7 +93,7 @@ impl BatchStatus {
         Self::CreateFailed,
     ];
 
-    /// The value of `Status`.
+    /// Returns the value of `Status`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Check => "CHECK",
@@ -107,36 +105,36 @@ impl BatchStatus {
         }
     }
 
-    /// The status of that name.
+    /// Finds the status with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.name() == name)
     }
 }
 
-/// How far a batch is.
+/// Status of a batch and of its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchProgress {
-    /// Which step, and how it ended.
+    /// The current step, or how it ended.
     pub status: BatchStatus,
-    /// `ValidList`: at most [`MAX_BATCH`] names that passed, or were created. May
-    /// be empty although all did: the documentation says both.
+    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. May be empty
+    /// even if all were; the documentation says both.
     pub valid: Vec<String>,
-    /// `InvalidList`: at most [`MAX_BATCH`] names that did not. Those that are no
-    /// legal names are left out.
+    /// `InvalidList`: at most [`MAX_BATCH`] names that were not, without those that are not
+    /// legal names.
     pub invalid: Vec<String>,
 }
 
-/// A page of the devices that a batch has made.
+/// A page of the devices that a batch has created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchPage {
-    /// At most [`PAGE_SIZE`], in an order that stays.
+    /// At most [`PAGE_SIZE`], always in the same order.
     pub devices: Vec<CloudDevice>,
     /// `PageCount`.
     pub pages: u32,
 }
 
-/// What the registrar does about a failed call
-/// (`iot-platform/README.md`, "Answers").
+/// Class of a failed call, by which the registrar acts (docs/cloud.md, "What the cloud says,
+/// and what to do").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
     /// The device name is taken: recover through `QueryDeviceDetail`.
@@ -149,14 +147,14 @@ pub enum ErrorClass {
     Throttled,
     /// The call may have been carried out: no answer came in time.
     TimedOut,
-    /// Sign anew: the nonce was used, or the clock is off.
+    /// Sign again: the nonce was used, or the clock is wrong.
     SignAgain,
-    /// Only the operator can mend it: credentials, permissions, quota, product.
+    /// Only the operator can fix it: credentials, permissions, quota, product.
     Operator,
-    /// This device only.
+    /// The error concerns this device only.
     Device,
-    /// A code that is not in the list: a bounded number of tries, then this
-    /// device only.
+    /// An unknown code: try again a limited number of times, then treat as
+    /// [`Device`](Self::Device).
     Unknown,
 }
 
@@ -164,68 +162,68 @@ pub enum ErrorClass {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ApiError {
-    /// What to do about it.
+    /// Class, by which the registrar acts.
     pub class: ErrorClass,
-    /// `Code` as the cloud says it, or a name of ours for what never reached it
+    /// `Code` of the cloud, or a name of certdist's own for a failure without an answer
     /// (`Timeout`, `Connection`, `Certificate`, `Credentials`, `NotAnAnswer`).
     pub code: String,
-    /// The cloud's sentence: one line of at most 200 characters, without secrets.
+    /// The cloud's message: one line of at most 200 characters, without secrets.
     pub message: String,
 }
 
-/// The actions that the registrar calls. [`client::Client`] is the real one.
+/// Actions that the registrar calls. [`client::Client`] calls the real cloud.
 pub trait IotPlatform: Send + Sync + 'static {
-    /// `RegisterDevice`: creates the device and answers with its certificate.
+    /// `RegisterDevice`: creates the device and returns its certificate.
     ///
-    /// A failure does not say that there is no device: with
-    /// [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`] only the answer may
-    /// be lost. The same call again then says [`ErrorClass::Exists`], and
-    /// [`query_device_detail`](Self::query_device_detail) has the certificate.
+    /// A failure does not mean that the device was not created: after
+    /// [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`], only the answer may be lost. A
+    /// repeated call then fails with [`ErrorClass::Exists`], and
+    /// [`query_device_detail`](Self::query_device_detail) returns the certificate.
     fn register_device<'a>(
         &'a self,
         product_key: &'a str,
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice>;
 
-    /// `QueryDeviceDetail` by product and name: the certificate of a device that
-    /// exists, and when it signed in first.
+    /// `QueryDeviceDetail` by product and name: returns the certificate of an existing
+    /// device, and when it first signed in.
     fn query_device_detail<'a>(
         &'a self,
         product_key: &'a str,
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice>;
 
-    /// `BatchCheckDeviceNames`: has 1 to [`MAX_BATCH`] names checked, as the first
-    /// step of a batch.
+    /// `BatchCheckDeviceNames`: checks 1 to [`MAX_BATCH`] names, as the first step of a
+    /// batch.
     ///
-    /// No answer does not say that there is no batch, but names that are only
-    /// checked are not taken: the same call again makes another batch.
+    /// Without an answer, the batch may exist. That is harmless, because checked names are
+    /// not reserved: a repeated call makes another batch.
     fn batch_check_device_names<'a>(
         &'a self,
         product_key: &'a str,
         device_names: &'a [String],
     ) -> ApiFuture<'a, ApplyId>;
 
-    /// `QueryBatchRegisterDeviceStatus`: how far either step of a batch is.
+    /// `QueryBatchRegisterDeviceStatus`: returns the status of either step of a batch.
     fn query_batch_register_device_status<'a>(
         &'a self,
         product_key: &'a str,
         apply_id: ApplyId,
     ) -> ApiFuture<'a, BatchProgress>;
 
-    /// `BatchRegisterDeviceWithApplyId`: has the devices of a batch created whose
-    /// check has succeeded.
+    /// `BatchRegisterDeviceWithApplyId`: creates the devices of a batch whose check has
+    /// succeeded.
     ///
-    /// No answer does not say that the step has not begun: the status tells.
+    /// Without an answer, the step may have started; the status shows it.
     fn batch_register_device_with_apply_id<'a>(
         &'a self,
         product_key: &'a str,
         apply_id: ApplyId,
     ) -> ApiFuture<'a, ApplyId>;
 
-    /// `QueryPageByApplyId`: the certificates that a batch has made, page by page
-    /// from 1. The call has no product key and its answer names none: the key is
-    /// for the certificates.
+    /// `QueryPageByApplyId`: returns the certificates that a batch has created, by pages
+    /// from 1. Neither the call nor its answer has a product key; the argument is for the
+    /// certificates.
     fn query_page_by_apply_id<'a>(
         &'a self,
         product_key: &'a str,
@@ -233,9 +231,9 @@ pub trait IotPlatform: Send + Sync + 'static {
         page: u32,
     ) -> ApiFuture<'a, BatchPage>;
 
-    /// `BatchQueryDeviceDetail`: what [`query_device_detail`](Self::query_device_detail)
-    /// tells, for 1 to [`MAX_QUERY`] names at once. Names that do not exist are left
-    /// out.
+    /// `BatchQueryDeviceDetail`: returns the same as
+    /// [`query_device_detail`](Self::query_device_detail) for 1 to [`MAX_QUERY`] names at
+    /// once. Omits names that do not exist.
     fn batch_query_device_detail<'a>(
         &'a self,
         product_key: &'a str,

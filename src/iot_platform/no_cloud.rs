@@ -1,11 +1,10 @@
-//! Stands in for IoT Platform where none is configured.
+//! Replaces IoT Platform if none is configured.
 
 use std::future;
 
 use super::{ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform};
 
-/// No cloud at all: whatever is asked of it is refused, as something that only the
-/// operator can mend.
+/// Refuses every call with an error that only the operator can fix.
 pub struct NoCloud;
 
 impl NoCloud {

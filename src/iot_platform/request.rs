@@ -1,5 +1,5 @@
-//! A call as it is sent: its parameters with those that every call has, signed in
-//! the version that the operator chose. Pure; nonce and time are arguments.
+//! Builds a call: its parameters and the common ones, signed in the version that the
+//! operator chose. Pure; nonce and time are arguments.
 
 use reqwest::{
     Url,
@@ -13,12 +13,12 @@ use super::{
     signature_v3::{self, Signable},
 };
 
-/// How long a query may be, in bytes, encoded: gateways refuse a longer line.
+/// Maximum length of an encoded query, in bytes; gateways refuse longer lines.
 const MAX_QUERY: usize = 2048;
-/// What a form says of itself.
+/// `Content-Type` of a form.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Which of the cloud's signatures calls carry.
+/// Version of the signature of the calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SignatureVersion {
     /// `SignatureVersion=1.0` with HMAC-SHA1, all in a form.
@@ -28,7 +28,7 @@ pub enum SignatureVersion {
     V3,
 }
 
-/// An action with its parameters, and when and for whom it is called.
+/// An action with its parameters, and the time and destination of the call.
 pub(super) struct Call<'a> {
     pub endpoint: &'a Url,
     pub action: &'a str,
@@ -42,7 +42,7 @@ pub(super) struct Call<'a> {
     pub timestamp: &'a str,
 }
 
-/// What is sent, by POST.
+/// A signed POST request.
 pub(super) struct Signed {
     pub url: Url,
     pub headers: HeaderMap,
@@ -50,12 +50,12 @@ pub(super) struct Signed {
 }
 
 impl Call<'_> {
-    /// Signs for these credentials.
+    /// Signs the call with these credentials.
     ///
     /// # Errors
     ///
-    /// When a credential cannot stand in a header: it has a control character, or
-    /// one that is not ASCII.
+    /// Fails if a credential has a control character or one that is not ASCII, because a
+    /// header cannot hold it.
     pub fn sign(&self, version: SignatureVersion, credentials: &Credentials) -> Result<Signed, &'static str> {
         match version {
             SignatureVersion::V1 => Ok(self.sign_v1(credentials)),
@@ -71,7 +71,7 @@ impl Call<'_> {
             ("AccessKeyId", credentials.access_key_id.as_str()),
             ("SignatureMethod", "HMAC-SHA1"),
             ("SignatureVersion", "1.0"),
-            // Empty, as the official SDK sends it.
+            // Empty, like in the official SDK.
             ("SignatureType", ""),
             ("SignatureNonce", self.nonce),
             ("Timestamp", self.timestamp),
@@ -90,8 +90,8 @@ impl Call<'_> {
         Signed { url: self.endpoint.clone(), headers, body: signature::form_encode(all) }
     }
 
-    /// The parameters stand in the query, as the official SDK for IoT Platform
-    /// sends them; a batch of names that is too long for that, in a form.
+    /// Signs with version 3. Like in the official SDK for IoT Platform, the parameters are
+    /// in the query; a list of names that is too long for a query is in a form.
     fn sign_v3(&self, credentials: &Credentials) -> Result<Signed, &'static str> {
         let parameters = self.own_parameters();
         let encoded = signature::form_encode(parameters.iter().copied());
@@ -136,16 +136,16 @@ impl Call<'_> {
         let authorization = [("authorization", authorization.as_str())];
         for (name, value) in signed.iter().chain(&authorization) {
             let mut value = HeaderValue::from_str(value).map_err(|_| {
-                "the access key or its token has a character that no header takes; it was probably not \
-                 copied whole"
+                "the access key or its token has a character that a header cannot hold; it was probably not \
+                 copied completely"
             })?;
             value.set_sensitive(true);
-            headers.insert(HeaderName::from_bytes(name.as_bytes()).expect("a header's name"), value);
+            headers.insert(HeaderName::from_bytes(name.as_bytes()).expect("a valid header name"), value);
         }
         Ok(Signed { url, headers, body })
     }
 
-    /// The action's parameters, and those of both versions.
+    /// Returns the action's parameters, and those that both versions send.
     fn own_parameters(&self) -> Vec<(&str, &str)> {
         let mut parameters = vec![("RegionId", self.region)];
         if !self.instance_id.is_empty() {
@@ -156,7 +156,7 @@ impl Call<'_> {
     }
 }
 
-/// `Host` as HTTP sends it: without the scheme's own port.
+/// Returns `Host` as HTTP sends it: without the scheme's default port.
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn version_3_sends_what_is_too_long_for_a_query_in_a_signed_form() {
+    fn version_3_sends_parameters_too_long_for_a_query_in_a_signed_form() {
         let name = "x".repeat(MAX_QUERY);
         let Signed { url, headers, body } = sign(SignatureVersion::V3, "", &[("DeviceName.1", &name)]);
         assert_eq!((url.query(), headers["content-type"].to_str().unwrap()), (None, FORM));
@@ -251,6 +251,6 @@ mod tests {
         };
         let broken = Credentials { security_token: Some(Secret::new("two\nlines".into())), ..credentials() };
         let error = call.sign(SignatureVersion::V3, &broken).err().unwrap();
-        assert!(error.contains("not copied whole"), "{error}");
+        assert!(error.contains("not copied completely"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! How a device signs in at IoT Platform with its certificate: what stands in an
-//! MQTT CONNECT, and whether it is right. Pure; knows neither MQTT nor the clock.
+//! Sign-in of a device at IoT Platform with its certificate: the fields of the MQTT CONNECT,
+//! and their verification. Pure; knows neither MQTT nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use crate::device::{Certificate, Secret, is_device_name};
 
-/// Longest client ID without its extension, in bytes.
+/// Maximum length of a client ID without its extension, in bytes.
 const MAX_CLIENT_ID: usize = 64;
-/// Longest product key, in bytes.
+/// Maximum length of a product key, in bytes.
 const MAX_PRODUCT_KEY: usize = 64;
 
 /// `signmethod`.
@@ -24,7 +24,7 @@ pub enum SignMethod {
 }
 
 impl SignMethod {
-    /// The value of `signmethod`.
+    /// Returns the value of `signmethod`.
     pub fn name(self) -> &'static str {
         match self {
             Self::HmacSha1 => "hmacsha1",
@@ -33,8 +33,8 @@ impl SignMethod {
     }
 }
 
-/// What a device sends in its CONNECT. Has no `Debug`: the password is good for
-/// signing in again.
+/// The fields of a device's CONNECT. Has no `Debug`, because the password can be used to
+/// sign in again.
 pub struct Login {
     /// `ID|securemode=…,signmethod=…,timestamp=…|`
     pub client_id: String,
@@ -45,14 +45,14 @@ pub struct Login {
 }
 
 impl Login {
-    /// For a connection without TLS, at `now_ms` in milliseconds since 1970.
+    /// Signs for a connection without TLS, at `now_ms` in milliseconds since 1970.
     pub fn new(certificate: &Certificate, method: SignMethod, now_ms: i64) -> Self {
         let Certificate { product_key, device_name, device_secret } = certificate;
         let timestamp = now_ms.to_string();
         let claim =
             Claim { client_id: device_name, device_name, product_key, timestamp: Some(&timestamp), method };
         Self {
-            // 3 is TCP, 2 would be TLS.
+            // securemode is 3 for TCP, 2 for TLS.
             client_id: format!(
                 "{device_name}|securemode=3,signmethod={},timestamp={timestamp}|",
                 method.name()
@@ -63,7 +63,7 @@ impl Login {
     }
 }
 
-/// Whom a CONNECT claims to come from. Nothing of it is proven before
+/// The claimed identity of a CONNECT. Nothing is proven before
 /// [`is_signed_with`](Self::is_signed_with).
 pub struct Claim<'a> {
     client_id: &'a str,
@@ -76,7 +76,7 @@ pub struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    /// Reads client ID and user name; nothing when they are not as documented.
+    /// Reads client ID and user name; returns `None` if they are not as documented.
     pub fn read(client_id: &'a str, user_name: &'a str) -> Option<Self> {
         let (client_id, extension) = client_id.split_once('|')?;
         let (mut secure, mut timestamp, mut method) = (false, None, None);
@@ -87,7 +87,7 @@ impl<'a> Claim<'a> {
                 ("signmethod", "hmacsha256") => method = Some(SignMethod::HmacSha256),
                 ("securemode" | "signmethod", _) => return None,
                 ("timestamp", text) => timestamp = Some(text),
-                // SDKs add their versions and more.
+                // SDKs add other fields, such as their version.
                 _ => {}
             }
         }
@@ -98,8 +98,8 @@ impl<'a> Claim<'a> {
         (secure && legal).then_some(Self { client_id, device_name, product_key, timestamp, method: method? })
     }
 
-    /// Whether `password` is what the owner of `device_secret` would send; hex in
-    /// either case.
+    /// Returns whether `password` is the one that the owner of `device_secret` would send;
+    /// its hex digits may have either case.
     pub fn is_signed_with(&self, device_secret: &Secret, password: &str) -> bool {
         let right = self.password(device_secret);
         let given = Zeroizing::new(password.to_ascii_lowercase());
@@ -113,7 +113,7 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Over names and values in alphabetical order; the time may be left out.
+    /// Signs names and values in alphabetical order; the time is optional.
     fn signature<M: Mac + KeyInit>(&self, device_secret: &Secret) -> Secret {
         let mut mac = <M as KeyInit>::new_from_slice(device_secret.expose().as_bytes())
             .expect("HMAC takes a key of any length");
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_as_documented_is_no_claim() {
+    fn a_connect_that_is_not_as_documented_is_no_claim() {
         let user_name = "SN01&a1";
         assert!(Claim::read("id|securemode=2,signmethod=hmacsha256,_v=sdk-c-3.0|", user_name).is_some());
         for client_id in [

@@ -1,6 +1,6 @@
 //! Version 1 of Alibaba Cloud's request signature (`SignatureVersion=1.0`,
-//! `SignatureMethod=HMAC-SHA1`): what the client appends to a call, and what the
-//! simulator expects of one. Pure; knows neither HTTP nor the clock.
+//! `SignatureMethod=HMAC-SHA1`), which the client makes and the simulator verifies. Pure;
+//! knows neither HTTP nor the clock.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -8,19 +8,19 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_e
 use sha1::Sha1;
 use subtle::ConstantTimeEq;
 
-/// Everything but the unreserved characters of RFC 3986 §2.3.
+/// All characters except the unreserved ones of RFC 3986 §2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Name of the parameter that is appended last and signs all others.
+/// Name of the last parameter, which signs all others.
 pub const SIGNATURE: &str = "Signature";
 
-/// A text as it stands in a query, a form, or a string to sign: RFC 3986 §2.1,
-/// so a space is `%20`, never `+`.
+/// Encodes a text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes
+/// `%20`, never `+`.
 pub fn percent_encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, RESERVED)
 }
 
-/// `name=value` pairs joined by `&` in the order given, both sides encoded.
+/// Joins `name=value` pairs with `&` in the given order, with both sides encoded.
 pub fn form_encode<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
     for (name, value) in parameters {
@@ -34,7 +34,7 @@ pub fn form_encode<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>)
     text
 }
 
-/// The parameters without `Signature`, sorted by name and encoded.
+/// Returns the encoded parameters without `Signature`, sorted by name.
 ///
 /// Query and form parameters are all signed, in one list.
 pub fn canonical_string<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
@@ -43,26 +43,25 @@ pub fn canonical_string<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a s
     form_encode(parameters)
 }
 
-/// What is signed: `METHOD&%2F&…`, the method in upper case.
+/// Returns the text that is signed: `METHOD&%2F&…`, with the method in upper case.
 pub fn string_to_sign<'a>(method: &str, parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     format!("{method}&%2F&{}", percent_encode(&canonical_string(parameters)))
 }
 
-/// The value of `Signature`: Base64 of the HMAC-SHA1 of a string to sign.
+/// Returns the value of `Signature`: Base64 of the HMAC-SHA1 of a string to sign.
 pub fn sign(string_to_sign: &str, access_key_secret: &str) -> String {
     STANDARD.encode(mac(string_to_sign, access_key_secret).finalize().into_bytes())
 }
 
-/// Whether `signature` is the one that [`sign`] makes, in a time that does not
-/// depend on how much of it is right.
+/// Returns whether `signature` is the one that [`sign`] makes. Takes the same time however
+/// much of it is right.
 pub fn verify(string_to_sign: &str, access_key_secret: &str, signature: &str) -> bool {
     let expected = sign(string_to_sign, access_key_secret);
     expected.as_bytes().ct_eq(signature.as_bytes()).into()
 }
 
 fn mac(string_to_sign: &str, access_key_secret: &str) -> Hmac<Sha1> {
-    // The key is the secret and an `&`: its second half, a token secret, is
-    // always empty.
+    // The key is the secret and an `&`. A token secret would follow, but is always empty.
     let key = zeroize::Zeroizing::new(format!("{access_key_secret}&"));
     let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(string_to_sign.as_bytes());

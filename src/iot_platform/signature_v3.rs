@@ -1,16 +1,16 @@
-//! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the
-//! newer SDKs send: common parameters are headers, and method, path, query,
-//! headers and the body's hash are signed. Pure; knows neither HTTP nor the clock.
+//! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the newer SDKs
+//! send: common parameters are headers, and method, path, query, headers and the body's hash
+//! are signed. Pure; knows neither HTTP nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use super::signature::canonical_string;
 
-/// Name of the algorithm in `Authorization` and in what is signed.
+/// Name of the algorithm, in `Authorization` and in the string to sign.
 pub const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
-/// A request as far as it is signed.
+/// The signed parts of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Signable<'a> {
     /// In upper case.
@@ -25,13 +25,13 @@ pub struct Signable<'a> {
     pub content_sha256: &'a str,
 }
 
-/// SHA-256 of a body, in lower-case hex.
+/// Returns the SHA-256 of a body, in lower-case hex.
 pub fn content_sha256(body: &[u8]) -> String {
     hex::encode(Sha256::digest(body))
 }
 
 impl Signable<'_> {
-    /// What is signed: the algorithm, and the hash of the canonical request.
+    /// Returns the text that is signed: the algorithm, and the hash of the canonical request.
     pub fn string_to_sign(&self) -> String {
         let Self { method, path, query, content_sha256, .. } = self;
         let mut headers = String::new();
@@ -46,7 +46,7 @@ impl Signable<'_> {
         format!("{ALGORITHM}\n{}", hex::encode(Sha256::digest(canonical.as_bytes())))
     }
 
-    /// The value of `Authorization`.
+    /// Returns the value of `Authorization`.
     pub fn authorization(&self, access_key_id: &str, access_key_secret: &str) -> String {
         let signature = sign(&self.string_to_sign(), access_key_secret);
         let names = self.signed_headers();
@@ -65,7 +65,7 @@ impl Signable<'_> {
     }
 }
 
-/// Lower-case hex of the HMAC-SHA256 of a string to sign; the key is the secret
+/// Returns the HMAC-SHA256 of a string to sign, in lower-case hex. The key is the secret
 /// alone, without version 1's `&`.
 pub fn sign(string_to_sign: &str, access_key_secret: &str) -> String {
     let key = access_key_secret.as_bytes();
@@ -104,7 +104,7 @@ mod tests {
         vectors
     }
 
-    /// The pairs in the reverse of the order in which they are signed.
+    /// Returns the pairs in the reverse order of that in which they are signed.
     fn pairs(map: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
         map.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_security_token_is_among_what_is_signed() {
+    fn a_security_token_is_signed_too() {
         let signed =
             vectors().into_iter().filter(|vector| vector.headers.contains_key("x-acs-security-token"));
         let signed: Vec<_> = signed.collect();

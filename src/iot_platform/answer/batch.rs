@@ -1,6 +1,5 @@
-//! What an answer about a batch, or about many devices at once, means. Believes no
-//! name that was not asked for, no more of them than were, and no page longer than
-//! asked for.
+//! Reads answers about a batch, or about many devices at once. Accepts no name that was not
+//! asked for, none twice, and no page longer than asked for.
 
 use std::collections::HashSet;
 
@@ -26,7 +25,7 @@ struct Applied {
     apply_id: Number,
 }
 
-/// A number, which the cloud also writes as text.
+/// A number, which the cloud writes as a number or as text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -86,7 +85,7 @@ struct DetailList {
 ///
 /// # Errors
 ///
-/// As [`read_device`](super::read_device).
+/// The same as for [`read_device`](super::read_device).
 pub fn read_apply_id(status: u16, body: &[u8]) -> Result<ApplyId, ApiError> {
     read(
         status,
@@ -94,25 +93,25 @@ pub fn read_apply_id(status: u16, body: &[u8]) -> Result<ApplyId, ApiError> {
         |envelope| envelope.data.is_some(),
         |body| {
             let answer: Envelope<Applied> = parsed(body, "Data has no ApplyId")?;
-            answer.data.apply_id.value().map(ApplyId).ok_or("ApplyId is no number")
+            answer.data.apply_id.value().map(ApplyId).ok_or("ApplyId is not a number")
         },
     )
 }
 
-/// Reads how far a batch is.
+/// Reads the status of a batch.
 ///
 /// # Errors
 ///
-/// As [`read_device`](super::read_device).
+/// The same as for [`read_device`](super::read_device).
 pub fn read_progress(status: u16, body: &[u8]) -> Result<BatchProgress, ApiError> {
     read(
         status,
         body,
         |envelope| envelope.data.is_some(),
         |body| {
-            let answer: Envelope<Progress> = parsed(body, "Data is no status of a batch")?;
+            let answer: Envelope<Progress> = parsed(body, "Data is not a status of a batch")?;
             Ok(BatchProgress {
-                status: BatchStatus::named(&answer.data.status).ok_or("Status is no documented one")?,
+                status: BatchStatus::named(&answer.data.status).ok_or("Status is not a documented one")?,
                 valid: names(answer.data.valid_list)?,
                 invalid: names(answer.data.invalid_list)?,
             })
@@ -120,11 +119,11 @@ pub fn read_progress(status: u16, body: &[u8]) -> Result<BatchProgress, ApiError
     )
 }
 
-/// Reads a page of what a batch of `product_key` has made.
+/// Reads a page of the devices that a batch of `product_key` has created.
 ///
 /// # Errors
 ///
-/// As [`read_device`](super::read_device).
+/// The same as for [`read_device`](super::read_device).
 pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPage, ApiError> {
     read(
         status,
@@ -139,13 +138,13 @@ pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPag
             }
             let certified = |device: DeviceData| {
                 if !is_device_name(&device.device_name) {
-                    return Err("DeviceName is no legal one");
+                    return Err("DeviceName is not a legal one");
                 }
                 of_product(device, product_key)
             };
             Ok(BatchPage {
                 devices: devices.into_iter().map(certified).collect::<Result<_, _>>()?,
-                pages: pages.ok_or("PageCount is no number of pages")?,
+                pages: pages.ok_or("PageCount is not a number of pages")?,
             })
         },
     )
@@ -155,14 +154,14 @@ pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPag
 ///
 /// # Errors
 ///
-/// As [`read_device`](super::read_device).
+/// The same as for [`read_device`](super::read_device).
 pub fn read_devices(
     status: u16,
     body: &[u8],
     product_key: &str,
     device_names: &[String],
 ) -> Result<Vec<CloudDevice>, ApiError> {
-    // Where none of them exists, there may be nothing to be read.
+    // If none of them exists, the content may be missing.
     read(
         status,
         body,
@@ -172,7 +171,7 @@ pub fn read_devices(
             let devices = details.data.and_then(|list| list.data).unwrap_or_default();
             let mut asked: HashSet<&str> = device_names.iter().map(String::as_str).collect();
             let certified = |device: DeviceData| {
-                // Removed, so that no name comes twice.
+                // Removed, so that no name is accepted twice.
                 if !asked.remove(device.device_name.as_str()) || !is_device_name(&device.device_name) {
                     return Err("DeviceName is not one asked for");
                 }
@@ -187,11 +186,11 @@ pub fn read_devices(
 }
 
 fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8], wrong: &'static str) -> Result<T, &'static str> {
-    // The error itself may repeat a part of a secret.
+    // serde's error may repeat part of a secret.
     serde_json::from_slice(body).map_err(|_| wrong)
 }
 
-/// The legal names of a list: whatever else stands in it was not asked for.
+/// Returns the legal names of a list; no other name can have been asked for.
 fn names(list: Option<NameList>) -> Result<Vec<String>, &'static str> {
     let mut names = list.and_then(|list| list.name).unwrap_or_default();
     if names.len() > MAX_BATCH {
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_gives_certificates_of_the_batchs_product() {
+    fn a_page_has_certificates_of_the_batchs_product() {
         let page_of = |infos: Value| json!({"PageCount": 3, "ApplyDeviceList": {"ApplyDeviceInfo": infos}});
         let read = page(page_of(json!([info("SN01"), info("SN02")]))).unwrap();
         assert_eq!((read.devices.len(), read.pages), (2, 3));
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_devices_only_those_asked_for_are_believed_and_once() {
+    fn of_many_devices_only_those_asked_for_are_accepted_and_only_once() {
         let found = devices(json!({"Data": {"Data": [detail("SN02")]}})).unwrap();
         assert_eq!((found.len(), found[0].certificate.device_name.as_str()), (1, "SN02"));
         assert_eq!(found[0].activated, Some(1_551_342_063));
@@ -371,12 +370,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_a_panic(bytes: Vec<u8>) {
+        fn no_bytes_cause_a_panic(bytes: Vec<u8>) {
             read_all(&bytes);
         }
 
         #[test]
-        fn a_good_answer_with_a_byte_changed_is_no_panic(at: prop::sample::Index, byte: u8) {
+        fn a_good_answer_with_a_byte_changed_causes_no_panic(at: prop::sample::Index, byte: u8) {
             let answer = json!({
                 "Data": {"ApplyId": 1, "Status": "CHECK", "ValidList": {"Name": ["SN01"]}, "Data": [detail("SN01")]},
                 "PageCount": 1,

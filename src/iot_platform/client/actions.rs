@@ -1,4 +1,4 @@
-//! Each action as a call: its parameters, and how its answer is read.
+//! The call of each action: its parameters, and the reader of its answer.
 
 use super::{Answer, Client};
 use crate::iot_platform::{
@@ -33,7 +33,7 @@ impl Client {
             return Err(ApiError {
                 class: ErrorClass::Unknown,
                 code: "WrongCall".into(),
-                message: format!("{} takes 1 to {most} names, not {}", action.name(), device_names.len()),
+                message: format!("{} accepts 1 to {most} names, not {}", action.name(), device_names.len()),
             });
         }
         let numbered: Vec<_> =

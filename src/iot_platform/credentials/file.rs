@@ -1,5 +1,5 @@
-//! The credentials file that Alibaba Cloud's SDKs share: INI with a section for
-//! each profile. Reads the file; calls nobody.
+//! Reads the credentials file that Alibaba Cloud's SDKs share: INI with a section for each
+//! profile. Makes no network call.
 
 use std::{collections::HashMap, env, fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf};
 
@@ -8,27 +8,27 @@ use zeroize::Zeroizing;
 use super::Credentials;
 use crate::device::Secret;
 
-/// The profile that is read when nobody says otherwise.
+/// Profile that is read by default.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
 
-/// Longest file that is read, in bytes.
+/// Maximum size of the file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// What tells one state of a file from the next.
+/// Identifies a state of a file, to notice changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds: a file that is written in place keeps its inode,
-    /// and one that is moved there its time of writing.
+    /// Seconds and nanoseconds. A file that is written in place keeps its inode, and a file
+    /// that is moved there keeps its time of writing.
     written: (i64, i64),
     changed: (i64, i64),
 }
 
-/// What a profile says.
+/// Content of a profile.
 pub(super) enum Profile {
     Key(Credentials),
-    /// Its name, when the profile gives it.
+    /// A RAM role, with its name if the profile has one.
     Role(Option<String>),
 }
 
@@ -42,7 +42,7 @@ pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-/// Where the SDKs look: `ALIBABA_CLOUD_CREDENTIALS_FILE`, or `credentials` or
+/// Returns the path that the SDKs use: `ALIBABA_CLOUD_CREDENTIALS_FILE`, or `credentials` or
 /// `credentials.ini` in `~/.alibabacloud`.
 pub(crate) fn usual_path() -> Option<PathBuf> {
     let named = |name| env::var_os(name).filter(|value| !value.is_empty());
@@ -55,7 +55,7 @@ pub(crate) fn usual_path() -> Option<PathBuf> {
     Some(if !path.exists() && ini.exists() { ini } else { path })
 }
 
-/// The profile that `ALIBABA_CLOUD_PROFILE` names, or `default`.
+/// Returns the profile that `ALIBABA_CLOUD_PROFILE` names, or `default`.
 pub(crate) fn usual_profile() -> String {
     env::var("ALIBABA_CLOUD_PROFILE")
         .ok()
@@ -63,7 +63,7 @@ pub(crate) fn usual_profile() -> String {
         .unwrap_or_else(|| DEFAULT_PROFILE.into())
 }
 
-/// Reads one profile; an error says what would be right, and no line of the file.
+/// Reads one profile. An error says what is expected, and repeats no line of the file.
 pub(super) fn read(path: &Path, profile: &str) -> Result<Profile, String> {
     let shown = path.display();
     let cannot = |what: String| format!("credentials file {shown}: {what}");
@@ -78,7 +78,7 @@ pub(super) fn read(path: &Path, profile: &str) -> Result<Profile, String> {
 fn parse(text: &str, profile: &str) -> Result<Profile, String> {
     let section = section(text, profile)?;
     let value = |key: &str| section.get(key).copied().filter(|value| !value.is_empty());
-    let needed = |key: &str| value(key).ok_or_else(|| format!("[{profile}] has no {key}"));
+    let needed = |key: &str| value(key).ok_or_else(|| format!("[{profile}] has no {key}; add it"));
     let kind = value("type");
     match kind {
         Some("access_key" | "sts") | None => {
@@ -95,14 +95,14 @@ fn parse(text: &str, profile: &str) -> Result<Profile, String> {
         Some("ecs_ram_role") => Ok(Profile::Role(value("role_name").map(Into::into))),
         Some(other) => Err(format!(
             "[{profile}] type = {}: expected access_key, sts or ecs_ram_role",
-            // It may be a secret that slipped into the wrong line.
+            // A short text is unlikely to be a secret in the wrong line; a longer one may be.
             if other.len() <= 20 { other } else { "…" }
         )),
     }
 }
 
-/// The keys of a section. Comments begin with `#` or `;`, also behind a value with
-/// `#`, as the SDKs read it; keys are in any case.
+/// Returns the keys of a section, in lower case. Like the SDKs, takes a line that begins
+/// with `#` or `;` for a comment, and also everything after a `#`.
 fn section<'a>(text: &'a str, profile: &str) -> Result<HashMap<String, &'a str>, String> {
     let mut inside = false;
     let mut found = None;
@@ -127,7 +127,7 @@ fn section<'a>(text: &'a str, profile: &str) -> Result<HashMap<String, &'a str>,
     }
     found.ok_or_else(|| {
         format!(
-            "no profile [{profile}]; ALIBABA_CLOUD_PROFILE names the one to read, {DEFAULT_PROFILE} otherwise"
+            "no profile [{profile}]; add it, or name another one with ALIBABA_CLOUD_PROFILE (default: {DEFAULT_PROFILE})"
         )
     })
 }
@@ -181,7 +181,7 @@ access_key_id = LTAI1
     }
 
     #[test]
-    fn a_wrong_profile_says_what_would_be_right_and_repeats_no_secret() {
+    fn a_wrong_profile_says_what_is_expected_and_repeats_no_secret() {
         for (text, profile, expected) in [
             (FILE, "lamp", "no profile [lamp]"),
             (FILE, "oidc", "expected access_key, sts or ecs_ram_role"),

@@ -1,6 +1,5 @@
-//! The temporary access key of the RAM role that is attached to an ECS instance, as
-//! its metadata service gives it: in hardened mode, with a token that only a
-//! process on the instance can have asked for.
+//! Reads the temporary access key of the RAM role of an ECS instance from its metadata
+//! service: in hardened mode, with a token that only a process on the instance can request.
 
 use std::time::Duration;
 
@@ -14,25 +13,25 @@ use crate::{
     iot_platform::http::{self, ClientError},
 };
 
-/// Where the metadata service is on every ECS instance.
+/// Address of the metadata service, the same on every ECS instance.
 pub const DEFAULT_METADATA_ENDPOINT: &str = "http://100.100.100.200";
 
-/// Time for each question; the service is on the same machine.
+/// Maximum time for each request; the service is on the same machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a token is good, in seconds: it is used at once.
+/// Lifetime of a token, in seconds; it is used at once.
 const TOKEN_SECONDS: &str = "60";
-/// Longest answer that is read, in bytes.
+/// Maximum length of an answer, in bytes.
 const MAX_ANSWER: usize = 16 * 1024;
 
-/// A RAM role of the ECS instance that this runs on.
+/// A RAM role of the ECS instance that certdist runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
-    /// The role; the one that is attached when absent.
+    /// Name of the role; the attached role if absent.
     pub name: Option<String>,
-    /// `http://HOST` of the metadata service.
+    /// Address of the metadata service, `http://HOST`.
     pub metadata_endpoint: String,
-    /// Whether nothing is asked without a token. When not, an instance without
-    /// hardened mode is asked without.
+    /// Whether every request needs a token. If false, an instance without hardened mode is
+    /// asked without one.
     pub token_required: bool,
 }
 
@@ -49,14 +48,14 @@ pub(super) struct Metadata {
     token_required: bool,
 }
 
-/// The service's answer about a role.
+/// Answer of the service about a role.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
     code: Option<String>,
     #[serde(default)]
     access_key_id: String,
-    // Wiped when dropped, whichever way this ends.
+    // Wiped when dropped, also after an error.
     #[serde(default, deserialize_with = "secret")]
     access_key_secret: Option<Secret>,
     #[serde(default, deserialize_with = "secret")]
@@ -69,13 +68,13 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Se
 }
 
 impl Metadata {
-    /// Calls nobody yet.
+    /// Makes a client; makes no call yet.
     pub fn new(role: &Role) -> Result<Self, ClientError> {
         let endpoint = metadata_url(&role.metadata_endpoint)?;
         Ok(Self { http: http::metadata_client(TIMEOUT)?, endpoint, token_required: role.token_required })
     }
 
-    /// The role's current access key.
+    /// Reads the role's current access key.
     pub async fn read(&self, role: Option<&str>) -> Result<Read, Failure> {
         let token = self.token().await?;
         let attached;
@@ -90,8 +89,8 @@ impl Metadata {
         if !status.is_success() {
             return Err(refusal(status, &format!("the RAM role {role}"), "correct ecs-role:NAME"));
         }
-        // What is in it is not repeated: part of it is secret.
-        let not_one = || Failure::Passing("the metadata service's answer holds no access key".into());
+        // Errors do not repeat the answer, because part of it is secret.
+        let not_one = || Failure::Passing("the metadata service's answer has no access key".into());
         let answer: Answer = serde_json::from_slice(&body).map_err(|_| not_one())?;
         if answer.code.as_deref() != Some("Success") || answer.access_key_id.is_empty() {
             return Err(not_one());
@@ -107,7 +106,7 @@ impl Metadata {
         })
     }
 
-    /// A token of hardened mode; nothing where the service has no such mode.
+    /// Requests a token of hardened mode; `None` if the service has no such mode.
     async fn token(&self) -> Result<Option<Secret>, Failure> {
         let request = self
             .http
@@ -173,10 +172,10 @@ impl Metadata {
         url
     }
 
-    /// What an operator is told of a service that says nothing.
+    /// Tells an operator that the service does not answer.
     pub fn no_answer(&self) -> String {
         format!(
-            "no answer from the metadata service {}: outside an ECS instance, set credentials to \"env\" or \
+            "no answer from the metadata service {}; outside an ECS instance, set credentials to \"env\" or \
              \"file:PATH\"",
             self.endpoint.as_str().trim_end_matches('/')
         )
@@ -186,21 +185,21 @@ impl Metadata {
 const ROLES: &str = "/latest/meta-data/ram/security-credentials/";
 
 fn refusal(status: StatusCode, what: &str, advice: &str) -> Failure {
-    let message = format!("the metadata service does not give {what} (HTTP {}): {advice}", status.as_u16());
+    let message = format!("the metadata service does not return {what} (HTTP {}); {advice}", status.as_u16());
     match status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         true => Failure::Passing(message),
         false => Failure::Operator(message),
     }
 }
 
-/// Whether a text can be a role's name: 1–64 of letters, digits, `.` and `-`; `_`
-/// is let through as well.
+/// Returns whether a text can be the name of a role: 1–64 letters, digits, `.` and `-`;
+/// `_` is accepted as well.
 pub(crate) fn is_role(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
-/// Whether the metadata service can be asked there.
+/// Parses the address of the metadata service.
 pub(crate) fn metadata_url(text: &str) -> Result<Url, ClientError> {
     let url = Url::parse(text).ok().filter(|url| {
         url.scheme() == "http" && url.path() == "/" && url.query().is_none() && url.username().is_empty()

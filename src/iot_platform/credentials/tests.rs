@@ -1,5 +1,5 @@
-//! Files that change and a metadata service of the test's own, at times of the
-//! test's own: nothing here waits for a clock.
+//! Tests with files that change and a metadata service of their own, in virtual time: no
+//! test waits for a clock.
 
 use std::{collections::VecDeque, fs, path::Path, time::Duration};
 
@@ -16,20 +16,20 @@ use super::*;
 const NOW: i64 = 1_767_225_600;
 const HOUR: i64 = 3600;
 
-/// What the stand-in does with the questions that it gets.
+/// Behaviour of the test's metadata service.
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<(u16, String)>>,
-    /// `METHOD PATH`, and `with token` where one came.
+    /// Requests so far: `METHOD PATH`, and `with token` if the request had one.
     asked: Mutex<Vec<String>>,
-    /// Whether it knows hardened mode, and whether it knows anything else.
+    /// Whether it has hardened mode, and whether it has anything else.
     tokens: bool,
     only_tokens: bool,
-    /// Answers only once it is told to, when there.
+    /// If present, answers wait until this is notified.
     held_up: Option<Arc<Notify>>,
 }
 
-/// A metadata service on loopback; ends with the test.
+/// A metadata service on loopback, which ends with the test.
 struct Stand {
     script: Arc<Script>,
     endpoint: String,
@@ -100,7 +100,7 @@ async fn id(holder: &Holder, now: i64) -> String {
 }
 
 #[tokio::test]
-async fn a_role_is_asked_for_in_hardened_mode_and_by_the_name_that_is_attached() {
+async fn a_role_is_read_in_hardened_mode_and_by_its_attached_name() {
     let script = Script { tokens: true, only_tokens: true, ..Script::default() };
     let stand = Stand::start(script, [(200, "certdist\n".into()), key("STS.1", NOW + 6 * HOUR)]).await;
     let credentials = current(&stand.holder(None), NOW).await.unwrap();
@@ -119,7 +119,7 @@ async fn a_role_is_asked_for_in_hardened_mode_and_by_the_name_that_is_attached()
 }
 
 #[tokio::test]
-async fn an_instance_without_hardened_mode_is_asked_without_a_token_unless_one_is_required() {
+async fn an_instance_without_hardened_mode_is_read_without_a_token_unless_one_is_required() {
     let stand = Stand::start(Script::default(), [key("STS.1", NOW + 6 * HOUR)]).await;
     assert_eq!(id(&stand.holder(Some("certdist")), NOW).await, "STS.1");
     let required = Role { token_required: true, ..stand.role(Some("certdist")) };
@@ -131,7 +131,7 @@ async fn an_instance_without_hardened_mode_is_asked_without_a_token_unless_one_i
 }
 
 #[tokio::test]
-async fn a_token_is_read_again_ahead_of_its_expiration_and_not_before() {
+async fn a_token_is_read_again_shortly_before_it_expires() {
     let expires = NOW + 6 * HOUR;
     let answers = [key("STS.1", expires), key("STS.1", expires), key("STS.2", expires + 6 * HOUR)];
     let stand = Stand::start(Script::default(), answers).await;
@@ -139,7 +139,7 @@ async fn a_token_is_read_again_ahead_of_its_expiration_and_not_before() {
     assert_eq!(id(&holder, NOW).await, "STS.1");
     assert_eq!(id(&holder, expires - READ_AHEAD - 1).await, "STS.1");
     assert_eq!(stand.asked().len(), 2, "a token and a key");
-    // The service still gives the old one: not asked for each call.
+    // The service still returns the old one, so not every call asks for it.
     let early = expires - READ_AHEAD;
     for _ in 0..3 {
         assert_eq!(id(&holder, early).await, "STS.1");
@@ -150,7 +150,7 @@ async fn a_token_is_read_again_ahead_of_its_expiration_and_not_before() {
 }
 
 #[tokio::test]
-async fn old_credentials_are_used_as_long_as_they_are_good_and_no_longer() {
+async fn old_credentials_are_used_while_they_are_valid_and_no_longer() {
     let expires = NOW + HOUR;
     let stand = Stand::start(Script::default(), [key("STS.1", expires), (500, String::new())]).await;
     let holder = stand.holder(Some("certdist"));
@@ -159,11 +159,11 @@ async fn old_credentials_are_used_as_long_as_they_are_good_and_no_longer() {
     assert_eq!(id(&holder, expires - 1).await, "STS.1", "it knows no such role any more");
     let error = current(&holder, expires).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Operator);
-    assert!(error.message.contains("does not give the RAM role certdist (HTTP 404)"), "{error}");
+    assert!(error.message.contains("does not return the RAM role certdist (HTTP 404)"), "{error}");
 }
 
 #[tokio::test]
-async fn a_reading_that_fails_is_repeated_less_and_less_often() {
+async fn a_failed_read_is_repeated_less_and_less_often() {
     let stand = Stand::start(Script::default(), []).await;
     let holder = stand.holder(Some("certdist"));
     let mut readings = Vec::new();
@@ -175,7 +175,7 @@ async fn a_reading_that_fails_is_repeated_less_and_less_often() {
         }
     }
     assert_eq!(readings, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
-    // A clock that is set back does not make the pause longer.
+    // Setting the clock back does not prolong the pause.
     let before = stand.asked().len();
     assert!(current(&holder, NOW - 2 * HOUR).await.is_err());
     assert!(stand.asked().len() > before);
@@ -193,7 +193,7 @@ async fn a_hundred_calls_at_once_read_once() {
             tokio::spawn(async move { id(&holder, NOW).await })
         })
         .collect();
-    // The token's question and the key's.
+    // One request for the token, and one for the key.
     held_up.notify_one();
     until(|| stand.asked().len() == 2).await;
     held_up.notify_one();
@@ -204,7 +204,7 @@ async fn a_hundred_calls_at_once_read_once() {
 }
 
 #[tokio::test]
-async fn only_the_call_that_reads_waits_while_the_old_ones_are_good() {
+async fn only_the_call_that_reads_waits_while_the_old_ones_are_valid() {
     let held_up = Arc::new(Notify::new());
     let script = Script { held_up: Some(held_up.clone()), ..Script::default() };
     let expires = NOW + HOUR;
@@ -221,7 +221,7 @@ async fn only_the_call_that_reads_waits_while_the_old_ones_are_good() {
     assert_eq!(first.await.unwrap(), "STS.1");
     let second = reader(expires - 60);
     until(|| stand.asked().len() == 3).await;
-    // Nobody answers the reader, and this one is served.
+    // The reader gets no answer, but this call gets the old credentials.
     assert_eq!(id(&holder, expires - 60).await, "STS.1");
     held_up.notify_one();
     until(|| stand.asked().len() == 4).await;
@@ -251,23 +251,23 @@ async fn a_token_that_the_cloud_refuses_is_replaced_at_once_and_never_used_again
     assert!(holder.refuse(&first));
     let second = current(&holder, NOW).await.unwrap();
     assert_eq!(second.access_key_id, "STS.2");
-    // A call that was under way with the first one says so late.
+    // A call that was in progress with the first token reports it late.
     assert!(holder.refuse(&first));
     assert!(Arc::ptr_eq(&current(&holder, NOW).await.unwrap(), &second));
-    // Nothing else can be read, and what was refused is not used.
+    // No others can be read, and the refused ones are not used.
     assert!(holder.refuse(&second));
     assert_eq!(current(&holder, NOW).await.unwrap_err().code, "Credentials");
 }
 
 #[tokio::test]
-async fn what_is_no_key_or_is_over_already_is_not_taken() {
+async fn an_answer_without_a_key_or_with_an_expired_one_is_not_accepted() {
     for (answer, class, what) in [
-        ((200, "<html>".into()), ErrorClass::TryAgain, "holds no access key"),
-        ((200, r#"{"Code":"Failed"}"#.into()), ErrorClass::TryAgain, "holds no access key"),
+        ((200, "<html>".into()), ErrorClass::TryAgain, "has no access key"),
+        ((200, r#"{"Code":"Failed"}"#.into()), ErrorClass::TryAgain, "has no access key"),
         (
             (200, r#"{"Code":"Success","AccessKeyId":"STS.1","AccessKeySecret":"hush"}"#.into()),
             ErrorClass::TryAgain,
-            "holds no access key",
+            "has no access key",
         ),
         (key("STS.1", NOW), ErrorClass::TryAgain, "clock"),
         ((200, "x".repeat(20_000)), ErrorClass::TryAgain, "too long"),
@@ -303,23 +303,23 @@ async fn a_file_is_read_again_when_it_has_changed_and_only_then() {
     let first = current(&holder, NOW).await.unwrap();
     assert_eq!(first.access_key_id, "LTAI1");
     assert!(Arc::ptr_eq(&first, &current(&holder, NOW + 24 * HOUR).await.unwrap()));
-    // As a secret store puts it there: another file of the same name.
+    // A secret store replaces the file with another one of the same name.
     let other = folder.path().join("other");
     write(&other, "LTAI2");
     fs::rename(&other, &path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // Wrong, then gone: the old key is good for ever, and used.
+    // Wrong, then missing: the old key stays valid, and is used.
     fs::write(&path, "[other]\n").unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
     fs::remove_file(&path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // Mended within the pause: read at once.
+    // Fixed during the pause: read at once.
     write(&path, "LTAI3-longer");
     assert_eq!(id(&holder, NOW).await, "LTAI3-longer");
 }
 
 #[tokio::test]
-async fn a_file_that_is_mended_is_read_at_once_also_without_old_credentials() {
+async fn a_fixed_file_is_read_at_once_also_without_old_credentials() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("credentials");
     let holder = file(&path, Role::default());
@@ -355,7 +355,7 @@ async fn given_credentials_stay_and_nothing_prints_a_secret() {
     assert_eq!(id(&holder, NOW).await, "LTAI1");
 }
 
-/// Waits for what another task does, bounded.
+/// Waits for another task, for a limited time.
 async fn until(done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {

@@ -1,5 +1,4 @@
-//! All that the simulated cloud keeps for its account, and the file that keeps it
-//! over a restart.
+//! Data of the simulated cloud's account, and the file that keeps it over a restart.
 
 use std::{fs, io, path::Path};
 
@@ -8,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::devices::{Device, Devices, Removed};
 use crate::iot_platform::batches::Batches;
 
-/// What the cloud has of its account.
-pub(crate) struct Account {
+/// Data of the account.
+pub(super) struct Account {
     pub devices: Devices,
     pub batches: Batches,
 }
 
-/// What the state file holds.
+/// Content of the state file.
 #[derive(Serialize, Deserialize)]
 struct State {
     devices: Vec<Device>,
@@ -25,12 +24,12 @@ struct State {
 }
 
 impl Account {
-    /// An account without devices.
+    /// Makes an account without devices.
     pub fn new(seed: u64) -> Self {
         Self { devices: Devices::new(seed), batches: Batches::default() }
     }
 
-    /// What a state file says; an empty account when there is no file yet.
+    /// Reads a state file; returns an empty account if there is no file yet.
     pub fn load(path: &Path, seed: u64) -> io::Result<Self> {
         let mut account = Self::new(seed);
         let text = match fs::read(path) {
@@ -47,26 +46,26 @@ impl Account {
         Ok(account)
     }
 
-    /// The text of a state file.
+    /// Returns the content of a state file.
     pub fn to_json(&self) -> io::Result<Vec<u8>> {
         let devices = self.devices.iter().cloned().collect();
         let state = State { devices, batches: self.batches.clone(), removed: self.devices.removed() };
         Ok(serde_json::to_vec_pretty(&state)?)
     }
 
-    /// Ends the steps of batches whose time has come.
+    /// Ends the steps of batches that are due.
     pub fn advance(&mut self, now_ms: i64) {
         self.batches.advance(&mut self.devices, now_ms);
     }
 
-    /// How often anything in it was changed.
+    /// Returns the number of changes so far.
     pub fn changes(&self) -> u64 {
         self.devices.changes() + self.batches.changes()
     }
 }
 
-/// Replaces a file as a whole: whoever reads it, or whatever a crash leaves, is
-/// the old state or the new one.
+/// Replaces a file in one step, so that a reader, also after a crash, finds the old or the
+/// new state.
 pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
 
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_file_that_is_none_is_not_overwritten_but_refused() {
+    fn an_invalid_state_file_is_refused_and_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         fs::write(&path, "[1, 2").unwrap();

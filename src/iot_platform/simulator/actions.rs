@@ -1,6 +1,5 @@
-//! What each action of the API does once the gateway has let it through: the
-//! business level. An action is a line in [`carry_out`] and a function; the time
-//! is an argument.
+//! Effects of each action of the API, once the gateway has admitted the call: the business
+//! level. Each action is a line in [`carry_out`] and a function; the time is an argument.
 
 mod batch;
 
@@ -18,20 +17,20 @@ use crate::{
     iot_platform::{Action, MAX_QUERY},
 };
 
-/// What an action works on.
+/// State and settings for an action.
 pub(super) struct Context<'a> {
     pub account: &'a mut Account,
-    /// The product keys that the account has; empty when it has any.
+    /// Product keys of the account; if empty, it has all products.
     pub products: &'a [String],
-    /// How long each step of a batch takes.
+    /// Time that each step of a batch takes.
     pub batch_delay: Duration,
     /// Milliseconds since 1970.
     pub now_ms: i64,
 }
 
-/// Why an action fails.
+/// Reason why an action fails.
 pub(super) enum Failure {
-    /// The gateway's own check of parameters.
+    /// The gateway's own check of the parameters failed.
     Refused(Refusal),
     /// An answer with `Success: false`.
     Business { code: &'static str, message: &'static str },
@@ -40,7 +39,7 @@ pub(super) enum Failure {
 /// The rest of an answer with `Success: true`, such as `{"Data": …}`.
 type Outcome = Result<Value, Failure>;
 
-/// Does what the action does.
+/// Carries out an action.
 pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
     match action {
         Action::RegisterDevice => register_device(parameters, context),
@@ -110,7 +109,7 @@ fn delete_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcome 
     Ok(json!({}))
 }
 
-/// The device that a call is about: by `IotId`, or by product and name.
+/// Finds the device of a call: by `IotId`, or by product and name.
 fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a Device, Failure> {
     let device = match parameters.get("IotId") {
         Some(iot_id) => context.account.devices.get_by_iot_id(iot_id),
@@ -126,7 +125,7 @@ fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a D
     })
 }
 
-/// `DeviceName.1` and following, 1 to `most`.
+/// Reads `DeviceName.1` and the following, 1 to `most` names.
 fn names(parameters: &Parameters, most: usize) -> Result<Vec<String>, Failure> {
     let names: Vec<_> = parameters.numbered("DeviceName.", "").map(str::to_owned).collect();
     match names.len() {
@@ -165,7 +164,7 @@ fn detail(device: &Device, parameters: &Parameters) -> Value {
     })
 }
 
-/// The product asked for, if the account has it.
+/// Returns the requested product, if the account has it.
 fn product<'a>(parameters: &'a Parameters, context: &Context<'_>) -> Result<&'a str, Failure> {
     let product_key = required(parameters, "ProductKey")?;
     if context.products.is_empty() || context.products.iter().any(|product| product == product_key) {
@@ -182,13 +181,14 @@ fn business(code: &'static str, message: &'static str) -> Outcome {
     Err(Failure::Business { code, message })
 }
 
-/// `2019-02-28T08:21:03.000Z`, or nothing when it has not happened.
+/// Formats a time as `2019-02-28T08:21:03.000Z`; empty if it has not happened.
 fn utc(ms: Option<i64>) -> String {
     let instant = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     instant.map(|instant| format!("{instant:.3}")).unwrap_or_default()
 }
 
-/// `2019-02-28 16:21:03`: despite its name in China's time, as the cloud has it.
+/// Formats a time as `2019-02-28 16:21:03`. Like the cloud, uses China's time, despite the
+/// field's name.
 fn gmt(ms: Option<i64>) -> String {
     let instant = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     let local = instant.map(|instant| jiff::tz::Offset::constant(8).to_datetime(instant));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_device_says_so_until_it_is_enabled_and_a_deleted_one_is_gone() {
+    fn a_disabled_device_has_that_status_until_it_is_enabled_and_a_deleted_one_is_gone() {
         let mut account = Account::new(1);
         let device = "ProductKey=a1&DeviceName=SN01";
         let mut call = |action| call(action, device, &mut account, &[]);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_devices_those_that_exist_are_told() {
+    fn of_many_devices_those_that_exist_are_returned() {
         let mut account = Account::new(1);
         for name in ["SN01", "SN03"] {
             account.devices.create("a1", name, "", 0);

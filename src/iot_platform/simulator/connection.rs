@@ -1,5 +1,5 @@
-//! TCP connections that an action can break off without an answer, as a network
-//! or a dying gateway does. Knows bytes only.
+//! TCP connections that an action can close without an answer, like a network failure or a
+//! dying gateway. Knows only bytes.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// How long to wait when there is no file descriptor for another connection.
+/// Pause if there is no file descriptor for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts [`Connection`]s.
@@ -36,13 +36,13 @@ impl serve::Listener for Listener {
         loop {
             match self.0.accept().await {
                 Ok((stream, peer)) => {
-                    // Small answers: not to be held back for more. Without it
-                    // the connection is slower, no more.
+                    // Answers are small and must not wait for more data. Failure only
+                    // makes the connection slower.
                     let _ = stream.set_nodelay(true);
                     return (Connection { stream, line: Line::default() }, peer);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    tracing::warn!(%error, "could not accept a connection; trying again");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -60,13 +60,13 @@ pub(super) struct Connection {
     line: Line,
 }
 
-/// The handle by which an action breaks its connection off.
+/// Handle with which an action closes its connection.
 #[derive(Clone, Default)]
 pub(super) struct Line(Arc<AtomicBool>);
 
 impl Line {
-    /// Nothing is sent from now on: the next write, and there is one for every
-    /// request, fails and closes the connection.
+    /// Makes every write from now on fail. The next one, which comes with every request,
+    /// closes the connection.
     pub fn cut(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -1,5 +1,4 @@
-//! The devices that the simulated cloud has. Knows neither calls nor who makes
-//! them.
+//! Devices of the simulated cloud. Knows neither calls nor callers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,37 +28,37 @@ pub(crate) struct Device {
     /// Milliseconds since 1970, once it has signed in.
     #[serde(default)]
     pub activated: Option<i64>,
-    /// Milliseconds since 1970, of the newest time that it signed in.
+    /// Milliseconds since 1970, when it last signed in.
     #[serde(default)]
     pub signed_in: Option<i64>,
-    /// Whether it may not sign in.
+    /// Whether it is kept from signing in.
     #[serde(default)]
     pub disabled: bool,
-    /// Its connection, while it is signed in, which ends when this is notified.
-    /// Nobody is signed in after a restart.
+    /// Ends its connection when notified; present while it is signed in. No device is
+    /// signed in after a restart.
     #[serde(skip)]
     session: Option<Arc<Notify>>,
 }
 
 impl Device {
-    /// Notes that it has signed in; the first time activates it.
+    /// Records a sign-in; the first one activates the device.
     pub fn sign_in(&mut self, now_ms: i64) {
         self.activated.get_or_insert(now_ms);
         self.signed_in = Some(now_ms);
     }
 
-    /// Keeps the connection on which it has signed in, and ends another one.
+    /// Stores the connection on which it has signed in, and ends an older one.
     pub fn begin(&mut self, session: Arc<Notify>) {
         self.end_session();
         self.session = Some(session);
     }
 
-    /// Notes that its connection has ended, unless there is a newer one.
+    /// Records that its connection has ended, unless there is a newer one.
     pub fn sign_out(&mut self, session: &Arc<Notify>) {
         self.session.take_if(|current| Arc::ptr_eq(current, session));
     }
 
-    /// Lets it no longer sign in, and ends its connection.
+    /// Keeps it from signing in, and ends its connection.
     pub fn disable(&mut self) {
         self.disabled = true;
         self.end_session();
@@ -71,7 +70,7 @@ impl Device {
         }
     }
 
-    /// The value of `Status`.
+    /// Returns the value of `Status`.
     pub fn status(&self) -> &'static str {
         match self {
             Self { disabled: true, .. } => "DISABLE",
@@ -103,7 +102,7 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// No devices yet. Secrets and IDs of those to come follow from the seed and
+    /// Makes an empty collection. The secrets and IDs of devices depend only on the seed and
     /// the device's name, so that runs are alike whatever the order of calls.
     pub fn new(seed: u64) -> Self {
         Self {
@@ -119,12 +118,12 @@ impl Devices {
         self.rows.len()
     }
 
-    /// All of them, by product and name.
+    /// Iterates over all devices, by product and name.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
         self.rows.values()
     }
 
-    /// How often anything in them was changed.
+    /// Returns the number of changes so far.
     pub fn changes(&self) -> u64 {
         self.changes
     }
@@ -164,7 +163,7 @@ impl Devices {
         Some(self.insert(device))
     }
 
-    /// A name for a device that came without one.
+    /// Returns an unused name for a device that was registered without one.
     pub fn free_name(&self, product_key: &str) -> String {
         (self.rows.len()..)
             .map(|count| {
@@ -174,7 +173,7 @@ impl Devices {
             .unwrap_or_default()
     }
 
-    /// Changes a device, if there is one of that name.
+    /// Changes the device with this name, if there is one.
     pub fn change<T>(
         &mut self,
         product_key: &str,
@@ -186,7 +185,7 @@ impl Devices {
         Some(change(device))
     }
 
-    /// Removes a device, if there is one of that name.
+    /// Removes the device with this name, if there is one.
     pub fn remove(&mut self, product_key: &str, device_name: &str) -> Option<Device> {
         let mut device = self.rows.remove(&(product_key.to_owned(), device_name.to_owned()))?;
         device.end_session();
@@ -245,7 +244,7 @@ impl Names for Devices {
     }
 }
 
-/// 32 letters and digits that follow from 32 bytes.
+/// Derives 32 letters and digits from 32 bytes.
 fn alphanumeric(bytes: &[u8; 32]) -> String {
     const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     bytes.iter().map(|&byte| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()])).collect()
@@ -256,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_has_a_secret_and_an_id_of_the_clouds_shape() {
+    fn a_device_has_a_secret_and_an_id_in_the_clouds_format() {
         let mut devices = Devices::new(1);
         let device = devices.create("a1", "SN01", "", 0).unwrap();
         assert_eq!(device.device_secret.len(), 32);
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_follow_from_the_seed_whatever_the_order() {
+    fn secrets_depend_on_the_seed_but_not_on_the_order() {
         let secret = |seed, before: &[&str]| {
             let mut devices = Devices::new(seed);
             for name in before {
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_the_worst_of_what_holds() {
+    fn the_status_is_the_worst_one_that_applies() {
         let mut devices = Devices::new(1);
         devices.create("a1", "SN01", "", 0).unwrap();
         let session = Arc::new(Notify::new());

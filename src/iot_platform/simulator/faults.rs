@@ -1,5 +1,5 @@
-//! What goes wrong: faults that a test asks for one by one, and those that
-//! `fail_rate` throws in by a seeded dice. Pure; the effects are the caller's.
+//! Faults of the simulated cloud: those that a test requests one by one, and those that
+//! `fail_rate` adds at random, from a seed. Pure; the caller applies them.
 
 use std::{
     borrow::Cow,
@@ -9,14 +9,14 @@ use std::{
 
 use super::Action;
 
-/// How late a call that `fail_rate` delays is answered.
+/// Delay of a call that `fail_rate` delays.
 const LATE: Duration = Duration::from_secs(3);
 
-/// What a call gets in place of its answer. Unless it says otherwise, the call
-/// is not carried out.
+/// Replacement of a call's answer. Unless a fault says otherwise, the call is not carried
+/// out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection ends without an answer.
+    /// The call is carried out and answered, but this much later.
     Drop,
     /// The call is carried out and answered, this much later.
     Delay(Duration),
@@ -32,7 +32,7 @@ pub enum Fault {
         /// `Code`.
         code: Cow<'static, str>,
     },
-    /// Anything else.
+    /// Any other response.
     Raw {
         /// HTTP status, 100–999.
         status: u16,
@@ -41,40 +41,40 @@ pub enum Fault {
         /// The whole body.
         body: String,
     },
-    /// The call is carried out twice, as when a proxy repeats it, and what the second
-    /// time came to is what is answered.
+    /// The call is carried out twice, as when a proxy repeats it; the second result is the
+    /// answer.
     Twice,
-    /// The call is carried out, and then this happens to its answer.
+    /// The call is carried out, and then the fault replaces its answer.
     AfterCarryingOut(Box<Fault>),
 }
 
 impl Fault {
-    /// An error of the gateway.
+    /// Makes an error of the gateway.
     pub fn gateway(status: u16, code: impl Into<Cow<'static, str>>) -> Self {
         Self::Gateway { status, code: code.into() }
     }
 
-    /// An error of the business level.
+    /// Makes an error of the business level.
     pub fn business(code: impl Into<Cow<'static, str>>) -> Self {
         Self::Business { code: code.into() }
     }
 
-    /// A page such as a proxy or a captive portal answers with.
+    /// Makes a page such as a proxy or a captive portal sends.
     pub fn html(status: u16) -> Self {
         let body = format!("<html><head><title>{status}</title></head><body>{status}</body></html>\n");
         Self::Raw { status, content_type: "text/html", body }
     }
 
-    /// The same fault, after the call has had its effect.
+    /// Makes the same fault happen after the call was carried out.
     pub fn after_carrying_out(self) -> Self {
         Self::AfterCarryingOut(Box::new(self))
     }
 }
 
-/// The faults to come.
+/// Faults of the next calls.
 pub(super) struct Faults {
     scripted: HashMap<Action, VecDeque<Fault>>,
-    /// What every call gets that has nothing scripted.
+    /// Fault of every call without a scripted one.
     standing: Option<Fault>,
     /// 0.0–1.0
     fail_rate: f64,
@@ -94,8 +94,8 @@ impl Faults {
         self.standing = fault;
     }
 
-    /// The fault of the next call: what is scripted first, then what stands,
-    /// then the dice.
+    /// Returns the fault of the next call: a scripted one first, then the standing one, then
+    /// a random one.
     pub fn next(&mut self, action: Action) -> Option<Fault> {
         let scripted = self.scripted.get_mut(&action).and_then(VecDeque::pop_front);
         scripted.or_else(|| self.standing.clone()).or_else(|| self.throw())
@@ -120,8 +120,8 @@ impl Faults {
     }
 }
 
-/// SplitMix64: repeatable from its seed, and good enough for chance. Nothing
-/// secret depends on it.
+/// SplitMix64: repeatable from its seed, and random enough for faults. No secret depends on
+/// it.
 pub(super) struct Dice(pub u64);
 
 impl Dice {
@@ -133,7 +133,7 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// 0.0 up to, not including, 1.0.
+    /// Returns a number from 0.0 up to, but not including, 1.0.
     fn fraction(&mut self) -> f64 {
         // The 53 bits of an f64's mantissa.
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scripted_faults_come_in_order_and_only_to_their_action() {
+    fn scripted_faults_happen_in_order_and_only_to_their_action() {
         let mut faults = Faults::new(0.0, 1);
         faults.script(Action::RegisterDevice, Fault::Drop);
         faults.script(Action::RegisterDevice, Fault::html(502));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_fault_stays_until_it_is_taken_back() {
+    fn a_standing_fault_stays_until_it_is_removed() {
         let mut faults = Faults::new(0.0, 1);
         faults.set_standing(Some(Fault::Drop));
         assert_eq!(faults.next(Action::RegisterDevice), Some(Fault::Drop));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_keeps_to_its_rate_and_repeats_with_its_seed() {
+    fn random_faults_keep_to_their_rate_and_repeat_with_their_seed() {
         let run = |seed| {
             let mut faults = Faults::new(0.25, seed);
             (0..4000).map(|_| faults.next(Action::RegisterDevice)).collect::<Vec<_>>()

@@ -1,7 +1,7 @@
-//! What stands before every action: common parameters, access key, time stamp,
-//! signature and nonce, checked in that order and refused in the real gateway's
-//! words. Both versions of the signature: the client and the older official SDKs
-//! send 1, the newer SDKs 3. The time is an argument.
+//! The gateway in front of every action: checks common parameters, access key, time stamp,
+//! signature and nonce, in that order, and refuses a call in the real gateway's words.
+//! Accepts both versions of the signature: the client and the older official SDKs send 1,
+//! the newer SDKs 3. The time is an argument.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -22,11 +22,11 @@ use crate::{
     },
 };
 
-/// How far a time stamp may be off, in seconds, either way.
+/// Maximum difference of a time stamp, in seconds, in either direction.
 const WINDOW: i64 = 15 * 60;
-/// Nonces remembered at most; beyond, the oldest is forgotten early.
+/// Maximum number of remembered nonces; a new one replaces the oldest.
 const MAX_NONCES: usize = 200_000;
-/// Longest nonce, in bytes.
+/// Maximum length of a nonce, in bytes.
 const MAX_NONCE: usize = 128;
 /// Name of version 3 in the header `Authorization`.
 const ACS3: &str = "ACS3-HMAC-SHA256";
@@ -38,7 +38,7 @@ pub(super) struct Gateway {
     nonces: Nonces,
 }
 
-/// What both versions say about a call.
+/// Parameters of a call that both versions have.
 struct Common<'a> {
     action: &'a str,
     version: &'a str,
@@ -52,7 +52,7 @@ impl Gateway {
         Self { access_key_id, access_key_secret, nonces: Nonces::default() }
     }
 
-    /// The action that a call asks for, once everything about it is in order.
+    /// Checks a call, and returns the action that it asks for.
     ///
     /// `now` is in seconds since 1970.
     pub fn admit(
@@ -110,7 +110,7 @@ impl Gateway {
         Ok(action)
     }
 
-    /// `SignatureVersion=1.0` over all parameters.
+    /// Checks `SignatureVersion=1.0`, which signs all parameters.
     fn check_version_1(&self, request: &HttpRequest, parameters: &Parameters) -> Result<(), Refusal> {
         if parameters.required("SignatureMethod")? != "HMAC-SHA1" {
             let message = "Specified parameter SignatureMethod is not valid.";
@@ -128,11 +128,11 @@ impl Gateway {
         }
     }
 
-    /// `ACS3-HMAC-SHA256` over method, query, the headers that it names, and the
-    /// body's hash.
+    /// Checks `ACS3-HMAC-SHA256`, which signs the method, the query, the headers that it
+    /// lists, and the body's hash.
     fn check_version_3(&self, request: &HttpRequest, authorization: &str) -> Result<(), Refusal> {
         let names = authorization_field(authorization, "SignedHeaders")?;
-        // Unsigned, these could be changed on the way.
+        // These must be signed, or they could be changed on the way.
         let must = [
             "host",
             "x-acs-action",
@@ -170,7 +170,8 @@ impl Gateway {
         }
     }
 
-    /// Only a signed call uses its nonce up: nobody else can do it in advance.
+    /// Marks a nonce as used. Only a call with the right signature gets here, so no stranger
+    /// can use one up.
     fn use_nonce(&mut self, nonce: &str, now: i64) -> Result<(), Refusal> {
         if nonce.len() > MAX_NONCE {
             let message = "Specified parameter SignatureNonce is not valid.";
@@ -207,7 +208,7 @@ fn common_of_headers<'a>(request: &'a HttpRequest, authorization: &'a str) -> Re
     })
 }
 
-/// A field of `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=…,Signature=…`.
+/// Returns a field of `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=…,Signature=…`.
 fn authorization_field<'a>(authorization: &'a str, name: &str) -> Result<&'a str, Refusal> {
     let fields = authorization.strip_prefix(ACS3).unwrap_or_default().split(',');
     fields
@@ -221,8 +222,8 @@ fn incomplete(name: &str) -> Refusal {
     Refusal::new(400, "IncompleteSignature", message)
 }
 
-/// The SDKs compare what follows the colon with what they signed, to tell a
-/// wrong secret from a wrong request.
+/// Refuses a signature. The SDKs compare the text after the colon with what they signed, to
+/// tell a wrong secret from a wrong request.
 fn mismatch(expected: &str) -> Refusal {
     let message = format!(
         "Specified signature is not matched with our calculation. server string to sign is:{expected}"
@@ -230,25 +231,24 @@ fn mismatch(expected: &str) -> Refusal {
     Refusal::new(400, "SignatureDoesNotMatch", message)
 }
 
-/// `YYYY-MM-DDThh:mm:ssZ` in seconds since 1970; no other spelling.
+/// Parses `YYYY-MM-DDThh:mm:ssZ`, and no other form, into seconds since 1970.
 fn read_timestamp(text: &str) -> Option<i64> {
     let instant: jiff::Timestamp = text.parse().ok()?;
     (instant.to_string() == text).then(|| instant.as_second())
 }
 
-/// The nonces that could still be repeated.
+/// Nonces that could still be repeated.
 #[derive(Default)]
 struct Nonces {
     known: HashSet<[u8; 16]>,
-    /// The same in order of arrival, with the second of it.
+    /// The same nonces in order of arrival, each with its second of arrival.
     order: VecDeque<(i64, [u8; 16])>,
 }
 
 impl Nonces {
-    /// Whether the nonce is new.
+    /// Adds a nonce; returns whether it is new.
     fn insert(&mut self, nonce: &str, now: i64) -> bool {
-        // A time stamp from the far end of the window stays good for twice its
-        // length.
+        // A time stamp from the far end of the window stays valid for twice its length.
         while self.order.front().is_some_and(|(arrived, _)| now - arrived > 2 * WINDOW)
             || self.order.len() >= MAX_NONCES
         {
@@ -297,7 +297,8 @@ mod tests {
         ]
     }
 
-    /// Signs with the test's secret and sends all in query (GET) or form (POST).
+    /// Signs with the test's secret, and sends all parameters in the query (GET) or the form
+    /// (POST).
     fn call(gateway: &mut Gateway, method: Method, parameters: &[(&str, &str)]) -> Result<Action, Refusal> {
         let text = string_to_sign(method.as_str(), parameters.iter().copied());
         let signature = signature::sign(&text, "testsecret");
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn each_common_parameter_is_missed() {
+    fn each_common_parameter_is_required() {
         for name in [
             "Action",
             "Version",
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_parameter_breaks_the_signature_and_does_not_use_the_nonce_up() {
+    fn a_changed_parameter_breaks_the_signature_and_does_not_use_up_the_nonce() {
         let mut gateway = gateway();
         let text = string_to_sign("POST", common());
         let signature = signature::sign(&text, "testsecret");
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn nonces_are_forgotten_when_they_can_no_longer_be_repeated_and_never_grow_without_bound() {
+    fn nonces_are_forgotten_when_they_can_no_longer_be_repeated_and_their_number_is_limited() {
         let mut nonces = Nonces::default();
         assert!(nonces.insert("a", NOW));
         assert!(!nonces.insert("a", NOW + 2 * WINDOW));
@@ -410,8 +411,8 @@ mod tests {
         assert_eq!((nonces.order.len(), nonces.known.len()), (MAX_NONCES, MAX_NONCES));
     }
 
-    /// A call that `alibabacloud-iot20180120` made with version 3 and the secret
-    /// `testsecret`, and a header to change in it.
+    /// Sends a call that `alibabacloud-iot20180120` made with version 3 and the secret
+    /// `testsecret`, with one header changed.
     fn version_3(changed: &str, value: &str) -> Result<Action, Refusal> {
         let empty_hash = hex::encode(Sha256::digest(b""));
         let names = "host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version";

@@ -1,18 +1,18 @@
-//! How often an account may call each action: a token bucket that holds one
-//! second's worth. Pure; the time is an argument.
+//! Rate limits of the account for each action: a token bucket that holds one second's worth.
+//! Pure; the time is an argument.
 
 use std::{collections::HashMap, time::Duration};
 
 use super::Action;
 
-/// Which limits the simulator enforces.
+/// Rate limits that the simulator enforces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Limits {
     /// Any number of calls.
     #[default]
     None,
-    /// The documented calls per second of each action; what is beyond is
-    /// answered with `Throttling.User`.
+    /// The documented calls per second of each action; further calls are answered with
+    /// `Throttling.User`.
     Real,
 }
 
@@ -23,9 +23,9 @@ pub(super) struct Buckets {
 }
 
 struct Bucket {
-    /// 0 to one second's worth.
+    /// Number of tokens, up to one second's worth.
     tokens: f64,
-    /// When, since the start.
+    /// Time of the last refill, since the start.
     filled: Duration,
 }
 
@@ -34,8 +34,8 @@ impl Buckets {
         Self { limits, buckets: HashMap::new() }
     }
 
-    /// Whether the account may make this call `now`, measured since the start; if
-    /// so, it is counted.
+    /// Takes a token for a call at `now`, measured since the start. Returns false if there
+    /// is none, so that the call is refused.
     pub fn take(&mut self, action: Action, now: Duration) -> bool {
         if self.limits == Limits::None {
             return true;

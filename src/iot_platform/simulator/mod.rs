@@ -1,10 +1,9 @@
-//! IoT Platform's API on a port of this machine: signatures verified, limits and
-//! failures on demand, no account needed. The SDKs' requests must pass it and
-//! their parsers accept its answers; it shares [`super::signature`] with the
-//! client, and nothing else.
+//! IoT Platform's API on a port of this machine: verifies signatures, has limits and failures
+//! on demand, needs no account. The requests of the SDKs must pass, and their parsers must
+//! accept its answers. It shares [`super::signature`] with the client, and nothing else.
 //!
-//! The way of a call: `gateway` admits it, `limits` counts it, `faults` may spoil
-//! it, `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
+//! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
+//! and `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
 
 mod account;
 mod actions;
@@ -52,48 +51,48 @@ pub use super::Action;
 use super::client::Credentials;
 use crate::device::{Certificate, Secret};
 
-/// `AccessKeyId` that the simulator expects unless told otherwise.
+/// Default `AccessKeyId` of the simulator.
 pub const DEFAULT_ACCESS_KEY_ID: &str = "simulator";
-/// `AccessKeySecret` that the simulator expects unless told otherwise.
+/// Default `AccessKeySecret` of the simulator.
 pub const DEFAULT_ACCESS_KEY_SECRET: &str = "simulator-secret";
 
-/// Longest request that is read, in bytes: 10,000 device names, encoded.
+/// Maximum length of a request, in bytes: 10,000 device names, encoded.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
-/// How long changes are gathered before the state file is written.
+/// Time for which changes are collected before the state file is written.
 const SAVE_AFTER: Duration = Duration::from_millis(100);
-/// How long a shutdown waits for a client that has sent half a request.
+/// Maximum time that a shutdown waits for a client that has sent half a request.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
-/// How the simulated cloud behaves.
+/// Settings of the simulated cloud.
 #[derive(Debug, Clone)]
 pub struct SimulatorConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Where devices sign in; nowhere when absent.
+    /// Address where devices sign in; off if absent.
     pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
-    /// What that key signs with.
+    /// Secret of that key.
     pub access_key_secret: Secret,
-    /// How long every answer of the API takes.
+    /// Delay of every answer of the API.
     pub latency: Duration,
-    /// How often the account may call.
+    /// Rate limits of the account.
     pub limits: Limits,
-    /// How many of the calls fail, 0.0–1.0: some before and some after they are
+    /// Share of the calls that fail, 0.0–1.0. Some fail before and some after they are
     /// carried out, and some are only late.
     pub fail_rate: f64,
-    /// How long the cloud works on each step of a batch.
+    /// Time that each step of a batch takes.
     pub batch_delay: Duration,
-    /// Where devices and batches are kept over a restart; nowhere when absent.
+    /// File that keeps devices and batches over a restart; in memory only if absent.
     pub state: Option<PathBuf>,
-    /// The product keys that the account has; empty when it has any.
+    /// Product keys of the account; if empty, it has all products.
     pub products: Vec<String>,
-    /// What all chance follows from; random when absent.
+    /// Seed of everything random; random if absent.
     pub seed: Option<u64>,
 }
 
 impl Default for SimulatorConfig {
-    /// A free port of loopback, the default access key, and nothing goes wrong.
+    /// Makes settings with a free loopback port, the default access key, and no faults.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -111,30 +110,30 @@ impl Default for SimulatorConfig {
     }
 }
 
-/// Why a simulator does not start.
+/// Error of starting a simulator.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
     /// The address is in use, or not one of this machine.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("could not listen on {address}: {source}")]
     Listen {
-        /// Where it should listen.
+        /// Address to listen on.
         address: SocketAddr,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The state file cannot be read, or is none.
-    #[error("cannot read the simulator's state file {}: {source}", path.display())]
+    /// The state file cannot be read, or is not a state file.
+    #[error("could not read the simulator's state file {}: {source}", path.display())]
     StateFile {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// Reason.
         source: io::Error,
     },
-    /// The fail rate is no probability.
+    /// The fail rate is not a probability.
     #[error("the simulator's fail rate is {0}; it should be between 0 and 1")]
     FailRate(f64),
     /// The system gives no random numbers.
-    #[error("no randomness for the simulator: {0}")]
+    #[error("the system gives no random numbers for the simulator: {0}")]
     Randomness(String),
 }
 
@@ -152,7 +151,7 @@ struct Tasks {
     saver: JoinHandle<()>,
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     world: Mutex<World>,
     latency: Duration,
@@ -161,17 +160,17 @@ struct Shared {
     stopping: watch::Sender<bool>,
     changed: Notify,
     state: Option<PathBuf>,
-    /// Held from reading the devices until they are written, so that a newer
-    /// state is never overwritten by an older one.
+    /// Held from reading the devices until they are written, so that an older state never
+    /// replaces a newer one.
     saving: Mutex<()>,
 }
 
 impl Simulator {
-    /// Listens, and answers in the current Tokio runtime from then on.
+    /// Starts to listen, and answers in the current Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address or the state file cannot be used.
+    /// Fails if the address or the state file cannot be used.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
         if !(0.0..=1.0).contains(&config.fail_rate) {
             return Err(SimulatorError::FailRate(config.fail_rate));
@@ -204,29 +203,29 @@ impl Simulator {
             saver: tokio::spawn(save_changes(shared.clone())),
         };
         let mqtt_address = mqtt.map(|(listener, address)| {
-            // Ends by itself when the simulator stops.
+            // The task ends when the simulator stops.
             tokio::spawn(mqtt::serve(listener, shared.clone()));
             address
         });
         Ok(Self { address, mqtt_address, config, shared, tasks: Some(tasks) })
     }
 
-    /// Where it listens.
+    /// Returns the address of the API.
     pub fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where devices sign in, if they can.
+    /// Returns the address where devices sign in, if they can.
     pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.mqtt_address
     }
 
-    /// `http://ADDR`, as a client's endpoint.
+    /// Returns `http://ADDR`, for a client's endpoint.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The access key that it accepts.
+    /// Returns the access key that it accepts.
     pub fn credentials(&self) -> Credentials {
         Credentials {
             access_key_id: self.config.access_key_id.clone(),
@@ -235,12 +234,12 @@ impl Simulator {
         }
     }
 
-    /// What has been called so far, the same as `GET /stats`.
+    /// Returns counters of the calls so far, like `GET /stats`.
     pub fn stats(&self) -> Stats {
         self.shared.world().stats(jiff::Timestamp::now())
     }
 
-    /// The certificate of a device that exists, without a call.
+    /// Returns the certificate of an existing device, without a call.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
         let mut world = self.shared.world();
         let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
@@ -251,7 +250,7 @@ impl Simulator {
         })
     }
 
-    /// `Status` of a device that exists: `UNACTIVE`, `ONLINE`, `OFFLINE` or
+    /// Returns the `Status` of an existing device: `UNACTIVE`, `ONLINE`, `OFFLINE` or
     /// `DISABLE`.
     pub fn status(&self, product_key: &str, device_name: &str) -> Option<&'static str> {
         let mut world = self.shared.world();
@@ -259,19 +258,19 @@ impl Simulator {
         devices.get(product_key, device_name).map(Device::status)
     }
 
-    /// Lets a device no longer sign in, as `DisableThing` does. Answers with
-    /// whether there is one of that name.
+    /// Keeps a device from signing in, like `DisableThing`. Returns whether the device
+    /// exists.
     pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, _| devices.change(product_key, device_name, Device::disable))
     }
 
-    /// Lets a disabled device sign in again, as `EnableThing` does. Answers with
-    /// whether there is one of that name.
+    /// Lets a disabled device sign in again, like `EnableThing`. Returns whether the device
+    /// exists.
     pub fn enable(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
     }
 
-    /// Has a device that was registered before, without a call; replaces one of its
+    /// Adds a device that was registered before, without a call; replaces one with the same
     /// name.
     pub fn insert(&self, certificate: &Certificate) {
         self.change(|devices, now_ms| {
@@ -282,14 +281,12 @@ impl Simulator {
         });
     }
 
-    /// Deletes a device, as `DeleteDevice` does. Answers with whether there was one
-    /// of that name.
+    /// Deletes a device, like `DeleteDevice`. Returns whether the device existed.
     pub fn delete(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, _| devices.remove(product_key, device_name))
     }
 
-    /// Has a device signed in, as far as the API tells. Answers with whether there
-    /// is one of that name.
+    /// Marks a device as signed in, without a connection. Returns whether the device exists.
     pub fn activate(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, now_ms| {
             devices.change(product_key, device_name, |device| device.sign_in(now_ms))
@@ -303,27 +300,27 @@ impl Simulator {
         changed.is_some()
     }
 
-    /// Spoils the next call of an action that has nothing scripted yet: faults
-    /// are used up one per call, in the order in which they were given.
+    /// Adds a fault for an action. Each call of the action uses up one fault, in the order
+    /// in which they were added.
     pub fn script(&self, action: Action, fault: Fault) {
         self.shared.world().faults.script(action, fault);
     }
 
-    /// Spoils every call that has nothing scripted, until `None` is given.
+    /// Sets a fault for every call without a scripted one, until set to `None`.
     pub fn set_outage(&self, fault: Option<Fault>) {
         self.shared.world().faults.set_standing(fault);
     }
 
-    /// Stops: calls under way end without an answer, the port is free again, and
-    /// the state file is written.
+    /// Stops: calls in progress end without an answer, the port becomes free, and the state
+    /// file is written.
     ///
     /// # Errors
     ///
-    /// When the state file cannot be written.
+    /// Fails if the state file cannot be written.
     pub async fn shutdown(mut self) -> io::Result<()> {
         self.shared.stopping.send_replace(true);
         if let Some(tasks) = self.tasks.take() {
-            // A task that panicked has stopped as well.
+            // A task that panicked has ended too.
             let abort = tasks.server.abort_handle();
             if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
                 abort.abort();
@@ -341,7 +338,7 @@ impl Drop for Simulator {
         if self.tasks.is_some()
             && let Err(error) = self.shared.save()
         {
-            tracing::error!(%error, "the simulator's state file could not be written");
+            tracing::error!(%error, "could not write the simulator's state file");
         }
     }
 }
@@ -357,9 +354,9 @@ impl Shared {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends when the simulator stops.
+    /// Returns when the simulator stops.
     async fn stopped(&self) {
-        // The sender is here, so it is not closed before us.
+        // `self` holds the sender, so the channel is not closed.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
@@ -390,8 +387,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
         .await
 }
 
-/// Writes the state file a moment after each change: a thousand registrations in
-/// a second cost a few writes, not a thousand.
+/// Writes the state file shortly after a change, so that a thousand registrations in a second
+/// cause only a few writes.
 async fn save_changes(shared: Arc<Shared>) {
     loop {
         tokio::select! {
@@ -405,8 +402,8 @@ async fn save_changes(shared: Arc<Shared>) {
         let writer = shared.clone();
         match tokio::task::spawn_blocking(move || writer.save()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the simulator's state file could not be written"),
-            Err(error) => tracing::error!(%error, "the simulator's state file was not written"),
+            Ok(Err(error)) => tracing::error!(%error, "could not write the simulator's state file"),
+            Err(error) => tracing::error!(%error, "could not write the simulator's state file"),
         }
     }
 }
@@ -421,7 +418,7 @@ async fn no_such_path(State(shared): State<Arc<Shared>>) -> Response {
     shared.world().refuse(&refusal, "").into_response()
 }
 
-/// A call of the API.
+/// Answers a call of the API.
 async fn api(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(line): ConnectInfo<Line>,
@@ -441,7 +438,7 @@ async fn api(
     deliver(&shared, &line, verdict).await
 }
 
-/// Sends the answer when its time has come, or breaks the connection off.
+/// Sends the answer after its delay, or closes the connection.
 async fn deliver(shared: &Shared, line: &Line, verdict: Verdict) -> Response {
     let wait = shared.latency + verdict.delay;
     let answered = tokio::select! {

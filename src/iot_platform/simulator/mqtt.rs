@@ -1,6 +1,6 @@
-//! Where devices sign in: MQTT 3.1.1 over TCP. Checks who comes, keeps them until
-//! they go, are replaced, disabled or deleted, and acknowledges what they say;
-//! messages go nowhere.
+//! Sign-in of devices: MQTT 3.1.1 over TCP. Checks a device and keeps its connection until
+//! the device leaves or is replaced, disabled or deleted. Acknowledges its messages, but
+//! forwards none.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -22,26 +22,26 @@ use tokio::{
 use super::Shared;
 use crate::{device::Secret, iot_platform::sign_in::Claim};
 
-/// Longest packet that is read, in bytes.
+/// Maximum length of a packet, in bytes.
 const MAX_PACKET: usize = 256 * 1024;
-/// The protocol level of MQTT 3.1.1.
+/// Protocol level of MQTT 3.1.1.
 const LEVEL: u8 = 4;
-/// Connections at once; more wait.
+/// Maximum number of connections; more wait.
 const MAX_CONNECTIONS: usize = 4096;
-/// How long a connection may take to sign in.
+/// Maximum time for a connection to sign in.
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
-/// What the cloud takes for `Keep Alive`, in seconds.
+/// Range of `Keep Alive` that the cloud accepts, in seconds.
 const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;
-/// How long to wait when there is no file descriptor for another connection.
+/// Pause if there is no file descriptor for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes connections until the simulator stops.
+/// Accepts connections until the simulator stops.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = async {
-                // Never closed.
+                // The semaphore is never closed.
                 let place = places.clone().acquire_owned().await;
                 listener.accept().await.map(|(stream, _)| (stream, place))
             } => accepted,
@@ -61,16 +61,16 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a device's connection");
+                tracing::warn!(%error, "could not accept a device's connection; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// A connection from its first to its last packet.
+/// Serves a connection from its first to its last packet.
 async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    // Small answers: not to be held back for more.
+    // Answers are small and must not wait for more data.
     let _ = stream.set_nodelay(true);
     let mut connection = Connection { stream, received: BytesMut::new() };
     let connect = match timeout(SIGN_IN_WITHIN, connection.receive()).await? {
@@ -85,13 +85,13 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let session = Arc::new(Notify::new());
     let signed_in = sign_in(&connect, &session, shared);
     let code = signed_in.as_ref().map_or_else(|code| *code, |_| ConnectReturnCode::Success);
-    // Held from here on, so that the device is offline however this ends.
+    // Held from here on, so that the device goes offline however this function ends.
     let _signed_in = signed_in.ok();
     connection.send(Packet::ConnAck(ConnAck::new(code, false))).await?;
     if code != ConnectReturnCode::Success {
         return Ok(());
     }
-    // MQTT 3.1.1 §3.1.2.10: silence of one and a half times as long ends it.
+    // MQTT 3.1.1 §3.1.2.10: one and a half times this long without a packet ends it.
     let patience = Duration::from_secs(u64::from(connect.keep_alive)) * 3 / 2;
     loop {
         let packet = tokio::select! {
@@ -108,7 +108,7 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// A device that is signed in, as long as this lives.
+/// Signs the device out when dropped.
 struct SignedIn<'a> {
     shared: &'a Shared,
     product_key: String,
@@ -124,7 +124,7 @@ impl Drop for SignedIn<'_> {
     }
 }
 
-/// Signs a device in, or says why not.
+/// Signs a device in, or returns why not.
 fn sign_in<'a>(
     connect: &Connect,
     session: &Arc<Notify>,
@@ -159,7 +159,7 @@ fn sign_in<'a>(
     })
 }
 
-/// What a packet is acknowledged with.
+/// Returns the acknowledgement of a packet.
 fn answer(packet: Packet) -> io::Result<Option<Packet>> {
     Ok(match packet {
         Packet::PingReq => Some(Packet::PingResp),
@@ -174,12 +174,12 @@ fn answer(packet: Packet) -> io::Result<Option<Packet>> {
             Some(Packet::SubAck(SubAck::new(subscribe.pkid, granted.collect())))
         }
         Packet::Unsubscribe(unsubscribe) => Some(Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))),
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that no device sends")),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that only a server sends")),
     })
 }
 
-/// MQTT 3.1.1 §3.1.2.2, where it stands in a CONNECT: after one byte, a length of one
-/// to four, and the protocol's name.
+/// Reads the protocol level of a CONNECT (MQTT 3.1.1 §3.1.2.2): after one byte, a length of
+/// one to four bytes, and the protocol's name.
 fn protocol_level(bytes: &[u8]) -> Option<u8> {
     (2..=5).find_map(|at| bytes.get(at..)?.strip_prefix(b"\x00\x04MQTT")?.first().copied())
 }
@@ -190,8 +190,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// The next packet; nothing when the device has closed the connection. A CONNECT
-    /// of another version is an error of the kind `Unsupported`.
+    /// Reads the next packet; `None` if the device has closed the connection. A CONNECT of
+    /// another version is an error of the kind `Unsupported`.
     async fn receive(&mut self) -> io::Result<Option<Packet>> {
         loop {
             let level = protocol_level(&self.received);

@@ -1,5 +1,5 @@
-//! A call as it comes in, its parameters, and the gateway's way to refuse it.
-//! Everything here comes from outside, and nothing is believed yet.
+//! An incoming call, its parameters, and the gateway's refusal. All data comes from outside,
+//! and is not trusted yet.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -9,7 +9,7 @@ use axum::{
 };
 use percent_encoding::percent_decode_str;
 
-/// An HTTP request, read to its end.
+/// A complete HTTP request.
 pub(super) struct HttpRequest {
     pub method: Method,
     pub query: String,
@@ -18,13 +18,13 @@ pub(super) struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// A header's text; nothing when it is not there or no text.
+    /// Returns the text of a header; `None` if it is absent or not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// What the call says in its query and in its form, as one list: the
-    /// official SDKs use either, or both at once.
+    /// Returns the parameters of the query and the form as one list; the official SDKs use
+    /// either, or both at once.
     pub fn parameters(&self) -> Result<Parameters, Refusal> {
         let mut parameters = Parameters::default();
         parameters.read_form(self.query.as_bytes())?;
@@ -40,7 +40,7 @@ impl HttpRequest {
 pub(super) struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
-    /// Adds `name=value&…`, percent-encoded, `+` for a space.
+    /// Parses `name=value&…`, percent-encoded, with `+` for a space.
     pub fn read_form(&mut self, form: &[u8]) -> Result<(), Refusal> {
         let form = std::str::from_utf8(form).map_err(|_| not_a_form())?;
         for pair in form.split('&').filter(|pair| !pair.is_empty()) {
@@ -50,22 +50,23 @@ impl Parameters {
         Ok(())
     }
 
-    /// A parameter that is there and not empty.
+    /// Returns a parameter if it is present and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A parameter that the call cannot do without.
+    /// Returns a required parameter, or a refusal.
     pub fn required(&self, name: &'static str) -> Result<&str, Refusal> {
         self.get(name).ok_or_else(|| Refusal::missing(name))
     }
 
-    /// The values of `PREFIX1SUFFIX` and following, up to the first that is missing.
+    /// Returns the values of `PREFIX1SUFFIX` and the following, up to the first that is
+    /// missing.
     pub fn numbered(&self, prefix: &str, suffix: &str) -> impl Iterator<Item = &str> {
         (1..).map_while(move |number| self.0.get(&format!("{prefix}{number}{suffix}")).map(String::as_str))
     }
 
-    /// All of them, also the empty ones: they are signed as well.
+    /// Iterates over all parameters, also the empty ones, which are signed as well.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
@@ -80,7 +81,7 @@ fn not_a_form() -> Refusal {
     Refusal::new(400, "InvalidParameter", "The parameters are not UTF-8 text.")
 }
 
-/// An error of the gateway: the call has not reached the action.
+/// An error of the gateway; the call has not reached the action.
 #[derive(Debug)]
 pub(super) struct Refusal {
     /// HTTP status.
@@ -94,7 +95,7 @@ impl Refusal {
         Self { status, code: code.into(), message: message.into() }
     }
 
-    /// `Missing…`, as the gateway names a parameter that is not there.
+    /// Makes the gateway's error for a missing parameter, `Missing…`.
     pub fn missing(name: &str) -> Self {
         Self::new(400, format!("Missing{name}"), format!("{name} is mandatory for this action."))
     }
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn parameters_that_are_not_text_are_refused() {
         for form in [&b"a=%ff"[..], b"\xff=1"] {
             assert!(Parameters::default().read_form(form).is_err());
         }

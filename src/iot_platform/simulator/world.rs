@@ -1,5 +1,5 @@
-//! The simulated cloud as a whole, without its connections: a request and the
-//! time come in, a verdict goes out. Pure, so that a test needs no network.
+//! The simulated cloud without its connections: takes a request and the time, and returns a
+//! verdict. Pure, so that tests need no network.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -16,29 +16,29 @@ use super::{
     request::{HttpRequest, Parameters, Refusal},
 };
 
-/// Longest `Host` that is repeated as `HostId`, in bytes.
+/// Maximum length of a `Host` that is repeated as `HostId`, in bytes.
 const MAX_HOST: usize = 253;
 
-/// What has been called so far.
+/// Counters of the calls so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Calls that were let through, by action, whatever came of them.
+    /// Calls that were admitted, by action, whatever their result.
     pub calls: BTreeMap<&'static str, u64>,
-    /// Devices that exist.
+    /// Number of devices.
     pub devices: u64,
-    /// Calls answered with `Throttling.User`, or another code of its family.
+    /// Calls that were answered with `Throttling.User`, or another code of its family.
     pub throttled: u64,
     /// Requests that the gateway refused: signature, access key, parameters.
     pub refused: u64,
 }
 
-/// What becomes of a request.
+/// Result of a request.
 pub(super) struct Verdict {
-    /// On top of the latency.
+    /// Delay in addition to the latency.
     pub delay: Duration,
-    /// `None` breaks the connection off.
+    /// Answer; `None` closes the connection.
     pub reply: Option<Reply>,
-    /// Whether there is something to save.
+    /// Whether there are changes to save.
     pub changed: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Reply {
     pub body: String,
 }
 
-/// The cloud.
+/// The simulated cloud.
 pub(super) struct World {
     pub faults: Faults,
     gateway: Gateway,
@@ -59,7 +59,7 @@ pub(super) struct World {
     batch_delay: Duration,
     stats: Stats,
     request_ids: Dice,
-    /// The account's changes that are saved.
+    /// Number of the account's changes at the last save.
     saved: u64,
 }
 
@@ -82,18 +82,18 @@ impl World {
         Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    /// What the account has now.
+    /// Returns the account as it is now.
     pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
         self.account.advance(now.as_millisecond());
         &mut self.account
     }
 
-    /// Whether anything has changed since the state file was last taken.
+    /// Returns whether anything has changed since the state was last taken.
     pub fn is_changed(&self) -> bool {
         self.account.changes() != self.saved
     }
 
-    /// The text of the state file, if anything changed since it was last taken.
+    /// Returns the content of the state file, if anything changed since it was last taken.
     pub fn changed_state(&mut self) -> io::Result<Option<Vec<u8>>> {
         if !self.is_changed() {
             return Ok(None);
@@ -103,12 +103,12 @@ impl World {
         Ok(Some(text))
     }
 
-    /// Takes back that the state was saved.
+    /// Marks the state as not saved.
     pub fn mark_changed(&mut self) {
         self.saved = self.account.changes().wrapping_sub(1);
     }
 
-    /// Decides about a request that came at `now`, `uptime` after the start.
+    /// Handles a request that came at `now`, `uptime` after the start.
     pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
         self.account.advance(now.as_millisecond());
         let host = request.header("host").unwrap_or_default();
@@ -119,7 +119,7 @@ impl World {
         Verdict { delay, reply, changed: self.is_changed() }
     }
 
-    /// Counts and words a refusal.
+    /// Counts a refusal, and makes its answer.
     pub fn refuse(&mut self, refusal: &Refusal, host: &str) -> Reply {
         match refusal.code.starts_with("Throttling") {
             true => self.stats.throttled += 1,
@@ -138,7 +138,7 @@ impl World {
         Ok((action, parameters))
     }
 
-    /// A call that the gateway has let through.
+    /// Handles a call that the gateway has admitted.
     fn call(
         &mut self,
         action: Action,
@@ -163,7 +163,7 @@ impl World {
                 self.answer(action, parameters, host, now);
                 self.spoil(*fault, host)
             }
-            // Refused before the action, so not counted as a call of it.
+            // Refused before the action, so it does not count as a call.
             Some(Fault::Gateway { status: status @ 400..=499, code }) => {
                 let refusal = Refusal::new(status, code, "Simulated.");
                 (Duration::ZERO, Some(self.refuse(&refusal, host)))
@@ -175,13 +175,13 @@ impl World {
         }
     }
 
-    /// What is sent in place of an answer.
+    /// Makes the response that replaces an answer.
     fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
         match fault {
             Fault::Drop => (Duration::ZERO, None),
-            // After it was carried out, there is no more to it.
+            // The call was carried out; only the answer is lost.
             Fault::Twice => (Duration::ZERO, None),
-            // Carried out already: what is left is to be late and silent.
+            // The call was carried out; the connection closes late, without an answer.
             Fault::Delay(delay) => (delay, None),
             Fault::Gateway { status, code } => {
                 let reply = self.gateway_error(&Refusal::new(status, code, "Simulated."), host);
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    /// Carries the action out.
+    /// Carries out the action.
     fn answer(&mut self, action: Action, parameters: &Parameters, host: &str, now: jiff::Timestamp) -> Reply {
         let mut context = actions::Context {
             account: &mut self.account,
@@ -241,7 +241,7 @@ impl World {
         )
     }
 
-    /// A UUID in upper case.
+    /// Makes a UUID in upper case.
     fn request_id(&mut self) -> String {
         let (high, low) = (self.request_ids.next(), self.request_ids.next());
         format!(

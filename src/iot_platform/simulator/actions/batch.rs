@@ -1,16 +1,16 @@
-//! The actions of a batch, in the order in which they are called.
+//! Actions of a batch, in the order in which they are called.
 
 use serde_json::{Value, json};
 
 use super::{Context, Failure, Outcome, names, product};
 use crate::iot_platform::{ApplyId, MAX_BATCH, PAGE_SIZE, batches::Refused, simulator::request::Parameters};
 
-/// Devices of a page, when a call does not say how many.
+/// Default number of devices on a page.
 const DEFAULT_PAGE_SIZE: u64 = 10;
 
 pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
     let product_key = product(parameters, context)?;
-    // The names may also come with nicknames, in a list of their own.
+    // The names may also come with nicknames, in a separate list.
     let listed: Vec<_> = parameters
         .numbered("DeviceNameList.", ".DeviceName")
         .take(MAX_BATCH + 1)
@@ -60,7 +60,7 @@ pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> Outcom
     let size = size as usize;
     let of_page = usize::try_from(page - 1).ok().and_then(|page| names.chunks(size).nth(page));
     let devices = of_page.unwrap_or_default().iter();
-    // Those that were deleted since are missing from their page.
+    // Devices that were deleted since are missing from their page.
     let devices = devices.filter_map(|name| context.account.devices.get(product_key, name));
     let infos: Vec<Value> = devices
         .map(|device| {
@@ -90,7 +90,7 @@ fn apply_id(parameters: &Parameters) -> Result<ApplyId, Failure> {
     text.parse().map(ApplyId).map_err(|_| wrong)
 }
 
-/// A number from 1.
+/// Reads a number of at least 1.
 fn positive(parameters: &Parameters, name: &str, default: u64) -> Result<u64, Failure> {
     match parameters.get(name) {
         None => Ok(default),
@@ -131,7 +131,7 @@ mod tests {
         })
     }
 
-    /// A batch of so many devices, created.
+    /// Creates this many devices as a batch.
     fn created(count: usize, account: &mut Account) -> u64 {
         let names: String = (1..=count).map(|number| format!("&DeviceName.{number}=SN{number:04}")).collect();
         let made = call(Action::BatchCheckDeviceNames, &format!("ProductKey=a1{names}"), account).unwrap();
