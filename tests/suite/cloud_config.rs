@@ -68,7 +68,7 @@ fn a_wrong_value_is_refused_with_its_line_and_what_would_be_right() {
         ("credentials = \"ecs-role:a role\"", "\"ecs-role:NAME\""),
         ("credentials = 7", "expected a string"),
         ("metadata_endpoint = \"100.100.100.200\"", "should look like http://100.100.100.200"),
-        ("metadata_endpoint = \"http://100.100.100.200/latest\"", "no http URL without a path"),
+        ("metadata_endpoint = \"http://100.100.100.200/latest\"", "not an http URL without a path"),
         ("metadata_token = \"yes\"", "expected `offered` or `required`"),
         ("connect_timeout = 0", "0: expected 0.1 to 300 seconds"),
         ("first_byte_timeout = -1", "-1: expected 0.1 to 300 seconds"),

@@ -278,9 +278,9 @@ async fn a_certificate_that_is_not_trusted_says_what_an_operator_can_do() {
             "localhost",
             VALID,
             "localhost",
-            "by nobody that this machine trusts: name the CA with ca_file",
+            "from a CA that this machine does not trust: set ca_file",
         ),
-        (&made_anew, "localhost", VALID, "localhost", "name the CA with ca_file"),
+        (&made_anew, "localhost", VALID, "localhost", "set ca_file"),
         (&authority, "localhost", 2020..2021, "localhost", "has expired"),
         (&authority, "localhost", 2190..2200, "localhost", "is not valid yet"),
         (&authority, "iot.cn-shanghai.aliyuncs.com", VALID, "localhost", "is for another name"),
@@ -445,7 +445,7 @@ async fn the_roots_of_ssl_cert_file_are_trusted() {
         in_a_process("the_roots_of_ssl_cert_file_are_trusted", &variables).await;
     };
     run(&authority.ca_file(), "").await;
-    run(&Authority::new().ca_file(), "by nobody that this machine trusts").await;
+    run(&Authority::new().ca_file(), "from a CA that this machine does not trust").await;
 }
 
 /// A peer that takes a connection, says `answer` to the first byte that it gets, and
@@ -492,7 +492,7 @@ async fn each_stage_that_stalls_ends_at_its_own_time_out() {
             Timeouts { connect: long, first_byte: long, whole: short },
             ErrorClass::TimedOut,
             "Timeout",
-            "no whole answer within 0.2 s (timeout)",
+            "no complete answer within 0.2 s (timeout)",
         ),
     ] {
         let mut tasks = JoinSet::new();
