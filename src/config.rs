@@ -56,10 +56,10 @@ pub struct Config {
     pub database: String,
     /// Keys that seal the database's secrets; without one, they stay in clear text.
     pub database_keys: Keyring,
-    /// How much of the audit log is kept.
+    /// Limits of the audit log.
     pub audit: Audit,
-    /// Where devices are registered; `None` if only certificates that are already in the
-    /// table are handed out.
+    /// Settings for registering devices; `None` if only certificates that are already in
+    /// the table are handed out.
     pub iot_platform: Option<IotPlatform>,
     /// HTTP for health, metrics and the console.
     pub admin: Option<Admin>,
@@ -91,7 +91,7 @@ pub struct IotPlatform {
     pub client: ClientConfig,
     /// `RegisterDevice` calls per second.
     pub qps: f64,
-    /// Whether many waiting devices are registered in batches.
+    /// Registers devices in batches when many wait.
     pub batches: bool,
     /// Pause between two queries of all devices' activation and state; `None` makes none.
     pub sweep: Option<Duration>,
@@ -123,7 +123,7 @@ pub struct Admin {
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Whether health and metrics need a token even from this machine.
+    /// Requires a token for health and metrics even from this machine.
     pub require_token: bool,
 }
 

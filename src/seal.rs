@@ -342,8 +342,8 @@ mod tests {
         let (old, both) = (ring(&[1]), ring(&[2, 1]));
         let sealed = old.seal(HERE, SECRET).unwrap();
         assert_eq!(both.open(HERE, &sealed).unwrap().expose(), SECRET);
-        let anew = both.seal(HERE, SECRET).unwrap();
-        let error = old.open(HERE, &anew).unwrap_err().to_string();
+        let resealed = both.seal(HERE, SECRET).unwrap();
+        let error = old.open(HERE, &resealed).unwrap_err().to_string();
         assert!(error.contains("database_key_previous"), "{error}");
         assert!(error.contains(&both.first().unwrap().to_string()), "{error}");
     }

@@ -60,7 +60,7 @@ pub struct Config {
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Whether health and metrics need a token even from this machine.
+    /// Requires a token for health and metrics even from this machine.
     pub require_token: bool,
 }
 
@@ -110,7 +110,7 @@ struct Room {
     health: Health,
     ring: std::sync::Mutex<Ring>,
     desk: console::Desk,
-    /// Whether the port uses TLS, and cookies therefore carry `Secure`.
+    /// TLS is on, so cookies carry `Secure`.
     is_secure: bool,
     require_token: AtomicBool,
 }

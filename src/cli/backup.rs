@@ -60,7 +60,7 @@ pub struct RestoreArgs {
 pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     let config = args.config.read()?;
     let store = open_store(&config)?;
-    let contents = Progress::showing(PROGRESS, |told| store.backup(&args.file, told))?;
+    let contents = Progress::showing(PROGRESS, |progress| store.backup(&args.file, progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
         Some(fault) => Err(anyhow!("the copy is written, but its audit log is not complete: {fault}").into()),
@@ -73,7 +73,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
     let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
         return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());
     };
-    let backup = Progress::showing(PROGRESS, |told| Restorable::examine(&args.file, path, told))?;
+    let backup = Progress::showing(PROGRESS, |progress| Restorable::examine(&args.file, path, progress))?;
     if let Some(fault) = &backup.contents.audit.fault {
         tracing::warn!("the backup's audit log is not complete: {fault}");
     }
@@ -98,7 +98,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Outcome {
         ask::sure(args.yes, &format!("Replace the database {}?", path.display()))?;
     }
     let by = Actor::system_user();
-    Progress::showing(PROGRESS, |told| backup.restore(path, damaged, &by, told))?;
+    Progress::showing(PROGRESS, |progress| backup.restore(path, damaged, &by, progress))?;
     print(|out| writeln!(out, "{}: restored", path.display()))?;
     Ok(())
 }

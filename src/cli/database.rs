@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match args.action {
         Action::Seal => {
             let template = "{bar:40} {percent}% {pos}/{len} secrets {eta} left";
-            let report = Progress::showing(template, |told| store.seal(&Actor::system_user(), told))?;
+            let report = Progress::showing(template, |progress| store.seal(&Actor::system_user(), progress))?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
         Action::Status { json } => {

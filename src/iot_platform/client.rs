@@ -287,9 +287,9 @@ fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {
 /// Remembers why a call was already signed again.
 #[derive(Default)]
 struct Repeated {
-    /// For another nonce, or for the cloud's clock.
+    /// Another nonce, or the cloud's clock, was needed.
     signed: bool,
-    /// For another token.
+    /// Another token was needed.
     renewed: bool,
 }
 

@@ -126,7 +126,7 @@ enum Failure {
 /// Result of a read.
 struct Read {
     credentials: Credentials,
-    /// In seconds since 1970; `None` if they do not expire.
+    /// Expiry in seconds since 1970; `None` if there is none.
     expires: Option<i64>,
 }
 
@@ -150,7 +150,7 @@ struct Held {
     expires: Option<i64>,
     /// State of the file when they were read.
     stamp: Option<Stamp>,
-    /// Whether the cloud has refused the token as expired, whatever its date.
+    /// The cloud has refused the token as expired, whatever its date.
     refused: bool,
     /// Second before which valid credentials are not read again.
     again: i64,

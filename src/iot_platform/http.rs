@@ -20,12 +20,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// Maximum times of a call, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To resolve the name and connect, including a proxy and TLS.
+    /// Time to resolve the name and connect, including a proxy and TLS.
     pub connect: Duration,
-    /// From the start of a request, connecting included, to the beginning of its answer; not
-    /// less than `connect`.
+    /// Time from the start of a request, connecting included, to the beginning of its
+    /// answer; not less than `connect`.
     pub first_byte: Duration,
-    /// For a whole call: credentials, repetitions, and the end of the answer.
+    /// Time for a whole call: credentials, repetitions, and the end of the answer.
     pub whole: Duration,
 }
 
@@ -49,7 +49,7 @@ pub enum ClientError {
     Endpoint {
         /// The endpoint as configured, but without a password in it.
         endpoint: String,
-        /// What is wrong with it.
+        /// Reason.
         what: String,
     },
     /// The region is empty.
@@ -65,7 +65,7 @@ pub enum ClientError {
     CaFile {
         /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason.
         what: String,
     },
     /// There is no access key.

@@ -51,7 +51,7 @@ pub struct CloudDevice {
     pub created: Option<i64>,
     /// `UtcActive` in seconds since 1970, once it has signed in.
     pub activated: Option<i64>,
-    /// Whether the device was disabled at the cloud, so that it cannot sign in.
+    /// The device was disabled at the cloud, so it cannot sign in.
     pub disabled: bool,
 }
 
@@ -141,13 +141,13 @@ pub enum ErrorClass {
     Exists,
     /// There is no such device, or no such batch.
     NotFound,
-    /// Back off and try again.
+    /// Temporary error: back off and try again.
     TryAgain,
-    /// Back off, and call less often.
+    /// Rate limit exceeded: back off, and call less often.
     Throttled,
     /// The call may have been carried out: no answer came in time.
     TimedOut,
-    /// Sign again: the nonce was used, or the clock is wrong.
+    /// Used nonce or wrong clock: sign again.
     SignAgain,
     /// Only the operator can fix it: credentials, permissions, quota, product.
     Operator,

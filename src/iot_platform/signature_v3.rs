@@ -13,7 +13,7 @@ pub const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 /// The signed parts of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Signable<'a> {
-    /// In upper case.
+    /// HTTP method, in upper case.
     pub method: &'a str,
     /// `/`, unless the endpoint has a path.
     pub path: &'a str,

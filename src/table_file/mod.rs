@@ -40,7 +40,7 @@ pub struct KnownEnrollment {
     pub name: String,
     /// The product of its devices, unless a row names another.
     pub product_key: String,
-    /// Whether each device has its own key.
+    /// Each device has its own key.
     pub individual: bool,
 }
 
@@ -105,7 +105,7 @@ pub struct LineError {
     pub line: u64,
     /// One of [`COLUMNS`]; `None` if the whole line is wrong.
     pub column: Option<&'static str>,
-    /// What is wrong, and what is expected.
+    /// Error, and what is expected.
     pub reason: String,
 }
 
@@ -179,9 +179,9 @@ pub enum ImportFileError {
 pub struct Import<'a> {
     /// Enrollments that its rows may belong to.
     pub enrollments: &'a Enrollments,
-    /// Who imports, for the audit log.
+    /// Actor, for the audit log.
     pub by: &'a Actor,
-    /// Whether to report what would change, without changing it.
+    /// Reports what would change, without changing it.
     pub dry_run: bool,
 }
 

@@ -23,13 +23,13 @@ fn both() -> Enrollments {
 
 /// Returns the rows of a text, or the errors of its bad lines.
 fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>> {
-    let told = |error| match error {
+    let reported = |error| match error {
         ReadError::Line(error) => error.to_string(),
         ReadError::Io(error) => panic!("{error}"),
     };
     match read(text.as_bytes(), enrollments) {
-        Ok(rows) => rows.map(|row| row.map_err(told)).collect(),
-        Err(error) => vec![Err(told(error))],
+        Ok(rows) => rows.map(|row| row.map_err(reported)).collect(),
+        Err(error) => vec![Err(reported(error))],
     }
 }
 
@@ -71,18 +71,18 @@ fn columns_may_be_in_any_order() {
 #[test]
 fn a_wrong_header_is_reported_with_what_is_expected() {
     let legal = COLUMNS.join(", ");
-    let told = |text| fault(text, &lamps());
+    let reported = |text| fault(text, &lamps());
     assert_eq!(
-        told("deviceId,colour\nSN-1,red\n"),
+        reported("deviceId,colour\nSN-1,red\n"),
         format!("line 1: unknown column \"colour\"; the columns are {legal}")
     );
     assert_eq!(
-        told("deviceId,psk,deviceId\n"),
+        reported("deviceId,psk,deviceId\n"),
         format!("line 1: the column deviceId is there twice; the columns are {legal}")
     );
-    assert_eq!(told("\n\nenrollment\nlamps\n"), "line 3: the column deviceId is missing");
-    assert!(told("deviceId;psk\n").ends_with("psk, separated by commas"));
-    assert!(told("").starts_with("line 1: the file is empty; expected the header deviceId,enrollment,"));
+    assert_eq!(reported("\n\nenrollment\nlamps\n"), "line 3: the column deviceId is missing");
+    assert!(reported("deviceId;psk\n").ends_with("psk, separated by commas"));
+    assert!(reported("").starts_with("line 1: the file is empty; expected the header deviceId,enrollment,"));
 }
 
 #[test]
@@ -114,20 +114,20 @@ fn the_only_enrollment_is_the_default_and_among_several_there_is_none() {
 
 #[test]
 fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
-    let told = |identity: &str, psk: &str| {
+    let reported = |identity: &str, psk: &str| {
         fault(&format!("deviceId,pskIdentity,psk\nSN-1,{identity},{psk}\n"), &plugs())
     };
     let psk = "line 2, column psk: ";
-    assert_eq!(told("i", &PSK[1..]), format!("{psk}31 hex digits, expected 32 to 128"));
-    assert_eq!(told("i", &"a".repeat(130)), format!("{psk}130 hex digits, expected 32 to 128"));
-    assert_eq!(told("i", &"a".repeat(33)), format!("{psk}33 hex digits, expected an even number"));
-    assert_eq!(told("i", &PSK.replace('2', "x")), format!("{psk}character 5 is not a hex digit"));
-    assert_eq!(told("i", ""), format!("{psk}empty, but there is a pskIdentity"));
+    assert_eq!(reported("i", &PSK[1..]), format!("{psk}31 hex digits, expected 32 to 128"));
+    assert_eq!(reported("i", &"a".repeat(130)), format!("{psk}130 hex digits, expected 32 to 128"));
+    assert_eq!(reported("i", &"a".repeat(33)), format!("{psk}33 hex digits, expected an even number"));
+    assert_eq!(reported("i", &PSK.replace('2', "x")), format!("{psk}character 5 is not a hex digit"));
+    assert_eq!(reported("i", ""), format!("{psk}empty, but there is a pskIdentity"));
     let identity = "line 2, column pskIdentity: ";
-    assert_eq!(told("", PSK), format!("{identity}empty, but there is a psk"));
+    assert_eq!(reported("", PSK), format!("{identity}empty, but there is a psk"));
     for bad in ["i".repeat(129), "a\tb".to_owned(), "a\u{85}b".to_owned()] {
         let expected = "expected 1 to 128 bytes of UTF-8 without control characters";
-        assert_eq!(told(&bad, PSK), format!("{identity}{expected}"));
+        assert_eq!(reported(&bad, PSK), format!("{identity}{expected}"));
     }
     for good in [PSK.to_owned(), "b".repeat(128)] {
         let text = format!("deviceId,pskIdentity,psk\nSN-1,{},{good}\n", "ü".repeat(64));
@@ -147,15 +147,15 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
 
 #[test]
 fn a_certificate_is_complete_and_legal() {
-    let told = |name: &str, secret: &str| {
+    let reported = |name: &str, secret: &str| {
         fault(&format!("deviceId,deviceName,deviceSecret\nSN-1,{name},{secret}\n"), &lamps())
     };
     let name = "line 2, column deviceName: ";
-    assert_eq!(told("", "s3cret"), format!("{name}empty, but there is a deviceSecret"));
+    assert_eq!(reported("", "s3cret"), format!("{name}empty, but there is a deviceSecret"));
     for bad in ["abc", "a name", "näme", &"x".repeat(33)] {
-        assert_eq!(told(bad, "s3cret"), format!("{name}expected 4 to 32 of A-Z a-z 0-9 _ . : @ -"));
+        assert_eq!(reported(bad, "s3cret"), format!("{name}expected 4 to 32 of A-Z a-z 0-9 _ . : @ -"));
     }
-    let error = told("name-1", "s3 cret");
+    let error = reported("name-1", "s3 cret");
     assert!(error.starts_with("line 2, column deviceSecret: ") && !error.contains("s3"), "{error}");
     let named = only("deviceId,deviceName\nSN-1,a.b_c:d@e-f\n", &lamps());
     assert_eq!((named.device_name.as_deref(), named.device_secret), (Some("a.b_c:d@e-f"), None));

@@ -30,7 +30,7 @@ pub struct Role {
     pub name: Option<String>,
     /// Address of the metadata service, `http://HOST`.
     pub metadata_endpoint: String,
-    /// Whether every request needs a token. If false, an instance without hardened mode is
+    /// Requires a token for every request. If false, an instance without hardened mode is
     /// asked without one.
     pub token_required: bool,
 }

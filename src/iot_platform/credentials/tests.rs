@@ -22,10 +22,10 @@ struct Script {
     answers: Mutex<VecDeque<(u16, String)>>,
     /// Requests so far: `METHOD PATH`, and `with token` if the request had one.
     asked: Mutex<Vec<String>>,
-    /// Whether it has hardened mode, and whether it has anything else.
+    /// Presence of hardened mode, and of anything else.
     tokens: bool,
     only_tokens: bool,
-    /// If present, answers wait until this is notified.
+    /// Holds answers back until notified, if present.
     held_up: Option<Arc<Notify>>,
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Device {
     /// Milliseconds since 1970, when it last signed in.
     #[serde(default)]
     pub signed_in: Option<i64>,
-    /// Whether it is kept from signing in.
+    /// Keeps the device from signing in.
     #[serde(default)]
     pub disabled: bool,
     /// Ends its connection when notified; present while it is signed in. No device is

@@ -38,7 +38,7 @@ pub(super) struct Verdict {
     pub delay: Duration,
     /// Answer; `None` closes the connection.
     pub reply: Option<Reply>,
-    /// Whether there are changes to save.
+    /// The account has changes to save.
     pub changed: bool,
 }
 
