@@ -51,7 +51,7 @@ pub(super) enum Denied {
 }
 
 /// A session that has just begun.
-pub(super) struct Begun {
+pub(super) struct NewSession {
     /// The cookie's value.
     pub(super) id: String,
 }
@@ -128,7 +128,7 @@ impl Gate {
         address: IpAddr,
         name: &str,
         password: Secret,
-    ) -> Result<Begun, Denied> {
+    ) -> Result<NewSession, Denied> {
         let user = lock(&self.accounts).users.iter().find(|user| user.name == name).cloned();
         // Unknown names have the same rate limit; otherwise it would reveal which exist.
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
@@ -155,7 +155,7 @@ impl Gate {
                 }
                 accounts.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
                 tracing::info!(%address, user = user.name, role = %user.role, "signed in to the console");
-                Ok(Begun { id })
+                Ok(NewSession { id })
             }
             None => {
                 tracing::warn!(%address, name = ?name, "could not sign in to the console: wrong name or password");

@@ -103,19 +103,19 @@ impl From<&Enrollment> for Enrolled {
 }
 
 /// State that all requests to the port share.
-struct Room {
+struct Shared {
     sources: Sources,
     enrollments: RwLock<Vec<Enrolled>>,
     gate: Gate,
     health: Health,
     ring: std::sync::Mutex<Ring>,
-    desk: console::Desk,
+    pages: console::PageState,
     /// TLS is on, so cookies carry `Secure`.
     is_secure: bool,
     require_token: AtomicBool,
 }
 
-impl Room {
+impl Shared {
     fn enrollments(&self) -> Vec<Enrolled> {
         self.enrollments.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -128,7 +128,7 @@ impl Room {
 /// The open port; it is served until the runtime ends.
 pub struct Admin {
     address: SocketAddr,
-    room: Arc<Room>,
+    shared: Arc<Shared>,
     /// TLS configuration of new connections.
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
 }
@@ -136,7 +136,7 @@ pub struct Admin {
 impl Admin {
     /// Returns the URL of the port.
     pub fn url(&self) -> String {
-        format!("{}://{}", if self.room.is_secure { "https" } else { "http" }, self.address)
+        format!("{}://{}", if self.shared.is_secure { "https" } else { "http" }, self.address)
     }
 
     /// Applies a changed configuration: users, tokens, the certificate and the
@@ -144,10 +144,10 @@ impl Admin {
     pub fn reload(&self, config: Option<&Config>, enrollments: &[Enrollment]) {
         self.set_enrollments(enrollments);
         let Some(Config { tls, users, tokens, require_token, .. }) = config else {
-            return self.room.gate.reload(Vec::new(), Vec::new());
+            return self.shared.gate.reload(Vec::new(), Vec::new());
         };
-        self.room.gate.reload(users.clone(), tokens.clone());
-        self.room.require_token.store(*require_token, Ordering::Relaxed);
+        self.shared.gate.reload(users.clone(), tokens.clone());
+        self.shared.require_token.store(*require_token, Ordering::Relaxed);
         if let (Some(own), Some(tls)) = (&self.tls, tls) {
             own.store(tls.clone());
         }
@@ -155,7 +155,7 @@ impl Admin {
 
     fn set_enrollments(&self, enrollments: &[Enrollment]) {
         let enrollments = enrollments.iter().map(Enrolled::from).collect();
-        *self.room.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
+        *self.shared.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
     }
 }
 
@@ -165,32 +165,32 @@ pub async fn start(config: &Config, sources: Sources, enrollments: &[Enrollment]
         .await
         .with_context(|| format!("[admin] could not listen on {}", config.listen))?;
     let address = listener.local_addr()?;
-    let room = Arc::new(Room {
+    let shared = Arc::new(Shared {
         sources,
         enrollments: RwLock::default(),
         gate: Gate::new(config.users.clone(), config.tokens.clone()),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
-        desk: console::Desk::new()?,
+        pages: console::PageState::new()?,
         is_secure: config.tls.is_some(),
         require_token: AtomicBool::new(config.require_token),
     });
     let tls = config.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
-    let admin = Admin { address, room: room.clone(), tls: tls.clone() };
+    let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
-    tokio::spawn(sample(room.clone()));
-    tokio::spawn(connections::serve(listener, tls, routes(room)));
+    tokio::spawn(sample(shared.clone()));
+    tokio::spawn(connections::serve(listener, tls, routes(shared)));
     Ok(admin)
 }
 
-fn routes(room: Arc<Room>) -> Router {
+fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .merge(console::routes(&room))
+        .merge(console::routes(&shared))
         .layer(middleware::map_response(guarded))
-        .with_state(room)
+        .with_state(shared)
 }
 
 /// Adds the security headers to every answer.
@@ -214,36 +214,48 @@ async fn guarded(mut response: Response) -> Response {
 }
 
 /// Samples the counters for the console's chart.
-async fn sample(room: Arc<Room>) {
+async fn sample(shared: Arc<Shared>) {
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let sample = Sample::of(&room.sources);
-        room.ring().push(sample);
+        let sample = Sample::of(&shared.sources);
+        shared.ring().push(sample);
     }
 }
 
-type Shared = State<Arc<Room>>;
+type SharedState = State<Arc<Shared>>;
 
-async fn healthz(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
-    match may_read(&room, peer, &headers) {
-        Ok(()) => health::live(&room.sources.pulses).await,
+async fn healthz(
+    State(shared): SharedState,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    match may_read(&shared, peer, &headers) {
+        Ok(()) => health::live(&shared.sources.pulses).await,
         Err(refusal) => refusal,
     }
 }
 
-async fn readyz(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
-    match may_read(&room, peer, &headers) {
-        Ok(()) => room.health.ready(&room.sources).await,
+async fn readyz(
+    State(shared): SharedState,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    match may_read(&shared, peer, &headers) {
+        Ok(()) => shared.health.ready(&shared.sources).await,
         Err(refusal) => refusal,
     }
 }
 
-async fn metrics(State(room): Shared, Extension(peer): Extension<Peer>, headers: HeaderMap) -> Response {
-    match may_read(&room, peer, &headers) {
+async fn metrics(
+    State(shared): SharedState,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    match may_read(&shared, peer, &headers) {
         Ok(()) => {
-            let text = metrics::exposition(&room.sources);
+            let text = metrics::exposition(&shared.sources);
             ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
         }
         Err(refusal) => refusal,
@@ -253,12 +265,12 @@ async fn metrics(State(room): Shared, Extension(peer): Extension<Peer>, headers:
 /// Returns whether a client may read health and metrics: programs on this machine without
 /// a token, unless the configuration requires one, and all others with a token.
 #[expect(clippy::result_large_err, reason = "the error is the response itself")]
-fn may_read(room: &Room, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
-    if !room.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {
+fn may_read(shared: &Shared, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
+    if !shared.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     let denied = match bearer(headers) {
-        Some(token) => match room.gate.by_token(peer.ip(), token) {
+        Some(token) => match shared.gate.by_token(peer.ip(), token) {
             Ok(_) => return Ok(()),
             Err(denied) => denied,
         },

@@ -12,12 +12,12 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    Ordered, Visitor, advice, history,
+    OperatorForm, Visitor, advice, history,
     page::{self, Tone},
     plain, time, wants_json,
 };
 use crate::{
-    admin::{Enrolled, Room},
+    admin::{Enrolled, Shared},
     device::DeviceId,
     device_view::as_json,
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, unix_now},
@@ -35,12 +35,12 @@ pub(super) struct Search {
 }
 
 pub(super) async fn search(
-    State(room): State<Arc<Room>>,
+    State(shared): State<Arc<Shared>>,
     visitor: Visitor,
     Query(search): Query<Search>,
 ) -> Response {
     let wanted = search.q.trim();
-    let found = match find(room.sources.store.as_ref(), wanted, search.after.as_deref()).await {
+    let found = match find(shared.sources.store.as_ref(), wanted, search.after.as_deref()).await {
         Ok(found) => found,
         Err(error) => return page::store_failed(&visitor, &error),
     };
@@ -154,12 +154,12 @@ pub(super) struct Which {
 }
 
 pub(super) async fn show(
-    State(room): State<Arc<Room>>,
+    State(shared): State<Arc<Shared>>,
     visitor: Visitor,
     headers: HeaderMap,
     Query(which): Query<Which>,
 ) -> Response {
-    let Some((id, row)) = (match row_of(&room, &which.id).await {
+    let Some((id, row)) = (match row_of(&shared, &which.id).await {
         Ok(found) => found,
         Err(error) => return page::store_failed(&visitor, &error),
     }) else {
@@ -168,13 +168,13 @@ pub(super) async fn show(
     if wants_json(&headers) {
         return Json(as_json(&row)).into_response();
     }
-    let events = match history::of(room.sources.store.as_ref(), &id).await {
+    let events = match history::of(shared.sources.store.as_ref(), &id).await {
         Ok(events) => events,
         Err(error) => return page::store_failed(&visitor, &error),
     };
-    let enrollments = room.enrollments();
+    let enrollments = shared.enrollments();
     let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
-    let advice = advice::of(&row, enrolled, room.sources.registrar.open_breakers(), unix_now());
+    let advice = advice::of(&row, enrolled, shared.sources.registrar.open_breakers(), unix_now());
     let done = which.done.as_deref().and_then(done);
     let body = html! {
         p.crumb { a href="/devices" { "Devices" } }
@@ -204,10 +204,10 @@ pub(super) async fn show(
 
 /// Finds a device by its ID in any spelling, or else by its ID as it is stored: a serial
 /// number may look like a MAC address.
-async fn row_of(room: &Room, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
+async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
     let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
     for id in spellings.into_iter().flatten() {
-        if let Some(row) = room.sources.store.device(&id).await? {
+        if let Some(row) = shared.sources.store.device(&id).await? {
             return Ok(Some((id, row)));
         }
     }
@@ -281,21 +281,21 @@ fn done(what: &str) -> Option<&'static str> {
     })
 }
 
-pub(super) async fn disable(State(room): State<Arc<Room>>, order: Ordered) -> Response {
-    change(&room, order, "disable").await
+pub(super) async fn disable(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
+    change(&shared, order, "disable").await
 }
 
-pub(super) async fn enable(State(room): State<Arc<Room>>, order: Ordered) -> Response {
-    change(&room, order, "enable").await
+pub(super) async fn enable(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
+    change(&shared, order, "enable").await
 }
 
-pub(super) async fn reset(State(room): State<Arc<Room>>, order: Ordered) -> Response {
-    change(&room, order, "reset").await
+pub(super) async fn reset(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
+    change(&shared, order, "reset").await
 }
 
-async fn change(room: &Room, Ordered(sent): Ordered, what: &'static str) -> Response {
-    let (visitor, store) = (sent.visitor, &room.sources.store);
-    let id = match row_of(room, &sent.fields.id).await {
+async fn change(shared: &Shared, OperatorForm(sent): OperatorForm, what: &'static str) -> Response {
+    let (visitor, store) = (sent.visitor, &shared.sources.store);
+    let id = match row_of(shared, &sent.fields.id).await {
         Ok(Some((id, _))) => id,
         Ok(None) => return absent(&visitor, &sent.fields.id),
         Err(error) => return page::store_failed(&visitor, &error),

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::{Visitor, advice, grouped, page, page::Tone};
 use crate::{
-    admin::{Enrolled, Room},
+    admin::{Enrolled, Shared},
     store::{StoreError, Totals},
 };
 
@@ -37,14 +37,14 @@ struct Counted {
 
 impl Counts {
     /// Returns recent counts. Only one count runs at a time, for all requests.
-    async fn of(&self, room: &Room) -> Result<Counted, StoreError> {
+    async fn of(&self, shared: &Shared) -> Result<Counted, StoreError> {
         let mut last = self.0.lock().await;
         if let Some(counted) = &*last
             && counted.at.elapsed() < COUNTS.max(counted.took * TIMES)
         {
             return Ok(counted.clone());
         }
-        let (store, begun) = (room.sources.store.clone(), Instant::now());
+        let (store, begun) = (shared.sources.store.clone(), Instant::now());
         let progress = tokio::task::spawn_blocking(move || store.totals()).await;
         let progress = progress.map_err(|error| StoreError::Failed(error.to_string()))??;
         let counted = Counted { at: Instant::now(), took: begun.elapsed(), progress };
@@ -53,12 +53,12 @@ impl Counts {
     }
 }
 
-pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor) -> Response {
-    let counted = match room.desk.enrollments.of(&room).await {
+pub(super) async fn show(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
+    let counted = match shared.pages.enrollments.of(&shared).await {
         Ok(counted) => counted,
         Err(error) => return page::store_failed(&visitor, &error),
     };
-    let enrollments = room.enrollments();
+    let enrollments = shared.enrollments();
     let unknown = counted
         .progress
         .iter()

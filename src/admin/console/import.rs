@@ -17,13 +17,13 @@ use maud::{Markup, html};
 use zeroize::Zeroizing;
 
 use super::{
-    Ordered, Visitor, grouped,
+    OperatorForm, Visitor, grouped,
     page::{self, Tone},
     plain,
 };
 use crate::{
     admin::{
-        Enrolled, Room,
+        Enrolled, Shared,
         session::{self, SessionKey},
     },
     store::ImportReport,
@@ -83,12 +83,12 @@ impl Uploads {
     }
 }
 
-pub(super) async fn ask(State(room): State<Arc<Room>>, visitor: Visitor) -> Response {
-    show(&room, &visitor, StatusCode::OK, &html! {})
+pub(super) async fn ask(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
+    show(&shared, &visitor, StatusCode::OK, &html! {})
 }
 
-fn show(room: &Room, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
-    let enrollments = room.enrollments();
+fn show(shared: &Shared, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
+    let enrollments = shared.enrollments();
     let body = html! {
         h1 { "Import" }
         (result)
@@ -118,17 +118,17 @@ fn form(visitor: &Visitor, enrollments: &[Enrolled]) -> Markup {
     }
 }
 
-pub(super) async fn upload(State(room): State<Arc<Room>>, visitor: Visitor, form: Multipart) -> Response {
+pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, form: Multipart) -> Response {
     let Received { file, dry_run } = match receive(&visitor, form).await {
         Ok(received) => received,
         Err(refusal) => return refusal,
     };
-    let enrollments = match enrollments(&room, &file.enrollment) {
+    let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&room, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &visitor, &sentence),
     };
     let dry_run = dry_run || !visitor.is_script();
-    let (file, outcome) = run(&room, &visitor, file, enrollments, dry_run).await;
+    let (file, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
         (Ok(report), None) => {
             log_import(&visitor, &file, report, dry_run);
@@ -139,36 +139,36 @@ pub(super) async fn upload(State(room): State<Arc<Room>>, visitor: Visitor, form
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             };
             let result = preview(&visitor, &file, report, &token);
-            room.desk.uploads.keep(token, *owner, file);
-            show(&room, &visitor, StatusCode::OK, &result)
+            shared.pages.uploads.keep(token, *owner, file);
+            show(&shared, &visitor, StatusCode::OK, &result)
         }
-        (Err(error), _) => refused(&room, &visitor, &file, &error),
+        (Err(error), _) => refused(&shared, &visitor, &file, &error),
     }
 }
 
-pub(super) async fn confirm(State(room): State<Arc<Room>>, Ordered(sent): Ordered) -> Response {
+pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent): OperatorForm) -> Response {
     let visitor = sent.visitor;
     let file =
-        visitor.session.as_ref().and_then(|(owner, _)| room.desk.uploads.take(&sent.fields.upload, owner));
+        visitor.session.as_ref().and_then(|(owner, _)| shared.pages.uploads.take(&sent.fields.upload, owner));
     let Some(file) = file else {
         return complain(
-            &room,
+            &shared,
             &visitor,
             "The file is no longer here: it was already imported, or the confirmation came too late. Send it again.",
         );
     };
-    let enrollments = match enrollments(&room, &file.enrollment) {
+    let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&room, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &visitor, &sentence),
     };
-    let (file, outcome) = run(&room, &visitor, file, enrollments, false).await;
+    let (file, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
         Ok(report) => {
             log_import(&visitor, &file, report, false);
             let text = html! { p { (file.name) ": " (sentence(report, false)) "." } p { a href="/enrollments" { "Progress of the enrollments" } } };
-            show(&room, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
+            show(&shared, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
         }
-        Err(error) => refused(&room, &visitor, &file, &error),
+        Err(error) => refused(&shared, &visitor, &file, &error),
     }
 }
 
@@ -240,8 +240,8 @@ fn unreadable(visitor: &Visitor, error: &MultipartError) -> Response {
     plain(StatusCode::BAD_REQUEST, "could not read the form; send it as multipart/form-data")
 }
 
-fn enrollments(room: &Room, default: &str) -> Result<Enrollments, String> {
-    let known = room.enrollments().into_iter().map(|enrolled| KnownEnrollment {
+fn enrollments(shared: &Shared, default: &str) -> Result<Enrollments, String> {
+    let known = shared.enrollments().into_iter().map(|enrolled| KnownEnrollment {
         individual: enrolled.kind == "individual",
         name: enrolled.name,
         product_key: enrolled.product_key,
@@ -255,13 +255,13 @@ fn enrollments(room: &Room, default: &str) -> Result<Enrollments, String> {
 }
 
 async fn run(
-    room: &Room,
+    shared: &Shared,
     visitor: &Visitor,
     file: CsvFile,
     enrollments: Enrollments,
     dry_run: bool,
 ) -> (CsvFile, Result<ImportReport, ImportFileError>) {
-    let (store, by) = (room.sources.store.clone(), visitor.actor());
+    let (store, by) = (shared.sources.store.clone(), visitor.actor());
     let work = move || {
         let how = Import { enrollments: &enrollments, by: &by, dry_run };
         let outcome = store.import_csv(&file.name, &file.bytes, how);
@@ -300,25 +300,25 @@ fn preview(visitor: &Visitor, file: &CsvFile, report: ImportReport, token: &str)
     page::message(Tone::Note, "Nothing has changed yet", &text)
 }
 
-fn complain(room: &Room, visitor: &Visitor, sentence: &str) -> Response {
+fn complain(shared: &Shared, visitor: &Visitor, sentence: &str) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::UNPROCESSABLE_ENTITY, sentence);
     }
     let result = page::message(Tone::Bad, "Nothing was imported", &html! { p { (sentence) } });
-    show(room, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+    show(shared, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
 }
 
-fn refused(room: &Room, visitor: &Visitor, file: &CsvFile, error: &ImportFileError) -> Response {
+fn refused(shared: &Shared, visitor: &Visitor, file: &CsvFile, error: &ImportFileError) -> Response {
     let lines = match error {
         ImportFileError::Lines { lines, .. } => lines,
         ImportFileError::Store(error) => return page::store_failed(visitor, error),
-        ImportFileError::Read { source, .. } => return complain(room, visitor, &source.to_string()),
+        ImportFileError::Read { source, .. } => return complain(shared, visitor, &source.to_string()),
     };
     if visitor.is_script() {
         return plain(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing was imported\n{lines}"));
     }
     let result = page::message(Tone::Bad, "Nothing was imported", &bad_lines(&file.name, lines));
-    show(room, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+    show(shared, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
 }
 
 fn bad_lines(name: &str, lines: &BadLines) -> Markup {

@@ -25,7 +25,7 @@ use axum::{
 use serde::Deserialize;
 
 use super::{
-    Room,
+    Shared,
     access::{Denied, Visitor},
     bearer,
     connections::Peer,
@@ -34,13 +34,13 @@ use super::{
 use crate::{operators::Role, store::Actor};
 
 /// State that the pages keep between two requests.
-pub(super) struct Desk {
+pub(super) struct PageState {
     sign_in: sign_in::Forms,
     enrollments: enrollments::Counts,
     uploads: import::Uploads,
 }
 
-impl Desk {
+impl PageState {
     pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
@@ -51,7 +51,7 @@ impl Desk {
 }
 
 /// Returns the routes of the console's pages.
-pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
+pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
     let assets = Router::new()
         .route("/console.css", get(|| asset("text/css; charset=utf-8", include_str!("console.css"))))
         .route("/console.js", get(|| asset("text/javascript; charset=utf-8", include_str!("console.js"))))
@@ -70,14 +70,14 @@ pub(super) fn routes(room: &Arc<Room>) -> Router<Arc<Room>> {
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
         .route("/sign-out", post(sign_in::out))
         .fallback(page::not_found)
-        .layer(middleware::from_fn_with_state(room.clone(), open));
+        .layer(middleware::from_fn_with_state(shared.clone(), open));
     assets.merge(pages)
 }
 
 /// Serves the pages only while the configuration has a user or a token.
-async fn open(State(room): State<Arc<Room>>, request: Request, next: Next) -> Response {
+async fn open(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     match request.uri().path() {
-        _ if room.gate.has_accounts() => next.run(request).await,
+        _ if shared.gate.has_accounts() => next.run(request).await,
         "/" => page::no_accounts(),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
@@ -89,13 +89,13 @@ async fn asset(kind: &'static str, text: &'static str) -> Response {
 
 /// Returns the name of the session cookie. With the prefix, browsers accept it only over
 /// TLS, and send it to this host only.
-fn cookie_name(room: &Room) -> &'static str {
-    if room.is_secure { "__Host-certdist" } else { "certdist" }
+fn cookie_name(shared: &Shared) -> &'static str {
+    if shared.is_secure { "__Host-certdist" } else { "certdist" }
 }
 
 /// Makes a cookie that scripts cannot read, and that no other site's page sends.
-fn set_cookie(room: &Room, name: &str, value: &str, seconds: u64) -> String {
-    let secure = if room.is_secure { "; Secure" } else { "" };
+fn set_cookie(shared: &Shared, name: &str, value: &str, seconds: u64) -> String {
+    let secure = if shared.is_secure { "; Secure" } else { "" };
     format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
 }
 
@@ -109,21 +109,21 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// Header of the requests that the page's script makes to update the page.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
-fn visitor(room: &Room, parts: &Parts) -> Result<Option<Visitor>, Denied> {
+fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
     let Some(Peer(peer)) = parts.extensions.get() else { return Err(Denied::Wrong) };
     let (address, headers) = (peer.ip(), &parts.headers);
     if let Some(token) = bearer(headers) {
-        return room.gate.by_token(address, token).map(Some);
+        return shared.gate.by_token(address, token).map(Some);
     }
-    let id = cookie(headers, cookie_name(room));
-    Ok(id.and_then(|id| room.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))))
+    let id = cookie(headers, cookie_name(shared));
+    Ok(id.and_then(|id| shared.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))))
 }
 
-impl FromRequestParts<Arc<Room>> for Visitor {
+impl FromRequestParts<Arc<Shared>> for Visitor {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Self, Response> {
-        match visitor(room, parts) {
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
+        match visitor(shared, parts) {
             Ok(Some(visitor)) => Ok(visitor),
             Ok(None) if parts.method == axum::http::Method::GET && !wants_json(&parts.headers) => {
                 Err(Redirect::to("/sign-in").into_response())
@@ -134,11 +134,11 @@ impl FromRequestParts<Arc<Room>> for Visitor {
     }
 }
 
-impl OptionalFromRequestParts<Arc<Room>> for Visitor {
+impl OptionalFromRequestParts<Arc<Shared>> for Visitor {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, room: &Arc<Room>) -> Result<Option<Self>, Response> {
-        Ok(visitor(room, parts).unwrap_or_default())
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Option<Self>, Response> {
+        Ok(visitor(shared, parts).unwrap_or_default())
     }
 }
 
@@ -188,24 +188,24 @@ impl Visitor {
 
 /// A form with the right CSRF token. Every POST except sign-in goes through here, or
 /// through [`Visitor::has_csrf`] where it carries files.
-struct Sent {
+struct SubmittedForm {
     visitor: Visitor,
     fields: Fields,
 }
 
-impl FromRequest<Arc<Room>> for Sent {
+impl FromRequest<Arc<Shared>> for SubmittedForm {
     type Rejection = Response;
 
     fn from_request(
         request: Request,
-        room: &Arc<Room>,
+        shared: &Arc<Shared>,
     ) -> impl Future<Output = Result<Self, Response>> + Send {
-        let room = room.clone();
+        let shared = shared.clone();
         async move {
             let (mut parts, body) = request.into_parts();
             let visitor =
-                <Visitor as FromRequestParts<Arc<Room>>>::from_request_parts(&mut parts, &room).await?;
-            let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &room).await;
+                <Visitor as FromRequestParts<Arc<Shared>>>::from_request_parts(&mut parts, &shared).await?;
+            let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &shared).await;
             let Form(fields) = form.map_err(IntoResponse::into_response)?;
             if !visitor.has_csrf(&fields.csrf) {
                 return Err(page::stale_form());
@@ -215,14 +215,14 @@ impl FromRequest<Arc<Room>> for Sent {
     }
 }
 
-/// A [`Sent`] form from an operator, who may change devices.
-struct Ordered(Sent);
+/// A [`SubmittedForm`] form from an operator, who may change devices.
+struct OperatorForm(SubmittedForm);
 
-impl FromRequest<Arc<Room>> for Ordered {
+impl FromRequest<Arc<Shared>> for OperatorForm {
     type Rejection = Response;
 
-    async fn from_request(request: Request, room: &Arc<Room>) -> Result<Self, Response> {
-        let sent = Sent::from_request(request, room).await?;
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Response> {
+        let sent = SubmittedForm::from_request(request, shared).await?;
         if sent.visitor.is_operator() { Ok(Self(sent)) } else { Err(page::not_allowed(&sent.visitor)) }
     }
 }

@@ -18,34 +18,38 @@ use super::{
 };
 use crate::{
     admin::{
-        Room, metrics,
+        Shared, metrics,
         ring::{self, Sample},
     },
     figures::Distribution,
 };
 
-pub(super) async fn show(State(room): State<Arc<Room>>, visitor: Visitor, headers: HeaderMap) -> Response {
+pub(super) async fn show(
+    State(shared): State<Arc<Shared>>,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response {
     if wants_json(&headers) {
-        return Json(figures(&room)).into_response();
+        return Json(figures(&shared)).into_response();
     }
     let body = html! {
         h1 { "Overview" }
-        div #live data-every=(ring::EVERY.as_secs()) { (content(&room)) }
+        div #live data-every=(ring::EVERY.as_secs()) { (content(&shared)) }
     };
     page::page("Overview", Some(&visitor), "/", &body).into_response()
 }
 
 /// Serves the part of the page that its script updates regularly.
-pub(super) async fn live(State(room): State<Arc<Room>>, _: Visitor) -> Markup {
-    content(&room)
+pub(super) async fn live(State(shared): State<Arc<Shared>>, _: Visitor) -> Markup {
+    content(&shared)
 }
 
-fn figures(room: &Room) -> serde_json::Value {
-    let (sources, now) = (&room.sources, Sample::of(&room.sources));
-    let hour = room.ring().hour(now);
+fn figures(shared: &Shared) -> serde_json::Value {
+    let (sources, now) = (&shared.sources, Sample::of(&shared.sources));
+    let hour = shared.ring().hour(now);
     json!({
         "lastHour": { "served": hour.served, "refused": hour.refused, "later": hour.later },
-        "sessions": sessions(room),
+        "sessions": sessions(shared),
         "registrations": sources.registrar.flights(),
         "registrationsWaiting": sources.registrar.waiting(),
         "batches": sources.registrar.batches(),
@@ -54,21 +58,21 @@ fn figures(room: &Room) -> serde_json::Value {
     })
 }
 
-fn sessions(room: &Room) -> u64 {
-    metrics::sum(&room.sources, |worker| worker.sessions.load(Ordering::Relaxed))
+fn sessions(shared: &Shared) -> u64 {
+    metrics::sum(&shared.sources, |worker| worker.sessions.load(Ordering::Relaxed))
 }
 
-fn content(room: &Room) -> Markup {
-    let (sources, now) = (&room.sources, Sample::of(&room.sources));
+fn content(shared: &Shared) -> Markup {
+    let (sources, now) = (&shared.sources, Sample::of(&shared.sources));
     let (minutes, hour) = {
-        let ring = room.ring();
+        let ring = shared.ring();
         (ring.minutes(now), ring.hour(now))
     };
     let registrar = &sources.registrar;
     let counters = registrar.counters();
     let waiting = sources.store.figures().map_or(0, |figures| figures.waiting.load(Ordering::Relaxed));
     html! {
-        (concerns(room))
+        (problems(shared))
         section.card aria-labelledby="hour" {
             h2 #hour { "Requests in the last hour" }
             (chart::minutes(&minutes))
@@ -77,7 +81,7 @@ fn content(room: &Room) -> Markup {
             (tile("Served", &grouped(hour.served), "2.xx in the last hour"))
             (tile("Refused", &grouped(hour.refused), "4.xx in the last hour"))
             (tile("Asked to retry later", &grouped(hour.later), "5.xx in the last hour"))
-            (tile("Sessions", &grouped(sessions(room)), "DTLS, open now"))
+            (tile("Sessions", &grouped(sessions(shared)), "DTLS, open now"))
             (tile("Registrations", &grouped(registrar.flights() as u64), &format!("{} of them waiting for a call", grouped(registrar.waiting() as u64))))
             (tile("Batches", &grouped(registrar.batches() as u64), &format!("{} since the start", grouped(counters.batches))))
             (tile("Answered within", &within(&metrics::request_latency(sources)), "19 of 20 requests"))
@@ -107,11 +111,11 @@ fn within(read: &Distribution) -> String {
     }
 }
 
-fn concerns(room: &Room) -> Markup {
-    let registrar = &room.sources.registrar;
-    let store = room.sources.store.figures();
+fn problems(shared: &Shared) -> Markup {
+    let registrar = &shared.sources.registrar;
+    let store = shared.sources.store.figures();
     let failed = store.map_or(0, |figures| figures.failed.load(Ordering::Relaxed));
-    let dropped = metrics::sum(&room.sources, |worker| worker.datagrams_dropped.load(Ordering::Relaxed));
+    let dropped = metrics::sum(&shared.sources, |worker| worker.datagrams_dropped.load(Ordering::Relaxed));
     let mut all = Vec::new();
     if registrar.is_draining() {
         let text = "It accepts no new registrations, and finishes those in progress.";

@@ -13,9 +13,9 @@ use maud::html;
 use serde::Deserialize;
 use sha2::Sha256;
 
-use super::{From, Sent, Visitor, cookie, cookie_name, page, page::Tone, set_cookie};
+use super::{From, SubmittedForm, Visitor, cookie, cookie_name, page, page::Tone, set_cookie};
 use crate::{
-    admin::{Room, access::Denied, connections::Peer, session},
+    admin::{Shared, access::Denied, connections::Peer, session},
     device::Secret,
     random::random,
 };
@@ -45,14 +45,14 @@ impl Forms {
     }
 }
 
-pub(super) async fn ask(State(room): State<Arc<Room>>, visitor: Option<Visitor>) -> Response {
+pub(super) async fn ask(State(shared): State<Arc<Shared>>, visitor: Option<Visitor>) -> Response {
     match visitor {
         Some(_) => Redirect::to("/").into_response(),
-        None => form(&room, StatusCode::OK, None, ""),
+        None => form(&shared, StatusCode::OK, None, ""),
     }
 }
 
-fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) -> Response {
+fn form(shared: &Shared, status: StatusCode, complaint: Option<&str>, name: &str) -> Response {
     let Ok(nonce) = session::token() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     let body = html! {
         div.narrow {
@@ -61,7 +61,7 @@ fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) ->
                 (page::message(Tone::Bad, "You are not signed in", &html! { p { (complaint) } }))
             }
             form.card.stack method="post" action="/sign-in" {
-                input type="hidden" name="csrf" value=(room.desk.sign_in.token(&nonce));
+                input type="hidden" name="csrf" value=(shared.pages.sign_in.token(&nonce));
                 label for="name" { "Name" }
                 input #name name="name" value=(name) autocomplete="username" autocapitalize="none"
                     spellcheck="false" maxlength="64" required autofocus;
@@ -74,7 +74,7 @@ fn form(room: &Room, status: StatusCode, complaint: Option<&str>, name: &str) ->
                 code { "certdist admin hash-password" } "." }
         }
     };
-    let cookie = set_cookie(room, FORM_COOKIE, &nonce, FORM_AGE);
+    let cookie = set_cookie(shared, FORM_COOKIE, &nonce, FORM_AGE);
     (status, [(header::SET_COOKIE, cookie)], page::page("Sign in", None, "", &body)).into_response()
 }
 
@@ -87,36 +87,39 @@ pub(super) struct Credentials {
 }
 
 pub(super) async fn take(
-    State(room): State<Arc<Room>>,
+    State(shared): State<Arc<Shared>>,
     Extension(Peer(peer)): From,
     headers: HeaderMap,
     Form(Credentials { csrf, name, password }): Form<Credentials>,
 ) -> Response {
     let password = Secret::new(password);
     let nonce = cookie(&headers, FORM_COOKIE).unwrap_or_default();
-    if nonce.is_empty() || !session::same(&room.desk.sign_in.token(nonce), &csrf) {
+    if nonce.is_empty() || !session::same(&shared.pages.sign_in.token(nonce), &csrf) {
         let complaint = "The form has expired, or cookies are turned off. Try again.";
-        return form(&room, StatusCode::FORBIDDEN, Some(complaint), &name);
+        return form(&shared, StatusCode::FORBIDDEN, Some(complaint), &name);
     }
-    match room.gate.sign_in(peer.ip(), &name, password).await {
+    match shared.gate.sign_in(peer.ip(), &name, password).await {
         Ok(begun) => {
-            let cookie = set_cookie(&room, cookie_name(&room), &begun.id, session::LONGEST.as_secs());
+            let cookie = set_cookie(&shared, cookie_name(&shared), &begun.id, session::LONGEST.as_secs());
             ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
         }
         Err(Denied::Wrong) => {
-            form(&room, StatusCode::UNAUTHORIZED, Some("Name or password is wrong."), &name)
+            form(&shared, StatusCode::UNAUTHORIZED, Some("Name or password is wrong."), &name)
         }
         Err(Denied::TooOften(seconds)) => {
             let complaint = format!("Too many attempts. Try again in {seconds} s.");
-            let mut response = form(&room, StatusCode::TOO_MANY_REQUESTS, Some(&complaint), &name);
+            let mut response = form(&shared, StatusCode::TOO_MANY_REQUESTS, Some(&complaint), &name);
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             response
         }
     }
 }
 
-pub(super) async fn out(State(room): State<Arc<Room>>, Sent { visitor, .. }: Sent) -> Response {
-    room.gate.sign_out(&visitor);
-    let cookie = set_cookie(&room, cookie_name(&room), "", 0);
+pub(super) async fn out(
+    State(shared): State<Arc<Shared>>,
+    SubmittedForm { visitor, .. }: SubmittedForm,
+) -> Response {
+    shared.gate.sign_out(&visitor);
+    let cookie = set_cookie(&shared, cookie_name(&shared), "", 0);
     ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
 }
