@@ -9,7 +9,7 @@ pub const MAX_PASSWORD: usize = 256;
 /// Minimum length of a new password, in characters.
 pub const MIN_PASSWORD: usize = 12;
 /// Hash that is checked for an unknown user name, so that the answer takes as long as for
-/// a known one. It is no user's.
+/// a known one. It belongs to no user.
 pub const UNKNOWN_USER: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 

@@ -66,6 +66,6 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ro
     let mut builder = Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    // A broken connection problems only its client.
+    // A broken connection concerns only its client.
     let _ = tokio::time::timeout(LONGEST, connection).await;
 }

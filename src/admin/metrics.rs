@@ -22,8 +22,8 @@ use crate::{
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Sums a metric over all workers.
-pub(super) fn sum(sources: &Sources, figure: impl Fn(&Figures) -> u64) -> u64 {
-    sources.workers.iter().map(|worker| figure(worker)).sum()
+pub(super) fn sum(sources: &Sources, counter: impl Fn(&Figures) -> u64) -> u64 {
+    sources.workers.iter().map(|worker| counter(worker)).sum()
 }
 
 /// Returns the distribution of request durations over all workers.
@@ -75,7 +75,7 @@ fn resident_memory() -> Option<u64> {
 }
 
 fn handshakes(page: &mut Page, sources: &Sources) {
-    let of = |figure: fn(&Figures) -> &AtomicU64| sum(sources, |worker| load(figure(worker)));
+    let of = |counter: fn(&Figures) -> &AtomicU64| sum(sources, |worker| load(counter(worker)));
     let help = "Cookies sent to clients.";
     page.one("certdist_hello_verify_requests_total", "counter", help, of(|f| &f.hello_verify_requests));
     let completed = iter::zip(Suite::ALL, 0..).map(|(suite, index): (Suite, usize)| {
@@ -197,8 +197,8 @@ fn table(page: &mut Page, figures: &store::Figures) {
     page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&figures.commit_latency));
 }
 
-fn load(figure: &AtomicU64) -> u64 {
-    figure.load(Ordering::Relaxed)
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }
 
 struct Page(String);

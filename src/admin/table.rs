@@ -8,11 +8,11 @@ use crate::{
 
 /// A store with the operations of the console.
 pub trait Table: Store {
-    /// Imports a CSV file from memory, completely or not at all. Blocks. `name` stands in
-    /// the errors.
+    /// Imports a CSV file from memory, completely or not at all. Blocks. `name` is the
+    /// file's name, for errors and the audit log.
     fn import_csv(&self, name: &str, csv: &[u8], how: Import<'_>) -> Result<ImportReport, ImportFileError>;
 
-    /// Counts how far the devices of each enrollment are. Blocks, and reads the whole table.
+    /// Counts the devices of each enrollment by progress. Blocks, and reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 }
 

@@ -38,7 +38,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Stops giving the device its certificate
+    /// Disables the device, so that it gets no certificate
     Disable {
         /// Serial number or MAC address, in any spelling
         id: String,

@@ -1,5 +1,5 @@
-//! `certdist stats`: how far the devices of each enrollment are, and how large the
-//! database is.
+//! `certdist stats`: counts the devices of each enrollment by progress, and shows the size of
+//! the database.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print, progress::Progress};
 use crate::store::{Bulk, Totals};
 
-/// Counts the devices of each enrollment, by how far they are
+/// Counts the devices of each enrollment by their progress
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example

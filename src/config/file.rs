@@ -188,7 +188,7 @@ impl TryFrom<String> for MetadataEndpoint {
     }
 }
 
-/// A time-out in seconds, which may have a fraction.
+/// A timeout in seconds, which may have a fraction.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(try_from = "f64")]
 pub(super) struct Seconds(pub(super) Duration);

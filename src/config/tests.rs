@@ -191,10 +191,10 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
     }
 }
 
-/// Returns a message as an operator sees it.
+/// The example configuration, as an operator gets it.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
-/// Returns the example, with every key that it shows.
+/// Returns the example with its commented-out keys turned on.
 pub(super) fn whole_example() -> String {
     let shown = |line: &&str| {
         line.strip_prefix('#')

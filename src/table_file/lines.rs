@@ -113,7 +113,8 @@ pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     }
 }
 
-/// Reads a field from after its opening quote; returns the rest after the closing quote too.
+/// Reads a quoted field from after its opening quote; also returns the text after its
+/// closing quote.
 fn quoted_field(text: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     const OPEN: &str = "a quote is not closed on the same line";
     let (first, mut after) = text.split_once('"').ok_or(OPEN)?;

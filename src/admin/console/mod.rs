@@ -215,7 +215,7 @@ impl FromRequest<Arc<Shared>> for SubmittedForm {
     }
 }
 
-/// A [`SubmittedForm`] form from an operator, who may change devices.
+/// A [`SubmittedForm`] from an operator, who may change devices.
 struct OperatorForm(SubmittedForm);
 
 impl FromRequest<Arc<Shared>> for OperatorForm {

@@ -30,7 +30,7 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Response {
     if wants_json(&headers) {
-        return Json(figures(&shared)).into_response();
+        return Json(summary(&shared)).into_response();
     }
     let body = html! {
         h1 { "Overview" }
@@ -44,7 +44,7 @@ pub(super) async fn live(State(shared): State<Arc<Shared>>, _: Visitor) -> Marku
     content(&shared)
 }
 
-fn figures(shared: &Shared) -> serde_json::Value {
+fn summary(shared: &Shared) -> serde_json::Value {
     let (sources, now) = (&shared.sources, Sample::of(&shared.sources));
     let hour = shared.ring().hour(now);
     json!({
@@ -100,7 +100,7 @@ fn tile(name: &str, value: &str, about: &str) -> Markup {
     }
 }
 
-/// Formats the time within which 95 of 100 took place.
+/// Formats the maximum time that 95 of 100 requests or registrations took.
 fn within(read: &Distribution) -> String {
     match read.quantile(0.95) {
         _ if read.count() == 0 => "–".to_owned(),

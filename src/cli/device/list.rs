@@ -163,8 +163,8 @@ impl Rows<'_> {
     }
 }
 
-/// Parses the beginning of an ID; an error means that no ID begins so. Case matters, also
-/// for the digits of a MAC address, which are upper-case in the table.
+/// Parses the beginning of an ID; fails if no ID can begin with it. Case matters, also for
+/// the digits of a MAC address, which are upper-case in the table.
 fn prefix(text: &str) -> Result<DeviceId, Failure> {
     DeviceId::parse_sn(text)
         .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))

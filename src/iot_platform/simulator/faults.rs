@@ -16,9 +16,9 @@ const LATE: Duration = Duration::from_secs(3);
 /// out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The call is carried out and answered, but this much later.
+    /// The connection ends without an answer.
     Drop,
-    /// The call is carried out and answered, this much later.
+    /// The call is carried out and answered, but this much later.
     Delay(Duration),
     /// An error of the gateway, such as 400 `Throttling.User`.
     Gateway {
