@@ -23,9 +23,6 @@ use crate::{
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
-/// Pause between two searches for expired entries of the audit log.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
-
 /// A running server with all its parts.
 pub struct App {
     server: Server,
@@ -164,27 +161,9 @@ impl App {
     }
 }
 
-/// Removes expired entries of the audit log, a limited number at a time.
-fn prune_audit(store: Arc<Sqlite>, mut keep: watch::Receiver<Keep>) -> JoinSet<()> {
+fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        loop {
-            let kept = *keep.borrow_and_update();
-            match store.prune_audit(kept).await {
-                Ok(0) => {}
-                Ok(pruned) => {
-                    tracing::info!(pruned, "removed expired entries of the audit log");
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "could not remove expired entries of the audit log; trying again")
-                }
-            }
-            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
-                return;
-            }
-        }
-    });
+    tasks.spawn(async move { store.keep_pruned(keep).await });
     tasks
 }
 

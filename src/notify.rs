@@ -76,7 +76,10 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    let sender = UnixDatagram::unbound()?;
+    // A manager that has stopped reading must not hold up the caller.
+    sender.set_nonblocking(true)?;
+    sender.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
 #[cfg(test)]
@@ -106,6 +109,15 @@ mod tests {
         send(format!("@{name}").as_ref(), "STOPPING=1").unwrap();
         assert_eq!(received(&manager), "STOPPING=1");
         assert!(send(folder.path().join("nobody").as_os_str(), "READY=1").is_err());
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_holds_nothing_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let full = (0..10_000).find_map(|_| send(path.as_os_str(), "WATCHDOG=1").err());
+        assert_eq!(full.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
     }
 
     #[test]

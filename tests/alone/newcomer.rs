@@ -165,6 +165,7 @@ fn steps(page: &str) -> Vec<Step<'_>> {
 
 #[test]
 fn the_five_steps_of_getting_started_work_as_they_are_written() {
+    let _alone = alone();
     // In a thread of its own, as it goes into another network.
     thread::spawn(five_steps).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
 }

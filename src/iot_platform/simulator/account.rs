@@ -8,7 +8,7 @@ use super::devices::{Device, Devices, Removed};
 use crate::iot_platform::batches::Batches;
 
 /// Data of the account.
-pub(super) struct Account {
+pub(crate) struct Account {
     pub devices: Devices,
     pub batches: Batches,
 }

@@ -44,7 +44,7 @@ const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// How long an import waits: an operator has more patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
 
-/// Time between two looks at what need not be kept of the audit log.
+/// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// The device table in an SQLite file. Dropping it writes what is queued.
@@ -143,10 +143,12 @@ impl Sqlite {
                 Ok(0) => {}
                 // There may be more: a call removes a part.
                 Ok(pruned) => {
-                    tracing::info!(pruned, "removed old entries of the audit log");
+                    tracing::info!(pruned, "removed expired entries of the audit log");
                     continue;
                 }
-                Err(error) => tracing::warn!(%error, "cannot prune the audit log; trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "could not remove expired entries of the audit log; trying again")
+                }
             }
             if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
                 return;
