@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             if known.is_none() && totals.is_none() {
                 let names: Vec<&str> = config.enrollments.iter().map(|known| known.name.as_str()).collect();
                 return Err(Failure::Failed(anyhow!(
-                    "there is no enrollment \"{}\"; the configuration has: {}",
+                    "there is no enrollment \"{}\"; the configuration has {}",
                     name.escape_debug(),
                     names.join(", ")
                 )));
