@@ -555,7 +555,7 @@ fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
     assert_eq!(told[..5], expected);
     // The command line's are the system's user's.
     assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
-    assert!(stdout(&console.site.run(&["audit", "verify"])).contains("whole"));
+    assert!(stdout(&console.site.run(&["audit", "verify"])).contains("complete"));
     let page = lead.get("/device?id=SN00000001").body;
     assert!(page.contains("disabled, by console:lead from 127.0.0.1"), "{page}");
 }
