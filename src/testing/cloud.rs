@@ -49,7 +49,7 @@ enum Fates {
     /// For each `RegisterDevice` in turn; all others succeed at once.
     Script(VecDeque<Scripted>),
     /// For every call.
-    Dice(StdRng),
+    Dice(Box<StdRng>),
 }
 
 impl Fates {
@@ -145,7 +145,7 @@ impl Cloud {
 
     /// A cloud that is slow and fails in every way it can, by dice.
     pub(crate) fn with_dice(seed: u64) -> Self {
-        Self::new(seed, Fates::Dice(StdRng::seed_from_u64(seed)))
+        Self::new(seed, Fates::Dice(Box::new(StdRng::seed_from_u64(seed))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
