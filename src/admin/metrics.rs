@@ -163,7 +163,7 @@ fn registrations(page: &mut Page, sources: &Sources) {
     let registrar = &sources.registrar;
     let counters = registrar.counters();
     let help = "Registrations waiting or in progress.";
-    page.one("certdist_registrations", "gauge", help, registrar.flights());
+    page.one("certdist_registrations", "gauge", help, registrar.registrations());
     let help = "Registrations that wait for a call.";
     page.one("certdist_registrations_waiting", "gauge", help, registrar.waiting());
     let outcomes =

@@ -89,7 +89,7 @@ pub(super) async fn run(args: Args) -> Outcome {
     let (cloud, limits) = app::cloud(&config).map_err(Failure::Usage)?;
     let limits = registrar::Config {
         qps: args.qps.unwrap_or(limits.qps),
-        max_flights: IN_PROGRESS + 1,
+        max_registrations: IN_PROGRESS + 1,
         sweep_pause: None,
         ..limits
     };

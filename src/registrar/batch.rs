@@ -1,7 +1,7 @@
-//! Many registrations of one product in a few calls: the names are checked, created
-//! together, and fetched by pages. What a batch cannot do, for some of its devices or
-//! for all, is done singly. It is in the journal before it creates anything, so that
-//! after a crash it goes on where it was.
+//! Registers many devices of one product in a few calls: IoT Platform checks the names,
+//! creates the devices together, and returns them in pages. Devices that a batch cannot
+//! register are registered one by one. The batch is in the journal before it creates anything,
+//! so that it continues after a crash.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Outcome, Registrar,
-    flight::{Flight, not_ours},
+    registration::{Registration, not_ours},
 };
 use crate::{
     iot_platform::{
@@ -20,35 +20,35 @@ use crate::{
     store::{JournalEntry, OpenBatch},
 };
 
-/// Checks of one batch: each leaves out the names that did not pass the one before.
+/// Maximum number of checks of one batch; each omits the names that failed the one before.
 const MAX_CHECKS: u32 = 3;
-/// Pauses between looks at a batch: the first, and the longest.
+/// First and longest pause between two status queries of a batch.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
-/// Pages, or lists of names, that are asked for at once.
+/// Pages, or lists of names, that are queried at once.
 const AT_ONCE: usize = 8;
 
-/// A batch in the air.
+/// A batch in progress.
 struct Batch {
     journal: OpenBatch,
-    /// By device name.
-    flights: HashMap<String, Flight>,
+    /// Registrations by device name.
+    registrations: HashMap<String, Registration>,
 }
 
 impl Batch {
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.flights.keys().cloned().collect();
-        // The same call for the same devices, whatever the map's order.
+        let mut names: Vec<_> = self.registrations.keys().cloned().collect();
+        // The map has no order, and a retry must make the same call.
         names.sort_unstable();
         names
     }
 
-    fn take(&mut self, names: &[String]) -> Vec<Flight> {
-        names.iter().filter_map(|name| self.flights.remove(name)).collect()
+    fn take(&mut self, names: &[String]) -> Vec<Registration> {
+        names.iter().filter_map(|name| self.registrations.remove(name)).collect()
     }
 }
 
-/// Why a batch did not come to its end; its devices are registered singly.
+/// Reason why a batch was abandoned; its devices are registered one by one.
 type Abandoned = ApiError;
 
 fn abandoned(message: &str) -> Abandoned {
@@ -56,23 +56,33 @@ fn abandoned(message: &str) -> Abandoned {
 }
 
 impl Registrar {
-    /// Flies a batch to its end. Flights that it could not land are in the queue again.
-    pub(super) async fn fly_batch(self: &std::sync::Arc<Self>, product_key: &str, flights: Vec<Flight>) {
-        let Some(mut batch) = self.open_batch(product_key, flights).await else { return };
-        tracing::info!(product_key, devices = batch.flights.len(), "registering a batch");
+    /// Runs a batch to its end. Registrations that it could not finish go back to the queue.
+    pub(super) async fn run_batch(
+        self: &std::sync::Arc<Self>,
+        product_key: &str,
+        registrations: Vec<Registration>,
+    ) {
+        let Some(mut batch) = self.open_batch(product_key, registrations).await else { return };
+        tracing::info!(product_key, devices = batch.registrations.len(), "registering a batch");
         let outcome = self.register_batch(&mut batch).await;
         self.end_batch(batch, outcome).await;
     }
 
-    /// Goes on with a batch that a crash has left.
-    pub(super) async fn resume_batch(self: &std::sync::Arc<Self>, journal: OpenBatch, flights: Vec<Flight>) {
+    /// Resumes a batch that a crash has left.
+    pub(super) async fn resume_batch(
+        self: &std::sync::Arc<Self>,
+        journal: OpenBatch,
+        registrations: Vec<Registration>,
+    ) {
         let Some(apply_id) = journal.apply_id.map(ApplyId) else { return };
-        tracing::info!(product_key = journal.product_key, devices = flights.len(), "taking up a batch");
-        let mut batch = Batch { journal, flights: HashMap::new() };
-        for mut flight in flights {
-            if let Some(outcome) = self.prepare(&mut flight).await {
-                self.land(&flight.entry.device, outcome);
-            } else if let Some(twin) = batch.flights.insert(flight.entry.device_name.clone(), flight) {
+        tracing::info!(product_key = journal.product_key, devices = registrations.len(), "resuming a batch");
+        let mut batch = Batch { journal, registrations: HashMap::new() };
+        for mut registration in registrations {
+            if let Some(outcome) = self.prepare(&mut registration).await {
+                self.finish(&registration.entry.device, outcome);
+            } else if let Some(twin) =
+                batch.registrations.insert(registration.entry.device_name.clone(), registration)
+            {
                 self.enqueue(twin);
             }
         }
@@ -80,49 +90,50 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Writes the journal. Flights that need no registration are landed.
+    /// Writes the batch into the journal. Devices that have a certificate by now are finished.
     async fn open_batch(
         self: &std::sync::Arc<Self>,
         product_key: &str,
-        flights: Vec<Flight>,
+        registrations: Vec<Registration>,
     ) -> Option<Batch> {
-        let mut wanted = HashMap::with_capacity(flights.len());
-        for mut flight in flights {
-            match self.prepare(&mut flight).await {
-                Some(outcome) => self.land(&flight.entry.device, outcome),
+        let mut wanted = HashMap::with_capacity(registrations.len());
+        for mut registration in registrations {
+            match self.prepare(&mut registration).await {
+                Some(outcome) => self.finish(&registration.entry.device, outcome),
                 None => {
-                    // Two devices to which the operator gave one name: the cloud decides.
-                    if let Some(twin) = wanted.insert(flight.entry.device_name.clone(), flight) {
+                    // The operator gave two devices one name: the cloud decides.
+                    if let Some(twin) = wanted.insert(registration.entry.device_name.clone(), registration) {
                         self.enqueue(twin);
                     }
                 }
             }
         }
-        let mut flights: Vec<Flight> = wanted.into_values().collect();
-        flights.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
-        let entries: Vec<JournalEntry> = flights.iter().map(|flight| flight.entry.clone()).collect();
+        let mut registrations: Vec<Registration> = wanted.into_values().collect();
+        registrations.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
+        let entries: Vec<JournalEntry> =
+            registrations.iter().map(|registration| registration.entry.clone()).collect();
         if entries.is_empty() {
             return None;
         }
         let (id, claims) = match self.store.open_batch(product_key, &entries).await {
             Ok(opened) => opened,
             Err(error) => {
-                for flight in flights {
-                    self.land(&flight.entry.device, self.store_failed(&flight.entry, &error));
+                for registration in registrations {
+                    self.finish(&registration.entry.device, self.store_failed(&registration.entry, &error));
                 }
                 return None;
             }
         };
         let journal = OpenBatch { id, product_key: product_key.to_owned(), apply_id: None };
-        let mut batch = Batch { journal, flights: HashMap::new() };
-        for (mut flight, claim) in flights.into_iter().zip(claims) {
+        let mut batch = Batch { journal, registrations: HashMap::new() };
+        for (mut registration, claim) in registrations.into_iter().zip(claims) {
             match claim {
                 Some(claim) => {
-                    self.claimed(&mut flight, claim);
-                    batch.flights.insert(flight.entry.device_name.clone(), flight);
+                    self.claimed(&mut registration, claim);
+                    batch.registrations.insert(registration.entry.device_name.clone(), registration);
                 }
-                None => self.land(
-                    &flight.entry.device,
+                None => self.finish(
+                    &registration.entry.device,
                     Outcome::Refused("the device is no longer in the table".into()),
                 ),
             }
@@ -130,10 +141,10 @@ impl Registrar {
         Some(batch)
     }
 
-    /// Check, create, fetch.
+    /// Checks, creates and fetches the devices of a batch.
     async fn register_batch(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<(), Abandoned> {
         let Some(apply_id) = self.check(batch).await? else { return Ok(()) };
-        // Before anything is created: after a crash, this is what is gone on with.
+        // Written before anything is created: after a crash, the batch resumes from it.
         self.note_apply_id(batch, apply_id).await?;
         self.create_and_fetch(batch, apply_id).await
     }
@@ -144,8 +155,8 @@ impl Registrar {
         noted.map_err(|error| abandoned(&format!("the journal failed: {error}")))
     }
 
-    /// Has the names checked until all of a batch have passed; those that have not go
-    /// their own way. `None` when no name is left.
+    /// Has the names checked until all names of the batch pass; the others are looked up.
+    /// Returns `None` when no name is left.
     async fn check(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<Option<ApplyId>, Abandoned> {
         for _ in 0..MAX_CHECKS {
             let product_key = batch.journal.product_key.clone();
@@ -161,8 +172,8 @@ impl Registrar {
             let progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             let invalid = batch.take(&progress.invalid);
             match progress.status {
-                // The documentation says that all names must pass, so a batch of which
-                // some did not is checked anew without them.
+                // All names must pass (API page of BatchRegisterDeviceWithApplyId), so the
+                // rest is checked again without those that failed.
                 BatchStatus::CheckSuccess if invalid.is_empty() => return Ok(Some(apply_id)),
                 BatchStatus::CheckSuccess | BatchStatus::CheckFailed if !invalid.is_empty() => {
                     self.look_up(&product_key, invalid).await;
@@ -173,7 +184,7 @@ impl Registrar {
         Err(abandoned("the names did not pass the check"))
     }
 
-    /// Goes on with a batch from wherever the cloud says that it is.
+    /// Continues a batch from the step that the cloud reports.
     async fn create_and_fetch(
         self: &std::sync::Arc<Self>,
         batch: &mut Batch,
@@ -181,14 +192,16 @@ impl Registrar {
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
         // From here on, a device may have been created.
-        batch.flights.values_mut().for_each(|flight| flight.asked = true);
+        batch.registrations.values_mut().for_each(|registration| registration.asked = true);
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
-                // Once: when its answer is lost, the status tells whether it has begun.
+                // Called once: if the answer is lost, the status shows whether the creation
+                // has begun.
                 self.paces.of(Action::BatchRegisterDeviceWithApplyId).wait().await;
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
-                    // The documentation has both: the same number, and another.
+                    // The documentation has examples of both: the same number, and another
+                    // one.
                     Ok(created) if created != apply_id => {
                         apply_id = created;
                         self.note_apply_id(batch, apply_id).await?;
@@ -210,7 +223,7 @@ impl Registrar {
             match progress.status {
                 BatchStatus::CreateSuccess | BatchStatus::CreateFailed => {
                     self.fetch(batch, apply_id).await?;
-                    // Those that it did not create: somebody took their names meanwhile.
+                    // Names that it did not create were taken by another user meanwhile.
                     let names = batch.names();
                     let left = batch.take(&names);
                     self.look_up(&product_key, left).await;
@@ -223,7 +236,7 @@ impl Registrar {
         Err(abandoned("its devices were not created"))
     }
 
-    /// Waits until a step is over.
+    /// Waits until a step of a batch is over.
     async fn until_done(
         &self,
         product_key: &str,
@@ -249,7 +262,7 @@ impl Registrar {
         }
     }
 
-    /// Fetches all pages and lands whose certificate is on them.
+    /// Fetches all pages and finishes the devices on them.
     async fn fetch(
         self: &std::sync::Arc<Self>,
         batch: &mut Batch,
@@ -263,82 +276,82 @@ impl Registrar {
             })
         };
         let BatchPage { devices, pages } = page(1).await?;
-        self.land_devices(batch, devices).await;
+        self.finish_devices(batch, devices).await;
         let mut rest = stream::iter(2..=pages).map(page).buffer_unordered(AT_ONCE);
         let mut failed = None;
         while let Some(next) = rest.next().await {
             match next {
-                Ok(BatchPage { devices, .. }) => self.land_devices(batch, devices).await,
-                // The others may come all the same; who is missing is looked up.
+                Ok(BatchPage { devices, .. }) => self.finish_devices(batch, devices).await,
+                // The other pages may still arrive; missing devices are looked up.
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(()), Err)
     }
 
-    /// Stores the certificates of devices that are in the batch, and lands them.
-    async fn land_devices(&self, batch: &mut Batch, devices: Vec<CloudDevice>) {
-        let landings = devices.into_iter().filter_map(|device| {
-            let flight = batch.flights.remove(&device.certificate.device_name)?;
+    /// Stores the certificates of devices that are in the batch, and finishes them.
+    async fn finish_devices(&self, batch: &mut Batch, devices: Vec<CloudDevice>) {
+        let finishes = devices.into_iter().filter_map(|device| {
+            let registration = batch.registrations.remove(&device.certificate.device_name)?;
             Some(async move {
                 self.count(|counters| counters.registered += 1);
-                let outcome = self.keep(&flight.entry, device).await;
-                self.land(&flight.entry.device, outcome);
+                let outcome = self.keep(&registration.entry, device).await;
+                self.finish(&registration.entry.device, outcome);
             })
         });
-        join_all(landings).await;
+        join_all(finishes).await;
     }
 
-    /// Recovers devices whose names exist, a hundred at a time. One that does not exist
-    /// after all, or cannot be looked up now, goes back into the queue.
-    async fn look_up(self: &std::sync::Arc<Self>, product_key: &str, flights: Vec<Flight>) {
-        let mut lists: Vec<Vec<Flight>> = Vec::new();
-        for flight in flights {
+    /// Recovers devices whose names exist, a hundred at a time. A device that does not exist
+    /// after all, or cannot be looked up now, goes back to the queue.
+    async fn look_up(self: &std::sync::Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
+        let mut lists: Vec<Vec<Registration>> = Vec::new();
+        for registration in registrations {
             match lists.last_mut() {
-                Some(list) if list.len() < MAX_QUERY => list.push(flight),
-                _ => lists.push(vec![flight]),
+                Some(list) if list.len() < MAX_QUERY => list.push(registration),
+                _ => lists.push(vec![registration]),
             }
         }
         stream::iter(lists)
             .for_each_concurrent(AT_ONCE, |list| async move {
-                let names: Vec<String> = list.iter().map(|flight| flight.entry.device_name.clone()).collect();
+                let names: Vec<String> = list.iter().map(|registration| registration.entry.device_name.clone()).collect();
                 let found = self
                     .persist(Action::BatchQueryDeviceDetail, || {
                         self.cloud.batch_query_device_detail(product_key, &names)
                     })
                     .await
                     .unwrap_or_else(|error| {
-                        tracing::warn!(product_key, %error, "devices could not be looked up; going one by one");
+                        tracing::warn!(product_key, %error, "could not look up devices; registering them one by one");
                         Vec::new()
                     });
                 let mut found: HashMap<String, CloudDevice> = found
                     .into_iter()
                     .map(|device| (device.certificate.device_name.clone(), device))
                     .collect();
-                join_all(list.into_iter().map(|flight| {
-                    let device = found.remove(&flight.entry.device_name);
-                    self.settle(flight, device)
+                join_all(list.into_iter().map(|registration| {
+                    let device = found.remove(&registration.entry.device_name);
+                    self.settle(registration, device)
                 }))
                 .await;
             })
             .await;
     }
 
-    /// Lands a flight whose name was looked up, or has it go on singly.
-    async fn settle(self: &std::sync::Arc<Self>, flight: Flight, device: Option<CloudDevice>) {
-        let Some(device) = device else { return self.enqueue(flight) };
-        let outcome = match self.adopt(&flight, device) {
-            Ok(device) => self.keep(&flight.entry, device).await,
-            Err(_) => self.refuse(&flight.entry, &not_ours()).await,
+    /// Finishes a registration whose name was looked up, or queues it as a single one.
+    async fn settle(self: &std::sync::Arc<Self>, registration: Registration, device: Option<CloudDevice>) {
+        let Some(device) = device else { return self.enqueue(registration) };
+        let outcome = match self.adopt(&registration, device) {
+            Ok(device) => self.keep(&registration.entry, device).await,
+            Err(_) => self.refuse(&registration.entry, &not_ours()).await,
         };
-        self.land(&flight.entry.device, outcome);
+        self.finish(&registration.entry.device, outcome);
     }
 
-    /// Closes the journal of a batch; whoever is left goes on singly.
+    /// Closes the batch in the journal and queues the remaining devices as single ones.
     async fn end_batch(self: &std::sync::Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
-        let Batch { journal, flights } = batch;
+        let Batch { journal, registrations } = batch;
         if let Err(error) = outcome {
-            let left = flights.len();
+            let left = registrations.len();
             tracing::warn!(
                 product_key = journal.product_key, left, %error,
                 "a batch did not come to its end; its devices are registered one by one"
@@ -346,17 +359,17 @@ impl Registrar {
             self.batches_failed(&journal.product_key);
         }
         if let Err(error) = self.store.close_batch(journal.id).await {
-            // It is taken up at the next start, and found to be done.
+            // The next start resumes it and finds that it is done.
             tracing::warn!(%error, "a batch could not be closed in the journal");
         }
-        let mut left: Vec<Flight> = flights.into_values().collect();
+        let mut left: Vec<Registration> = registrations.into_values().collect();
         left.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
-        for flight in left {
-            self.enqueue(flight);
+        for registration in left {
+            self.enqueue(registration);
         }
     }
 
-    /// Calls until it works, as often as a flight would.
+    /// Repeats a call until it succeeds, at most as often as for a registration.
     pub(super) async fn persist<'a, T>(
         &self,
         action: Action,

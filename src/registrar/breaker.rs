@@ -1,21 +1,20 @@
-//! When not to call at all: after the cloud has refused in a way that only the
-//! operator can mend, for a product or for the whole account. When the pause is over
-//! one registration is let through to see; the others wait for what comes of it.
-//! Pure: the time is an argument.
+//! Circuit breakers: no calls for a product, or for the whole account, after the cloud has
+//! refused for a reason that only the operator can remove. After a pause, one registration is
+//! let through as a probe; the others wait for its result. Pure: the time is an argument.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// Pauses are doubled up to this many times their first length.
+/// Maximum pause, in multiples of the first.
 const LONGEST: u32 = 20;
 
-/// What a refusal is about.
+/// Scope of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
     /// Credentials, permissions, a bill: every call would fail.
     Account,
-    /// It does not exist, or has all the devices it may have.
+    /// The product does not exist, or has reached its maximum number of devices.
     Product(String),
 }
 
@@ -30,20 +29,19 @@ pub(super) struct Breakers {
 struct Open {
     until: Instant,
     pause: Duration,
-    /// Somebody was let through, and has not said what came of it.
+    /// A probe was let through and has no result yet.
     trying: bool,
     reason: String,
 }
 
 impl Breakers {
-    /// `pause` is the first one.
+    /// Creates closed breakers; `pause` is the first pause.
     pub(super) fn new(pause: Duration) -> Self {
         Self { pause, open: HashMap::new() }
     }
 
-    /// Whether a registration may go on to the cloud. The first one after a pause is
-    /// the one that tries; until it is known what came of it, or for another pause,
-    /// the others may not.
+    /// Admits a registration to the cloud. The first one after a pause is the probe; until its
+    /// result is known, or for another pause, the others are not admitted.
     ///
     /// # Errors
     ///
@@ -61,18 +59,18 @@ impl Breakers {
         Ok(())
     }
 
-    /// Why no call may be made now, without trying.
+    /// Returns why no call may be made now; admits no probe.
     pub(super) fn reason(&self, product_key: &str, now: Instant) -> Option<String> {
         let mut open = scopes(product_key).into_iter().filter_map(|scope| self.open.get(&scope));
         open.find(|open| now < open.until && !open.trying).map(|open| open.reason.clone())
     }
 
-    /// The cloud refused. Answers with how long nothing is called, and whether that is
-    /// news.
+    /// Notes a refusal. Returns the time without calls, and whether the breaker has opened
+    /// just now.
     pub(super) fn refused(&mut self, scope: Scope, reason: &str, now: Instant) -> (Duration, bool) {
         let longest = self.pause * LONGEST;
         match self.open.get_mut(&scope) {
-            // Calls that were under way when the first one was refused say nothing new.
+            // Calls that were in progress at the first refusal change nothing.
             Some(open) if now < open.until && !open.trying => (open.pause, false),
             Some(open) => {
                 let pause = (open.pause * 2).min(longest);
@@ -87,7 +85,7 @@ impl Breakers {
         }
     }
 
-    /// The cloud took a call for a product: nothing is in its way.
+    /// Closes the breakers of a product and of the account: the cloud has accepted a call.
     pub(super) fn worked(&mut self, product_key: &str) {
         if !self.open.is_empty() {
             for scope in scopes(product_key) {
@@ -96,7 +94,7 @@ impl Breakers {
         }
     }
 
-    /// How many are open.
+    /// Returns the number of open breakers.
     pub(super) fn count(&self) -> usize {
         self.open.len()
     }
@@ -134,7 +132,7 @@ mod tests {
         assert_eq!(breakers.admit("a1", later), Ok(()));
         assert!(breakers.admit("a1", later).is_err());
         assert_eq!(breakers.reason("a1", later), None, "the one that tries goes on");
-        // It never said what came of it.
+        // The probe never reported a result.
         assert!(breakers.admit("a1", later + PAUSE - Duration::from_millis(1)).is_err());
         assert_eq!(breakers.admit("a1", later + PAUSE), Ok(()));
         breakers.worked("a1");

@@ -1,5 +1,5 @@
-//! How fast IoT Platform may be called: an even pace for each action, slowed down
-//! when the cloud says that it is too much, and quickened again as it no longer does.
+//! Pace of the calls to IoT Platform: an even rate for each action, lowered when the cloud
+//! throttles and raised again when it no longer does.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -12,13 +12,13 @@ const MIN_RATE: f64 = 1.0;
 /// Calls after which a pace that was lowered is raised by a tenth.
 const CALLS_TO_RAISE: u32 = 20;
 
-/// The paces of all actions: the account's limits are nobody else's affair.
+/// The paces of all actions. The limits hold for the whole account.
 #[derive(Debug)]
 pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
-    /// `registrations` is the rate of `RegisterDevice`, in calls a second. Of the other
-    /// actions' documented limits the same part is used, and never more than all.
+    /// Creates the paces; `registrations` is the rate of `RegisterDevice`, in calls a second.
+    /// The same fraction of each other action's documented limit is used, at most all of it.
     pub(super) fn new(registrations: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
         let part = (registrations / documented(Action::RegisterDevice)).min(1.0);
@@ -47,14 +47,14 @@ struct State {
 }
 
 impl Pace {
-    /// `rate` is the configured one, in calls a second.
+    /// Creates a pace with the configured rate, in calls a second.
     pub(super) fn new(rate: f64) -> Self {
         let rate = rate.max(MIN_RATE);
         Self(Mutex::new(State { full: rate, rate, next: None, good_calls: 0 }))
     }
 
-    /// Waits until the caller may make its call; callers go in the order in
-    /// which they came.
+    /// Waits until the caller may make its call. Callers take turns in the order of their
+    /// arrival.
     pub(super) async fn wait(&self) {
         let at = {
             let mut state = self.lock();
@@ -65,24 +65,24 @@ impl Pace {
         tokio::time::sleep_until(at).await;
     }
 
-    /// How long `waiting` calls will take.
+    /// Returns the time that `waiting` calls take.
     pub(super) fn duration_of(&self, waiting: usize) -> Duration {
         Duration::from_secs_f64(waiting as f64 / self.lock().rate)
     }
 
-    /// How many calls can be made in this time.
+    /// Returns the number of calls that fit into this time.
     pub(super) fn calls_in(&self, time: Duration) -> usize {
         (time.as_secs_f64() * self.lock().rate) as usize
     }
 
-    /// The cloud said that it is too much.
+    /// Notes that the cloud has throttled a call.
     pub(super) fn throttled(&self) {
         let mut state = self.lock();
         state.rate = (state.rate / 2.0).max(MIN_RATE);
         state.good_calls = 0;
     }
 
-    /// The cloud took a call.
+    /// Notes that the cloud has accepted a call.
     pub(super) fn taken(&self) {
         let mut state = self.lock();
         state.good_calls += 1;
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(in_a_minute(Action::RegisterDevice), 15 * 60);
         assert_eq!(in_a_minute(Action::QueryPageByApplyId), 25 * 60);
         assert_eq!(in_a_minute(Action::BatchQueryDeviceDetail), 150);
-        // An account whose limit of one action was raised has the others as they were.
+        // A raised limit of one action leaves the limits of the others unchanged.
         let paces = Paces::new(300.0);
         assert_eq!(paces.of(Action::RegisterDevice).calls_in(Duration::from_secs(1)), 300);
         assert_eq!(paces.of(Action::BatchQueryDeviceDetail).calls_in(Duration::from_secs(1)), 5);

@@ -1,84 +1,83 @@
-//! Who waits for a call, product by product: each product has its turn, so that a
-//! storm of one does not hold up another. Pure; what a flight is and when it may be
-//! called for is `registrar`'s.
+//! Queue of registrations that wait for a call. Products take turns, so that a crowd of one
+//! product does not hold up another. Pure; knows nothing of calls or their pace.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::flight::Flight;
+use super::registration::Registration;
 
 #[derive(Default)]
 pub(super) struct Queue {
     lines: HashMap<String, Line>,
-    /// Products whose line is not empty, the next one first.
+    /// Products with waiting registrations, the next one first.
     turns: VecDeque<String>,
     waiting: usize,
-    /// Who takes flights out, one after the other.
+    /// Tasks that take registrations out, one after the other.
     pullers: usize,
 }
 
-/// The line of one product.
+/// The queue of one product.
 #[derive(Default)]
 struct Line {
-    flights: VecDeque<Flight>,
-    /// Batches that gather or are in the air.
+    registrations: VecDeque<Registration>,
+    /// Batches that gather or are in progress.
     batches: usize,
-    /// Whether one of them gathers.
+    /// Set while one of them gathers.
     gathering: bool,
 }
 
 impl Queue {
-    /// Flights of all products.
+    /// Returns the number of registrations of all products.
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
-    /// Flights of one product.
+    /// Returns the number of registrations of one product.
     pub(super) fn backlog(&self, product_key: &str) -> usize {
-        self.lines.get(product_key).map_or(0, |line| line.flights.len())
+        self.lines.get(product_key).map_or(0, |line| line.registrations.len())
     }
 
-    /// Products that take turns.
+    /// Returns the number of products that take turns.
     pub(super) fn products(&self) -> usize {
         self.turns.len()
     }
 
-    /// Puts a flight at the end of its product's line. Answers with whether another
-    /// puller is to be started, of at most `max_pullers`.
-    pub(super) fn push(&mut self, flight: Flight, max_pullers: usize) -> bool {
-        let product_key = flight.entry.product_key.clone();
+    /// Queues a registration behind the others of its product. Returns whether the caller must
+    /// start another puller, of at most `max_pullers`.
+    pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
+        let product_key = registration.entry.product_key.clone();
         let line = self.lines.entry(product_key.clone()).or_default();
-        if line.flights.is_empty() {
+        if line.registrations.is_empty() {
             self.turns.push_back(product_key);
         }
-        line.flights.push_back(flight);
+        line.registrations.push_back(registration);
         self.waiting += 1;
         let more = self.pullers < max_pullers;
         self.pullers += usize::from(more);
         more
     }
 
-    /// The next flight, of the product whose turn it is. A puller that gets none is
-    /// no longer counted, and must end.
-    pub(super) fn pull(&mut self) -> Option<Flight> {
+    /// Takes the next registration, of the product whose turn it is. A puller that gets none
+    /// is no longer counted and must end.
+    pub(super) fn pull(&mut self) -> Option<Registration> {
         let Some(product_key) = self.turns.pop_front() else {
             self.pullers = self.pullers.saturating_sub(1);
             return None;
         };
         let line = self.lines.entry(product_key.clone()).or_default();
-        let flight = line.flights.pop_front();
-        self.waiting = self.waiting.saturating_sub(usize::from(flight.is_some()));
-        match line.flights.is_empty() {
+        let registration = line.registrations.pop_front();
+        self.waiting = self.waiting.saturating_sub(usize::from(registration.is_some()));
+        match line.registrations.is_empty() {
             true => self.tidy(&product_key),
             false => self.turns.push_back(product_key),
         }
-        flight
+        registration
     }
 
-    /// Whether a batch of this product is to gather now: the line is longer than
-    /// `singly`, none gathers, and fewer than `max_batches` are in the air.
+    /// Returns whether a batch of this product must begin to gather: more than `singly`
+    /// registrations wait, no batch gathers, and fewer than `max_batches` are in progress.
     pub(super) fn begin_batch(&mut self, product_key: &str, singly: usize, max_batches: usize) -> bool {
         let Some(line) = self.lines.get_mut(product_key) else { return false };
-        let begin = line.flights.len() > singly && !line.gathering && line.batches < max_batches;
+        let begin = line.registrations.len() > singly && !line.gathering && line.batches < max_batches;
         if begin {
             line.gathering = true;
             line.batches += 1;
@@ -86,22 +85,22 @@ impl Queue {
         begin
     }
 
-    /// Takes the flights of a batch that has gathered: at most `most`, and not the
-    /// first `singly`, whose turn comes before the batch would be done.
-    pub(super) fn take_batch(&mut self, product_key: &str, singly: usize, most: usize) -> Vec<Flight> {
+    /// Takes the registrations of a batch that has gathered: at most `most`, without the first
+    /// `singly`, whose turn comes before the batch would finish.
+    pub(super) fn take_batch(&mut self, product_key: &str, singly: usize, most: usize) -> Vec<Registration> {
         let Some(line) = self.lines.get_mut(product_key) else { return Vec::new() };
         line.gathering = false;
-        let from = singly.min(line.flights.len());
-        let mut taken: Vec<_> = line.flights.split_off(from).into();
-        line.flights.extend(taken.split_off(most.min(taken.len())));
+        let from = singly.min(line.registrations.len());
+        let mut taken: Vec<_> = line.registrations.split_off(from).into();
+        line.registrations.extend(taken.split_off(most.min(taken.len())));
         self.waiting = self.waiting.saturating_sub(taken.len());
-        if line.flights.is_empty() {
+        if line.registrations.is_empty() {
             self.turns.retain(|turn| turn != product_key);
         }
         taken
     }
 
-    /// A batch is over.
+    /// Notes that a batch of this product is over.
     pub(super) fn end_batch(&mut self, product_key: &str) {
         if let Some(line) = self.lines.get_mut(product_key) {
             line.batches = line.batches.saturating_sub(1);
@@ -109,19 +108,19 @@ impl Queue {
         self.tidy(product_key);
     }
 
-    /// Batches of all products.
+    /// Returns the number of batches of all products.
     pub(super) fn batches(&self) -> usize {
         self.lines.values().map(|line| line.batches).sum()
     }
 
-    /// Takes out everybody who waits, of one product or of all.
-    pub(super) fn clear(&mut self, product_key: Option<&str>) -> Vec<Flight> {
+    /// Takes out all waiting registrations, of one product or of all.
+    pub(super) fn clear(&mut self, product_key: Option<&str>) -> Vec<Registration> {
         let products: Vec<String> =
             self.turns.iter().filter(|turn| product_key.is_none_or(|only| only == *turn)).cloned().collect();
         let mut cleared = Vec::new();
         for product_key in products {
             if let Some(line) = self.lines.get_mut(&product_key) {
-                cleared.extend(line.flights.drain(..));
+                cleared.extend(line.registrations.drain(..));
             }
             self.turns.retain(|turn| *turn != product_key);
             self.tidy(&product_key);
@@ -130,9 +129,10 @@ impl Queue {
         cleared
     }
 
-    /// Forgets a line in which nobody is.
+    /// Removes the queue of a product when it is empty and has no batch.
     fn tidy(&mut self, product_key: &str) {
-        if self.lines.get(product_key).is_some_and(|line| line.flights.is_empty() && line.batches == 0) {
+        if self.lines.get(product_key).is_some_and(|line| line.registrations.is_empty() && line.batches == 0)
+        {
             self.lines.remove(product_key);
         }
     }
@@ -143,22 +143,22 @@ mod tests {
     use super::*;
     use crate::{device::DeviceId, store::JournalEntry};
 
-    fn flight(product_key: &str, number: usize) -> Flight {
+    fn registration(product_key: &str, number: usize) -> Registration {
         let name = format!("SN{number:02}");
         let device = DeviceId::parse(&name).unwrap();
-        Flight::new(JournalEntry { device, product_key: product_key.into(), device_name: name }, false)
+        Registration::new(JournalEntry { device, product_key: product_key.into(), device_name: name }, false)
     }
 
-    fn queue(flights: &[(&str, usize)]) -> Queue {
+    fn queue(registrations: &[(&str, usize)]) -> Queue {
         let mut queue = Queue::default();
-        for (product_key, number) in flights {
-            queue.push(flight(product_key, *number), 1);
+        for (product_key, number) in registrations {
+            queue.push(registration(product_key, *number), 1);
         }
         queue
     }
 
-    fn names(flights: impl IntoIterator<Item = Flight>) -> Vec<String> {
-        flights.into_iter().map(|flight| flight.entry.device_name).collect()
+    fn names(registrations: impl IntoIterator<Item = Registration>) -> Vec<String> {
+        registrations.into_iter().map(|registration| registration.entry.device_name).collect()
     }
 
     #[test]
@@ -174,12 +174,12 @@ mod tests {
     #[test]
     fn there_are_as_many_pullers_as_may_be_and_none_without_work() {
         let mut queue = Queue::default();
-        assert!(queue.push(flight("a1", 1), 2));
-        assert!(queue.push(flight("a1", 2), 2));
-        assert!(!queue.push(flight("a1", 3), 2));
+        assert!(queue.push(registration("a1", 1), 2));
+        assert!(queue.push(registration("a1", 2), 2));
+        assert!(!queue.push(registration("a1", 3), 2));
         assert_eq!(std::iter::from_fn(|| queue.pull()).count(), 3);
-        // One of the two has ended.
-        assert!(queue.push(flight("a1", 4), 2));
+        // One of the two pullers has ended.
+        assert!(queue.push(registration("a1", 4), 2));
     }
 
     #[test]

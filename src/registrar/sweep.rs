@@ -1,35 +1,33 @@
-//! What becomes of devices after they have their certificates: a walk through the
-//! table, a hundred at a time, that keeps `activateTime` and `registerTime` true and
-//! notices what somebody has disabled or deleted at IoT Platform.
+//! Sweeps over all registered devices, a hundred at a time: updates `activateTime` and
+//! `registerTime`, and notices devices that were disabled or deleted at IoT Platform.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Weak},
 };
 
-use super::{Registrar, breaker::Scope, flight::scope};
+use super::{Registrar, breaker::Scope, registration::scope};
 use crate::{
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass, MAX_QUERY},
     store::{CloudState, DeviceRow, Sighting, StoreError},
 };
 
-/// Rows that are read at once.
+/// Rows read at once.
 const ROWS: usize = 500;
 
-/// What a walk came to.
+/// Result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Devices looked at.
+    /// Devices that were looked up.
     pub devices: u64,
     /// Of them, those whose row was changed.
     pub changed: u64,
-    /// Of them, those about which the cloud could not be asked.
+    /// Of them, those that could not be looked up.
     pub failed: u64,
 }
 
 impl Registrar {
-    /// Walks through the table again and again, with pauses, for as long as somebody
-    /// holds the registrar.
+    /// Repeats sweeps with pauses, until the registrar is dropped.
     pub fn start_sweeps(self: &Arc<Self>) {
         let Some(pause) = self.config.sweep_pause else { return };
         let registrar: Weak<Self> = Arc::downgrade(self);
@@ -38,20 +36,20 @@ impl Registrar {
                 tokio::time::sleep(pause).await;
                 let Some(registrar) = registrar.upgrade() else { return };
                 match registrar.sweep().await {
-                    Ok(swept) => tracing::debug!(?swept, "looked at the devices at IoT Platform"),
+                    Ok(swept) => tracing::debug!(?swept, "looked up the devices at IoT Platform"),
                     Err(error) => {
-                        tracing::warn!(%error, "the devices at IoT Platform could not be looked at")
+                        tracing::warn!(%error, "could not look up the devices at IoT Platform")
                     }
                 }
             }
         });
     }
 
-    /// One walk.
+    /// Makes one sweep.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
-        // What only the operator can mend is not said again of each hundred.
+        // A refusal that only the operator can remove is logged once, not for each hundred.
         let mut refused: HashSet<Scope> = HashSet::new();
         let mut after = None;
         while !refused.contains(&Scope::Account) {
@@ -66,7 +64,7 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // A walk of many rows of which few have certificates is not to keep a thread.
+            // A sweep over many rows without certificates must not keep the thread.
             tokio::task::yield_now().await;
         }
         for list in gathered.into_values() {
@@ -75,7 +73,7 @@ impl Registrar {
         Ok(swept)
     }
 
-    /// Looks at up to [`MAX_QUERY`] devices of one product, unless it is refused.
+    /// Looks up to [`MAX_QUERY`] devices of one product up, unless the product is refused.
     async fn look_at(
         &self,
         rows: &[DeviceRow],
@@ -102,7 +100,7 @@ impl Registrar {
                 found.into_iter().map(|device| (device.certificate.device_name.clone(), device)).collect()
             }
             Err(error) => {
-                tracing::warn!(product_key, %error, "devices could not be looked at");
+                tracing::warn!(product_key, %error, "could not look up devices");
                 swept.failed += rows.len() as u64;
                 if error.class == ErrorClass::Operator {
                     refused.insert(scope(product_key, &error));
@@ -118,7 +116,7 @@ impl Registrar {
                     Ok(None) => Sighting { state: Some(CloudState::Deleted), ..Sighting::default() },
                     Ok(Some(device)) => seen(&device),
                     Err(error) => {
-                        tracing::warn!(device = %row.id, %error, "a device could not be looked at");
+                        tracing::warn!(device = %row.id, %error, "could not look up a device");
                         swept.failed += 1;
                         continue;
                     }
@@ -128,7 +126,7 @@ impl Registrar {
             let registered = sighting.registered.or(row.registered);
             if (activated, registered, sighting.state) != (row.activated, row.registered, row.cloud_state) {
                 if let Some(state) = sighting.state.filter(|state| Some(*state) != row.cloud_state) {
-                    tracing::warn!(device = %row.id, ?state, "somebody has changed a device at IoT Platform; see `certdist device show`");
+                    tracing::warn!(device = %row.id, ?state, "a device was disabled, enabled or deleted at IoT Platform; see `certdist device show`");
                 }
                 self.store.store_sighting(&row.id, sighting).await?;
                 swept.changed += 1;
@@ -137,8 +135,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// A name that is missing in a list is asked for by itself before it is believed to
-    /// be deleted: `None` when it is.
+    /// Looks a name up by itself that was missing in a list; returns `None` if the device is
+    /// deleted.
     async fn is_deleted(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
         let found = self
             .persist(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name))

@@ -62,8 +62,8 @@ fn entry(device: &str, name: &str) -> JournalEntry {
     JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: name.into() }
 }
 
-fn registration(name: &str, secret: &str) -> Registration {
-    Registration {
+fn registration(name: &str, secret: &str) -> RegisteredDevice {
+    RegisteredDevice {
         certificate: Certificate {
             product_key: "a1lamp".into(),
             device_name: name.into(),
@@ -235,7 +235,7 @@ fn another_certificate_never_replaces_the_stored_one(store: &(impl Store + Bulk)
         assert_eq!(device(store, "SN-1"), before);
         assert_eq!(now(store.open_journal_entries()).unwrap(), journal);
     }
-    let later = Registration { registered: 2000, iot_id: None, ..registration("one", "s3cret") };
+    let later = RegisteredDevice { registered: 2000, iot_id: None, ..registration("one", "s3cret") };
     now(store.store_registration(&id("SN-1"), &later)).unwrap();
     assert_eq!(device(store, "SN-1"), before);
     assert_eq!(now(store.open_journal_entries()).unwrap(), []);

@@ -202,7 +202,7 @@ pub struct OpenEntry {
 
 /// A device as IoT Platform registered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
+pub struct RegisteredDevice {
     /// What the device signs in with.
     pub certificate: Certificate,
     /// `IotId`, when the cloud told it.
@@ -402,7 +402,7 @@ pub trait Store: Send + Sync + 'static {
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
-        registration: &'a Registration,
+        registration: &'a RegisteredDevice,
     ) -> StoreFuture<'a, ()>;
 
     /// Marks the row with the cloud's refusal and closes the journal entry.

@@ -17,7 +17,7 @@ use crate::{
     device::{Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, Claim, CloudState, Conflict, DeviceRow, DeviceState, ImportError, ImportReport,
-        ImportRow, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Registration, Rejection,
+        ImportRow, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, Rejection,
         Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent},
         merge::{self, Columns, Merged},
@@ -314,10 +314,10 @@ impl Store for Memory {
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
-        registration: &'a Registration,
+        registration: &'a RegisteredDevice,
     ) -> StoreFuture<'a, ()> {
         self.answer(|tables| {
-            let Registration { certificate, iot_id, registered } = registration.clone();
+            let RegisteredDevice { certificate, iot_id, registered } = registration.clone();
             let row = tables.row(id)?;
             let is_new = row.certificate.is_none();
             if row.certificate.as_ref().is_some_and(|known| *known != certificate) {

@@ -5,7 +5,7 @@ use std::fs;
 use certdist::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Actor, Bulk, ImportRow, JournalEntry, OpenBatch, Registration, Store, StoreFuture, audit::Asker,
+        Actor, Bulk, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store, StoreFuture, audit::Asker,
         sqlite::Sqlite,
     },
 };
@@ -26,13 +26,13 @@ fn entry(device: &str) -> JournalEntry {
     JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
 }
 
-fn registration(device: &str) -> Registration {
+fn registration(device: &str) -> RegisteredDevice {
     let certificate = Certificate {
         product_key: "a1".into(),
         device_name: device.into(),
         device_secret: Secret::new(format!("secret of {device}")),
     };
-    Registration { certificate, iot_id: None, registered: 1000 }
+    RegisteredDevice { certificate, iot_id: None, registered: 1000 }
 }
 
 /// All that a store says.

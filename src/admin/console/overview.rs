@@ -50,7 +50,7 @@ fn summary(shared: &Shared) -> serde_json::Value {
     json!({
         "lastHour": { "served": hour.served, "refused": hour.refused, "later": hour.later },
         "sessions": sessions(shared),
-        "registrations": sources.registrar.flights(),
+        "registrations": sources.registrar.registrations(),
         "registrationsWaiting": sources.registrar.waiting(),
         "batches": sources.registrar.batches(),
         "breakersOpen": sources.registrar.open_breakers(),
@@ -82,7 +82,7 @@ fn content(shared: &Shared) -> Markup {
             (tile("Refused", &grouped(hour.refused), "4.xx in the last hour"))
             (tile("Asked to retry later", &grouped(hour.later), "5.xx in the last hour"))
             (tile("Sessions", &grouped(sessions(shared)), "DTLS, open now"))
-            (tile("Registrations", &grouped(registrar.flights() as u64), &format!("{} of them waiting for a call", grouped(registrar.waiting() as u64))))
+            (tile("Registrations", &grouped(registrar.registrations() as u64), &format!("{} of them waiting for a call", grouped(registrar.waiting() as u64))))
             (tile("Batches", &grouped(registrar.batches() as u64), &format!("{} since the start", grouped(counters.batches))))
             (tile("Answered within", &within(&metrics::request_latency(sources)), "19 of 20 requests"))
             (tile("Registered within", &within(&registrar.latency()), "19 of 20 registrations"))

@@ -256,6 +256,6 @@ async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_j
         }
     }
     assert!(later > 800, "{later}");
-    assert_eq!(crowd.registrar.flights(), 0);
+    assert_eq!(crowd.registrar.registrations(), 0);
     assert_eq!(crowd.store.open_batches().await.unwrap().len(), 1);
 }

@@ -62,8 +62,8 @@ impl Bench {
         self.store.open_journal_entries().await.unwrap().into_iter().map(|open| open.entry).collect()
     }
 
-    async fn has_landed(&self) {
-        while self.registrar.flights() > 0 {
+    async fn has_finished(&self) {
+        while self.registrar.registrations() > 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -146,7 +146,7 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
     let Bench { folder, store, cloud, .. } = bench;
     let bench = Bench::on(folder, store, cloud, fast());
     assert_eq!(bench.registrar.recover().await.unwrap(), 1);
-    bench.has_landed().await;
+    bench.has_finished().await;
     let secret = bench.cloud.secret("a1", "SN01").unwrap();
     assert_eq!(bench.row("SN01").await.certificate.unwrap().device_secret.expose(), secret);
     assert_eq!(bench.cloud.devices(), 1);
@@ -158,14 +158,14 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
 async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     let bench = Bench::new(fast());
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
-    // A request that had read the row before the flight landed, and a journal
+    // A request that had read the row before the registration finished, and a journal
     // entry that an import has made idle.
     bench.store.open_journal(&wanted("SN01")).await.unwrap();
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
     bench.store.open_journal(&wanted("SN01")).await.unwrap();
     assert_eq!(bench.registrar.recover().await.unwrap(), 1);
-    bench.has_landed().await;
+    bench.has_finished().await;
     assert_eq!(bench.cloud.registrations(), 1);
     assert!(bench.journal().await.is_empty());
 }
@@ -216,7 +216,7 @@ async fn who_waits_too_long_is_told_and_finds_the_certificate_next_time() {
     bench.cloud.script([Scripted::Slow(Duration::from_secs(2))]);
     let outcome = bench.registrar.register(wanted("SN01"), Duration::from_millis(20)).await;
     assert_eq!(outcome, Outcome::TimedOut);
-    bench.has_landed().await;
+    bench.has_finished().await;
     assert!(bench.row("SN01").await.certificate.is_some());
     assert_eq!(bench.cloud.registrations(), 1);
 }
@@ -239,14 +239,14 @@ async fn a_crowd_is_sent_away_with_a_time_to_come_back_and_registered_meanwhile(
         }
     }
     assert!(later >= 15, "{later} were sent away");
-    bench.has_landed().await;
+    bench.has_finished().await;
     assert_eq!(bench.cloud.devices(), 30);
     assert_eq!(bench.cloud.registrations(), 30);
 }
 
 #[tokio::test]
 async fn the_queue_is_bounded() {
-    let bench = Bench::new(Config { max_flights: 2, ..fast() });
+    let bench = Bench::new(Config { max_registrations: 2, ..fast() });
     bench.cloud.script(vec![Scripted::Slow(Duration::from_secs(3600)); 2]);
     for device in ["SN01", "SN02"] {
         assert_eq!(
@@ -255,7 +255,7 @@ async fn the_queue_is_bounded() {
         );
     }
     assert!(matches!(bench.register("SN03").await, Outcome::Later(_)));
-    assert_eq!(bench.registrar.flights(), 2);
+    assert_eq!(bench.registrar.registrations(), 2);
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ fn a_provisioning_allocates_no_more_often_than_is_written_down() {
         device_name: "SN-1".into(),
         device_secret: crate::device::Secret::new("secret".into()),
     };
-    let registration = crate::store::Registration { certificate, iot_id: None, registered: 1 };
+    let registration = crate::store::RegisteredDevice { certificate, iot_id: None, registered: 1 };
     runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
     runtime.block_on(rooms.store.record_issue(&device, 1, Default::default())).unwrap();
     let now = Instant::now();

@@ -29,7 +29,7 @@ impl Scene {
             device_secret: crate::device::Secret::new("s".repeat(300)),
         };
         let device = DeviceId::parse("SN-1").unwrap();
-        let registration = crate::store::Registration { certificate, iot_id: None, registered: 1 };
+        let registration = crate::store::RegisteredDevice { certificate, iot_id: None, registered: 1 };
         runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
         runtime.block_on(rooms.store.record_issue(&device, 1, Default::default())).unwrap();
         let now = Instant::now();

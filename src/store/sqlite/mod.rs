@@ -28,7 +28,8 @@ use self::{
 };
 use super::{
     Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
-    JournalEntry, OpenBatch, OpenEntry, Registration, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
+    JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture,
+    UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
     unix_now,
 };
@@ -396,7 +397,7 @@ impl Store for Sqlite {
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
-        registration: &'a Registration,
+        registration: &'a RegisteredDevice,
     ) -> StoreFuture<'a, ()> {
         // A time or an identifier that is known already is kept: the same
         // registration may be told twice.
@@ -405,7 +406,7 @@ impl Store for Sqlite {
                            refusal = NULL WHERE deviceId = ?1";
         let (id, registration, keys) = (id.clone(), registration.clone(), self.keys.load_full());
         self.writer.submit(move |connection| {
-            let Registration { certificate, iot_id, registered } = &registration;
+            let RegisteredDevice { certificate, iot_id, registered } = &registration;
             let Certificate { product_key, device_name, device_secret } = certificate;
             let stored = stored_certificate(connection, &keys, &id)?;
             let is_new = stored.is_none();

@@ -60,8 +60,8 @@ fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
     ImportRow { individual: true, key: Some((identity.into(), Secret::new(psk.into()))), ..row(device) }
 }
 
-fn registration(secret: &str) -> Registration {
-    Registration {
+fn registration(secret: &str) -> RegisteredDevice {
+    RegisteredDevice {
         certificate: Certificate {
             product_key: "a1lamp".into(),
             device_name: "name-1".into(),
@@ -133,7 +133,7 @@ fn another_certificate_never_replaces_the_one_that_is_there() {
     assert_eq!(journal(&store), [entry]);
 
     // The same once more is no contradiction, and does not change the time.
-    let later = Registration { registered: 2000, iot_id: None, ..registration("s3cret") };
+    let later = RegisteredDevice { registered: 2000, iot_id: None, ..registration("s3cret") };
     wait(store.store_registration(&device, &later)).unwrap();
     assert_eq!(at_once(store.device(&device)).unwrap(), before);
     assert_eq!(journal(&store), []);
