@@ -408,7 +408,7 @@ impl World {
         self.server.idle_out();
         self.collect();
         self.wire.clear();
-        self.server.assert_remembers_nobody();
+        self.server.assert_no_state();
 
         self.devices.clear();
         self.server.forget_devices();

@@ -479,7 +479,7 @@ impl Server {
         assert!(sessions <= MAX_SESSIONS, "{sessions} sessions");
         assert_eq!(sessions, self.sessions.len(), "sessions without events");
         if sessions == 0 {
-            assert!(self.coap.remembers_nobody(), "CoAP remembers somebody who is gone");
+            assert!(self.coap.holds_no_state(), "CoAP still holds state of a client that is gone");
             assert!(self.asked.is_empty(), "somebody who is gone is asked where he is");
         }
         let (peers, transfers) = (self.coap.peers(), self.coap.transfers());
@@ -493,9 +493,9 @@ impl Server {
         }
     }
 
-    pub fn assert_remembers_nobody(&self) {
-        assert!(self.dtls.remembers_nobody(), "DTLS remembers somebody");
-        assert!(self.coap.remembers_nobody(), "CoAP remembers somebody");
+    pub fn assert_no_state(&self) {
+        assert!(self.dtls.holds_no_state(), "DTLS still holds state");
+        assert!(self.coap.holds_no_state(), "CoAP still holds state");
         assert!(self.asked.is_empty() && self.withheld.is_empty(), "somebody is still asked where he is");
     }
 }

@@ -258,7 +258,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
 
     /// Returns whether nothing is kept of any peer, but for timers still to run out.
     #[cfg(any(test, feature = "testing"))]
-    pub fn remembers_nobody(&self) -> bool {
+    pub fn holds_no_state(&self) -> bool {
         self.peers.is_empty()
             && self.transfers.len() == 0
             && self.confirmables.is_empty()

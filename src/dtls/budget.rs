@@ -1,7 +1,7 @@
-//! Bounds what each network may have the server compute for handshakes that come to
-//! nothing. A handshake is charged when it begins and refunded when it becomes a
-//! session, so a crowd of honest devices behind one address is never held up, and
-//! whoever has an address but no key gets a share of the processor and no more.
+//! Limits the CPU time that each network can make the server spend on handshakes that do
+//! not complete. A handshake is charged when it starts and refunded when it becomes a
+//! session, so a crowd of honest devices behind one address is never held up, and an
+//! attacker who has an address but no key gets a bounded share of the processor.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -9,38 +9,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Buckets of a set: a new network makes room in its own set.
+/// Buckets in a set: a new network replaces one in its own set.
 const WAYS: usize = 8;
-/// Sets: 16,384 buckets of 16 bytes, 256 KiB.
+/// Number of sets: 16,384 buckets of 16 bytes, 256 KiB.
 const SETS: usize = 2048;
 
-/// Prefixes that an address counts to: of IPv4 the address, of IPv6 the networks that a
-/// subscriber, a site and a provider's customer have (RFC 6177), with this many times
-/// the budget of one.
+/// Prefix lengths that an IPv6 address is counted under, each with a multiple of the
+/// budget: the networks of a subscriber, a site and a provider's customer (RFC 6177). An
+/// IPv4 address is counted by itself.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 #[derive(Clone, Copy)]
 struct Bucket {
-    /// Hash of the prefix; 0 for none.
+    /// Hash of the prefix; 0 if the bucket is empty.
     key: u64,
-    /// Microseconds since the start at which nothing is owed any more.
+    /// Microseconds since the start at which the network owes nothing any more.
     clear_at: u64,
 }
 
-/// Budgets of all networks that owe something.
+/// Budgets of all networks that owe CPU time.
 pub(crate) struct Budget {
     made: Instant,
     hasher: RandomState,
-    /// Computing time that may be owed at once, in microseconds.
+    /// CPU time that may be owed at once, in microseconds.
     burst: u64,
-    /// The budget earns back 1 µs in so many.
+    /// Microseconds in which 1 µs of CPU time is forgiven.
     refill: u64,
     sets: Box<[[Bucket; WAYS]]>,
 }
 
 impl Budget {
-    /// Lets each network owe `burst` of computing time, and forgives `per_second` of it
-    /// each second.
+    /// Creates a budget that lets each network owe `burst` of CPU time and forgives
+    /// `per_second` of it each second.
     pub(crate) fn new(now: Instant, burst: Duration, per_second: Duration) -> Self {
         let per_second = (per_second.as_micros() as u64).clamp(1, 1_000_000);
         Self {
@@ -52,7 +52,8 @@ impl Budget {
         }
     }
 
-    /// Charges `cost`, unless a network of the address would owe more than it may.
+    /// Charges `cost` and returns `true`, unless one of the address's networks would then
+    /// owe more than it may.
     pub(crate) fn charge(&mut self, now: Instant, peer: SocketAddr, cost: Duration) -> bool {
         let now = self.micros(now);
         let mut prefixes = prefixes(peer.ip());
@@ -69,7 +70,7 @@ impl Budget {
         affordable
     }
 
-    /// Takes a charge back.
+    /// Reverses a charge.
     pub(crate) fn refund(&mut self, peer: SocketAddr, cost: Duration) {
         for (prefix, times) in prefixes(peer.ip()) {
             let cost = self.waiting_time(cost, times);
@@ -80,8 +81,8 @@ impl Budget {
         }
     }
 
-    /// Microseconds after which a cost is forgiven, for a network that may owe `times`
-    /// as much as an address.
+    /// Returns the microseconds after which a cost is forgiven, for a network that may
+    /// owe `times` as much as a single address.
     fn waiting_time(&self, cost: Duration, times: u32) -> u64 {
         cost.as_micros() as u64 * self.refill / u64::from(times)
     }
@@ -96,7 +97,8 @@ impl Budget {
         let (key, set) = self.set(prefix);
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
-        // Whoever owes least is forgiven the rest: no one is ever charged for another.
+        // When the set is full, the network that owes least is replaced and its debt
+        // forgotten, so no network is ever charged for another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };
@@ -112,16 +114,18 @@ impl Budget {
     }
 }
 
-/// Networks of an address, each as its bits and its length, and how many budgets it has.
+/// Returns the networks of an address: the bits and length of each packed into one
+/// number, and its multiple of the budget.
 fn prefixes(address: IpAddr) -> impl Iterator<Item = (u128, u32)> + Clone {
     let (bits, levels) = match address.to_canonical() {
-        // Among the mapped ones (RFC 4291 §2.5.5.2), which are no networks of IPv6.
+        // An IPv4 address becomes an IPv4-mapped one (RFC 4291 §2.5.5.2), which no IPv6
+        // network contains.
         IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), &[(128, 1)][..]),
         IpAddr::V6(address) => (address.to_bits(), &IPV6_LEVELS[..]),
     };
     levels.iter().map(move |&(length, times)| {
         let kept = bits & u128::MAX << (128 - length);
-        // No network has bits that low: they tell the levels apart.
+        // The host bits are zero, so the length fits there and keeps the levels distinct.
         (if length < 128 { kept | u128::from(length) } else { kept }, times)
     })
 }
@@ -150,12 +154,12 @@ mod tests {
     fn a_network_gets_its_burst_and_then_its_share() {
         let (mut budget, now) = budget();
         assert_eq!(affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND), 100);
+        assert_eq!(affordable(&mut budget, now, "192.0.2.1:2", MILLISECOND), 0, "the port does not count");
         assert_eq!(
-            affordable(&mut budget, now, "192.0.2.1:2", MILLISECOND),
-            0,
-            "another port is no other address"
+            affordable(&mut budget, now, "192.0.2.2:1", MILLISECOND),
+            100,
+            "another address has its own budget"
         );
-        assert_eq!(affordable(&mut budget, now, "192.0.2.2:1", MILLISECOND), 100, "another address is");
         let later = now + Duration::from_secs(1);
         assert_eq!(affordable(&mut budget, later, "192.0.2.1:1", MILLISECOND), 50);
         let later = now + Duration::from_secs(100);
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refunded_can_be_spent_again() {
+    fn a_refund_can_be_spent_again() {
         let (mut budget, now) = budget();
         let peer = "192.0.2.1:1".parse().unwrap();
         for _ in 0..10_000 {
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_of_ipv6_count_together_and_have_more() {
+    fn an_ipv6_56_has_two_budgets_and_a_48_has_four() {
         let (mut budget, now) = budget();
         let mut total = 0;
         for subscriber in 0..1000 {
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_networks_neither_grows_the_table_nor_is_charged_for_others() {
+    fn many_networks_neither_grow_the_table_nor_pay_for_each_other() {
         let (mut budget, now) = budget();
         assert_eq!(affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND), 100);
         for number in 0..200_000u32 {
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(
             affordable(&mut budget, now, "192.0.2.1:1", MILLISECOND),
             0,
-            "the greedy one is not forgotten"
+            "the network that owes most is not replaced"
         );
     }
 

@@ -1,5 +1,5 @@
-//! What the hellos agreed on for the records of a session: connection IDs (RFC
-//! 9146) and how small the client wants its records (RFC 6066 §4, RFC 8449).
+//! What the two hellos negotiated for the records of a session: connection IDs (RFC 9146)
+//! and a limit on the record size (RFC 6066 §4, RFC 8449).
 
 use rand::{Rng, rngs::StdRng};
 
@@ -9,36 +9,37 @@ use super::{
     record::{ConnectionId, MAX_PLAINTEXT},
 };
 
-/// Bytes that may be sent to an address that was not tried, for each byte that
-/// came from it: the bound that RFC 9000 §8 gives QUIC, for the same reason.
+/// Bytes that may be sent to an address that has not been validated, for each byte
+/// received from it: the limit that RFC 9000 §8 sets for QUIC, for the same reason.
 const AMPLIFICATION: usize = 3;
 
-/// Longest connection ID of a client that is agreed on, in bytes. With a longer one the
-/// shortest request would not give enough credit for the question whether the client is
-/// where it is now; without one it begins anew where it moves.
+/// Longest client connection ID that is accepted, in bytes. A longer ID would make the
+/// message that validates a new address exceed the credit earned by the shortest request.
+/// Without an ID, such a client starts a new handshake when its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
-/// The agreement of one session.
+/// The negotiated parameters of one session.
 pub(crate) struct Connection {
     max_data: u16,
-    /// Few clients have it, so the others pay 8 bytes for it.
+    /// Boxed because few clients use it: the others pay only 8 bytes.
     ids: Option<Box<Ids>>,
 }
 
 struct Ids {
     own: ConnectionId,
     client: Box<[u8]>,
-    /// Address of its handshake, where the client has returned a cookie.
+    /// Path of the handshake, on which the client returned a cookie.
     home: Option<Path>,
-    /// Address at which the client was last shown to receive.
+    /// Path on which the client was last shown to receive.
     validated: Option<Path>,
-    /// Bytes that may still be sent to where the client is now; `None` while that is
-    /// where it was shown to receive.
+    /// Bytes that may still be sent on the client's current path; `None` if the client
+    /// was shown to receive on it.
     credit: Option<usize>,
 }
 
 impl Connection {
-    /// The server's side: our ID begins with `prefix`; without one none are used.
+    /// Negotiates the server's side: our ID begins with `prefix`; without a prefix, no
+    /// IDs are used.
     pub(crate) fn agree(hello: &ClientHello<'_>, prefix: Option<u8>, random: &mut StdRng) -> Self {
         let client_id = hello.connection_id.filter(|id| id.len() <= MAX_CLIENT_ID);
         let ids = client_id.zip(prefix).map(|(client, prefix)| {
@@ -50,35 +51,35 @@ impl Connection {
         Self { max_data: hello.size_limit.map_or(MAX_PLAINTEXT as u16, |limit| limit.bytes()), ids }
     }
 
-    /// Most bytes of data in a record to the client.
+    /// Returns the most bytes of data that a record to the client may hold.
     pub(crate) fn max_data(&self) -> usize {
         self.max_data.into()
     }
 
-    /// The ID that records to us bear.
+    /// Returns the ID in records to us.
     pub(crate) fn own_id(&self) -> Option<ConnectionId> {
         self.ids.as_ref().map(|ids| ids.own)
     }
 
-    /// The same as bytes; empty when there is none.
+    /// Returns the ID in records to us as bytes; empty when there is none.
     pub(crate) fn own_id_bytes(&self) -> &[u8] {
         self.ids.as_ref().map_or(&[], |ids| &ids.own)
     }
 
-    /// The ID that records to the client bear; may be empty.
+    /// Returns the ID in records to the client; may be empty.
     pub(crate) fn client_id(&self) -> &[u8] {
         self.ids.as_ref().map_or(&[], |ids| &ids.client)
     }
 
-    /// Notes the address of the handshake, where the client has returned a cookie.
+    /// Records the path of the handshake, on which the client returned a cookie.
     pub(crate) fn begin_at(&mut self, path: Path) {
         if let Some(ids) = &mut self.ids {
             (ids.home, ids.validated) = (Some(path), Some(path));
         }
     }
 
-    /// Notes an authenticated record, of so many bytes with the headers below; `moved`
-    /// when it brings the client to `path`.
+    /// Notes an authenticated record that took `bytes` on the wire, IP and UDP headers
+    /// included; `moved` is true if the record moved the client to `path`.
     pub(crate) fn received(&mut self, path: Path, bytes: usize, moved: bool) {
         let Some(ids) = &mut self.ids else { return };
         let gained = bytes.saturating_mul(AMPLIFICATION);
@@ -99,8 +100,8 @@ impl Connection {
         }
     }
 
-    /// Address at which the client was last shown to receive; `None` for a client
-    /// without a connection ID, which is always where its handshake was.
+    /// Returns the path on which the client was last shown to receive; `None` for a
+    /// client without a connection ID, which never leaves the path of its handshake.
     pub(crate) fn validated(&self) -> Option<Path> {
         self.ids.as_ref()?.validated
     }
@@ -110,9 +111,9 @@ impl Connection {
         self.ids.as_ref().is_none_or(|ids| ids.credit.is_none())
     }
 
-    /// Takes so many bytes, with the headers below, from what may be sent to where the
-    /// client is now (RFC 9146 §6: somebody may have sent its record from a victim's
-    /// address). `false` when they are too many.
+    /// Spends `bytes`, IP and UDP headers included, of the credit for the client's
+    /// current path, and returns whether the credit was enough. An attacker may have sent
+    /// the client's record from a victim's address (RFC 9146 §6).
     pub(crate) fn may_send(&mut self, bytes: usize) -> bool {
         let Some(credit) = self.ids.as_mut().and_then(|ids| ids.credit.as_mut()) else { return true };
         match credit.checked_sub(bytes) {

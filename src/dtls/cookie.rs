@@ -1,5 +1,5 @@
-//! The stateless cookie (RFC 6347 §4.2.1): proof that a client receives at the
-//! address it sends from, before anything is kept for it.
+//! The stateless cookie (RFC 6347 §4.2.1): proof that a client receives at the address it
+//! sends from, before the server keeps any state for it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,12 +10,12 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// Bytes of a cookie. With it a HelloVerifyRequest has 44 bytes, and the
-/// shortest ClientHello 67: the answer is never larger than the question.
+/// Length of a cookie in bytes. A HelloVerifyRequest with it has 44 bytes and the
+/// shortest ClientHello 67, so the answer is never larger than the request.
 pub(crate) const COOKIE: usize = 16;
 
-/// Makes and checks cookies. A cookie's first byte tells the period in which it
-/// was made; one of the current or the previous period is accepted.
+/// Makes and checks cookies. The first byte of a cookie identifies the period in which it
+/// was made; cookies of the current and the previous period are accepted.
 pub(crate) struct CookieJar {
     key: Hmac<Sha256>,
     started: Instant,
@@ -23,19 +23,20 @@ pub(crate) struct CookieJar {
 }
 
 impl CookieJar {
-    /// `secret` is random; endpoints that share it and `started` accept each
-    /// other's cookies. `period` is not zero.
+    /// Creates a jar. `secret` is random; endpoints that share it and `started` accept
+    /// each other's cookies. `period` is not zero.
     pub(crate) fn new(secret: &[u8; 32], started: Instant, period: Duration) -> Self {
         let Ok(key) = Hmac::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
         Self { key, started, period: period.max(Duration::from_secs(1)) }
     }
 
-    /// The cookie for this client: bound to its address, port and random.
+    /// Makes the cookie for this client, bound to its address, port and random.
     pub(crate) fn make(&self, now: Instant, peer: SocketAddr, client_random: &[u8; 32]) -> [u8; COOKIE] {
         self.made_in(self.period_at(now), peer, client_random)
     }
 
-    /// Whether `cookie` was made for this client not long ago.
+    /// Returns whether `cookie` was made for this client in the current or the previous
+    /// period.
     pub(crate) fn accepts(
         &self,
         now: Instant,
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_good_for_its_client_and_for_two_periods() {
+    fn a_cookie_is_accepted_from_its_client_for_two_periods() {
         let start = Instant::now();
         let jar = CookieJar::new(&[1; 32], start, Duration::from_secs(60));
         let (peer, random) = (address("192.0.2.1:1000"), [5; 32]);
@@ -89,7 +90,7 @@ mod tests {
         assert!(jar.accepts(at(0), peer, &random, &cookie));
         assert!(jar.accepts(at(119), peer, &random, &cookie));
         assert!(!jar.accepts(at(120), peer, &random, &cookie), "too old");
-        assert!(!jar.accepts(at(256 * 60), peer, &random, &cookie), "the period's byte came round");
+        assert!(!jar.accepts(at(256 * 60), peer, &random, &cookie), "the byte of the period has wrapped");
         assert!(!jar.accepts(at(0), address("192.0.2.1:1001"), &random, &cookie));
         assert!(!jar.accepts(at(0), address("192.0.2.2:1000"), &random, &cookie));
         assert!(!jar.accepts(at(0), peer, &[6; 32], &cookie));

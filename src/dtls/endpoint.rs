@@ -1,7 +1,7 @@
-//! The endpoint: what the application sees, limits and timers. Datagrams are read
-//! here; handshakes are begun, gone on with and ended in `handshakes`, sessions in
-//! `sessions`. What is inside a handshake is `handshake`'s, inside a session
-//! `session`'s.
+//! The endpoint: the application's interface, the limits and the timers. This module
+//! reads datagrams; `handshakes` starts, continues and ends handshakes, `sessions` does
+//! the same for sessions. The inside of one handshake is in `handshake`, that of one
+//! session in `session`.
 
 mod handshakes;
 mod sessions;
@@ -30,53 +30,55 @@ use super::{
     table::{Handle, Table},
 };
 
-/// Names a handshake in progress, and which of the client's claims is looked into.
+/// Identifies a handshake in progress and the client's claim that is being checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandshakeId {
     handle: Handle,
     claim: u32,
 }
 
-/// Names an established session; never reused by the same endpoint.
+/// Identifies an established session; never reused by the same endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Handle);
 
-/// Holder of a key, as far as the number of its sessions is concerned. The number names
-/// it among all: a hash under a random key.
+/// Holder of a key, for limiting its number of sessions. The number identifies it among
+/// all holders: a hash under a random key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
     /// One device, wherever it is.
     Device(u64),
-    /// Many devices with one key: they count by the address and port of each.
+    /// Many devices with one key: each address and port counts separately.
     Shared(u64),
 }
 
-/// Times that a flight is sent again by its timer. With a first time-out of 1 s, the
-/// last one is 16 s after the one before; after that, the client's own timer asks for it.
+/// Maximum number of times the timer resends a flight. With an initial timeout of 1 s,
+/// the last resend comes 16 s after the one before; after that, the client's own timer
+/// asks for it.
 const MAX_RETRANSMISSIONS: usize = 5;
 
-/// A datagram as it was received, and how far [`Endpoint::receive`] has read it.
+/// A received datagram, and how far [`Endpoint::receive`] has read it.
 pub struct Datagram<'d> {
     path: Path,
     records: Records<'d>,
     spent: Spent,
 }
 
-/// Answers that a datagram has had: each kind once, however much is packed into it.
+/// Actions already taken for a datagram. Each is taken at most once, however much is
+/// packed into the datagram.
 #[derive(Default)]
 struct Spent {
-    /// The beginning of a ClientHello was looked at.
+    /// The beginning of a ClientHello was read.
     hello: bool,
-    /// A ClientKeyExchange was looked into.
+    /// A ClientKeyExchange was processed.
     claim: bool,
-    /// A flight was sent again.
+    /// A flight was resent.
     flight: bool,
-    /// Its IP and UDP headers were counted.
+    /// The IP and UDP headers were counted.
     headers: bool,
 }
 
 impl<'d> Datagram<'d> {
-    /// The bytes are decrypted in place.
+    /// Wraps the bytes of a datagram. They are decrypted in place.
     pub fn new(path: impl Into<Path>, bytes: &'d mut [u8]) -> Self {
         Self { path: path.into(), records: Records::new(bytes), spent: Spent::default() }
     }
@@ -85,71 +87,70 @@ impl<'d> Datagram<'d> {
 /// Data that a client sent inside its session.
 #[derive(Debug)]
 pub struct ApplicationData<'d> {
-    /// From which session.
+    /// The session.
     pub session: SessionId,
-    /// One record's payload, not empty.
+    /// The payload of one record, not empty.
     pub data: &'d mut [u8],
 }
 
 /// Result of [`Endpoint::send`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// The data is on its way.
+    /// The data was sent.
     Sent,
-    /// The client has moved, was not yet shown to receive where it is now, and has not
-    /// sent enough from there (RFC 9146 §6): nothing was sent. Once
-    /// [`Endpoint::validate`] was called the data may be sent.
+    /// Nothing was sent: the client has moved, was not yet shown to receive at its new
+    /// address, and has not sent enough from there (RFC 9146 §6). The data may be sent
+    /// after a call of [`Endpoint::validate`].
     Unvalidated,
-    /// The session is gone, or the data longer than it may be.
+    /// Nothing was sent: the session is gone, or the data is longer than allowed.
     Lost,
 }
 
-/// Events so far, for metrics.
+/// Counts of events since the endpoint was created, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// HelloVerifyRequests sent.
     pub hello_verify_requests: u64,
-    /// Handshakes begun with a good cookie.
+    /// Handshakes started with a valid cookie.
     pub handshakes_started: u64,
     /// Handshakes that became sessions.
     pub handshakes_completed: u64,
-    /// Of them, those with each suite, in the order of [`super::Suite::ALL`].
+    /// Completed handshakes by suite, in the order of [`super::Suite::ALL`].
     pub completed_by_suite: [u64; super::Suite::ALL.len()],
-    /// Handshakes that came to nothing.
+    /// Handshakes that failed.
     pub handshakes_failed: u64,
-    /// Handshakes begun by a hello that came again after its session.
+    /// Handshakes started by a late copy of a hello that already led to a session.
     pub late_hellos: u64,
-    /// Drops in silence, in the order of [`Dropped::ALL`].
+    /// Silent drops, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
-    /// Flights sent again.
+    /// Flights resent.
     pub retransmissions: u64,
-    /// Protected records that no key opened, and replays.
+    /// Protected records that failed to authenticate, and replays.
     pub bad_records: u64,
-    /// Sessions that went on from another address.
+    /// Times that a session's client moved to another address.
     pub moved: u64,
-    /// Sessions ended because whoever holds their key has too many, or because the table
-    /// was full.
+    /// Sessions ended because their holder had too many, or because the table was full.
     pub evicted: u64,
 }
 
-/// Reasons for which something is dropped without a word to the client.
+/// Reasons for dropping something without telling the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
-    /// A hello with a good cookie: too many handshakes of its network came to nothing.
+    /// A hello with a valid cookie, from a network of which too many handshakes failed.
     OverBudget,
-    /// A handshake message that was not valid, or one too many.
+    /// A handshake message that was invalid or one too many.
     Message,
-    /// A repetition of a flight that was asked for too soon after the last.
+    /// A request to resend a flight that came too soon after the last.
     Flight,
-    /// A record for an address where the client was not yet shown to receive.
+    /// A record to an address at which the client was not yet shown to receive.
     Unvalidated,
 }
 
 impl Dropped {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 4] = [Self::OverBudget, Self::Message, Self::Flight, Self::Unvalidated];
 
-    /// Its name in metrics.
+    /// Returns the reason's name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::OverBudget => "over_budget",
@@ -161,7 +162,7 @@ impl Dropped {
 }
 
 impl Counters {
-    /// Drops for this reason.
+    /// Returns the number of drops for this reason.
     pub fn dropped(&self, reason: Dropped) -> u64 {
         self.dropped[reason as usize]
     }
@@ -171,38 +172,38 @@ impl Counters {
     }
 }
 
-/// A DTLS server endpoint. `P` is what the application binds to a session when
-/// it provides the key: who the client is.
+/// A DTLS server endpoint. `P` is the value that the application binds to a session when
+/// it provides the key: the identity of the client.
 pub struct Endpoint<P> {
     config: Config,
     made: Instant,
     cookies: CookieJar,
-    /// For what everybody may see, and for keys that nobody has. Secrets come from the
-    /// system: the state of a generator would lead back to them.
+    /// For public values, and for keys that are discarded. Secrets come from the
+    /// operating system: the state of this generator could reveal them.
     random: StdRng,
-    /// Under which holders and completions are known by their hashes.
+    /// Hashes the keys of holders and completions.
     hasher: RandomState,
     handshakes: Table<Progress<P>>,
     origins: Origins,
     budget: Budget,
-    told_over_budget: Option<Instant>,
+    over_budget_reported: Option<Instant>,
     completions: Completions,
-    /// While a client that lost its state makes a new handshake, its old session
-    /// lives on (RFC 6347 §4.2.8): a path may be in both tables.
+    /// While a client that lost its state makes a new handshake, its old session stays
+    /// alive (RFC 6347 §4.2.8), so a path may be in both tables.
     sessions: Table<Session<P>>,
     by_connection_id: HashMap<ConnectionId, Handle>,
     holders: Holders,
     shares: Shares,
-    /// Flights to send again: a queue for each time-out, so that each queue is
-    /// in order of time by itself. Entries of handshakes that went on are stale.
+    /// Flights to resend: one queue for each timeout, so that every queue is ordered by
+    /// time without sorting. Entries of handshakes that have moved on are stale.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
-    /// Handshakes to be given up because a record failed under their keys, and no other
-    /// has succeeded by then; in order of time.
+    /// Handshakes to abandon at the given time because a record failed under their keys,
+    /// unless they have completed by then; in order of time.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
-    /// Place of the session that [`close_where`](Self::close_where) looks at next.
+    /// Place in the table at which [`close_where`](Self::close_where) continues.
     walk: u32,
-    /// A session has ended since the stack was last wiped.
+    /// Set when a session has ended since the stack was last wiped.
     has_closed: bool,
     counters: Counters,
     /// The datagram being built.
@@ -210,8 +211,8 @@ pub struct Endpoint<P> {
 }
 
 impl<P> Endpoint<P> {
-    /// `cookie_secret` may be shared by endpoints that stand in for each other;
-    /// `seed` must not be. Both are random.
+    /// Creates an endpoint. `cookie_secret` may be shared by endpoints that stand in for
+    /// each other; `seed` must not be. Both are random.
     pub fn new(config: Config, now: Instant, cookie_secret: &[u8; 32], seed: [u8; 32]) -> Self {
         Self {
             made: now,
@@ -221,7 +222,7 @@ impl<P> Endpoint<P> {
             handshakes: Table::new(now),
             origins: Origins::default(),
             budget: Budget::new(now, config.unfinished_burst, config.unfinished_per_second),
-            told_over_budget: None,
+            over_budget_reported: None,
             completions: Completions::default(),
             sessions: Table::new(now),
             by_connection_id: HashMap::new(),
@@ -238,56 +239,57 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Sessions held.
+    /// Returns the number of sessions.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Handshakes in progress.
+    /// Returns the number of handshakes in progress.
     pub fn handshakes(&self) -> usize {
         self.handshakes.len()
     }
 
-    /// Events so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The principal that the application bound to a session.
+    /// Returns the principal that the application bound to a session.
     pub fn principal(&self, session: SessionId) -> Option<&P> {
         self.sessions.get(session.0).map(|session| &session.principal)
     }
 
-    /// The same, to be changed.
+    /// Returns that principal for modification.
     pub fn principal_mut(&mut self, session: SessionId) -> Option<&mut P> {
         self.sessions.get_mut(session.0).map(|session| &mut session.principal)
     }
 
-    /// The address of a session's client.
+    /// Returns the address of a session's client.
     pub fn peer(&self, session: SessionId) -> Option<SocketAddr> {
         self.path(session).map(|path| path.peer)
     }
 
-    /// The path on which a session's client was last heard.
+    /// Returns the path on which a session's client was last heard.
     pub fn path(&self, session: SessionId) -> Option<Path> {
         self.sessions.path(session.0)
     }
 
-    /// Most bytes of data that one record to this client may hold: what the client
-    /// takes (RFC 6066 §4, RFC 8449), and what one datagram does.
+    /// Returns the most bytes of data that one record to this client may hold: limited by
+    /// the client's own limit (RFC 6066 §4, RFC 8449) and by the size of one datagram.
     pub fn max_data(&self, session: SessionId) -> Option<usize> {
         let connection = &self.sessions.get(session.0)?.connection;
         let overhead = record::MAX_OVERHEAD + connection.client_id().len();
         Some(connection.max_data().min(self.config.max_datagram() - overhead))
     }
 
-    /// The next event. To be called until `None` after each other call.
+    /// Returns the next event. Call it until `None` after every other call.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Wipes the stack below the caller, if a session has ended since the last time. To be
-    /// called by what may end one, as its own frame is left out.
+    /// Wipes the stack below the caller if a session has ended since the last wipe. Every
+    /// function that may end a session calls it last; inlined, because the caller's own
+    /// frame is not wiped.
     #[inline(always)]
     fn wipe_after_close(&mut self) {
         if std::mem::take(&mut self.has_closed) {
@@ -295,9 +297,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Reads on in a datagram: answers with the next data of a session, and with
-    /// `None` when the datagram is used up. Nothing in a datagram is an error:
-    /// what is not valid is dropped (RFC 6347 §4.1.2.7).
+    /// Continues reading a datagram: returns the next data of a session, or `None` when
+    /// the datagram is used up. Nothing in a datagram is an error: what is invalid is
+    /// dropped (RFC 6347 §4.1.2.7).
     pub fn receive<'d>(
         &mut self,
         now: Instant,
@@ -313,7 +315,7 @@ impl<P> Endpoint<P> {
                         return Some(received);
                     }
                 }
-                // There is no second epoch without renegotiation.
+                // Without renegotiation there is no epoch 2.
                 _ => {}
             }
         }
@@ -321,18 +323,19 @@ impl<P> Endpoint<P> {
         None
     }
 
-    /// Says who holds the key of a handshake, before it is provided, so that the
-    /// sessions of one holder are few ([`Config::sessions_per_holder`]).
+    /// Tells the endpoint who holds the key of a handshake, before the key is provided,
+    /// so that the sessions of one holder can be limited
+    /// ([`Config::sessions_per_holder`]).
     pub fn bind_holder(&mut self, handshake: HandshakeId, holder: Holder) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
             progress.holder = Some(holder);
         }
     }
 
-    /// Goes on with the handshake: with the key of its identity and who that is,
-    /// or with `None` when there is no such identity. Then the handshake goes on
-    /// with a key that nobody knows, so that the client cannot tell the two
-    /// apart (RFC 4279 §2).
+    /// Continues a handshake with the key and principal of its identity, or with `None`
+    /// when the identity is unknown. In that case the handshake continues with a random
+    /// key, so that the client cannot tell an unknown identity from a wrong key (RFC 4279
+    /// §2).
     pub fn provide_psk(
         &mut self,
         now: Instant,
@@ -359,8 +362,8 @@ impl<P> Endpoint<P> {
         self.take_step(now, handle, step, &mut Spent::default(), out);
     }
 
-    /// Says that the key could not be looked up now: when the client repeats its
-    /// flight, it is asked for again.
+    /// Reports that the key could not be looked up now. When the client repeats its
+    /// flight, the key is requested again.
     pub fn postpone_psk(&mut self, handshake: HandshakeId) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
             progress.postpone(handshake.claim);
@@ -375,8 +378,9 @@ impl<P> Endpoint<P> {
         self.send_record(session.0, ContentType::ApplicationData, data, out)
     }
 
-    /// Sends data as [`send`](Self::send) does, to where the client was last shown to
-    /// receive: for a client that has moved on while that was being shown.
+    /// Sends data as [`send`](Self::send) does, but to the address at which the client
+    /// was last shown to receive: for a client that moved on while it was being validated
+    /// there.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;
@@ -384,8 +388,8 @@ impl<P> Endpoint<P> {
         self.send_record_validated(session.0, data, out)
     }
 
-    /// Notes that a session's client was shown to receive on this path, for example by
-    /// an answer to a message whose number nobody else could know (RFC 9146 §6).
+    /// Records that a session's client was shown to receive on this path, for example
+    /// because it echoed a number that no one else could know (RFC 9146 §6).
     pub fn validate(&mut self, session: SessionId, path: Path) {
         let Some(current) = self.sessions.path(session.0) else { return };
         if let Some(session) = self.sessions.get_mut(session.0) {
@@ -393,28 +397,28 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Returns whether a session's client was shown to receive where it is now.
+    /// Returns whether a session's client was shown to receive at its current address.
     pub fn is_validated(&self, session: SessionId) -> bool {
         self.sessions.get(session.0).is_some_and(|session| session.connection.is_validated())
     }
 
-    /// Says whether a request of the session is being worked on: then it is the last to
-    /// make room for others.
+    /// Sets whether a request of the session is in progress. Such a session is evicted
+    /// last.
     pub fn set_busy(&mut self, session: SessionId, is_busy: bool) {
         if let Some(session) = self.sessions.get_mut(session.0) {
             session.is_busy = is_busy;
         }
     }
 
-    /// Says close_notify and forgets the session.
+    /// Sends close_notify and forgets the session.
     pub fn close(&mut self, session: SessionId, out: &mut impl Outbox) {
         self.end_session(session.0, Closed::ByUs, true, out);
         self.wipe_after_close();
     }
 
-    /// Says close_notify to as many sessions as `most` and forgets them, those idle
-    /// longest first. Returns how many are left. For a server that ends (RFC 5246
-    /// §7.2.1): its clients begin again at once instead of waiting for an answer.
+    /// Sends close_notify to up to `most` sessions, those idle longest first, and forgets
+    /// them. Returns how many are left. For a server that shuts down (RFC 5246 §7.2.1):
+    /// its clients reconnect at once instead of waiting for an answer.
     pub fn close_oldest(&mut self, most: usize, out: &mut impl Outbox) -> usize {
         for _ in 0..most {
             let Some((_, oldest)) = self.sessions.oldest() else { break };
@@ -424,8 +428,8 @@ impl<P> Endpoint<P> {
         self.sessions.len()
     }
 
-    /// Goes on with a walk over all sessions, by `most` of them, and ends those of which
-    /// `is_over` says so. Returns whether some are left to be looked at in this walk.
+    /// Continues a walk over all sessions by `most` places, and ends those for which
+    /// `is_over` returns true. Returns whether this walk has more to visit.
     pub fn close_where(
         &mut self,
         most: usize,
@@ -447,12 +451,12 @@ impl<P> Endpoint<P> {
         !is_done
     }
 
-    /// Begins the walk of [`close_where`](Self::close_where) again.
+    /// Restarts the walk of [`close_where`](Self::close_where).
     pub fn restart_walk(&mut self) {
         self.walk = 0;
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let queues = self.resend.iter().chain([&self.suspects]);
         let queued = queues.filter_map(|queue| queue.front().map(|&(at, _)| at));
@@ -461,8 +465,7 @@ impl<P> Endpoint<P> {
         queued.chain(handshake).chain(session).min()
     }
 
-    /// Sends flights again, gives up handshakes and closes sessions whose time
-    /// has come.
+    /// Resends flights, abandons handshakes and closes sessions whose time has come.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox) {
         self.resend_flights(now, out);
         self.give_up_suspects(now, out);
@@ -481,9 +484,9 @@ impl<P> Endpoint<P> {
         self.wipe_after_close();
     }
 
-    /// Returns whether nothing is kept of any client.
+    /// Returns whether no state of any client is held.
     #[cfg(any(test, feature = "testing"))]
-    pub fn remembers_nobody(&self) -> bool {
+    pub fn holds_no_state(&self) -> bool {
         self.handshakes.len() == 0
             && self.origins.is_empty()
             && self.sessions.len() == 0
@@ -501,20 +504,19 @@ impl<P> Endpoint<P> {
     }
 }
 
-/// Depth of the stack that the ciphers need at most, in bytes: without optimization,
-/// frames are several times as large.
+/// Stack that the ciphers use at most, in bytes. Without optimization, frames are several
+/// times larger.
 const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 << 10 } else { 12 << 10 };
 
-/// Overwrites the part of the stack where the ciphers have worked: they leave copies of
-/// keys in frames that are gone, and the last session's would stay there until the next
-/// one's.
+/// Overwrites the part of the stack that the ciphers have used. They leave copies of keys
+/// in dead frames, and those of the last session would stay there until the next one.
 #[inline(never)]
 fn wipe_stack() {
-    // Written as a whole: a volatile write for each byte took 10 us a device.
+    // Written as a whole: volatile writes of single bytes took 10 µs per device.
     std::hint::black_box(&mut [0u8; CIPHER_STACK]);
 }
 
-/// Bytes of IP's and UDP's headers on a path.
+/// Returns the size of the IP and UDP headers on a path, in bytes.
 fn ip_and_udp(path: Path) -> usize {
     match path.peer.ip().to_canonical() {
         std::net::IpAddr::V4(_) => 28,
@@ -522,13 +524,13 @@ fn ip_and_udp(path: Path) -> usize {
     }
 }
 
-/// Time-out of a flight that was sent again so often (RFC 6347 §4.2.4.1).
+/// Returns the timeout of a flight after `round` resends (RFC 6347 §4.2.4.1).
 fn flight_timeout(config: &Config, round: usize) -> Duration {
     config.retransmission_timeout * (1 << round.min(MAX_RETRANSMISSIONS))
 }
 
-/// The first byte of the connection ID of a datagram's first record, if it bears
-/// one: which of several endpoints on one port it is for.
+/// Returns the first byte of the connection ID in a datagram's first record, if it has
+/// one: it says which of several endpoints on one port the datagram is for.
 pub fn connection_id_prefix(datagram: &[u8]) -> Option<u8> {
     if datagram.first() == Some(&(ContentType::Tls12Cid as u8)) { datagram.get(11).copied() } else { None }
 }

@@ -1,12 +1,12 @@
-//! One handshake, from a ClientHello whose cookie was good to the client's
-//! Finished (RFC 6347 §4.2, RFC 4279 §2). Knows nothing of other handshakes, of
-//! addresses and timers: those are the endpoint's.
+//! One handshake, from a ClientHello with a valid cookie to the client's Finished (RFC
+//! 6347 §4.2, RFC 4279 §2). It knows nothing of other handshakes, addresses or timers:
+//! those belong to the endpoint.
 //!
-//! Until Finished is verified, anybody can send messages in the client's name. So
-//! nothing that is not authenticated ends a handshake or takes what it needs from it:
-//! what the hellos settled is kept to the end, what is invalid is dropped in silence
-//! (RFC 6347 §4.1.2.7), and a ClientKeyExchange is a [`Claim`], in whose place another
-//! one may step until one of them is proven.
+//! Until Finished is verified, anyone can send messages in the client's name. Therefore
+//! nothing unauthenticated ends a handshake or takes away what it needs: the result of
+//! the hellos is kept to the end, invalid messages are silently dropped (RFC 6347
+//! §4.1.2.7), and a ClientKeyExchange is only a [`Claim`], which another may replace
+//! until one of them is proven.
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -25,97 +25,99 @@ use super::{
     wire::Reader,
 };
 
-/// Protected records that may wait for the key or for ChangeCipherSpec: the
-/// client's Finished, at worst in fragments of a byte each.
+/// Maximum number of protected records kept until the key and ChangeCipherSpec arrive:
+/// the client's Finished, at worst in fragments of one byte each.
 pub(crate) const MAX_EARLY: usize = 12;
-/// Longest of them, in bytes.
+/// Longest such record, in bytes.
 const MAX_EARLY_RECORD: usize = 128;
-/// Suites of a hello that are kept for the log, when none was in common.
-const MAX_SUITES_TOLD: usize = 16;
+/// Maximum number of suites kept for the log when none is in common.
+const MAX_SUITES_REPORTED: usize = 16;
 
-/// Properties that the server is ready to agree on.
+/// What the server is willing to negotiate, and to spend.
 pub(crate) struct Offer<'a> {
-    /// In order of preference.
+    /// Suites in order of preference.
     pub(crate) suites: &'a [Suite],
-    /// Whether a client without extended master secret is refused.
+    /// Refuses clients without extended master secret.
     pub(crate) require_extended_master_secret: bool,
-    /// First byte of connection IDs; `None` when none are handed out.
+    /// First byte of connection IDs; `None` to hand out none.
     pub(crate) connection_id_prefix: Option<u8>,
-    /// Asked before a curve is used: whether the client's network may have that done.
+    /// Called before an operation on a curve: returns whether the budget of the client's
+    /// network allows it.
     pub(crate) affords: &'a mut dyn FnMut(Group) -> bool,
-    /// Asked before a claim is looked into: whether one more may be now, which is
-    /// ephemeral or not.
+    /// Called before a claim is processed, with whether the suite is ephemeral: returns
+    /// whether one more claim is allowed now.
     pub(crate) may_claim: &'a mut dyn FnMut(bool) -> bool,
 }
 
-/// Result of a message or record.
+/// Result of processing a message or record.
 pub(crate) enum Step {
-    /// Nothing that concerns others.
+    /// Nothing for the endpoint to do.
     Continue,
-    /// It was not valid, or one too many: dropped, and to be counted.
+    /// It was invalid or one too many, and was dropped. The endpoint counts it.
     Dropped,
-    /// The flight is ready to be sent.
+    /// The flight is ready to send.
     SendFlight,
-    /// The client did not get the flight: it is to be sent again.
+    /// The client did not get the flight: send it again.
     SendFlightAgain,
-    /// The key of this identity is needed to go on with this claim.
+    /// The key of this identity is needed to continue with this claim.
     NeedPsk(u32, Box<[u8]>),
-    /// Nobody has the identity of this claim, which is longer than any may be.
+    /// The identity of this claim is longer than any valid one, so it has no key.
     NoPsk(u32),
-    /// The client's Finished was right: here is the session.
+    /// The client's Finished was correct: the session can begin.
     Complete(Box<Completed>),
-    /// The handshake is over; the alert tells the client so.
+    /// The handshake has failed; the alert is for the client.
     Fail(Alert, Failure),
-    /// Nothing can be done for this client now; it may begin again.
+    /// The server cannot continue now, and sends no alert; the client may start again.
     GiveUp(Failure),
-    /// The record was not made with the keys of the claim. It may be an intruder's, so
-    /// the handshake goes on.
+    /// The record was not made with the keys of the claim. It may be an attacker's, so
+    /// the handshake continues.
     BadRecord,
 }
 
-/// Beginning of a session.
+/// What a session starts with.
 pub(crate) struct Completed {
     pub(crate) suite: Suite,
     pub(crate) keys: KeyBlock,
     pub(crate) connection: Connection,
-    /// Number of the record that carried the client's Finished.
+    /// Sequence number of the record that carried the client's Finished.
     pub(crate) finished: u64,
     pub(crate) final_flight: FinalFlight,
 }
 
-/// Progress of the handshake; each stage has just what it needs.
+/// Stage of the handshake; each holds only what it needs.
 enum Stage {
-    /// The ClientHello is not whole yet.
+    /// The ClientHello is not complete yet.
     Hello,
-    /// The flight is sent; ClientKeyExchange, ChangeCipherSpec and Finished follow.
+    /// The flight was sent; ClientKeyExchange, ChangeCipherSpec and Finished are
+    /// expected.
     Exchange(Box<Exchange>),
-    /// Over; what still arrives is ignored.
+    /// The handshake is over; later messages are ignored.
     Over,
 }
 
-/// Agreement of the two hellos, and the claim that is being looked into.
+/// Result of the two hellos, and the claim being checked.
 struct Exchange {
     suite: Suite,
     server_random: [u8; 32],
     extended_master_secret: bool,
     connection: Connection,
     ephemeral: Option<EphemeralKey>,
-    /// Of the messages up to and with ServerHelloDone.
+    /// Hash of the messages up to and including ServerHelloDone.
     transcript: Sha256,
     claims: u32,
     claim: Option<Claim>,
 }
 
-/// A ClientKeyExchange: who the client says it is.
+/// A ClientKeyExchange: the identity that the client claims.
 struct Claim {
     number: u32,
     identity: Box<[u8]>,
-    /// Of the messages up to and with this one.
+    /// Hash of the messages up to and including this one.
     transcript: Sha256,
-    /// RFC 7627 §3: the session hash.
+    /// Session hash (RFC 7627 §3).
     hash: [u8; 32],
     shared: Option<SharedSecret>,
-    /// Once the key is there.
+    /// Set once the key has been provided.
     keys: Option<(MasterSecret, KeyBlock)>,
     finished: Reassembly,
 }
@@ -123,36 +125,36 @@ struct Claim {
 /// One handshake in progress.
 pub(crate) struct Handshake {
     pub(crate) client_random: [u8; 32],
-    /// message_seq of the ClientHello with the good cookie. Of ClientKeyExchange it is
-    /// one more, of Finished two.
+    /// message_seq of the ClientHello with the valid cookie. ClientKeyExchange has the
+    /// next number, Finished the one after.
     hello_sequence: u16,
     next_send: u16,
     /// Sequence number of our next record in epoch 0.
     next_record: u64,
-    /// ServerHello to ServerHelloDone, kept to be sent again.
+    /// ServerHello to ServerHelloDone, kept for resending.
     flight: Vec<u8>,
     reassembly: Reassembly,
     change_cipher_spec: bool,
     early: Vec<(Header, Vec<u8>)>,
-    /// Suites that the client offers, when none of them is ours.
+    /// Suites that the client offers, when the server supports none of them.
     suites: Box<[u16]>,
-    /// Length of the last identity that was too long, in bytes.
+    /// Length in bytes of the last identity that was too long.
     identity_length: Option<usize>,
     stage: Stage,
 }
 
 impl Handshake {
-    /// Begins with the first fragment of a ClientHello whose cookie was good;
-    /// `record_sequence` is that of its record.
+    /// Starts with the first fragment of a ClientHello whose cookie was valid;
+    /// `record_sequence` is the sequence number of its record.
     pub(crate) fn new(client_random: [u8; 32], hello_sequence: u16, record_sequence: u64) -> Self {
         Self {
             client_random,
             hello_sequence,
-            // RFC 6347 §4.2.2: after a HelloVerifyRequest, message_seq 0 of the
-            // server is spent; it runs level with the client's.
+            // RFC 6347 §4.2.2: HelloVerifyRequest has used message_seq 0 of the server,
+            // so its numbers now match the client's.
             next_send: hello_sequence,
-            // RFC 6347 §4.2.1: the first ServerHello takes the record sequence
-            // number of the ClientHello, lest a number be used twice.
+            // RFC 6347 §4.2.1: the first ServerHello takes the record sequence number of
+            // the ClientHello, so that no number is used twice.
             next_record: record_sequence,
             flight: Vec::new(),
             reassembly: Reassembly::default(),
@@ -164,7 +166,7 @@ impl Handshake {
         }
     }
 
-    /// Returns whether this ClientHello is the one that began this handshake.
+    /// Returns whether this ClientHello is the one that started this handshake.
     pub(crate) fn began_with(&self, random: &[u8; 32], sequence: u16) -> bool {
         self.client_random == *random && self.hello_sequence == sequence
     }
@@ -174,7 +176,8 @@ impl Handshake {
         matches!(&self.stage, Stage::Exchange(exchange) if exchange.claim.is_none())
     }
 
-    /// The identity that the client claimed last, once it has: up to 128 bytes of it.
+    /// Returns the identity that the client claimed last, if any: at most 128 bytes of
+    /// it.
     pub(crate) fn identity(&self) -> Option<&[u8]> {
         match &self.stage {
             Stage::Exchange(exchange) => exchange.claim.as_ref().map(|claim| &*claim.identity),
@@ -182,13 +185,13 @@ impl Handshake {
         }
     }
 
-    /// Suites that the client offers, as codes, when none of them is ours; and the length
-    /// of its identity, when that is more than 128 bytes.
+    /// Returns the codes of the suites that the client offers, when the server supports
+    /// none of them, and the length of its identity, when longer than 128 bytes.
     pub(crate) fn hints(&self) -> (Box<[u16]>, Option<usize>) {
         (self.suites.clone(), self.identity_length)
     }
 
-    /// The connection ID that the client's records bear, if that was agreed.
+    /// Returns the connection ID in the client's records, if one was negotiated.
     pub(crate) fn connection_id(&self) -> Option<ConnectionId> {
         match &self.stage {
             Stage::Exchange(exchange) => exchange.connection.own_id(),
@@ -196,7 +199,7 @@ impl Handshake {
         }
     }
 
-    /// Takes a fragment of a handshake message of epoch 0.
+    /// Processes a fragment of a handshake message of epoch 0.
     pub(crate) fn fragment(
         &mut self,
         fragment: &Fragment<'_>,
@@ -206,8 +209,9 @@ impl Handshake {
         let is_hello = fragment.kind == message::CLIENT_HELLO && fragment.sequence == self.hello_sequence;
         let most = match &self.stage {
             Stage::Hello if is_hello => usize::MAX,
-            // RFC 6347 §4.2.4: the client's flight again means that ours was lost. A device
-            // without entropy that has rebooted says the same, and is answered as before.
+            // RFC 6347 §4.2.4: when the client repeats its flight, ours was lost. A
+            // device without entropy that has rebooted sends the same hello, and gets the
+            // same answer.
             Stage::Exchange(_) if is_hello && fragment.offset == 0 => return Step::SendFlightAgain,
             Stage::Exchange(_)
                 if fragment.kind == message::CLIENT_KEY_EXCHANGE
@@ -215,7 +219,7 @@ impl Handshake {
             {
                 MAX_CLIENT_KEY_EXCHANGE
             }
-            // What lies ahead will be sent again.
+            // The client will resend messages that came too early.
             _ => return Step::Continue,
         };
         if fragment.length > most {
@@ -227,8 +231,8 @@ impl Handshake {
         let Some(body) = self.reassembly.add(fragment) else { return Step::Continue };
         let awaits_hello = matches!(self.stage, Stage::Hello);
         match self.message(&body, offer, random) {
-            // Of fragments but the first anybody may be the maker: the client's own are
-            // waited for.
+            // Anyone may have sent a fragment other than the first, so the handshake
+            // keeps waiting for the client's own.
             Step::Fail(_, Failure::Malformed) if awaits_hello => {
                 self.stage = Stage::Hello;
                 Step::Dropped
@@ -252,17 +256,17 @@ impl Handshake {
             Ok(hello) => hello,
             Err(bad) => return Step::Fail(bad.alert(), Failure::Malformed),
         };
-        // DTLS versions count downwards; a client of a later version says 1.2
-        // here and the later one in an extension that we do not know.
+        // DTLS versions count downwards; a client of a later version states 1.2 here and
+        // the later one in an extension that we ignore.
         if hello.version >> 8 != 0xfe || hello.version > DTLS_1_2 {
             return Step::Fail(Alert::ProtocolVersion, Failure::Version);
         }
-        // The cookie was bound to the random of the hello's first fragment.
+        // The cookie is bound to the random in the first fragment.
         if hello.random != self.client_random {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
         }
         let Some((suite, group)) = hello.choose(offer.suites) else {
-            self.suites = hello.suites().take(MAX_SUITES_TOLD).collect();
+            self.suites = hello.suites().take(MAX_SUITES_REPORTED).collect();
             return Step::Fail(Alert::HandshakeFailure, Failure::NoCommonSuite);
         };
         if offer.require_extended_master_secret && !hello.extended_master_secret {
@@ -326,7 +330,7 @@ impl Handshake {
             return Step::Dropped;
         }
         let ephemeral = exchange.ephemeral.as_ref().zip(point);
-        // The first one was paid with the hello.
+        // The first claim was charged with the hello.
         if let Some((key, _)) = ephemeral
             && exchange.claims > 0
             && !(offer.affords)(key.group())
@@ -337,10 +341,10 @@ impl Handshake {
         let Ok(shared) = ephemeral.map(|(key, point)| key.agree(point)).transpose() else {
             return Step::Dropped;
         };
-        let (number, told) = (exchange.claims, identity.get(..MAX_IDENTITY).unwrap_or(identity));
+        let (number, reported) = (exchange.claims, identity.get(..MAX_IDENTITY).unwrap_or(identity));
         exchange.claim = Some(Claim {
             number,
-            identity: told.into(),
+            identity: reported.into(),
             transcript,
             hash,
             shared,
@@ -354,23 +358,23 @@ impl Handshake {
         Step::NeedPsk(number, identity.into())
     }
 
-    /// Notes ChangeCipherSpec. It is not authenticated; it only must have been
-    /// there before Finished is looked at (RFC 5246 §7.1).
+    /// Processes ChangeCipherSpec. It is not authenticated; it must only have arrived
+    /// before Finished is read (RFC 5246 §7.1).
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
-        // It may be reordered before ClientKeyExchange.
+        // The network may deliver it before ClientKeyExchange.
         if matches!(self.stage, Stage::Exchange(_)) {
             self.change_cipher_spec = true;
         }
         self.replay_early()
     }
 
-    /// Returns whether the key of this claim is still asked for.
+    /// Returns whether this claim still waits for its key.
     pub(crate) fn awaits_psk(&self, number: u32) -> bool {
         matches!(&self.stage, Stage::Exchange(exchange)
             if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.keys.is_none()))
     }
 
-    /// Drops the claim whose key cannot be had now; the client will repeat it.
+    /// Drops a claim whose key cannot be looked up now; the client will repeat it.
     pub(crate) fn postpone(&mut self, number: u32) {
         if self.awaits_psk(number)
             && let Stage::Exchange(exchange) = &mut self.stage
@@ -379,7 +383,7 @@ impl Handshake {
         }
     }
 
-    /// Goes on with the key that was asked for.
+    /// Continues with the key of a claim.
     pub(crate) fn psk(&mut self, number: u32, psk: &Psk) -> Step {
         let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
         let Some(claim) = exchange.claim.as_mut().filter(|claim| claim.number == number) else {
@@ -396,7 +400,7 @@ impl Handshake {
         self.replay_early()
     }
 
-    /// Takes a record of epoch 1. Before its time it is kept, within bounds.
+    /// Processes a record of epoch 1. One that comes too early is kept, within bounds.
     pub(crate) fn protected(&mut self, header: Header, payload: &mut [u8]) -> Step {
         let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
         let keys = exchange.claim.as_ref().and_then(|claim| claim.keys.as_ref());
@@ -404,7 +408,8 @@ impl Handshake {
             if payload.len() > MAX_EARLY_RECORD {
                 return Step::Dropped;
             }
-            // The newest are kept: who is first takes no place from the client.
+            // The newest are kept, so that an attacker who is first cannot displace the
+            // client.
             let is_full = self.early.len() >= MAX_EARLY;
             if is_full {
                 self.early.remove(0);
@@ -431,7 +436,7 @@ impl Handshake {
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
                 Step::Continue | Step::Dropped => {}
-                // Of records that came together, one that is right outweighs the others.
+                // Among records that were kept, a good one outweighs the bad ones.
                 Step::BadRecord if !matches!(step, Step::Continue) => {}
                 other => step = other,
             }
@@ -469,7 +474,7 @@ impl Handshake {
             return Step::Continue;
         };
         let expected = master.verify_data(Sender::Client, &hash);
-        // A client with our keys and another transcript: somebody rewrote the hellos.
+        // The client has our keys and another transcript: an attacker rewrote the hellos.
         if body.len() != VERIFY_DATA || !bool::from(expected.ct_eq(body)) {
             return Step::Fail(Alert::DecryptError, Failure::WrongFinished);
         }
@@ -481,8 +486,8 @@ impl Handshake {
         Step::Complete(Box::new(Completed { suite, keys, connection, finished, final_flight }))
     }
 
-    /// Appends the flight, each message in a record of its own: small stacks
-    /// read no further than the first message of a record.
+    /// Appends the flight, each message in a record of its own: small stacks read only
+    /// the first message of a record.
     pub(crate) fn put_flight(&mut self, out: &mut Vec<u8>) {
         let flight = std::mem::take(&mut self.flight);
         let mut rest = Reader::new(&flight);
@@ -490,9 +495,9 @@ impl Handshake {
         while Fragment::read(&mut rest).is_ok() {
             records += 1;
         }
-        // RFC 6347 §4.1: sequence numbers do not wrap, and ChangeCipherSpec needs one more.
-        // A hello whose record has one of the last ones has no answer, rather than a part
-        // of one.
+        // RFC 6347 §4.1: sequence numbers do not wrap, and ChangeCipherSpec needs one
+        // more. If the record of a hello has one of the last numbers, no answer is sent
+        // rather than a partial one.
         if self.next_record + records > MAX_SEQUENCE {
             self.flight = flight;
             return;
@@ -514,7 +519,8 @@ impl Handshake {
         record::put_plaintext(out, ContentType::Alert, sequence, DTLS_1_2, &alert.to_wire());
     }
 
-    /// RFC 6347 §4.1: a sequence number does not wrap.
+    /// Returns the next sequence number, or `None` when they are used up: numbers do not
+    /// wrap (RFC 6347 §4.1).
     fn take_record_number(&mut self) -> Option<u64> {
         let number = self.next_record;
         self.next_record += 1;
@@ -522,7 +528,7 @@ impl Handshake {
     }
 }
 
-/// RFC 6347 §4.2.6: messages are hashed as if they had come in one fragment.
+/// Adds a message to the hash as if it had come in one fragment (RFC 6347 §4.2.6).
 fn hash_message(transcript: &mut Sha256, kind: u8, sequence: u16, body: &[u8]) {
     let mut header = Vec::with_capacity(message::HEADER);
     message::put_header(&mut header, kind, sequence, body.len());

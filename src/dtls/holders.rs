@@ -1,7 +1,7 @@
-//! Sessions by who holds their key: a device needs one, and its key opens a few at a
-//! time and no more. A key that many devices share counts by the port that it is used
-//! from. The list of a holder is chained through its sessions, newest first, so that a
-//! session costs 15 bytes here.
+//! Sessions by the holder of their key. A device needs one session, so its key may open
+//! only a few at a time. For a key shared by many devices, each address and port counts
+//! separately. The sessions of a holder form a linked list, newest first, so this
+//! bookkeeping costs 15 bytes per session.
 
 use hashbrown::HashTable;
 
@@ -15,15 +15,15 @@ use super::{
 pub(crate) struct Link {
     /// Hash of the holder under a random key; 0 for none.
     holder: u32,
-    /// The holder's session before this one.
+    /// The holder's next older session.
     older: Option<Older>,
 }
 
-/// Index of a slot, plus one.
+/// Index of a slot plus one.
 type Older = std::num::NonZeroU32;
 
 impl Link {
-    /// A link of a session that counts to this holder.
+    /// Creates the link of a session of this holder.
     pub(crate) fn of(holder: u64) -> Self {
         Self { holder: (holder as u32).max(1), older: None }
     }
@@ -34,8 +34,8 @@ impl Link {
 pub(crate) struct Holders(HashTable<u32>);
 
 impl Holders {
-    /// Adds a session to its holder's. The oldest of them is returned when there are more
-    /// than `limit` then: it has to go.
+    /// Adds a session to its holder's list. Returns the oldest of the list if it now has
+    /// more than `limit`: the caller must end that session.
     pub(crate) fn add<P>(
         &mut self,
         sessions: &mut Table<Session<P>>,
@@ -61,7 +61,8 @@ impl Holders {
         if count > limit { sessions.handle_at(oldest) } else { None }
     }
 
-    /// Takes a session out of its holder's, before it is removed from the table.
+    /// Removes a session from its holder's list. To be called before it is removed from
+    /// the table.
     pub(crate) fn remove<P>(&mut self, sessions: &mut Table<Session<P>>, handle: Handle) {
         let Some(holder) = holder_at(sessions, handle.index()) else { return };
         let older = older_of(sessions, handle.index());
@@ -75,7 +76,7 @@ impl Holders {
             }
             return;
         }
-        // As many steps as a holder may have sessions.
+        // Bounded by the number of sessions a holder may have.
         while let Some(next) = older_of(sessions, at) {
             if next == handle.index() {
                 if let Some(session) = sessions.at_mut(at) {
@@ -101,7 +102,7 @@ fn older_of<P>(sessions: &Table<Session<P>>, index: u32) -> Option<u32> {
     sessions.at(index)?.link.older.map(|older| older.get() - 1)
 }
 
-/// The table takes its places from both ends of a hash.
+/// Spreads a 32-bit hash over 64 bits: the hash table uses bits from both ends.
 fn spread(holder: u32) -> u64 {
     u64::from(holder).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

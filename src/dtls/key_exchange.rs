@@ -1,6 +1,7 @@
-//! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 and P-256, from dalek and
-//! RustCrypto. A key is used for one handshake and gone: its secret comes from the
-//! system and from no generator of this process, whose state would lead back to it.
+//! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 from dalek and P-256 from
+//! RustCrypto. A key serves one handshake and is then discarded. Its secret comes from
+//! the operating system and not from a generator of this process, whose state could
+//! reveal it.
 
 use p256::elliptic_curve::sec1::ToSec1Point;
 use zeroize::Zeroizing;
@@ -20,18 +21,18 @@ impl Group {
     pub(crate) const ALL: [Self; 2] = [Self::X25519, Self::Secp256r1];
 }
 
-/// Secret that both sides have computed; wiped when dropped.
+/// Secret that both sides compute; wiped when dropped.
 pub(crate) type SharedSecret = Zeroizing<Vec<u8>>;
 
-/// Bytes of a secret in either group.
+/// Length of a secret in bytes, in either group.
 const SECRET: usize = 32;
 
-/// The system gave no random bytes.
+/// The operating system returned no random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRandomness;
 
-/// The server's key of one handshake. Its secret stays in one place of memory, where
-/// it is wiped.
+/// The server's key for one handshake. Its secret stays in one place in memory and is
+/// wiped there.
 pub(crate) struct EphemeralKey {
     group: Group,
     secret: Box<Zeroizing<[u8; SECRET]>>,
@@ -44,7 +45,7 @@ impl EphemeralKey {
             return Ok(Self::known(group, secret));
         }
         let mut secret = Box::new(Zeroizing::new([0; SECRET]));
-        // One in 2^32 numbers is no secret of P-256.
+        // One in 2^32 numbers is not a valid secret of P-256.
         for _ in 0..4 {
             getrandom::fill(&mut secret[..]).map_err(|_| NoRandomness)?;
             if group == Group::X25519 || p256::SecretKey::from_slice(&secret[..]).is_ok() {
@@ -54,7 +55,7 @@ impl EphemeralKey {
         Err(NoRandomness)
     }
 
-    /// A key that is known, for tests.
+    /// Creates a known key, for tests.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn known(group: Group, secret: [u8; SECRET]) -> Self {
         Self { group, secret: Box::new(Zeroizing::new(secret)) }
@@ -75,16 +76,16 @@ impl EphemeralKey {
     pub(crate) fn public(&self) -> Vec<u8> {
         match self.group {
             Group::X25519 => x25519_dalek::PublicKey::from(&self.x25519()).to_bytes().to_vec(),
-            // Looked at when it was made.
+            // It was valid when it was made.
             Group::Secp256r1 => p256::SecretKey::from_slice(&self.secret[..])
                 .map(|secret| secret.public_key().to_sec1_point(false).as_bytes().to_vec())
                 .unwrap_or_default(),
         }
     }
 
-    /// The shared secret with the client's point. A point that is not on the
-    /// curve, and one that leads to an all-zero secret (RFC 7748 §6.1), is
-    /// refused: either would make the secret known to others.
+    /// Computes the shared secret with the client's point. A point that is not on the
+    /// curve, or that leads to an all-zero secret (RFC 7748 §6.1), is refused: either
+    /// would let others know the secret.
     pub(crate) fn agree(&self, point: &[u8]) -> Result<SharedSecret, Malformed> {
         match self.group {
             Group::X25519 => {
@@ -114,7 +115,7 @@ impl EphemeralKey {
     }
 }
 
-/// Secret of the ephemeral keys that this thread makes, for handshakes that are replayed.
+/// Fixed secret of the ephemeral keys that this thread makes, for replaying handshakes.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod known {
     thread_local! {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_is_another() {
+    fn every_generated_key_is_different() {
         for group in Group::ALL {
             let keys: Vec<_> = (0..8).map(|_| EphemeralKey::generate(group).unwrap().public()).collect();
             for (number, key) in keys.iter().enumerate() {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_are_none_are_refused() {
+    fn invalid_points_are_refused() {
         for group in Group::ALL {
             let point = key(group, 2).public();
             for length in 0..point.len() {

@@ -1,6 +1,5 @@
-//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): what a client says, read
-//! with bounds, and what the server answers, written. Which message is expected
-//! when is `handshake`'s.
+//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): bounded parsing of the client's,
+//! and writing of the server's. Which message is expected when is decided in `handshake`.
 
 use super::{
     cookie::COOKIE,
@@ -10,7 +9,7 @@ use super::{
     wire::{Malformed, Reader, put_u24, put_vector16},
 };
 
-/// Bytes of a handshake message's header.
+/// Length of a handshake message's header in bytes.
 pub(crate) const HEADER: usize = 12;
 
 pub(crate) const CLIENT_HELLO: u8 = 1;
@@ -21,7 +20,7 @@ pub(crate) const SERVER_HELLO_DONE: u8 = 14;
 pub(crate) const CLIENT_KEY_EXCHANGE: u8 = 16;
 pub(crate) const FINISHED: u8 = 20;
 
-/// RFC 5746 §3.3: stands for an empty renegotiation_info.
+/// Stands for an empty renegotiation_info (RFC 5746 §3.3).
 const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
 /// RFC 6066 §4.
 const MAX_FRAGMENT_LENGTH: u16 = 0x0001;
@@ -37,21 +36,23 @@ const EXTENDED_MASTER_SECRET: u16 = 0x0017;
 /// RFC 5746 §3.2.
 const RENEGOTIATION_INFO: u16 = 0xff01;
 
-/// Longest plaintext that we take in a record, told to a client that asks (RFC
-/// 8449): what fits a datagram of the least IPv6 MTU.
+/// Longest plaintext accepted in a record, announced to a client that asks (RFC 8449):
+/// fits into a datagram at the minimum MTU of IPv6.
 const OWN_RECORD_SIZE_LIMIT: u16 = 1200;
-/// RFC 8449 §4: smaller values must not be sent.
+/// Smallest value that may be sent (RFC 8449 §4).
 const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
-/// RFC 4279 §5.3: identities of up to 128 bytes must be supported.
+/// Longest identity, in bytes (RFC 4279 §5.3: identities of up to 128 bytes must be
+/// supported).
 pub(crate) const MAX_IDENTITY: usize = 128;
-/// Longest ClientKeyExchange taken, in bytes: an identity that is too long is still
-/// read, to name it in the log; the point of an ephemeral suite has 65 bytes.
+/// Longest ClientKeyExchange accepted, in bytes. An identity that is too long is still
+/// read, so that the log can report it; the point of an ephemeral suite has up to 65
+/// bytes.
 pub(crate) const MAX_CLIENT_KEY_EXCHANGE: usize = 512;
-/// Most extensions of a ClientHello. No stack sends half as many.
+/// Maximum number of extensions in a ClientHello. No stack sends half as many.
 const MAX_EXTENSIONS: usize = 64;
 
-/// Alert descriptions that we send (RFC 5246 §7.2).
+/// Alert descriptions that the server sends (RFC 5246 §7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alert {
     CloseNotify = 0,
@@ -64,7 +65,7 @@ pub(crate) enum Alert {
 }
 
 impl Alert {
-    /// Level and description.
+    /// Returns the level and the description.
     pub(crate) fn to_wire(self) -> [u8; 2] {
         let level = match self {
             Self::CloseNotify | Self::NoRenegotiation => 1,
@@ -74,8 +75,8 @@ impl Alert {
     }
 }
 
-/// Name of an alert description (RFC 5246 §7.2, RFC 4279 §2) that a device may send, for
-/// a log.
+/// Returns the name of an alert description that a device may send (RFC 5246 §7.2, RFC
+/// 4279 §2), for the log.
 pub fn alert_name(description: u8) -> &'static str {
     match description {
         0 => "close_notify",
@@ -129,8 +130,8 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// Appends the header of a message in one fragment. It is what the transcript
-/// hashes for any message, however it was fragmented (RFC 6347 §4.2.6).
+/// Appends the header of an unfragmented message. The transcript hashes this header for
+/// every message, however it was fragmented (RFC 6347 §4.2.6).
 pub(crate) fn put_header(out: &mut Vec<u8>, kind: u8, sequence: u16, length: usize) {
     out.push(kind);
     put_u24(out, length);
@@ -139,8 +140,8 @@ pub(crate) fn put_header(out: &mut Vec<u8>, kind: u8, sequence: u16, length: usi
     put_u24(out, length);
 }
 
-/// The beginning of a ClientHello, up to and with the cookie: all that the
-/// cookie exchange looks at, so that even a fragmented hello needs no state.
+/// The beginning of a ClientHello, up to and including the cookie. The cookie exchange
+/// reads nothing else, so even a fragmented hello needs no state.
 pub(crate) struct HelloPrefix<'a> {
     pub(crate) version: u16,
     pub(crate) random: [u8; 32],
@@ -160,7 +161,7 @@ impl<'a> HelloPrefix<'a> {
     }
 }
 
-/// What of a whole ClientHello decides the answer.
+/// The parts of a complete ClientHello that decide the answer.
 pub(crate) struct ClientHello<'a> {
     pub(crate) version: u16,
     pub(crate) random: [u8; 32],
@@ -169,25 +170,25 @@ pub(crate) struct ClientHello<'a> {
     null_compression: bool,
     pub(crate) extended_master_secret: bool,
     pub(crate) secure_renegotiation: bool,
-    /// Big-endian 16-bit codes; absent in a hello of before RFC 4492.
+    /// Big-endian 16-bit codes; absent in a hello from before RFC 4492.
     groups: Option<&'a [u8]>,
     pub(crate) point_formats: bool,
     pub(crate) size_limit: Option<SizeLimit>,
-    /// The ID that the client wants to see in records to it; may be empty.
+    /// Connection ID that the client wants in records to it; may be empty.
     pub(crate) connection_id: Option<&'a [u8]>,
 }
 
-/// How small the client wants its records.
+/// Limit that the client sets on the size of records to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SizeLimit {
-    /// RFC 6066 §4: the code, 1–4, for 512–4096 bytes.
+    /// max_fragment_length (RFC 6066 §4): the code 1–4, for 512–4096 bytes.
     MaxFragmentLength(u8),
-    /// RFC 8449, in bytes.
+    /// record_size_limit (RFC 8449), in bytes.
     Record(u16),
 }
 
 impl SizeLimit {
-    /// Most bytes of plaintext in a record to the client.
+    /// Returns the most bytes of plaintext in a record to the client.
     pub(crate) fn bytes(self) -> u16 {
         match self {
             Self::MaxFragmentLength(code) => 256 << code,
@@ -196,18 +197,18 @@ impl SizeLimit {
     }
 }
 
-/// Why a ClientHello cannot be answered.
+/// Reason why a ClientHello is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadHello {
     Malformed,
-    /// Well-formed, with a value that its RFC forbids.
+    /// It is well-formed, but has a value that its RFC forbids.
     IllegalParameter,
-    /// A first handshake that claims to be a renegotiation (RFC 5746 §3.6).
+    /// It is a first handshake, but claims to be a renegotiation (RFC 5746 §3.6).
     Renegotiation,
 }
 
 impl BadHello {
-    /// The alert that tells the client.
+    /// Returns the alert to send.
     pub(crate) fn alert(self) -> Alert {
         match self {
             Self::Malformed => Alert::DecodeError,
@@ -244,7 +245,7 @@ impl<'a> ClientHello<'a> {
             size_limit: None,
             connection_id: None,
         };
-        // RFC 5246 §7.4.1.2: the extensions may be missing altogether.
+        // RFC 5246 §7.4.1.2: the whole list of extensions may be missing.
         if !reader.is_empty() {
             hello.read_extensions(Reader::new(reader.vector16()?))?;
             reader.end()?;
@@ -252,7 +253,7 @@ impl<'a> ClientHello<'a> {
         Ok(hello)
     }
 
-    /// Extensions that we do not know are passed over (RFC 5246 §7.4.1.4).
+    /// Reads the extensions. Unknown ones are ignored (RFC 5246 §7.4.1.4).
     fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), BadHello> {
         let (mut seen, mut count) = ([0; MAX_EXTENSIONS], 0);
         while !extensions.is_empty() {
@@ -278,11 +279,11 @@ impl<'a> ClientHello<'a> {
                     groups if groups.is_empty() || groups.len() % 2 != 0 => return Err(BadHello::Malformed),
                     groups => self.groups = Some(groups),
                 },
-                // RFC 8422 §5.1.2: without the uncompressed format nothing is in common.
+                // RFC 8422 §5.1.2: every list must contain the uncompressed format.
                 EC_POINT_FORMATS if whole(body, Reader::vector8)?.contains(&0) => self.point_formats = true,
                 EC_POINT_FORMATS => return Err(BadHello::IllegalParameter),
                 MAX_FRAGMENT_LENGTH => match *body {
-                    // RFC 8449 §5: the newer extension is the one that counts.
+                    // RFC 8449 §5: with both extensions, record_size_limit counts.
                     [1..=4] if matches!(self.size_limit, Some(SizeLimit::Record(_))) => {}
                     [code @ 1..=4] => self.size_limit = Some(SizeLimit::MaxFragmentLength(code)),
                     _ => return Err(BadHello::IllegalParameter),
@@ -300,13 +301,13 @@ impl<'a> ClientHello<'a> {
         Ok(())
     }
 
-    /// The suites that the client offers, as codes.
+    /// Returns the codes of the suites that the client offers.
     pub(crate) fn suites(&self) -> impl Iterator<Item = u16> {
         self.cipher_suites.chunks_exact(2).filter_map(|code| Some(u16::from_be_bytes(code.try_into().ok()?)))
     }
 
-    /// The first of `suites` that the client offers, and for an ephemeral one the
-    /// group of its keys.
+    /// Chooses the first of `suites` that the client offers and, for an ephemeral one,
+    /// the group of its keys.
     pub(crate) fn choose(&self, suites: &[Suite]) -> Option<(Suite, Option<Group>)> {
         if !self.null_compression {
             return None;
@@ -322,24 +323,24 @@ impl<'a> ClientHello<'a> {
 
     fn group(&self) -> Option<Group> {
         match self.groups {
-            // RFC 8422 §5.1.1: the client's favourite comes first. wolfSSL 5.5
+            // RFC 8422 §5.1.1: the client lists its preferred group first. wolfSSL 5.5
             // lists X25519 last, and cannot use it with ECDHE_PSK.
             Some(groups) => groups
                 .chunks_exact(2)
                 .find_map(|code| Group::ALL.into_iter().find(|&group| (group as u16).to_be_bytes() == code)),
-            // RFC 8422 §4: without the extension the server may choose; P-256 is
-            // what a stack that old has.
+            // RFC 8422 §4: without the extension the server chooses; a stack that old
+            // supports P-256.
             None => Some(Group::Secp256r1),
         }
     }
 }
 
-/// Whether a list of 16-bit codes has this one.
+/// Returns whether a list of 16-bit codes contains this one.
 fn offers(codes: &[u8], code: u16) -> bool {
     codes.chunks_exact(2).any(|offered| offered == code.to_be_bytes())
 }
 
-/// Reads a body that is one vector and nothing else.
+/// Reads a body that consists of exactly one vector.
 fn whole<'a>(
     body: &'a [u8],
     vector: impl FnOnce(&mut Reader<'a>) -> Result<&'a [u8], Malformed>,
@@ -350,8 +351,9 @@ fn whole<'a>(
     Ok(content)
 }
 
-/// ClientKeyExchange: the identity (RFC 4279 §2), and for an ephemeral suite the
-/// client's point (RFC 5489 §2). The identity may be longer than [`MAX_IDENTITY`].
+/// Reads a ClientKeyExchange: returns the identity (RFC 4279 §2) and, for an ephemeral
+/// suite, the client's point (RFC 5489 §2). The identity may be longer than
+/// [`MAX_IDENTITY`].
 pub(crate) fn read_client_key_exchange(
     body: &[u8],
     ephemeral: bool,
@@ -363,7 +365,7 @@ pub(crate) fn read_client_key_exchange(
     Ok((identity, point))
 }
 
-/// Bytes of a HelloVerifyRequest with its header.
+/// Length of a HelloVerifyRequest in bytes, with its header.
 pub(crate) const HELLO_VERIFY_REQUEST_LENGTH: usize = HEADER + 3 + COOKIE;
 
 /// Appends a HelloVerifyRequest (RFC 6347 §4.2.1) with its header. `sequence` is the
@@ -376,8 +378,8 @@ pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, sequence: u16, cookie:
     out.extend_from_slice(cookie);
 }
 
-/// What a ServerHello says. RFC 5246 §7.4.1.4: of extensions, only what the
-/// client offered.
+/// The content of a ServerHello. It answers only extensions that the client offered (RFC
+/// 5246 §7.4.1.4).
 pub(crate) struct ServerHello {
     pub(crate) random: [u8; 32],
     pub(crate) suite: Suite,
@@ -385,7 +387,7 @@ pub(crate) struct ServerHello {
     pub(crate) secure_renegotiation: bool,
     pub(crate) point_formats: bool,
     pub(crate) size_limit: Option<SizeLimit>,
-    /// The ID that we want to see in records to us.
+    /// Connection ID that the server wants in records to it.
     pub(crate) connection_id: Option<ConnectionId>,
 }
 
@@ -433,8 +435,8 @@ impl ServerHello {
     }
 }
 
-/// Appends the ServerKeyExchange of an ephemeral suite with its header (RFC 5489
-/// §2): no identity hint, and our point.
+/// Appends the ServerKeyExchange of an ephemeral suite with its header (RFC 5489 §2): an
+/// empty identity hint and the server's point.
 pub(crate) fn put_server_key_exchange(out: &mut Vec<u8>, sequence: u16, key: &EphemeralKey) {
     let start = out.len();
     put_header(out, SERVER_KEY_EXCHANGE, sequence, 0);
@@ -448,7 +450,7 @@ pub(crate) fn put_server_hello_done(out: &mut Vec<u8>, sequence: u16) {
     put_header(out, SERVER_HELLO_DONE, sequence, 0);
 }
 
-/// Writes the length of the message that begins at `start` into its header.
+/// Writes the length of the message that starts at `start` into its header.
 fn set_length(out: &mut [u8], start: usize) {
     let length = ((out.len() - start - HEADER) as u32).to_be_bytes();
     out[start + 1..start + 4].copy_from_slice(&length[1..]);
@@ -479,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_suites_is_not_empty_and_has_whole_codes() {
+    fn a_list_of_suites_that_is_empty_or_cut_short_is_refused() {
         let offering = |suites: &[u8]| {
             let mut body = vec![0xfe, 0xfd];
             body.extend([7; 32]);
@@ -500,7 +502,7 @@ mod tests {
         assert_eq!(ClientHello::read(&body).err(), Some(BadHello::Malformed));
     }
 
-    /// RFC 5246 §7.4.1.3: then there is no list of them either.
+    /// RFC 5246 §7.4.1.3: then the list of extensions is missing too.
     #[test]
     fn a_server_hello_without_extensions_ends_with_the_compression() {
         let hello = ServerHello {
@@ -520,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_extensions_are_passed_over() {
+    fn unknown_extensions_are_ignored() {
         let body = hello(&[0, 13, 0x5a, 0x5a, 0, 1, 9, 0, 0x17, 0, 0, 0, 0, 0, 0]);
         assert!(ClientHello::read(&body).unwrap().extended_master_secret);
     }
@@ -560,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_point_formats_have_the_form_that_rfc_8422_gives_them() {
+    fn groups_and_point_formats_must_have_the_form_of_rfc_8422() {
         let refusal = |kind: u8, body: &[u8]| {
             let length = body.len() as u8;
             ClientHello::read(&hello(&[&[0, length + 4, 0, kind, 0, length], body].concat())).err()
@@ -580,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_key_exchange_has_an_identity_and_a_point_where_one_is_due() {
+    fn a_client_key_exchange_has_an_identity_and_for_an_ephemeral_suite_a_point() {
         let exchange = |length: usize| [&(length as u16).to_be_bytes()[..], &vec![b'x'; length]].concat();
         assert_eq!(read_client_key_exchange(&exchange(128), false).unwrap().0.len(), 128);
         assert!(read_client_key_exchange(&exchange(3)[..4], false).is_err());

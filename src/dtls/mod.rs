@@ -1,15 +1,14 @@
-//! A DTLS 1.2 server endpoint for pre-shared keys, without I/O: the time and
-//! datagrams come in as arguments, datagrams and events go out. It serves many
-//! constrained clients at once and spends nothing on a stranger: until a client
-//! has returned a cookie, nothing is kept for it.
+//! A DTLS 1.2 server endpoint for pre-shared keys that performs no I/O: the time and
+//! received datagrams come in as arguments; datagrams and events go out. It serves many
+//! constrained clients at once and keeps no state for a client that has not yet returned
+//! a cookie.
 //!
-//! It does what a server of PSK suites must: RFC 6347 (DTLS 1.2) over RFC 5246,
-//! RFC 4279 (PSK), RFC 5489 and RFC 8442 (ECDHE_PSK), RFC 5487 and RFC 6655 (GCM
-//! and CCM suites), RFC 5746 (renegotiation_info), RFC 7627 (extended master
-//! secret), RFC 9146 (connection ID), RFC 6066 §4 and RFC 8449 (smaller records).
-//! It has no
-//! certificates, no renegotiation, no resumption and no compression. The
-//! cryptographic primitives are RustCrypto's.
+//! It implements what a server needs for PSK suites: RFC 6347 (DTLS 1.2) over RFC 5246,
+//! RFC 4279 (PSK), RFC 5489 and RFC 8442 (ECDHE_PSK), RFC 5487 and RFC 6655 (GCM and CCM
+//! suites), RFC 5746 (renegotiation_info), RFC 7627 (extended master secret), RFC 9146
+//! (connection ID), RFC 6066 §4 and RFC 8449 (smaller records). It has no certificates,
+//! no renegotiation, no resumption and no compression. The cryptographic primitives come
+//! from RustCrypto and dalek.
 //!
 //! ```
 //! # use std::{net::SocketAddr, time::Instant};
@@ -27,7 +26,7 @@
 //! while let Some(event) = endpoint.poll_event() {
 //!     if let Event::PskNeeded { handshake, .. } = event {
 //!         let key = Psk::new(vec![7; 16])?;
-//!         endpoint.provide_psk(now, handshake, Some((key, "who it is")), &mut outgoing);
+//!         endpoint.provide_psk(now, handshake, Some((key, "the client's name")), &mut outgoing);
 //!     }
 //! }
 //! # Some(())
@@ -66,53 +65,57 @@ pub use endpoint::{
 pub use message::alert_name;
 pub use suite::Suite;
 
-/// Limits and choices of an [`Endpoint`].
+/// Configuration of an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Suites in order of preference.
     pub suites: Vec<Suite>,
-    /// Refuse a client that does not offer extended master secret (RFC 7627).
-    /// Many stacks in the field do not, so it is only `offered` by default.
+    /// Refuses clients that do not offer extended master secret (RFC 7627). Many deployed
+    /// stacks do not, so by default it is used only when offered.
     pub require_extended_master_secret: bool,
-    /// Whether connection IDs (RFC 9146) are handed out, and what they begin with:
-    /// by that byte, an endpoint knows its own among those of its neighbours
-    /// ([`connection_id_prefix`]).
+    /// First byte of the connection IDs (RFC 9146) that this endpoint hands out, or
+    /// `None` to hand out none. When several endpoints share a port, this byte says which
+    /// of them a record is for ([`connection_id_prefix`]).
     pub connection_id_prefix: Option<u8>,
-    /// Most sessions held; at the limit the one idle longest is closed.
+    /// Maximum number of sessions; at the limit the one idle longest is closed.
     pub max_sessions: usize,
-    /// Most handshakes in progress; at the limit the oldest is given up.
+    /// Maximum number of handshakes in progress; at the limit the oldest is abandoned.
     pub max_handshakes: usize,
-    /// Most of them from one address (of IPv6, a /64); at the limit the oldest of
-    /// that address is given up. A factory may be one address.
+    /// Maximum number of handshakes in progress from one IPv4 address or IPv6 /64; at the
+    /// limit the oldest of that address is abandoned. A whole factory may share one
+    /// address, so this is large.
     pub max_handshakes_per_address: usize,
-    /// Computing time for handshakes that came to nothing which one network may have
-    /// at once: an IPv4 address, or of IPv6 a /64, with twice as much for a /56 and
-    /// four times as much for a /48. A handshake that becomes a session is free.
+    /// CPU time that one network may use at once for handshakes that do not complete. A
+    /// network is an IPv4 address or an IPv6 /64; an IPv6 /56 gets twice as much and a
+    /// /48 four times as much. A handshake that becomes a session is free.
     pub unfinished_burst: Duration,
-    /// The same each second after that.
+    /// CPU time that a network gets back each second after that.
     pub unfinished_per_second: Duration,
-    /// Most sessions of one holder of a key ([`Holder`]); its oldest makes room.
+    /// Maximum number of sessions of one holder of a key ([`Holder`]); at the limit its
+    /// oldest is closed.
     pub sessions_per_holder: usize,
-    /// A handshake without progress for longer is given up. With the timers of RFC 7925
-    /// §11, a device repeats a flight after 9, 18 and 36 s.
+    /// Time without progress after which a handshake is abandoned. With the timers of RFC
+    /// 7925 §11, a device repeats a flight after 9, 18 and 36 s.
     pub handshake_timeout: Duration,
-    /// A session idle for longer is closed.
+    /// Idle time after which a session is closed.
     pub session_idle: Duration,
-    /// A session ends at its next record when it is older; its client begins a new one.
+    /// Age beyond which a session ends at its next record; its client then starts a new
+    /// one.
     pub session_max_age: Duration,
-    /// First retransmission time-out; doubled each time (RFC 6347 §4.2.4.1).
+    /// First retransmission timeout; doubled each time (RFC 6347 §4.2.4.1).
     pub retransmission_timeout: Duration,
-    /// A cookie is good for one to two of these periods.
+    /// Period of the cookies: a cookie is accepted for one to two periods after it was
+    /// made.
     pub cookie_period: Duration,
-    /// The longest IP packet that reaches every client unfragmented, in bytes,
-    /// [`MIN_PATH_MTU`] or more (RFC 6347 §4.1.1.1). Nothing longer is sent.
+    /// Longest IP packet, in bytes, that reaches every client unfragmented (RFC 6347
+    /// §4.1.1.1), at least [`MIN_PATH_MTU`]. Nothing longer is sent.
     pub path_mtu: usize,
 }
 
-/// The least path MTU: what every host takes (RFC 791). The longest flight, with a
-/// connection ID of 255 bytes, has half of that.
+/// Smallest path MTU: every IPv4 host accepts packets of this size (RFC 791). The longest
+/// flight, with a connection ID of 255 bytes, takes half of it.
 pub const MIN_PATH_MTU: usize = 576;
-/// What the IP header of version 6 and UDP's take of a packet, in bytes.
+/// Size of the IPv6 and UDP headers, in bytes.
 const IP_AND_UDP: usize = 48;
 
 impl Config {
@@ -139,13 +142,13 @@ impl Default for Config {
             session_max_age: Duration::from_secs(86_400),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
-            // IPv6's least MTU (RFC 8200 §5), and so that of most constrained links.
+            // The minimum MTU of IPv6 (RFC 8200 §5), and so of most constrained links.
             path_mtu: 1280,
         }
     }
 }
 
-/// A pre-shared key of 1–64 bytes; not printed, wiped when dropped.
+/// A pre-shared key of 1–64 bytes; never printed, wiped when dropped.
 #[derive(Clone)]
 pub struct Psk(Zeroizing<Vec<u8>>);
 
@@ -153,13 +156,13 @@ impl Psk {
     /// Longest key, RFC 4279 §5.4.
     pub const MAX: usize = 64;
 
-    /// `None` unless the key has 1–64 bytes.
+    /// Returns `None` unless the key has 1–64 bytes.
     pub fn new(key: Vec<u8>) -> Option<Self> {
         let key = Zeroizing::new(key);
         (1..=Self::MAX).contains(&key.len()).then_some(Self(key))
     }
 
-    /// The key, for whoever computes with it.
+    /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -171,13 +174,14 @@ impl fmt::Debug for Psk {
     }
 }
 
-/// Number that the transport gives to one of the server's own addresses. The default
-/// stands for a transport with only one, or for any.
+/// Number that the transport assigns to one of the server's own addresses. The default
+/// stands for the only address, or for any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LocalAddress(pub u16);
 
-/// Both ends of the way that a datagram takes: an association is between two
-/// addresses, so an answer leaves from the one that was asked (RFC 6347 §4.1.1).
+/// The addresses at both ends of a datagram's path. An association is between two
+/// addresses, so an answer leaves from the address that the client sent to (RFC 6347
+/// §4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path {
     /// The client's address and port.
@@ -192,9 +196,9 @@ impl From<SocketAddr> for Path {
     }
 }
 
-/// Destination of datagrams. Called once a datagram, in order.
+/// Destination of outgoing datagrams. Called once for each datagram, in order.
 pub trait Outbox {
-    /// Takes a copy of `datagram`, to be sent on `path`.
+    /// Copies `datagram`, to be sent on `path`.
     fn push(&mut self, path: Path, datagram: &[u8]);
 }
 
@@ -204,124 +208,126 @@ impl Outbox for Vec<(SocketAddr, Vec<u8>)> {
     }
 }
 
-/// What the application learns from [`Endpoint::poll_event`].
+/// An event returned by [`Endpoint::poll_event`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A client claims this identity: answer with [`Endpoint::provide_psk`], now
-    /// or later.
+    /// A client claims this identity: answer with [`Endpoint::provide_psk`], now or
+    /// later.
     PskNeeded {
-        /// Which handshake waits.
+        /// The handshake that waits for the key.
         handshake: HandshakeId,
         /// As the client sent it: 0–128 bytes, not yet authenticated.
         identity: Box<[u8]>,
     },
-    /// A client has proven its key; its data may follow.
+    /// A client has proven that it has the key; its data may follow.
     Established {
         /// The new session.
         session: SessionId,
-        /// Where the client is.
+        /// The client's address.
         peer: SocketAddr,
     },
-    /// A session is over. Its handle leads nowhere from now on.
+    /// A session has ended. Its ID is no longer valid.
     Closed {
-        /// Which.
+        /// The session.
         session: SessionId,
         /// Why.
         reason: Closed,
     },
-    /// A network has begun more handshakes that came to nothing than it may, and begins
-    /// none for now ([`Config::unfinished_burst`]). At most one such event a second.
+    /// A network has started too many handshakes that did not complete, and cannot start
+    /// another for now ([`Config::unfinished_burst`]). Reported at most once a second.
     OverBudget {
-        /// One of its clients.
+        /// Address of one of its clients.
         peer: SocketAddr,
     },
-    /// A handshake of a client that owns its address came to nothing.
+    /// A handshake failed whose client had returned a valid cookie.
     HandshakeFailed {
         /// Where the client is.
         peer: SocketAddr,
-        /// What it claimed to be, if it came that far; not authenticated.
+        /// The identity it claimed, if it got that far; not authenticated.
         identity: Option<Box<[u8]>>,
         /// Why.
         reason: Failure,
-        /// Further traces of the client, for a log.
+        /// What else is known about the client, for the log.
         hints: Hints,
     },
 }
 
-/// Traces of a client whose handshake came to nothing. None of them is authenticated.
+/// What is known about a client whose handshake failed. None of it is authenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
-    /// The first cipher suites that it offers, as codes, when none of them is ours.
+    /// Codes of the first cipher suites it offered, when the server supports none of
+    /// them.
     pub suites: Box<[u16]>,
-    /// Length of its identity, when that is longer than 128 bytes.
+    /// Length of its identity in bytes, when longer than 128.
     pub identity_length: Option<usize>,
-    /// Description of a fatal alert that came in its name.
+    /// Description of a fatal alert sent in its name.
     pub alert: Option<u8>,
 }
 
-/// Why a session ended.
+/// Reason why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// The client said close_notify.
+    /// The client sent close_notify.
     ByPeer,
     /// The client sent a fatal alert of this description.
     ByAlert(u8),
     /// The application called [`Endpoint::close`].
     ByUs,
-    /// Idle for too long.
+    /// It was idle for too long.
     Idle,
-    /// The table was full, and this one was idle longest.
+    /// The session table was full or its holder had too many sessions, and this one was
+    /// chosen to make room.
     Evicted,
     /// The same client established a new session from the same address.
     Replaced,
-    /// All sequence numbers were used.
+    /// All its sequence numbers were used.
     Exhausted,
-    /// The key that it was begun with has been taken away.
+    /// The key it started with was revoked.
     Revoked,
-    /// It has reached its greatest age.
+    /// It reached the maximum age.
     Aged,
 }
 
-/// Why a handshake came to nothing.
+/// Reason why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
-    /// A message does not have the form that its RFC gives it.
+    /// A message did not have the form that its RFC requires.
     #[error("malformed handshake message")]
     Malformed,
     /// The client speaks neither DTLS 1.2 nor a later version.
     #[error("protocol version older than DTLS 1.2")]
     Version,
-    /// No suite in common, or no null compression.
+    /// No cipher suite in common, or null compression was not offered.
     #[error("no common cipher suite")]
     NoCommonSuite,
-    /// Required by configuration, not offered by the client.
+    /// The configuration requires extended master secret and the client did not offer it.
     #[error("no extended master secret")]
     NoExtendedMasterSecret,
-    /// Unknown identity or wrong key: which of them, the client must not learn.
+    /// Unknown identity or wrong key; the client must not learn which.
     #[error("unknown PSK identity or wrong key")]
     WrongKey,
-    /// Right keys, wrong verify_data: the hellos were altered on the way.
+    /// The keys were right but verify_data was not: the hellos were altered in transit.
     #[error("Finished does not match the handshake")]
     WrongFinished,
-    /// The client went silent.
+    /// The client stopped answering.
     #[error("timed out")]
     TimedOut,
-    /// The table was full, and this was the oldest.
+    /// There were too many handshakes, and this was the oldest.
     #[error("too many handshakes at once")]
     Evicted,
-    /// The same client began anew from the same address.
-    #[error("begun anew")]
+    /// The same client started another handshake from the same address.
+    #[error("replaced by a new handshake")]
     Replaced,
-    /// Too many handshakes from the client's network came to nothing.
+    /// Too many handshakes from the client's network did not complete.
     #[error("too many unfinished handshakes from this network")]
     OverBudget,
-    /// The system gave no random bytes for an ephemeral key.
-    #[error("the system gave no random bytes")]
+    /// The operating system returned no random bytes for an ephemeral key.
+    #[error("the operating system returned no random bytes")]
     NoRandomness,
 }
 
 impl Failure {
-    /// All of them, in the order in which they are declared.
+    /// All failures, in the order in which they are declared.
     pub const ALL: [Self; 11] = [
         Self::Malformed,
         Self::Version,
@@ -336,7 +342,7 @@ impl Failure {
         Self::NoRandomness,
     ];
 
-    /// Its name in figures.
+    /// Returns the failure's name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",

@@ -1,6 +1,7 @@
-//! How many handshakes each network address has in progress, so that one that
-//! owns its address cannot take every place. An IPv4 address counts by itself, of
-//! an IPv6 address the first 64 bits: a subscriber has all that follow.
+//! Counts the handshakes in progress of each network address, so that the owner of one
+//! address cannot take every place. An IPv4 address is counted by itself; of an IPv6
+//! address only the first 64 bits count, because a subscriber owns all addresses below
+//! them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,23 +10,23 @@ use std::{
 
 use super::table::Handle;
 
-/// An address as it counts.
+/// The part of an address that counts.
 pub(crate) type Prefix = u64;
 
-/// Handshakes in progress by where they come from.
+/// Handshakes in progress by origin.
 #[derive(Default)]
 pub(crate) struct Origins(HashMap<Prefix, Origin>);
 
 #[derive(Default)]
 struct Origin {
     live: usize,
-    /// Oldest first; among them are some that have ended.
+    /// Oldest first; includes some that have ended.
     begun: VecDeque<Handle>,
 }
 
 impl Origins {
-    /// Notes a new handshake. When its address has more than `limit` then, answers
-    /// with the oldest of them, which has to go; `is_live` tells which have not
+    /// Adds a new handshake. If its address now has more than `limit`, returns the oldest
+    /// of them, which the caller must end. `is_live` returns whether a handshake has not
     /// ended.
     pub(crate) fn begin(
         &mut self,
@@ -37,7 +38,7 @@ impl Origins {
         let origin = self.0.entry(prefix(peer)).or_default();
         origin.live += 1;
         origin.begun.push_back(handle);
-        // A busy address whose handshakes end well does not grow its list.
+        // The list of a busy address whose handshakes complete does not grow.
         while origin.begun.front().is_some_and(|&oldest| !is_live(oldest)) {
             origin.begun.pop_front();
         }
@@ -47,7 +48,7 @@ impl Origins {
         if origin.live > limit { origin.begun.front().copied() } else { None }
     }
 
-    /// Notes that a handshake has ended.
+    /// Removes a handshake that has ended.
     pub(crate) fn end(&mut self, peer: SocketAddr) {
         let prefix = prefix(peer);
         if let Some(origin) = self.0.get_mut(&prefix) {
@@ -66,7 +67,7 @@ impl Origins {
 
 pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
     match peer.ip().to_canonical() {
-        // In the place of an IPv6 network that is never routed (RFC 6890).
+        // Mapped to an IPv6 network that is never routed (RFC 6890).
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }
@@ -87,9 +88,9 @@ mod tests {
         assert_eq!(prefix("192.0.2.1:1"), prefix("[::ffff:192.0.2.1]:2"));
     }
 
-    /// One that stays does not let those pile up that have ended after it.
+    /// A handshake that stays open does not let ended ones pile up behind it.
     #[test]
-    fn the_list_of_an_address_is_at_most_twice_as_long_as_the_limit() {
+    fn the_list_of_an_address_is_at_most_twice_the_limit() {
         let peer: SocketAddr = "192.0.2.1:1".parse().unwrap();
         let mut table = Table::new(Instant::now());
         let mut origins = Origins::default();

@@ -42,22 +42,23 @@ pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]
     mac.finalize().into_bytes()
 }
 
-/// The master secret of one handshake, 48 bytes in one place of memory, wiped there.
+/// The master secret of one handshake: 48 bytes that stay in one place in memory and are
+/// wiped there.
 pub(crate) struct MasterSecret(Box<Zeroizing<[u8; 48]>>);
 
-/// What the master secret is bound to.
+/// Values that the master secret is bound to.
 pub(crate) enum Binding<'a> {
-    /// RFC 7627 §4: the hash of the handshake up to ClientKeyExchange.
+    /// Hash of the handshake up to ClientKeyExchange (RFC 7627 §4).
     Session(&'a [u8; 32]),
-    /// RFC 5246 §8.1: both randoms.
+    /// Randoms of the client and the server (RFC 5246 §8.1).
     Randoms(&'a [u8; 32], &'a [u8; 32]),
 }
 
 impl MasterSecret {
-    /// From the pre-shared key, and for an ephemeral suite the agreed secret.
-    /// RFC 4279 §2: the premaster secret of plain PSK is N zero bytes and the key,
-    /// each with its length; RFC 5489 §2: with ECDHE, the secret is in the place
-    /// of the zeros.
+    /// Derives the master secret from the pre-shared key and, for an ephemeral suite, the
+    /// shared secret. The premaster secret of plain PSK is N zero bytes and the key, each
+    /// preceded by its length (RFC 4279 §2); with ECDHE, the shared secret replaces the
+    /// zeros (RFC 5489 §2).
     pub(crate) fn from_psk(psk: &Psk, ephemeral: Option<&SharedSecret>, binding: Binding<'_>) -> Self {
         let key = psk.as_bytes();
         let zeros = [0; Psk::MAX];
@@ -87,13 +88,13 @@ impl MasterSecret {
         Self(Box::new(Zeroizing::new(secret)))
     }
 
-    /// The keys that the client and the server write with (RFC 5246 §6.3; the
-    /// suites are AEADs, so there are no MAC keys).
+    /// Derives the keys that the client and the server write with (RFC 5246 §6.3). All
+    /// suites are AEADs, so there are no MAC keys.
     pub(crate) fn key_block(&self, client_random: &[u8; 32], server_random: &[u8; 32]) -> KeyBlock {
         KeyBlock::derive(|block| prf(&self.0[..], &[b"key expansion", server_random, client_random], block))
     }
 
-    /// RFC 5246 §7.4.9.
+    /// Returns the verify_data of a Finished (RFC 5246 §7.4.9).
     pub(crate) fn verify_data(&self, sender: Sender, transcript: &[u8; 32]) -> [u8; VERIFY_DATA] {
         let label: &[u8] = match sender {
             Sender::Client => b"client finished",
@@ -105,7 +106,7 @@ impl MasterSecret {
     }
 }
 
-/// Whose Finished.
+/// Sender of a Finished.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Sender {
     Client,
@@ -118,7 +119,8 @@ mod tests {
 
     #[test]
     fn the_prf_agrees_with_the_published_sha256_vector() {
-        // The vector of the IETF TLS list, "P_SHA256", 2008-12 (in use by every stack's tests).
+        // Vector "P_SHA256" from the IETF TLS mailing list, 2008-12, which other stacks
+        // test with too.
         let secret = hex::decode("9bbe436ba940f017b17652849a71db35").unwrap();
         let seed = hex::decode("a0ba9f936cda311827a6f796ffd5198c").unwrap();
         let expected = "e3f229ba727be17b8d122620557cd453c2aab21d07c3d495329b52d4e61edb5a6b301791e90d35c9c9a46b4e14baf9af0f\

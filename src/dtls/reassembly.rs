@@ -1,31 +1,31 @@
-//! Fragments of one handshake message, put together in whatever order they
-//! arrive, overlapping or not (RFC 6347 §4.2.3).
+//! Reassembly of one handshake message from fragments that arrive in any order and may
+//! overlap (RFC 6347 §4.2.3).
 
 use super::message::Fragment;
 
-/// Longest handshake message taken. A ClientHello with every extension in use
-/// stays below 1 KB, a ClientKeyExchange below 200 bytes.
+/// Longest handshake message accepted, in bytes. A ClientHello with every extension in
+/// use stays below 1 KB, a ClientKeyExchange below 200 bytes.
 pub(crate) const MAX_MESSAGE: usize = 2048;
-/// Most gaps of a message: more are a sender's mischief.
+/// Maximum number of separate ranges of a message. An honest sender never needs more.
 const MAX_RANGES: usize = 32;
 
-/// The message under assembly; empty between messages.
+/// The message being reassembled; empty between messages.
 #[derive(Default)]
 pub(crate) struct Reassembly {
     kind: u8,
     length: usize,
-    /// As far as it has arrived.
+    /// The message up to the last byte that has arrived.
     body: Vec<u8>,
-    /// What has arrived: disjoint, not touching.
+    /// Ranges that have arrived: neither overlapping nor adjacent.
     ranges: Vec<(usize, usize)>,
     started: bool,
 }
 
 impl Reassembly {
-    /// Adds a fragment of the message that is expected; answers with the whole
-    /// body once it is there. One that is too long is ignored. One that contradicts the
-    /// earlier ones in kind or length takes their place: which of them are the client's
-    /// nobody can tell, and the client sends its own again.
+    /// Adds a fragment of the expected message; returns the whole body once it is
+    /// complete. A message that is too long is ignored. A fragment that contradicts the
+    /// earlier ones in kind or length replaces them: it is unknown which are the
+    /// client's, and the client resends its own.
     pub(crate) fn add(&mut self, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
         if fragment.length > MAX_MESSAGE {
             return None;
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_by_byte_backwards_it_is_still_whole() {
+    fn single_bytes_in_reverse_order_make_the_message() {
         let mut reassembly = Reassembly::default();
         for offset in (1..MESSAGE.len()).rev() {
             assert_eq!(reassembly.add(&fragment(offset, 1)), None);
@@ -131,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_taken_as_far_as_the_message_has_arrived() {
+    fn memory_grows_only_with_what_has_arrived() {
         let mut reassembly = Reassembly::default();
         assert_eq!(reassembly.add(&Fragment { length: MAX_MESSAGE, ..fragment(0, 16) }), None);
         assert!(reassembly.body.capacity() < 64, "{}", reassembly.body.capacity());
     }
 
     #[test]
-    fn a_comb_of_gaps_is_bounded() {
+    fn the_number_of_gaps_is_bounded() {
         let body = [0; 1];
         let mut reassembly = Reassembly::default();
         for offset in (0..MAX_MESSAGE).step_by(2) {
@@ -148,6 +148,6 @@ mod tests {
         assert_eq!(reassembly.ranges.len(), MAX_RANGES);
         let body = [0; MAX_MESSAGE];
         let whole = Fragment { kind: 1, length: MAX_MESSAGE, sequence: 0, offset: 0, body: &body };
-        assert!(reassembly.add(&whole).is_some(), "sent again in one piece, it is there");
+        assert!(reassembly.add(&whole).is_some(), "a copy in one piece completes it");
     }
 }

@@ -1,37 +1,37 @@
-//! The record layer's framing (RFC 6347 §4.1): which records a datagram holds,
-//! and the header of those that we send. Encryption is in `suite`.
+//! The framing of the record layer (RFC 6347 §4.1): splits a datagram into records and
+//! writes the headers of outgoing ones. Encryption is in `suite`.
 
 use super::wire::{Malformed, Reader};
 
-/// Bytes of a record header.
+/// Length of a record header in bytes.
 pub(crate) const HEADER: usize = 13;
-/// What protection adds to data at most, besides a connection ID, in bytes: the
+/// Maximum number of bytes that protection adds to data, without a connection ID: the
 /// header, the explicit nonce, the longest tag, and the inner type (RFC 9146 §4).
 pub(crate) const MAX_OVERHEAD: usize = HEADER + 8 + 16 + 1;
-/// Sequence numbers have 48 bits; after the last one the association ends.
+/// Last sequence number: they have 48 bits. After it, the association ends.
 pub(crate) const MAX_SEQUENCE: u64 = (1 << 48) - 1;
-/// Longest plaintext, RFC 5246 §6.2.1.
+/// Longest plaintext in bytes (RFC 5246 §6.2.1).
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
-/// Longest expansion of a protected record, RFC 5246 §6.2.3.
+/// Most bytes that protection may add to a plaintext (RFC 5246 §6.2.3).
 const MAX_EXPANSION: usize = 2048;
 
-/// DTLS 1.2 on the wire.
+/// DTLS 1.2, as on the wire.
 pub(crate) const DTLS_1_2: u16 = 0xfefd;
 /// DTLS 1.0: the version of a HelloVerifyRequest (RFC 6347 §4.2.1).
 pub(crate) const DTLS_1_0: u16 = 0xfeff;
 
-/// What a record holds (RFC 5246 §6.2.1).
+/// Content type of a record (RFC 5246 §6.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentType {
-    /// The records after it have new keys.
+    /// The following records use new keys.
     ChangeCipherSpec = 20,
     /// A level and a description.
     Alert = 21,
     /// Messages of a handshake, or fragments of them.
     Handshake = 22,
-    /// The application's bytes.
+    /// Application data.
     ApplicationData = 23,
-    /// A record with a connection ID, whose own type is inside (RFC 9146 §4).
+    /// A record with a connection ID; its real type is encrypted (RFC 9146 §4).
     Tls12Cid = 25,
 }
 
@@ -48,10 +48,10 @@ impl ContentType {
     }
 }
 
-/// Longest connection ID, RFC 9146 §3.
+/// Longest connection ID in bytes (RFC 9146 §3).
 pub(crate) const MAX_CONNECTION_ID: usize = 255;
 
-/// A connection ID that we handed out. Its first byte is the endpoint's own
+/// A connection ID that the server handed out. Its first byte identifies the endpoint
 /// ([`Config::connection_id_prefix`](super::Config)), the rest is random.
 pub(crate) type ConnectionId = [u8; 8];
 
@@ -65,15 +65,15 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Epoch and sequence number as the 64 bits that nonce and additional data
-    /// use (RFC 6655 §3, RFC 5288 §3).
+    /// Returns epoch and sequence number as the 64 bits that the nonce and the additional
+    /// data use (RFC 6655 §3, RFC 5288 §3).
     pub(crate) fn epoch_and_sequence(&self) -> u64 {
         u64::from(self.epoch) << 48 | self.sequence
     }
 }
 
-/// Appends a record header with the given payload length; the connection ID is
-/// empty but for a tls12_cid record.
+/// Appends a record header with the given payload length. The connection ID is empty
+/// except in a tls12_cid record.
 pub(crate) fn put_header(
     out: &mut Vec<u8>,
     header: Header,
@@ -100,18 +100,19 @@ pub(crate) fn put_plaintext(
     out.extend_from_slice(payload);
 }
 
-/// A record as it was received.
+/// A received record.
 pub(crate) struct Record<'d> {
     pub(crate) header: Header,
-    /// Of a tls12_cid record: ours, or what claims to be.
+    /// Connection ID of a tls12_cid record; not authenticated.
     pub(crate) connection_id: Option<ConnectionId>,
     pub(crate) payload: &'d mut [u8],
 }
 
-/// What is left of a datagram: [`next`](Self::next) takes record after record.
+/// The unread rest of a datagram; [`next`](Self::next) returns record after record.
 pub(crate) struct Records<'d> {
     rest: &'d mut [u8],
-    /// RFC 9146 §4: an ID has the length that its owner, the receiver, gave it.
+    /// Length of the connection ID, in bytes. It is not on the wire: the receiver, who
+    /// chose the ID, knows it (RFC 9146 §4).
     id_length: usize,
 }
 
@@ -120,14 +121,15 @@ impl<'d> Records<'d> {
         Self::with_id_length(datagram, size_of::<ConnectionId>())
     }
 
-    /// For a receiver whose connection IDs have another length than the server's.
+    /// Creates a reader for a receiver whose connection IDs differ in length from the
+    /// server's.
     pub(crate) fn with_id_length(datagram: &'d mut [u8], id_length: usize) -> Self {
         Self { rest: datagram, id_length }
     }
 
-    /// The next well-formed record. A record of an unknown type or version is
-    /// passed over; one that is cut short ends the datagram, because where the
-    /// next one begins is then unknown (RFC 6347 §4.1.2.7: discard silently).
+    /// Returns the next well-formed record. Records of an unknown type or version are
+    /// skipped. A truncated record ends the datagram, because the start of the next one
+    /// is then unknown (RFC 6347 §4.1.2.7: discard silently).
     pub(crate) fn next(&mut self) -> Option<Record<'d>> {
         loop {
             let Ok(parsed) = parse(self.rest, self.id_length) else {
@@ -146,12 +148,12 @@ impl<'d> Records<'d> {
 }
 
 struct Parsed {
-    /// If it is of a type and version that we know.
+    /// `None` if the type or version is unknown.
     header: Option<Header>,
     connection_id: Option<ConnectionId>,
-    /// Where the payload begins.
+    /// Offset of the payload.
     start: usize,
-    /// Length of the payload, which may reach past the datagram.
+    /// Length of the payload, which may exceed the datagram.
     length: usize,
 }
 
@@ -167,25 +169,26 @@ fn parse(bytes: &[u8], id_length: usize) -> Result<Parsed, Malformed> {
         return Err(Malformed);
     }
     let sequence = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-    // Stacks differ in the minor version of their first records, so only the
-    // major version decides (RFC 5246 appendix E.1). That of a protected record is
-    // authenticated with it (RFC 5246 §6.2.3.3), as the one that was agreed on.
+    // Stacks differ in the minor version of their first records, so only the major
+    // version counts (RFC 5246 appendix E.1). The version of a protected record is
+    // authenticated (RFC 5246 §6.2.3.3) and must be the negotiated one.
     let known = if epoch == 0 { version >> 8 == 0xfe } else { version == DTLS_1_2 };
     let header = kind.filter(|_| known).map(|kind| Header { kind, epoch, sequence });
     Ok(Parsed { header, connection_id: id.try_into().ok(), start: HEADER + id.len(), length })
 }
 
-/// The window of records already seen (RFC 6347 §4.1.2.6), 64 wide.
+/// The replay window (RFC 6347 §4.1.2.6), 64 records wide.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ReplayWindow {
     /// One more than the highest sequence number seen; 0 before the first.
     next: u64,
-    /// Bit n: `next - 1 - n` was seen.
+    /// Bit n is set if record `next - 1 - n` was seen.
     seen: u64,
 }
 
 impl ReplayWindow {
-    /// Whether a record of this number is new. Asked before it is decrypted.
+    /// Returns whether a record with this number is new. To be called before it is
+    /// decrypted.
     pub(crate) fn is_new(&self, sequence: u64) -> bool {
         match self.next.checked_sub(sequence + 1) {
             None => true,
@@ -193,12 +196,12 @@ impl ReplayWindow {
         }
     }
 
-    /// Whether it is newer than all that was seen.
+    /// Returns whether the number is higher than all that were seen.
     pub(crate) fn is_newest(&self, sequence: u64) -> bool {
         sequence >= self.next
     }
 
-    /// Notes a record whose authentication succeeded.
+    /// Marks a record as seen. To be called only after authentication.
     pub(crate) fn note(&mut self, sequence: u64) {
         match self.next.checked_sub(sequence + 1) {
             None => {
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_type_or_version_is_passed_over_and_the_rest_is_read() {
+    fn an_unknown_type_or_version_is_skipped_and_the_rest_is_read() {
         let datagram =
             [record(99, DTLS_1_2, 1, b"a"), record(22, 0x0303, 2, b"b"), record(22, DTLS_1_2, 3, b"c")];
         assert_eq!(sequences(datagram.concat()), [3]);
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absurd_length_ends_the_datagram() {
+    fn a_length_beyond_the_limit_ends_the_datagram() {
         let mut datagram = record(22, DTLS_1_2, 1, &[0; 4]);
         datagram[11..13].copy_from_slice(&u16::MAX.to_be_bytes());
         datagram.resize(70_000, 0);
@@ -280,7 +283,7 @@ mod tests {
         assert!(!window.is_new(MAX_SEQUENCE));
     }
 
-    /// RFC 5246 §6.2.3: 2^14 bytes and 2048 of expansion.
+    /// RFC 5246 §6.2.3: 2^14 bytes, and up to 2048 added by protection.
     #[test]
     fn the_longest_record_is_read_and_a_longer_one_is_not() {
         for (length, expected) in [(18_432, &[1, 2][..]), (18_433, &[])] {

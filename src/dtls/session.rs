@@ -1,6 +1,6 @@
-//! An established session: its keys, the replay window, and the server's last
-//! flight for as long as the client may not have it. A device that fetched its
-//! certificate keeps its session open for minutes, so its size counts.
+//! An established session: its keys, the replay window, and the server's last flight
+//! until the client is known to have it. A device that has fetched its certificate keeps
+//! its session open for minutes, so a session must be small.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use super::{
     suite::{BadRecord, KeyBlock, Suite},
 };
 
-/// ChangeCipherSpec and Finished, as far as they must be known to be sent again.
+/// What is needed to send ChangeCipherSpec and Finished again.
 pub(crate) struct FinalFlight {
     pub(crate) verify_data: [u8; VERIFY_DATA],
     /// message_seq of our Finished.
@@ -23,32 +23,32 @@ pub(crate) struct FinalFlight {
     pub(crate) next_record: u64,
 }
 
-/// What a protected record holds.
+/// The content of a protected record.
 pub(crate) enum Opened {
-    /// Data for the application: this part of the payload, not empty.
+    /// Data for the application: this range of the payload, not empty.
     Data(Range<usize>),
     /// Level and description.
     Alert(u8, u8),
-    /// The client's Finished again: it has not seen ours.
+    /// The client's Finished again: it did not get ours.
     FinishedAgain,
-    /// A ClientHello inside the session: renegotiation, which we refuse.
+    /// A ClientHello inside the session: a renegotiation, which is refused.
     Renegotiation,
     /// Nothing to act on.
     Nothing,
 }
 
-/// What came of an attempt to send.
+/// Result of an attempt to seal a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sealed {
-    /// The buffer holds what is to be sent.
+    /// The buffer holds the record, ready to send.
     Sent,
     /// There was nothing to send.
     Nothing,
-    /// No sequence number is left: the session must end.
+    /// The sequence numbers are used up: the session must end.
     Exhausted,
 }
 
-/// One established session; `P` is what the application bound to it.
+/// One established session; `P` is the value that the application bound to it.
 pub(crate) struct Session<P> {
     keys: KeyBlock,
     suite: Suite,
@@ -56,13 +56,13 @@ pub(crate) struct Session<P> {
     window: ReplayWindow,
     /// Sequence number of our next record in epoch 1.
     next_write: u64,
-    /// Until the client has shown that it has our Finished.
+    /// Kept until the client has shown that it has our Finished.
     final_flight: Option<Box<FinalFlight>>,
-    /// Place among the sessions of whoever holds its key.
+    /// Position in the list of its holder's sessions.
     pub(crate) link: Link,
-    /// Seconds since the endpoint was made at which it began.
+    /// Start of the session, in seconds since the endpoint was created.
     pub(crate) begun: u32,
-    /// A request of it is being worked on: it is the last to make room for others.
+    /// A request of this session is in progress: it is evicted last.
     pub(crate) is_busy: bool,
     pub(crate) principal: P,
 }
@@ -97,7 +97,7 @@ impl<P> Session<P> {
         let plaintext = payload.get(range.clone()).unwrap_or_default();
         Ok(match (kind, plaintext) {
             (ContentType::ApplicationData, [_, ..]) => {
-                // Only a client that has our Finished sends data.
+                // A client sends data only after it has our Finished.
                 self.final_flight = None;
                 Opened::Data(range)
             }
@@ -108,13 +108,13 @@ impl<P> Session<P> {
         })
     }
 
-    /// Whether a record of this number is newer than all that were read.
+    /// Returns whether a record with this number is newer than all that were read.
     pub(crate) fn is_newest(&self, sequence: u64) -> bool {
         self.window.is_newest(sequence)
     }
 
-    /// Appends a protected record. When the sequence numbers are used up it does
-    /// not: a nonce must never be used twice (RFC 6347 §4.1).
+    /// Appends a protected record, unless the sequence numbers are used up: a nonce must
+    /// never be used twice (RFC 6347 §4.1).
     pub(crate) fn seal(&mut self, kind: ContentType, plaintext: &[u8], out: &mut Vec<u8>) -> Sealed {
         if self.next_write > MAX_SEQUENCE {
             return Sealed::Exhausted;
@@ -125,8 +125,8 @@ impl<P> Session<P> {
         Sealed::Sent
     }
 
-    /// Appends ChangeCipherSpec and Finished, while the client may need them.
-    /// The verify_data stays; record numbers are new each time (RFC 6347 §4.2.4).
+    /// Appends ChangeCipherSpec and Finished, while the client may still need them. The
+    /// verify_data is the same each time, the record numbers are new (RFC 6347 §4.2.4).
     pub(crate) fn put_final_flight(&mut self, out: &mut Vec<u8>) -> Sealed {
         let Some(flight) = &mut self.final_flight else { return Sealed::Nothing };
         if flight.next_record > MAX_SEQUENCE {

@@ -1,6 +1,6 @@
-//! The cipher suites and what they do to a record: AES-128 in CCM or GCM as an
-//! AEAD with an explicit nonce (RFC 6655 §3, RFC 5487 §2). The primitives are
-//! RustCrypto's; here is only how DTLS feeds them.
+//! The cipher suites and how they protect records: AES-128 in CCM or GCM mode, an AEAD
+//! with an explicit nonce (RFC 6655 §3, RFC 5487 §2). The primitives come from
+//! RustCrypto; this module only supplies their inputs as DTLS defines them.
 
 use std::ops::Range;
 
@@ -20,20 +20,20 @@ use zeroize::Zeroizing;
 
 use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
-// Only the encryption half of the AES key schedule is ever needed.
+// CCM and GCM use only AES encryption, so only that half of the key schedule is built.
 pub(super) type Ccm8 = Ccm<Aes128Enc, U8, U12>;
 pub(super) type Ccm16 = Ccm<Aes128Enc, U16, U12>;
 pub(super) type Gcm = AesGcm<Aes128Enc, U12>;
 
-/// A cipher suite that the server can speak.
+/// A cipher suite that the server supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Suite {
     /// `TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256` (0xD003, RFC 8442).
     EcdhePskAes128Ccm8,
     /// `TLS_ECDHE_PSK_WITH_AES_128_GCM_SHA256` (0xD001, RFC 8442).
     EcdhePskAes128Gcm,
-    /// `TLS_PSK_WITH_AES_128_CCM_8` (0xC0A8, RFC 6655): what RFC 7252 §9.1.3.1
-    /// makes mandatory for CoAP devices.
+    /// `TLS_PSK_WITH_AES_128_CCM_8` (0xC0A8, RFC 6655): mandatory for CoAP devices (RFC
+    /// 7252 §9.1.3.1).
     PskAes128Ccm8,
     /// `TLS_PSK_WITH_AES_128_CCM` (0xC0A4, RFC 6655).
     PskAes128Ccm,
@@ -42,7 +42,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// All of them, the preferred one first.
+    /// All suites in order of preference.
     pub const ALL: [Self; 5] = [
         Self::EcdhePskAes128Ccm8,
         Self::EcdhePskAes128Gcm,
@@ -51,7 +51,7 @@ impl Suite {
         Self::PskAes128Gcm,
     ];
 
-    /// The number in IANA's registry.
+    /// Returns the number in the IANA registry.
     pub const fn code(self) -> u16 {
         match self {
             Self::EcdhePskAes128Ccm8 => 0xd003,
@@ -62,7 +62,7 @@ impl Suite {
         }
     }
 
-    /// The name in IANA's registry.
+    /// Returns the name in the IANA registry.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EcdhePskAes128Ccm8 => "TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256",
@@ -73,8 +73,8 @@ impl Suite {
         }
     }
 
-    /// Whether both sides contribute an ephemeral key (RFC 5489), so that a key
-    /// that leaks later opens no recorded session.
+    /// Returns whether both sides contribute an ephemeral key (RFC 5489), so that a PSK
+    /// that leaks later decrypts no recorded session.
     pub const fn is_ephemeral(self) -> bool {
         matches!(self, Self::EcdhePskAes128Ccm8 | Self::EcdhePskAes128Gcm)
     }
@@ -86,7 +86,7 @@ impl Suite {
         }
     }
 
-    /// How many bytes protection adds to a record's payload.
+    /// Returns the number of bytes that protection adds to a record's payload.
     pub const fn expansion(self) -> usize {
         EXPLICIT_NONCE + self.tag_length()
     }
@@ -94,28 +94,28 @@ impl Suite {
 
 const EXPLICIT_NONCE: usize = 8;
 
-/// Bytes of the key block of a suite: two keys of 16 bytes, two salts of 4.
+/// Length of the key block in bytes: two keys of 16 bytes, two salts of 4.
 const KEY_BLOCK: usize = 40;
 
-/// Keys of both directions in the order of RFC 5246 §6.3. They never leave the place
-/// in memory where they were derived, and are wiped there: a table or a vector that
-/// moves its entries moves a pointer.
+/// Keys of both directions in the order of RFC 5246 §6.3. They stay in the place in
+/// memory where they were derived, and are wiped there: a table or vector that moves its
+/// entries moves only a pointer.
 pub(crate) struct KeyBlock(Box<Zeroizing<[u8; KEY_BLOCK]>>);
 
 impl KeyBlock {
-    /// Has the block written by `derive`.
+    /// Creates a block that `derive` fills.
     pub(crate) fn derive(derive: impl FnOnce(&mut [u8])) -> Self {
         let mut block = Box::new(Zeroizing::new([0; KEY_BLOCK]));
         derive(&mut block[..]);
         Self(block)
     }
 
-    /// The key that the client writes with.
+    /// Returns the key that the client writes with.
     pub(crate) fn client(&self) -> DirectionKey<'_> {
         DirectionKey { key: self.part(0), salt: self.part(32) }
     }
 
-    /// The key that the server writes with.
+    /// Returns the key that the server writes with.
     pub(crate) fn server(&self) -> DirectionKey<'_> {
         DirectionKey { key: self.part(16), salt: self.part(36) }
     }
@@ -128,22 +128,22 @@ impl KeyBlock {
     }
 }
 
-/// The key and the implicit part of the nonce of one direction. The AES key
-/// schedule is made anew for each record: it costs a tenth of a microsecond and
-/// would take 176 bytes of each of a hundred thousand sessions.
+/// The key and the implicit part of the nonce of one direction. The AES key schedule is
+/// computed again for each record: that takes a tenth of a microsecond, while storing it
+/// would take 176 bytes in each of a hundred thousand sessions.
 #[derive(Clone, Copy)]
 pub(crate) struct DirectionKey<'k> {
     key: &'k [u8; 16],
     salt: &'k [u8; 4],
 }
 
-/// A record failed authentication.
+/// Error: a record failed authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BadRecord;
 
 impl DirectionKey<'_> {
-    /// Appends the whole protected record to `out`. With a connection ID, the
-    /// client's, it becomes a tls12_cid record (RFC 9146 §4).
+    /// Appends the whole protected record to `out`. With a connection ID (the client's),
+    /// it becomes a tls12_cid record (RFC 9146 §4).
     pub(crate) fn seal(
         &self,
         suite: Suite,
@@ -156,8 +156,8 @@ impl DirectionKey<'_> {
         self.seal_parts(suite, header, connection_id, [plaintext, inner_type], out);
     }
 
-    /// The same of what is to be inside a tls12_cid record: content, its type, and
-    /// padding if any.
+    /// Appends a protected record with the given inner parts: the content and, in a
+    /// tls12_cid record, its type and any padding.
     pub(crate) fn seal_parts(
         &self,
         suite: Suite,
@@ -191,14 +191,14 @@ impl DirectionKey<'_> {
                 self.encrypt::<Gcm>(explicit, aad, body).map(|tag| out.extend(tag))
             }
         }
-        // RFC 5116 §2.1: encryption fails only for messages beyond the suite's
+        // RFC 5116 §2.1: encryption fails only for messages longer than the suite's
         // limit, and a record's payload is far below 2^24 bytes.
         .unwrap_or_default()
     }
 
-    /// Decrypts a record's payload in place; the plaintext is then the part of
-    /// it that the range tells. `connection_id` is ours when the record bears
-    /// it; then the type is inside (RFC 9146 §4).
+    /// Decrypts a record's payload in place; returns its type and the range that holds
+    /// the plaintext. `connection_id` is the server's if the record carries it; the type
+    /// is then inside the record (RFC 9146 §4).
     pub(crate) fn open(
         &self,
         suite: Suite,
@@ -260,8 +260,8 @@ impl DirectionKey<'_> {
     }
 }
 
-/// The additional data of a record: 13 bytes, or with a connection ID 23 and the
-/// ID itself.
+/// The additional data of a record: 13 bytes, or 23 and the connection ID if there is
+/// one.
 struct AdditionalData {
     bytes: [u8; 23 + MAX_CONNECTION_ID],
     length: usize,
@@ -320,7 +320,7 @@ mod tests {
     const HEADER_1_5: Header = Header { kind: ContentType::ApplicationData, epoch: 1, sequence: 5 };
 
     #[test]
-    fn each_suite_opens_what_it_sealed_and_nothing_that_was_touched() {
+    fn each_suite_opens_what_it_sealed_and_nothing_that_was_altered() {
         for suite in Suite::ALL {
             for connection_id in [&[][..], b"12345678"] {
                 let mut sealed = Vec::new();
@@ -347,7 +347,7 @@ mod tests {
         }
     }
 
-    /// A payload with a connection ID whose inner plaintext is all ours to choose.
+    /// Seals a payload with a connection ID and a freely chosen inner plaintext.
     fn sealed_inner(inner: &[u8]) -> Vec<u8> {
         let explicit = HEADER_1_5.epoch_and_sequence().to_be_bytes();
         let mut body = inner.to_vec();
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_inside_a_record_with_a_connection_id_is_taken_off() {
+    fn padding_inside_a_record_with_a_connection_id_is_removed() {
         let mut payload = sealed_inner(b"data\x17\0\0\0");
         let (kind, range) = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload).unwrap();
         assert_eq!((kind, &payload[range]), (ContentType::ApplicationData, &b"data"[..]));
@@ -375,7 +375,7 @@ mod tests {
         }
     }
 
-    /// RFC 5246 §6.2.3, with the byte of the type that RFC 9146 §4 puts inside.
+    /// RFC 5246 §6.2.3, plus the byte for the inner type of RFC 9146 §4.
     #[test]
     fn a_plaintext_longer_than_a_record_may_have_is_a_bad_record() {
         for suite in Suite::ALL {

@@ -1,6 +1,6 @@
-//! A table of entries, each found by a handle that is never reused, by its
-//! path, and by its age: the one that was touched longest ago is at
-//! hand, and any one is moved to the young end, in constant time.
+//! A table of entries that are found by a handle, which is never reused, by their path,
+//! and by age. Finding the least recently used entry and marking one as used take
+//! constant time.
 
 use std::{
     fmt,
@@ -12,8 +12,8 @@ use hashbrown::HashTable;
 
 use super::Path;
 
-/// Names an entry of a table. Once the entry is gone the handle leads nowhere,
-/// even when its place is taken again.
+/// Identifies an entry of a table. Once the entry is removed the handle is invalid, even
+/// when the slot is used again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Handle {
     index: u32,
@@ -27,18 +27,18 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Place of the entry in its table.
+    /// Returns the slot of the entry.
     pub(crate) fn index(self) -> u32 {
         self.index
     }
 }
 
-/// No entry: the end of a list.
+/// Marks the end of a list.
 const NONE: u32 = u32::MAX;
 
-/// Times are kept as ticks since the table was made, of which the low 32 bits are
-/// written: 4 bytes instead of 16 in each of a hundred thousand entries. They wrap after
-/// 1,541 days, and no entry lives that long untouched.
+/// Unit of the times in the table: ticks since it was created, of which only the low 32
+/// bits are stored. This takes 4 bytes instead of 16 in each of a hundred thousand
+/// entries. They wrap after 1,541 days, and no entry stays untouched for that long.
 const TICK: Duration = Duration::from_millis(31);
 
 struct Slot<T> {
@@ -50,16 +50,14 @@ struct Slot<T> {
     entry: Option<(Path, T)>,
 }
 
-/// Entries by handle, by age, and by path unless they are found otherwise; a path
-/// has at most one that is found by it. Holds at most
-/// `u32::MAX - 1` of them.
+/// Entries by handle and by age and, unless they are unlisted, by path. A path finds at
+/// most one entry. Holds at most `u32::MAX - 1` entries.
 pub(crate) struct Table<T> {
     made: Instant,
-    /// The latest time told, in ticks.
+    /// The latest time passed in, in ticks.
     latest: u64,
     slots: Vec<Slot<T>>,
-    /// Indices of slots, by the hash of their path: the path itself is in the
-    /// slot alone.
+    /// Indices of slots by the hash of their path. Only the slot stores the path itself.
     by_path: HashTable<u32>,
     hasher: RandomState,
     /// Empty slots, chained through `younger`.
@@ -88,7 +86,8 @@ impl<T> Table<T> {
         self.length
     }
 
-    /// Adds an entry as the youngest. One that the path has already is removed.
+    /// Adds an entry as the youngest and returns its handle. An entry already listed for
+    /// the path is removed.
     pub(crate) fn insert(&mut self, now: Instant, path: Path, value: T) -> Handle {
         if let Some(old) = self.of(path) {
             self.remove(old);
@@ -121,7 +120,7 @@ impl<T> Table<T> {
         Handle { index, serial: self.slots[index as usize].serial }
     }
 
-    /// Notes the path of an unlisted entry from now on.
+    /// Changes the path of an unlisted entry.
     pub(crate) fn move_unlisted(&mut self, handle: Handle, path: Path) {
         if let Some(slot) = self.slots.get_mut(handle.index as usize)
             && slot.serial == handle.serial
@@ -131,7 +130,7 @@ impl<T> Table<T> {
         }
     }
 
-    /// The entry of a path.
+    /// Returns the entry listed for a path.
     pub(crate) fn of(&self, path: Path) -> Option<Handle> {
         let index = *self.by_path.find(self.hasher.hash_one(path), |&index| self.is_of(index, path))?;
         Some(Handle { index, serial: self.slots.get(index as usize)?.serial })
@@ -178,8 +177,8 @@ impl<T> Table<T> {
         entry
     }
 
-    /// The entry that was touched longest ago, and when: not earlier than it was,
-    /// and at most a tick later.
+    /// Returns the least recently touched entry and the time it was touched, rounded up
+    /// by at most a tick.
     pub(crate) fn oldest(&self) -> Option<(Instant, Handle)> {
         let slot = self.slots.get(self.oldest as usize)?;
         let age = (self.latest as u32).wrapping_sub(slot.touched);
@@ -187,7 +186,7 @@ impl<T> Table<T> {
         Some((self.made + touched, Handle { index: self.oldest, serial: slot.serial }))
     }
 
-    /// The entries in the order of their age, the oldest first.
+    /// Returns the entries in order of age, the oldest first.
     pub(crate) fn by_age(&self) -> impl Iterator<Item = Handle> {
         let mut next = self.oldest;
         std::iter::from_fn(move || {
@@ -197,12 +196,12 @@ impl<T> Table<T> {
         })
     }
 
-    /// Places, taken or not: all entries are at one of them.
+    /// Returns the number of slots, used or free.
     pub(crate) fn places(&self) -> usize {
         self.slots.len()
     }
 
-    /// The entry at a place, whatever its serial number.
+    /// Returns the entry in a slot, whatever its serial number.
     pub(crate) fn at(&self, index: u32) -> Option<&T> {
         self.slots.get(index as usize)?.entry.as_ref().map(|(_, value)| value)
     }
@@ -228,7 +227,7 @@ impl<T> Table<T> {
 
     fn ticks(&mut self, now: Instant) -> u32 {
         let ticks = now.saturating_duration_since(self.made).as_nanos().div_ceil(TICK.as_nanos());
-        // Good for 580 years.
+        // 64 bits of nanoseconds last for 580 years.
         self.latest = self.latest.max(ticks as u64);
         self.latest as u32
     }
@@ -257,7 +256,8 @@ impl<T> Table<T> {
     }
 }
 
-/// For growing the index: every slot that is in it has a path.
+/// Returns the hash of a slot's path, for growing the index. Every slot in the index has
+/// a path.
 fn hash_of<T>(hasher: &RandomState, slots: &[Slot<T>], index: u32) -> u64 {
     let entry = slots.get(index as usize).and_then(|slot| slot.entry.as_ref());
     entry.map_or(0, |(path, _)| hasher.hash_one(path))
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_the_one_not_touched_longest() {
+    fn the_oldest_is_the_least_recently_touched() {
         let now = Instant::now();
         let mut table = Table::new(now);
         let handles: Vec<_> = (0..5).map(|n| table.insert(now, path(n as u16), n)).collect();
@@ -296,13 +296,13 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_of_a_removed_entry_leads_nowhere() {
+    fn a_handle_of_a_removed_entry_is_invalid() {
         let now = Instant::now();
         let mut table = Table::new(now);
         let first = table.insert(now, path(1), 1);
         assert_eq!(table.remove(first), Some((path(1), 1)));
         let second = table.insert(now, path(1), 2);
-        assert_eq!(second.index, first.index, "the place is taken again");
+        assert_eq!(second.index, first.index, "the slot is used again");
         assert_eq!(table.get(first), None);
         assert_eq!(table.get_mut(first), None);
         assert_eq!(table.remove(first), None);
@@ -334,20 +334,20 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_never_told_too_early_and_at_most_a_tick_too_late() {
+    fn a_time_is_never_early_and_at_most_a_tick_late() {
         let made = Instant::now();
         let mut table = Table::new(made);
         for micros in [0, 1, 30_999, 31_000, 31_001, 86_400_000_000] {
             let at = made + Duration::from_micros(micros);
             let handle = table.insert(at, path(1), 0);
-            let (told, _) = table.oldest().unwrap();
-            assert!(told >= at && told < at + TICK);
+            let (touched, _) = table.oldest().unwrap();
+            assert!(touched >= at && touched < at + TICK);
             table.remove(handle);
         }
     }
 
     #[test]
-    fn after_1541_days_times_go_on() {
+    fn times_are_right_after_they_wrap() {
         const DAY: Duration = Duration::from_secs(86_400);
         let made = Instant::now();
         let mut table = Table::new(made);
@@ -355,8 +355,8 @@ mod tests {
             let at = made + DAY * days;
             let old = table.insert(at, path(1), 0);
             let young = table.insert(at + DAY, path(2), 1);
-            let (told, oldest) = table.oldest().unwrap();
-            assert!(oldest == old && told >= at && told < at + TICK, "day {days}");
+            let (touched, oldest) = table.oldest().unwrap();
+            assert!(oldest == old && touched >= at && touched < at + TICK, "day {days}");
             table.remove(old);
             assert_eq!(table.oldest().unwrap().1, young);
             table.remove(young);

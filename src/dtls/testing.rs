@@ -1,7 +1,6 @@
-//! A DTLS client of our own, without I/O, for tests and benchmarks: it does what
-//! a device does, and what a broken or hostile one does. That it speaks the
-//! standard, and not merely the server's dialect, is shown elsewhere, by
-//! handshakes of the server with foreign stacks.
+//! A DTLS client without I/O, for tests and benchmarks: it can behave like a device, and
+//! like a broken or hostile one. Handshakes with foreign stacks, tested elsewhere, show
+//! that it speaks the standard and not merely the server's dialect of it.
 
 use std::{
     collections::BTreeMap,
@@ -23,15 +22,15 @@ use super::{
 
 pub use super::record::ContentType;
 
-/// An endpoint whose every byte follows from what it receives: seed and cookie secret are
-/// known, and for as long as the second value lives, the ephemeral secrets of this thread.
-/// Handshakes are recorded with it, and replayed.
+/// Creates an endpoint whose every byte follows from what it receives: seed and cookie
+/// secret are fixed and, while the second value lives, so are the ephemeral secrets of
+/// this thread. Handshakes are recorded with it and replayed.
 pub fn predictable_endpoint<P>(now: Instant) -> (Endpoint<P>, KnownSecrets) {
     key_exchange::known::SECRET.set(Some([0x42; 32]));
     (Endpoint::new(Config::default(), now, &[1; 32], [2; 32]), KnownSecrets(()))
 }
 
-/// Until it is dropped, the ephemeral secrets that this thread makes are known.
+/// Guard: until it is dropped, this thread makes its ephemeral keys from a known secret.
 pub struct KnownSecrets(());
 
 impl Drop for KnownSecrets {
@@ -40,37 +39,37 @@ impl Drop for KnownSecrets {
     }
 }
 
-/// How a [`Client`] behaves.
+/// Behaviour of a [`Client`].
 #[derive(Clone)]
 pub struct Profile {
     /// PSK identity.
     pub identity: Vec<u8>,
     /// Pre-shared key.
     pub psk: Psk,
-    /// Suites offered, as codes.
+    /// Codes of the suites offered.
     pub suites: Vec<u16>,
-    /// Whether extended master secret is offered.
+    /// Offers extended master secret.
     pub extended_master_secret: bool,
-    /// Groups offered, as codes; none leaves the extension out.
+    /// Codes of the groups offered; if empty, the extension is left out.
     pub groups: Vec<u16>,
-    /// The connection ID that the client wants (RFC 9146); may be empty.
+    /// Connection ID that the client asks for (RFC 9146); may be empty.
     pub connection_id: Option<Vec<u8>>,
-    /// More extensions of the ClientHello, as bytes.
+    /// Further extensions of the ClientHello, as bytes.
     pub extensions: Vec<u8>,
     /// session_id of the ClientHello.
     pub session_id: Vec<u8>,
-    /// Longest body of a handshake fragment; messages beyond are split.
+    /// Longest body of a handshake fragment in bytes; longer messages are split.
     pub fragment: usize,
-    /// Send the fragments of a flight in reverse order.
+    /// Sends the records of a flight in reverse order.
     pub reverse: bool,
-    /// Put all records of a flight into one datagram.
+    /// Puts all records of a flight into one datagram.
     pub coalesce: bool,
-    /// First retransmission time-out.
+    /// First retransmission timeout.
     pub retransmission_timeout: Duration,
 }
 
 impl Profile {
-    /// An ordinary device.
+    /// Creates the profile of an ordinary device.
     pub fn new(identity: &str, psk: Psk) -> Self {
         Self {
             identity: identity.into(),
@@ -95,7 +94,7 @@ struct Keys {
     master: MasterSecret,
 }
 
-/// One message of a flight, ready to be sent again under new record numbers.
+/// One message of a flight, kept for resending under new record numbers.
 enum Part {
     Handshake { epoch: u16, kind: u8, sequence: u16, body: Vec<u8> },
     ChangeCipherSpec,
@@ -103,13 +102,13 @@ enum Part {
 
 /// The client of one session.
 pub struct Client {
-    /// How it behaves; may be changed between flights.
+    /// Its behaviour; may be changed between flights.
     pub profile: Profile,
     /// Data received, in order.
     pub received: Vec<Vec<u8>>,
     /// Level and description of the last alert received.
     pub alert: Option<(u8, u8)>,
-    /// Flights that were sent again.
+    /// Number of flights resent.
     pub retransmissions: u32,
     random: [u8; 32],
     server_random: [u8; 32],
@@ -127,14 +126,14 @@ pub struct Client {
     pub server_extensions: BTreeMap<u16, Vec<u8>>,
     server_point: Option<(Group, Vec<u8>)>,
     group: Option<Group>,
-    /// Sent as the point of an ephemeral suite instead of an honest one.
+    /// Point to send in an ephemeral suite instead of a valid one.
     pub point: Option<Vec<u8>>,
     keys: Option<Keys>,
     established: bool,
 }
 
 impl Client {
-    /// A client that has sent nothing yet; `random` is its ClientHello's.
+    /// Creates a client that has sent nothing yet; `random` is its ClientHello's.
     pub fn new(profile: Profile, random: [u8; 32]) -> Self {
         Self {
             resend_after: profile.retransmission_timeout,
@@ -162,34 +161,34 @@ impl Client {
         }
     }
 
-    /// Whether the server's Finished was right.
+    /// Returns whether the server's Finished was correct.
     pub fn is_established(&self) -> bool {
         self.established
     }
 
-    /// random of the ServerHello.
+    /// Returns the random of the ServerHello.
     pub fn server_random(&self) -> [u8; 32] {
         self.server_random
     }
 
-    /// What was agreed on: the suite and whether with extended master secret.
+    /// Returns the negotiated suite, and whether extended master secret is in use.
     pub fn agreed(&self) -> Option<(Suite, bool)> {
         self.agreed
     }
 
-    /// The first flight: a ClientHello without cookie.
+    /// Returns the first flight: a ClientHello without a cookie.
     pub fn start(&mut self, now: Instant) -> Vec<Vec<u8>> {
         self.flight.clear();
         self.say(0, message::CLIENT_HELLO, self.client_hello());
         self.send_flight(now)
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.resend_at
     }
 
-    /// The flight again, when its time has come.
+    /// Returns the flight again if its time has come.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
         if self.resend_at.is_none_or(|at| at > now) {
             return Vec::new();
@@ -199,17 +198,18 @@ impl Client {
         self.send_flight(now)
     }
 
-    /// The code of the group in which the keys were agreed on.
+    /// Returns the code of the group used for the ephemeral keys.
     pub fn group(&self) -> Option<u16> {
         self.group.map(|group| group as u16)
     }
 
-    /// The connection ID that records to the server bear; empty when none was agreed on.
+    /// Returns the connection ID in records to the server; empty when none was
+    /// negotiated.
     pub fn server_connection_id(&self) -> &[u8] {
         self.server_extensions.get(&54).and_then(|body| body.get(1..)).unwrap_or_default()
     }
 
-    /// The ID that records from the server bear.
+    /// Returns the connection ID in records from the server.
     fn own_connection_id(&self) -> &[u8] {
         match &self.profile.connection_id {
             Some(id) if self.server_extensions.contains_key(&54) => id,
@@ -217,19 +217,19 @@ impl Client {
         }
     }
 
-    /// One record of application data.
+    /// Returns one record of application data.
     pub fn send(&mut self, data: &[u8]) -> Vec<u8> {
         self.seal(ContentType::ApplicationData, data)
     }
 
-    /// One protected record of any type.
+    /// Returns one protected record of any type.
     pub fn seal(&mut self, kind: ContentType, plaintext: &[u8]) -> Vec<u8> {
         let inner_type: &[u8] = if self.server_connection_id().is_empty() { &[] } else { &[kind as u8] };
         self.seal_parts(kind, [plaintext, inner_type])
     }
 
-    /// A protected record of whatever is to be inside: with a connection ID, content,
-    /// type and padding (RFC 9146 §4).
+    /// Returns a protected record with a freely chosen inside: with a connection ID, this
+    /// is content, type and padding (RFC 9146 §4).
     pub fn seal_inner(&mut self, inner: &[u8]) -> Vec<u8> {
         self.seal_parts(ContentType::ApplicationData, [inner, &[]])
     }
@@ -244,13 +244,14 @@ impl Client {
         out
     }
 
-    /// Goes on with this number of protected records: a hostile client may repeat one.
+    /// Continues the protected records at this number, so that a hostile client can
+    /// repeat one.
     pub fn set_next_record(&mut self, number: u64) {
         self.next_record[1] = number;
     }
 
-    /// Number and explicit nonce of each protected record in a datagram of the server that
-    /// opens under the client's keys.
+    /// Returns the number and the explicit nonce of each protected record in a server's
+    /// datagram that opens under the client's keys.
     pub fn opened(&self, datagram: &[u8]) -> Vec<(u64, [u8; 8])> {
         let mut bytes = datagram.to_vec();
         let id = self.own_connection_id();
@@ -268,12 +269,12 @@ impl Client {
         opened
     }
 
-    /// The protected close_notify.
+    /// Returns a protected close_notify.
     pub fn close(&mut self) -> Vec<u8> {
         self.seal(ContentType::Alert, &[1, 0])
     }
 
-    /// Takes a datagram of the server; answers with what is to be sent.
+    /// Processes a datagram of the server; returns the datagrams to send.
     pub fn receive(&mut self, now: Instant, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut bytes = datagram.to_vec();
         let mut records = Records::with_id_length(&mut bytes, self.own_connection_id().len());
@@ -320,8 +321,8 @@ impl Client {
         Vec::new()
     }
 
-    /// Takes a cookie, and another one when the server asks again. A message whose
-    /// number is not the next one is taken for a repetition, as foreign stacks do.
+    /// Accepts a cookie, and another one when the server asks again. A message whose
+    /// number is not the next is taken for a repetition, as foreign stacks do.
     fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
         if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();
@@ -387,14 +388,14 @@ impl Client {
             Suite::ALL.into_iter().find(|suite| suite.code() == code).map(|suite| (suite, extended));
     }
 
-    /// ClientKeyExchange, ChangeCipherSpec and Finished.
+    /// Returns ClientKeyExchange, ChangeCipherSpec and Finished.
     fn finish(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let Some((suite, extended)) = self.agreed else { return Vec::new() };
         self.flight.clear();
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
         let shared = self.server_point.take().and_then(|(group, point)| {
-            // Neither zero nor beyond the order of a curve.
+            // A valid secret is not zero and below the order of the curve.
             let mut secret = self.random;
             secret[0] = 1;
             let key = EphemeralKey::known(group, secret);
@@ -498,7 +499,7 @@ impl Client {
     }
 }
 
-/// A handshake message in fragments of at most `limit` bytes of body.
+/// Splits a handshake message into fragments of at most `limit` bytes of body.
 fn fragments(kind: u8, sequence: u16, body: &[u8], limit: usize) -> Vec<Vec<u8>> {
     let limit = limit.clamp(1, body.len().max(1));
     (0..body.len().max(1))

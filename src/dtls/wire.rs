@@ -1,12 +1,12 @@
-//! Bounded reading and writing of the wire's integers and vectors. All parsing
-//! goes through [`Reader`]: it hands out sub-slices and never indexes, so that a
-//! length field cannot run past its message.
+//! Bounded reading and writing of integers and vectors. All parsing goes through
+//! [`Reader`]: it hands out sub-slices and never indexes, so a length field cannot reach
+//! past its message.
 
-/// A message ended before its fields did, or a field contradicts its bounds.
+/// Error: a message is shorter than its fields, or a field contradicts its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// A cursor over bytes from outside.
+/// A cursor over untrusted bytes.
 #[derive(Clone)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -43,30 +43,30 @@ impl<'a> Reader<'a> {
         self.array().map(|[a, b, c]| u32::from_be_bytes([0, a, b, c]))
     }
 
-    /// A vector with a length of one byte (RFC 5246 §4.3).
+    /// Reads a vector with a one-byte length (RFC 5246 §4.3).
     pub(crate) fn vector8(&mut self) -> Result<&'a [u8], Malformed> {
         let length = self.u8()?;
         self.take(length.into())
     }
 
-    /// A vector with a length of two bytes.
+    /// Reads a vector with a two-byte length.
     pub(crate) fn vector16(&mut self) -> Result<&'a [u8], Malformed> {
         let length = self.u16()?;
         self.take(length.into())
     }
 
-    /// Nothing may be left.
+    /// Fails if any bytes are left.
     pub(crate) fn end(&self) -> Result<(), Malformed> {
         if self.is_empty() { Ok(()) } else { Err(Malformed) }
     }
 }
 
-/// Appends the 24-bit big-endian form; the value is one of ours and fits.
+/// Appends the 24-bit big-endian form of a value of our own, which fits.
 pub(crate) fn put_u24(out: &mut Vec<u8>, value: usize) {
     out.extend_from_slice(&(value as u32).to_be_bytes()[1..]);
 }
 
-/// Appends what `body` writes as a vector with a length of two bytes.
+/// Appends what `body` writes, as a vector with a two-byte length.
 pub(crate) fn put_vector16(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend_from_slice(&[0, 0]);
@@ -75,7 +75,7 @@ pub(crate) fn put_vector16(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends a vector with a length of one byte; it is one of ours and fits.
+/// Appends a vector of our own with a one-byte length, which fits.
 pub(crate) fn put_vector8(out: &mut Vec<u8>, body: &[u8]) {
     out.push(body.len() as u8);
     out.extend_from_slice(body);

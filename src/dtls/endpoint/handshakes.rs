@@ -1,5 +1,5 @@
-//! Handshakes of an endpoint: the cookie exchange before there is one, what each
-//! network may have of them, the flights and their timers, and how one ends.
+//! Handshakes of an endpoint: the cookie exchange that precedes them, the budget of each
+//! network, flights and their timers, and how a handshake ends.
 
 use std::{
     hash::BuildHasher,
@@ -17,10 +17,11 @@ use crate::dtls::{
     wire::Reader,
 };
 
-/// Computing time that a handshake may cost the server in all, with a key's lookup.
+/// CPU time charged for a handshake, including the lookup of a key.
 const COST: Duration = Duration::from_micros(20);
 
-/// The same of an ephemeral suite, besides: a key is made, and a secret agreed on.
+/// Returns the additional CPU time charged for an ephemeral suite, which generates a key
+/// and computes a shared secret.
 fn cost_of(group: Group) -> Duration {
     match group {
         Group::X25519 => Duration::from_micros(60),
@@ -28,40 +29,45 @@ fn cost_of(group: Group) -> Duration {
     }
 }
 
-/// Claims of one handshake that are looked into within [`CLAIM_PERIOD`]: anybody can make
-/// one in the client's name, and each costs a key's lookup.
+/// Maximum number of claims of one handshake processed per [`CLAIM_PERIOD`]: anyone can
+/// make one in the client's name, and each costs the lookup of a key.
 const MAX_CLAIMS: u8 = 16;
-/// The same where each costs an operation on a curve as well.
+/// The same limit for an ephemeral suite, where each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
-/// Shorter than any client's time-out: a flight that is sent again finds room for its own.
+/// Shorter than any client's timeout, so that a client that resends its flight always
+/// gets its own claim processed.
 const CLAIM_PERIOD: Duration = Duration::from_millis(500);
-/// Time-outs after which a client whose record failed under its keys is taken to have
-/// others, unless another one fails before: RFC 7925 devices repeat theirs after 9 s.
+/// Number of timeouts after a failed record at which the client is assumed to have a
+/// wrong key, unless a second record fails earlier. Long enough for RFC 7925 devices,
+/// which repeat theirs after 9 s.
 const SUSPICION: u32 = 12;
 
-/// A handshake, and what the endpoint knows of it.
+/// A handshake and the endpoint's state about it.
 pub(super) struct Progress<P> {
     pub(super) handshake: Handshake,
-    /// Whose key it goes on with.
+    /// Owner of the key that the handshake continues with; `None` before that, and for an
+    /// unknown identity.
     pub(super) principal: Option<P>,
     pub(super) holder: Option<Holder>,
-    /// Charged to the client's network, until it has become a session.
+    /// CPU time charged to the client's network, refunded when the handshake becomes a
+    /// session.
     charged: Duration,
-    /// When the flight was sent last, and how often by its timer.
+    /// When the flight was last sent, and how often the timer has resent it.
     sent: Option<(Instant, usize)>,
-    /// It has begun with a hello of a session that there is, most likely a late
-    /// repetition: nothing is done for it but to answer.
+    /// The handshake was started by a hello that already led to a session, most likely a
+    /// late copy: it is answered, and nothing else is done for it.
     is_late: bool,
-    /// Description of a fatal alert that came in the client's name.
+    /// Description of a fatal alert sent in the client's name.
     alert: Option<u8>,
-    /// Claims looked into since a time.
+    /// Start of the current [`CLAIM_PERIOD`], and the claims processed in it.
     claims: (Instant, u8),
-    /// When a record failed under the keys for the first time.
+    /// When a record first failed under the keys.
     bad_record: Option<Instant>,
 }
 
 impl<P> Progress<P> {
-    /// Drops the claim whose key cannot be had now. It was not looked into.
+    /// Drops a claim whose key cannot be looked up now. The claim does not count, because
+    /// it was not checked.
     pub(super) fn postpone(&mut self, claim: u32) {
         if self.handshake.awaits_psk(claim) {
             self.claims.1 = self.claims.1.saturating_sub(1);
@@ -70,8 +76,8 @@ impl<P> Progress<P> {
     }
 }
 
-/// Hellos whose handshakes have become sessions lately. A newer one may take the place
-/// of another, which is then forgotten.
+/// Hellos whose handshakes recently became sessions. A newer one may overwrite another in
+/// the same place, which is then forgotten.
 #[derive(Default)]
 pub(super) struct Completions(Vec<u64>);
 
@@ -115,8 +121,8 @@ impl<P> Endpoint<P> {
                 let step = progress.handshake.change_cipher_spec();
                 self.take_step(now, handle, step, spent, out);
             }
-            // Anybody can send a plaintext alert in the client's name: it ends nothing,
-            // and is told when the handshake has come to nothing anyway.
+            // Anyone can send a plaintext alert in the client's name, so it ends nothing.
+            // It is only reported if the handshake fails anyway.
             ContentType::Alert => {
                 if let (&[2, description], Some(handle)) = (payload, self.handshakes.of(path))
                     && let Some(progress) = self.handshakes.get_mut(handle)
@@ -138,7 +144,7 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
-            // No client packs two into a datagram.
+            // No client packs two ClientHellos into a datagram.
             if std::mem::replace(&mut spent.hello, true) {
                 self.counters.drop(Dropped::Message);
                 return;
@@ -166,7 +172,7 @@ impl<P> Endpoint<P> {
                     *claims = (now, 0);
                 }
                 let most = if is_ephemeral { MAX_EPHEMERAL_CLAIMS } else { MAX_CLAIMS };
-                // No client packs two into a datagram.
+                // No client packs two claims into a datagram.
                 let may = claims.1 < most && !std::mem::replace(&mut spent.claim, true);
                 claims.1 += u8::from(may);
                 may
@@ -176,8 +182,8 @@ impl<P> Endpoint<P> {
         self.take_step(now, handle, step, spent, out);
     }
 
-    /// The beginning of a ClientHello: of the handshake that it belongs to, of a
-    /// new one when its cookie is good, and otherwise of nothing.
+    /// Processes the beginning of a ClientHello. Returns the handshake it belongs to: the
+    /// current one, a new one if its cookie is valid, or else none.
     fn hello(
         &mut self,
         now: Instant,
@@ -236,16 +242,16 @@ impl<P> Endpoint<P> {
 
     fn over_budget(&mut self, now: Instant, path: Path) {
         self.counters.drop(Dropped::OverBudget);
-        if self.told_over_budget.is_none_or(|told| now >= told + Duration::from_secs(1)) {
-            self.told_over_budget = Some(now);
+        if self.over_budget_reported.is_none_or(|reported| now >= reported + Duration::from_secs(1)) {
+            self.over_budget_reported = Some(now);
             self.events.push_back(Event::OverBudget { peer: path.peer });
         }
     }
 
-    /// RFC 6347 §4.2.1: asks a stranger to show that it receives at its address,
-    /// and keeps nothing. The answer is never longer than the question, and every
-    /// number in it is the question's: whichever of its hellos is asked about, the
-    /// client takes it for the next message (§4.2.2).
+    /// Asks an unknown client to prove that it receives at its address (RFC 6347 §4.2.1),
+    /// and keeps no state. The answer is never longer than the hello, and its numbers are
+    /// copied from the hello: a client thus accepts it as the next message, whichever of
+    /// its hellos it answers (§4.2.2).
     fn verify_hello(
         &mut self,
         now: Instant,
@@ -307,9 +313,10 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// A record failed under the keys: the client has others, or somebody else has made
-    /// it. Who has the right ones is given the time to send its own again; when that fails
-    /// as well, after a time-out or more, the client is told.
+    /// Handles a record that failed under the keys: the client has other keys, or someone
+    /// else sent the record. A client with the right keys gets time to resend its own; if
+    /// a second record fails a timeout or more after the first, the client is sent an
+    /// alert.
     fn bad_record(&mut self, now: Instant, handle: Handle, out: &mut impl Outbox) {
         let timeout = self.config.retransmission_timeout;
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
@@ -324,13 +331,13 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// RFC 4279 §2: a wrong key and an unknown identity end alike.
+    /// Fails the handshake. A wrong key and an unknown identity end alike (RFC 4279 §2).
     fn wrong_key(&mut self, handle: Handle, out: &mut impl Outbox) {
         self.send_alert(handle, Alert::DecryptError, out);
         self.fail_handshake(handle, Failure::WrongKey);
     }
 
-    /// Takes a handshake that has become a session out of the table.
+    /// Removes a handshake that has become a session from the table.
     pub(super) fn take_completed(&mut self, handle: Handle) -> Option<(Path, Option<P>, Option<Holder>)> {
         let (path, progress) = self.handshakes.remove(handle)?;
         self.origins.end(path.peer);
@@ -356,7 +363,7 @@ impl<P> Endpoint<P> {
             }
             other => other,
         };
-        // A late repetition of a hello whose handshake went well is nobody's failure.
+        // A late copy of a hello whose handshake succeeded is no failure.
         if is_late && reason != Failure::WrongKey {
             return;
         }
@@ -367,7 +374,7 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Gives up handshakes with a record that failed under their keys long ago.
+    /// Abandons handshakes of which a record failed under the keys too long ago.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {
@@ -386,7 +393,7 @@ impl<P> Endpoint<P> {
                 }
                 self.resend[round].pop_front();
                 if awaits_client(&self.handshakes, handle) {
-                    // Unless the client's own timer has just asked for it.
+                    // Skipped when the client's own timer has just asked for the flight.
                     if self.may_repeat(now, handle) {
                         self.counters.retransmissions += 1;
                         self.send_flight(now, round + 1, handle, out);
@@ -397,8 +404,8 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// The client has asked for the flight again: it is sent at most once for a
-    /// datagram, and not twice within half of its time-out, whoever asks.
+    /// Resends the flight when the client has asked for it: at most once per datagram,
+    /// and not within half of the timeout after the flight was last sent.
     fn repeat_flight(&mut self, now: Instant, handle: Handle, spent: &mut Spent, out: &mut impl Outbox) {
         if spent.flight || !self.may_repeat(now, handle) {
             self.counters.drop(Dropped::Flight);
@@ -416,8 +423,8 @@ impl<P> Endpoint<P> {
         sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
     }
 
-    /// Forgets what is at the front of the queues and no longer to be done, so
-    /// that they are no longer than the oldest silent handshake makes them.
+    /// Removes stale entries from the front of the queues, so that the oldest handshake
+    /// still waiting bounds their length.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {
@@ -465,7 +472,8 @@ impl<P> Endpoint<P> {
     }
 }
 
-/// Returns whether a flight may have been lost on its way to the client.
+/// Returns whether the server waits for the client, so that its flight may have been
+/// lost.
 fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
     handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
 }

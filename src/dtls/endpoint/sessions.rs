@@ -1,5 +1,5 @@
-//! Sessions of an endpoint: which of them a record belongs to, where its client is, who
-//! has to make room when there are too many, and how one ends.
+//! Sessions of an endpoint: which session a record belongs to, where its client is, which
+//! session is evicted when there are too many, and how a session ends.
 
 use std::{collections::HashMap, hash::BuildHasher, net::SocketAddr, time::Instant};
 
@@ -15,10 +15,10 @@ use crate::dtls::{
     table::Handle,
 };
 
-/// Sessions, of those idle longest, among which one is chosen to make room.
+/// Number of sessions, those idle longest, among which the one to evict is chosen.
 const CANDIDATES: usize = 64;
 
-/// Sessions of each network.
+/// Number of sessions of each network.
 #[derive(Default)]
 pub(super) struct Shares(HashMap<u64, u32>);
 
@@ -48,8 +48,8 @@ impl Shares {
 }
 
 impl<P> Endpoint<P> {
-    /// Reads a record of epoch 1. When a path has both a session and a
-    /// handshake, only the keys tell which of them the record belongs to.
+    /// Reads a record of epoch 1. When a path has both a session and a handshake, only
+    /// the keys show which of them the record belongs to.
     pub(super) fn protected<'d>(
         &mut self,
         now: Instant,
@@ -63,14 +63,14 @@ impl<P> Endpoint<P> {
             Some(id) => self.by_connection_id.get(&id).copied(),
             None => self.sessions.of(path),
         };
-        // RFC 9146 §3: once IDs are agreed on, a record without is not taken.
+        // RFC 9146 §3: once an ID is negotiated, a record without it is discarded.
         let handshake = self.handshakes.of(path).filter(|&handle| {
             self.handshakes
                 .get(handle)
                 .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
         });
         if let Some(handle) = session {
-            // A record that fails to decrypt is garbage afterwards.
+            // Decryption in place destroys a record that fails to authenticate.
             let untouched = handshake.map(|_| payload.to_vec());
             let session = self.sessions.get_mut(handle)?;
             let is_newest = session.is_newest(header.sequence);
@@ -83,7 +83,7 @@ impl<P> Endpoint<P> {
                     }
                     self.follow(handle, path, bytes, is_newest);
                     if matches!(opened, Opened::Alert(..)) {
-                        // As a rule it ends the session.
+                        // An alert usually ends the session.
                         wipe_stack();
                     }
                     if self.has_aged(now, handle) {
@@ -114,13 +114,14 @@ impl<P> Endpoint<P> {
         u64::from(self.seconds(now).saturating_sub(begun)) >= self.config.session_max_age.as_secs()
     }
 
-    /// RFC 9146 §6: a client with a connection ID is where its newest record came
-    /// from. An older one, late or caught and sent again by somebody, moves nobody.
+    /// Moves a client with a connection ID to the path of its newest record (RFC 9146
+    /// §6). An older record, delayed or captured and replayed by an attacker, moves no
+    /// client.
     fn follow(&mut self, handle: Handle, path: Path, bytes: usize, is_newest: bool) {
         let Some(before) = self.sessions.path(handle) else { return };
         let Some(session) = self.sessions.get_mut(handle) else { return };
         let moved = is_newest && before != path && session.connection.own_id().is_some();
-        // Bytes from elsewhere earn nothing here.
+        // Bytes from another path earn no credit for the current one.
         if moved || before == path {
             session.connection.received(path, bytes, moved);
         }
@@ -147,7 +148,7 @@ impl<P> Endpoint<P> {
             Opened::Data(range) => {
                 return payload.get_mut(range).map(|data| ApplicationData { session, data });
             }
-            // RFC 5246 §7.2.1: close_notify is answered with our own.
+            // RFC 5246 §7.2.1: close_notify is answered with close_notify.
             Opened::Alert(_, 0) => self.end_session(handle, Closed::ByPeer, true, out),
             Opened::Alert(2, description) => {
                 self.end_session(handle, Closed::ByAlert(description), false, out)
@@ -176,11 +177,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let Some((path, principal, holder)) = self.take_completed(handle) else { return };
-        // Without a principal the key was one that nobody knows.
+        // Without a principal the identity was unknown and the key random.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(path) {
-            // RFC 6347 §4.2.8: only now is the old association given up. Its
-            // keys are gone on the client's side, so no alert of it is due.
+            // RFC 6347 §4.2.8: the old association is discarded only now. The client no
+            // longer has its keys, so no alert is sent.
             self.end_session(old, Closed::Replaced, false, out);
         }
         if self.sessions.len() >= self.config.max_sessions {
@@ -197,8 +198,8 @@ impl<P> Endpoint<P> {
         let mut session = Session::new(completed, link, self.seconds(now), principal);
         session.connection.begin_at(path);
         let handle = match connection_id {
-            // Found by its ID alone: what somebody sends from another client's
-            // address must not push that client out of its place.
+            // Listed by its ID alone: an attacker who spoofs another client's address
+            // must not displace that client's session.
             Some(id) => {
                 let handle = self.sessions.insert_unlisted(now, path, session);
                 self.by_connection_id.insert(id, handle);
@@ -215,15 +216,16 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::Established { session: SessionId(handle), peer: path.peer });
     }
 
-    /// Ends a session for another one: of those idle longest, one of the network that has
-    /// most; one with a request in work only if there is no other.
+    /// Evicts a session to make room for another: among those idle longest, one of the
+    /// network with the most sessions; one with a request in progress only if there is no
+    /// other.
     fn make_room(&mut self, out: &mut impl Outbox) {
         let greediness = |handle: &Handle| {
             let peer = self.sessions.path(*handle).map(|path| path.peer);
             let is_busy = self.sessions.get(*handle).is_some_and(|session| session.is_busy);
             (!is_busy, peer.map_or(0, |peer| self.shares.of(peer)))
         };
-        // Of equals the last one counts, so the oldest has to come last.
+        // `max_by_key` returns the last of equals, so the oldest has to come last.
         let candidates: Vec<Handle> = self.sessions.by_age().take(CANDIDATES).collect();
         if let Some(handle) = candidates.into_iter().rev().max_by_key(greediness) {
             self.counters.evicted += 1;
@@ -242,8 +244,8 @@ impl<P> Endpoint<P> {
             let notify = Alert::CloseNotify.to_wire();
             self.send_from_session(handle, out, |session, buffer| {
                 let sealed = session.seal(ContentType::Alert, &notify, buffer);
-                // Before anything is moved to the heap: padding takes along what is on the
-                // stack.
+                // Before anything is moved to the heap: padding bytes would carry along
+                // what is on the stack.
                 wipe_stack();
                 sealed
             });
@@ -307,8 +309,8 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Seals something, and sends it when it may be sent to where the client is. `None`
-    /// when the session is gone.
+    /// Seals a record, and sends it unless the client's current address allows no more
+    /// bytes. Returns whether it was sealed and sent, or `None` when the session is gone.
     fn send_from_session(
         &mut self,
         handle: Handle,

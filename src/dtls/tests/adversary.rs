@@ -1,10 +1,10 @@
-//! Attackers who own an address, know a client's, or hold a key of their own, and what a
-//! network does to honest clients that looks the same.
+//! Attackers who own an address, know a client's address, or hold a key of their own; and
+//! faults of the network that make honest clients look the same.
 
 use super::*;
 use crate::dtls::{Holder, handshake::MAX_EARLY, message, record};
 
-/// A record of epoch 0 with these fragments.
+/// Returns a record of epoch 0 with these fragments.
 fn record_of(sequence: u64, fragments: &[Vec<u8>]) -> Vec<u8> {
     let mut out = Vec::new();
     let payload = fragments.concat();
@@ -12,7 +12,7 @@ fn record_of(sequence: u64, fragments: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// The first `body` of a message of `length` bytes.
+/// Returns the first fragment of a message of `length` bytes, containing `body`.
 fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     message::put_header(&mut out, kind, sequence, length);
@@ -20,7 +20,7 @@ fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
     [out, body.to_vec()].concat()
 }
 
-/// A hello with a good cookie, not yet sent, and its client.
+/// Returns a client and its hello with a valid cookie, not yet sent.
 fn second_hello(server: &mut Server, profile: Profile, from: SocketAddr) -> (Client, Vec<u8>) {
     let mut client = Client::new(profile, [3; 32]);
     let hello = client.start(server.now).concat();
@@ -48,7 +48,7 @@ fn one_datagram_of_hellos_gets_one_answer() {
 }
 
 #[test]
-fn one_datagram_begins_one_handshake_however_often_the_cookie_is_in_it() {
+fn one_datagram_starts_one_handshake_however_many_hellos_it_holds() {
     let mut server = Server::new(Config::default());
     let (_, hello) = second_hello(&mut server, ephemeral(23), peer());
     let empty = record_of(9, &[fragment(message::CLIENT_KEY_EXCHANGE, 2, 0, &[])]);
@@ -59,7 +59,7 @@ fn one_datagram_begins_one_handshake_however_often_the_cookie_is_in_it() {
 }
 
 #[test]
-fn a_flight_is_repeated_once_for_a_datagram_and_not_within_half_of_its_time_out() {
+fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     let mut server = Server::new(Config::default());
     let (_, hello) = second_hello(&mut server, profile(), peer());
     assert_eq!(server.receive(peer(), &hello).len(), 1);
@@ -72,12 +72,14 @@ fn a_flight_is_repeated_once_for_a_datagram_and_not_within_half_of_its_time_out(
     server.now += Duration::from_millis(1);
     assert_eq!(server.receive(peer(), &again).len(), 1);
     assert_eq!(server.receive(peer(), &again), []);
-    // Neither does the timer, whose turn is half a second later: this one still counts.
+    // The timer, which fires half a second later, does not resend it either: this copy
+    // still counts.
     assert_eq!(server.advance(Duration::from_millis(499)), []);
 }
 
-/// Handshakes of an address without a key: its burst, and then its share. Devices
-/// elsewhere, and those behind it that have their key, are not held up.
+/// An address without a key may start as many handshakes as its burst allows, then its
+/// share per second. Devices elsewhere, and those behind it that have their key, are not
+/// held up.
 #[test]
 fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     let unfinished_burst = Duration::from_millis(40);
@@ -91,7 +93,7 @@ fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     let counters = server.endpoint.counters();
     assert_eq!((counters.handshakes_started, counters.dropped(Dropped::OverBudget)), (500, 500));
     assert!(connect(&mut server, profile(), elsewhere(), 1).is_established());
-    // A tenth of a second later there is a share again.
+    // A tenth of a second later part of the budget is back.
     server.now += Duration::from_millis(100);
     for port in 2000..3000 {
         let from = SocketAddr::new(peer().ip(), port);
@@ -115,9 +117,10 @@ fn a_network_over_its_budget_is_reported_once_a_second() {
     assert_eq!([0, 0, 999, 1, 999].map(&mut reports), [1, 0, 0, 1, 0]);
 }
 
-/// A suite whose curve is not affordable is not replaced by one without.
+/// When the budget does not cover the curve, the server does not fall back to a suite
+/// without one.
 #[test]
-fn who_offers_an_ephemeral_suite_is_never_pushed_to_one_that_is_not() {
+fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
     let unfinished_burst = Duration::from_micros(100);
     let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
     let both = Profile { suites: vec![0xd003, 0xc0a8], groups: vec![23], ..profile() };
@@ -127,7 +130,7 @@ fn who_offers_an_ephemeral_suite_is_never_pushed_to_one_that_is_not() {
 }
 
 #[test]
-fn a_crowd_with_its_keys_behind_one_address_is_not_held_up() {
+fn many_devices_with_keys_behind_one_address_are_not_held_up() {
     let unfinished_burst = Duration::from_millis(10);
     let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
     // 5,000 times 20 µs are ten times the burst: finished handshakes are free.
@@ -138,7 +141,7 @@ fn a_crowd_with_its_keys_behind_one_address_is_not_held_up() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::OverBudget), 0);
 }
 
-/// RFC 6347 §4.1.2.7: junk in the client's name, before and after its own messages.
+/// RFC 6347 §4.1.2.7: junk in the client's name, before and between its own messages.
 #[test]
 fn forged_messages_and_records_do_not_end_an_honest_handshake() {
     let key_exchange = |identity: &[u8]| {
@@ -178,7 +181,8 @@ fn forged_messages_and_records_do_not_end_an_honest_handshake() {
                         }
                         converse(&mut server, &mut client, peer(), vec![datagram.clone()]);
                     }
-                    // Where the forged claim came between its messages, the client repeats them.
+                    // If the forged claim came between its messages, the client resends
+                    // them.
                     if !client.is_established() {
                         server.now += Duration::from_secs(1);
                         let again = client.handle_timeout(server.now);
@@ -212,7 +216,7 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
         }
         let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
         assert_eq!(asked, most);
-        // A client that sends its flight again finds room for its own.
+        // A client that resends its flight gets its own claim processed.
         server.now += Duration::from_secs(1);
         let mut body = b"\x00\x06lamp-1".to_vec();
         if most == 4 {
@@ -232,9 +236,10 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
     }
 }
 
-/// Sixteen claims in one datagram are one, and so no more of a neighbour's.
+/// Many claims packed into one datagram count as one, so they do not use up the client's
+/// own.
 #[test]
-fn one_datagram_makes_one_claim() {
+fn one_datagram_makes_at_most_one_claim() {
     for suite in [profile(), ephemeral(29)] {
         let mut server = Server::new(Config::default());
         let (mut client, hello) = second_hello(&mut server, suite.clone(), peer());
@@ -255,10 +260,10 @@ fn one_datagram_makes_one_claim() {
     }
 }
 
-/// RFC 7925 §11: a device may take 9 s until it repeats its flight. Records that somebody
-/// else has made meanwhile, before or after its own, or in place of it, cost it nothing.
+/// RFC 7925 §11: a device may take 9 s to resend its flight. Records sent by others in
+/// the meantime, before, after or instead of its own, do it no harm.
 #[test]
-fn junk_does_not_hurry_a_patient_device() {
+fn junk_does_not_shorten_the_time_a_slow_device_has() {
     let junk = |number: u8| {
         let header = [22, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, number, 0, 40];
         [&header[..], &[0x55; 40]].concat()
@@ -289,7 +294,8 @@ fn junk_does_not_hurry_a_patient_device() {
     }
 }
 
-/// The second fragment of a hello may be anybody's. What it makes of the hello ends nothing.
+/// Anyone may send the second fragment of a hello, so a forged one must not end the
+/// handshake.
 #[test]
 fn a_forged_fragment_of_a_hello_ends_no_handshake() {
     let mut server = Server::new(Config::default());
@@ -307,7 +313,8 @@ fn a_forged_fragment_of_a_hello_ends_no_handshake() {
     assert!(client.is_established());
 }
 
-/// A device with a wrong key repeats its flight in vain: it is told then.
+/// A device with a wrong key resends its flight; the second failure is answered with an
+/// alert.
 #[test]
 fn a_second_flight_under_a_wrong_key_is_answered_with_an_alert() {
     let mut server = Server::new(Config::default());
@@ -318,10 +325,10 @@ fn a_second_flight_under_a_wrong_key_is_answered_with_an_alert() {
     converse(&mut server, &mut client, peer(), again);
     assert_eq!(client.alert, Some((2, 51)));
     assert_eq!(server.failures(), [Failure::WrongKey]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
-/// A message that is longer than any ClientKeyExchange is not put together.
+/// A message longer than any ClientKeyExchange is not reassembled.
 #[test]
 fn a_long_client_key_exchange_is_not_buffered() {
     let mut server = Server::new(Config::default());
@@ -334,10 +341,10 @@ fn a_long_client_key_exchange_is_not_buffered() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// A device without entropy says the same after each boot. It has sent its
-/// ClientKeyExchange, and boots.
+/// A device without entropy sends the same hello after each boot. This one reboots after
+/// its ClientKeyExchange.
 #[test]
-fn a_device_without_entropy_that_reboots_in_mid_handshake_is_answered() {
+fn a_device_without_entropy_can_reboot_in_the_middle_of_a_handshake() {
     let mut server = Server::new(Config::default());
     let (mut client, hello) = second_hello(&mut server, Profile { coalesce: false, ..profile() }, peer());
     let flight = server.receive(peer(), &hello).remove(0).1;
@@ -349,7 +356,7 @@ fn a_device_without_entropy_that_reboots_in_mid_handshake_is_answered() {
     converse(&mut server, &mut again, peer(), hello);
     assert!(again.is_established());
     assert!(echoes(&mut server, &mut again, peer(), b"here"));
-    // And once more, now that there is a session.
+    // And again, now that there is a session.
     server.now += Duration::from_secs(2);
     let mut again = Client::new(profile(), [3; 32]);
     let hello = again.start(server.now);
@@ -359,7 +366,7 @@ fn a_device_without_entropy_that_reboots_in_mid_handshake_is_answered() {
 }
 
 #[test]
-fn a_late_repetition_of_a_hello_leads_to_one_flight_and_no_failure() {
+fn a_late_copy_of_a_hello_leads_to_one_flight_and_no_failure() {
     for connection_id in [None, Some(vec![])] {
         let mut server = Server::new(Config::default());
         let profile = Profile { connection_id, ..profile() };
@@ -376,7 +383,8 @@ fn a_late_repetition_of_a_hello_leads_to_one_flight_and_no_failure() {
     }
 }
 
-/// RFC 7925 §11: 9 s, doubled; the last flight is lost twice, and each takes long.
+/// RFC 7925 §11: a timer of 9 s, doubled each time; the last flight is lost twice, and
+/// the link is slow.
 #[test]
 fn a_handshake_lasts_as_long_as_a_slow_link_needs() {
     for round_trip in [0, 24] {
@@ -397,9 +405,9 @@ fn a_handshake_lasts_as_long_as_a_slow_link_needs() {
     }
 }
 
-/// RFC 6347 §4.1: the sequence number does not wrap into the epoch.
+/// RFC 6347 §4.1: the sequence number must not wrap into the epoch.
 #[test]
-fn the_last_record_numbers_of_a_hello_wrap_nowhere() {
+fn a_hello_with_one_of_the_last_record_numbers_wraps_none() {
     for back in 0..8u64 {
         let mut server = Server::new(Config::default());
         let (mut client, mut hello) = second_hello(&mut server, profile(), peer());
@@ -418,7 +426,7 @@ fn the_last_record_numbers_of_a_hello_wrap_nowhere() {
 
 /// RFC 5246 §6.2.3.3: the version of a protected record is authenticated.
 #[test]
-fn a_protected_record_of_another_version_is_not_taken() {
+fn a_protected_record_of_another_version_is_dropped() {
     let (mut server, mut client) = established();
     for version in [[0xfe, 0xff], [0xfe, 0xfc], [0xfe, 0x00]] {
         let mut record = client.send(b"x");
@@ -449,12 +457,12 @@ fn the_log_learns_what_a_failed_client_offered_claimed_and_complained_of() {
         .collect();
     let (reason, offered, _) = &hints[0];
     assert_eq!((*reason, &*offered.suites), (Failure::NoCommonSuite, &[0xc037, 0x00ae][..]));
-    let (reason, claimed, told) = &hints[1];
+    let (reason, claimed, reported) = &hints[1];
     assert_eq!((*reason, claimed.identity_length, claimed.alert), (Failure::WrongKey, Some(200), Some(49)));
-    assert_eq!(*told, 128);
+    assert_eq!(*reported, 128);
 }
 
-/// Connects from a port of [`peer`], with this holder.
+/// Connects with a key of this holder.
 fn connect_as(server: &mut Server, holder: Holder, profile: Profile, from: SocketAddr, random: u8) {
     server.hold_keys = true;
     let mut client = Client::new(profile, [random; 32]);
@@ -477,7 +485,7 @@ fn connect_as(server: &mut Server, holder: Holder, profile: Profile, from: Socke
 }
 
 #[test]
-fn the_key_of_one_device_opens_a_few_sessions_and_takes_nobody_elses_place() {
+fn the_key_of_one_device_opens_a_few_sessions_and_evicts_no_other_device() {
     let with_id = Profile { connection_id: Some(vec![]), ..profile() };
     for (profile, holder) in
         [(profile(), Holder::Device(7)), (with_id.clone(), Holder::Device(7)), (with_id, Holder::Shared(7))]
@@ -496,11 +504,11 @@ fn the_key_of_one_device_opens_a_few_sessions_and_takes_nobody_elses_place() {
         assert_eq!(server.closed(), vec![Closed::Evicted; 196]);
         while server.endpoint.close_oldest(3, &mut Outgoing::new()) > 0 {}
         server.advance(Duration::from_secs(200));
-        assert!(server.endpoint.remembers_nobody());
+        assert!(server.endpoint.holds_no_state());
     }
 }
 
-/// The sessions of a holder are a list: one may end in the midst of it.
+/// The sessions of a holder form a linked list: one may end anywhere in it.
 #[test]
 fn a_session_that_ends_leaves_the_others_of_its_holder_counted() {
     for ended in 1..=3 {
@@ -531,7 +539,7 @@ fn devices_that_share_a_key_behind_one_address_have_a_session_each() {
 }
 
 #[test]
-fn at_the_limit_the_greediest_network_makes_room_and_who_waits_for_an_answer_last() {
+fn at_the_limit_the_largest_network_is_evicted_first_and_busy_sessions_last() {
     let mut server = Server::new(Config { max_sessions: 20, ..Config::default() });
     let mut honest = Vec::new();
     for number in 0..10u8 {
@@ -554,27 +562,28 @@ fn at_the_limit_the_greediest_network_makes_room_and_who_waits_for_an_answer_las
     }
 }
 
-/// RFC 5246 §7.2.1: a server that ends says so to each client.
+/// RFC 5246 §7.2.1: a server that shuts down notifies each client.
 #[test]
-fn a_server_that_ends_says_close_notify_to_its_sessions_a_few_at_a_time() {
+fn a_server_that_shuts_down_sends_close_notify_a_few_sessions_at_a_time() {
     let mut server = Server::new(Config::default());
     let mut clients: Vec<_> = (1..=10)
         .map(|port| (port, connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1)))
         .collect();
-    let mut told = Outgoing::new();
-    assert_eq!(server.endpoint.close_oldest(4, &mut told), 6);
-    assert_eq!(told.len(), 4);
-    assert_eq!(server.endpoint.close_oldest(100, &mut told), 0);
-    for ((to, datagram), (port, client)) in told.iter().zip(&mut clients) {
+    let mut sent = Outgoing::new();
+    assert_eq!(server.endpoint.close_oldest(4, &mut sent), 6);
+    assert_eq!(sent.len(), 4);
+    assert_eq!(server.endpoint.close_oldest(100, &mut sent), 0);
+    for ((to, datagram), (port, client)) in sent.iter().zip(&mut clients) {
         assert_eq!(to.port(), *port);
         client.receive(server.now, datagram);
         assert_eq!(client.alert, Some((1, 0)));
     }
 }
 
-/// The key could not be looked up: it is asked for when the client repeats its flight.
+/// A key that could not be looked up is requested again when the client resends its
+/// flight.
 #[test]
-fn a_key_that_cannot_be_had_now_is_asked_for_again() {
+fn a_key_that_cannot_be_looked_up_now_is_requested_again() {
     let mut server = Server::new(Config::default());
     let (mut client, hello) = second_hello(&mut server, profile(), peer());
     let flight = server.receive(peer(), &hello).remove(0).1;
@@ -590,7 +599,7 @@ fn a_key_that_cannot_be_had_now_is_asked_for_again() {
     assert!(client.is_established());
 }
 
-/// Only a Finished can be early, in fragments or whole.
+/// The only honest early record is a Finished, whole or in fragments.
 #[test]
 fn an_early_record_longer_than_any_finished_is_not_kept() {
     let mut server = Server::new(Config::default());
@@ -606,9 +615,9 @@ fn an_early_record_longer_than_any_finished_is_not_kept() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// The operator sees an attack by these.
+/// These counters show an attack to the operator.
 #[test]
-fn what_is_dropped_repeated_and_refused_is_counted() {
+fn drops_retransmissions_and_refusals_are_counted() {
     let unfinished_burst = Duration::from_micros(110);
     let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
     let (_, hello) = second_hello(&mut server, ephemeral(29), peer());
@@ -625,7 +634,7 @@ fn what_is_dropped_repeated_and_refused_is_counted() {
     assert_eq!(server.endpoint.counters().retransmissions, 1, "by the client's timer");
     server.advance(Duration::from_secs(5));
     assert_eq!(server.endpoint.counters().retransmissions, 2, "by ours");
-    // There is a budget for the hello, and none for the curve.
+    // The budget covers the hello, but not the curve.
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 7));
     assert_eq!(server.receive(SocketAddr::new(peer().ip(), 7), &hello).len(), 1);
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 8));
@@ -635,9 +644,9 @@ fn what_is_dropped_repeated_and_refused_is_counted() {
     assert_eq!(server.failures(), [Failure::OverBudget]);
 }
 
-/// Only a hello that comes again is late: others have their flights repeated.
+/// Only a copy of an earlier hello is late: for all others the flight is resent.
 #[test]
-fn a_session_makes_no_other_hello_a_late_one() {
+fn another_hello_is_not_late_because_there_is_a_session() {
     let mut server = Server::new(Config::default());
     assert!(connect(&mut server, profile(), peer(), 1).is_established());
     for (from, random) in [(peer(), 2), (elsewhere(), 1)] {
@@ -653,9 +662,9 @@ fn a_session_makes_no_other_hello_a_late_one() {
     assert_eq!(server.failures(), [Failure::TimedOut; 2]);
 }
 
-/// The pause grows with the time-out (RFC 6347 §4.2.4.1), whoever asks.
+/// The pause grows with the timeout (RFC 6347 §4.2.4.1), no matter who asks for the flight.
 #[test]
-fn after_a_repetition_by_the_timer_the_next_one_waits_for_half_of_the_doubled_time_out() {
+fn after_the_timer_resends_a_flight_the_next_resend_waits_half_of_the_doubled_timeout() {
     let mut server = Server::new(Config::default());
     let (_, hello) = second_hello(&mut server, profile(), peer());
     assert_eq!(server.receive(peer(), &hello).len(), 1);

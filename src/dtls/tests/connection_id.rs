@@ -12,9 +12,8 @@ fn with_connection_id(id: &[u8]) -> (Server, Client) {
     (server, client)
 }
 
-/// RFC 9146.
 #[test]
-fn a_device_with_a_connection_id_goes_on_from_another_address_without_a_handshake() {
+fn a_device_with_a_connection_id_continues_from_another_address_without_a_handshake() {
     for id in [&[][..], b"d", &[9; 20]] {
         let (mut server, mut client) = with_connection_id(id);
         assert!(echoes(&mut server, &mut client, peer(), b"here"));
@@ -26,7 +25,7 @@ fn a_device_with_a_connection_id_goes_on_from_another_address_without_a_handshak
     }
 }
 
-/// RFC 9146 §3: when IDs are not agreed on, records are as ever.
+/// RFC 9146 §3: without a negotiated ID, records have the usual form.
 #[test]
 fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
     let mut server = Server::new(Config { connection_id_prefix: None, ..Config::default() });
@@ -38,9 +37,10 @@ fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
     assert!(!echoes(&mut server, &mut client, elsewhere(), b"lost without an ID"));
 }
 
-/// RFC 9146 §6: only a newer authenticated record moves a client.
+/// RFC 9146 §6: a longer ID would make the message that validates a new address exceed
+/// three times the shortest request.
 #[test]
-fn an_id_that_leaves_no_room_for_a_question_is_not_agreed_on() {
+fn an_id_too_long_for_validating_a_new_address_is_not_negotiated() {
     for (length, is_agreed) in [(64, true), (65, false), (255, false)] {
         let mut server = Server::new(Config::default());
         let profile = Profile { connection_id: Some(vec![7; length]), ..profile() };
@@ -51,7 +51,7 @@ fn an_id_that_leaves_no_room_for_a_question_is_not_agreed_on() {
 }
 
 #[test]
-fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
+fn an_old_or_forged_record_from_elsewhere_moves_no_client() {
     let (mut server, mut client) = with_connection_id(b"");
     let late = client.send(b"late");
     assert!(echoes(&mut server, &mut client, peer(), b"newer"));
@@ -65,13 +65,13 @@ fn an_old_or_forged_record_from_elsewhere_moves_nobody() {
     assert_eq!(server.endpoint.counters().moved, 0);
 }
 
-/// Bytes of datagrams on the wire to an address, with IPv4's and UDP's headers.
+/// Returns the bytes sent to an address, with the IPv4 and UDP headers.
 fn wire(sent: &Outgoing, to: SocketAddr) -> usize {
     sent.iter().filter(|(at, _)| *at == to).map(|(_, datagram)| datagram.len() + 28).sum()
 }
 
 #[test]
-fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent() {
+fn an_unvalidated_address_is_sent_at_most_three_times_the_bytes_received_from_it() {
     let (mut server, mut client) = with_connection_id(b"d");
     let moved = client.send(b"x");
     let mut sent = wire(&server.receive(elsewhere(), &moved), elsewhere());
@@ -88,21 +88,21 @@ fn to_an_address_that_was_not_tried_no_more_than_three_times_its_bytes_are_sent(
     assert!(sent <= most && sent > most - 90, "{sent} bytes of {most}");
     assert_eq!(server.endpoint.counters().dropped(Dropped::Unvalidated), withheld);
     assert!(!server.endpoint.is_validated(session));
-    // Bytes from where it was earn nothing where it is.
+    // Bytes from the old address earn nothing for the new one.
     let late = client.send(b"from elsewhere");
     let newest = client.send(b"from there");
     server.receive(elsewhere(), &newest);
     let before = server.endpoint.counters().dropped(Dropped::Unvalidated);
     server.receive(peer(), &late);
     assert!(server.endpoint.counters().dropped(Dropped::Unvalidated) >= before);
-    // What comes from there earns more.
+    // Bytes from the new address earn more.
     assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
 }
 
-/// RFC 9146 §6, condition 3: an address that was shown to be the client's is as good as
-/// that of its handshake, to which it may return at any time.
+/// RFC 9146 §6, condition 3: a validated address counts like that of the handshake, to
+/// which the client may return at any time.
 #[test]
-fn once_the_client_was_shown_to_receive_there_nothing_is_held_back() {
+fn nothing_is_held_back_from_a_validated_address() {
     let (mut server, mut client) = with_connection_id(b"");
     let session = server.session();
     let long = [7; 1000];
@@ -115,7 +115,7 @@ fn once_the_client_was_shown_to_receive_there_nothing_is_held_back() {
     assert_eq!(server.endpoint.send(session, &long, &mut out), Delivery::Sent);
     assert_eq!(out[0].0, elsewhere());
     assert!(server.endpoint.is_validated(session));
-    // It has moved on by the time that it is shown where it was.
+    // It has moved on by the time its previous address is validated.
     let third = SocketAddr::new(elsewhere().ip(), 77);
     assert!(echoes(&mut server, &mut client, third, b"x"));
     assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Unvalidated);
@@ -137,9 +137,9 @@ fn a_device_with_an_id_cannot_push_another_device_out_of_its_address() {
     assert!(echoes(&mut server, &mut victim, victim_address, b"still mine"));
 }
 
-/// RFC 9146 §3: once IDs are agreed on, a record without one is discarded.
+/// RFC 9146 §3: once an ID is negotiated, a record without it is discarded.
 #[test]
-fn a_record_without_the_id_that_was_agreed_on_is_dropped() {
+fn a_record_without_the_negotiated_id_is_dropped() {
     let (mut server, mut client) = with_connection_id(b"");
     client.server_extensions.remove(&54);
     assert!(!echoes(&mut server, &mut client, peer(), b"no ID"));
@@ -150,7 +150,7 @@ fn an_idle_session_with_an_id_is_forgotten_altogether() {
     let (mut server, _client) = with_connection_id(b"");
     server.advance(Duration::from_secs(301));
     assert_eq!(server.closed(), [Closed::Idle]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
 #[test]
@@ -161,9 +161,9 @@ fn the_prefix_of_a_connection_id_is_found_without_keys() {
     assert_eq!(crate::dtls::connection_id_prefix(&[25]), None);
 }
 
-/// The address of the handshake, where the client returned a cookie, stays as good as shown.
+/// The address of the handshake, on which the client returned a cookie, stays validated.
 #[test]
-fn a_client_that_comes_back_to_where_its_handshake_was_has_nothing_to_show() {
+fn a_client_that_returns_to_the_address_of_its_handshake_needs_no_validation() {
     let (mut server, mut client) = with_connection_id(b"");
     assert!(echoes(&mut server, &mut client, elsewhere(), b"x"));
     assert!(echoes(&mut server, &mut client, peer(), b"x"));
@@ -171,7 +171,7 @@ fn a_client_that_comes_back_to_where_its_handshake_was_has_nothing_to_show() {
 }
 
 #[test]
-fn a_client_that_stays_where_it_is_is_not_asked_to_show_that_it_does() {
+fn a_client_that_does_not_move_needs_no_validation() {
     let (mut server, mut client) = with_connection_id(b"");
     assert!(echoes(&mut server, &mut client, peer(), b"x"));
     let session = server.session();
@@ -180,7 +180,7 @@ fn a_client_that_stays_where_it_is_is_not_asked_to_show_that_it_does() {
 }
 
 #[test]
-fn what_is_sent_to_where_a_client_was_shown_to_receive_is_no_longer_than_a_record_may_be() {
+fn data_to_a_validated_address_is_limited_to_one_record() {
     let (mut server, _) = with_connection_id(b"");
     let session = server.session();
     let most = server.endpoint.max_data(session).unwrap();
@@ -189,8 +189,8 @@ fn what_is_sent_to_where_a_client_was_shown_to_receive_is_no_longer_than_a_recor
     assert_eq!(send(most + 1), Delivery::Lost);
 }
 
-/// Takes datagrams without an answer, then sends the longest answer that may be sent.
-/// Its length with the headers of IPv4 and UDP, or IPv6.
+/// Receives datagrams without answering, then sends the longest answer allowed. Returns
+/// its length with the IP and UDP headers.
 fn longest_answer(server: &mut Server, received: Vec<(SocketAddr, Vec<u8>)>, headers: usize) -> usize {
     let mut out = Outgoing::new();
     for (from, mut bytes) in received {
@@ -206,7 +206,7 @@ fn longest_answer(server: &mut Server, received: Vec<(SocketAddr, Vec<u8>)>, hea
 }
 
 #[test]
-fn the_headers_of_ip_and_udp_count_on_both_ways() {
+fn the_headers_of_ip_and_udp_count_in_both_directions() {
     for (there, headers) in [(elsewhere(), 28), ("[2001:db8::7]:1234".parse().unwrap(), 48)] {
         let (mut server, mut client) = with_connection_id(b"");
         let moved = client.send(b"x");
@@ -223,9 +223,10 @@ fn the_headers_of_a_datagram_count_once_for_all_its_records() {
     assert_eq!(longest_answer(&mut server, vec![(elsewhere(), moved)], 28), most);
 }
 
-/// Somebody may repeat what the client has sent, from where it no longer is.
+/// An attacker may replay the client's records from an address where the client no longer
+/// is.
 #[test]
-fn what_comes_from_where_the_client_is_not_earns_nothing_where_it_is() {
+fn bytes_from_another_address_earn_nothing_for_the_clients_own() {
     let (mut server, mut client) = with_connection_id(b"");
     let (late, moved) = (client.send(&[7; 500]), client.send(b"x"));
     let most = 3 * (moved.len() + 28);

@@ -1,4 +1,4 @@
-//! Handshakes: of every kind of client, over networks that lose, repeat, reorder and
+//! Handshakes of every kind of client, over networks that lose, repeat, reorder and
 //! fragment.
 
 use std::collections::HashSet;
@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::*;
 
 #[test]
-fn every_suite_with_and_without_extended_master_secret_makes_a_session() {
+fn every_suite_makes_a_session_with_and_without_extended_master_secret() {
     for suite in Suite::ALL {
         for extended_master_secret in [false, true] {
             let mut server = Server::new(Config::default());
@@ -30,10 +30,11 @@ fn the_servers_preference_decides_among_the_suites_offered() {
 }
 
 #[test]
-fn fragments_of_every_size_in_either_order_and_packing_are_put_together() {
+fn fragments_of_every_size_order_and_packing_are_reassembled() {
     for fragment in [1, 2, 7, 16, 50, 100] {
         for (reverse, coalesce) in [(false, false), (false, true), (true, false), (true, true)] {
-            // The cookie must be in the first fragment of a ClientHello that begins a handshake.
+            // The cookie must be in the first fragment of a ClientHello that starts a
+            // handshake.
             let mut server = Server::new(Config::default());
             let mut client = Client::new(profile(), [1; 32]);
             let hello = client.start(server.now).concat();
@@ -44,14 +45,14 @@ fn fragments_of_every_size_in_either_order_and_packing_are_put_together() {
                 let last = client.receive(server.now, &flight);
                 converse(&mut server, &mut client, peer(), last);
             }
-            // With the order reversed, Finished and ChangeCipherSpec come first.
+            // In reverse order, Finished and ChangeCipherSpec come first.
             assert!(client.is_established(), "fragment {fragment} reverse {reverse} coalesce {coalesce}");
         }
     }
 }
 
 #[test]
-fn a_fragmented_client_hello_with_its_cookie_in_the_first_fragment_is_put_together() {
+fn a_client_hello_with_its_cookie_in_the_first_fragment_is_reassembled() {
     let mut server = Server::new(Config::default());
     let profile =
         Profile { fragment: 60, coalesce: false, suites: (0..100).chain([0xc0a8]).collect(), ..profile() };
@@ -59,14 +60,14 @@ fn a_fragmented_client_hello_with_its_cookie_in_the_first_fragment_is_put_togeth
     assert!(client.is_established());
 }
 
-/// Runs one client against the server over a bad network until it is established
-/// and has its echo, in virtual time.
+/// Runs one client against the server over a bad network, in virtual time, until it is
+/// established and has its echo. Returns how long that took.
 fn over_bad_network(seed: u64, loss: f64, duplication: f64, profile: Profile) -> Option<Duration> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut server = Server::new(Config { handshake_timeout: Duration::from_secs(300), ..Config::default() });
     let start = server.now;
     let mut client = Client::new(profile, [seed as u8; 32]);
-    // (due, to the server, datagram); the order of arrival is the order of due.
+    // (due time, to the server, datagram).
     let mut network: Vec<(Instant, bool, Vec<u8>)> = Vec::new();
     let mut send = |network: &mut Vec<_>, now: Instant, to_server: bool, datagram: Vec<u8>| {
         let copies = if random.random_bool(duplication) { 2 } else { 1 };
@@ -128,7 +129,7 @@ fn handshakes_succeed_under_loss_duplication_reordering_and_fragmentation() {
 }
 
 #[test]
-fn a_lost_flight_is_sent_again_after_one_second_then_two() {
+fn a_lost_flight_is_resent_after_one_second_then_two() {
     let mut server = Server::new(Config::default());
     let mut client = Client::new(profile(), [1; 32]);
     let hello = client.start(server.now).concat();
@@ -143,7 +144,7 @@ fn a_lost_flight_is_sent_again_after_one_second_then_two() {
     assert_ne!(again[0].1, flight[0].1, "new record numbers");
     assert_eq!(server.advance(Duration::from_millis(1999)), []);
     assert_eq!(server.advance(Duration::from_millis(1)).len(), 1);
-    // The retransmission is as good as the first.
+    // The retransmission works like the first copy.
     for (_, datagram) in again {
         let last = client.receive(server.now, &datagram);
         converse(&mut server, &mut client, peer(), last);
@@ -199,12 +200,12 @@ fn the_key_may_come_later() {
 }
 
 #[test]
-fn no_suite_in_common_is_told() {
+fn a_client_without_a_common_suite_gets_an_alert() {
     let mut server = Server::new(Config::default());
     let client = connect(&mut server, Profile { suites: vec![0x1301, 0x00ae], ..profile() }, peer(), 1);
     assert_eq!(client.alert, Some((2, 40)));
     assert_eq!(server.failures(), [Failure::NoCommonSuite]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
 #[test]
@@ -217,12 +218,12 @@ fn extended_master_secret_can_be_required() {
 
 /// RFC 6347 §4.2.8.
 #[test]
-fn a_device_that_reboots_starts_anew_from_the_same_port() {
+fn a_device_that_reboots_can_start_again_from_the_same_port() {
     let (mut server, mut old) = established();
     let old_session = server.session();
     let mut new = Client::new(profile(), [2; 32]);
     let hello = new.start(server.now);
-    // Until the new handshake is complete the old session lives.
+    // Until the new handshake is complete, the old session stays alive.
     let request = server.receive(peer(), &hello.concat()).remove(0).1;
     assert!(echoes(&mut server, &mut old, peer(), b"before the cookie"));
     let second = new.receive(server.now, &request).concat();
@@ -233,14 +234,14 @@ fn a_device_that_reboots_starts_anew_from_the_same_port() {
     assert!(new.is_established());
     assert_eq!(server.closed(), [Closed::Replaced]);
     assert_eq!(server.endpoint.principal(old_session), None);
-    assert!(echoes(&mut server, &mut new, peer(), b"anew"));
+    assert!(echoes(&mut server, &mut new, peer(), b"after the reboot"));
     assert!(!echoes(&mut server, &mut old, peer(), b"the old keys are gone"));
     assert_eq!(server.endpoint.sessions(), 1);
 }
 
 /// RFC 5489, RFC 8442.
 #[test]
-fn ephemeral_suites_are_preferred_and_agree_in_the_clients_favourite_group() {
+fn ephemeral_suites_are_preferred_and_use_the_clients_preferred_group() {
     for (groups, expected) in
         [(vec![29], 29), (vec![23], 23), (vec![23, 29], 23), (vec![29, 23], 29), (vec![0x5a5a, 23], 23)]
     {
@@ -254,7 +255,8 @@ fn ephemeral_suites_are_preferred_and_agree_in_the_clients_favourite_group() {
     }
 }
 
-/// RFC 8422 §4: a hello of before the extension leaves the group to the server.
+/// RFC 8422 §4: a hello without the extension leaves the choice of the group to the
+/// server.
 #[test]
 fn an_ephemeral_suite_without_groups_uses_p256() {
     let mut server = Server::new(Config::default());
@@ -282,10 +284,10 @@ fn a_wrong_key_fails_with_an_ephemeral_suite_as_well() {
     assert_eq!(alert_after(&mut server, &mut client, Duration::from_secs(12)), Some((2, 51)));
 }
 
-/// RFC 7748 §6.1: an all-zero secret is refused, before any key is looked up. Anybody can
-/// send such a point in the client's name, so it is dropped in silence.
+/// RFC 7748 §6.1: an all-zero secret is refused before any key is looked up. Anyone can
+/// send such a point in the client's name, so it is silently dropped.
 #[test]
-fn a_point_of_small_order_is_not_agreed_on() {
+fn a_point_of_small_order_is_dropped() {
     let mut server = Server::new(Config::default());
     let mut client = Client::new(Profile { suites: vec![0xd003], groups: vec![29], ..profile() }, [1; 32]);
     client.point = Some(vec![0; 32]);
@@ -297,9 +299,10 @@ fn a_point_of_small_order_is_not_agreed_on() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// RFC 8701 (GREASE), RFC 6066 §3 (SNI), RFC 5077 (ticket), resumption attempts.
+/// RFC 8701 (GREASE), RFC 6066 §3 (SNI), RFC 5077 (ticket), and attempts to resume a
+/// session.
 #[test]
-fn whatever_a_hello_carries_besides_leads_to_a_full_handshake() {
+fn a_hello_with_unsupported_extensions_leads_to_a_full_handshake() {
     let grease = [0x5a, 0x5a, 0, 1, 0];
     let server_name = [&[0, 0, 0, 9, 0, 7, 0, 0, 4][..], b"lamp"].concat();
     let ticket = [&[0, 35, 0, 16][..], &[7; 16]].concat();
@@ -318,8 +321,8 @@ fn whatever_a_hello_carries_besides_leads_to_a_full_handshake() {
     }
 }
 
-/// RFC 5246 §7.4.1.3. Without it, keys of two handshakes of a device without entropy, and
-/// so their nonces, would be the same.
+/// RFC 5246 §7.4.1.3. Without it, two handshakes of a device without entropy would have
+/// the same keys, and so the same nonces.
 #[test]
 fn each_server_hello_has_a_random_of_its_own() {
     let mut server = Server::new(Config::default());
@@ -333,8 +336,8 @@ fn each_server_hello_has_a_random_of_its_own() {
     }
 }
 
-/// RFC 5246 §7.4.1.4: nothing is answered that was not offered; RFC 8422 §5.2: formats of
-/// points concern suites with points.
+/// RFC 5246 §7.4.1.4: the server answers only extensions that were offered. RFC 8422
+/// §5.2: point formats apply only to suites with points.
 #[test]
 fn point_formats_are_answered_to_a_client_that_offers_them_with_an_ephemeral_suite() {
     for (suite, groups, is_answered) in
@@ -360,9 +363,9 @@ fn an_identity_of_128_bytes_is_looked_up_and_a_longer_one_is_not() {
 }
 
 /// RFC 5246 §7.4.9: Finished covers the hellos. Without extended master secret the keys
-/// are the same, so it is the verify_data that tells.
+/// are the same, so only verify_data shows the change.
 #[test]
-fn a_hello_that_was_rewritten_on_the_way_is_found_out_by_finished() {
+fn finished_reveals_a_hello_that_was_rewritten_in_transit() {
     let mut server = Server::new(Config::default());
     let suites = vec![0xc0a4, 0xc0a8, 0x00ff];
     let mut client = Client::new(Profile { suites, extended_master_secret: false, ..profile() }, [1; 32]);

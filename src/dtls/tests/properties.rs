@@ -33,7 +33,7 @@ fn open(suite: Suite, mut datagram: Vec<u8>, connection_id: &[u8]) -> Option<(Co
     Some((kind, payload[range].to_vec()))
 }
 
-/// A ClientHello with these extensions, number and body each.
+/// Returns a ClientHello with these extensions, each given as type and body.
 fn hello(session_id: &[u8], suites: &[u16], extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
     let mut body = vec![0xfe, 0xfd];
     body.extend([5; 32]);
@@ -50,7 +50,7 @@ fn hello(session_id: &[u8], suites: &[u16], extensions: &[(u16, Vec<u8>)]) -> Ve
     body
 }
 
-/// An extension that the server does not know: most of them, and those of GREASE.
+/// Generates extensions that the server does not know: any type, and those of GREASE.
 fn unknown_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     let known = [1, 10, 11, 23, 28, 54, 0xff01];
     let kind = prop_oneof![
@@ -66,7 +66,7 @@ proptest! {
 
     /// RFC 6655 §3, RFC 5288 §3, RFC 9146 §4.
     #[test]
-    fn what_is_sealed_is_opened_and_nothing_that_was_changed_is(
+    fn a_sealed_record_opens_and_an_altered_one_does_not(
         suite in any_suite(),
         sequence in 0u64..1 << 48,
         connection_id in any_bytes(0..256),
@@ -79,8 +79,8 @@ proptest! {
         key().client().seal(suite, header, &connection_id, &plaintext, &mut sealed);
         let opened = open(suite, sealed.clone(), &connection_id);
         prop_assert_eq!(opened, Some((ContentType::ApplicationData, plaintext)));
-        // Type and version say whether it is looked at, and the ID whose it is; every
-        // other bit is authenticated.
+        // Type and version decide whether the record is read at all, and the ID to whom
+        // it belongs; every other bit is authenticated.
         let id = 11..11 + connection_id.len();
         let at: Vec<usize> = (3..sealed.len()).filter(|at| !id.contains(at)).collect();
         sealed[*flip.get(&at)] ^= 1u8 << bit;
@@ -89,7 +89,7 @@ proptest! {
 
     /// RFC 9146 §4: content, type, any number of zeros.
     #[test]
-    fn padding_of_any_length_is_taken_off(
+    fn padding_of_any_length_is_removed(
         suite in any_suite(),
         content in any_bytes(0..100),
         padding in 0usize..200,
@@ -103,7 +103,7 @@ proptest! {
 
     /// RFC 6347 §4.1.2.7.
     #[test]
-    fn records_of_any_bytes_lie_within_them(datagram in any_bytes(0..600), id_length in 0usize..20) {
+    fn records_never_reach_past_their_datagram(datagram in any_bytes(0..600), id_length in 0usize..20) {
         let length = datagram.len();
         let mut datagram = datagram;
         let mut records = Records::with_id_length(&mut datagram, id_length);
@@ -114,7 +114,7 @@ proptest! {
         prop_assert!(sum <= length);
     }
 
-    /// RFC 6347 §4.1.2.6, against the plain rule.
+    /// RFC 6347 §4.1.2.6, compared with a direct implementation of the rule.
     #[test]
     fn the_replay_window_takes_each_number_once(
         numbers in prop::collection::vec(prop_oneof![0u64..200, 0u64..1 << 48], 0..200),
@@ -169,7 +169,7 @@ proptest! {
 
     /// RFC 5246 §7.4.1.4, RFC 8701: unknown extensions change nothing, wherever they are.
     #[test]
-    fn what_is_not_known_in_a_hello_changes_nothing(
+    fn unknown_parts_of_a_hello_change_nothing(
         session_id in any_bytes(0..33),
         unknown_suites in prop::collection::vec(0x1000u16..0x2000, 0..60),
         before in prop::collection::vec(unknown_extension(), 0..6),
@@ -195,7 +195,7 @@ proptest! {
         prop_assert_eq!(read.size_limit, Some(SizeLimit::Record(256)));
         let chosen = read.choose(&Suite::ALL);
         prop_assert_eq!(chosen.map(|(suite, _)| suite), Some(Suite::EcdhePskAes128Ccm8));
-        // Cut anywhere but after the compression methods, it is no hello.
+        // Cut anywhere but after the compression methods, it is invalid.
         let extensions_at = 2 + 32 + 1 + session_id.len() + 1 + 2 + suites.len() * 2 + 2;
         for end in (0..bytes.len()).filter(|&end| end != extensions_at) {
             prop_assert!(ClientHello::read(&bytes[..end]).is_err(), "{} of {} bytes", end, bytes.len());
@@ -209,7 +209,7 @@ proptest! {
 
     /// RFC 4279 §2, RFC 5489 §2.
     #[test]
-    fn a_client_key_exchange_gives_back_what_is_in_it(
+    fn a_client_key_exchange_is_read_as_it_was_written(
         identity in any_bytes(0..140),
         point in any_bytes(0..80),
         more in any::<bool>(),

@@ -1,4 +1,4 @@
-//! Records of a session, and how a session ends.
+//! Records of a session, and the ways in which a session ends.
 
 use std::collections::HashSet;
 
@@ -46,7 +46,7 @@ fn close_notify_is_answered_and_ends_the_session() {
     client.receive(server.now, &answer);
     assert_eq!(client.alert, Some((1, 0)));
     assert_eq!(server.closed(), [Closed::ByPeer]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
     assert!(!echoes(&mut server, &mut client, peer(), b"gone"));
 }
 
@@ -83,7 +83,7 @@ fn an_idle_session_is_closed_and_a_used_one_is_not() {
     assert!(echoes(&mut server, &mut used, peer(), b"still here"));
 }
 
-/// However busy it is: what its key opens may have been taken away since.
+/// However busy it is: its key may have been revoked in the meantime.
 #[test]
 fn a_session_that_is_too_old_ends_with_its_next_record() {
     let session_max_age = Duration::from_secs(400);
@@ -101,7 +101,7 @@ fn a_session_that_is_too_old_ends_with_its_next_record() {
 }
 
 #[test]
-fn finished_that_comes_twice_in_a_datagram_gets_one_flight() {
+fn two_finished_in_one_datagram_get_one_flight() {
     let (mut server, mut client) = established();
     let finished = client.seal(ContentType::Handshake, &[20; 24]);
     let twice = [finished, client.seal(ContentType::Handshake, &[20; 24])].concat();
@@ -112,9 +112,10 @@ fn finished_that_comes_twice_in_a_datagram_gets_one_flight() {
     assert_eq!(server.endpoint.counters().retransmissions, 2);
 }
 
-/// The keys tell which of the two a record is of: it is not bad for the other.
+/// The keys show whether a record belongs to the session or to the handshake, so it is
+/// not bad for the other.
 #[test]
-fn a_finished_beside_a_session_is_no_bad_record() {
+fn a_finished_of_a_new_handshake_is_not_a_bad_record_of_the_session() {
     let (mut server, _) = established();
     assert!(connect(&mut server, profile(), peer(), 2).is_established());
     let counters = server.endpoint.counters();
@@ -123,7 +124,7 @@ fn a_finished_beside_a_session_is_no_bad_record() {
 }
 
 #[test]
-fn a_session_that_makes_room_is_counted() {
+fn an_evicted_session_is_counted() {
     let mut server = Server::new(Config { max_sessions: 1, ..Config::default() });
     for port in 1..=3 {
         assert!(connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1).is_established());
@@ -131,7 +132,7 @@ fn a_session_that_makes_room_is_counted() {
     assert_eq!((server.endpoint.counters().evicted, server.endpoint.sessions()), (2, 1));
 }
 
-/// RFC 6347 §4.1: a sequence number is never used twice, lest a nonce be.
+/// RFC 6347 §4.1: a sequence number is never used twice, so that no nonce is.
 #[test]
 fn a_session_ends_before_its_sequence_numbers_wrap() {
     let (mut server, mut client) = established();
@@ -184,22 +185,22 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     }
     assert!(server.endpoint.handshakes() <= 8);
     server.advance(Duration::from_secs(400));
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }
 
-/// What one datagram of the default path MTU holds: 1,280 bytes without the headers
-/// of IPv6 and UDP, and without what protection adds.
+/// Data that fits into one datagram of the default path MTU: 1,280 bytes without the IPv6
+/// and UDP headers and without what protection adds.
 const ONE_DATAGRAM: usize = 1280 - 48 - 38;
 
 /// RFC 6066 §4, RFC 8449.
 #[test]
-fn limits_of_the_record_size_are_answered_and_kept() {
+fn limits_on_the_record_size_are_answered_and_respected() {
     for (extension, answer, limit) in [
         (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
         (vec![0, 1, 0, 1, 4], Some((1, vec![4])), ONE_DATAGRAM),
         (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
-        // The newer one counts, whichever comes first.
+        // record_size_limit counts, whichever comes first.
         (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![], None, ONE_DATAGRAM),
@@ -220,7 +221,7 @@ fn limits_of_the_record_size_are_answered_and_kept() {
 }
 
 #[test]
-fn forbidden_limits_of_the_record_size_are_told() {
+fn forbidden_limits_on_the_record_size_get_an_alert() {
     for extension in [vec![0, 1, 0, 1, 0], vec![0, 1, 0, 1, 5], vec![0, 1, 0, 0], vec![0, 28, 0, 2, 0, 63]] {
         let mut server = Server::new(Config::default());
         let client = connect(&mut server, Profile { extensions: extension, ..profile() }, peer(), 1);
@@ -242,13 +243,13 @@ fn records_of_a_wrong_epoch_are_dropped() {
 
 /// RFC 6347 §4.1.1.1.
 #[test]
-fn no_datagram_is_longer_than_the_path_takes() {
+fn no_datagram_exceeds_the_path_mtu() {
     for path_mtu in [MIN_PATH_MTU, 700, 1280, 9000] {
         let most = path_mtu - 48;
         let config = Config { path_mtu, ..Config::default() };
         for id_length in [0, 8, 255] {
             let mut server = Server::new(config.clone());
-            // All that makes a flight long.
+            // Everything that makes a flight long.
             let profile = Profile {
                 suites: vec![Suite::EcdhePskAes128Gcm.code(), 0x00ff],
                 groups: vec![23],
@@ -270,14 +271,15 @@ fn no_datagram_is_longer_than_the_path_takes() {
             let mut out = Outgoing::new();
             assert_eq!(server.endpoint.send(session, &data, &mut out), Delivery::Sent);
             assert!(out[0].1.len() <= most);
-            assert!(data.len() + 64 + id_length > most, "the room is used");
+            assert!(data.len() + 64 + id_length > most, "the whole datagram is used");
             client.receive(server.now, &out[0].1);
             assert_eq!(client.received.pop(), Some(data));
         }
     }
 }
 
-/// RFC 6655 §3, RFC 5288 §3: a nonce that is used twice under a key opens both records.
+/// RFC 6655 §3, RFC 5288 §3: using a nonce twice under one key breaks the encryption of
+/// both records.
 #[test]
 fn each_record_has_a_nonce_of_its_own() {
     for suite in Suite::ALL {
@@ -294,8 +296,8 @@ fn each_record_has_a_nonce_of_its_own() {
     }
 }
 
-/// RFC 6347 §4.1.2.6: the window is moved by authenticated records alone. Else whoever
-/// knows a client's address could forge the numbers that it will use next.
+/// RFC 6347 §4.1.2.6: only authenticated records move the window. Otherwise anyone who
+/// knows a client's address could use up the numbers that it will use next.
 #[test]
 fn a_forged_record_takes_no_number_from_the_client() {
     let (mut server, mut client) = established();
@@ -303,7 +305,7 @@ fn a_forged_record_takes_no_number_from_the_client() {
     let mut forged = honest.clone();
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(server.receive(peer(), &forged), []);
-    // Far ahead, which would leave all honest numbers behind the window.
+    // A number far ahead, which would put all honest numbers behind the window.
     forged[5..11].copy_from_slice(&[0, 0, 0, 1, 0, 0]);
     assert_eq!(server.receive(peer(), &forged), []);
     server.receive(peer(), &honest);
@@ -312,7 +314,7 @@ fn a_forged_record_takes_no_number_from_the_client() {
 
 /// RFC 5246 §7.2.1.
 #[test]
-fn a_session_that_the_application_closes_is_told_and_gone() {
+fn closing_a_session_notifies_the_client_and_forgets_it() {
     let (mut server, mut client) = established();
     let session = server.session();
     let mut out = Outgoing::new();
@@ -321,10 +323,10 @@ fn a_session_that_the_application_closes_is_told_and_gone() {
     client.receive(server.now, &out[0].1);
     assert_eq!(client.alert, Some((1, 0)));
     assert_eq!(server.closed(), [Closed::ByUs]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
-/// RFC 6347 §4.1: of epoch 0 as well no number is used twice, and the last one is used.
+/// RFC 6347 §4.1: in epoch 0 too, no number is used twice, but the last one may be used.
 #[test]
 fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
     for (before_last, is_answered) in [(2, true), (1, false)] {
@@ -341,9 +343,9 @@ fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
     }
 }
 
-/// RFC 6347 §4.2.4: record numbers are new each time, of ChangeCipherSpec too.
+/// RFC 6347 §4.2.4: record numbers are new each time, also that of ChangeCipherSpec.
 #[test]
-fn a_last_flight_that_is_sent_again_has_new_record_numbers() {
+fn a_resent_last_flight_has_new_record_numbers() {
     let mut server = Server::new(Config::default());
     let mut client = Client::new(profile(), [1; 32]);
     let first = client.start(server.now).concat();

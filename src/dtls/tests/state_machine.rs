@@ -1,12 +1,12 @@
-//! Messages that are missing, early, late, repeated or not for this state: what
-//! state-machine fuzzing of other stacks found mishandled (Fiterau-Brostean et al.,
+//! Messages that are missing, early, late, repeated or wrong for the state: cases that
+//! state-machine fuzzing found mishandled in other stacks (Fiterau-Brostean et al.,
 //! "Analysis of DTLS Implementations Using Protocol State Fuzzing", 2020), and what RFC
-//! 6347 says of a network that reorders.
+//! 6347 says about a network that reorders.
 
 use super::*;
 
-/// A client and its last flight, not yet sent: ClientKeyExchange, ChangeCipherSpec
-/// and Finished, each in a datagram.
+/// Returns a client and its last flight, not yet sent: ClientKeyExchange,
+/// ChangeCipherSpec and Finished, each in its own datagram.
 fn before_the_last_flight(server: &mut Server) -> (Client, [Vec<u8>; 3]) {
     let mut client = Client::new(Profile { coalesce: false, ..profile() }, [1; 32]);
     let hello = client.start(server.now).concat();
@@ -17,7 +17,7 @@ fn before_the_last_flight(server: &mut Server) -> (Client, [Vec<u8>; 3]) {
     (client, last.try_into().expect("three datagrams"))
 }
 
-/// A record of epoch 0.
+/// Returns a record of epoch 0.
 fn plaintext(kind: u8, sequence: u8, payload: &[u8]) -> Vec<u8> {
     let header = [kind, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, sequence, 0, payload.len() as u8];
     [&header, payload].concat()
@@ -29,8 +29,8 @@ fn finish(server: &mut Server, client: &mut Client, datagrams: &[&[u8]]) -> bool
     server.endpoint.sessions() == 1
 }
 
-/// RFC 5246 §7.1, RFC 6347 §4.2.4: not before ChangeCipherSpec; but the network may
-/// have swapped them.
+/// RFC 5246 §7.1, RFC 6347 §4.2.4: Finished counts only after ChangeCipherSpec, but the
+/// network may have swapped them.
 #[test]
 fn finished_without_change_cipher_spec_makes_no_session() {
     let mut server = Server::new(Config::default());
@@ -68,7 +68,7 @@ fn repeated_messages_of_the_last_flight_change_nothing() {
     assert_eq!(server.endpoint.handshakes(), 0);
 }
 
-/// RFC 6347 §4.1: data under the new keys counts once Finished was verified.
+/// RFC 6347 §4.1: data under the new keys counts only after Finished was verified.
 #[test]
 fn data_before_finished_is_not_delivered() {
     let mut server = Server::new(Config::default());
@@ -89,7 +89,7 @@ fn data_in_epoch_0_is_not_delivered_at_any_time() {
     assert!(server.data.is_empty());
 }
 
-/// A Finished that is not protected proves nothing.
+/// An unprotected Finished proves nothing.
 #[test]
 fn finished_in_epoch_0_is_ignored() {
     let mut server = Server::new(Config::default());
@@ -99,9 +99,9 @@ fn finished_in_epoch_0_is_ignored() {
     assert!(finish(&mut server, &mut client, &[&finished]));
 }
 
-/// RFC 6347 §4.2.2: a message of another number is not the next one.
+/// RFC 6347 §4.2.2: a message with another number is not the next one.
 #[test]
-fn messages_of_another_number_are_ignored() {
+fn messages_with_another_number_are_ignored() {
     let mut server = Server::new(Config::default());
     let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
     for number in [0, 1, 3, 200] {
@@ -113,10 +113,10 @@ fn messages_of_another_number_are_ignored() {
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
 
-/// Certificate, CertificateVerify, HelloRequest and types that do not exist have no
-/// place in a PSK handshake.
+/// Certificate, CertificateVerify, HelloRequest and undefined types do not belong in a
+/// PSK handshake.
 #[test]
-fn messages_that_have_no_place_in_the_handshake_are_ignored() {
+fn messages_that_do_not_belong_in_the_handshake_are_ignored() {
     let mut server = Server::new(Config::default());
     let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
     for kind in [0, 2, 3, 11, 13, 14, 15, 99] {
@@ -130,8 +130,8 @@ fn messages_that_have_no_place_in_the_handshake_are_ignored() {
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
 
-/// RFC 6347 §4.1.2.7: anybody can send a plaintext alert; in a handshake as well as in
-/// a session it ends nothing.
+/// RFC 6347 §4.1.2.7: anyone can send a plaintext alert, so it ends nothing, neither a
+/// handshake nor a session.
 #[test]
 fn alerts_of_epoch_0_end_no_handshake() {
     let mut server = Server::new(Config::default());
@@ -142,10 +142,10 @@ fn alerts_of_epoch_0_end_no_handshake() {
     assert!(client.is_established());
 }
 
-/// RFC 6347 §4.1.2.6, cross-epoch: what was protected in one epoch is not taken in
-/// another, and plaintext is not taken as protected.
+/// RFC 6347 §4.1.2.6, across epochs: a record protected in one epoch is not accepted in
+/// another, and plaintext is not accepted as protected.
 #[test]
-fn a_record_moved_to_another_epoch_is_not_taken() {
+fn a_record_moved_to_another_epoch_is_dropped() {
     let (mut server, mut client) = established();
     let protected = client.send(b"data");
     let mut moved = protected.clone();
@@ -158,7 +158,7 @@ fn a_record_moved_to_another_epoch_is_not_taken() {
     assert_eq!(server.receive(peer(), &protected).len(), 1);
 }
 
-/// RFC 6347 §4.2.4: flights of a handshake that is over, late on their way.
+/// RFC 6347 §4.2.4: delayed flights of a handshake that is over.
 #[test]
 fn late_flights_leave_the_session_alone() {
     let mut server = Server::new(Config::default());
@@ -170,8 +170,8 @@ fn late_flights_leave_the_session_alone() {
     let last = client.receive(server.now, &flight).concat();
     converse(&mut server, &mut client, peer(), vec![last.clone()]);
     assert!(client.is_established());
-    // The second hello, with its good cookie, may begin a handshake that nobody goes
-    // on with; the last flight is answered with ours at most.
+    // The second hello, with its valid cookie, may start a handshake that is never
+    // continued; the last flight is at most answered with ours.
     for late in [&first, &second, &last, &first, &last] {
         server.receive(peer(), late);
         assert!(echoes(&mut server, &mut client, peer(), b"still here"));
@@ -181,8 +181,8 @@ fn late_flights_leave_the_session_alone() {
     assert!(echoes(&mut server, &mut client, peer(), b"still here"));
 }
 
-/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device that closes and whose close_notify is lost
-/// connects again from the same port, or never: neither leaves anything behind.
+/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device whose close_notify is lost either connects
+/// again from the same port, or never; neither leaves anything behind.
 #[test]
 fn a_lost_close_notify_leaves_nothing_behind() {
     let (mut server, mut client) = established();
@@ -190,15 +190,15 @@ fn a_lost_close_notify_leaves_nothing_behind() {
     let mut again = connect(&mut server, profile(), peer(), 2);
     assert!(again.is_established());
     assert_eq!(server.closed(), [Closed::Replaced]);
-    assert!(echoes(&mut server, &mut again, peer(), b"anew"));
+    assert!(echoes(&mut server, &mut again, peer(), b"again"));
     drop(again.close());
     server.advance(Duration::from_secs(300));
     assert_eq!(server.closed(), [Closed::Replaced, Closed::Idle]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
-/// The cookie is bound to the random: a hello that takes another client's cookie is
-/// asked for its own.
+/// The cookie is bound to the random: a hello with another client's cookie is asked for
+/// its own.
 #[test]
 fn a_cookie_does_not_serve_another_hello() {
     let mut server = Server::new(Config::default());
@@ -217,7 +217,8 @@ fn keys_asked_for(server: &Server) -> usize {
     server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count()
 }
 
-/// The first fragment of a hello with a good cookie, and the rest of it.
+/// Returns a client, the first fragment of its hello with a valid cookie, and the rest of
+/// it.
 fn fragmented_hello(server: &mut Server) -> (Client, Vec<u8>, Vec<u8>) {
     let mut client = Client::new(Profile { fragment: 60, coalesce: false, ..profile() }, [1; 32]);
     let first = client.start(server.now).concat();
@@ -243,9 +244,9 @@ fn another_message_between_the_fragments_of_a_hello_does_not_end_the_handshake()
     assert!(client.is_established());
 }
 
-/// RFC 6347 §4.2.4: only the hello itself says that the flight was lost.
+/// RFC 6347 §4.2.4: only the hello itself shows that the flight was lost.
 #[test]
-fn another_message_with_the_number_of_the_hello_asks_for_no_flight() {
+fn another_message_with_the_number_of_the_hello_resends_no_flight() {
     let mut server = Server::new(Config::default());
     before_the_last_flight(&mut server);
     server.now += Duration::from_secs(5);
@@ -254,10 +255,10 @@ fn another_message_with_the_number_of_the_hello_asks_for_no_flight() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Flight), 0);
 }
 
-/// RFC 6347 §4.2.1: a client of a later version says 1.2 at most; one that says less, or
-/// speaks no DTLS, is told (RFC 5246 appendix E.1).
+/// RFC 6347 §4.2.1: a client of a later version states at most 1.2. One that states an
+/// older version, or not DTLS, gets an alert (RFC 5246 appendix E.1).
 #[test]
-fn a_version_before_1_2_is_told_and_a_later_one_is_taken_for_1_2() {
+fn a_version_before_1_2_gets_an_alert_and_a_later_one_is_taken_for_1_2() {
     for (version, is_taken) in [(0xfeffu16, false), (0x0303, false), (0xfffd, false), (0xfefc, true)] {
         let mut server = Server::new(Config::default());
         let mut client = Client::new(profile(), [1; 32]);
@@ -273,8 +274,7 @@ fn a_version_before_1_2_is_told_and_a_later_one_is_taken_for_1_2() {
     }
 }
 
-/// Protected messages are looked at as plaintext ones are: nothing but Finished, with its
-/// number, has a place there.
+/// Among protected messages, only a Finished with the right number is accepted.
 #[test]
 fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
     let mut server = Server::new(Config::default());
@@ -289,10 +289,11 @@ fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
     assert!(finish(&mut server, &mut client, &[&finished]));
 }
 
-/// A key that comes late belongs to the claim that it was asked for. Else whoever forges a
-/// claim could have another's session go by a name of his choice.
+/// A key that comes late belongs to the claim it was requested for. Otherwise an attacker
+/// who forges a claim could give another client's session an identity of the attacker's
+/// choice.
 #[test]
-fn a_late_key_of_another_claim_does_not_say_who_the_client_is() {
+fn a_late_key_of_another_claim_does_not_set_the_identity() {
     let mut server = Server::new(Config::default());
     let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
     server.hold_keys = true;
@@ -310,7 +311,7 @@ fn a_late_key_of_another_claim_does_not_say_who_the_client_is() {
 }
 
 #[test]
-fn a_key_may_be_put_off_any_number_of_times() {
+fn a_key_may_be_postponed_any_number_of_times() {
     let mut server = Server::new(Config::default());
     let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
     server.hold_keys = true;
@@ -323,9 +324,9 @@ fn a_key_may_be_put_off_any_number_of_times() {
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
 
-/// RFC 5246 §7.1: it is a byte of value 1.
+/// RFC 5246 §7.1: ChangeCipherSpec is one byte with value 1.
 #[test]
-fn a_change_cipher_spec_of_another_form_is_none() {
+fn a_malformed_change_cipher_spec_is_ignored() {
     let mut server = Server::new(Config::default());
     let (mut client, [exchange, change, finished]) = before_the_last_flight(&mut server);
     for other in [&[][..], &[0], &[2], &[1, 1]] {

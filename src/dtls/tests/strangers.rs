@@ -1,9 +1,9 @@
-//! Who has proven nothing: strangers, and clients without a key.
+//! Clients that have proven nothing: unknown addresses, and clients without a key.
 
 use super::*;
 
 #[test]
-fn a_stranger_costs_nothing_and_gets_no_more_than_it_sent() {
+fn an_unknown_address_costs_no_state_and_gets_no_more_bytes_than_it_sent() {
     let mut server = Server::new(Config::default());
     for port in 1..1000 {
         let mut client = Client::new(profile(), [9; 32]);
@@ -14,7 +14,7 @@ fn a_stranger_costs_nothing_and_gets_no_more_than_it_sent() {
         assert!(answer[0].1.len() <= hello.len());
     }
     assert_eq!(server.endpoint.handshakes(), 0);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
     assert_eq!(server.endpoint.poll_timeout(), None);
 }
 
@@ -34,10 +34,11 @@ fn a_hello_verify_request_needs_no_state_for_its_numbers() {
     assert_eq!(server.receive(peer(), &hello).remove(0).1[17..19], [0, 3], "the hello's own");
 }
 
-/// RFC 6347 §4.2.2: a client takes the answer for a repetition unless it is the next
-/// message. Here the NAT gives it another port between its two hellos, and again.
+/// RFC 6347 §4.2.2: a client takes an answer for a repetition unless it is the next
+/// message. Here a NAT gives the client another port between its two hellos, several
+/// times.
 #[test]
-fn a_client_whose_cookie_is_no_longer_good_goes_on_with_a_new_one() {
+fn a_client_whose_cookie_is_no_longer_valid_continues_with_a_new_one() {
     for times in 1..4 {
         let mut server = Server::new(Config::default());
         let mut client = Client::new(profile(), [9; 32]);
@@ -85,7 +86,7 @@ fn an_unknown_identity_and_a_wrong_key_look_alike() {
             to_server = next;
         }
         assert!(!client.is_established());
-        assert_eq!(server.advance(Duration::from_millis(11_999)), [], "the record may be an intruder's");
+        assert_eq!(server.advance(Duration::from_millis(11_999)), [], "the record may be an attacker's");
         // RFC 4279 §2: decrypt_error for both.
         let last = server.advance(Duration::from_millis(1));
         for (_, answer) in last {
@@ -94,7 +95,7 @@ fn an_unknown_identity_and_a_wrong_key_look_alike() {
         }
         assert_eq!(client.alert, Some((2, 51)));
         assert_eq!(server.failures(), [Failure::WrongKey]);
-        assert!(server.endpoint.remembers_nobody());
+        assert!(server.endpoint.holds_no_state());
         answers
     };
     let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
@@ -136,7 +137,7 @@ fn a_spoofed_hello_and_a_handshake_with_a_wrong_key_do_not_tear_a_session_down()
 }
 
 #[test]
-fn a_silent_handshake_is_given_up_in_time() {
+fn a_silent_handshake_times_out() {
     let mut server = Server::new(Config::default());
     let mut client = Client::new(profile(), [1; 32]);
     let hello = client.start(server.now).concat();
@@ -149,11 +150,11 @@ fn a_silent_handshake_is_given_up_in_time() {
     }
     assert_eq!(flights, 5, "after 1, 3, 7, 15 and 31 s");
     assert_eq!(server.failures(), [Failure::TimedOut]);
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
 #[test]
-fn a_full_table_gives_up_the_oldest() {
+fn a_full_table_evicts_the_oldest() {
     let config = Config { max_sessions: 10, max_handshakes: 10, ..Config::default() };
     let mut server = Server::new(config);
     let from = |port| SocketAddr::new(peer().ip(), port);
@@ -166,7 +167,7 @@ fn a_full_table_gives_up_the_oldest() {
         server.receive(from(port), &second);
     }
     assert_eq!(server.endpoint.handshakes(), 10);
-    // ... do not keep an honest one out.
+    // ... do not keep an honest client out.
     for port in 101..=120 {
         assert!(connect(&mut server, profile(), from(port), 1).is_established());
     }
@@ -185,9 +186,9 @@ fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
         let second = client.receive(server.now, &request).concat();
         (server.receive(from, &second).remove(0).1, client)
     };
-    // A device that is slow ...
+    // A slow device ...
     let (flight, mut slow) = half_open(&mut server, elsewhere());
-    // ... and an attacker that owns its address and every port of it.
+    // ... and an attacker who owns an address and every port of it.
     for port in 1..=1000 {
         half_open(&mut server, SocketAddr::new(peer().ip(), port));
     }
@@ -198,13 +199,13 @@ fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
     assert!(slow.is_established());
     server.advance(Duration::from_secs(121));
     server.advance(Duration::from_secs(300));
-    assert!(server.endpoint.remembers_nobody());
+    assert!(server.endpoint.holds_no_state());
 }
 
-/// RFC 4279 §2: the key that stands for an unknown identity's is none that a client could
-/// guess, or its handshake would tell that there is no such identity.
+/// RFC 4279 §2: the key used for an unknown identity must be one that no client can
+/// guess. Otherwise its handshake would reveal that the identity does not exist.
 #[test]
-fn no_key_is_the_one_of_an_unknown_identity() {
+fn no_guessable_key_opens_a_session_for_an_unknown_identity() {
     for key in [vec![0; 16], vec![0], vec![0; 32], psk().as_bytes().to_vec()] {
         let unknown = Profile { identity: b"sofa-1".to_vec(), psk: Psk::new(key).unwrap(), ..profile() };
         let mut server = Server::new(Config::default());
@@ -215,9 +216,10 @@ fn no_key_is_the_one_of_an_unknown_identity() {
     }
 }
 
-/// Each suspicion waits in a queue: one for a handshake, however many records are bad.
+/// Suspected handshakes wait in a queue: each is in it once, however many of its records
+/// are bad.
 #[test]
-fn one_bad_record_of_a_handshake_is_noted_and_the_others_are_dropped() {
+fn only_the_first_bad_record_of_a_handshake_counts_as_bad_and_the_others_are_dropped() {
     let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
     let mut server = Server::new(Config::default());
     let mut client = connect(&mut server, wrong_key, peer(), 1);
@@ -230,7 +232,7 @@ fn one_bad_record_of_a_handshake_is_noted_and_the_others_are_dropped() {
 }
 
 #[test]
-fn a_device_with_a_wrong_key_that_begins_again_is_told_apart_from_one_that_rebooted() {
+fn a_wrong_key_is_distinguished_from_a_reboot_when_the_device_starts_again() {
     let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
     let mut server = Server::new(Config::default());
     connect(&mut server, wrong_key.clone(), peer(), 1);
