@@ -1,6 +1,6 @@
-//! Block-wise transfers (RFC 7959): the Block options, request bodies that are
-//! being put together, and response bodies that are fetched in parts. Both are
-//! kept for a while and under a bound: of one peer, and of all.
+//! Block-wise transfers (RFC 7959): the Block options, request bodies being reassembled,
+//! and response bodies that clients fetch in parts. Both are kept for a limited time and
+//! within limits, per peer and in total.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use std::{
 
 use super::Response;
 
-/// Most transfers of one peer that are remembered.
+/// Maximum number of transfers of one peer.
 const MAX_OF_PEER: usize = 4;
 /// The largest size exponent: blocks of 1,024 bytes.
 const MAX_SIZE_EXPONENT: u8 = 6;
@@ -27,7 +27,7 @@ pub(super) struct Block {
     size_exponent: u8,
 }
 
-/// RFC 7959 §2.2: a size exponent of 7 must lead to 4.00.
+/// Error: the size exponent is 7, which must lead to 4.00 (RFC 7959 §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadBlock;
 
@@ -46,7 +46,7 @@ impl Block {
         self.number << 4 | u32::from(self.more) << 3 | u32::from(self.size_exponent)
     }
 
-    /// The first block, as large as blocks are.
+    /// Returns the first block at the maximum size.
     pub(super) fn first() -> Self {
         Self { number: 0, more: false, size_exponent: MAX_SIZE_EXPONENT }
     }
@@ -59,18 +59,18 @@ impl Block {
         self.number == 0
     }
 
-    /// 16..=1024 bytes.
+    /// Returns the size of the block, 16..=1024 bytes.
     pub(super) fn size(self) -> usize {
         16 << self.size_exponent
     }
 
-    /// Where the block begins in its body, in bytes.
+    /// Returns the offset of the block in its body, in bytes.
     pub(super) fn offset(self) -> usize {
         self.number as usize * self.size()
     }
 
-    /// The block that begins at the same place and is at most so long; the
-    /// smallest size there is if it must be.
+    /// Returns the block at the same offset with a size of at most `size`, or the
+    /// smallest size that exists.
     pub(super) fn at_most(self, size: usize) -> Self {
         let mut smaller = self;
         while smaller.size() > size && smaller.size_exponent > 0 {
@@ -81,28 +81,28 @@ impl Block {
     }
 }
 
-/// What names a transfer of a peer: a digest of the request's method and options,
-/// without those that differ from block to block.
+/// Identifies a transfer of a peer: a digest of the request's method and options, without
+/// those that differ from block to block.
 pub(super) type TransferKey = u64;
 
-/// What becomes of a block of a request body.
+/// Result of adding a block of a request body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Assembled {
-    /// It was the last one: the whole body.
+    /// It was the last block: the complete body.
     Complete(Vec<u8>),
-    /// More are to come: 2.31.
+    /// More blocks will follow: 2.31.
     Continue,
-    /// One before it is missing: 4.08.
+    /// An earlier block is missing: 4.08.
     Incomplete,
-    /// The body would be longer than what is taken: 4.13.
+    /// The body would be longer than accepted: 4.13.
     TooLarge,
-    /// Its payload is not as long as it says: 4.00.
+    /// Its payload does not have the announced size: 4.00.
     BadSize,
 }
 
 enum Body {
     Request(Vec<u8>),
-    /// With the digest of the request's payload.
+    /// The digest of the request's payload, and the response.
     Response(u64, Arc<Response>),
 }
 
@@ -113,13 +113,14 @@ struct Transfer<K> {
     body: Body,
 }
 
-/// Transfers in progress, of all peers.
+/// Transfers in progress of all peers.
 pub(super) struct Transfers<K> {
-    /// By number, which is in order of age.
+    /// Transfers by number; the numbers are in order of age.
     transfers: BTreeMap<u64, Transfer<K>>,
-    /// Oldest first.
+    /// Numbers of each peer's transfers, oldest first.
     of_peer: HashMap<K, Vec<u64>>,
-    /// The oldest transfer of each peer, by how many more it has.
+    /// The oldest transfer of each peer, grouped by how many further transfers the peer
+    /// has.
     oldest: [BTreeSet<u64>; MAX_OF_PEER],
     evicted: u64,
     next: u64,
@@ -133,8 +134,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Self { transfers, of_peer, oldest, evicted: 0, next: 0, max, lifetime }
     }
 
-    /// Takes one block of a request body of at most `most` bytes. Blocks come in
-    /// order; one that came already is taken again.
+    /// Adds one block to a request body of at most `most` bytes. Blocks come in order; a
+    /// repeated block is accepted.
     pub(super) fn assemble(
         &mut self,
         now: Instant,
@@ -152,7 +153,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
             transfer.key == key && transfer.expires > now && matches!(transfer.body, Body::Request(_))
         });
         let number = match number {
-            // RFC 7959 §2.5: the first block begins anew.
+            // RFC 7959 §2.5: the first block starts the body again.
             Some(number) if block.is_first() => {
                 self.remove(number);
                 self.insert(now, peer, key, Body::Request(Vec::new()))
@@ -172,7 +173,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         match body.get(block.offset()..) {
             Some([]) => body.extend_from_slice(payload),
             Some(again) if again.starts_with(payload) => {}
-            // The ones before it may still come.
+            // Earlier blocks may still arrive.
             _ => return Assembled::Incomplete,
         }
         if block.more {
@@ -183,8 +184,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Assembled::Complete(body)
     }
 
-    /// Keeps a response whose further blocks will be asked for. Its number serves
-    /// as ETag.
+    /// Keeps a response whose further blocks the client will request. Returns its number,
+    /// which serves as ETag.
     pub(super) fn keep(
         &mut self,
         now: Instant,
@@ -202,8 +203,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.insert(now, peer, key, Body::Response(payload, response))
     }
 
-    /// The response kept for a request, and its ETag. A request for a further
-    /// block may or may not repeat the payload (`None`).
+    /// Returns the response kept for a request, and its ETag. A request for a further
+    /// block may repeat the payload or not (`None`).
     pub(super) fn kept(
         &self,
         now: Instant,
@@ -229,7 +230,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         }
     }
 
-    /// Transfers that made room for others.
+    /// Returns the number of transfers dropped in favour of others.
     pub(super) fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -238,7 +239,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.transfers.len()
     }
 
-    /// When the oldest is to be forgotten.
+    /// Returns when the oldest transfer expires.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.transfers.first_key_value().map(|(_, oldest)| oldest.expires)
     }
@@ -249,7 +250,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         }
     }
 
-    /// The youngest of the peer's that fits.
+    /// Returns the youngest transfer of the peer that matches.
     fn find(&self, peer: K, fits: impl Fn(&Transfer<K>) -> bool) -> Option<u64> {
         let mut numbers = self.of_peer.get(&peer)?.iter().rev();
         numbers.find(|number| self.transfers.get(number).is_some_and(&fits)).copied()
@@ -265,8 +266,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.next += 1;
         self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
         self.change(peer, |numbers| numbers.push(number));
-        // Of the peer that has most, this transfer counted: no peer can take the places of
-        // others that have no more than it.
+        // Drops the oldest transfer of the peer with the most, counting this one, so that
+        // no peer can displace others that have no more transfers than itself.
         if self.transfers.len() > self.max
             && let Some(&oldest) = self.oldest.iter().rev().find_map(BTreeSet::first)
         {
@@ -287,7 +288,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.change(transfer.peer, |numbers| numbers.retain(|other| *other != number));
     }
 
-    /// Changes which transfers a peer has.
+    /// Changes the list of a peer's transfers, and keeps `oldest` consistent with it.
     fn change(&mut self, peer: K, change: impl FnOnce(&mut Vec<u64>)) {
         let numbers = self.of_peer.entry(peer).or_default();
         let place = |numbers: &[u64]| Some((numbers.len().checked_sub(1)?, *numbers.first()?));
@@ -321,16 +322,16 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_made_no_smaller_than_it_must_be() {
+    fn a_block_is_made_no_smaller_than_necessary() {
         let block = Block { number: 3, more: false, size_exponent: 2 };
         assert_eq!(block.at_most(64), block);
         assert_eq!(block.at_most(63), Block { number: 6, size_exponent: 1, ..block });
         assert_eq!(block.at_most(1), Block { number: 12, size_exponent: 0, ..block });
     }
 
-    /// The time-out may be handled after the message.
+    /// The message may be processed before the timeout.
     #[test]
-    fn what_has_expired_is_not_found_even_while_it_is_still_there() {
+    fn an_expired_transfer_is_not_found_before_it_is_removed() {
         let (lifetime, now) = (Duration::from_secs(9), Instant::now());
         let block = |number| Block { number, more: true, size_exponent: 0 };
         for (after, good) in [(8, true), (9, false)] {

@@ -1,5 +1,5 @@
-//! Codes of requests and responses (RFC 7252 §12.1, IANA's CoAP Codes), as far as this
-//! server takes or gives them.
+//! Codes of requests and responses (RFC 7252 §12.1, IANA's CoAP Codes) that this server
+//! accepts or sends.
 
 /// Method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,7 +19,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method of a request's code.
+    /// Returns the method for a request's code.
     pub(super) fn of(code: u8) -> Self {
         match code {
             1 => Self::Get,
@@ -85,7 +85,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// All of them.
+    /// All codes.
     pub const ALL: [Self; 23] = [
         Self::Created,
         Self::Deleted,
@@ -112,17 +112,18 @@ impl Code {
         Self::ProxyingNotSupported,
     ];
 
-    /// As it is on the wire.
+    /// Returns the code as on the wire.
     pub fn byte(self) -> u8 {
         self as u8
     }
 
-    /// As people write it: `4.04`.
+    /// Returns the code as it is usually written: `4.04`.
     pub fn name(self) -> String {
         format!("{}.{:02}", self.class(), self.byte() & 0x1f)
     }
 
-    /// First digit: 2 for success, 4 for the client's error, 5 for the server's.
+    /// Returns the first digit: 2 for success, 4 for the client's error, 5 for the
+    /// server's.
     pub fn class(self) -> u8 {
         self.byte() >> 5
     }

@@ -1,6 +1,6 @@
-//! The Echo option (RFC 9175) for plain CoAP: whoever asks from an address must
-//! first show that it receives there, so that nobody can have answers sent to
-//! others. DTLS has its cookie for that; this is for transports without one.
+//! The Echo option (RFC 9175) for plain CoAP: a client must first show that it receives
+//! at its address, so that no attacker can direct answers at a victim. DTLS has its
+//! cookie for that; this is for transports without one.
 
 use std::time::{Duration, Instant};
 
@@ -14,48 +14,50 @@ use super::{
     message::{self, Blocks, ECHO, Head, Incoming},
 };
 
-/// A value is good for as long as this, and up to as long again.
+/// Period of the values: a value is accepted for one to two periods after it was made.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Length of a value, in bytes (RFC 9175 §2.2.1: 1 to 40).
+/// Length of a value in bytes (RFC 9175 §2.2.1: 1 to 40).
 const LENGTH: usize = 8;
-/// Length of the shortest one, which is what a request of `/cert` and nothing else has
-/// room for.
+/// Length of the shortest value, in bytes. A challenge with it is no longer than the
+/// shortest request for `/cert`.
 const MIN_LENGTH: usize = 3;
-/// Wrong values in a period after which shorter ones than [`LENGTH`] are not good: with
-/// this many guesses one in 30,000 would find one.
+/// Number of wrong values in a period after which values shorter than [`LENGTH`] are
+/// refused. This many guesses find a value of [`MIN_LENGTH`] with a probability of 1 in
+/// 30,000 (two values are valid at a time).
 const MAX_WRONG: u32 = 256;
-/// Bytes that the option takes besides its value.
+/// Bytes that the option takes in addition to its value.
 const OVERHEAD: usize = 2;
 
-/// What to do with a message of a peer that has not shown that it is there.
+/// How to treat a message from a peer that has not yet shown that it receives at its
+/// address.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has shown it now.
+    /// The peer has now shown it.
     Verified,
-    /// To be answered with this message and forgotten: 4.01 with a fresh value that makes
-    /// it no longer than the question, or without one where there is no room. RFC 9175
-    /// §2.6 would allow three times the length.
+    /// Answer with this message and keep no state: 4.01 with a fresh value, shortened so
+    /// that the answer is no longer than the request, or without a value if there is no
+    /// space for one. RFC 9175 §2.6 would allow three times the length.
     Challenge(Vec<u8>),
-    /// No request: nothing that an endpoint answers at length.
+    /// It is not a request, so the answer, if any, is short.
     Pass,
 }
 
-/// Makes and checks values. Remembers nothing of any one peer.
+/// Makes and checks values, without state for any single peer.
 pub struct Echo {
     secret: Zeroizing<[u8; 32]>,
     made: Instant,
-    /// A period, and how many wrong values were shown in it.
+    /// The current period, and the number of wrong values received in it.
     wrong: (u64, u32),
 }
 
 impl Echo {
-    /// `secret` is random.
+    /// Creates the checker; `secret` is random.
     pub fn new(now: Instant, secret: [u8; 32]) -> Self {
         Self { secret: Zeroizing::new(secret), made: now, wrong: (0, 0) }
     }
 
-    /// Looks at a message that came from `address`, in whatever form the
-    /// transport writes one.
+    /// Checks a message received from `address`, which may be in any form that identifies
+    /// it.
     pub fn verify(&mut self, now: Instant, address: &[u8], bytes: &[u8]) -> Verdict {
         let Incoming::Request(packet, token) = message::read(bytes) else { return Verdict::Pass };
         let period = now.saturating_duration_since(self.made).as_secs() / PERIOD.as_secs();
@@ -107,8 +109,8 @@ mod tests {
 
     const REQUEST: &[u8] = b"\x41\x01\x12\x34T\xb4cert\x44sn=1";
 
-    /// A request with the first bytes of the value of a challenge; a client repeats
-    /// all of them.
+    /// Returns the request with the first `length` bytes of a challenge's value; a real
+    /// client repeats all of them.
     fn answered(request: &[u8], challenge: &[u8], length: usize) -> Vec<u8> {
         let mut packet = Packet::from_bytes(request).unwrap();
         let challenge = Packet::from_bytes(challenge).unwrap();
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_the_value_of_the_challenge_is_verified_for_a_while() {
+    fn a_request_with_the_value_of_the_challenge_is_verified_for_two_periods() {
         let now = Instant::now();
         let mut echo = Echo::new(now, [7; 32]);
         let challenge = challenge(echo.verify(now, b"here", REQUEST));
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_challenge_is_no_longer_than_the_question() {
+    fn a_challenge_is_no_longer_than_the_request() {
         let now = Instant::now();
         let mut echo = Echo::new(now, [7; 32]);
         for token in [0, 1, 8, 13, 64] {
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn short_values_are_good_until_too_many_were_guessed() {
+    fn short_values_are_accepted_until_too_many_were_guessed() {
         let now = Instant::now();
         let mut echo = Echo::new(now, [7; 32]);
         let first = challenge(echo.verify(now, b"here", &REQUEST[..10]));
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_passes() {
+    fn a_message_that_is_not_a_request_passes() {
         let now = Instant::now();
         let mut echo = Echo::new(now, [7; 32]);
         for message in [&[0x40, 0, 0, 1][..], &[0x60, 0, 0, 1], &[0x70, 0, 0, 1], b"", b"garbage"] {

@@ -1,6 +1,6 @@
-//! What an endpoint does with messages (RFC 7252 §4). What it remembers of a peer's
-//! requests is `exchanges`'s, bodies that take several messages are `block`'s, and
-//! confirmable messages of our own `outstanding`'s.
+//! The endpoint: processing of messages (RFC 7252 §4). `exchanges` keeps the requests of
+//! a peer, `block` the bodies that take several messages, and `outstanding` the
+//! confirmable messages of this endpoint.
 
 use std::{
     cmp::Reverse,
@@ -22,16 +22,16 @@ use super::{
     peers::Peers,
 };
 
-/// Seconds after which a peer that asks too often may come back.
+/// Seconds after which a peer with too many requests may retry.
 const PAUSE: u32 = 60;
 
-/// Names a request in work: its peer and message ID.
+/// Identifies a request in progress by its peer and message ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExchangeId<K> {
-    /// Who asked.
+    /// The client.
     pub peer: K,
     id: u16,
-    /// Tells exchanges apart that had the same message ID one after another.
+    /// Distinguishes exchanges that used the same message ID one after another.
     serial: u32,
 }
 
@@ -41,10 +41,10 @@ enum Timer<K> {
     Retransmit(K, u16),
 }
 
-/// What is to be answered with.
+/// The response to send, whole or in blocks.
 struct Body<'r> {
     response: &'r Response,
-    /// The number of the transfer that it is kept under.
+    /// The number of the transfer that holds the response, if it is kept already.
     kept: Option<u64>,
 }
 
@@ -59,14 +59,15 @@ pub struct Endpoint<K> {
     next_serial: u32,
     counters: Counters,
     random: StdRng,
-    /// Message IDs of pings that were not answered.
+    /// Message IDs of unanswered pings.
     pings: HashMap<K, u16>,
-    /// Who has answered one with the message received last.
+    /// The peer whose last message answered a ping.
     pong: Option<K>,
 }
 
 impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
-    /// `seed` is random: message IDs and the spread of retransmissions come from it.
+    /// Creates an endpoint. `seed` is random: message IDs and the jitter of
+    /// retransmissions come from it.
     pub fn new(config: Config, now: Instant, seed: [u8; 32]) -> Self {
         let random = StdRng::from_seed(seed);
         Self {
@@ -84,8 +85,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Takes a message. Answers with the request when there is one to work on;
-    /// everything else is dealt with here.
+    /// Processes a message. Returns a request that the application must work on;
+    /// everything else is handled here.
     pub fn receive(
         &mut self,
         now: Instant,
@@ -95,8 +96,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<Request<K>> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
-            // Another ID than the ping's is a guess, if it is not an answer's: then the
-            // ping is over.
+            // A reset that matches neither an outstanding answer nor the ping is a guess,
+            // and ends the ping.
             Incoming::Reset(id)
                 if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
             {
@@ -127,8 +128,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 self.respond(now, exchange, &refusal, out);
                 return None;
             }
-            // RFC 7252 §5.4.1: a non-confirmable one with a critical option that is not
-            // known is rejected, which may be in silence.
+            // RFC 7252 §5.4.1: a non-confirmable request with an unknown critical option
+            // is rejected, which may be done silently.
             Err(_) => {
                 self.end(now, exchange, Kept::Nothing);
                 return None;
@@ -155,8 +156,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             if let Some((number, response)) = self.transfers.kept(now, peer, transfer, repeated) {
                 self.answer(now, exchange, &response, Some(number), out);
             } else {
-                // RFC 7959 §2.9.2: discarded since. Worked on again it might be another
-                // body, or a second issue.
+                // RFC 7959 §2.9.2: the body has been discarded. Working on the request
+                // again could produce another body, or issue a certificate twice.
                 let refusal =
                     Response::problem(Code::RequestEntityIncomplete, "no longer kept: begin with block 0");
                 self.respond(now, exchange, &refusal, out);
@@ -180,14 +181,14 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         })
     }
 
-    /// Says that the answer will take a while: after [`Config::separate_after`]
-    /// the request is acknowledged, so that the client does not repeat it.
+    /// Announces that the answer will take a while: after [`Config::separate_after`] the
+    /// request is acknowledged, so that the client does not repeat it.
     pub fn defer(&mut self, now: Instant, exchange: ExchangeId<K>) {
         self.timers.push(Reverse((now + self.config.separate_after, Timer::Separate(exchange))));
     }
 
-    /// Answers a request: piggybacked on its acknowledgement, or separately when
-    /// that was sent already (RFC 7252 §5.2).
+    /// Answers a request: on its acknowledgement (piggybacked), or separately when that
+    /// was sent already (RFC 7252 §5.2).
     pub fn respond(
         &mut self,
         now: Instant,
@@ -198,8 +199,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.answer(now, exchange, response, None, out)
     }
 
-    /// Sends what the transport has not taken, once it takes messages for the peer.
-    /// Returns how many answers it takes now.
+    /// Sends the answers that the transport did not accept, once it accepts messages for
+    /// the peer again. Returns how many it accepted now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));
         for (answer, unsent) in self.peers.get_mut(peer).into_iter().flat_map(Peer::unsent) {
@@ -209,7 +210,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         sent
     }
 
-    /// What was dropped so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         Counters {
             answers_given_up: self.confirmables.given_up(),
@@ -218,27 +219,28 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Asks a peer whether it receives where its messages go now: with an empty
-    /// confirmable message (RFC 7252 §4.3), whose reset names an ID that nobody else
-    /// knows. The same one again, unless [`end_ping`](Self::end_ping) was called. Returns
-    /// whether the transport has taken it.
+    /// Sends a peer an empty confirmable message (RFC 7252 §4.3) to check that it
+    /// receives at its current address: its reset must name a message ID that no one else
+    /// knows. Sends the same message again unless [`end_ping`](Self::end_ping) was
+    /// called. Returns whether the transport accepted it.
     pub fn ping(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let random = &mut self.random;
         let id = *self.pings.entry(peer).or_insert_with(|| random.random());
         out.push(peer, &message::empty(MessageType::Confirmable, id))
     }
 
-    /// Takes no answer to a ping any more.
+    /// Stops waiting for the answer to a ping.
     pub fn end_ping(&mut self, peer: K) {
         self.pings.remove(&peer);
     }
 
-    /// The peer whose last message was the answer to a ping, once.
+    /// Returns the peer whose last message was the answer to a ping; each answer is
+    /// returned once.
     pub fn take_pong(&mut self) -> Option<K> {
         self.pong.take()
     }
 
-    /// Forgets a peer that is gone.
+    /// Forgets a peer.
     pub fn forget(&mut self, peer: K) {
         self.pings.remove(&peer);
         self.peers.remove(peer);
@@ -246,17 +248,18 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.confirmables.forget(peer);
     }
 
-    /// Peers remembered.
+    /// Returns the number of peers known.
     pub fn peers(&self) -> usize {
         self.peers.len()
     }
 
-    /// Block-wise transfers remembered.
+    /// Returns the number of block-wise transfers.
     pub fn transfers(&self) -> usize {
         self.transfers.len()
     }
 
-    /// Returns whether nothing is kept of any peer, but for timers still to run out.
+    /// Returns whether no state of any peer is held, apart from timers that have not
+    /// fired yet.
     #[cfg(any(test, feature = "testing"))]
     pub fn holds_no_state(&self) -> bool {
         self.peers.is_empty()
@@ -266,14 +269,14 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             && self.pong.is_none()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         [timer, self.transfers.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Acknowledges requests that take long, sends unacknowledged messages again,
-    /// and forgets transfers that were left.
+    /// Acknowledges slow requests, resends unacknowledged messages, and drops expired
+    /// transfers.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox<K>) {
         self.transfers.handle_timeout(now);
         while self.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
@@ -288,7 +291,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// The payload of a request, when it is complete; otherwise what to answer.
+    /// Returns the payload of a request if it is complete, or else the response to send.
     fn whole_payload(
         &mut self,
         now: Instant,
@@ -298,7 +301,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         payload: Vec<u8>,
     ) -> Result<Vec<u8>, Response> {
         let most = self.config.max_request_body;
-        // RFC 7959 §2.9.3: the limit is told, so that the client can stop at once.
+        // RFC 7959 §2.9.3: the refusal states the limit, so that the client can stop at
+        // once.
         let too_large = || {
             let refusal = Response::problem(Code::RequestEntityTooLarge, "the payload is too long");
             Err(refusal.with_size1(most.try_into().unwrap_or(u32::MAX)))
@@ -320,8 +324,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Answers a request with a response, or with the block of it that was asked
-    /// for. `kept` is the number of the transfer that the response is from.
+    /// Answers a request with a response, or with the requested block of it. `kept` is
+    /// the number of the transfer that holds the response.
     fn answer(
         &mut self,
         now: Instant,
@@ -351,7 +355,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let head = Head { kind, id, token: &working.token };
         let (kept, delivery) = match self.message(now, peer, &working, &head, Body { response, kept }, out) {
             None if piggybacked => {
-                // Not even an error fits behind its token.
+                // Not even an error fits after the token.
                 let reset = Message::new(message::empty(MessageType::Reset, id).into());
                 out.push(peer, &reset);
                 (Kept::Answer(reset, true), Delivery::Dropped)
@@ -361,8 +365,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 let timeout = self.first_timeout();
                 let (wake, sent) = self.confirmables.send(now, peer, (id, message), timeout, out);
                 self.wake_for(peer, wake);
-                // A repeated request is acknowledged again; the response has
-                // retransmissions of its own.
+                // A repeated request is only acknowledged again; the response has its own
+                // retransmissions.
                 (Kept::Acknowledgement, Delivery::taken(sent))
             }
             Some(message) => {
@@ -375,9 +379,10 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         delivery
     }
 
-    /// The message of a response: whole when it fits and no block was asked for,
-    /// otherwise one block of it (RFC 7959 §2.4), and 5.00 when the peer takes no message
-    /// that is long enough for one. `None` when not even that fits.
+    /// Builds the message of a response: the whole response if it fits and no block was
+    /// requested, otherwise one block of it (RFC 7959 §2.4), or 5.00 when the peer
+    /// accepts no message that is long enough for a block. Returns `None` when not even
+    /// that fits.
     fn message(
         &mut self,
         now: Instant,
@@ -396,7 +401,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             size2: working.wants_size2.then_some(total),
             ..Blocks::default()
         };
-        // A further block is one of a response that is kept, not of an error.
+        // A block other than the first belongs to a kept response, not to an error.
         let asked = working.block2.filter(|block| block.is_first() || kept.is_some());
         if asked.is_none() || body.is_empty() {
             let whole = message::response(head, response, blocks, body);
@@ -405,7 +410,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             }
         }
         let asked = asked.unwrap_or(Block::first());
-        // Options of a block take the most room in the first one.
+        // The options of a block take the most space in the first block.
         let room = Blocks { block2: Some(asked), size2: Some(total), etag: Some([0xff; 4]), ..blocks };
         let overhead = message::response(head, response, room, &[]).len() + 1;
         let room = max.saturating_sub(overhead);
@@ -436,7 +441,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         Some(message::response(head, response, blocks, slice))
     }
 
-    /// RFC 7252 §4.5: a repeated request is not worked on again. Whether it was one.
+    /// Handles a repeated request, which is not worked on again (RFC 7252 §4.5). Returns
+    /// whether it was a repetition.
     fn repeat(
         &mut self,
         now: Instant,
@@ -457,7 +463,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, id));
             }
             Known::Answered(answer, unsent) if confirmable || *unsent => *unsent = !out.push(peer, answer),
-            // RFC 7252 §4.2: the context is missing, and the client need not wait.
+            // RFC 7252 §4.2: the context is gone; a reset spares the client the wait.
             Known::Dropped if confirmable => {
                 out.push(peer, &message::empty(MessageType::Reset, id));
             }
@@ -466,8 +472,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         true
     }
 
-    /// Remembers a new request. `None` when the peer has too many: of those in work, the
-    /// client will repeat this one; of those answered, it is asked to come back.
+    /// Adds a new request. Returns `None` when the peer has too many: if too many are in
+    /// progress, the client will repeat this one; if too many were answered recently, it
+    /// is asked to retry later.
     fn begin(
         &mut self,
         now: Instant,
@@ -522,7 +529,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// RFC 7252 §4.2: between ACK_TIMEOUT and ACK_TIMEOUT * ACK_RANDOM_FACTOR.
+    /// Returns a random first timeout between ACK_TIMEOUT and ACK_TIMEOUT *
+    /// ACK_RANDOM_FACTOR (RFC 7252 §4.2).
     fn first_timeout(&mut self) -> Duration {
         self.config.ack_timeout.mul_f64(self.random.random_range(1.0..1.5))
     }

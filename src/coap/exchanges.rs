@@ -1,7 +1,6 @@
-//! What is remembered of the requests of one peer (RFC 7252 §4.5): those in work,
-//! the answers that may have to be repeated, and the message IDs that must not be
-//! worked on again. Bounded in bytes: a session that only waits costs little more
-//! than its newest answer.
+//! The requests of one peer (RFC 7252 §4.5): those in progress, the answers that may have
+//! to be repeated, and the message IDs that must not be worked on again. The memory is
+//! bounded: an idle session costs little more than its newest answer.
 
 use smallvec::SmallVec;
 use zeroize::Zeroizing;
@@ -11,33 +10,35 @@ use super::block::{Block, TransferKey};
 /// A message that may hold a secret.
 pub(super) type Message = Zeroizing<Box<[u8]>>;
 
-/// Most bytes that a peer's answers take, with what names them. The newest answer is
-/// kept in any case: a client with one request at a time (NSTART 1) repeats no other.
+/// Maximum memory for the answers of a peer in bytes, with their entries. The newest
+/// answer is always kept: a client with one request at a time (NSTART 1) repeats no
+/// other.
 const MAX_KEPT: usize = 512;
-/// Most exchanges and ranges of message IDs remembered of one peer; beyond, it is asked
-/// to come back. A client that counts its message IDs up makes one range a minute; one
-/// that draws them can send a body of 512 bytes in blocks of 16, and fetch an answer.
+/// Maximum number of exchanges and ranges of message IDs of one peer; beyond it, the peer
+/// is asked to retry later. A client that counts its message IDs up adds one range a
+/// minute; one that uses random IDs can send a body of 512 bytes in blocks of 16 and
+/// fetch an answer.
 const MAX_REMEMBERED: usize = 64;
-/// Message IDs expire together with others of the same span, in seconds.
+/// Length of a span in seconds. All message IDs of a span expire together.
 const SPAN: u32 = 64;
 
-/// A request of one message ID, in work or answered.
+/// A request with one message ID, in progress or answered.
 struct Exchange {
     id: u16,
-    /// The transport has not taken the answer.
+    /// The transport did not accept the answer.
     unsent: bool,
     serial: u32,
-    /// Seconds since the endpoint was made: 4 bytes instead of 16, of each device
-    /// that was served.
+    /// Seconds since the endpoint was created: 4 bytes instead of 16 for each device
+    /// served.
     begun: u32,
     state: State,
 }
 
 enum State {
-    /// Being worked on. Boxed, because a device that was served holds only the answer.
+    /// In progress. Boxed, because a device that was served needs only the answer.
     Working(Box<Working>),
-    /// Sent again when the request is repeated. Empty for a request that was answered
-    /// by a message of its own: only its acknowledgement is repeated.
+    /// The answer, sent again when the request is repeated. Empty for a request that was
+    /// answered separately: only its acknowledgement is repeated.
     Answered(Message),
 }
 
@@ -46,23 +47,23 @@ pub(super) struct Working {
     pub(super) token: Box<[u8]>,
     pub(super) confirmable: bool,
     pub(super) no_response: u8,
-    /// The empty acknowledgement was sent: the answer will come separately.
+    /// The empty acknowledgement was sent: the answer will be separate.
     pub(super) acknowledged: bool,
-    /// The block of the request body that this request brought.
+    /// The block of the request body in this request.
     pub(super) block1: Option<Block>,
-    /// The block of the response body that it asks for.
+    /// The block of the response body that it requests.
     pub(super) block2: Option<Block>,
     pub(super) wants_size2: bool,
     pub(super) transfer: TransferKey,
-    /// Of the request's whole payload.
+    /// Digest of the request's whole payload.
     pub(super) digest: u64,
 }
 
-/// Message IDs from `first` up to `last`, which may wrap. Their answers are dropped.
+/// Message IDs from `first` to `last`, which may wrap, whose answers are dropped.
 struct Range {
     first: u16,
     last: u16,
-    /// The number of the span at whose end they are forgotten.
+    /// The number of the span at whose end they expire.
     span: u32,
 }
 
@@ -76,57 +77,58 @@ impl Range {
     }
 }
 
-/// What most peers do not need.
+/// State that most peers do not need.
 #[derive(Default)]
 struct Rest {
     answered: Vec<Range>,
-    /// Message ID of our own next message.
+    /// Message ID of the next message from this endpoint.
     next_id: Option<u16>,
 }
 
-/// The time in seconds since the endpoint was made, and how many of them a message ID
-/// is remembered.
+/// The time in seconds since the endpoint was created, and the lifetime of a message ID
+/// in seconds.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     pub(super) seconds: u32,
     pub(super) lifetime: u32,
 }
 
-/// What is known of a message ID.
+/// State of a known message ID.
 pub(super) enum Known<'p> {
     Working {
         acknowledged: bool,
     },
-    /// To be sent again, if there is something to send; with the mark to set when the
-    /// transport does not take it.
+    /// The answer to send again, empty if only the acknowledgement is repeated; and the
+    /// flag to set if the transport does not accept it.
     Answered(&'p Message, &'p mut bool),
-    /// The answer is dropped.
+    /// The answer was dropped.
     Dropped,
 }
 
-/// Why a request is not taken.
+/// Reason why a request is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
-    /// Too many of the peer are being worked on.
+    /// Too many requests of the peer are in progress.
     Working,
-    /// Too many were answered lately.
+    /// Too many were answered recently.
     Answered,
 }
 
-/// What stays of a request that was answered.
+/// What to keep of an answered request.
 pub(super) enum Kept {
-    /// Its message ID.
+    /// Its message ID only.
     Nothing,
     /// Its acknowledgement.
     Acknowledgement,
-    /// The answer, which the transport has taken or not.
+    /// The answer, and whether the transport accepted it.
     Answer(Message, bool),
 }
 
-/// The exchanges of one peer. No larger than it must be: there is one for each session.
+/// The exchanges of one peer. As small as possible, because there is one for each
+/// session.
 #[derive(Default)]
 pub(super) struct Peer {
-    /// Oldest first; few, and most have one, which is kept in place.
+    /// Oldest first. Most peers have one, which is stored inline.
     exchanges: SmallVec<[Exchange; 1]>,
     rest: Option<Box<Rest>>,
 }
@@ -146,8 +148,8 @@ impl Peer {
         answered.any(|range| range.holds(id) && !range.is_over(clock)).then_some(Known::Dropped)
     }
 
-    /// Makes room for one more request. None of the earlier ones is forgotten for it
-    /// before its time: its repetition would be worked on again.
+    /// Makes room for one more request. No earlier one is forgotten before its time,
+    /// because its repetition would be worked on again.
     pub(super) fn make_room(&mut self, clock: Clock, most: usize) -> Result<(), Full> {
         self.exchanges.retain(|old| !old.is_over(clock));
         self.exchanges.shrink_to_fit();
@@ -165,7 +167,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Remembers a new request.
+    /// Adds a new request.
     pub(super) fn begin(&mut self, clock: Clock, id: u16, serial: u32, working: Working) {
         let state = State::Working(Box::new(working));
         self.exchanges.reserve_exact(1);
@@ -180,7 +182,7 @@ impl Peer {
         }
     }
 
-    /// The work on a request is done.
+    /// Ends the work on a request.
     pub(super) fn end(&mut self, clock: Clock, serial: u32, kept: Kept) {
         let Some(index) = self.exchanges.iter().position(|found| found.serial == serial) else { return };
         let exchange = &mut self.exchanges[index];
@@ -199,7 +201,7 @@ impl Peer {
         }
     }
 
-    /// Answers that the transport has not taken, and the marks that say so.
+    /// Returns the answers that the transport did not accept, each with its flag.
     pub(super) fn unsent(&mut self) -> impl Iterator<Item = (&Message, &mut bool)> {
         self.exchanges.iter_mut().filter(|exchange| exchange.unsent).filter_map(|exchange| {
             match &exchange.state {
@@ -209,9 +211,10 @@ impl Peer {
         })
     }
 
-    /// RFC 7252 §4.4: the message ID of a message of our own, not used with this peer
-    /// before. It cannot come round within EXCHANGE_LIFETIME: each message of ours
-    /// answers a request, whose message ID was not used within it either.
+    /// Returns a message ID for a message from this endpoint, not used with this peer
+    /// before (RFC 7252 §4.4). It cannot repeat within EXCHANGE_LIFETIME: each such
+    /// message answers a request, whose own message ID was not reused within that time
+    /// either.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);
@@ -219,7 +222,7 @@ impl Peer {
         id
     }
 
-    /// Drops an answer and remembers the message ID.
+    /// Drops an answer but keeps its message ID.
     fn drop_answer(&mut self, clock: Clock, index: usize) {
         let Exchange { id, begun, .. } = self.exchanges.remove(index);
         self.exchanges.shrink_to_fit();
@@ -245,11 +248,11 @@ impl Exchange {
     }
 
     fn is_over(&self, clock: Clock) -> bool {
-        // Both times are rounded down: only beyond it is it certain.
+        // Both times are rounded down, so only `>` is certain.
         self.is_answered() && clock.seconds.saturating_sub(self.begun) > clock.lifetime
     }
 
-    /// Bytes that its answer takes.
+    /// Returns the memory that its answer takes, in bytes.
     fn cost(&self) -> usize {
         match &self.state {
             State::Answered(answer) => size_of::<Self>() + answer.len(),
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_as_long_as_there_is_room_and_the_newest_in_any_case() {
+    fn answers_are_kept_while_they_fit_and_the_newest_always() {
         let own = size_of::<Exchange>();
         for (more, good) in [(0, true), (1, false)] {
             let mut peer = Peer::default();
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_in_work_makes_no_room_for_an_answer() {
+    fn a_request_in_progress_is_not_dropped_for_an_answer() {
         let mut peer = Peer::default();
         peer.begin(CLOCK, 1, 1, Working::default());
         answer(&mut peer, 2, MAX_KEPT);

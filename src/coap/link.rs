@@ -1,5 +1,5 @@
-//! What `/.well-known/core` answers: links in CoRE Link Format (RFC 6690), all of
-//! them or those that a query filters out.
+//! The answer of `/.well-known/core`: links in CoRE Link Format (RFC 6690), all of them
+//! or those selected by a query.
 
 use coap_lite::link_format::LinkFormatWrite;
 
@@ -12,8 +12,8 @@ pub struct Link<'a> {
     pub attributes: &'a [(&'a str, &'a str)],
 }
 
-/// The links that match all the Uri-Query options `name=value` of a request
-/// (RFC 6690 §4.1), as `application/link-format`.
+/// Returns the links that match all Uri-Query options `name=value` of a request (RFC 6690
+/// §4.1), as `application/link-format`.
 pub fn format(links: &[Link<'_>], queries: &[String]) -> String {
     let mut text = String::new();
     let mut write = LinkFormatWrite::new(&mut text);
@@ -34,7 +34,7 @@ fn matches(link: &Link<'_>, query: &str) -> bool {
         return fits(link.target, pattern);
     }
     let mut values = link.attributes.iter().filter(|(known, _)| *known == name).map(|(_, value)| *value);
-    // RFC 6690 §4.1: these hold several values, separated by spaces.
+    // RFC 6690 §4.1: these attributes hold several values separated by spaces.
     if matches!(name, "rt" | "if" | "rel" | "ct") {
         values.any(|value| value.split(' ').any(|value| fits(value, pattern)))
     } else {
@@ -42,7 +42,8 @@ fn matches(link: &Link<'_>, query: &str) -> bool {
     }
 }
 
-/// A pattern that ends in an asterisk is a prefix.
+/// Returns whether a value matches a pattern. A pattern that ends in an asterisk is a
+/// prefix.
 fn fits(value: &str, pattern: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => value.starts_with(prefix),
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_query_all_are_there() {
+    fn without_a_query_all_links_are_returned() {
         let expected = r#"</a>;rt="one two";title="one two",</ab>;rt="three";if="x",</c>;title="say \"c\"""#;
         assert_eq!(format(&LINKS, &[]), expected);
     }

@@ -1,5 +1,5 @@
-//! Messages: which bytes are one, what of a request the endpoint hands on, and
-//! how an answer is put together.
+//! Messages: checks and parsing of incoming ones, the options of a request, and building
+//! of answers.
 
 use std::{
     collections::{LinkedList, hash_map::DefaultHasher},
@@ -14,23 +14,24 @@ use super::{
     block::{BadBlock, Block, TransferKey},
 };
 
-/// Echo (RFC 9175 §2.2.1), which coap-lite has no name for.
+/// Number of the Echo option (RFC 9175 §2.2.1), which coap-lite does not define.
 pub(super) const ECHO: u16 = 252;
-/// Longest token taken, in bytes. RFC 7252 has up to 8, RFC 8974 more.
+/// Longest token accepted, in bytes. RFC 7252 allows up to 8, RFC 8974 more.
 const MAX_TOKEN: usize = 64;
-/// Most options that a refusal names.
+/// Maximum number of options that a refusal lists.
 const MAX_NAMED: usize = 8;
 
-/// What RFC 7252 §4.2 and §4.3 tell apart before a message is looked into.
+/// Kinds of incoming messages that RFC 7252 §4.2 and §4.3 distinguish.
 pub(super) enum Incoming {
     /// A request to work on, and its token.
     Request(Packet, Box<[u8]>),
-    /// Empty and acknowledging, or empty and resetting.
+    /// Message ID of an empty acknowledgement.
     Acknowledgement(u16),
+    /// Message ID of an empty reset.
     Reset(u16),
-    /// Confirmable, but nothing that a server can take: to be reset.
+    /// Confirmable, but nothing that a server can process: to be reset.
     Rejected(u16),
-    /// To be ignored in silence.
+    /// To be ignored silently.
     Ignored,
 }
 
@@ -47,7 +48,7 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         2 => (false, MessageType::Acknowledgement),
         _ => (false, MessageType::Reset),
     };
-    // §4.1: an empty message is the header alone.
+    // §4.1: an empty message consists of the header alone.
     let is_empty = code == 0 && bytes.len() == 4 && first & 15 == 0;
     match (kind, code) {
         (MessageType::Acknowledgement | MessageType::Reset, 0) if !is_empty => return Incoming::Ignored,
@@ -60,8 +61,8 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
     let request = if (1..32).contains(&code) { read_request(bytes) } else { None };
     match request {
         Some((packet, token)) => Incoming::Request(packet, token),
-        // §4.2: reject with a reset; among them the ping (§4.3), a response
-        // that nobody waits for, and a reserved code.
+        // §4.2: reject with a reset; this includes the ping (§4.3), an unexpected
+        // response, and a reserved code.
         None if confirmable => Incoming::Rejected(id),
         None => Incoming::Ignored,
     }
@@ -69,11 +70,11 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
 
 fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let (header, rest) = bytes.split_first_chunk::<4>()?;
-    // RFC 8974 §2.1: 13 announces a length of one byte, 14 one of two.
+    // RFC 8974 §2.1: 13 announces a length in one byte, 14 a length in two.
     let (length, rest) = match (header[0] & 15, rest) {
         (length @ 0..=8, rest) => (usize::from(length), rest),
         (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
-        // 14 announces more than is taken.
+        // 14 announces a token longer than accepted.
         _ => return None,
     };
     if length > MAX_TOKEN {
@@ -83,16 +84,16 @@ fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let packet = if length <= 8 {
         Packet::from_bytes(bytes)
     } else {
-        // coap-lite knows no longer ones: it reads the message without.
+        // coap-lite supports no longer tokens, so it reads the message without the token.
         Packet::from_bytes(&[&[header[0] & 0xf0], &header[1..], rest].concat())
     };
     let packet = packet.ok().filter(|packet| !has_lone_marker(packet, rest))?;
     Some((packet, token.into()))
 }
 
-/// RFC 7252 §3: a payload marker followed by no payload is a format error, which
-/// coap-lite lets pass. A last byte of 0xff may also be an option's. `rest` is
-/// what follows the token.
+/// Returns whether a payload marker is followed by no payload, a format error (RFC 7252
+/// §3) that coap-lite accepts. A last byte of 0xff may also belong to an option. `rest`
+/// is what follows the token.
 fn has_lone_marker(packet: &Packet, rest: &[u8]) -> bool {
     let header_and_token = 4 + packet.get_token().len();
     rest.last() == Some(&0xff)
@@ -100,7 +101,7 @@ fn has_lone_marker(packet: &Packet, rest: &[u8]) -> bool {
         && packet.to_bytes_unlimited().is_ok_and(|again| again.len() < header_and_token + rest.len())
 }
 
-/// An empty message: an acknowledgement or a reset.
+/// Returns an empty message: a ping, an acknowledgement or a reset.
 pub(super) fn empty(kind: MessageType, id: u16) -> [u8; 4] {
     let kind = match kind {
         MessageType::Confirmable => 0,
@@ -112,16 +113,16 @@ pub(super) fn empty(kind: MessageType, id: u16) -> [u8; 4] {
     [0x40 | kind << 4, 0, high, low]
 }
 
-/// What the blocks of a transfer add to a response (RFC 7959).
+/// Options that a block-wise transfer adds to a response (RFC 7959).
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Blocks {
-    /// Which block of the request body this answers.
+    /// The block of the request body that this answers.
     pub(super) block1: Option<Block>,
-    /// Which block of the response body this is.
+    /// The block of the response body in this message.
     pub(super) block2: Option<Block>,
     /// Length of the whole response body, in bytes.
     pub(super) size2: Option<u32>,
-    /// Tells bodies apart whose blocks must not be mixed.
+    /// Distinguishes bodies whose blocks must not be mixed.
     pub(super) etag: Option<[u8; 4]>,
 }
 
@@ -132,7 +133,7 @@ pub(super) struct Head<'t> {
     pub(super) token: &'t [u8],
 }
 
-/// The whole message of a response; `payload` is its own or one block of it.
+/// Builds the message of a response; `payload` is the response's own or one block of it.
 pub(super) fn response(
     &Head { kind, id, token }: &Head<'_>,
     response: &Response,
@@ -166,14 +167,14 @@ pub(super) fn response(
         packet.add_option(CoapOption::from(*number), value.clone());
     }
     packet.payload.extend_from_slice(payload);
-    // Our responses are far below any limit, and without one it cannot fail.
+    // Responses are far below any limit, and without a limit encoding cannot fail.
     let bytes = Zeroizing::new(packet.to_bytes_unlimited().unwrap_or_default().into_boxed_slice());
     packet.payload.zeroize();
     if extended { with_extended_token(&bytes, token) } else { bytes }
 }
 
-/// RFC 8974 §2.1: puts a token of 13 to 268 bytes into a message that has none.
-/// (Nine to twelve bytes cannot be announced, and so were never taken.)
+/// Inserts a token of 13 to 268 bytes into a message that has none (RFC 8974 §2.1).
+/// Lengths of 9 to 12 bytes cannot be announced, so no request has them.
 fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
     let (Some((header, rest)), Ok(length)) =
         (message.split_first_chunk::<4>(), u8::try_from(token.len() - 13))
@@ -183,18 +184,18 @@ fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
     Zeroizing::new([&[header[0] | 13], &header[1..], &[length], token, rest].concat().into_boxed_slice())
 }
 
-/// RFC 7252 §3.2: an unsigned integer in as few bytes as it needs.
+/// Encodes an unsigned integer in as few bytes as it needs (RFC 7252 §3.2).
 fn uint(value: u32) -> Vec<u8> {
     let bytes = value.to_be_bytes();
     bytes[value.leading_zeros() as usize / 8..].to_vec()
 }
 
-/// The same back, of at most four bytes.
+/// Decodes an unsigned integer of at most four bytes.
 fn read_uint(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
-/// What of a request's options matters to us.
+/// The options of a request that matter to the server.
 #[derive(Default)]
 pub(super) struct Options {
     pub(super) path: Vec<String>,
@@ -212,18 +213,17 @@ pub(super) struct Options {
     pub(super) wants_size2: bool,
 }
 
-/// Reads the options; a request that the endpoint itself must refuse gets the
-/// response that says so.
+/// Reads the options, or returns the response to a request that the endpoint itself must
+/// refuse.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     let mut options = Options::default();
-    // Critical options that are refused, and why the first of them is.
+    // The reason for the first refused critical option, and the numbers of all of them.
     let mut refused: Option<(&str, Vec<u16>)> = None;
     for (&number, values) in packet.options() {
         let option = CoapOption::from(number);
-        // RFC 7252 §5.4.3 and §5.4.5: a value of another length than it can have,
-        // and a repetition of what is not repeatable, are treated like an option
-        // that is not known: odd numbers are critical and refused (§5.4.1), even
-        // ones are ignored.
+        // RFC 7252 §5.4.3 and §5.4.5: an option with an invalid length, and a repeated
+        // option that is not repeatable, are treated like an unknown option: odd numbers
+        // are critical and refused (§5.4.1), even ones are ignored.
         let fault = match definition(option) {
             None => Some("unknown critical option"),
             Some((lengths, repeatable)) => {
@@ -263,7 +263,7 @@ pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
             CoapOption::ProxyUri | CoapOption::ProxyScheme => {
                 return Err(Response::problem(Code::ProxyingNotSupported, "this server is not a proxy"));
             }
-            // One host and one port are served, under whatever name.
+            // There is one host and one port, under any name.
             _ => {}
         }
     }
@@ -273,9 +273,8 @@ pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     }
 }
 
-/// How long a value of an option may be, in bytes, and whether the option may
-/// come more than once (RFC 7252 §5.10, RFC 7959 §2.1, RFC 7967 §2). `None` for
-/// options that are not known.
+/// Returns the valid lengths of an option's value, in bytes, and whether the option may
+/// be repeated (RFC 7252 §5.10, RFC 7959 §2.1, RFC 7967 §2). `None` for unknown options.
 fn definition(option: CoapOption) -> Option<(std::ops::RangeInclusive<usize>, bool)> {
     Some(match option {
         CoapOption::IfMatch => (0..=8, true),
@@ -302,8 +301,8 @@ fn block(value: &[u8]) -> Result<Block, Response> {
     Block::read(value).map_err(|BadBlock| Response::problem(Code::BadRequest, "reserved block size"))
 }
 
-/// Names the transfer that a request belongs to: its method and options, without
-/// those that differ between the requests of one transfer.
+/// Returns the key of the transfer that a request belongs to: a digest of its method and
+/// options, without those that differ between the requests of one transfer.
 pub(super) fn transfer_key(packet: &Packet) -> TransferKey {
     let mut hasher = DefaultHasher::new();
     u8::from(packet.header.code).hash(&mut hasher);
@@ -324,16 +323,17 @@ pub(super) fn transfer_key(packet: &Packet) -> TransferKey {
     hasher.finish()
 }
 
-/// Tells request payloads apart.
+/// Returns a digest that distinguishes request payloads.
 pub(super) fn digest(payload: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     payload.hash(&mut hasher);
     hasher.finish()
 }
 
-/// RFC 7967 §2.1: whether the client asked not to be sent a response of this class.
+/// Returns whether the client asked not to be sent a response of this class (RFC 7967
+/// §2.1).
 pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
-    // The client could not go on without it.
+    // The client cannot continue without it.
     if code == Code::Continue {
         return false;
     }
@@ -341,7 +341,7 @@ pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
     (1..=5).contains(&class) && no_response >> (class - 1) & 1 == 1
 }
 
-/// The method.
+/// Returns the method of a request.
 pub(super) fn method(packet: &Packet) -> Method {
     Method::of(packet.header.code.into())
 }
@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integers_take_as_few_bytes_as_they_need() {
+    fn integers_are_encoded_in_the_fewest_bytes() {
         for (value, bytes) in
             [(0, &[][..]), (1, &[1]), (255, &[255]), (256, &[1, 0]), (1 << 24, &[1, 0, 0, 0])]
         {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn no_response_names_classes_by_bits() {
+    fn no_response_selects_classes_by_bits() {
         assert!(is_unwanted(2, Code::Content));
         assert!(!is_unwanted(2, Code::NotFound));
         assert!(is_unwanted(8, Code::NotFound));

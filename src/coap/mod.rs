@@ -1,10 +1,9 @@
-//! A CoAP server endpoint (RFC 7252) without I/O: the time and messages come in
-//! as arguments, messages and requests go out. The wire format is coap-lite's;
-//! what is here is what an endpoint must remember: which message was answered
-//! and how, what is still being worked on, what must be sent again.
+//! A CoAP server endpoint (RFC 7252) that performs no I/O: the time and received messages
+//! come in as arguments; messages and requests go out. coap-lite encodes and decodes
+//! messages. This module keeps the state of the endpoint: how each message was answered,
+//! which requests are in progress, and which messages must be sent again.
 //!
-//! A peer is any key `K` that the transport knows it by: a DTLS session, or an
-//! address.
+//! A peer is identified by any key `K` of the transport: a DTLS session, or an address.
 
 mod block;
 mod code;
@@ -25,7 +24,7 @@ pub use code::{Code, Method};
 pub use endpoint::{Endpoint, ExchangeId};
 use zeroize::Zeroizing;
 
-/// Content-Formats that certdist speaks (IANA, CoAP Content-Formats).
+/// Content-Formats that certdist uses (IANA, CoAP Content-Formats).
 pub mod content_format {
     /// `text/plain; charset=utf-8`.
     pub const TEXT: u16 = 0;
@@ -39,27 +38,29 @@ pub mod content_format {
     pub const PROBLEM: u16 = 257;
 }
 
-/// Limits and times of an [`Endpoint`]; the defaults are RFC 7252 §4.8's.
+/// Limits and times of an [`Endpoint`]. The defaults of the times are those of RFC 7252
+/// §4.8.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// A request that takes longer is acknowledged, and answered separately
-    /// (RFC 7252 §5.2.2). Below the ACK_TIMEOUT of 2 s after which a client
-    /// would ask again.
+    /// Time after which a request is acknowledged and answered separately (RFC 7252
+    /// §5.2.2). Must be less than ACK_TIMEOUT, 2 s, after which a client repeats the
+    /// request.
     pub separate_after: Duration,
-    /// First time-out of our own confirmable messages: ACK_TIMEOUT, times up to
-    /// ACK_RANDOM_FACTOR (1.5).
+    /// First timeout of confirmable messages from this endpoint: ACK_TIMEOUT, multiplied
+    /// by a random factor up to ACK_RANDOM_FACTOR (1.5).
     pub ack_timeout: Duration,
-    /// MAX_RETRANSMIT.
+    /// Maximum number of retransmissions of a message: MAX_RETRANSMIT.
     pub max_retransmit: u32,
-    /// How long a message ID is remembered: EXCHANGE_LIFETIME.
+    /// Time for which a message ID is remembered: EXCHANGE_LIFETIME.
     pub exchange_lifetime: Duration,
-    /// Most requests of one peer that are worked on, or whose answers are kept to be
-    /// repeated; beyond, only the message ID of the oldest answered one is.
+    /// Maximum number of requests of one peer that are in progress or whose answers are
+    /// kept for repetition. Beyond it, only the message ID of the oldest answered one is
+    /// kept.
     pub max_exchanges: usize,
-    /// Longest request body taken, in bytes, in one message or in blocks.
+    /// Longest request body accepted, in bytes, in one message or in blocks.
     pub max_request_body: usize,
-    /// Most block-wise transfers remembered, each for `exchange_lifetime`; beyond,
-    /// the oldest of the peer that has most is forgotten.
+    /// Maximum number of block-wise transfers, each kept for `exchange_lifetime`. Beyond
+    /// it, the oldest of the peer with the most transfers is dropped.
     pub max_transfers: usize,
 }
 
@@ -77,14 +78,14 @@ impl Default for Config {
     }
 }
 
-/// Where messages go. Called once a message, in order.
+/// Destination of outgoing messages. Called once for each message, in order.
 pub trait Outbox<K> {
-    /// Takes a copy of `message`, to be sent to `peer`. Returns whether the transport
-    /// sends it: not to a peer that is gone, or whose address is yet to be validated.
+    /// Copies `message`, to be sent to `peer`. Returns whether the transport sends it: it
+    /// does not if the peer is gone or its address is not validated yet.
     fn push(&mut self, peer: K, message: &[u8]) -> bool;
 
-    /// Longest message that `peer` can be sent, in bytes; what is longer goes in
-    /// blocks. RFC 7252 §4.6: 1,152 when nothing is known.
+    /// Returns the longest message that can be sent to `peer`, in bytes; a longer answer
+    /// is sent in blocks. 1,152 when nothing is known about the peer (RFC 7252 §4.6).
     fn max_message(&self, _peer: K) -> usize {
         1152
     }
@@ -100,13 +101,14 @@ impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
 /// Result of answering a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// The transport has taken the answer.
+    /// The transport accepted the answer.
     Sent,
-    /// It has not, and the answer is kept: until those before it have had their turn,
-    /// the request is repeated, or [`Endpoint::resume`] is called.
+    /// The transport did not accept it, or earlier answers must go first. The answer is
+    /// kept until its turn comes, the request is repeated, or [`Endpoint::resume`] is
+    /// called.
     Kept,
-    /// It never will: the request is not known (any more), the client wants no answer
-    /// (RFC 7967), or takes no message that is long enough.
+    /// The answer will never be sent: the request is unknown or forgotten, the client
+    /// wants no answer (RFC 7967), or accepts no message that is long enough.
     Dropped,
 }
 
@@ -116,24 +118,23 @@ impl Delivery {
     }
 }
 
-/// What an endpoint has dropped since it was made.
+/// Counts of what an endpoint has dropped since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests of peers that had too many in work, or answered lately.
+    /// Requests from peers that had too many in progress or answered recently.
     pub requests_dropped: u64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: u64,
-    /// Block-wise transfers that made room for others.
+    /// Block-wise transfers dropped in favour of others.
     pub transfers_evicted: u64,
 }
 
-/// A request that is new: not a repetition, well-formed, and without critical
-/// options that the endpoint does not know.
+/// A new request: not a repetition, well-formed, and without unknown critical options.
 #[derive(Debug)]
 pub struct Request<K> {
-    /// To be given back with the response.
+    /// Identifies the request when the response is given.
     pub exchange: ExchangeId<K>,
-    /// What to do.
+    /// Method.
     pub method: Method,
     /// Segments of the path.
     pub path: Vec<String>,
@@ -141,38 +142,40 @@ pub struct Request<K> {
     pub query: Vec<String>,
     /// Content-Format of the payload.
     pub content_format: Option<u16>,
-    /// The only Content-Format wanted in the answer.
+    /// The only Content-Format that the client accepts in the answer.
     pub accept: Option<u16>,
-    /// Representations that the client has (RFC 7252 §5.10.6.2).
+    /// ETags of representations that the client already has (RFC 7252 §5.10.6.2).
     pub etags: Vec<Vec<u8>>,
-    /// RFC 7252 §5.10.8.1; an empty one stands for any.
+    /// If-Match options (RFC 7252 §5.10.8.1); an empty one matches any representation.
     pub if_match: Vec<Vec<u8>>,
-    /// RFC 7252 §5.10.8.2.
+    /// Whether If-None-Match is present (RFC 7252 §5.10.8.2).
     pub if_none_match: bool,
-    /// May be empty. Of a block-wise transfer, the whole body.
+    /// May be empty. In a block-wise transfer, this is the whole body.
     pub payload: Vec<u8>,
 }
 
-/// The answer to a request. Its payload may hold a secret: it is not printed,
-/// and wiped when dropped.
+/// The answer to a request. Its payload may hold a secret: it is never printed, and wiped
+/// when dropped.
 #[derive(Clone)]
 pub struct Response {
     /// Response code.
     pub code: Code,
     /// Content-Format of the payload.
     pub content_format: Option<u16>,
-    /// In seconds; RFC 7252 §5.10.5, and §5.9.3.4 for when to come back.
+    /// Max-Age in seconds (RFC 7252 §5.10.5); in an error, the time after which to retry
+    /// (§5.9.3.4).
     pub max_age: Option<u32>,
-    /// Largest request payload taken (RFC 7252 §5.9.2.9), in bytes.
+    /// Largest request payload accepted, in bytes (RFC 7252 §5.9.2.9).
     pub size1: Option<u32>,
     /// Other options, by number: ETag, Location-Path, ...
     pub options: Vec<(u16, Vec<u8>)>,
-    /// May be empty. What does not fit into a message goes in blocks (RFC 7959).
+    /// May be empty. A payload that does not fit into a message is sent in blocks (RFC
+    /// 7959).
     pub payload: Zeroizing<Vec<u8>>,
 }
 
 impl Response {
-    /// A response without a payload.
+    /// Creates a response without a payload.
     pub fn empty(code: Code) -> Self {
         Self {
             code,
@@ -184,34 +187,35 @@ impl Response {
         }
     }
 
-    /// A response of the given format and payload.
+    /// Creates a response with the given format and payload.
     pub fn content(content_format: u16, payload: Vec<u8>) -> Self {
         let payload = Zeroizing::new(payload);
         Self { content_format: Some(content_format), payload, ..Self::empty(Code::Content) }
     }
 
-    /// An error with concise problem details (RFC 9290).
+    /// Creates an error with concise problem details (RFC 9290).
     pub fn problem(code: Code, title: &str) -> Self {
         Self { code, ..Self::content(content_format::PROBLEM, problem::details(title)) }
     }
 
-    /// A refusal of critical options (RFC 7252 §5.4.1), with their numbers (RFC 9290 §3.1).
+    /// Creates a refusal of critical options (RFC 7252 §5.4.1) that lists their numbers
+    /// (RFC 9290 §3.1).
     pub(crate) fn bad_option(title: &str, numbers: &[u16]) -> Self {
         let details = problem::unprocessed_options(title, numbers);
         Self { code: Code::BadOption, ..Self::content(content_format::PROBLEM, details) }
     }
 
-    /// The same, to be asked again after so many seconds.
+    /// Returns the response with Max-Age set.
     pub fn with_max_age(self, seconds: u32) -> Self {
         Self { max_age: Some(seconds), ..self }
     }
 
-    /// The same, with the largest request payload taken.
+    /// Returns the response with Size1 set to the largest request payload accepted.
     pub fn with_size1(self, bytes: u32) -> Self {
         Self { size1: Some(bytes), ..self }
     }
 
-    /// The same, with one more option.
+    /// Returns the response with one more option.
     pub fn with_option(mut self, number: u16, value: impl Into<Vec<u8>>) -> Self {
         self.options.push((number, value.into()));
         self

@@ -1,11 +1,11 @@
-//! Confirmable messages of our own: sent again until they are acknowledged
+//! Confirmable messages of this endpoint, which are resent until they are acknowledged
 //! (RFC 7252 §4.2), one at a time to each peer (§4.7).
 //!
-//! NSTART binds clients; a server is to limit the rate of its answers. One that is not
-//! acknowledged keeps the others waiting for no longer than its first time-out, 3 s:
-//! then the next has its turn, and its own retransmissions come between those of the
-//! others. A peer is so never sent more than one message within a time-out, unless it
-//! acknowledges, and a client that does not acknowledge one answer still gets the next.
+//! NSTART binds clients; a server should limit the rate of its answers. An answer that is
+//! not acknowledged delays the others for no longer than its first timeout, at most 3 s.
+//! Then the next one is sent, and the retransmissions of the first are interleaved with
+//! the others. A peer is thus never sent more than one message per timeout unless it
+//! acknowledges, and a client that misses one answer still gets the next.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,11 +15,11 @@ use std::{
 
 use super::{Outbox, exchanges::Message};
 
-/// Most messages that wait for their turn; beyond, the oldest is given up, of those that
-/// were sent already if there is one.
+/// Maximum number of waiting messages. Beyond it the oldest is given up, preferably one
+/// that was sent already.
 const MAX_WAITING: usize = 16;
 
-/// When to call [`Confirmables::retransmit`], and for which message.
+/// The message for which to call [`Confirmables::retransmit`], and when.
 pub(super) type Wake = (u16, Instant);
 
 struct Confirmable {
@@ -27,11 +27,11 @@ struct Confirmable {
     message: Message,
     timeout: Duration,
     retransmissions: u32,
-    /// When it is to be sent again. `None` before the first time.
+    /// When to send it again. `None` until it was first sent.
     due: Option<Instant>,
-    /// The transport took it the last time.
+    /// Whether the transport accepted it the last time.
     sent: bool,
-    /// The end of its first time-out: until then the others wait for it.
+    /// The end of its first timeout: until then the others wait for it.
     holds_until: Instant,
 }
 
@@ -44,15 +44,15 @@ impl Confirmable {
     }
 }
 
-/// What is outstanding to one peer.
+/// Messages to one peer.
 struct Line {
-    /// Sent, and not acknowledged.
+    /// Sent but not acknowledged.
     first: Confirmable,
-    /// Not sent yet, or to be sent again.
+    /// Not sent yet, or waiting to be sent again.
     waiting: VecDeque<Confirmable>,
 }
 
-/// What is outstanding to all peers.
+/// Messages to all peers.
 pub(super) struct Confirmables<K> {
     lines: HashMap<K, Line>,
     max_retransmit: u32,
@@ -70,9 +70,9 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.is_empty()
     }
 
-    /// Sends the message now, or when those before it have had their time. `timeout` is
-    /// the first time-out. Answers with when to wake it, if its turn has come, and
-    /// whether the transport took it.
+    /// Sends the message now, or after the earlier ones have had their turn. `timeout` is
+    /// its first timeout. Returns when to wake it, if it was sent to the transport now,
+    /// and whether the transport accepted it.
     pub(super) fn send(
         &mut self,
         now: Instant,
@@ -118,8 +118,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.get(&peer).is_some_and(|line| sent(&line.first) || line.waiting.iter().any(sent))
     }
 
-    /// An acknowledgement or a reset has come. The next message has its turn, when one
-    /// was waiting for this: answers as [`retransmit`](Self::retransmit).
+    /// Handles an acknowledgement or a reset. Sends the next message if it was waiting
+    /// for this one; returns the same as [`retransmit`](Self::retransmit).
     pub(super) fn settle(
         &mut self,
         now: Instant,
@@ -136,8 +136,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.next(now, peer, waiting, out)
     }
 
-    /// Sends a message again, unless it is settled or not due, or the next one if that
-    /// has waited for it. With the message and the time to call this for again.
+    /// Sends a message again, or the next one that has waited for it, unless the message
+    /// is settled or not due. Returns the message to call this for next, and when.
     pub(super) fn retransmit(
         &mut self,
         now: Instant,
@@ -154,8 +154,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.next(now, peer, waiting, out)
     }
 
-    /// Sends the message whose turn it is once more, if the transport has not taken it.
-    /// Returns whether it takes it now.
+    /// Sends the current message again if the transport did not accept it. Returns
+    /// whether it accepts it now.
     pub(super) fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let Some(line) = self.lines.get_mut(&peer).filter(|line| !line.first.sent) else { return false };
         line.first.sent = out.push(peer, &line.first.message);
@@ -166,12 +166,13 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.remove(&peer);
     }
 
-    /// Messages that were never acknowledged, of peers that were not forgotten.
+    /// Returns the number of messages that were never acknowledged, except for peers that
+    /// were forgotten.
     pub(super) fn given_up(&self) -> u64 {
         self.given_up
     }
 
-    /// The turn of the first that was not sent yet, or else of the one that is due first.
+    /// Sends the first message that was not sent yet, or else the one that is due first.
     fn next(
         &mut self,
         now: Instant,

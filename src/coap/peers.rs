@@ -1,5 +1,5 @@
-//! Peers by name, in one piece of memory without gaps. There is one for each session,
-//! and of a hash map's places up to half are empty.
+//! Peers by name, in contiguous memory without gaps. There is one for each session, and
+//! up to half of a hash map's slots are empty.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use super::exchanges::Peer;
 
-/// Peers, each with what is remembered of it.
+/// Peers and their exchanges.
 pub(super) struct Peers<K> {
     list: Vec<(K, Peer)>,
     /// Indices into the list, by the hash of the name.
@@ -34,12 +34,12 @@ impl<K: Copy + Eq + Hash> Peers<K> {
         self.list.get_mut(place as usize).map(|(_, peer)| peer)
     }
 
-    /// The peer of this name, which is remembered from now on.
+    /// Returns the peer with this name, added if it is new.
     pub(super) fn get_or_insert(&mut self, name: K) -> &mut Peer {
         let Self { list, places, hasher } = self;
         let found = places.find(hasher.hash_one(name), named(list, name)).copied();
         let place = found.unwrap_or_else(|| {
-            // As many as there are sessions, which are counted in 32 bits.
+            // There is one peer for each session, and sessions are counted in 32 bits.
             let place = list.len() as u32;
             list.push((name, Peer::default()));
             let hash = |&place: &u32| list.get(place as usize).map_or(0, |(name, _)| hasher.hash_one(name));
@@ -49,7 +49,7 @@ impl<K: Copy + Eq + Hash> Peers<K> {
         &mut list[place as usize].1
     }
 
-    /// Forgets a peer. The last of the list takes its place.
+    /// Removes a peer. The last one in the list takes its slot.
     pub(super) fn remove(&mut self, name: K) {
         let Self { list, places, hasher } = self;
         let Ok(found) = places.find_entry(hasher.hash_one(name), named(list, name)) else { return };
@@ -64,7 +64,7 @@ impl<K: Copy + Eq + Hash> Peers<K> {
     }
 }
 
-/// Tells whether a place is that of this name.
+/// Returns a predicate: whether a slot is that of this name.
 fn named<K: Eq>(list: &[(K, Peer)], name: K) -> impl Fn(&u32) -> bool {
     move |&place| list.get(place as usize).is_some_and(|(found, _)| *found == name)
 }
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// The message ID that a peer's own messages go on with: its mark here.
+    /// Returns the peer's next message ID, which serves to recognize the peer.
     fn mark(peer: &mut Peer) -> u16 {
         let mark = peer.own_id(|| 0);
         assert_eq!(peer.own_id(|| 0), mark + 1);
@@ -84,7 +84,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_name_keeps_its_peer_whoever_goes(steps in prop::collection::vec((any::<bool>(), 0..12u8), 0..200)) {
+        fn each_name_keeps_its_peer_when_others_are_removed(steps in prop::collection::vec((any::<bool>(), 0..12u8), 0..200)) {
             let mut peers = Peers::new();
             let mut expected = std::collections::HashMap::new();
             for (comes, name) in steps {

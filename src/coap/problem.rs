@@ -1,11 +1,11 @@
-//! Concise problem details (RFC 9290): what an error's payload looks like.
+//! Concise problem details (RFC 9290): the payload of an error.
 
-/// RFC 9290 §2: the label of `title`.
+/// Label of `title` (RFC 9290 §2).
 const TITLE: i8 = -1;
-/// RFC 9290 §3.1: the label of `unprocessed-coap-option`.
+/// Label of `unprocessed-coap-option` (RFC 9290 §3.1).
 const UNPROCESSED_OPTION: i8 = -8;
 
-/// The CBOR map `{-1: title}`.
+/// Returns the CBOR map `{-1: title}`.
 pub fn details(title: &str) -> Vec<u8> {
     let mut encoder = minicbor::Encoder::new(Vec::with_capacity(title.len() + 4));
     // Writing to a vector cannot fail.
@@ -13,7 +13,8 @@ pub fn details(title: &str) -> Vec<u8> {
     encoder.into_writer()
 }
 
-/// The CBOR map `{-1: title, -8: number}`, with an array for several numbers (RFC 9290 §3.1).
+/// Returns the CBOR map `{-1: title, -8: number}`, with an array for several numbers (RFC
+/// 9290 §3.1).
 pub fn unprocessed_options(title: &str, numbers: &[u16]) -> Vec<u8> {
     let mut encoder = minicbor::Encoder::new(Vec::with_capacity(title.len() + 8 + 3 * numbers.len()));
     // Writing to a vector cannot fail.

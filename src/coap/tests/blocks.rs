@@ -1,15 +1,15 @@
-//! Block-wise transfers (RFC 7959), both ways.
+//! Block-wise transfers (RFC 7959) in both directions.
 
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 
 use super::*;
 
-/// A client that asks for blocks, of a server whose `/big` is a given text.
+/// A client that requests blocks from a server whose `/big` is a given text.
 struct Transfer {
     server: Server,
     id: u16,
     body: Vec<u8>,
-    /// How often the request was worked on.
+    /// Number of times the request was worked on.
     asked: usize,
     max_message: usize,
 }
@@ -61,8 +61,8 @@ impl Transfer {
         packet
     }
 
-    /// Sends a request; answers with the response and with the payload that the
-    /// server was given to work on.
+    /// Sends a request; returns the response, and the payload that the server was given
+    /// to work on.
     fn send(&mut self, packet: &Packet) -> (Packet, Option<Vec<u8>>) {
         let bytes = packet.to_bytes_unlimited().unwrap();
         let mut out = Narrow(Sent::new(), self.max_message);
@@ -106,13 +106,13 @@ fn code(packet: &Packet) -> u8 {
 }
 
 #[test]
-fn a_body_is_fetched_in_blocks_of_the_size_asked_for_and_made_once() {
+fn a_body_is_fetched_in_blocks_of_the_requested_size_and_made_once() {
     let mut transfer = Transfer::new(100);
     let (mut body, mut etags) = (Vec::new(), Vec::new());
     for block in 0..4 {
         let response = transfer.get("big", Some((block, false, 1)));
         assert_eq!(triple(&response, CoapOption::Block2), Some((block, block < 3, 1)));
-        // RFC 7959 §4: the size is told with the first one.
+        // RFC 7959 §4: the first block carries the size.
         assert_eq!(number(&response, CoapOption::Size2), (block == 0).then_some(100));
         assert_eq!(number(&response, CoapOption::MaxAge), Some(0));
         etags.push(number(&response, CoapOption::ETag).unwrap());
@@ -125,7 +125,7 @@ fn a_body_is_fetched_in_blocks_of_the_size_asked_for_and_made_once() {
 }
 
 #[test]
-fn blocks_come_in_any_order_and_in_changing_sizes() {
+fn blocks_can_be_fetched_in_any_order_and_in_changing_sizes() {
     let mut transfer = Transfer::new(100);
     transfer.get("big", Some((0, false, 2)));
     for (block, expected) in [((3, false, 1), 96..100), ((1, false, 1), 32..64), ((5, false, 0), 80..96)] {
@@ -133,11 +133,11 @@ fn blocks_come_in_any_order_and_in_changing_sizes() {
         assert_eq!(response.payload, transfer.body[expected]);
     }
     assert_eq!(transfer.asked, 1);
-    assert_eq!(code(&transfer.get("big", Some((4, false, 1)))), BAD_REQUEST, "behind the end");
+    assert_eq!(code(&transfer.get("big", Some((4, false, 1)))), BAD_REQUEST, "past the end");
 }
 
 #[test]
-fn what_fits_into_the_block_asked_for_is_one_block() {
+fn a_body_that_fits_into_the_requested_block_is_one_block() {
     let mut transfer = Transfer::new(100);
     let response = transfer.get("big", Some((0, false, 3)));
     assert_eq!(triple(&response, CoapOption::Block2), Some((0, false, 3)));
@@ -148,13 +148,13 @@ fn what_fits_into_the_block_asked_for_is_one_block() {
 }
 
 #[test]
-fn a_peer_that_takes_short_messages_is_answered_in_blocks_unasked() {
+fn a_peer_that_accepts_only_short_messages_is_answered_in_blocks() {
     let mut transfer = Transfer::new(300);
     transfer.max_message = 64;
     let response = transfer.get("big", None);
     assert_eq!(triple(&response, CoapOption::Block2), Some((0, true, 1)));
     let mut body = response.payload;
-    // RFC 7959 §2.4: a client may ask for larger ones all the same.
+    // RFC 7959 §2.4: the client may still request larger blocks.
     for number in 1.. {
         let response = transfer.get("big", Some((number, false, 1)));
         let (_, more, _) = triple(&response, CoapOption::Block2).unwrap();
@@ -171,12 +171,12 @@ fn a_peer_that_takes_short_messages_is_answered_in_blocks_unasked() {
 }
 
 #[test]
-fn blocks_are_as_large_as_the_peer_takes_them() {
+fn blocks_are_as_large_as_the_peer_accepts() {
     let mut smallest = 0;
     for max in 24..=270 {
         let mut transfer = Transfer::new(300);
         transfer.max_message = max;
-        // No longer than that: `send` looks.
+        // `send` checks that no message is longer.
         let response = transfer.get("big", None);
         if code(&response) != CONTENT {
             smallest = max + 1;
@@ -192,7 +192,7 @@ fn blocks_are_as_large_as_the_peer_takes_them() {
 }
 
 #[test]
-fn the_size_of_the_body_is_told_to_who_asks_for_it() {
+fn the_size_of_the_body_is_sent_to_a_client_that_requests_it() {
     let mut transfer = Transfer::new(100);
     let mut request = transfer.request(Method::Get, "big");
     request.add_option(CoapOption::Size2, Vec::new());
@@ -201,9 +201,9 @@ fn the_size_of_the_body_is_told_to_who_asks_for_it() {
     assert_eq!(number(&transfer.get("big", None), CoapOption::Size2), None);
 }
 
-/// A reset would be of a message that the peer does not know.
+/// A reset would refer to a message that the peer does not know.
 #[test]
-fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_dropped_in_silence() {
+fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_silently_dropped() {
     let mut server = Server::new();
     let mut out = Narrow(Sent::new(), 64);
     let bytes = [&[0x5d, 1, 0, 9, 51][..], &[7; 64], b"\xb3big"].concat();
@@ -227,9 +227,9 @@ fn a_new_first_block_is_a_new_request() {
 }
 
 #[test]
-fn a_further_block_that_is_not_kept_is_not_made_again() {
+fn a_block_that_is_no_longer_kept_is_not_made_again() {
     let mut transfer = Transfer::new(100);
-    assert_eq!(code(&transfer.get("big", Some((1, false, 1)))), INCOMPLETE, "never begun");
+    assert_eq!(code(&transfer.get("big", Some((1, false, 1)))), INCOMPLETE, "never started");
     transfer.get("big", Some((0, false, 1)));
     assert_eq!(transfer.asked, 1);
     transfer.server.advance(Duration::from_secs(247));
@@ -242,7 +242,7 @@ fn a_further_block_that_is_not_kept_is_not_made_again() {
 
 #[test]
 fn an_answer_that_does_not_fit_is_an_internal_error_or_a_reset() {
-    // The longest message that the peer takes, and the length of its token.
+    // The longest message that the peer accepts, and the length of its token.
     for (max, token, expected) in
         [(64, 8, CONTENT), (64, 20, CONTENT), (64, 40, INTERNAL_ERROR), (64, 64, 0), (32, 8, INTERNAL_ERROR)]
     {
@@ -280,11 +280,11 @@ fn a_further_block_is_found_with_and_without_the_payload_of_the_request() {
 }
 
 #[test]
-fn a_body_is_put_together_from_its_blocks() {
+fn a_body_is_reassembled_from_its_blocks() {
     let mut transfer = Transfer::new(3);
     assert_eq!(transfer.put("up", (0, true, 0), &[1; 16]), (CONTINUE, None));
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
-    // One that comes once more, in another message.
+    // A block repeated in another message.
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
     let body = [[1; 16].to_vec(), [2; 16].to_vec(), vec![3]].concat();
     assert_eq!(transfer.put("up", (2, false, 0), &[3]), (CONTENT, Some(body)));
@@ -308,7 +308,7 @@ fn the_answer_to_a_block_names_it() {
 }
 
 #[test]
-fn a_body_whose_first_block_begins_again_begins_again() {
+fn a_repeated_first_block_starts_the_body_again() {
     let mut transfer = Transfer::new(3);
     transfer.put("up", (0, true, 0), &[1; 16]);
     transfer.put("up", (1, true, 0), &[2; 16]);
@@ -317,7 +317,7 @@ fn a_body_whose_first_block_begins_again_begins_again() {
 }
 
 #[test]
-fn a_block_that_comes_too_early_is_incomplete_and_spoils_nothing() {
+fn a_block_that_comes_too_early_is_incomplete_and_harmless() {
     let mut transfer = Transfer::new(3);
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]).0, INCOMPLETE);
     assert_eq!(transfer.server.endpoint.transfers(), 0, "nothing is kept for it");
@@ -328,7 +328,7 @@ fn a_block_that_comes_too_early_is_incomplete_and_spoils_nothing() {
     assert_eq!(transfer.put("up", (2, false, 0), &[3]).0, CONTENT);
     transfer.put("up", (0, true, 0), &[1; 16]);
     transfer.server.advance(Duration::from_secs(247));
-    assert_eq!(transfer.put("up", (1, false, 0), &[2]).0, INCOMPLETE, "left too long");
+    assert_eq!(transfer.put("up", (1, false, 0), &[2]).0, INCOMPLETE, "expired");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn transfers_of_one_peer_to_different_resources_do_not_mix() {
 }
 
 #[test]
-fn a_body_beyond_the_limit_is_refused_as_soon_as_it_shows() {
+fn a_body_beyond_the_limit_is_refused_as_soon_as_possible() {
     let mut transfer = Transfer::new(3);
     let mut announced = transfer.request(Method::Post, "up");
     announced.add_option(CoapOption::Block1, value((0, true, 0)));
@@ -369,7 +369,7 @@ fn blocks_that_contradict_themselves_are_bad_requests() {
 }
 
 #[test]
-fn transfers_are_bounded_of_one_peer_and_of_all() {
+fn transfers_are_bounded_per_peer_and_in_total() {
     let mut transfer = Transfer::new(100);
     for path in 0..100 {
         transfer.get(&path.to_string(), Some((0, false, 1)));
@@ -406,7 +406,8 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         put(peer, "up", 0, true);
     }
-    // Greedy ones, again and again; the oldest transfers are those of the others.
+    // Greedy peers start transfers again and again; the oldest transfers belong to the
+    // others.
     for path in 0..50 {
         for peer in [8, 9] {
             assert!(put(peer, &path.to_string(), 0, true).1 <= 10);
@@ -415,7 +416,7 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         assert!(put(peer, "up", 1, false).0, "{peer}");
     }
-    // What is forgotten makes room.
+    // A dropped transfer makes room.
     assert_eq!(put(10, "up", 0, true).1, 3);
     assert_eq!(put(10, "up", 0, true).2, 98);
 }

@@ -1,10 +1,10 @@
-//! What an endpoint remembers of a peer's requests, and for how long.
+//! State that an endpoint keeps of a peer's requests, and for how long.
 
 use coap_lite::{CoapOption, Packet};
 
 use super::{super::exchanges, *};
 
-/// A transport that takes no message of a peer until it is told to.
+/// A transport that accepts no message for a peer until it is set to.
 struct Held {
     sent: Sent,
     takes: bool,
@@ -31,13 +31,13 @@ fn get_id(kind: u8, id: u16) -> Vec<u8> {
     message
 }
 
-/// As long as a certificate.
+/// Returns an answer as long as a certificate.
 fn certificate() -> Response {
     Response::content(content_format::CBOR, vec![7; 110])
 }
 
 impl Server {
-    /// Asks and is answered. Answers with what was sent.
+    /// Receives a request and answers it. Returns what was sent.
     fn serve(&mut self, kind: u8, id: u16) -> Sent {
         let (request, mut out) = self.receive(&get_id(kind, id));
         if let Some(request) = request {
@@ -48,14 +48,14 @@ impl Server {
 }
 
 #[test]
-fn a_late_repetition_is_not_worked_on_however_many_requests_have_come_since() {
+fn a_late_repetition_is_not_worked_on_even_after_many_other_requests() {
     for step in [1, 7] {
         let mut server = Server::new();
         let newest = (0..40).map(|count| server.serve(CON, 65530_u16.wrapping_add(count * step))).last();
         for count in 0..39 {
             let (again, sent) = server.receive(&get_id(CON, 65530_u16.wrapping_add(count * step)));
             assert!(again.is_none(), "{count} of {step}");
-            // The answer, or that it is gone: the client need not wait.
+            // The answer or, if that is gone, a reset, which spares the client the wait.
             assert_eq!(sent.len(), 1);
             assert!(matches!(head(&sent[0].1), (2, 0x45, ..) | (3, 0, ..)));
         }
@@ -68,7 +68,7 @@ fn a_late_repetition_is_not_worked_on_however_many_requests_have_come_since() {
 }
 
 #[test]
-fn an_answer_to_a_non_confirmable_request_leaves_its_message_id() {
+fn the_message_id_of_a_non_confirmable_request_is_remembered() {
     let mut server = Server::new();
     for id in 0..40 {
         assert_eq!(server.serve(NON, id).len(), 1);
@@ -79,7 +79,7 @@ fn an_answer_to_a_non_confirmable_request_leaves_its_message_id() {
 }
 
 #[test]
-fn a_peer_whose_message_ids_are_too_many_to_remember_is_asked_to_come_back() {
+fn a_peer_with_too_many_message_ids_is_asked_to_retry_later() {
     let mut server = Server::new();
     let (mut served, mut refused) = (0, 0);
     for count in 0..200 {
@@ -96,8 +96,8 @@ fn a_peer_whose_message_ids_are_too_many_to_remember_is_asked_to_come_back() {
     }
     assert!(served >= 60 && refused > 0);
     assert_eq!(server.endpoint.counters().requests_dropped, refused);
-    assert!(server.receive(&get_id(CON, 0)).0.is_none(), "and none is forgotten for it");
-    assert!(server.receive(&get_id(NON, 1000)).1.is_empty(), "in silence");
+    assert!(server.receive(&get_id(CON, 0)).0.is_none(), "none is forgotten instead");
+    assert!(server.receive(&get_id(NON, 1000)).1.is_empty(), "silently");
     server.advance(Duration::from_secs(247 + 64));
     for count in 0..40 {
         assert_eq!(head(&server.serve(CON, 1001 + count * 3)[0].1).1, 0x45);
@@ -105,7 +105,7 @@ fn a_peer_whose_message_ids_are_too_many_to_remember_is_asked_to_come_back() {
 }
 
 #[test]
-fn refused_requests_that_were_not_confirmable_hold_no_place() {
+fn refused_non_confirmable_requests_take_no_place() {
     let mut server = Server::new();
     for id in 0..100 {
         assert!(server.receive(&[0x50, 1, 0, id, 0x91, 0]).0.is_none());
@@ -114,12 +114,12 @@ fn refused_requests_that_were_not_confirmable_hold_no_place() {
 }
 
 #[test]
-fn what_many_requests_of_a_peer_cost_is_bounded_in_bytes() {
-    // Of each session that was served: its one exchange, and a pointer to what else it needs.
+fn the_memory_for_many_requests_of_a_peer_is_bounded() {
+    // Per session served: one exchange, and a pointer to the rest.
     assert_eq!(size_of::<exchanges::Peer>(), 6 * size_of::<usize>());
     for (requests, step, most) in [(1, 1, 160), (16, 1, 700), (1000, 1, 900), (60, 7, 1300)] {
         let mut server = Server::new();
-        // The tables grow for others.
+        // The tables grow for the other peers.
         server.endpoint.receive(server.now, 2, &get(CON, 1), &mut Sent::new());
         let memory = allocation_counter::measure(|| {
             for count in 0..requests {
@@ -132,7 +132,7 @@ fn what_many_requests_of_a_peer_cost_is_bounded_in_bytes() {
 }
 
 #[test]
-fn an_answer_that_the_transport_does_not_take_is_kept_and_reported() {
+fn an_answer_that_the_transport_does_not_accept_is_kept_and_reported() {
     for kind in [CON, NON] {
         let mut server = Server::new();
         let request = server.receive(&get(kind, 9)).0.unwrap();
@@ -153,7 +153,7 @@ fn an_answer_that_the_transport_does_not_take_is_kept_and_reported() {
 }
 
 #[test]
-fn what_was_kept_leaves_as_soon_as_the_transport_takes_it() {
+fn a_kept_answer_is_sent_as_soon_as_the_transport_accepts_it() {
     let mut server = Server::new();
     let requests = [(CON, 1), (NON, 2), (CON, 3)].map(|(kind, id)| server.receive(&get(kind, id)).0.unwrap());
     server.endpoint.defer(server.now, requests[2].exchange);
@@ -172,7 +172,7 @@ fn what_was_kept_leaves_as_soon_as_the_transport_takes_it() {
 }
 
 #[test]
-fn an_answer_that_is_sent_or_not_wanted_is_reported_as_such() {
+fn an_answer_that_is_sent_or_unwanted_is_reported_as_such() {
     let mut server = Server::new();
     let request = server.receive(&get(CON, 9)).0.unwrap();
     let mut out = Sent::new();
@@ -187,7 +187,7 @@ fn an_answer_that_is_sent_or_not_wanted_is_reported_as_such() {
 }
 
 #[test]
-fn message_ids_of_our_own_are_counted_for_each_peer() {
+fn the_endpoints_message_ids_are_counted_per_peer() {
     let mut server = Server::new();
     let mut out = Sent::new();
     let mut ask = |server: &mut Server, peer: u8, id: u16| {
@@ -196,24 +196,24 @@ fn message_ids_of_our_own_are_counted_for_each_peer() {
         head(&out.pop().unwrap().1).2
     };
     let first = ask(&mut server, 1, 0);
-    // Others are sent more than there are message IDs.
+    // The other peers are sent more messages than there are message IDs.
     for id in 0..0x1_0000_u32 - 1 {
         ask(&mut server, 2, id as u16);
     }
     assert_eq!(ask(&mut server, 1, 1), first.wrapping_add(1));
 }
 
-/// Answers that are dropped leave their message IDs, for the whole of their lifetime.
+/// The message IDs of dropped answers are kept for their whole lifetime.
 #[test]
 fn message_ids_are_remembered_for_their_lifetime_whenever_they_come() {
-    for begun in [0, 1, 63, 64, 1000, 100_000] {
+    for start in [0, 1, 63, 64, 1000, 100_000] {
         let mut server = Server::new();
-        server.advance(Duration::from_secs(begun));
+        server.advance(Duration::from_secs(start));
         (0..40).for_each(|id| drop(server.serve(NON, id)));
         server.advance(Duration::from_secs(247));
-        assert!((0..40).all(|id| server.serve(NON, id).is_empty()), "begun at {begun} s");
+        assert!((0..40).all(|id| server.serve(NON, id).is_empty()), "started at {start} s");
         server.advance(Duration::from_secs(64));
-        assert!((0..40).all(|id| server.serve(NON, id).len() == 1), "begun at {begun} s");
+        assert!((0..40).all(|id| server.serve(NON, id).len() == 1), "started at {start} s");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The endpoint as a black box, in virtual time.
+//! Tests of the endpoint as a black box, in virtual time.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ impl Server {
     }
 }
 
-/// A GET of `/cert` with token `T`.
+/// Returns a GET of `/cert` with token `T`.
 fn get(kind: u8, id: u8) -> Vec<u8> {
     let mut bytes = vec![0x41 | kind << 4, 1, 0, id, b'T', 0xb4];
     bytes.extend(b"cert");
@@ -54,7 +54,7 @@ fn get(kind: u8, id: u8) -> Vec<u8> {
 const CON: u8 = 0;
 const NON: u8 = 1;
 
-/// Type, code, message ID and token of a message.
+/// Returns type, code, message ID and token of a message.
 fn head(message: &[u8]) -> (u8, u8, u16, &[u8]) {
     let tkl = usize::from(message[0] & 15);
     (message[0] >> 4 & 3, message[1], u16::from_be_bytes([message[2], message[3]]), &message[4..4 + tkl])
@@ -112,7 +112,7 @@ fn slow_work_is_acknowledged_and_answered_separately_until_the_client_confirms()
     let separate = server.respond(&request);
     let (kind, code, id, token) = head(&separate[0].1);
     assert_eq!((kind, code, token), (CON, 0x45, &b"T"[..]));
-    // It is sent again, the same, with growing pauses, at most four times.
+    // The same message is sent again with growing pauses, at most four times.
     let mut times = Vec::new();
     let sent_at = server.now;
     while let Some(at) = server.endpoint.poll_timeout() {
@@ -144,7 +144,7 @@ fn a_confirmed_separate_answer_is_not_sent_again() {
 }
 
 #[test]
-fn an_acknowledgement_or_a_reset_with_bytes_behind_it_confirms_nothing() {
+fn an_acknowledgement_or_a_reset_with_trailing_bytes_confirms_nothing() {
     // RFC 7252 §4.1: the token length is 0, and nothing follows the message ID.
     for (first, more) in [(0x60, &[0xff, 1][..]), (0x61, &[0]), (0x61, &[]), (0x70, &[0]), (0x72, &[1, 2])] {
         let mut server = Server::new();
@@ -169,7 +169,7 @@ fn work_done_in_time_is_not_acknowledged_twice() {
 }
 
 #[test]
-fn a_non_confirmable_request_is_answered_likewise_and_once() {
+fn a_non_confirmable_request_gets_one_non_confirmable_answer() {
     let mut server = Server::new();
     let request = server.receive(&get(NON, 9)).0.unwrap();
     let answer = server.respond(&request);
@@ -185,9 +185,9 @@ fn a_non_confirmable_request_is_answered_likewise_and_once() {
     assert!(server.receive(&get(NON, 11)).1.is_empty(), "nor is it repeated");
 }
 
-/// RFC 7252 §4.3, of a peer that has moved: it knows the ID, and nobody else does.
+/// RFC 7252 §4.3, for a peer that has moved: only it knows the message ID.
 #[test]
-fn a_peer_is_where_it_answers_a_ping_and_nowhere_else() {
+fn only_a_reset_with_the_pings_id_answers_a_ping() {
     let mut server = Server::new();
     let ping = |server: &mut Server| {
         let mut out = Sent::new();
@@ -207,7 +207,7 @@ fn a_peer_is_where_it_answers_a_ping_and_nowhere_else() {
     assert_eq!(answer(&mut server, 0x70, id), Some(PEER));
     assert_eq!(server.endpoint.take_pong(), None, "once");
     assert_eq!(answer(&mut server, 0x70, id), None, "a replay");
-    // A wrong one is a guess, and ends it.
+    // A wrong ID is a guess, and ends the ping.
     let id = ping(&mut server);
     assert_eq!(answer(&mut server, 0x70, id.wrapping_add(1)), None);
     assert_eq!(answer(&mut server, 0x70, id), None);
@@ -216,7 +216,7 @@ fn a_peer_is_where_it_answers_a_ping_and_nowhere_else() {
     assert_eq!(answer(&mut server, 0x70, id), None);
 }
 
-/// A transport that takes nothing.
+/// A transport that accepts nothing.
 struct Closed;
 
 impl Outbox<u8> for Closed {
@@ -231,7 +231,7 @@ fn a_ping_that_is_not_sent_is_reported() {
 }
 
 #[test]
-fn what_the_options_of_a_request_say_is_handed_on() {
+fn the_options_of_a_request_are_passed_on() {
     // If-Match, ETag twice, If-None-Match, Content-Format, two Uri-Query, Accept.
     let options = b"\x11\x01\x31\x07\x02\x08\x09\x10\x71\x3c\x33a=1\x03b=2\x22\x01\x01";
     let request = Server::new().receive(&[&[0x40, 1, 0, 9][..], options].concat()).0.unwrap();
@@ -242,7 +242,7 @@ fn what_the_options_of_a_request_say_is_handed_on() {
 }
 
 #[test]
-fn a_ping_and_what_no_server_can_take_are_reset() {
+fn a_ping_and_messages_that_no_server_can_process_are_reset() {
     let mut server = Server::new();
     let reset = vec![(PEER, vec![0x70, 0, 0, 9])];
     let messages: [(&str, &[u8]); 9] = [
@@ -250,7 +250,7 @@ fn a_ping_and_what_no_server_can_take_are_reset() {
         ("empty with a payload", &[0x40, 0, 0, 9, 0xff, 1]),
         ("empty with an option", &[0x40, 0, 0, 9, 0xb1, b'c']),
         ("empty with a token", &[0x41, 0, 0, 9, 1]),
-        ("a response nobody waits for", &[0x40, 0x45, 0, 9]),
+        ("an unexpected response", &[0x40, 0x45, 0, 9]),
         ("reserved class", &[0x40, 0x21, 0, 9]),
         ("reserved token length", &[0x4f, 1, 0, 9]),
         ("truncated option", &[0x40, 1, 0, 9, 0xb4, b'c']),
@@ -289,18 +289,18 @@ fn other_versions_fragments_and_acknowledged_requests_are_ignored() {
 }
 
 #[test]
-fn an_option_value_that_ends_in_ff_is_no_marker() {
+fn an_option_value_that_ends_in_ff_is_not_a_marker() {
     let mut server = Server::new();
     let request = server.receive(&[0x40, 1, 0, 9, 0x61, 0xff]).0;
     assert!(request.is_some(), "Observe is elective");
 }
 
 #[test]
-fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
+fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     let mut server = Server::new();
     let with_option = |id: u8, header: &[u8]| [&[0x40, 1, 0, id], header].concat();
     let code = |sent: Sent| sent[0].1[1];
-    // 9 is critical and not assigned to us (OSCORE).
+    // 9 (OSCORE) is critical and not supported.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
     // Accept twice.
     assert_eq!(code(server.receive(&with_option(2, &[0xd1, 4, 60, 0x01, 50])).1), 0x82);
@@ -315,19 +315,19 @@ fn critical_options_that_are_not_known_are_refused_and_elective_ones_ignored() {
     // Elective, unknown (2050), and Uri-Host, Uri-Port.
     assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
     assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
-    // The refusal is an answer like any other: the same again.
+    // The refusal is an answer like any other: it is repeated unchanged.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
-    // A non-confirmable one is refused in silence.
+    // A non-confirmable request is refused silently.
     let (request, sent) = server.receive(&[0x50, 1, 0, 8, 0x91, 0]);
     assert!(request.is_none() && sent.is_empty());
-    // What is known and refused is answered, whichever way it came: RFC 7252 §5.10.2 for a
-    // proxy, RFC 7959 §2.2 for a block of the reserved size.
+    // A known but refused option is answered in both cases: RFC 7252 §5.10.2 for a proxy,
+    // RFC 7959 §2.2 for a block of the reserved size.
     assert_eq!(code(server.receive(&[0x50, 1, 0, 40, 0xd1, 22, b'x']).1), 0xa5);
     assert_eq!(code(server.receive(&[0x50, 1, 0, 41, 0xd1, 10, 0x07]).1), 0x80);
 }
 
 #[test]
-fn a_refusal_names_the_options() {
+fn a_refusal_lists_the_options() {
     let refusal = |options: &[u8]| {
         let sent = Server::new().receive(&[&[0x40, 1, 0, 9], options].concat()).1;
         let payload = sent[0].1.iter().position(|&byte| byte == 0xff).unwrap() + 1;
@@ -345,7 +345,7 @@ fn a_refusal_names_the_options() {
     assert_eq!(refusal(&[0x91, 0]), (unknown.clone(), vec![9]));
     assert_eq!(refusal(&[0xe1, 0xfc, 0xdc, b'x']), (unknown.clone(), vec![65001]));
     assert_eq!(refusal(&[0x91, 0, 0xe1, 0xfc, 0xd3, b'x']), (unknown, vec![9, 65001]));
-    // From 1001 on, every second number: eight of them are enough.
+    // Every second number from 1001: only eight are listed.
     let many = [&[0xe0, 0x02, 0xdc][..], &[0x20; 19]].concat();
     assert_eq!(refusal(&many).1, [1001, 1003, 1005, 1007, 1009, 1011, 1013, 1015]);
     // Uri-Path that is not UTF-8.
@@ -369,7 +369,7 @@ fn an_unwanted_response_is_only_acknowledged() {
 }
 
 #[test]
-fn what_is_remembered_of_a_peer_is_bounded_and_forgotten_with_it() {
+fn the_state_of_a_peer_is_bounded_and_forgotten_with_it() {
     let mut server = Server::new();
     for id in 0..200 {
         let request = server.receive(&get(CON, id)).0.unwrap();
@@ -383,7 +383,7 @@ fn what_is_remembered_of_a_peer_is_bounded_and_forgotten_with_it() {
 }
 
 #[test]
-fn requests_in_work_are_bounded() {
+fn requests_in_progress_are_bounded() {
     let mut server = Server::new();
     let taken = (0..100).filter(|&id| server.receive(&get(CON, id)).0.is_some()).count();
     assert_eq!(taken, Config::default().max_exchanges);
@@ -391,7 +391,7 @@ fn requests_in_work_are_bounded() {
 }
 
 #[test]
-fn tokens_of_up_to_64_bytes_come_back_as_they_were() {
+fn tokens_of_up_to_64_bytes_are_returned_unchanged() {
     for length in [0, 1, 8, 13, 20, 64] {
         let mut server = Server::new();
         let token: Vec<u8> = (0..length).collect();
@@ -410,7 +410,7 @@ fn tokens_of_up_to_64_bytes_come_back_as_they_were() {
 }
 
 #[test]
-fn tokens_that_are_longer_or_cut_off_are_reset() {
+fn requests_with_longer_or_truncated_tokens_are_reset() {
     for message in [
         &[&[0x4d, 1, 0, 9, 52][..], &[7; 65]].concat()[..],
         &[&[0x4e, 1, 0, 9, 0, 1][..], &[7; 270]].concat(),
@@ -427,7 +427,7 @@ fn tokens_that_are_longer_or_cut_off_are_reset() {
 
 #[test]
 fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
-    // RFC 7252 §5.4.3: number, length, refused or not.
+    // RFC 7252 §5.4.3: number, length, whether it is refused.
     for (number, length, refused) in [
         (3, 0, true),    // Uri-Host
         (4, 9, false),   // ETag
@@ -451,12 +451,12 @@ fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
 }
 
 #[test]
-fn an_answer_for_a_peer_that_is_gone_goes_nowhere() {
+fn an_answer_for_a_forgotten_peer_is_dropped() {
     let mut server = Server::new();
     let request = server.receive(&get(CON, 9)).0.unwrap();
     server.endpoint.forget(PEER);
     assert!(server.respond(&request).is_empty());
-    // Nor to a later request with the same message ID.
+    // Nor does it answer a later request with the same message ID.
     let later = server.receive(&get(CON, 9)).0.unwrap();
     assert!(server.respond(&request).is_empty());
     assert_eq!(server.respond(&later).len(), 1);

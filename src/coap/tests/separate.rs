@@ -1,4 +1,4 @@
-//! Separate answers of which several are outstanding to one peer.
+//! Separate answers, several of them outstanding to one peer.
 
 use super::*;
 
@@ -7,7 +7,8 @@ fn acknowledge(message: &[u8]) -> [u8; 4] {
 }
 
 impl Server {
-    /// Requests of these message IDs that are acknowledged, and still in work.
+    /// Receives requests with these message IDs, which are acknowledged and still in
+    /// progress.
     fn slow<const N: usize>(&mut self, ids: [u8; N]) -> [Request<u8>; N] {
         let requests = ids.map(|id| self.receive(&get(CON, id)).0.unwrap());
         for request in &requests {
@@ -17,7 +18,7 @@ impl Server {
         requests
     }
 
-    /// What is sent from now on until nothing is left to do, and when.
+    /// Returns everything sent from now until nothing is left to do, each with its time.
     fn rest(&mut self) -> Vec<(Duration, Vec<u8>)> {
         let (mut sent, began) = (Vec::new(), self.now);
         while let Some(at) = self.endpoint.poll_timeout() {
@@ -50,7 +51,7 @@ fn separate_answers_go_to_a_peer_one_at_a_time() {
 }
 
 #[test]
-fn an_answer_that_is_not_acknowledged_holds_the_next_ones_back_for_one_time_out_each() {
+fn an_unacknowledged_answer_delays_the_next_by_one_timeout() {
     let mut server = Server::new();
     let requests = server.slow([1, 2, 3]);
     let first = server.respond(&requests[0]);
@@ -61,7 +62,7 @@ fn an_answer_that_is_not_acknowledged_holds_the_next_ones_back_for_one_time_out_
     assert!(sent[0].0 <= Duration::from_secs(3) && sent[1].0 <= Duration::from_secs(6), "{sent:?}");
     assert_ne!(ids[0], ids[1]);
     assert!(!ids[..2].contains(&head(&first[0].1).2), "the next ones, before the first is repeated");
-    // A message within a time-out, and each five times in all.
+    // One message per timeout, and each message five times in all.
     let mut before = Duration::ZERO;
     for (at, _) in &sent {
         assert!(*at - before >= Duration::from_secs(2), "{sent:?}");
@@ -74,7 +75,7 @@ fn an_answer_that_is_not_acknowledged_holds_the_next_ones_back_for_one_time_out_
 }
 
 #[test]
-fn an_answer_does_not_wait_for_one_that_was_repeated_and_is_acknowledged_itself() {
+fn an_answer_does_not_wait_for_a_repeated_one_and_can_be_acknowledged() {
     let mut server = Server::new();
     let [one, two] = server.slow([1, 2]);
     let first = server.respond(&one);
@@ -83,7 +84,7 @@ fn an_answer_does_not_wait_for_one_that_was_repeated_and_is_acknowledged_itself(
     server.advance(Duration::from_millis(100));
     let second = server.respond(&two);
     assert_eq!(second.len(), 1, "at once");
-    // The first is not repeated before its time for that.
+    // This does not make the first one due earlier.
     assert!(server.receive(&acknowledge(&second[0].1)).1.is_empty());
     assert!(server.advance(Duration::from_millis(3800)).is_empty());
     assert_eq!(server.advance(Duration::from_millis(2200)), first);
@@ -92,7 +93,7 @@ fn an_answer_does_not_wait_for_one_that_was_repeated_and_is_acknowledged_itself(
 }
 
 #[test]
-fn an_answer_that_waits_for_its_turn_again_can_be_acknowledged_late() {
+fn a_waiting_answer_can_be_acknowledged_late() {
     let mut server = Server::new();
     let [one, two] = server.slow([1, 2]);
     let first = server.respond(&one);
@@ -106,7 +107,7 @@ fn an_answer_that_waits_for_its_turn_again_can_be_acknowledged_late() {
 }
 
 #[test]
-fn answers_that_wait_for_a_peer_are_bounded() {
+fn waiting_answers_are_bounded() {
     let mut server = Server::new();
     for id in 0..100 {
         let request = server.receive(&get(CON, id)).0.unwrap();
@@ -118,19 +119,19 @@ fn answers_that_wait_for_a_peer_are_bounded() {
     while let Some(at) = server.endpoint.poll_timeout() {
         answers += server.advance(at.saturating_duration_since(server.now)).len();
     }
-    // Of each that was kept, four retransmissions and one first message.
+    // Each one kept is sent once and retransmitted four times.
     assert!(answers <= 17 * 5, "{answers}");
 }
 
 #[test]
-fn an_answer_whose_turn_comes_when_another_has_had_its_time_is_repeated_itself() {
+fn an_answer_sent_after_another_timed_out_is_itself_repeated() {
     let mut server = Server::new();
     let [one, two] = server.slow([1, 2]);
     let first = server.respond(&one);
     let at = server.endpoint.poll_timeout().unwrap();
     server.advance(at - server.now);
     let second = server.respond(&two);
-    assert_eq!(second.len(), 1, "at once, in the moment in which the time of the first is over");
+    assert_eq!(second.len(), 1, "at once when the timeout of the first is over");
     assert!(server.receive(&acknowledge(&first[0].1)).1.is_empty());
     let sent = server.rest();
     assert_eq!(sent.len(), 4);
@@ -138,7 +139,7 @@ fn an_answer_whose_turn_comes_when_another_has_had_its_time_is_repeated_itself()
 }
 
 #[test]
-fn an_acknowledgement_of_something_else_settles_nothing() {
+fn an_acknowledgement_of_another_message_settles_nothing() {
     let mut server = Server::new();
     let requests = server.slow([1, 2]);
     let first = server.respond(&requests[0]);
@@ -151,9 +152,9 @@ fn an_acknowledgement_of_something_else_settles_nothing() {
     assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
 }
 
-/// A device that refuses an answer has not answered the question where it is.
+/// A device that refuses an answer has not shown that it receives at its address.
 #[test]
-fn a_reset_of_an_answer_leaves_the_ping_open() {
+fn a_reset_of_an_answer_does_not_answer_the_ping() {
     let mut server = Server::new();
     let [one, two] = server.slow([1, 2]);
     let answer = server.respond(&one);
@@ -172,7 +173,7 @@ fn a_reset_of_an_answer_leaves_the_ping_open() {
 }
 
 #[test]
-fn answers_that_found_no_place_or_whose_peer_is_gone_are_not_sent() {
+fn answers_beyond_the_limit_or_for_a_forgotten_peer_are_not_sent() {
     let mut server = Server::new();
     let requests = server.slow([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
     requests.iter().for_each(|request| drop(server.respond(request)));
