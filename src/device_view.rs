@@ -2,11 +2,16 @@
 
 use serde_json::{Value, json};
 
-use crate::store::{CloudState, DeviceRow, DeviceState, UnixSeconds};
+use crate::{
+    policy,
+    psk::Reissue,
+    store::{CloudState, DeviceRow, DeviceState, UnixSeconds, unix_now},
+};
 
 /// Formats a row without its secrets, with IoT Platform's names where it has them. Times
-/// are RFC 3339 in UTC.
-pub fn as_json(row: &DeviceRow) -> Value {
+/// are RFC 3339 in UTC. `reissue` is the policy of its enrollment, if that is in the
+/// configuration.
+pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
         "enrollment": row.enrollment,
@@ -23,6 +28,7 @@ pub fn as_json(row: &DeviceRow) -> Value {
             CloudState::Disabled => "disabled",
             CloudState::Deleted => "deleted",
         }),
+        "nextRequest": policy::next_request(row, reissue, unix_now()),
     })
 }
 
@@ -58,11 +64,12 @@ mod tests {
             cloud_state: Some(CloudState::Deleted),
             ..DeviceRow::imported(DeviceId::parse("AA:BB:CC:00:11:22").unwrap(), "plug", "a1")
         };
-        let shown = as_json(&row);
+        let shown = as_json(&row, Some(Reissue::Always));
         assert_eq!(shown["registerTime"], "2023-11-14T22:13:20Z");
         assert_eq!(shown["deviceName"], "AABBCC001122");
         assert_eq!((&shown["cloudState"], &shown["state"]), (&json!("deleted"), &json!("enabled")));
         assert_eq!(shown["hasCertificate"], true);
+        assert_eq!(shown["nextRequest"], "gets its certificate");
         assert!(!shown.to_string().contains("a-secret"));
     }
 }

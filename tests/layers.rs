@@ -85,7 +85,7 @@ const MAY_USE: [(&str, &[&str]); 28] = [
     ("cert", &["coap", "device", "limits", "provision", "psk"]),
     ("provision", &["device", "limits", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "figures", "iot_platform", "store"]),
-    ("device_view", &["store"]),
+    ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "store"]),
     ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),

@@ -6,9 +6,12 @@ use anyhow::{Context, anyhow};
 
 use super::{ConfigArgs, Failure, Outcome, aligned, ask, open_store, print, progress};
 use crate::{
+    config::Config,
     device::DeviceId,
     device_view::{as_json, state, time},
-    store::{Actor, CloudState, DeviceRow, DeviceState, Store},
+    policy,
+    psk::Reissue,
+    store::{Actor, CloudState, DeviceRow, DeviceState, Store, unix_now},
 };
 
 /// Lists devices, and shows or changes one
@@ -79,8 +82,8 @@ pub(super) async fn run(args: Args) -> Outcome {
             let id = parse(id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
             return Ok(print(|out| match json {
-                true => writeln!(out, "{}", as_json(&row)),
-                false => write!(out, "{}", as_text(&row)),
+                true => writeln!(out, "{}", as_json(&row, reissue(&config, &row))),
+                false => write!(out, "{}", as_text(&row, reissue(&config, &row))),
             })?);
         }
         Action::Disable { id } => {
@@ -130,7 +133,13 @@ fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
     })
 }
 
-fn as_text(row: &DeviceRow) -> String {
+/// The policy of a device's enrollment, if that is in the configuration.
+fn reissue(config: &Config, row: &DeviceRow) -> Option<Reissue> {
+    let named = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
+    named.map(|enrollment| enrollment.reissue)
+}
+
+fn as_text(row: &DeviceRow, reissue: Option<Reissue>) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
     [
@@ -146,6 +155,7 @@ fn as_text(row: &DeviceRow) -> String {
         ("activated", or_dash(time(row.activated))),
         ("refused", or_dash(row.refusal.clone())),
         ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
+        ("next request", policy::next_request(row, reissue, unix_now())),
     ]
     .iter()
     .map(|(label, value)| format!("{label:13} {value}\n"))

@@ -165,15 +165,15 @@ pub(super) async fn show(
     }) else {
         return absent(&visitor, &which.id);
     };
+    let enrollments = shared.enrollments();
+    let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
     if wants_json(&headers) {
-        return Json(as_json(&row)).into_response();
+        return Json(as_json(&row, enrolled.map(|enrolled| enrolled.reissue))).into_response();
     }
     let events = match history::of(shared.sources.store.as_ref(), &id).await {
         Ok(events) => events,
         Err(error) => return page::store_failed(&visitor, &error),
     };
-    let enrollments = shared.enrollments();
-    let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
     let advice = advice::of(&row, enrolled, shared.sources.registrar.open_breakers(), unix_now());
     let done = which.done.as_deref().and_then(done);
     let body = html! {

@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use clap::ValueEnum;
 
-use super::{Failure, Outcome, aligned, parse, print, progress::Progress};
+use super::{Failure, Outcome, aligned, parse, print, progress::Progress, reissue};
 use crate::{
     cli::remark,
     config::Config,
@@ -115,12 +115,14 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outc
         if args.json {
             last = page.last().map(|row| row.id.clone()).or(last);
             let done = std::mem::take(&mut page);
-            print(|out| done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row))))?;
+            print(|out| {
+                done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row))))
+            })?;
         }
     }
     drop(progress);
     print(|out| match args.json {
-        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row))),
+        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row)))),
         false => write!(out, "{}", as_table(&page)),
     })?;
     if listed == limit
