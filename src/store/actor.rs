@@ -1,27 +1,27 @@
-//! Who changes something as an operator, as the audit log calls them: whoever runs the
-//! command line, or is signed in to the console.
+//! The operator who makes a change, for the audit log: the user of the command line, or of the
+//! console.
 
 use super::{
     audit::{AuditEntry, AuditEvent},
     unix_now,
 };
 
-/// Whoever acts.
+/// An operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// Their name, which tells how they came in.
+    /// Name, which shows the way of access.
     pub name: String,
-    /// Where they are, when they came over the network.
+    /// Network address, for a user of the console.
     pub address: Option<String>,
 }
 
 impl Actor {
-    /// The system's user that runs this process.
+    /// Returns the system's user that runs this process.
     pub fn system_user() -> Self {
         let uid = nix::unistd::Uid::current();
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name = name.unwrap_or_else(|| "?".into());
-        // What sudo says is no proof; it is kept beside what is.
+        // The variable of sudo proves nothing; it is kept beside the user ID.
         let name = match std::env::var("SUDO_USER") {
             Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
                 format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())
@@ -31,7 +31,7 @@ impl Actor {
         Self { name, address: None }
     }
 
-    /// An entry about what they do now.
+    /// Returns an entry about an action at this moment.
     pub(crate) fn entry(&self, event: AuditEvent) -> AuditEntry {
         AuditEntry {
             who: Some(self.name.clone()),

@@ -1,7 +1,6 @@
-//! What the audit log says, and how it is kept: entries as objects of JSON, one to a
-//! line, in blocks of one after another. Each block carries the SHA-256 of the hash
-//! before it and of itself, so that one that was changed, cut out or put in is found.
-//! Pure; where blocks are kept is a store's.
+//! Format of the audit log: entries are JSON objects, one to a line, in consecutive blocks.
+//! Each block carries the SHA-256 of the previous hash and of itself, so that a changed,
+//! removed or inserted block is found. Pure; a store keeps the blocks.
 
 use std::fmt;
 
@@ -14,10 +13,10 @@ use crate::device::DeviceId;
 /// A link of the chain: SHA-256.
 pub type Link = [u8; 32];
 
-/// Room for an entry as it usually is.
+/// Usual length of an entry, in bytes.
 const LINE: usize = 176;
 
-/// The link of a block that begins with entry number `first`, after `previous`.
+/// Returns the link of a block that begins with entry number `first`, after `previous`.
 pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
     let hash = Sha256::new().chain_update(previous).chain_update(first.to_be_bytes());
     hash.chain_update(entries).finalize().into()
@@ -26,47 +25,47 @@ pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
 /// One entry: who did what, when, and from where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// From 1, without gaps; 0 until it is written.
+    /// Number from 1, without gaps; 0 until the entry is written.
     #[serde(skip)]
     pub seq: u64,
     /// When.
     pub at: UnixSeconds,
-    /// What happened.
+    /// The event.
     pub event: AuditEvent,
-    /// To which device; `None` when it is about more than one.
+    /// The device; `None` for an event about more than one.
     #[serde(rename = "deviceId", default, skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "device_text", deserialize_with = "device")]
     pub device: Option<DeviceId>,
-    /// The enrollment that the client has proven to belong to.
+    /// The enrollment whose key the client has proven to have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enrollment: Option<String>,
-    /// Who: the PSK identity of a device; of an operator, an [`Actor`](super::Actor).
+    /// The PSK identity of a device, or the name of an operator ([`Actor`](super::Actor)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
-    /// Where the client's handshake came from: an IPv4 address, or an IPv6 network; or an
-    /// operator's address.
+    /// Origin of the client's handshake: an IPv4 address or an IPv6 network; or an operator's
+    /// address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// What of it: the certificate (`productKey/deviceName`), the reason of a
-    /// refusal, numbers. Never a secret.
+    /// Detail: the certificate (`productKey/deviceName`), the reason of a refusal, numbers.
+    /// Never a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl AuditEntry {
-    /// An entry that says only what happened, and when.
+    /// Creates an entry with nothing but an event and its time.
     pub fn new(event: AuditEvent, at: UnixSeconds) -> Self {
         Self { seq: 0, at, event, device: None, enrollment: None, who: None, address: None, detail: None }
     }
 
-    /// As it is kept.
+    /// Returns the entry as one line of JSON.
     pub fn line(&self) -> String {
         line(self)
     }
 }
 
-/// An entry as JSON, on one line. Texts and numbers are always JSON: without them it
-/// would be an empty line, which no reader takes for an entry.
+/// Returns an entry as one line of JSON. Serializing texts and numbers cannot fail; if it did,
+/// the line would be empty, which no reader takes for an entry.
 fn line(entry: &impl Serialize) -> String {
     let mut line = Vec::with_capacity(LINE);
     match serde_json::to_writer(&mut line, entry) {
@@ -161,12 +160,12 @@ pub struct Asker {
     pub enrollment: String,
     /// Its PSK identity.
     pub identity: String,
-    /// Where its handshake came from.
+    /// Origin of its handshake.
     pub address: String,
 }
 
 impl Asker {
-    /// An entry about what it has asked for.
+    /// Returns an entry about its request.
     pub fn entry(self, event: AuditEvent, at: UnixSeconds, device: DeviceId, detail: String) -> AuditEntry {
         AuditEntry {
             device: Some(device),
@@ -179,12 +178,12 @@ impl Asker {
     }
 }
 
-/// An entry about what a device has asked for, as it is kept: it is made once for each
-/// answer, and read elsewhere.
+/// An audit entry about a device's request, already serialized: the hot path makes one for
+/// each answer.
 pub struct Asked(String);
 
 impl Asked {
-    /// An entry of these parts, with the client's enrollment, identity and origin.
+    /// Creates an entry of these parts, with the client's enrollment, identity and origin.
     pub fn new(
         event: AuditEvent,
         at: UnixSeconds,
@@ -196,13 +195,13 @@ impl Asked {
         Self(line(&Parts { at, event, device, enrollment, who, address, detail }))
     }
 
-    /// The entry as it is kept.
+    /// Returns the entry as one line of JSON.
     pub fn into_line(self) -> String {
         self.0
     }
 }
 
-/// An [`AuditEntry`] that is not put together first.
+/// The fields of an [`AuditEntry`], borrowed.
 #[derive(Serialize)]
 struct Parts<'a, A: fmt::Display> {
     at: UnixSeconds,
@@ -220,12 +219,12 @@ fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::O
     serializer.collect_str(value)
 }
 
-/// How much of the audit log is kept; `None` is without a limit.
+/// Retention of the audit log; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// Entries that are older go.
+    /// Maximum age of an entry, in days.
     pub days: Option<u32>,
-    /// Of more entries, the oldest go.
+    /// Maximum number of entries; the oldest are removed.
     pub rows: Option<u64>,
 }
 
@@ -253,7 +252,7 @@ mod tests {
             |entry| entry.who = None,
             |entry| entry.address = Some(String::new()),
             |entry| entry.detail = Some("a1/m".into()),
-            // The same letters, parted elsewhere.
+            // The same letters, separated elsewhere.
             |entry| (entry.enrollment, entry.who) = (Some("lampo".into()), Some("ne".into())),
         ];
         for change in changed {

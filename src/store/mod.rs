@@ -1,7 +1,7 @@
-//! The device table and what stands beside it: keys of individual devices, the
-//! registration journal, the first issue of each certificate. This is the trait
-//! that the rooms above speak to; a store is one file or folder here and one
-//! line in [`open`]. A store knows nothing of policies: it keeps what it is told.
+//! The device table and what belongs to it: keys of individual devices, the registration
+//! journal, the first issue of each certificate. The modules above use the trait [`Store`]; a
+//! store is one file or folder here and one line in [`open`]. A store knows nothing of
+//! policies.
 
 mod actor;
 pub mod audit;
@@ -31,19 +31,18 @@ use crate::{
 /// Seconds since 1970-01-01T00:00:00Z.
 pub type UnixSeconds = i64;
 
-/// What a store answers with. A store that has the answer at hand returns a
-/// future that is ready at its first poll, so that a caller on a hot path pays
-/// for no task.
+/// Answer of a store. A store that has it at hand returns a future that is ready at its first
+/// poll, so that a hot path needs no task.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Why the store did not do what it was asked. Nothing was changed.
+/// Failure of a store's operation, which has changed nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Locked by another process, or the disk is full: the same call may
+    /// The database is locked by another process, or the disk is full: the same call may
     /// succeed later.
     #[error("the database is busy: {0}")]
     Busy(String),
-    /// Anything else: read-only, damaged, not a database.
+    /// Any other failure: read-only, damaged, not a database.
     #[error("the database failed: {0}")]
     Failed(String),
 }
@@ -57,29 +56,29 @@ pub struct DeviceRow {
     pub enrollment: String,
     /// The product to register the device in, or in which it is registered.
     pub product_key: String,
-    /// The device name asked for, when the operator set one; otherwise
-    /// [`DeviceId::device_name`] applies.
+    /// The device name that the operator has set; otherwise [`DeviceId::device_name`] applies.
     pub device_name: Option<String>,
-    /// All three parts, or none.
+    /// The certificate, once the device is registered.
     pub certificate: Option<Certificate>,
     /// `IotId`: the cloud's own identifier of the device.
     pub iot_id: Option<String>,
-    /// Whether it may have its certificate.
+    /// State that the operator has set.
     pub state: DeviceState,
-    /// When the certificate was first handed out.
+    /// Time at which the certificate was first issued.
     pub first_issued: Option<UnixSeconds>,
-    /// When it was registered at IoT Platform.
+    /// Time of the registration at IoT Platform.
     pub registered: Option<UnixSeconds>,
-    /// When it first signed in there.
+    /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
-    /// Why IoT Platform refused this very device, for the operator to mend.
+    /// Reason for which IoT Platform refuses this device; the operator must remove it.
     pub refusal: Option<String>,
-    /// What has become of it at IoT Platform, as last seen there.
+    /// State at IoT Platform, as last seen.
     pub cloud_state: Option<CloudState>,
 }
 
 impl DeviceRow {
-    /// The device's name at IoT Platform: the one it was given, or what follows from its ID.
+    /// Returns the device's name at IoT Platform: its own, or the one that follows from its
+    /// ID.
     pub fn name(&self) -> String {
         self.device_name.clone().unwrap_or_else(|| self.id.device_name())
     }
@@ -87,7 +86,7 @@ impl DeviceRow {
 
 #[cfg(test)]
 impl DeviceRow {
-    /// A device as it is after an import that tells nothing but its ID.
+    /// Returns a device as an import of nothing but its ID adds it.
     pub(crate) fn imported(id: DeviceId, enrollment: &str, product_key: &str) -> Self {
         Self {
             id,
@@ -106,39 +105,39 @@ impl DeviceRow {
     }
 }
 
-/// What somebody has done at IoT Platform to a device that has a certificate.
+/// State at IoT Platform of a registered device, if it is not as it was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloudState {
-    /// It is disabled, and cannot sign in.
+    /// The device is disabled there and cannot sign in.
     Disabled,
-    /// It is deleted: its certificate is good for nothing.
+    /// The device is deleted there: its certificate no longer works.
     Deleted,
 }
 
-/// What a look at IoT Platform has shown of a device.
+/// Data of a device, as a query of IoT Platform returned it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sighting {
-    /// When it was registered, by the cloud's clock.
+    /// Time of the registration, by the cloud's clock.
     pub registered: Option<UnixSeconds>,
     /// When it first signed in there.
     pub activated: Option<UnixSeconds>,
-    /// What is wrong with it there.
+    /// Disabled or deleted, or `None`.
     pub state: Option<CloudState>,
 }
 
-/// Whether a device may have its certificate.
+/// State of a device that the operator sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceState {
-    /// It may.
+    /// The device may have its certificate.
     Enabled,
-    /// The operator said no.
+    /// The device gets no certificate.
     Disabled,
 }
 
 /// The key of one device of an individual enrollment.
 #[derive(Debug, Clone)]
 pub struct IndividualKey {
-    /// The only device that this key may ask for.
+    /// The only device for which this key may ask.
     pub device: DeviceId,
     /// Name of its enrollment.
     pub enrollment: String,
@@ -146,68 +145,68 @@ pub struct IndividualKey {
     pub psk: Secret,
 }
 
-/// An answer to [`Store::record_issue`].
+/// Answer of [`Store::record_issue`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Issue {
     /// When the certificate was first handed out.
     pub first: UnixSeconds,
-    /// Whether this call is the one that recorded it: of two at once, one is.
+    /// Set if this call has recorded it; of concurrent calls, one has.
     pub is_first: bool,
 }
 
-/// What is about to be asked of IoT Platform, written down before it is asked.
+/// A registration that is about to be requested from IoT Platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalEntry {
-    /// For which row.
+    /// The device.
     pub device: DeviceId,
-    /// In which product.
+    /// The product.
     pub product_key: String,
-    /// Under which name.
+    /// The device name.
     pub device_name: String,
 }
 
-/// What the journal said of a device when its entry was opened.
+/// Answer of the journal to an entry that is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Since when this server has meant to have that name.
+    /// Time since which the journal has an entry for this name.
     pub since: UnixSeconds,
-    /// Whether it was asked for before, so that it may have been made then.
+    /// Set if the entry was there before, so that an earlier call may have created the device.
     pub earlier: bool,
 }
 
-/// Names a batch of the journal.
+/// Number of a batch in the journal.
 pub type BatchId = i64;
 
-/// A batch that is in the journal.
+/// A batch in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenBatch {
-    /// Which.
+    /// Its number.
     pub id: BatchId,
     /// The product of all its devices.
     pub product_key: String,
-    /// What the cloud calls it, once its devices may have been asked for.
+    /// The cloud's `ApplyId`, once its devices may have been created.
     pub apply_id: Option<u64>,
 }
 
 /// A journal entry that no answer has closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenEntry {
-    /// What was asked for, or was about to be.
+    /// The requested registration.
     pub entry: JournalEntry,
-    /// Since when.
+    /// Time since which the name is in the journal.
     pub since: UnixSeconds,
-    /// Of which batch it is a part.
+    /// The batch to which it belongs.
     pub batch: Option<BatchId>,
 }
 
 /// A device as IoT Platform registered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredDevice {
-    /// What the device signs in with.
+    /// The certificate.
     pub certificate: Certificate,
-    /// `IotId`, when the cloud told it.
+    /// `IotId`, if the cloud has returned it.
     pub iot_id: Option<String>,
-    /// When.
+    /// Time of the registration.
     pub registered: UnixSeconds,
 }
 
@@ -220,12 +219,12 @@ pub struct ImportRow {
     pub enrollment: String,
     /// The enrollment's product, for a device that has none yet.
     pub enrollment_product: String,
-    /// Whether it is an individual enrollment: then the device must have a key
-    /// when the import is done, from this row or from before.
+    /// Set for an individual enrollment: its device must have a key after the import, from
+    /// this row or an earlier one.
     pub individual: bool,
     /// The row's own product, in place of the enrollment's.
     pub product_key: Option<String>,
-    /// Device name; on its own: the name to register under.
+    /// Device name; without a secret, the name under which to register.
     pub device_name: Option<String>,
     /// With it, the certificate is complete; never without a device name.
     pub device_secret: Option<Secret>,
@@ -236,7 +235,7 @@ pub struct ImportRow {
 }
 
 impl ImportRow {
-    /// A device of which only its enrollment is known, not an individual one.
+    /// Creates a row with nothing but an enrollment that is not individual.
     pub fn new(device: DeviceId, enrollment: &str, enrollment_product: &str) -> Self {
         Self {
             device,
@@ -252,14 +251,14 @@ impl ImportRow {
     }
 }
 
-/// What an import changed, or in a dry run would change.
+/// Result of an import, or of a dry run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportReport {
-    /// Rows that were not there before.
+    /// Rows that were added.
     pub added: u64,
-    /// Rows that were there and now have what the file says.
+    /// Rows that were changed.
     pub changed: u64,
-    /// Rows that were there already, alike.
+    /// Rows that already said the same.
     pub unchanged: u64,
 }
 
@@ -274,22 +273,22 @@ impl ImportReport {
     }
 }
 
-/// How many devices of an enrollment are how far.
+/// Number of an enrollment's devices in each state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Name of the enrollment.
     pub enrollment: String,
     /// Rows of the table.
     pub devices: u64,
-    /// Of them, with a certificate.
+    /// Devices with a certificate.
     pub registered: u64,
-    /// Whose certificate was handed out.
+    /// Devices whose certificate was issued.
     pub issued: u64,
-    /// That have signed in at IoT Platform, as far as is known.
+    /// Devices known to have signed in at IoT Platform.
     pub activated: u64,
-    /// That IoT Platform refused.
+    /// Devices that IoT Platform refuses.
     pub refused: u64,
-    /// To which the operator said no.
+    /// Devices that the operator has disabled.
     pub disabled: u64,
 }
 
@@ -297,25 +296,25 @@ pub struct Totals {
 /// device that has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
-    /// Which column of the import.
+    /// Column of the import.
     pub column: &'static str,
-    /// What it contradicts; never the value of a secret.
+    /// Contradicted value; never that of a secret.
     pub reason: String,
 }
 
-/// Why one row cannot be imported.
+/// Reason why a row is rejected.
 #[derive(Debug)]
 pub enum Rejection<E> {
-    /// It could not be read: the iterator's own error.
+    /// The row could not be read: the iterator's own error.
     Unreadable(E),
-    /// It contradicts the table.
+    /// The row contradicts the table.
     Conflict(Conflict),
 }
 
-/// Why an import changed nothing.
+/// Reason why an import changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// So many rows were rejected; each was told as it was met.
+    /// This many rows were rejected; each was passed to `reject`.
     #[error("{0} rows were rejected, nothing was imported")]
     Rejected(u64),
     /// The store failed.
@@ -323,148 +322,147 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// Seconds since 1970, by the system's clock; 0 for a clock before that.
+/// Returns the seconds since 1970 by the system's clock; 0 for an earlier time.
 pub fn unix_now() -> UnixSeconds {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// What a store has done so far, and what waits in it: read by others at any time.
+/// Metrics of a store, which any thread may read.
 #[derive(Debug, Default)]
 pub struct Figures {
     /// Writes that wait for their commit now.
     pub waiting: AtomicU64,
     /// Writes committed.
     pub written: AtomicU64,
-    /// Writes of which nothing was done, refused ones apart.
+    /// Writes that failed, without refused ones.
     pub failed: AtomicU64,
-    /// From a commit's beginning to its end; each may hold many writes.
+    /// Duration of the commits; each may contain many writes.
     pub commit_latency: Histogram,
 }
 
-/// Where the device table is kept. A write begins when its method is called, not
-/// at the first poll, and goes on when its future is dropped.
+/// Storage of the device table. A write begins when its method is called, not at the first
+/// poll, and continues when its future is dropped. `store/contract.rs` tests each sentence of
+/// this trait.
 pub trait Store: Send + Sync + 'static {
-    /// The row of a device.
+    /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
-    /// Name of the enrollment of a device. It must not show in the time whether there
-    /// is such a device, nor what else is in its row: no secret is opened.
+    /// Returns the enrollment of a device. The time must not reveal whether there is such a
+    /// device, nor what else is in its row: no secret is opened.
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;
 
-    /// The individual key of a PSK identity. It must not show in the time whether there
-    /// is one: what a known identity costs is done for an unknown one, too.
+    /// Returns the individual key of a PSK identity. The time must not reveal whether there is
+    /// one: an unknown identity costs the same work as a known one.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records, durably, that the certificate is handed out at `at` to `asker`,
-    /// unless it was handed out before. The audit log says so in the same step.
-    /// [`StoreError::Failed`] for a device that is not in the table.
+    /// Records durably that the certificate is issued to `asker` at `at`, unless it was issued
+    /// before, and writes the audit entry in the same step. Fails with [`StoreError::Failed`]
+    /// for a device that is not in the table.
     fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue>;
 
-    /// Puts an entry into the audit log, soon: nobody waits for it. When more are
-    /// waiting than there is room for, it is dropped, and the log says how many were.
+    /// Appends an entry to the audit log soon, without waiting. When the queue is full, the
+    /// entry is dropped, and the log counts it.
     fn audit(&self, asked: Asked);
 
-    /// What the audit log says of a device: up to `limit` entries, newest first. What
-    /// happened less than a second ago need not be there yet.
+    /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
+    /// second may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
-    /// Writes the journal entry, durably, before IoT Platform is asked. An entry
-    /// of the same device is replaced, and keeps its time if it asked for the same
-    /// name. A device that is not in the table is [`StoreError::Failed`].
+    /// Writes the journal entry durably, before IoT Platform is called. It replaces an entry
+    /// of the same device, and keeps that entry's time if the name is the same. Fails with
+    /// [`StoreError::Failed`] for a device that is not in the table.
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim>;
 
-    /// Writes the journal entries of a batch, durably, and as one. Answers with a
-    /// claim for each of them, `None` for a device that is not in the table.
+    /// Writes the journal entries of a batch durably, in one step. Returns a claim for each
+    /// entry, `None` for a device that is not in the table.
     fn open_batch<'a>(
         &'a self,
         product_key: &'a str,
         entries: &'a [JournalEntry],
     ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)>;
 
-    /// Notes, durably, what the cloud calls a batch, before it is asked to create
-    /// the devices.
+    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates the devices.
+    /// Adds the batch again if another process has closed it.
     fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()>;
 
-    /// Forgets a batch. Entries of it that are open stay, on their own.
+    /// Removes a batch. Its open entries stay as single ones.
     fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()>;
 
-    /// Batches that were not closed: left by a crash, or in progress.
+    /// Returns the open batches: left by a crash, or in progress.
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
 
-    /// Journal entries that no answer has closed: left by a crash, or in progress.
+    /// Returns the open journal entries, oldest first: left by a crash, or in progress.
     fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>>;
 
-    /// Stores a certificate, clears a refusal and closes the journal entry, in one
-    /// durable step. Never replaces another certificate of the device: then
-    /// [`StoreError::Failed`], and the journal entry stays. The same certificate
-    /// again is fine.
+    /// Stores a certificate, clears a refusal and closes the journal entry, in one durable
+    /// step. Never replaces another certificate: fails with [`StoreError::Failed`] instead,
+    /// and the journal entry stays. Storing the same certificate again changes nothing else.
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
         registration: &'a RegisteredDevice,
     ) -> StoreFuture<'a, ()>;
 
-    /// Marks the row with the cloud's refusal and closes the journal entry.
+    /// Stores the cloud's refusal in the row and closes the journal entry.
     fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()>;
 
-    /// Notes what the cloud shows of a device that has a certificate. What the cloud does
-    /// not tell stays as it is, and so does a first sign-in that is known already.
+    /// Stores the cloud's data of a device that has a certificate. A time that the cloud does
+    /// not return stays as it is, and so does a known first sign-in.
     fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()>;
 
-    /// Up to `limit` rows in order of device ID, from the first one after `after`:
-    /// with the last one's ID each time, all of the table.
+    /// Returns up to `limit` rows in order of device ID, beginning after `after`. Called with
+    /// the last ID each time, it pages through the table.
     fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
     -> StoreFuture<'a, Vec<DeviceRow>>;
 
-    /// Allows or forbids a device; whether there is such a device. The audit log says
-    /// in the same step that it was changed, and `by` whom; so with the next two.
+    /// Enables or disables a device; returns whether there is such a device. Writes an audit
+    /// entry with `by` in the same step, as do `reset` and `delete`.
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Forgets the first issue and a refusal, so that the certificate can be
-    /// fetched or the registration tried again, and the certificate itself if the
-    /// cloud has deleted the device; whether there is such a device.
+    /// Clears the first issue and a refusal, so that the device can fetch its certificate or
+    /// be registered again, and the certificate itself if the cloud has deleted the device.
+    /// Returns whether there is such a device.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row, the key and the journal entry of a device; whether there was one.
+    /// Deletes the row, the key and the journal entry of a device; returns whether there was
+    /// one.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Until [`release`](Self::release), what this thread reads may be one state of the
-    /// table, the one that its first read meets: a store need not look each time whether
-    /// there is a newer one. For a moment only.
+    /// Permits this thread's reads to see one state of the table, that of the first read,
+    /// until [`release`](Self::release): a store need not check for a newer one each time. For
+    /// a short time only.
     fn hold(&self) {}
 
-    /// Ends what [`hold`](Self::hold) has begun.
+    /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
-    /// Whether it can be read, and written durably; changes nothing. A store that does
-    /// not say otherwise tries to read only.
+    /// Checks that the store can be read and written durably; changes nothing. The default
+    /// only reads.
     fn probe(&self) -> StoreFuture<'_, ()> {
         Box::pin(async { self.rows_after(None, 1).await.map(drop) })
     }
 
-    /// What it has done so far, if it counts.
+    /// Returns the store's metrics, if it has any.
     fn figures(&self) -> Option<Arc<Figures>> {
         None
     }
 }
 
-/// What the command line does with a whole table. Blocking: a bulk operation
-/// belongs on a thread of its own.
+/// Operations of the command line on a whole table. They block, so that each belongs on a
+/// thread of its own.
 pub trait Bulk {
-    /// Imports all rows in one transaction, or none. What the file leaves empty
-    /// stays as it is in the table; a row that is there alike is not written. A
-    /// row that changes a device clears its refusal. Unless nothing is changed, the
-    /// audit log says in the same transaction what was, from which `file` and `by` whom.
+    /// Imports all rows in one transaction, or none. An empty column leaves the table as it
+    /// is; an unchanged row is not written. A row that changes a device clears its refusal.
+    /// Unless nothing changes, the same transaction writes an audit entry with `file` and
+    /// `by`. The rules are in [`merge`].
     ///
-    /// Rows are read to the end in any case: `reject` is called with each row
-    /// that cannot be imported and its index from 0, before the next row is asked
-    /// for, and then nothing is changed. `dry_run` does and reports all the same,
-    /// and changes nothing.
+    /// Rows are read to the end in any case. `reject` gets each row that cannot be imported,
+    /// with its index from 0, before the next row is read; nothing is imported then. `dry_run`
+    /// reports the same and changes nothing.
     ///
-    /// A device that has a certificate keeps its enrollment, product, name,
-    /// secret and cloud identifier: another one is a conflict. So is a PSK
-    /// identity that belongs to another device.
+    /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
+    /// identifier: another value is a conflict. So is a PSK identity of another device.
     fn import<E>(
         &self,
         by: &Actor,
@@ -474,38 +472,38 @@ pub trait Bulk {
         reject: impl FnMut(u64, Rejection<E>),
     ) -> Result<ImportReport, ImportError>;
 
-    /// Calls `each` with every row, in order of device ID, from one consistent
-    /// state of the table, with the individual key (identity, psk hex) if any.
+    /// Calls `each` with every row in order of device ID, from one consistent state of the
+    /// table, with its individual key (identity, PSK in hex) if any. An error of `each` ends
+    /// the export.
     fn export<E: From<StoreError>>(
         &self,
         each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
     ) -> Result<(), E>;
 
-    /// How many rows there are. Reads the whole table: seconds for millions.
+    /// Counts the rows. Reads the whole table: seconds for millions.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// How many devices of each enrollment in the table are how far, in order of its
-    /// name. Reads the whole table.
+    /// Counts the devices of each enrollment in the table by state, in order of its name.
+    /// Reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 
-    /// How many of an enrollment's devices, or of all, may be registered and are not.
+    /// Counts the devices, of an enrollment or of all, that may be registered and are not.
     /// Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 }
 
-/// What is in the file of a store that nobody has opened.
+/// Condition of a store's file before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// It is not there; [`open`] makes it.
+    /// The file does not exist; [`open`] creates it.
     Missing,
-    /// It can be opened and is of the current version.
+    /// The file has the current version.
     Current,
-    /// It is of this older version; [`open`] brings it up to date.
+    /// The file has this older version; [`open`] migrates it.
     Older(usize),
 }
 
-/// Looks at the store that a configuration's `database` names, and makes and changes
-/// nothing.
+/// Examines the store that a configuration's `database` names; creates and changes nothing.
 pub fn examine(url: &str) -> Result<Condition, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::examine(path.as_ref()),
@@ -513,13 +511,13 @@ pub fn examine(url: &str) -> Result<Condition, StoreError> {
     }
 }
 
-/// Opens the store that a configuration's `database` names, creating it when it
-/// is not there, without a key for its secrets.
+/// Opens the store that a configuration's `database` names, without a key for its secrets.
+/// Creates it if it does not exist.
 pub fn open(url: &str) -> Result<Arc<sqlite::Sqlite>, StoreError> {
     open_sealed(url, Keyring::default())
 }
 
-/// The same, with secrets that are sealed under `keys`.
+/// Opens the store like [`open`], with secrets that are sealed under `keys`.
 pub fn open_sealed(url: &str, keys: Keyring) -> Result<Arc<sqlite::Sqlite>, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => {

@@ -1,7 +1,6 @@
-//! Whole tables in and out: an import in one transaction, an export from one
-//! state. Both run on the calling thread over a connection of their own, beside
-//! whatever else reads and writes. Knows nothing of the file that the rows come from,
-//! nor what contradicts what: that is [`merge`]'s.
+//! Imports in one transaction, exports from one state. Both run on the calling thread over a
+//! connection of their own, beside other readers and writers. Knows nothing of the file that
+//! the rows come from; the rules of an import are in [`merge`].
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,8 +19,8 @@ use crate::{
     },
 };
 
-/// KiB of page cache for an import: rows in no order touch pages all over the
-/// table, and what does not fit is written to the log more than once.
+/// Page cache of an import, in KiB: unordered rows touch pages all over the table, and pages
+/// that do not fit are written to the log more than once.
 const IMPORT_CACHE: i64 = -131_072;
 
 impl Bulk for Sqlite {
@@ -36,7 +35,7 @@ impl Bulk for Sqlite {
         let failed = |error| store_error(&self.path, error);
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
-        // The log is emptied once, at the end, and not in the midst of COMMIT.
+        // The log is emptied once, at the end, not during COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
         let outcome = import(&connection, self, (by, file), rows, dry_run, &mut reject);
         if connection.total_changes() > 0 {
@@ -104,15 +103,15 @@ fn import<E>(
     reject: &mut impl FnMut(u64, Rejection<E>),
 ) -> Result<ImportReport, ImportError> {
     let failed = |error| store_error(&store.path, error);
-    // Until it commits, every way out of here rolls back.
+    // Every return before the commit rolls back.
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
     let mut table = Table::prepare(&transaction, store.keys.load_full()).map_err(failed)?;
     let (mut report, mut rejected) = (ImportReport::default(), 0);
     let mut enrollments = BTreeSet::new();
     for (index, row) in (0..).zip(rows) {
-        // After a rejected row the rest is still merged, although in vain: so the
-        // operator learns of all that is wrong with the file at once.
+        // After a rejected row the rest is still merged, so that the operator sees all faults
+        // of the file at once.
         let rejection = match row {
             Err(error) => Rejection::Unreadable(error),
             Ok(row) => match table.merge(&row) {
@@ -144,8 +143,8 @@ fn import<E>(
     Ok(report)
 }
 
-/// The entry about an import. The enrollments are those of the configuration, so that
-/// there are not many.
+/// Returns the audit entry about an import. There are not many enrollments, as all are in the
+/// configuration.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged } = report;
     let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");
@@ -175,13 +174,12 @@ impl From<Conflict> for Unmerged {
     }
 }
 
-/// The statements of an import, prepared once. A row that is new, the usual one,
-/// takes a single statement; one that is there is compared and, if it is alike,
-/// not written.
+/// The statements of an import, prepared once. A new row, the usual case, takes a single
+/// statement; a known one is compared and written only if it differs.
 struct Table<'c> {
     connection: &'c Connection,
     keys: Arc<Keyring>,
-    /// Whether it is noted under which key secrets are written.
+    /// Set once the table names the key under which secrets are written.
     noted: bool,
     insert: Statement<'c>,
     update: Statement<'c>,
@@ -219,7 +217,7 @@ impl<'c> Table<'c> {
         })
     }
 
-    /// A secret as it is stored.
+    /// Seals a secret for the table.
     fn seal(&mut self, place: Place<'_>, clear: &Secret) -> rusqlite::Result<Zeroizing<String>> {
         if !self.noted {
             keys::note(self.connection, &self.keys)?;

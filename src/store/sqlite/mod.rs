@@ -1,7 +1,7 @@
-//! The device table in one SQLite file. Reads run on the calling thread, over a
-//! connection that no other thread uses, so workers share no lock; writes go to
-//! one thread that commits what is waiting together. In WAL neither holds up the
-//! other, nor a `certdist import` beside a running server.
+//! The device table in one SQLite file. Reads run on the calling thread, over a connection of
+//! its own, so that workers share no lock. Writes go to one thread, which commits all waiting
+//! ones together. In WAL mode neither blocks the other, nor does a `certdist import` beside a
+//! running server.
 
 pub mod audit;
 pub mod backup;
@@ -38,11 +38,11 @@ use crate::{
     seal::{Keyring, Place},
 };
 
-/// How long a group of writes waits for another process's transaction. A device
-/// that waits for it would rather come back than wait longer.
+/// Maximum time for which a group of writes waits for another process's transaction. A device
+/// that waits for it had better retry than wait longer.
 const WRITER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long an import waits: an operator has more patience than a device.
+/// Maximum time for which an import waits: an operator has more patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
 
 /// Pause between two searches for expired entries of the audit log.
@@ -52,26 +52,25 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
-    /// Under which secrets are sealed. Read without a lock.
+    /// Keys under which secrets are sealed. Read without a lock.
     keys: ArcSwap<Keyring>,
     entries: audit::Queue,
-    // Before the writer: its connection is to be the last that closes, as only a
-    // writing connection can move the log into the database file and remove it.
+    // Dropped before the writer, whose connection must close last: only a writing connection
+    // can move the log into the database file and remove it.
     readers: ThreadLocal<Reader>,
     writer: Writer,
 }
 
 impl Sqlite {
-    /// Opens a database, making it (mode 0600) when the file is not there or
-    /// empty, and bringing an older one up to date. A file that is not
-    /// certdist's, or of a newer version, is refused and left as it is. So is one
-    /// whose secrets are sealed.
+    /// Opens a database. Creates it (mode 0600) if the file does not exist or is empty, and
+    /// migrates an older one. Refuses a file that is not certdist's, is of a newer version, or
+    /// has sealed secrets, and leaves it as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_sealed(path, Keyring::default())
     }
 
-    /// The same for a database whose secrets are sealed under these keys, or are to
-    /// be. Keys that do not open all that is there are refused.
+    /// Opens a database whose secrets are sealed under these keys, or will be. Refuses keys
+    /// that do not open every secret in it.
     pub fn open_sealed(path: &Path, keys: Keyring) -> Result<Self, StoreError> {
         Self::open_waiting(path, keys, WRITER_WAIT, BULK_WAIT)
     }
@@ -82,7 +81,7 @@ impl Sqlite {
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
-        // Connections are opened later, too, when the directory may have changed;
+        // Connections are also opened later, when the current directory may be another one;
         // and SQLite takes a bare `:memory:` for no file at all.
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
@@ -101,13 +100,13 @@ impl Sqlite {
         })
     }
 
-    /// Looks at a file, without making or changing it. One that is not certdist's, or
-    /// of a newer version, is an error, and so is one that this process cannot write.
+    /// Examines a file without creating or changing it. Fails for a file that is not
+    /// certdist's, is of a newer version, or that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
         connection::look(path)
     }
 
-    /// The file, as an absolute path.
+    /// Returns the file's absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -130,19 +129,19 @@ impl Sqlite {
         Box::pin(std::future::ready(result))
     }
 
-    /// Removes what need not be kept of the audit log, some of it; how many entries.
+    /// Removes a limited number of expired entries of the audit log; returns how many.
     pub fn prune_audit(&self, keep: Keep) -> StoreFuture<'_, u64> {
         self.writer.submit(move |connection| Ok(audit::prune(connection, keep, unix_now())?))
     }
 
-    /// Prunes the audit log from time to time, and whenever there is a new limit, until the
-    /// limit's sender is gone.
+    /// Prunes the audit log once a minute, and whenever the retention changes, until the
+    /// sender of `keep` is dropped.
     pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>) {
         loop {
             let kept = *keep.borrow_and_update();
             match self.prune_audit(kept).await {
                 Ok(0) => {}
-                // There may be more: a call removes a part.
+                // There may be more: each call removes a limited number.
                 Ok(pruned) => {
                     tracing::info!(pruned, "removed expired entries of the audit log");
                     continue;
@@ -157,7 +156,7 @@ impl Sqlite {
         }
     }
 
-    /// Calls `each` with the entries of the audit log that are meant, in their order.
+    /// Calls `each` with the entries of the audit log that match, in their order.
     pub fn export_audit<E: From<StoreError>>(
         &self,
         filter: &audit::Filter,
@@ -167,15 +166,14 @@ impl Sqlite {
         audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))?
     }
 
-    /// Goes through the chain of the audit log. `hash_at` is told each entry's number
-    /// and hash.
+    /// Verifies the chain of the audit log. `hash_at` gets each block's last number and hash.
     pub fn verify_audit(&self, hash_at: impl FnMut(u64, &Link)) -> Result<audit::Chain, StoreError> {
         let connection = connection::open_reader(&self.path)?;
         audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
     }
 
-    /// A change of one device by the operator, and the entry about it, if there is
-    /// such a device.
+    /// Changes one device for an operator and writes the audit entry, if there is such a
+    /// device.
     fn operate(
         &self,
         id: &DeviceId,
@@ -200,8 +198,8 @@ thread_local! {
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// What a failure of SQLite means to the caller. The sentence names the file;
-/// values, which may be secret, are never part of SQLite's own.
+/// Converts an error of SQLite. The message names the file; SQLite's own messages contain no
+/// values, which may be secret.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
     if let Some(error) = keys::seal_error(&error) {
@@ -220,7 +218,7 @@ fn not_in_the_table(id: &DeviceId) -> WriteError {
     WriteError::Refused(format!("device {id} is not in the table"))
 }
 
-/// The certificate that a device has, if any; it must be in the table.
+/// Returns the certificate of a device, if any; the device must be in the table.
 fn stored_certificate(
     connection: &Connection,
     keys: &Keyring,
@@ -229,8 +227,8 @@ fn stored_certificate(
     read::device(connection, keys, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
 }
 
-/// Records the first issue, in the table and in the audit log. A repeated one costs
-/// a read: nothing is written.
+/// Records the first issue in the table and in the audit log. A repeated one costs a read and
+/// writes nothing.
 fn first_issue(
     connection: &Connection,
     id: DeviceId,
@@ -291,7 +289,7 @@ fn close_journal(connection: &Connection, id: &DeviceId) -> rusqlite::Result<()>
         .map(drop)
 }
 
-/// The column in which two certificates of a device differ.
+/// Returns the column in which two certificates of a device differ.
 fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str> {
     [
         ("productKey", stored.product_key == other.product_key),
@@ -361,8 +359,8 @@ impl Store for Sqlite {
     }
 
     fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()> {
-        // Another process may have closed the batch meanwhile, as one that was left by
-        // a crash; then it is there again.
+        // Another process may have closed the batch meanwhile, taking it for one left by a
+        // crash; then it is added again.
         const SQL: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt) \
                            VALUES (?1, ?2, ?3, ?4) \
                            ON CONFLICT (batchId) DO UPDATE SET applyId = excluded.applyId";
@@ -399,8 +397,7 @@ impl Store for Sqlite {
         id: &'a DeviceId,
         registration: &'a RegisteredDevice,
     ) -> StoreFuture<'a, ()> {
-        // A time or an identifier that is known already is kept: the same
-        // registration may be told twice.
+        // A known time or identifier is kept: the same registration may be stored twice.
         const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
                            IotId = coalesce(IotId, ?5), registerTime = coalesce(registerTime, ?6), \
                            refusal = NULL WHERE deviceId = ?1";
@@ -487,7 +484,7 @@ impl Store for Sqlite {
 
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         const RESET: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
-        // What the cloud has deleted is to be registered anew, under the same name.
+        // A device that the cloud has deleted is registered again, under the same name.
         const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                             activateTime = NULL, cloudState = NULL \
                             WHERE deviceId = ?1 AND cloudState = 'deleted'";
@@ -506,7 +503,7 @@ impl Store for Sqlite {
     }
 
     fn hold(&self) {
-        // Without a connection, the read that needs one says why.
+        // Without a connection, the read that needs one reports the error.
         if let Ok(reader) = self.reader() {
             reader.hold();
         }
@@ -523,7 +520,7 @@ impl Store for Sqlite {
         Box::pin(async {
             read.await?;
             let write = self.writer.submit(|connection| {
-                // The header as it is, which SQLite writes all the same.
+                // SQLite writes the header even if it stays the same.
                 let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
                 Ok(connection.pragma_update(None, "user_version", version)?)
             });

@@ -1,5 +1,5 @@
-//! How a row of the database becomes a value, and the queries that a request
-//! runs. Knows the columns; which connection it reads from is the caller's.
+//! Queries of a request, and conversion of database rows into values. Knows the columns; the
+//! caller chooses the connection.
 
 use std::cell::Cell;
 
@@ -22,13 +22,13 @@ macro_rules! device_columns {
     };
 }
 
-/// How many columns [`device_row`] reads.
+/// Number of columns that [`device_row`] reads.
 const DEVICE_COLUMNS: usize = 11;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
-/// Not a join: SQLite (with STAT4) would plan that anew for each identity, at
-/// five times the cost of the search.
+/// Not a join: SQLite (with STAT4) would plan it again for each identity, at five times the
+/// cost of the search.
 ///
 /// An unknown identity costs the same as a known one: two searches and a row, which
 /// then has the decoy ?2 and the stand-in ?3.
@@ -36,11 +36,11 @@ const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_ta
      FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
 
-/// The enrollment alone: the secret of the row is not opened. A row in any case.
+/// Reads the enrollment alone: the secret of the row is not opened. Returns a row in any case.
 const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId = ?1 \
      UNION ALL SELECT ?2, 0 LIMIT 1";
 
-/// Stands for the device and the enrollment where there is none.
+/// Placeholder for a device and an enrollment that do not exist.
 const NO_DEVICE: &str = "0000000000";
 
 const EXPORT: &str = concat!(
@@ -62,15 +62,15 @@ pub(super) struct Reader {
     held: Cell<Held>,
 }
 
-/// Whether reads share a transaction. To begin and end one takes half of the time that
-/// it takes to read a row.
+/// State of the transaction that reads share. Beginning and ending one takes half of the time
+/// of reading a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
-    /// Each has its own.
+    /// Each read has its own transaction.
     No,
-    /// The next one begins it.
+    /// The next read begins the shared one.
     FromTheNext,
-    /// It has begun.
+    /// The shared one has begun.
     Yes,
 }
 
@@ -79,10 +79,10 @@ impl Reader {
         Self { connection, held: Cell::new(Held::No) }
     }
 
-    /// What a query runs on.
+    /// Returns the connection for a query; begins the shared transaction if it is due.
     pub(super) fn connection(&self) -> &Connection {
         if self.held.get() == Held::FromTheNext {
-            // If it fails, each has its own again.
+            // If it fails, each read has its own transaction again.
             self.held.set(if self.run("BEGIN") { Held::Yes } else { Held::No });
         }
         &self.connection
@@ -105,7 +105,7 @@ impl Reader {
     }
 }
 
-/// The row of a device.
+/// Reads the row of a device.
 pub(super) fn device(
     connection: &Connection,
     keys: &Keyring,
@@ -117,7 +117,7 @@ pub(super) fn device(
         .optional()
 }
 
-/// The enrollment of a device, with the same work for a device that is not there.
+/// Reads the enrollment of a device, with the same work for an unknown device.
 pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<String>> {
     connection.prepare_cached(ENROLLMENT)?.query_row([id.as_str(), NO_DEVICE], |row| {
         let enrollment = row.get(0)?;
@@ -125,7 +125,7 @@ pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite:
     })
 }
 
-/// The key of a PSK identity, with the same work for an identity that has none.
+/// Reads the key of a PSK identity, with the same work for an unknown identity.
 pub(super) fn individual_key(
     connection: &Connection,
     keys: &Keyring,
@@ -140,14 +140,14 @@ pub(super) fn individual_key(
     })
 }
 
-/// Rows in order of device ID, after one.
+/// Reads rows in order of device ID, after one.
 pub(super) fn rows_after(
     connection: &Connection,
     keys: &Keyring,
     after: Option<&DeviceId>,
     limit: usize,
 ) -> rusqlite::Result<Vec<DeviceRow>> {
-    // No ID is empty, so all come after that.
+    // No ID is empty, so all IDs come after the empty text.
     let after = after.map_or("", DeviceId::as_str);
     connection
         .prepare_cached(ROWS_AFTER)?
@@ -155,7 +155,7 @@ pub(super) fn rows_after(
         .collect()
 }
 
-/// The journal, oldest entry first.
+/// Reads the journal, oldest entry first.
 pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry>> {
     const SQL: &str = "SELECT deviceId, productKey, deviceName, openedAt, batchId \
                        FROM registration_journal ORDER BY openedAt, deviceId";
@@ -169,7 +169,7 @@ pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry
         .collect()
 }
 
-/// The batches of the journal, oldest first.
+/// Reads the batches of the journal, oldest first.
 pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
     connection
         .prepare_cached("SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId")?
@@ -184,8 +184,8 @@ pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch
         .collect()
 }
 
-/// Every device and its key, in order of device ID; what `each` says ends it.
-/// The outer error is the database's, the inner one is `each`'s.
+/// Reads every device and its key, in order of device ID, until `each` returns an error. The
+/// outer error is the database's, the inner one is that of `each`.
 pub(super) fn export<E>(
     connection: &Connection,
     keys: &Keyring,
@@ -250,7 +250,7 @@ fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<D
     })
 }
 
-/// As it is stored: what it was parsed from at its import need not look the same.
+/// Parses an ID as it is stored, which is not the spelling of its import.
 fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }
