@@ -24,7 +24,7 @@ use certdist::{
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
     server::{
-        Rooms,
+        Services,
         stack::{Done, Io, Stack},
     },
     store::{self, Actor, Bulk, ImportRow, Store as _},
@@ -41,7 +41,7 @@ fn id(number: u32) -> String {
 }
 
 /// A table of so many devices that have their certificates, and had them before.
-fn rooms(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Rooms {
+fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Services {
     let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
     let rows = (0..devices).map(|number| {
@@ -84,7 +84,7 @@ fn rooms(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Rooms {
         runtime.handle().clone(),
     );
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
-    Rooms {
+    Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
         store,
@@ -114,13 +114,13 @@ struct Server {
 }
 
 impl Server {
-    fn new(rooms: Rooms, max_sessions: usize) -> Self {
+    fn new(services: Services, max_sessions: usize) -> Self {
         let now = Instant::now();
         let config = dtls::Config { max_sessions, ..dtls::Config::default() };
         let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
         let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
         let master = Key::from_hex(MASTER).expect("a key");
-        Self { stack: Stack::new(dtls, coap, rooms), now, master, spent: Duration::ZERO }
+        Self { stack: Stack::new(dtls, coap, services), now, master, spent: Duration::ZERO }
     }
 
     /// Provisions these devices of a table of [`DEVICES`], round and round, and closes their
@@ -201,12 +201,12 @@ fn micros(spent: Duration, count: u32) -> f64 {
 }
 
 /// Time a provisioning, on so many threads at once.
-fn provisionings(rooms: &Rooms, runtime: &Handle, threads: u32) -> f64 {
+fn provisionings(services: &Services, runtime: &Handle, threads: u32) -> f64 {
     let run = |first: u32| {
-        let (rooms, runtime) = (rooms.clone(), runtime.clone());
+        let (services, runtime) = (services.clone(), runtime.clone());
         thread::spawn(move || {
             let _entered = runtime.enter();
-            let mut server = Server::new(rooms, 100_000);
+            let mut server = Server::new(services, 100_000);
             server.round(first..first + 2000);
             server.spent = Duration::ZERO;
             server.round(first..first + DEVICES);
@@ -235,7 +235,7 @@ fn main() {
     let sessions = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1_000_000);
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = Runtime::new().expect("a runtime");
-    let of_speed = rooms(folder.path(), &runtime, DEVICES);
+    let of_speed = services(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
     // Side by side, as the machine may have other work.
@@ -249,7 +249,7 @@ fn main() {
     println!("two workers carry                                     {ratio:8.2} times what one does");
 
     // Each session has a device of its own, with a key of its own, as in life.
-    let mut server = Server::new(rooms(folder.path(), &runtime, sessions), sessions as usize);
+    let mut server = Server::new(services(folder.path(), &runtime, sessions), sessions as usize);
     server.round(0..1000.min(sessions));
     let before = resident();
     server.provision(0..sessions, id, false);

@@ -19,14 +19,14 @@ use crate::{
     psk::Enrollments,
     random::random,
     registrar::{self, Registrar},
-    server::{Pulse, Rooms, Server, plain::Plain},
+    server::{Pulse, Server, Services, plain::Plain},
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
 
 /// A running server with all its parts.
 pub struct App {
     server: Server,
-    rooms: Rooms,
+    services: Services,
     registrar: Arc<Registrar>,
     admin: Option<admin::Admin>,
     drain: Duration,
@@ -47,19 +47,19 @@ impl App {
         let store: Arc<dyn Store> = table.clone();
         let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
-        let rooms = Rooms {
+        let services = Services {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
             service: Arc::new(Service::new(Instant::now(), provisioner, config.limits.requests.clone())),
             store,
         };
-        let server = Server::start(&config.listen, &config.limits, &rooms, &Handle::current())?;
+        let server = Server::start(&config.listen, &config.limits, &services, &Handle::current())?;
         let admin = match &config.admin {
             Some(section) => {
                 let sources = admin::Sources {
                     workers: server.figures(),
                     pulses: server.pulses(),
                     registrar: registrar.clone(),
-                    throttle: rooms.service.counters(),
+                    throttle: services.service.counters(),
                     store: table.clone(),
                     started: unix_now(),
                 };
@@ -70,7 +70,7 @@ impl App {
             None => None,
         };
         let plain = match &config.plain_coap {
-            Some(section) => Some(start_plain(section, &rooms).await?),
+            Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
         let recovered = registrar.recover().await?;
@@ -81,7 +81,7 @@ impl App {
         let (keep, kept_now) = watch::channel(kept(config.audit));
         Ok(Self {
             server,
-            rooms,
+            services,
             registrar,
             admin,
             drain: config.limits.drain,
@@ -120,7 +120,7 @@ impl App {
         self.registrar.sweep().await?;
         let (mut activated, mut after) = (0, None);
         loop {
-            let rows = self.rooms.store.rows_after(after.as_ref(), 1000).await?;
+            let rows = self.services.store.rows_after(after.as_ref(), 1000).await?;
             let Some(last) = rows.last() else { return Ok(activated) };
             after = Some(last.id.clone());
             activated += rows.iter().filter(|row| row.activated.is_some()).count() as u64;
@@ -137,10 +137,10 @@ impl App {
             admin.reload(config.admin.as_ref().map(console).as_ref(), &config.enrollments);
         }
         self.keep.send_replace(kept(config.audit));
-        self.server.reload(&Rooms {
+        self.server.reload(&Services {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(self.rooms.service.with_limits(config.limits.requests.clone())),
-            store: self.rooms.store.clone(),
+            service: Arc::new(self.services.service.with_limits(config.limits.requests.clone())),
+            store: self.services.store.clone(),
         });
         Ok(())
     }
@@ -167,14 +167,15 @@ fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>) -> JoinSet<()> {
     tasks
 }
 
-async fn start_plain(section: &config::PlainCoap, rooms: &Rooms) -> Result<JoinSet<()>> {
+async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result<JoinSet<()>> {
     let config::PlainCoap { listen, enrollment } = section;
     let cannot = || format!("could not listen on {listen} for plain CoAP");
     let socket = UdpSocket::bind(listen).await.with_context(cannot)?;
     let address = socket.local_addr()?;
     let seed = [random()?, random()?];
-    let plain = Plain::new(socket, rooms.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
-        .with_context(cannot)?;
+    let plain =
+        Plain::new(socket, services.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
+            .with_context(cannot)?;
     tracing::warn!(
         enrollment = enrollment.name,
         "serving plain CoAP on coap://{address}, for tests only: anyone who reaches it gets the certificates of \

@@ -166,7 +166,7 @@ impl Enrollments {
     }
 
     /// A copy that shares no memory with this one.
-    pub fn apart(&self) -> Self {
+    pub fn unshared(&self) -> Self {
         // The derived ones in their order: it counts.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
@@ -286,7 +286,7 @@ mod tests {
             kind,
             reissue: Reissue::Always,
         }));
-        let copy = enrollments.apart();
+        let copy = enrollments.unshared();
         assert_eq!(format!("{:?}", copy.derived), format!("{:?}", enrollments.derived));
         assert_eq!((copy.by_identity["one"].name.as_str(), copy.individual.is_some()), ("2", true));
         for (name, enrollment) in &enrollments.by_name {

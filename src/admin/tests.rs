@@ -11,7 +11,7 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollments, Key},
     server::Limits,
-    server::{Rooms, Server},
+    server::{Server, Services},
     store::sqlite::Sqlite,
     testing::cloud::Cloud,
 };
@@ -24,13 +24,13 @@ fn server(folder: &tempfile::TempDir) -> Server {
     let kind = Kind::Derived(Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap());
     let enrollment =
         Enrollment { name: "lamp".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
-    let rooms = Rooms {
+    let services = Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),
         store,
     };
     let limits = Limits { workers: 2, ..Limits::default() };
-    Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, &Handle::current()).unwrap()
+    Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &services, &Handle::current()).unwrap()
 }
 
 async fn text(response: Response) -> (StatusCode, String) {

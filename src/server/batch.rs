@@ -1,5 +1,5 @@
-//! Datagrams by the batch: one system call receives or sends up to 32. At load
-//! the system calls are half of what a provisioning costs, so they are shared.
+//! Sending and receiving of datagrams in groups: one system call handles up to 32. Under
+//! load, system calls are half the cost of a provisioning, so they are shared.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -18,46 +18,47 @@ use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmm
 use super::local::{self, Local, Met, Numbers, PacketInfo, Source};
 use crate::dtls::{self, LocalAddress, Path};
 
-/// Datagrams a system call.
+/// Maximum number of datagrams per system call.
 pub(super) const BATCH: usize = 32;
-/// Longest datagram received or sent, in bytes. What is longer than any device's
-/// is cut, and then dropped by the record layer.
+/// Longest datagram received or sent, in bytes. No device sends a longer one; a longer
+/// one is truncated, and then dropped by the record layer.
 const MAX_DATAGRAM: usize = 2048;
 
-/// Room for the address that a datagram was sent to.
+/// Returns a control buffer for the IPv4 address that a datagram was sent to.
 fn v4_control() -> Vec<u8> {
     cmsg_space!(libc::in_pktinfo)
 }
 
-/// The same for IPv6, and for IPv4 in mapped addresses.
+/// Returns a control buffer for an IPv6 address, or an IPv4-mapped one.
 pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
 /// A socket to receive from. The system shortens the headers to what it has filled in,
-/// which differs by the address family, so each socket has its own.
+/// which depends on the address family, so each socket has its own headers.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,
     headers: MultiHeaders<SockaddrStorage>,
-    tells_address: bool,
+    reports_destination: bool,
 }
 
 impl Listener {
-    /// Takes a bound socket, the one with this index in `listen`.
+    /// Wraps a bound socket; `number` is its index in `listen`.
     pub(super) fn new(socket: UdpSocket, number: u16) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        let tells_address = local::have_address_told(&socket, address)?;
-        let control = tells_address.then(|| if address.is_ipv4() { v4_control() } else { v6_control() });
-        Ok(Self { socket, number, headers: MultiHeaders::preallocate(BATCH, control), tells_address })
+        let reports_destination = local::report_destination(&socket, address)?;
+        let control =
+            reports_destination.then(|| if address.is_ipv4() { v4_control() } else { v6_control() });
+        Ok(Self { socket, number, headers: MultiHeaders::preallocate(BATCH, control), reports_destination })
     }
 }
 
-/// Receives.
+/// Buffers for received datagrams.
 pub(super) struct Incoming {
     buffers: Vec<[u8; MAX_DATAGRAM]>,
     received: Vec<(Path, usize)>,
-    /// Index of the next of them to be taken.
+    /// Index of the next datagram to take.
     next: usize,
     numbers: Met,
 }
@@ -72,25 +73,25 @@ impl Incoming {
         }
     }
 
-    /// Receives what has arrived, but at most so many, in place of the batch before;
-    /// returns the number of datagrams, 0 when there is none.
+    /// Replaces the previous datagrams by at most `most` that have arrived. Returns their
+    /// number, 0 if there are none.
     pub(super) fn receive(&mut self, listener: &mut Listener, most: usize) -> io::Result<usize> {
         self.received.clear();
         self.next = 0;
-        let Listener { socket, number, headers, tells_address } = listener;
+        let Listener { socket, number, headers, reports_destination } = listener;
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
             self.buffers.iter_mut().take(most).map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
         match recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None) {
             Ok(messages) => {
                 for message in messages {
-                    // A datagram without a sender cannot be answered: its place
-                    // is kept, with nothing in it.
+                    // A datagram without a sender cannot be answered: its slot stays, but
+                    // empty.
                     let from = message.address.as_ref().and_then(address_of);
                     let length = if from.is_some() { message.bytes } else { 0 };
-                    let source = if *tells_address { Source::of(&message) } else { None };
+                    let source = if *reports_destination { Source::of(&message) } else { None };
                     let local = self.numbers.number(Local { socket: *number, source });
-                    self.received.push((Path { peer: from.unwrap_or_else(nobody), local }, length));
+                    self.received.push((Path { peer: from.unwrap_or_else(no_address), local }, length));
                 }
                 Ok(self.received.len())
             }
@@ -99,12 +100,12 @@ impl Incoming {
         }
     }
 
-    /// Number of datagrams received and not yet taken.
+    /// Returns the number of datagrams received but not taken yet.
     pub(super) fn waiting(&self) -> usize {
         self.received.len() - self.next
     }
 
-    /// Takes the next datagram of those received, and the way that it came.
+    /// Takes the next of the received datagrams, with its path.
     pub(super) fn next(&mut self) -> Option<(Path, &mut [u8])> {
         let &(path, length) = self.received.get(self.next)?;
         let buffer = self.buffers.get_mut(self.next)?;
@@ -119,7 +120,7 @@ pub(super) fn address_of(address: &SockaddrStorage) -> Option<SocketAddr> {
     v4().or_else(v6)
 }
 
-fn nobody() -> SocketAddr {
+fn no_address() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 0))
 }
 
@@ -127,7 +128,7 @@ fn nobody() -> SocketAddr {
 struct Waiting {
     to: SocketAddr,
     from: LocalAddress,
-    /// Place in the buffer.
+    /// Offset in the buffer.
     start: usize,
     length: usize,
 }
@@ -138,14 +139,14 @@ impl Waiting {
     }
 }
 
-/// Sends: datagrams are put side by side and leave together.
+/// Collects outgoing datagrams in one buffer and sends them together.
 pub(super) struct Outgoing {
     buffer: Vec<u8>,
     datagrams: Vec<Waiting>,
     sender: Sender,
 }
 
-/// Sockets to send from, and what is needed to name a source address.
+/// Sockets to send from, and what is needed to set a source address.
 struct Sender {
     sockets: Vec<UdpSocket>,
     numbers: Numbers,
@@ -156,7 +157,7 @@ struct Sender {
 }
 
 impl Outgoing {
-    /// The sockets are in the order of `listen`.
+    /// Creates an empty buffer; the sockets are in the order of `listen`.
     pub(super) fn new(sockets: Vec<UdpSocket>, numbers: Numbers) -> Self {
         let sender = Sender {
             sockets,
@@ -170,15 +171,16 @@ impl Outgoing {
         Self { buffer, datagrams: Vec::with_capacity(BATCH), sender }
     }
 
-    /// Datagrams that the system did not take. Their peers ask again.
+    /// Returns the number of datagrams that the system did not accept. Their peers will
+    /// ask again.
     pub(super) fn dropped(&self) -> u64 {
         self.sender.dropped
     }
 
-    /// Sends what is waiting.
+    /// Sends all waiting datagrams.
     pub(super) fn flush(&mut self) {
-        // A system call sends from one address. The order of datagrams on one path
-        // stays as it is.
+        // One system call sends from one address. The sort is stable, so datagrams on one
+        // path stay in order.
         self.datagrams.sort_by_key(|datagram| datagram.from);
         for run in self.datagrams.chunk_by(|one, next| one.from == next.from) {
             self.sender.send(run, &self.buffer);
@@ -209,8 +211,8 @@ impl Sender {
     }
 }
 
-/// Sends from the socket's address, or the one that the system chooses; returns how
-/// many were dropped.
+/// Sends from the socket's address, or one that the system chooses; returns the number of
+/// datagrams dropped.
 fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64 {
     let addresses: Vec<SocketAddrAny> = run.iter().map(|datagram| datagram.to.into()).collect();
     let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] = Default::default();
@@ -225,8 +227,8 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
         let sent = match sendmmsg(socket, waiting, SendFlags::DONTWAIT) {
             Ok(sent) => sent.max(1),
             Err(rustix::io::Errno::INTR) => continue,
-            // The first of them cannot be sent: its address is unreachable,
-            // or the socket's buffer is full. The others may be.
+            // The first one cannot be sent: its address is unreachable, or the socket's
+            // buffer is full. The others may still be.
             Err(_) => {
                 dropped += 1;
                 1
@@ -237,7 +239,7 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
     dropped
 }
 
-/// Does the same, from the address in `control`.
+/// Sends from the address in `control`; returns the number of datagrams dropped.
 fn send_from(
     socket: &UdpSocket,
     run: &[Waiting],
@@ -253,7 +255,7 @@ fn send_from(
         let sent = match sendmmsg_from(socket.as_raw_fd(), headers, waiting, addresses, control, flags) {
             Ok(sent) => sent.count().max(1),
             Err(nix::Error::EINTR) => continue,
-            // As above; or the address is no longer one of the host's.
+            // As above, or the source address is no longer one of the host's.
             Err(_) => {
                 dropped += 1;
                 1

@@ -1,25 +1,26 @@
-//! Requests in work by the networks that they come from, so that one network leaves room
-//! for the others. Pure; knows neither requests nor sessions.
+//! Requests in progress by network, so that one network cannot use a whole worker. Pure;
+//! knows neither requests nor sessions.
 
 use std::collections::HashMap;
 
 use crate::limits::{Network, Source};
 
-/// Most requests of one worker that are worked on at once; beyond, devices are asked to
+/// Maximum number of requests in progress at one worker; beyond it, devices are asked to
 /// retry later.
 pub const MAX_TASKS: u64 = 50_000;
-/// Requests of one address that may: a factory of 10,000 devices behind it, but not all of
-/// a worker. A larger IPv6 network has some times as many.
+/// Maximum number in progress from one address: enough for a factory of 10,000 devices
+/// behind it, but only part of a worker. A larger IPv6 network has a multiple of it.
 const MAX_OF_ADDRESS: u64 = 12_500;
-/// Requests of any network that may: the holder of a /48 leaves half of a worker.
+/// Maximum number in progress from any network: the holder of a /48 leaves half of a
+/// worker free.
 const MAX_OF_NETWORK: u64 = MAX_TASKS / 2;
 
-/// Number of requests in work, by network.
+/// Number of requests in progress, by network.
 #[derive(Debug, Default)]
 pub struct InWork(HashMap<Network, u64>);
 
 impl InWork {
-    /// Returns whether a network that this source is in has as many as it may.
+    /// Returns whether any network of this source has reached its maximum.
     pub fn is_full(&self, source: Source) -> bool {
         source.networks().any(|(network, times)| {
             let most = (MAX_OF_ADDRESS * u64::from(times)).min(MAX_OF_NETWORK);
@@ -27,14 +28,14 @@ impl InWork {
         })
     }
 
-    /// Counts one more.
+    /// Adds a request that begins.
     pub fn begin(&mut self, source: Source) {
         for (network, _) in source.networks() {
             *self.0.entry(network).or_default() += 1;
         }
     }
 
-    /// Counts one less; it had begun.
+    /// Removes a request that was added.
     pub fn end(&mut self, source: Source) {
         for (network, _) in source.networks() {
             if let Some(count) = self.0.get_mut(&network) {
@@ -55,7 +56,7 @@ mod tests {
         Source::of((address.parse::<std::net::IpAddr>().unwrap(), port).into())
     }
 
-    /// Begins what the sources may, of 60,000, and returns how much that is.
+    /// Begins up to 60,000 requests from the sources, and returns how many were allowed.
     fn fill(in_work: &mut InWork, source: impl Fn(u32) -> Source) -> u64 {
         let mut begun = 0;
         for source in (0..60_000).map(source) {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn no_network_takes_all_of_a_worker_whatever_its_ports_and_addresses() {
+    fn no_network_can_use_a_whole_worker() {
         let of_address = |number: u32| source("192.0.2.1", number as u16);
         let of_subscriber = |number: u32| source(&format!("2001:db8::{number:x}"), 1);
         let of_site = |number: u32| source(&format!("2001:db8:0:{:x}::1", number % 256), 1);
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_makes_room_and_is_forgotten() {
+    fn a_request_that_ends_is_removed() {
         let mut in_work = InWork::default();
         let one = source("2001:db8::1", 1);
         fill(&mut in_work, |_| one);

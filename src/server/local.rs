@@ -1,7 +1,7 @@
-//! The server's own addresses, by the number that a path names them with. An answer
-//! leaves from the address that the device asked, as a device drops what comes from
-//! any other (RFC 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a
-//! datagram keeps its path when it is forwarded.
+//! The server's own addresses and their numbers in paths. An answer leaves from the
+//! address that the device sent to, because a device drops datagrams from any other (RFC
+//! 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a datagram keeps
+//! its path when it is forwarded.
 
 use std::{
     collections::HashMap,
@@ -22,39 +22,39 @@ use socket2::SockRef;
 
 use crate::dtls::LocalAddress;
 
-/// Has a socket that is bound to any address tell where each datagram was sent to; returns
-/// whether it does. One that is bound to an address has no other to answer from.
-pub(super) fn have_address_told(socket: &impl AsFd, bound: SocketAddr) -> io::Result<bool> {
+/// Makes a socket that is bound to a wildcard address report the address that each
+/// datagram was sent to; returns whether it does. A socket bound to one address has no
+/// other to answer from.
+pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::Result<bool> {
     match bound {
         _ if !bound.ip().is_unspecified() => return Ok(false),
         SocketAddr::V4(_) => setsockopt(socket, Ipv4PacketInfo, &true)?,
         SocketAddr::V6(_) => {
-            // Of an IPv4 datagram it tells the mapped address.
+            // For IPv4 datagrams it reports the mapped address.
             setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
-            // An address of a prefix that is the host's as a whole is on no interface,
-            // and no source without this.
+            // If a whole prefix is routed to the host, its addresses are on no interface
+            // and cannot be sources without this option.
             SockRef::from(socket).set_freebind_v6(true)?;
         }
     }
     Ok(true)
 }
 
-/// Most numbers assigned. Only a host that takes a whole prefix for its own has more
-/// addresses; those without a number are answered from the address that the system
-/// chooses.
+/// Maximum number of addresses numbered. Only a host with a whole prefix has more;
+/// datagrams to further addresses are answered from the address that the system chooses.
 const MAX_ADDRESSES: usize = 4096;
 
-/// Address of the server: a socket and, if that is bound to any address, one of the
-/// host's.
+/// An address of the server: a socket and, if that is bound to a wildcard, one of the
+/// host's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Local {
     /// Index of the socket in `listen`.
     pub(super) socket: u16,
-    /// `None` where the socket's own address is the only one, or the system chooses.
+    /// `None` if the socket's own address is the only one, or the system chooses.
     pub(super) source: Option<Source>,
 }
 
-/// Source address of datagrams, as a socket of its family takes it.
+/// Source address of datagrams, in the form for the socket's address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Source {
     address: IpAddr,
@@ -62,15 +62,15 @@ pub(super) struct Source {
     interface: u32,
 }
 
-/// [`Source`] in the form that the system takes.
+/// A [`Source`] in the form of the system's API.
 pub(super) enum PacketInfo {
     V4(libc::in_pktinfo),
     V6(libc::in6_pktinfo),
 }
 
 impl Source {
-    /// Reads the address that a datagram was sent to. `None` for one that cannot be
-    /// a source, such as a multicast address.
+    /// Returns the address that a datagram was sent to. `None` for one that cannot be a
+    /// source, such as a multicast address.
     pub(super) fn of<S: SockaddrLike>(message: &RecvMsg<'_, '_, S>) -> Option<Self> {
         message.cmsgs().ok()?.find_map(|control| match control {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
@@ -89,12 +89,12 @@ impl Source {
             return None;
         }
         let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        // The route of any other answer may lead through another interface than the
-        // question's.
+        // For other addresses, the answer may be routed through another interface than
+        // the request.
         Some(Self { address, interface: if is_link_local { interface } else { 0 } })
     }
 
-    /// Form in which it goes with a datagram.
+    /// Returns the control data to send with a datagram.
     pub(super) fn packet_info(self) -> PacketInfo {
         match self.address {
             IpAddr::V4(address) => PacketInfo::V4(libc::in_pktinfo {
@@ -120,15 +120,15 @@ struct Assigned {
 }
 
 impl Numbers {
-    /// Numbers for so many sockets: each has its own index.
+    /// Creates the numbers for this many sockets: each has its own index.
     pub(super) fn new(sockets: u16) -> Self {
         let addresses: Vec<Local> = (0..sockets).map(|socket| Local { socket, source: None }).collect();
         let numbers = addresses.iter().map(|&local| (local, LocalAddress(local.socket))).collect();
         Self(Arc::new(Mutex::new(Assigned { addresses, numbers })))
     }
 
-    /// Returns the number of an address, assigning one to a new address. `None` when
-    /// all are assigned.
+    /// Returns the number of an address, assigning one to a new address. `None` when all
+    /// numbers are assigned.
     fn assign(&self, local: Local) -> Option<LocalAddress> {
         let assigned = &mut *self.lock();
         if let Some(&number) = assigned.numbers.get(&local) {
@@ -150,8 +150,8 @@ impl Numbers {
         Some(number)
     }
 
-    /// Address with this number. `known` is the caller's own copy, which is brought up to
-    /// date when the number is newer.
+    /// Returns the address with this number. `known` is the caller's own copy, which is
+    /// updated when the number is newer.
     pub(super) fn address(&self, number: LocalAddress, known: &mut Vec<Local>) -> Local {
         let index = usize::from(number.0);
         if index >= known.len() {
@@ -165,8 +165,8 @@ impl Numbers {
     }
 }
 
-/// One worker's copy of the numbers that it has met: the lock is taken once for each new
-/// address.
+/// One worker's copy of the numbers that it has seen, so that the lock is taken only once
+/// for each new address.
 pub(super) struct Met {
     all: Numbers,
     numbers: HashMap<Local, LocalAddress>,
@@ -179,7 +179,7 @@ impl Met {
         Self { all, numbers: HashMap::new(), latest: first }
     }
 
-    /// Number of an address.
+    /// Returns the number of an address.
     pub(super) fn number(&mut self, local: Local) -> LocalAddress {
         if local == self.latest.0 {
             return self.latest.1;
@@ -187,7 +187,8 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // What has no number is not kept: there may be any number of them.
+                // Addresses without a number are not kept: there may be any number of
+                // them.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

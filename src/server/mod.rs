@@ -1,7 +1,7 @@
-//! The server's I/O: sockets, threads and timers; no rules. One worker a core,
-//! each with a socket of its own on the same port, its own DTLS and CoAP
-//! endpoints, and no lock shared with the others. Work that
-//! takes more than one step stays with its worker, and is polled there.
+//! The server's I/O: sockets, threads and timers, and no rules. There is one worker per
+//! core, with its own sockets on the same ports, its own DTLS and CoAP endpoints, and no
+//! lock that a request has to share with others. Work that takes more than one step stays
+//! with its worker and is polled there.
 
 mod batch;
 mod in_work;
@@ -43,33 +43,34 @@ pub use stack::Figures;
 use stack::Stack;
 use worker::{Mailbox, Worker};
 
-/// Most workers: each has a first byte of connection IDs to itself.
+/// Maximum number of workers: each has its own first byte of connection IDs.
 pub const MAX_WORKERS: usize = 256;
-/// Asked for as the socket's receive buffer, in bytes; the system may give less
-/// (`net.core.rmem_max`). It has to hold what arrives while a worker is busy.
+/// Receive buffer requested for each socket, in bytes; the system may grant less
+/// (`net.core.rmem_max`). It must hold the datagrams that arrive while a worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// How long a worker may take for a round, once it was woken. A worker under load ends its
-/// rounds in time (see `worker.rs`), so one that takes longer does not work any more.
+/// Maximum time for one iteration (round) of a worker's loop after it was woken. A worker
+/// under load ends its rounds in time (see `worker.rs`), so one that takes longer no
+/// longer works.
 pub const ROUND: Duration = Duration::from_secs(2);
 
-/// What the workers need of the rooms below.
+/// Modules that the workers use.
 #[derive(Clone)]
-pub struct Rooms {
-    /// Who an identity is.
+pub struct Services {
+    /// Looks up identities and keys.
     pub enrollments: Arc<Enrollments>,
     /// Answers requests.
     pub service: Arc<Service>,
-    /// For individual keys.
+    /// Holds individual keys.
     pub store: Arc<dyn Store>,
 }
 
-impl Rooms {
-    /// The same for one worker: each request counts references to some of it, and two
-    /// workers that do so in one place of memory wait for each other.
-    fn apart(&self) -> Self {
+impl Services {
+    /// Returns a copy for one worker. Each request changes reference counts, and two
+    /// workers that change the same ones would slow each other down.
+    fn unshared(&self) -> Self {
         Self {
-            enrollments: Arc::new(self.enrollments.apart()),
+            enrollments: Arc::new(self.enrollments.unshared()),
             service: Arc::new(self.service.as_ref().clone()),
             store: self.store.clone(),
         }
@@ -79,15 +80,16 @@ impl Rooms {
 /// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Threads that serve devices; one a core, as far as there are connection IDs.
+    /// Number of threads that serve devices: one per core, as long as there are prefixes
+    /// of connection IDs.
     pub workers: usize,
     /// Limits of all workers' DTLS endpoints together.
     pub dtls: dtls::Config,
-    /// How often may be asked.
+    /// Rate limits for requests.
     pub requests: RequestLimits,
-    /// How long a request waits for its registration.
+    /// Maximum time that a request waits for its registration.
     pub patience: Duration,
-    /// How long a server that was told to stop waits for registrations.
+    /// Maximum time that a stopping server waits for registrations.
     pub drain: Duration,
 }
 
@@ -111,30 +113,31 @@ pub struct Server {
     ended: mpsc::Receiver<usize>,
 }
 
-/// A worker's thread, and how to reach it.
+/// A running worker: its thread, mailbox and metrics.
 struct Running {
     mailbox: Mailbox,
     figures: Arc<Figures>,
     thread: JoinHandle<()>,
 }
 
-/// Tells when a worker's thread ends that was not told to, however it ends.
-struct LastWords {
+/// Reports that a worker's thread has ended without being asked to, for whatever reason.
+struct EndNotice {
     number: usize,
     stop: Arc<AtomicBool>,
     ended: mpsc::Sender<usize>,
 }
 
-impl Drop for LastWords {
+impl Drop for EndNotice {
     fn drop(&mut self) {
         if !self.stop.load(Ordering::Relaxed) {
-            // There is room for one of each worker; a server that is dropped does not listen.
+            // The channel holds one report per worker. If the server was dropped, no one
+            // receives it.
             let _ = self.ended.try_send(self.number);
         }
     }
 }
 
-/// A worker, as far as one looks whether it is alive: idle, it sleeps until it is woken.
+/// Handle for checking that a worker is alive. An idle worker sleeps until it is woken.
 #[derive(Clone)]
 pub struct Pulse {
     mailbox: Mailbox,
@@ -142,18 +145,18 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Wakes the worker up: it is to make a round.
+    /// Wakes the worker, so that it runs a round.
     pub fn wake(&self) {
         self.mailbox.wake();
     }
 
-    /// Rounds that it has made.
+    /// Returns the number of rounds that it has run.
     pub fn rounds(&self) -> u64 {
         self.figures.rounds.load(Ordering::Relaxed)
     }
 }
 
-/// The numbers of the workers that make no round within [`ROUND`], though they are woken.
+/// Wakes the workers and returns the numbers of those that run no round within [`ROUND`].
 pub async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
     let before: Vec<u64> = pulses.iter().map(Pulse::rounds).collect();
     pulses.iter().for_each(Pulse::wake);
@@ -172,8 +175,14 @@ pub async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
 }
 
 impl Server {
-    /// Binds the addresses, at least one, and starts the workers. Port 0 takes any free one.
-    pub fn start(listen: &[SocketAddr], limits: &Limits, rooms: &Rooms, runtime: &Handle) -> Result<Self> {
+    /// Binds the addresses, at least one, and starts the workers. Port 0 stands for any
+    /// free port.
+    pub fn start(
+        listen: &[SocketAddr],
+        limits: &Limits,
+        services: &Services,
+        runtime: &Handle,
+    ) -> Result<Self> {
         let (addresses, sockets) = bind_all(listen, limits.workers.max(1))?;
         let numbers = Numbers::new(u16::try_from(addresses.len()).context("too many addresses")?);
         let (now, cookie_secret) = (Instant::now(), random()?);
@@ -184,7 +193,7 @@ impl Server {
             let dtls = dtls::Endpoint::new(config, now, &cookie_secret, random()?);
             let coap = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
             let coap = coap::Endpoint::new(coap, now, random()?);
-            let stack = Stack::new(dtls, coap, rooms.clone());
+            let stack = Stack::new(dtls, coap, services.clone());
             let (runtime, stop) = (runtime.clone(), stop.clone());
             workers.push(Worker::new(number, sockets, numbers.clone(), stack, runtime, stop)?);
         }
@@ -192,10 +201,10 @@ impl Server {
         let (ends, ended) = mpsc::channel(workers.len().max(1));
         let start = |(number, worker): (usize, Worker)| {
             let (mailbox, figures, neighbours) = (worker.mailbox(), worker.figures(), mailboxes.clone());
-            let last_words = LastWords { number, stop: stop.clone(), ended: ends.clone() };
+            let end_notice = EndNotice { number, stop: stop.clone(), ended: ends.clone() };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
-                let _last_words = last_words;
+                let _end_notice = end_notice;
                 if let Err(error) = worker.run(&neighbours) {
                     tracing::error!(worker = number, %error, "a worker cannot receive datagrams");
                 }
@@ -206,45 +215,45 @@ impl Server {
         Ok(Self { addresses, workers, stop, ended })
     }
 
-    /// Addresses that devices connect to, in the order of `listen`.
+    /// Returns the addresses that devices connect to, in the order of `listen`.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Returns the number of a worker that has ended without having been told to. The
-    /// devices that the kernel sends to it get no answer any more, so the server should
-    /// end, too.
+    /// Waits until a worker has ended without being asked to, and returns its number.
+    /// Devices that the kernel assigns to it no longer get answers, so the server should
+    /// end too.
     pub async fn worker_ended(&mut self) -> usize {
         match self.ended.recv().await {
             Some(number) => number,
-            // All have ended, and were reported.
+            // All workers have ended and were reported.
             None => std::future::pending().await,
         }
     }
 
-    /// Has a worker panic.
+    /// Makes a worker panic.
     #[cfg(test)]
     pub(crate) fn fail_worker(&self, number: usize) {
         self.workers[number].mailbox.fail();
     }
 
-    /// What each worker has done so far.
+    /// Returns the metrics of each worker.
     pub fn figures(&self) -> Vec<Arc<Figures>> {
         self.workers.iter().map(|worker| worker.figures.clone()).collect()
     }
 
-    /// By which each worker shows that it is alive.
+    /// Returns a handle per worker for checking that it is alive.
     pub fn pulses(&self) -> Vec<Pulse> {
         let pulse =
             |worker: &Running| Pulse { mailbox: worker.mailbox.clone(), figures: worker.figures.clone() };
         self.workers.iter().map(pulse).collect()
     }
 
-    /// Takes over other enrollments for handshakes, and other limits for requests,
-    /// from now on; sessions stay.
-    pub fn reload(&self, rooms: &Rooms) {
+    /// Replaces the enrollments for handshakes and the limits for requests from now on.
+    /// Sessions whose keys are still valid stay open.
+    pub fn reload(&self, services: &Services) {
         for worker in &self.workers {
-            worker.mailbox.reload(rooms.clone());
+            worker.mailbox.reload(services.clone());
         }
     }
 
@@ -253,14 +262,14 @@ impl Server {
         self.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
             worker.mailbox.wake();
-            // A worker that panicked has said so.
+            // A panic has already been reported.
             let _ = worker.thread.join();
         }
     }
 }
 
-/// Each worker gets its part of what the server may hold, and connection IDs that
-/// tell its records from its neighbours'.
+/// Returns the DTLS configuration of one worker: its share of the limits, and a prefix of
+/// connection IDs that identifies its records.
 fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     dtls::Config {
         connection_id_prefix: u8::try_from(number).ok(),
@@ -271,12 +280,13 @@ fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     }
 }
 
-/// The addresses as they are bound, and each worker's sockets in that order.
+/// Binds all addresses. Returns them as bound, and each worker's sockets in the same
+/// order.
 fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, Vec<Vec<UdpSocket>>)> {
     let mut addresses = Vec::with_capacity(listen.len());
     let mut sockets: Vec<Vec<UdpSocket>> = iter::repeat_with(Vec::new).take(workers).collect();
     for &wanted in listen {
-        // The IPv6 wildcard takes IPv4 as well, unless another socket has that port.
+        // The IPv6 wildcard also receives IPv4, unless another socket has that port.
         let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
         let bound = bind(wanted, only_v6, workers)
             .with_context(|| format!("cannot listen on {wanted}{}", port_hint(wanted)))?;
@@ -288,12 +298,11 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
     Ok((addresses, sockets))
 }
 
-/// As many sockets on one address as there are workers. The kernel spreads
-/// clients over them by address and port (SO_REUSEPORT), so that a client stays
-/// with its worker.
+/// Binds one socket per worker to an address. The kernel distributes clients among them
+/// by address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
-    // With SO_REUSEPORT a second server would share the port in silence, so it
-    // is taken without it first.
+    // With SO_REUSEPORT a second server would silently share the port, so the port is
+    // bound without it first.
     let address = socket(listen, only_v6, false)?.local_addr()?;
     (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }

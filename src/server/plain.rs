@@ -1,7 +1,7 @@
-//! Plain CoAP, for a bench: no encryption, and nobody proves who they are, so
-//! whoever reaches it has what one enrollment's devices have. That an address is
-//! somebody's is shown by Echo (RFC 9175); what is remembered is bounded. It is one
-//! task of the runtime, and not made for load.
+//! Plain CoAP, for test benches: there is no encryption and no authentication, so anyone
+//! who can reach it gets what the devices of one enrollment get. Echo (RFC 9175) shows
+//! that a client receives at its address; the state kept is bounded. It is a single task
+//! of the runtime, and not made for load.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,14 +31,14 @@ use crate::{
     psk::{Enrollment, Principal},
 };
 
-/// Most addresses that have shown that they are there; beyond, the first is forgotten.
+/// Maximum number of verified addresses; beyond it, the first one is forgotten.
 const MAX_PEERS: usize = 1024;
-/// Most requests that are worked on at once.
+/// Maximum number of requests in progress.
 const MAX_TASKS: usize = 1024;
 /// Longest message received, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-/// A client, and the server's address that it asked: the answer leaves from there.
+/// A client, and the server's address that it sent to: the answer leaves from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Peer {
     address: SocketAddr,
@@ -52,7 +52,7 @@ pub struct Plain {
     socket: UdpSocket,
     endpoint: coap::Endpoint<Peer>,
     echo: Echo,
-    /// Addresses that have shown that they are there, and in which order they did.
+    /// Addresses that were shown to receive, and the order in which they were.
     verified: HashSet<Peer>,
     order: VecDeque<Peer>,
     service: Arc<Service>,
@@ -62,7 +62,8 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Takes everybody for one of the enrollment's devices. `seed` is random.
+    /// Creates a listener that treats every client as a device of the enrollment. `seed`
+    /// is random.
     pub fn new(
         socket: UdpSocket,
         service: Arc<Service>,
@@ -70,7 +71,7 @@ impl Plain {
         now: Instant,
         seed: [[u8; 32]; 2],
     ) -> io::Result<Self> {
-        local::have_address_told(&socket, socket.local_addr()?)?;
+        local::report_destination(&socket, socket.local_addr()?)?;
         let config = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
         Ok(Self {
             socket,
@@ -93,13 +94,14 @@ impl Plain {
                 self.endpoint.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 received = self.socket.async_io(Interest::READABLE, || receive(&self.socket, &mut buffer)) => {
-                    // An error is an earlier answer's, that reached nobody.
+                    // An error here belongs to an earlier answer that could not be
+                    // delivered.
                     if let Ok((length, peer)) = received {
                         self.receive(Instant::now(), peer, &buffer[..length]);
                     }
                 }
                 Some(finished) = self.tasks.join_next() => {
-                    // A task that panicked has said so.
+                    // A panic has already been reported.
                     if let Ok((exchange, response)) = finished {
                         self.endpoint.respond(Instant::now(), exchange, &response, &mut self.sent);
                     }
@@ -108,7 +110,7 @@ impl Plain {
             }
             self.endpoint.handle_timeout(Instant::now(), &mut self.sent);
             for (peer, message) in self.sent.drain(..) {
-                // What the system does not take is lost like any datagram.
+                // A message that the system does not accept is lost like any datagram.
                 let _ = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, peer, &message)).await;
             }
         }

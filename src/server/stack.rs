@@ -1,6 +1,6 @@
-//! What a worker does with what it receives, without I/O: DTLS, CoAP, the service,
-//! and back. Datagrams, the time and results of work come in; datagrams go out,
-//! and work that is not done at its first step.
+//! The protocol stack of a worker, without I/O: DTLS, CoAP, the service, and back.
+//! Datagrams, the time and results of work come in; datagrams and work that is not done
+//! at its first step go out.
 
 use std::{
     cell::Cell,
@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    Rooms,
+    Services,
     in_work::{InWork, MAX_TASKS},
     validation::{Sealing, Validation},
 };
@@ -33,36 +33,37 @@ use crate::{
     store::StoreError,
 };
 
-/// Requests of one session that may be in work at once: a device needs one.
+/// Maximum number of requests of one session in progress: a device needs one.
 const MAX_OF_SESSION: u32 = 4;
-/// Sessions looked at in a round after a reload.
+/// Number of sessions checked per round after a reload.
 const SESSIONS_A_ROUND: usize = 512;
-/// When a device should come back that met a worker with that many, in seconds.
+/// Seconds after which a device should retry when too many requests are in progress.
 const TASKS_PAUSE: u32 = 10;
-/// Failed handshakes that are logged in a second, one line each.
+/// Maximum number of failed handshakes logged per second, one line each.
 const MAX_FAILURE_LINES: u32 = 20;
-/// Requests that are logged in a second, one line each.
+/// Maximum number of requests logged per second, one line each.
 const MAX_REQUEST_LINES: u32 = 50;
 
-/// Where a stack's datagrams and its work go.
+/// Destination of a stack's datagrams and work.
 pub trait Io: dtls::Outbox {
-    /// Goes on with work; its result is to come back by [`Stack::done`].
+    /// Takes over work; its result must be passed to [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
 
-    /// The time at this moment, where `now` is when the round began.
+    /// Returns the current time, unlike `now`, which is the start of the round.
     fn clock(&self) -> Instant {
         Instant::now()
     }
 }
 
-/// A result of work that took more than one step.
+/// Result of work that took more than one step.
 pub struct Done(Outcome);
 
 enum Outcome {
-    /// Found among the enrollments of a generation.
+    /// A key found for a handshake, and the generation of the enrollments in which it was
+    /// found.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
-    /// It could not be looked up.
+    /// The key could not be looked up.
     NoKey(HandshakeId),
 }
 
@@ -70,7 +71,7 @@ enum Outcome {
 struct Asked {
     exchange: ExchangeId<SessionId>,
     at: Instant,
-    /// What is to be logged of it, if it is.
+    /// Its log line, if it is logged.
     line: Option<Box<RequestLine>>,
 }
 
@@ -81,76 +82,79 @@ pub(super) struct Held {
     request: Request<SessionId>,
 }
 
-/// What a worker has done so far: read by others at any time.
+/// Metrics of a worker; others may read them at any time.
 #[derive(Debug, Default)]
 pub struct Figures {
     /// HelloVerifyRequests sent.
     pub hello_verify_requests: AtomicU64,
     /// Handshakes that became sessions.
     pub handshakes_completed: AtomicU64,
-    /// Handshakes that came to nothing.
+    /// Handshakes that failed.
     pub handshakes_failed: AtomicU64,
-    /// Protected records that no key opened, and replays.
+    /// Protected records that failed to authenticate, and replays.
     pub bad_records: AtomicU64,
-    /// Drops in silence, by [`dtls::Dropped::ALL`].
+    /// Silent drops, by [`dtls::Dropped::ALL`].
     pub dtls_dropped: [AtomicU64; dtls::Dropped::ALL.len()],
-    /// Sessions that made room for others.
+    /// Sessions ended to make room for others.
     pub sessions_evicted: AtomicU64,
-    /// Sessions that went on from another address.
+    /// Times that a session's client moved to another address.
     pub sessions_moved: AtomicU64,
-    /// Hellos that came again after their sessions.
+    /// Late copies of hellos that already led to a session.
     pub late_hellos: AtomicU64,
-    /// Requests put off because their session or network has too many in work.
+    /// Requests refused for now because their session or network has too many in
+    /// progress.
     pub too_many_in_work: AtomicU64,
-    /// Answers for a device that was not yet shown to be where it says.
+    /// Answers kept back because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
-    /// Of them, those sent once it was.
+    /// Kept answers that were sent once the address was validated.
     pub answers_resumed: AtomicU64,
-    /// Requests of sessions that have too many in work or answered lately, not taken.
+    /// Requests dropped because their session had too many in progress or answered
+    /// recently.
     pub requests_dropped: AtomicU64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: AtomicU64,
-    /// Block-wise transfers that made room for others.
+    /// Block-wise transfers dropped in favour of others.
     pub transfers_evicted: AtomicU64,
-    /// DTLS flights sent again.
+    /// DTLS flights resent.
     pub retransmissions: AtomicU64,
-    /// Sessions held now.
+    /// Current number of sessions.
     pub sessions: AtomicU64,
-    /// Handshakes in progress now.
+    /// Current number of handshakes in progress.
     pub handshakes: AtomicU64,
     /// Completed handshakes, by [`dtls::Suite::ALL`].
     pub completed_by_suite: [AtomicU64; dtls::Suite::ALL.len()],
     /// Failed handshakes, by [`Failure::ALL`].
     pub failed_by_reason: [AtomicU64; Failure::ALL.len()],
-    /// Requests answered, by response code as it is on the wire.
+    /// Requests answered, by response code as on the wire.
     pub responses: ByByte,
-    /// From a request's arrival to its answer's departure.
+    /// Time from a request's arrival to its answer's departure.
     pub request_latency: Histogram,
-    /// Requests whose answer is in work now.
+    /// Current number of requests in progress, including lookups of keys.
     pub in_work: AtomicU64,
-    /// Rounds that the worker has made.
+    /// Rounds that the worker has run.
     pub rounds: AtomicU64,
-    /// Datagrams that the system did not take.
+    /// Datagrams that the system did not accept.
     pub datagrams_dropped: AtomicU64,
-    /// Datagrams for another worker's session, dropped because too many waited for it.
+    /// Datagrams for another worker's session, dropped because too many were waiting for
+    /// that worker.
     pub forwarded_dropped: AtomicU64,
 }
 
 /// Client at the other end of a session.
 pub struct Client {
     principal: Principal,
-    /// Generation of the enrollments among which its own was found.
+    /// Generation of the enrollments in which its own was found.
     generation: u32,
-    /// Requests of it in work.
+    /// Its requests in progress.
     in_work: u32,
-    /// Where it was when it proved its key, which is where it had returned a
-    /// cookie. A session with a connection ID may move (RFC 9146 §6), and a client
-    /// could claim to be at somebody else's address to use up the tokens there.
+    /// Address at which it proved its key after returning a cookie there. A session with
+    /// a connection ID may move (RFC 9146 §6), so a client could otherwise claim someone
+    /// else's address and use up the tokens there.
     source: Cell<Option<Source>>,
 }
 
 impl Client {
-    /// Returns whether its key is good among these enrollments.
+    /// Returns whether its key is still valid in these enrollments.
     fn is_good(&mut self, enrollments: &Enrollments, generation: u32) -> bool {
         if self.generation == generation {
             return true;
@@ -168,7 +172,8 @@ impl Client {
         Self { principal, generation, in_work: 0, source: Cell::new(None) }
     }
 
-    /// The source, taken from the address of the session's beginning.
+    /// Returns the source for limits: the address at which the session began, which is
+    /// set by the first call.
     fn source(&self, address: SocketAddr) -> Source {
         let source = self.source.get().unwrap_or_else(|| Source::of(address));
         self.source.set(Some(source));
@@ -176,36 +181,36 @@ impl Client {
     }
 }
 
-/// DTLS, CoAP and what is in work, of one worker.
+/// DTLS, CoAP and the requests in progress of one worker.
 pub struct Stack {
     dtls: dtls::Endpoint<Client>,
     coap: coap::Endpoint<SessionId>,
-    pub(super) rooms: Rooms,
+    pub(super) services: Services,
     tasks: u64,
     figures: Arc<Figures>,
     failure_lines: Lines,
     request_lines: Lines,
     hasher: RandomState,
     validation: Validation,
-    /// Requests in work by the network that they come from.
+    /// Requests in progress by network.
     in_work: InWork,
-    /// Times that the enrollments were read.
+    /// Number of times that the enrollments were reloaded.
     generation: u32,
-    /// Sessions that were begun under the enrollments before are still to be looked at.
+    /// Sessions begun under earlier enrollments remain to be checked.
     revoking: bool,
 }
 
 impl Stack {
-    /// A stack of two endpoints that have nothing to do yet.
-    pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, rooms: Rooms) -> Self {
+    /// Creates a stack of two new endpoints.
+    pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, services: Services) -> Self {
         let failure_lines = Lines::new(MAX_FAILURE_LINES, "failed handshakes");
         let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
-        let rooms = rooms.apart();
+        let services = services.unshared();
         let hasher = RandomState::new();
         Self {
             dtls,
             coap,
-            rooms,
+            services,
             tasks: 0,
             figures: Arc::default(),
             failure_lines,
@@ -218,32 +223,32 @@ impl Stack {
         }
     }
 
-    /// What it has done so far.
+    /// Returns its metrics.
     pub fn figures(&self) -> Arc<Figures> {
         self.figures.clone()
     }
 
-    /// Takes over other enrollments and limits, from now on. Sessions of an enrollment
-    /// that is gone, or has another key, end: nothing is served in them any more. So do
-    /// those of individual keys, which the table may have changed. The others go on, under
-    /// the policy of now.
-    pub fn reload(&mut self, rooms: Rooms) {
-        self.rooms = rooms.apart();
+    /// Replaces the enrollments and limits from now on. Sessions of an enrollment that is
+    /// gone or has another key end: nothing more is served in them. So do those of
+    /// individual keys, which the table may have changed. The others continue under the
+    /// current policy.
+    pub fn reload(&mut self, services: Services) {
+        self.services = services.unshared();
         self.generation = self.generation.wrapping_add(1);
         self.revoking = true;
         self.dtls.restart_walk();
     }
 
-    /// Looks at some of the sessions that were begun under other enrollments.
+    /// Checks some of the sessions that were begun under earlier enrollments.
     fn revoke(&mut self, io: &mut impl Io) {
-        let (enrollments, generation) = (&self.rooms.enrollments, self.generation);
+        let (enrollments, generation) = (&self.services.enrollments, self.generation);
         let is_over = |client: &mut Client| !client.is_good(enrollments, generation);
         self.revoking = self.dtls.close_where(SESSIONS_A_ROUND, is_over, io);
     }
 
-    /// Returns whether the session's key is still good; ends it otherwise.
+    /// Returns whether the session's key is still valid; otherwise ends the session.
     fn is_good(&mut self, session: SessionId, io: &mut impl Io) -> bool {
-        let (enrollments, generation) = (&self.rooms.enrollments, self.generation);
+        let (enrollments, generation) = (&self.services.enrollments, self.generation);
         let is_good =
             self.dtls.principal_mut(session).is_some_and(|client| client.is_good(enrollments, generation));
         if !is_good {
@@ -252,18 +257,18 @@ impl Stack {
         is_good
     }
 
-    /// What follows, until [`end_batch`](Self::end_batch), has arrived together: the
-    /// store need be looked at once.
+    /// Announces datagrams that arrived together, until [`end_batch`](Self::end_batch):
+    /// the store may check for changes once for all of them.
     pub fn begin_batch(&self) {
-        self.rooms.store.hold();
+        self.services.store.hold();
     }
 
-    /// All that has arrived together is taken.
+    /// Ends the datagrams that arrived together.
     pub fn end_batch(&self) {
-        self.rooms.store.release();
+        self.services.store.release();
     }
 
-    /// Takes a datagram.
+    /// Processes a datagram.
     pub fn receive(&mut self, now: Instant, path: impl Into<dtls::Path>, bytes: &mut [u8], io: &mut impl Io) {
         let path = path.into();
         let mut datagram = Datagram::new(path, bytes);
@@ -273,7 +278,7 @@ impl Stack {
         self.events(now, io);
     }
 
-    /// Takes a result of work that it had left to [`Io::spawn`].
+    /// Processes a result of work passed to [`Io::spawn`].
     pub fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
         self.tasks -= 1;
         match done.0 {
@@ -282,7 +287,7 @@ impl Stack {
             }
             Outcome::Response(asked, source, response) => {
                 self.end_work(asked.exchange.peer, source);
-                // Its key may have been taken away while it waited.
+                // Its key may have been revoked while it waited.
                 if self.is_good(asked.exchange.peer, io) {
                     self.respond(now, &asked, &response, io);
                 }
@@ -292,8 +297,7 @@ impl Stack {
         }
     }
 
-    /// Ends as many sessions as `most` and says so to their devices; returns how many
-    /// are left.
+    /// Ends up to `most` sessions and notifies their devices; returns how many are left.
     pub fn close_oldest(&mut self, most: usize, io: &mut impl Io) -> usize {
         let left = self.dtls.close_oldest(most, io);
         while let Some(event) = self.dtls.poll_event() {
@@ -305,9 +309,9 @@ impl Stack {
         left
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // At once, as long as there are sessions to be looked at.
+        // At once while there are sessions to check.
         let revoking = self.revoking.then(Instant::now);
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
@@ -331,7 +335,7 @@ impl Stack {
         bytes: &[u8],
         io: &mut impl Io,
     ) {
-        // Before CoAP: an answer that it keeps is not given again either.
+        // Checked before CoAP, which could otherwise repeat an answer that it keeps.
         if !self.is_good(session, io) {
             return self.events(now, io);
         }
@@ -352,8 +356,8 @@ impl Stack {
         self.serve(now, session, held, io);
     }
 
-    /// Keeps a request for a certificate that is issued once until the device was shown to
-    /// be where it asks from: an answer that cannot be sent there would be the only one.
+    /// Holds a request for a certificate that is issued only once until the device's
+    /// address is validated: if the answer could not be sent, there would be no other.
     fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
         if let Some(earlier) = self.validation.hold(session, held) {
             let later = Response::empty(Code::ServiceUnavailable).with_max_age(TASKS_PAUSE);
@@ -368,7 +372,7 @@ impl Stack {
         let source = client.source(from);
         let is_busy = client.in_work >= MAX_OF_SESSION || self.in_work.is_full(source);
         let may_wait = !is_busy && self.tasks < MAX_TASKS;
-        match self.rooms.service.answer(now, source, &client.principal, &request, may_wait) {
+        match self.services.service.answer(now, source, &client.principal, &request, may_wait) {
             Answer::Now(response) => self.respond(now, &asked, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, &asked, &response, io),
@@ -395,7 +399,7 @@ impl Stack {
         if let Some(client) = self.dtls.principal_mut(session) {
             client.in_work += 1;
         }
-        // What waits for its certificate makes room for others last.
+        // A session that waits for its certificate is evicted last.
         self.dtls.set_busy(session, true);
     }
 
@@ -425,7 +429,7 @@ impl Stack {
         }
     }
 
-    /// Asks the devices with answers that were withheld to show where they are.
+    /// Sends pings to the devices whose answers were withheld.
     fn validate(&mut self, now: Instant, io: &mut impl Io) {
         while let Some(session) = self.validation.next_to_ask(now, &self.dtls) {
             if self.validation.has_moved(session, &self.dtls) {
@@ -439,7 +443,7 @@ impl Stack {
         }
     }
 
-    /// Takes a device's answer to the question where it is, and sends what was withheld.
+    /// Handles a device's answer to a ping, and sends what was withheld.
     fn validated(&mut self, now: Instant, io: &mut impl Io) {
         if let Some(session) = self.coap.take_pong()
             && let Some(path) = self.validation.answered(session)
@@ -464,8 +468,8 @@ impl Stack {
                         client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
-                    // Its key may have been taken away during the handshake, and the walk
-                    // over the sessions is then over.
+                    // Its key may have been revoked during the handshake, after the walk
+                    // over the sessions was over.
                     self.is_good(session, io);
                 }
                 Event::Closed { session, reason } => {
@@ -476,7 +480,7 @@ impl Stack {
                 Event::OverBudget { peer } => {
                     tracing::warn!(
                         network = %Origin::of(peer.ip()),
-                        "too many handshakes of a network came to nothing: it begins none for now; \
+                        "too many handshakes of a network failed: it cannot start another for now; \
                          see the incidents in docs/operations.md"
                     );
                 }
@@ -497,7 +501,7 @@ impl Stack {
     }
 
     fn find_key(&mut self, now: Instant, handshake: HandshakeId, identity: Box<[u8]>, io: &mut impl Io) {
-        let found = first_step(pin!(self.rooms.enrollments.find(&identity, self.rooms.store.as_ref())));
+        let found = first_step(pin!(self.services.enrollments.find(&identity, self.services.store.as_ref())));
         match found {
             Poll::Ready(Ok(found)) => self.key_found(now, handshake, self.generation, found, io),
             Poll::Ready(Err(error)) => {
@@ -505,8 +509,8 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // Begun anew: what waits owns what it needs.
-                let Rooms { enrollments, store, .. } = self.rooms.clone();
+                // Started again: work that waits must own what it needs.
+                let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
                     match enrollments.find(&identity, store.as_ref()).await {
@@ -545,30 +549,30 @@ impl Stack {
         if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
-    /// Goes on with work that was not done at its first step.
+    /// Passes on work that was not done at its first step.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);
     }
 
-    /// Counts a datagram for another worker's session that it did not take.
+    /// Counts a datagram for another worker's session which that worker did not accept.
     pub fn forwarded_dropped(&self) {
         self.figures.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Devices that are asked where they are.
+    /// Returns the number of pings and held requests.
     #[cfg(test)]
     pub fn questions(&self) -> usize {
         self.validation.open()
     }
 
-    /// Sessions of which the CoAP endpoint remembers something.
+    /// Returns the number of sessions of which the CoAP endpoint holds state.
     #[cfg(any(test, feature = "testing"))]
     pub fn coap_peers(&self) -> usize {
         self.coap.peers()
     }
 
-    /// Writes down what others may read.
+    /// Updates the metrics.
     pub fn publish(&self, datagrams_dropped: u64) {
         let (figures, counters, coap) = (&self.figures, self.dtls.counters(), self.coap.counters());
         for (figure, value) in [
@@ -600,26 +604,27 @@ impl Stack {
     }
 }
 
-/// Without an answer of the store the key is asked for again when the device repeats its
-/// flight: an alert would tell it that its key is wrong.
+/// Logs that a key could not be looked up. No alert is sent, because it would tell the
+/// device that its key is wrong; the key is requested again when the device repeats its
+/// flight.
 fn key_not_found(error: &StoreError) {
     tracing::error!(%error, "a key could not be looked up");
 }
 
-/// Cipher suites as a person looks them up: their codes in IANA's registry.
+/// Formats cipher suites for the log, as their codes in the IANA registry.
 fn suites(codes: &[u16]) -> String {
     let codes: Vec<String> = codes.iter().map(|code| format!("0x{code:04X}")).collect();
     codes.join(" ")
 }
 
-/// Polls work once, on the worker itself: what a store has at hand is done then,
-/// without a task.
+/// Polls work once, on the worker itself: work for which the store has everything at hand
+/// finishes here, without a task.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Log lines of one kind, bounded: a crowd or an attacker can make more of them than
-/// anybody can read.
+/// Limit on log lines of one kind: a crowd or an attacker can cause more of them than
+/// anyone can read.
 struct Lines {
     most: u32,
     what: &'static str,
@@ -629,17 +634,21 @@ struct Lines {
 }
 
 impl Lines {
-    /// At most so many in a second.
+    /// Allows at most `most` lines per second.
     fn new(most: u32, what: &'static str) -> Self {
         Self { most, what, second: None, written: 0, suppressed: 0 }
     }
 
-    /// Whether one more may be written. Those that may not are counted, and told with
-    /// the next that may.
+    /// Returns whether one more line may be written. Suppressed lines are counted and
+    /// reported before the next line.
     fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {
-                tracing::warn!(lines = self.suppressed, "{} were not logged one by one", self.what);
+                tracing::warn!(
+                    lines = self.suppressed,
+                    "log lines suppressed: too many {} in a second",
+                    self.what
+                );
             }
             (self.second, self.written, self.suppressed) = (Some(now), 0, 0);
         }
@@ -653,7 +662,7 @@ impl Lines {
     }
 }
 
-/// What is logged of a request, besides its answer.
+/// What is logged about a request, apart from its answer.
 struct RequestLine {
     device: Option<DeviceId>,
     identity: String,
@@ -664,7 +673,8 @@ impl RequestLine {
     fn new<K>(address: SocketAddr, principal: &Principal, request: &Request<K>) -> Self {
         let identity = match (&principal.enrollment.kind, &principal.device) {
             (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
-            // Its identity is its own, and not kept: the device that it proves says as much.
+            // The identity belongs to one device and is not kept: the device that it
+            // proves says the same.
             (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
         };
         Self { device: cert::device_of(request, principal), identity, address }
@@ -674,7 +684,7 @@ impl RequestLine {
         let device = self.device.as_ref().map(tracing::field::display);
         let code = format_args!("{}.{:02}", code >> 5, code & 0x1f);
         let milliseconds = took.as_micros() as f64 / 1000.0;
-        // The answer waits until the device was shown to be where it asks from.
+        // The answer waits until the device's address is validated.
         let kept = (delivery == Delivery::Kept).then_some(true);
         tracing::info!(
             device, identity = self.identity, address = %self.address, %code, milliseconds, kept, "request"
@@ -687,7 +697,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_beyond_those_of_a_second_are_counted_and_the_next_second_has_its_own() {
+    fn lines_beyond_the_limit_are_counted_and_the_next_second_has_its_own() {
         let mut lines = Lines::new(2, "requests");
         let now = Instant::now();
         assert_eq!([(); 4].map(|()| lines.admit(now)), [true, true, false, false]);

@@ -1,7 +1,6 @@
-//! Work that a worker goes on with itself: it is polled on the worker's own thread,
-//! when what it waits for has happened. To hand each piece to the runtime's threads
-//! and its result back cost a fifth of the server's time when a crowd's first
-//! issues are recorded.
+//! Work in progress of a worker, polled on the worker's own thread when what it waits for
+//! has happened. Passing each piece to the runtime's threads and its result back took a
+//! fifth of the server's time when many first issues were recorded.
 
 use std::{
     collections::HashMap,
@@ -14,26 +13,27 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// Names a piece of work.
+/// Identifies a piece of work.
 pub(super) type TaskId = u64;
 
-/// Who is to be told that work can go on.
+/// Receiver of notices that work can continue.
 pub(super) trait Notify: Send + Sync + 'static {
-    /// May be called from any thread, and more often than is needed.
+    /// Notifies that a task can continue. May be called from any thread, and more often
+    /// than needed.
     fn notify(&self, task: TaskId);
 }
 
 struct Wakeup<N> {
     task: TaskId,
     notify: N,
-    /// It was told that the work can go on, and the work has not been polled since:
-    /// no more than one notice for each piece of work is waiting.
-    told: AtomicBool,
+    /// A notice was sent and the work has not been polled since, so that at most one
+    /// notice per piece of work is waiting.
+    notified: AtomicBool,
 }
 
 impl<N: Notify> Wake for Wakeup<N> {
     fn wake(self: Arc<Self>) {
-        if !self.told.swap(true, Ordering::AcqRel) {
+        if !self.notified.swap(true, Ordering::AcqRel) {
             self.notify.notify(self.task);
         }
     }
@@ -58,26 +58,26 @@ impl<T, N: Notify> Tasks<T, N> {
         Self { tasks: HashMap::new(), next: 0 }
     }
 
-    /// Takes work on. It is to be polled soon.
+    /// Adds a piece of work. The caller must poll it soon.
     pub(super) fn add(&mut self, work: Work<T>, notify: N) -> TaskId {
         let task = self.next;
         self.next += 1;
-        let wakeup = Arc::new(Wakeup { task, notify, told: AtomicBool::new(false) });
+        let wakeup = Arc::new(Wakeup { task, notify, notified: AtomicBool::new(false) });
         let waker = Waker::from(wakeup.clone());
         self.tasks.insert(task, Task { work, wakeup, waker });
         task
     }
 
-    /// Whether all work is done.
+    /// Returns whether all work is done.
     pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    /// Does the next step of a piece of work; its result when that was the last.
+    /// Polls a piece of work; returns its result when it is done.
     pub(super) fn poll(&mut self, task: TaskId) -> Option<T> {
         let Task { work, wakeup, waker } = self.tasks.get_mut(&task)?;
-        // Before polling: what happens from here on is told again.
-        wakeup.told.store(false, Ordering::Release);
+        // Before polling, so that anything that happens from now on sends a notice again.
+        wakeup.notified.store(false, Ordering::Release);
         match work.as_mut().poll(&mut Context::from_waker(waker)) {
             Poll::Ready(result) => {
                 self.tasks.remove(&task);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn work_goes_on_when_what_it_waits_for_has_happened() {
+    fn work_continues_when_what_it_waits_for_has_happened() {
         let (notify, notified) = channel();
         let mut tasks = Tasks::new();
         let (first, answer) = oneshot::channel::<u32>();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_wakeups_one_is_told_until_the_work_has_gone_on() {
+    fn many_wakeups_send_one_notice_until_the_work_is_polled() {
         let (notify, notified) = channel();
         let mut tasks = Tasks::new();
         let (sender, waker) = channel();

@@ -1,6 +1,7 @@
-//! Devices with a connection ID that have moved (RFC 9146 §6): more than a few bytes are
-//! sent to a new address only when the device was shown to receive there. It is asked with
-//! a CoAP ping inside its session; answers wait in the CoAP endpoint meanwhile.
+//! Address validation for devices with a connection ID that have moved (RFC 9146 §6):
+//! more than a few bytes are sent to a new address only after the device was shown to
+//! receive there. It is sent a CoAP ping inside its session; meanwhile answers wait in
+//! the CoAP endpoint.
 
 use std::{
     collections::HashMap,
@@ -13,22 +14,23 @@ use crate::{
     dtls::{self, Delivery, Path, SessionId},
 };
 
-/// Time after which a device is asked again, if there is still something for it.
+/// Time after which a device is sent another ping, if something still waits for it.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Questions to devices where they are.
+/// Pings to devices that have moved, and what waits for their answers.
 #[derive(Default)]
 pub(super) struct Validation {
-    /// Sessions with a message that was withheld, not yet asked.
+    /// Sessions with a withheld message that have not been sent a ping yet.
     withheld: Vec<SessionId>,
-    /// Where and when each was asked last.
+    /// The path and time of the last ping to each.
     asked: HashMap<SessionId, (Path, Instant)>,
-    /// Requests that wait for the answers.
+    /// Requests that wait until their device has answered.
     held: HashMap<SessionId, Held>,
 }
 
 impl Validation {
-    /// The next session to be asked; [`done`](Self::done) takes it off the list.
+    /// Returns the next session to send a ping to; [`done`](Self::done) removes it from
+    /// the list.
     pub(super) fn next_to_ask(&mut self, now: Instant, dtls: &dtls::Endpoint<Client>) -> Option<SessionId> {
         while let Some(&session) = self.withheld.last() {
             let was_asked = self
@@ -43,45 +45,47 @@ impl Validation {
         None
     }
 
-    /// Keeps a request until its device has answered, and has it asked. Returns the one
-    /// that was kept before.
+    /// Holds a request until its device has answered a ping, and schedules the ping.
+    /// Returns the request that was held before.
     pub(super) fn hold(&mut self, session: SessionId, request: Held) -> Option<Held> {
         self.withheld.push(session);
         self.held.insert(session, request)
     }
 
-    /// Has the device asked again, if a request of it is kept.
+    /// Schedules another ping if a request of the device is held.
     pub(super) fn remind(&mut self, session: SessionId) {
         if self.held.contains_key(&session) {
             self.withheld.push(session);
         }
     }
 
-    /// The request that was kept until now.
+    /// Removes and returns the held request.
     pub(super) fn released(&mut self, session: SessionId) -> Option<Held> {
         self.held.remove(&session)
     }
 
-    /// Returns whether the device was asked at another address than where it is now.
+    /// Returns whether the last ping went to another address than the device's current
+    /// one.
     pub(super) fn has_moved(&self, session: SessionId, dtls: &dtls::Endpoint<Client>) -> bool {
         self.asked.get(&session).is_some_and(|&(path, _)| dtls.path(session) != Some(path))
     }
 
-    /// Notes that the device was asked where it is now.
+    /// Records that a ping was sent to the device's current address.
     pub(super) fn asked(&mut self, now: Instant, session: SessionId, dtls: &dtls::Endpoint<Client>) {
         if let Some(path) = dtls.path(session) {
             self.asked.insert(session, (path, now));
         }
     }
 
-    /// Takes the session off that was asked, and those whose question did not fit either:
-    /// they are asked with their next message.
+    /// Removes the last session returned by [`next_to_ask`](Self::next_to_ask) from the
+    /// list, even if its ping could not be sent: that is tried again with its next
+    /// message.
     pub(super) fn done(&mut self) {
         let asked = self.withheld.pop();
         self.withheld.retain(|&other| Some(other) != asked);
     }
 
-    /// The path on which the device has just shown that it receives.
+    /// Returns the path on which the device has just shown that it receives.
     pub(super) fn answered(&mut self, session: SessionId) -> Option<Path> {
         self.asked.remove(&session).map(|(path, _)| path)
     }
@@ -114,7 +118,8 @@ impl<'s, O: dtls::Outbox> Sealing<'s, O> {
         Self { dtls, out, validation, to_validated: false }
     }
 
-    /// To where the device was last shown to receive, though it may have moved on since.
+    /// Creates an outbox that sends to the address where the device was last shown to
+    /// receive, even if it has moved on since.
     pub(super) fn to_validated(
         dtls: &'s mut dtls::Endpoint<Client>,
         out: &'s mut O,
@@ -134,7 +139,7 @@ impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
         if delivery == Delivery::Unvalidated {
             self.validation.withheld.push(session);
         }
-        // A session that is gone takes no message; its exchanges go with it.
+        // A session that is gone accepts no message; its exchanges are forgotten with it.
         delivery == Delivery::Sent
     }
 

@@ -1,6 +1,6 @@
-//! One worker: a thread that takes datagrams from its socket to its stack, and the
-//! answers back. Work that the stack leaves is polled here as well; that it can go
-//! on is told by a letter.
+//! One worker: a thread that passes datagrams from its sockets to its stack, and the
+//! answers back. Work that the stack passes on is polled here as well; a letter says when
+//! it can continue.
 
 use std::{
     future::Future,
@@ -19,7 +19,7 @@ use mio::{Events, Interest, Token, unix::SourceFd};
 use tokio::runtime::Handle;
 
 use super::{
-    Rooms,
+    Services,
     batch::{BATCH, Incoming, Listener, Outgoing},
     local::Numbers,
     stack::{Done, Figures, Io, Stack},
@@ -30,66 +30,67 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round takes for what has arrived, and one datagram more: then
-/// timers and answers get their turn, and the round counts. A datagram can cost more
+/// Maximum time that a round spends on what has arrived, plus one datagram. After that,
+/// timers and answers get their turn and the round is counted. A datagram can cost more
 /// than a millisecond.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
-/// Datagrams that may wait for a worker after another has received them.
+/// Maximum number of datagrams that wait for a worker after another has received them.
 const MAX_FORWARDED: usize = 1024;
-/// Batches after which the timers get their turn, however much more has arrived.
+/// Number of batches after which the timers get their turn, even if more has arrived.
 const MAX_BATCHES: usize = 16;
 
-/// Datagrams that one device can have sent: its goodbye and its next hello. A worker that
-/// was woken finds no more as a rule, and does not prepare a whole batch for them.
+/// Number of datagrams that one device can have sent at once: its close_notify and its
+/// next hello. A worker that was woken usually finds no more, and does not prepare a
+/// whole batch for them.
 const FEW: usize = 2;
 
-/// How long a worker that is under load lets datagrams gather. To wake up costs
-/// several times what a datagram does: at 64 devices at once, waking up for each
-/// two of them was half of the server's time, and after 200 µs it is a quarter more than
-/// now. A device that comes alone is answered at once.
+/// Time that a worker under load lets datagrams accumulate. Waking up costs several times
+/// as much as a datagram: with 64 devices at once, waking up for every two datagrams took
+/// half of the server's time, and waiting 200 µs costs a quarter more than this value. A
+/// single device is answered at once.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// How long a worker that was told to stop goes on at most, so that who waits for an
-/// answer has it.
+/// Maximum time that a stopping worker continues, so that devices that wait for an answer
+/// get it.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How often it looks then.
+/// Interval at which a stopping worker checks whether it can end.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// Maximum time for close_notify to all sessions: enough for some 100,000.
 const LEAVE: Duration = Duration::from_secs(4);
-/// Time between two batches of them.
+/// Pause between two batches of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 
-/// What a look at the socket says about the time until the next one.
+/// State of the sockets after a round, which decides how to wait for the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
-    /// At most [`FEW`] datagrams were there.
+    /// At most [`FEW`] datagrams were waiting.
     Quiet,
-    /// More were there: others will follow soon.
+    /// More were waiting: others will follow soon.
     Busy,
-    /// There may be more right now.
+    /// More may be waiting already.
     Full,
 }
 
-/// What arrives in a worker's inbox.
+/// A message in a worker's inbox.
 enum Letter {
     /// From [`super::Server::reload`].
-    Rooms(Rooms),
-    /// Work of ours can go on. There is at most one for each piece of work.
+    Services(Services),
+    /// A piece of work can continue. There is at most one letter for each.
     Wake(TaskId),
     #[cfg(test)]
     Fail,
 }
 
-/// Beginning of a round, and by when it is to leave what.
+/// Start of a round, and the time that it may take.
 struct Round {
     now: Instant,
     time: Duration,
 }
 
 impl Round {
-    /// Whether the round has had a part of its time, in quarters.
+    /// Returns whether this many quarters of the round's time have passed.
     fn has_had(&self, quarters: u32) -> bool {
         self.now.elapsed() >= self.time / 4 * quarters
     }
@@ -98,14 +99,15 @@ impl Round {
 /// A datagram that another worker's socket received.
 type Forwarded = (dtls::Path, Box<[u8]>);
 
-/// How a worker is reached by tasks, by its neighbours and by the server. What is
-/// put into it when the worker has ended is lost, as it should be.
+/// Handle by which tasks, other workers and the server reach a worker. What is sent to a
+/// worker that has ended is lost, as intended.
 #[derive(Clone)]
 pub(super) struct Mailbox {
     inbox: Sender<Letter>,
     datagrams: SyncSender<Forwarded>,
     waker: Arc<mio::Waker>,
-    /// The worker was woken and has not looked yet: it need not be woken again.
+    /// Set when the worker was woken and has not checked yet, so that it is not woken
+    /// again.
     woken: Arc<AtomicBool>,
 }
 
@@ -116,8 +118,8 @@ impl Notify for Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn reload(&self, rooms: Rooms) {
-        self.put(Letter::Rooms(rooms));
+    pub(super) fn reload(&self, services: Services) {
+        self.put(Letter::Services(services));
     }
 
     fn put(&self, letter: Letter) {
@@ -125,8 +127,8 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Passes a datagram on; returns whether there was room. Anyone can send any number
-    /// of them.
+    /// Forwards a datagram; returns whether the worker accepted it. The queue is bounded,
+    /// because anyone can send any number of datagrams.
     fn forward(&self, path: dtls::Path, datagram: &[u8]) -> bool {
         let is_taken = self.datagrams.try_send((path, datagram.into())).is_ok();
         if is_taken {
@@ -135,7 +137,7 @@ impl Mailbox {
         is_taken
     }
 
-    /// Has the worker panic.
+    /// Makes the worker panic.
     #[cfg(test)]
     pub(super) fn fail(&self) {
         self.put(Letter::Fail);
@@ -148,12 +150,12 @@ impl Mailbox {
     }
 }
 
-/// Where a worker's stack sends to.
+/// Destination of the output of a worker's stack.
 struct Sides {
     outgoing: Outgoing,
     mailbox: Mailbox,
     tasks: Tasks<Done, Mailbox>,
-    /// Work that has just been left, and waits for its next step.
+    /// New work, which waits for its first poll here.
     new_tasks: Vec<TaskId>,
 }
 
@@ -170,7 +172,7 @@ impl Io for Sides {
     }
 }
 
-/// A worker that is ready to be started, on a thread of its own.
+/// A worker that is ready to be started on its own thread.
 pub(super) struct Worker {
     number: usize,
     sockets: Vec<UdpSocket>,
@@ -185,7 +187,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// The sockets are in the order of `listen`, and `numbers` is the same for all workers.
+    /// Creates a worker. The sockets are in the order of `listen`, and `numbers` is
+    /// shared by all workers.
     pub(super) fn new(
         number: usize,
         sockets: Vec<UdpSocket>,
@@ -216,7 +219,7 @@ impl Worker {
 
     /// Serves until it is stopped. Fails when it cannot receive or wait for datagrams.
     pub(super) fn run(self, neighbours: &[Mailbox]) -> io::Result<()> {
-        // What is polled here may set timers of the runtime.
+        // Work polled here may use timers of the runtime.
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
         Active::new(self)?.run(neighbours)
@@ -227,7 +230,7 @@ impl Worker {
 struct Active {
     number: usize,
     listeners: Vec<Listener>,
-    /// Index of the listener that was asked last.
+    /// Index of the listener that was read last.
     turn: usize,
     incoming: Incoming,
     poll: mio::Poll,
@@ -236,7 +239,7 @@ struct Active {
     inbox: Receiver<Letter>,
     datagrams: Receiver<Forwarded>,
     round_time: Duration,
-    /// Load of the round before.
+    /// Load of the previous round.
     load: Load,
     stop: Arc<AtomicBool>,
 }
@@ -290,9 +293,10 @@ impl Active {
         Ok(())
     }
 
-    /// Says close_notify to the sessions (RFC 5246 §7.2.1), so that their devices begin
-    /// again at once instead of waiting for answers. As many at a time as a network
-    /// takes without loss; those that are left when the time is over hear nothing.
+    /// Sends close_notify to the sessions (RFC 5246 §7.2.1), so that their devices
+    /// reconnect at once instead of waiting for answers. Sends a batch at a time, so that
+    /// the network does not drop them; sessions left when the time is over are not
+    /// notified.
     fn take_leave(&mut self) {
         let deadline = Instant::now() + LEAVE;
         while self.stack.close_oldest(BATCH, &mut self.sides) > 0 && Instant::now() < deadline {
@@ -302,13 +306,12 @@ impl Active {
         self.sides.outgoing.flush();
     }
 
-    /// Does what there is to do, within [`ROUND_TIME`]: the letters, the forwarded
-    /// datagrams and the sockets each have a part of it, and take at least one step. So
-    /// load of any kind leaves time for the others, and does not keep the round from
-    /// its end.
+    /// Runs one round, within [`ROUND_TIME`]. Letters, forwarded datagrams and sockets
+    /// each get a part of the time, and at least one step. So no kind of load starves the
+    /// others or keeps the round from ending.
     fn round(&mut self, neighbours: &[Mailbox]) -> Load {
         let round = Round { now: Instant::now(), time: self.round_time };
-        // Before looking: whoever puts something in from here on wakes us again.
+        // Before checking, so that anything put in from now on wakes the worker again.
         self.sides.mailbox.woken.store(false, Ordering::Release);
         let has_letters = self.read_letters(&round);
         let load = self.receive(&round, neighbours);
@@ -325,7 +328,7 @@ impl Active {
     fn read_letters(&mut self, round: &Round) -> bool {
         while let Ok(letter) = self.inbox.try_recv() {
             match letter {
-                Letter::Rooms(rooms) => self.stack.reload(rooms),
+                Letter::Services(services) => self.stack.reload(services),
                 Letter::Wake(task) => self.go_on(round.now, task),
                 #[cfg(test)]
                 Letter::Fail => panic!("a test wants it"),
@@ -343,7 +346,8 @@ impl Active {
         }
     }
 
-    /// Whether this worker was told to stop, and nobody waits for it any more.
+    /// Returns whether this worker was asked to stop and no one waits for it any more, or
+    /// its time is over.
     fn is_over(&self, ends: &mut Option<Instant>) -> bool {
         if !self.stop.load(Ordering::Relaxed) {
             return false;
@@ -353,26 +357,26 @@ impl Active {
         now >= ends || (self.sides.tasks.is_empty() && self.sides.new_tasks.is_empty())
     }
 
-    /// How long there is nothing to do but wait for others.
+    /// Returns how long the worker can sleep; `None` for as long as nothing arrives.
     fn pause(&self, stopping: bool) -> Option<Duration> {
         let pause = self.stack.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
         if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
-    /// Takes what has arrived, a batch from the neighbours and one from each socket in
-    /// turn. A batch that is not full has emptied its socket: the poll wakes us for what
-    /// comes after it.
+    /// Processes what has arrived: by turns a batch from the other workers and one from
+    /// each socket. A batch that is not full has emptied its socket; the poll wakes the
+    /// worker for what comes after it.
     fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
         let mut taken = 0;
         let mut most = if self.load == Load::Quiet { FEW + 1 } else { BATCH };
         for _ in 0..MAX_BATCHES {
             let mut more = self.take_forwarded(round);
-            // What the round before had no time for.
+            // Datagrams that the previous round had no time for.
             if !self.take_batch(round, neighbours) {
                 return Load::Full;
             }
             for _ in 0..self.listeners.len() {
-                // Goes on where the round before was over.
+                // Continues where the previous round stopped.
                 self.turn = (self.turn + 1) % self.listeners.len();
                 let Some(listener) = self.listeners.get_mut(self.turn) else { break };
                 match self.incoming.receive(listener, most) {
@@ -381,8 +385,8 @@ impl Active {
                         more |= count == most;
                     }
                     Err(error) => {
-                        // An error of the network, told by the socket once.
-                        tracing::debug!(%error, "receiving");
+                        // A network error, which the socket reports once.
+                        tracing::debug!(%error, "receiving datagrams failed");
                         more = true;
                     }
                 }
@@ -401,10 +405,10 @@ impl Active {
         Load::Full
     }
 
-    /// Takes the datagrams that were received; returns whether there was time for all.
+    /// Processes the received datagrams; returns whether there was time for all.
     fn take_batch(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
-        // One alone has nothing to share.
+        // A single datagram has nothing to share.
         if count > 1 {
             self.stack.begin_batch();
         }
@@ -425,7 +429,7 @@ impl Active {
         self.incoming.waiting() == 0
     }
 
-    /// Takes up to a batch of the datagrams that neighbours have received, within half
+    /// Processes up to a batch of datagrams that other workers have received, within half
     /// of the round; returns whether there may be more.
     fn take_forwarded(&mut self, round: &Round) -> bool {
         for _ in 0..BATCH {
@@ -439,8 +443,8 @@ impl Active {
     }
 }
 
-/// The worker whose session a datagram is for, if that is another: a device
-/// whose address has changed comes in wherever the kernel sends that address.
+/// Returns the mailbox of the worker whose session a datagram is for, if that is another
+/// worker. The kernel may deliver the datagrams of a device that has moved to any worker.
 fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
     let owner = usize::from(dtls::connection_id_prefix(bytes)?);
     if owner == number { None } else { neighbours.get(owner) }

@@ -192,7 +192,7 @@ fn each_request_is_a_line_until_there_are_too_many_and_then_they_are_counted() {
         let told = lines.iter().find(|line| {
             line["fields"]["message"]
                 .as_str()
-                .is_some_and(|text| text.starts_with("requests were not logged"))
+                .is_some_and(|text| text.starts_with("log lines suppressed: too many requests"))
         });
         if let Some(told) = told {
             break told["fields"]["lines"].as_u64().expect("a number");

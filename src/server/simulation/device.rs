@@ -1,5 +1,5 @@
-//! A device as its firmware is: connects, asks, waits, gives up, and begins again
-//! until it has its certificate.
+//! A simulated device that behaves like firmware: it connects, asks, waits, gives up, and
+//! starts again until it has its certificate.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use rand::{RngExt, rngs::StdRng};
 
 use crate::dtls::testing::{Client, Profile};
 
-/// How long a handshake may take, and an answer after its acknowledgement.
+/// Maximum time for a handshake, and for an answer after its acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// RFC 7252 §4.8.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ pub(super) struct Device {
     random: StdRng,
     state: State,
     next_id: u16,
-    /// Message IDs of confirmable responses it has seen.
+    /// Message IDs of the confirmable responses that it has seen.
     seen: Vec<u16>,
 }
 
@@ -38,7 +38,7 @@ impl Device {
         Self { profile, body, random, state: State::Asleep { until: starts }, next_id, seen: Vec::new() }
     }
 
-    /// The payload of the answer, once it is there.
+    /// Returns the payload of the answer, once it has arrived.
     pub(super) fn certificate(&self) -> Option<&[u8]> {
         match &self.state {
             State::Done(payload) => Some(payload),
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    /// Begins anew, a while later: at least so many seconds.
+    /// Sleeps for at least this many seconds before starting again.
     fn sleep(&mut self, now: Instant, seconds: u32) -> Vec<Vec<u8>> {
         let pause = Duration::from_secs(seconds.into()).mul_f64(self.random.random_range(1.0..3.0));
         self.state = State::Asleep { until: now + pause };

@@ -1,6 +1,6 @@
-//! The whole stack in virtual time: many devices, a network that loses, repeats
-//! and delays, a cloud that fails, and a server that is killed in the middle.
-//! Everything comes from one seed, so that a run can be repeated.
+//! Simulation of the whole stack in virtual time: many devices, a network that loses,
+//! repeats and delays datagrams, a cloud that fails, and a server that is killed.
+//! Everything follows from one seed, so a run can be repeated.
 
 mod device;
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use self::device::Device;
 use super::{
-    Rooms,
+    Services,
     stack::{Done, Io, Stack},
     *,
 };
@@ -31,22 +31,23 @@ use crate::{
 };
 
 const DEVICES: usize = 1000;
-/// All power on within this time.
+/// Time within which all devices power on.
 const CROWD: Duration = Duration::from_secs(60);
-/// When the server is killed and started anew.
+/// Times at which the server is killed and restarted.
 const RESTARTS: [Duration; 2] = [Duration::from_secs(25), Duration::from_secs(70)];
-/// In which every device must have its certificate.
+/// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(3600);
 
 const LOSS: f64 = 0.3;
 const DUPLICATION: f64 = 0.1;
-/// Datagrams take from 10 ms to this, and so overtake one another.
+/// Longest delay of a datagram in milliseconds, 10 ms being the shortest; so datagrams
+/// overtake one another.
 const MAX_DELAY: u64 = 2000;
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 const SHARED: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
 
-/// What happens at a moment.
+/// An event of the simulation.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     ToServer(usize, Vec<u8>),
@@ -55,8 +56,8 @@ enum Event {
     Restart,
 }
 
-/// What is to come, in order of time; at the same time, in the order in which it
-/// was put in.
+/// Future events in order of time; those at the same time, in the order in which they
+/// were added.
 struct Agenda {
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     next: u64,
@@ -74,7 +75,7 @@ impl Agenda {
         self.events.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// Hands a datagram to the network.
+    /// Passes a datagram to the network.
     fn send(&mut self, now: Instant, event: impl Fn() -> Event) {
         self.datagrams += 1;
         let copies = 1 + usize::from(self.random.random_bool(DUPLICATION));
@@ -87,7 +88,7 @@ impl Agenda {
     }
 }
 
-/// A process: what it has in memory is gone when it is killed.
+/// A server process, which loses its memory when it is killed.
 struct Process {
     stack: Stack,
     side: Side,
@@ -95,7 +96,7 @@ struct Process {
     store: Memory,
 }
 
-/// Where its stack sends to.
+/// Destination of its stack's output.
 struct Side {
     sent: Vec<(SocketAddr, Vec<u8>)>,
     results: mpsc::UnboundedSender<Done>,
@@ -139,7 +140,7 @@ impl Process {
                 Kind::Shared { identity: "batch".into(), key: Key::from_hex(SHARED).unwrap() },
             ),
         ]);
-        let rooms = Rooms {
+        let services = Services {
             enrollments: Arc::new(enrollments),
             service: Arc::new(Service::new(now, provisioner, Default::default())),
             store: shared,
@@ -148,7 +149,7 @@ impl Process {
         let coap = coap::Endpoint::new(coap::Config::default(), now, random.random());
         let (results, done) = mpsc::unbounded_channel();
         let side = Side { sent: Vec::new(), results };
-        Self { stack: Stack::new(dtls, coap, rooms), side, done, store }
+        Self { stack: Stack::new(dtls, coap, services), side, done, store }
     }
 }
 
@@ -173,7 +174,7 @@ fn device_id(device: usize) -> String {
     format!("SN-{device:04}")
 }
 
-/// Every other device is of the derived enrollment.
+/// Creates a device; every other one belongs to the derived enrollment.
 fn device(number: usize, starts: Instant, seed: u64) -> Device {
     let id = device_id(number);
     let key = |hex: &str| Key::from_hex(hex).unwrap();
@@ -182,7 +183,7 @@ fn device(number: usize, starts: Instant, seed: u64) -> Device {
         _ => ("batch".to_owned(), key(SHARED)),
     };
     let mut profile = Profile::new(&identity, Psk::new(key.as_bytes().to_vec()).unwrap());
-    // Stacks differ.
+    // Client stacks differ.
     profile.coalesce = number.is_multiple_of(3);
     profile.fragment = if number.is_multiple_of(5) { 60 } else { usize::MAX };
     profile.connection_id = number.is_multiple_of(4).then(Vec::new);
@@ -190,10 +191,10 @@ fn device(number: usize, starts: Instant, seed: u64) -> Device {
     Device::new(profile, body, starts, StdRng::seed_from_u64(seed))
 }
 
-/// What a run came to: the same for the same seed.
+/// Result of a run; the same for the same seed.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
-    /// From the first device's power on to the last one's certificate.
+    /// Time from the first device's power-on to the last one's certificate.
     took: Duration,
     datagrams: u64,
 }
@@ -230,7 +231,7 @@ async fn run(seed: u64) -> Outcome {
                 let done = done.expect("the process has a sender itself");
                 process.stack.done(now(), done, &mut process.side);
             }
-            () = tokio::time::sleep_until(next.expect("somebody is waiting").into()) => {}
+            () = tokio::time::sleep_until(next.expect("a device is waiting").into()) => {}
         }
         let now = now();
         process.stack.handle_timeout(now, &mut process.side);
@@ -271,7 +272,7 @@ async fn run(seed: u64) -> Outcome {
     Outcome { took: now() - begin, datagrams: agenda.datagrams }
 }
 
-/// Every device has its own certificate, of one registration.
+/// Checks that every device has its own certificate, from one registration.
 fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
     let mut secrets = HashSet::new();
     for (number, device) in devices.iter().enumerate() {
@@ -290,7 +291,7 @@ fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
     assert_eq!(cloud.devices(), devices.len(), "one registration each");
 }
 
-/// Seeds of `make test`; another one is tried with `CERTDIST_SEED`.
+/// Seeds of `make test`; `CERTDIST_SEED` selects another one.
 const SEEDS: [u64; 2] = [1, 2];
 
 fn virtually(seed: u64) -> Outcome {

@@ -1,15 +1,15 @@
-//! A server with several addresses, asked at each of them by devices whose sockets are
-//! connected: they see no answer from another address. All of 127.0.0.0/8 is this
-//! host's, and the system would answer from 127.0.0.1.
+//! A server with several addresses. Devices with connected sockets send to each of them,
+//! and so see no answer from another address. All of 127.0.0.0/8 is this host's, and
+//! without further measures the system would answer from 127.0.0.1.
 
 use super::*;
 
 /// Starts a server of two workers on these addresses.
 fn start(listen: &[&str], folder: &tempfile::TempDir, runtime: &Handle) -> Server {
-    let rooms = rooms(folder, runtime, RequestLimits::default());
+    let services = services(folder, runtime, RequestLimits::default());
     let limits = Limits { workers: 2, ..Limits::default() };
     let listen: Vec<SocketAddr> = listen.iter().map(|address| address.parse().unwrap()).collect();
-    Server::start(&listen, &limits, &rooms, runtime).unwrap()
+    Server::start(&listen, &limits, &services, runtime).unwrap()
 }
 
 fn profile() -> Profile {
@@ -17,7 +17,8 @@ fn profile() -> Profile {
     Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) }
 }
 
-/// Provisions a device at this address, and again after its own address has changed.
+/// Provisions a device at this address, and again after the device's own address has
+/// changed.
 fn provision(server: SocketAddr) {
     let mut device = Device::connect(server, profile());
     assert_eq!(device.ask(1)[1], 0x45, "{server}");
@@ -28,9 +29,9 @@ fn provision(server: SocketAddr) {
 }
 
 #[test]
-fn an_answer_leaves_from_the_address_that_was_asked() {
+fn an_answer_leaves_from_the_address_that_the_device_sent_to() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
-    // The second takes IPv4 as mapped addresses.
+    // The second receives IPv4 as mapped addresses.
     for listen in ["0.0.0.0:0", "[::]:0"] {
         let server = start(&[listen], &folder, runtime.handle());
         let port = server.addresses()[0].port();
@@ -45,7 +46,7 @@ fn an_answer_leaves_from_the_address_that_was_asked() {
 }
 
 #[test]
-fn devices_of_one_batch_are_answered_from_the_address_that_each_has_asked() {
+fn devices_in_one_batch_are_each_answered_from_the_address_they_sent_to() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
     let server = start(&["0.0.0.0:0"], &folder, runtime.handle());
     let port = server.addresses()[0].port();
@@ -83,24 +84,24 @@ fn the_wildcards_of_both_families_share_a_port() {
 fn an_address_that_overlaps_another_is_refused() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
     let free = UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+    let services = services(&folder, runtime.handle(), RequestLimits::default());
     let listen = [([0, 0, 0, 0], free).into(), ([127, 0, 0, 1], free).into()];
-    let Err(error) = Server::start(&listen, &Limits::default(), &rooms, runtime.handle()) else {
-        panic!("each would have a part of the datagrams");
+    let Err(error) = Server::start(&listen, &Limits::default(), &services, runtime.handle()) else {
+        panic!("each socket would receive only a part of the datagrams");
     };
     assert!(format!("{error:#}").starts_with(&format!("cannot listen on 127.0.0.1:{free}")), "{error:#}");
 }
 
 #[test]
-fn a_worker_that_ends_is_told() {
+fn a_worker_that_ends_is_reported() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
     let mut server = start(&["127.0.0.1:0"], &folder, runtime.handle());
-    let told = |server: &mut Server, patience| {
+    let ended = |server: &mut Server, patience| {
         runtime.block_on(async { tokio::time::timeout(patience, server.worker_ended()).await.ok() })
     };
-    assert_eq!(told(&mut server, Duration::ZERO), None);
+    assert_eq!(ended(&mut server, Duration::ZERO), None);
     server.fail_worker(1);
-    assert_eq!(told(&mut server, Duration::from_secs(20)), Some(1));
-    assert_eq!(told(&mut server, Duration::ZERO), None);
+    assert_eq!(ended(&mut server, Duration::from_secs(20)), Some(1));
+    assert_eq!(ended(&mut server, Duration::ZERO), None);
     server.stop();
 }

@@ -1,11 +1,12 @@
-//! How often a provisioning allocates, on the server's side.
+//! Number of allocations of a provisioning on the server's side.
 
 use super::*;
 
-/// What one provisioning may cost; see docs/performance.md.
+/// Maximum number of allocations of one provisioning; see docs/performance.md.
 const MOST_ALLOCATIONS: u64 = 55;
 
-/// Allocations of the server in one conversation: by step, and in bytes.
+/// Returns the allocations of the server in one conversation: their number by step, and
+/// their bytes in total.
 fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
     let (now, peer) = (Instant::now(), SocketAddr::from(([10, 0, 0, 1], 5684)));
     let mut client = Client::new(profile, rand::random());
@@ -15,7 +16,7 @@ fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
     let mut asked = false;
     while let Some(mut datagram) = to_server.pop() {
         let mut measured = allocation_counter::measure(|| stack.receive(now, peer, &mut datagram, &mut out));
-        // Each collected datagram is one of the test's own.
+        // Each collected datagram is an allocation of the test itself.
         measured.count_total -= out.0.len() as u64;
         steps.push(measured.count_total);
         bytes += measured.bytes_total;
@@ -35,10 +36,10 @@ fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
 }
 
 #[test]
-fn a_provisioning_allocates_no_more_often_than_is_written_down() {
+fn a_provisioning_makes_no_more_allocations_than_documented() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+    let services = services(&folder, runtime.handle(), RequestLimits::default());
     let device = DeviceId::parse("SN-1").unwrap();
     let certificate = crate::device::Certificate {
         product_key: "a1".into(),
@@ -46,15 +47,15 @@ fn a_provisioning_allocates_no_more_often_than_is_written_down() {
         device_secret: crate::device::Secret::new("secret".into()),
     };
     let registration = crate::store::RegisteredDevice { certificate, iot_id: None, registered: 1 };
-    runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
-    runtime.block_on(rooms.store.record_issue(&device, 1, Default::default())).unwrap();
+    runtime.block_on(services.store.store_registration(&device, &registration)).unwrap();
+    runtime.block_on(services.store.record_issue(&device, 1, Default::default())).unwrap();
     let now = Instant::now();
     let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
-    let mut stack = Stack::new(dtls, coap, rooms);
+    let mut stack = Stack::new(dtls, coap, services);
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile::new("plug", psk);
-    // Tables have grown, statements are prepared.
+    // Warm-up: tables grow and statements are prepared.
     for _ in 0..100 {
         allocations(&mut stack, profile.clone());
     }
@@ -62,6 +63,6 @@ fn a_provisioning_allocates_no_more_often_than_is_written_down() {
     println!(
         "allocations: hello, hello with cookie, key and Finished, request, close: {steps:?}; {bytes} bytes"
     );
-    assert_eq!(steps[0], 0, "nothing for a stranger");
+    assert_eq!(steps[0], 0, "nothing for an unknown client");
     assert!(steps.iter().sum::<u64>() <= MOST_ALLOCATIONS, "{steps:?}");
 }

@@ -1,4 +1,4 @@
-//! What only real sockets, real tables and several workers show.
+//! Tests that need real sockets, a real database or several workers.
 
 mod addresses;
 mod allocations;
@@ -38,7 +38,7 @@ fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
     store.import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected")).unwrap();
 }
 
-pub(super) fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Rooms {
+pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Services {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
     import(&store, [row]);
@@ -49,15 +49,14 @@ pub(super) fn rooms(folder: &tempfile::TempDir, runtime: &Handle, requests: Requ
     let registrar =
         Registrar::new(crate::registrar::Config::default(), store.clone(), cloud, runtime.clone());
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
-    Rooms {
+    Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, requests)),
         store,
     }
 }
 
-/// A stack whose datagrams are collected; work that takes a second step fails the
-/// test.
+/// Collects a stack's datagrams; work that takes a second step fails the test.
 struct Collected(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Collected {
@@ -72,7 +71,7 @@ impl Io for Collected {
     }
 }
 
-/// A confirmable GET of `/cert` with a query of seven bytes.
+/// Returns a confirmable GET of `/cert` with a query of seven bytes.
 fn request(id: u8, query: &[u8; 7]) -> Vec<u8> {
     [&[0x40, 1, 0, id, 0xb4][..], b"cert", &[0x47], query].concat()
 }
@@ -125,7 +124,7 @@ impl Device {
         }
     }
 
-    /// Asks for SN-1, and answers with the CoAP message.
+    /// Asks for SN-1, and returns the CoAP message of the answer.
     fn ask(&mut self, id: u8) -> Vec<u8> {
         self.ask_for(id, b"sn=SN-1")
     }
@@ -140,12 +139,13 @@ impl Device {
 }
 
 #[test]
-fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in() {
+fn a_device_that_moves_is_served_by_its_worker_whichever_worker_receives_it() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let limits = Limits { workers: 4, ..Limits::default() };
-    let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
-    let server = Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, runtime.handle()).unwrap();
+    let services = services(&folder, runtime.handle(), RequestLimits::default());
+    let server =
+        Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &services, runtime.handle()).unwrap();
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
 
@@ -155,7 +155,8 @@ fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in()
         workers.insert(device.client.server_connection_id()[0]);
         let first = device.ask(1);
         assert_eq!(first[1], 0x45);
-        // A NAT that forgets: each time another port, and so another worker's socket.
+        // A NAT that forgets its mapping: another port each time, and so another worker's
+        // socket.
         for id in 2..12 {
             device.socket = Device::socket(server.addresses()[0]);
             let again = device.ask(id);
@@ -170,43 +171,44 @@ fn a_device_whose_address_changes_is_served_by_its_worker_wherever_it_comes_in()
 }
 
 #[test]
-fn a_session_that_moves_uses_up_what_its_first_address_may_and_no_other() {
+fn a_session_that_moves_uses_the_limits_of_its_first_address() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let tries = EnrollmentLimits { requests: None, refused_lookups: Rate::new(3, Duration::from_secs(3600)) };
     let requests =
         RequestLimits { enrollments: [("plug".to_owned(), tries)].into(), ..RequestLimits::default() };
-    let rooms = rooms(&folder, runtime.handle(), requests);
+    let services = services(&folder, runtime.handle(), requests);
     let limits = Limits { workers: 2, ..Limits::default() };
-    let server = Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &rooms, runtime.handle()).unwrap();
+    let server =
+        Server::start(&["127.0.0.1:0".parse().unwrap()], &limits, &services, runtime.handle()).unwrap();
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) };
     let connect =
         |address| Device::connect_over(Device::socket_at(address, server.addresses()[0]), profile.clone());
 
     let mut thief = connect("127.0.0.2");
-    // As if it were where the factory is.
+    // Pretends to be at the factory's address.
     thief.socket = Device::socket_at("127.0.0.3", server.addresses()[0]);
     let codes: Vec<u8> = (1..=5).map(|id| thief.ask_for(id, b"sn=SN-9")[1]).collect();
     assert_eq!(codes, [0x84, 0x84, 0x84, 0x9d, 0x9d]);
     assert_eq!(connect("127.0.0.3").ask(1)[1], 0x45);
-    // Its neighbours behind the same NAT go on, and it does not.
+    // Its neighbours behind the same NAT are still served, but it is not.
     assert_eq!(connect("127.0.0.2").ask(1)[1], 0x45);
     assert_eq!(thief.ask_for(9, b"sn=SN-1")[1], 0x9d);
     server.stop();
 }
 
-/// Closed by the device, or left until it is idle for too long.
+/// The session is closed by the device, or idle for too long.
 #[test]
-fn what_coap_remembers_of_a_session_goes_with_it() {
+fn the_coap_state_of_a_session_is_forgotten_with_it() {
     for says_close in [true, false] {
         let folder = tempfile::TempDir::new().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+        let services = services(&folder, runtime.handle(), RequestLimits::default());
         let (mut now, peer) = (Instant::now(), SocketAddr::from(([10, 0, 0, 1], 5684)));
         let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
         let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
-        let mut stack = stack::Stack::new(dtls, coap, rooms);
+        let mut stack = stack::Stack::new(dtls, coap, services);
         let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
         let mut client = Client::new(Profile::new("plug", psk), [4; 32]);
         let mut out = Collected(Vec::new());
@@ -219,7 +221,7 @@ fn what_coap_remembers_of_a_session_goes_with_it() {
             }
             if client.is_established() && !asked {
                 asked = true;
-                // A resource that there is not: nothing is looked up.
+                // A resource that does not exist: nothing is looked up.
                 to_server.push(client.send(&[0x40, 1, 0, 9, 0xb1, b'x']));
             }
         }

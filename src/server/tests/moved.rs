@@ -1,5 +1,5 @@
-//! A device with a connection ID on the move asks for a certificate that is longer than
-//! what may be sent to an address where it was not yet shown to be (RFC 9146 §6).
+//! A device with a connection ID that has moved asks for a certificate that is longer
+//! than what may be sent to an address before it is validated (RFC 9146 §6).
 
 use super::*;
 
@@ -13,7 +13,7 @@ struct Scene {
     client: Client,
     out: Collected,
     now: Instant,
-    /// Where the device's next datagram comes from.
+    /// Port from which the device sends its next datagram.
     port: u16,
     _keeps: (tempfile::TempDir, tokio::runtime::Runtime),
 }
@@ -22,7 +22,7 @@ impl Scene {
     fn new(own_id: &[u8]) -> Self {
         let folder = tempfile::TempDir::new().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+        let services = services(&folder, runtime.handle(), RequestLimits::default());
         let certificate = crate::device::Certificate {
             product_key: "a1".into(),
             device_name: "SN-1".into(),
@@ -30,15 +30,15 @@ impl Scene {
         };
         let device = DeviceId::parse("SN-1").unwrap();
         let registration = crate::store::RegisteredDevice { certificate, iot_id: None, registered: 1 };
-        runtime.block_on(rooms.store.store_registration(&device, &registration)).unwrap();
-        runtime.block_on(rooms.store.record_issue(&device, 1, Default::default())).unwrap();
+        runtime.block_on(services.store.store_registration(&device, &registration)).unwrap();
+        runtime.block_on(services.store.record_issue(&device, 1, Default::default())).unwrap();
         let now = Instant::now();
         let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
         let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
         let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
         let profile = Profile { connection_id: Some(own_id.to_vec()), ..Profile::new("plug", psk) };
         let mut scene = Self {
-            stack: Stack::new(dtls, coap, rooms),
+            stack: Stack::new(dtls, coap, services),
             client: Client::new(profile, [4; 32]),
             out: Collected(Vec::new()),
             now,
@@ -55,13 +55,14 @@ impl Scene {
         scene
     }
 
-    /// Passes a datagram to the server; what it sends, and to which port.
+    /// Passes a datagram to the server; returns what it sends, and to which port.
     fn pass(&mut self, mut datagram: Vec<u8>) -> Vec<(u16, Vec<u8>)> {
         self.stack.receive(self.now, peer(self.port), &mut datagram, &mut self.out);
         self.out.0.drain(..).map(|(to, datagram)| (to.port(), datagram)).collect()
     }
 
-    /// Sends a CoAP message from this port; the server's messages, and to which port.
+    /// Sends a CoAP message from this port; returns the server's messages, and to which
+    /// port they went.
     fn say(&mut self, port: u16, message: &[u8]) -> Vec<(u16, Vec<u8>)> {
         self.port = port;
         let datagram = self.client.send(message);
@@ -91,19 +92,19 @@ fn reset(ping: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn an_answer_waits_until_the_device_was_shown_to_be_where_it_asks_from() {
+fn an_answer_waits_until_the_devices_address_is_validated() {
     for kind in [0x40, 0x50] {
         for own_id in [&[][..], &[7; 8], &[7; 40]] {
             let mut scene = Scene::new(own_id);
             let mut ask = request(9, b"sn=SN-1");
             ask[0] = kind;
             let heard = scene.say(2000, &ask);
-            assert_eq!(heard.len(), 1, "the question where it is, and no more");
+            assert_eq!(heard.len(), 1, "a ping and no more");
             assert_eq!(scene.figures(), [0, 1, 0]);
             let heard = scene.say(2000, &reset(&heard[0].1));
             assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, 2000, 0x45));
             assert_eq!(scene.figures(), [0, 1, 1]);
-            // From there on nothing is held back, and neither is it at home.
+            // From now on nothing is held back, neither there nor at the first address.
             for (id, port) in [(10, 2000), (11, 1000), (12, 1000)] {
                 let heard = scene.say(port, &request(id, b"sn=SN-1"));
                 assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, port, 0x45), "{id}");
@@ -114,43 +115,43 @@ fn an_answer_waits_until_the_device_was_shown_to_be_where_it_asks_from() {
 
 /// A NAT that gives each datagram another port.
 #[test]
-fn a_device_whose_every_datagram_comes_from_elsewhere_gets_its_answer() {
+fn a_device_whose_address_changes_with_every_datagram_gets_its_answer() {
     let mut scene = Scene::new(&[]);
     let mut port = 2000;
     for id in 1..20 {
         port += 1;
         let heard = scene.say(port, &request(id, b"sn=SN-1"));
-        let question = heard.last().expect("a question").clone();
-        assert_eq!(question.0, port);
+        let ping = heard.last().expect("a ping").clone();
+        assert_eq!(ping.0, port);
         port += 1;
-        let heard = scene.say(port, &reset(&question.1));
+        let heard = scene.say(port, &reset(&ping.1));
         assert_eq!((heard.len(), heard[0].1[1]), (1, 0x45), "{id}");
         assert_eq!(heard[0].0, port - 1, "where it was shown to receive");
     }
 }
 
-/// The question or its answer was lost; the device repeats its request.
+/// The ping or its answer was lost, and the device repeats its request.
 #[test]
-fn a_repeated_request_has_the_device_asked_again() {
+fn a_repeated_request_causes_another_ping() {
     let mut scene = Scene::new(&[]);
     let ask = request(9, b"sn=SN-1");
     assert_eq!(scene.say(2000, &ask).len(), 1);
     scene.now += Duration::from_secs(1);
-    // Its bytes earn more: with them the whole answer may be sent.
+    // The repeated requests earn more credit, enough for the whole answer.
     let mut heard = Vec::new();
     for _ in 0..3 {
         scene.now += Duration::from_secs(2);
         heard.extend(scene.say(2000, &ask));
     }
-    let questions = heard.iter().filter(|(_, message)| message.len() == 4).count();
-    assert!((1..=2).contains(&questions), "{questions}");
+    let pings = heard.iter().filter(|(_, message)| message.len() == 4).count();
+    assert!((1..=2).contains(&pings), "{pings}");
     assert!(heard.iter().any(|(_, message)| message[1] == 0x45));
 }
 
-/// Whoever moves its session to a victim's address cannot hear the question. Each guess at
-/// its number takes another question.
+/// An attacker who moves its session to a victim's address does not receive the ping.
+/// After each wrong guess at the message ID, a new ping is needed.
 #[test]
-fn a_guess_at_the_number_of_the_question_shows_nothing() {
+fn a_guess_at_the_message_id_of_the_ping_validates_nothing() {
     let mut scene = Scene::new(&[]);
     let heard = scene.say(2000, &request(9, b"sn=SN-1"));
     let right = reset(&heard[0].1);
@@ -161,7 +162,7 @@ fn a_guess_at_the_number_of_the_question_shows_nothing() {
 }
 
 #[test]
-fn what_is_asked_of_a_device_is_forgotten_with_its_session() {
+fn the_ping_to_a_device_is_forgotten_with_its_session() {
     let mut scene = Scene::new(&[]);
     scene.say(2000, &request(9, b"sn=SN-1"));
     let close = scene.client.close();
@@ -170,32 +171,33 @@ fn what_is_asked_of_a_device_is_forgotten_with_its_session() {
 }
 
 impl Scene {
-    /// The same device of an enrollment whose certificates are issued once.
+    /// Creates the same scene with an enrollment whose certificates are issued once.
     fn issues_once(own_id: &[u8]) -> Self {
         let mut scene = Self::new(own_id);
         let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
         let once = Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Once };
-        let rooms = Rooms { enrollments: Arc::new(Enrollments::new([once])), ..scene.stack.rooms.clone() };
-        scene.stack.reload(rooms);
+        let services =
+            Services { enrollments: Arc::new(Enrollments::new([once])), ..scene.stack.services.clone() };
+        scene.stack.reload(services);
         scene
     }
 }
 
-/// What is issued once is not looked at before the answer may be sent: the device could
-/// not get another one.
+/// A certificate that is issued once is not looked up before the answer may be sent: the
+/// device could not get another one.
 #[test]
-fn a_certificate_that_is_issued_once_waits_for_the_device_and_not_the_answer() {
+fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated() {
     for own_id in [&[][..], &[7; 8], &[7; 40]] {
         let mut scene = Scene::issues_once(own_id);
         let ask = request(9, b"sn=SN-1");
         let heard = scene.say(2000, &ask);
-        assert_eq!(heard.len(), 1, "the question where it is");
+        assert_eq!(heard.len(), 1, "a ping");
         assert_eq!(scene.figures(), [0, 0, 0], "nothing was answered, and nothing kept");
-        // The question was lost, and comes again with the request.
+        // The ping was lost, and is sent again with the request.
         scene.now += Duration::from_secs(3);
         let heard = scene.say(2000, &ask);
         let heard = scene.say(2000, &reset(&heard[0].1));
-        // It had been issued before; that is told now.
+        // It was issued before, so it is refused now.
         assert_eq!((heard.len(), heard[0].1[1]), (1, 0x83));
         assert_eq!(scene.figures()[0], 1);
         assert_eq!(scene.stack.questions(), 0);
@@ -203,11 +205,11 @@ fn a_certificate_that_is_issued_once_waits_for_the_device_and_not_the_answer() {
 }
 
 #[test]
-fn of_a_device_that_has_moved_one_request_is_held() {
+fn one_request_of_a_device_that_has_moved_is_held() {
     let mut scene = Scene::issues_once(&[7; 8]);
     scene.say(2000, &request(9, b"sn=SN-1"));
     scene.say(2000, &request(10, b"sn=SN-1"));
-    assert_eq!(scene.figures()[0], 1, "the first is told to come back");
+    assert_eq!(scene.figures()[0], 1, "the first is asked to retry later");
     let close = scene.client.close();
     scene.pass(close);
     assert_eq!((scene.stack.coap_peers(), scene.stack.questions()), (0, 0));

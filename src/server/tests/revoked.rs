@@ -1,5 +1,5 @@
-//! A key that was taken away opens nothing: sessions that were begun with it end when the
-//! configuration is read.
+//! A revoked key no longer works: sessions that were started with it end when the
+//! configuration is reloaded.
 
 use super::*;
 
@@ -8,10 +8,10 @@ fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) ->
     Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue }
 }
 
-/// A stack, and devices in a session each, who have not asked yet.
+/// A stack, and devices in one session each, which have not asked yet.
 struct Scene {
     stack: Stack,
-    rooms: Rooms,
+    services: Services,
     clients: Vec<Client>,
     out: Collected,
     now: Instant,
@@ -22,13 +22,13 @@ impl Scene {
     fn new(config: dtls::Config, devices: u16) -> Self {
         let folder = tempfile::TempDir::new().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let rooms = rooms(&folder, runtime.handle(), RequestLimits::default());
+        let services = services(&folder, runtime.handle(), RequestLimits::default());
         let now = Instant::now();
         let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
         let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
-        let stack = Stack::new(dtls, coap, rooms.clone());
+        let stack = Stack::new(dtls, coap, services.clone());
         let out = Collected(Vec::new());
-        let mut scene = Self { stack, rooms, clients: Vec::new(), out, now, _keeps: (folder, runtime) };
+        let mut scene = Self { stack, services, clients: Vec::new(), out, now, _keeps: (folder, runtime) };
         for number in 0..devices {
             let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
             let client = Client::new(Profile::new("plug", psk), [number as u8; 32]);
@@ -50,19 +50,19 @@ impl Scene {
         }
     }
 
-    /// The code of the answer to a request of this device, if it is given one.
+    /// Returns the code of the answer to a request of this device, if it gets one.
     fn ask(&mut self, number: u16, id: u8) -> Option<u8> {
         let client = &mut self.clients[usize::from(number)];
         client.received.clear();
-        // A resource that there is not: nothing is looked up.
+        // A resource that does not exist: nothing is looked up.
         let datagram = client.send(&[0x40, 1, 0, id, 0xb1, b'x']);
         self.pass(number, vec![datagram]);
         self.clients[usize::from(number)].received.first().map(|answer| answer[1])
     }
 
     fn reload(&mut self, enrollments: impl IntoIterator<Item = Enrollment>) {
-        self.rooms.enrollments = Arc::new(Enrollments::new(enrollments));
-        self.stack.reload(self.rooms.clone());
+        self.services.enrollments = Arc::new(Enrollments::new(enrollments));
+        self.stack.reload(self.services.clone());
     }
 
     fn sessions(&mut self) -> u64 {
@@ -88,19 +88,19 @@ fn sessions_of_an_enrollment_that_is_gone_or_changed_end_with_the_reload() {
         scene.reload(changed.clone());
         // At once, before any timer.
         assert_eq!(scene.ask(0, 2), (!ends).then_some(0x84), "{changed:?}");
-        // And without a word of the device.
+        // And without any message from the device.
         while scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()) {
             scene.stack.handle_timeout(scene.now, &mut scene.out);
         }
         assert_eq!(scene.sessions(), if ends { 0 } else { 3 });
-        let told = scene.out.0.len();
-        assert_eq!(told, if ends { 2 } else { 0 }, "close_notify to each of the others");
+        let notified = scene.out.0.len();
+        assert_eq!(notified, if ends { 2 } else { 0 }, "close_notify to each of the others");
         assert_eq!(scene.ask(1, 1), (!ends).then_some(0x84));
     }
 }
 
 #[test]
-fn a_handshake_that_was_begun_with_a_key_since_taken_away_opens_nothing() {
+fn a_handshake_started_with_a_key_that_was_then_revoked_opens_no_session() {
     let mut scene = Scene::new(dtls::Config::default(), 0);
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile { coalesce: false, ..Profile::new("plug", psk) };
@@ -118,8 +118,8 @@ fn a_handshake_that_was_begun_with_a_key_since_taken_away_opens_nothing() {
         }
     }
     assert!(flight.len() > 1, "the key exchange by itself");
-    // The server has the key when the configuration is read, and has looked at each session
-    // when the handshake ends.
+    // The server has the key when the configuration is reloaded, and has checked every
+    // session before the handshake ends.
     let rest = flight.split_off(1);
     scene.stack.receive(scene.now, peer, &mut flight[0], &mut scene.out);
     scene.reload(None);
@@ -136,17 +136,17 @@ fn a_handshake_that_was_begun_with_a_key_since_taken_away_opens_nothing() {
 }
 
 #[test]
-fn an_answer_that_is_kept_is_not_given_again_after_the_reload() {
+fn a_kept_answer_is_not_repeated_after_the_reload() {
     let mut scene = Scene::new(dtls::Config::default(), 1);
     assert_eq!(scene.ask(0, 1), Some(0x84));
-    // The same message ID: CoAP answers what it remembers.
+    // The same message ID: CoAP repeats its answer.
     assert_eq!(scene.ask(0, 1), Some(0x84));
     scene.reload(None);
     assert_eq!(scene.ask(0, 1), None);
 }
 
 #[test]
-fn many_sessions_are_looked_at_in_rounds_that_end() {
+fn many_sessions_are_checked_in_bounded_rounds() {
     let mut scene = Scene::new(dtls::Config::default(), 1200);
     scene.reload(None);
     let mut rounds = 0;
@@ -162,7 +162,7 @@ fn many_sessions_are_looked_at_in_rounds_that_end() {
 }
 
 #[test]
-fn a_session_of_the_greatest_age_ends_at_its_next_record() {
+fn a_session_of_the_maximum_age_ends_at_its_next_record() {
     let config = dtls::Config {
         session_max_age: Duration::from_secs(600),
         session_idle: Duration::from_secs(500),
@@ -179,7 +179,7 @@ fn a_session_of_the_greatest_age_ends_at_its_next_record() {
     assert_eq!(scene.sessions(), 0);
 }
 
-/// Work that never ends is all that this stack is given.
+/// Collects a stack's datagrams and work; the work never ends.
 struct Waiting(Vec<std::pin::Pin<Box<dyn Future<Output = Done> + Send>>>, Collected);
 
 impl dtls::Outbox for Waiting {
@@ -195,13 +195,13 @@ impl Io for Waiting {
 }
 
 #[test]
-fn a_session_has_a_few_requests_in_work_and_leaves_the_rest_to_others() {
+fn a_session_may_have_only_a_few_requests_in_progress() {
     let mut scene = Scene::new(dtls::Config::default(), 2);
     let _entered = scene._keeps.1.enter();
     let mut io = Waiting(Vec::new(), Collected(Vec::new()));
     let mut codes = Vec::new();
     for id in 1..=10 {
-        // It is not registered yet, and the cloud answers later.
+        // The device is not registered yet, and the cloud answers later.
         let mut datagram = scene.clients[0].send(&request(id, b"sn=SN-1"));
         scene.stack.receive(scene.now, SocketAddr::from(([192, 0, 2, 1], 1000)), &mut datagram, &mut io);
         for (_, answer) in io.1.0.drain(..) {

@@ -1,5 +1,5 @@
-//! What an identity is must not show in how long its handshake takes: known with a
-//! wrong key, unknown, of a disabled device, of each kind of enrollment.
+//! The time of a handshake must not reveal what its identity is: known with a wrong key,
+//! unknown, of a disabled device, of each kind of enrollment.
 
 use rand::seq::SliceRandom;
 
@@ -10,23 +10,23 @@ use crate::{
     store::{DeviceState, Store, sqlite},
 };
 
-/// Handshakes of each identity before medians are compared for the first time; their
-/// order is shuffled.
+/// Handshakes of each identity before the medians are first compared; their order is
+/// shuffled.
 const ROUNDS: usize = 500;
-/// How often the number of handshakes is doubled before a difference is believed: that
-/// of a machine with other work gets smaller, a real one stays.
+/// How often the number of handshakes is doubled before a difference is believed: a
+/// difference caused by other load shrinks, a real one stays.
 const DOUBLINGS: u32 = 4;
-/// Greatest difference of the medians, as a part of the time. A key that is not derived, a
-/// table that is not asked, a value that is not opened or a MAC that is not verified
-/// takes more off.
+/// Largest accepted difference of the medians, relative to the time. Each of these would
+/// exceed it: a key that is not derived, a table that is not read, a value that is not
+/// decrypted, a MAC that is not verified.
 const TOLERANCE: f64 = 0.06;
 
-/// A key longer than 30 bytes: the secret that is made of it is more than one block of
-/// SHA-256, which shows in the time. Measured and printed, but not held to the
-/// tolerance: `docs/security.md` has the figure.
+/// A key longer than 30 bytes: the premaster secret is longer than one block of SHA-256,
+/// which shows in the time. Measured and printed, but not held to the tolerance;
+/// `docs/security.md` has the measurement.
 const LONG_KEY: &str = "individual, 64 bytes";
 
-/// Identities of every kind, equally long, and the enrollment of each.
+/// Identities of every kind, all of the same length, and the enrollment of each.
 const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("individual", "own-0250", Some("own")),
     (LONG_KEY, "own-0750", Some("own")),
@@ -38,23 +38,24 @@ const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("unknown", "own-9999", None),
 ];
 
-/// How the secrets of a database are kept.
+/// Encryption of the secrets in a database.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Secrets {
     Clear,
     Sealed,
-    /// There is a key, and nothing is sealed yet.
+    /// There is a database key, but nothing is sealed yet.
     YetToSeal,
 }
 
-/// A server with these enrollments, and a table with devices of all.
+/// Creates a server's modules with these enrollments, and a table with devices of all
+/// enrollments.
 fn site(
     folder: &tempfile::TempDir,
     runtime: &tokio::runtime::Runtime,
     enrollments: &[&str],
     secrets: Secrets,
-) -> Rooms {
-    let mut rooms = rooms(folder, runtime.handle(), RequestLimits::default());
+) -> Services {
+    let mut services = services(folder, runtime.handle(), RequestLimits::default());
     let ring = || Keyring::new([DatabaseKey::parse(&"5a".repeat(seal::KEY_SIZE)).unwrap()]);
     let written_with = if secrets == Secrets::Sealed { ring() } else { Keyring::default() };
     let path = folder.path().join(format!("{}-{secrets:?}.db", enrollments.concat()));
@@ -82,7 +83,7 @@ fn site(
         store.set_keys(ring()).unwrap();
     }
     let key = || Key::from_hex(KEY).unwrap();
-    rooms.enrollments = Arc::new(Enrollments::new(enrollments.iter().map(|name| Enrollment {
+    services.enrollments = Arc::new(Enrollments::new(enrollments.iter().map(|name| Enrollment {
         name: (*name).into(),
         product_key: "a1".into(),
         kind: match *name {
@@ -92,11 +93,11 @@ fn site(
         },
         reissue: Reissue::Always,
     })));
-    rooms.store = store;
-    rooms
+    services.store = store;
+    services
 }
 
-/// Queries of the store, keys derived and sealed values opened, so far.
+/// Returns the numbers of store queries, keys derived and sealed values opened so far.
 fn work_done() -> [u64; 3] {
     [sqlite::READS.get(), psk::DERIVED.get(), seal::OPENED.get()]
 }
@@ -116,16 +117,16 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     ];
     for secrets in [Secrets::Clear, Secrets::Sealed, Secrets::YetToSeal] {
         for (enrollments, [reads, derived]) in sites {
-            let rooms = site(&folder, &runtime, enrollments, secrets);
+            let services = site(&folder, &runtime, enrollments, secrets);
             let opened = u64::from(enrollments.contains(&"own") && secrets != Secrets::Clear);
             for (what, identity, enrollment) in IDENTITIES {
                 let before = work_done();
-                let finds = rooms.enrollments.find(identity.as_bytes(), rooms.store.as_ref());
+                let finds = services.enrollments.find(identity.as_bytes(), services.store.as_ref());
                 let found = runtime.block_on(finds).unwrap();
                 let after = work_done();
                 let work = [0, 1, 2].map(|of| after[of] - before[of]);
                 assert_eq!(work, [reads, derived, opened], "{what}, {enrollments:?}, {secrets:?}");
-                // A device that is in no derived enrollment is taken for one of the first.
+                // A device in no derived enrollment is treated as one of the first.
                 let own = enrollment.filter(|name| enrollments.contains(name));
                 let first = enrollments.contains(&"one").then_some("one");
                 let found = found.as_ref().map(|(_, principal)| principal.enrollment.name.as_str());
@@ -135,8 +136,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     }
 }
 
-/// The time that the server takes for a client's last flight, made with a wrong key,
-/// and for its answer, two seconds later.
+/// Returns the time that the server takes for a client's last flight, made with a wrong
+/// key, until it gives up; and its answer.
 fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     let now = Instant::now();
     let [high, low] = number.to_be_bytes();
@@ -158,14 +159,14 @@ fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
 }
 
 /// Compares how long handshakes of these identities take to fail. They are interleaved,
-/// so that whatever else the machine does delays all of them alike.
-fn compare(what: &str, rooms: Rooms, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
+/// so that other load on the machine delays all of them alike.
+fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
     let now = Instant::now();
-    // Handshakes that failed are soon given up for new ones.
+    // Handshakes that failed are soon evicted by new ones.
     let config = dtls::Config { max_handshakes: 64, ..dtls::Config::default() };
     let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
-    let mut stack = Stack::new(dtls, coap, rooms);
+    let mut stack = Stack::new(dtls, coap, services);
     let mut times = vec![Vec::new(); identities.len()];
     let mut answers = HashSet::new();
     let mut numbers = (0..=u16::MAX).cycle();
@@ -198,23 +199,23 @@ fn compare(what: &str, rooms: Rooms, identities: &[(&str, &str, Option<&str>)]) 
             return answers;
         }
     }
-    panic!("{what}: the time shows what an identity is");
+    panic!("{what}: the time reveals what an identity is");
 }
 
 #[test]
-fn what_an_identity_is_shows_neither_in_the_bytes_nor_in_the_time_of_its_failure() {
+fn neither_the_bytes_nor_the_time_of_a_failure_reveal_what_an_identity_is() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let sites: [&[&str]; 2] = [&["own", "plug"], &["one", "two"]];
     let mut answers = HashSet::new();
     for enrollments in sites {
         for secrets in [Secrets::Clear, Secrets::Sealed] {
-            let rooms = site(&folder, &runtime, enrollments, secrets);
+            let services = site(&folder, &runtime, enrollments, secrets);
             let identities: Vec<_> = IDENTITIES
                 .into_iter()
                 .filter(|(.., own)| own.is_none_or(|own| enrollments.contains(&own)))
                 .collect();
-            answers.extend(compare(&format!("{enrollments:?}, {secrets:?}"), rooms, &identities));
+            answers.extend(compare(&format!("{enrollments:?}, {secrets:?}"), services, &identities));
         }
     }
     assert_eq!(answers.len(), 1, "the same alert, byte for byte");

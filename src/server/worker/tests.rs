@@ -1,5 +1,5 @@
-//! Rounds that tests make one by one: their time is the worker's only notion of how long
-//! something takes, so without any each source takes one step.
+//! Tests of single rounds. The time of a round is the worker's only clock, so with a time
+//! of zero each source takes one step.
 
 use std::{future::poll_fn, net::SocketAddr, sync::atomic::AtomicU32, task::Poll};
 
@@ -17,7 +17,7 @@ use crate::{
     server::tests,
 };
 
-/// A worker whose rounds are made by the test, and what it needs to be there.
+/// A worker whose rounds are run by the test, and what must be kept alive for it.
 struct Bench {
     active: Active,
     addresses: Vec<SocketAddr>,
@@ -26,13 +26,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// Listens on so many addresses, with rounds that take a step of each kind.
+    /// Listens on this many addresses, with rounds that take one step of each kind.
     fn new(addresses: usize) -> Self {
         let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
-        let rooms = tests::rooms(&folder, runtime.handle(), RequestLimits::default());
+        let services = tests::services(&folder, runtime.handle(), RequestLimits::default());
         let now = Instant::now();
         let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
-        let stack = Stack::new(dtls, coap::Endpoint::new(coap::Config::default(), now, [3; 32]), rooms);
+        let stack = Stack::new(dtls, coap::Endpoint::new(coap::Config::default(), now, [3; 32]), services);
         let sockets: Vec<_> = (0..addresses).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
         let numbers = Numbers::new(u16::try_from(addresses.len()).unwrap());
@@ -43,7 +43,7 @@ impl Bench {
         Self { active, addresses, _folder: folder, _runtime: runtime }
     }
 
-    /// Makes a round, without neighbours.
+    /// Runs a round without other workers.
     fn round(&mut self) -> Load {
         self.active.load = self.active.round(&[]);
         self.active.load
@@ -64,7 +64,7 @@ fn hello() -> Vec<u8> {
     Client::new(profile, rand::random()).start(Instant::now()).remove(0)
 }
 
-/// A device, connected, that sends so many hellos.
+/// Returns a connected device's socket that has sent this many hellos.
 fn device(server: SocketAddr, hellos: usize) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server).unwrap();
@@ -75,14 +75,14 @@ fn device(server: SocketAddr, hellos: usize) -> UdpSocket {
     socket
 }
 
-/// Answers that have come back since the last look.
+/// Returns the number of answers received since the last call.
 fn answers(device: &UdpSocket) -> usize {
     let mut buffer = [0; 2048];
     std::iter::from_fn(|| device.recv(&mut buffer).ok()).count()
 }
 
 #[test]
-fn a_round_ends_in_time_and_the_next_goes_on_with_the_same_batch() {
+fn a_round_ends_in_time_and_the_next_continues_the_same_batch() {
     let mut bench = Bench::new(1);
     bench.active.load = Load::Busy;
     let device = device(bench.addresses[0], 5);
@@ -96,7 +96,7 @@ fn a_round_ends_in_time_and_the_next_goes_on_with_the_same_batch() {
 }
 
 #[test]
-fn with_time_a_round_takes_all_that_has_arrived() {
+fn with_enough_time_a_round_processes_everything_that_has_arrived() {
     let mut bench = Bench::new(2);
     bench.active.round_time = Duration::from_secs(3600);
     let devices = [0, 1].map(|index| device(bench.addresses[index], 40));
@@ -105,7 +105,7 @@ fn with_time_a_round_takes_all_that_has_arrived() {
 }
 
 #[test]
-fn what_one_device_can_have_sent_is_no_load() {
+fn datagrams_of_one_device_are_no_load() {
     for (sent, load) in [(FEW, Load::Quiet), (FEW + 1, Load::Busy), (BATCH, Load::Busy)] {
         let mut bench = Bench::new(1);
         bench.active.round_time = Duration::from_secs(3600);
@@ -115,11 +115,11 @@ fn what_one_device_can_have_sent_is_no_load() {
 }
 
 #[test]
-fn one_crowded_address_does_not_keep_the_others_waiting() {
+fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
-    let _crowd = device(bench.addresses[1], 3 * BATCH);
+    let _busy = device(bench.addresses[1], 3 * BATCH);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // A batch of the crowd's, and one datagram of each of the others.
+    // A batch from the busy address, and one datagram from each of the others.
     for _ in 0..BATCH + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
@@ -137,11 +137,11 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
     for round in 1..=5 {
         assert_eq!(bench.round(), Load::Full);
         assert_eq!(answers(&device), 1, "round {round}");
-        // Each round publishes what there was before it.
+        // Each round publishes the state before it.
         assert_eq!(bench.hellos_answered(), 2 * round);
     }
 
-    // However much time there is.
+    // With any amount of time.
     bench.active.round_time = Duration::from_secs(3600);
     let round = Round { now: Instant::now(), time: bench.active.round_time };
     assert!(bench.active.take_forwarded(&round));
@@ -151,12 +151,12 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
 }
 
 #[test]
-fn what_a_neighbour_has_no_room_for_is_counted() {
+fn datagrams_that_another_worker_does_not_accept_are_counted() {
     let (mut bench, neighbour) = (Bench::new(1), Bench::new(1));
     bench.active.round_time = Duration::from_secs(3600);
     let neighbours = [bench.active.sides.mailbox.clone(), neighbour.active.sides.mailbox.clone()];
     let device = device(bench.addresses[0], 0);
-    // A record with a connection ID of worker 1's.
+    // A record with a connection ID of worker 1.
     let mut record = [0; 40];
     record[..3].copy_from_slice(&[25, 0xfe, 0xfd]);
     record[11] = 1;
