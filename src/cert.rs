@@ -1,6 +1,6 @@
-//! The resources: `/cert` and `/.well-known/core`. Reads which device a request
-//! is about, asks `provision` for its certificate, and puts the answer into the
-//! form that was asked for. Knows neither transport nor table.
+//! The resources: `/cert` and `/.well-known/core`. Reads which device a request is about,
+//! asks `provision` for its certificate, and encodes the answer in the requested format.
+//! Knows neither transport nor device table.
 
 mod body;
 pub mod throttle;
@@ -19,25 +19,25 @@ use crate::{
 };
 use throttle::{Counters, RequestLimits, Throttle};
 
-/// Longest request payload taken, in bytes: a device ID of 64 bytes in any of
-/// the formats, with room.
+/// Longest request payload accepted, in bytes: enough for a device ID of 64 bytes in any
+/// of the formats.
 pub const MAX_PAYLOAD: usize = 512;
 
-/// RFC 6690: the resource that `/.well-known/core` lists.
+/// The resources listed by `/.well-known/core` (RFC 6690).
 const LINKS: [Link<'_>; 1] = [Link {
     target: "/cert",
     attributes: &[("rt", "certdist.cert"), ("ct", "60 50"), ("title", "Device certificate")],
 }];
 
-/// What becomes of a request.
+/// Answer to a request.
 pub enum Answer {
-    /// Known at once.
+    /// An answer known at once.
     Now(Response),
-    /// To be worked out.
+    /// Work that results in the answer.
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
-/// Answers requests. Clones hold them against the same limits.
+/// Answers requests. Clones share the state of the rate limits.
 #[derive(Clone)]
 pub struct Service {
     provisioner: Arc<Provisioner>,
@@ -45,24 +45,25 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that hands out what `provisioner` finds, as often as `limits` say.
+    /// Creates a service that hands out the certificates of `provisioner`, within
+    /// `limits`.
     pub fn new(now: Instant, provisioner: Provisioner, limits: RequestLimits) -> Self {
         Self { provisioner: Arc::new(provisioner), throttle: Throttle::new(now, limits) }
     }
 
-    /// The same service under other limits.
+    /// Returns the same service with other limits.
     pub fn with_limits(&self, limits: RequestLimits) -> Self {
         Self { provisioner: self.provisioner.clone(), throttle: self.throttle.with(limits) }
     }
 
-    /// How often somebody exceeded a limit.
+    /// Returns the counters of the rate limits.
     pub fn counters(&self) -> Arc<Counters> {
         self.throttle.counters()
     }
 
-    /// Answers a request of an authenticated client. `source` is where it has
-    /// proven to be. If it may not wait, work that is not ready at its first step is to be
-    /// dropped: it has begun nothing.
+    /// Answers a request of an authenticated client. `source` is the address at which it
+    /// proved its key. If it may not wait (`may_wait`), work that is not ready at its
+    /// first poll must be dropped: it has started nothing.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
@@ -111,7 +112,7 @@ impl Service {
                 content(form, &certificate)
             }
             Err(refusal) => {
-                // The request's own line is the server's.
+                // The server logs a line for the request itself.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, source, principal, device);
@@ -122,19 +123,20 @@ impl Service {
     }
 }
 
-/// The form of the answer.
+/// Format of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Cbor,
     Json,
 }
 
-/// Which device a request is about, if it can be told.
+/// Returns the device that a request is about, if it can be read.
 pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<DeviceId> {
     read(request, principal).ok().map(|(device, _)| device)
 }
 
-/// Which device a request is about, and how the answer is wanted.
+/// Returns the device that a request is about and the requested format, or the response
+/// that refuses it.
 fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, Form), Response> {
     if !matches!(request.method, Method::Get | Method::Fetch | Method::Post) {
         return Err(Response::problem(Code::MethodNotAllowed, "GET, FETCH or POST"));
@@ -170,8 +172,8 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
     Ok((device, form))
 }
 
-/// RFC 7252 §5.10.8: returns whether a request may be carried out on a resource that
-/// exists and whose representations have no ETags. An empty If-Match asks no more than
+/// Returns whether the conditions of a request hold (RFC 7252 §5.10.8) for a resource
+/// that exists and whose representations have no ETags. An empty If-Match only requires
 /// that it exists.
 fn meets_conditions<K>(request: &Request<K>) -> bool {
     let matches = request.if_match.is_empty() || request.if_match.iter().any(Vec::is_empty);

@@ -1,5 +1,5 @@
-//! What every other room speaks of: a device's ID, its name in the cloud and
-//! its certificate. Pure; knows neither wire formats nor where a row is kept.
+//! The terms that every other module uses: a device's ID, its name in the cloud and its
+//! certificate. Pure; knows neither wire formats nor where a row is stored.
 
 use std::fmt;
 
@@ -11,31 +11,31 @@ pub const MAX_DEVICE_ID: usize = 64;
 /// Longest device name that IoT Platform accepts, in bytes.
 pub const MAX_DEVICE_NAME: usize = 32;
 
-/// The key of a row of the device table: a serial number of 1–64 of
-/// `[A-Za-z0-9._:@-]`, case kept, or a MAC address as 12 upper-case hex digits.
+/// Device ID, the key of a row of the device table: a serial number of 1–64 characters of
+/// `[A-Za-z0-9._:@-]` with its case kept, or a MAC address as 12 upper-case hex digits.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Box<str>);
 
-/// Why a text is not a device ID. The text itself is not repeated: it may be
-/// long, or not printable.
+/// Reason why a text is not a device ID. The text itself is not repeated: it may be long
+/// or not printable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceIdError {
-    /// Nothing there.
+    /// It is empty.
     #[error("a device ID is empty")]
     Empty,
-    /// More than 64 bytes.
+    /// It has more than 64 bytes.
     #[error("a device ID has more than {MAX_DEVICE_ID} characters")]
     TooLong,
-    /// A character outside the set.
+    /// It has a character outside the set.
     #[error("a device ID has a character other than A-Z a-z 0-9 . _ : @ -")]
     Character,
-    /// Said to be a MAC address, and is none.
+    /// It should be a MAC address, but is not.
     #[error("a MAC address is 12 hex digits, bare or as aa:bb:cc:dd:ee:ff, aa-bb-… or aabb.ccdd.eeff")]
     Mac,
 }
 
 impl DeviceId {
-    /// Reads an ID that may be either: what looks like a MAC address is one.
+    /// Parses an ID of either kind: a text that looks like a MAC address is one.
     pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
         match canonical_mac(text) {
             Some(mac) => Ok(Self(mac.into())),
@@ -43,8 +43,8 @@ impl DeviceId {
         }
     }
 
-    /// Reads a serial number. Case is kept, and a serial number that happens to
-    /// consist of 12 hex digits is left as it is.
+    /// Parses a serial number. Case is kept, and a serial number that happens to consist
+    /// of 12 hex digits is not changed.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         if text.is_empty() {
             return Err(DeviceIdError::Empty);
@@ -58,24 +58,24 @@ impl DeviceId {
         Ok(Self(text.into()))
     }
 
-    /// Reads a MAC address in any usual spelling.
+    /// Parses a MAC address in any usual spelling.
     pub fn parse_mac(text: &str) -> Result<Self, DeviceIdError> {
         canonical_mac(text).map(|mac| Self(mac.into())).ok_or(DeviceIdError::Mac)
     }
 
-    /// The ID as it is stored and compared.
+    /// Returns the ID as it is stored and compared.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name under which this device is registered at IoT Platform: a fixed
-    /// function of the ID, so that a registration repeated after a crash asks
-    /// for the same device again.
+    /// Returns the name under which this device is registered at IoT Platform: a fixed
+    /// function of the ID, so that a registration repeated after a crash requests the
+    /// same device.
     ///
-    /// An ID of 4–32 characters is its own name. Any other ID, and an ID that
-    /// could be taken for a mapped one (32 characters that begin with `@`),
-    /// becomes `@` and the first 31 characters of the lower-case base32 of its
-    /// SHA-256: 155 bits, so that two IDs never meet in practice.
+    /// An ID of 4–32 characters is its own name. Any other ID, and an ID that could be
+    /// mistaken for a mapped one (32 characters that begin with `@`), becomes `@` and the
+    /// first 31 characters of the lower-case base32 of its SHA-256: 155 bits, so that two
+    /// IDs never collide in practice.
     pub fn device_name(&self) -> String {
         let id = self.as_str();
         let looks_mapped = id.len() == MAX_DEVICE_NAME && id.starts_with('@');
@@ -102,7 +102,7 @@ impl fmt::Debug for DeviceId {
     }
 }
 
-/// Whether IoT Platform takes the text for a device name: 4–32 of
+/// Returns whether IoT Platform accepts the text as a device name: 4–32 characters of
 /// `[A-Za-z0-9_.:@-]`.
 pub fn is_device_name(text: &str) -> bool {
     (4..=MAX_DEVICE_NAME).contains(&text.len()) && text.bytes().all(is_id_character)
@@ -112,8 +112,8 @@ fn is_id_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
 }
 
-/// 12 upper-case hex digits, when the text is a MAC address in a usual spelling:
-/// bare, pairs parted by `:` or `-`, or three groups of four parted by `.`.
+/// Returns 12 upper-case hex digits if the text is a MAC address in a usual spelling:
+/// bare, pairs separated by `:` or `-`, or three groups of four separated by `.`.
 fn canonical_mac(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let (group, separators): (usize, &[u8]) = match bytes.len() {
@@ -139,7 +139,7 @@ fn canonical_mac(text: &str) -> Option<String> {
     Some(mac)
 }
 
-/// RFC 4648 §6 in lower case, without padding.
+/// Encodes in base32 (RFC 4648 §6), in lower case and without padding.
 fn base32_lower(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     (0..bytes.len() * 8 / 5).map(move |digit| {
@@ -151,18 +151,18 @@ fn base32_lower(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
     })
 }
 
-/// Text that must not be printed: no `Debug` or `Display` shows it, and it is
-/// wiped when dropped.
+/// Text that must not be printed: neither `Debug` nor `Display` shows it, and it is wiped
+/// when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over; the caller keeps no copy.
+    /// Takes ownership of the text; the caller must keep no copy.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The text itself, for the one who must send or store it.
+    /// Returns the text, for sending or storing it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -174,12 +174,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a device signs in with at IoT Platform.
+/// The credentials with which a device signs in at IoT Platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// `ProductKey`: which product the device belongs to.
+    /// `ProductKey`: the product that the device belongs to.
     pub product_key: String,
-    /// `DeviceName`: 4–32 of `[A-Za-z0-9_.:@-]`, unique in its product.
+    /// `DeviceName`: 4–32 characters of `[A-Za-z0-9_.:@-]`, unique in its product.
     pub device_name: String,
     /// `DeviceSecret`: never printed.
     pub device_secret: Secret,
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_resembles_a_mac_is_no_mac() {
+    fn a_text_that_only_resembles_a_mac_is_not_a_mac() {
         for text in
             ["00:1a-2b:3c:4d:5e", "00:1a:2b:3c:4d:5g", "001a2b3c4d5", "001a:2b3c:4d5e", ":0:1a:2b:3c:4d:5"]
         {
@@ -226,13 +226,13 @@ mod tests {
         let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
         assert_eq!(name("SN01"), "SN01");
         assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
-        // SHA-256("SN1"), base32: a fixed rule, so the value is fixed as well.
+        // Base32 of SHA-256("SN1"): a fixed rule gives a fixed value.
         assert_eq!(name("SN1"), name("SN1"));
         for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
             let mapped = name(id);
             assert_eq!(mapped.len(), 32);
             assert!(mapped.starts_with('@'));
-            // Whoever takes a mapped name as ID does not get the other's device.
+            // A device whose ID is another device's mapped name does not get that device.
             assert_ne!(name(&mapped), mapped);
         }
         assert_ne!(name(&"y".repeat(33)), name(&"y".repeat(34)));

@@ -1,5 +1,5 @@
-//! How often somebody may ask: token buckets in bounded memory. Pure, the time is
-//! an argument; knows neither what is asked nor who asks, only keys and rates.
+//! Rate limits: token buckets in bounded memory. Pure: the time is an argument, and only
+//! keys and rates are known, not what is requested or by whom.
 
 use std::{
     fmt,
@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most tokens of a bucket.
+/// Maximum number of tokens of a bucket.
 pub const MAX_BURST: u32 = 1_000_000;
 /// Shortest time for a token.
 pub const MIN_EVERY: Duration = Duration::from_micros(10);
 /// Longest time for a token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// So many at once, and then one each time that a token has come back.
+/// A rate: this many requests at once, then one for each token that comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -31,14 +31,15 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
-    /// A bucket of `burst` tokens (1 to [`MAX_BURST`]), of which one comes back
-    /// `every` so often ([`MIN_EVERY`] to [`MAX_EVERY`]); `None` for anything else.
+    /// Returns the rate of a bucket of `burst` tokens (1 to [`MAX_BURST`]) in which one
+    /// token comes back in each period of `every` ([`MIN_EVERY`] to [`MAX_EVERY`]);
+    /// `None` for other values.
     pub fn new(burst: u32, every: Duration) -> Option<Self> {
         let valid = (1..=MAX_BURST).contains(&burst) && (MIN_EVERY..=MAX_EVERY).contains(&every);
         valid.then_some(Self { burst, every })
     }
 
-    /// The same for `times` as many that ask.
+    /// Returns the rate for `times` as many clients.
     pub fn times(self, times: u32) -> Self {
         Self {
             burst: self.burst.saturating_mul(times).min(MAX_BURST),
@@ -46,63 +47,65 @@ impl Rate {
         }
     }
 
-    /// Microseconds for a token.
+    /// Returns the microseconds for one token.
     fn every(self) -> u64 {
         self.every.as_micros() as u64
     }
 
-    /// Microseconds for all of them: at most 86,400,000,000,000,000.
+    /// Returns the microseconds for all tokens: at most 86,400,000,000,000,000.
     fn all(self) -> u64 {
         self.every() * u64::from(self.burst)
     }
 }
 
-/// Where a request comes from, as far as limits are concerned: an IPv4 address by
-/// itself, of an IPv6 address the first 64 bits, since a subscriber has all that
-/// follow. An IPv4 address that is mapped into IPv6 (RFC 4291 §2.5.5.2) is IPv4.
+/// Network that rate limits count by: an IPv4 address, or the first 64 bits of an IPv6
+/// address, because a subscriber owns all addresses below them. An IPv4-mapped IPv6
+/// address (RFC 4291 §2.5.5.2) counts as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Origin(NonZeroU64);
 
-/// Before an IPv4 address: an IPv6 network of multicast (RFC 4291 §2.7), from
+/// Upper 32 bits for an IPv4 address: an IPv6 multicast network (RFC 4291 §2.7), from
 /// which nothing is sent.
 const IPV4: u64 = 0xffff_ffff << 32;
 
 impl Origin {
-    /// The origin that an address counts to.
+    /// Returns the origin of an address.
     pub fn of(address: IpAddr) -> Self {
         let bits = match address.to_canonical() {
             IpAddr::V4(address) => IPV4 | u64::from(address.to_bits()),
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         };
-        // ::/64, the loopback's, has no bit set; its neighbour is reserved.
+        // ::/64, the network of the loopback address, has no bit set; the next network is
+        // reserved.
         Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
     }
 }
 
-/// Address and port of a client, as far as limits are concerned.
+/// Address and port of a client, for rate limits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Source {
-    /// The network that it counts to.
+    /// Network of the address.
     pub origin: Origin,
     port: u16,
 }
 
-/// Network that sources count to: its first bits, and how many fewer than 64 they are.
+/// Network for counting sources: its leading bits, and by how many they are fewer than
+/// 64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Network(u64, u32);
 
-/// Networks that an IPv6 address counts to: a subscriber's, a site's and a provider's
-/// customer's (RFC 6177), each by the bits that a /64 has beyond it, with this many
-/// times the rate of one.
+/// Networks that an IPv6 address is counted under, those of a subscriber, a site and a
+/// provider's customer (RFC 6177): by how many bits each is shorter than a /64, and its
+/// multiple of the rate.
 const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
 
 impl Source {
-    /// The source of what comes from this address and port.
+    /// Returns the source for this address and port.
     pub fn of(address: SocketAddr) -> Self {
         Self { origin: Origin::of(address.ip()), port: address.port() }
     }
 
-    /// Networks that it counts to, each with the number of rates that it has.
+    /// Returns the networks that it is counted under, each with its multiple of the rate.
     pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };
@@ -127,36 +130,36 @@ impl fmt::Debug for Origin {
     }
 }
 
-/// An answer to a request for which there is no token.
+/// Result of a request for which there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Empty {
-    /// When there will be one.
+    /// Time until there will be a token.
     pub wait: Duration,
-    /// Whether an episode begins: it ends when the bucket is full again.
+    /// Whether this starts an episode, which ends when the bucket is full again.
     pub is_first: bool,
 }
 
-/// Shards, each with a lock of its own.
+/// Number of shards, each with its own lock.
 const SHARDS: usize = 64;
-/// Sets of a shard.
+/// Number of sets in a shard.
 const SETS: usize = 128;
-/// Buckets of a set: one that is full makes room in its own set.
+/// Number of buckets in a set. A new key replaces a bucket in its own set.
 const WAYS: usize = 8;
 
-/// The buckets of all keys that have asked lately: 65,536 of 16 bytes, 1 MiB.
+/// The buckets of all keys with recent requests: 65,536 of 16 bytes, 1 MiB.
 ///
-/// A bucket is kept as the time at which it will be full, so that one that is full
-/// need not be kept at all. When there is no such place for a new key, the bucket
-/// that would be full first gives way: its owner is given the tokens that are
-/// missing, and nobody ever loses one. Keys are known by a hash under a random
-/// key, so that nobody can choose whose place to take.
+/// A bucket is stored as the time at which it will be full, so a full bucket need not be
+/// stored at all. When a new key finds no free or full bucket in its set, it replaces the
+/// one that would be full first: the owner of that one gains the missing tokens, and no
+/// key ever loses one. Keys are hashed under a random key, so no one can choose whose
+/// bucket to replace.
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,
     shards: Box<[Shard]>,
 }
 
-/// On cache lines of its own: locks side by side would be taken from one another.
+/// Aligned to its own cache lines: adjacent locks would slow each other down.
 #[repr(align(128))]
 struct Shard(Mutex<Sets>);
 
@@ -165,14 +168,14 @@ type Sets = Box<[[Bucket; WAYS]]>;
 #[derive(Clone, Copy)]
 struct Bucket {
     key: u64,
-    /// Microseconds since the table was made, at which it is full; shifted, the
-    /// lowest bit says that an episode goes on.
+    /// Microseconds after the creation of the table at which it is full, shifted left by
+    /// one; the lowest bit is set during an episode.
     full_at: u64,
 }
 
 impl Bucket {
-    /// Not zero: memory that is written is there from the start, and a table that
-    /// fills does not look like a leak.
+    /// Not all zero: the memory is then allocated from the start, and a table that fills
+    /// does not look like a leak.
     const FREE: Self = Self { key: u64::MAX, full_at: 0 };
 
     fn full_at(self) -> u64 {
@@ -181,7 +184,7 @@ impl Bucket {
 }
 
 impl Buckets {
-    /// A table in which every bucket is full.
+    /// Creates a table in which every bucket is full.
     pub fn new(now: Instant) -> Self {
         let shard = || Shard(Mutex::new(vec![[Bucket::FREE; WAYS]; SETS].into_boxed_slice()));
         Self {
@@ -191,8 +194,8 @@ impl Buckets {
         }
     }
 
-    /// Whether there is a token; it is not taken. The rate may be another than at
-    /// the time before.
+    /// Returns whether there is a token, without taking it. The rate may differ from that
+    /// of earlier calls.
     pub fn check(&self, now: Instant, rate: Rate, key: &impl Hash) -> Result<(), Empty> {
         let now = self.micros(now);
         self.with(key, |hash, set| {
@@ -203,7 +206,7 @@ impl Buckets {
                 return Ok(());
             }
             let is_first = bucket.full_at & 1 == 0;
-            // Kept as it counts under this rate: the wait told is the wait.
+            // Stored as counted under this rate, so that the reported wait is correct.
             bucket.full_at = (now + missing) << 1 | 1;
             Err(Empty { wait: Duration::from_micros(wait), is_first })
         })
@@ -216,7 +219,7 @@ impl Buckets {
             let known = set.iter().position(|bucket| bucket.key == hash);
             let (place, before) = match known {
                 Some(place) if set[place].full_at() > now => (place, set[place]),
-                // Full again: an episode is over.
+                // Full again: the episode is over.
                 Some(place) => (place, Bucket { key: hash, full_at: 0 }),
                 None => {
                     let fullest = (0..WAYS).min_by_key(|&place| set[place].full_at()).unwrap_or(0);
@@ -235,7 +238,7 @@ impl Buckets {
         self.with(key, |hash, set| set.iter().any(|bucket| bucket.key == hash && bucket.full_at() > now))
     }
 
-    /// Gives all tokens back: it is as if nothing had been taken.
+    /// Gives all tokens back, as if none had been taken.
     pub fn fill(&self, key: &impl Hash) {
         self.with(key, |hash, set| {
             set.iter_mut().filter(|bucket| bucket.key == hash).for_each(|bucket| *bucket = Bucket::FREE)
@@ -243,14 +246,14 @@ impl Buckets {
     }
 
     fn micros(&self, now: Instant) -> u64 {
-        // Never 0, so that a place that is free is always older.
+        // Never 0, so that a free bucket is always older.
         now.saturating_duration_since(self.made).as_micros() as u64 + 1
     }
 
     fn with<T>(&self, key: &impl Hash, act: impl FnOnce(u64, &mut [Bucket; WAYS]) -> T) -> T {
         let hash = self.hasher.hash_one(key);
         let Shard(shard) = &self.shards[hash as usize % SHARDS];
-        // Nothing panics while one of these is held.
+        // Nothing panics while a lock is held.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         act(hash, &mut shard[(hash >> 32) as usize % SETS])
     }
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_served_and_then_one_each_time_a_token_has_come_back() {
+    fn a_burst_is_served_and_then_one_request_per_token() {
         let (now, rate) = (Instant::now(), rate(3, 2 * SECOND));
         let buckets = Buckets::new(now);
         for _ in 0..3 {
@@ -284,7 +287,7 @@ mod tests {
         assert_eq!(ask(&buckets, now + SECOND, rate, "a").unwrap_err().wait, SECOND);
         assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a"), Ok(()));
         assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a").unwrap_err().wait, 2 * SECOND);
-        // Idle for long, it holds no more than the burst.
+        // After a long idle time it holds no more than the burst.
         let later = now + 1000 * SECOND;
         for _ in 0..3 {
             assert_eq!(ask(&buckets, later, rate, "a"), Ok(()));
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_as_told_finds_a_token() {
+    fn after_the_reported_wait_there_is_a_token() {
         let rate = rate(2, Duration::from_millis(700));
         let mut now = Instant::now();
         let buckets = Buckets::new(now);
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn one_keys_bucket_is_not_anothers() {
+    fn each_key_has_its_own_bucket() {
         let (now, rate) = (Instant::now(), rate(1, SECOND));
         let buckets = Buckets::new(now);
         for key in 0..1000 {
@@ -325,7 +328,7 @@ mod tests {
         let (start, rate) = (Instant::now(), rate(2, SECOND));
         let buckets = Buckets::new(start);
         let mut begun = 0;
-        // Somebody who asks four times a second, for a minute.
+        // A client that asks four times a second, for a minute.
         for quarter in 0..240 {
             let asked = ask(&buckets, start + quarter * SECOND / 4, rate, "a");
             begun += u32::from(asked.is_err_and(|empty| empty.is_first));
@@ -337,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_strangers_neither_grows_the_table_nor_frees_who_is_held_back() {
+    fn many_new_keys_neither_grow_the_table_nor_release_one_that_is_limited() {
         let (now, tight, loose) = (Instant::now(), rate(100, SECOND), rate(100, SECOND));
         let buckets = Buckets::new(now);
         while ask(&buckets, now, tight, "enumerator").is_ok() {}
@@ -346,7 +349,7 @@ mod tests {
             refused += u32::from(buckets.check(now, loose, &stranger).is_err());
             buckets.take(now, loose, &stranger);
         }
-        assert_eq!(refused, 0, "who asks for the first time is never refused");
+        assert_eq!(refused, 0, "the first request of a key is never refused");
         assert!(ask(&buckets, now, tight, "enumerator").is_err());
         let places: usize =
             buckets.shards.iter().map(|Shard(shard)| shard.lock().unwrap().len() * WAYS).sum();
@@ -354,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_rate_holds_at_once() {
+    fn a_new_rate_applies_at_once() {
         let now = Instant::now();
         let buckets = Buckets::new(now);
         let (slow, fast) = (rate(10, 100 * SECOND), rate(10, SECOND));
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_subscriber_is_one_origin_and_ipv4_counts_by_address_however_it_is_written() {
+    fn an_ipv6_subscriber_is_one_origin_and_ipv4_counts_by_address_mapped_or_not() {
         let origin = |text: &str| Origin::of(text.parse().unwrap());
         assert_eq!(origin("2001:db8:1:2::1"), origin("2001:db8:1:2:ffff::9"));
         assert_ne!(origin("2001:db8:1:2::1"), origin("2001:db8:1:3::1"));

@@ -1,30 +1,31 @@
-//! Who may have a certificate, by the row of the table and the policy of its enrollment.
-//! Pure; provisioning, the console's advice and `register` ask here.
+//! Decides who may have a certificate, by the row of the device table and the reissue
+//! policy of its enrollment. Pure; provisioning, the console's advice and `register` ask
+//! here.
 
 use crate::{
     psk::Reissue,
     store::{DeviceRow, DeviceState, UnixSeconds},
 };
 
-/// What a request for a certificate leads to.
+/// Decision about a request for a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'r> {
-    /// The certificate of the row is handed out.
+    /// The certificate in the row is handed out.
     HandOut,
     /// The device is registered first.
     Register,
-    /// There is none for it.
+    /// The device gets no certificate.
     Refuse(Reason<'r>),
 }
 
-/// Why a device gets no certificate.
+/// Reason why a device gets no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason<'r> {
     /// The operator has disabled it.
     Disabled,
-    /// It has had its certificate, and the reissue policy allows no other time.
+    /// The certificate was issued before, and the reissue policy does not allow it again.
     Issued,
-    /// IoT Platform refuses to register it, and says this.
+    /// IoT Platform refused to register it, with this message.
     RefusedByCloud(&'r str),
 }
 
@@ -43,32 +44,13 @@ pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'
     }
 }
 
-/// Describes the answer to a device's next request, for an operator; `None` stands for an
-/// enrollment that is not in the configuration.
-pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds) -> String {
-    let Some(reissue) = reissue else {
-        return "refused: its enrollment is not in the configuration".into();
-    };
-    match verdict(row, reissue, now) {
-        Verdict::HandOut => "gets its certificate".into(),
-        Verdict::Register => "is registered at IoT Platform and gets its certificate".into(),
-        Verdict::Refuse(Reason::Disabled) => "refused: the operator has disabled the device".into(),
-        Verdict::Refuse(Reason::Issued) => {
-            "refused: it has had its certificate, and the reissue policy permits no other; reset it to permit one"
-                .into()
-        }
-        Verdict::Refuse(Reason::RefusedByCloud(reason)) => format!(
-            "refused: IoT Platform refuses the device ({reason}); fix the cause there, then reset it"
-        ),
-    }
-}
-
-/// Returns whether a certificate that was issued first at this time may be handed out now.
+/// Returns whether a certificate that was first issued at `first` may be handed out again
+/// now.
 pub fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> bool {
     match reissue {
         Reissue::Always => true,
         Reissue::Once => false,
-        // A clock that was set back locks no device out.
+        // A clock that was set back does not lock out a device.
         Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs().cast_signed(),
     }
 }
@@ -94,24 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_request_is_described_by_its_verdict() {
-        let disabled = DeviceRow { state: DeviceState::Disabled, ..issued() };
-        let refused = DeviceRow { refusal: Some("name is taken".into()), ..row() };
-        for (row, reissue, beginning) in [
-            (issued(), Some(Reissue::Always), "gets its certificate"),
-            (row(), Some(Reissue::Once), "is registered"),
-            (disabled, Some(Reissue::Always), "refused: the operator has disabled"),
-            (issued(), Some(Reissue::Once), "refused: it has had its certificate"),
-            (refused, Some(Reissue::Once), "refused: IoT Platform refuses the device (name is taken)"),
-            (issued(), None, "refused: its enrollment is not in the configuration"),
-        ] {
-            let described = next_request(&row, reissue, 200);
-            assert!(described.starts_with(beginning), "{described}");
-        }
-    }
-
-    #[test]
-    fn each_reissue_policy_allows_what_it_says() {
+    fn each_reissue_policy_allows_only_its_own_reissues() {
         let day = Reissue::Window(Duration::from_secs(86_400));
         for (reissue, now, allowed) in [
             (Reissue::Always, i64::MAX, true),
@@ -141,7 +106,7 @@ mod tests {
         assert_eq!(of(&row()), "register");
         assert_eq!(of(&issued()), "certificate");
         assert_eq!(of(&refused(row())), "refused");
-        // What is there is handed out, whatever the cloud said once.
+        // An existing certificate is handed out, even if the cloud once refused.
         assert_eq!(of(&refused(issued())), "certificate");
         for row in [disabled(row()), disabled(issued()), disabled(refused(row()))] {
             assert_eq!(of(&row), "disabled");

@@ -1,6 +1,6 @@
-//! The logic of the device table, per request: not in the table, the device is
-//! invalid; in the table with a certificate, return it; in the table without,
-//! have it registered, and return it. Who may have it is `policy`'s.
+//! The three-way logic for each request: a device that is not in the table is invalid;
+//! one in the table with a certificate gets it; one in the table without a certificate is
+//! registered and then gets it. Who may have it is decided in `policy`.
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -17,35 +17,35 @@ use crate::{
     },
 };
 
-/// Why a device does not get a certificate.
+/// Reason why a device does not get a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Not in the table, or in an enrollment that is not the client's: which of
-    /// them, the client must not learn.
+    /// Not in the table, or in another enrollment than the client's; the client must not
+    /// learn which.
     #[error("the device is invalid")]
     Invalid,
-    /// The client has proven to be another device.
+    /// The client has proven that it is another device.
     #[error("the identity is another device's")]
     NotYours,
-    /// The operator said no.
+    /// The operator has disabled the device.
     #[error("the device is disabled")]
     Disabled,
-    /// The reissue policy says no.
+    /// The reissue policy does not allow it again.
     #[error("the certificate was issued already")]
     Issued,
-    /// IoT Platform refuses; only the operator can mend it.
+    /// IoT Platform refuses; only the operator can fix it.
     #[error("IoT Platform refuses: {0}")]
     Operator(String),
-    /// Not now; to be asked again after so many seconds.
-    #[error("not yet; again in {0} s")]
+    /// Not now; retry after this many seconds.
+    #[error("not yet; retry in {0} s")]
     Later(u32),
-    /// IoT Platform did not answer in time; the registration goes on.
+    /// IoT Platform did not answer in time; the registration continues.
     #[error("IoT Platform did not answer in time")]
     TimedOut,
 }
 
 impl Refusal {
-    /// Whether it was decided about the device, rather than put off.
+    /// Returns whether it is a decision about the device and not a delay.
     fn is_final(&self) -> bool {
         !matches!(self, Self::Later(_) | Self::TimedOut)
     }
@@ -63,31 +63,33 @@ impl From<Reason<'_>> for Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
-        tracing::error!(%error, "a device is told to come back");
+        tracing::error!(%error, "the store failed: a device is asked to retry later");
         Self::Later(STORE_PAUSE)
     }
 }
 
-/// When a device should come back that met a store which failed, in seconds.
+/// Seconds after which a device should retry when the store failed.
 const STORE_PAUSE: u32 = 30;
 
 /// Hands out certificates.
 pub struct Provisioner {
     store: Arc<dyn Store>,
     registrar: Arc<Registrar>,
-    /// How long a device is kept waiting for its registration.
+    /// Maximum time that a device waits for its registration.
     patience: Duration,
 }
 
 impl Provisioner {
-    /// `patience` is how long a request may wait for its registration.
+    /// Creates a provisioner; `patience` is the maximum time that a request waits for its
+    /// registration.
     pub fn new(store: Arc<dyn Store>, registrar: Arc<Registrar>, patience: Duration) -> Self {
         Self { store, registrar, patience }
     }
 
-    /// The certificate of `device`, for a client that has proven to be `principal`,
-    /// at `origin`. What becomes of it is in the audit log. If it may not wait, nothing is
-    /// begun that takes time: then this is never ready, and nothing has been done.
+    /// Returns the certificate of `device` for a client that has proven to be
+    /// `principal`, at `origin`. Refusals and reissues are written to the audit log. If
+    /// `may_wait` is false, nothing that takes time is started: the future then never
+    /// becomes ready, and has done nothing.
     pub async fn certificate(
         &self,
         origin: Origin,
@@ -113,8 +115,7 @@ impl Provisioner {
         device: &DeviceId,
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
-        // Decided before the table is looked at, so that the answer tells
-        // nothing about it.
+        // Checked before the table is read, so that the answer reveals nothing about it.
         if principal.device.as_ref().is_some_and(|own| own != device) {
             return Err(Refusal::NotYours);
         }
@@ -129,8 +130,9 @@ impl Provisioner {
             Verdict::Register => false,
         };
         let first_issued = row.first_issued;
-        // Not begun and then given up: an issue that is recorded and never sent would lock
-        // out a device that may fetch its certificate once.
+        // Not started at all, rather than started and dropped: an issue that is recorded
+        // but never sent would lock out a device that may fetch its certificate only
+        // once.
         if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
@@ -138,7 +140,7 @@ impl Provisioner {
             Some(certificate) => certificate,
             None => self.register(row).await?,
         };
-        // A device that comes again waits for no write.
+        // A device that asks again waits for no write.
         let again = match first_issued {
             Some(_) => true,
             None => !self.record_issue(origin, principal, device, now).await?.is_first,
@@ -162,10 +164,9 @@ impl Provisioner {
         }
     }
 
-    /// The first issue is on the disk before the answer leaves, whatever the
-    /// policy: what the operator reads about a device is what it was given, and a
-    /// policy that is made stricter later holds for it. Of two requests at once,
-    /// one was the first.
+    /// Records the first issue on the disk before the answer leaves, under every policy:
+    /// the operator can thus see what a device was given, and a policy that is made
+    /// stricter later applies to it. Of two concurrent requests, only one is the first.
     async fn record_issue(
         &self,
         origin: Origin,

@@ -1,6 +1,6 @@
-//! Who a PSK identity is, and its key: the enrollments of the configuration and
-//! the individual keys of the store. What an enrollment's devices may have is
-//! `provision`'s.
+//! Lookup of PSK identities and their keys, in the enrollments of the configuration and
+//! the individual keys of the store. What an enrollment's devices may have is decided in
+//! `provision`.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -13,18 +13,18 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// A key; not printed, wiped when dropped.
+/// A key; never printed, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
-/// Shortest key taken, in bytes: 128 bits.
+/// Shortest key accepted, in bytes: 128 bits.
 pub const MIN_KEY: usize = 16;
-/// Longest key taken, in bytes (RFC 4279 §5.4).
+/// Longest key accepted, in bytes (RFC 4279 §5.4).
 pub const MAX_KEY: usize = 64;
 
 impl Key {
-    /// A key of 16–64 bytes from hex digits of either case. The error says what
-    /// is wrong, and repeats nothing of the key.
+    /// Parses a key of 16–64 bytes from hex digits of either case. The error says what is
+    /// wrong without repeating any of the key.
     pub fn from_hex(digits: &str) -> Result<Self, String> {
         let bytes =
             hex::decode(digits).map(Zeroizing::new).map_err(|_| "not an even number of hex digits")?;
@@ -34,13 +34,13 @@ impl Key {
         Ok(Self(bytes))
     }
 
-    /// The key, for whoever computes with it.
+    /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key of a device of a derived enrollment, whose master key this is:
-    /// the first 16 bytes of HMAC-SHA256(master, identity).
+    /// Derives the key of a device from this master key of its enrollment: the first 16
+    /// bytes of HMAC-SHA256(master, identity).
     pub fn derive(&self, identity: &[u8]) -> Self {
         #[cfg(test)]
         DERIVED.set(DERIVED.get() + 1);
@@ -53,8 +53,8 @@ impl Key {
     }
 }
 
-/// Read in the place of the key of an identity that has none.
-const NOBODYS_KEY: &str = "00000000000000000000000000000000";
+/// Stand-in for the key of an unknown identity, so that it is parsed like any other.
+const STAND_IN_KEY: &str = "00000000000000000000000000000000";
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,14 +62,14 @@ impl fmt::Debug for Key {
     }
 }
 
-/// How the devices of an enrollment prove who they are.
+/// The way in which the devices of an enrollment prove their identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Each device has a row with its own identity and key.
     Individual,
     /// The identity is the device ID, the key derived from it and this master key.
     Derived(Key),
-    /// One identity and key for all of them, in the firmware image.
+    /// All devices share one identity and key, in the firmware image.
     Shared {
         /// PSK identity.
         identity: String,
@@ -78,38 +78,38 @@ pub enum Kind {
     },
 }
 
-/// How often a certificate may be fetched.
+/// Reissue policy: how often a device may fetch its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reissue {
     /// As often as the device asks.
     Always,
-    /// Again for so long after the first time.
+    /// Again within this time after the first issue.
     Window(Duration),
-    /// A single time.
+    /// Once.
     Once,
 }
 
 /// Devices that were enrolled together: one product, one kind of key, one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrollment {
-    /// Names it in the table and in the configuration.
+    /// Name in the device table and in the configuration.
     pub name: String,
-    /// The product that its devices are registered in.
+    /// ProductKey of the product in which its devices are registered.
     pub product_key: String,
-    /// How they prove who they are.
+    /// How its devices prove their identity.
     pub kind: Kind,
     /// How often each may fetch its certificate.
     pub reissue: Reissue,
 }
 
-/// Who a session's client is, proven by its key.
+/// Identity of a session's client, proven by its key.
 #[derive(Debug, Clone)]
 pub struct Principal {
-    /// The enrollment whose key it has.
+    /// Enrollment whose key it has.
     pub enrollment: Arc<Enrollment>,
-    /// The one device that it is; `None` when the key is shared.
+    /// The client's device; `None` when the key is shared.
     pub device: Option<DeviceId>,
-    /// The identity that it has presented, when the key is its very own.
+    /// PSK identity that it presented, when the key is individual.
     pub own_identity: Option<Arc<str>>,
 }
 
@@ -122,7 +122,7 @@ impl Enrollment {
 }
 
 impl Principal {
-    /// The PSK identity that the key belongs to; empty for a client without one.
+    /// Returns the PSK identity that the key belongs to; empty for a client without one.
     pub fn identity(&self) -> &str {
         match (&self.own_identity, &self.device, &self.enrollment.kind) {
             (Some(identity), ..) => identity,
@@ -133,18 +133,19 @@ impl Principal {
     }
 }
 
-/// The enrollments of a configuration, by what they are looked up by.
+/// The enrollments of a configuration, indexed for lookup.
 #[derive(Debug, Default)]
 pub struct Enrollments {
     by_name: HashMap<String, Arc<Enrollment>>,
     by_identity: HashMap<String, Arc<Enrollment>>,
     derived: Vec<Arc<Enrollment>>,
-    /// One of the individual enrollments: stands in for that of an unknown identity.
+    /// One of the individual enrollments, used as a stand-in for an unknown identity.
     individual: Option<Arc<Enrollment>>,
 }
 
 impl Enrollments {
-    /// Names and shared identities are unique: the configuration has seen to it.
+    /// Creates the index. Names and shared identities are unique: the configuration has
+    /// checked that.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
@@ -160,30 +161,31 @@ impl Enrollments {
         all
     }
 
-    /// The enrollment of this name.
+    /// Returns the enrollment with this name.
     pub fn named(&self, name: &str) -> Option<&Arc<Enrollment>> {
         self.by_name.get(name)
     }
 
-    /// A copy that shares no memory with this one.
+    /// Returns a copy that shares no memory with this one.
     pub fn unshared(&self) -> Self {
-        // The derived ones in their order: it counts.
+        // The derived enrollments keep their order, because it matters.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
 
-    /// The key of an identity, and who that is; `None` when it is unknown.
+    /// Returns the key of an identity and its principal; `None` when it is unknown.
     ///
-    /// The same is done for every identity, whatever it turns out to be: a shared key is
-    /// copied, an individual one is read, and one is derived, as far as there are
-    /// enrollments of the kind. A stand-in takes the place of what is not there. Which of
-    /// them counts must not show in how long a handshake takes.
+    /// Does the same work for every identity, so that the time of a handshake does not
+    /// reveal its kind: it copies a shared key, reads an individual one and derives one,
+    /// for each kind of enrollment that is configured. A stand-in replaces whatever does
+    /// not exist.
     pub async fn find(
         &self,
         identity: &[u8],
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
-        // What is no text is nobody's, as everybody knows.
+        // An identity that is not UTF-8 cannot exist. That is public, so the time may
+        // reveal it.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
         let individual = self.individual(identity, store).await?;
         let derived = self.derived(identity, store).await?;
@@ -208,7 +210,7 @@ impl Enrollments {
         let found = store.individual_key(identity).await?;
         let (digits, name) = match &found {
             Some(found) => (found.psk.expose(), &found.enrollment),
-            None => (NOBODYS_KEY, &stand_in.name),
+            None => (STAND_IN_KEY, &stand_in.name),
         };
         let Ok(key) = Key::from_hex(digits) else { return Ok(None) };
         let Some(enrollment) = self.by_name.get(name) else { return Ok(None) };
@@ -227,7 +229,8 @@ impl Enrollments {
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
         let Some(first) = self.derived.first() else { return Ok(None) };
-        // What is no device ID is no device's, as everybody knows.
+        // An identity that is not a device ID belongs to no device. That is public, so
+        // the time may reveal it.
         let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
@@ -235,9 +238,9 @@ impl Enrollments {
         Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
     }
 
-    /// The derived enrollment of a device. With one there is nothing to look up:
-    /// a device that is not in the table still proves its key, and is then told
-    /// that it is invalid. With several, such a device is taken for one of the first.
+    /// Returns the derived enrollment of a device. With only one there is nothing to look
+    /// up: a device that is not in the table still proves its key, and is then answered
+    /// that it is invalid. With several, such a device is treated as one of the first.
     async fn derived_of<'a>(
         &'a self,
         device: &DeviceId,
@@ -255,7 +258,7 @@ impl Enrollments {
 
 #[cfg(test)]
 thread_local! {
-    /// Keys that this thread has derived.
+    /// Number of keys that this thread has derived.
     pub(crate) static DERIVED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
@@ -265,8 +268,8 @@ mod tests {
 
     #[test]
     fn a_derived_key_is_the_beginning_of_the_hmac() {
-        // RFC 4231 §4.3, test case 2: key "Jefe" is too short for a master key
-        // here, so the primitive is taken as it is and only the cut is tested.
+        // The key of RFC 4231 §4.3, test case 2, is too short for a master key, so HMAC
+        // is taken as correct here and only the truncation is tested.
         let master = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
         let mut mac = Hmac::<Sha256>::new_from_slice(master.as_bytes()).unwrap();
         mac.update(b"SN00000001");
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_shares_nothing_and_is_the_same() {
+    fn a_copy_is_equal_and_shares_nothing() {
         let key = || Key::from_hex(&"ab".repeat(16)).unwrap();
         let kinds =
             [Kind::Individual, Kind::Derived(key()), Kind::Shared { identity: "one".into(), key: key() }];
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_is_told_without_repeating_it() {
+    fn the_error_about_a_bad_key_does_not_repeat_it() {
         assert_eq!(Key::from_hex("00ff").unwrap_err(), "2 bytes, expected 16 to 64");
         assert_eq!(Key::from_hex("xyz").unwrap_err(), "not an even number of hex digits");
         assert!(Key::from_hex(&"ab".repeat(64)).is_ok());

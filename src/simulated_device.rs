@@ -1,7 +1,7 @@
-//! A device as firmware would have it, on a foreign DTLS stack: PSK handshake,
-//! one confirmable request for `/cert`, its answer, piggybacked or separate; then
-//! signing in with what it got. It shares no code with the server but coap-lite's
-//! message format.
+//! A simulated device that behaves like firmware, on a foreign DTLS stack: a PSK
+//! handshake, one confirmable request for `/cert`, its answer, piggybacked or separate;
+//! then it signs in with the certificate. It shares no code with the server except
+//! coap-lite's message format.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,53 +21,52 @@ use crate::{
     iot_platform::sign_in::{Login, SignMethod},
 };
 
-/// RFC 7252 §4.8: how long the first transmission waits for its answer, and how
-/// often the request is sent again.
+/// Time that the first transmission waits for its answer (RFC 7252 §4.8).
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_RETRANSMIT: u32 = 4;
 
 /// A device that is about to power on.
 #[derive(Clone)]
 pub struct SimulatedDevice {
-    /// Where certdist listens.
+    /// Address at which certdist listens.
     pub server: SocketAddr,
     /// PSK identity.
     pub identity: String,
     /// Pre-shared key.
     pub psk: Vec<u8>,
-    /// The serial number that it asks with; without one, the identity speaks for it.
+    /// Serial number that it sends; without one, the identity names the device.
     pub sn: Option<String>,
-    /// When it gives up.
+    /// Time after which it gives up.
     pub patience: Duration,
 }
 
-/// What the server answered.
+/// Answer of the server.
 #[derive(Debug)]
 pub enum Answer {
-    /// 2.05.
+    /// 2.05: the certificate.
     Certificate(Certificate),
-    /// Everything else.
+    /// Any other answer.
     Refused {
-        /// Such as `4.04`.
+        /// The response code, such as `4.04`.
         code: String,
         /// The title of the problem details (RFC 9290).
         title: String,
-        /// When to come back, in seconds.
+        /// Time after which to retry, in seconds.
         max_age: Option<u32>,
     },
 }
 
 impl SimulatedDevice {
-    /// Connects, asks, and says goodbye.
+    /// Connects, asks for the certificate, and closes the session.
     pub async fn fetch(&self) -> Result<Answer> {
         let connected = self.connect().await?;
         let answer = connected.ask().await;
-        // The answer is there; a goodbye that is lost changes nothing.
+        // The answer has arrived; a lost close_notify changes nothing.
         let _ = connected.connection.close().await;
         answer
     }
 
-    /// Connects, for a device that asks more than once.
+    /// Connects without asking, for a device that asks more than once.
     pub async fn connect(&self) -> Result<ConnectedDevice> {
         let connection = timeout(self.patience, self.handshake())
             .await
@@ -85,7 +84,7 @@ impl SimulatedDevice {
             psk: Some(Arc::new(move |_| Ok(psk.clone()))),
             psk_identity_hint: Some(self.identity.clone().into_bytes()),
             cipher_suites: vec![CipherSuiteId::Tls_Psk_With_Aes_128_Ccm_8],
-            // Not used with a pre-shared key, and missed all the same.
+            // Not used with a pre-shared key, but the library requires it.
             server_name: "certdist".into(),
             ..Config::default()
         };
@@ -157,14 +156,14 @@ impl SimulatedDevice {
     }
 }
 
-/// How often a device that is signed in says so, at the latest.
+/// Keep-alive interval of a device that is signed in.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Signs in over MQTT with a certificate, at `broker` as `HOST:PORT`, and goes again.
+/// Signs in over MQTT with a certificate, at `broker` as `HOST:PORT`, and disconnects.
 ///
 /// # Errors
 ///
-/// When nobody answers within `patience`, or the certificate is refused.
+/// Fails when no answer arrives within `patience`, or when the certificate is refused.
 pub async fn sign_in(certificate: &Certificate, broker: &str, patience: Duration) -> Result<()> {
     let (host, port) = broker.rsplit_once(':').context("a broker is HOST:PORT")?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -188,14 +187,14 @@ pub async fn sign_in(certificate: &Certificate, broker: &str, patience: Duration
     timeout(patience, session).await.map_err(|_| anyhow!("not signed in within {patience:?}"))?
 }
 
-/// A device that holds a session.
+/// A device that has an open session.
 pub struct ConnectedDevice {
     device: SimulatedDevice,
     connection: DTLSConn,
 }
 
 impl ConnectedDevice {
-    /// Asks for the certificate, with a new request.
+    /// Asks for the certificate in a new request.
     pub async fn ask(&self) -> Result<Answer> {
         let patience = self.device.patience;
         timeout(patience, self.device.exchange(&self.connection))

@@ -1,6 +1,6 @@
-//! The bodies of `/cert`: device IDs in CBOR, JSON, text or a query, and the
-//! certificate in CBOR or JSON (shared contract: a map with `deviceId`, `sn` or
-//! `mac`; a map with `productKey`, `deviceName`, `deviceSecret`).
+//! The bodies of `/cert`: device IDs in CBOR, JSON, text or a query (a map with
+//! `deviceId`, `sn` or `mac`), and the certificate in CBOR or JSON (a map with
+//! `productKey`, `deviceName`, `deviceSecret`).
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::{
     device::{Certificate, DeviceId, DeviceIdError},
 };
 
-/// Reads one device ID under its key; `None` for a key that names none.
+/// Reads a device ID under its key; returns `None` for any other key.
 fn device_id(key: &str, value: &str) -> Option<Result<DeviceId, DeviceIdError>> {
     match key {
         "deviceId" => Some(DeviceId::parse(value)),
@@ -31,7 +31,7 @@ fn unreadable(error: DeviceIdError) -> Response {
     bad_request(&error.to_string())
 }
 
-/// Device IDs of a CBOR map. Other keys are passed over, whatever they hold.
+/// Reads the device IDs of a CBOR map. Other keys are skipped with their values.
 pub(super) fn cbor(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     let not_a_map = || bad_request("the payload is not a CBOR map");
     let mut decoder = Decoder::new(payload);
@@ -57,32 +57,32 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdEr
         }
         match decoder.datatype()? {
             Type::String => {}
-            // In chunks, it could be one of ours that is then passed over.
+            // A key in chunks could be one of ours, and would be skipped.
             Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
             _ => {
-                pass_over(decoder, 0)?;
-                pass_over(decoder, 0)?;
+                skip(decoder, 0)?;
+                skip(decoder, 0)?;
                 continue;
             }
         }
         match decoder.str()? {
-            // RFC 8949 §5.6: a map that has a key twice is not valid.
+            // RFC 8949 §5.6: a map with duplicate keys is invalid.
             key if seen.contains(&key) => return Err(decode::Error::message("a key twice")),
             key @ ("deviceId" | "sn" | "mac") => {
                 seen.push(key);
                 ids.extend(device_id(key, decoder.str()?));
             }
-            _ => pass_over(decoder, 0)?,
+            _ => skip(decoder, 0)?,
         }
     }
 }
 
-/// Deepest nesting that is passed over.
+/// Maximum nesting of a skipped data item.
 const MAX_DEPTH: u32 = 16;
 
-/// Passes over a data item, if it is well-formed: minicbor's own `skip` lets a
-/// break stand in place of one (RFC 8949 §3.2.1).
-fn pass_over(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
+/// Skips a data item if it is well-formed. minicbor's own `skip` accepts a break in place
+/// of an item (RFC 8949 §3.2.1).
+fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
     if depth > MAX_DEPTH {
         return Err(decode::Error::message("nested too deep"));
     }
@@ -91,14 +91,14 @@ fn pass_over(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error>
         Type::Map | Type::MapIndef => (2, decoder.map()?),
         Type::Tag => {
             decoder.tag()?;
-            return pass_over(decoder, depth + 1);
+            return skip(decoder, depth + 1);
         }
         Type::String | Type::StringIndef => return decoder.str_iter()?.try_for_each(|chunk| chunk.map(drop)),
         Type::Bytes | Type::BytesIndef => return decoder.bytes_iter()?.try_for_each(|chunk| chunk.map(drop)),
         Type::Break | Type::Unknown(_) => return Err(decode::Error::message("not a data item")),
         _ => return decoder.skip(),
     };
-    // A length that nothing can have ends with the input: each item has a byte.
+    // An impossible length ends with the input: each item takes at least a byte.
     let mut left = length;
     loop {
         match &mut left {
@@ -108,15 +108,16 @@ fn pass_over(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error>
             None => {}
         }
         for _ in 0..items {
-            pass_over(decoder, depth + 1)?;
+            skip(decoder, depth + 1)?;
         }
     }
 }
 
-/// The device IDs of a JSON object with the same keys.
+/// The device IDs of a JSON object with the same keys as the CBOR map.
 struct JsonIds(Vec<Result<DeviceId, DeviceIdError>>);
 
-// By hand: a derived one takes an array as well, in the order of its fields.
+// Written by hand: a derived implementation would also accept an array with the fields in
+// order.
 impl<'de> Deserialize<'de> for JsonIds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -135,7 +136,7 @@ impl<'de> Deserialize<'de> for JsonIds {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     }
-                    // RFC 8259 §4: what a name given twice means is not defined.
+                    // RFC 8259 §4: the meaning of a duplicate name is undefined.
                     if seen.contains(&key) {
                         return Err(de::Error::custom("a key twice"));
                     }
@@ -150,22 +151,22 @@ impl<'de> Deserialize<'de> for JsonIds {
     }
 }
 
-/// Device IDs of a JSON object.
+/// Reads the device IDs of a JSON object.
 pub(super) fn json(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     let not_an_object = || bad_request("the payload is not a JSON object with text values");
-    // All of it: serde_json does not look into strings that it passes over.
+    // The whole payload is checked: serde_json does not check strings that it skips.
     let payload = std::str::from_utf8(payload).map_err(|_| not_an_object())?;
     let JsonIds(ids) = serde_json::from_str(payload).map_err(|_| not_an_object())?;
     ids.into_iter().collect::<Result<_, _>>().map_err(unreadable)
 }
 
-/// The device ID that is the whole text, but for white space around it.
+/// Reads a text that is a device ID, apart from surrounding white space.
 pub(super) fn text(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     let text = std::str::from_utf8(payload).map_err(|_| bad_request("the payload is not UTF-8"))?;
     Ok(vec![DeviceId::parse(text.trim()).map_err(unreadable)?])
 }
 
-/// Device IDs of Uri-Query options; other queries are passed over.
+/// Reads the device IDs of Uri-Query options; other queries are skipped.
 pub(super) fn query(options: &[String]) -> Result<Vec<DeviceId>, Response> {
     options
         .iter()
@@ -179,10 +180,11 @@ const PRODUCT_KEY: &str = "productKey";
 const DEVICE_NAME: &str = "deviceName";
 const DEVICE_SECRET: &str = "deviceSecret";
 
-/// A map of three texts.
+/// Encodes a certificate as a CBOR map of three texts.
 pub(super) fn certificate_cbor(certificate: &Certificate) -> Vec<u8> {
     let secret = certificate.device_secret.expose();
-    // Made large enough at once, so that no copy of the secret is left behind.
+    // Allocated large enough at once, so that no reallocation leaves a copy of the secret
+    // behind.
     let length = 64 + certificate.product_key.len() + certificate.device_name.len() + secret.len();
     let mut encoder = Encoder::new(Vec::with_capacity(length));
     // Writing to a vector cannot fail.
@@ -197,7 +199,7 @@ pub(super) fn certificate_cbor(certificate: &Certificate) -> Vec<u8> {
     encoder.into_writer()
 }
 
-/// An object of three strings.
+/// Encodes a certificate as a JSON object of three strings.
 pub(super) fn certificate_json(certificate: &Certificate) -> Vec<u8> {
     let mut value = serde_json::json!({
         PRODUCT_KEY: certificate.product_key,

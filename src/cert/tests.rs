@@ -1,5 +1,5 @@
-//! Every row of the answer table for its real cause, the three-way logic, and
-//! who may have what: on a real database, with a cloud in memory.
+//! Every row of the table of answers with its real cause, the three-way logic, and who
+//! may have what; with a real database and a cloud in memory.
 
 mod reading;
 
@@ -23,7 +23,7 @@ use crate::{
     testing::cloud::{Cloud, Scripted},
 };
 
-/// Longer than a disk with other work takes for a commit.
+/// Longer than a busy disk takes for a commit.
 const PATIENCE: Duration = Duration::from_secs(3);
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 
@@ -120,7 +120,7 @@ impl Bench {
         }
     }
 
-    /// A device of the derived enrollment asks for itself.
+    /// Asks as a device of the derived enrollment for its own certificate.
     async fn ask_itself(&self, device: &str) -> Response {
         self.ask(device, get()).await
     }
@@ -128,7 +128,7 @@ impl Bench {
 
 struct Ask(Request<u8>);
 
-/// Only an endpoint makes requests.
+/// Only an endpoint can create requests.
 fn get() -> Ask {
     let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
     let mut endpoint = Endpoint::new(coap::Config::default(), std::time::Instant::now(), [0; 32]);
@@ -170,7 +170,7 @@ fn title(response: &Response) -> String {
     decoder.str().unwrap().to_owned()
 }
 
-/// The texts of a certificate in CBOR, by key.
+/// Returns the texts of a certificate in CBOR, by key.
 fn certificate(response: &Response) -> std::collections::BTreeMap<String, String> {
     assert_eq!(response.code, Code::Content, "{}", String::from_utf8_lossy(&response.payload));
     assert_eq!(response.max_age, Some(0));
@@ -186,7 +186,7 @@ fn name(response: &Response) -> String {
 }
 
 #[tokio::test]
-async fn in_the_table_with_a_certificate_it_is_returned_without_a_call() {
+async fn a_device_with_a_certificate_gets_it_without_a_call() {
     let bench = Bench::new();
     let answer = bench.ask_itself("SN-KNOWN").await;
     let expected = [("deviceName", "known"), ("deviceSecret", "imported"), ("productKey", "a1lamp")];
@@ -195,7 +195,7 @@ async fn in_the_table_with_a_certificate_it_is_returned_without_a_call() {
 }
 
 #[tokio::test]
-async fn in_the_table_without_it_is_registered_once_and_stored() {
+async fn a_device_without_a_certificate_is_registered_once_and_stored() {
     let bench = Bench::new();
     let first = bench.ask_itself("SN-1").await;
     let created = bench.cloud.secret("a1lamp", "SN-1").expect("a device of that name");
@@ -206,7 +206,7 @@ async fn in_the_table_without_it_is_registered_once_and_stored() {
 }
 
 #[tokio::test]
-async fn not_in_the_table_the_device_is_invalid() {
+async fn a_device_that_is_not_in_the_table_is_invalid() {
     let bench = Bench::new();
     let answer = bench.ask_itself("SN-STRANGER").await;
     assert_eq!((answer.code, title(&answer).as_str()), (Code::NotFound, "device is invalid"));
@@ -259,7 +259,7 @@ async fn every_spelling_of_a_mac_is_the_same_device() {
 }
 
 #[tokio::test]
-async fn a_shared_identity_must_say_which_device() {
+async fn a_shared_identity_must_name_the_device() {
     let bench = Bench::new();
     let answer = bench.ask("plug-identity", get()).await;
     assert_eq!(answer.code, Code::BadRequest);
@@ -280,7 +280,7 @@ async fn the_answer_is_cbor_or_json_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn too_long_a_payload_and_a_foreign_format_have_their_codes() {
+async fn a_payload_that_is_too_long_or_in_another_format_has_its_own_code() {
     let bench = Bench::new();
     let answer = bench.ask("SN-1", get().body(format::CBOR, &[0; MAX_PAYLOAD + 1])).await;
     assert_eq!((answer.code, answer.size1), (Code::RequestEntityTooLarge, Some(512)));
@@ -304,10 +304,11 @@ async fn other_paths_are_not_found_and_the_links_are_listed() {
 }
 
 #[tokio::test]
-async fn a_device_has_only_its_own_certificate() {
+async fn a_device_gets_only_its_own_certificate() {
     let bench = Bench::new();
     bench.ask_itself("SN-2").await;
-    // Another device that exists, one in another enrollment, one that does not exist: alike.
+    // The same for a device that exists, one in another enrollment, and one that does not
+    // exist.
     for other in ["SN-2", "PLUG-1", "SN-STRANGER"] {
         let answer = bench.ask("SN-1", get().query(&format!("deviceId={other}"))).await;
         assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "not this identity's device"));
@@ -318,13 +319,13 @@ async fn a_device_has_only_its_own_certificate() {
 }
 
 #[tokio::test]
-async fn a_device_of_a_foreign_enrollment_looks_like_one_that_does_not_exist() {
+async fn a_device_of_another_enrollment_looks_like_one_that_does_not_exist() {
     let bench = Bench::new();
     let foreign = bench.ask("plug-identity", get().query("sn=SN-1")).await;
     let missing = bench.ask("plug-identity", get().query("sn=SN-STRANGER")).await;
     assert_eq!(foreign.code, Code::NotFound);
     assert_eq!((foreign.code, &foreign.payload), (missing.code, &missing.payload));
-    // Whoever has the master key of `lamp` does not get at other enrollments' devices either.
+    // The master key of `lamp` gives no access to devices of other enrollments either.
     assert_eq!(bench.ask_itself("PLUG-1").await.code, Code::NotFound);
 }
 
@@ -352,7 +353,7 @@ async fn once_is_once_until_the_operator_resets_it() {
 }
 
 #[tokio::test]
-async fn of_many_at_once_only_one_gets_what_is_issued_once() {
+async fn only_one_of_many_concurrent_requests_gets_a_certificate_issued_once() {
     let bench = Bench::new();
     let mut tasks = Vec::new();
     for _ in 0..50 {
@@ -373,7 +374,7 @@ async fn of_many_at_once_only_one_gets_what_is_issued_once() {
 }
 
 #[tokio::test]
-async fn within_its_window_a_certificate_is_repeated_and_after_it_not() {
+async fn a_certificate_is_issued_again_within_its_window_and_not_after_it() {
     let bench = Bench::new();
     let ask = || bench.ask("plug-identity", get().query("sn=PLUG-1"));
     assert_eq!(name(&ask().await), "PLUG-1");
@@ -386,9 +387,9 @@ async fn within_its_window_a_certificate_is_repeated_and_after_it_not() {
 }
 
 #[tokio::test]
-async fn whatever_the_policy_the_first_issue_is_on_the_disk_before_the_answer() {
+async fn under_every_policy_the_first_issue_is_on_the_disk_before_the_answer() {
     let bench = Bench::new();
-    // Another process's eyes: nothing is seen before it is committed.
+    // A second connection sees nothing before it is committed.
     let disk = rusqlite::Connection::open(bench.store.path()).unwrap();
     let first_issued = |device: &str| -> Option<i64> {
         disk.query_row("SELECT firstIssued FROM device_table WHERE deviceId = ?1", [device], |row| row.get(0))
@@ -409,10 +410,10 @@ async fn whatever_the_policy_the_first_issue_is_on_the_disk_before_the_answer() 
 }
 
 #[tokio::test]
-async fn a_device_that_comes_again_is_answered_at_once_and_nothing_is_written() {
+async fn a_device_that_asks_again_is_answered_at_once_without_a_write() {
     let bench = Bench::new();
     let first = bench.ask_itself("SN-KNOWN").await;
-    // Nobody can write while this is held.
+    // No one else can write while this lock is held.
     let lock = rusqlite::Connection::open(bench.store.path()).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let principal = bench.principal("SN-KNOWN").await;
@@ -423,12 +424,12 @@ async fn a_device_that_comes_again_is_answered_at_once_and_nothing_is_written() 
 }
 
 #[tokio::test]
-async fn a_first_issue_that_cannot_be_recorded_is_not_answered_with_the_certificate() {
+async fn a_certificate_whose_first_issue_cannot_be_recorded_is_not_issued() {
     let bench = Bench::new();
     let disk = rusqlite::Connection::open(bench.store.path()).unwrap();
     disk.execute_batch(
         "CREATE TRIGGER broken BEFORE UPDATE OF firstIssued ON device_table \
-         BEGIN SELECT RAISE (ABORT, 'a disk that fails'); END",
+         BEGIN SELECT RAISE (ABORT, 'the disk failed'); END",
     )
     .unwrap();
     let answer = bench.ask_itself("SN-KNOWN").await;
@@ -438,7 +439,7 @@ async fn a_first_issue_that_cannot_be_recorded_is_not_answered_with_the_certific
 }
 
 #[tokio::test]
-async fn what_the_operator_must_mend_is_a_bad_gateway() {
+async fn an_error_that_the_operator_must_fix_is_a_bad_gateway() {
     let bench = Bench::new();
     bench.cloud.script([Scripted::Refuse(ErrorClass::Operator)]);
     assert_eq!(bench.ask_itself("SN-1").await.code, Code::BadGateway);
@@ -457,7 +458,7 @@ async fn a_refused_device_is_a_bad_gateway_until_it_is_reset() {
 }
 
 #[tokio::test]
-async fn a_cloud_that_keeps_failing_is_unavailable_with_a_time_to_come_back() {
+async fn a_cloud_that_keeps_failing_is_unavailable_with_a_time_to_retry() {
     let bench = Bench::new();
     bench.cloud.script(vec![Scripted::Refuse(ErrorClass::TryAgain); 3]);
     let answer = bench.ask_itself("SN-1").await;
@@ -467,7 +468,7 @@ async fn a_cloud_that_keeps_failing_is_unavailable_with_a_time_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_registers_nobody_and_still_serves_who_has_a_certificate() {
+async fn a_stopping_server_registers_no_device_and_still_serves_those_with_a_certificate() {
     let bench = Bench::new();
     assert_eq!(bench.registrar.drain(Duration::ZERO).await, 0);
     let answer = bench.ask_itself("SN-1").await;
@@ -477,7 +478,7 @@ async fn a_server_that_ends_registers_nobody_and_still_serves_who_has_a_certific
 }
 
 #[tokio::test]
-async fn whoever_asks_too_often_is_told_when_to_come_back_and_the_table_is_not_read() {
+async fn a_client_that_asks_too_often_is_asked_to_retry_later_and_the_table_is_not_read() {
     let mut bench = Bench::new();
     let limits =
         RequestLimits { per_identity: Rate::new(2, Duration::from_secs(60)), ..RequestLimits::default() };
@@ -489,13 +490,13 @@ async fn whoever_asks_too_often_is_told_when_to_come_back_and_the_table_is_not_r
     let Answer::Now(answer) = bench.answer(&principal, &get()) else { panic!("there is work to do") };
     assert_eq!((answer.code, title(&answer).as_str()), (Code::TooManyRequests, "too many requests"));
     assert!((50..=60).contains(&answer.max_age.unwrap()), "{:?}", answer.max_age);
-    // What cannot be read has its own code, and another device its own tokens.
+    // An unreadable request has its own code, and another device its own tokens.
     assert_eq!(bench.ask("SN-KNOWN", get().query("sn=")).await.code, Code::BadRequest);
     assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
 }
 
 #[tokio::test]
-async fn every_kind_of_refusal_counts_as_a_tried_id_and_a_hit_does_not() {
+async fn every_kind_of_refusal_counts_as_a_guess_and_a_success_does_not() {
     let mut bench = Bench::new();
     let tries = EnrollmentLimits { requests: None, refused_lookups: Rate::new(3, Duration::from_secs(60)) };
     let limits = |name: &str| RequestLimits {
@@ -516,7 +517,7 @@ async fn every_kind_of_refusal_counts_as_a_tried_id_and_a_hit_does_not() {
         .await
         .unwrap();
     assert_eq!(ask("PLUG-1").await.code, Code::Forbidden, "disabled");
-    // A right guess and a wrong one look alike now.
+    // A right guess and a wrong one now look alike.
     bench
         .store
         .set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Enabled, &Actor::system_user())
@@ -533,7 +534,7 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
     let bench = Bench::new();
     bench.cloud.script([Scripted::Slow(2 * PATIENCE)]);
     assert_eq!(bench.ask_itself("SN-1").await.code, Code::GatewayTimeout);
-    // Asking again joins the flight, or finds what it brought.
+    // Asking again joins the registration in progress, or finds its result.
     let mut answer = bench.ask_itself("SN-1").await;
     while answer.code == Code::GatewayTimeout {
         answer = bench.ask_itself("SN-1").await;
@@ -543,10 +544,10 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
 }
 
 #[tokio::test]
-async fn a_condition_that_does_not_hold_is_never_passed_over() {
+async fn a_condition_that_does_not_hold_is_never_ignored() {
     let bench = Bench::new();
     let path = |segments: &[&str]| segments.iter().map(|segment| (*segment).to_owned()).collect::<Vec<_>>();
-    // RFC 7252 §5.10.8.1: an empty value asks whether there is the resource.
+    // RFC 7252 §5.10.8.1: an empty value only requires that the resource exists.
     for (if_match, if_none_match, expected) in [
         (&[][..], false, Code::Content),
         (&[&b""[..]], false, Code::Content),
@@ -568,9 +569,10 @@ async fn a_condition_that_does_not_hold_is_never_passed_over() {
     assert_eq!(bench.cloud.registrations(), 0);
 }
 
-/// An issue that is recorded and never sent would lock out a device with one fetch.
+/// An issue that is recorded but never sent would lock out a device whose certificate is
+/// issued once.
 #[tokio::test]
-async fn a_request_that_may_not_wait_begins_nothing_that_takes_time() {
+async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     let bench = Bench::new();
     let known = DeviceId::parse("SN-KNOWN").unwrap();
     let poll = async |device: &str| {
@@ -582,7 +584,7 @@ async fn a_request_that_may_not_wait_begins_nothing_that_takes_time() {
     };
     assert!(poll("SN-1").await.is_none(), "it has to be registered");
     assert!(poll("SN-KNOWN").await.is_none(), "its first issue has to be recorded");
-    // A write after whatever they would have written.
+    // A write that comes after anything they would have written.
     bench.store.reset(&DeviceId::parse("SN-2").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(bench.cloud.registrations(), 0);
     assert_eq!(bench.store.device(&known).await.unwrap().unwrap().first_issued, None);
@@ -590,9 +592,9 @@ async fn a_request_that_may_not_wait_begins_nothing_that_takes_time() {
     assert_eq!(poll("SN-KNOWN").await.map(|answer| name(&answer)).as_deref(), Some("known"));
 }
 
-/// What a session holds is the principal that its handshake has proven.
+/// A session holds the principal that its handshake has proven.
 #[tokio::test]
-async fn a_session_of_a_device_that_was_given_another_key_or_deleted_gets_nothing_but_its_own() {
+async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_deleted() {
     let bench = Bench::new();
     let session = bench.principal("OWN-1-identity").await;
     let ask = async |request: Ask| match bench.answer(&session, &request) {
@@ -600,7 +602,7 @@ async fn a_session_of_a_device_that_was_given_another_key_or_deleted_gets_nothin
         Answer::Later(work) => work.await,
     };
     assert_eq!(name(&ask(get()).await), "OWN-1");
-    // Another key for it, and its identity for a device that is new.
+    // The device gets another key, and a new device gets its identity.
     let key = |identity: &str| Some((identity.to_owned(), Secret::new("1".repeat(32))));
     let rows = [
         ImportRow { key: key("another-identity"), ..row("OWN-1", "own") },

@@ -1,6 +1,6 @@
-//! Which limits a request for a certificate is held against, and what is told of
-//! those who exceed them. Decided before the table is read, so that a refusal
-//! tells nothing about it. How a limit works is `limits`'.
+//! Rate limits for requests for certificates, and the reports about those who exceed
+//! them. Applied before the device table is read, so that a refusal reveals nothing about
+//! it. The token buckets are in `limits`.
 
 use std::{
     collections::HashMap,
@@ -17,30 +17,32 @@ use crate::{
     psk::Principal,
 };
 
-/// Refused lookups of a network, in those of one address and port: a guesser is held back
-/// first where it asks from, and its neighbours behind the same NAT go on.
+/// Multiple of the limit on refused lookups that a network has, compared with one address
+/// and port. A client that guesses is slowed down at its own port first, while its
+/// neighbours behind the same NAT are still served.
 const OF_NETWORK: u32 = 10;
-/// How long a device that was served is known where it was, from the last time on: a
-/// guesser behind the same NAT holds it back no more.
+/// Time, since it was last served, for which a device is known at its address. Meanwhile
+/// a guesser behind the same NAT does not slow it down.
 const SERVED: Duration = Duration::from_secs(86_400);
-/// Episodes that are logged in a second, one line each: whoever has many
-/// addresses can begin many.
+/// Maximum number of episodes logged per second, one line each: an attacker with many
+/// addresses can start many.
 const MAX_LINES: u32 = 20;
 
-/// How often may be asked, as configured. `None` is without a limit.
+/// The configured rate limits. `None` means unlimited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Requests of an identity that belongs to one device.
     pub per_identity: Option<Rate>,
-    /// Requests from an address, of whatever identity.
+    /// Requests from an address, under any identity.
     pub per_address: Option<Rate>,
-    /// By the enrollment's name; one that is not there has the defaults.
+    /// Limits by the enrollment's name; an enrollment that is missing here has the
+    /// defaults.
     pub enrollments: HashMap<String, EnrollmentLimits>,
 }
 
 impl Default for RequestLimits {
-    /// An identity of one device may ask far more often than any device does. An
-    /// address has no limit: behind one there may be a factory.
+    /// Allows an identity of one device far more requests than any device makes. An
+    /// address is unlimited, because it may be that of a whole factory.
     fn default() -> Self {
         Self {
             per_identity: Rate::new(200, Duration::from_secs(1)),
@@ -55,9 +57,9 @@ impl Default for RequestLimits {
 pub struct EnrollmentLimits {
     /// Requests of all its devices together.
     pub requests: Option<Rate>,
-    /// Refusals (4.03, 4.04) of one address and port under the shared identity, and ten
-    /// times as many of one address. Devices that are in the table are not refused;
-    /// whoever tries IDs is.
+    /// Refusals (4.03, 4.04) to one address and port under the shared identity, and ten
+    /// times as many to one address. Devices in the table are not refused; a client that
+    /// tries device IDs is.
     pub refused_lookups: Option<Rate>,
 }
 
@@ -67,7 +69,7 @@ impl Default for EnrollmentLimits {
     }
 }
 
-/// Names a bucket.
+/// Identifies a bucket.
 #[derive(Hash)]
 enum Key<'k> {
     Identity(&'k str, &'k str),
@@ -78,7 +80,7 @@ enum Key<'k> {
     Served(&'k str, Origin, &'k str),
 }
 
-/// The limits that there are, in the order of [`Counters`].
+/// The kinds of limits, in the order of [`Counters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// [`RequestLimits::per_identity`].
@@ -92,10 +94,10 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// All of them.
+    /// All limits.
     pub const ALL: [Self; 4] = [Self::Identity, Self::Address, Self::Enrollment, Self::RefusedLookups];
 
-    /// As it is called in the log and in metrics.
+    /// Returns the limit's name in the log and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
@@ -106,7 +108,7 @@ impl Limit {
     }
 }
 
-/// What happened so far.
+/// Counts of exceeded limits.
 #[derive(Debug, Default)]
 pub struct Counters {
     throttled: [AtomicU64; 4],
@@ -115,34 +117,36 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Requests that were told to come back.
+    /// Returns the number of requests that were asked to retry later.
     pub fn throttled(&self, limit: Limit) -> u64 {
         self.throttled[limit as usize].load(Ordering::Relaxed)
     }
 
-    /// Times that somebody exceeded a limit, until they had kept quiet for long enough.
+    /// Returns the number of episodes: an episode starts when a limit is exceeded, and
+    /// ends when its bucket is full again.
     pub fn episodes(&self, limit: Limit) -> u64 {
         self.episodes[limit as usize].load(Ordering::Relaxed)
     }
 
-    /// Requests under a shared identity that were refused with 4.03 or 4.04.
+    /// Returns the number of requests under a shared identity that were refused with 4.03
+    /// or 4.04.
     pub fn refused_lookups(&self) -> u64 {
         self.refused_lookups.load(Ordering::Relaxed)
     }
 }
 
-/// What stays when the configuration changes.
+/// State that survives a change of the configuration.
 struct Kept {
     buckets: Buckets,
-    /// Devices of shared identities that were served lately. Apart from the buckets, in
-    /// which they would take the places of those who are held back.
+    /// Recently served devices of shared identities. Separate from the buckets, because
+    /// they would displace those of clients that are slowed down.
     served: Buckets,
     counters: Arc<Counters>,
-    /// The second in which lines were last written, and how many.
+    /// The second in which lines were last logged, and their number.
     lines: Mutex<(Option<Instant>, u32)>,
 }
 
-/// Holds requests against the limits.
+/// Applies the limits to requests.
 #[derive(Clone)]
 pub(super) struct Throttle {
     limits: RequestLimits,
@@ -160,7 +164,8 @@ impl Throttle {
         Self { limits, kept: Arc::new(kept) }
     }
 
-    /// The same with other limits: nobody is forgiven what they have used up.
+    /// Returns a copy with other limits that shares the buckets: tokens already used stay
+    /// used.
     pub(super) fn with(&self, limits: RequestLimits) -> Self {
         Self { limits, kept: self.kept.clone() }
     }
@@ -169,7 +174,7 @@ impl Throttle {
         self.kept.counters.clone()
     }
 
-    /// Admits a request for a device, or answers with the seconds after which to come back.
+    /// Admits a request for a device, or returns the seconds after which to retry.
     pub(super) fn admit(
         &self,
         now: Instant,
@@ -190,24 +195,24 @@ impl Throttle {
         let requests =
             || requests.iter().filter_map(|(limit, rate, key)| Some((*limit, (*rate)?, key.as_ref()?)));
 
-        // Looked at all together before any token is taken: a request that one
-        // limit refuses costs nothing elsewhere.
+        // All limits are checked before any token is taken, so that a request refused by
+        // one limit uses up no tokens of the others.
         let mut wait = None;
         for (limit, rate, key) in requests() {
             if let Err(empty) = self.kept.buckets.check(now, rate, key) {
-                self.tell(now, limit, empty, origin, principal);
+                self.report(now, limit, empty, origin, principal);
                 wait = wait.max(Some(empty.wait));
             }
         }
         if let Some(rate) = limits.refused_lookups.filter(|_| principal.device.is_none())
             && let Some(empty) = self.guessed_too_often(now, rate, enrollment, source, wanted)
         {
-            self.tell(now, Limit::RefusedLookups, empty, origin, principal);
+            self.report(now, Limit::RefusedLookups, empty, origin, principal);
             wait = wait.max(Some(empty.wait));
         }
         match wait {
-            // RFC 8516 §3: the client waits as long as Max-Age says; rounded up,
-            // so that there is a token then.
+            // RFC 8516 §3: the client waits for Max-Age; rounded up, so that there is a
+            // token by then.
             Some(wait) => Err(wait.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32),
             None => {
                 requests().for_each(|(_, rate, key)| self.kept.buckets.take(now, rate, key));
@@ -216,8 +221,9 @@ impl Throttle {
         }
     }
 
-    /// The longest wait of those that refused lookups ask for, of this address and port and
-    /// of the networks that it is in. One request counts once, however many are empty.
+    /// Returns the longest wait required by the limits on refused lookups, for this
+    /// address and port and for its networks. One request counts once, however many
+    /// buckets are empty.
     fn guessed_too_often(
         &self,
         now: Instant,
@@ -236,15 +242,15 @@ impl Throttle {
             wait: one.wait.max(other.wait),
             is_first: one.is_first || other.is_first,
         };
-        // To ask again for what was given there is no guess: what others guess beside it
-        // does not hold it back.
+        // Asking again for a certificate that was issued to this address is not a guess,
+        // so the guesses of neighbours do not slow it down.
         let network = networks
             .reduce(longest)
             .filter(|_| !served.has(now, &Key::Served(enrollment, source.origin, wanted.as_str())));
         port.into_iter().chain(network).reduce(longest)
     }
 
-    /// Remembers that a device of a shared identity was served where it is.
+    /// Records that a device of a shared identity was served at its address.
     pub(super) fn served(&self, now: Instant, source: Source, principal: &Principal, device: &DeviceId) {
         if let (None, Some(rate)) = (&principal.device, Rate::new(1, SERVED)) {
             let key = Key::Served(&principal.enrollment.name, source.origin, device.as_str());
@@ -257,7 +263,7 @@ impl Throttle {
         if principal.device.is_some() {
             return;
         }
-        // From now on a guess like any other: or it would be refused as often as asked.
+        // From now on it counts as a guess. Otherwise it could be repeated without limit.
         let key = Key::Served(&principal.enrollment.name, source.origin, wanted.as_str());
         self.kept.served.fill(&key);
         self.kept.counters.refused_lookups.fetch_add(1, Ordering::Relaxed);
@@ -275,7 +281,7 @@ impl Throttle {
         self.limits.enrollments.get(&principal.enrollment.name).copied().unwrap_or_default()
     }
 
-    fn tell(&self, now: Instant, limit: Limit, empty: Empty, origin: Origin, principal: &Principal) {
+    fn report(&self, now: Instant, limit: Limit, empty: Empty, origin: Origin, principal: &Principal) {
         let Kept { counters, lines, .. } = &*self.kept;
         counters.throttled[limit as usize].fetch_add(1, Ordering::Relaxed);
         if !empty.is_first {
@@ -295,7 +301,7 @@ impl Throttle {
         match limit {
             Limit::RefusedLookups => tracing::warn!(
                 address = %origin, enrollment,
-                "too many refused device IDs: somebody may be trying them; slowed down until it stops"
+                "too many refused device IDs: someone may be trying them; slowed down until it stops"
             ),
             _ => tracing::warn!(
                 limit = limit.name(), address = %origin, enrollment, device,
@@ -352,24 +358,20 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_counts_what_it_says() {
+    fn each_limit_counts_its_own_requests() {
         let (now, home, away) = (Instant::now(), origin("192.0.2.1"), origin("192.0.2.2"));
         let (one, other, shared) = (principal(Some("SN-1")), principal(Some("SN-2")), principal(None));
 
         let throttle = Throttle::new(now, limits(1, 0, 0));
         assert_eq!(throttle.admit(now, home, &one, &wanted()), Ok(()));
-        assert_eq!(throttle.admit(now, away, &one, &wanted()), Err(10), "wherever it asks from");
+        assert_eq!(throttle.admit(now, away, &one, &wanted()), Err(10), "from any address");
         assert_eq!(throttle.admit(now, home, &other, &wanted()), Ok(()));
         assert_eq!(throttle.admit(now, home, &shared, &wanted()), Ok(()));
-        assert_eq!(
-            throttle.admit(now, home, &shared, &wanted()),
-            Ok(()),
-            "many devices are one shared identity"
-        );
+        assert_eq!(throttle.admit(now, home, &shared, &wanted()), Ok(()), "many devices share one identity");
 
         let throttle = Throttle::new(now, limits(0, 1, 0));
         assert_eq!(throttle.admit(now, home, &one, &wanted()), Ok(()));
-        assert_eq!(throttle.admit(now, home, &other, &wanted()), Err(10), "whoever asks");
+        assert_eq!(throttle.admit(now, home, &other, &wanted()), Err(10), "any identity");
         assert_eq!(throttle.admit(now, away, &one, &wanted()), Ok(()));
 
         let throttle = Throttle::new(now, limits(0, 0, 1));
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_one_limit_refuses_costs_nothing_elsewhere() {
+    fn a_request_that_one_limit_refuses_uses_no_tokens_of_the_others() {
         let (now, home) = (Instant::now(), origin("192.0.2.1"));
         let throttle = Throttle::new(now, limits(1, 2, 2));
         let (greedy, patient) = (principal(Some("SN-1")), principal(Some("SN-2")));
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_tries_device_ids_is_slowed_and_devices_elsewhere_are_not() {
+    fn a_client_that_tries_device_ids_is_slowed_down_and_devices_elsewhere_are_not() {
         let (start, thief, factory) = (Instant::now(), origin("192.0.2.1"), origin("192.0.2.2"));
         let throttle = Throttle::new(start, RequestLimits::default());
         let shared = principal(None);
@@ -428,9 +430,9 @@ mod tests {
         assert_eq!(counters.throttled(Limit::RefusedLookups), 60_000 - guesses);
     }
 
-    /// Guesses from one port, and devices behind the same NAT.
+    /// A client guesses from one port while devices ask from behind the same NAT.
     #[test]
-    fn who_guesses_does_not_lock_out_its_neighbours() {
+    fn a_client_that_guesses_does_not_lock_out_its_neighbours() {
         let start = Instant::now();
         for address in ["192.0.2.1", "2001:db8::1"] {
             let throttle = Throttle::new(start, RequestLimits::default());
@@ -450,9 +452,9 @@ mod tests {
         }
     }
 
-    /// A new port for each guess, and of IPv6 a new subscriber's network.
+    /// Each guess comes from a new port and, with IPv6, from a new subscriber's network.
     #[test]
-    fn guesses_of_a_network_are_bounded_from_however_many_ports_they_come() {
+    fn guesses_of_a_network_are_bounded_however_many_ports_it_uses() {
         let start = Instant::now();
         let guess = |address: &dyn Fn(u32) -> String| {
             let throttle = Throttle::new(start, RequestLimits::default());
@@ -476,10 +478,10 @@ mod tests {
         assert!((4000..=4000 + 40 * 60).contains(&of_customer), "a /48: {of_customer}");
     }
 
-    /// A guesser with a port for each guess holds back strangers of its network, but none of
-    /// the devices that have been there, and learns nothing by it.
+    /// A guesser that uses a new port for each guess slows down unknown devices in its
+    /// network, but none that were served there, and learns nothing from it.
     #[test]
-    fn a_device_that_was_served_is_served_again_however_much_is_guessed_beside_it() {
+    fn a_served_device_is_served_again_however_much_its_neighbours_guess() {
         let start = Instant::now();
         let throttle = Throttle::new(start, RequestLimits::default());
         let (shared, home, away) = (principal(None), at("192.0.2.1", 1), at("192.0.2.2", 1));
@@ -505,8 +507,8 @@ mod tests {
             assert_eq!(throttle.admit(now, home, &shared, &device(number)), Ok(()));
         }
         assert!(throttle.admit(now, home, &shared, &device(1)).is_err(), "never served");
-        assert!(throttle.admit(now, away, &shared, &device(1000)).is_err(), "not there");
-        // A refusal makes a guess of it.
+        assert!(throttle.admit(now, away, &shared, &device(1000)).is_err(), "served at another address");
+        // After a refusal it counts as a guess.
         throttle.refused(now, home, &shared, &device(1000));
         assert!(throttle.admit(now, home, &shared, &device(1000)).is_err());
         let later = start + 86_401 * SECOND;
@@ -515,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_many_networks_hold_back_is_counted_once() {
+    fn a_request_refused_for_several_networks_is_counted_once() {
         let now = Instant::now();
         let plug = EnrollmentLimits { requests: None, refused_lookups: Rate::new(1, 3600 * SECOND) };
         let limits = RequestLimits { enrollments: [("plug".to_owned(), plug)].into(), ..Default::default() };
@@ -533,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn new_limits_hold_at_once_and_forgive_nothing() {
+    fn new_limits_apply_at_once_and_used_tokens_stay_used() {
         let (now, home, device) = (Instant::now(), origin("192.0.2.1"), principal(Some("SN-1")));
         let throttle = Throttle::new(now, limits(1, 0, 0));
         assert_eq!(throttle.admit(now, home, &device, &wanted()), Ok(()));

@@ -1,5 +1,5 @@
-//! Which device a request is about: every source, format and spelling, what
-//! contradicts itself, and what cannot be read. None of it needs a table.
+//! Reading the device that a request is about: every source, format and spelling,
+//! contradictions, and unreadable requests. None of it needs a table.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 
 const MAC: &str = "001A2B3C4D5E";
 
-/// A client with a key of its own, or with a shared one.
+/// Returns a client with its own key (`device`) or a shared one.
 fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
@@ -16,7 +16,7 @@ fn client(device: Option<&str>) -> Principal {
     }
 }
 
-/// The device that a request is about, or its refusal's code and title.
+/// Returns the device that a request is about, or the code and title of its refusal.
 fn device_of(client: &Principal, request: &Ask) -> Result<String, (Code, String)> {
     match read(&request.0, client) {
         Ok((device, _)) => Ok(device.as_str().to_owned()),
@@ -44,16 +44,16 @@ fn every_source_names_the_device_in_every_format() {
         (get().cbor(&[("mac", "00:1a:2b:3c:4d:5e")]), MAC),
         (get().cbor(&[("sn", "SN-2"), ("firmware", "1.2")]), "SN-2"),
         (get().cbor(&[("sn", "SN-2"), ("deviceId", "SN-2")]), "SN-2"),
-        // Without a Content-Format, a payload is CBOR; with one, the same.
+        // A payload is CBOR, with Content-Format 60 or without a Content-Format.
         (cbor(b"\xa1\x62sn\x64SN-2"), "SN-2"),
         (get().with(|request| request.payload = b"\xa1\x62sn\x64SN-2".to_vec()), "SN-2"),
-        // Of unknown length, with integers, nesting and tags beside it.
+        // Of indefinite length; with integers, nesting and tags in other entries.
         (cbor(b"\xbf\x62sn\x64SN-2\xff"), "SN-2"),
         (cbor(b"\xa2\x01\x02\x62sn\x64SN-2"), "SN-2"),
         (cbor(b"\xa2\x61x\x9f\xbf\x01\x80\xff\xff\x62sn\x64SN-2"), "SN-2"),
         (cbor(b"\xa2\x61x\xc2\x49\x01\0\0\0\0\0\0\0\0\x62sn\x64SN-2"), "SN-2"),
         (cbor(b"\xa2\x1b\xff\xff\xff\xff\xff\xff\xff\xff\xf6\x62sn\x64SN-2"), "SN-2"),
-        // A length in more bytes than it needs is still well-formed (RFC 8949 §3).
+        // A length in more bytes than needed is still well-formed (RFC 8949 §3).
         (cbor(b"\xb8\x01\x78\x02sn\x79\0\x04SN-2"), "SN-2"),
         (json(r#"{"deviceId": "SN-2"}"#), "SN-2"),
         (json(r#"{"sn": "SN-2"}"#), "SN-2"),
@@ -71,13 +71,13 @@ fn every_source_names_the_device_in_every_format() {
     .enumerate()
     {
         assert_eq!(device_of(&client(None), &request).as_deref(), Ok(device), "request {number}");
-        // It says the same whoever asks; who may have what is decided later.
+        // It names the same device for every client; who may have what is decided later.
         assert_eq!(device_of(&client(Some("SN-1")), &request).as_deref(), Ok(device), "request {number}");
     }
 }
 
 #[test]
-fn a_payload_goes_before_the_query_and_the_query_before_the_identity() {
+fn the_payload_or_the_query_names_the_device_before_the_identity_does() {
     let itself = client(Some("SN-1"));
     let no_id = || get().cbor(&[("firmware", "1.2")]);
     for (request, device) in [
@@ -102,7 +102,7 @@ fn a_payload_goes_before_the_query_and_the_query_before_the_identity() {
 }
 
 #[test]
-fn ids_that_differ_contradict_each_other_wherever_they_are() {
+fn different_ids_contradict_each_other_in_every_source() {
     let differ = (Code::BadRequest, "two device IDs that differ".to_owned());
     for request in [
         get().cbor(&[("sn", "SN-1"), ("deviceId", "SN-2")]),
@@ -143,13 +143,13 @@ fn every_spelling_of_a_mac_is_canonical_in_every_source() {
             assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC), "{mac}");
         }
         assert_eq!(device_of(&client(Some(mac)), &get()).as_deref(), Ok(MAC), "{mac} as identity");
-        // Under `sn` it is a serial number, as it is written.
+        // Under `sn` it is a serial number and not changed.
         assert_eq!(device_of(&client(None), &get().query(&format!("sn={mac}"))).as_deref(), Ok(mac));
     }
 }
 
 #[test]
-fn a_serial_number_has_1_to_64_of_its_characters() {
+fn a_serial_number_has_1_to_64_allowed_characters() {
     let all = "ABCXYZabcxyz0189._:@-";
     let longest = "x".repeat(64);
     for good in ["a", all, &longest, "a1b2c3d4e5f6", "-", "..", "@:@"] {
@@ -183,7 +183,7 @@ fn a_serial_number_has_1_to_64_of_its_characters() {
     }
 }
 
-/// Payloads that are nothing of what their format says.
+/// Returns payloads that are malformed in their format.
 fn malformed() -> Vec<(u16, Vec<u8>)> {
     let mut corpus: Vec<(u16, Vec<u8>)> = Vec::new();
     let cbor: &[&[u8]] = &[
@@ -195,7 +195,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xd9\xd9\xf7\xa1\x62sn\x64SN-1",
         b"SN-1",
         br#"{"sn": "SN-1"}"#,
-        // Truncated: within the head, the key, the value; a map that claims more.
+        // Truncated in the head, the key or the value; a map that announces more entries.
         b"\xb8",
         b"\xa1",
         b"\xa1\x62s",
@@ -203,7 +203,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xa1\x62sn\x64SN-",
         b"\xa2\x62sn\x64SN-1",
         b"\xbf\x62sn\x64SN-1",
-        // More than the map.
+        // Bytes after the map.
         b"\xa1\x62sn\x64SN-1\x00",
         b"\xa1\x62sn\x64SN-1\xa0",
         b"\xbf\x62sn\x64SN-1\xff\xff",
@@ -218,25 +218,25 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xa1\x62sn\x81\x64SN-1",
         b"\xa1\x62sn\xa0",
         b"\xa1\x62sn\xc0\x64SN-1",
-        // Text in chunks, which no device has a reason to send.
+        // Text in chunks, which devices have no reason to send.
         b"\xa1\x62sn\x7f\x62SN\x62-1\xff",
         b"\xa1\x7f\x61s\x61n\xff\x64SN-1",
         b"\xa2\x7f\x61s\x61n\xff\x64SN-2\x62sn\x64SN-1",
         // The same key twice (RFC 8949 §5.6), alike or not.
         b"\xa2\x62sn\x64SN-1\x62sn\x64SN-1",
         b"\xa2\x62sn\x64SN-1\x62sn\x64SN-2",
-        // Not UTF-8, in a key, a value, and where nobody would look.
+        // Not UTF-8, in a key, a value, and a skipped value.
         b"\xa1\x62s\xff\x64SN-1",
         b"\xa1\x62sn\x64SN\xff\xfe",
         b"\xa2\x61x\x61\xff\x62sn\x64SN-1",
-        // Lengths that nothing can have.
+        // Impossible lengths.
         b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff\x62sn\x64SN-1",
         b"\xa1\x62sn\x7b\xff\xff\xff\xff\xff\xff\xff\xffSN-1",
         b"\xa1\x7b\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\xa2\x61x\x9b\xff\xff\xff\xff\xff\xff\xff\xff\x62sn\x64SN-1",
         b"\xa2\x61x\x5b\xff\xff\xff\xff\xff\xff\xff\xff\x62sn\x64SN-1",
-        // Reserved additional information (RFC 8949 §3), a break out of place.
+        // Reserved additional information (RFC 8949 §3), and misplaced breaks.
         b"\xa1\x62sn\x7c",
         b"\xbc",
         b"\xff",
@@ -249,7 +249,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xbf\x61x\xff\x62sn\x64SN-1\xff",
     ];
     corpus.extend(cbor.iter().map(|bytes| (format::CBOR, bytes.to_vec())));
-    // Nesting to the last byte: arrays, maps, tags, of known and unknown length.
+    // Nested to the last byte: arrays, maps and tags, of definite and indefinite length.
     for head in [0x81, 0x9f, 0xa1, 0xbf, 0xc1, 0x7f, 0x5f] {
         corpus.push((format::CBOR, vec![head; MAX_PAYLOAD]));
         corpus.push((format::CBOR, [&b"\xa1\x61x"[..], &vec![head; MAX_PAYLOAD - 3]].concat()));
@@ -300,24 +300,24 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_bad_request_whoever_asks() {
+fn an_unreadable_payload_is_a_bad_request_for_every_client() {
     for client in [client(None), client(Some("SN-1"))] {
         for (format, payload) in malformed() {
             let refusal = device_of(&client, &get().body(format, &payload));
-            let told = format!("{format}: {}", payload.escape_ascii());
+            let what = format!("{format}: {}", payload.escape_ascii());
             assert!(
                 refusal.is_err_and(|(code, title)| code == Code::BadRequest && !title.is_empty()),
-                "{told}"
+                "{what}"
             );
-            // A query does not make up for it.
+            // A query does not replace it.
             let refusal = device_of(&client, &get().body(format, &payload).query("sn=SN-1"));
-            assert!(refusal.is_err(), "{told}");
+            assert!(refusal.is_err(), "{what}");
         }
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_answered_before_any_work_is_done() {
+async fn an_unreadable_payload_is_answered_before_any_work_is_done() {
     let bench = Bench::new();
     let principal = bench.principal("SN-1").await;
     for (format, payload) in malformed() {
