@@ -44,6 +44,26 @@ pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'
     }
 }
 
+/// Describes the answer to a device's next request, for an operator; `None` stands for an
+/// enrollment that is not in the configuration.
+pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds) -> String {
+    let Some(reissue) = reissue else {
+        return "refused: its enrollment is not in the configuration".into();
+    };
+    match verdict(row, reissue, now) {
+        Verdict::HandOut => "gets its certificate".into(),
+        Verdict::Register => "is registered at IoT Platform and gets its certificate".into(),
+        Verdict::Refuse(Reason::Disabled) => "refused: the operator has disabled the device".into(),
+        Verdict::Refuse(Reason::Issued) => {
+            "refused: it has had its certificate, and the reissue policy permits no other; reset it to permit one"
+                .into()
+        }
+        Verdict::Refuse(Reason::RefusedByCloud(reason)) => format!(
+            "refused: IoT Platform refuses the device ({reason}); fix the cause there, then reset it"
+        ),
+    }
+}
+
 /// Returns whether a certificate that was first issued at `first` may be handed out again
 /// now.
 pub fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) -> bool {
@@ -73,6 +93,23 @@ mod tests {
             device_secret: Secret::new("a-secret".into()),
         };
         DeviceRow { certificate: Some(certificate), first_issued: Some(100), ..row() }
+    }
+
+    #[test]
+    fn the_next_request_is_described_by_its_verdict() {
+        let disabled = DeviceRow { state: DeviceState::Disabled, ..issued() };
+        let refused = DeviceRow { refusal: Some("name is taken".into()), ..row() };
+        for (row, reissue, beginning) in [
+            (issued(), Some(Reissue::Always), "gets its certificate"),
+            (row(), Some(Reissue::Once), "is registered"),
+            (disabled, Some(Reissue::Always), "refused: the operator has disabled"),
+            (issued(), Some(Reissue::Once), "refused: it has had its certificate"),
+            (refused, Some(Reissue::Once), "refused: IoT Platform refuses the device (name is taken)"),
+            (issued(), None, "refused: its enrollment is not in the configuration"),
+        ] {
+            let described = next_request(&row, reissue, 200);
+            assert!(described.starts_with(beginning), "{described}");
+        }
     }
 
     #[test]
