@@ -12,13 +12,13 @@ use tokio::{net::UdpSocket, runtime::Handle, sync::watch, task::JoinSet};
 
 use crate::{
     admin,
-    cert::Service,
     config::{self, Config},
     iot_platform::{IotPlatform, NoCloud, client::Client},
     provision::Provisioner,
     psk::Enrollments,
     random::random,
     registrar::{self, Registrar},
+    resource::Service,
     server::{Pulse, Server, Services, plain::Plain},
     store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
 };
@@ -56,7 +56,7 @@ impl App {
         let admin = match &config.admin {
             Some(section) => {
                 let sources = admin::Sources {
-                    workers: server.figures(),
+                    workers: server.metrics(),
                     pulses: server.pulses(),
                     registrar: registrar.clone(),
                     throttle: services.service.counters(),

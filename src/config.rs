@@ -25,12 +25,12 @@ use anyhow::{Context, Result, bail};
 
 use self::document::{Document, Problems, Table};
 use crate::{
-    cert::throttle::{EnrollmentLimits, RequestLimits},
     dtls,
     iot_platform::client::ClientConfig,
-    limits::{self, Rate},
     operators::{Token, User},
     psk::{Enrollment, Key, Kind, Reissue},
+    rate_limit::{self, Rate},
+    resource::throttle::{EnrollmentLimits, RequestLimits},
     seal::Keyring,
     server::Limits,
 };
@@ -372,9 +372,9 @@ fn read_rate(key: &str, value: Option<file::Rate>, default: Option<Rate>) -> Res
         format!(
             "{key} = {{ burst = {burst}, every = {every} }}: expected a burst of 1 to {} requests, and {} to {} \
              seconds for one more",
-            limits::MAX_BURST,
-            limits::MIN_EVERY.as_secs_f64(),
-            limits::MAX_EVERY.as_secs()
+            rate_limit::MAX_BURST,
+            rate_limit::MIN_EVERY.as_secs_f64(),
+            rate_limit::MAX_EVERY.as_secs()
         )
     })?;
     Ok(Some(rate))

@@ -10,16 +10,14 @@
 
 pub mod admin;
 pub mod app;
-pub mod cert;
 pub mod cli;
 pub mod coap;
 pub mod config;
 pub mod device;
 pub mod device_view;
 pub mod dtls;
-pub mod figures;
+pub mod histogram;
 pub mod iot_platform;
-pub mod limits;
 pub mod notify;
 pub mod operators;
 pub mod password;
@@ -27,7 +25,9 @@ pub mod policy;
 pub mod provision;
 pub mod psk;
 pub mod random;
+pub mod rate_limit;
 pub mod registrar;
+pub mod resource;
 pub mod seal;
 pub mod server;
 #[cfg(feature = "simulation")]

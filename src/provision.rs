@@ -6,9 +6,9 @@ use std::{future, sync::Arc, time::Duration};
 
 use crate::{
     device::{Certificate, DeviceId},
-    limits::Origin,
     policy::{self, Reason, Verdict},
     psk::Principal,
+    rate_limit::Origin,
     registrar::{Outcome, Registrar},
     store::{
         DeviceRow, Issue, JournalEntry, Store, StoreError, UnixSeconds,

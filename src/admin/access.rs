@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 use super::session::{self, Session, SessionKey, Sessions};
 use crate::{
     device::Secret,
-    limits::{Buckets, Origin, Rate},
     operators::{Role, Token, User},
     password,
+    rate_limit::{Buckets, Origin, Rate},
 };
 
 /// Maximum number of passwords checked at once: each check takes 19 MiB and a core.

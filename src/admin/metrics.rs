@@ -10,11 +10,11 @@ use std::{
 
 use super::Sources;
 use crate::{
-    cert::throttle::{Counters, Limit},
     coap::Code,
     dtls::{Dropped, Failure, Suite},
-    figures::{Distribution, Histogram},
-    server::Figures,
+    histogram::{Distribution, Histogram},
+    resource::throttle::{Counters, Limit},
+    server::Metrics,
     store,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Sums a metric over all workers.
-pub(super) fn sum(sources: &Sources, counter: impl Fn(&Figures) -> u64) -> u64 {
+pub(super) fn sum(sources: &Sources, counter: impl Fn(&Metrics) -> u64) -> u64 {
     sources.workers.iter().map(|worker| counter(worker)).sum()
 }
 
@@ -48,8 +48,8 @@ pub(super) fn exposition(sources: &Sources) -> String {
     requests(&mut page, sources);
     throttling(&mut page, &sources.throttle);
     registrations(&mut page, sources);
-    if let Some(figures) = sources.store.figures() {
-        table(&mut page, &figures);
+    if let Some(metrics) = sources.store.metrics() {
+        table(&mut page, &metrics);
     }
     page.0
 }
@@ -75,7 +75,7 @@ fn resident_memory() -> Option<u64> {
 }
 
 fn handshakes(page: &mut Page, sources: &Sources) {
-    let of = |counter: fn(&Figures) -> &AtomicU64| sum(sources, |worker| load(counter(worker)));
+    let of = |counter: fn(&Metrics) -> &AtomicU64| sum(sources, |worker| load(counter(worker)));
     let help = "Cookies sent to clients.";
     page.one("certdist_hello_verify_requests_total", "counter", help, of(|f| &f.hello_verify_requests));
     let completed = iter::zip(Suite::ALL, 0..).map(|(suite, index): (Suite, usize)| {
@@ -187,14 +187,14 @@ fn registrations(page: &mut Page, sources: &Sources) {
     page.one("certdist_breakers_open", "gauge", help, registrar.open_breakers());
 }
 
-fn table(page: &mut Page, figures: &store::Figures) {
+fn table(page: &mut Page, metrics: &store::Metrics) {
     let help = "Writes that wait for their commit.";
-    page.one("certdist_store_writes_waiting", "gauge", help, load(&figures.waiting));
-    let outcomes = [("written", load(&figures.written)), ("failed", load(&figures.failed))];
+    page.one("certdist_store_writes_waiting", "gauge", help, load(&metrics.waiting));
+    let outcomes = [("written", load(&metrics.written)), ("failed", load(&metrics.failed))];
     let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
     page.metric("certdist_store_writes_total", "counter", "Writes, by outcome.", outcomes);
     let help = "Duration of a commit, which may hold many writes.";
-    page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&figures.commit_latency));
+    page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&metrics.commit_latency));
 }
 
 fn load(counter: &AtomicU64) -> u64 {

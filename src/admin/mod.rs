@@ -41,11 +41,11 @@ use self::{
     ring::{Ring, Sample},
 };
 use crate::{
-    cert::throttle::Counters,
     operators::{Token, User},
     psk::{Enrollment, Kind, Reissue},
     registrar::Registrar,
-    server::{Figures, Pulse},
+    resource::throttle::Counters,
+    server::{Metrics, Pulse},
     store::UnixSeconds,
 };
 
@@ -68,7 +68,7 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Sources {
     /// Counters, one for each worker.
-    pub workers: Vec<Arc<Figures>>,
+    pub workers: Vec<Arc<Metrics>>,
     /// Progress, one for each worker.
     pub pulses: Vec<Pulse>,
     /// Registrations at IoT Platform.

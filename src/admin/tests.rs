@@ -7,9 +7,9 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::{
-    cert::Service,
     provision::Provisioner,
     psk::{Enrollments, Key},
+    resource::Service,
     server::Limits,
     server::{Server, Services},
     store::sqlite::Sqlite,

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{ConfigArgs, Failure, Outcome, aligned, open_store, print, progress::Progress};
 use crate::{
     config::Config,
-    limits::Rate,
     psk::{Enrollment, Kind, Reissue},
+    rate_limit::Rate,
     store::{Bulk, Totals},
 };
 

@@ -29,7 +29,7 @@ pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
 /// Range of calls per second to IoT Platform, in the configuration and in `register --qps`.
 pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 
-/// Ranges of all keys whose values are numbers. [`crate::limits::Rate::new`] checks the
+/// Ranges of all keys whose values are numbers. [`crate::rate_limit::Rate::new`] checks the
 /// numbers of rate limits (`{ burst, every }`).
 pub(super) const NUMBERS: [Bounds; 19] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),

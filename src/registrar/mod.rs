@@ -30,7 +30,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId},
-    figures::{Distribution, Histogram},
+    histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
     store::{BatchId, JournalEntry, Store, StoreError},
 };

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::limits::{Network, Source};
+use crate::rate_limit::{Network, Source};
 
 /// Maximum number of requests in progress at one worker; beyond it, devices are asked to
 /// retry later.

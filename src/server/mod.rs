@@ -32,14 +32,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
-    cert::{MAX_PAYLOAD, Service, throttle::RequestLimits},
     coap, dtls,
     psk::Enrollments,
     random::random,
+    resource::{MAX_PAYLOAD, Service, throttle::RequestLimits},
     store::Store,
 };
 use local::Numbers;
-pub use stack::Figures;
+pub use stack::Metrics;
 use stack::Stack;
 use worker::{Mailbox, Worker};
 
@@ -116,7 +116,7 @@ pub struct Server {
 /// A running worker: its thread, mailbox and metrics.
 struct Running {
     mailbox: Mailbox,
-    figures: Arc<Figures>,
+    metrics: Arc<Metrics>,
     thread: JoinHandle<()>,
 }
 
@@ -141,7 +141,7 @@ impl Drop for EndNotice {
 #[derive(Clone)]
 pub struct Pulse {
     mailbox: Mailbox,
-    figures: Arc<Figures>,
+    metrics: Arc<Metrics>,
 }
 
 impl Pulse {
@@ -152,7 +152,7 @@ impl Pulse {
 
     /// Returns the number of rounds that it has run.
     pub fn rounds(&self) -> u64 {
-        self.figures.rounds.load(Ordering::Relaxed)
+        self.metrics.rounds.load(Ordering::Relaxed)
     }
 }
 
@@ -200,7 +200,7 @@ impl Server {
         let mailboxes: Arc<[Mailbox]> = workers.iter().map(Worker::mailbox).collect();
         let (ends, ended) = mpsc::channel(workers.len().max(1));
         let start = |(number, worker): (usize, Worker)| {
-            let (mailbox, figures, neighbours) = (worker.mailbox(), worker.figures(), mailboxes.clone());
+            let (mailbox, metrics, neighbours) = (worker.mailbox(), worker.metrics(), mailboxes.clone());
             let end_notice = EndNotice { number, stop: stop.clone(), ended: ends.clone() };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
@@ -209,7 +209,7 @@ impl Server {
                     tracing::error!(worker = number, %error, "a worker cannot receive datagrams");
                 }
             });
-            Ok(Running { mailbox, figures, thread: thread? })
+            Ok(Running { mailbox, metrics, thread: thread? })
         };
         let workers = workers.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { addresses, workers, stop, ended })
@@ -238,14 +238,14 @@ impl Server {
     }
 
     /// Returns the metrics of each worker.
-    pub fn figures(&self) -> Vec<Arc<Figures>> {
-        self.workers.iter().map(|worker| worker.figures.clone()).collect()
+    pub fn metrics(&self) -> Vec<Arc<Metrics>> {
+        self.workers.iter().map(|worker| worker.metrics.clone()).collect()
     }
 
     /// Returns a handle per worker for checking that it is alive.
     pub fn pulses(&self) -> Vec<Pulse> {
         let pulse =
-            |worker: &Running| Pulse { mailbox: worker.mailbox.clone(), figures: worker.figures.clone() };
+            |worker: &Running| Pulse { mailbox: worker.mailbox.clone(), metrics: worker.metrics.clone() };
         self.workers.iter().map(pulse).collect()
     }
 

@@ -22,13 +22,13 @@ use super::{
     local::{self, PacketInfo, Source},
 };
 use crate::{
-    cert::{Answer, MAX_PAYLOAD, Service},
     coap::{
         self, Code, ExchangeId, Response,
         echo::{Echo, Verdict},
     },
-    limits,
     psk::{Enrollment, Principal},
+    rate_limit,
+    resource::{Answer, MAX_PAYLOAD, Service},
 };
 
 /// Maximum number of verified addresses; beyond it, the first one is forgotten.
@@ -125,7 +125,7 @@ impl Plain {
             }
         }
         let Some(request) = self.endpoint.receive(now, peer, message, &mut self.sent) else { return };
-        let (exchange, source) = (request.exchange, limits::Source::of(peer.address));
+        let (exchange, source) = (request.exchange, rate_limit::Source::of(peer.address));
         match self.service.answer(now, source, &self.principal, &request, true) {
             Answer::Now(response) => {
                 self.endpoint.respond(now, exchange, &response, &mut self.sent);

@@ -23,13 +23,13 @@ use super::{
     validation::{Sealing, Validation},
 };
 use crate::{
-    cert::{self, Answer},
     coap::{self, Code, Delivery, ExchangeId, Request, Response},
     device::DeviceId,
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
-    figures::{ByByte, Histogram},
-    limits::{Origin, Source},
+    histogram::{ByByte, Histogram},
     psk::{Enrollments, Key, Kind, Principal, Reissue},
+    rate_limit::{Origin, Source},
+    resource::{self, Answer},
     store::StoreError,
 };
 
@@ -84,7 +84,7 @@ pub(super) struct Held {
 
 /// Metrics of a worker; others may read them at any time.
 #[derive(Debug, Default)]
-pub struct Figures {
+pub struct Metrics {
     /// HelloVerifyRequests sent.
     pub hello_verify_requests: AtomicU64,
     /// Handshakes that became sessions.
@@ -187,7 +187,7 @@ pub struct Stack {
     coap: coap::Endpoint<SessionId>,
     pub(super) services: Services,
     tasks: u64,
-    figures: Arc<Figures>,
+    metrics: Arc<Metrics>,
     failure_lines: Lines,
     request_lines: Lines,
     hasher: RandomState,
@@ -212,7 +212,7 @@ impl Stack {
             coap,
             services,
             tasks: 0,
-            figures: Arc::default(),
+            metrics: Arc::default(),
             failure_lines,
             request_lines,
             hasher,
@@ -224,8 +224,8 @@ impl Stack {
     }
 
     /// Returns its metrics.
-    pub fn figures(&self) -> Arc<Figures> {
-        self.figures.clone()
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
     }
 
     /// Replaces the enrollments and limits from now on. Sessions of an enrollment that is
@@ -377,7 +377,7 @@ impl Stack {
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, &asked, &response, io),
                 Poll::Pending if is_busy => {
-                    self.figures.too_many_in_work.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.too_many_in_work.fetch_add(1, Ordering::Relaxed);
                     let busy = Response::problem(Code::TooManyRequests, "too many requests at once");
                     self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
@@ -419,10 +419,10 @@ impl Stack {
         let took = io.clock().saturating_duration_since(asked.at);
         let code = response.code.byte();
         if delivery == Delivery::Kept {
-            self.figures.answers_kept.fetch_add(1, Ordering::Relaxed);
+            self.metrics.answers_kept.fetch_add(1, Ordering::Relaxed);
         } else {
-            self.figures.responses.count(code);
-            self.figures.request_latency.observe(took);
+            self.metrics.responses.count(code);
+            self.metrics.request_latency.observe(took);
         }
         if let Some(line) = &asked.line {
             line.log(code, took, delivery);
@@ -451,7 +451,7 @@ impl Stack {
             self.dtls.validate(session, path);
             let mut sealing = Sealing::to_validated(&mut self.dtls, io, &mut self.validation);
             let sent = self.coap.resume(session, &mut sealing);
-            self.figures.answers_resumed.fetch_add(sent as u64, Ordering::Relaxed);
+            self.metrics.answers_resumed.fetch_add(sent as u64, Ordering::Relaxed);
             if let Some(held) = self.validation.released(session) {
                 self.serve(now, session, held, io);
             }
@@ -485,7 +485,7 @@ impl Stack {
                     );
                 }
                 Event::HandshakeFailed { peer, identity, reason, hints } => {
-                    self.figures.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
+                    self.metrics.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
                     if self.failure_lines.admit(now) {
                         let identity = identity.map(|identity| identity.escape_ascii().to_string());
                         let suites = (!hints.suites.is_empty()).then(|| suites(&hints.suites));
@@ -557,7 +557,7 @@ impl Stack {
 
     /// Counts a datagram for another worker's session which that worker did not accept.
     pub fn forwarded_dropped(&self) {
-        self.figures.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
+        self.metrics.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the number of pings and held requests.
@@ -574,33 +574,33 @@ impl Stack {
 
     /// Updates the metrics.
     pub fn publish(&self, datagrams_dropped: u64) {
-        let (figures, counters, coap) = (&self.figures, self.dtls.counters(), self.coap.counters());
-        for (figure, value) in [
-            (&figures.hello_verify_requests, counters.hello_verify_requests),
-            (&figures.handshakes_completed, counters.handshakes_completed),
-            (&figures.handshakes_failed, counters.handshakes_failed),
-            (&figures.bad_records, counters.bad_records),
-            (&figures.retransmissions, counters.retransmissions),
-            (&figures.sessions_evicted, counters.evicted),
-            (&figures.sessions_moved, counters.moved),
-            (&figures.late_hellos, counters.late_hellos),
-            (&figures.requests_dropped, coap.requests_dropped),
-            (&figures.answers_given_up, coap.answers_given_up),
-            (&figures.transfers_evicted, coap.transfers_evicted),
-            (&figures.sessions, self.dtls.sessions() as u64),
-            (&figures.handshakes, self.dtls.handshakes() as u64),
-            (&figures.datagrams_dropped, datagrams_dropped),
-            (&figures.in_work, self.tasks),
+        let (metrics, counters, coap) = (&self.metrics, self.dtls.counters(), self.coap.counters());
+        for (metric, value) in [
+            (&metrics.hello_verify_requests, counters.hello_verify_requests),
+            (&metrics.handshakes_completed, counters.handshakes_completed),
+            (&metrics.handshakes_failed, counters.handshakes_failed),
+            (&metrics.bad_records, counters.bad_records),
+            (&metrics.retransmissions, counters.retransmissions),
+            (&metrics.sessions_evicted, counters.evicted),
+            (&metrics.sessions_moved, counters.moved),
+            (&metrics.late_hellos, counters.late_hellos),
+            (&metrics.requests_dropped, coap.requests_dropped),
+            (&metrics.answers_given_up, coap.answers_given_up),
+            (&metrics.transfers_evicted, coap.transfers_evicted),
+            (&metrics.sessions, self.dtls.sessions() as u64),
+            (&metrics.handshakes, self.dtls.handshakes() as u64),
+            (&metrics.datagrams_dropped, datagrams_dropped),
+            (&metrics.in_work, self.tasks),
         ] {
-            figure.store(value, Ordering::Relaxed);
+            metric.store(value, Ordering::Relaxed);
         }
-        for (figure, value) in iter::zip(&figures.completed_by_suite, counters.completed_by_suite) {
-            figure.store(value, Ordering::Relaxed);
+        for (metric, value) in iter::zip(&metrics.completed_by_suite, counters.completed_by_suite) {
+            metric.store(value, Ordering::Relaxed);
         }
-        for (figure, value) in iter::zip(&figures.dtls_dropped, counters.dropped) {
-            figure.store(value, Ordering::Relaxed);
+        for (metric, value) in iter::zip(&metrics.dtls_dropped, counters.dropped) {
+            metric.store(value, Ordering::Relaxed);
         }
-        figures.rounds.fetch_add(1, Ordering::Relaxed);
+        metrics.rounds.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -677,7 +677,7 @@ impl RequestLine {
             // proves says the same.
             (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
         };
-        Self { device: cert::device_of(request, principal), identity, address }
+        Self { device: resource::device_of(request, principal), identity, address }
     }
 
     fn log(&self, code: u8, took: Duration, delivery: Delivery) {

@@ -22,7 +22,7 @@ use super::{
     Services,
     batch::{BATCH, Incoming, Listener, Outgoing},
     local::Numbers,
-    stack::{Done, Figures, Io, Stack},
+    stack::{Done, Io, Metrics, Stack},
     tasks::{Notify, TaskId, Tasks},
 };
 use crate::dtls;
@@ -213,8 +213,8 @@ impl Worker {
         self.mailbox.clone()
     }
 
-    pub(super) fn figures(&self) -> Arc<Figures> {
-        self.stack.figures()
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        self.stack.metrics()
     }
 
     /// Serves until it is stopped. Fails when it cannot receive or wait for datagrams.

@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    figures::Histogram,
+    histogram::Histogram,
     seal::Keyring,
 };
 
@@ -330,7 +330,7 @@ pub fn unix_now() -> UnixSeconds {
 
 /// Metrics of a store, which any thread may read.
 #[derive(Debug, Default)]
-pub struct Figures {
+pub struct Metrics {
     /// Writes that wait for their commit now.
     pub waiting: AtomicU64,
     /// Writes committed.
@@ -444,7 +444,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Returns the store's metrics, if it has any.
-    fn figures(&self) -> Option<Arc<Figures>> {
+    fn metrics(&self) -> Option<Arc<Metrics>> {
         None
     }
 }

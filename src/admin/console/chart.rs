@@ -26,7 +26,7 @@ pub(super) fn minutes(minutes: &[Sample]) -> Markup {
         grouped(most)
     );
     html! {
-        figure.chart {
+        metric.chart {
             div.axis aria-hidden="true" { span { (grouped(scale)) " a minute" } }
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(words) {
                 line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2) y2=(HEIGHT / 2) {}

@@ -21,7 +21,7 @@ use crate::{
         Shared, metrics,
         ring::{self, Sample},
     },
-    figures::Distribution,
+    histogram::Distribution,
 };
 
 pub(super) async fn show(
@@ -70,7 +70,7 @@ fn content(shared: &Shared) -> Markup {
     };
     let registrar = &sources.registrar;
     let counters = registrar.counters();
-    let waiting = sources.store.figures().map_or(0, |figures| figures.waiting.load(Ordering::Relaxed));
+    let waiting = sources.store.metrics().map_or(0, |metrics| metrics.waiting.load(Ordering::Relaxed));
     html! {
         (problems(shared))
         section.card aria-labelledby="hour" {
@@ -113,8 +113,8 @@ fn within(read: &Distribution) -> String {
 
 fn problems(shared: &Shared) -> Markup {
     let registrar = &shared.sources.registrar;
-    let store = shared.sources.store.figures();
-    let failed = store.map_or(0, |figures| figures.failed.load(Ordering::Relaxed));
+    let store = shared.sources.store.metrics();
+    let failed = store.map_or(0, |metrics| metrics.failed.load(Ordering::Relaxed));
     let dropped = metrics::sum(&shared.sources, |worker| worker.datagrams_dropped.load(Ordering::Relaxed));
     let mut all = Vec::new();
     if registrar.is_draining() {

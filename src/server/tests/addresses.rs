@@ -39,7 +39,7 @@ fn an_answer_leaves_from_the_address_that_the_device_sent_to() {
             provision(format!("{address}:{port}").parse().unwrap());
         }
         let dropped: u64 =
-            server.figures().iter().map(|worker| worker.datagrams_dropped.load(Ordering::Relaxed)).sum();
+            server.metrics().iter().map(|worker| worker.datagrams_dropped.load(Ordering::Relaxed)).sum();
         assert_eq!(dropped, 0);
         server.stop();
     }

@@ -17,16 +17,16 @@ use super::{
     *,
 };
 use crate::{
-    cert::throttle::{EnrollmentLimits, RequestLimits},
     device::DeviceId,
     dtls::{
         Psk,
         testing::{Client, Profile},
     },
-    limits::Rate,
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
+    rate_limit::Rate,
     registrar::Registrar,
+    resource::throttle::{EnrollmentLimits, RequestLimits},
     store::{Actor, Bulk, ImportRow, sqlite::Sqlite},
     testing::cloud::Cloud,
 };
@@ -165,7 +165,7 @@ fn a_device_that_moves_is_served_by_its_worker_whichever_worker_receives_it() {
     }
     assert!(workers.len() > 1, "the devices were spread over the workers");
     let handshakes: u64 =
-        server.figures().iter().map(|worker| worker.handshakes_completed.load(Ordering::Relaxed)).sum();
+        server.metrics().iter().map(|worker| worker.handshakes_completed.load(Ordering::Relaxed)).sum();
     assert_eq!(handshakes, 8);
     server.stop();
 }

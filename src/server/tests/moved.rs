@@ -74,14 +74,14 @@ impl Scene {
         heard
     }
 
-    fn figures(&self) -> [u64; 3] {
+    fn metrics(&self) -> [u64; 3] {
         self.stack.publish(0);
-        let figures = self.stack.figures();
-        let answered: u64 = (0..=u8::MAX).map(|code| figures.responses.of(code)).sum();
+        let metrics = self.stack.metrics();
+        let answered: u64 = (0..=u8::MAX).map(|code| metrics.responses.of(code)).sum();
         [
             answered,
-            figures.answers_kept.load(Ordering::Relaxed),
-            figures.answers_resumed.load(Ordering::Relaxed),
+            metrics.answers_kept.load(Ordering::Relaxed),
+            metrics.answers_resumed.load(Ordering::Relaxed),
         ]
     }
 }
@@ -100,10 +100,10 @@ fn an_answer_waits_until_the_devices_address_is_validated() {
             ask[0] = kind;
             let heard = scene.say(2000, &ask);
             assert_eq!(heard.len(), 1, "a ping and no more");
-            assert_eq!(scene.figures(), [0, 1, 0]);
+            assert_eq!(scene.metrics(), [0, 1, 0]);
             let heard = scene.say(2000, &reset(&heard[0].1));
             assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, 2000, 0x45));
-            assert_eq!(scene.figures(), [0, 1, 1]);
+            assert_eq!(scene.metrics(), [0, 1, 1]);
             // From now on nothing is held back, neither there nor at the first address.
             for (id, port) in [(10, 2000), (11, 1000), (12, 1000)] {
                 let heard = scene.say(port, &request(id, b"sn=SN-1"));
@@ -158,7 +158,7 @@ fn a_guess_at_the_message_id_of_the_ping_validates_nothing() {
     let wrong = [right[0], 0, right[2], right[3] ^ 1];
     assert_eq!(scene.say(2000, &wrong), []);
     assert_eq!(scene.say(2000, &right), [], "too late");
-    assert_eq!(scene.figures(), [0, 1, 0]);
+    assert_eq!(scene.metrics(), [0, 1, 0]);
 }
 
 #[test]
@@ -192,14 +192,14 @@ fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated(
         let ask = request(9, b"sn=SN-1");
         let heard = scene.say(2000, &ask);
         assert_eq!(heard.len(), 1, "a ping");
-        assert_eq!(scene.figures(), [0, 0, 0], "nothing was answered, and nothing kept");
+        assert_eq!(scene.metrics(), [0, 0, 0], "nothing was answered, and nothing kept");
         // The ping was lost, and is sent again with the request.
         scene.now += Duration::from_secs(3);
         let heard = scene.say(2000, &ask);
         let heard = scene.say(2000, &reset(&heard[0].1));
         // It was issued before, so it is refused now.
         assert_eq!((heard.len(), heard[0].1[1]), (1, 0x83));
-        assert_eq!(scene.figures()[0], 1);
+        assert_eq!(scene.metrics()[0], 1);
         assert_eq!(scene.stack.questions(), 0);
     }
 }
@@ -209,7 +209,7 @@ fn one_request_of_a_device_that_has_moved_is_held() {
     let mut scene = Scene::issues_once(&[7; 8]);
     scene.say(2000, &request(9, b"sn=SN-1"));
     scene.say(2000, &request(10, b"sn=SN-1"));
-    assert_eq!(scene.figures()[0], 1, "the first is asked to retry later");
+    assert_eq!(scene.metrics()[0], 1, "the first is asked to retry later");
     let close = scene.client.close();
     scene.pass(close);
     assert_eq!((scene.stack.coap_peers(), scene.stack.questions()), (0, 0));

@@ -67,7 +67,7 @@ impl Scene {
 
     fn sessions(&mut self) -> u64 {
         self.stack.publish(0);
-        self.stack.figures().sessions.load(Ordering::Relaxed)
+        self.stack.metrics().sessions.load(Ordering::Relaxed)
     }
 }
 

@@ -8,12 +8,12 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::{
-    cert::throttle::RequestLimits,
     coap,
     dtls::{
         Psk,
         testing::{Client, Profile},
     },
+    resource::throttle::RequestLimits,
     server::tests,
 };
 
@@ -50,12 +50,12 @@ impl Bench {
     }
 
     fn rounds(&self) -> u64 {
-        self.active.stack.figures().rounds.load(Ordering::Relaxed)
+        self.active.stack.metrics().rounds.load(Ordering::Relaxed)
     }
 
     fn hellos_answered(&mut self) -> u64 {
         self.active.stack.publish(0);
-        self.active.stack.figures().hello_verify_requests.load(Ordering::Relaxed)
+        self.active.stack.metrics().hello_verify_requests.load(Ordering::Relaxed)
     }
 }
 
@@ -165,8 +165,8 @@ fn datagrams_that_another_worker_does_not_accept_are_counted() {
             device.send(&record).unwrap();
         }
     };
-    let figures = bench.active.stack.figures();
-    let dropped = || figures.forwarded_dropped.load(Ordering::Relaxed);
+    let metrics = bench.active.stack.metrics();
+    let dropped = || metrics.forwarded_dropped.load(Ordering::Relaxed);
     for _ in 0..MAX_FORWARDED / 16 {
         send(16);
         bench.active.round(&neighbours);

@@ -27,9 +27,8 @@ use self::{
     writer::{WriteError, Writer},
 };
 use super::{
-    Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, Figures, IndividualKey, Issue,
-    JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture,
-    UnixSeconds,
+    Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry,
+    Metrics, OpenBatch, OpenEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
     unix_now,
 };
@@ -528,7 +527,7 @@ impl Store for Sqlite {
         })
     }
 
-    fn figures(&self) -> Option<Arc<Figures>> {
-        Some(self.writer.figures())
+    fn metrics(&self) -> Option<Arc<Metrics>> {
+        Some(self.writer.metrics())
     }
 }

@@ -465,7 +465,7 @@ fn a_probe_writes_to_the_disk_changes_nothing_and_meets_a_lock() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert!(matches!(wait(store.probe()), Err(StoreError::Busy(_))));
-    let figures = store.figures().unwrap();
-    let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-    assert_eq!((count(&figures.written), count(&figures.failed), count(&figures.waiting)), (1, 1, 0));
+    let metrics = store.metrics().unwrap();
+    let count = |metric: &AtomicU64| metric.load(Ordering::Relaxed);
+    assert_eq!((count(&metrics.written), count(&metrics.failed), count(&metrics.waiting)), (1, 1, 0));
 }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::store_error;
 use crate::{
     seal::SealError,
-    store::{Figures, StoreError, StoreFuture},
+    store::{Metrics, StoreError, StoreFuture},
 };
 
 /// Jobs that may wait: more than a second's worth of the busiest hour we plan
@@ -71,7 +71,7 @@ impl From<rusqlite::Error> for WriteError {
 pub(super) struct Writer {
     path: Arc<Path>,
     queue: Option<SyncSender<Box<dyn Job>>>,
-    figures: Arc<Figures>,
+    metrics: Arc<Metrics>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -82,20 +82,20 @@ impl Writer {
         mut backlog: impl Backlog,
     ) -> Result<Self, StoreError> {
         let (queue, jobs) = sync_channel(QUEUE);
-        let figures = Arc::<Figures>::default();
+        let metrics = Arc::<Metrics>::default();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn({
-                let (path, figures) = (Arc::clone(&path), Arc::clone(&figures));
-                move || write(&connection, &path, &jobs, &figures, &mut backlog)
+                let (path, metrics) = (Arc::clone(&path), Arc::clone(&metrics));
+                move || write(&connection, &path, &jobs, &metrics, &mut backlog)
             })
             .map_err(|error| StoreError::Failed(format!("{}: no writer: {error}", path.display())))?;
-        Ok(Self { path, queue: Some(queue), figures, thread: Some(thread) })
+        Ok(Self { path, queue: Some(queue), metrics, thread: Some(thread) })
     }
 
     /// What it has done so far.
-    pub(super) fn figures(&self) -> Arc<Figures> {
-        Arc::clone(&self.figures)
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Queues `work` at once. The future is ready when it is committed, or when
@@ -108,7 +108,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Task { work: Some(work), outcome: None, reply });
         let path = self.path.display();
-        self.figures.waiting.fetch_add(1, Ordering::Relaxed);
+        self.metrics.waiting.fetch_add(1, Ordering::Relaxed);
         let queued = match &self.queue {
             Some(queue) => queue.try_send(job).map_err(|error| match error {
                 TrySendError::Full(_) => {
@@ -119,8 +119,8 @@ impl Writer {
             None => Err(writer_ended(&self.path)),
         };
         if let Err(error) = queued {
-            self.figures.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.figures.failed.fetch_add(1, Ordering::Relaxed);
+            self.metrics.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.failed.fetch_add(1, Ordering::Relaxed);
             return Box::pin(std::future::ready(Err(error)));
         }
         let path = Arc::clone(&self.path);
@@ -148,7 +148,7 @@ fn write(
     connection: &Connection,
     path: &Path,
     jobs: &Receiver<Box<dyn Job>>,
-    figures: &Figures,
+    metrics: &Metrics,
     backlog: &mut impl Backlog,
 ) {
     let mut group = Vec::with_capacity(GROUP);
@@ -165,10 +165,10 @@ fn write(
                 crowded = group.len() > 1;
                 let begun = Instant::now();
                 let committed = commit(connection, path, &mut group);
-                figures.commit_latency.observe(begun.elapsed());
-                let outcome = if committed.is_ok() { &figures.written } else { &figures.failed };
+                metrics.commit_latency.observe(begun.elapsed());
+                let outcome = if committed.is_ok() { &metrics.written } else { &metrics.failed };
                 outcome.fetch_add(group.len() as u64, Ordering::Relaxed);
-                figures.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
+                metrics.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
                 for job in group.drain(..) {
                     job.answer(&committed);
                 }

@@ -13,8 +13,8 @@ use std::{
 
 use crate::{
     device::DeviceId,
-    limits::{Buckets, Empty, Network, Origin, Rate, Source},
     psk::Principal,
+    rate_limit::{Buckets, Empty, Network, Origin, Rate, Source},
 };
 
 /// Multiple of the limit on refused lookups that a network has, compared with one address

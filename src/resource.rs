@@ -13,9 +13,9 @@ use crate::{
         link::{self, Link},
     },
     device::{Certificate, DeviceId},
-    limits::Source,
     provision::{Provisioner, Refusal},
     psk::Principal,
+    rate_limit::Source,
 };
 use throttle::{Counters, RequestLimits, Throttle};
 

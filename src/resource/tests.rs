@@ -12,13 +12,13 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::{
-    cert::throttle::EnrollmentLimits,
     coap::{self, Endpoint},
     device::Secret,
     iot_platform::ErrorClass,
-    limits::Rate,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
+    rate_limit::Rate,
     registrar::{self, Registrar},
+    resource::throttle::EnrollmentLimits,
     store::{Actor, Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
     testing::cloud::{Cloud, Scripted},
 };
