@@ -81,7 +81,7 @@ pub enum Kind {
 /// Reissue policy: how often a device may fetch its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reissue {
-    /// As often as the device asks.
+    /// Whenever the device asks.
     Always,
     /// Again within this time after the first issue.
     Window(Duration),
@@ -89,16 +89,17 @@ pub enum Reissue {
     Once,
 }
 
-/// Devices that were enrolled together: one product, one kind of key, one policy.
+/// A group of devices with one product, one way to prove their identity and one reissue
+/// policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrollment {
     /// Name in the device table and in the configuration.
     pub name: String,
     /// ProductKey of the product in which its devices are registered.
     pub product_key: String,
-    /// How its devices prove their identity.
+    /// The way in which its devices prove their identity.
     pub kind: Kind,
-    /// How often each may fetch its certificate.
+    /// The reissue policy of its devices.
     pub reissue: Reissue,
 }
 
@@ -239,8 +240,9 @@ impl Enrollments {
     }
 
     /// Returns the derived enrollment of a device. With only one there is nothing to look
-    /// up: a device that is not in the table still proves its key, and is then answered
-    /// that it is invalid. With several, such a device is treated as one of the first.
+    /// up: a device that is not in the table still proves its key, and then gets the
+    /// answer that it is invalid. With several, such a device is treated as one of the
+    /// first.
     async fn derived_of<'a>(
         &'a self,
         device: &DeviceId,

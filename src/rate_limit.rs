@@ -64,8 +64,8 @@ impl Rate {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Origin(NonZeroU64);
 
-/// Upper 32 bits for an IPv4 address: an IPv6 multicast network (RFC 4291 §2.7), from
-/// which nothing is sent.
+/// Upper 32 bits of the origin of an IPv4 address: an IPv6 multicast network (RFC 4291
+/// §2.7), from which nothing is sent.
 const IPV4: u64 = 0xffff_ffff << 32;
 
 impl Origin {
@@ -135,7 +135,7 @@ impl fmt::Debug for Origin {
 pub struct Empty {
     /// Time until there will be a token.
     pub wait: Duration,
-    /// Whether this starts an episode, which ends when the bucket is full again.
+    /// Set if this starts an episode, which ends when the bucket is full again.
     pub is_first: bool,
 }
 

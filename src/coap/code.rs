@@ -14,7 +14,7 @@ pub enum Method {
     Delete,
     /// 0.05, RFC 8132 §2.
     Fetch,
-    /// Any other.
+    /// Any other method.
     Unknown,
 }
 

@@ -28,7 +28,7 @@ const MAX_WRONG: u32 = 256;
 /// Bytes that the option takes in addition to its value.
 const OVERHEAD: usize = 2;
 
-/// How to treat a message from a peer that has not yet shown that it receives at its
+/// Decision about a message from a peer that has not yet shown that it receives at its
 /// address.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {

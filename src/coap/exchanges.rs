@@ -59,7 +59,8 @@ pub(super) struct Working {
     pub(super) digest: u64,
 }
 
-/// Message IDs from `first` to `last`, which may wrap, whose answers are dropped.
+/// Range of message IDs from `first` to `last`, which may wrap. Their answers were
+/// dropped.
 struct Range {
     first: u16,
     last: u16,
@@ -114,7 +115,7 @@ pub(super) enum Full {
     Answered,
 }
 
-/// What to keep of an answered request.
+/// The part of an answered request that is kept.
 pub(super) enum Kept {
     /// Its message ID only.
     Nothing,

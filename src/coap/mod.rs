@@ -148,7 +148,7 @@ pub struct Request<K> {
     pub etags: Vec<Vec<u8>>,
     /// If-Match options (RFC 7252 §5.10.8.1); an empty one matches any representation.
     pub if_match: Vec<Vec<u8>>,
-    /// Whether If-None-Match is present (RFC 7252 §5.10.8.2).
+    /// Set if If-None-Match is present (RFC 7252 §5.10.8.2).
     pub if_none_match: bool,
     /// May be empty. In a block-wise transfer, this is the whole body.
     pub payload: Vec<u8>,

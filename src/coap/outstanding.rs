@@ -27,9 +27,9 @@ struct Confirmable {
     message: Message,
     timeout: Duration,
     retransmissions: u32,
-    /// When to send it again. `None` until it was first sent.
+    /// Time to send it again. `None` until it was first sent.
     due: Option<Instant>,
-    /// Whether the transport accepted it the last time.
+    /// Set if the transport accepted it the last time.
     sent: bool,
     /// The end of its first timeout: until then the others wait for it.
     holds_until: Instant,

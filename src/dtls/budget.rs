@@ -23,7 +23,7 @@ const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 struct Bucket {
     /// Hash of the prefix; 0 if the bucket is empty.
     key: u64,
-    /// Microseconds since the start at which the network owes nothing any more.
+    /// Time at which the network owes nothing any more, in microseconds since the start.
     clear_at: u64,
 }
 

@@ -1,5 +1,5 @@
-//! What the two hellos negotiated for the records of a session: connection IDs (RFC 9146)
-//! and a limit on the record size (RFC 6066 §4, RFC 8449).
+//! Parameters of a session negotiated by the two hellos: connection IDs (RFC 9146) and a
+//! limit on the record size (RFC 6066 §4, RFC 8449).
 
 use rand::{Rng, rngs::StdRng};
 

@@ -1,7 +1,7 @@
 //! The endpoint: the application's interface, the limits and the timers. This module
 //! reads datagrams; `handshakes` starts, continues and ends handshakes, `sessions` does
-//! the same for sessions. The inside of one handshake is in `handshake`, that of one
-//! session in `session`.
+//! the same for sessions. The logic of a single handshake is in `handshake`, that of a
+//! single session in `session`.
 
 mod handshakes;
 mod sessions;

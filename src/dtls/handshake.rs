@@ -33,7 +33,7 @@ const MAX_EARLY_RECORD: usize = 128;
 /// Maximum number of suites kept for the log when none is in common.
 const MAX_SUITES_REPORTED: usize = 16;
 
-/// What the server is willing to negotiate, and to spend.
+/// Terms on which the server negotiates: suites and extensions, and the cost it accepts.
 pub(crate) struct Offer<'a> {
     /// Suites in order of preference.
     pub(crate) suites: &'a [Suite],
@@ -74,7 +74,7 @@ pub(crate) enum Step {
     BadRecord,
 }
 
-/// What a session starts with.
+/// Initial state of a session.
 pub(crate) struct Completed {
     pub(crate) suite: Suite,
     pub(crate) keys: KeyBlock,

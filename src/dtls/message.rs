@@ -372,7 +372,8 @@ pub(crate) const HELLO_VERIFY_REQUEST_LENGTH: usize = HEADER + 3 + COOKIE;
 /// message_seq of the hello that it answers.
 pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, sequence: u16, cookie: &[u8; COOKIE]) {
     put_header(out, HELLO_VERIFY_REQUEST, sequence, 3 + COOKIE);
-    // "The server_version field ... SHOULD be DTLS 1.0", whatever is negotiated later.
+    // RFC 6347 §4.2.1: server_version should be DTLS 1.0, whatever version is negotiated
+    // later.
     out.extend_from_slice(&DTLS_1_0.to_be_bytes());
     out.push(COOKIE as u8);
     out.extend_from_slice(cookie);

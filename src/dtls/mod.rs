@@ -77,7 +77,8 @@ pub struct Config {
     /// `None` to hand out none. When several endpoints share a port, this byte says which
     /// of them a record is for ([`connection_id_prefix`]).
     pub connection_id_prefix: Option<u8>,
-    /// Maximum number of sessions; at the limit the one idle longest is closed.
+    /// Maximum number of sessions; at the limit, one of those idle longest is closed, of
+    /// the network that has most.
     pub max_sessions: usize,
     /// Maximum number of handshakes in progress; at the limit the oldest is abandoned.
     pub max_handshakes: usize,
@@ -153,7 +154,7 @@ impl Default for Config {
 pub struct Psk(Zeroizing<Vec<u8>>);
 
 impl Psk {
-    /// Longest key, RFC 4279 §5.4.
+    /// Longest key in bytes (RFC 4279 §5.4).
     pub const MAX: usize = 64;
 
     /// Returns `None` unless the key has 1–64 bytes.
@@ -216,7 +217,7 @@ pub enum Event {
     PskNeeded {
         /// The handshake that waits for the key.
         handshake: HandshakeId,
-        /// As the client sent it: 0–128 bytes, not yet authenticated.
+        /// The identity as the client sent it: 0–128 bytes, not yet authenticated.
         identity: Box<[u8]>,
     },
     /// A client has proven that it has the key; its data may follow.
@@ -230,7 +231,7 @@ pub enum Event {
     Closed {
         /// The session.
         session: SessionId,
-        /// Why.
+        /// The reason.
         reason: Closed,
     },
     /// A network has started too many handshakes that did not complete, and cannot start
@@ -241,18 +242,18 @@ pub enum Event {
     },
     /// A handshake failed whose client had returned a valid cookie.
     HandshakeFailed {
-        /// Where the client is.
+        /// The client's address.
         peer: SocketAddr,
         /// The identity it claimed, if it got that far; not authenticated.
         identity: Option<Box<[u8]>>,
-        /// Why.
+        /// The reason.
         reason: Failure,
-        /// What else is known about the client, for the log.
+        /// Further information about the client, for the log.
         hints: Hints,
     },
 }
 
-/// What is known about a client whose handshake failed. None of it is authenticated.
+/// Information about a client whose handshake failed. None of it is authenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
     /// Codes of the first cipher suites it offered, when the server supports none of

@@ -10,7 +10,8 @@ use super::{Psk, key_exchange::SharedSecret, suite::KeyBlock};
 /// Length of Finished's verify_data in bytes (RFC 5246 §7.4.9).
 pub(crate) const VERIFY_DATA: usize = 12;
 
-/// P_SHA256 (RFC 5246 §5) of the concatenated `seeds`; the first of them is the label.
+/// Computes P_SHA256 (RFC 5246 §5) of the concatenated `seeds`, of which the first is the
+/// label.
 fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     let keyed = keyed(secret);
     let mut a = mac(&keyed, None, seeds);
@@ -26,14 +27,14 @@ fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     a.zeroize();
 }
 
-/// HMAC-SHA256 with its key.
+/// Returns HMAC-SHA256 with this key.
 pub(super) fn keyed(secret: &[u8]) -> Hmac<Sha256> {
     // A key of any length is legal for HMAC (RFC 2104 §3).
     let Ok(keyed) = Hmac::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
     keyed
 }
 
-/// HMAC-SHA256 of the concatenated parts.
+/// Computes HMAC-SHA256 of the concatenated parts.
 pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]) -> Output<Hmac<Sha256>> {
     let mut mac = keyed.clone();
     for part in previous.iter().chain(seeds) {

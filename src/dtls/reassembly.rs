@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_message_is_taken_and_a_longer_one_is_not() {
+    fn the_longest_message_is_accepted_and_a_longer_one_is_not() {
         let body = vec![7; MAX_MESSAGE + 1];
         let add = |length: usize| {
             let whole = Fragment { kind: 1, length, sequence: 0, offset: 0, body: &body[..length] };

@@ -14,7 +14,7 @@ use super::{
     suite::{BadRecord, KeyBlock, Suite},
 };
 
-/// What is needed to send ChangeCipherSpec and Finished again.
+/// The parts of ChangeCipherSpec and Finished that are needed to send them again.
 pub(crate) struct FinalFlight {
     pub(crate) verify_data: [u8; VERIFY_DATA],
     /// message_seq of our Finished.
@@ -33,7 +33,7 @@ pub(crate) enum Opened {
     FinishedAgain,
     /// A ClientHello inside the session: a renegotiation, which is refused.
     Renegotiation,
-    /// Nothing to act on.
+    /// Content that needs no action.
     Nothing,
 }
 

@@ -45,7 +45,7 @@ struct Slot<T> {
     serial: u32,
     older: u32,
     younger: u32,
-    /// In ticks, rounded up.
+    /// Time of the last touch in ticks, rounded up.
     touched: u32,
     entry: Option<(Path, T)>,
 }

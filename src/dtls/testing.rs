@@ -228,8 +228,8 @@ impl Client {
         self.seal_parts(kind, [plaintext, inner_type])
     }
 
-    /// Returns a protected record with a freely chosen inside: with a connection ID, this
-    /// is content, type and padding (RFC 9146 §4).
+    /// Returns a protected record with a freely chosen plaintext: with a connection ID,
+    /// this is content, type and padding (RFC 9146 §4).
     pub fn seal_inner(&mut self, inner: &[u8]) -> Vec<u8> {
         self.seal_parts(ContentType::ApplicationData, [inner, &[]])
     }

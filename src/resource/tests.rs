@@ -341,7 +341,7 @@ async fn a_disabled_device_is_forbidden_until_it_is_enabled() {
 }
 
 #[tokio::test]
-async fn once_is_once_until_the_operator_resets_it() {
+async fn a_certificate_issued_once_is_issued_again_only_after_a_reset() {
     let bench = Bench::new();
     let ask = || bench.ask("once-identity", get().query("sn=ONCE-1"));
     assert_eq!(name(&ask().await), "ONCE-1");
@@ -584,7 +584,7 @@ async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     };
     assert!(poll("SN-1").await.is_none(), "it has to be registered");
     assert!(poll("SN-KNOWN").await.is_none(), "its first issue has to be recorded");
-    // A write that comes after anything they would have written.
+    // This write comes after anything that they would have written.
     bench.store.reset(&DeviceId::parse("SN-2").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(bench.cloud.registrations(), 0);
     assert_eq!(bench.store.device(&known).await.unwrap().unwrap().first_issued, None);

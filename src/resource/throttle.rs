@@ -17,12 +17,12 @@ use crate::{
     rate_limit::{Buckets, Empty, Network, Origin, Rate, Source},
 };
 
-/// Multiple of the limit on refused lookups that a network has, compared with one address
-/// and port. A client that guesses is slowed down at its own port first, while its
-/// neighbours behind the same NAT are still served.
+/// Limit on refused lookups of a network, as a multiple of that of one address and port.
+/// A client that guesses is slowed down at its own port first, while its neighbours
+/// behind the same NAT are still served.
 const OF_NETWORK: u32 = 10;
-/// Time, since it was last served, for which a device is known at its address. Meanwhile
-/// a guesser behind the same NAT does not slow it down.
+/// Time after its last certificate for which a device is known at its address. Until
+/// then, a guesser behind the same NAT does not slow it down.
 const SERVED: Duration = Duration::from_secs(86_400);
 /// Maximum number of episodes logged per second, one line each: an attacker with many
 /// addresses can start many.
@@ -301,11 +301,11 @@ impl Throttle {
         match limit {
             Limit::RefusedLookups => tracing::warn!(
                 address = %origin, enrollment,
-                "too many refused device IDs: someone may be trying them; slowed down until it stops"
+                "too many refused device IDs: someone may be guessing them; slowed down until this stops"
             ),
             _ => tracing::warn!(
                 limit = limit.name(), address = %origin, enrollment, device,
-                "too many requests; slowed down until it stops"
+                "too many requests; slowed down until they stop"
             ),
         }
     }

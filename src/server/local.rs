@@ -143,7 +143,7 @@ impl Numbers {
         if assigned.addresses.len() == MAX_ADDRESSES {
             tracing::warn!(
                 addresses = MAX_ADDRESSES,
-                "too many local addresses in use: answers to devices that ask another one leave from the \
+                "too many local addresses in use: requests to further addresses are answered from an \
                  address that the system chooses; set `listen` to the addresses that devices use"
             );
         }

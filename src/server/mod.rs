@@ -206,7 +206,7 @@ impl Server {
             let thread = thread.spawn(move || {
                 let _end_notice = end_notice;
                 if let Err(error) = worker.run(&neighbours) {
-                    tracing::error!(worker = number, %error, "a worker cannot receive datagrams");
+                    tracing::error!(worker = number, %error, "a worker stops: it cannot receive datagrams");
                 }
             });
             Ok(Running { mailbox, metrics, thread: thread? })

@@ -52,7 +52,7 @@ pub struct Plain {
     socket: UdpSocket,
     endpoint: coap::Endpoint<Peer>,
     echo: Echo,
-    /// Addresses that were shown to receive, and the order in which they were.
+    /// Verified addresses, and the order in which they were verified.
     verified: HashSet<Peer>,
     order: VecDeque<Peer>,
     service: Arc<Service>,

@@ -59,8 +59,8 @@ pub trait Io: dtls::Outbox {
 pub struct Done(Outcome);
 
 enum Outcome {
-    /// A key found for a handshake, and the generation of the enrollments in which it was
-    /// found.
+    /// Result of looking up a handshake's key, and the generation of the enrollments that
+    /// were used.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
     /// The key could not be looked up.
@@ -196,7 +196,7 @@ pub struct Stack {
     in_work: InWork,
     /// Number of times that the enrollments were reloaded.
     generation: u32,
-    /// Sessions begun under earlier enrollments remain to be checked.
+    /// Set while sessions begun under earlier enrollments remain to be checked.
     revoking: bool,
 }
 
@@ -316,7 +316,7 @@ impl Stack {
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
 
-    /// Does what is due.
+    /// Sends, resends, ends and checks whatever is due.
     pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
         if self.revoking {
             self.revoke(io);
@@ -509,7 +509,8 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // Started again: work that waits must own what it needs.
+                // The lookup is started again, because work that waits must own what it
+                // needs.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
@@ -608,7 +609,7 @@ impl Stack {
 /// device that its key is wrong; the key is requested again when the device repeats its
 /// flight.
 fn key_not_found(error: &StoreError) {
-    tracing::error!(%error, "a key could not be looked up");
+    tracing::error!(%error, "a key could not be looked up; its device will repeat its handshake message");
 }
 
 /// Formats cipher suites for the log, as their codes in the IANA registry.
@@ -617,8 +618,8 @@ fn suites(codes: &[u16]) -> String {
     codes.join(" ")
 }
 
-/// Polls work once, on the worker itself: work for which the store has everything at hand
-/// finishes here, without a task.
+/// Polls work once, on the worker itself: work that the store can finish at once needs no
+/// task.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -662,7 +663,7 @@ impl Lines {
     }
 }
 
-/// What is logged about a request, apart from its answer.
+/// Content of a request's log line, apart from the answer.
 struct RequestLine {
     device: Option<DeviceId>,
     identity: String,

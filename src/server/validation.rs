@@ -101,7 +101,7 @@ impl Validation {
     }
 }
 
-/// Destination of the CoAP endpoint's messages: their DTLS sessions.
+/// Destination of the CoAP endpoint's messages: it sends them in their DTLS sessions.
 pub(super) struct Sealing<'s, O> {
     dtls: &'s mut dtls::Endpoint<Client>,
     out: &'s mut O,

@@ -47,8 +47,8 @@ const FEW: usize = 2;
 
 /// Time that a worker under load lets datagrams accumulate. Waking up costs several times
 /// as much as a datagram: with 64 devices at once, waking up for every two datagrams took
-/// half of the server's time, and waiting 200 µs costs a quarter more than this value. A
-/// single device is answered at once.
+/// half of the server's time, and with a wait of 200 µs it still takes a quarter more
+/// than with this one. A single device is answered at once.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Maximum time that a stopping worker continues, so that devices that wait for an answer
@@ -57,7 +57,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Interval at which a stopping worker checks whether it can end.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
-/// Maximum time for close_notify to all sessions: enough for some 100,000.
+/// Maximum time for close_notify to all sessions: enough for about 100,000.
 const LEAVE: Duration = Duration::from_secs(4);
 /// Pause between two batches of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);

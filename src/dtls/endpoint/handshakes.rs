@@ -32,7 +32,7 @@ fn cost_of(group: Group) -> Duration {
 /// Maximum number of claims of one handshake processed per [`CLAIM_PERIOD`]: anyone can
 /// make one in the client's name, and each costs the lookup of a key.
 const MAX_CLAIMS: u8 = 16;
-/// The same limit for an ephemeral suite, where each claim also costs a curve operation.
+/// Maximum number for an ephemeral suite, where each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
 /// Shorter than any client's timeout, so that a client that resends its flight always
 /// gets its own claim processed.
@@ -52,7 +52,7 @@ pub(super) struct Progress<P> {
     /// CPU time charged to the client's network, refunded when the handshake becomes a
     /// session.
     charged: Duration,
-    /// When the flight was last sent, and how often the timer has resent it.
+    /// Time at which the flight was last sent, and how often the timer has resent it.
     sent: Option<(Instant, usize)>,
     /// The handshake was started by a hello that already led to a session, most likely a
     /// late copy: it is answered, and nothing else is done for it.
@@ -61,7 +61,7 @@ pub(super) struct Progress<P> {
     alert: Option<u8>,
     /// Start of the current [`CLAIM_PERIOD`], and the claims processed in it.
     claims: (Instant, u8),
-    /// When a record first failed under the keys.
+    /// Time at which a record first failed under the keys.
     bad_record: Option<Instant>,
 }
 
@@ -76,8 +76,8 @@ impl<P> Progress<P> {
     }
 }
 
-/// Hellos whose handshakes recently became sessions. A newer one may overwrite another in
-/// the same place, which is then forgotten.
+/// Hellos whose handshakes recently became sessions, by hash. A newer one may overwrite
+/// another in the same slot.
 #[derive(Default)]
 pub(super) struct Completions(Vec<u64>);
 
@@ -374,7 +374,7 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Abandons handshakes of which a record failed under the keys too long ago.
+    /// Abandons handshakes in which a record failed under the keys too long ago.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {
@@ -423,8 +423,8 @@ impl<P> Endpoint<P> {
         sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
     }
 
-    /// Removes stale entries from the front of the queues, so that the oldest handshake
-    /// still waiting bounds their length.
+    /// Removes stale entries from the front of the queues, so that their length is
+    /// bounded by the oldest handshake still waiting.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {

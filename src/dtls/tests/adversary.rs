@@ -117,7 +117,7 @@ fn a_network_over_its_budget_is_reported_once_a_second() {
     assert_eq!([0, 0, 999, 1, 999].map(&mut reports), [1, 0, 0, 1, 0]);
 }
 
-/// When the budget does not cover the curve, the server does not fall back to a suite
+/// A budget that does not cover the curve does not make the server fall back to a suite
 /// without one.
 #[test]
 fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
@@ -437,7 +437,7 @@ fn a_protected_record_of_another_version_is_dropped() {
 }
 
 #[test]
-fn the_log_learns_what_a_failed_client_offered_claimed_and_complained_of() {
+fn a_failed_handshake_reports_the_suites_identity_and_alert_of_its_client() {
     let mut server = Server::new(Config::default());
     let cbc = Profile { suites: vec![0xc037, 0x00ae], ..profile() };
     connect(&mut server, cbc, peer(), 1);

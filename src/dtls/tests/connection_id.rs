@@ -127,7 +127,7 @@ fn nothing_is_held_back_from_a_validated_address() {
 }
 
 #[test]
-fn a_device_with_an_id_cannot_push_another_device_out_of_its_address() {
+fn a_device_with_an_id_cannot_displace_another_device_at_its_address() {
     let (mut server, mut attacker) = with_connection_id(b"");
     let victim_address = elsewhere();
     let mut victim = connect(&mut server, profile(), victim_address, 2);
@@ -146,7 +146,7 @@ fn a_record_without_the_negotiated_id_is_dropped() {
 }
 
 #[test]
-fn an_idle_session_with_an_id_is_forgotten_altogether() {
+fn an_idle_session_with_an_id_is_forgotten_completely() {
     let (mut server, _client) = with_connection_id(b"");
     server.advance(Duration::from_secs(301));
     assert_eq!(server.closed(), [Closed::Idle]);

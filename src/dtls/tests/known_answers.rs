@@ -49,7 +49,7 @@ fn datagrams(recording: &Value) -> Vec<(bool, Vec<u8>)> {
     datagrams.iter().map(|datagram| (datagram["from"] == "client", bytes(&datagram["bytes"]))).collect()
 }
 
-/// What one side has sent under the session's keys.
+/// Messages that one side has sent under the session's keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Said {
     data: Vec<Vec<u8>>,
@@ -67,7 +67,7 @@ struct Listener {
     randoms: [[u8; 32]; 2],
     extended_master_secret: bool,
     keys: Option<(MasterSecret, KeyBlock)>,
-    /// The server's and the client's.
+    /// Messages of the server and of the client.
     said: [Said; 2],
 }
 

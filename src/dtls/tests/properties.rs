@@ -79,8 +79,8 @@ proptest! {
         key().client().seal(suite, header, &connection_id, &plaintext, &mut sealed);
         let opened = open(suite, sealed.clone(), &connection_id);
         prop_assert_eq!(opened, Some((ContentType::ApplicationData, plaintext)));
-        // Type and version decide whether the record is read at all, and the ID to whom
-        // it belongs; every other bit is authenticated.
+        // Type and version decide whether the record is read at all, and the ID decides
+        // whose record it is; every other bit is authenticated.
         let id = 11..11 + connection_id.len();
         let at: Vec<usize> = (3..sealed.len()).filter(|at| !id.contains(at)).collect();
         sealed[*flip.get(&at)] ^= 1u8 << bit;

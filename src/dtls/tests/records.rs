@@ -83,7 +83,7 @@ fn an_idle_session_is_closed_and_a_used_one_is_not() {
     assert!(echoes(&mut server, &mut used, peer(), b"still here"));
 }
 
-/// However busy it is: its key may have been revoked in the meantime.
+/// A busy session ends too: its key may have been revoked in the meantime.
 #[test]
 fn a_session_that_is_too_old_ends_with_its_next_record() {
     let session_max_age = Duration::from_secs(400);

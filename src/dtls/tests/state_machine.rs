@@ -200,7 +200,7 @@ fn a_lost_close_notify_leaves_nothing_behind() {
 /// The cookie is bound to the random: a hello with another client's cookie is asked for
 /// its own.
 #[test]
-fn a_cookie_does_not_serve_another_hello() {
+fn a_cookie_is_not_valid_for_another_hello() {
     let mut server = Server::new(Config::default());
     let mut client = Client::new(profile(), [1; 32]);
     let first = client.start(server.now).concat();

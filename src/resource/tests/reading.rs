@@ -309,7 +309,7 @@ fn an_unreadable_payload_is_a_bad_request_for_every_client() {
                 refusal.is_err_and(|(code, title)| code == Code::BadRequest && !title.is_empty()),
                 "{what}"
             );
-            // A query does not replace it.
+            // A valid query does not help.
             let refusal = device_of(&client, &get().body(format, &payload).query("sn=SN-1"));
             assert!(refusal.is_err(), "{what}");
         }

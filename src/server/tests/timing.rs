@@ -13,7 +13,7 @@ use crate::{
 /// Handshakes of each identity before the medians are first compared; their order is
 /// shuffled.
 const ROUNDS: usize = 500;
-/// How often the number of handshakes is doubled before a difference is believed: a
+/// Number of times that the handshakes are doubled before a difference is believed: a
 /// difference caused by other load shrinks, a real one stays.
 const DOUBLINGS: u32 = 4;
 /// Largest accepted difference of the medians, relative to the time. Each of these would
@@ -136,8 +136,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     }
 }
 
-/// Returns the time that the server takes for a client's last flight, made with a wrong
-/// key, until it gives up; and its answer.
+/// Returns the time that the server takes to process a client's last flight, made with a
+/// wrong key, and to give up the handshake; and its answer.
 fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     let now = Instant::now();
     let [high, low] = number.to_be_bytes();

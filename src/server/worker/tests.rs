@@ -141,7 +141,7 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
         assert_eq!(bench.hellos_answered(), 2 * round);
     }
 
-    // With any amount of time.
+    // Even with ample time, one call takes at most a batch.
     bench.active.round_time = Duration::from_secs(3600);
     let round = Round { now: Instant::now(), time: bench.active.round_time };
     assert!(bench.active.take_forwarded(&round));
