@@ -59,8 +59,7 @@ pub trait Io: dtls::Outbox {
 pub struct Done(Outcome);
 
 enum Outcome {
-    /// Result of looking up a handshake's key, and the generation of the enrollments that
-    /// were used.
+    /// A handshake's key, if found, and the generation of the enrollments used.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
     /// The key could not be looked up.
@@ -101,15 +100,13 @@ pub struct Metrics {
     pub sessions_moved: AtomicU64,
     /// Late copies of hellos that already led to a session.
     pub late_hellos: AtomicU64,
-    /// Requests refused for now because their session or network has too many in
-    /// progress.
+    /// Requests refused for now: their session or network had too many in progress.
     pub too_many_in_work: AtomicU64,
     /// Answers kept back because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
     /// Kept answers that were sent once the address was validated.
     pub answers_resumed: AtomicU64,
-    /// Requests dropped because their session had too many in progress or answered
-    /// recently.
+    /// Requests dropped: their session had too many in progress or just answered.
     pub requests_dropped: AtomicU64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: AtomicU64,
@@ -135,8 +132,7 @@ pub struct Metrics {
     pub rounds: AtomicU64,
     /// Datagrams that the system did not accept.
     pub datagrams_dropped: AtomicU64,
-    /// Datagrams for another worker's session, dropped because too many were waiting for
-    /// that worker.
+    /// Datagrams for another worker's session, dropped because its queue was full.
     pub forwarded_dropped: AtomicU64,
 }
 
@@ -172,8 +168,7 @@ impl Client {
         Self { principal, generation, in_work: 0, source: Cell::new(None) }
     }
 
-    /// Returns the source for limits: the address at which the session began, which is
-    /// set by the first call.
+    /// Returns the source for limits, which is the `address` of the first call.
     fn source(&self, address: SocketAddr) -> Source {
         let source = self.source.get().unwrap_or_else(|| Source::of(address));
         self.source.set(Some(source));
@@ -257,13 +252,12 @@ impl Stack {
         is_good
     }
 
-    /// Announces datagrams that arrived together, until [`end_batch`](Self::end_batch):
-    /// the store may check for changes once for all of them.
+    /// Starts a group of datagrams: the store may check for changes once for all.
     pub fn begin_batch(&self) {
         self.services.store.hold();
     }
 
-    /// Ends the datagrams that arrived together.
+    /// Ends the group of datagrams.
     pub fn end_batch(&self) {
         self.services.store.release();
     }
@@ -468,8 +462,7 @@ impl Stack {
                         client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
-                    // Its key may have been revoked during the handshake, after the walk
-                    // over the sessions was over.
+                    // Its key may have been revoked after the walk over the sessions.
                     self.is_good(session, io);
                 }
                 Event::Closed { session, reason } => {
@@ -509,8 +502,7 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // The lookup is started again, because work that waits must own what it
-                // needs.
+                // The lookup starts again: work that waits must own what it needs.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
@@ -605,9 +597,8 @@ impl Stack {
     }
 }
 
-/// Logs that a key could not be looked up. No alert is sent, because it would tell the
-/// device that its key is wrong; the key is requested again when the device repeats its
-/// flight.
+/// Logs a failed lookup. An alert would tell the device that its key is wrong; without
+/// one, it repeats its flight, and the key is requested again.
 fn key_not_found(error: &StoreError) {
     tracing::error!(%error, "a key could not be looked up; its device will repeat its handshake message");
 }
@@ -618,14 +609,12 @@ fn suites(codes: &[u16]) -> String {
     codes.join(" ")
 }
 
-/// Polls work once, on the worker itself: work that the store can finish at once needs no
-/// task.
+/// Polls work once on the worker: if the store can finish it at once, no task is needed.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Limit on log lines of one kind: a crowd or an attacker can cause more of them than
-/// anyone can read.
+/// Limit on log lines of one kind, as a crowd or an attacker can cause too many of them.
 struct Lines {
     most: u32,
     what: &'static str,
@@ -640,8 +629,7 @@ impl Lines {
         Self { most, what, second: None, written: 0, suppressed: 0 }
     }
 
-    /// Returns whether one more line may be written. Suppressed lines are counted and
-    /// reported before the next line.
+    /// Returns whether one more line may be written, and counts suppressed ones.
     fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {
@@ -674,8 +662,7 @@ impl RequestLine {
     fn new<K>(address: SocketAddr, principal: &Principal, request: &Request<K>) -> Self {
         let identity = match (&principal.enrollment.kind, &principal.device) {
             (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
-            // The identity belongs to one device and is not kept: the device that it
-            // proves says the same.
+            // The identity is not kept, and its device says the same.
             (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
         };
         Self { device: resource::device_of(request, principal), identity, address }
