@@ -3,7 +3,7 @@
 //! lock that a request has to share with others. Work that takes more than one step stays
 //! with its worker and is polled there.
 
-mod batch;
+mod datagrams;
 mod in_work;
 mod local;
 pub mod plain;

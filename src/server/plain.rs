@@ -18,7 +18,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, recvmsg, sendm
 use tokio::{io::Interest, net::UdpSocket, task::JoinSet};
 
 use super::{
-    batch::{address_of, v6_control},
+    datagrams::{address_of, v6_control},
     local::{self, PacketInfo, Source},
 };
 use crate::{

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Services,
-    batch::{BATCH, Incoming, Listener, Outgoing},
+    datagrams::{BATCH, Incoming, Listener, Outgoing},
     local::Numbers,
     stack::{Done, Io, Metrics, Stack},
     tasks::{Notify, TaskId, Tasks},
