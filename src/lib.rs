@@ -18,6 +18,7 @@ pub mod device_view;
 pub mod dtls;
 pub mod histogram;
 pub mod iot_platform;
+pub mod log_limit;
 pub mod notify;
 pub mod operators;
 pub mod password;

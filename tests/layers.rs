@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Each module of the crate with those that it may use, from the top down.
-const MAY_USE: [(&str, &[&str]); 28] = [
+const MAY_USE: [(&str, &[&str]); 29] = [
     (
         "cli",
         &[
@@ -81,10 +81,24 @@ const MAY_USE: [(&str, &[&str]); 28] = [
             "server",
         ],
     ),
-    ("server", &["resource", "coap", "device", "dtls", "histogram", "rate_limit", "psk", "random", "store"]),
-    ("resource", &["coap", "device", "rate_limit", "provision", "psk"]),
+    (
+        "server",
+        &[
+            "coap",
+            "device",
+            "dtls",
+            "histogram",
+            "log_limit",
+            "psk",
+            "random",
+            "rate_limit",
+            "resource",
+            "store",
+        ],
+    ),
+    ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit"]),
     ("provision", &["device", "rate_limit", "policy", "psk", "registrar", "store"]),
-    ("registrar", &["device", "histogram", "iot_platform", "store"]),
+    ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "store"]),
     ("policy", &["psk", "store"]),
@@ -99,6 +113,7 @@ const MAY_USE: [(&str, &[&str]); 28] = [
     ("coap", &[]),
     ("device", &[]),
     ("histogram", &[]),
+    ("log_limit", &[]),
     ("rate_limit", &[]),
     ("notify", &[]),
     ("operators", &[]),

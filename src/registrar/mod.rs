@@ -32,6 +32,7 @@ use crate::{
     device::{Certificate, DeviceId},
     histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
+    log_limit::LogLimit,
     store::{BatchId, JournalEntry, Store, StoreError},
 };
 use breaker::Breakers;
@@ -43,6 +44,9 @@ use registration::{Next, Registration};
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
 /// Smallest batch: fewer devices are not worth a batch's calls.
 const MIN_BATCH: usize = 10;
+
+/// Failed calls that are logged in a second, one line each.
+const MAX_FAILURE_LINES: u32 = 1;
 
 /// Limits of a [`Registrar`].
 #[derive(Debug, Clone)]
@@ -146,13 +150,6 @@ struct Announced {
     called: bool,
 }
 
-/// Rate limit of the log line about failed calls.
-#[derive(Debug, Default)]
-struct Complaints {
-    at: Option<Instant>,
-    suppressed: u64,
-}
-
 /// Experience with a product's batches.
 #[derive(Debug, Clone, Copy)]
 struct Experience {
@@ -176,7 +173,7 @@ pub struct Registrar {
     experience: Mutex<HashMap<String, Experience>>,
     refuse_existing: ArcSwap<HashSet<String>>,
     counters: Mutex<Counters>,
-    complaints: Mutex<Complaints>,
+    failure_lines: Mutex<LogLimit>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
     latency: Histogram,
@@ -203,7 +200,7 @@ impl Registrar {
             queue: Mutex::default(),
             experience: Mutex::default(),
             counters: Mutex::default(),
-            complaints: Mutex::default(),
+            failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
             draining: AtomicBool::new(false),
             latency: Histogram::default(),
         })
@@ -526,18 +523,13 @@ impl Registrar {
         lock(&self.breakers).worked(product_key);
     }
 
-    /// Logs a failed call that will be retried. In an outage many calls fail for one reason:
-    /// one a second is logged, with the number of suppressed lines.
+    /// Logs a failed call that will be retried. In an outage many calls fail for one reason.
     fn failed_for_now(&self, what: &dyn std::fmt::Display, error: &ApiError) {
-        let mut complaints = lock(&self.complaints);
-        if complaints.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            complaints.suppressed += 1;
+        if lock(&self.failure_lines).admit(Instant::now().into_std()) {
+            tracing::warn!(%what, %error, "a call to IoT Platform failed; trying again");
+        } else {
             tracing::debug!(%what, %error, "a call to IoT Platform failed; trying again");
-            return;
         }
-        let suppressed = std::mem::take(&mut complaints.suppressed);
-        complaints.at = Some(Instant::now());
-        tracing::warn!(%what, %error, suppressed, "a call to IoT Platform failed; trying again");
     }
 
     /// Notes that the cloud throttles an action.

@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     device::DeviceId,
+    log_limit::LogLimit,
     psk::Principal,
     rate_limit::{Buckets, Empty, Network, Origin, Rate, Source},
 };
@@ -142,8 +143,7 @@ struct Kept {
     /// they would displace those of clients that are slowed down.
     served: Buckets,
     counters: Arc<Counters>,
-    /// The second in which lines were last logged, and their number.
-    lines: Mutex<(Option<Instant>, u32)>,
+    lines: Mutex<LogLimit>,
 }
 
 /// Applies the limits to requests.
@@ -159,7 +159,7 @@ impl Throttle {
             buckets: Buckets::new(now),
             served: Buckets::new(now),
             counters: Arc::default(),
-            lines: Mutex::default(),
+            lines: Mutex::new(LogLimit::new(MAX_LINES, "exceeded request limits")),
         };
         Self { limits, kept: Arc::new(kept) }
     }
@@ -288,12 +288,7 @@ impl Throttle {
             return;
         }
         counters.episodes[limit as usize].fetch_add(1, Ordering::Relaxed);
-        let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.0.is_none_or(|second| now >= second + Duration::from_secs(1)) {
-            *lines = (Some(now), 0);
-        }
-        lines.1 += 1;
-        if lines.1 > MAX_LINES {
+        if !lines.lock().unwrap_or_else(PoisonError::into_inner).admit(now) {
             return;
         }
         let (enrollment, device) = (&principal.enrollment.name, principal.device.as_ref());

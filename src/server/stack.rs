@@ -27,6 +27,7 @@ use crate::{
     device::DeviceId,
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     histogram::{ByByte, Histogram},
+    log_limit::LogLimit,
     psk::{Enrollments, Key, Kind, Principal, Reissue},
     rate_limit::{Origin, Source},
     resource::{self, Answer},
@@ -183,8 +184,8 @@ pub struct Stack {
     pub(super) services: Services,
     tasks: u64,
     metrics: Arc<Metrics>,
-    failure_lines: Lines,
-    request_lines: Lines,
+    failure_lines: LogLimit,
+    request_lines: LogLimit,
     hasher: RandomState,
     validation: Validation,
     /// Requests in progress by network.
@@ -198,8 +199,8 @@ pub struct Stack {
 impl Stack {
     /// Creates a stack of two new endpoints.
     pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, services: Services) -> Self {
-        let failure_lines = Lines::new(MAX_FAILURE_LINES, "failed handshakes");
-        let request_lines = Lines::new(MAX_REQUEST_LINES, "requests");
+        let failure_lines = LogLimit::new(MAX_FAILURE_LINES, "failed handshakes");
+        let request_lines = LogLimit::new(MAX_REQUEST_LINES, "requests");
         let services = services.unshared();
         let hasher = RandomState::new();
         Self {
@@ -614,43 +615,6 @@ fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> 
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Limit on log lines of one kind, as a crowd or an attacker can cause too many of them.
-struct Lines {
-    most: u32,
-    what: &'static str,
-    second: Option<Instant>,
-    written: u32,
-    suppressed: u64,
-}
-
-impl Lines {
-    /// Allows at most `most` lines per second.
-    fn new(most: u32, what: &'static str) -> Self {
-        Self { most, what, second: None, written: 0, suppressed: 0 }
-    }
-
-    /// Returns whether one more line may be written, and counts suppressed ones.
-    fn admit(&mut self, now: Instant) -> bool {
-        if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
-            if self.suppressed > 0 {
-                tracing::warn!(
-                    lines = self.suppressed,
-                    "log lines suppressed: too many {} in a second",
-                    self.what
-                );
-            }
-            (self.second, self.written, self.suppressed) = (Some(now), 0, 0);
-        }
-        let admitted = self.written < self.most;
-        if admitted {
-            self.written += 1;
-        } else {
-            self.suppressed += 1;
-        }
-        admitted
-    }
-}
-
 /// Content of a request's log line, apart from the answer.
 struct RequestLine {
     device: Option<DeviceId>,
@@ -677,21 +641,5 @@ impl RequestLine {
         tracing::info!(
             device, identity = self.identity, address = %self.address, %code, milliseconds, kept, "request"
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_beyond_the_limit_are_counted_and_the_next_second_has_its_own() {
-        let mut lines = Lines::new(2, "requests");
-        let now = Instant::now();
-        assert_eq!([(); 4].map(|()| lines.admit(now)), [true, true, false, false]);
-        assert_eq!(lines.suppressed, 2);
-        assert!(!lines.admit(now + Duration::from_millis(999)));
-        assert!(lines.admit(now + Duration::from_secs(1)));
-        assert_eq!(lines.suppressed, 0);
     }
 }
