@@ -287,7 +287,7 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
         )
         .expect("cut");
     succeeds(&site, &["audit", "verify"]);
-    assert!(fails(&site, &["audit", "verify", "--has", &head], 1).contains("is not there"));
+    assert!(fails(&site, &["audit", "verify", "--has", &head], 1).contains("is missing"));
     database
         .execute_batch("UPDATE audit_block SET entries = replace(entries, 'SN', 'NS') WHERE firstSeq = 2")
         .expect("changed");
