@@ -60,7 +60,7 @@ pub struct Config {
     pub audit: Audit,
     /// Settings for registering devices; `None` if only certificates that are already in
     /// the table are handed out.
-    pub iot_platform: Option<IotPlatform>,
+    pub iot_platform: Option<IotPlatformSettings>,
     /// HTTP for health, metrics and the console.
     pub admin: Option<Admin>,
     /// Plain CoAP for tests; off in production.
@@ -86,7 +86,7 @@ pub struct PlainCoap {
 
 /// Settings of the calls to IoT Platform.
 #[derive(Debug, Clone)]
-pub struct IotPlatform {
+pub struct IotPlatformSettings {
     /// Endpoint, credentials, and how the client uses them.
     pub client: ClientConfig,
     /// `RegisterDevice` calls per second.
@@ -157,7 +157,7 @@ impl Config {
         let mut document = Document::parse(text, variables, &file::sections(), &mut problems)?;
         let all = &mut problems;
         let mut root = document.root::<file::Root>(all);
-        let cloud = document.section::<file::IotPlatform>(all);
+        let cloud = document.section::<file::IotPlatformSection>(all);
         let admin = document.section::<file::Admin>(all);
         let audit = document.section::<file::Audit>(all);
         let plain_coap = document.section::<file::PlainCoap>(all);

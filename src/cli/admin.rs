@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{Context, anyhow};
 
-use super::{Failure, Outcome, print, remark};
+use super::{CommandResult, Failure, print, remark};
 use crate::{
     admin::access,
     device::Secret,
@@ -34,7 +34,7 @@ enum Action {
     NewToken,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     match args.action {
         Action::HashPassword => {
             let password = read_password()?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -54,7 +54,7 @@ enum Action {
     },
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     match &args.action {
         Action::Verify { has } => verify(&config, *has),
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     }
 }
 
-fn verify(config: &Config, has: Option<(u64, Link)>) -> Outcome {
+fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
     let mut found = None;
     let chain = open_store(config)?.verify_audit(|seq, hash| {
         if has.is_some_and(|(wanted, _)| wanted == seq) {
@@ -88,7 +88,7 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> Outcome {
     Ok(())
 }
 
-fn export(config: &Config, filter: &Filter) -> Outcome {
+fn export(config: &Config, filter: &Filter) -> CommandResult {
     let store = open_store(config)?;
     Ok(print(|out| {
         store.export_audit(filter, |entry, hash| -> anyhow::Result<()> {

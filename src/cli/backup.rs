@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
-use super::{ConfigArgs, Outcome, ask, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, ask, open_store, print, progress::Progress};
 use crate::store::{
     Actor, Condition, StoreError,
     sqlite::{
@@ -57,7 +57,7 @@ pub struct RestoreArgs {
     config: ConfigArgs,
 }
 
-pub(super) fn back_up(args: &BackupArgs) -> Outcome {
+pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let contents = Progress::showing(PROGRESS, |progress| store.backup(&args.file, progress))?;
@@ -68,7 +68,7 @@ pub(super) fn back_up(args: &BackupArgs) -> Outcome {
     }
 }
 
-pub(super) fn restore(args: &RestoreArgs) -> Outcome {
+pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read()?;
     let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
         return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, anyhow};
 
-use super::{ConfigArgs, Failure, Outcome, print};
+use super::{CommandResult, ConfigArgs, Failure, print};
 use crate::{
-    config::{Config, IotPlatform},
+    config::{Config, IotPlatformSettings},
     iot_platform::{ErrorClass, IotPlatform as _, client::Client},
     store::{self, Condition},
 };
@@ -30,7 +30,7 @@ pub(super) struct Args {
     config: ConfigArgs,
 }
 
-pub(super) async fn run(args: Args) -> Outcome {
+pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     let path = args.config.path();
     let path = path.display();
@@ -68,8 +68,8 @@ pub(super) async fn run(args: Args) -> Outcome {
 }
 
 /// Makes one signed call that changes nothing.
-async fn online(config: &Config) -> Outcome {
-    let Some(IotPlatform { client, .. }) = &config.iot_platform else {
+async fn online(config: &Config) -> CommandResult {
+    let Some(IotPlatformSettings { client, .. }) = &config.iot_platform else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));
     };
     let endpoint = client.endpoint.clone();

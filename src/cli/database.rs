@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Progress};
 use crate::store::Actor;
 
 /// Seals the database's secrets, and shows which keys seal them
@@ -35,7 +35,7 @@ enum Action {
     },
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     if matches!(args.action, Action::Seal) && config.database_keys.first().is_none() {
         return Err(Failure::Usage(anyhow::anyhow!(

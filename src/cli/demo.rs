@@ -13,10 +13,10 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Failure, Outcome, open_store, print, serve};
+use super::{CommandResult, Failure, open_store, print, serve};
 use crate::{
     app::App,
-    config::{Config, IotPlatform},
+    config::{Config, IotPlatformSettings},
     device::{Certificate, Secret},
     iot_platform::{
         SWEEP_PAUSE,
@@ -57,7 +57,7 @@ const SHARED_KEY: &str = "only-for-the-demo";
 /// Registrations per second. The simulated cloud has no limits.
 const QPS: f64 = 500.0;
 
-pub(super) async fn run(args: Args) -> Outcome {
+pub(super) async fn run(args: Args) -> CommandResult {
     let folder = Folder::new()?;
     let cloud = Simulator::start(SimulatorConfig {
         latency: Duration::from_millis(20),
@@ -130,7 +130,7 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
         hex::encode(SHARED_KEY)
     );
     let mut config = Config::parse(&text, folder.path())?;
-    config.iot_platform = Some(IotPlatform {
+    config.iot_platform = Some(IotPlatformSettings {
         client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
         qps: QPS,
         batches: true,

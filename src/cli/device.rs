@@ -4,7 +4,7 @@ mod list;
 
 use anyhow::{Context, anyhow};
 
-use super::{ConfigArgs, Failure, Outcome, aligned, ask, open_store, print, progress};
+use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print, progress};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -72,7 +72,7 @@ Platform as well, or use `certdist device disable` so that it gets no certificat
     },
 }
 
-pub(super) async fn run(args: Args) -> Outcome {
+pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let by = Actor::system_user();

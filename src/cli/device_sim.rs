@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, anyhow};
 use serde_json::json;
 
-use super::{Failure, Outcome, print};
+use super::{CommandResult, Failure, print};
 use crate::simulated_device::{Answer, SimulatedDevice, sign_in};
 
 /// Simulates a device that powers on and asks for its certificate
@@ -38,7 +38,7 @@ pub struct Args {
     patience: u64,
 }
 
-pub(super) async fn run(args: Args) -> Outcome {
+pub(super) async fn run(args: Args) -> CommandResult {
     let psk = hex::decode(&args.psk).context("--psk is not hex").map_err(Failure::Usage)?;
     let patience = Duration::from_secs(args.patience);
     let device = SimulatedDevice { server: args.server, identity: args.identity, psk, sn: args.sn, patience };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, Outcome, aligned, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, aligned, open_store, print, progress::Progress};
 use crate::{
     config::Config,
     psk::{Enrollment, Kind, Reissue},
@@ -45,7 +45,7 @@ enum Action {
     },
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;

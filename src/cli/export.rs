@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{ConfigArgs, Outcome, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, open_store, print, progress::Progress};
 use crate::table_file;
 
 /// Writes the table as CSV, secrets included
@@ -28,7 +28,7 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let mut progress = Progress::new("{bytes} written");

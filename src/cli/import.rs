@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ConfigArgs, Failure, Outcome, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print};
 use crate::{
     config::Config,
     psk::Kind,
@@ -37,7 +37,7 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     let mut enrollments = known(&config);
     if let Some(name) = &args.enrollment {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use zeroize::Zeroizing;
 
-use super::{ConfigArgs, Failure, Outcome, print};
+use super::{CommandResult, ConfigArgs, Failure, print};
 use crate::{
     device::DeviceId,
     psk::{Kind, MAX_KEY, MIN_KEY},
@@ -59,7 +59,7 @@ struct NewArgs {
     config: ConfigArgs,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let Action::New(args) = &args.action;
     let key = match (&args.derive, &args.enrollment) {
         (Some(identity), Some(enrollment)) => derived(args, identity, enrollment)?,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Arguments, Outcome};
+use super::{Arguments, CommandResult};
 
 /// Example configuration, whose comments become its manual page.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
@@ -29,13 +29,13 @@ pub(super) struct CompletionArgs {
     shell: Shell,
 }
 
-pub(super) fn completion(args: &CompletionArgs) -> Outcome {
+pub(super) fn completion(args: &CompletionArgs) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Arguments::command(), "certdist", &mut script);
     Ok(super::print(|out| out.write_all(&script))?)
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let write = || -> io::Result<()> {
         fs::create_dir_all(&args.folder)?;
         clap_mangen::generate_to(Arguments::command(), &args.folder)?;

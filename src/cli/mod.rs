@@ -133,7 +133,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// Result of a subcommand.
-pub type Outcome = Result<(), Failure>;
+pub type CommandResult = Result<(), Failure>;
 
 /// Parses the command line and runs the subcommand.
 pub fn main() -> ExitCode {

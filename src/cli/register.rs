@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
-use super::{ConfigArgs, Failure, Outcome, open_store, print, remark};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print, remark};
 use crate::{
     app,
     config::{Config, QPS},
@@ -82,7 +82,7 @@ impl Tally {
 }
 
 /// Registers all devices, until done or interrupted.
-pub(super) async fn run(args: Args) -> Outcome {
+pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
     let store = open_store(&config)?;

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{ConfigArgs, Failure, Outcome, core_dumps, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, core_dumps, open_store, print};
 use crate::{
     app::{self, App},
     config::Config,
@@ -42,7 +42,7 @@ pub struct Args {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(args: Args) -> Outcome {
+pub async fn run(args: Args) -> CommandResult {
     core_dumps::forbid().context("could not turn off core dumps")?;
     let config = args.config.read()?;
     if config.database_keys.first().is_none() {
@@ -62,7 +62,7 @@ pub async fn run(args: Args) -> Outcome {
 }
 
 /// Carries out the orders of signals until the server ends.
-async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> Outcome {
+async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> CommandResult {
     let outcome = loop {
         match order(&mut app, signals).await {
             Order::Stop => break Ok(()),

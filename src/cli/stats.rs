@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::json;
 
-use super::{ConfigArgs, Outcome, aligned, enrollment::counts, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, aligned, enrollment::counts, open_store, print, progress::Progress};
 use crate::store::{Bulk, Totals};
 
 /// Counts the devices of each enrollment by their progress
@@ -26,7 +26,7 @@ pub(super) struct Args {
     config: ConfigArgs,
 }
 
-pub(super) fn run(args: &Args) -> Outcome {
+pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;

@@ -28,7 +28,7 @@ pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     }
     [
         of::<Root>(),
-        of::<IotPlatform>(),
+        of::<IotPlatformSection>(),
         of::<Admin>(),
         of::<Audit>(),
         of::<PlainCoap>(),
@@ -98,7 +98,7 @@ impl Section for Audit {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct IotPlatform {
+pub(super) struct IotPlatformSection {
     pub(super) endpoint: String,
     pub(super) region: String,
     #[serde(default)]
@@ -133,7 +133,7 @@ pub(super) enum Off {
     Off,
 }
 
-impl Section for IotPlatform {
+impl Section for IotPlatformSection {
     const NAME: &'static str = "iot_platform";
     const REQUIRED: &'static [(&'static str, &'static str)] =
         &[("endpoint", "https://iot.cn-shanghai.aliyuncs.com"), ("region", "cn-shanghai")];

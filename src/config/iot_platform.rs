@@ -5,7 +5,7 @@ use std::{env, path::Path, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    IotPlatform,
+    IotPlatformSettings,
     document::{Problems, Table},
     file,
 };
@@ -28,10 +28,10 @@ const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 /// Checks the section; its relative paths start from `folder`. Returns `None` if there is
 /// an error.
 pub(super) fn read(
-    mut table: Table<file::IotPlatform>,
+    mut table: Table<file::IotPlatformSection>,
     folder: &Path,
     problems: &mut Problems,
-) -> Option<IotPlatform> {
+) -> Option<IotPlatformSettings> {
     let timeouts = read_timeouts(&table.values);
     let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
     let credentials = read_credentials(&table.values, folder);
@@ -60,10 +60,10 @@ pub(super) fn read(
         Some(file::Sweep::Off(file::Off::Off)) => None,
     };
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
-    Some(IotPlatform { client, qps, batches, sweep })
+    Some(IotPlatformSettings { client, qps, batches, sweep })
 }
 
-fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
+fn read_timeouts(section: &file::IotPlatformSection) -> Result<Timeouts> {
     let defaults = Timeouts::default();
     let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
     let whole = seconds(section.timeout).unwrap_or(defaults.whole);
@@ -81,7 +81,7 @@ fn read_timeouts(section: &file::IotPlatform) -> Result<Timeouts> {
     Ok(Timeouts { connect, first_byte, whole })
 }
 
-fn read_credentials(section: &file::IotPlatform, folder: &Path) -> Result<Source> {
+fn read_credentials(section: &file::IotPlatformSection, folder: &Path) -> Result<Source> {
     let role = |name: Option<String>| Role {
         name,
         metadata_endpoint: section

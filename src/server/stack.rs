@@ -57,9 +57,9 @@ pub trait Io: dtls::Outbox {
 }
 
 /// Result of work that took more than one step.
-pub struct Done(Outcome);
+pub struct Done(WorkResult);
 
-enum Outcome {
+enum WorkResult {
     /// A handshake's key, if found, and the generation of the enrollments used.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
@@ -277,10 +277,10 @@ impl Stack {
     pub fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
         self.tasks -= 1;
         match done.0 {
-            Outcome::Key(handshake, generation, found) => {
+            WorkResult::Key(handshake, generation, found) => {
                 self.key_found(now, handshake, generation, found, io);
             }
-            Outcome::Response(asked, source, response) => {
+            WorkResult::Response(asked, source, response) => {
                 self.end_work(asked.exchange.peer, source);
                 // Its key may have been revoked while it waited.
                 if self.is_good(asked.exchange.peer, io) {
@@ -288,7 +288,7 @@ impl Stack {
                 }
                 self.events(now, io);
             }
-            Outcome::NoKey(handshake) => self.dtls.postpone_psk(handshake),
+            WorkResult::NoKey(handshake) => self.dtls.postpone_psk(handshake),
         }
     }
 
@@ -383,7 +383,7 @@ impl Stack {
                 Poll::Pending => {
                     self.coap.defer(now, asked.exchange);
                     self.begin_work(session, source);
-                    self.spawn(async move { Done(Outcome::Response(asked, source, work.await)) }, io);
+                    self.spawn(async move { Done(WorkResult::Response(asked, source, work.await)) }, io);
                 }
             },
         }
@@ -508,10 +508,10 @@ impl Stack {
                 let generation = self.generation;
                 let work = async move {
                     match enrollments.find(&identity, store.as_ref()).await {
-                        Ok(found) => Done(Outcome::Key(handshake, generation, found)),
+                        Ok(found) => Done(WorkResult::Key(handshake, generation, found)),
                         Err(error) => {
                             key_not_found(&error);
-                            Done(Outcome::NoKey(handshake))
+                            Done(WorkResult::NoKey(handshake))
                         }
                     }
                 };

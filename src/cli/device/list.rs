@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use clap::ValueEnum;
 
-use super::{Failure, Outcome, aligned, parse, print, progress::Progress, reissue};
+use super::{CommandResult, Failure, aligned, parse, print, progress::Progress, reissue};
 use crate::{
     cli::remark,
     config::Config,
@@ -81,7 +81,7 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Outcome {
+pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> CommandResult {
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {

@@ -37,10 +37,10 @@ pub(super) enum Failure {
 }
 
 /// The rest of an answer with `Success: true`, such as `{"Data": …}`.
-type Outcome = Result<Value, Failure>;
+type ActionResult = Result<Value, Failure>;
 
 /// Carries out an action.
-pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     match action {
         Action::RegisterDevice => register_device(parameters, context),
         Action::QueryDeviceDetail => query_device_detail(parameters, context),
@@ -55,7 +55,7 @@ pub(super) fn carry_out(action: Action, parameters: &Parameters, context: &mut C
     }
 }
 
-fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
     let generated;
     let device_name = match parameters.get("DeviceName") {
@@ -81,12 +81,12 @@ fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcom
     }
 }
 
-fn query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+fn query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let device = device(parameters, context)?;
     Ok(json!({ "Data": detail(device, parameters) }))
 }
 
-fn batch_query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+fn batch_query_device_detail(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
     let names = names(parameters, MAX_QUERY)?;
     let devices = names.iter().filter_map(|name| context.account.devices.get(product_key, name));
@@ -94,7 +94,7 @@ fn batch_query_device_detail(parameters: &Parameters, context: &mut Context<'_>)
     Ok(json!({ "Data": { "Data": details } }))
 }
 
-fn set_disabled(disabled: bool, parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+fn set_disabled(disabled: bool, parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let Device { product_key, device_name, .. } = device(parameters, context)?.clone();
     context.account.devices.change(&product_key, &device_name, |device| match disabled {
         true => device.disable(),
@@ -103,7 +103,7 @@ fn set_disabled(disabled: bool, parameters: &Parameters, context: &mut Context<'
     Ok(json!({}))
 }
 
-fn delete_device(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+fn delete_device(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let Device { product_key, device_name, .. } = device(parameters, context)?.clone();
     context.account.devices.remove(&product_key, &device_name);
     Ok(json!({}))
@@ -177,7 +177,7 @@ fn required<'a>(parameters: &'a Parameters, name: &'static str) -> Result<&'a st
     parameters.required(name).map_err(Failure::Refused)
 }
 
-fn business(code: &'static str, message: &'static str) -> Outcome {
+fn business(code: &'static str, message: &'static str) -> ActionResult {
     Err(Failure::Business { code, message })
 }
 

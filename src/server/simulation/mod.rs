@@ -193,13 +193,13 @@ fn device(number: usize, starts: Instant, seed: u64) -> Device {
 
 /// Result of a run; the same for the same seed.
 #[derive(Debug, PartialEq, Eq)]
-struct Outcome {
+struct Run {
     /// Time from the first device's power-on to the last one's certificate.
     took: Duration,
     datagrams: u64,
 }
 
-async fn run(seed: u64) -> Outcome {
+async fn run(seed: u64) -> Run {
     let mut random = StdRng::seed_from_u64(seed);
     let begin = now();
     let (store, cloud) = (Memory::default(), Arc::new(Cloud::with_dice(random.random())));
@@ -269,7 +269,7 @@ async fn run(seed: u64) -> Outcome {
         }
     }
     check(&devices, &process.store, &cloud);
-    Outcome { took: now() - begin, datagrams: agenda.datagrams }
+    Run { took: now() - begin, datagrams: agenda.datagrams }
 }
 
 /// Checks that every device has its own certificate, from one registration.
@@ -294,7 +294,7 @@ fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
 /// Seeds of `make test`; `CERTDIST_SEED` selects another one.
 const SEEDS: [u64; 2] = [1, 2];
 
-fn virtually(seed: u64) -> Outcome {
+fn virtually(seed: u64) -> Run {
     println!("repeat with: CERTDIST_SEED={seed} cargo test --lib simulation");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(run(seed))

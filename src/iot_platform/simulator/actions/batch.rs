@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Context, Failure, Outcome, names, product};
+use super::{ActionResult, Context, Failure, names, product};
 use crate::iot_platform::{ApplyId, MAX_BATCH, PAGE_SIZE, batches::Refused, simulator::request::Parameters};
 
 /// Default number of devices on a page.
 const DEFAULT_PAGE_SIZE: u64 = 10;
 
-pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
     // The names may also come with nicknames, in a separate list.
     let listed: Vec<_> = parameters
@@ -24,7 +24,7 @@ pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> Outco
     Ok(json!({ "Data": { "ApplyId": id.0 } }))
 }
 
-pub(super) fn status(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+pub(super) fn status(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
     let apply_id = apply_id(parameters)?;
     let progress = context.account.batches.progress(product_key, apply_id).map_err(refused)?;
@@ -41,7 +41,7 @@ pub(super) fn status(parameters: &Parameters, context: &mut Context<'_>) -> Outc
     }}))
 }
 
-pub(super) fn register(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+pub(super) fn register(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
     let apply_id = apply_id(parameters)?;
     let batches = &mut context.account.batches;
@@ -49,7 +49,7 @@ pub(super) fn register(parameters: &Parameters, context: &mut Context<'_>) -> Ou
     Ok(json!({ "Data": { "ApplyId": apply_id.0 } }))
 }
 
-pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> Outcome {
+pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let apply_id = apply_id(parameters)?;
     let size = positive(parameters, "PageSize", DEFAULT_PAGE_SIZE)?;
     let page = positive(parameters, "CurrentPage", 1)?;
