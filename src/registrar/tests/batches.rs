@@ -1,10 +1,10 @@
-//! Crowds: batches, the limits of the cloud, and products that do not starve each
-//! other. In virtual time.
+//! Tests of crowds in virtual time: batches, the cloud's limits, and fairness between
+//! products.
 
 use super::*;
 use crate::{iot_platform::Action, testing::store::Memory};
 
-/// A row of the table without a certificate.
+/// Returns a row without a certificate.
 pub(super) fn row(device: &str, enrollment: &str, product_key: &str) -> DeviceRow {
     DeviceRow::imported(id(device), enrollment, product_key)
 }
@@ -21,7 +21,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// So many devices in the table, of product a1.
+    /// Creates a table with this many devices of product a1.
     fn new(devices: usize, config: Config) -> Self {
         let (store, cloud) = (Memory::default(), Arc::new(Cloud::default()));
         for number in 0..devices {
@@ -47,7 +47,7 @@ impl Crowd {
         })
     }
 
-    /// All ask within a second. Answers with how long the last one took.
+    /// Has all devices ask within a second; returns the time until the last one is registered.
     async fn all_ask(&self, devices: usize) -> Duration {
         let mut asking = Vec::new();
         for number in 0..devices {
@@ -175,7 +175,7 @@ async fn a_lost_answer_is_ours_even_where_existing_names_are_refused() {
     crowd.cloud.script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
     let (outcome, _) = crowd.ask(&name(0), "a1").await.unwrap();
     assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
-    // Of one that the cloud had a day before the journal did, no call of ours was lost.
+    // A device that the cloud had a day before the journal is not from a lost call of ours.
     let day_ago = crate::store::unix_now() - 86_400;
     crowd.cloud.make("a1", &name(1));
     crowd.cloud.change("a1", &name(1), |device| device.created = day_ago * 1000);
@@ -228,7 +228,7 @@ async fn without_batches_a_crowd_is_told_when_its_turn_is() {
         crowd.ask(&name(number), "a1");
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Some 1,970 are before it, at 25 a second.
+    // Some 1,970 devices are before it, at 25 a second.
     let Outcome::Later(pause) = crowd.registrar.register(wanted(&name(1999)), PATIENCE).await else {
         panic!("it was kept waiting")
     };
@@ -244,7 +244,7 @@ async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_j
             tokio::spawn(async move { registrar.register(wanted(&name(number)), PATIENCE).await })
         })
         .collect();
-    // The batch is in the air, and takes longer than the server has.
+    // The batch is in progress, and takes longer than the server has.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(crowd.registrar.drain(Duration::from_secs(1)).await > 800);
     let mut later = 0;

@@ -1,6 +1,6 @@
-//! The process dies at every step: before and after each read and write of the store
-//! and each call to the cloud. Whatever it was doing, the next one ends with one device
-//! and its one certificate. In virtual time, and so at every step there is.
+//! Crash tests in virtual time: a process dies before and after each read and write of the
+//! store and each call to the cloud. The next process must end with one device and one
+//! certificate each.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -13,8 +13,8 @@ use crate::{
     testing::store::{Fuse, Memory},
 };
 
-/// A process's line to the cloud: it is cut where the process dies, before the call is
-/// carried out or before its answer is read.
+/// A process's connection to the cloud, which ends when the process dies: before the call is
+/// carried out, or before its answer is read.
 struct Line {
     cloud: Arc<Cloud>,
     fuse: Arc<Fuse>,
@@ -85,7 +85,7 @@ impl IotPlatform for Line {
     }
 }
 
-/// What outlives the processes.
+/// State that outlives the processes.
 struct World {
     store: Memory,
     cloud: Arc<Cloud>,
@@ -102,8 +102,8 @@ impl World {
         world
     }
 
-    /// One process, from its start until all devices have their certificates, or until
-    /// it dies. Whether it came to its end.
+    /// Runs one process until all devices have their certificates, or until it dies. Returns
+    /// whether it finished.
     async fn run(&self, config: &Config, steps: usize) -> bool {
         let fuse = Arc::new(Fuse::new(steps));
         let store = Arc::new(self.store.in_process(fuse.clone()));
@@ -149,8 +149,8 @@ impl World {
     }
 }
 
-/// Dies at every step that there is, and once more somewhere in the next process.
-/// Answers with how many steps there were.
+/// Runs a process for each possible step of death, with a second death somewhere in the next
+/// process. Returns the number of steps.
 fn at_every_step(devices: usize, config: &Config) -> usize {
     for steps in 1.. {
         let runtime =

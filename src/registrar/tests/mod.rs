@@ -140,7 +140,7 @@ async fn the_journal_tells_what_is_asked_before_it_is_asked() {
 #[tokio::test]
 async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
     let bench = Bench::new(fast());
-    // Created at the cloud, and then the power went.
+    // The device was created at the cloud, and then the power failed.
     bench.store.open_journal(&wanted("SN01")).await.unwrap();
     bench.cloud.register_device("a1", "SN01").await.unwrap();
     let Bench { folder, store, cloud, .. } = bench;
@@ -179,7 +179,7 @@ async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     assert_eq!(bench.cloud.registrations(), 1);
     let other = JournalEntry { product_key: "a2".into(), ..wanted("SN03") };
     assert!(matches!(bench.registrar.register(other, PATIENCE).await, Outcome::Registered(_)));
-    // The entry is kept: once mended, the same name is asked for.
+    // The entry is kept: once the cause is removed, the same name is requested.
     assert_eq!(bench.journal().await, [wanted("SN01")]);
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of devices at the cloud, and is noticed.
+//! Tests of sweeps: changes of devices at the cloud are noticed.
 
 use super::*;
 use crate::{registrar::sweep::Swept, store::CloudState};
@@ -37,14 +37,14 @@ async fn a_device_that_was_deleted_at_the_cloud_is_registered_anew_when_the_oper
     let Outcome::Registered(first) = bench.register("SN01").await else { panic!("not registered") };
     bench.cloud.delete("a1", "SN01");
     assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { devices: 1, changed: 1, failed: 0 });
-    // Until then it keeps what it has.
+    // Until then the device keeps its certificate.
     assert_eq!(bench.register("SN01").await, Outcome::Registered(first.clone()));
     assert!(bench.store.reset(&id("SN01"), &Actor::system_user()).await.unwrap());
     let Outcome::Registered(second) = bench.register("SN01").await else { panic!("not registered") };
     assert_ne!(first.device_secret, second.device_secret);
     let row = bench.row("SN01").await;
     assert_eq!((row.certificate, row.cloud_state), (Some(second), None));
-    // A reset of a device that is well keeps its certificate.
+    // A reset of a device that is not deleted keeps its certificate.
     let before = bench.row("SN01").await.certificate;
     assert!(bench.store.reset(&id("SN01"), &Actor::system_user()).await.unwrap());
     assert_eq!(bench.row("SN01").await.certificate, before);

@@ -1,6 +1,6 @@
-//! A whole database out of and into its file, beside whatever else uses it: by
-//! SQLite's backup, which copies one state of it. What is copied is looked through
-//! before it counts. Knows files and their modes, and asks nobody.
+//! Backup and restore of a database, beside other users of it, by SQLite's backup, which
+//! copies one state. Every copy is verified before it is used. Knows files and their modes;
+//! asks no questions.
 
 use std::{
     fs::{self, File},
@@ -22,28 +22,28 @@ use crate::{
     },
 };
 
-/// Pages of one step, of which progress is told.
+/// Pages copied between two calls of `progress`.
 const PAGES: i32 = 2048;
 
-/// How long a restore waits for the writers of a database in use.
+/// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What is in a database.
+/// Content of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
     /// Devices in the table.
     pub devices: u64,
     /// Keys of individual devices.
     pub psks: u64,
-    /// The IDs of the keys that its secrets need.
+    /// IDs of the keys that its secrets need.
     pub keys: Vec<String>,
     /// Its audit log.
     pub audit: audit::Chain,
 }
 
 impl Sqlite {
-    /// Copies one state of the database into a new file of mode 0600, which is there
-    /// under that name when it is whole. `progress` is told pages.
+    /// Copies one state of the database into a new file of mode 0600, which gets its name when
+    /// it is complete. `progress` gets numbers of pages.
     pub fn backup(&self, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Contents, StoreError> {
         if to.exists() {
             return Err(StoreError::Failed(format!(
@@ -54,7 +54,7 @@ impl Sqlite {
         let part = Part::beside(to, "part")?;
         let source = connection::open_reader(&self.path)?;
         let failed = |error| store_error(&self.path, error);
-        // Both look at the same state: the copy is compared with what it was made from.
+        // Both see the same state, so that the copy can be compared with its source.
         let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
         let before = contents(&state).map_err(failed)?;
         {
@@ -74,8 +74,8 @@ impl Sqlite {
     }
 }
 
-/// Looks through a database that nobody changes: whether it is undamaged and ours,
-/// of the current version, and what it holds.
+/// Verifies a database that no one changes: undamaged, ours and of the current version.
+/// Returns its content.
 pub fn examine(path: &Path) -> Result<Contents, StoreError> {
     let connection = open_as_it_is(path)?;
     match connection::older(&connection, path)? {
@@ -107,9 +107,9 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     }
 }
 
-/// Whether somebody has the database open.
+/// Returns whether another connection has the database open.
 pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
-    // In WAL, nobody gets this lock while another connection is open.
+    // In WAL mode, this lock is not granted while another connection is open.
     let exclusive = || {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.busy_timeout(Duration::ZERO)?;
@@ -125,20 +125,20 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// A backup that was looked through and can be restored.
+/// A verified backup that can be restored.
 pub struct Restorable {
     from: PathBuf,
-    /// What is in it.
+    /// Its content.
     pub contents: Contents,
-    /// Its version, when that is not the current one.
+    /// Its version, if that is an older one.
     pub older: Option<usize>,
-    /// Of an older one, a copy that was brought up to date.
+    /// Migrated copy of an older backup.
     upgraded: Option<Part>,
 }
 
 impl Restorable {
-    /// Looks through a backup, which stays as it is. One of an older version is copied
-    /// beside `to`, of which `progress` is told pages, and brought up to date there.
+    /// Verifies a backup, which stays as it is. An older version is copied beside `to` and
+    /// migrated there; `progress` gets numbers of pages.
     pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
         let source = open_as_it_is(from)?;
         let Some(version) = connection::older(&source, from)? else {
@@ -160,14 +160,14 @@ impl Restorable {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, |part| &part.path))
     }
 
-    /// Refuses keys that do not open what is in it.
+    /// Fails for keys that do not open its secrets.
     pub fn check_keys(&self, keys: &Keyring) -> Result<(), StoreError> {
         keys::check(&self.open()?, &self.from, keys)
     }
 
-    /// Puts it into the place of a database, in one transaction where there is one:
-    /// whoever has it open goes on with what was restored. The audit log says so, and
-    /// `by` whom. A database that is `damaged` is replaced as a file.
+    /// Restores the backup in one transaction of the existing database, so that its users
+    /// continue with the restored content. Writes an audit entry with `by`. A `damaged`
+    /// database is replaced as a file.
     pub fn restore(
         &self,
         to: &Path,
@@ -191,7 +191,7 @@ impl Restorable {
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
         }
-        // What is left of the log of another file would be taken for this one's.
+        // SQLite would take the remaining log of another file for this one's.
         for suffix in ["-wal", "-shm"] {
             let mut log = to.as_os_str().to_owned();
             log.push(suffix);
@@ -243,12 +243,12 @@ fn copy_pages(
     }
 }
 
-/// Without a log beside it: a backup is one file.
+/// Turns the log off, as a backup is one file.
 fn as_one_file(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()))
 }
 
-/// A file that is not whole yet; gone if it never becomes so.
+/// An incomplete file, removed when dropped.
 struct Part {
     path: PathBuf,
 }
@@ -274,7 +274,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // It is not there any more when it has become whole.
+        // A complete file has been renamed, so there is nothing to remove.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,6 +1,5 @@
-//! Which keys the values of a database are sealed under, and how they come under
-//! another one beside a running server. Knows the columns that hold secrets; how a
-//! value is sealed is `seal`'s.
+//! Keys under which the values of a database are sealed, and their change beside a running
+//! server. Knows the columns that hold secrets; `seal` seals the values.
 
 use std::{path::Path, time::Duration};
 
@@ -18,14 +17,14 @@ use crate::{
     },
 };
 
-/// Stands for a key where values are not sealed.
+/// Placeholder for the key of values that are not sealed.
 pub(super) const CLEAR: &str = "clear";
 
-/// Values of one transaction, which holds the write lock for some milliseconds.
+/// Values sealed in one transaction, which holds the write lock for some milliseconds.
 const BATCH: usize = 500;
 
-/// How the rows of one table are read and written, values that are not sealed under
-/// a key (whose values begin with ?3) in order of the primary key, from after ?1.
+/// Statements that read and write the rows of one table whose values are not sealed under a
+/// key (values under that key begin with ?3), in order of the primary key, after ?1.
 struct Column {
     table: &'static str,
     read: &'static str,
@@ -56,10 +55,10 @@ const COLUMNS: [Column; 2] = [
     },
 ];
 
-/// How many values are sealed under which key.
+/// Number of values sealed under one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// The key's ID; `None`: not sealed.
+    /// The key's ID; `None` for values that are not sealed.
     pub key: Option<String>,
     /// Device secrets.
     pub device_secrets: u64,
@@ -67,17 +66,16 @@ pub struct Sealed {
     pub psks: u64,
 }
 
-/// What sealing anew has done.
+/// Result of sealing all values again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealReport {
-    /// The key under which all is sealed now.
+    /// The key under which all values are sealed now.
     pub key: KeyId,
-    /// Values that were not before.
+    /// Number of values that were not sealed under it before.
     pub sealed: u64,
 }
 
-/// Notes, in the transaction that is open, that values are written under the first
-/// of these keys.
+/// Notes in the open transaction that values are written under the first of these keys.
 pub(super) fn note(connection: &Connection, keys: &Keyring) -> rusqlite::Result<()> {
     let key = keys.first().map_or_else(|| CLEAR.to_owned(), |key| key.to_string());
     connection
@@ -86,7 +84,7 @@ pub(super) fn note(connection: &Connection, keys: &Keyring) -> rusqlite::Result<
         .map(drop)
 }
 
-/// Whether these keys open all that is in the database: said before it is used.
+/// Checks that these keys open every secret in the database.
 pub(super) fn check(connection: &Connection, path: &Path, keys: &Keyring) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let mut statement = connection.prepare("SELECT keyId FROM database_key").map_err(failed)?;
@@ -114,17 +112,17 @@ pub(super) fn check(connection: &Connection, path: &Path, keys: &Keyring) -> Res
     Ok(())
 }
 
-/// What a value is sealed as where a statement takes it.
+/// Seals a value for use as a parameter of a statement.
 pub(super) fn sealed(keys: &Keyring, place: Place<'_>, clear: &str) -> rusqlite::Result<Zeroizing<String>> {
     keys.seal(place, clear).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-/// The value that was sealed there.
+/// Opens a sealed value.
 pub(super) fn opened(keys: &Keyring, place: Place<'_>, stored: &str) -> rusqlite::Result<Secret> {
     keys.open(place, stored).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-/// The reason why a value was not sealed or opened, if it is that.
+/// Returns the reason why a value could not be sealed or opened, if the error is about that.
 pub(super) fn seal_error(error: &rusqlite::Error) -> Option<&SealError> {
     match error {
         rusqlite::Error::ToSqlConversionFailure(error)
@@ -134,26 +132,26 @@ pub(super) fn seal_error(error: &rusqlite::Error) -> Option<&SealError> {
 }
 
 impl Sqlite {
-    /// Takes other keys from now on: the first seals, any opens. Keys that do not open
-    /// all that is in the database are refused, and the former ones stay.
+    /// Replaces the keys: the first one seals, any one opens. Fails for keys that do not open
+    /// every secret in the database, and keeps the former ones.
     pub fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
         check(&connection::open_reader(&self.path)?, &self.path, &keys)?;
         self.keys.store(keys.into());
         Ok(())
     }
 
-    /// Under which keys how many values are sealed. Reads the whole table.
+    /// Counts the values sealed under each key. Reads the whole table.
     pub fn seal_status(&self) -> Result<Vec<Sealed>, StoreError> {
         let connection = connection::open_reader(&self.path)?;
         count(&connection).map_err(|error| store_error(&self.path, error))
     }
 
-    /// Seals all values under the first key, those that are clear and those under
-    /// another key, beside whatever else reads and writes. What was done stays done
-    /// when it is stopped. `progress` is told how many of how many are done.
+    /// Seals all values under the first key, clear ones and those under another key, beside
+    /// other readers and writers. An interrupted run keeps what it has done. `progress` gets
+    /// the number of sealed values and the total.
     ///
-    /// At last the file is written anew, so that no trace of what was there before is
-    /// in it, for which writers wait; and the other keys are no longer needed.
+    /// Finally the file is rewritten, so that it keeps no trace of the former values; writers
+    /// wait for that. The other keys are no longer needed then.
     pub fn seal(&self, by: &Actor, mut progress: impl FnMut(u64, u64)) -> Result<SealReport, StoreError> {
         let keys = self.keys.load_full();
         let key = keys.first().ok_or_else(|| {
@@ -183,8 +181,8 @@ impl Sqlite {
         if done > 0 || needed > 0 {
             connection.execute_batch("VACUUM").map_err(failed)?;
         }
-        // Looked at under the lock: a server that has not read the configuration anew
-        // still writes under the former key.
+        // Checked under the lock: a server that has not reloaded its configuration still
+        // writes under the former key.
         let transaction =
             Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
         let left = others(&count(&transaction).map_err(failed)?);
@@ -230,8 +228,8 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<Sealed>> {
     Ok(counts)
 }
 
-/// Brings one column under the first key. A value that somebody else changes between
-/// the reading and the writing is theirs.
+/// Seals one column under the first key. A value that another process changes between the read
+/// and the write is left alone.
 fn reseal(
     connection: &Connection,
     column: &Column,
@@ -262,7 +260,7 @@ fn reseal(
         }
         transaction.commit()?;
         done(values.len() as u64);
-        // Writers that wait for the lock poll for it: leave them a moment.
+        // Waiting writers poll for the lock: leave them a moment.
         std::thread::sleep(Duration::from_millis(1));
     }
 }

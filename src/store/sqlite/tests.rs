@@ -1,5 +1,5 @@
-//! What only this room can arrange: short waits, a writer over a doctored
-//! connection, jobs that fail.
+//! Tests of SQLite's own behaviour: short waits, a writer over a prepared connection, failing
+//! jobs. The contract of all stores is in `store/contract.rs`.
 
 mod auditing;
 mod sealing;
@@ -27,7 +27,7 @@ fn wait<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-/// What a future gives that may not wait.
+/// Returns the result of a future that must be ready at once.
 fn at_once<T>(mut future: StoreFuture<'_, T>) -> Result<T, StoreError> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match future.as_mut().poll(&mut context) {
@@ -84,7 +84,7 @@ fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> ImportRe
         .unwrap()
 }
 
-/// The conflicts of an import that must have them, each with its row's index.
+/// Returns the conflicts of an import that must fail, each with its row's index.
 fn conflicts(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> Vec<(u64, Conflict)> {
     let mut conflicts = Vec::new();
     let outcome = store.import(
@@ -132,7 +132,7 @@ fn another_certificate_never_replaces_the_one_that_is_there() {
     assert_eq!(at_once(store.device(&device)).unwrap(), before);
     assert_eq!(journal(&store), [entry]);
 
-    // The same once more is no contradiction, and does not change the time.
+    // The same certificate again is no contradiction, and does not change the time.
     let later = RegisteredDevice { registered: 2000, iot_id: None, ..registration("s3cret") };
     wait(store.store_registration(&device, &later)).unwrap();
     assert_eq!(at_once(store.device(&device)).unwrap(), before);
@@ -183,7 +183,7 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
         )
         .unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
-    // Reads do not care, nor does a command that opens the database now.
+    // Reads go on, and a command can open the database now.
     assert_eq!(open(&directory).count().unwrap(), 1);
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
 
@@ -203,7 +203,7 @@ fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
         if number % 1000 == 999 {
             assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
             assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
-            // And a write is turned away, not lost without a word.
+            // And a write fails instead of being lost silently.
             assert!(matches!(
                 wait(store.record_issue(&id("SN-1"), 5, Default::default())),
                 Err(StoreError::Busy(_))
@@ -221,7 +221,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
     const THREADS: usize = 8;
     const EACH: usize = 250;
     let directory = tempfile::tempdir().unwrap();
-    // Patient: the writers here are many, but one process.
+    // With long waits: there are many writers here, but one process.
     let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
     let device = |thread: usize, number: usize| id(&format!("SN-{thread}-{number}"));
     import(&store, (0..THREADS * EACH).map(|n| ImportRow { device: device(n / EACH, n % EACH), ..row("x") }));
@@ -261,7 +261,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     let store = open(&directory);
     import(&store, (0..2000).map(|number| row(&format!("SN-{number}"))));
     for number in 0..2000 {
-        // Nobody waits for the answer.
+        // No one waits for the answer.
         drop(store.record_issue(&id(&format!("SN-{number}")), 5, Default::default()));
     }
     drop(store);
@@ -271,7 +271,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
         assert_eq!(row.first_issued, Some(5));
     }
     drop(store);
-    // The last connection to close was one that could clear up.
+    // The last connection that closed was one that could remove the log.
     assert!(!directory.path().join("certdist.db-wal").exists());
 }
 
@@ -328,8 +328,7 @@ fn count(reader: &Connection) -> u64 {
     reader.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
 
-/// Holds the writer up with a job of its own until all others are queued, so that
-/// they make one group.
+/// Blocks the writer with a job until all others are queued, so that they make one group.
 fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     let (running, begun) = std::sync::mpsc::channel::<()>();
     let (release, held) = std::sync::mpsc::channel::<()>();
@@ -378,7 +377,7 @@ fn a_disk_that_is_full_is_busy_and_half_of_nothing_is_done() {
             .flat_map(|answer| answer.as_ref().err())
             .all(|error| { matches!(error, StoreError::Busy(_)) && error.to_string().contains("full") })
     );
-    // Who was told that it is stored, and no one else, has it stored.
+    // Exactly the jobs that reported success are stored.
     assert_eq!(count(&reader), stored as u64);
     // And the writer goes on with what fits.
     wait(writer.submit(put(vec![1], false))).unwrap();

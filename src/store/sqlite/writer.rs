@@ -1,7 +1,6 @@
-//! The one thread that writes. What is waiting is committed together, so that a
-//! hundred devices share one sync of the disk; each job has a savepoint of its
-//! own, so that one that fails does not hurt the others. Knows nothing of what
-//! the jobs write.
+//! The only thread that writes. It commits all waiting jobs together, so that a hundred
+//! devices share one sync of the disk. Each job has its own savepoint, so that a failed one
+//! does not affect the others. Knows nothing of what the jobs write.
 
 use std::{
     path::Path,
@@ -23,35 +22,33 @@ use crate::{
     store::{Metrics, StoreError, StoreFuture},
 };
 
-/// Jobs that may wait: more than a second's worth of the busiest hour we plan
-/// for, 10,000 devices at once, and some 5 MB. Beyond it a device is better sent
-/// away than kept.
+/// Maximum number of waiting jobs: more than 10,000 devices cause in a second, and some 5 MB.
+/// Further devices had better retry than wait.
 const QUEUE: usize = 16_384;
 
-/// Jobs of one commit: beyond this, a sync is shared by enough.
+/// Maximum number of jobs of one commit: enough to share a sync.
 const GROUP: usize = 512;
 
-/// How long a group gathers when the one before had company. A disk that is fast
-/// would otherwise be synced for each two devices of a crowd, and each sync costs
-/// several times what a job does. A job that comes alone is committed at once.
+/// Time for which a group gathers if the one before had several jobs. Otherwise a fast disk
+/// would be synced for every two devices of a crowd, and a sync costs several times what a job
+/// does. A single job is committed at once.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// How often the backlog is looked at.
+/// Time between two looks at the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
-/// What nobody waits for. It is written between the groups, in transactions of its
-/// own, so that it can hold up an answer but not spoil one.
+/// Writes for which no one waits. They run between the groups, in transactions of their own,
+/// so that they can delay an answer but not make it fail.
 pub(super) trait Backlog: Send + 'static {
-    /// Writes some of what is there; whether there is more. What fails is tried again
-    /// the next time.
+    /// Writes a part; returns whether there is more. A failed part is retried the next time.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 }
 
-/// Why a job did not do its work; its savepoint is rolled back.
+/// Failure of a job, whose savepoint is rolled back.
 pub(super) enum WriteError {
     /// SQLite's reason.
     Sqlite(rusqlite::Error),
-    /// The job's own, a sentence.
+    /// The job's own reason, a sentence.
     Refused(String),
 }
 
@@ -67,7 +64,7 @@ impl From<rusqlite::Error> for WriteError {
     }
 }
 
-/// The writing end of the store. Dropping it writes what is queued, and waits.
+/// Handle of the writing thread. Dropping it writes what is queued, and waits.
 pub(super) struct Writer {
     path: Arc<Path>,
     queue: Option<SyncSender<Box<dyn Job>>>,
@@ -93,13 +90,13 @@ impl Writer {
         Ok(Self { path, queue: Some(queue), metrics, thread: Some(thread) })
     }
 
-    /// What it has done so far.
+    /// Returns its metrics.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
     }
 
-    /// Queues `work` at once. The future is ready when it is committed, or when
-    /// it is certain that nothing of it is.
+    /// Queues `work` at once. The future is ready when the work is committed, or certainly not
+    /// done.
     pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
@@ -130,11 +127,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // The thread ends when the queue is empty and nobody can add to it.
+        // The thread ends when the queue is empty and no handle is left.
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed by then, and there is no
-            // one here to tell.
+            // A panic of the thread has been printed by then.
             let _ = thread.join();
         }
     }
@@ -184,10 +180,10 @@ fn write(
     while write_backlog(backlog) {}
 }
 
-/// Whether there is more of it to be written.
+/// Writes a part of the backlog; returns whether there is more.
 fn write_backlog(backlog: &mut impl Backlog) -> bool {
     backlog.write_some().unwrap_or_else(|error| {
-        // A lock of another process is nothing to speak of.
+        // A lock of another process is normal and not logged.
         if matches!(error, StoreError::Failed(_)) {
             tracing::error!(%error, "the audit log is not written");
         }
@@ -195,7 +191,7 @@ fn write_backlog(backlog: &mut impl Backlog) -> bool {
     })
 }
 
-/// Either commits the group, without those of its jobs that failed, or nothing.
+/// Commits the group without its failed jobs, or nothing.
 fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
@@ -204,8 +200,8 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;
         if let Err(error) = job.run(&transaction, path) {
-            // A full disk or an I/O error may have ended the whole transaction.
-            // To go on would be to write the rest without one.
+            // A full disk or an I/O error may have ended the whole transaction. The remaining
+            // jobs would be written without one.
             if transaction.is_autocommit() {
                 return Err(error);
             }
@@ -216,12 +212,12 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     transaction.commit().map_err(failed)
 }
 
-/// One write, whatever its answer's type.
+/// A write with an answer of any type.
 trait Job: Send {
-    /// Does the work; what fails is to be rolled back.
+    /// Does the work; the caller rolls a failure back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
-    /// Tells whoever asked, if they are still there.
+    /// Answers the caller, if it still waits.
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>);
 }
 
@@ -249,13 +245,13 @@ where
 
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>) {
         let answer = match (self.outcome, committed) {
-            // Its own reason tells more than the group's.
+            // The job's own reason says more than the group's.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.clone()),
             (Some(Ok(value)), Ok(())) => Ok(value),
             (None, Ok(())) => Err(StoreError::Failed("a write was left out of its group".into())),
         };
-        // Whoever asked may have gone; the write is done all the same.
+        // The caller may be gone; the write is done all the same.
         let _ = self.reply.send(answer);
     }
 }

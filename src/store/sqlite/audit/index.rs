@@ -1,34 +1,34 @@
-//! Which parts of the log are about a device. A part is some thousand entries, one
-//! after another; of the device of each the index has a hash of four bytes. So it grows
-//! at its end, as the log does, where an index of the devices themselves would change
-//! a page for nearly each entry. `verify` and an export do not rely on it.
+//! Index from devices to parts of the log. A part is some thousand consecutive entries; the
+//! index stores a hash of four bytes for the device of each. So it grows at its end, like the
+//! log; an index by device would change a page for nearly every entry. `verify` and an export
+//! do not rely on it.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::{BLOCKS, Block, parse};
 use crate::{device::DeviceId, store::audit::AuditEntry};
 
-/// Entries that make a part; its last block may bring some more.
+/// Minimum number of entries of a part; its last block may add some.
 const PART: u64 = 1024;
 
-/// What is before the ID in the line of an entry about a device. Within a text of
-/// another kind, a quote has a backslash before it.
+/// Text before the ID in the line of an entry about a device. Within other texts, a quote is
+/// escaped by a backslash.
 const KEY: &str = "\"deviceId\":\"";
 
-/// FNV-1a (draft-eastlake-fnv). It is kept in the database: not to be one that the
-/// standard library may change. Its bytes sort as the number does.
+/// FNV-1a (draft-eastlake-fnv). The hash is stored, so it must not be one that the standard
+/// library may change. Its bytes sort like the number.
 fn hash(device: &str) -> [u8; 4] {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
 }
 
-/// The device that an entry's line is about. No character of an ID is escaped in JSON.
+/// Returns the device of an entry's line. No character of an ID is escaped in JSON.
 fn device_of(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(KEY)?;
     rest.split_once('"').map(|(device, _)| device)
 }
 
-/// The last entry that is in it or was pruned, and the last one there is.
+/// Returns the last indexed or pruned entry, and the last entry of the log.
 fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
     const SQL: &str = "SELECT max(anchorSeq, coalesce((SELECT max(lastSeq) FROM audit_device), 0)), headSeq \
                        FROM audit_chain";
@@ -37,14 +37,14 @@ fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
         .query_row((), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))
 }
 
-/// Whether there are enough entries for a part.
+/// Returns whether there are enough entries for a part.
 pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let [indexed, head] = extent(connection)?;
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds a part that is due, in the transaction that is open; whether there was one. Not
-/// if its entries are not there.
+/// Adds a part that is due, in the open transaction; returns whether there was one. Adds none
+/// whose entries are missing.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
@@ -63,7 +63,7 @@ pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(is_whole)
 }
 
-/// The last entry of the part after `indexed`, and what the index says of its devices.
+/// Returns the last entry of the part after `indexed`, and the hashes of its devices.
 fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64, Vec<[u8; 4]>)> {
     let (mut last, mut devices) = (indexed, Vec::new());
     let mut statement = connection.prepare_cached(BLOCKS)?;
@@ -80,14 +80,14 @@ fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64
     Ok((last, devices))
 }
 
-/// The entries about a device, newest first.
+/// Returns the entries about a device, newest first.
 pub(in crate::store::sqlite) fn history(
     connection: &Connection,
     id: &DeviceId,
     limit: usize,
 ) -> rusqlite::Result<Vec<AuditEntry>> {
     const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
-    // One state of both tables.
+    // Both tables are read in one state.
     let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let [indexed, _] = extent(&state)?;
     let mut newest = entries_about(&state, id, (indexed + 1).cast_signed(), i64::MAX)?;
@@ -105,7 +105,7 @@ pub(in crate::store::sqlite) fn history(
     Ok(newest)
 }
 
-/// Those of some entries that are about a device, newest first.
+/// Returns the entries of a range that are about a device, newest first.
 fn entries_about(
     connection: &Connection,
     id: &DeviceId,

@@ -1,6 +1,6 @@
-//! The audit log in the database: blocks of entries, appended by whatever process
-//! writes, each in one transaction with the head of the chain. Knows the tables of the
-//! log, and nothing of who writes what into it.
+//! The audit log in the database: blocks of entries, which any writing process appends in one
+//! transaction with the head of the chain. Knows the tables of the log, and nothing of the
+//! events.
 
 mod index;
 mod queue;
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-/// Entries of a block: as many as share the cost of a row, and as few as are looked
-/// through for one of them. Some 40 KB.
+/// Maximum number of entries of a block, some 40 KB: enough to share the cost of a row, and
+/// few enough to search.
 const BLOCK: usize = 256;
 
-/// Entries that are removed in one transaction.
+/// Maximum number of entries removed in one transaction.
 const PRUNED_AT_ONCE: u64 = 10_000;
 
-/// Between the entries of a block.
+/// Separator between the entries of a block.
 const BETWEEN: &str = ",\n";
 
 /// The last entry's number and hash.
@@ -50,7 +50,7 @@ fn put(connection: &Connection, lines: &[impl AsRef<str>]) -> rusqlite::Result<(
     put_block(connection, before + 1, before + lines.len() as u64, &entries, &hash)
 }
 
-/// The text of a block: an array of JSON with an entry to a line.
+/// Returns the text of a block: a JSON array with one entry on each line.
 fn block_of(lines: &[impl AsRef<str>]) -> String {
     let length: usize = lines.iter().map(|line| line.as_ref().len() + BETWEEN.len()).sum();
     let mut entries = String::with_capacity(length + 2);
@@ -80,14 +80,14 @@ fn put_block(
     Ok(())
 }
 
-/// The blocks that end with an entry between two numbers, in their order.
+/// Selects the blocks that end with an entry between two numbers, in their order.
 const BLOCKS: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
                       WHERE lastSeq BETWEEN ?1 AND ?2 ORDER BY lastSeq";
 
-/// All of them.
+/// Range of all entries.
 const ALL: [i64; 2] = [0, i64::MAX];
 
-/// A block, as [`BLOCKS`] has it.
+/// A block, as [`BLOCKS`] selects it.
 struct Block<'r> {
     first: u64,
     last: u64,
@@ -101,34 +101,34 @@ impl<'r> Block<'r> {
         Ok(Self { first, last, hash: row.get(2)?, entries: row.get_ref(3)?.as_str()? })
     }
 
-    /// Each entry's number and text.
+    /// Returns each entry's number and text.
     fn lines(&self) -> impl Iterator<Item = (u64, &'r str)> {
         let entries = self.entries.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         (self.first..).zip(entries.unwrap_or(self.entries).split(BETWEEN))
     }
 
-    /// Whether it is as it was written, after `previous`.
+    /// Returns whether the block is unchanged, after the hash `previous`.
     fn is_whole(&self, previous: &Link) -> bool {
         self.hash == link(previous, self.first, self.entries)
             && self.lines().last().is_some_and(|(last, _)| last == self.last)
     }
 }
 
-/// An entry as it is kept, back from its text.
+/// Parses an entry.
 fn parse((seq, line): (u64, &str)) -> rusqlite::Result<AuditEntry> {
     let unreadable =
         |error: serde_json::Error| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(error));
     Ok(AuditEntry { seq, ..serde_json::from_str(line).map_err(unreadable)? })
 }
 
-/// Which entries are meant.
+/// Selection of entries.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Those about this device.
+    /// Entries about this device.
     pub device: Option<DeviceId>,
-    /// Those from then on.
+    /// Entries from this time on.
     pub since: Option<UnixSeconds>,
-    /// Those before then.
+    /// Entries before this time.
     pub until: Option<UnixSeconds>,
 }
 
@@ -162,29 +162,29 @@ pub(super) fn export<E>(
     Ok(Ok(()))
 }
 
-/// What a look at the whole log has shown.
+/// Result of verifying the whole log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Entries that are there.
+    /// Number of entries.
     pub entries: u64,
-    /// The last one that was pruned; 0: none was.
+    /// Number of the last pruned entry; 0 for none.
     pub pruned: u64,
-    /// The last entry; 0: there is none.
+    /// Number of the last entry; 0 for none.
     pub last: u64,
-    /// The hash of the last entry.
+    /// Hash of the last entry.
     pub hash: Link,
-    /// The first thing that is wrong, as a sentence.
+    /// First fault, as a sentence.
     pub fault: Option<String>,
 }
 
-/// Goes through the chain, from one state of the database. `hash_at` is told each
-/// block's last entry and hash, for whoever has written one down.
+/// Verifies the chain in one state of the database. `hash_at` gets each block's last entry and
+/// hash, for comparison with a noted one.
 pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -> rusqlite::Result<Chain> {
     let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     verify_in(&state, hash_at)
 }
 
-/// The same in the transaction that is open, or where nobody writes.
+/// Verifies the chain in the open transaction, or where no one writes.
 pub(super) fn verify_in(
     connection: &Connection,
     mut hash_at: impl FnMut(u64, &Link),
@@ -228,7 +228,7 @@ pub(super) fn verify_in(
     Ok(chain)
 }
 
-/// `entry 7 is missing`, `entries 7 to 9 are missing`.
+/// Returns `entry 7 is missing` or `entries 7 to 9 are missing`.
 fn sentence(first: u64, last: u64, what: &str) -> String {
     if first < last {
         format!("entries {first} to {last} are {what}")
@@ -237,18 +237,19 @@ fn sentence(first: u64, last: u64, what: &str) -> String {
     }
 }
 
-/// How an entry about pruning ends, which the beginning of the chain must agree with.
+/// Returns the end of an entry about pruning, which must agree with the beginning of the
+/// chain.
 fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))
 }
 
-/// Removes blocks that need not be kept, the oldest first, and not all at once; how
-/// many entries. The chain then begins where they ended, and an entry says so.
+/// Removes expired blocks, the oldest first, a limited number at a time; returns the number of
+/// entries. The chain then begins where they ended, and an entry says so.
 pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection
         .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
-    // A hundredth more than must be, so that not each entry costs another.
+    // A hundredth more than necessary, so that not every new entry removes another.
     let surplus = keep.rows.filter(|rows| head - anchor > *rows).map(|rows| head - rows + rows / 100);
     let oldest = keep.days.map(|days| now - i64::from(days) * 86_400);
     if surplus.is_none() && oldest.is_none() {
@@ -265,7 +266,7 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
             Some(oldest) => block.lines().last().map(parse).transpose()?.is_some_and(|last| last.at < oldest),
             None => false,
         };
-        // What somebody has cut off, `verify` is to find as it is.
+        // A gap that someone has cut stays, for `verify` to find.
         let follows = block.first == pruned.map_or(anchor, |(last, _)| last) + 1;
         if !follows || !(is_surplus || is_old) {
             break;

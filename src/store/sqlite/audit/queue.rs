@@ -1,6 +1,6 @@
-//! Entries that nobody waits for: they gather, and are written many at once, over a
-//! connection of their own. Its few pages are all that it keeps of a log that has no
-//! end, and the writer's own are not pushed out.
+//! Queue of entries for which no one waits: they are written many at once, over a connection
+//! of their own with a small cache, so that the endless log does not displace the writer's
+//! pages.
 
 use std::{
     path::Path,
@@ -21,20 +21,21 @@ use crate::store::{
     unix_now,
 };
 
-/// Entries that may wait: what 10,000 answers a second make in six seconds, longer
-/// than an import keeps its lock. Some 14 MB when it is full.
+/// Maximum number of waiting entries: those of 10,000 answers a second in six seconds, longer
+/// than an import keeps its lock. Some 14 MB when full.
 const QUEUE: usize = 65_536;
 
-/// Entries of one transaction: some milliseconds, for which a first issue may wait.
+/// Maximum number of entries of one transaction: some milliseconds, for which a first issue
+/// may wait.
 const GROUP: usize = 4 * BLOCK;
 
-/// The end of the queue that entries are put into.
+/// Sending end of the queue.
 pub(in crate::store::sqlite) struct Queue {
     entries: SyncSender<String>,
     dropped: Arc<AtomicU64>,
 }
 
-/// The other end: what is to be written.
+/// Receiving end of the queue, the writer's backlog.
 pub(in crate::store::sqlite) struct Waiting {
     connection: Connection,
     path: Arc<Path>,
@@ -52,7 +53,7 @@ pub(in crate::store::sqlite) fn queue(path: Arc<Path>) -> Result<(Queue, Waiting
 }
 
 impl Queue {
-    /// Wakes nobody: the writer looks by itself, several times a second.
+    /// Wakes no thread: the writer looks several times a second.
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         if self.entries.try_send(asked.into_line()).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -79,8 +80,8 @@ impl Backlog for Waiting {
 }
 
 impl Waiting {
-    /// Writes the group, or nothing of it, and a part of the index that is due; whether
-    /// another one may be.
+    /// Writes the group, or nothing of it, and a part of the index that is due; returns
+    /// whether another part may be due.
     fn write(&self) -> rusqlite::Result<bool> {
         if self.group.is_empty() && !index::is_behind(&self.connection)? {
             return Ok(false);

@@ -1,6 +1,6 @@
-//! The log as version 3 of the schema kept it, a row and a hash for each entry: it is
-//! looked through once more, and put into blocks. What was wrong with its chain is
-//! wrong with the new one.
+//! Migration of the log from version 3 of the schema, which had a row and a hash for each
+//! entry: the chain is verified once more and put into blocks. Faults of the old chain are
+//! faults of the new one.
 
 use rusqlite::{Connection, Row, params};
 use sha2::{Digest, Sha256};
@@ -8,17 +8,17 @@ use sha2::{Digest, Sha256};
 use super::{BLOCK, block_of, put_block};
 use crate::store::audit::{Link, link};
 
-/// Takes the place of a hash that cannot be.
+/// Placeholder for an impossible hash.
 const BROKEN: Link = [0; 32];
 
-/// The entries that become a block.
+/// Entries that become a block.
 struct Gathered {
     first: u64,
     lines: Vec<String>,
     is_whole: bool,
 }
 
-/// Moves the entries of `audit_log_3` into blocks. The transaction is the caller's.
+/// Moves the entries of `audit_log_3` into blocks, in the caller's transaction.
 pub(in crate::store::sqlite) fn into_blocks(connection: &Connection) -> rusqlite::Result<()> {
     copy(connection)?;
     connection.execute_batch("DROP TABLE audit_log_3")
@@ -38,7 +38,7 @@ fn copy(connection: &Connection) -> rusqlite::Result<()> {
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
         let number = row.get::<_, i64>(0)?.cast_unsigned();
-        // What is missing must not be hidden within a block.
+        // A gap must not be hidden within a block.
         if gathered.lines.len() == BLOCK || number != seq + 1 {
             block_hash = gathered.put(connection, &block_hash)?;
             gathered = Gathered { first: number, lines: Vec::new(), is_whole: true };
@@ -66,7 +66,7 @@ impl Gathered {
     }
 }
 
-/// The hash of a row in version 3: of the one before it, the numbers, and each text
+/// Returns the hash of a row in version 3: over the previous hash, the numbers, and each text
 /// after its length.
 fn row_link(row: &Row<'_>, previous: &Link) -> rusqlite::Result<Link> {
     let mut hash = Sha256::new().chain_update(previous);

@@ -1,4 +1,5 @@
-//! The audit log: what is in it, in which step, and what `verify` finds.
+//! Tests of the audit log: its entries, the transactions that write them, and the faults that
+//! `verify` finds.
 
 use super::*;
 use crate::store::audit::AuditEvent::*;

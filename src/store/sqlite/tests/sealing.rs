@@ -1,5 +1,5 @@
-//! Secrets under keys: what the file tells without one, values that were moved,
-//! keys that are wrong or lost, and another key beside whoever reads.
+//! Tests of sealed secrets: the file without a key, moved values, wrong and lost keys, and a
+//! change of key beside readers.
 
 use super::*;
 use crate::seal::DatabaseKey;
@@ -36,7 +36,7 @@ fn psk_of(store: &Sqlite, identity: &str) -> Result<String, StoreError> {
     Ok(at_once(store.individual_key(identity))?.unwrap().psk.expose().to_owned())
 }
 
-/// All that lies in the folder: the database, its log, what else there is.
+/// Returns the bytes of all files in the folder: the database, its log and any others.
 fn bytes_of(directory: &TempDir) -> Vec<u8> {
     let files = std::fs::read_dir(directory.path()).unwrap();
     files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
@@ -55,7 +55,7 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
     assert_eq!(psk_of(&store, "one").unwrap(), PSK);
     assert_eq!(secret_of(&store, "SN-2").unwrap(), "registered-secret");
-    // The same again is the same, and another secret a conflict, as in a clear database.
+    // The same secret is unchanged and another one a conflict, as in a clear database.
     assert_eq!(import(&store, [own("SN-1", "one")]).unchanged, 1);
     assert_eq!(conflicts(&store, [with_certificate("SN-1", "0ther")])[0].1.column, "deviceSecret");
     let mut exported = Vec::new();
@@ -111,7 +111,7 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
         let error = sentence(psk_of(&store, "one"));
         assert!(error.contains("device SN-1, column psk: the value was changed, or moved"), "{error}");
     }
-    // An identity that is renamed by hand, to be somebody else's key.
+    // A row whose identity was changed by hand, so that another device's key would be used.
     other.execute_batch("UPDATE device_key SET pskIdentity = 'three' WHERE deviceId = 'SN-2'").unwrap();
     assert!(sentence(psk_of(&store, "three")).contains("device SN-2, column psk"));
 }
@@ -130,7 +130,7 @@ fn a_wrong_or_lost_key_is_told_when_the_database_is_opened() {
     assert!(wrong.contains(&format!("sealed under key {}", key_id(1))), "{wrong}");
     assert!(wrong.contains(&key_id(2)) && wrong.contains("database_key_previous"), "{wrong}");
     assert_eq!(secret_of(&open_with(&directory, &[2, 1]).unwrap(), "SN-1").unwrap(), SECRET);
-    // Keys that do not fit are not taken by a store that runs, which keeps its own.
+    // A running store refuses keys that do not fit, and keeps its own.
     let store = open_with(&directory, &[1]).unwrap();
     assert!(sentence(store.set_keys(ring(&[3]))).contains(&key_id(1)));
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
