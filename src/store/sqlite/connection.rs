@@ -1,6 +1,6 @@
-//! Opens certdist's database file: makes a new one, refuses what is not ours
-//! without touching it, brings an older schema up to date, and sets each kind of
-//! connection up for its work. Knows the pragmas, and nothing of the rows.
+//! Opens certdist's database file: creates a new one, refuses a foreign one without touching
+//! it, migrates an older schema, and configures each kind of connection. Knows the pragmas,
+//! and nothing of the rows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,10 +20,10 @@ use crate::store::{Condition, StoreError};
 /// "cert", as `schema.sql` sets it.
 const APPLICATION_ID: i64 = 0x6365_7274;
 
-/// What makes a database of the current version from an empty file.
+/// Statements that make a database of the current version from an empty file.
 const SCHEMA: &str = include_str!("../../../schema.sql");
 
-/// What brings an older database from version `index + 1` to `index + 2`. A change of
+/// Steps that migrate a database from version `index + 1` to `index + 2`. A change of
 /// `schema.sql` appends a step here.
 const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_1_to_2.sql"), then: None },
@@ -34,15 +34,15 @@ const UPGRADES: &[Upgrade] = &[
 /// A step from one version to the next.
 struct Upgrade {
     script: &'static str,
-    /// What cannot be said in SQL.
+    /// A step that SQL cannot express.
     then: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
 
-/// How long a reader waits. Readers do not block in WAL, except for the moments
-/// in which another process recovers or removes the log.
+/// Maximum time for which a reader waits. In WAL mode readers do not block, except while
+/// another process recovers or removes the log.
 const READER_WAIT: Duration = Duration::from_millis(100);
 
 /// KiB of pages that each reader keeps: the upper levels of the tree of ten
@@ -51,19 +51,19 @@ const READER_WAIT: Duration = Duration::from_millis(100);
 /// this process's memory, once for each reader.
 const READER_CACHE: i64 = 128;
 
-/// KiB of pages that the writer keeps: what a group of writes touches.
+/// KiB of pages that the writer keeps: those that a group of writes touches.
 const WRITER_CACHE: i64 = 2048;
 
-/// KiB of pages that the connection for the audit log keeps: what it appends at once, and
-/// no more, as it does not come back to it.
+/// KiB of pages that the connection for the audit log keeps: those of one append, as it does
+/// not return to them.
 const BACKLOG_CACHE: i64 = 128;
 
-/// As much of the file as SQLite is willing to map (2 GiB less a page). This
-/// costs addresses, not memory, and saves a system call per page.
+/// Bytes of the file to map: SQLite's maximum (2 GiB less a page). This costs addresses, not
+/// memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
-/// Opens the file for writing, making or migrating it. `wait` bounds how long
-/// each transaction waits for another process's.
+/// Opens the file for writing; creates or migrates it. Each transaction waits for another
+/// process's for at most `wait`.
 pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     create_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
@@ -80,8 +80,8 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
     Ok(connection)
 }
 
-/// Opens a connection for what is written when nobody else writes: while another
-/// transaction is under way, it fails at once.
+/// Opens a connection for writes that give way to others: it fails at once during another
+/// transaction.
 pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, READER_WAIT)?;
     let set_up = || {
@@ -93,9 +93,9 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens another writing connection to a file that [`open`] has seen, for work on the
-/// whole table. Others live as long as the server, and what they touch of a map would
-/// count as its memory.
+/// Opens another writing connection to a file that [`open`] has seen, for work on the whole
+/// table. It maps the file; the connections of a server do not, as touched pages would count
+/// as the server's memory.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     let set_up = || {
@@ -118,7 +118,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Looks at the file, without making or changing it.
+/// Examines the file without creating or changing it.
 pub(super) fn look(path: &Path) -> Result<Condition, StoreError> {
     let failed = |what: String| StoreError::Failed(format!("{}: {what}", path.display()));
     let folder = match path.parent() {
@@ -136,7 +136,7 @@ pub(super) fn look(path: &Path) -> Result<Condition, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
     match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
         Found::Version(VERSION) => Ok(Condition::Current),
-        // Empty, as a crash may leave it: as good as none.
+        // An empty file, as a crash may leave it, counts as missing.
         Found::Version(0) => Ok(Condition::Missing),
         Found::Version(older) => Ok(Condition::Older(older)),
         other => Err(refusal(path, &other)),
@@ -156,10 +156,9 @@ fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection,
     Ok(connection)
 }
 
-/// Makes an empty file that only its owner may read; SQLite gives its log and
-/// shared memory the same mode. An existing file is not so much as opened: to
-/// close it again would drop the POSIX locks that this process's other
-/// connections hold on it.
+/// Creates an empty file that only its owner may read; SQLite gives its log and shared memory
+/// the same mode. An existing file is not even opened: closing it would drop the POSIX locks
+/// that this process's other connections hold on it.
 pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
@@ -174,9 +173,8 @@ pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// An operator may import as root before the server has ever run, as another user: the
-/// folder is that user's. Nobody but root can give a file away, so for others this
-/// does nothing.
+/// Gives a new file to the owner of its folder: an operator may import as root before the
+/// server has ever run as another user. For users other than root this does nothing.
 fn give_to_folders_owner(file: &File, path: &Path) {
     let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
     if let (Some(folder), Ok(own)) = (folder, file.metadata())
@@ -186,13 +184,13 @@ fn give_to_folders_owner(file: &File, path: &Path) {
     }
 }
 
-/// What is in a file.
+/// Content of a file.
 enum Found {
-    /// Ours, or empty (version 0).
+    /// A database of certdist, or an empty one (version 0).
     Version(usize),
-    /// Ours, of a version that this program does not know.
+    /// A database of certdist, of a version that this program does not know.
     Newer(i64),
-    /// A database of some other program.
+    /// A database of another program.
     Foreign,
 }
 
@@ -208,8 +206,8 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     })
 }
 
-/// In one transaction: another process may be making the file just now, and half
-/// of what it makes would look like somebody else's.
+/// Reads in one transaction: another process may be creating the file, and half of its work
+/// would look like another program's database.
 fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let found = examine(&transaction)?;
@@ -217,8 +215,7 @@ fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     Ok(found)
 }
 
-/// Refuses a database that is not ours, or is newer; of which version it is, when that
-/// is not the current one.
+/// Fails for a foreign or newer database; returns the version of an older one.
 pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize>, StoreError> {
     match examine_at_once(connection).map_err(|error| unreadable(path, error))? {
         Found::Version(VERSION) => Ok(None),
@@ -230,12 +227,12 @@ pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize
     }
 }
 
-/// Makes a database of the current version of one that is empty or older.
+/// Migrates an empty or older database to the current version.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    // Looked at again under the lock: another process may have been faster.
+    // Checked again under the lock: another process may have been faster.
     let version = match examine(&transaction).map_err(failed)? {
         Found::Version(version) => version,
         other => return Err(refusal(path, &other)),
@@ -254,8 +251,8 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
     transaction.commit().map_err(failed)
 }
 
-/// Does what SQLite may refuse at once, without the wait that a connection has, while
-/// another process makes the file: to switch to write-ahead logging takes it alone.
+/// Repeats work that SQLite may refuse at once, without the connection's usual wait, while
+/// another process creates the file: switching to write-ahead logging needs the file alone.
 fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
@@ -285,11 +282,11 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // A certificate or a journal entry that was answered for survives power loss.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // What is deleted or replaced is overwritten: a secret that was clear and is
-    // sealed, or whose device is gone, does not stay in the file.
+    // Deleted and replaced content is overwritten: a secret that has been sealed, or whose
+    // device is gone, does not stay in the file.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
-    // Bytes: what a long import made of the log does not stay on the disk.
+    // Bytes: the log of a long import does not stay on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
 
@@ -317,10 +314,9 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
-/// Moves the log, which has the size of the import, into the database. Most of
-/// the work is done by the passive pass, which holds nobody up; then truncating
-/// takes a moment, for which a reader or a writer may refuse. In that case the
-/// log is emptied by whoever writes next: nothing depends on it.
+/// Moves the log, which has the size of the import, into the database. The passive pass does
+/// most of the work and blocks no one; truncating then takes a moment, which a reader or a
+/// writer may refuse. In that case the next writer empties the log: nothing depends on it.
 pub(super) fn empty_log(connection: &Connection) {
     for mode in ["PASSIVE", "TRUNCATE"] {
         let _ = connection.busy_timeout(Duration::from_secs(1));
