@@ -1,6 +1,5 @@
-//! What is counted while the server works, and read by others at any time: atomics
-//! that one thread writes, so that no lock is shared. Knows neither what is measured
-//! nor how it is shown.
+//! Histograms and counters that one thread writes and others may read at any time: atomics, so
+//! that no lock is shared. Knows neither what is measured nor how it is shown.
 
 use std::{
     iter,
@@ -8,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-/// Upper bounds of a [`Histogram`]'s buckets, in microseconds: from what a table has at
-/// hand to what a registration may take. Longer ones have a bucket of their own.
+/// Upper bounds of a [`Histogram`]'s buckets, in microseconds: from an answer of the table to
+/// a slow registration. Longer durations have a bucket of their own.
 const BOUNDS: [u64; 18] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000, 30_000_000,
 ];
 
-/// How long things took, in fixed buckets.
+/// A histogram of durations, with fixed buckets.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BOUNDS.len() + 1],
@@ -23,7 +22,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one that took so long.
+    /// Counts one duration.
     pub fn observe(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|&bound| bound < micros);
@@ -31,7 +30,7 @@ impl Histogram {
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// Returns the durations counted so far.
     pub fn read(&self) -> Distribution {
         Distribution {
             buckets: self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed)),
@@ -40,7 +39,7 @@ impl Histogram {
     }
 }
 
-/// What one or several histograms have counted.
+/// Durations that one or several histograms have counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Distribution {
     buckets: [u64; BOUNDS.len() + 1],
@@ -48,7 +47,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Both together.
+    /// Adds another distribution.
     #[must_use]
     pub fn plus(mut self, other: Self) -> Self {
         for (one, other) in iter::zip(&mut self.buckets, other.buckets) {
@@ -58,17 +57,17 @@ impl Distribution {
         self
     }
 
-    /// How many there were.
+    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// How long they took together, in seconds.
+    /// Returns the sum of the durations, in seconds.
     pub fn seconds(&self) -> f64 {
         self.micros as f64 / 1e6
     }
 
-    /// For each bound in seconds, how many took at most so long; without the last,
+    /// Returns each bound in seconds with the number of durations up to it, without the last,
     /// unbounded bucket.
     pub fn cumulated(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let mut sum = 0;
@@ -78,15 +77,15 @@ impl Distribution {
         })
     }
 
-    /// A bound that this part (0 to 1) of them did not exceed, in seconds; `None` when
-    /// there were none, or when it is longer than the longest bound.
+    /// Returns the bound in seconds that this part (0 to 1) of the durations did not exceed;
+    /// `None` without durations, or if it is longer than the longest bound.
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         self.cumulated().find(|&(_, sum)| sum >= wanted).map(|(bound, _)| bound)
     }
 }
 
-/// How often each value of a byte was met.
+/// Counts of the values of a byte.
 #[derive(Debug)]
 pub struct ByByte([AtomicU64; 256]);
 
@@ -97,12 +96,12 @@ impl Default for ByByte {
 }
 
 impl ByByte {
-    /// Counts one.
+    /// Counts one occurrence of a value.
     pub fn count(&self, byte: u8) {
         self.0[usize::from(byte)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often this one was met so far.
+    /// Returns the number of occurrences of a value.
     pub fn of(&self, byte: u8) -> u64 {
         self.0[usize::from(byte)].load(Ordering::Relaxed)
     }

@@ -153,7 +153,7 @@ impl AuditEvent {
     }
 }
 
-/// Who asks for a certificate, and from where.
+/// The client that asks for a certificate, and its origin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asker {
     /// The enrollment whose key it has.

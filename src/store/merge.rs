@@ -129,7 +129,7 @@ pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
     if owner == row.device.as_str() {
         return Ok(());
     }
-    // What stands in the table may be anything, and is shown if it is a device ID.
+    // The text in the table may be anything; it is shown if it is a device ID.
     let reason = match DeviceId::parse_sn(owner) {
         Ok(owner) => format!("this identity belongs to device {owner}"),
         Err(_) => "this identity belongs to another device".to_owned(),

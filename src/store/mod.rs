@@ -119,7 +119,7 @@ pub enum CloudState {
 pub struct Sighting {
     /// Time of the registration, by the cloud's clock.
     pub registered: Option<UnixSeconds>,
-    /// When it first signed in there.
+    /// Time of the first sign-in there.
     pub activated: Option<UnixSeconds>,
     /// Disabled or deleted, or `None`.
     pub state: Option<CloudState>,
@@ -148,7 +148,7 @@ pub struct IndividualKey {
 /// Answer of [`Store::record_issue`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Issue {
-    /// When the certificate was first handed out.
+    /// Time at which the certificate was first issued.
     pub first: UnixSeconds,
     /// Set if this call has recorded it; of concurrent calls, one has.
     pub is_first: bool,

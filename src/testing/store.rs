@@ -121,8 +121,8 @@ impl Tables {
     }
 }
 
-/// How many steps a process has left to live: before each and after each that takes
-/// effect, it may die.
+/// Steps that a process has left to live: it may die before each step, and after each that
+/// takes effect.
 pub(crate) struct Fuse {
     left: AtomicUsize,
     burnt: Notify,
@@ -133,7 +133,7 @@ impl Fuse {
         Self { left: AtomicUsize::new(steps), burnt: Notify::new() }
     }
 
-    /// Whether the process lives on.
+    /// Takes a step; returns whether the process lives on.
     fn goes_on(&self) -> bool {
         let burn = |left: usize| match left {
             usize::MAX => Some(left),
@@ -181,7 +181,7 @@ impl Memory {
         self.tables().devices.get(id).cloned()
     }
 
-    /// When journal entries are opened from now on.
+    /// Sets the time at which journal entries are opened from now on.
     pub(crate) fn set_journal_time(&self, now: UnixSeconds) {
         self.tables().now = now;
     }
