@@ -67,7 +67,7 @@ impl fmt::Debug for Key {
 pub enum Kind {
     /// Each device has a row with its own identity and key.
     Individual,
-    /// The identity is the device ID, the key derived from it and this master key.
+    /// The identity is the device ID; the key is derived from it with this master key.
     Derived(Key),
     /// All devices share one identity and key, in the firmware image.
     Shared {

@@ -12,7 +12,8 @@ const LONGEST: u32 = 20;
 /// Scope of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    /// Credentials, permissions, a bill: every call would fail.
+    /// The whole account: wrong credentials, missing permissions or an unpaid bill make every
+    /// call fail.
     Account,
     /// The product does not exist, or has reached its maximum number of devices.
     Product(String),

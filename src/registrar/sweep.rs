@@ -135,8 +135,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Looks a name up by itself that was missing in a list; returns `None` if the device is
-    /// deleted.
+    /// Looks up, in a call of its own, a name that was missing from a list; returns `None` if
+    /// the device has been deleted.
     async fn is_deleted(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
         let found = self
             .persist(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name))

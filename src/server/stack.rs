@@ -60,7 +60,8 @@ pub trait Io: dtls::Outbox {
 pub struct Done(WorkResult);
 
 enum WorkResult {
-    /// A handshake's key, if found, and the generation of the enrollments used.
+    /// The handshake, the generation of the enrollments in which its key was looked up, and
+    /// the key if it was found.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
     /// The key could not be looked up.

@@ -106,7 +106,8 @@ fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
 }
 
-/// `record_issue`: once, until a reset; the audit log says so in the same step.
+/// `record_issue` keeps the first issue until a reset, and writes its audit entry in the same
+/// step.
 fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let issue = |at| now(store.record_issue(&id("SN-1"), at, asker())).unwrap();

@@ -177,7 +177,7 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let Some((path, principal, holder)) = self.take_completed(handle) else { return };
-        // Without a principal the identity was unknown and the key random.
+        // No principal means that the identity was unknown and the key random.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(path) {
             // RFC 6347 §4.2.8: the old association is discarded only now. The client no
