@@ -1,7 +1,7 @@
 //! Rules of an import: how one of its rows merges into the table, and what contradicts
 //! it. Pure, and the same for every store; knows nothing of how a store keeps its rows.
 
-use super::{Conflict, DeviceRow, ImportRow};
+use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError};
 use crate::device::{DeviceId, Secret};
 
 /// Effect of one imported row on the table.
@@ -24,6 +24,51 @@ impl Merged {
             (false, false) => Self::Unchanged,
         }
     }
+}
+
+/// Reason why a row was not merged; `F` is a store's own error.
+#[derive(Debug)]
+pub enum Unmerged<F> {
+    /// The row contradicts the table.
+    Conflict(Conflict),
+    /// The store failed, which ends the import.
+    Failed(F),
+}
+
+impl<F> From<Conflict> for Unmerged<F> {
+    fn from(conflict: Conflict) -> Self {
+        Self::Conflict(conflict)
+    }
+}
+
+/// Merges all rows of an import by a store's `merge`. After a rejected row the rest is still
+/// merged, so that the operator sees all faults of the file at once; the store must then
+/// undo what it has merged, as after every other error.
+pub fn all_rows<E, F>(
+    rows: impl Iterator<Item = Result<ImportRow, E>>,
+    mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
+    failed: impl Fn(F) -> StoreError,
+    mut reject: impl FnMut(u64, Rejection<E>),
+) -> Result<ImportReport, ImportError> {
+    let (mut report, mut rejected) = (ImportReport::default(), 0);
+    for (index, row) in (0..).zip(rows) {
+        let rejection = match row.map(&mut merge) {
+            Ok(Ok(merged)) => {
+                match merged {
+                    Merged::Added => report.added += 1,
+                    Merged::Changed => report.changed += 1,
+                    Merged::Unchanged => report.unchanged += 1,
+                }
+                continue;
+            }
+            Ok(Err(Unmerged::Failed(error))) => return Err(failed(error).into()),
+            Ok(Err(Unmerged::Conflict(conflict))) => Rejection::Conflict(conflict),
+            Err(error) => Rejection::Unreadable(error),
+        };
+        rejected += 1;
+        reject(index, rejection);
+    }
+    if rejected > 0 { Err(ImportError::Rejected(rejected)) } else { Ok(report) }
 }
 
 /// The imported columns of a device, as the table is to have them.

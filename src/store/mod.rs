@@ -18,10 +18,7 @@ use std::{
 };
 
 pub use self::actor::Actor;
-use self::{
-    audit::{Asked, Asker, AuditEntry},
-    merge::Merged,
-};
+use self::audit::{Asked, Asker, AuditEntry};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     histogram::Histogram,
@@ -260,17 +257,6 @@ pub struct ImportReport {
     pub changed: u64,
     /// Rows that already said the same.
     pub unchanged: u64,
-}
-
-impl ImportReport {
-    /// Counts one more row.
-    pub(crate) fn count(&mut self, merged: Merged) {
-        match merged {
-            Merged::Added => self.added += 1,
-            Merged::Changed => self.changed += 1,
-            Merged::Unchanged => self.unchanged += 1,
-        }
-    }
 }
 
 /// Number of an enrollment's devices in each state.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::identity,
     future::{pending, ready},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -20,7 +21,7 @@ use crate::{
         ImportRow, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, Rejection,
         Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent},
-        merge::{self, Columns, Merged},
+        merge::{self, Columns, Merged, Unmerged},
         unix_now,
     },
 };
@@ -406,25 +407,11 @@ impl Bulk for Memory {
         file: &str,
         rows: impl Iterator<Item = Result<ImportRow, E>>,
         dry_run: bool,
-        mut reject: impl FnMut(u64, Rejection<E>),
+        reject: impl FnMut(u64, Rejection<E>),
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
-        let (mut report, mut rejected) = (ImportReport::default(), 0);
-        for (index, row) in (0..).zip(rows) {
-            let rejection = match row.map(|row| tables.merge(&row)) {
-                Ok(Ok(merged)) => {
-                    report.count(merged);
-                    continue;
-                }
-                Ok(Err(conflict)) => Rejection::Conflict(conflict),
-                Err(error) => Rejection::Unreadable(error),
-            };
-            rejected += 1;
-            reject(index, rejection);
-        }
-        if rejected > 0 {
-            return Err(ImportError::Rejected(rejected));
-        }
+        let merge = |row: ImportRow| tables.merge(&row).map_err(Unmerged::Conflict);
+        let report = merge::all_rows(rows, merge, identity, reject)?;
         if !dry_run {
             if report.added + report.changed > 0 {
                 let detail = Some(format!("{file}: {report:?}"));

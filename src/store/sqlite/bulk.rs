@@ -12,8 +12,7 @@ use crate::{
     device::Secret,
     seal::{Keyring, Place},
     store::{
-        Actor, Bulk, Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError,
-        Totals,
+        Actor, Bulk, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         merge::{self, Change, Columns, Merged},
     },
@@ -107,32 +106,16 @@ fn import<E>(
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
     let mut table = Table::prepare(&transaction, store.keys.load_full()).map_err(failed)?;
-    let (mut report, mut rejected) = (ImportReport::default(), 0);
     let mut enrollments = BTreeSet::new();
-    for (index, row) in (0..).zip(rows) {
-        // After a rejected row the rest is still merged, so that the operator sees all faults
-        // of the file at once.
-        let rejection = match row {
-            Err(error) => Rejection::Unreadable(error),
-            Ok(row) => match table.merge(&row) {
-                Ok(merged) => {
-                    report.count(merged);
-                    if !enrollments.contains(&row.enrollment) {
-                        enrollments.insert(row.enrollment);
-                    }
-                    continue;
-                }
-                Err(Unmerged::Conflict(conflict)) => Rejection::Conflict(conflict),
-                Err(Unmerged::Sqlite(error)) => return Err(failed(error).into()),
-            },
-        };
-        rejected += 1;
-        reject(index, rejection);
-    }
+    let merge = |row: ImportRow| {
+        let merged = table.merge(&row)?;
+        if !enrollments.contains(&row.enrollment) {
+            enrollments.insert(row.enrollment);
+        }
+        Ok(merged)
+    };
+    let report = merge::all_rows(rows, merge, failed, reject)?;
     drop(table);
-    if rejected > 0 {
-        return Err(ImportError::Rejected(rejected));
-    }
     if !dry_run {
         if report.added + report.changed > 0 {
             let entry = imported(by, file, report, enrollments);
@@ -157,20 +140,11 @@ fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<
     AuditEntry { enrollment: enrollments.pop(), detail: Some(detail), ..by.entry(AuditEvent::Imported) }
 }
 
-enum Unmerged {
-    Conflict(Conflict),
-    Sqlite(rusqlite::Error),
-}
+type Unmerged = merge::Unmerged<rusqlite::Error>;
 
 impl From<rusqlite::Error> for Unmerged {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
-    }
-}
-
-impl From<Conflict> for Unmerged {
-    fn from(conflict: Conflict) -> Self {
-        Self::Conflict(conflict)
+        Self::Failed(error)
     }
 }
 
