@@ -49,20 +49,15 @@ pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Certificate, DeviceId, Secret};
+    use crate::device::DeviceId;
 
     #[test]
     fn the_json_has_all_but_the_secret() {
-        let certificate = Certificate {
-            product_key: "a1".into(),
-            device_name: "lamp-1".into(),
-            device_secret: Secret::new("a-secret".into()),
-        };
+        let imported = DeviceRow::imported(DeviceId::parse("AA:BB:CC:00:11:22").unwrap(), "plug", "a1");
         let row = DeviceRow {
-            certificate: Some(certificate),
             registered: Some(1_700_000_000),
             cloud_state: Some(CloudState::Deleted),
-            ..DeviceRow::imported(DeviceId::parse("AA:BB:CC:00:11:22").unwrap(), "plug", "a1")
+            ..imported.with_certificate("lamp-1", "a-secret")
         };
         let shown = as_json(&row, Some(Reissue::Always));
         assert_eq!(shown["registerTime"], "2023-11-14T22:13:20Z");

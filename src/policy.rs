@@ -80,19 +80,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::device::{Certificate, DeviceId, Secret};
+    use crate::device::DeviceId;
 
     fn row() -> DeviceRow {
         DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")
     }
 
     fn issued() -> DeviceRow {
-        let certificate = Certificate {
-            product_key: "a1".into(),
-            device_name: "SN-1".into(),
-            device_secret: Secret::new("a-secret".into()),
-        };
-        DeviceRow { certificate: Some(certificate), first_issued: Some(100), ..row() }
+        DeviceRow { first_issued: Some(100), ..row().with_certificate("SN-1", "a-secret") }
     }
 
     #[test]

@@ -185,7 +185,6 @@ pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Certificate;
 
     fn id() -> DeviceId {
         DeviceId::parse("SN-1").unwrap()
@@ -204,12 +203,7 @@ mod tests {
     }
 
     fn registered() -> DeviceRow {
-        let certificate = Certificate {
-            product_key: "a1lamp".into(),
-            device_name: "one".into(),
-            device_secret: secret("s3cret"),
-        };
-        DeviceRow { device_name: Some("one".into()), certificate: Some(certificate), ..stored() }
+        DeviceRow { device_name: Some("one".into()), ..stored().with_certificate("one", "s3cret") }
     }
 
     #[test]

@@ -100,6 +100,16 @@ impl DeviceRow {
             cloud_state: None,
         }
     }
+
+    /// Adds a certificate in the row's own product.
+    pub(crate) fn with_certificate(self, device_name: &str, device_secret: &str) -> Self {
+        let certificate = Certificate {
+            product_key: self.product_key.clone(),
+            device_name: device_name.to_owned(),
+            device_secret: Secret::new(device_secret.to_owned()),
+        };
+        Self { certificate: Some(certificate), ..self }
+    }
 }
 
 /// State at IoT Platform of a registered device, if it is not as it was registered.

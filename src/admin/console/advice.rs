@@ -113,22 +113,14 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        device::{Certificate, DeviceId, Secret},
-        store::DeviceState,
-    };
+    use crate::{device::DeviceId, store::DeviceState};
 
     fn row() -> DeviceRow {
         DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")
     }
 
     fn with_certificate() -> DeviceRow {
-        let certificate = Certificate {
-            product_key: "a1".into(),
-            device_name: "SN-1".into(),
-            device_secret: Secret::new("a-secret".into()),
-        };
-        DeviceRow { certificate: Some(certificate), first_issued: Some(100), ..row() }
+        DeviceRow { first_issued: Some(100), ..row().with_certificate("SN-1", "a-secret") }
     }
 
     #[test]
