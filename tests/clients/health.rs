@@ -26,6 +26,21 @@ fn load(server: &Process, devices: u32) -> String {
     stdout(&coapsload(&["-p", &port, "-n", &count, "-c", "16", "-K", MASTER]))
 }
 
+/// Starts a server of this cloud with one device that is not registered; returns the
+/// address of its administration, too.
+fn unregistered_device(cloud: &Process) -> (Site, Process, SocketAddr) {
+    let port = free_address();
+    let sections = format!(
+        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n",
+        admin(port, ""),
+        cloud.address
+    );
+    let site = Site::with(&sections);
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    let server = site.serve();
+    (site, server, port)
+}
+
 /// Waits until a page says something.
 fn until(address: SocketAddr, path: &str, text: &str) -> Answer {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -113,15 +128,7 @@ fn a_server_is_ready_unless_its_database_takes_no_write() {
 fn a_server_that_ends_says_so_while_it_drains() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--latency", "3s"]);
-    let port = free_address();
-    let sections = format!(
-        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n",
-        admin(port, ""),
-        simulator.address
-    );
-    let site = Site::with(&sections);
-    site.import("deviceId,enrollment\nSN00000001,lamp\n");
-    let server = site.serve();
+    let (_site, server, port) = unregistered_device(&simulator);
     thread::scope(|scope| {
         let devices = server.address.port().to_string();
         scope.spawn(move || coapsload(&["-p", &devices, "-n", "1", "-c", "1", "-t", "5", "-K", MASTER]));
@@ -137,15 +144,7 @@ fn a_server_that_ends_says_so_while_it_drains() {
 fn a_cloud_that_refuses_makes_a_server_not_unready_but_is_told() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--product", "a1other"]);
-    let port = free_address();
-    let sections = format!(
-        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n",
-        admin(port, ""),
-        simulator.address
-    );
-    let site = Site::with(&sections);
-    site.import("deviceId,enrollment\nSN00000001,lamp\n");
-    let server = site.serve();
+    let (_site, server, port) = unregistered_device(&simulator);
     load(&server, 1);
     let ready = until(port, "/readyz", "IoT Platform refuses");
     assert_eq!(ready.status, 200);
