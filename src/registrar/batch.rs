@@ -1,7 +1,7 @@
-//! Registers many devices of one product in a few calls: IoT Platform checks the names,
-//! creates the devices together, and returns them in pages. Devices that a batch cannot
-//! register are registered one by one. The batch is in the journal before it creates anything,
-//! so that it continues after a crash.
+//! Registers many devices of one product in a few calls: IoT Platform checks the names, creates
+//! the devices together, and returns them in pages. Devices that a batch cannot register are
+//! registered one by one. The batch is in the journal before it creates any device, so that it
+//! continues after a crash.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,12 +20,13 @@ use crate::{
     store::{JournalEntry, OpenBatch},
 };
 
-/// Maximum number of checks of one batch; each omits the names that failed the one before.
+/// Maximum number of times that the names of one batch are checked. Each repetition omits the
+/// names that failed the previous check.
 const MAX_CHECKS: u32 = 3;
-/// First and longest pause between two status queries of a batch.
+/// Pause between the first two status queries of a batch; it grows up to `LONGEST_LOOK`.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
-/// Pages, or lists of names, that are queried at once.
+/// Maximum number of concurrent queries for pages or for lists of names.
 const AT_ONCE: usize = 8;
 
 /// A batch in progress.
@@ -38,7 +39,7 @@ struct Batch {
 impl Batch {
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.registrations.keys().cloned().collect();
-        // The map has no order, and a retry must make the same call.
+        // The map has no fixed order, but a retry must make the same call.
         names.sort_unstable();
         names
     }
@@ -56,7 +57,7 @@ fn abandoned(message: &str) -> Abandoned {
 }
 
 impl Registrar {
-    /// Runs a batch to its end. Registrations that it could not finish go back to the queue.
+    /// Runs a batch to its end. Registrations that the batch could not finish are queued again.
     pub(super) async fn run_batch(
         self: &std::sync::Arc<Self>,
         product_key: &str,
@@ -68,7 +69,7 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Resumes a batch that a crash has left.
+    /// Resumes a batch that was in progress when the process crashed.
     pub(super) async fn resume_batch(
         self: &std::sync::Arc<Self>,
         journal: OpenBatch,
@@ -90,7 +91,8 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Writes the batch into the journal. Devices that have a certificate by now are finished.
+    /// Writes the batch to the journal. Finishes devices that already have a certificate. Returns
+    /// `None` if no other device is left, or if the journal fails.
     async fn open_batch(
         self: &std::sync::Arc<Self>,
         product_key: &str,
@@ -101,7 +103,8 @@ impl Registrar {
             match self.prepare(&mut registration).await {
                 Some(outcome) => self.finish(&registration.entry.device, outcome),
                 None => {
-                    // The operator gave two devices one name: the cloud decides.
+                    // The operator gave two devices the same name. One of them leaves the batch,
+                    // and the cloud's answer to its single call decides.
                     if let Some(twin) = wanted.insert(registration.entry.device_name.clone(), registration) {
                         self.enqueue(twin);
                     }
@@ -144,7 +147,8 @@ impl Registrar {
     /// Checks, creates and fetches the devices of a batch.
     async fn register_batch(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<(), Abandoned> {
         let Some(apply_id) = self.check(batch).await? else { return Ok(()) };
-        // Written before anything is created: after a crash, the batch resumes from it.
+        // The apply ID is in the journal before any device is created, so that the batch can be
+        // resumed after a crash.
         self.note_apply_id(batch, apply_id).await?;
         self.create_and_fetch(batch, apply_id).await
     }
@@ -155,8 +159,8 @@ impl Registrar {
         noted.map_err(|error| abandoned(&format!("the journal failed: {error}")))
     }
 
-    /// Has the names checked until all names of the batch pass; the others are looked up.
-    /// Returns `None` when no name is left.
+    /// Repeats the check, each time without the names that failed, until all names of the batch
+    /// pass. Names that failed are looked up. Returns `None` when no name is left.
     async fn check(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<Option<ApplyId>, Abandoned> {
         for _ in 0..MAX_CHECKS {
             let product_key = batch.journal.product_key.clone();
@@ -172,8 +176,8 @@ impl Registrar {
             let progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             let invalid = batch.take(&progress.invalid);
             match progress.status {
-                // All names must pass (API page of BatchRegisterDeviceWithApplyId), so the
-                // rest is checked again without those that failed.
+                // All names must pass (API page of BatchRegisterDeviceWithApplyId), so after a
+                // failure the next check omits the names that failed.
                 BatchStatus::CheckSuccess if invalid.is_empty() => return Ok(Some(apply_id)),
                 BatchStatus::CheckSuccess | BatchStatus::CheckFailed if !invalid.is_empty() => {
                     self.look_up(&product_key, invalid).await;
@@ -184,7 +188,8 @@ impl Registrar {
         Err(abandoned("the names did not pass the check"))
     }
 
-    /// Continues a batch from the step that the cloud reports.
+    /// Continues a batch from the step that the cloud reports: creates the devices unless that
+    /// has been done, then fetches them.
     async fn create_and_fetch(
         self: &std::sync::Arc<Self>,
         batch: &mut Batch,
@@ -196,12 +201,11 @@ impl Registrar {
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
-                // Called once: if the answer is lost, the status shows whether the creation
+                // No blind retry: if the answer is lost, the status shows whether the creation
                 // has begun.
                 self.paces.of(Action::BatchRegisterDeviceWithApplyId).wait().await;
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
-                    // The documentation has examples of both: the same number, and another
-                    // one.
+                    // The documentation has examples of both an unchanged and a new apply ID.
                     Ok(created) if created != apply_id => {
                         apply_id = created;
                         self.note_apply_id(batch, apply_id).await?;
@@ -223,7 +227,8 @@ impl Registrar {
             match progress.status {
                 BatchStatus::CreateSuccess | BatchStatus::CreateFailed => {
                     self.fetch(batch, apply_id).await?;
-                    // Names that it did not create were taken by another user meanwhile.
+                    // Names that the batch did not create have been taken by another user since
+                    // the check.
                     let names = batch.names();
                     let left = batch.take(&names);
                     self.look_up(&product_key, left).await;
@@ -236,7 +241,7 @@ impl Registrar {
         Err(abandoned("its devices were not created"))
     }
 
-    /// Waits until a step of a batch is over.
+    /// Queries the status of a batch until it is no longer `step`.
     async fn until_done(
         &self,
         product_key: &str,
@@ -262,7 +267,7 @@ impl Registrar {
         }
     }
 
-    /// Fetches all pages and finishes the devices on them.
+    /// Fetches all pages of a batch's result and finishes the devices on them.
     async fn fetch(
         self: &std::sync::Arc<Self>,
         batch: &mut Batch,
@@ -282,14 +287,15 @@ impl Registrar {
         while let Some(next) = rest.next().await {
             match next {
                 Ok(BatchPage { devices, .. }) => self.finish_devices(batch, devices).await,
-                // The other pages may still arrive; missing devices are looked up.
+                // The remaining pages are still fetched. Devices on the missing page are
+                // registered one by one.
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(()), Err)
     }
 
-    /// Stores the certificates of devices that are in the batch, and finishes them.
+    /// Stores the certificates of those devices that belong to the batch, and finishes them.
     async fn finish_devices(&self, batch: &mut Batch, devices: Vec<CloudDevice>) {
         let finishes = devices.into_iter().filter_map(|device| {
             let registration = batch.registrations.remove(&device.certificate.device_name)?;
@@ -302,8 +308,8 @@ impl Registrar {
         join_all(finishes).await;
     }
 
-    /// Recovers devices whose names exist, a hundred at a time. A device that does not exist
-    /// after all, or cannot be looked up now, goes back to the queue.
+    /// Looks up names that may already exist, up to [`MAX_QUERY`] per call, and recovers their
+    /// certificates. A device that does not exist, or cannot be looked up now, is queued again.
     async fn look_up(self: &std::sync::Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
         let mut lists: Vec<Vec<Registration>> = Vec::new();
         for registration in registrations {
@@ -337,7 +343,8 @@ impl Registrar {
             .await;
     }
 
-    /// Finishes a registration whose name was looked up, or queues it as a single one.
+    /// Finishes a registration whose device was found. If `device` is `None`, queues the
+    /// registration for a single call.
     async fn settle(self: &std::sync::Arc<Self>, registration: Registration, device: Option<CloudDevice>) {
         let Some(device) = device else { return self.enqueue(registration) };
         let outcome = match self.adopt(&registration, device) {
@@ -347,7 +354,7 @@ impl Registrar {
         self.finish(&registration.entry.device, outcome);
     }
 
-    /// Closes the batch in the journal and queues the remaining devices as single ones.
+    /// Closes the batch in the journal and queues the remaining devices for single calls.
     async fn end_batch(self: &std::sync::Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
         let Batch { journal, registrations } = batch;
         if let Err(error) = outcome {
@@ -359,7 +366,7 @@ impl Registrar {
             self.batches_failed(&journal.product_key);
         }
         if let Err(error) = self.store.close_batch(journal.id).await {
-            // The next start resumes it and finds that it is done.
+            // The next start of the server resumes the batch and finds that it is done.
             tracing::warn!(%error, "a batch could not be closed in the journal");
         }
         let mut left: Vec<Registration> = registrations.into_values().collect();
@@ -369,7 +376,8 @@ impl Registrar {
         }
     }
 
-    /// Repeats a call until it succeeds, at most as often as for a registration.
+    /// Repeats a call until it succeeds or fails for a lasting reason, at most
+    /// [`max_attempts`](super::Config::max_attempts) times.
     pub(super) async fn persist<'a, T>(
         &self,
         action: Action,

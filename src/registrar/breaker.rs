@@ -1,12 +1,13 @@
-//! Circuit breakers: no calls for a product, or for the whole account, after the cloud has
-//! refused for a reason that only the operator can remove. After a pause, one registration is
-//! let through as a probe; the others wait for its result. Pure: the time is an argument.
+//! Circuit breakers: no call is made for a product, or for the whole account, after the cloud has
+//! refused for a reason that only the operator can remove. After a pause, one registration is let
+//! through as a probe; others are refused until the probe has a result. Pure: the time is an
+//! argument.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// Maximum pause, in multiples of the first.
+/// Maximum pause, as a multiple of the first pause.
 const LONGEST: u32 = 20;
 
 /// Scope of a refusal.
@@ -30,23 +31,24 @@ pub(super) struct Breakers {
 struct Open {
     until: Instant,
     pause: Duration,
-    /// A probe was let through and has no result yet.
+    /// Set while a probe is in progress.
     trying: bool,
     reason: String,
 }
 
 impl Breakers {
-    /// Creates closed breakers; `pause` is the first pause.
+    /// Creates closed breakers. `pause` is the length of the first pause.
     pub(super) fn new(pause: Duration) -> Self {
         Self { pause, open: HashMap::new() }
     }
 
-    /// Admits a registration to the cloud. The first one after a pause is the probe; until its
-    /// result is known, or for another pause, the others are not admitted.
+    /// Admits a registration unless a breaker is open. The first registration after a pause is
+    /// the probe. Others are not admitted until the probe has a result, or until another pause is
+    /// over.
     ///
     /// # Errors
     ///
-    /// The cloud's reason.
+    /// Returns the cloud's reason for the refusal that opened the breaker.
     pub(super) fn admit(&mut self, product_key: &str, now: Instant) -> Result<(), String> {
         for scope in scopes(product_key) {
             if let Some(open) = self.open.get_mut(&scope) {
@@ -60,18 +62,18 @@ impl Breakers {
         Ok(())
     }
 
-    /// Returns why no call may be made now; admits no probe.
+    /// Returns the cloud's reason if an open breaker forbids calls now. Returns `None` while a
+    /// probe is in progress, so that the probe can retry. Admits no new probe.
     pub(super) fn reason(&self, product_key: &str, now: Instant) -> Option<String> {
         let mut open = scopes(product_key).into_iter().filter_map(|scope| self.open.get(&scope));
         open.find(|open| now < open.until && !open.trying).map(|open| open.reason.clone())
     }
 
-    /// Notes a refusal. Returns the time without calls, and whether the breaker has opened
-    /// just now.
+    /// Records a refusal. Returns the current pause, and whether this refusal has started it.
     pub(super) fn refused(&mut self, scope: Scope, reason: &str, now: Instant) -> (Duration, bool) {
         let longest = self.pause * LONGEST;
         match self.open.get_mut(&scope) {
-            // Calls that were in progress at the first refusal change nothing.
+            // A call that was already in progress at the first refusal does not extend the pause.
             Some(open) if now < open.until && !open.trying => (open.pause, false),
             Some(open) => {
                 let pause = (open.pause * 2).min(longest);
@@ -86,7 +88,7 @@ impl Breakers {
         }
     }
 
-    /// Closes the breakers of a product and of the account: the cloud has accepted a call.
+    /// Closes the breakers of the product and of the account, as the cloud has accepted a call.
     pub(super) fn worked(&mut self, product_key: &str) {
         if !self.open.is_empty() {
             for scope in scopes(product_key) {
@@ -133,7 +135,7 @@ mod tests {
         assert_eq!(breakers.admit("a1", later), Ok(()));
         assert!(breakers.admit("a1", later).is_err());
         assert_eq!(breakers.reason("a1", later), None, "the one that tries goes on");
-        // The probe never reported a result.
+        // The probe never reports a result, so another pause passes before the next probe.
         assert!(breakers.admit("a1", later + PAUSE - Duration::from_millis(1)).is_err());
         assert_eq!(breakers.admit("a1", later + PAUSE), Ok(()));
         breakers.worked("a1");

@@ -1,9 +1,9 @@
 //! Registers devices at IoT Platform: each device once, however many requests ask for it and
-//! wherever a process crashes. It keeps a queue for each product, makes single calls at an
-//! even pace, and makes batches when single calls would take too long. Failed calls are
-//! retried with jitter. A journal entry is on the disk before each call, so that a crash or a
-//! lost answer leads to the same call again. The module `iot_platform` makes the calls;
-//! `provision` decides which device may be registered.
+//! wherever the process crashes. The registrar keeps one queue per product and makes single calls
+//! at an even pace. If single calls would take too long, it makes batches. Failed calls are
+//! retried with jitter. A journal entry is on disk before each call, so that after a crash or a
+//! lost answer the same call is made again. The module `iot_platform` makes the calls;
+//! `provision` decides which devices may be registered.
 
 mod batch;
 mod breaker;
@@ -42,17 +42,18 @@ use registration::{Next, Registration};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
-/// Smallest batch: fewer devices are not worth a batch's calls.
+/// A batch is considered only if more registrations of a product wait than this; for fewer, the
+/// calls of a batch are not worthwhile.
 const MIN_BATCH: usize = 10;
 
-/// Failed calls that are logged in a second, one line each.
+/// Maximum number of failed calls that are logged as warnings per second, one line each.
 const MAX_FAILURE_LINES: u32 = 1;
 
 /// Limits of a [`Registrar`].
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `RegisterDevice` calls a second; the account's limit is 30. The same fraction of each
-    /// other action's limit is used.
+    /// Maximum rate of `RegisterDevice` calls, in calls per second; the account's limit is 30.
+    /// For each other action, the same fraction of its limit is used.
     pub qps: f64,
     /// Maximum number of registrations that wait or are in progress; further devices are asked
     /// to retry later.
@@ -61,28 +62,29 @@ pub struct Config {
     pub max_calls: usize,
     /// Maximum number of calls for one registration.
     pub max_attempts: u32,
-    /// Pause after the first failed call; doubled each time, with jitter.
+    /// Pause after the first failed call of a registration. The pause doubles with each further
+    /// failure, and jitter shortens it.
     pub retry_pause: Duration,
-    /// Longest such pause.
+    /// Upper limit of the pause between two calls of a registration.
     pub max_retry_pause: Duration,
-    /// Time without calls after the cloud has refused for a reason that only the operator can
-    /// remove; doubled while it keeps refusing.
+    /// Time for which no calls are made after the cloud has refused for a reason that only the
+    /// operator can remove. The time doubles with each further refusal.
     pub breaker_pause: Duration,
-    /// Batches are made when single calls would take longer than this.
+    /// A product's registrations are made in batches if single calls would take longer than this.
     pub batch_after: Duration,
-    /// Time for which a batch gathers devices before it begins.
+    /// Time for which a batch gathers devices before its first call.
     pub gather: Duration,
     /// Maximum number of batches of one product at once; 0 disables batches.
     pub max_batches: usize,
-    /// Maximum time for one step of a batch; after it, the devices are registered one by one.
+    /// Maximum time for one step of a batch. After it, the devices are registered one by one.
     pub batch_deadline: Duration,
-    /// Enrollments in which a device is refused if its name exists at IoT Platform and the
-    /// journal has no claim to it.
+    /// Enrollments in which a device is refused if its name already exists at IoT Platform and
+    /// the journal does not show that this server registered it.
     pub refuse_existing: HashSet<String>,
-    /// Pause between two sweeps over all devices' activation and state; `None` disables them.
+    /// Pause between two sweeps, which look up all registered devices; `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
-    /// Seed of the jitter; `None` takes the system's randomness. Simulations set it to be
-    /// repeatable.
+    /// Seed of the jitter. `None` takes a seed from the operating system; simulations set one to
+    /// be repeatable.
     pub seed: Option<u64>,
 }
 
@@ -116,7 +118,7 @@ pub enum Outcome {
     Refused(String),
     /// IoT Platform refuses all devices of the product or account until the operator acts.
     Operator(String),
-    /// The registration continues; the device retries after this time.
+    /// The registration continues; the device is asked to retry after this time.
     Later(Duration),
     /// The cloud did not answer in time; the registration continues.
     TimedOut,
@@ -127,13 +129,14 @@ pub enum Outcome {
 pub struct Counters {
     /// Devices registered.
     pub registered: u64,
-    /// Devices whose certificate was recovered by `QueryDeviceDetail`.
+    /// Devices that already existed and whose certificate was recovered by a query.
     pub recovered: u64,
     /// Failed calls that were retried.
     pub retries: u64,
-    /// Registrations that ended without a certificate.
+    /// Registrations that ended without a certificate because of a refusal, repeated failures or
+    /// a store error.
     pub failed: u64,
-    /// Batches begun.
+    /// Batches started.
     pub batches: u64,
     /// Calls that the cloud throttled.
     pub throttled: u64,
@@ -150,12 +153,12 @@ struct Announced {
     called: bool,
 }
 
-/// Experience with a product's batches.
+/// Duration and last failure of a product's batches, used to plan the next one.
 #[derive(Debug, Clone, Copy)]
 struct Experience {
-    /// Average time from the beginning to the last certificate.
+    /// Moving average of the time from a batch's first call to its end.
     takes: Duration,
-    /// No batch is made before this time, as the last one failed.
+    /// Time before which no batch is made, set after a batch has failed.
     not_before: Option<Instant>,
 }
 
@@ -166,7 +169,7 @@ pub struct Registrar {
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
-    /// Locked before `queue` where both are needed.
+    /// A function that holds both locks takes this one before `queue`.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
     queue: Mutex<Queue>,
     breakers: Mutex<Breakers>,
@@ -180,7 +183,7 @@ pub struct Registrar {
 }
 
 impl Registrar {
-    /// Creates a registrar whose registrations are tasks of `runtime`.
+    /// Creates a registrar that spawns its tasks on `runtime`.
     pub fn new(
         config: Config,
         store: Arc<dyn Store>,
@@ -206,28 +209,30 @@ impl Registrar {
         })
     }
 
-    /// Registers a device and waits for the outcome, at most for `patience`. Callers that ask
-    /// for the same device share one registration.
+    /// Registers a device and waits for the outcome, at most for `patience`. Callers that ask for
+    /// the same device share one registration.
     pub async fn register(self: &Arc<Self>, wanted: JournalEntry, patience: Duration) -> Outcome {
         let (device, product_key) = (wanted.device.clone(), wanted.product_key.clone());
         let mut waiter = match self.start(wanted, false) {
             Ok(waiter) => waiter,
             Err(outcome) => return outcome,
         };
-        // A device whose turn will not come in time is not kept waiting: listening costs it
-        // more than asking again.
+        // A device whose turn comes after `patience` gets an answer at once: waiting for a
+        // message costs the device more than a later retry.
         let turn = self.expected_turn(&product_key);
         let wait = if turn > patience { Duration::ZERO } else { patience };
         match tokio::time::timeout(wait, waiter.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or(Outcome::TimedOut),
-            // The registration was dropped with its runtime: the server is going down.
+            // The registration was dropped together with its runtime, so the server is shutting
+            // down.
             Ok(Err(_)) => Outcome::Later(DRAIN_PAUSE),
             Err(_) if self.is_called(&device) && !wait.is_zero() => Outcome::TimedOut,
             Err(_) => Outcome::Later(self.spread(self.expected_turn(&product_key))),
         }
     }
 
-    /// Resumes the registrations that a crash left in the journal; returns their number.
+    /// Resumes the registrations that a crash left in the journal. Returns the number of their
+    /// journal entries.
     pub async fn recover(self: &Arc<Self>) -> Result<usize, StoreError> {
         let (batches, entries) = (self.store.open_batches().await?, self.store.open_journal_entries().await?);
         let count = entries.len();
@@ -242,8 +247,9 @@ impl Registrar {
                     parts.entry(batch).or_default().push(Registration::new(entry, true));
                 }
                 Some(_) => {}
-                // Being at the limit is harmless: the entry stays in the journal, and the
-                // device's own request resumes it.
+                // If too many registrations are in progress, this one is not started. That is
+                // harmless: its entry stays in the journal, and the device's next request resumes
+                // it.
                 None => drop(self.start(entry, true)),
             }
         }
@@ -261,10 +267,10 @@ impl Registrar {
         Ok(count)
     }
 
-    /// Accepts no more registrations, asks the devices in the queue to retry later, and waits
-    /// for the registrations in progress, at most until the deadline. Those that are left stay
-    /// in the journal, and their devices are asked to retry later as well. Returns how many
-    /// were left.
+    /// Stops accepting registrations, asks the devices in the queue to retry later, and waits up
+    /// to `deadline` for the registrations in progress. Registrations that are unfinished by then
+    /// stay in the journal, and their devices are asked to retry later. Returns the number of
+    /// unfinished registrations.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.draining.store(true, Ordering::Relaxed);
         let waiting = lock(&self.queue).clear(None);
@@ -301,8 +307,8 @@ impl Registrar {
         lock(&self.queue).batches()
     }
 
-    /// Returns the number of products and accounts for which no call is made until a pause is
-    /// over.
+    /// Returns the number of open breakers. Each stops the calls for one product or for the whole
+    /// account until a pause is over.
     pub fn open_breakers(&self) -> usize {
         lock(&self.breakers).count()
     }
@@ -312,7 +318,7 @@ impl Registrar {
         self.latency.read()
     }
 
-    /// Returns whether it accepts no more registrations.
+    /// Returns whether the registrar has stopped accepting registrations.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -322,8 +328,7 @@ impl Registrar {
         *lock(&self.counters)
     }
 
-    /// Sets the enrollments in which existing names without a claim are refused; see
-    /// [`Config::refuse_existing`].
+    /// Replaces the set of enrollments that [`Config::refuse_existing`] describes.
     pub fn set_refuse_existing(&self, enrollments: HashSet<String>) {
         self.refuse_existing.store(Arc::new(enrollments));
     }
@@ -332,8 +337,8 @@ impl Registrar {
         self.refuse_existing.load().contains(enrollment)
     }
 
-    /// Starts a registration, or joins the one in progress. `asked` if the journal has an
-    /// earlier entry.
+    /// Starts a registration, or joins the one in progress. `asked` is set if the journal already
+    /// had an entry for the device.
     fn start(self: &Arc<Self>, wanted: JournalEntry, asked: bool) -> Result<Waiter, Outcome> {
         if let Some(registration) = lock(&self.registrations).get(&wanted.device) {
             return Ok(registration.outcome.subscribe());
@@ -348,7 +353,7 @@ impl Registrar {
             return Err(Outcome::Operator(reason));
         }
         let Some(waiter) = self.announce(&wanted) else {
-            // Another thread was faster.
+            // Another thread has announced the same device in the meantime.
             return lock(&self.registrations)
                 .get(&wanted.device)
                 .map(|registration| registration.outcome.subscribe())
@@ -358,7 +363,7 @@ impl Registrar {
         Ok(waiter)
     }
 
-    /// Lists a registration as in progress; returns `None` if the device has one already.
+    /// Adds a registration to those in progress. Returns `None` if the device already has one.
     fn announce(&self, wanted: &JournalEntry) -> Option<Waiter> {
         let mut registrations = lock(&self.registrations);
         if registrations.contains_key(&wanted.device) {
@@ -372,7 +377,7 @@ impl Registrar {
         Some(waiter)
     }
 
-    /// Queues a registration and makes sure that a task takes it out.
+    /// Queues a registration and starts a task to run it, unless enough tasks are running.
     fn enqueue(self: &Arc<Self>, registration: Registration) {
         let product_key = registration.entry.product_key.clone();
         if self.draining.load(Ordering::Relaxed) {
@@ -387,7 +392,8 @@ impl Registrar {
         self.consider_batch(&product_key);
     }
 
-    /// Takes registrations from the queue, one for each turn, and runs them.
+    /// Runs one step of each queued registration, at the pace of `RegisterDevice` calls. Ends
+    /// when the queue is empty.
     async fn pull(self: Arc<Self>) {
         loop {
             self.paces.of(Action::RegisterDevice).wait().await;
@@ -396,8 +402,8 @@ impl Registrar {
         }
     }
 
-    /// Runs one step of a registration. A retry is queued after a pause that does not hold up
-    /// other registrations.
+    /// Runs one step of a registration. If it must be retried, another task waits for the pause
+    /// and queues it again, so that other registrations are not delayed.
     async fn run(self: &Arc<Self>, mut registration: Registration) {
         if let Some(announced) = lock(&self.registrations).get_mut(&registration.entry.device) {
             announced.called = true;
@@ -443,7 +449,8 @@ impl Registrar {
         let (registrar, product_key) = (self.clone(), product_key.to_owned());
         self.runtime.spawn(async move {
             tokio::time::sleep(gather).await;
-            // Devices whose own turn comes before the batch would finish keep it.
+            // Devices that would be registered by single calls before the batch ends stay in the
+            // queue.
             let singly = registrar.singly(registrar.experience(&product_key).takes);
             let registrations = lock(&registrar.queue).take_batch(&product_key, singly, MAX_BATCH);
             let begun = Instant::now();
@@ -457,8 +464,8 @@ impl Registrar {
         });
     }
 
-    /// Returns how many registrations of one product single calls serve in this time, while
-    /// all products take turns.
+    /// Returns the number of single calls that one product can make in this time, as all products
+    /// in the queue share the calls equally.
     fn singly(&self, time: Duration) -> usize {
         self.paces.of(Action::RegisterDevice).calls_in(time) / lock(&self.queue).products().max(1)
     }
@@ -475,15 +482,15 @@ impl Registrar {
         entry.takes = takes;
     }
 
-    /// Disables batches of a product for a while.
+    /// Disables batches of a product for [`Config::breaker_pause`].
     fn batches_failed(&self, product_key: &str) {
         let not_before = Some(Instant::now() + self.config.breaker_pause);
         let unknown = self.experience(product_key);
         lock(&self.experience).entry(product_key.to_owned()).or_insert(unknown).not_before = not_before;
     }
 
-    /// Returns the expected time to the end of a registration of this product that starts now:
-    /// by a single call or a batch, whichever is earlier.
+    /// Returns the expected duration of a registration of this product that starts now, by a
+    /// single call or in a batch, whichever ends earlier.
     fn expected_turn(&self, product_key: &str) -> Duration {
         let (backlog, products, batches) = {
             let queue = lock(&self.queue);
@@ -498,7 +505,8 @@ impl Registrar {
         if batches > 0 || may_gather { singly.min(in_a_batch) } else { singly }
     }
 
-    /// Stops calling and logs an error, once for each pause. Waiting requests get the reason.
+    /// Opens the breaker of the product or of the account, and logs an error once for each pause.
+    /// Registrations in the queue end with the reason.
     fn break_circuit(&self, product_key: &str, error: &ApiError) {
         let (scope, reason) = (registration::scope(product_key, error), error.to_string());
         let account = scope == breaker::Scope::Account;
@@ -523,7 +531,8 @@ impl Registrar {
         lock(&self.breakers).worked(product_key);
     }
 
-    /// Logs a failed call that will be retried. In an outage many calls fail for one reason.
+    /// Logs a failed call that will be retried. Warnings are rate-limited, because in an outage
+    /// many calls fail for the same reason.
     fn failed_for_now(&self, what: &dyn std::fmt::Display, error: &ApiError) {
         if lock(&self.failure_lines).admit(Instant::now().into_std()) {
             tracing::warn!(%what, %error, "a call to IoT Platform failed; trying again");
@@ -543,8 +552,8 @@ impl Registrar {
         change(&mut lock(&self.counters));
     }
 
-    /// Returns a time after which to retry, spread over half as long again, so that a crowd
-    /// does not return at once.
+    /// Returns a pause before a device's retry: between 1 and 1.5 times `turn`, plus one second.
+    /// The random part prevents many devices from retrying at the same moment.
     fn spread(&self, turn: Duration) -> Duration {
         turn.mul_f64(self.jitter(1.0..1.5)) + Duration::from_secs(1)
     }
@@ -555,6 +564,6 @@ impl Registrar {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one of these is held.
+    // No code panics while it holds one of these locks, so a poisoned lock cannot occur.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,16 +9,17 @@ use crate::iot_platform::Action;
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Calls after which a pace that was lowered is raised by a tenth.
+/// Number of accepted calls after which a lowered pace is raised by a tenth.
 const CALLS_TO_RAISE: u32 = 20;
 
-/// The paces of all actions. The limits hold for the whole account.
+/// The paces of all actions. IoT Platform's limits apply to the account as a whole.
 #[derive(Debug)]
 pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
-    /// Creates the paces; `registrations` is the rate of `RegisterDevice`, in calls a second.
-    /// The same fraction of each other action's documented limit is used, at most all of it.
+    /// Creates the paces. `registrations` is the rate of `RegisterDevice`, in calls a second.
+    /// Each other action gets the same fraction of its documented limit, but never more than that
+    /// limit.
     pub(super) fn new(registrations: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
         let part = (registrations / documented(Action::RegisterDevice)).min(1.0);
@@ -34,7 +35,7 @@ impl Paces {
     }
 }
 
-/// Hands out the times at which calls may be made.
+/// Schedules the calls of one action at an even rate.
 #[derive(Debug)]
 pub(super) struct Pace(Mutex<State>);
 
@@ -93,7 +94,7 @@ impl Pace {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

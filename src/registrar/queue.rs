@@ -1,5 +1,5 @@
-//! Queue of registrations that wait for a call. Products take turns, so that a crowd of one
-//! product does not hold up another. Pure; knows nothing of calls or their pace.
+//! Queue of registrations that wait for a call. Products take turns, so that many devices of one
+//! product do not delay those of another. Pure; knows nothing about the calls or their pace.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -8,10 +8,10 @@ use super::registration::Registration;
 #[derive(Default)]
 pub(super) struct Queue {
     lines: HashMap<String, Line>,
-    /// Products with waiting registrations, the next one first.
+    /// Products with waiting registrations, in the order of their turns.
     turns: VecDeque<String>,
     waiting: usize,
-    /// Tasks that take registrations out, one after the other.
+    /// Number of tasks that take registrations out of the queue.
     pullers: usize,
 }
 
@@ -19,9 +19,9 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Line {
     registrations: VecDeque<Registration>,
-    /// Batches that gather or are in progress.
+    /// Number of batches that gather or are in progress.
     batches: usize,
-    /// Set while one of them gathers.
+    /// Set while a batch of this product gathers.
     gathering: bool,
 }
 
@@ -42,7 +42,7 @@ impl Queue {
     }
 
     /// Queues a registration behind the others of its product. Returns whether the caller must
-    /// start another puller, of at most `max_pullers`.
+    /// start another puller, which is never the case when `max_pullers` are running.
     pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
         let product_key = registration.entry.product_key.clone();
         let line = self.lines.entry(product_key.clone()).or_default();
@@ -56,8 +56,8 @@ impl Queue {
         more
     }
 
-    /// Takes the next registration, of the product whose turn it is. A puller that gets none
-    /// is no longer counted and must end.
+    /// Takes the next registration of the product whose turn it is. A puller that gets `None`
+    /// must end, as the queue no longer counts it.
     pub(super) fn pull(&mut self) -> Option<Registration> {
         let Some(product_key) = self.turns.pop_front() else {
             self.pullers = self.pullers.saturating_sub(1);
@@ -73,8 +73,8 @@ impl Queue {
         registration
     }
 
-    /// Returns whether a batch of this product must begin to gather: more than `singly`
-    /// registrations wait, no batch gathers, and fewer than `max_batches` are in progress.
+    /// Begins to gather a batch of this product if more than `singly` registrations wait, no
+    /// batch gathers, and fewer than `max_batches` are in progress. Returns whether it did.
     pub(super) fn begin_batch(&mut self, product_key: &str, singly: usize, max_batches: usize) -> bool {
         let Some(line) = self.lines.get_mut(product_key) else { return false };
         let begin = line.registrations.len() > singly && !line.gathering && line.batches < max_batches;
@@ -85,8 +85,8 @@ impl Queue {
         begin
     }
 
-    /// Takes the registrations of a batch that has gathered: at most `most`, without the first
-    /// `singly`, whose turn comes before the batch would finish.
+    /// Takes at most `most` registrations for the batch that has gathered. The first `singly`
+    /// registrations stay in the queue, because their turn comes before the batch would finish.
     pub(super) fn take_batch(&mut self, product_key: &str, singly: usize, most: usize) -> Vec<Registration> {
         let Some(line) = self.lines.get_mut(product_key) else { return Vec::new() };
         line.gathering = false;
@@ -113,7 +113,7 @@ impl Queue {
         self.lines.values().map(|line| line.batches).sum()
     }
 
-    /// Takes out all waiting registrations, of one product or of all.
+    /// Takes out all waiting registrations of one product, or of all products for `None`.
     pub(super) fn clear(&mut self, product_key: Option<&str>) -> Vec<Registration> {
         let products: Vec<String> =
             self.turns.iter().filter(|turn| product_key.is_none_or(|only| only == *turn)).cloned().collect();
@@ -178,7 +178,7 @@ mod tests {
         assert!(queue.push(registration("a1", 2), 2));
         assert!(!queue.push(registration("a1", 3), 2));
         assert_eq!(std::iter::from_fn(|| queue.pull()).count(), 3);
-        // One of the two pullers has ended.
+        // The pull that returned `None` ended one of the two pullers.
         assert!(queue.push(registration("a1", 4), 2));
     }
 

@@ -1,5 +1,5 @@
-//! One registration: its journal entry, its calls, the reaction to each class of failure, and
-//! its result in the store.
+//! Steps of one registration: opens the journal entry, makes the calls, reacts to each class of
+//! failure, and stores the result.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::{
     store::{Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, UnixSeconds, unix_now},
 };
 
-/// Failures with an unknown code after which the device is refused.
+/// Number of failures with an unknown code after which the device is refused.
 const MAX_UNKNOWN: u32 = 3;
 
-/// Tolerated difference between the cloud's clock and this host's, in seconds, when the
-/// creation time of a device is compared with the journal's.
+/// Tolerated difference between the cloud's clock and this host's, in seconds. It applies when
+/// the creation time of a device is compared with the time of its journal entry.
 const CLOCK_TOLERANCE: UnixSeconds = 3600;
 
 /// A registration in progress.
@@ -22,17 +22,17 @@ const CLOCK_TOLERANCE: UnixSeconds = 3600;
 pub(super) struct Registration {
     /// Its journal entry: the device, product and name.
     pub(super) entry: JournalEntry,
-    /// The journal's answer when the entry was opened; `None` before that.
+    /// Claim that the journal returned when the entry was opened; `None` before that.
     pub(super) claim: Option<Claim>,
     /// Set if an earlier call may have created the device.
     pub(super) asked: bool,
-    /// Set if the name exists: then its certificate is looked up.
+    /// Set if the name exists at IoT Platform, so that its certificate must be looked up.
     exists: bool,
-    /// Set if an existing name without a claim is refused.
+    /// Set if the enrollment refuses existing names that this server did not register.
     refuses_existing: bool,
-    /// Calls so far.
+    /// Number of attempts so far.
     attempts: u32,
-    /// Of them, those that failed with an unknown code.
+    /// Number of attempts that failed with an unknown code.
     unknown: u32,
 }
 
@@ -45,14 +45,14 @@ pub(super) enum Next {
 }
 
 impl Registration {
-    /// Creates a registration; `asked` if the journal has an earlier entry.
+    /// Creates a registration. `asked` is set if the journal already had an entry for the device.
     pub(super) fn new(entry: JournalEntry, asked: bool) -> Self {
         Self { entry, claim: None, asked, exists: false, refuses_existing: false, attempts: 0, unknown: 0 }
     }
 
-    /// Returns whether an earlier call of certdist can have created an existing device. The
-    /// name is a fixed function of the device ID, so a name that was asked for before is ours,
-    /// unless the device is older than the journal entry.
+    /// Returns whether an earlier call of this server may have created the existing device. The
+    /// name is a fixed function of the device ID. If the name was requested before, the device is
+    /// ours, unless it is older than the journal entry.
     pub(super) fn may_be_ours(&self, created: Option<UnixSeconds>) -> bool {
         let since = self.claim.map_or(0, |claim| claim.since);
         self.asked && created.is_none_or(|created| created.saturating_add(CLOCK_TOLERANCE) >= since)
@@ -77,7 +77,8 @@ impl Registrar {
             Err(error) => self.judge(registration, error).await,
         };
         match next {
-            // The journal entry stays: the next request or the next start continues.
+            // The journal entry stays open, so that the next request or the next start of the
+            // server continues the registration.
             Next::Again if registration.attempts >= self.config.max_attempts.max(1) => {
                 self.count(|counters| counters.failed += 1);
                 Next::Done(Outcome::Later(self.config.max_retry_pause))
@@ -86,7 +87,7 @@ impl Registrar {
         }
     }
 
-    /// Reads the row; returns an outcome if there is nothing to register.
+    /// Reads the device's row. Returns an outcome if there is nothing to register.
     pub(super) async fn prepare(&self, registration: &mut Registration) -> Option<Outcome> {
         let entry = &registration.entry;
         match self.store.device(&entry.device).await {
@@ -104,13 +105,13 @@ impl Registrar {
         }
     }
 
-    /// Notes the claim that the journal returned.
+    /// Stores the claim that the journal returned in the registration.
     pub(super) fn claimed(&self, registration: &mut Registration, claim: Claim) {
         registration.asked |= claim.earlier;
         registration.claim = Some(claim);
     }
 
-    /// Ends a registration whose device has its certificate, and closes the journal.
+    /// Ends a registration whose device already has a certificate, and closes its journal entry.
     async fn close(
         &self,
         entry: &JournalEntry,
@@ -130,7 +131,7 @@ impl Registrar {
     async fn call(&self, registration: &mut Registration) -> Result<CloudDevice, ApiError> {
         let JournalEntry { product_key, device_name, .. } = &registration.entry;
         if !registration.exists {
-            // The task that took the registration from the queue has kept the pace.
+            // The task that took the registration from the queue has already waited for its turn.
             let registered = self.cloud.register_device(product_key, device_name).await;
             let asked = std::mem::replace(&mut registration.asked, true);
             match registered {
@@ -156,7 +157,8 @@ impl Registrar {
                 self.paces.of(Action::QueryDeviceDetail).taken();
                 self.adopt(registration, device)
             }
-            // Another user has deleted it meanwhile: it is registered after all.
+            // Another user has deleted the device in the meantime, so the next attempt registers
+            // it.
             Err(error) if error.class == ErrorClass::NotFound => {
                 registration.exists = false;
                 Err(error)
@@ -185,8 +187,8 @@ impl Registrar {
             iot_id: device.iot_id,
             certificate: device.certificate,
         };
-        // The cloud has the device. A certificate lost here could be queried again, but a busy
-        // store is worth waiting for.
+        // The device exists at the cloud. Its certificate could be queried again later, but
+        // waiting for a busy store is cheaper.
         for attempt in 1..=self.config.max_attempts.max(1) {
             match self.store.store_registration(&entry.device, &registration).await {
                 Ok(()) => {
@@ -200,7 +202,7 @@ impl Registrar {
         Outcome::Later(self.config.max_retry_pause)
     }
 
-    /// Decides by the class of an error: refuse, stop calling, or retry.
+    /// Decides by the class of an error whether to refuse the device, stop calling, or retry.
     async fn judge(&self, registration: &mut Registration, error: ApiError) -> Next {
         registration.unknown += u32::from(error.class == ErrorClass::Unknown);
         let device = &registration.entry.device;
@@ -248,7 +250,8 @@ impl Registrar {
         Outcome::Later(self.config.max_retry_pause)
     }
 
-    /// Returns a doubling pause with full jitter, at least a tenth of it.
+    /// Returns the pause after this attempt. The pause doubles with each attempt up to a maximum,
+    /// and is multiplied by a random factor between 0.1 and 1.
     pub(super) fn pause(&self, attempt: u32) -> Duration {
         let doubled = self.config.retry_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
         doubled.min(self.config.max_retry_pause).mul_f64(self.jitter(0.1..1.0))
@@ -267,7 +270,7 @@ pub(super) fn scope(product_key: &str, error: &ApiError) -> Scope {
     }
 }
 
-/// Error for a name that exists and is not ours.
+/// Returns the error for a name that exists at IoT Platform and is not ours.
 pub(super) fn not_ours() -> ApiError {
     ApiError {
         class: ErrorClass::Device,

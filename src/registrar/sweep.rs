@@ -1,5 +1,6 @@
-//! Sweeps over all registered devices, a hundred at a time: updates `activateTime` and
-//! `registerTime`, and notices devices that were disabled or deleted at IoT Platform.
+//! Looks up all registered devices at IoT Platform, a hundred per call. A sweep updates the
+//! stored `activateTime` and `registerTime`, and notices devices that were disabled or deleted at
+//! IoT Platform.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,22 +13,24 @@ use crate::{
     store::{CloudState, DeviceRow, Sighting, StoreError},
 };
 
-/// Rows read at once.
+/// Number of rows read from the store at once.
 const ROWS: usize = 500;
 
 /// Result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Devices that were looked up.
+    /// Devices for which a look-up was tried.
     pub devices: u64,
-    /// Of them, those whose row was changed.
+    /// Devices whose row was changed.
     pub changed: u64,
-    /// Of them, those that could not be looked up.
+    /// Devices that could not be looked up, including those for which no look-up was tried after
+    /// a refusal.
     pub failed: u64,
 }
 
 impl Registrar {
-    /// Repeats sweeps with pauses, until the registrar is dropped.
+    /// Starts a task that repeats sweeps, with a pause before each, until the registrar is
+    /// dropped.
     pub fn start_sweeps(self: &Arc<Self>) {
         let Some(pause) = self.config.sweep_pause else { return };
         let registrar: Weak<Self> = Arc::downgrade(self);
@@ -49,7 +52,8 @@ impl Registrar {
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
-        // A refusal that only the operator can remove is logged once, not for each hundred.
+        // After a refusal that only the operator can remove, the product or account is not
+        // queried again in this sweep, and the refusal is logged once.
         let mut refused: HashSet<Scope> = HashSet::new();
         let mut after = None;
         while !refused.contains(&Scope::Account) {
@@ -64,7 +68,7 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // A sweep over many rows without certificates must not keep the thread.
+            // Rows without certificates cause no call that would let other tasks run.
             tokio::task::yield_now().await;
         }
         for list in gathered.into_values() {
@@ -73,7 +77,8 @@ impl Registrar {
         Ok(swept)
     }
 
-    /// Looks up to [`MAX_QUERY`] devices of one product up, unless the product is refused.
+    /// Looks up at most [`MAX_QUERY`] devices of one product, unless the product or the account
+    /// is refused.
     async fn look_at(
         &self,
         rows: &[DeviceRow],
@@ -135,8 +140,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Looks up, in a call of its own, a name that was missing from a list; returns `None` if
-    /// the device has been deleted.
+    /// Looks up one name that was missing from the answer for a list. Returns `None` if the
+    /// device has been deleted.
     async fn is_deleted(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
         let found = self
             .persist(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name))

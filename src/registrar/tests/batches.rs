@@ -1,5 +1,5 @@
-//! Tests of crowds in virtual time: batches, the cloud's limits, and fairness between
-//! products.
+//! Tests with many devices at once, in virtual time: batches, the cloud's limits, and fairness
+//! between products.
 
 use super::*;
 use crate::{iot_platform::Action, testing::store::Memory};
@@ -21,7 +21,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Creates a table with this many devices of product a1.
+    /// Creates a registrar, and a table with `devices` rows of product a1.
     fn new(devices: usize, config: Config) -> Self {
         let (store, cloud) = (Memory::default(), Arc::new(Cloud::default()));
         for number in 0..devices {
@@ -47,12 +47,13 @@ impl Crowd {
         })
     }
 
-    /// Has all devices ask within a second; returns the time until the last one is registered.
+    /// Lets all devices ask within about a second. Returns the time until the last one is
+    /// registered.
     async fn all_ask(&self, devices: usize) -> Duration {
         let mut asking = Vec::new();
         for number in 0..devices {
             asking.push(self.ask(&name(number), "a1"));
-            // Timers count milliseconds.
+            // Timers have a resolution of one millisecond, so several devices may ask per pause.
             if number % devices.div_ceil(1000) == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -84,7 +85,7 @@ async fn ten_thousand_are_registered_in_seconds_and_within_the_limits() {
     let crowd = Crowd::new(10_000, Config::default());
     let took = crowd.all_ask(10_000).await;
     println!("{took:?}, {:?}", crowd.registrar.counters());
-    // Two steps of 5 s, 200 pages at some 40 a second.
+    // The batch has two steps of 5 s each, and 200 pages at about 40 pages a second.
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!(crowd.cloud.devices(), 10_000);
     crowd.no_limit_was_exceeded();
@@ -175,7 +176,8 @@ async fn a_lost_answer_is_ours_even_where_existing_names_are_refused() {
     crowd.cloud.script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
     let (outcome, _) = crowd.ask(&name(0), "a1").await.unwrap();
     assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
-    // A device that the cloud had a day before the journal is not from a lost call of ours.
+    // A device that was created a day before the journal entry is not the result of a lost call
+    // of ours.
     let day_ago = crate::store::unix_now() - 86_400;
     crowd.cloud.make("a1", &name(1));
     crowd.cloud.change("a1", &name(1), |device| device.created = day_ago * 1000);
@@ -228,7 +230,7 @@ async fn without_batches_a_crowd_is_told_when_its_turn_is() {
         crowd.ask(&name(number), "a1");
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Some 1,970 devices are before it, at 25 a second.
+    // About 1,970 devices are ahead of this one, and 25 are registered per second.
     let Outcome::Later(pause) = crowd.registrar.register(wanted(&name(1999)), PATIENCE).await else {
         panic!("it was kept waiting")
     };
@@ -244,7 +246,7 @@ async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_j
             tokio::spawn(async move { registrar.register(wanted(&name(number)), PATIENCE).await })
         })
         .collect();
-    // The batch is in progress, and takes longer than the server has.
+    // The batch is in progress and takes longer than the deadline of the drain.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(crowd.registrar.drain(Duration::from_secs(1)).await > 800);
     let mut later = 0;

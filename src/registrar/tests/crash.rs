@@ -1,6 +1,6 @@
-//! Crash tests in virtual time: a process dies before and after each read and write of the
-//! store and each call to the cloud. The next process must end with one device and one
-//! certificate each.
+//! Crash tests in virtual time: a process dies before or after any access to the store or call to
+//! the cloud. Once a later process has finished, each device must exist exactly once at the
+//! cloud, and the store must hold its certificate.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -13,8 +13,8 @@ use crate::{
     testing::store::{Fuse, Memory},
 };
 
-/// A process's connection to the cloud, which ends when the process dies: before the call is
-/// carried out, or before its answer is read.
+/// A process's connection to the cloud. The process may die before a call is carried out, or
+/// before the answer is read.
 struct Line {
     cloud: Arc<Cloud>,
     fuse: Arc<Fuse>,
@@ -125,7 +125,7 @@ impl World {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // The journal is closed after the last answer.
+            // A batch is closed in the journal only after its last device has an answer.
             while registrar.batches() > 0 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -149,8 +149,9 @@ impl World {
     }
 }
 
-/// Runs a process for each possible step of death, with a second death somewhere in the next
-/// process. Returns the number of steps.
+/// For each step of a run, lets one process die at that step and the next process die at a random
+/// step, unless it finishes first; a third process must then finish. Returns the number of steps
+/// of a run.
 fn at_every_step(devices: usize, config: &Config) -> usize {
     for steps in 1.. {
         let runtime =
@@ -180,7 +181,8 @@ fn config() -> Config {
 #[test]
 fn a_single_registration_survives_a_crash_at_every_step() {
     let steps = at_every_step(1, &config());
-    // A row, the journal, the call, the certificate: before and after each.
+    // There is a step before and one after each of these: reading the row, opening the journal
+    // entry, making the call, and storing the certificate.
     assert!(steps >= 9, "{steps} steps");
 }
 

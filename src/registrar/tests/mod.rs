@@ -158,8 +158,8 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
 async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     let bench = Bench::new(fast());
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
-    // A request that had read the row before the registration finished, and a journal
-    // entry that an import has made idle.
+    // This is the case of a request that read the row before the registration finished, and of a
+    // journal entry that an import has made unnecessary.
     bench.store.open_journal(&wanted("SN01")).await.unwrap();
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
@@ -179,7 +179,7 @@ async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     assert_eq!(bench.cloud.registrations(), 1);
     let other = JournalEntry { product_key: "a2".into(), ..wanted("SN03") };
     assert!(matches!(bench.registrar.register(other, PATIENCE).await, Outcome::Registered(_)));
-    // The entry is kept: once the cause is removed, the same name is requested.
+    // The journal entry is kept, so that the same name is requested once the cause is removed.
     assert_eq!(bench.journal().await, [wanted("SN01")]);
 }
 

@@ -1,4 +1,4 @@
-//! Tests of sweeps: changes of devices at the cloud are noticed.
+//! Tests that sweeps notice changes of devices at the cloud.
 
 use super::*;
 use crate::{registrar::sweep::Swept, store::CloudState};
@@ -9,7 +9,7 @@ async fn a_sign_in_a_disabled_and_a_deleted_device_are_noticed_and_noted_once() 
     for device in ["SN01", "SN02", "SN03", "SN04"] {
         assert!(matches!(bench.register(device).await, Outcome::Registered(_)));
     }
-    // A registration is answered without its time, which the cloud tells later.
+    // The answer to a registration has no creation time; the first sweep reads it.
     bench.registrar.sweep().await.unwrap();
     let nothing = Swept { devices: 4, changed: 0, failed: 0 };
     assert_eq!(bench.registrar.sweep().await.unwrap(), nothing);
@@ -37,14 +37,14 @@ async fn a_device_that_was_deleted_at_the_cloud_is_registered_anew_when_the_oper
     let Outcome::Registered(first) = bench.register("SN01").await else { panic!("not registered") };
     bench.cloud.delete("a1", "SN01");
     assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { devices: 1, changed: 1, failed: 0 });
-    // Until then the device keeps its certificate.
+    // Until the operator resets the device, it keeps its certificate.
     assert_eq!(bench.register("SN01").await, Outcome::Registered(first.clone()));
     assert!(bench.store.reset(&id("SN01"), &Actor::system_user()).await.unwrap());
     let Outcome::Registered(second) = bench.register("SN01").await else { panic!("not registered") };
     assert_ne!(first.device_secret, second.device_secret);
     let row = bench.row("SN01").await;
     assert_eq!((row.certificate, row.cloud_state), (Some(second), None));
-    // A reset of a device that is not deleted keeps its certificate.
+    // A device that was not deleted at the cloud keeps its certificate when it is reset.
     let before = bench.row("SN01").await.certificate;
     assert!(bench.store.reset(&id("SN01"), &Actor::system_user()).await.unwrap());
     assert_eq!(bench.row("SN01").await.certificate, before);
