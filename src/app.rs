@@ -64,7 +64,7 @@ impl App {
                     started: unix_now(),
                 };
                 let admin = admin::start(&console(section), sources, &config.enrollments).await?;
-                tracing::info!("serving health, metrics and the console on {}", admin.url());
+                tracing::info!(url = admin.url(), "serving health, metrics and the console");
                 Some(admin)
             }
             None => None,
@@ -75,7 +75,7 @@ impl App {
         };
         let recovered = registrar.recover().await?;
         if recovered > 0 {
-            tracing::info!(recovered, "recovered registrations from the journal");
+            tracing::info!(registrations = recovered, "recovered registrations from the journal");
         }
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
@@ -152,7 +152,7 @@ impl App {
         let left = self.registrar.drain(self.drain).await;
         if left > 0 {
             tracing::warn!(
-                left,
+                registrations = left,
                 "unfinished registrations stay in the journal; the next start recovers them"
             );
         }
@@ -177,9 +177,9 @@ async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result
         Plain::new(socket, services.service.clone(), Arc::new(enrollment.clone()), Instant::now(), seed)
             .with_context(cannot)?;
     tracing::warn!(
+        url = format!("coap://{address}"),
         enrollment = enrollment.name,
-        "serving plain CoAP on coap://{address}, for tests only: anyone who reaches it gets the certificates of \
-         this enrollment"
+        "serving plain CoAP, for tests only: anyone who reaches it gets the certificates of this enrollment"
     );
     let mut tasks = JoinSet::new();
     tasks.spawn(plain.run());

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct LogLimit {
     most: u32,
-    what: &'static str,
+    kind: &'static str,
     second: Option<Instant>,
     written: u32,
     suppressed: u64,
 }
 
 impl LogLimit {
-    /// Allows at most `most` lines a second; `what` names their kind in the plural.
-    pub fn new(most: u32, what: &'static str) -> Self {
-        Self { most, what, second: None, written: 0, suppressed: 0 }
+    /// Allows at most `most` lines a second; `kind` names them in the plural.
+    pub fn new(most: u32, kind: &'static str) -> Self {
+        Self { most, kind, second: None, written: 0, suppressed: 0 }
     }
 
     /// Returns whether one more line may be written, and counts suppressed ones. Their
@@ -26,8 +26,8 @@ impl LogLimit {
             if self.suppressed > 0 {
                 tracing::warn!(
                     lines = self.suppressed,
-                    "log lines suppressed: too many {} in a second",
-                    self.what
+                    kind = self.kind,
+                    "log lines suppressed: too many of this kind in a second"
                 );
             }
             (self.second, self.written, self.suppressed) = (Some(now), 0, 0);

@@ -66,7 +66,7 @@ fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duratio
 fn tell(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, state) {
-        tracing::warn!(%error, state, "could not notify the service manager");
+        tracing::warn!(%error, notification = state, "could not notify the service manager");
     }
 }
 

@@ -100,7 +100,10 @@ impl Gate {
         let ended = accounts.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
         (accounts.users, accounts.tokens) = (users, tokens);
         if ended > 0 {
-            tracing::info!(ended, "ended the console sessions of users who were removed or changed");
+            tracing::info!(
+                sessions = ended,
+                "ended the console sessions of users who were removed or changed"
+            );
         }
     }
 
@@ -132,7 +135,7 @@ impl Gate {
         let user = lock(&self.accounts).users.iter().find(|user| user.name == name).cloned();
         // Unknown names have the same rate limit; otherwise it would reveal which exist.
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
-            tracing::warn!(%address, name = ?name, "could not sign in to the console: too many attempts");
+            tracing::warn!(peer = %address, user = name, "could not sign in to the console: too many attempts");
         })?;
         let hash =
             user.as_ref().map_or(password::UNKNOWN_USER, |user| user.password_hash.as_str()).to_owned();
@@ -154,11 +157,11 @@ impl Gate {
                     return Err(Denied::Wrong);
                 }
                 accounts.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
-                tracing::info!(%address, user = user.name, role = %user.role, "signed in to the console");
+                tracing::info!(peer = %address, user = user.name, role = %user.role, "signed in to the console");
                 Ok(NewSession { id })
             }
             None => {
-                tracing::warn!(%address, name = ?name, "could not sign in to the console: wrong name or password");
+                tracing::warn!(peer = %address, user = name, "could not sign in to the console: wrong name or password");
                 Err(Denied::Wrong)
             }
         }
@@ -186,7 +189,7 @@ impl Gate {
             None => {
                 drop(accounts);
                 self.try_once(Instant::now(), address, None)?;
-                tracing::warn!(%address, "rejected a request to the console: wrong token");
+                tracing::warn!(peer = %address, "rejected a request to the console: wrong token");
                 Err(Denied::Wrong)
             }
         }

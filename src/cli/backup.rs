@@ -75,7 +75,7 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     };
     let backup = Progress::showing(PROGRESS, |progress| Restorable::examine(&args.file, path, progress))?;
     if let Some(fault) = &backup.contents.audit.fault {
-        tracing::warn!("the backup's audit log is not complete: {fault}");
+        tracing::warn!(error = %fault, "the backup's audit log is not complete");
     }
     backup.check_keys(&config.database_keys)?;
     let upgraded = backup.older.map(|version| format!("; upgraded from version {version}"));

@@ -70,7 +70,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
             Order::Reload => match file.read() {
                 Ok(changed) => {
                     if let Err(error) = app.reload(&changed) {
-                        tracing::error!("reload failed, the configuration stays as it was: {error}");
+                        tracing::error!(%error, "could not reload; the configuration stays as it was");
                         continue;
                     }
                     tracing::info!(
@@ -79,18 +79,22 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
                     );
                     let keys = config.needs_restart(&changed);
                     if !keys.is_empty() {
-                        tracing::warn!("{} changed as well; restart certdist to apply this", keys.join(", "));
+                        tracing::warn!(
+                            keys = keys.join(", "),
+                            "other keys changed as well; restart certdist to apply them"
+                        );
                     }
                 }
                 Err(Failure::Usage(error) | Failure::Failed(error)) => {
-                    tracing::error!("reload failed, the configuration stays as it was: {error:#}");
+                    let error = format_args!("{error:#}");
+                    tracing::error!(%error, "could not reload; the configuration stays as it was");
                 }
             },
         }
     };
     if let Err(Failure::Failed(problem)) = &outcome {
         // Before draining, which takes a while.
-        tracing::error!("{problem}");
+        tracing::error!(error = %format_args!("{problem:#}"), "stopping because of an error");
     }
     notify::stopping();
     app.stop().await;

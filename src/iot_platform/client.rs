@@ -157,7 +157,7 @@ impl Client {
             tracing::debug!(
                 action = action.name(),
                 status = answer.status,
-                code = error.code,
+                error_code = error.code,
                 "IoT Platform refused a call"
             );
             if !self.may_repeat(&error, &answer, &mut repeated) {

@@ -334,11 +334,11 @@ impl Holder {
         let good = good.map(|held| held.credentials.clone());
         state.failed = Some(Failed { error: error.clone(), stamp, pause, again: now + pause });
         drop(state);
-        let still = if good.is_some() { "; the old ones are still valid" } else { "" };
         tracing::warn!(
+            error = %error.message,
             again_in_seconds = pause,
-            "could not read credentials for IoT Platform: {}{still}",
-            error.message
+            earlier_still_valid = good.is_some(),
+            "could not read credentials for IoT Platform; trying again"
         );
         good.ok_or(error)
     }

@@ -358,16 +358,15 @@ impl Registrar {
     async fn end_batch(self: &std::sync::Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
         let Batch { journal, registrations } = batch;
         if let Err(error) = outcome {
-            let left = registrations.len();
             tracing::warn!(
-                product_key = journal.product_key, left, %error,
+                product_key = journal.product_key, devices = registrations.len(), %error,
                 "a batch did not come to its end; its devices are registered one by one"
             );
             self.batches_failed(&journal.product_key);
         }
         if let Err(error) = self.store.close_batch(journal.id).await {
             // The next start of the server resumes the batch and finds that it is done.
-            tracing::warn!(%error, "a batch could not be closed in the journal");
+            tracing::warn!(%error, "could not close a batch in the journal");
         }
         let mut left: Vec<Registration> = registrations.into_values().collect();
         left.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
@@ -402,7 +401,7 @@ impl Registrar {
             if attempt >= self.config.max_attempts.max(1) {
                 return Err(error);
             }
-            self.failed_for_now(&action.name(), &error);
+            self.failed_for_now(None, Some(action), &error);
             self.count(|counters| counters.retries += 1);
             tokio::time::sleep(self.pause(attempt)).await;
         }

@@ -239,7 +239,7 @@ impl Registrar {
         let mut parts: HashMap<BatchId, Vec<Registration>> = HashMap::new();
         for open in entries {
             let entry = open.entry;
-            tracing::info!(device = %entry.device, name = entry.device_name, "resuming a registration from the journal");
+            tracing::info!(device = %entry.device, device_name = entry.device_name, "resuming a registration from the journal");
             let apply_id =
                 batches.iter().find(|batch| Some(batch.id) == open.batch).and_then(|batch| batch.apply_id);
             match open.batch.filter(|_| apply_id.is_some()) {
@@ -514,11 +514,12 @@ impl Registrar {
         if !news {
             return;
         }
-        let (pause, product_key) = (pause.as_secs(), (!account).then_some(product_key));
+        let product_key = (!account).then_some(product_key);
         tracing::error!(
             product_key,
-            reason,
-            "IoT Platform refuses; no calls for {pause} s: check credentials, permissions, quota and product"
+            error = %reason,
+            again_in_seconds = pause.as_secs(),
+            "IoT Platform refuses; making no calls for now: check credentials, permissions, quota and product"
         );
         let waiting = lock(&self.queue).clear(product_key);
         for registration in waiting {
@@ -533,11 +534,12 @@ impl Registrar {
 
     /// Logs a failed call that will be retried. Warnings are rate-limited, because in an outage
     /// many calls fail for the same reason.
-    fn failed_for_now(&self, what: &dyn std::fmt::Display, error: &ApiError) {
+    fn failed_for_now(&self, device: Option<&DeviceId>, action: Option<Action>, error: &ApiError) {
+        let (device, action) = (device.map(tracing::field::display), action.map(Action::name));
         if lock(&self.failure_lines).admit(Instant::now().into_std()) {
-            tracing::warn!(%what, %error, "a call to IoT Platform failed; trying again");
+            tracing::warn!(device, action, %error, "a call to IoT Platform failed; trying again");
         } else {
-            tracing::debug!(%what, %error, "a call to IoT Platform failed; trying again");
+            tracing::debug!(device, action, %error, "a call to IoT Platform failed; trying again");
         }
     }
 

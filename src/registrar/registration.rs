@@ -192,7 +192,7 @@ impl Registrar {
         for attempt in 1..=self.config.max_attempts.max(1) {
             match self.store.store_registration(&entry.device, &registration).await {
                 Ok(()) => {
-                    tracing::info!(device = %entry.device, name = entry.device_name, "registered");
+                    tracing::info!(device = %entry.device, device_name = entry.device_name, "registered");
                     return Outcome::Registered(registration.certificate);
                 }
                 Err(StoreError::Busy(_)) => tokio::time::sleep(self.pause(attempt)).await,
@@ -228,7 +228,7 @@ impl Registrar {
             | ErrorClass::Unknown
             | ErrorClass::Exists
             | ErrorClass::NotFound => {
-                self.failed_for_now(device, &error);
+                self.failed_for_now(Some(device), None, &error);
                 Next::Again
             }
         }

@@ -39,7 +39,9 @@ impl Registrar {
                 tokio::time::sleep(pause).await;
                 let Some(registrar) = registrar.upgrade() else { return };
                 match registrar.sweep().await {
-                    Ok(swept) => tracing::debug!(?swept, "looked up the devices at IoT Platform"),
+                    Ok(Swept { devices, changed, failed }) => {
+                        tracing::debug!(devices, changed, failed, "looked up the devices at IoT Platform");
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "could not look up the devices at IoT Platform")
                     }

@@ -295,11 +295,11 @@ impl Throttle {
         let device = device.map(tracing::field::display);
         match limit {
             Limit::RefusedLookups => tracing::warn!(
-                address = %origin, enrollment,
+                network = %origin, enrollment,
                 "too many refused device IDs: someone may be guessing them; slowed down until this stops"
             ),
             _ => tracing::warn!(
-                limit = limit.name(), address = %origin, enrollment, device,
+                limit = limit.name(), network = %origin, enrollment, device,
                 "too many requests; slowed down until they stop"
             ),
         }

@@ -640,7 +640,7 @@ impl RequestLine {
         // The answer waits until the device's address is validated.
         let kept = (delivery == Delivery::Kept).then_some(true);
         tracing::info!(
-            device, identity = self.identity, address = %self.address, %code, milliseconds, kept, "request"
+            device, identity = self.identity, peer = %self.address, %code, milliseconds, kept, "request"
         );
     }
 }

@@ -308,7 +308,7 @@ fn a_server_prunes_what_need_not_be_kept() {
     configure(&site, "keep_days = 0", "keep_days = 30");
     configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
     reload(&server, &site, 1);
-    wait_for(&site.path("log"), "listen changed as well; restart certdist", 1);
+    wait_for(&site.path("log"), "restart certdist to apply them keys=\"listen\"", 1);
     wait_for(&site.path("log"), "removed expired entries of the audit log", 1);
     assert_eq!(server.stop(), Some(0));
     let events = entries(&site, &[]);

@@ -446,7 +446,7 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     let log = std::fs::read_to_string(site.path("log")).expect("the log");
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("too many")).collect();
     assert_eq!(lines.len(), 1, "{log}");
-    assert!(lines[0].contains("address=127.") && lines[0].contains("enrollment=\"plug\""), "{}", lines[0]);
+    assert!(lines[0].contains("network=127.") && lines[0].contains("enrollment=\"plug\""), "{}", lines[0]);
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
         // Devices of a former enrollment may still be in the table.
-        tracing::warn!("the configuration has no [[enrollment]] named {name}");
+        tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
     }
     let after = args.after.as_deref().map(parse).transpose()?;
     let prefix = args.prefix.as_deref().map(prefix).transpose()?;

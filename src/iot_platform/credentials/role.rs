@@ -151,7 +151,7 @@ impl Metadata {
         request: reqwest::RequestBuilder,
     ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), Failure> {
         let unanswered = |error: reqwest::Error| {
-            tracing::debug!("metadata service: {}", http::with_causes(&error));
+            tracing::debug!(error = %http::with_causes(&error), "could not query the metadata service");
             Failure::Passing(self.no_answer())
         };
         let mut response = request.send().await.map_err(unanswered)?;

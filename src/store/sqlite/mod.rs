@@ -142,7 +142,7 @@ impl Sqlite {
                 Ok(0) => {}
                 // There may be more: each call removes a limited number.
                 Ok(pruned) => {
-                    tracing::info!(pruned, "removed expired entries of the audit log");
+                    tracing::info!(entries = pruned, "removed expired entries of the audit log");
                     continue;
                 }
                 Err(error) => {

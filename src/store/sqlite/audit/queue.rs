@@ -67,7 +67,7 @@ impl Backlog for Waiting {
         self.group.extend(self.entries.try_iter().take(room));
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            tracing::warn!(dropped, "the audit log has gaps: too many entries were waiting");
+            tracing::warn!(entries = dropped, "the audit log has gaps: too many entries were waiting");
             let detail = Some(format!("{dropped} entries"));
             let entry = AuditEntry { detail, ..AuditEntry::new(AuditEvent::Dropped, unix_now()) };
             self.group.push(entry.line());
