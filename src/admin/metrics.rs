@@ -57,10 +57,10 @@ pub(super) fn exposition(sources: &Sources) -> String {
 fn process(page: &mut Page, sources: &Sources) {
     let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     page.metric("certdist_build_info", "gauge", "Version of certdist; always 1.", [(version, 1)]);
-    let help = "Start time of the process, in seconds since 1970.";
+    let help = "Start time of the process as a Unix timestamp, in seconds.";
     page.one("process_start_time_seconds", "gauge", help, sources.started);
     if let Some(bytes) = resident_memory() {
-        page.one("process_resident_memory_bytes", "gauge", "Resident memory.", bytes);
+        page.one("process_resident_memory_bytes", "gauge", "Resident memory, in bytes.", bytes);
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         page.one("process_open_fds", "gauge", "Open file descriptors.", entries.count());
@@ -93,9 +93,9 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.metric("certdist_handshake_failures_total", "counter", "Failed handshakes, by reason.", reasons);
     page.one("certdist_handshakes", "gauge", "Handshakes in progress.", of(|f| &f.handshakes));
     page.one("certdist_sessions", "gauge", "DTLS sessions held.", of(|f| &f.sessions));
-    let help = "Sessions removed to make room for others.";
+    let help = "Sessions ended because the table was full or their key had too many.";
     page.one("certdist_sessions_evicted_total", "counter", help, of(|f| &f.sessions_evicted));
-    let help = "Sessions with a connection ID that continued from another address.";
+    let help = "Moves of sessions with a connection ID to another address.";
     page.one("certdist_sessions_moved_total", "counter", help, of(|f| &f.sessions_moved));
     let help = "ClientHellos repeated after their session had begun.";
     page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
@@ -105,9 +105,9 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
     let help = "Kept answers sent after the device's new address was validated.";
     page.one("certdist_answers_resumed_total", "counter", help, of(|f| &f.answers_resumed));
-    let help = "Requests dropped because their session had too many in progress, or answered within EXCHANGE_LIFETIME.";
+    let help = "Requests dropped because their session had too many in progress or answered in the last EXCHANGE_LIFETIME.";
     page.one("certdist_requests_dropped_total", "counter", help, of(|f| &f.requests_dropped));
-    let help = "Separate answers that were never acknowledged, after all their transmissions.";
+    let help = "Separate answers that were not acknowledged after all transmissions.";
     page.one("certdist_answers_given_up_total", "counter", help, of(|f| &f.answers_given_up));
     let help = "Block-wise transfers removed to make room for others.";
     page.one("certdist_transfers_evicted_total", "counter", help, of(|f| &f.transfers_evicted));
@@ -117,7 +117,7 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     });
     let help = "ClientHellos, messages, flights and records dropped without an answer, by reason.";
     page.metric("certdist_dtls_dropped_total", "counter", help, dropped);
-    let help = "Protected records that no key opened, and replays.";
+    let help = "Protected records that failed authentication, and replays.";
     page.one("certdist_bad_records_total", "counter", help, of(|f| &f.bad_records));
     let help = "DTLS flights sent again.";
     page.one("certdist_retransmissions_total", "counter", help, of(|f| &f.retransmissions));
@@ -188,12 +188,12 @@ fn registrations(page: &mut Page, sources: &Sources) {
 }
 
 fn table(page: &mut Page, metrics: &store::Metrics) {
-    let help = "Writes that wait for their commit.";
+    let help = "Writes to the database that wait for their commit.";
     page.one("certdist_store_writes_waiting", "gauge", help, load(&metrics.waiting));
     let outcomes = [("written", load(&metrics.written)), ("failed", load(&metrics.failed))];
     let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
-    page.metric("certdist_store_writes_total", "counter", "Writes, by outcome.", outcomes);
-    let help = "Duration of a commit, which may hold many writes.";
+    page.metric("certdist_store_writes_total", "counter", "Writes to the database, by outcome.", outcomes);
+    let help = "Time for a commit to the database, which may contain many writes.";
     page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&metrics.commit_latency));
 }
 
