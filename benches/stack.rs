@@ -137,13 +137,13 @@ impl Server {
             let mut devices: Vec<_> = (first..last).map(|number| self.device(number, &id(number))).collect();
             while devices.iter().any(|device| !device.to_server.is_empty()) {
                 let begun = Instant::now();
-                self.stack.begin_batch();
+                self.stack.begin_group();
                 for device in &mut devices {
                     if let Some(mut datagram) = device.to_server.pop() {
                         self.stack.receive(self.now, device.peer, &mut datagram, &mut device.answers);
                     }
                 }
-                self.stack.end_batch();
+                self.stack.end_group();
                 self.spent += begun.elapsed();
                 devices.iter_mut().for_each(|device| device.go_on(self.now, close));
             }

@@ -22,7 +22,7 @@ const MAX_HANDSHAKES: usize = 6;
 const MAX_SESSIONS: usize = 5;
 const SESSIONS_PER_HOLDER: usize = 2;
 const MAX_TRANSFERS: usize = 4;
-/// Keys that were asked for, and requests in work, which a program may name.
+/// Keys that were asked for, and requests in progress, which a program may name.
 const MAX_KEPT: usize = 32;
 /// Events after one call, and timers until all is quiet.
 const MANY: usize = 10_000;
@@ -143,7 +143,7 @@ pub struct Server {
     ledger: Ledger,
     sessions: HashMap<SessionId, Option<Holder>>,
     claims: VecDeque<(HandshakeId, Box<[u8]>)>,
-    in_work: VecDeque<coap::ExchangeId<SessionId>>,
+    in_progress: VecDeque<coap::ExchangeId<SessionId>>,
     withheld: Vec<SessionId>,
     asked: HashMap<SessionId, (Path, Instant)>,
     reached: Reached,
@@ -222,7 +222,7 @@ impl Server {
             ledger: Ledger::default(),
             sessions: HashMap::new(),
             claims: VecDeque::new(),
-            in_work: VecDeque::new(),
+            in_progress: VecDeque::new(),
             withheld: Vec::new(),
             asked: HashMap::new(),
             reached: Reached::default(),
@@ -277,10 +277,10 @@ impl Server {
             Work::AtOnce | Work::Later => {
                 self.coap.defer(self.now, request.exchange);
                 self.dtls.set_busy(session, true);
-                if self.in_work.len() == MAX_KEPT {
-                    self.in_work.pop_front();
+                if self.in_progress.len() == MAX_KEPT {
+                    self.in_progress.pop_front();
                 }
-                self.in_work.push_back(request.exchange);
+                self.in_progress.push_back(request.exchange);
             }
             Work::Never => {}
         }
@@ -370,11 +370,11 @@ impl Server {
         self.settle();
     }
 
-    /// Answers a request in work.
+    /// Answers a request in progress.
     pub fn finish(&mut self, request: usize, length: usize) {
-        let Some(at) = request.checked_rem(self.in_work.len()) else { return };
-        let Some(exchange) = self.in_work.remove(at) else { return };
-        let is_busy = self.in_work.iter().any(|other| other.peer == exchange.peer);
+        let Some(at) = request.checked_rem(self.in_progress.len()) else { return };
+        let Some(exchange) = self.in_progress.remove(at) else { return };
+        let is_busy = self.in_progress.iter().any(|other| other.peer == exchange.peer);
         self.dtls.set_busy(exchange.peer, is_busy);
         self.respond(exchange, length);
         self.settle();

@@ -100,7 +100,7 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     let help = "ClientHellos repeated after their session had begun.";
     page.one("certdist_late_hellos_total", "counter", help, of(|f| &f.late_hellos));
     let help = "Requests answered with 4.29 because their session or network had too many in progress.";
-    page.one("certdist_requests_put_off_total", "counter", help, of(|f| &f.too_many_in_work));
+    page.one("certdist_requests_put_off_total", "counter", help, of(|f| &f.too_many_in_progress));
     let help = "Answers kept back because the device's new address was not yet validated.";
     page.one("certdist_answers_kept_total", "counter", help, of(|f| &f.answers_kept));
     let help = "Kept answers sent after the device's new address was validated.";
@@ -136,12 +136,12 @@ fn requests(page: &mut Page, sources: &Sources) {
     let help = "Requests answered, by CoAP response code.";
     let values = known.into_iter().chain([("{code=\"other\"}".to_owned(), other)]);
     page.metric("certdist_responses_total", "counter", help, values);
-    let in_work = sum(sources, |worker| load(&worker.in_work));
+    let in_progress = sum(sources, |worker| load(&worker.in_progress));
     page.one(
         "certdist_requests_in_work",
         "gauge",
         "Requests and key lookups that wait for the table or IoT Platform.",
-        in_work,
+        in_progress,
     );
     let help = "Time from a request's arrival to its answer.";
     page.histogram("certdist_request_duration_seconds", help, &request_latency(sources));

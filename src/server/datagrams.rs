@@ -19,7 +19,7 @@ use super::local::{self, Local, Met, Numbers, PacketInfo, Source};
 use crate::dtls::{self, LocalAddress, Path};
 
 /// Maximum number of datagrams per system call.
-pub(super) const BATCH: usize = 32;
+pub(super) const GROUP: usize = 32;
 /// Longest datagram received or sent, in bytes. No device sends a longer one; a longer
 /// one is truncated, and then dropped by the record layer.
 const MAX_DATAGRAM: usize = 2048;
@@ -50,7 +50,7 @@ impl Listener {
         let reports_destination = local::report_destination(&socket, address)?;
         let control =
             reports_destination.then(|| if address.is_ipv4() { v4_control() } else { v6_control() });
-        Ok(Self { socket, number, headers: MultiHeaders::preallocate(BATCH, control), reports_destination })
+        Ok(Self { socket, number, headers: MultiHeaders::preallocate(GROUP, control), reports_destination })
     }
 }
 
@@ -66,8 +66,8 @@ pub(super) struct Incoming {
 impl Incoming {
     pub(super) fn new(numbers: Numbers) -> Self {
         Self {
-            buffers: vec![[0; MAX_DATAGRAM]; BATCH],
-            received: Vec::with_capacity(BATCH),
+            buffers: vec![[0; MAX_DATAGRAM]; GROUP],
+            received: Vec::with_capacity(GROUP),
             next: 0,
             numbers: Met::new(numbers),
         }
@@ -163,12 +163,12 @@ impl Outgoing {
             sockets,
             numbers,
             known: Vec::new(),
-            v4_headers: MultiHeaders::preallocate(BATCH, Some(v4_control())),
-            v6_headers: MultiHeaders::preallocate(BATCH, Some(v6_control())),
+            v4_headers: MultiHeaders::preallocate(GROUP, Some(v4_control())),
+            v6_headers: MultiHeaders::preallocate(GROUP, Some(v6_control())),
             dropped: 0,
         };
-        let buffer = Vec::with_capacity(BATCH * MAX_DATAGRAM);
-        Self { buffer, datagrams: Vec::with_capacity(BATCH), sender }
+        let buffer = Vec::with_capacity(GROUP * MAX_DATAGRAM);
+        Self { buffer, datagrams: Vec::with_capacity(GROUP), sender }
     }
 
     /// Returns the number of datagrams that the system did not accept. Their peers will
@@ -215,7 +215,7 @@ impl Sender {
 /// datagrams dropped.
 fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64 {
     let addresses: Vec<SocketAddrAny> = run.iter().map(|datagram| datagram.to.into()).collect();
-    let mut controls: [SendAncillaryBuffer<'_, '_, '_>; BATCH] = Default::default();
+    let mut controls: [SendAncillaryBuffer<'_, '_, '_>; GROUP] = Default::default();
     let mut messages: Vec<MMsgHdr<'_>> = addresses
         .iter()
         .zip(slices)
@@ -269,7 +269,7 @@ fn send_from(
 
 impl dtls::Outbox for Outgoing {
     fn push(&mut self, path: Path, datagram: &[u8]) {
-        if self.datagrams.len() == BATCH {
+        if self.datagrams.len() == GROUP {
             self.flush();
         }
         let (start, length) = (self.buffer.len(), datagram.len());

@@ -4,7 +4,7 @@
 //! with its worker and is polled there.
 
 mod datagrams;
-mod in_work;
+mod in_progress;
 mod local;
 pub mod plain;
 #[cfg(test)]

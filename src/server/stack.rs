@@ -19,7 +19,7 @@ use std::{
 
 use super::{
     Services,
-    in_work::{InWork, MAX_TASKS},
+    in_progress::{InProgress, MAX_TASKS},
     validation::{Sealing, Validation},
 };
 use crate::{
@@ -103,7 +103,7 @@ pub struct Metrics {
     /// Late copies of hellos that already led to a session.
     pub late_hellos: AtomicU64,
     /// Requests refused for now: their session or network had too many in progress.
-    pub too_many_in_work: AtomicU64,
+    pub too_many_in_progress: AtomicU64,
     /// Answers kept back because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
     /// Kept answers that were sent once the address was validated.
@@ -129,7 +129,7 @@ pub struct Metrics {
     /// Time from a request's arrival to its answer's departure.
     pub request_latency: Histogram,
     /// Current number of requests in progress, including lookups of keys.
-    pub in_work: AtomicU64,
+    pub in_progress: AtomicU64,
     /// Rounds that the worker has run.
     pub rounds: AtomicU64,
     /// Datagrams that the system did not accept.
@@ -144,7 +144,7 @@ pub struct Client {
     /// Generation of the enrollments in which its own was found.
     generation: u32,
     /// Its requests in progress.
-    in_work: u32,
+    in_progress: u32,
     /// Address at which it proved its key after returning a cookie there. A session with
     /// a connection ID may move (RFC 9146 §6), so a client could otherwise claim someone
     /// else's address and use up the tokens there.
@@ -167,7 +167,7 @@ impl Client {
     }
 
     fn new(principal: Principal, generation: u32) -> Self {
-        Self { principal, generation, in_work: 0, source: Cell::new(None) }
+        Self { principal, generation, in_progress: 0, source: Cell::new(None) }
     }
 
     /// Returns the source for limits, which is the `address` of the first call.
@@ -190,7 +190,7 @@ pub struct Stack {
     hasher: RandomState,
     validation: Validation,
     /// Requests in progress by network.
-    in_work: InWork,
+    in_progress: InProgress,
     /// Number of times that the enrollments were reloaded.
     generation: u32,
     /// Set while sessions begun under earlier enrollments remain to be checked.
@@ -214,7 +214,7 @@ impl Stack {
             request_lines,
             hasher,
             validation: Validation::default(),
-            in_work: InWork::default(),
+            in_progress: InProgress::default(),
             generation: 0,
             revoking: false,
         }
@@ -255,12 +255,12 @@ impl Stack {
     }
 
     /// Starts a group of datagrams: the store may check for changes once for all.
-    pub fn begin_batch(&self) {
+    pub fn begin_group(&self) {
         self.services.store.hold();
     }
 
     /// Ends the group of datagrams.
-    pub fn end_batch(&self) {
+    pub fn end_group(&self) {
         self.services.store.release();
     }
 
@@ -366,14 +366,14 @@ impl Stack {
         let Held { asked, from, request } = held;
         let Some(client) = self.dtls.principal(session) else { return };
         let source = client.source(from);
-        let is_busy = client.in_work >= MAX_OF_SESSION || self.in_work.is_full(source);
+        let is_busy = client.in_progress >= MAX_OF_SESSION || self.in_progress.is_full(source);
         let may_wait = !is_busy && self.tasks < MAX_TASKS;
         match self.services.service.answer(now, source, &client.principal, &request, may_wait) {
             Answer::Now(response) => self.respond(now, &asked, &response, io),
             Answer::Later(mut work) => match first_step(work.as_mut()) {
                 Poll::Ready(response) => self.respond(now, &asked, &response, io),
                 Poll::Pending if is_busy => {
-                    self.metrics.too_many_in_work.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.too_many_in_progress.fetch_add(1, Ordering::Relaxed);
                     let busy = Response::problem(Code::TooManyRequests, "too many requests at once");
                     self.respond(now, &asked, &busy.with_max_age(TASKS_PAUSE), io);
                 }
@@ -391,19 +391,19 @@ impl Stack {
     }
 
     fn begin_work(&mut self, session: SessionId, source: Source) {
-        self.in_work.begin(source);
+        self.in_progress.begin(source);
         if let Some(client) = self.dtls.principal_mut(session) {
-            client.in_work += 1;
+            client.in_progress += 1;
         }
         // A session that waits for its certificate is evicted last.
         self.dtls.set_busy(session, true);
     }
 
     fn end_work(&mut self, session: SessionId, source: Source) {
-        self.in_work.end(source);
+        self.in_progress.end(source);
         if let Some(client) = self.dtls.principal_mut(session) {
-            client.in_work -= 1;
-            let is_busy = client.in_work > 0;
+            client.in_progress -= 1;
+            let is_busy = client.in_progress > 0;
             self.dtls.set_busy(session, is_busy);
         }
     }
@@ -585,7 +585,7 @@ impl Stack {
             (&metrics.sessions, self.dtls.sessions() as u64),
             (&metrics.handshakes, self.dtls.handshakes() as u64),
             (&metrics.datagrams_dropped, datagrams_dropped),
-            (&metrics.in_work, self.tasks),
+            (&metrics.in_progress, self.tasks),
         ] {
             metric.store(value, Ordering::Relaxed);
         }

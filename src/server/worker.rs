@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Services,
-    datagrams::{BATCH, Incoming, Listener, Outgoing},
+    datagrams::{GROUP, Incoming, Listener, Outgoing},
     local::Numbers,
     stack::{Done, Io, Metrics, Stack},
     tasks::{Notify, TaskId, Tasks},
@@ -37,12 +37,13 @@ const ROUND_TIME: Duration = Duration::from_millis(20);
 
 /// Maximum number of datagrams that wait for a worker after another has received them.
 const MAX_FORWARDED: usize = 1024;
-/// Number of batches after which the timers get their turn, even if more has arrived.
-const MAX_BATCHES: usize = 16;
+/// Number of groups of datagrams after which the timers get their turn, even if more have
+/// arrived.
+const MAX_GROUPS: usize = 16;
 
 /// Number of datagrams that one device can have sent at once: its close_notify and its
 /// next hello. A worker that was woken usually finds no more, and does not prepare a
-/// whole batch for them.
+/// whole group for them.
 const FEW: usize = 2;
 
 /// Time that a worker under load lets datagrams accumulate. Waking up costs several times
@@ -59,7 +60,7 @@ const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// Maximum time for close_notify to all sessions: enough for about 100,000.
 const LEAVE: Duration = Duration::from_secs(4);
-/// Pause between two batches of close_notify.
+/// Pause between two groups of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// State of the sockets after a round, which decides how to wait for the next.
@@ -294,12 +295,12 @@ impl Active {
     }
 
     /// Sends close_notify to the sessions (RFC 5246 §7.2.1), so that their devices
-    /// reconnect at once instead of waiting for answers. Sends a batch at a time, so that
+    /// reconnect at once instead of waiting for answers. Sends a group at a time, so that
     /// the network does not drop them; sessions left when the time is over are not
     /// notified.
     fn take_leave(&mut self) {
         let deadline = Instant::now() + LEAVE;
-        while self.stack.close_oldest(BATCH, &mut self.sides) > 0 && Instant::now() < deadline {
+        while self.stack.close_oldest(GROUP, &mut self.sides) > 0 && Instant::now() < deadline {
             self.sides.outgoing.flush();
             std::thread::sleep(LEAVE_PAUSE);
         }
@@ -363,16 +364,16 @@ impl Active {
         if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
-    /// Processes what has arrived: by turns a batch from the other workers and one from
-    /// each socket. A batch that is not full has emptied its socket; the poll wakes the
+    /// Processes what has arrived: by turns a group from the other workers and one from
+    /// each socket. A group that is not full has emptied its socket; the poll wakes the
     /// worker for what comes after it.
     fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
         let mut taken = 0;
-        let mut most = if self.load == Load::Quiet { FEW + 1 } else { BATCH };
-        for _ in 0..MAX_BATCHES {
+        let mut most = if self.load == Load::Quiet { FEW + 1 } else { GROUP };
+        for _ in 0..MAX_GROUPS {
             let mut more = self.take_forwarded(round);
             // Datagrams that the previous round had no time for.
-            if !self.take_batch(round, neighbours) {
+            if !self.take_group(round, neighbours) {
                 return Load::Full;
             }
             for _ in 0..self.listeners.len() {
@@ -390,7 +391,7 @@ impl Active {
                         more = true;
                     }
                 }
-                if !self.take_batch(round, neighbours) {
+                if !self.take_group(round, neighbours) {
                     return Load::Full;
                 }
             }
@@ -400,17 +401,17 @@ impl Active {
             if round.has_had(4) {
                 break;
             }
-            most = BATCH;
+            most = GROUP;
         }
         Load::Full
     }
 
     /// Processes the received datagrams; returns whether there was time for all.
-    fn take_batch(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
+    fn take_group(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
         // A single datagram has nothing to share.
         if count > 1 {
-            self.stack.begin_batch();
+            self.stack.begin_group();
         }
         while let Some((path, bytes)) = self.incoming.next() {
             match neighbour_of(self.number, bytes, neighbours) {
@@ -423,16 +424,16 @@ impl Active {
             }
         }
         if count > 0 {
-            self.stack.end_batch();
+            self.stack.end_group();
             self.sides.outgoing.flush();
         }
         self.incoming.waiting() == 0
     }
 
-    /// Processes up to a batch of datagrams that other workers have received, within half
+    /// Processes up to a group of datagrams that other workers have received, within half
     /// of the round; returns whether there may be more.
     fn take_forwarded(&mut self, round: &Round) -> bool {
-        for _ in 0..BATCH {
+        for _ in 0..GROUP {
             let Ok((path, mut bytes)) = self.datagrams.try_recv() else { return false };
             self.stack.receive(round.now, path, &mut bytes, &mut self.sides);
             if round.has_had(2) {

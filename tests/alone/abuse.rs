@@ -58,7 +58,7 @@ fn hello_with(number: u32, cookie: &[u8]) -> Vec<u8> {
 /// Sends hellos from many addresses, 127.9.0.1 to 127.9.0.200, evenly, and all of them
 /// however long the machine takes. Returns how many were sent.
 fn flood(server: SocketAddr) -> u32 {
-    const BATCH: u32 = 50;
+    const GROUP: u32 = 50;
     let server = SockaddrStorage::from(server);
     let sockets: Vec<_> = (1..=200)
         .map(|last| {
@@ -68,15 +68,15 @@ fn flood(server: SocketAddr) -> u32 {
             socket
         })
         .collect();
-    let mut headers = MultiHeaders::preallocate(BATCH as usize, None);
+    let mut headers = MultiHeaders::preallocate(GROUP as usize, None);
     let (start, mut sent) = (Instant::now(), 0);
-    for (batch, socket) in (0..FLOOD * SECONDS / BATCH).zip(sockets.iter().cycle()) {
-        let hellos: Vec<_> = (0..BATCH).map(|number| hello(batch * BATCH + number)).collect();
+    for (group, socket) in (0..FLOOD * SECONDS / GROUP).zip(sockets.iter().cycle()) {
+        let hellos: Vec<_> = (0..GROUP).map(|number| hello(group * GROUP + number)).collect();
         let slices: Vec<_> = hellos.iter().map(|hello| [IoSlice::new(hello)]).collect();
-        let to = vec![Some(server); BATCH as usize];
+        let to = vec![Some(server); GROUP as usize];
         let result = sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &to, [], MsgFlags::empty());
         sent += result.map_or(0, |results| results.count()) as u32;
-        let due = start + Duration::from_secs(1) * (batch + 1) * BATCH / FLOOD;
+        let due = start + Duration::from_secs(1) * (group + 1) * GROUP / FLOOD;
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     println!("{:.0} hellos a second", f64::from(sent) / start.elapsed().as_secs_f64());

@@ -46,7 +46,7 @@ fn an_answer_leaves_from_the_address_that_the_device_sent_to() {
 }
 
 #[test]
-fn devices_in_one_batch_are_each_answered_from_the_address_they_sent_to() {
+fn devices_in_one_group_are_each_answered_from_the_address_they_sent_to() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
     let server = start(&["0.0.0.0:0"], &folder, runtime.handle());
     let port = server.addresses()[0].port();

@@ -82,7 +82,7 @@ fn answers(device: &UdpSocket) -> usize {
 }
 
 #[test]
-fn a_round_ends_in_time_and_the_next_continues_the_same_batch() {
+fn a_round_ends_in_time_and_the_next_continues_the_same_group() {
     let mut bench = Bench::new(1);
     bench.active.load = Load::Busy;
     let device = device(bench.addresses[0], 5);
@@ -106,7 +106,7 @@ fn with_enough_time_a_round_processes_everything_that_has_arrived() {
 
 #[test]
 fn datagrams_of_one_device_are_no_load() {
-    for (sent, load) in [(FEW, Load::Quiet), (FEW + 1, Load::Busy), (BATCH, Load::Busy)] {
+    for (sent, load) in [(FEW, Load::Quiet), (FEW + 1, Load::Busy), (GROUP, Load::Busy)] {
         let mut bench = Bench::new(1);
         bench.active.round_time = Duration::from_secs(3600);
         let device = device(bench.addresses[0], sent);
@@ -117,10 +117,10 @@ fn datagrams_of_one_device_are_no_load() {
 #[test]
 fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
-    let _busy = device(bench.addresses[1], 3 * BATCH);
+    let _busy = device(bench.addresses[1], 3 * GROUP);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // A batch from the busy address, and one datagram from each of the others.
-    for _ in 0..BATCH + 2 {
+    // A group from the busy address, and one datagram from each of the others.
+    for _ in 0..GROUP + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
     assert_eq!(others.map(|device| answers(&device)), [1, 1]);
@@ -141,11 +141,11 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
         assert_eq!(bench.hellos_answered(), 2 * round);
     }
 
-    // Even with ample time, one call takes at most a batch.
+    // Even with ample time, one call takes at most a group.
     bench.active.round_time = Duration::from_secs(3600);
     let round = Round { now: Instant::now(), time: bench.active.round_time };
     assert!(bench.active.take_forwarded(&round));
-    assert_eq!(bench.hellos_answered(), 10 + BATCH as u64);
+    assert_eq!(bench.hellos_answered(), 10 + GROUP as u64);
     assert_eq!(bench.round(), Load::Quiet);
     assert_eq!(bench.hellos_answered(), 205);
 }

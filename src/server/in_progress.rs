@@ -17,9 +17,9 @@ const MAX_OF_NETWORK: u64 = MAX_TASKS / 2;
 
 /// Number of requests in progress, by network.
 #[derive(Debug, Default)]
-pub struct InWork(HashMap<Network, u64>);
+pub struct InProgress(HashMap<Network, u64>);
 
-impl InWork {
+impl InProgress {
     /// Returns whether any network of this source has reached its maximum.
     pub fn is_full(&self, source: Source) -> bool {
         source.networks().any(|(network, times)| {
@@ -57,11 +57,11 @@ mod tests {
     }
 
     /// Begins up to 60,000 requests from the sources, and returns how many were allowed.
-    fn fill(in_work: &mut InWork, source: impl Fn(u32) -> Source) -> u64 {
+    fn fill(in_progress: &mut InProgress, source: impl Fn(u32) -> Source) -> u64 {
         let mut begun = 0;
         for source in (0..60_000).map(source) {
-            if !in_work.is_full(source) {
-                in_work.begin(source);
+            if !in_progress.is_full(source) {
+                in_progress.begin(source);
                 begun += 1;
             }
         }
@@ -74,23 +74,25 @@ mod tests {
         let of_subscriber = |number: u32| source(&format!("2001:db8::{number:x}"), 1);
         let of_site = |number: u32| source(&format!("2001:db8:0:{:x}::1", number % 256), 1);
         let of_customer = |number: u32| source(&format!("2001:db8:0:{number:x}::1"), 1);
-        assert_eq!(fill(&mut InWork::default(), of_address), 12_500);
-        assert_eq!(fill(&mut InWork::default(), of_subscriber), 12_500);
-        assert_eq!(fill(&mut InWork::default(), of_site), 25_000);
-        let mut in_work = InWork::default();
-        assert_eq!(fill(&mut in_work, of_customer), 25_000);
-        assert!(!in_work.is_full(source("2001:db8:1::1", 1)) && !in_work.is_full(source("192.0.2.1", 1)));
+        assert_eq!(fill(&mut InProgress::default(), of_address), 12_500);
+        assert_eq!(fill(&mut InProgress::default(), of_subscriber), 12_500);
+        assert_eq!(fill(&mut InProgress::default(), of_site), 25_000);
+        let mut in_progress = InProgress::default();
+        assert_eq!(fill(&mut in_progress, of_customer), 25_000);
+        assert!(
+            !in_progress.is_full(source("2001:db8:1::1", 1)) && !in_progress.is_full(source("192.0.2.1", 1))
+        );
     }
 
     #[test]
     fn a_request_that_ends_is_removed() {
-        let mut in_work = InWork::default();
+        let mut in_progress = InProgress::default();
         let one = source("2001:db8::1", 1);
-        fill(&mut in_work, |_| one);
-        assert!(in_work.is_full(one));
-        in_work.end(one);
-        assert!(!in_work.is_full(one));
-        (1..12_500).for_each(|_| in_work.end(one));
-        assert!(in_work.0.is_empty());
+        fill(&mut in_progress, |_| one);
+        assert!(in_progress.is_full(one));
+        in_progress.end(one);
+        assert!(!in_progress.is_full(one));
+        (1..12_500).for_each(|_| in_progress.end(one));
+        assert!(in_progress.0.is_empty());
     }
 }
