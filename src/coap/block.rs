@@ -1,6 +1,6 @@
 //! Block-wise transfers (RFC 7959): the Block options, request bodies being reassembled,
-//! and response bodies that clients fetch in parts. Both are kept for a limited time and
-//! within limits, per peer and in total.
+//! and response bodies that clients fetch in parts. Bodies are kept for a limited time,
+//! and their number is limited per peer and in total.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,7 +13,7 @@ use super::Response;
 
 /// Maximum number of transfers of one peer.
 const MAX_OF_PEER: usize = 4;
-/// The largest size exponent: blocks of 1,024 bytes.
+/// Largest size exponent, which stands for blocks of 1,024 bytes.
 const MAX_SIZE_EXPONENT: u8 = 6;
 
 /// The value of a Block1 or Block2 option (RFC 7959 §2.2).
@@ -27,12 +27,12 @@ pub(super) struct Block {
     size_exponent: u8,
 }
 
-/// Error: the size exponent is 7, which must lead to 4.00 (RFC 7959 §2.2).
+/// Error: the size exponent is 7, which must be answered with 4.00 (RFC 7959 §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadBlock;
 
 impl Block {
-    /// Reads the value of an option: at most three bytes.
+    /// Reads the value of a Block option, which has at most three bytes.
     pub(super) fn read(value: &[u8]) -> Result<Self, BadBlock> {
         let bits = value.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
         let size_exponent = (bits & 7) as u8;
@@ -69,8 +69,8 @@ impl Block {
         self.number as usize * self.size()
     }
 
-    /// Returns the block at the same offset with a size of at most `size`, or the
-    /// smallest size that exists.
+    /// Returns the block at the same offset with a size of at most `size`. If no block is
+    /// that small, returns one of the smallest size, 16 bytes.
     pub(super) fn at_most(self, size: usize) -> Self {
         let mut smaller = self;
         while smaller.size() > size && smaller.size_exponent > 0 {
@@ -81,22 +81,23 @@ impl Block {
     }
 }
 
-/// Identifies a transfer of a peer: a digest of the request's method and options, without
-/// those that differ from block to block.
+/// Identifies a transfer of a peer. This is a digest of the request's method and options,
+/// without the options that differ from block to block.
 pub(super) type TransferKey = u64;
 
 /// Result of adding a block of a request body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Assembled {
-    /// It was the last block: the complete body.
+    /// The block was the last one. Contains the complete body.
     Complete(Vec<u8>),
-    /// More blocks will follow: 2.31.
+    /// More blocks will follow; to be answered with 2.31.
     Continue,
-    /// An earlier block is missing: 4.08.
+    /// An earlier block is missing, or the block differs from what was received in its
+    /// place; to be answered with 4.08.
     Incomplete,
-    /// The body would be longer than accepted: 4.13.
+    /// The body is longer than accepted; to be answered with 4.13.
     TooLarge,
-    /// Its payload does not have the announced size: 4.00.
+    /// The payload does not have the announced size; to be answered with 4.00.
     BadSize,
 }
 
@@ -115,12 +116,12 @@ struct Transfer<K> {
 
 /// Transfers in progress of all peers.
 pub(super) struct Transfers<K> {
-    /// Transfers by number; the numbers are in order of age.
+    /// Transfers by number. An older transfer has a lower number.
     transfers: BTreeMap<u64, Transfer<K>>,
     /// Numbers of each peer's transfers, oldest first.
     of_peer: HashMap<K, Vec<u64>>,
-    /// The oldest transfer of each peer, grouped by how many further transfers the peer
-    /// has.
+    /// The number of each peer's oldest transfer, in the set for the number of further
+    /// transfers that the peer has.
     oldest: [BTreeSet<u64>; MAX_OF_PEER],
     evicted: u64,
     next: u64,
@@ -134,8 +135,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Self { transfers, of_peer, oldest, evicted: 0, next: 0, max, lifetime }
     }
 
-    /// Adds one block to a request body of at most `most` bytes. Blocks come in order; a
-    /// repeated block is accepted.
+    /// Adds one block to a request body of at most `most` bytes. Blocks must arrive in
+    /// order. A repeated block is accepted.
     pub(super) fn assemble(
         &mut self,
         now: Instant,
@@ -145,7 +146,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         payload: &[u8],
         most: usize,
     ) -> Assembled {
-        // RFC 7959 §2.3: only the last block may be shorter.
+        // RFC 7959 §2.3: only the last block may be shorter than its size.
         if payload.len() > block.size() || (block.more && payload.len() != block.size()) {
             return Assembled::BadSize;
         }
@@ -153,7 +154,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
             transfer.key == key && transfer.expires > now && matches!(transfer.body, Body::Request(_))
         });
         let number = match number {
-            // RFC 7959 §2.5: the first block starts the body again.
+            // RFC 7959 §2.5: another first block starts the body again.
             Some(number) if block.is_first() => {
                 self.remove(number);
                 self.insert(now, peer, key, Body::Request(Vec::new()))
@@ -173,7 +174,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         match body.get(block.offset()..) {
             Some([]) => body.extend_from_slice(payload),
             Some(again) if again.starts_with(payload) => {}
-            // Earlier blocks may still arrive.
+            // The transfer is kept, because the right block may still arrive.
             _ => return Assembled::Incomplete,
         }
         if block.more {
@@ -203,8 +204,9 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.insert(now, peer, key, Body::Response(payload, response))
     }
 
-    /// Returns the response kept for a request, and its ETag. A request for a further
-    /// block may repeat the payload or not (`None`).
+    /// Returns the response kept for a request, and its ETag. `payload` is the digest of
+    /// the request's payload, or `None` if a request for a further block does not repeat
+    /// the payload.
     pub(super) fn kept(
         &self,
         now: Instant,
@@ -230,7 +232,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         }
     }
 
-    /// Returns the number of transfers dropped in favour of others.
+    /// Returns the number of transfers dropped to make room for others.
     pub(super) fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -266,8 +268,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.next += 1;
         self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
         self.change(peer, |numbers| numbers.push(number));
-        // Drops the oldest transfer of the peer with the most, counting this one, so that
-        // no peer can displace others that have no more transfers than itself.
+        // The peer with the most transfers, counting this new one, loses its oldest. No
+        // peer can thus displace a transfer of a peer that has fewer than itself.
         if self.transfers.len() > self.max
             && let Some(&oldest) = self.oldest.iter().rev().find_map(BTreeSet::first)
         {
@@ -288,7 +290,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.change(transfer.peer, |numbers| numbers.retain(|other| *other != number));
     }
 
-    /// Changes the list of a peer's transfers, and keeps `oldest` consistent with it.
+    /// Changes the list of a peer's transfers, and updates `oldest` to match.
     fn change(&mut self, peer: K, change: impl FnOnce(&mut Vec<u64>)) {
         let numbers = self.of_peer.entry(peer).or_default();
         let place = |numbers: &[u64]| Some((numbers.len().checked_sub(1)?, *numbers.first()?));
@@ -329,7 +331,7 @@ mod tests {
         assert_eq!(block.at_most(1), Block { number: 12, size_exponent: 0, ..block });
     }
 
-    /// The message may be processed before the timeout.
+    /// A message may be processed before the timeout that removes an expired transfer.
     #[test]
     fn an_expired_transfer_is_not_found_before_it_is_removed() {
         let (lifetime, now) = (Duration::from_secs(9), Instant::now());

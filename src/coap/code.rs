@@ -32,7 +32,8 @@ impl Method {
     }
 }
 
-/// Code of a response: the class in the first digit, the detail in the other two.
+/// Code of a response, written as `class.detail`, with one digit for the class and two for
+/// the detail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Code {
@@ -112,18 +113,17 @@ impl Code {
         Self::ProxyingNotSupported,
     ];
 
-    /// Returns the code as on the wire.
+    /// Returns the byte that encodes the code in a message.
     pub fn byte(self) -> u8 {
         self as u8
     }
 
-    /// Returns the code as it is usually written: `4.04`.
+    /// Returns the code as it is usually written, such as `4.04`.
     pub fn name(self) -> String {
         format!("{}.{:02}", self.class(), self.byte() & 0x1f)
     }
 
-    /// Returns the first digit: 2 for success, 4 for the client's error, 5 for the
-    /// server's.
+    /// Returns the class: 2 for success, 4 for a client error, 5 for a server error.
     pub fn class(self) -> u8 {
         self.byte() >> 5
     }

@@ -1,6 +1,6 @@
-//! The Echo option (RFC 9175) for plain CoAP: a client must first show that it receives
-//! at its address, so that no attacker can direct answers at a victim. DTLS has its
-//! cookie for that; this is for transports without one.
+//! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives at
+//! its address, so that an attacker cannot direct answers at a victim. DTLS uses its
+//! cookie for this; Echo serves transports without a cookie.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,17 @@ use super::{
     message::{self, Blocks, ECHO, Head, Incoming},
 };
 
-/// Period of the values: a value is accepted for one to two periods after it was made.
+/// Length of a period. A value is accepted in the period in which it was made and in the
+/// next.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Length of a value in bytes (RFC 9175 §2.2.1: 1 to 40).
+/// Full length of a value, in bytes (RFC 9175 §2.2.1: 1 to 40).
 const LENGTH: usize = 8;
-/// Length of the shortest value, in bytes. A challenge with it is no longer than the
-/// shortest request for `/cert`.
+/// Length of the shortest value, in bytes. A challenge with such a value is no longer than
+/// the shortest request for `/cert`.
 const MIN_LENGTH: usize = 3;
 /// Number of wrong values in a period after which values shorter than [`LENGTH`] are
-/// refused. This many guesses find a value of [`MIN_LENGTH`] with a probability of 1 in
-/// 30,000 (two values are valid at a time).
+/// refused. This many guesses at a value of [`MIN_LENGTH`] succeed with a probability of 1
+/// in 30,000, because two values are valid at a time.
 const MAX_WRONG: u32 = 256;
 /// Bytes that the option takes in addition to its value.
 const OVERHEAD: usize = 2;
@@ -32,17 +33,18 @@ const OVERHEAD: usize = 2;
 /// address.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The peer has now shown it.
+    /// The peer has now shown that it receives at its address.
     Verified,
-    /// Answer with this message and keep no state: 4.01 with a fresh value, shortened so
-    /// that the answer is no longer than the request, or without a value if there is no
-    /// space for one. RFC 9175 §2.6 would allow three times the length.
+    /// The caller must answer with this message and keep no state. The message is a 4.01
+    /// with a fresh value, which is shortened so that the answer is no longer than the
+    /// request. Without space for a value, the answer has none. RFC 9175 §2.6 would allow
+    /// three times the length of the request.
     Challenge(Vec<u8>),
-    /// It is not a request, so the answer, if any, is short.
+    /// The message is not a request, so its answer, if any, is short.
     Pass,
 }
 
-/// Makes and checks values, without state for any single peer.
+/// Makes and checks Echo values. Keeps no state for any single peer.
 pub struct Echo {
     secret: Zeroizing<[u8; 32]>,
     made: Instant,
@@ -51,13 +53,12 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Creates the checker; `secret` is random.
+    /// Creates the checker. `secret` must be random.
     pub fn new(now: Instant, secret: [u8; 32]) -> Self {
         Self { secret: Zeroizing::new(secret), made: now, wrong: (0, 0) }
     }
 
-    /// Checks a message received from `address`, which may be in any form that identifies
-    /// it.
+    /// Checks a message received from `address`, given in any form that identifies it.
     pub fn verify(&mut self, now: Instant, address: &[u8], bytes: &[u8]) -> Verdict {
         let Incoming::Request(packet, token) = message::read(bytes) else { return Verdict::Pass };
         let period = now.saturating_duration_since(self.made).as_secs() / PERIOD.as_secs();
@@ -109,8 +110,8 @@ mod tests {
 
     const REQUEST: &[u8] = b"\x41\x01\x12\x34T\xb4cert\x44sn=1";
 
-    /// Returns the request with the first `length` bytes of a challenge's value; a real
-    /// client repeats all of them.
+    /// Returns the request with an Echo option that holds the first `length` bytes of a
+    /// challenge's value. A real client returns all of them.
     fn answered(request: &[u8], challenge: &[u8], length: usize) -> Vec<u8> {
         let mut packet = Packet::from_bytes(request).unwrap();
         let challenge = Packet::from_bytes(challenge).unwrap();
@@ -164,7 +165,7 @@ mod tests {
             {
                 let mut request = [&head[..], options.as_bytes()].concat();
                 if let Some(delta) = request.get_mut(head.len()) {
-                    // Uri-Path.
+                    // Makes the first option a Uri-Path.
                     *delta = 0xb0 | (*delta & 15);
                 }
                 let answer = challenge(echo.verify(now, b"here", &request));

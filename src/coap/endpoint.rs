@@ -1,6 +1,6 @@
-//! The endpoint: processing of messages (RFC 7252 §4). `exchanges` keeps the requests of
-//! a peer, `block` the bodies that take several messages, and `outstanding` the
-//! confirmable messages of this endpoint.
+//! The endpoint, which processes messages (RFC 7252 §4). Module `exchanges` keeps the
+//! requests of a peer, `block` keeps bodies that take several messages, and `outstanding`
+//! keeps the confirmable messages of this endpoint.
 
 use std::{
     cmp::Reverse,
@@ -22,7 +22,7 @@ use super::{
     peers::Peers,
 };
 
-/// Seconds after which a peer with too many requests may retry.
+/// Time after which a peer with too many recent requests may retry, in seconds.
 const PAUSE: u32 = 60;
 
 /// Identifies a request in progress by its peer and message ID.
@@ -41,10 +41,10 @@ enum Timer<K> {
     Retransmit(K, u16),
 }
 
-/// The response to send, whole or in blocks.
+/// A response that is sent whole or in blocks.
 struct Body<'r> {
     response: &'r Response,
-    /// The number of the transfer that holds the response, if it is kept already.
+    /// Number of the transfer that holds the response, if it is already kept.
     kept: Option<u64>,
 }
 
@@ -66,7 +66,7 @@ pub struct Endpoint<K> {
 }
 
 impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
-    /// Creates an endpoint. `seed` is random: message IDs and the jitter of
+    /// Creates an endpoint. `seed` must be random, because message IDs and the jitter of
     /// retransmissions come from it.
     pub fn new(config: Config, now: Instant, seed: [u8; 32]) -> Self {
         let random = StdRng::from_seed(seed);
@@ -181,14 +181,15 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         })
     }
 
-    /// Announces that the answer will take a while: after [`Config::separate_after`] the
-    /// request is acknowledged, so that the client does not repeat it.
+    /// Announces that the answer to a request will take a while. After
+    /// [`Config::separate_after`] the request is acknowledged, so that the client does not
+    /// repeat it.
     pub fn defer(&mut self, now: Instant, exchange: ExchangeId<K>) {
         self.timers.push(Reverse((now + self.config.separate_after, Timer::Separate(exchange))));
     }
 
-    /// Answers a request: on its acknowledgement (piggybacked), or separately when that
-    /// was sent already (RFC 7252 §5.2).
+    /// Answers a request. The answer is piggybacked on the acknowledgement, or sent
+    /// separately if the request was already acknowledged (RFC 7252 §5.2).
     pub fn respond(
         &mut self,
         now: Instant,
@@ -199,8 +200,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.answer(now, exchange, response, None, out)
     }
 
-    /// Sends the answers that the transport did not accept, once it accepts messages for
-    /// the peer again. Returns how many it accepted now.
+    /// Sends the answers that the transport did not accept before. To be called once it
+    /// accepts messages for the peer again. Returns the number of answers that it accepted
+    /// now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));
         for (answer, unsent) in self.peers.get_mut(peer).into_iter().flat_map(Peer::unsent) {
@@ -219,10 +221,11 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Sends a peer an empty confirmable message (RFC 7252 §4.3) to check that it
-    /// receives at its current address: its reset must name a message ID that no one else
-    /// knows. Sends the same message again unless [`end_ping`](Self::end_ping) was
-    /// called. Returns whether the transport accepted it.
+    /// Sends a ping, an empty confirmable message (RFC 7252 §4.3), to check that a peer
+    /// receives at its current address. The peer's reset must contain the message ID of
+    /// the ping, which no one else knows. Sends the same message again unless
+    /// [`end_ping`](Self::end_ping) was called. Returns whether the transport accepted the
+    /// message.
     pub fn ping(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let random = &mut self.random;
         let id = *self.pings.entry(peer).or_insert_with(|| random.random());
@@ -234,8 +237,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.pings.remove(&peer);
     }
 
-    /// Returns the peer whose last message was the answer to a ping; each answer is
-    /// returned once.
+    /// Returns the peer whose last message answered a ping. Returns each answer only once.
     pub fn take_pong(&mut self) -> Option<K> {
         self.pong.take()
     }
@@ -324,8 +326,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Answers a request with a response, or with the requested block of it. `kept` is
-    /// the number of the transfer that holds the response.
+    /// Answers a request with a response, or with the requested block of the response.
+    /// `kept` is the number of the transfer that already holds the response, if any.
     fn answer(
         &mut self,
         now: Instant,
@@ -355,7 +357,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let head = Head { kind, id, token: &working.token };
         let (kept, delivery) = match self.message(now, peer, &working, &head, Body { response, kept }, out) {
             None if piggybacked => {
-                // Not even an error fits after the token.
+                // Not even an error fits into a message with this token.
                 let reset = Message::new(message::empty(MessageType::Reset, id).into());
                 out.push(peer, &reset);
                 (Kept::Answer(reset, true), Delivery::Dropped)
@@ -379,10 +381,10 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         delivery
     }
 
-    /// Builds the message of a response: the whole response if it fits and no block was
-    /// requested, otherwise one block of it (RFC 7959 §2.4), or 5.00 when the peer
-    /// accepts no message that is long enough for a block. Returns `None` when not even
-    /// that fits.
+    /// Builds the message of a response. This is the whole response if it fits and no
+    /// block was requested, otherwise one block of it (RFC 7959 §2.4). A block past the
+    /// end becomes 4.00. If the peer's messages are too short for a block, the response
+    /// becomes 5.00. Returns `None` if not even an error fits.
     fn message(
         &mut self,
         now: Instant,
@@ -401,7 +403,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             size2: working.wants_size2.then_some(total),
             ..Blocks::default()
         };
-        // A block other than the first belongs to a kept response, not to an error.
+        // A further block can be requested only of a kept response. An error is sent from
+        // its start.
         let asked = working.block2.filter(|block| block.is_first() || kept.is_some());
         if asked.is_none() || body.is_empty() {
             let whole = message::response(head, response, blocks, body);
@@ -410,7 +413,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             }
         }
         let asked = asked.unwrap_or(Block::first());
-        // The options of a block take the most space in the first block.
+        // The first block has the most options, so room is left for those.
         let room = Blocks { block2: Some(asked), size2: Some(total), etag: Some([0xff; 4]), ..blocks };
         let overhead = message::response(head, response, room, &[]).len() + 1;
         let room = max.saturating_sub(overhead);
@@ -463,7 +466,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, id));
             }
             Known::Answered(answer, unsent) if confirmable || *unsent => *unsent = !out.push(peer, answer),
-            // RFC 7252 §4.2: the context is gone; a reset spares the client the wait.
+            // The answer is no longer kept. A reset (RFC 7252 §4.2) keeps the client from
+            // waiting for it.
             Known::Dropped if confirmable => {
                 out.push(peer, &message::empty(MessageType::Reset, id));
             }
@@ -472,9 +476,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         true
     }
 
-    /// Adds a new request. Returns `None` when the peer has too many: if too many are in
-    /// progress, the client will repeat this one; if too many were answered recently, it
-    /// is asked to retry later.
+    /// Adds a new request. Returns `None` when the peer has too many requests. If too many
+    /// are in progress, the new one is dropped and the client will repeat it. If too many
+    /// were answered recently, the client is asked to retry later.
     fn begin(
         &mut self,
         now: Instant,

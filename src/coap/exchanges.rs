@@ -1,6 +1,6 @@
-//! The requests of one peer (RFC 7252 §4.5): those in progress, the answers that may have
-//! to be repeated, and the message IDs that must not be worked on again. The memory is
-//! bounded: an idle session costs little more than its newest answer.
+//! The requests of one peer (RFC 7252 §4.5): requests in progress, answers that may have
+//! to be repeated, and message IDs of requests that must not be worked on again. The
+//! memory is bounded: an idle session costs little more than its newest answer.
 
 use smallvec::SmallVec;
 use zeroize::Zeroizing;
@@ -10,35 +10,37 @@ use super::block::{Block, TransferKey};
 /// A message that may hold a secret.
 pub(super) type Message = Zeroizing<Box<[u8]>>;
 
-/// Maximum memory for the answers of a peer in bytes, with their entries. The newest
-/// answer is always kept: a client with one request at a time (NSTART 1) repeats no
-/// other.
+/// Maximum memory for the kept answers of a peer and their entries, in bytes. The newest
+/// answer is always kept. A client that sends one request at a time (NSTART 1) never
+/// repeats an older one.
 const MAX_KEPT: usize = 512;
-/// Maximum number of exchanges and ranges of message IDs of one peer; beyond it, the peer
-/// is asked to retry later. A client that counts its message IDs up adds one range a
-/// minute; one that uses random IDs can send a body of 512 bytes in blocks of 16 and
-/// fetch an answer.
+/// Maximum number of exchanges and ranges of message IDs of one peer. A peer that has
+/// reached it is asked to retry later. A client whose message IDs count up adds only one
+/// range a minute. A client with random IDs can still send a body of 512 bytes in blocks
+/// of 16 and fetch an answer.
 const MAX_REMEMBERED: usize = 64;
-/// Length of a span in seconds. All message IDs of a span expire together.
+/// Length of a span of time, in seconds. Message IDs whose lifetime ends in the same span
+/// expire together.
 const SPAN: u32 = 64;
 
 /// A request with one message ID, in progress or answered.
 struct Exchange {
     id: u16,
-    /// The transport did not accept the answer.
+    /// Set if the transport did not accept the answer.
     unsent: bool,
     serial: u32,
-    /// Seconds since the endpoint was created: 4 bytes instead of 16 for each device
-    /// served.
+    /// Time of the request, in seconds since the endpoint was created. Takes 4 bytes for
+    /// each device served, where an `Instant` takes 16.
     begun: u32,
     state: State,
 }
 
 enum State {
-    /// In progress. Boxed, because a device that was served needs only the answer.
+    /// The request is in progress. Boxed to keep this type small, because a device that
+    /// was served needs only the answer.
     Working(Box<Working>),
-    /// The answer, sent again when the request is repeated. Empty for a request that was
-    /// answered separately: only its acknowledgement is repeated.
+    /// The answer, which is sent again when the request is repeated. Empty if only the
+    /// acknowledgement is repeated, such as after a separate answer.
     Answered(Message),
 }
 
@@ -47,11 +49,11 @@ pub(super) struct Working {
     pub(super) token: Box<[u8]>,
     pub(super) confirmable: bool,
     pub(super) no_response: u8,
-    /// The empty acknowledgement was sent: the answer will be separate.
+    /// Set once the empty acknowledgement was sent. The answer will then be separate.
     pub(super) acknowledged: bool,
     /// The block of the request body in this request.
     pub(super) block1: Option<Block>,
-    /// The block of the response body that it requests.
+    /// The block of the response body that is requested.
     pub(super) block2: Option<Block>,
     pub(super) wants_size2: bool,
     pub(super) transfer: TransferKey,
@@ -59,12 +61,12 @@ pub(super) struct Working {
     pub(super) digest: u64,
 }
 
-/// Range of message IDs from `first` to `last`, which may wrap. Their answers were
-/// dropped.
+/// Message IDs from `first` to `last`, which may wrap around. The answers to these
+/// requests were dropped.
 struct Range {
     first: u16,
     last: u16,
-    /// The number of the span at whose end they expire.
+    /// Number of the span at whose end these message IDs expire.
     span: u32,
 }
 
@@ -86,8 +88,8 @@ struct Rest {
     next_id: Option<u16>,
 }
 
-/// The time in seconds since the endpoint was created, and the lifetime of a message ID
-/// in seconds.
+/// The current time in seconds since the endpoint was created, and the lifetime of a
+/// message ID in seconds.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     pub(super) seconds: u32,
@@ -99,8 +101,8 @@ pub(super) enum Known<'p> {
     Working {
         acknowledged: bool,
     },
-    /// The answer to send again, empty if only the acknowledgement is repeated; and the
-    /// flag to set if the transport does not accept it.
+    /// The answer to send again, which is empty if only the acknowledgement is repeated.
+    /// The flag must be set if the transport does not accept the answer.
     Answered(&'p Message, &'p mut bool),
     /// The answer was dropped.
     Dropped,
@@ -111,25 +113,25 @@ pub(super) enum Known<'p> {
 pub(super) enum Full {
     /// Too many requests of the peer are in progress.
     Working,
-    /// Too many were answered recently.
+    /// Too many requests of the peer were answered recently.
     Answered,
 }
 
 /// The part of an answered request that is kept.
 pub(super) enum Kept {
-    /// Its message ID only.
+    /// Only the message ID.
     Nothing,
-    /// Its acknowledgement.
+    /// The empty acknowledgement.
     Acknowledgement,
     /// The answer, and whether the transport accepted it.
     Answer(Message, bool),
 }
 
-/// The exchanges of one peer. As small as possible, because there is one for each
-/// session.
+/// The exchanges of one peer. This type is as small as possible, because there is one for
+/// each session.
 #[derive(Default)]
 pub(super) struct Peer {
-    /// Oldest first. Most peers have one, which is stored inline.
+    /// Exchanges, oldest first. Most peers have a single one, which is stored inline.
     exchanges: SmallVec<[Exchange; 1]>,
     rest: Option<Box<Rest>>,
 }
@@ -149,8 +151,8 @@ impl Peer {
         answered.any(|range| range.holds(id) && !range.is_over(clock)).then_some(Known::Dropped)
     }
 
-    /// Makes room for one more request. No earlier one is forgotten before its time,
-    /// because its repetition would be worked on again.
+    /// Makes room for one more request. Does not forget an earlier request before its
+    /// lifetime ends, because a repetition would be worked on again.
     pub(super) fn make_room(&mut self, clock: Clock, most: usize) -> Result<(), Full> {
         self.exchanges.retain(|old| !old.is_over(clock));
         self.exchanges.shrink_to_fit();
@@ -183,7 +185,7 @@ impl Peer {
         }
     }
 
-    /// Ends the work on a request.
+    /// Ends the work on a request, and keeps only the given part of it.
     pub(super) fn end(&mut self, clock: Clock, serial: u32, kept: Kept) {
         let Some(index) = self.exchanges.iter().position(|found| found.serial == serial) else { return };
         let exchange = &mut self.exchanges[index];
@@ -212,10 +214,9 @@ impl Peer {
         })
     }
 
-    /// Returns a message ID for a message from this endpoint, not used with this peer
-    /// before (RFC 7252 §4.4). It cannot repeat within EXCHANGE_LIFETIME: each such
-    /// message answers a request, whose own message ID was not reused within that time
-    /// either.
+    /// Returns a message ID for a message from this endpoint. The ID is not repeated to
+    /// this peer within EXCHANGE_LIFETIME (RFC 7252 §4.4): each such message answers a
+    /// request, and the peer does not reuse the ID of its request within that time either.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);
@@ -249,11 +250,12 @@ impl Exchange {
     }
 
     fn is_over(&self, clock: Clock) -> bool {
-        // Both times are rounded down, so only `>` is certain.
+        // Both times are rounded down to seconds, so the lifetime is certain to be over
+        // only if the difference exceeds it.
         self.is_answered() && clock.seconds.saturating_sub(self.begun) > clock.lifetime
     }
 
-    /// Returns the memory that its answer takes, in bytes.
+    /// Returns the memory that a kept answer takes with its entry, in bytes.
     fn cost(&self) -> usize {
         match &self.state {
             State::Answered(answer) => size_of::<Self>() + answer.len(),

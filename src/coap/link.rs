@@ -1,14 +1,14 @@
-//! The answer of `/.well-known/core`: links in CoRE Link Format (RFC 6690), all of them
-//! or those selected by a query.
+//! Links for the answer of `/.well-known/core`, in CoRE Link Format (RFC 6690): all links,
+//! or those that a query selects.
 
 use coap_lite::link_format::LinkFormatWrite;
 
 /// One resource of the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Link<'a> {
-    /// Its path, with the leading slash.
+    /// Path of the resource, with the leading slash.
     pub target: &'a str,
-    /// Names and values, such as `("rt", "certdist.cert")`.
+    /// Names and values of the link's attributes, such as `("rt", "certdist.cert")`.
     pub attributes: &'a [(&'a str, &'a str)],
 }
 
@@ -42,8 +42,8 @@ fn matches(link: &Link<'_>, query: &str) -> bool {
     }
 }
 
-/// Returns whether a value matches a pattern. A pattern that ends in an asterisk is a
-/// prefix.
+/// Returns whether a value matches a pattern. A pattern that ends in an asterisk matches
+/// every value that begins with the text before the asterisk.
 fn fits(value: &str, pattern: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => value.starts_with(prefix),

@@ -1,5 +1,4 @@
-//! Messages: checks and parsing of incoming ones, the options of a request, and building
-//! of answers.
+//! Checks and parses incoming messages, reads the options of requests, and builds answers.
 
 use std::{
     collections::{LinkedList, hash_map::DefaultHasher},
@@ -29,9 +28,10 @@ pub(super) enum Incoming {
     Acknowledgement(u16),
     /// Message ID of an empty reset.
     Reset(u16),
-    /// Confirmable, but nothing that a server can process: to be reset.
+    /// Message ID of a confirmable message that a server cannot process. It must be
+    /// answered with a reset.
     Rejected(u16),
-    /// To be ignored silently.
+    /// A message that must be ignored silently.
     Ignored,
 }
 
@@ -70,11 +70,13 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
 
 fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let (header, rest) = bytes.split_first_chunk::<4>()?;
-    // RFC 8974 §2.1: 13 announces a length in one byte, 14 a length in two.
+    // RFC 8974 §2.1: a length field of 13 is followed by the token length in one byte, a
+    // field of 14 by two bytes.
     let (length, rest) = match (header[0] & 15, rest) {
         (length @ 0..=8, rest) => (usize::from(length), rest),
         (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
-        // 14 announces a token longer than accepted.
+        // A field of 14 announces a token longer than accepted. Fields of 9 to 12 and 15
+        // are rejected.
         _ => return None,
     };
     if length > MAX_TOKEN {
@@ -84,16 +86,18 @@ fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let packet = if length <= 8 {
         Packet::from_bytes(bytes)
     } else {
-        // coap-lite supports no longer tokens, so it reads the message without the token.
+        // coap-lite supports only tokens of up to 8 bytes, so it reads the message without
+        // its token.
         Packet::from_bytes(&[&[header[0] & 0xf0], &header[1..], rest].concat())
     };
     let packet = packet.ok().filter(|packet| !has_lone_marker(packet, rest))?;
     Some((packet, token.into()))
 }
 
-/// Returns whether a payload marker is followed by no payload, a format error (RFC 7252
-/// §3) that coap-lite accepts. A last byte of 0xff may also belong to an option. `rest`
-/// is what follows the token.
+/// Returns whether the message ends in a payload marker without a payload. This is a
+/// format error (RFC 7252 §3), which coap-lite accepts. A last byte of 0xff may also
+/// belong to an option, so the message is encoded again and compared. `rest` is the part
+/// of the message after the token.
 fn has_lone_marker(packet: &Packet, rest: &[u8]) -> bool {
     let header_and_token = 4 + packet.get_token().len();
     rest.last() == Some(&0xff)
@@ -116,24 +120,26 @@ pub(super) fn empty(kind: MessageType, id: u16) -> [u8; 4] {
 /// Options that a block-wise transfer adds to a response (RFC 7959).
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Blocks {
-    /// The block of the request body that this answers.
+    /// The block of the request body that the response acknowledges.
     pub(super) block1: Option<Block>,
     /// The block of the response body in this message.
     pub(super) block2: Option<Block>,
     /// Length of the whole response body, in bytes.
     pub(super) size2: Option<u32>,
-    /// Distinguishes bodies whose blocks must not be mixed.
+    /// ETag of the response body. It keeps a client from mixing blocks of different
+    /// bodies.
     pub(super) etag: Option<[u8; 4]>,
 }
 
-/// The head of a message.
+/// Type, message ID and token of a message.
 pub(super) struct Head<'t> {
     pub(super) kind: MessageType,
     pub(super) id: u16,
     pub(super) token: &'t [u8],
 }
 
-/// Builds the message of a response; `payload` is the response's own or one block of it.
+/// Builds the message of a response. `payload` is the whole payload of the response or one
+/// block of it.
 pub(super) fn response(
     &Head { kind, id, token }: &Head<'_>,
     response: &Response,
@@ -167,14 +173,14 @@ pub(super) fn response(
         packet.add_option(CoapOption::from(*number), value.clone());
     }
     packet.payload.extend_from_slice(payload);
-    // Responses are far below any limit, and without a limit encoding cannot fail.
+    // Encoding can fail only at a size limit, and there is none here.
     let bytes = Zeroizing::new(packet.to_bytes_unlimited().unwrap_or_default().into_boxed_slice());
     packet.payload.zeroize();
     if extended { with_extended_token(&bytes, token) } else { bytes }
 }
 
 /// Inserts a token of 13 to 268 bytes into a message that has none (RFC 8974 §2.1).
-/// Lengths of 9 to 12 bytes cannot be announced, so no request has them.
+/// Requests with a token of 9 to 12 bytes were rejected, so no other length occurs here.
 fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
     let (Some((header, rest)), Ok(length)) =
         (message.split_first_chunk::<4>(), u8::try_from(token.len() - 13))
@@ -184,7 +190,7 @@ fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
     Zeroizing::new([&[header[0] | 13], &header[1..], &[length], token, rest].concat().into_boxed_slice())
 }
 
-/// Encodes an unsigned integer in as few bytes as it needs (RFC 7252 §3.2).
+/// Encodes an unsigned integer in the fewest bytes possible (RFC 7252 §3.2).
 fn uint(value: u32) -> Vec<u8> {
     let bytes = value.to_be_bytes();
     bytes[value.leading_zeros() as usize / 8..].to_vec()
@@ -213,17 +219,17 @@ pub(super) struct Options {
     pub(super) wants_size2: bool,
 }
 
-/// Reads the options, or returns the response to a request that the endpoint itself must
-/// refuse.
+/// Reads the options of a request. If the endpoint itself must refuse the request, returns
+/// the response as an error.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     let mut options = Options::default();
-    // The reason for the first refused critical option, and the numbers of all of them.
+    // Reason for refusing the first bad critical option, and the numbers of all bad ones.
     let mut refused: Option<(&str, Vec<u16>)> = None;
     for (&number, values) in packet.options() {
         let option = CoapOption::from(number);
-        // RFC 7252 §5.4.3 and §5.4.5: an option with an invalid length, and a repeated
-        // option that is not repeatable, are treated like an unknown option: odd numbers
-        // are critical and refused (§5.4.1), even ones are ignored.
+        // RFC 7252 §5.4.3 and §5.4.5: an option with an invalid length, or one that is
+        // repeated but not repeatable, is treated like an unknown option. Options with odd
+        // numbers are critical and refused (§5.4.1); those with even numbers are ignored.
         let fault = match definition(option) {
             None => Some("unknown critical option"),
             Some((lengths, repeatable)) => {
@@ -263,7 +269,8 @@ pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
             CoapOption::ProxyUri | CoapOption::ProxyScheme => {
                 return Err(Response::problem(Code::ProxyingNotSupported, "this server is not a proxy"));
             }
-            // There is one host and one port, under any name.
+            // Uri-Host and Uri-Port make no difference: the server has a single host and
+            // port.
             _ => {}
         }
     }
@@ -273,8 +280,9 @@ pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     }
 }
 
-/// Returns the valid lengths of an option's value, in bytes, and whether the option may
-/// be repeated (RFC 7252 §5.10, RFC 7959 §2.1, RFC 7967 §2). `None` for unknown options.
+/// Returns the valid lengths of an option's value, in bytes, and whether the option may be
+/// repeated (RFC 7252 §5.10, RFC 7959 §2.1, RFC 7967 §2). Returns `None` for an unknown
+/// option.
 fn definition(option: CoapOption) -> Option<(std::ops::RangeInclusive<usize>, bool)> {
     Some(match option {
         CoapOption::IfMatch => (0..=8, true),
@@ -301,8 +309,9 @@ fn block(value: &[u8]) -> Result<Block, Response> {
     Block::read(value).map_err(|BadBlock| Response::problem(Code::BadRequest, "reserved block size"))
 }
 
-/// Returns the key of the transfer that a request belongs to: a digest of its method and
-/// options, without those that differ between the requests of one transfer.
+/// Returns the key of the transfer that a request belongs to. The key is a digest of the
+/// request's method and options. Options that differ between the requests of one transfer
+/// are left out.
 pub(super) fn transfer_key(packet: &Packet) -> TransferKey {
     let mut hasher = DefaultHasher::new();
     u8::from(packet.header.code).hash(&mut hasher);
@@ -333,7 +342,7 @@ pub(super) fn digest(payload: &[u8]) -> u64 {
 /// Returns whether the client asked not to be sent a response of this class (RFC 7967
 /// §2.1).
 pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
-    // The client cannot continue without it.
+    // The client cannot continue its transfer without a 2.31.
     if code == Code::Continue {
         return false;
     }

@@ -3,7 +3,8 @@
 //! messages. This module keeps the state of the endpoint: how each message was answered,
 //! which requests are in progress, and which messages must be sent again.
 //!
-//! A peer is identified by any key `K` of the transport: a DTLS session, or an address.
+//! The transport chooses the key `K` that identifies a peer, such as a DTLS session or an
+//! address.
 
 mod block;
 mod code;
@@ -38,29 +39,29 @@ pub mod content_format {
     pub const PROBLEM: u16 = 257;
 }
 
-/// Limits and times of an [`Endpoint`]. The defaults of the times are those of RFC 7252
-/// §4.8.
+/// Limits and times of an [`Endpoint`]. Those named in capitals have the default values of
+/// RFC 7252 §4.8.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Time after which a request is acknowledged and answered separately (RFC 7252
-    /// §5.2.2). Must be less than ACK_TIMEOUT, 2 s, after which a client repeats the
-    /// request.
+    /// Time from [`Endpoint::defer`] until a request that is still unanswered is
+    /// acknowledged. Its answer is then sent separately (RFC 7252 §5.2.2). Must be less
+    /// than ACK_TIMEOUT (2 s), after which a client repeats the request.
     pub separate_after: Duration,
-    /// First timeout of confirmable messages from this endpoint: ACK_TIMEOUT, multiplied
-    /// by a random factor up to ACK_RANDOM_FACTOR (1.5).
+    /// ACK_TIMEOUT: first timeout of confirmable messages from this endpoint. For each
+    /// message, it is multiplied by a random factor between 1 and ACK_RANDOM_FACTOR (1.5).
     pub ack_timeout: Duration,
-    /// Maximum number of retransmissions of a message: MAX_RETRANSMIT.
+    /// MAX_RETRANSMIT: maximum number of retransmissions of a message.
     pub max_retransmit: u32,
-    /// Time for which a message ID is remembered: EXCHANGE_LIFETIME.
+    /// EXCHANGE_LIFETIME: time for which a message ID is remembered.
     pub exchange_lifetime: Duration,
     /// Maximum number of requests of one peer that are in progress or whose answers are
-    /// kept for repetition. Beyond it, only the message ID of the oldest answered one is
-    /// kept.
+    /// kept for repetition. At the maximum, a new request makes the endpoint drop the
+    /// oldest kept answer; only its message ID is remembered.
     pub max_exchanges: usize,
     /// Longest request body accepted, in bytes, in one message or in blocks.
     pub max_request_body: usize,
     /// Maximum number of block-wise transfers, each kept for `exchange_lifetime`. Beyond
-    /// it, the oldest of the peer with the most transfers is dropped.
+    /// the maximum, the peer with the most transfers loses its oldest one.
     pub max_transfers: usize,
 }
 
@@ -78,14 +79,16 @@ impl Default for Config {
     }
 }
 
-/// Destination of outgoing messages. Called once for each message, in order.
+/// Destination of outgoing messages. The endpoint calls `push` once for each message, in
+/// order.
 pub trait Outbox<K> {
-    /// Copies `message`, to be sent to `peer`. Returns whether the transport sends it: it
-    /// does not if the peer is gone or its address is not validated yet.
+    /// Copies `message` and sends it to `peer`. Returns `false` if the transport does not
+    /// send it, because the peer is gone or its address is not validated yet.
     fn push(&mut self, peer: K, message: &[u8]) -> bool;
 
-    /// Returns the longest message that can be sent to `peer`, in bytes; a longer answer
-    /// is sent in blocks. 1,152 when nothing is known about the peer (RFC 7252 §4.6).
+    /// Returns the length of the longest message that can be sent to `peer`, in bytes. A
+    /// longer answer is sent in blocks. The default is for a peer about which nothing is
+    /// known (RFC 7252 §4.6).
     fn max_message(&self, _peer: K) -> usize {
         1152
     }
@@ -103,12 +106,13 @@ impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
 pub enum Delivery {
     /// The transport accepted the answer.
     Sent,
-    /// The transport did not accept it, or earlier answers must go first. The answer is
-    /// kept until its turn comes, the request is repeated, or [`Endpoint::resume`] is
-    /// called.
+    /// The transport did not accept the answer, or earlier answers must be sent first. The
+    /// endpoint keeps the answer and sends it in its turn, when the request is repeated,
+    /// or when [`Endpoint::resume`] is called.
     Kept,
-    /// The answer will never be sent: the request is unknown or forgotten, the client
-    /// wants no answer (RFC 7967), or accepts no message that is long enough.
+    /// The answer will never be sent. Either the request is unknown or forgotten, or the
+    /// client wants no answer (RFC 7967), or even an error is too long for the messages
+    /// that it accepts.
     Dropped,
 }
 
@@ -121,18 +125,19 @@ impl Delivery {
 /// Counts of what an endpoint has dropped since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests from peers that had too many in progress or answered recently.
+    /// Requests dropped or refused because their peer had too many requests in progress or
+    /// recently answered.
     pub requests_dropped: u64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: u64,
-    /// Block-wise transfers dropped in favour of others.
+    /// Block-wise transfers dropped to make room for others.
     pub transfers_evicted: u64,
 }
 
 /// A new request: not a repetition, well-formed, and without unknown critical options.
 #[derive(Debug)]
 pub struct Request<K> {
-    /// Identifies the request when the response is given.
+    /// Identifies the request; to be passed to [`Endpoint::respond`] with the response.
     pub exchange: ExchangeId<K>,
     /// Method.
     pub method: Method,
@@ -150,12 +155,12 @@ pub struct Request<K> {
     pub if_match: Vec<Vec<u8>>,
     /// Set if If-None-Match is present (RFC 7252 §5.10.8.2).
     pub if_none_match: bool,
-    /// May be empty. In a block-wise transfer, this is the whole body.
+    /// Payload, which may be empty. In a block-wise transfer, this is the whole body.
     pub payload: Vec<u8>,
 }
 
-/// The answer to a request. Its payload may hold a secret: it is never printed, and wiped
-/// when dropped.
+/// Answer to a request. The payload may hold a secret, so it is never printed, and it is
+/// wiped when dropped.
 #[derive(Clone)]
 pub struct Response {
     /// Response code.
@@ -169,8 +174,8 @@ pub struct Response {
     pub size1: Option<u32>,
     /// Other options, by number: ETag, Location-Path, ...
     pub options: Vec<(u16, Vec<u8>)>,
-    /// May be empty. A payload that does not fit into a message is sent in blocks (RFC
-    /// 7959).
+    /// Payload, which may be empty. If it does not fit into one message, it is sent in
+    /// blocks (RFC 7959).
     pub payload: Zeroizing<Vec<u8>>,
 }
 
@@ -198,8 +203,8 @@ impl Response {
         Self { code, ..Self::content(content_format::PROBLEM, problem::details(title)) }
     }
 
-    /// Creates a refusal of critical options (RFC 7252 §5.4.1) that lists their numbers
-    /// (RFC 9290 §3.1).
+    /// Creates a response that refuses critical options (RFC 7252 §5.4.1) and lists their
+    /// numbers (RFC 9290 §3.1).
     pub(crate) fn bad_option(title: &str, numbers: &[u16]) -> Self {
         let details = problem::unprocessed_options(title, numbers);
         Self { code: Code::BadOption, ..Self::content(content_format::PROBLEM, details) }

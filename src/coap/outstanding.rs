@@ -1,11 +1,12 @@
 //! Confirmable messages of this endpoint, which are resent until they are acknowledged
 //! (RFC 7252 §4.2), one at a time to each peer (§4.7).
 //!
-//! NSTART binds clients; a server should limit the rate of its answers. An answer that is
-//! not acknowledged delays the others for no longer than its first timeout, at most 3 s.
-//! Then the next one is sent, and the retransmissions of the first are interleaved with
-//! the others. A peer is thus never sent more than one message per timeout unless it
-//! acknowledges, and a client that misses one answer still gets the next.
+//! NSTART (§4.7) binds clients, but a server should limit the rate of its answers as well.
+//! Until an answer is acknowledged, the next one to the same peer waits, but no longer
+//! than the first timeout, at most 3 s. Then the next answer is sent, and retransmissions
+//! of unacknowledged answers alternate with new ones. A peer that acknowledges nothing is
+//! thus sent at most one new answer and one retransmission per timeout. A client that
+//! misses one answer still gets the next.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,11 +16,11 @@ use std::{
 
 use super::{Outbox, exchanges::Message};
 
-/// Maximum number of waiting messages. Beyond it the oldest is given up, preferably one
-/// that was sent already.
+/// Maximum number of waiting messages to one peer. Beyond it, the oldest message that was
+/// already sent is given up, or the oldest of all if none was sent.
 const MAX_WAITING: usize = 16;
 
-/// The message for which to call [`Confirmables::retransmit`], and when.
+/// Message ID to call [`Confirmables::retransmit`] with, and the time of the call.
 pub(super) type Wake = (u16, Instant);
 
 struct Confirmable {
@@ -27,11 +28,11 @@ struct Confirmable {
     message: Message,
     timeout: Duration,
     retransmissions: u32,
-    /// Time to send it again. `None` until it was first sent.
+    /// Time of the next retransmission. `None` until the message is first sent.
     due: Option<Instant>,
-    /// Set if the transport accepted it the last time.
+    /// Set if the transport accepted the message when it was last sent.
     sent: bool,
-    /// The end of its first timeout: until then the others wait for it.
+    /// End of the message's first timeout. Other messages wait until then.
     holds_until: Instant,
 }
 
@@ -46,9 +47,9 @@ impl Confirmable {
 
 /// Messages to one peer.
 struct Line {
-    /// Sent but not acknowledged.
+    /// The current message, which was sent but is not acknowledged.
     first: Confirmable,
-    /// Not sent yet, or waiting to be sent again.
+    /// Other messages, which were not sent yet or wait for their retransmission.
     waiting: VecDeque<Confirmable>,
 }
 
@@ -70,9 +71,9 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.is_empty()
     }
 
-    /// Sends the message now, or after the earlier ones have had their turn. `timeout` is
-    /// its first timeout. Returns when to wake it, if it was sent to the transport now,
-    /// and whether the transport accepted it.
+    /// Sends the message now, or queues it if it must wait for an earlier one. `timeout`
+    /// is its first timeout. Returns when to wake the message, if it was sent now, and
+    /// whether the transport accepted it.
     pub(super) fn send(
         &mut self,
         now: Instant,
@@ -112,14 +113,16 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         (Some((id, now + timeout)), sent)
     }
 
-    /// Returns whether a message of this ID is outstanding to the peer.
+    /// Returns whether a message with this ID was sent to the peer and is not
+    /// acknowledged.
     pub(super) fn is_outstanding(&self, peer: K, id: u16) -> bool {
         let sent = |message: &Confirmable| message.id == id && message.due.is_some();
         self.lines.get(&peer).is_some_and(|line| sent(&line.first) || line.waiting.iter().any(sent))
     }
 
-    /// Handles an acknowledgement or a reset. Sends the next message if it was waiting
-    /// for this one; returns the same as [`retransmit`](Self::retransmit).
+    /// Handles an acknowledgement or a reset of a message. Then sends a message that was
+    /// waiting for it, if one is due. Returns the same as
+    /// [`retransmit`](Self::retransmit).
     pub(super) fn settle(
         &mut self,
         now: Instant,
@@ -136,8 +139,9 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.next(now, peer, waiting, out)
     }
 
-    /// Sends a message again, or the next one that has waited for it, unless the message
-    /// is settled or not due. Returns the message to call this for next, and when.
+    /// Handles the retransmission time of a message. Sends another message that was
+    /// waiting for it, or else the message itself again. Does nothing if the message is
+    /// settled or not due. Returns the message ID and time for the next call.
     pub(super) fn retransmit(
         &mut self,
         now: Instant,
@@ -154,8 +158,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.next(now, peer, waiting, out)
     }
 
-    /// Sends the current message again if the transport did not accept it. Returns
-    /// whether it accepts it now.
+    /// Sends the current message again if the transport did not accept it before. Returns
+    /// whether the transport accepts it now.
     pub(super) fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let Some(line) = self.lines.get_mut(&peer).filter(|line| !line.first.sent) else { return false };
         line.first.sent = out.push(peer, &line.first.message);
@@ -166,13 +170,14 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.remove(&peer);
     }
 
-    /// Returns the number of messages that were never acknowledged, except for peers that
-    /// were forgotten.
+    /// Returns the number of messages given up without an acknowledgement. Messages to
+    /// forgotten peers are not counted.
     pub(super) fn given_up(&self) -> u64 {
         self.given_up
     }
 
-    /// Sends the first message that was not sent yet, or else the one that is due first.
+    /// Sends the first message that was never sent. If there is none, picks the one that
+    /// is due first, and sends it if its time has come.
     fn next(
         &mut self,
         now: Instant,

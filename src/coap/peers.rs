@@ -1,5 +1,5 @@
-//! Peers by name, in contiguous memory without gaps. There is one for each session, and
-//! up to half of a hash map's slots are empty.
+//! Peers by name, in contiguous memory without gaps. There is one peer for each session,
+//! so a hash map, with up to half of its slots empty, would waste much memory.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
@@ -10,7 +10,7 @@ use super::exchanges::Peer;
 /// Peers and their exchanges.
 pub(super) struct Peers<K> {
     list: Vec<(K, Peer)>,
-    /// Indices into the list, by the hash of the name.
+    /// Indices into `list`, by the hash of the name.
     places: HashTable<u32>,
     hasher: RandomState,
 }
@@ -34,12 +34,13 @@ impl<K: Copy + Eq + Hash> Peers<K> {
         self.list.get_mut(place as usize).map(|(_, peer)| peer)
     }
 
-    /// Returns the peer with this name, added if it is new.
+    /// Returns the peer with this name. Adds the peer if it is new.
     pub(super) fn get_or_insert(&mut self, name: K) -> &mut Peer {
         let Self { list, places, hasher } = self;
         let found = places.find(hasher.hash_one(name), named(list, name)).copied();
         let place = found.unwrap_or_else(|| {
-            // There is one peer for each session, and sessions are counted in 32 bits.
+            // An index fits into 32 bits: there is one peer for each session, and sessions
+            // are counted in 32 bits.
             let place = list.len() as u32;
             list.push((name, Peer::default()));
             let hash = |&place: &u32| list.get(place as usize).map_or(0, |(name, _)| hasher.hash_one(name));
@@ -49,7 +50,7 @@ impl<K: Copy + Eq + Hash> Peers<K> {
         &mut list[place as usize].1
     }
 
-    /// Removes a peer. The last one in the list takes its slot.
+    /// Removes a peer, and moves the last peer in the list into its slot.
     pub(super) fn remove(&mut self, name: K) {
         let Self { list, places, hasher } = self;
         let Ok(found) = places.find_entry(hasher.hash_one(name), named(list, name)) else { return };
@@ -64,7 +65,7 @@ impl<K: Copy + Eq + Hash> Peers<K> {
     }
 }
 
-/// Returns a predicate: whether a slot is that of this name.
+/// Returns a predicate that tells whether an index is that of the peer with this name.
 fn named<K: Eq>(list: &[(K, Peer)], name: K) -> impl Fn(&u32) -> bool {
     move |&place| list.get(place as usize).is_some_and(|(found, _)| *found == name)
 }
@@ -75,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the peer's next message ID, which serves to recognize the peer.
+    /// Returns the next message ID of a peer. Tests recognize the peer by it.
     fn mark(peer: &mut Peer) -> u16 {
         let mark = peer.own_id(|| 0);
         assert_eq!(peer.own_id(|| 0), mark + 1);

@@ -1,20 +1,20 @@
-//! Block-wise transfers (RFC 7959) in both directions.
+//! Tests of block-wise transfers (RFC 7959) in both directions.
 
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 
 use super::*;
 
-/// A client that requests blocks from a server whose `/big` is a given text.
+/// A client, and a server that answers every request with `body`.
 struct Transfer {
     server: Server,
     id: u16,
     body: Vec<u8>,
-    /// Number of times the request was worked on.
+    /// Number of requests that the server had to work on.
     asked: usize,
     max_message: usize,
 }
 
-/// Messages of limited length.
+/// An outbox that limits messages to the given length in bytes.
 struct Narrow(Sent, usize);
 
 impl Outbox<u8> for Narrow {
@@ -27,7 +27,7 @@ impl Outbox<u8> for Narrow {
     }
 }
 
-/// NUM, M and SZX.
+/// NUM, M and SZX of a Block option.
 type Triple = (u32, bool, u8);
 
 fn value((number, more, size_exponent): Triple) -> Vec<u8> {
@@ -61,8 +61,8 @@ impl Transfer {
         packet
     }
 
-    /// Sends a request; returns the response, and the payload that the server was given
-    /// to work on.
+    /// Sends a request. Returns the response, and the payload that the server had to work
+    /// on, if any.
     fn send(&mut self, packet: &Packet) -> (Packet, Option<Vec<u8>>) {
         let bytes = packet.to_bytes_unlimited().unwrap();
         let mut out = Narrow(Sent::new(), self.max_message);
@@ -154,7 +154,6 @@ fn a_peer_that_accepts_only_short_messages_is_answered_in_blocks() {
     let response = transfer.get("big", None);
     assert_eq!(triple(&response, CoapOption::Block2), Some((0, true, 1)));
     let mut body = response.payload;
-    // RFC 7959 §2.4: the client may still request larger blocks.
     for number in 1.. {
         let response = transfer.get("big", Some((number, false, 1)));
         let (_, more, _) = triple(&response, CoapOption::Block2).unwrap();
@@ -164,6 +163,7 @@ fn a_peer_that_accepts_only_short_messages_is_answered_in_blocks() {
         }
     }
     assert_eq!(body, transfer.body);
+    // RFC 7959 §2.4: a client may still request larger blocks, and gets smaller ones.
     let response = transfer.get("big", Some((1, false, 3)));
     assert_eq!(triple(&response, CoapOption::Block2), Some((4, true, 1)));
     assert_eq!(response.payload, transfer.body[128..160]);
@@ -187,7 +187,8 @@ fn blocks_are_as_large_as_the_peer_accepts() {
         assert_eq!(response.payload.len(), size);
         assert!(length + size > max, "{max}: twice the size would fit");
     }
-    // Header and token, options and marker, and a block of 16 bytes.
+    // 6 bytes for the header and token, 13 for the options and marker, and a block of 16
+    // bytes.
     assert_eq!(smallest, 6 + 13 + 16);
 }
 
@@ -201,7 +202,7 @@ fn the_size_of_the_body_is_sent_to_a_client_that_requests_it() {
     assert_eq!(number(&transfer.get("big", None), CoapOption::Size2), None);
 }
 
-/// A reset would refer to a message that the peer does not know.
+/// A reset would carry a message ID that the peer does not know.
 #[test]
 fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_silently_dropped() {
     let mut server = Server::new();
@@ -242,7 +243,8 @@ fn a_block_that_is_no_longer_kept_is_not_made_again() {
 
 #[test]
 fn an_answer_that_does_not_fit_is_an_internal_error_or_a_reset() {
-    // The longest message that the peer accepts, and the length of its token.
+    // Longest message that the peer accepts, length of its token, and expected code (0 for
+    // a reset).
     for (max, token, expected) in
         [(64, 8, CONTENT), (64, 20, CONTENT), (64, 40, INTERNAL_ERROR), (64, 64, 0), (32, 8, INTERNAL_ERROR)]
     {
@@ -284,7 +286,7 @@ fn a_body_is_reassembled_from_its_blocks() {
     let mut transfer = Transfer::new(3);
     assert_eq!(transfer.put("up", (0, true, 0), &[1; 16]), (CONTINUE, None));
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
-    // A block repeated in another message.
+    // The same block again, in a message with another ID.
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
     let body = [[1; 16].to_vec(), [2; 16].to_vec(), vec![3]].concat();
     assert_eq!(transfer.put("up", (2, false, 0), &[3]), (CONTENT, Some(body)));
@@ -406,8 +408,8 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         put(peer, "up", 0, true);
     }
-    // Greedy peers start transfers again and again; the oldest transfers belong to the
-    // others.
+    // Two greedy peers keep starting transfers. The oldest transfers belong to the other
+    // peers.
     for path in 0..50 {
         for peer in [8, 9] {
             assert!(put(peer, &path.to_string(), 0, true).1 <= 10);
@@ -416,7 +418,7 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         assert!(put(peer, "up", 1, false).0, "{peer}");
     }
-    // A dropped transfer makes room.
+    // Completed transfers make room, so no other transfer is evicted.
     assert_eq!(put(10, "up", 0, true).1, 3);
     assert_eq!(put(10, "up", 0, true).2, 98);
 }

@@ -1,10 +1,11 @@
-//! State that an endpoint keeps of a peer's requests, and for how long.
+//! Tests of the state that an endpoint keeps for a peer's requests, and of how long it is
+//! kept.
 
 use coap_lite::{CoapOption, Packet};
 
 use super::{super::exchanges, *};
 
-/// A transport that accepts no message for a peer until it is set to.
+/// A transport that accepts messages only while `takes` is set.
 struct Held {
     sent: Sent,
     takes: bool,
@@ -55,7 +56,8 @@ fn a_late_repetition_is_not_worked_on_even_after_many_other_requests() {
         for count in 0..39 {
             let (again, sent) = server.receive(&get_id(CON, 65530_u16.wrapping_add(count * step)));
             assert!(again.is_none(), "{count} of {step}");
-            // The answer or, if that is gone, a reset, which spares the client the wait.
+            // The client gets the answer or, if it is no longer kept, a reset, so that it
+            // does not wait.
             assert_eq!(sent.len(), 1);
             assert!(matches!(head(&sent[0].1), (2, 0x45, ..) | (3, 0, ..)));
         }
@@ -115,11 +117,11 @@ fn refused_non_confirmable_requests_take_no_place() {
 
 #[test]
 fn the_memory_for_many_requests_of_a_peer_is_bounded() {
-    // Per session served: one exchange, and a pointer to the rest.
+    // The entry of a peer holds one exchange and a pointer to the rest of its state.
     assert_eq!(size_of::<exchanges::Peer>(), 6 * size_of::<usize>());
     for (requests, step, most) in [(1, 1, 160), (16, 1, 700), (1000, 1, 900), (60, 7, 1300)] {
         let mut server = Server::new();
-        // The tables grow for the other peers.
+        // A request of another peer makes the shared tables grow before the measurement.
         server.endpoint.receive(server.now, 2, &get(CON, 1), &mut Sent::new());
         let memory = allocation_counter::measure(|| {
             for count in 0..requests {
@@ -143,7 +145,7 @@ fn an_answer_that_the_transport_does_not_accept_is_kept_and_reported() {
         assert_eq!(respond(&mut server, &mut out), Delivery::Kept);
         assert_eq!(respond(&mut server, &mut out), Delivery::Dropped, "one answer only");
         assert_eq!(server.endpoint.resume(PEER, &mut out), 0);
-        // The repeated request gets it.
+        // The repeated request gets the kept answer.
         out.takes = true;
         assert!(server.endpoint.receive(server.now, PEER, &get(kind, 9), &mut out).is_none());
         assert_eq!(out.sent.len(), 1);
@@ -178,7 +180,7 @@ fn an_answer_that_is_sent_or_unwanted_is_reported_as_such() {
     let mut out = Sent::new();
     let answer = certificate();
     assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Sent);
-    // No-Response: 2.
+    // No-Response with the value 2 (no success responses).
     let request = server.receive(&[0x50, 1, 0, 10, 0xb1, b'x', 0xd1, 234, 2]).0.unwrap();
     assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Dropped);
     let request = server.receive(&get(CON, 11)).0.unwrap();
@@ -196,7 +198,7 @@ fn the_endpoints_message_ids_are_counted_per_peer() {
         head(&out.pop().unwrap().1).2
     };
     let first = ask(&mut server, 1, 0);
-    // The other peers are sent more messages than there are message IDs.
+    // With one counter for all peers, it would be back at `first` after these messages.
     for id in 0..0x1_0000_u32 - 1 {
         ask(&mut server, 2, id as u16);
     }

@@ -145,7 +145,8 @@ fn a_confirmed_separate_answer_is_not_sent_again() {
 
 #[test]
 fn an_acknowledgement_or_a_reset_with_trailing_bytes_confirms_nothing() {
-    // RFC 7252 §4.1: the token length is 0, and nothing follows the message ID.
+    // RFC 7252 §4.1: in an empty message, the token length is 0 and nothing follows the
+    // message ID.
     for (first, more) in [(0x60, &[0xff, 1][..]), (0x61, &[0]), (0x61, &[]), (0x70, &[0]), (0x72, &[1, 2])] {
         let mut server = Server::new();
         let request = server.receive(&get(CON, 9)).0.unwrap();
@@ -185,7 +186,8 @@ fn a_non_confirmable_request_gets_one_non_confirmable_answer() {
     assert!(server.receive(&get(NON, 11)).1.is_empty(), "nor is it repeated");
 }
 
-/// RFC 7252 §4.3, for a peer that has moved: only it knows the message ID.
+/// A ping (RFC 7252 §4.3) checks that a peer receives at its new address: only a receiver
+/// there knows the message ID.
 #[test]
 fn only_a_reset_with_the_pings_id_answers_a_ping() {
     let mut server = Server::new();
@@ -207,7 +209,7 @@ fn only_a_reset_with_the_pings_id_answers_a_ping() {
     assert_eq!(answer(&mut server, 0x70, id), Some(PEER));
     assert_eq!(server.endpoint.take_pong(), None, "once");
     assert_eq!(answer(&mut server, 0x70, id), None, "a replay");
-    // A wrong ID is a guess, and ends the ping.
+    // A wrong ID counts as a guess and ends the ping.
     let id = ping(&mut server);
     assert_eq!(answer(&mut server, 0x70, id.wrapping_add(1)), None);
     assert_eq!(answer(&mut server, 0x70, id), None);
@@ -312,7 +314,7 @@ fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     assert_eq!(code(server.receive(&with_option(5, &[0xd1, 26, b'x'])).1), 0xa5);
     // Proxy-Uri.
     assert_eq!(code(server.receive(&with_option(9, &[0xd1, 22, b'x'])).1), 0xa5);
-    // Elective, unknown (2050), and Uri-Host, Uri-Port.
+    // An unknown elective option (2050), and the known options Uri-Host and Uri-Port.
     assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
     assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
     // The refusal is an answer like any other: it is repeated unchanged.
@@ -320,8 +322,8 @@ fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     // A non-confirmable request is refused silently.
     let (request, sent) = server.receive(&[0x50, 1, 0, 8, 0x91, 0]);
     assert!(request.is_none() && sent.is_empty());
-    // A known but refused option is answered in both cases: RFC 7252 §5.10.2 for a proxy,
-    // RFC 7959 §2.2 for a block of the reserved size.
+    // A known option that is refused is answered even in a non-confirmable request: RFC
+    // 7252 §5.10.2 for a proxy, RFC 7959 §2.2 for a block of the reserved size.
     assert_eq!(code(server.receive(&[0x50, 1, 0, 40, 0xd1, 22, b'x']).1), 0xa5);
     assert_eq!(code(server.receive(&[0x50, 1, 0, 41, 0xd1, 10, 0x07]).1), 0x80);
 }
@@ -345,7 +347,7 @@ fn a_refusal_lists_the_options() {
     assert_eq!(refusal(&[0x91, 0]), (unknown.clone(), vec![9]));
     assert_eq!(refusal(&[0xe1, 0xfc, 0xdc, b'x']), (unknown.clone(), vec![65001]));
     assert_eq!(refusal(&[0x91, 0, 0xe1, 0xfc, 0xd3, b'x']), (unknown, vec![9, 65001]));
-    // Every second number from 1001: only eight are listed.
+    // Twenty options with odd numbers from 1001; the refusal lists only the first eight.
     let many = [&[0xe0, 0x02, 0xdc][..], &[0x20; 19]].concat();
     assert_eq!(refusal(&many).1, [1001, 1003, 1005, 1007, 1009, 1011, 1013, 1015]);
     // Uri-Path that is not UTF-8.
@@ -357,7 +359,7 @@ fn a_refusal_lists_the_options() {
 #[test]
 fn an_unwanted_response_is_only_acknowledged() {
     let mut server = Server::new();
-    // No-Response: 2, after Uri-Path x.
+    // Uri-Path `x`, then No-Response with the value 2 (no success responses).
     let mut message = vec![0x40, 1, 0, 9, 0xb1, b'x', 0xd1, 234, 2];
     let request = server.receive(&message).0.unwrap();
     assert_eq!(server.respond(&request), [(PEER, vec![0x60, 0, 0, 9])]);
@@ -395,7 +397,7 @@ fn tokens_of_up_to_64_bytes_are_returned_unchanged() {
     for length in [0, 1, 8, 13, 20, 64] {
         let mut server = Server::new();
         let token: Vec<u8> = (0..length).collect();
-        // RFC 8974 §2.1.
+        // RFC 8974 §2.1: a length field of 13 is followed by the token length minus 13.
         let announced =
             if length < 13 { vec![0x40 | length, 1, 0, 9] } else { vec![0x4d, 1, 0, 9, length - 13] };
         let request =
@@ -427,7 +429,8 @@ fn requests_with_longer_or_truncated_tokens_are_reset() {
 
 #[test]
 fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
-    // RFC 7252 §5.4.3: number, length, whether it is refused.
+    // RFC 7252 §5.4.3: option number, length of the value, and whether the option is
+    // refused.
     for (number, length, refused) in [
         (3, 0, true),    // Uri-Host
         (4, 9, false),   // ETag
@@ -456,7 +459,7 @@ fn an_answer_for_a_forgotten_peer_is_dropped() {
     let request = server.receive(&get(CON, 9)).0.unwrap();
     server.endpoint.forget(PEER);
     assert!(server.respond(&request).is_empty());
-    // Nor does it answer a later request with the same message ID.
+    // The old answer does not go to a later request with the same message ID either.
     let later = server.receive(&get(CON, 9)).0.unwrap();
     assert!(server.respond(&request).is_empty());
     assert_eq!(server.respond(&later).len(), 1);

@@ -1,4 +1,4 @@
-//! Separate answers, several of them outstanding to one peer.
+//! Tests of separate answers, several of which are outstanding to one peer.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn acknowledge(message: &[u8]) -> [u8; 4] {
 }
 
 impl Server {
-    /// Receives requests with these message IDs, which are acknowledged and still in
+    /// Receives requests with these message IDs. They are acknowledged and remain in
     /// progress.
     fn slow<const N: usize>(&mut self, ids: [u8; N]) -> [Request<u8>; N] {
         let requests = ids.map(|id| self.receive(&get(CON, id)).0.unwrap());
@@ -18,7 +18,8 @@ impl Server {
         requests
     }
 
-    /// Returns everything sent from now until nothing is left to do, each with its time.
+    /// Returns all messages sent until no timer is left, each with the time since the
+    /// call.
     fn rest(&mut self) -> Vec<(Duration, Vec<u8>)> {
         let (mut sent, began) = (Vec::new(), self.now);
         while let Some(at) = self.endpoint.poll_timeout() {
@@ -62,7 +63,7 @@ fn an_unacknowledged_answer_delays_the_next_by_one_timeout() {
     assert!(sent[0].0 <= Duration::from_secs(3) && sent[1].0 <= Duration::from_secs(6), "{sent:?}");
     assert_ne!(ids[0], ids[1]);
     assert!(!ids[..2].contains(&head(&first[0].1).2), "the next ones, before the first is repeated");
-    // One message per timeout, and each message five times in all.
+    // One message is sent per timeout, and each message is sent five times in all.
     let mut before = Duration::ZERO;
     for (at, _) in &sent {
         assert!(*at - before >= Duration::from_secs(2), "{sent:?}");
@@ -84,7 +85,7 @@ fn an_answer_does_not_wait_for_a_repeated_one_and_can_be_acknowledged() {
     server.advance(Duration::from_millis(100));
     let second = server.respond(&two);
     assert_eq!(second.len(), 1, "at once");
-    // This does not make the first one due earlier.
+    // Acknowledging the second answer does not make the first one due earlier.
     assert!(server.receive(&acknowledge(&second[0].1)).1.is_empty());
     assert!(server.advance(Duration::from_millis(3800)).is_empty());
     assert_eq!(server.advance(Duration::from_millis(2200)), first);
@@ -119,7 +120,7 @@ fn waiting_answers_are_bounded() {
     while let Some(at) = server.endpoint.poll_timeout() {
         answers += server.advance(at.saturating_duration_since(server.now)).len();
     }
-    // Each one kept is sent once and retransmitted four times.
+    // Each of the 17 kept answers is sent once and retransmitted four times.
     assert!(answers <= 17 * 5, "{answers}");
 }
 
@@ -152,7 +153,7 @@ fn an_acknowledgement_of_another_message_settles_nothing() {
     assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
 }
 
-/// A device that refuses an answer has not shown that it receives at its address.
+/// A device that resets an answer has not shown that it receives at its current address.
 #[test]
 fn a_reset_of_an_answer_does_not_answer_the_ping() {
     let mut server = Server::new();
