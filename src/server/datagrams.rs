@@ -1,5 +1,5 @@
-//! Sending and receiving of datagrams in groups: one system call handles up to 32. Under
-//! load, system calls are half the cost of a provisioning, so they are shared.
+//! Sends and receives datagrams in groups: one system call handles up to 32 datagrams.
+//! Under load, system calls are half the cost of a provisioning, so datagrams share them.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -20,8 +20,8 @@ use crate::dtls::{self, LocalAddress, Path};
 
 /// Maximum number of datagrams per system call.
 pub(super) const GROUP: usize = 32;
-/// Longest datagram received or sent, in bytes. No device sends a longer one; a longer
-/// one is truncated, and then dropped by the record layer.
+/// Length of the longest datagram received or sent, in bytes. No device sends a longer
+/// one. If one arrives, it is truncated here and then dropped by the record layer.
 const MAX_DATAGRAM: usize = 2048;
 
 /// Returns a control buffer for the IPv4 address that a datagram was sent to.
@@ -29,13 +29,14 @@ fn v4_control() -> Vec<u8> {
     cmsg_space!(libc::in_pktinfo)
 }
 
-/// Returns a control buffer for an IPv6 address, or an IPv4-mapped one.
+/// Returns a control buffer for the IPv6 or IPv4-mapped address that a datagram was sent
+/// to.
 pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
-/// A socket to receive from. The system shortens the headers to what it has filled in,
-/// which depends on the address family, so each socket has its own headers.
+/// A socket to receive from. Each socket has its own headers: the system shortens them to
+/// the length that it fills in, which depends on the address family.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,
@@ -73,8 +74,8 @@ impl Incoming {
         }
     }
 
-    /// Replaces the previous datagrams by at most `most` that have arrived. Returns their
-    /// number, 0 if there are none.
+    /// Replaces the previous datagrams with up to `most` that have arrived. Returns the
+    /// number of new datagrams, 0 if none have arrived.
     pub(super) fn receive(&mut self, listener: &mut Listener, most: usize) -> io::Result<usize> {
         self.received.clear();
         self.next = 0;
@@ -85,8 +86,8 @@ impl Incoming {
         match recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None) {
             Ok(messages) => {
                 for message in messages {
-                    // A datagram without a sender cannot be answered: its slot stays, but
-                    // empty.
+                    // A datagram without a sender cannot be answered. It keeps its slot,
+                    // but with a length of 0.
                     let from = message.address.as_ref().and_then(address_of);
                     let length = if from.is_some() { message.bytes } else { 0 };
                     let source = if *reports_destination { Source::of(&message) } else { None };
@@ -128,7 +129,7 @@ fn no_address() -> SocketAddr {
 struct Waiting {
     to: SocketAddr,
     from: LocalAddress,
-    /// Offset in the buffer.
+    /// Offset in the buffer, in bytes.
     start: usize,
     length: usize,
 }
@@ -146,7 +147,7 @@ pub(super) struct Outgoing {
     sender: Sender,
 }
 
-/// Sockets to send from, and what is needed to set a source address.
+/// Sockets to send from, and the data for setting a source address.
 struct Sender {
     sockets: Vec<UdpSocket>,
     numbers: Numbers,
@@ -157,7 +158,7 @@ struct Sender {
 }
 
 impl Outgoing {
-    /// Creates an empty buffer; the sockets are in the order of `listen`.
+    /// Creates an empty buffer. The sockets are in the order of `listen`.
     pub(super) fn new(sockets: Vec<UdpSocket>, numbers: Numbers) -> Self {
         let sender = Sender {
             sockets,
@@ -179,8 +180,8 @@ impl Outgoing {
 
     /// Sends all waiting datagrams.
     pub(super) fn flush(&mut self) {
-        // One system call sends from one address. The sort is stable, so datagrams on one
-        // path stay in order.
+        // One system call can send from only one address. The sort is stable, so datagrams
+        // on one path stay in order.
         self.datagrams.sort_by_key(|datagram| datagram.from);
         for run in self.datagrams.chunk_by(|one, next| one.from == next.from) {
             self.sender.send(run, &self.buffer);
@@ -191,7 +192,7 @@ impl Outgoing {
 }
 
 impl Sender {
-    /// Sends datagrams that leave from one address.
+    /// Sends datagrams that all leave from the same address.
     fn send(&mut self, run: &[Waiting], buffer: &[u8]) {
         let Some(first) = run.first() else { return };
         let Local { socket, source } = self.numbers.address(first.from, &mut self.known);
@@ -211,8 +212,8 @@ impl Sender {
     }
 }
 
-/// Sends from the socket's address, or one that the system chooses; returns the number of
-/// datagrams dropped.
+/// Sends datagrams from the socket's address, or from one that the system chooses. Returns
+/// the number of datagrams dropped.
 fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64 {
     let addresses: Vec<SocketAddrAny> = run.iter().map(|datagram| datagram.to.into()).collect();
     let mut controls: [SendAncillaryBuffer<'_, '_, '_>; GROUP] = Default::default();
@@ -227,8 +228,8 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
         let sent = match sendmmsg(socket, waiting, SendFlags::DONTWAIT) {
             Ok(sent) => sent.max(1),
             Err(rustix::io::Errno::INTR) => continue,
-            // The first one cannot be sent: its address is unreachable, or the socket's
-            // buffer is full. The others may still be.
+            // The first datagram cannot be sent: its destination is unreachable, or the
+            // socket's buffer is full. The others are still tried.
             Err(_) => {
                 dropped += 1;
                 1
@@ -239,7 +240,7 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
     dropped
 }
 
-/// Sends from the address in `control`; returns the number of datagrams dropped.
+/// Sends datagrams from the address in `control`. Returns the number of datagrams dropped.
 fn send_from(
     socket: &UdpSocket,
     run: &[Waiting],
@@ -255,7 +256,7 @@ fn send_from(
         let sent = match sendmmsg_from(socket.as_raw_fd(), headers, waiting, addresses, control, flags) {
             Ok(sent) => sent.count().max(1),
             Err(nix::Error::EINTR) => continue,
-            // As above, or the source address is no longer one of the host's.
+            // As in `send`, or the source address no longer belongs to the host.
             Err(_) => {
                 dropped += 1;
                 1

@@ -1,7 +1,7 @@
 //! The server's own addresses and their numbers in paths. An answer leaves from the
-//! address that the device sent to, because a device drops datagrams from any other (RFC
-//! 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a datagram keeps
-//! its path when it is forwarded.
+//! address that the device sent to, because a device drops datagrams from any other
+//! address (RFC 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a
+//! datagram keeps its path when it is forwarded to another worker.
 
 use std::{
     collections::HashMap,
@@ -23,34 +23,36 @@ use socket2::SockRef;
 use crate::dtls::LocalAddress;
 
 /// Makes a socket that is bound to a wildcard address report the address that each
-/// datagram was sent to; returns whether it does. A socket bound to one address has no
-/// other to answer from.
+/// datagram was sent to. Returns `false` for a socket that is bound to one address: it
+/// always answers from that address.
 pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::Result<bool> {
     match bound {
         _ if !bound.ip().is_unspecified() => return Ok(false),
         SocketAddr::V4(_) => setsockopt(socket, Ipv4PacketInfo, &true)?,
         SocketAddr::V6(_) => {
-            // For IPv4 datagrams it reports the mapped address.
+            // For an IPv4 datagram, this option reports the IPv4-mapped address.
             setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
-            // If a whole prefix is routed to the host, its addresses are on no interface
-            // and cannot be sources without this option.
+            // If a whole prefix is routed to the host, the addresses in it are on no
+            // interface. They cannot be source addresses without this option.
             SockRef::from(socket).set_freebind_v6(true)?;
         }
     }
     Ok(true)
 }
 
-/// Maximum number of addresses numbered. Only a host with a whole prefix has more;
-/// datagrams to further addresses are answered from the address that the system chooses.
+/// Maximum number of addresses that get a number. Only a host with a whole prefix has
+/// more. Datagrams to further addresses are answered from an address that the system
+/// chooses.
 const MAX_ADDRESSES: usize = 4096;
 
-/// An address of the server: a socket and, if that is bound to a wildcard, one of the
-/// host's addresses.
+/// An address of the server: a socket and, if the socket is bound to a wildcard, one of
+/// the host's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Local {
     /// Index of the socket in `listen`.
     pub(super) socket: u16,
-    /// `None` if the socket's own address is the only one, or the system chooses.
+    /// Source address for answers. `None` if the socket has only one address, or if the
+    /// system chooses the address.
     pub(super) source: Option<Source>,
 }
 
@@ -69,8 +71,8 @@ pub(super) enum PacketInfo {
 }
 
 impl Source {
-    /// Returns the address that a datagram was sent to. `None` for one that cannot be a
-    /// source, such as a multicast address.
+    /// Returns the address that a datagram was sent to, or `None` if it cannot be a source
+    /// address, such as a multicast address.
     pub(super) fn of<S: SockaddrLike>(message: &RecvMsg<'_, '_, S>) -> Option<Self> {
         message.cmsgs().ok()?.find_map(|control| match control {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
@@ -89,8 +91,8 @@ impl Source {
             return None;
         }
         let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        // For other addresses, the answer may be routed through another interface than
-        // the request.
+        // An answer from any other address may leave through another interface than the
+        // one that received the request.
         Some(Self { address, interface: if is_link_local { interface } else { 0 } })
     }
 
@@ -110,7 +112,7 @@ impl Source {
     }
 }
 
-/// Numbers of the server's addresses. They are assigned once and never reused.
+/// Numbers of the server's addresses. A number is assigned once and never reused.
 #[derive(Clone)]
 pub(super) struct Numbers(Arc<Mutex<Assigned>>);
 
@@ -120,15 +122,16 @@ struct Assigned {
 }
 
 impl Numbers {
-    /// Creates the numbers for this many sockets: each has its own index.
+    /// Creates the numbers for this many sockets. The index of a socket is also the number
+    /// of the socket's own address.
     pub(super) fn new(sockets: u16) -> Self {
         let addresses: Vec<Local> = (0..sockets).map(|socket| Local { socket, source: None }).collect();
         let numbers = addresses.iter().map(|&local| (local, LocalAddress(local.socket))).collect();
         Self(Arc::new(Mutex::new(Assigned { addresses, numbers })))
     }
 
-    /// Returns the number of an address, assigning one to a new address. `None` when all
-    /// numbers are assigned.
+    /// Returns the number of an address. A new address gets the next number. Returns
+    /// `None` when all numbers are assigned.
     fn assign(&self, local: Local) -> Option<LocalAddress> {
         let assigned = &mut *self.lock();
         if let Some(&number) = assigned.numbers.get(&local) {
@@ -150,8 +153,8 @@ impl Numbers {
         Some(number)
     }
 
-    /// Returns the address with this number. `known` is the caller's own copy, which is
-    /// updated when the number is newer.
+    /// Returns the address with this number. `known` is the caller's copy of the
+    /// addresses, which is extended if it does not have the number yet.
     pub(super) fn address(&self, number: LocalAddress, known: &mut Vec<Local>) -> Local {
         let index = usize::from(number.0);
         if index >= known.len() {
@@ -187,8 +190,8 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // Addresses without a number are not kept: there may be any number of
-                // them.
+                // An address that gets no number is not kept, because the number of such
+                // addresses has no limit.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

@@ -1,7 +1,7 @@
 //! The server's I/O: sockets, threads and timers, and no rules. There is one worker per
-//! core, with its own sockets on the same ports, its own DTLS and CoAP endpoints, and no
-//! lock that a request has to share with others. Work that takes more than one step stays
-//! with its worker and is polled there.
+//! core, with its own sockets on the same ports and its own DTLS and CoAP endpoints, so
+//! that workers rarely wait for one another. Work that takes more than one step stays with
+//! its worker and is polled there.
 
 mod datagrams;
 mod in_progress;
@@ -43,15 +43,17 @@ pub use stack::Metrics;
 use stack::Stack;
 use worker::{Mailbox, Worker};
 
-/// Maximum number of workers: each has its own first byte of connection IDs.
+/// Maximum number of workers. The first byte of a connection ID tells which worker the
+/// session belongs to.
 pub const MAX_WORKERS: usize = 256;
-/// Receive buffer requested for each socket, in bytes; the system may grant less
-/// (`net.core.rmem_max`). It must hold the datagrams that arrive while a worker is busy.
+/// Size of the receive buffer requested for each socket, in bytes. The system may grant
+/// less (`net.core.rmem_max`). The buffer must hold the datagrams that arrive while a
+/// worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Maximum time for one iteration (round) of a worker's loop after it was woken. A worker
-/// under load ends its rounds in time (see `worker.rs`), so one that takes longer no
-/// longer works.
+/// Maximum time for one iteration (round) of a worker's loop after the worker was woken.
+/// Even under load, a round takes less time (see `worker.rs`), so a worker that takes
+/// longer no longer works.
 pub const ROUND: Duration = Duration::from_secs(2);
 
 /// Modules that the workers use.
@@ -66,8 +68,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Returns a copy for one worker. Each request changes reference counts, and two
-    /// workers that change the same ones would slow each other down.
+    /// Returns a copy for one worker. Each request changes reference counts. Two workers
+    /// that changed the same counts would slow each other down.
     fn unshared(&self) -> Self {
         Self {
             enrollments: Arc::new(self.enrollments.unshared()),
@@ -80,8 +82,8 @@ impl Services {
 /// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Number of threads that serve devices: one per core, as long as there are prefixes
-    /// of connection IDs.
+    /// Number of threads that serve devices. By default one per core, but no more than
+    /// [`MAX_WORKERS`].
     pub workers: usize,
     /// Limits of all workers' DTLS endpoints together.
     pub dtls: dtls::Config,
@@ -120,7 +122,7 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-/// Reports that a worker's thread has ended without being asked to, for whatever reason.
+/// Reports, when it is dropped, that a worker's thread has ended without being asked to.
 struct EndNotice {
     number: usize,
     stop: Arc<AtomicBool>,
@@ -130,8 +132,8 @@ struct EndNotice {
 impl Drop for EndNotice {
     fn drop(&mut self) {
         if !self.stop.load(Ordering::Relaxed) {
-            // The channel holds one report per worker. If the server was dropped, no one
-            // receives it.
+            // The channel has space for one report per worker. If the server was dropped,
+            // no one receives the report.
             let _ = self.ended.try_send(self.number);
         }
     }
@@ -150,7 +152,7 @@ impl Pulse {
         self.mailbox.wake();
     }
 
-    /// Returns the number of rounds that it has run.
+    /// Returns the number of rounds that the worker has run.
     pub fn rounds(&self) -> u64 {
         self.metrics.rounds.load(Ordering::Relaxed)
     }
@@ -221,8 +223,8 @@ impl Server {
     }
 
     /// Waits until a worker has ended without being asked to, and returns its number.
-    /// Devices that the kernel assigns to it no longer get answers, so the server should
-    /// end too.
+    /// Devices that the kernel assigns to that worker no longer get answers, so the server
+    /// should end too.
     pub async fn worker_ended(&mut self) -> usize {
         match self.ended.recv().await {
             Some(number) => number,
@@ -249,8 +251,9 @@ impl Server {
         self.workers.iter().map(pulse).collect()
     }
 
-    /// Replaces the enrollments for handshakes and the limits for requests from now on.
-    /// Sessions whose keys are still valid stay open.
+    /// Replaces the enrollments and limits for all handshakes and requests from now on. A
+    /// session stays open if its enrollment still has the same key. Sessions with
+    /// individual keys end.
     pub fn reload(&self, services: &Services) {
         for worker in &self.workers {
             worker.mailbox.reload(services.clone());
@@ -280,13 +283,14 @@ fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     }
 }
 
-/// Binds all addresses. Returns them as bound, and each worker's sockets in the same
-/// order.
+/// Binds all addresses. Returns the bound addresses, and the sockets of each worker in the
+/// same order.
 fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, Vec<Vec<UdpSocket>>)> {
     let mut addresses = Vec::with_capacity(listen.len());
     let mut sockets: Vec<Vec<UdpSocket>> = iter::repeat_with(Vec::new).take(workers).collect();
     for &wanted in listen {
-        // The IPv6 wildcard also receives IPv4, unless another socket has that port.
+        // The IPv6 wildcard would also receive IPv4. It must not if another socket is
+        // bound to the same port for IPv4.
         let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
         let bound = bind(wanted, only_v6, workers)
             .with_context(|| format!("cannot listen on {wanted}{}", port_hint(wanted)))?;
@@ -301,8 +305,8 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
 /// Binds one socket per worker to an address. The kernel distributes clients among them
 /// by address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
-    // With SO_REUSEPORT a second server would silently share the port, so the port is
-    // bound without it first.
+    // With SO_REUSEPORT, a second server would silently share the port. So the port is
+    // first bound without this option.
     let address = socket(listen, only_v6, false)?.local_addr()?;
     (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }

@@ -1,7 +1,7 @@
-//! Plain CoAP, for test benches: there is no encryption and no authentication, so anyone
-//! who can reach it gets what the devices of one enrollment get. Echo (RFC 9175) shows
-//! that a client receives at its address; the state kept is bounded. It is a single task
-//! of the runtime, and not made for load.
+//! Plain CoAP, for test benches. There is no encryption and no authentication, so any
+//! client that reaches the listener gets what the devices of one enrollment get. Echo (RFC
+//! 9175) shows that a client receives at its address. The state is bounded. The listener
+//! is a single task of the runtime and not made for load.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,14 +31,15 @@ use crate::{
     resource::{Answer, MAX_PAYLOAD, Service},
 };
 
-/// Maximum number of verified addresses; beyond it, the first one is forgotten.
+/// Maximum number of verified addresses. Beyond it, the address verified first is
+/// forgotten.
 const MAX_PEERS: usize = 1024;
 /// Maximum number of requests in progress.
 const MAX_TASKS: usize = 1024;
 /// Longest message received, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-/// A client, and the server's address that it sent to: the answer leaves from there.
+/// A client, and the server's address that it sent to, from which the answer leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Peer {
     address: SocketAddr,
@@ -63,7 +64,7 @@ pub struct Plain {
 
 impl Plain {
     /// Creates a listener that treats every client as a device of the enrollment. `seed`
-    /// is random.
+    /// must be random.
     pub fn new(
         socket: UdpSocket,
         service: Arc<Service>,
@@ -86,7 +87,7 @@ impl Plain {
         })
     }
 
-    /// Serves until it is dropped.
+    /// Serves until the future is dropped.
     pub async fn run(mut self) {
         let mut buffer = [0; MAX_MESSAGE];
         loop {
@@ -160,7 +161,7 @@ impl Plain {
     }
 }
 
-/// Receives a message; fails with `WouldBlock` when there is none.
+/// Receives a message. Fails with `WouldBlock` if there is none.
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
     let (mut slices, mut control) = ([IoSliceMut::new(buffer)], v6_control());
     let flags = MsgFlags::MSG_DONTWAIT;

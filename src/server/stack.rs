@@ -1,6 +1,6 @@
-//! The protocol stack of a worker, without I/O: DTLS, CoAP, the service, and back.
-//! Datagrams, the time and results of work come in; datagrams and work that is not done
-//! at its first step go out.
+//! The protocol stack of a worker, without I/O: DTLS, CoAP and the service. Its input is
+//! datagrams, the time, and the results of work. Its output is datagrams, and work that is
+//! not done at its first step.
 
 use std::{
     cell::Cell,
@@ -34,11 +34,12 @@ use crate::{
     store::StoreError,
 };
 
-/// Maximum number of requests of one session in progress: a device needs one.
+/// Maximum number of requests in progress in one session. A device needs only one.
 const MAX_OF_SESSION: u32 = 4;
 /// Number of sessions checked per round after a reload.
 const SESSIONS_A_ROUND: usize = 512;
-/// Seconds after which a device should retry when too many requests are in progress.
+/// Time after which a device should retry when too many requests are in progress, in
+/// seconds.
 const TASKS_PAUSE: u32 = 10;
 /// Maximum number of failed handshakes logged per second, one line each.
 const MAX_FAILURE_LINES: u32 = 20;
@@ -47,10 +48,10 @@ const MAX_REQUEST_LINES: u32 = 50;
 
 /// Destination of a stack's datagrams and work.
 pub trait Io: dtls::Outbox {
-    /// Takes over work; its result must be passed to [`Stack::done`].
+    /// Takes over work. Its result must be passed to [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
 
-    /// Returns the current time, unlike `now`, which is the start of the round.
+    /// Returns the current time. Elsewhere, `now` is the start of the round.
     fn clock(&self) -> Instant {
         Instant::now()
     }
@@ -72,7 +73,7 @@ enum WorkResult {
 struct Asked {
     exchange: ExchangeId<SessionId>,
     at: Instant,
-    /// Its log line, if it is logged.
+    /// Log line of the request, if the request is logged.
     line: Option<Box<RequestLine>>,
 }
 
@@ -83,7 +84,7 @@ pub(super) struct Held {
     request: Request<SessionId>,
 }
 
-/// Metrics of a worker; others may read them at any time.
+/// Metrics of a worker. Other threads may read them at any time.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// HelloVerifyRequests sent.
@@ -92,27 +93,29 @@ pub struct Metrics {
     pub handshakes_completed: AtomicU64,
     /// Handshakes that failed.
     pub handshakes_failed: AtomicU64,
-    /// Protected records that failed to authenticate, and replays.
+    /// Protected records that failed to authenticate or were replayed.
     pub bad_records: AtomicU64,
-    /// Silent drops, by [`dtls::Dropped::ALL`].
+    /// Silent drops by reason, in the order of [`dtls::Dropped::ALL`].
     pub dtls_dropped: [AtomicU64; dtls::Dropped::ALL.len()],
-    /// Sessions ended to make room for others.
+    /// Sessions ended because their holder had too many, or because the table was full.
     pub sessions_evicted: AtomicU64,
     /// Times that a session's client moved to another address.
     pub sessions_moved: AtomicU64,
     /// Late copies of hellos that already led to a session.
     pub late_hellos: AtomicU64,
-    /// Requests refused for now: their session or network had too many in progress.
+    /// Requests asked to retry later because their session or network had too many in
+    /// progress.
     pub too_many_in_progress: AtomicU64,
-    /// Answers kept back because the device's address was not validated yet.
+    /// Answers not sent at first because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
     /// Kept answers that were sent once the address was validated.
     pub answers_resumed: AtomicU64,
-    /// Requests dropped: their session had too many in progress or just answered.
+    /// Requests dropped or refused because their session had too many requests in progress
+    /// or recently answered.
     pub requests_dropped: AtomicU64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: AtomicU64,
-    /// Block-wise transfers dropped in favour of others.
+    /// Block-wise transfers dropped to make room for others.
     pub transfers_evicted: AtomicU64,
     /// DTLS flights resent.
     pub retransmissions: AtomicU64,
@@ -120,11 +123,11 @@ pub struct Metrics {
     pub sessions: AtomicU64,
     /// Current number of handshakes in progress.
     pub handshakes: AtomicU64,
-    /// Completed handshakes, by [`dtls::Suite::ALL`].
+    /// Completed handshakes by cipher suite, in the order of [`dtls::Suite::ALL`].
     pub completed_by_suite: [AtomicU64; dtls::Suite::ALL.len()],
-    /// Failed handshakes, by [`Failure::ALL`].
+    /// Failed handshakes by reason, in the order of [`Failure::ALL`].
     pub failed_by_reason: [AtomicU64; Failure::ALL.len()],
-    /// Requests answered, by response code as on the wire.
+    /// Requests answered, by the byte that encodes the response code.
     pub responses: ByByte,
     /// Time from a request's arrival to its answer's departure.
     pub request_latency: Histogram,
@@ -132,27 +135,30 @@ pub struct Metrics {
     pub in_progress: AtomicU64,
     /// Rounds that the worker has run.
     pub rounds: AtomicU64,
-    /// Datagrams that the system did not accept.
+    /// Outgoing datagrams that the system did not accept.
     pub datagrams_dropped: AtomicU64,
-    /// Datagrams for another worker's session, dropped because its queue was full.
+    /// Datagrams for a session of another worker, dropped because that worker's queue was
+    /// full.
     pub forwarded_dropped: AtomicU64,
 }
 
 /// Client at the other end of a session.
 pub struct Client {
     principal: Principal,
-    /// Generation of the enrollments in which its own was found.
+    /// Generation of the enrollments in which the client's enrollment was last found.
     generation: u32,
-    /// Its requests in progress.
+    /// Number of the client's requests in progress.
     in_progress: u32,
-    /// Address at which it proved its key after returning a cookie there. A session with
-    /// a connection ID may move (RFC 9146 §6), so a client could otherwise claim someone
-    /// else's address and use up the tokens there.
+    /// Address at which the client proved its key, after it had returned a cookie there.
+    /// Limits count by this address even after the session has moved (RFC 9146 §6).
+    /// Otherwise a client could claim another client's address and use up the tokens of
+    /// that address.
     source: Cell<Option<Source>>,
 }
 
 impl Client {
-    /// Returns whether its key is still valid in these enrollments.
+    /// Returns whether the client's key is still valid in these enrollments. After a
+    /// reload, an individual key is not.
     fn is_good(&mut self, enrollments: &Enrollments, generation: u32) -> bool {
         if self.generation == generation {
             return true;
@@ -220,15 +226,15 @@ impl Stack {
         }
     }
 
-    /// Returns its metrics.
+    /// Returns the metrics of the worker.
     pub fn metrics(&self) -> Arc<Metrics> {
         self.metrics.clone()
     }
 
-    /// Replaces the enrollments and limits from now on. Sessions of an enrollment that is
-    /// gone or has another key end: nothing more is served in them. So do those of
-    /// individual keys, which the table may have changed. The others continue under the
-    /// current policy.
+    /// Replaces the enrollments and limits from now on. Sessions whose enrollment is gone
+    /// or has another key end, and nothing more is served in them. Sessions with
+    /// individual keys end as well, because the table may have changed. All others
+    /// continue under the new policy.
     pub fn reload(&mut self, services: Services) {
         self.services = services.unshared();
         self.generation = self.generation.wrapping_add(1);
@@ -243,7 +249,7 @@ impl Stack {
         self.revoking = self.dtls.close_where(SESSIONS_A_ROUND, is_over, io);
     }
 
-    /// Returns whether the session's key is still valid; otherwise ends the session.
+    /// Returns whether the session's key is still valid. If it is not, ends the session.
     fn is_good(&mut self, session: SessionId, io: &mut impl Io) -> bool {
         let (enrollments, generation) = (&self.services.enrollments, self.generation);
         let is_good =
@@ -254,7 +260,8 @@ impl Stack {
         is_good
     }
 
-    /// Starts a group of datagrams: the store may check for changes once for all.
+    /// Starts a group of datagrams. The store may check for changes only once for the
+    /// whole group.
     pub fn begin_group(&self) {
         self.services.store.hold();
     }
@@ -283,7 +290,7 @@ impl Stack {
             }
             WorkResult::Response(asked, source, response) => {
                 self.end_work(asked.exchange.peer, source);
-                // Its key may have been revoked while it waited.
+                // The key may have been revoked while the request waited.
                 if self.is_good(asked.exchange.peer, io) {
                     self.respond(now, &asked, &response, io);
                 }
@@ -293,7 +300,8 @@ impl Stack {
         }
     }
 
-    /// Ends up to `most` sessions and notifies their devices; returns how many are left.
+    /// Ends up to `most` sessions and notifies their devices. Returns the number of
+    /// sessions left.
     pub fn close_oldest(&mut self, most: usize, io: &mut impl Io) -> usize {
         let left = self.dtls.close_oldest(most, io);
         while let Some(event) = self.dtls.poll_event() {
@@ -307,12 +315,13 @@ impl Stack {
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // At once while there are sessions to check.
+        // Due at once while there are sessions to check.
         let revoking = self.revoking.then(Instant::now);
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
 
-    /// Sends, resends, ends and checks whatever is due.
+    /// Does everything that is due: retransmissions, timeouts, pings, and checks of
+    /// sessions after a reload.
     pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
         if self.revoking {
             self.revoke(io);
@@ -331,7 +340,8 @@ impl Stack {
         bytes: &[u8],
         io: &mut impl Io,
     ) {
-        // Checked before CoAP, which could otherwise repeat an answer that it keeps.
+        // The key is checked before CoAP gets the message, because CoAP could repeat an
+        // answer that it keeps.
         if !self.is_good(session, io) {
             return self.events(now, io);
         }
@@ -352,8 +362,9 @@ impl Stack {
         self.serve(now, session, held, io);
     }
 
-    /// Holds a request for a certificate that is issued only once until the device's
-    /// address is validated: if the answer could not be sent, there would be no other.
+    /// Holds a request until the device's address is validated. This is for certificates
+    /// that are issued only once: if the answer could not be sent, the device could not
+    /// get another.
     fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
         if let Some(earlier) = self.validation.hold(session, held) {
             let later = Response::empty(Code::ServiceUnavailable).with_max_age(TASKS_PAUSE);
@@ -439,7 +450,8 @@ impl Stack {
         }
     }
 
-    /// Handles a device's answer to a ping, and sends what was withheld.
+    /// Handles a device's answer to a ping. Sends withheld answers, and serves a held
+    /// request.
     fn validated(&mut self, now: Instant, io: &mut impl Io) {
         if let Some(session) = self.coap.take_pong()
             && let Some(path) = self.validation.answered(session)
@@ -464,7 +476,8 @@ impl Stack {
                         client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
-                    // Its key may have been revoked after the walk over the sessions.
+                    // The key may have been revoked during the handshake, after existing
+                    // sessions were checked.
                     self.is_good(session, io);
                 }
                 Event::Closed { session, reason } => {
@@ -504,7 +517,7 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // The lookup starts again: work that waits must own what it needs.
+                // The lookup starts again, because work that waits must own its data.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
@@ -550,7 +563,7 @@ impl Stack {
         io.spawn(work);
     }
 
-    /// Counts a datagram for another worker's session which that worker did not accept.
+    /// Counts a datagram for a session of another worker, which did not accept it.
     pub fn forwarded_dropped(&self) {
         self.metrics.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
@@ -561,7 +574,7 @@ impl Stack {
         self.validation.open()
     }
 
-    /// Returns the number of sessions of which the CoAP endpoint holds state.
+    /// Returns the number of sessions for which the CoAP endpoint holds state.
     #[cfg(any(test, feature = "testing"))]
     pub fn coap_peers(&self) -> usize {
         self.coap.peers()
@@ -599,8 +612,9 @@ impl Stack {
     }
 }
 
-/// Logs a failed lookup. An alert would tell the device that its key is wrong; without
-/// one, it repeats its flight, and the key is requested again.
+/// Logs a failed lookup of a key. No alert is sent, because it would tell the device that
+/// its key is wrong. Without an alert, the device repeats its flight, and the key is
+/// looked up again.
 fn key_not_found(error: &StoreError) {
     tracing::error!(%error, "a key could not be looked up; its device will repeat its handshake message");
 }
@@ -611,7 +625,7 @@ fn suites(codes: &[u16]) -> String {
     codes.join(" ")
 }
 
-/// Polls work once on the worker: if the store can finish it at once, no task is needed.
+/// Polls work once. If the store can finish the work at once, no task is needed.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -627,7 +641,8 @@ impl RequestLine {
     fn new<K>(address: SocketAddr, principal: &Principal, request: &Request<K>) -> Self {
         let identity = match (&principal.enrollment.kind, &principal.device) {
             (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
-            // The identity is not kept, and its device says the same.
+            // A device with its own key is logged by its device ID instead of its PSK
+            // identity.
             (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
         };
         Self { device: resource::device_of(request, principal), identity, address }
@@ -637,7 +652,7 @@ impl RequestLine {
         let device = self.device.as_ref().map(tracing::field::display);
         let code = format_args!("{}.{:02}", code >> 5, code & 0x1f);
         let milliseconds = took.as_micros() as f64 / 1000.0;
-        // The answer waits until the device's address is validated.
+        // Set if the answer waits until the device's address is validated.
         let kept = (delivery == Delivery::Kept).then_some(true);
         tracing::info!(
             device, identity = self.identity, peer = %self.address, %code, milliseconds, kept, "request"

@@ -1,6 +1,6 @@
-//! Work in progress of a worker, polled on the worker's own thread when what it waits for
-//! has happened. Passing each piece to the runtime's threads and its result back took a
-//! fifth of the server's time when many first issues were recorded.
+//! Work in progress of a worker. Each piece is polled on the worker's own thread when it
+//! can continue. When the runtime's threads did this work instead and passed the results
+//! back, that took a fifth of the server's time while many first issues were recorded.
 
 use std::{
     collections::HashMap,
@@ -26,8 +26,8 @@ pub(super) trait Notify: Send + Sync + 'static {
 struct Wakeup<N> {
     task: TaskId,
     notify: N,
-    /// A notice was sent and the work has not been polled since, so that at most one
-    /// notice per piece of work is waiting.
+    /// Set from the sending of a notice to the next poll, so that at most one notice per
+    /// piece of work is waiting.
     notified: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl<T, N: Notify> Tasks<T, N> {
         Self { tasks: HashMap::new(), next: 0 }
     }
 
-    /// Adds a piece of work. The caller must poll it soon.
+    /// Adds a piece of work. The caller must soon poll it for the first time.
     pub(super) fn add(&mut self, work: Work<T>, notify: N) -> TaskId {
         let task = self.next;
         self.next += 1;
@@ -73,10 +73,10 @@ impl<T, N: Notify> Tasks<T, N> {
         self.tasks.is_empty()
     }
 
-    /// Polls a piece of work; returns its result when it is done.
+    /// Polls a piece of work. Returns its result if it is done.
     pub(super) fn poll(&mut self, task: TaskId) -> Option<T> {
         let Task { work, wakeup, waker } = self.tasks.get_mut(&task)?;
-        // Before polling, so that anything that happens from now on sends a notice again.
+        // Cleared before polling, so that any event from now on sends a notice again.
         wakeup.notified.store(false, Ordering::Release);
         match work.as_mut().poll(&mut Context::from_waker(waker)) {
             Poll::Ready(result) => {

@@ -1,7 +1,7 @@
-//! Address validation for devices with a connection ID that have moved (RFC 9146 §6):
-//! more than a few bytes are sent to a new address only after the device was shown to
-//! receive there. It is sent a CoAP ping inside its session; meanwhile answers wait in
-//! the CoAP endpoint.
+//! Address validation for devices with a connection ID that have moved (RFC 9146 §6). Only
+//! a few bytes are sent to a new address before the device is shown to receive there. For
+//! this, the device is sent a CoAP ping inside its session. Until it answers, longer
+//! answers to its requests wait in the CoAP endpoint.
 
 use std::{
     collections::HashMap,
@@ -14,23 +14,24 @@ use crate::{
     dtls::{self, Delivery, Path, SessionId},
 };
 
-/// Time after which a device is sent another ping, if something still waits for it.
+/// Time after which a device is sent another ping, if a message or request still waits.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Pings to devices that have moved, and what waits for their answers.
+/// Pings to devices that have moved, and requests that wait for the answers to these
+/// pings.
 #[derive(Default)]
 pub(super) struct Validation {
     /// Sessions with a withheld message that have not been sent a ping yet.
     withheld: Vec<SessionId>,
-    /// The path and time of the last ping to each.
+    /// Path and time of the last ping in each session.
     asked: HashMap<SessionId, (Path, Instant)>,
-    /// Requests that wait until their device has answered.
+    /// Requests that wait until their device has answered a ping.
     held: HashMap<SessionId, Held>,
 }
 
 impl Validation {
-    /// Returns the next session to send a ping to; [`done`](Self::done) removes it from
-    /// the list.
+    /// Returns the next session to send a ping to. The caller then calls
+    /// [`done`](Self::done) to remove the session from the list.
     pub(super) fn next_to_ask(&mut self, now: Instant, dtls: &dtls::Endpoint<Client>) -> Option<SessionId> {
         while let Some(&session) = self.withheld.last() {
             let was_asked = self
@@ -46,7 +47,7 @@ impl Validation {
     }
 
     /// Holds a request until its device has answered a ping, and schedules the ping.
-    /// Returns the request that was held before.
+    /// Returns the session's request that was held before, if any.
     pub(super) fn hold(&mut self, session: SessionId, request: Held) -> Option<Held> {
         self.withheld.push(session);
         self.held.insert(session, request)
@@ -77,15 +78,15 @@ impl Validation {
         }
     }
 
-    /// Removes the last session returned by [`next_to_ask`](Self::next_to_ask) from the
-    /// list, even if its ping could not be sent: that is tried again with its next
-    /// message.
+    /// Removes the session that [`next_to_ask`](Self::next_to_ask) returned last from the
+    /// list, even if its ping could not be sent. The next message in the session causes
+    /// another attempt.
     pub(super) fn done(&mut self) {
         let asked = self.withheld.pop();
         self.withheld.retain(|&other| Some(other) != asked);
     }
 
-    /// Returns the path on which the device has just shown that it receives.
+    /// Returns the path on which the device has just been shown to receive.
     pub(super) fn answered(&mut self, session: SessionId) -> Option<Path> {
         self.asked.remove(&session).map(|(path, _)| path)
     }
@@ -101,7 +102,7 @@ impl Validation {
     }
 }
 
-/// Destination of the CoAP endpoint's messages: it sends them in their DTLS sessions.
+/// Destination of the CoAP endpoint's messages, which are sent in their DTLS sessions.
 pub(super) struct Sealing<'s, O> {
     dtls: &'s mut dtls::Endpoint<Client>,
     out: &'s mut O,
@@ -118,8 +119,8 @@ impl<'s, O: dtls::Outbox> Sealing<'s, O> {
         Self { dtls, out, validation, to_validated: false }
     }
 
-    /// Creates an outbox that sends to the address where the device was last shown to
-    /// receive, even if it has moved on since.
+    /// Creates an outbox that sends to the address at which the device was last shown to
+    /// receive, even if it has moved again since.
     pub(super) fn to_validated(
         dtls: &'s mut dtls::Endpoint<Client>,
         out: &'s mut O,

@@ -1,6 +1,6 @@
 //! One worker: a thread that passes datagrams from its sockets to its stack, and the
-//! answers back. Work that the stack passes on is polled here as well; a letter says when
-//! it can continue.
+//! answers back. It also polls work that the stack passes on. A letter in the worker's
+//! inbox reports that a piece of work can continue.
 
 use std::{
     future::Future,
@@ -30,35 +30,37 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round spends on what has arrived, plus one datagram. After that,
-/// timers and answers get their turn and the round is counted. A datagram can cost more
-/// than a millisecond.
+/// Maximum time that a round spends on letters and datagrams that have arrived. One more
+/// datagram may exceed it, and can cost more than a millisecond. Then timers are handled,
+/// answers are sent, and the round is counted.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
-/// Maximum number of datagrams that wait for a worker after another has received them.
+/// Maximum number of datagrams in a worker's queue that other workers have received for
+/// it.
 const MAX_FORWARDED: usize = 1024;
-/// Number of groups of datagrams after which the timers get their turn, even if more have
-/// arrived.
+/// Number of groups from each source after which timers are handled, even if more
+/// datagrams have arrived.
 const MAX_GROUPS: usize = 16;
 
-/// Number of datagrams that one device can have sent at once: its close_notify and its
-/// next hello. A worker that was woken usually finds no more, and does not prepare a
-/// whole group for them.
+/// Number of datagrams that one device may have sent at once: its close_notify and its
+/// next hello. A worker that was woken usually finds no more than these, so it does not
+/// prepare a whole group.
 const FEW: usize = 2;
 
-/// Time that a worker under load lets datagrams accumulate. Waking up costs several times
-/// as much as a datagram: with 64 devices at once, waking up for every two datagrams took
-/// half of the server's time, and with a wait of 200 µs it still takes a quarter more
-/// than with this one. A single device is answered at once.
+/// Time for which a worker under load lets datagrams accumulate, because waking up costs
+/// several times as much as a datagram. With 64 devices at once, waking up for every two
+/// datagrams took half of the server's time. A pause of 200 µs still took a quarter more
+/// time than this pause. A single device is answered without a pause.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// Maximum time that a stopping worker continues, so that devices that wait for an answer
-/// get it.
+/// Maximum time that a stopping worker continues, so that waiting devices get their
+/// answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Interval at which a stopping worker checks whether it can end.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
-/// Maximum time for close_notify to all sessions: enough for about 100,000.
+/// Maximum time for sending close_notify to all sessions. Enough for about 100,000
+/// sessions.
 const LEAVE: Duration = Duration::from_secs(4);
 /// Pause between two groups of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
@@ -68,7 +70,7 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 enum Load {
     /// At most [`FEW`] datagrams were waiting.
     Quiet,
-    /// More were waiting: others will follow soon.
+    /// More were waiting, and others will probably follow soon.
     Busy,
     /// More may be waiting already.
     Full,
@@ -76,9 +78,9 @@ enum Load {
 
 /// A message in a worker's inbox.
 enum Letter {
-    /// From [`super::Server::reload`].
+    /// New services, from [`super::Server::reload`].
     Services(Services),
-    /// A piece of work can continue. There is at most one letter for each.
+    /// A piece of work can continue. There is at most one such letter for each piece.
     Wake(TaskId),
     #[cfg(test)]
     Fail,
@@ -100,15 +102,14 @@ impl Round {
 /// A datagram that another worker's socket received.
 type Forwarded = (dtls::Path, Box<[u8]>);
 
-/// Handle by which tasks, other workers and the server reach a worker. What is sent to a
-/// worker that has ended is lost, as intended.
+/// Handle for sending letters and datagrams to a worker, for tasks, other workers and the
+/// server. Anything sent to a worker that has ended is lost, as intended.
 #[derive(Clone)]
 pub(super) struct Mailbox {
     inbox: Sender<Letter>,
     datagrams: SyncSender<Forwarded>,
     waker: Arc<mio::Waker>,
-    /// Set when the worker was woken and has not checked yet, so that it is not woken
-    /// again.
+    /// Set from waking the worker to its next check, so that it is not woken twice.
     woken: Arc<AtomicBool>,
 }
 
@@ -128,7 +129,7 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Forwards a datagram; returns whether the worker accepted it. The queue is bounded,
+    /// Forwards a datagram. Returns whether the worker accepted it. The queue is bounded,
     /// because anyone can send any number of datagrams.
     fn forward(&self, path: dtls::Path, datagram: &[u8]) -> bool {
         let is_taken = self.datagrams.try_send((path, datagram.into())).is_ok();
@@ -218,7 +219,8 @@ impl Worker {
         self.stack.metrics()
     }
 
-    /// Serves until it is stopped. Fails when it cannot receive or wait for datagrams.
+    /// Serves until the worker is stopped. Fails if the sockets cannot be set up, or if
+    /// the worker cannot wait for datagrams.
     pub(super) fn run(self, neighbours: &[Mailbox]) -> io::Result<()> {
         // Work polled here may use timers of the runtime.
         let runtime = self.runtime.clone();
@@ -295,8 +297,8 @@ impl Active {
     }
 
     /// Sends close_notify to the sessions (RFC 5246 §7.2.1), so that their devices
-    /// reconnect at once instead of waiting for answers. Sends a group at a time, so that
-    /// the network does not drop them; sessions left when the time is over are not
+    /// reconnect at once instead of waiting for answers. Pauses after each group, so that
+    /// the network does not drop the datagrams. Sessions left after [`LEAVE`] are not
     /// notified.
     fn take_leave(&mut self) {
         let deadline = Instant::now() + LEAVE;
@@ -308,11 +310,12 @@ impl Active {
     }
 
     /// Runs one round, within [`ROUND_TIME`]. Letters, forwarded datagrams and sockets
-    /// each get a part of the time, and at least one step. So no kind of load starves the
-    /// others or keeps the round from ending.
+    /// each get a part of the time, and at least one step. Thus no kind of load starves
+    /// the others or keeps the round from ending.
     fn round(&mut self, neighbours: &[Mailbox]) -> Load {
         let round = Round { now: Instant::now(), time: self.round_time };
-        // Before checking, so that anything put in from now on wakes the worker again.
+        // Cleared before the inbox is read, so that anything sent from now on wakes the
+        // worker again.
         self.sides.mailbox.woken.store(false, Ordering::Release);
         let has_letters = self.read_letters(&round);
         let load = self.receive(&round, neighbours);
@@ -325,7 +328,8 @@ impl Active {
         if has_letters { Load::Full } else { load }
     }
 
-    /// Reads letters for a quarter of the round; returns whether there may be more.
+    /// Reads letters for up to a quarter of the round's time. Returns whether more may be
+    /// waiting.
     fn read_letters(&mut self, round: &Round) -> bool {
         while let Ok(letter) = self.inbox.try_recv() {
             match letter {
@@ -347,8 +351,8 @@ impl Active {
         }
     }
 
-    /// Returns whether this worker was asked to stop and no one waits for it any more, or
-    /// its time is over.
+    /// Returns whether this worker can end: it was asked to stop, and either no work is
+    /// left or its time is over.
     fn is_over(&self, ends: &mut Option<Instant>) -> bool {
         if !self.stop.load(Ordering::Relaxed) {
             return false;
@@ -358,26 +362,28 @@ impl Active {
         now >= ends || (self.sides.tasks.is_empty() && self.sides.new_tasks.is_empty())
     }
 
-    /// Returns how long the worker can sleep; `None` for as long as nothing arrives.
+    /// Returns the time that the worker can sleep, or `None` if it can sleep until
+    /// something arrives.
     fn pause(&self, stopping: bool) -> Option<Duration> {
         let pause = self.stack.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
         if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
-    /// Processes what has arrived: by turns a group from the other workers and one from
-    /// each socket. A group that is not full has emptied its socket; the poll wakes the
-    /// worker for what comes after it.
+    /// Processes the datagrams that have arrived: in turn, a group from the other workers
+    /// and a group from each socket. A group that is not full has emptied its socket.
+    /// Later datagrams wake the worker again.
     fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
         let mut taken = 0;
         let mut most = if self.load == Load::Quiet { FEW + 1 } else { GROUP };
         for _ in 0..MAX_GROUPS {
             let mut more = self.take_forwarded(round);
-            // Datagrams that the previous round had no time for.
+            // Processes datagrams that the previous round had no time for.
             if !self.take_group(round, neighbours) {
                 return Load::Full;
             }
             for _ in 0..self.listeners.len() {
-                // Continues where the previous round stopped.
+                // Continues after the listener that was read last, even in the previous
+                // round.
                 self.turn = (self.turn + 1) % self.listeners.len();
                 let Some(listener) = self.listeners.get_mut(self.turn) else { break };
                 match self.incoming.receive(listener, most) {
@@ -406,10 +412,10 @@ impl Active {
         Load::Full
     }
 
-    /// Processes the received datagrams; returns whether there was time for all.
+    /// Processes the received datagrams. Returns whether there was time for all of them.
     fn take_group(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
-        // A single datagram has nothing to share.
+        // A group is of use only for several datagrams.
         if count > 1 {
             self.stack.begin_group();
         }
@@ -430,8 +436,8 @@ impl Active {
         self.incoming.waiting() == 0
     }
 
-    /// Processes up to a group of datagrams that other workers have received, within half
-    /// of the round; returns whether there may be more.
+    /// Processes up to a group of datagrams that other workers have received, for up to
+    /// half of the round's time. Returns whether more may be waiting.
     fn take_forwarded(&mut self, round: &Round) -> bool {
         for _ in 0..GROUP {
             let Ok((path, mut bytes)) = self.datagrams.try_recv() else { return false };
@@ -445,7 +451,7 @@ impl Active {
 }
 
 /// Returns the mailbox of the worker whose session a datagram is for, if that is another
-/// worker. The kernel may deliver the datagrams of a device that has moved to any worker.
+/// worker. After a device has moved, the kernel may deliver its datagrams to any worker.
 fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
     let owner = usize::from(dtls::connection_id_prefix(bytes)?);
     if owner == number { None } else { neighbours.get(owner) }
