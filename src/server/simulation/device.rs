@@ -8,7 +8,7 @@ use rand::{RngExt, rngs::StdRng};
 
 use crate::dtls::testing::{Client, Profile};
 
-/// Maximum time for a handshake, and for an answer after its acknowledgement.
+/// Maximum time for a handshake, and for an answer after the request was acknowledged.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// RFC 7252 §4.8.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ pub(super) struct Device {
     random: StdRng,
     state: State,
     next_id: u16,
-    /// Message IDs of the confirmable responses that it has seen.
+    /// Message IDs of the confirmable responses that the device has received.
     seen: Vec<u16>,
 }
 

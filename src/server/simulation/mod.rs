@@ -33,14 +33,14 @@ use crate::{
 const DEVICES: usize = 1000;
 /// Time within which all devices power on.
 const CROWD: Duration = Duration::from_secs(60);
-/// Times at which the server is killed and restarted.
+/// Times from the start of a run at which the server is killed and restarted.
 const RESTARTS: [Duration; 2] = [Duration::from_secs(25), Duration::from_secs(70)];
 /// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(3600);
 
 const LOSS: f64 = 0.3;
 const DUPLICATION: f64 = 0.1;
-/// Longest delay of a datagram in milliseconds, 10 ms being the shortest; so datagrams
+/// Longest delay of a datagram, in milliseconds. The shortest is 10 ms, so datagrams
 /// overtake one another.
 const MAX_DELAY: u64 = 2000;
 
@@ -56,7 +56,7 @@ enum Event {
     Restart,
 }
 
-/// Future events in order of time; those at the same time, in the order in which they
+/// Future events in order of time. Events at the same time are in the order in which they
 /// were added.
 struct Agenda {
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
@@ -96,7 +96,7 @@ struct Process {
     store: Memory,
 }
 
-/// Destination of its stack's output.
+/// Destination of the output of a process's stack.
 struct Side {
     sent: Vec<(SocketAddr, Vec<u8>)>,
     results: mpsc::UnboundedSender<Done>,
@@ -114,7 +114,8 @@ impl Io for Side {
         tokio::spawn(async move { results.send(work.await) });
     }
 
-    /// Virtual, as is all time here: by the system's, a busy machine would change a run.
+    /// Returns the virtual time. With the system's time, a busy machine would change a
+    /// run.
     fn clock(&self) -> Instant {
         now()
     }
@@ -174,7 +175,8 @@ fn device_id(device: usize) -> String {
     format!("SN-{device:04}")
 }
 
-/// Creates a device; every other one belongs to the derived enrollment.
+/// Creates a device. A device with an even number belongs to the derived enrollment, any
+/// other to the shared one.
 fn device(number: usize, starts: Instant, seed: u64) -> Device {
     let id = device_id(number);
     let key = |hex: &str| Key::from_hex(hex).unwrap();
@@ -183,7 +185,7 @@ fn device(number: usize, starts: Instant, seed: u64) -> Device {
         _ => ("batch".to_owned(), key(SHARED)),
     };
     let mut profile = Profile::new(&identity, Psk::new(key.as_bytes().to_vec()).unwrap());
-    // Client stacks differ.
+    // Devices imitate different client stacks.
     profile.coalesce = number.is_multiple_of(3);
     profile.fragment = if number.is_multiple_of(5) { 60 } else { usize::MAX };
     profile.connection_id = number.is_multiple_of(4).then(Vec::new);
@@ -191,10 +193,10 @@ fn device(number: usize, starts: Instant, seed: u64) -> Device {
     Device::new(profile, body, starts, StdRng::seed_from_u64(seed))
 }
 
-/// Result of a run; the same for the same seed.
+/// Result of a run. Runs with the same seed have the same result.
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
-    /// Time from the first device's power-on to the last one's certificate.
+    /// Time from the start of the run until the last device has its certificate.
     took: Duration,
     datagrams: u64,
 }
@@ -272,7 +274,7 @@ async fn run(seed: u64) -> Run {
     Run { took: now() - begin, datagrams: agenda.datagrams }
 }
 
-/// Checks that every device has its own certificate, from one registration.
+/// Checks that every device has its own certificate, from a single registration.
 fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
     let mut secrets = HashSet::new();
     for (number, device) in devices.iter().enumerate() {

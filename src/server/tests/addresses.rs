@@ -1,6 +1,6 @@
-//! A server with several addresses. Devices with connected sockets send to each of them,
-//! and so see no answer from another address. All of 127.0.0.0/8 is this host's, and
-//! without further measures the system would answer from 127.0.0.1.
+//! Tests of a server with several addresses. Devices send to each address from connected
+//! sockets, which receive no answer from any other address. All addresses in 127.0.0.0/8
+//! belong to this host. By default, the system would answer from 127.0.0.1.
 
 use super::*;
 
@@ -17,8 +17,8 @@ fn profile() -> Profile {
     Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) }
 }
 
-/// Provisions a device at this address, and again after the device's own address has
-/// changed.
+/// Provisions a device that uses this address of the server. Repeats this with other
+/// addresses of the device itself.
 fn provision(server: SocketAddr) {
     let mut device = Device::connect(server, profile());
     assert_eq!(device.ask(1)[1], 0x45, "{server}");
@@ -31,7 +31,7 @@ fn provision(server: SocketAddr) {
 #[test]
 fn an_answer_leaves_from_the_address_that_the_device_sent_to() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
-    // The second receives IPv4 as mapped addresses.
+    // The second wildcard also receives IPv4, with mapped addresses.
     for listen in ["0.0.0.0:0", "[::]:0"] {
         let server = start(&[listen], &folder, runtime.handle());
         let port = server.addresses()[0].port();

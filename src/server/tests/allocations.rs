@@ -1,12 +1,12 @@
-//! Number of allocations of a provisioning on the server's side.
+//! Test of the number of allocations that a provisioning makes on the server.
 
 use super::*;
 
 /// Maximum number of allocations of one provisioning; see docs/performance.md.
 const MOST_ALLOCATIONS: u64 = 55;
 
-/// Returns the allocations of the server in one conversation: their number by step, and
-/// their bytes in total.
+/// Returns the allocations that the server makes in one conversation: their number in each
+/// step, and their bytes in total.
 fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
     let (now, peer) = (Instant::now(), SocketAddr::from(([10, 0, 0, 1], 5684)));
     let mut client = Client::new(profile, rand::random());

@@ -1,5 +1,5 @@
-//! A device with a connection ID that has moved asks for a certificate that is longer
-//! than what may be sent to an address before it is validated (RFC 9146 §6).
+//! Tests of a device with a connection ID that has moved (RFC 9146 §6). The certificate
+//! that it asks for is longer than what may be sent to an address that is not validated.
 
 use super::*;
 
@@ -55,14 +55,15 @@ impl Scene {
         scene
     }
 
-    /// Passes a datagram to the server; returns what it sends, and to which port.
+    /// Passes a datagram to the server. Returns the datagrams that the server sends, each
+    /// with its destination port.
     fn pass(&mut self, mut datagram: Vec<u8>) -> Vec<(u16, Vec<u8>)> {
         self.stack.receive(self.now, peer(self.port), &mut datagram, &mut self.out);
         self.out.0.drain(..).map(|(to, datagram)| (to.port(), datagram)).collect()
     }
 
-    /// Sends a CoAP message from this port; returns the server's messages, and to which
-    /// port they went.
+    /// Sends a CoAP message from this port. Returns the messages that the server sends,
+    /// each with its destination port.
     fn say(&mut self, port: u16, message: &[u8]) -> Vec<(u16, Vec<u8>)> {
         self.port = port;
         let datagram = self.client.send(message);
@@ -104,7 +105,7 @@ fn an_answer_waits_until_the_devices_address_is_validated() {
             let heard = scene.say(2000, &reset(&heard[0].1));
             assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, 2000, 0x45));
             assert_eq!(scene.metrics(), [0, 1, 1]);
-            // From now on nothing is held back, neither there nor at the first address.
+            // From now on, nothing is held back at the new or the first address.
             for (id, port) in [(10, 2000), (11, 1000), (12, 1000)] {
                 let heard = scene.say(port, &request(id, b"sn=SN-1"));
                 assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, port, 0x45), "{id}");
@@ -113,7 +114,7 @@ fn an_answer_waits_until_the_devices_address_is_validated() {
     }
 }
 
-/// A NAT that gives each datagram another port.
+/// The device is behind a NAT that gives each datagram another port.
 #[test]
 fn a_device_whose_address_changes_with_every_datagram_gets_its_answer() {
     let mut scene = Scene::new(&[]);
@@ -137,7 +138,8 @@ fn a_repeated_request_causes_another_ping() {
     let ask = request(9, b"sn=SN-1");
     assert_eq!(scene.say(2000, &ask).len(), 1);
     scene.now += Duration::from_secs(1);
-    // The repeated requests earn more credit, enough for the whole answer.
+    // Each repeated request increases the number of bytes that may be sent, until the
+    // whole answer may be sent.
     let mut heard = Vec::new();
     for _ in 0..3 {
         scene.now += Duration::from_secs(2);
@@ -171,7 +173,7 @@ fn the_ping_to_a_device_is_forgotten_with_its_session() {
 }
 
 impl Scene {
-    /// Creates the same scene with an enrollment whose certificates are issued once.
+    /// Creates the same scene with an enrollment whose certificates are issued only once.
     fn issues_once(own_id: &[u8]) -> Self {
         let mut scene = Self::new(own_id);
         let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
@@ -183,8 +185,8 @@ impl Scene {
     }
 }
 
-/// A certificate that is issued once is not looked up before the answer may be sent: the
-/// device could not get another one.
+/// A certificate that is issued only once is not looked up before its answer may be sent.
+/// If the answer were lost, the device could not get another.
 #[test]
 fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated() {
     for own_id in [&[][..], &[7; 8], &[7; 40]] {
@@ -193,11 +195,11 @@ fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated(
         let heard = scene.say(2000, &ask);
         assert_eq!(heard.len(), 1, "a ping");
         assert_eq!(scene.metrics(), [0, 0, 0], "nothing was answered, and nothing kept");
-        // The ping was lost, and is sent again with the request.
+        // The ping was lost. The repeated request causes another.
         scene.now += Duration::from_secs(3);
         let heard = scene.say(2000, &ask);
         let heard = scene.say(2000, &reset(&heard[0].1));
-        // It was issued before, so it is refused now.
+        // The certificate was issued before, so the request is refused now.
         assert_eq!((heard.len(), heard[0].1[1]), (1, 0x83));
         assert_eq!(scene.metrics()[0], 1);
         assert_eq!(scene.stack.questions(), 0);

@@ -1,5 +1,5 @@
-//! A revoked key no longer works: sessions that were started with it end when the
-//! configuration is reloaded.
+//! Tests that a revoked key no longer works: sessions that were started with it end when
+//! the configuration is reloaded.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) ->
     Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue }
 }
 
-/// A stack, and devices in one session each, which have not asked yet.
+/// A stack, and devices that each have one session and have not sent a request yet.
 struct Scene {
     stack: Stack,
     services: Services,
@@ -50,11 +50,11 @@ impl Scene {
         }
     }
 
-    /// Returns the code of the answer to a request of this device, if it gets one.
+    /// Sends a request of this device. Returns the code of the answer, if there is one.
     fn ask(&mut self, number: u16, id: u8) -> Option<u8> {
         let client = &mut self.clients[usize::from(number)];
         client.received.clear();
-        // A resource that does not exist: nothing is looked up.
+        // The resource does not exist, so nothing is looked up.
         let datagram = client.send(&[0x40, 1, 0, id, 0xb1, b'x']);
         self.pass(number, vec![datagram]);
         self.clients[usize::from(number)].received.first().map(|answer| answer[1])
@@ -86,9 +86,9 @@ fn sessions_of_an_enrollment_that_is_gone_or_changed_end_with_the_reload() {
         let mut scene = Scene::new(dtls::Config::default(), 3);
         assert_eq!(scene.ask(0, 1), Some(0x84));
         scene.reload(changed.clone());
-        // At once, before any timer.
+        // A session with a revoked key ends at once, before any timer.
         assert_eq!(scene.ask(0, 2), (!ends).then_some(0x84), "{changed:?}");
-        // And without any message from the device.
+        // The others end without any message from their devices.
         while scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()) {
             scene.stack.handle_timeout(scene.now, &mut scene.out);
         }
@@ -118,8 +118,8 @@ fn a_handshake_started_with_a_key_that_was_then_revoked_opens_no_session() {
         }
     }
     assert!(flight.len() > 1, "the key exchange by itself");
-    // The server has the key when the configuration is reloaded, and has checked every
-    // session before the handshake ends.
+    // The server has already looked up the key when the configuration is reloaded. It
+    // checks all sessions before the handshake completes.
     let rest = flight.split_off(1);
     scene.stack.receive(scene.now, peer, &mut flight[0], &mut scene.out);
     scene.reload(None);
@@ -139,7 +139,7 @@ fn a_handshake_started_with_a_key_that_was_then_revoked_opens_no_session() {
 fn a_kept_answer_is_not_repeated_after_the_reload() {
     let mut scene = Scene::new(dtls::Config::default(), 1);
     assert_eq!(scene.ask(0, 1), Some(0x84));
-    // The same message ID: CoAP repeats its answer.
+    // The message ID is the same, so CoAP repeats its answer.
     assert_eq!(scene.ask(0, 1), Some(0x84));
     scene.reload(None);
     assert_eq!(scene.ask(0, 1), None);
@@ -179,7 +179,7 @@ fn a_session_of_the_maximum_age_ends_at_its_next_record() {
     assert_eq!(scene.sessions(), 0);
 }
 
-/// Collects a stack's datagrams and work; the work never ends.
+/// Collects a stack's datagrams and work. The work never ends.
 struct Waiting(Vec<std::pin::Pin<Box<dyn Future<Output = Done> + Send>>>, Collected);
 
 impl dtls::Outbox for Waiting {
@@ -201,7 +201,7 @@ fn a_session_may_have_only_a_few_requests_in_progress() {
     let mut io = Waiting(Vec::new(), Collected(Vec::new()));
     let mut codes = Vec::new();
     for id in 1..=10 {
-        // The device is not registered yet, and the cloud answers later.
+        // The device is not registered yet, so the request waits for the cloud.
         let mut datagram = scene.clients[0].send(&request(id, b"sn=SN-1"));
         scene.stack.receive(scene.now, SocketAddr::from(([192, 0, 2, 1], 1000)), &mut datagram, &mut io);
         for (_, answer) in io.1.0.drain(..) {

@@ -1,5 +1,5 @@
-//! The time of a handshake must not reveal what its identity is: known with a wrong key,
-//! unknown, of a disabled device, of each kind of enrollment.
+//! Tests that the time of a handshake does not reveal what its identity is: known but used
+//! with a wrong key, unknown, of a disabled device, or of a certain kind of enrollment.
 
 use rand::seq::SliceRandom;
 
@@ -10,23 +10,24 @@ use crate::{
     store::{DeviceState, Store, sqlite},
 };
 
-/// Handshakes of each identity before the medians are first compared; their order is
-/// shuffled.
+/// Number of handshakes of each identity before the medians are first compared. The order
+/// of the handshakes is shuffled.
 const ROUNDS: usize = 500;
-/// Number of times that the handshakes are doubled before a difference is believed: a
-/// difference caused by other load shrinks, a real one stays.
+/// Maximum number of times that the handshakes are doubled before a difference counts as
+/// real. A difference caused by other load shrinks; a real one stays.
 const DOUBLINGS: u32 = 4;
-/// Largest accepted difference of the medians, relative to the time. Each of these would
-/// exceed it: a key that is not derived, a table that is not read, a value that is not
-/// decrypted, a MAC that is not verified.
+/// Largest accepted difference of the medians, as a fraction of the smallest. Any of these
+/// faults would exceed it: a key is not derived, a table is not read, a value is not
+/// decrypted, a MAC is not verified.
 const TOLERANCE: f64 = 0.06;
 
-/// A key longer than 30 bytes: the premaster secret is longer than one block of SHA-256,
-/// which shows in the time. Measured and printed, but not held to the tolerance;
-/// `docs/security.md` has the measurement.
+/// Description of the identity whose key is longer than 30 bytes. Its premaster secret is
+/// longer than one block of SHA-256, which shows in the time. This time is printed but may
+/// exceed the tolerance; `docs/security.md` has the measurement.
 const LONG_KEY: &str = "individual, 64 bytes";
 
-/// Identities of every kind, all of the same length, and the enrollment of each.
+/// Identities of every kind: description, identity and enrollment. All identities have the
+/// same length.
 const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("individual", "own-0250", Some("own")),
     (LONG_KEY, "own-0750", Some("own")),
@@ -47,8 +48,8 @@ enum Secrets {
     YetToSeal,
 }
 
-/// Creates a server's modules with these enrollments, and a table with devices of all
-/// enrollments.
+/// Creates a server's modules with these enrollments. The table has devices of the
+/// enrollments `own`, `one` and `two`, even if these are not configured.
 fn site(
     folder: &tempfile::TempDir,
     runtime: &tokio::runtime::Runtime,
@@ -126,7 +127,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
                 let after = work_done();
                 let work = [0, 1, 2].map(|of| after[of] - before[of]);
                 assert_eq!(work, [reads, derived, opened], "{what}, {enrollments:?}, {secrets:?}");
-                // A device in no derived enrollment is treated as one of the first.
+                // An identity without a configured enrollment is treated as a device of
+                // the first derived one.
                 let own = enrollment.filter(|name| enrollments.contains(name));
                 let first = enrollments.contains(&"one").then_some("one");
                 let found = found.as_ref().map(|(_, principal)| principal.enrollment.name.as_str());
@@ -136,8 +138,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     }
 }
 
-/// Returns the time that the server takes to process a client's last flight, made with a
-/// wrong key, and to give up the handshake; and its answer.
+/// Runs a handshake with a wrong key. Returns the time that the server takes to process
+/// the client's last flight and to give up the handshake, and its answer.
 fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     let now = Instant::now();
     let [high, low] = number.to_be_bytes();
@@ -158,8 +160,9 @@ fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     (took, out.0.remove(0).1)
 }
 
-/// Compares how long handshakes of these identities take to fail. They are interleaved,
-/// so that other load on the machine delays all of them alike.
+/// Compares the times that handshakes with these identities take to fail, and returns the
+/// answers. The handshakes are interleaved, so that other load on the machine delays all
+/// of them alike.
 fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
     let now = Instant::now();
     // Handshakes that failed are soon evicted by new ones.

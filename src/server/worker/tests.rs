@@ -1,5 +1,5 @@
-//! Tests of single rounds. The time of a round is the worker's only clock, so with a time
-//! of zero each source takes one step.
+//! Tests of single rounds. In a round without any time, each source of input takes exactly
+//! one step.
 
 use std::{future::poll_fn, net::SocketAddr, sync::atomic::AtomicU32, task::Poll};
 
@@ -17,7 +17,7 @@ use crate::{
     server::tests,
 };
 
-/// A worker whose rounds are run by the test, and what must be kept alive for it.
+/// A worker whose rounds the test runs, and the resources that it needs.
 struct Bench {
     active: Active,
     addresses: Vec<SocketAddr>,
@@ -26,7 +26,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Listens on this many addresses, with rounds that take one step of each kind.
+    /// Creates a worker that listens on this many addresses. Its rounds take one step of
+    /// each kind.
     fn new(addresses: usize) -> Self {
         let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
         let services = tests::services(&folder, runtime.handle(), RequestLimits::default());
@@ -43,7 +44,7 @@ impl Bench {
         Self { active, addresses, _folder: folder, _runtime: runtime }
     }
 
-    /// Runs a round without other workers.
+    /// Runs a round as the only worker.
     fn round(&mut self) -> Load {
         self.active.load = self.active.round(&[]);
         self.active.load
@@ -64,7 +65,8 @@ fn hello() -> Vec<u8> {
     Client::new(profile, rand::random()).start(Instant::now()).remove(0)
 }
 
-/// Returns a connected device's socket that has sent this many hellos.
+/// Returns the socket of a device, which is connected to the server and has sent this many
+/// hellos.
 fn device(server: SocketAddr, hellos: usize) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server).unwrap();
@@ -119,7 +121,8 @@ fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
     let _busy = device(bench.addresses[1], 3 * GROUP);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // A group from the busy address, and one datagram from each of the others.
+    // Each round takes one datagram: a group comes from the busy address, and one datagram
+    // from each of the others.
     for _ in 0..GROUP + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
@@ -137,7 +140,7 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
     for round in 1..=5 {
         assert_eq!(bench.round(), Load::Full);
         assert_eq!(answers(&device), 1, "round {round}");
-        // Each round publishes the state before it.
+        // Each round answers one forwarded hello and one from the device.
         assert_eq!(bench.hellos_answered(), 2 * round);
     }
 
