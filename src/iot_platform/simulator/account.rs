@@ -1,4 +1,4 @@
-//! Data of the simulated cloud's account, and the file that keeps it over a restart.
+//! Data of the simulated cloud's account, and the file that keeps it across restarts.
 
 use std::{fs, io, path::Path};
 
@@ -64,8 +64,8 @@ impl Account {
     }
 }
 
-/// Replaces a file in one step, so that a reader, also after a crash, finds the old or the
-/// new state.
+/// Replaces a file in one step, so that a reader finds either the old or the new content, even
+/// after a crash.
 pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
 
@@ -74,7 +74,7 @@ pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // device secrets
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // the file holds device secrets
     let mut file = options.open(&beside)?;
     file.write_all(text)?;
     file.sync_all()?;

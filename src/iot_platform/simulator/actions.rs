@@ -1,5 +1,5 @@
-//! Effects of each action of the API, once the gateway has admitted the call: the business
-//! level. Each action is a line in [`carry_out`] and a function; the time is an argument.
+//! The business level of the API: carries out an action after the gateway has admitted the call.
+//! Each action has a line in [`carry_out`] and a function. The time is an argument.
 
 mod batch;
 
@@ -20,7 +20,7 @@ use crate::{
 /// State and settings for an action.
 pub(super) struct Context<'a> {
     pub account: &'a mut Account,
-    /// Product keys of the account; if empty, it has all products.
+    /// Product keys of the account; if empty, every product key is accepted.
     pub products: &'a [String],
     /// Time that each step of a batch takes.
     pub batch_delay: Duration,
@@ -36,7 +36,7 @@ pub(super) enum Failure {
     Business { code: &'static str, message: &'static str },
 }
 
-/// The rest of an answer with `Success: true`, such as `{"Data": …}`.
+/// Content of an answer with `Success: true`, such as `{"Data": …}`.
 type ActionResult = Result<Value, Failure>;
 
 /// Carries out an action.
@@ -125,7 +125,7 @@ fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a D
     })
 }
 
-/// Reads `DeviceName.1` and the following, 1 to `most` names.
+/// Reads 1 to `most` names from the parameters `DeviceName.1`, `DeviceName.2` and so on.
 fn names(parameters: &Parameters, most: usize) -> Result<Vec<String>, Failure> {
     let names: Vec<_> = parameters.numbered("DeviceName.", "").map(str::to_owned).collect();
     match names.len() {
@@ -187,7 +187,7 @@ fn utc(ms: Option<i64>) -> String {
     instant.map(|instant| format!("{instant:.3}")).unwrap_or_default()
 }
 
-/// Formats a time as `2019-02-28 16:21:03`. Like the cloud, uses China's time, despite the
+/// Formats a time as `2019-02-28 16:21:03`. Uses China's time zone, as the cloud does despite the
 /// field's name.
 fn gmt(ms: Option<i64>) -> String {
     let instant = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());

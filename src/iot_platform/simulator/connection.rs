@@ -1,5 +1,5 @@
-//! TCP connections that an action can close without an answer, like a network failure or a
-//! dying gateway. Knows only bytes.
+//! TCP connections that the simulator can close without an answer, to imitate a network failure
+//! or a crash of the gateway. Knows only bytes.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Pause if there is no file descriptor for another connection.
+/// Pause after a failed accept, for example without a free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts [`Connection`]s.
@@ -36,8 +36,8 @@ impl serve::Listener for Listener {
         loop {
             match self.0.accept().await {
                 Ok((stream, peer)) => {
-                    // Answers are small and must not wait for more data. Failure only
-                    // makes the connection slower.
+                    // Answers are small and are sent without waiting for more data. If this
+                    // fails, the connection is only slower.
                     let _ = stream.set_nodelay(true);
                     return (Connection { stream, line: Line::default() }, peer);
                 }
@@ -60,13 +60,13 @@ pub(super) struct Connection {
     line: Line,
 }
 
-/// Handle with which an action closes its connection.
+/// Handle that closes the connection of a call without an answer.
 #[derive(Clone, Default)]
 pub(super) struct Line(Arc<AtomicBool>);
 
 impl Line {
-    /// Makes every write from now on fail. The next one, which comes with every request,
-    /// closes the connection.
+    /// Makes all later writes fail. The next write closes the connection; every request causes
+    /// one.
     pub fn cut(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

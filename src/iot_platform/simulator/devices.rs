@@ -23,19 +23,19 @@ pub(crate) struct Device {
     pub iot_id: String,
     #[serde(default)]
     pub nickname: String,
-    /// Milliseconds since 1970.
+    /// Time of the creation, in milliseconds since 1970.
     pub created: i64,
-    /// Milliseconds since 1970, once it has signed in.
+    /// Time of the first sign-in, in milliseconds since 1970.
     #[serde(default)]
     pub activated: Option<i64>,
-    /// Milliseconds since 1970, when it last signed in.
+    /// Time of the last sign-in, in milliseconds since 1970.
     #[serde(default)]
     pub signed_in: Option<i64>,
-    /// Keeps the device from signing in.
+    /// Set if the device may not sign in.
     #[serde(default)]
     pub disabled: bool,
-    /// Ends its connection when notified; present while it is signed in. No device is
-    /// signed in after a restart.
+    /// Ends the device's connection when notified; present while the device is signed in. Not
+    /// saved, because no device is signed in after a restart.
     #[serde(skip)]
     session: Option<Arc<Notify>>,
 }
@@ -47,18 +47,18 @@ impl Device {
         self.signed_in = Some(now_ms);
     }
 
-    /// Stores the connection on which it has signed in, and ends an older one.
+    /// Stores the connection on which the device has signed in, and ends an older connection.
     pub fn begin(&mut self, session: Arc<Notify>) {
         self.end_session();
         self.session = Some(session);
     }
 
-    /// Records that its connection has ended, unless there is a newer one.
+    /// Records that a connection of the device has ended, unless the device has a newer one.
     pub fn sign_out(&mut self, session: &Arc<Notify>) {
         self.session.take_if(|current| Arc::ptr_eq(current, session));
     }
 
-    /// Keeps it from signing in, and ends its connection.
+    /// Disables the device and ends its connection.
     pub fn disable(&mut self) {
         self.disabled = true;
         self.end_session();
@@ -81,7 +81,7 @@ impl Device {
     }
 }
 
-/// A name of which devices were removed.
+/// A name whose device was removed, once or several times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Removed {
@@ -94,16 +94,17 @@ pub(crate) struct Removed {
 pub(crate) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
-    /// Number of times that a device of this name was removed: the next one has another
-    /// secret.
+    /// Number of times that a device with this name was removed. The number is part of the next
+    /// device's secret, so that each device has another one.
     removed: BTreeMap<(String, String), u32>,
     seed: u64,
     changes: u64,
 }
 
 impl Devices {
-    /// Makes an empty collection. The secrets and IDs of devices depend only on the seed and
-    /// the device's name, so that runs are alike whatever the order of calls.
+    /// Makes an empty collection. The secret and ID of a device depend only on the seed, its
+    /// product and name, and earlier removals of the name, so that the order of calls does not
+    /// matter.
     pub fn new(seed: u64) -> Self {
         Self {
             rows: BTreeMap::new(),
@@ -118,7 +119,7 @@ impl Devices {
         self.rows.len()
     }
 
-    /// Iterates over all devices, by product and name.
+    /// Iterates over all devices, ordered by product and name.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
         self.rows.values()
     }
@@ -202,7 +203,7 @@ impl Devices {
         self.rows.entry(key).insert_entry(device).into_mut()
     }
 
-    /// The names of which devices were removed.
+    /// Returns the names whose devices were removed.
     pub fn removed(&self) -> Vec<Removed> {
         let removed = self.removed.iter().map(|((product_key, device_name), times)| Removed {
             product_key: product_key.clone(),
@@ -212,7 +213,7 @@ impl Devices {
         removed.collect()
     }
 
-    /// Notes names of which devices were removed before.
+    /// Adds names whose devices were removed before a restart.
     pub fn set_removed(&mut self, removed: Vec<Removed>) {
         self.removed.extend(
             removed

@@ -1,5 +1,5 @@
-//! Faults of the simulated cloud: those that a test requests one by one, and those that
-//! `fail_rate` adds at random, from a seed. Pure; the caller applies them.
+//! Faults of the simulated cloud. A test requests some one by one; `fail_rate` adds others at
+//! random, from a seed. Pure; the caller applies them.
 
 use std::{
     borrow::Cow,
@@ -9,16 +9,16 @@ use std::{
 
 use super::Action;
 
-/// Delay of a call that `fail_rate` delays.
+/// Delay of a call with a random [`Fault::Delay`].
 const LATE: Duration = Duration::from_secs(3);
 
-/// Replacement of a call's answer. Unless a fault says otherwise, the call is not carried
-/// out.
+/// Fault of a call, which usually replaces its answer. The call is not carried out, unless the
+/// variant says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The connection ends without an answer.
     Drop,
-    /// The call is carried out and answered, but this much later.
+    /// The call is carried out at once, but the answer is delayed by this time.
     Delay(Duration),
     /// An error of the gateway, such as 400 `Throttling.User`.
     Gateway {
@@ -59,24 +59,24 @@ impl Fault {
         Self::Business { code: code.into() }
     }
 
-    /// Makes a page such as a proxy or a captive portal sends.
+    /// Makes an HTML page like that of a proxy or a captive portal.
     pub fn html(status: u16) -> Self {
         let body = format!("<html><head><title>{status}</title></head><body>{status}</body></html>\n");
         Self::Raw { status, content_type: "text/html", body }
     }
 
-    /// Makes the same fault happen after the call was carried out.
+    /// Makes the same fault, but for a call that was carried out.
     pub fn after_carrying_out(self) -> Self {
         Self::AfterCarryingOut(Box::new(self))
     }
 }
 
-/// Faults of the next calls.
+/// Chooses the faults of the next calls.
 pub(super) struct Faults {
     scripted: HashMap<Action, VecDeque<Fault>>,
     /// Fault of every call without a scripted one.
     standing: Option<Fault>,
-    /// 0.0–1.0
+    /// Probability of a random fault, 0.0–1.0.
     fail_rate: f64,
     dice: Dice,
 }
@@ -120,8 +120,8 @@ impl Faults {
     }
 }
 
-/// SplitMix64: repeatable from its seed, and random enough for faults. No secret depends on
-/// it.
+/// SplitMix64, a random number generator that is repeatable from its seed and good enough for
+/// faults. No secret depends on it.
 pub(super) struct Dice(pub u64);
 
 impl Dice {
@@ -135,7 +135,7 @@ impl Dice {
 
     /// Returns a number from 0.0 up to, but not including, 1.0.
     fn fraction(&mut self) -> f64 {
-        // The 53 bits of an f64's mantissa.
+        // Uses 53 bits, because the mantissa of an `f64` has as many.
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

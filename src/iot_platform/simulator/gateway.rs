@@ -1,7 +1,7 @@
-//! The gateway in front of every action: checks common parameters, access key, time stamp,
-//! signature and nonce, in that order, and refuses a call in the real gateway's words.
-//! Accepts both versions of the signature: the client and the older official SDKs send 1,
-//! the newer SDKs 3. The time is an argument.
+//! The gateway in front of every action. It checks common parameters, access key, time stamp,
+//! signature and nonce, in that order, and refuses a call with the real gateway's codes. It
+//! accepts both versions of the signature: the older official SDKs send version 1, the newer ones
+//! version 3. The time is an argument.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Maximum difference of a time stamp, in seconds, in either direction.
+/// Maximum difference between a time stamp and the clock, in seconds, in either direction.
 const WINDOW: i64 = 15 * 60;
 /// Maximum number of remembered nonces; a new one replaces the oldest.
 const MAX_NONCES: usize = 200_000;
@@ -38,7 +38,7 @@ pub(super) struct Gateway {
     nonces: Nonces,
 }
 
-/// Parameters of a call that both versions have.
+/// Parameters that a call has in both versions of the signature.
 struct Common<'a> {
     action: &'a str,
     version: &'a str,
@@ -110,7 +110,7 @@ impl Gateway {
         Ok(action)
     }
 
-    /// Checks `SignatureVersion=1.0`, which signs all parameters.
+    /// Checks a signature of `SignatureVersion=1.0`, which covers all parameters.
     fn check_version_1(&self, request: &HttpRequest, parameters: &Parameters) -> Result<(), Refusal> {
         if parameters.required("SignatureMethod")? != "HMAC-SHA1" {
             let message = "Specified parameter SignatureMethod is not valid.";
@@ -128,8 +128,8 @@ impl Gateway {
         }
     }
 
-    /// Checks `ACS3-HMAC-SHA256`, which signs the method, the query, the headers that it
-    /// lists, and the body's hash.
+    /// Checks a signature of `ACS3-HMAC-SHA256`, which covers the method, the query, the headers
+    /// that it lists, and the body's hash.
     fn check_version_3(&self, request: &HttpRequest, authorization: &str) -> Result<(), Refusal> {
         let names = authorization_field(authorization, "SignedHeaders")?;
         // These must be signed, or they could be changed on the way.
@@ -170,8 +170,8 @@ impl Gateway {
         }
     }
 
-    /// Marks a nonce as used. Only a call with the right signature gets here, so no stranger
-    /// can use one up.
+    /// Marks a nonce as used. This happens after the check of the signature, so that only the
+    /// owner of the access key can use up a nonce.
     fn use_nonce(&mut self, nonce: &str, now: i64) -> Result<(), Refusal> {
         if nonce.len() > MAX_NONCE {
             let message = "Specified parameter SignatureNonce is not valid.";
@@ -222,8 +222,8 @@ fn incomplete(name: &str) -> Refusal {
     Refusal::new(400, "IncompleteSignature", message)
 }
 
-/// Refuses a signature. The SDKs compare the text after the colon with what they signed, to
-/// tell a wrong secret from a wrong request.
+/// Makes the refusal of a wrong signature. The SDKs compare the text after the colon with the
+/// text that they signed, to distinguish a wrong secret from a wrong request.
 fn mismatch(expected: &str) -> Refusal {
     let message = format!(
         "Specified signature is not matched with our calculation. server string to sign is:{expected}"
@@ -237,7 +237,7 @@ fn read_timestamp(text: &str) -> Option<i64> {
     (instant.to_string() == text).then(|| instant.as_second())
 }
 
-/// Nonces that could still be repeated.
+/// Nonces that a repeated call could still contain.
 #[derive(Default)]
 struct Nonces {
     known: HashSet<[u8; 16]>,
@@ -248,7 +248,8 @@ struct Nonces {
 impl Nonces {
     /// Adds a nonce; returns whether it is new.
     fn insert(&mut self, nonce: &str, now: i64) -> bool {
-        // A time stamp from the far end of the window stays valid for twice its length.
+        // A nonce may arrive with a time stamp at the future end of the window, which then stays
+        // valid for twice `WINDOW`.
         while self.order.front().is_some_and(|(arrived, _)| now - arrived > 2 * WINDOW)
             || self.order.len() >= MAX_NONCES
         {
@@ -297,7 +298,7 @@ mod tests {
         ]
     }
 
-    /// Signs with the test's secret, and sends all parameters in the query (GET) or the form
+    /// Signs a call with the test's secret. All parameters are in the query (GET) or the form
     /// (POST).
     fn call(gateway: &mut Gateway, method: Method, parameters: &[(&str, &str)]) -> Result<Action, Refusal> {
         let text = string_to_sign(method.as_str(), parameters.iter().copied());
@@ -411,8 +412,8 @@ mod tests {
         assert_eq!((nonces.order.len(), nonces.known.len()), (MAX_NONCES, MAX_NONCES));
     }
 
-    /// Sends a call that `alibabacloud-iot20180120` made with version 3 and the secret
-    /// `testsecret`, with one header changed.
+    /// Sends a call that the SDK `alibabacloud-iot20180120` signed with version 3 and the secret
+    /// `testsecret`. If `changed` is not empty, that header is replaced.
     fn version_3(changed: &str, value: &str) -> Result<Action, Refusal> {
         let empty_hash = hex::encode(Sha256::digest(b""));
         let names = "host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version";

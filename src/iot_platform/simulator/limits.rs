@@ -1,5 +1,5 @@
-//! Rate limits of the account for each action: a token bucket that holds one second's worth.
-//! Pure; the time is an argument.
+//! Rate limits of the account: each action has a token bucket, which holds one second's worth of
+//! calls. Pure; the time is an argument.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ pub enum Limits {
     Real,
 }
 
-/// The account's buckets, full at first.
+/// Token buckets of the account, full at first.
 pub(super) struct Buckets {
     limits: Limits,
     buckets: HashMap<Action, Bucket>,
@@ -25,7 +25,7 @@ pub(super) struct Buckets {
 struct Bucket {
     /// Number of tokens, up to one second's worth.
     tokens: f64,
-    /// Time of the last refill, since the start.
+    /// Time of the last refill, measured from the start of the simulator.
     filled: Duration,
 }
 
@@ -34,8 +34,8 @@ impl Buckets {
         Self { limits, buckets: HashMap::new() }
     }
 
-    /// Takes a token for a call at `now`, measured since the start. Returns false if there
-    /// is none, so that the call is refused.
+    /// Takes a token for a call at `now`, measured from the start of the simulator. Returns false
+    /// if there is no token, so that the call is refused.
     pub fn take(&mut self, action: Action, now: Duration) -> bool {
         if self.limits == Limits::None {
             return true;

@@ -1,6 +1,7 @@
-//! IoT Platform's API on a port of this machine: verifies signatures, has limits and failures
-//! on demand, needs no account. The requests of the SDKs must pass, and their parsers must
-//! accept its answers. It shares [`super::signature`] with the client, and nothing else.
+//! Simulator of IoT Platform's API on a local port. It verifies signatures, has rate limits and
+//! failures on demand, and needs no account. It must accept the requests of the official SDKs,
+//! and their parsers must accept its answers. Its only signing code in common with the client is
+//! [`super::signature`]; it checks version 3 with code of its own.
 //!
 //! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
 //! and `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
@@ -60,7 +61,7 @@ pub const DEFAULT_ACCESS_KEY_SECRET: &str = "simulator-secret";
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
 /// Time for which changes are collected before the state file is written.
 const SAVE_AFTER: Duration = Duration::from_millis(100);
-/// Maximum time that a shutdown waits for a client that has sent half a request.
+/// Maximum time that a shutdown waits for incomplete requests.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Settings of the simulated cloud.
@@ -68,7 +69,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct SimulatorConfig {
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Address where devices sign in; off if absent.
+    /// Address where devices sign in; if absent, they cannot sign in.
     pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
@@ -78,16 +79,17 @@ pub struct SimulatorConfig {
     pub latency: Duration,
     /// Rate limits of the account.
     pub limits: Limits,
-    /// Share of the calls that fail, 0.0–1.0. Some fail before and some after they are
-    /// carried out, and some are only late.
+    /// Share of the calls that have a random fault, 0.0–1.0. Such a call fails before or after it
+    /// is carried out, is carried out twice, or is answered late.
     pub fail_rate: f64,
     /// Time that each step of a batch takes.
     pub batch_delay: Duration,
-    /// File that keeps devices and batches over a restart; in memory only if absent.
+    /// File that keeps devices and batches across restarts. If absent, they are kept in memory
+    /// only.
     pub state: Option<PathBuf>,
-    /// Product keys of the account; if empty, it has all products.
+    /// Product keys of the account; if empty, every product key is accepted.
     pub products: Vec<String>,
-    /// Seed of everything random; random if absent.
+    /// Seed of all random values. If absent, the operating system supplies one.
     pub seed: Option<u64>,
 }
 
@@ -110,7 +112,7 @@ impl Default for SimulatorConfig {
     }
 }
 
-/// Error of starting a simulator.
+/// Error while starting a simulator.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
     /// The address is in use, or not one of this machine.
@@ -132,7 +134,7 @@ pub enum SimulatorError {
     /// The fail rate is not a probability.
     #[error("the simulator's fail rate is {0}; it should be between 0 and 1")]
     FailRate(f64),
-    /// The system gives no random numbers.
+    /// The system provides no random numbers.
     #[error("the system gives no random numbers for the simulator: {0}")]
     Randomness(String),
 }
@@ -156,21 +158,22 @@ struct Shared {
     world: Mutex<World>,
     latency: Duration,
     started: Instant,
-    /// Turns true when the simulator stops.
+    /// Becomes true when the simulator stops.
     stopping: watch::Sender<bool>,
     changed: Notify,
     state: Option<PathBuf>,
-    /// Held from reading the devices until they are written, so that an older state never
+    /// Held while the state is read and written to the file, so that an older state never
     /// replaces a newer one.
     saving: Mutex<()>,
 }
 
 impl Simulator {
-    /// Starts to listen, and answers in the current Tokio runtime.
+    /// Starts listening, and answers calls in tasks of the current Tokio runtime.
     ///
     /// # Errors
     ///
-    /// Fails if the address or the state file cannot be used.
+    /// Fails if the fail rate is not a probability, or if an address or the state file cannot be
+    /// used.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
         if !(0.0..=1.0).contains(&config.fail_rate) {
             return Err(SimulatorError::FailRate(config.fail_rate));
@@ -215,7 +218,7 @@ impl Simulator {
         self.address
     }
 
-    /// Returns the address where devices sign in, if they can.
+    /// Returns the address where devices sign in, if sign-in is enabled.
     pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.mqtt_address
     }
@@ -225,7 +228,7 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// Returns the access key that it accepts.
+    /// Returns the access key that the simulator accepts.
     pub fn credentials(&self) -> Credentials {
         Credentials {
             access_key_id: self.config.access_key_id.clone(),
@@ -239,7 +242,7 @@ impl Simulator {
         self.shared.world().stats(jiff::Timestamp::now())
     }
 
-    /// Returns the certificate of an existing device, without a call.
+    /// Returns the certificate of an existing device, without a call of the API.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
         let mut world = self.shared.world();
         let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
@@ -270,8 +273,8 @@ impl Simulator {
         self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
     }
 
-    /// Adds a device that was registered before, without a call; replaces one with the same
-    /// name.
+    /// Adds a device with a known certificate, without a call of the API. If the name exists,
+    /// only the secret is replaced.
     pub fn insert(&self, certificate: &Certificate) {
         self.change(|devices, now_ms| {
             let Certificate { product_key, device_name, device_secret } = certificate;
@@ -306,13 +309,13 @@ impl Simulator {
         self.shared.world().faults.script(action, fault);
     }
 
-    /// Sets a fault for every call without a scripted one, until set to `None`.
+    /// Sets a fault for every call without a scripted one, until it is set to `None`.
     pub fn set_outage(&self, fault: Option<Fault>) {
         self.shared.world().faults.set_standing(fault);
     }
 
-    /// Stops: calls in progress end without an answer, the port becomes free, and the state
-    /// file is written.
+    /// Stops the simulator: calls in progress end without an answer, the port becomes free, and
+    /// the state file is written.
     ///
     /// # Errors
     ///
@@ -320,7 +323,7 @@ impl Simulator {
     pub async fn shutdown(mut self) -> io::Result<()> {
         self.shared.stopping.send_replace(true);
         if let Some(tasks) = self.tasks.take() {
-            // A task that panicked has ended too.
+            // Errors are ignored: a task that panicked has ended too.
             let abort = tasks.server.abort_handle();
             if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
                 abort.abort();
@@ -333,7 +336,7 @@ impl Simulator {
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        // The tasks end by themselves; only a shutdown waits for them.
+        // The tasks now end by themselves; only `shutdown` waits for them.
         self.shared.stopping.send_replace(true);
         if self.tasks.is_some()
             && let Err(error) = self.shared.save()
@@ -356,7 +359,7 @@ impl Shared {
 
     /// Returns when the simulator stops.
     async fn stopped(&self) {
-        // `self` holds the sender, so the channel is not closed.
+        // This cannot fail: `self` holds the sender, so the channel stays open.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 

@@ -1,6 +1,6 @@
-//! Sign-in of devices: MQTT 3.1.1 over TCP. Checks a device and keeps its connection until
-//! the device leaves or is replaced, disabled or deleted. Acknowledges its messages, but
-//! forwards none.
+//! Sign-in of devices with MQTT 3.1.1 over TCP. Verifies a device, and keeps its connection until
+//! the device disconnects, signs in on another connection, or is disabled or deleted.
+//! Acknowledges messages, but forwards none.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -26,13 +26,13 @@ use crate::{device::Secret, iot_platform::sign_in::Claim};
 const MAX_PACKET: usize = 256 * 1024;
 /// Protocol level of MQTT 3.1.1.
 const LEVEL: u8 = 4;
-/// Maximum number of connections; more wait.
+/// Maximum number of connections; further ones wait.
 const MAX_CONNECTIONS: usize = 4096;
 /// Maximum time for a connection to sign in.
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
 /// Range of `Keep Alive` that the cloud accepts, in seconds.
 const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;
-/// Pause if there is no file descriptor for another connection.
+/// Pause after a failed accept, for example without a free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the simulator stops.
@@ -85,13 +85,14 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let session = Arc::new(Notify::new());
     let signed_in = sign_in(&connect, &session, shared);
     let code = signed_in.as_ref().map_or_else(|code| *code, |_| ConnectReturnCode::Success);
-    // Held from here on, so that the device goes offline however this function ends.
+    // Held until the function returns, so that the device goes offline in every case.
     let _signed_in = signed_in.ok();
     connection.send(Packet::ConnAck(ConnAck::new(code, false))).await?;
     if code != ConnectReturnCode::Success {
         return Ok(());
     }
-    // MQTT 3.1.1 §3.1.2.10: one and a half times this long without a packet ends it.
+    // MQTT 3.1.1 §3.1.2.10: after one and a half keep-alive times without a packet, the server
+    // ends the connection.
     let patience = Duration::from_secs(u64::from(connect.keep_alive)) * 3 / 2;
     loop {
         let packet = tokio::select! {
@@ -124,7 +125,7 @@ impl Drop for SignedIn<'_> {
     }
 }
 
-/// Signs a device in, or returns why not.
+/// Signs a device in, or returns the code of its refusal.
 fn sign_in<'a>(
     connect: &Connect,
     session: &Arc<Notify>,
@@ -178,8 +179,8 @@ fn answer(packet: Packet) -> io::Result<Option<Packet>> {
     })
 }
 
-/// Reads the protocol level of a CONNECT (MQTT 3.1.1 §3.1.2.2): after one byte, a length of
-/// one to four bytes, and the protocol's name.
+/// Reads the protocol level of a CONNECT (MQTT 3.1.1 §3.1.2.2). It follows the packet type (one
+/// byte), a length (one to four bytes), and the name of the protocol.
 fn protocol_level(bytes: &[u8]) -> Option<u8> {
     (2..=5).find_map(|at| bytes.get(at..)?.strip_prefix(b"\x00\x04MQTT")?.first().copied())
 }
@@ -190,8 +191,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// Reads the next packet; `None` if the device has closed the connection. A CONNECT of
-    /// another version is an error of the kind `Unsupported`.
+    /// Reads the next packet. Returns `None` if the device has closed the connection. A CONNECT
+    /// of another protocol version is an error of the kind `Unsupported`.
     async fn receive(&mut self) -> io::Result<Option<Packet>> {
         loop {
             let level = protocol_level(&self.received);

@@ -1,5 +1,5 @@
-//! An incoming call, its parameters, and the gateway's refusal. All data comes from outside,
-//! and is not trusted yet.
+//! An incoming call, its parameters, and the gateway's refusal. All data comes from outside and
+//! is not trusted.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -60,13 +60,13 @@ impl Parameters {
         self.get(name).ok_or_else(|| Refusal::missing(name))
     }
 
-    /// Returns the values of `PREFIX1SUFFIX` and the following, up to the first that is
-    /// missing.
+    /// Returns the values of the parameters `{prefix}1{suffix}`, `{prefix}2{suffix}` and so on,
+    /// up to the first missing number.
     pub fn numbered(&self, prefix: &str, suffix: &str) -> impl Iterator<Item = &str> {
         (1..).map_while(move |number| self.0.get(&format!("{prefix}{number}{suffix}")).map(String::as_str))
     }
 
-    /// Iterates over all parameters, also the empty ones, which are signed as well.
+    /// Iterates over all parameters, including empty ones, because these are signed too.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

@@ -22,23 +22,24 @@ const MAX_HOST: usize = 253;
 /// Counters of the calls so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Calls that were admitted, by action, whatever their result.
+    /// Number of calls by action, successful or not. Throttled and refused calls are not
+    /// included.
     pub calls: BTreeMap<&'static str, u64>,
     /// Number of devices.
     pub devices: u64,
-    /// Calls that were answered with `Throttling.User`, or another code of its family.
+    /// Calls that were answered with `Throttling.User` or another code of the same family.
     pub throttled: u64,
-    /// Requests that the gateway refused: signature, access key, parameters.
+    /// Requests that the gateway refused because of their signature, access key or parameters.
     pub refused: u64,
 }
 
 /// Result of a request.
 pub(super) struct Verdict {
-    /// Delay in addition to the latency.
+    /// Delay of the answer, in addition to the configured latency.
     pub delay: Duration,
     /// Answer; `None` closes the connection.
     pub reply: Option<Reply>,
-    /// The account has changes to save.
+    /// Set if the account has changes to save.
     pub changed: bool,
 }
 
@@ -82,18 +83,19 @@ impl World {
         Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    /// Returns the account as it is now.
+    /// Returns the account at the time `now`, after the batch steps that are due.
     pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
         self.account.advance(now.as_millisecond());
         &mut self.account
     }
 
-    /// Returns whether anything has changed since the state was last taken.
+    /// Returns whether anything has changed since the state was last saved.
     pub fn is_changed(&self) -> bool {
         self.account.changes() != self.saved
     }
 
-    /// Returns the content of the state file, if anything changed since it was last taken.
+    /// Returns the content of the state file and marks it as saved. Returns `None` if nothing has
+    /// changed since the last save.
     pub fn changed_state(&mut self) -> io::Result<Option<Vec<u8>>> {
         if !self.is_changed() {
             return Ok(None);
@@ -108,7 +110,7 @@ impl World {
         self.saved = self.account.changes().wrapping_sub(1);
     }
 
-    /// Handles a request that came at `now`, `uptime` after the start.
+    /// Handles a request that arrived at `now`. `uptime` is the time since the start.
     pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
         self.account.advance(now.as_millisecond());
         let host = request.header("host").unwrap_or_default();
@@ -163,7 +165,8 @@ impl World {
                 self.answer(action, parameters, host, now);
                 self.spoil(*fault, host)
             }
-            // Refused before the action, so it does not count as a call.
+            // The gateway refuses the call before the action, so it is not counted for the
+            // action.
             Some(Fault::Gateway { status: status @ 400..=499, code }) => {
                 let refusal = Refusal::new(status, code, "Simulated.");
                 (Duration::ZERO, Some(self.refuse(&refusal, host)))

@@ -10,7 +10,7 @@ const DEFAULT_PAGE_SIZE: u64 = 10;
 
 pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
-    // The names may also come with nicknames, in a separate list.
+    // A caller may send the names with nicknames, in another list.
     let listed: Vec<_> = parameters
         .numbered("DeviceNameList.", ".DeviceName")
         .take(MAX_BATCH + 1)
@@ -60,7 +60,7 @@ pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> Action
     let size = size as usize;
     let of_page = usize::try_from(page - 1).ok().and_then(|page| names.chunks(size).nth(page));
     let devices = of_page.unwrap_or_default().iter();
-    // Devices that were deleted since are missing from their page.
+    // Devices that have since been deleted are missing from their page.
     let devices = devices.filter_map(|name| context.account.devices.get(product_key, name));
     let infos: Vec<Value> = devices
         .map(|device| {
@@ -131,7 +131,7 @@ mod tests {
         })
     }
 
-    /// Creates this many devices as a batch.
+    /// Creates `count` devices in a batch, and returns its `ApplyId`.
     fn created(count: usize, account: &mut Account) -> u64 {
         let names: String = (1..=count).map(|number| format!("&DeviceName.{number}=SN{number:04}")).collect();
         let made = call(Action::BatchCheckDeviceNames, &format!("ProductKey=a1{names}"), account).unwrap();
