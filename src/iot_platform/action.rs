@@ -57,7 +57,8 @@ impl Action {
         }
     }
 
-    /// Returns the documented rate limit of an account, which its RAM users share.
+    /// Returns the documented rate limit of an account, in calls per second. All RAM users of the
+    /// account share it.
     pub fn calls_per_second(self) -> u32 {
         match self {
             Self::RegisterDevice | Self::QueryBatchRegisterDeviceStatus => 30,

@@ -1,5 +1,5 @@
-//! Reads answers of IoT Platform: a device, a batch, or an error and its class. Pure; takes
-//! a status and bytes from outside, trusts neither, and knows no HTTP client.
+//! Reads answers of IoT Platform: a device, a batch, or an error and its class. Pure; trusts
+//! neither the status nor the body, and knows no HTTP client.
 
 mod batch;
 
@@ -10,19 +10,19 @@ pub use self::batch::{read_apply_id, read_devices, read_page, read_progress};
 use super::{ApiError, CloudDevice, ErrorClass};
 use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
 
-/// Code for a response that is not an answer of the API: HTML, cut off, or without the
-/// fields that every answer has.
+/// Code for a response that is not a valid answer of the API: HTML, truncated, or with missing or
+/// wrong fields.
 pub const NOT_AN_ANSWER: &str = "NotAnAnswer";
 /// Maximum length of the message of an [`ApiError`], in characters.
 pub const MAX_MESSAGE: usize = 200;
 
-/// Maximum length of a `Code`, in bytes; a longer text is not taken for one.
+/// Maximum length of a `Code`, in bytes; a longer text is not accepted as a code.
 const MAX_CODE: usize = 100;
-/// Maximum length of a device secret or product key, in bytes; the cloud's have 32 and 11.
+/// Maximum length of a device secret or `IotId`, in bytes; the cloud's secrets have 32 bytes.
 const MAX_FIELD: usize = 128;
 
-/// The part of an answer that certdist reads. The business level sends `Success` and
-/// `ErrorMessage`, the gateway `Message`.
+/// The fields of an answer that show its kind. An error of the business level has `Success` and
+/// `ErrorMessage`; one of the gateway has `Message`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Envelope {
@@ -30,7 +30,8 @@ struct Envelope {
     code: Option<String>,
     error_message: Option<String>,
     message: Option<String>,
-    /// Parsed separately, to tell a bad certificate from a response that is no answer.
+    /// The content is parsed later, so that a wrong certificate is not reported like a response
+    /// that is no answer.
     data: Option<IgnoredAny>,
     /// Present in a page, instead of `Data`.
     page_count: Option<IgnoredAny>,
@@ -50,7 +51,7 @@ struct DeviceData {
     /// Absent in a page, whose devices are all of one product.
     product_key: Option<String>,
     device_name: String,
-    // Wiped when dropped, also after an error.
+    // A `Secret` is wiped when dropped, even if parsing fails later.
     #[serde(deserialize_with = "secret")]
     device_secret: Secret,
     iot_id: Option<String>,
@@ -65,8 +66,8 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D
 
 /// Classifies a failed call by its HTTP status and its `Code`.
 ///
-/// A known code decides alone. With an unknown code, the status decides. Without a code, the
-/// response is not an answer of the API.
+/// A known code alone decides the class. With an unknown code, the status decides. Without a
+/// code, the response is not an answer of the API.
 pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
     use ErrorClass::*;
     match (code, status) {
@@ -110,9 +111,9 @@ fn is_or_begins(code: &str, family: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Returns the class of the cloud's error, with the message unchanged: the caller knows the
-/// secrets that [`sanitized`] removes. A response that is not an answer is
-/// [`ErrorClass::TryAgain`]. A certificate that cannot be the one asked for is
+/// Returns the cloud's error and its class. The message is unchanged, because only the caller
+/// knows the secrets that [`sanitized`] must remove. A response that is not an answer is
+/// [`ErrorClass::TryAgain`]. A certificate that cannot be the requested one is
 /// [`ErrorClass::Unknown`]: a repetition may help, but only a limited number of times.
 pub fn read_device(
     status: u16,
@@ -123,7 +124,8 @@ pub fn read_device(
     read(status, body, |envelope| envelope.data.is_some(), |body| device(body, product_key, device_name))
 }
 
-/// Reads an answer. It must say `Success` and, where content is expected, `has_content`.
+/// Reads an answer. It must have a 2xx status, `Success` must be true, and `has_content` must
+/// accept its fields.
 fn read<T>(
     status: u16,
     body: &[u8],
@@ -178,7 +180,7 @@ fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevi
 }
 
 impl DeviceData {
-    /// Converts the device of a product; its name was already checked.
+    /// Converts the data of a device whose name was already checked.
     fn certified(self, product_key: &str) -> Result<CloudDevice, &'static str> {
         if !is_field(self.device_secret.expose()) {
             return Err("DeviceSecret is empty, too long or not printable");
@@ -202,8 +204,8 @@ fn is_field(text: &str) -> bool {
     (1..=MAX_FIELD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Parses an ISO 8601 instant into seconds since 1970. The text is empty, and the result
-/// `None`, until the event has happened.
+/// Parses an ISO 8601 time into seconds since 1970. Returns `None` for other texts; the text is
+/// empty if the event has not happened.
 fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
@@ -211,8 +213,8 @@ fn seconds(text: &str) -> Option<i64> {
 /// Makes a message fit for one line of a log: at most [`MAX_MESSAGE`] characters, without
 /// control characters, and without any of `secrets`.
 ///
-/// The gateway repeats the string that it expected to be signed, which holds the security
-/// token, percent-encoded twice; this is cut off.
+/// In one error, the gateway repeats the string that it expected to be signed. That string holds
+/// the security token, percent-encoded twice, so it is cut off.
 pub fn sanitized(message: &str, secrets: &[&str]) -> String {
     let mut message = match message.find("string to sign") {
         Some(at) => format!("{}string to sign …", &message[..at]),

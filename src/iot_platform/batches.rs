@@ -1,6 +1,6 @@
-//! The cloud's handling of batches, for the simulator and test doubles: checks the names,
-//! then creates the devices; each step takes its time. Pure; the time is an argument, and
-//! the caller knows which names are taken.
+//! Model of the cloud's batches, for the simulator and test doubles. A batch first checks its
+//! names, then creates its devices; each step takes some time. Pure; the time is an argument, and
+//! the caller provides the devices.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyId, BatchProgress, BatchStatus};
 use crate::device::is_device_name;
 
-/// First `ApplyId`, of the size of real ones.
+/// First `ApplyId`; real ones are about as large.
 const FIRST: u64 = 1_295_006;
-/// Maximum number of batches; a new one replaces the oldest that has ended.
+/// Maximum number of batches. A new batch replaces the oldest one without a step in progress, or
+/// else the oldest one.
 const MAX_BATCHES: usize = 1000;
 
 /// The devices that the batches work on.
@@ -26,7 +27,7 @@ pub(crate) trait Names {
     fn create(&mut self, product_key: &str, device_name: &str, now_ms: i64) -> bool;
 }
 
-/// Reason why a step does not start, as a `Code` of the business level.
+/// `Code` of the business level with which a call about a batch is refused.
 pub(crate) type Refused = &'static str;
 
 /// All batches of an account.
@@ -184,7 +185,7 @@ impl Batches {
         let batch = self.batches.get(&apply_id.0).ok_or("iot.device.DeviceApplyIsNotFound")?;
         match batch.product_key == product_key {
             true => Ok(batch),
-            // The misspelling is the cloud's.
+            // The cloud misspells this code.
             false => Err("iot.device.IncorrentDeviceApplyInfo"),
         }
     }

@@ -1,6 +1,6 @@
-//! The signed client of IoT Platform's API: one call, one answer, in limited time and
-//! memory. Signs a call again if the nonce or the clock was wrong; the registrar decides
-//! about all other repetitions, and about the rate of calls.
+//! The client of IoT Platform's API. It signs calls, and limits the time and memory of each. It
+//! signs a call again if the nonce, the clock or the token was wrong. The registrar decides about
+//! all other repetitions, and about the rate of calls.
 
 mod actions;
 
@@ -31,13 +31,13 @@ pub use super::{
 };
 use crate::device::Secret;
 
-/// Maximum length of an answer, in bytes: the status of a batch of 10,000 names, each of
-/// which may occur twice, and with an explanation.
+/// Maximum length of an answer, in bytes. The longest answer is the status of a batch of 10,000
+/// names, each of which may occur twice and with an explanation.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// Initial capacity for an answer of unknown length, in bytes.
 const USUAL_ANSWER: usize = 4096;
-/// Clock difference that is worth a warning, in seconds; the `Date` header counts in
-/// seconds.
+/// Change of the clock offset above which a warning is logged, in seconds; the `Date` header has
+/// a resolution of one second.
 const CLOCK_TOLERANCE: u64 = 2;
 
 /// Settings of a [`Client`].
@@ -49,22 +49,22 @@ pub struct ClientConfig {
     pub region: String,
     /// `IotInstanceId`; empty for the public instance without an ID.
     pub instance_id: String,
-    /// Credentials of the calls, or where to read them.
+    /// Credentials of the calls, or their source.
     pub credentials: Source,
     /// Version of the signature.
     pub signature: SignatureVersion,
-    /// Maximum times of a call.
+    /// Time limits of a call.
     pub timeouts: Timeouts,
-    /// PEM file with root certificates that are trusted besides the system's.
+    /// PEM file with root certificates that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Seconds to add to this machine's clock; corrected by the cloud's clock when a
-    /// timestamp is refused.
+    /// Seconds to add to this machine's clock. The client corrects them by the cloud's clock when
+    /// a timestamp is refused.
     pub clock_offset: i64,
 }
 
 impl ClientConfig {
-    /// Makes a configuration with default timeouts, version 1 of the signature, no instance
-    /// ID, and a clock that is assumed to be right.
+    /// Makes a configuration with default timeouts, version 1 of the signature, no instance ID,
+    /// and a clock offset of 0.
     pub fn new(
         endpoint: impl Into<String>,
         region: impl Into<String>,
@@ -83,8 +83,7 @@ impl ClientConfig {
     }
 }
 
-/// A client of one endpoint, for all tasks of the process; keeps its connections and shares
-/// them.
+/// A client of one endpoint. All tasks of the process share it and its connections.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Url,
@@ -127,14 +126,15 @@ impl Client {
         })
     }
 
-    /// Reads the credentials, so that the log shows at the start if there are none, and not
-    /// only when the first device comes.
+    /// Reads the credentials, so that the log shows at startup if there are none, and not only at
+    /// the first call.
     pub async fn read_credentials(&self) {
         // The error is already in the log.
         let _ = self.credentials.current(self.cloud_now(), Instant::now() + self.timeouts.whole).await;
     }
 
-    /// Returns the time of the cloud's clock, as far as it is known, in seconds since 1970.
+    /// Returns the time of the cloud's clock, in seconds since 1970, as estimated by the clock
+    /// offset.
     fn cloud_now(&self) -> i64 {
         unix_now().saturating_add(self.clock_offset.load(Ordering::Relaxed))
     }
@@ -166,8 +166,8 @@ impl Client {
         }
     }
 
-    /// Returns whether the same call may succeed if it is signed again: once with another
-    /// nonce or clock, and once with another token.
+    /// Returns whether to sign the call again and repeat it. This is done at most once for a
+    /// refused nonce or timestamp, and at most once for an expired token.
     fn may_repeat(&self, error: &ApiError, answer: &Answer, repeated: &mut Repeated) -> bool {
         if error.class == ErrorClass::SignAgain && !repeated.signed {
             repeated.signed = true;
@@ -213,7 +213,8 @@ impl Client {
             .timeout(deadline.saturating_duration_since(Instant::now()))
             .body(signed.body);
         let unanswered = |error: reqwest::Error| {
-            // The URL may hold parameters, and the caller knows which call it was.
+            // The URL is removed because it may hold parameters; the caller knows the call
+            // anyway.
             let error = http::unanswered(&error.without_url(), &self.endpoint, &self.timeouts);
             without_secrets(error, &credentials)
         };
@@ -227,8 +228,8 @@ impl Client {
         Ok(Answer { status, date, body, credentials })
     }
 
-    /// Adopts the cloud's clock. Warns once, not for each of the calls that were in progress
-    /// with the old one.
+    /// Adopts the cloud's clock. Warns once for each change, although several calls in progress
+    /// may have used the old clock.
     fn correct_clock(&self, date: Option<i64>) {
         let Some(date) = date else {
             tracing::warn!(
@@ -268,7 +269,7 @@ async fn bounded_body(
             return Err(too_long());
         }
         if length > body.capacity() {
-            // A vector that grows by itself would leave a copy of a secret behind.
+            // A vector that reallocates by itself would leave a copy of a secret in freed memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
             larger.extend_from_slice(&body);
             body = larger;
@@ -284,12 +285,12 @@ fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {
     ApiError { message: answer::sanitized(&error.message, &secrets), ..error }
 }
 
-/// Remembers why a call was already signed again.
+/// Reasons for which a call has already been signed again.
 #[derive(Default)]
 struct Repeated {
-    /// Another nonce, or the cloud's clock, was needed.
+    /// Set after a refused nonce or timestamp.
     signed: bool,
-    /// Another token was needed.
+    /// Set after an expired token.
     renewed: bool,
 }
 
@@ -323,10 +324,10 @@ impl Nonces {
     }
 }
 
-/// Parses the endpoint, and checks that calls can be made to it.
+/// Parses the endpoint, and checks that it is a URL for calls.
 fn endpoint_url(text: &str) -> Result<Url, ClientError> {
     let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
-    // A text that is not a URL may still hold a password, so one with `@` is not shown.
+    // A text with `@` is not shown: even if it is not a URL, it may hold a password.
     let shown = if text.contains('@') { "…" } else { text };
     let url = Url::parse(text).map_err(|error| wrong(shown, format!("is not a URL ({error})")))?;
     let what = if !matches!(url.scheme(), "http" | "https") {
@@ -347,8 +348,8 @@ fn unix_now() -> i64 {
 
 /// Formats a time as `YYYY-MM-DDThh:mm:ssZ`.
 fn timestamp(seconds: i64) -> String {
-    // Only a broken clock is outside the years -9999 to 9999. The gateway refuses this time
-    // like any other wrong one, and the clock is then corrected.
+    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time
+    // used instead, and the clock offset is then corrected.
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 
@@ -453,7 +454,7 @@ mod tests {
             let call = async |name: String| client.register_device("a1BwAGVxyz1", &name).await.map(drop);
             call("SN01".into()).await.unwrap();
             assert_eq!(warnings(), 0);
-            // As if this machine's clock had gone two hours ahead, and then back.
+            // Has the same effect as a clock that goes two hours ahead, and then back.
             for (drift, warned) in [(7200, 1), (-7200, 2)] {
                 client.clock_offset.fetch_add(drift, Ordering::Relaxed);
                 for number in 0..3 {

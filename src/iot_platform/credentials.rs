@@ -1,6 +1,6 @@
-//! Credentials of the calls, and their sources: given, a credentials file, or the RAM role
-//! of an ECS instance. Caches them, reads them again before they expire or when the file has
-//! changed, and knows neither signatures nor actions.
+//! Credentials of the calls. Their source is fixed credentials, a credentials file, or the RAM
+//! role of an ECS instance. The module caches them, and reads them again before they expire or
+//! when the file has changed. It knows neither signatures nor actions.
 
 mod file;
 mod role;
@@ -29,23 +29,25 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// Time before their expiry at which credentials are read again, in seconds: as much as the
-/// gateway allows a clock to be wrong, and the same as in the SDKs.
+/// Time before their expiry at which credentials are read again, in seconds. It is the same as in
+/// the SDKs, and as long as a clock may be wrong for the gateway.
 pub const READ_AHEAD: i64 = 15 * 60;
 
-/// Code of an [`ApiError`] if there are no credentials to call with.
+/// Code of an [`ApiError`] if there are no credentials for a call.
 const NO_CREDENTIALS: &str = "Credentials";
-/// Maximum time to read credentials if there are no valid ones, so that no call is possible.
+/// Maximum time to read credentials if there are no valid ones.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time to read them while the old ones are still valid; one call waits for it.
+/// Maximum time to read credentials while the old ones are still valid. The call that reads them
+/// waits for this time at most.
 const EARLY_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Seconds between a failed read and the next; doubled each time, up to [`MAX_PAUSE`].
+/// Pause after a failed read, in seconds. It doubles with each further failure, up to
+/// [`MAX_PAUSE`].
 const FIRST_PAUSE: i64 = 1;
-/// Maximum pause between two reads, in seconds; also the pause after a read that returned
-/// the same credentials.
+/// Maximum pause after a failed read, in seconds. Also the pause after a successful read of
+/// credentials that expire soon.
 const MAX_PAUSE: i64 = 60;
 
-/// An account's or RAM user's access key, or a role's temporary one.
+/// Access key of an account or a RAM user, or temporary access key of a role.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// `AccessKeyId`.
@@ -58,7 +60,8 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not even the ID: in a leaked log, it would tell an attacker whom to attack.
+        // Not even the ID is printed: in a leaked log, it would show an attacker which account to
+        // attack.
         f.write_str("Credentials(…)")
     }
 }
@@ -66,7 +69,7 @@ impl fmt::Debug for Credentials {
 /// Source of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// Known, and never changing.
+    /// Fixed credentials that are never read again.
     Given(Credentials),
     /// A profile of a credentials file, in the format of Alibaba Cloud's SDKs.
     File(CredentialsFile),
@@ -92,8 +95,8 @@ pub struct CredentialsFile {
 }
 
 impl Source {
-    /// Reads everything that needs no network call, so that an operator's mistake is found
-    /// before the first device comes.
+    /// Reads everything that needs no network call, so that an operator's mistake is found before
+    /// the first device asks.
     ///
     /// # Errors
     ///
@@ -135,7 +138,7 @@ pub(super) struct Holder {
     source: Source,
     metadata: Metadata,
     state: Mutex<State>,
-    /// Held by the call that reads.
+    /// Held by the call that reads the credentials, so that only one does.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -148,33 +151,33 @@ struct State {
 struct Held {
     credentials: Arc<Credentials>,
     expires: Option<i64>,
-    /// State of the file when they were read.
+    /// State of the file when the credentials were read.
     stamp: Option<Stamp>,
-    /// The cloud has refused the token as expired, whatever its date.
+    /// Set if the cloud has refused the token as expired, even if `expires` is later.
     refused: bool,
-    /// Second before which valid credentials are not read again.
+    /// Time before which credentials that expire soon are not read again, in seconds since 1970.
     again: i64,
 }
 
 /// The most recent failed read.
 struct Failed {
     error: ApiError,
-    /// State of the file at that time; a changed file is read at once.
+    /// State of the file at that time. If it has changed since, it is read at once.
     stamp: Option<Stamp>,
     pause: i64,
-    /// Second of the next attempt, since 1970.
+    /// Time of the next attempt, in seconds since 1970.
     again: i64,
 }
 
-/// State of the cached credentials, which decides what a call does.
+/// State of the cached credentials, which decides how a call continues.
 enum Standing {
-    /// Valid: use them.
+    /// They are valid and are used.
     Good(Arc<Credentials>),
-    /// Valid: use them, but read again.
+    /// They are valid, but new ones are to be read.
     Ageing(Arc<Credentials>),
-    /// None that are valid: read.
+    /// There are no valid credentials, so they are read.
     None,
-    /// None that are valid, and a read has just failed.
+    /// There are no valid credentials, and a read has just failed, so the call fails.
     Failed(ApiError),
 }
 
@@ -205,13 +208,13 @@ impl Holder {
         Ok(Self { source, metadata, state: Mutex::new(state), reading: tokio::sync::Mutex::default() })
     }
 
-    /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's
-    /// clock. If they must be read, one call reads them; the others wait only if there are
-    /// no valid ones.
+    /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's clock.
+    /// If they must be read, one call reads them. The other calls wait for it only if there are
+    /// no valid credentials.
     ///
     /// # Errors
     ///
-    /// Fails if there are none, and says what is expected.
+    /// Fails if there are no valid credentials, and says what is expected.
     pub async fn current(&self, now: i64, deadline: Instant) -> Result<Arc<Credentials>, ApiError> {
         let usable = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
@@ -224,7 +227,7 @@ impl Holder {
             (Some(credentials), Err(_)) => return Ok(credentials.clone()),
             (None, Err(_)) => timeout_at(deadline, self.reading.lock()).await.map_err(|_| late())?,
         };
-        // Another call may have read them while this one waited.
+        // Another call may have read the credentials while this one waited.
         let early = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
             Standing::Failed(error) => return Err(error),
@@ -238,14 +241,14 @@ impl Holder {
         self.note(read, stamp, now)
     }
 
-    /// Notes that the cloud has refused the token of these credentials as expired. Returns
-    /// whether others can be read.
+    /// Records that the cloud has refused the token of these credentials as expired. Returns
+    /// whether other credentials can be read.
     pub fn refuse(&self, used: &Arc<Credentials>) -> bool {
         if matches!(self.source, Source::Given(_)) {
             return false;
         }
         let mut state = self.state();
-        // If these are not the cached ones, others have been read in the meantime.
+        // If the refused credentials are not the cached ones, newer ones have already been read.
         if let Some(held) = state.held.as_mut().filter(|held| Arc::ptr_eq(&held.credentials, used)) {
             held.refused = true;
             state.failed = None;
@@ -296,7 +299,7 @@ impl Holder {
         }
     }
 
-    /// Stores the result of a read, or that it failed.
+    /// Stores the result or the failure of a read. Returns valid credentials, if there are any.
     fn note(
         &self,
         read: Result<Read, Failure>,
@@ -348,7 +351,8 @@ impl Holder {
     }
 }
 
-/// Returns whether a pause still lasts. Setting the clock back does not prolong it.
+/// Returns whether the pause until `again` still lasts. Setting the clock back does not prolong
+/// it.
 fn is_ahead(again: i64, now: i64) -> bool {
     (1..=MAX_PAUSE).contains(&(again - now))
 }

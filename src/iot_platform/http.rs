@@ -1,5 +1,5 @@
-//! HTTP for the calls: TLS and its roots, proxies, timeouts, and explanations for an
-//! operator when a call gets no answer. Knows no action and no signature.
+//! HTTP for the calls: root certificates, proxies, timeouts, and explanations for the operator
+//! when a call gets no answer. Knows neither actions nor signatures.
 
 use std::{
     error::Error,
@@ -13,19 +13,20 @@ use rustls::CertificateError;
 
 use super::{ApiError, ErrorClass};
 
-/// Time for which an unused connection is kept. Gateways close theirs after 60 s, and a call
-/// fails on a connection that is being closed.
+/// Time after which an idle connection is closed. Gateways close idle connections after 60 s, and
+/// a call fails if its connection is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Maximum times of a call, stage by stage.
+/// Time limits of a call and its stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Time to resolve the name and connect, including a proxy and TLS.
+    /// Time to resolve the name and to connect, including the handshakes with a proxy and TLS.
     pub connect: Duration,
-    /// Time from the start of a request, connecting included, to the beginning of its
-    /// answer; not less than `connect`.
+    /// Time from the start of a request to the first byte of its answer. Includes the time to
+    /// connect, so it is at least `connect`.
     pub first_byte: Duration,
-    /// Time for a whole call: credentials, repetitions, and the end of the answer.
+    /// Time for a whole call: reading the credentials, repetitions, and receiving the whole
+    /// answer.
     pub whole: Duration,
 }
 
@@ -47,7 +48,7 @@ pub enum ClientError {
         "iot_platform endpoint {endpoint:?} {what}; it should look like https://iot.cn-shanghai.aliyuncs.com"
     )]
     Endpoint {
-        /// The endpoint as configured, but without a password in it.
+        /// The configured endpoint, without any password.
         endpoint: String,
         /// Reason.
         what: String,
@@ -73,15 +74,16 @@ pub enum ClientError {
         "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
     )]
     AccessKey,
-    /// TLS or the system's random numbers could not be set up; usually there are no root
-    /// certificates.
+    /// TLS or the system's random numbers could not be set up. The usual cause is that there are
+    /// no root certificates.
     #[error(
         "could not set up calls to IoT Platform ({0}); check that the package ca-certificates is installed"
     )]
     Setup(String),
 }
 
-/// Makes a client for an endpoint, with root certificates besides the system's.
+/// Makes a client for an endpoint. It trusts the certificates of `ca_file` in addition to the
+/// system's root certificates.
 pub(super) fn http_client(
     endpoint: &Url,
     timeouts: &Timeouts,
@@ -90,35 +92,35 @@ pub(super) fn http_client(
     let mut builder = builder()
         .connect_timeout(timeouts.connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
-        // HTTP/1.1, so that a call that times out ends its connection. With HTTP/2, one
-        // connection that a NAT has forgotten would fail all later calls.
+        // With HTTP/1.1, a call that times out ends its connection. With HTTP/2, later calls
+        // would share that connection, and all fail if a NAT has dropped it.
         .http1_only();
-    // Read even if not needed, so that a wrong file is noticed at once.
+    // The file is read even if it is not needed, so that a wrong file is noticed at once.
     let roots = ca_file.map(read_roots).transpose()?;
     if endpoint.scheme() == "http" {
-        // TLS is not used, and a machine may have no root certificates. They are still
-        // needed for a proxy with https.
+        // The endpoint does not use TLS, so the system's root certificates, which may be missing,
+        // are not loaded. Those of `ca_file` are still needed for a proxy with https.
         builder = builder.tls_certs_only(roots.unwrap_or_default());
     } else if let Some(roots) = roots {
         builder = builder.tls_certs_merge(roots);
     }
     if is_loopback(endpoint) {
-        // The simulator is not behind HTTP_PROXY.
+        // HTTP_PROXY does not apply to a simulator on this machine.
         builder = builder.no_proxy();
     }
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
-/// Makes a client for the metadata service. It never uses a proxy: that would return the
-/// token of the machine that the proxy runs on.
+/// Makes a client for the metadata service. It never uses a proxy, because it would get the token
+/// of the machine on which the proxy runs.
 pub(super) fn metadata_client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
     let builder = builder().no_proxy().connect_timeout(timeout).timeout(timeout).tls_certs_only([]);
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    // reqwest uses the process's provider, and panics without one. A provider that is already
-    // installed stays.
+    // reqwest uses the process's crypto provider, and panics without one. A provider that is
+    // already installed is kept.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .user_agent(concat!("certdist/", env!("CARGO_PKG_VERSION")))
@@ -144,8 +146,8 @@ fn is_loopback(url: &Url) -> bool {
     })
 }
 
-/// Converts an error without an answer. After a timeout, except while connecting, the call
-/// may have been carried out.
+/// Converts the error of a call without an answer. After a timeout, the call may have been
+/// carried out, unless the timeout occurred while connecting.
 pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
     let (class, code, message) = if let Some(what) = certificate_error(error) {
         let host = endpoint.host_str().unwrap_or_default();
@@ -162,7 +164,8 @@ pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
     ApiError { class, code: code.into(), message }
 }
 
-/// Makes the error of a call whose answer did not begin; it may have been carried out.
+/// Makes the error of a call whose answer did not start in time. The call may have been carried
+/// out.
 pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     ApiError {
         class: ErrorClass::TimedOut,
@@ -171,10 +174,11 @@ pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     }
 }
 
-/// Tells an operator what to do about a certificate that was refused.
+/// Returns a message that says what an operator can do about a refused certificate.
 fn untrusted(host: &str, error: &CertificateError) -> String {
     match error {
-        // A bad signature comes from another CA of the same name, such as a CA made again.
+        // A bad signature comes from another CA with the same name, for example after the CA was
+        // set up again.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "the certificate shown for {host} is from a CA that this machine does not trust: set ca_file if the \
              CA is your own or a proxy's, else repair the package ca-certificates"
@@ -195,7 +199,7 @@ fn untrusted(host: &str, error: &CertificateError) -> String {
     }
 }
 
-/// Finds the TLS error about the certificate among the causes.
+/// Finds the certificate error of TLS among the causes.
 fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
     causes(error).find_map(|cause| match cause.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::InvalidCertificate(what)) => Some(what),
@@ -206,14 +210,14 @@ fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Certifi
 /// Iterates over an error and its causes, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
-        // An I/O error that wraps another one has the text of that one, and its cause.
+        // `source` of an I/O error skips the error that it wraps, so that error is taken first.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
     })
 }
 
-/// Formats an error and its causes on one line; reqwest's own text only says which step
-/// failed.
+/// Formats an error and its causes on one line. The text of reqwest's error alone only says which
+/// step failed.
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<_> = causes(error).map(ToString::to_string).collect();
     texts.dedup();

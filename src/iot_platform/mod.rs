@@ -28,13 +28,13 @@ pub const API_VERSION: &str = "2018-01-20";
 /// Default rate of `RegisterDevice` calls per second: most of the account's limit of 30,
 /// which other programs share.
 pub const QPS: f64 = 25.0;
-/// Default pause between two queries of all devices' activation and state.
+/// Default pause between two sweeps, which query the activation and state of all devices.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
 /// Maximum number of names in a batch.
 pub const MAX_BATCH: usize = 10_000;
 /// Maximum number of devices on a page of a batch.
 pub const PAGE_SIZE: usize = 50;
-/// Maximum number of names in a `BatchQueryDeviceDetail`.
+/// Maximum number of names in one call of `BatchQueryDeviceDetail`.
 pub const MAX_QUERY: usize = 100;
 
 /// Future of an action's answer.
@@ -49,9 +49,9 @@ pub struct CloudDevice {
     pub iot_id: Option<String>,
     /// `UtcCreate` in seconds since 1970, if the answer has it.
     pub created: Option<i64>,
-    /// `UtcActive` in seconds since 1970, once it has signed in.
+    /// `UtcActive` in seconds since 1970, once the device has signed in.
     pub activated: Option<i64>,
-    /// The device was disabled at the cloud, so it cannot sign in.
+    /// Set if the device was disabled at the cloud, so that it cannot sign in.
     pub disabled: bool,
 }
 
@@ -78,7 +78,7 @@ pub enum BatchStatus {
     Create,
     /// The devices are created.
     CreateSuccess,
-    /// No device was created, or some were not; the documentation says both.
+    /// Either no device or not every device was created; the documentation has both meanings.
     CreateFailed,
 }
 
@@ -114,20 +114,20 @@ impl BatchStatus {
 /// Status of a batch and of its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchProgress {
-    /// The current step, or how it ended.
+    /// The current step or its result.
     pub status: BatchStatus,
-    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. May be empty
-    /// even if all were; the documentation says both.
+    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. According to one
+    /// part of the documentation, the list is empty if all names were.
     pub valid: Vec<String>,
-    /// `InvalidList`: at most [`MAX_BATCH`] names that were not, without those that are not
-    /// legal names.
+    /// `InvalidList`: at most [`MAX_BATCH`] names that were not accepted or created. Names that
+    /// break the naming rules are left out.
     pub invalid: Vec<String>,
 }
 
 /// A page of the devices that a batch has created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchPage {
-    /// At most [`PAGE_SIZE`], always in the same order.
+    /// At most [`PAGE_SIZE`] devices, in the same order each time.
     pub devices: Vec<CloudDevice>,
     /// `PageCount`.
     pub pages: u32,
@@ -145,7 +145,7 @@ pub enum ErrorClass {
     TryAgain,
     /// Rate limit exceeded: back off, and call less often.
     Throttled,
-    /// The call may have been carried out: no answer came in time.
+    /// No answer came in time; the call may have been carried out.
     TimedOut,
     /// Used nonce or wrong clock: sign again.
     SignAgain,
@@ -164,8 +164,8 @@ pub enum ErrorClass {
 pub struct ApiError {
     /// Class, by which the registrar acts.
     pub class: ErrorClass,
-    /// `Code` of the cloud, or a name of certdist's own for a failure without an answer
-    /// (`Timeout`, `Connection`, `Certificate`, `Credentials`, `NotAnAnswer`).
+    /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `Connection`,
+    /// `Certificate`, `Credentials` or `NotAnAnswer`.
     pub code: String,
     /// The cloud's message: one line of at most 200 characters, without secrets.
     pub message: String,
@@ -175,9 +175,8 @@ pub struct ApiError {
 pub trait IotPlatform: Send + Sync + 'static {
     /// `RegisterDevice`: creates the device and returns its certificate.
     ///
-    /// A failure does not mean that the device was not created: after
-    /// [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`], only the answer may be lost. A
-    /// repeated call then fails with [`ErrorClass::Exists`], and
+    /// After [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`], the device may exist although
+    /// no answer arrived. A repeated call then fails with [`ErrorClass::Exists`], and
     /// [`query_device_detail`](Self::query_device_detail) returns the certificate.
     fn register_device<'a>(
         &'a self,
@@ -185,8 +184,8 @@ pub trait IotPlatform: Send + Sync + 'static {
         device_name: &'a str,
     ) -> ApiFuture<'a, CloudDevice>;
 
-    /// `QueryDeviceDetail` by product and name: returns the certificate of an existing
-    /// device, and when it first signed in.
+    /// `QueryDeviceDetail` by product and name: returns the certificate of an existing device and
+    /// the time of its first sign-in.
     fn query_device_detail<'a>(
         &'a self,
         product_key: &'a str,
@@ -196,8 +195,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     /// `BatchCheckDeviceNames`: checks 1 to [`MAX_BATCH`] names, as the first step of a
     /// batch.
     ///
-    /// Without an answer, the batch may exist. That is harmless, because checked names are
-    /// not reserved: a repeated call makes another batch.
+    /// If no answer arrives, the batch may exist nevertheless. That is harmless: checked names
+    /// are not reserved, and a repeated call makes another batch.
     fn batch_check_device_names<'a>(
         &'a self,
         product_key: &'a str,
@@ -214,16 +213,16 @@ pub trait IotPlatform: Send + Sync + 'static {
     /// `BatchRegisterDeviceWithApplyId`: creates the devices of a batch whose check has
     /// succeeded.
     ///
-    /// Without an answer, the step may have started; the status shows it.
+    /// If no answer arrives, the step may have started; the status shows whether it has.
     fn batch_register_device_with_apply_id<'a>(
         &'a self,
         product_key: &'a str,
         apply_id: ApplyId,
     ) -> ApiFuture<'a, ApplyId>;
 
-    /// `QueryPageByApplyId`: returns the certificates that a batch has created, by pages
-    /// from 1. Neither the call nor its answer has a product key; the argument is for the
-    /// certificates.
+    /// `QueryPageByApplyId`: returns one page of the certificates that a batch has created. Pages
+    /// are numbered from 1. Neither the call nor its answer has a product key, so the
+    /// certificates get the one from the argument.
     fn query_page_by_apply_id<'a>(
         &'a self,
         product_key: &'a str,

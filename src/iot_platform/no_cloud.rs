@@ -1,4 +1,4 @@
-//! Replaces IoT Platform if none is configured.
+//! Stands in for IoT Platform if the configuration has none.
 
 use std::future;
 

@@ -1,5 +1,5 @@
-//! Builds a call: its parameters and the common ones, signed in the version that the
-//! operator chose. Pure; nonce and time are arguments.
+//! Builds the signed request of a call, in the signature version that the operator chose. Pure;
+//! nonce and time are arguments.
 
 use reqwest::{
     Url,
@@ -13,7 +13,7 @@ use super::{
     signature_v3::{self, Signable},
 };
 
-/// Maximum length of an encoded query, in bytes; gateways refuse longer lines.
+/// Maximum length of an encoded query, in bytes; gateways refuse longer request lines.
 const MAX_QUERY: usize = 2048;
 /// `Content-Type` of a form.
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -21,10 +21,10 @@ const FORM: &str = "application/x-www-form-urlencoded";
 /// Version of the signature of the calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SignatureVersion {
-    /// `SignatureVersion=1.0` with HMAC-SHA1, all in a form.
+    /// `SignatureVersion=1.0` with HMAC-SHA1. All parameters and the signature are in a form.
     #[default]
     V1,
-    /// `ACS3-HMAC-SHA256`, in headers.
+    /// `ACS3-HMAC-SHA256`. The signature and the common parameters are in headers.
     V3,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Call<'a> {
     pub region: &'a str,
     /// Empty for the public instance without an ID.
     pub instance_id: &'a str,
-    /// Never used before.
+    /// A value that no other call has used.
     pub nonce: &'a str,
     /// `YYYY-MM-DDThh:mm:ssZ`.
     pub timestamp: &'a str,
@@ -54,8 +54,8 @@ impl Call<'_> {
     ///
     /// # Errors
     ///
-    /// Fails if a credential has a control character or one that is not ASCII, because a
-    /// header cannot hold it.
+    /// Fails if version 3 is used and a credential has a control character or a non-ASCII
+    /// character, because a header cannot hold it.
     pub fn sign(&self, version: SignatureVersion, credentials: &Credentials) -> Result<Signed, &'static str> {
         match version {
             SignatureVersion::V1 => Ok(self.sign_v1(credentials)),
@@ -71,7 +71,7 @@ impl Call<'_> {
             ("AccessKeyId", credentials.access_key_id.as_str()),
             ("SignatureMethod", "HMAC-SHA1"),
             ("SignatureVersion", "1.0"),
-            // Empty, like in the official SDK.
+            // The official SDK sends this parameter, also empty.
             ("SignatureType", ""),
             ("SignatureNonce", self.nonce),
             ("Timestamp", self.timestamp),
@@ -90,8 +90,8 @@ impl Call<'_> {
         Signed { url: self.endpoint.clone(), headers, body: signature::form_encode(all) }
     }
 
-    /// Signs with version 3. Like in the official SDK for IoT Platform, the parameters are
-    /// in the query; a list of names that is too long for a query is in a form.
+    /// Signs with version 3. The parameters are in the query, as in the official SDK for IoT
+    /// Platform. If they are too long for a query, they are in a form.
     fn sign_v3(&self, credentials: &Credentials) -> Result<Signed, &'static str> {
         let parameters = self.own_parameters();
         let encoded = signature::form_encode(parameters.iter().copied());
@@ -145,7 +145,7 @@ impl Call<'_> {
         Ok(Signed { url, headers, body })
     }
 
-    /// Returns the action's parameters, and those that both versions send.
+    /// Returns the action's parameters, together with the region and the instance.
     fn own_parameters(&self) -> Vec<(&str, &str)> {
         let mut parameters = vec![("RegionId", self.region)];
         if !self.instance_id.is_empty() {
@@ -156,7 +156,7 @@ impl Call<'_> {
     }
 }
 
-/// Returns `Host` as HTTP sends it: without the scheme's default port.
+/// Returns the value of the header `Host`, without the scheme's default port.
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {

@@ -45,7 +45,8 @@ pub struct Login {
 }
 
 impl Login {
-    /// Signs for a connection without TLS, at `now_ms` in milliseconds since 1970.
+    /// Makes the fields for a connection without TLS. `now_ms` is the time in milliseconds since
+    /// 1970.
     pub fn new(certificate: &Certificate, method: SignMethod, now_ms: i64) -> Self {
         let Certificate { product_key, device_name, device_secret } = certificate;
         let timestamp = now_ms.to_string();
@@ -63,8 +64,8 @@ impl Login {
     }
 }
 
-/// The claimed identity of a CONNECT. Nothing is proven before
-/// [`is_signed_with`](Self::is_signed_with).
+/// The identity that a CONNECT claims. It is not proven before
+/// [`is_signed_with`](Self::is_signed_with) has returned true.
 pub struct Claim<'a> {
     client_id: &'a str,
     /// The first half of the user name.
@@ -98,8 +99,8 @@ impl<'a> Claim<'a> {
         (secure && legal).then_some(Self { client_id, device_name, product_key, timestamp, method: method? })
     }
 
-    /// Returns whether `password` is the one that the owner of `device_secret` would send;
-    /// its hex digits may have either case.
+    /// Returns whether `password` is a signature with `device_secret`. Its hex digits may be in
+    /// upper or lower case.
     pub fn is_signed_with(&self, device_secret: &Secret, password: &str) -> bool {
         let right = self.password(device_secret);
         let given = Zeroizing::new(password.to_ascii_lowercase());
@@ -113,7 +114,8 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Signs names and values in alphabetical order; the time is optional.
+    /// Signs the fields' names and values in alphabetical order, with the time stamp if there is
+    /// one.
     fn signature<M: Mac + KeyInit>(&self, device_secret: &Secret) -> Secret {
         let mut mac = <M as KeyInit>::new_from_slice(device_secret.expose().as_bytes())
             .expect("HMAC takes a key of any length");
@@ -160,7 +162,7 @@ mod tests {
             assert_eq!((claim.device_name, claim.product_key), ("SN01", "a1BwAGVxyz1"));
             assert!(claim.is_signed_with(&certificate().device_secret, login.password.expose()));
             assert!(!claim.is_signed_with(&Secret::new("another".into()), login.password.expose()));
-            // Every part is signed.
+            // A change of any part makes the signature wrong.
             for (client_id, user_name) in [
                 (login.client_id.replace("SN01|", "SN02|"), login.user_name.clone()),
                 (login.client_id.replace("1551342063000", "1551342063001"), login.user_name.clone()),

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 /// All characters except the unreserved ones of RFC 3986 §2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Name of the last parameter, which signs all others.
+/// Name of the last parameter, the signature of all other parameters.
 pub const SIGNATURE: &str = "Signature";
 
 /// Encodes a text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes
@@ -36,7 +36,7 @@ pub fn form_encode<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>)
 
 /// Returns the encoded parameters without `Signature`, sorted by name.
 ///
-/// Query and form parameters are all signed, in one list.
+/// Parameters of the query and of the form are signed together in one list.
 pub fn canonical_string<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut parameters: Vec<_> = parameters.into_iter().filter(|(name, _)| *name != SIGNATURE).collect();
     parameters.sort_unstable();
@@ -53,15 +53,15 @@ pub fn sign(string_to_sign: &str, access_key_secret: &str) -> String {
     STANDARD.encode(mac(string_to_sign, access_key_secret).finalize().into_bytes())
 }
 
-/// Returns whether `signature` is the one that [`sign`] makes. Takes the same time however
-/// much of it is right.
+/// Returns whether `signature` is the result of [`sign`]. Compares in constant time.
 pub fn verify(string_to_sign: &str, access_key_secret: &str, signature: &str) -> bool {
     let expected = sign(string_to_sign, access_key_secret);
     expected.as_bytes().ct_eq(signature.as_bytes()).into()
 }
 
 fn mac(string_to_sign: &str, access_key_secret: &str) -> Hmac<Sha1> {
-    // The key is the secret and an `&`. A token secret would follow, but is always empty.
+    // The key is the secret followed by `&`. The scheme allows a token secret after it, which is
+    // always empty here.
     let key = zeroize::Zeroizing::new(format!("{access_key_secret}&"));
     let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(string_to_sign.as_bytes());

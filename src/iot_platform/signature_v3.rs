@@ -1,6 +1,6 @@
 //! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the newer SDKs
-//! send: common parameters are headers, and method, path, query, headers and the body's hash
-//! are signed. Pure; knows neither HTTP nor the clock.
+//! send. The common parameters are headers. The signature covers method, path, query, headers and
+//! the hash of the body. Pure; knows neither HTTP nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -15,13 +15,13 @@ pub const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 pub struct Signable<'a> {
     /// HTTP method, in upper case.
     pub method: &'a str,
-    /// `/`, unless the endpoint has a path.
+    /// Path of the endpoint; `/` if it has none.
     pub path: &'a str,
-    /// Neither encoded nor sorted.
+    /// Query parameters, neither encoded nor sorted.
     pub query: &'a [(&'a str, &'a str)],
-    /// Names in lower case, each once, in any order: all of them are signed.
+    /// Headers to be signed, in any order. Each name is in lower case and occurs once.
     pub headers: &'a [(&'a str, &'a str)],
-    /// Lower-case hex, the same as in `x-acs-content-sha256`.
+    /// SHA-256 of the body in lower-case hex, the same as in `x-acs-content-sha256`.
     pub content_sha256: &'a str,
 }
 
@@ -31,7 +31,7 @@ pub fn content_sha256(body: &[u8]) -> String {
 }
 
 impl Signable<'_> {
-    /// Returns the text that is signed: the algorithm, and the hash of the canonical request.
+    /// Returns the text that is signed: the algorithm and the hash of the canonical request.
     pub fn string_to_sign(&self) -> String {
         let Self { method, path, query, content_sha256, .. } = self;
         let mut headers = String::new();
@@ -82,8 +82,8 @@ mod tests {
 
     use super::*;
 
-    /// A case computed with PyPI's alibabacloud-openapi-util 0.2.4, and the same
-    /// with alibabacloud-tea-openapi 0.4.6.
+    /// A case computed with alibabacloud-openapi-util 0.2.4 from PyPI; alibabacloud-tea-openapi
+    /// 0.4.6 gives the same result.
     #[derive(Deserialize)]
     struct Vector {
         method: String,
@@ -104,7 +104,7 @@ mod tests {
         vectors
     }
 
-    /// Returns the pairs in the reverse order of that in which they are signed.
+    /// Returns the pairs in the reverse of the order in which they are signed.
     fn pairs(map: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
         map.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }

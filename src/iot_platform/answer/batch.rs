@@ -1,5 +1,5 @@
-//! Reads answers about a batch, or about many devices at once. Accepts no name that was not
-//! asked for, none twice, and no page longer than asked for.
+//! Reads answers about a batch, or about many devices at once. Rejects pages that are too long,
+//! and lists of devices with a name that was not requested or that occurs twice.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ struct Applied {
     apply_id: Number,
 }
 
-/// A number, which the cloud writes as a number or as text.
+/// A number that the cloud writes as a JSON number or as text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -161,7 +161,7 @@ pub fn read_devices(
     product_key: &str,
     device_names: &[String],
 ) -> Result<Vec<CloudDevice>, ApiError> {
-    // If none of them exists, the content may be missing.
+    // If none of the devices exists, the answer may have no content.
     read(
         status,
         body,
@@ -171,7 +171,7 @@ pub fn read_devices(
             let devices = details.data.and_then(|list| list.data).unwrap_or_default();
             let mut asked: HashSet<&str> = device_names.iter().map(String::as_str).collect();
             let certified = |device: DeviceData| {
-                // Removed, so that no name is accepted twice.
+                // A found name is removed, so that it is not accepted twice.
                 if !asked.remove(device.device_name.as_str()) || !is_device_name(&device.device_name) {
                     return Err("DeviceName is not one asked for");
                 }
@@ -186,11 +186,12 @@ pub fn read_devices(
 }
 
 fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8], wrong: &'static str) -> Result<T, &'static str> {
-    // serde's error may repeat part of a secret.
+    // The error of serde is dropped, because it may repeat part of a secret.
     serde_json::from_slice(body).map_err(|_| wrong)
 }
 
-/// Returns the legal names of a list; no other name can have been asked for.
+/// Returns the legal names of a list. Other names are dropped, because certdist never requests
+/// them.
 fn names(list: Option<NameList>) -> Result<Vec<String>, &'static str> {
     let mut names = list.and_then(|list| list.name).unwrap_or_default();
     if names.len() > MAX_BATCH {

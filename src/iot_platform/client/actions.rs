@@ -1,4 +1,4 @@
-//! The call of each action: its parameters, and the reader of its answer.
+//! Makes the call of each action: builds its parameters, and chooses the reader of its answer.
 
 use super::{Answer, Client};
 use crate::iot_platform::{
@@ -20,7 +20,7 @@ impl Client {
         self.call(action, &parameters, read).await
     }
 
-    /// Calls an action about many names, at most `most`.
+    /// Calls an action about a list of 1 to `most` names.
     async fn call_about_all<T>(
         &self,
         action: Action,

@@ -14,13 +14,13 @@ pub(crate) const DEFAULT_PROFILE: &str = "default";
 /// Maximum size of the file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Identifies a state of a file, to notice changes.
+/// State of a file, compared to notice changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds. A file that is written in place keeps its inode, and a file
-    /// that is moved there keeps its time of writing.
+    /// Time of the last write, in seconds and nanoseconds. A write in place changes this time but
+    /// keeps the inode. A file that is moved to the path keeps this time but has another inode.
     written: (i64, i64),
     changed: (i64, i64),
 }
@@ -42,8 +42,8 @@ pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-/// Returns the path that the SDKs use: `ALIBABA_CLOUD_CREDENTIALS_FILE`, or `credentials` or
-/// `credentials.ini` in `~/.alibabacloud`.
+/// Returns the path that the SDKs use: the value of `ALIBABA_CLOUD_CREDENTIALS_FILE`, or else
+/// `credentials` or `credentials.ini` in `~/.alibabacloud`.
 pub(crate) fn usual_path() -> Option<PathBuf> {
     let named = |name| env::var_os(name).filter(|value| !value.is_empty());
     if let Some(path) = named("ALIBABA_CLOUD_CREDENTIALS_FILE") {
@@ -63,7 +63,7 @@ pub(crate) fn usual_profile() -> String {
         .unwrap_or_else(|| DEFAULT_PROFILE.into())
 }
 
-/// Reads one profile. An error says what is expected, and repeats no line of the file.
+/// Reads one profile. An error says what is expected, and does not repeat any line of the file.
 pub(super) fn read(path: &Path, profile: &str) -> Result<Profile, String> {
     let shown = path.display();
     let cannot = |what: String| format!("credentials file {shown}: {what}");
@@ -95,14 +95,14 @@ fn parse(text: &str, profile: &str) -> Result<Profile, String> {
         Some("ecs_ram_role") => Ok(Profile::Role(value("role_name").map(Into::into))),
         Some(other) => Err(format!(
             "[{profile}] type = {}: expected access_key, sts or ecs_ram_role",
-            // A short text is unlikely to be a secret in the wrong line; a longer one may be.
+            // A longer text may be a secret on the wrong line, so it is not shown.
             if other.len() <= 20 { other } else { "…" }
         )),
     }
 }
 
-/// Returns the keys of a section, in lower case. Like the SDKs, takes a line that begins
-/// with `#` or `;` for a comment, and also everything after a `#`.
+/// Returns the values of a section by their keys, in lower case. As in the SDKs, a line that
+/// begins with `;` is a comment, and so is everything after a `#`.
 fn section<'a>(text: &'a str, profile: &str) -> Result<HashMap<String, &'a str>, String> {
     let mut inside = false;
     let mut found = None;

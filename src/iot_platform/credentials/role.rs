@@ -1,5 +1,5 @@
-//! Reads the temporary access key of the RAM role of an ECS instance from its metadata
-//! service: in hardened mode, with a token that only a process on the instance can request.
+//! Reads the temporary access key of an ECS instance's RAM role from the metadata service. In
+//! hardened mode, this needs a token that only a process on the instance can request.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub const DEFAULT_METADATA_ENDPOINT: &str = "http://100.100.100.200";
 
 /// Maximum time for each request; the service is on the same machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Lifetime of a token, in seconds; it is used at once.
+/// Lifetime of a token, in seconds. It can be short, because a token is used at once.
 const TOKEN_SECONDS: &str = "60";
 /// Maximum length of an answer, in bytes.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -26,12 +26,12 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// A RAM role of the ECS instance that certdist runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
-    /// Name of the role; the attached role if absent.
+    /// Name of the role; if absent, the role that is attached to the instance.
     pub name: Option<String>,
     /// Address of the metadata service, `http://HOST`.
     pub metadata_endpoint: String,
-    /// Requires a token for every request. If false, an instance without hardened mode is
-    /// asked without one.
+    /// Set if a token is required for every request. Otherwise, requests to an instance without
+    /// hardened mode have no token.
     pub token_required: bool,
 }
 
@@ -48,14 +48,14 @@ pub(super) struct Metadata {
     token_required: bool,
 }
 
-/// Answer of the service about a role.
+/// Answer of the metadata service about a role.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
     code: Option<String>,
     #[serde(default)]
     access_key_id: String,
-    // Wiped when dropped, also after an error.
+    // A `Secret` is wiped when dropped, even if parsing fails later.
     #[serde(default, deserialize_with = "secret")]
     access_key_secret: Option<Secret>,
     #[serde(default, deserialize_with = "secret")]
@@ -106,7 +106,8 @@ impl Metadata {
         })
     }
 
-    /// Requests a token of hardened mode; `None` if the service has no such mode.
+    /// Requests a token of hardened mode. Returns `None` if the service issues none and none is
+    /// required.
     async fn token(&self) -> Result<Option<Secret>, Failure> {
         let request = self
             .http
@@ -172,7 +173,7 @@ impl Metadata {
         url
     }
 
-    /// Tells an operator that the service does not answer.
+    /// Returns a message for the operator that the service does not answer.
     pub fn no_answer(&self) -> String {
         format!(
             "no answer from the metadata service {}; outside an ECS instance, set credentials to \"env\" or \
@@ -192,8 +193,8 @@ fn refusal(status: StatusCode, what: &str, advice: &str) -> Failure {
     }
 }
 
-/// Returns whether a text can be the name of a role: 1–64 letters, digits, `.` and `-`;
-/// `_` is accepted as well.
+/// Returns whether a text can be the name of a role: 1–64 letters, digits, `.` and `-`. Accepts
+/// `_` as well.
 pub(crate) fn is_role(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))

@@ -1,5 +1,5 @@
-//! Tests with files that change and a metadata service of their own, in virtual time: no
-//! test waits for a clock.
+//! Tests with changing files and a local metadata service. The time is an argument, so no test
+//! waits for credentials to expire.
 
 use std::{collections::VecDeque, fs, path::Path, time::Duration};
 
@@ -20,12 +20,13 @@ const HOUR: i64 = 3600;
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<(u16, String)>>,
-    /// Requests so far: `METHOD PATH`, and `with token` if the request had one.
+    /// Requests so far, as `METHOD PATH`, followed by `with token` if the request had one.
     asked: Mutex<Vec<String>>,
-    /// Presence of hardened mode, and of anything else.
+    /// Set if the service has hardened mode. `only_tokens` is set if it refuses requests without
+    /// a token.
     tokens: bool,
     only_tokens: bool,
-    /// Holds answers back until notified, if present.
+    /// If present, each answer waits until this is notified.
     held_up: Option<Arc<Notify>>,
 }
 
@@ -139,7 +140,7 @@ async fn a_token_is_read_again_shortly_before_it_expires() {
     assert_eq!(id(&holder, NOW).await, "STS.1");
     assert_eq!(id(&holder, expires - READ_AHEAD - 1).await, "STS.1");
     assert_eq!(stand.asked().len(), 2, "a token and a key");
-    // The service still returns the old one, so not every call asks for it.
+    // The service still returns the old key, so the next calls do not request another one.
     let early = expires - READ_AHEAD;
     for _ in 0..3 {
         assert_eq!(id(&holder, early).await, "STS.1");
@@ -221,7 +222,7 @@ async fn only_the_call_that_reads_waits_while_the_old_ones_are_valid() {
     assert_eq!(first.await.unwrap(), "STS.1");
     let second = reader(expires - 60);
     until(|| stand.asked().len() == 3).await;
-    // The reader gets no answer, but this call gets the old credentials.
+    // The call that reads has no answer yet, but this call gets the old credentials.
     assert_eq!(id(&holder, expires - 60).await, "STS.1");
     held_up.notify_one();
     until(|| stand.asked().len() == 4).await;
@@ -254,7 +255,7 @@ async fn a_token_that_the_cloud_refuses_is_replaced_at_once_and_never_used_again
     // A call that was in progress with the first token reports it late.
     assert!(holder.refuse(&first));
     assert!(Arc::ptr_eq(&current(&holder, NOW).await.unwrap(), &second));
-    // No others can be read, and the refused ones are not used.
+    // No other credentials can be read, and the refused ones are not used.
     assert!(holder.refuse(&second));
     assert_eq!(current(&holder, NOW).await.unwrap_err().code, "Credentials");
 }
@@ -308,12 +309,12 @@ async fn a_file_is_read_again_when_it_has_changed_and_only_then() {
     write(&other, "LTAI2");
     fs::rename(&other, &path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // Wrong, then missing: the old key stays valid, and is used.
+    // The file is first wrong, then missing. The old key stays valid and is used.
     fs::write(&path, "[other]\n").unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
     fs::remove_file(&path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // Fixed during the pause: read at once.
+    // A file that is fixed during the pause is read at once.
     write(&path, "LTAI3-longer");
     assert_eq!(id(&holder, NOW).await, "LTAI3-longer");
 }
@@ -355,7 +356,7 @@ async fn given_credentials_stay_and_nothing_prints_a_secret() {
     assert_eq!(id(&holder, NOW).await, "LTAI1");
 }
 
-/// Waits for another task, for a limited time.
+/// Lets other tasks run until `done` returns true, for 10 seconds at most.
 async fn until(done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {
