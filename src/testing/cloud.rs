@@ -1,5 +1,5 @@
-//! A cloud in memory: the simulator's account without the simulator's HTTP. A test says
-//! how calls go, one by one, or has dice decide; the cloud remembers what it was asked.
+//! A cloud in memory: the simulator's account without the simulator's HTTP. A test scripts the
+//! results of calls or has them chosen at random. The cloud logs all calls.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,38 +22,38 @@ use crate::{
     store::unix_now,
 };
 
-/// Fate of the next `RegisterDevice`.
+/// Scripted result of a `RegisterDevice` call.
 #[derive(Debug, Clone)]
 pub(crate) enum Scripted {
-    /// It is refused, and nothing is created.
+    /// The call is refused, and no device is created.
     Refuse(ErrorClass),
-    /// The same with a code of the cloud's.
+    /// The same as [`Refuse`](Self::Refuse), but with this `Code` of the cloud.
     RefuseWith(&'static str),
-    /// The device is created, and the answer lost.
+    /// The device is created, but the answer is lost.
     CreateAndLose(ErrorClass),
-    /// It takes this long.
+    /// The call succeeds after this time.
     Slow(Duration),
 }
 
-/// Fate of a call.
+/// Result of a call.
 #[derive(Debug)]
 enum Fate {
     Fails(ApiError),
-    /// It is carried out, and the answer lost.
+    /// The call is carried out, but its answer is lost.
     IsLost(ApiError),
     Succeeds,
 }
 
-/// Source of fates.
+/// Source of the results of calls.
 enum Fates {
-    /// For each `RegisterDevice` in turn; all others succeed at once.
+    /// Results of the next `RegisterDevice` calls, in order. All other calls succeed at once.
     Script(VecDeque<Scripted>),
-    /// For every call.
+    /// Random results of all calls.
     Dice(Box<StdRng>),
 }
 
 impl Fates {
-    /// Fate of a call and the time that it takes.
+    /// Returns the result of the next call and the time that it takes.
     fn next(&mut self, action: Action) -> (Fate, Duration) {
         match self {
             Self::Script(script) if action == Action::RegisterDevice => match script.pop_front() {
@@ -72,7 +72,7 @@ impl Fates {
                     25 => Fate::Fails(error(ErrorClass::Throttled)),
                     _ => Fate::Succeeds,
                 };
-                // Most calls take a moment, some seconds.
+                // Most calls take up to 0.2 s, some up to 6 s.
                 let most = if random.random_bool(0.2) { 6000 } else { 200 };
                 (fate, Duration::from_millis(random.random_range(20..most)))
             }
@@ -83,9 +83,9 @@ impl Fates {
 struct State {
     account: Account,
     fates: Fates,
-    /// Actions that are refused whatever they ask for.
+    /// Actions whose calls are all refused, with the `Code` of the refusal.
     refused: HashMap<Action, &'static str>,
-    /// Calls in order, with their times.
+    /// All calls in order, with their times.
     log: Vec<(Action, Instant)>,
     /// Time that each step of a batch takes.
     batch_delay: Duration,
@@ -100,7 +100,8 @@ impl State {
         self.epoch_ms + started.elapsed().as_millis() as i64
     }
 
-    /// The account as it is now, which may be a virtual time.
+    /// Returns the account at the current, perhaps virtual, time, after the batch steps that are
+    /// due.
     fn advance(&mut self) -> &mut Account {
         let now = self.now_ms();
         self.account.advance(now);
@@ -110,7 +111,7 @@ impl State {
     fn create(&mut self, product_key: &str, device_name: &str) -> Result<CloudDevice, ApiError> {
         let now = self.now_ms();
         let created = self.account.devices.create(product_key, device_name, "", now);
-        // The answer does not tell the time: API page of RegisterDevice.
+        // The answer of RegisterDevice has no creation time (API page of RegisterDevice).
         created
             .map(|device| CloudDevice { created: None, ..told(device) })
             .ok_or_else(|| error(ErrorClass::Exists))
@@ -124,7 +125,7 @@ impl State {
 pub(crate) struct Cloud(Mutex<State>);
 
 impl Default for Cloud {
-    /// All goes well at once, until a test says otherwise.
+    /// Makes a cloud whose calls all succeed at once, until a test changes that.
     fn default() -> Self {
         Self::new(0, Fates::Script(VecDeque::new()))
     }
@@ -143,7 +144,7 @@ impl Cloud {
         }))
     }
 
-    /// A cloud that is slow and fails in every way it can, by dice.
+    /// Makes a cloud with random delays and failures, from a seed.
     pub(crate) fn with_dice(seed: u64) -> Self {
         Self::new(seed, Fates::Dice(Box::new(StdRng::seed_from_u64(seed))))
     }
@@ -152,7 +153,7 @@ impl Cloud {
         self.0.lock().unwrap()
     }
 
-    /// Appends fates of the next calls of `RegisterDevice`.
+    /// Appends results of the next `RegisterDevice` calls.
     pub(crate) fn script(&self, steps: impl IntoIterator<Item = Scripted>) {
         match &mut self.state().fates {
             Fates::Script(script) => script.extend(steps),
@@ -170,12 +171,12 @@ impl Cloud {
         self.state().batch_delay = delay;
     }
 
-    /// Number of devices.
+    /// Returns the number of devices.
     pub(crate) fn devices(&self) -> usize {
         self.state().advance().devices.len()
     }
 
-    /// The secret of a device.
+    /// Returns the secret of a device.
     pub(crate) fn secret(&self, product_key: &str, device_name: &str) -> Option<String> {
         self.state()
             .advance()
@@ -184,17 +185,17 @@ impl Cloud {
             .map(|device| device.device_secret.clone())
     }
 
-    /// Number of calls of an action.
+    /// Returns the number of calls of an action.
     pub(crate) fn calls(&self, action: Action) -> usize {
         self.state().log.iter().filter(|(called, _)| *called == action).count()
     }
 
-    /// Number of calls of `RegisterDevice`.
+    /// Returns the number of calls of `RegisterDevice`.
     pub(crate) fn registrations(&self) -> usize {
         self.calls(Action::RegisterDevice)
     }
 
-    /// The most calls of an action within any second.
+    /// Returns the maximum number of calls of an action within one second.
     pub(crate) fn busiest_second(&self, action: Action) -> usize {
         let state = self.state();
         let times: Vec<_> =
@@ -210,18 +211,18 @@ impl Cloud {
         self.state().create(product_key, device_name).unwrap();
     }
 
-    /// Deletes a device, as another user of the account: its name is free again.
+    /// Deletes a device, as another user of the account. Its name becomes free.
     pub(crate) fn delete(&self, product_key: &str, device_name: &str) {
         self.state().advance().devices.remove(product_key, device_name).expect("there is such a device");
     }
 
-    /// Has a device sign in, or another user disable it.
+    /// Changes a device, as when it signs in or another user disables it.
     pub(crate) fn change(&self, product_key: &str, device_name: &str, change: impl FnOnce(&mut Device)) {
         let mut state = self.state();
         state.advance().devices.change(product_key, device_name, change).expect("there is such a device");
     }
 
-    /// A call that takes its time, and may fail before or after it is carried out.
+    /// Makes a call: waits for the time that it takes, and carries it out unless it fails.
     async fn call<T>(
         &self,
         action: Action,

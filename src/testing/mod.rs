@@ -1,5 +1,5 @@
-//! Doubles for tests: a store in memory and a cloud in memory. Both do what the real
-//! ones promise, in virtual time, and can be made to fail.
+//! Test doubles: a store and a cloud in memory. Both behave as documented for the real ones, run
+//! in virtual time, and can be made to fail.
 
 pub(crate) mod cloud;
 pub(crate) mod store;

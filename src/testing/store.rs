@@ -1,6 +1,6 @@
-//! A store in memory, for tests that run in virtual time: what it is given is durable at
-//! once, and outlives the process that gave it. It keeps the contract of a store, which
-//! `store/contract.rs` tries.
+//! A store in memory, for tests that run in virtual time. Data is durable as soon as it is
+//! written, and outlives the simulated process that wrote it. The store keeps the contract that
+//! `store/contract.rs` checks.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,7 +33,7 @@ struct Tables {
     keys: HashMap<String, (DeviceId, Secret)>,
     journal: HashMap<DeviceId, OpenEntry>,
     batches: BTreeMap<BatchId, OpenBatch>,
-    /// Batches that there were.
+    /// Number of batches opened so far.
     batch_count: BatchId,
     audit: Vec<AuditEntry>,
     now: UnixSeconds,
@@ -52,7 +52,8 @@ impl Tables {
         self.devices.get_mut(id).ok_or_else(absent)
     }
 
-    /// Changes a device as an operator does; returns whether there is such a device.
+    /// Changes a device as an operator does, and writes an audit entry. Returns whether the
+    /// device exists.
     fn operate(
         &mut self,
         id: &DeviceId,
@@ -122,8 +123,8 @@ impl Tables {
     }
 }
 
-/// Steps that a process has left to live: it may die before each step, and after each that
-/// takes effect.
+/// Number of steps after which a simulated process dies. It may die before each step, and after
+/// each step that has an effect.
 pub(crate) struct Fuse {
     left: AtomicUsize,
     burnt: Notify,
@@ -134,7 +135,7 @@ impl Fuse {
         Self { left: AtomicUsize::new(steps), burnt: Notify::new() }
     }
 
-    /// Takes a step; returns whether the process lives on.
+    /// Counts a step. Returns whether the process is still alive.
     fn goes_on(&self) -> bool {
         let burn = |left: usize| match left {
             usize::MAX => Some(left),
@@ -147,7 +148,7 @@ impl Fuse {
         before > 1
     }
 
-    /// Never returns to a process that has died.
+    /// Counts a step. Does not return if the process has died.
     pub(crate) async fn step(&self) {
         if !self.goes_on() {
             pending::<()>().await;
@@ -160,7 +161,7 @@ impl Fuse {
     }
 }
 
-/// One process's hold of the tables.
+/// Access of one simulated process to the tables.
 #[derive(Clone)]
 pub(crate) struct Memory {
     tables: Arc<Mutex<Tables>>,
@@ -182,18 +183,18 @@ impl Memory {
         self.tables().devices.get(id).cloned()
     }
 
-    /// Sets the time at which journal entries are opened from now on.
+    /// Sets the time that new journal entries get from now on.
     pub(crate) fn set_journal_time(&self, now: UnixSeconds) {
         self.tables().now = now;
     }
 
-    /// The same tables, held by a process that dies when its fuse has burnt.
+    /// Returns access to the same tables for a process that dies when its fuse has burnt.
     pub(crate) fn in_process(&self, fuse: Arc<Fuse>) -> Self {
         Self { tables: self.tables.clone(), fuse }
     }
 
-    /// Ends the process that has it: nothing of it is carried out any more. The
-    /// next process has the tables as they are.
+    /// Kills the process that uses this store: its later calls have no effect and never return.
+    /// From then on, this value belongs to the next process, which finds the tables as they are.
     pub(crate) fn kill(&mut self) {
         self.fuse.left.store(0, Ordering::Relaxed);
         self.fuse = Arc::new(Fuse::new(usize::MAX));
