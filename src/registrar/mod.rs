@@ -118,7 +118,8 @@ pub enum Outcome {
     Refused(String),
     /// IoT Platform refuses all devices of the product or account until the operator acts.
     Operator(String),
-    /// The registration continues; the device is asked to retry after this time.
+    /// The device is asked to retry after this time. Its registration may continue in the
+    /// meantime.
     Later(Duration),
     /// The cloud did not answer in time; the registration continues.
     TimedOut,

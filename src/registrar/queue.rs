@@ -42,7 +42,7 @@ impl Queue {
     }
 
     /// Queues a registration behind the others of its product. Returns whether the caller must
-    /// start another puller, which is never the case when `max_pullers` are running.
+    /// start another puller. There are never more than `max_pullers`.
     pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
         let product_key = registration.entry.product_key.clone();
         let line = self.lines.entry(product_key.clone()).or_default();

@@ -106,8 +106,8 @@ impl Metadata {
         })
     }
 
-    /// Requests a token of hardened mode. Returns `None` if the service issues none and none is
-    /// required.
+    /// Requests a token of hardened mode. Returns `None` if the service issues no token and
+    /// `token_required` is false.
     async fn token(&self) -> Result<Option<Secret>, Failure> {
         let request = self
             .http
