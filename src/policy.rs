@@ -1,6 +1,6 @@
-//! Decides who may have a certificate, by the row of the device table and the reissue
-//! policy of its enrollment. Pure; provisioning, the console's advice and `register` ask
-//! here.
+//! Decides whether a device may have a certificate, from its row in the device table and the
+//! reissue policy of its enrollment. Pure. Used by provisioning, the console and the command
+//! line.
 
 use crate::{
     psk::Reissue,
@@ -12,7 +12,7 @@ use crate::{
 pub enum Verdict<'r> {
     /// The certificate in the row is handed out.
     HandOut,
-    /// The device is registered first.
+    /// The device is registered first, and then gets its certificate.
     Register,
     /// The device gets no certificate.
     Refuse(Reason<'r>),
@@ -21,7 +21,7 @@ pub enum Verdict<'r> {
 /// Reason why a device gets no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason<'r> {
-    /// The operator has disabled it.
+    /// The operator has disabled the device.
     Disabled,
     /// The certificate was issued before, and the reissue policy does not allow it again.
     Issued,
@@ -29,7 +29,7 @@ pub enum Reason<'r> {
     RefusedByCloud(&'r str),
 }
 
-/// Decides about a device of an enrollment with this reissue policy.
+/// Returns the decision about a device whose enrollment has this reissue policy.
 pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'_> {
     if row.state == DeviceState::Disabled {
         return Verdict::Refuse(Reason::Disabled);
@@ -44,8 +44,8 @@ pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'
     }
 }
 
-/// Describes the answer to a device's next request, for an operator; `None` stands for an
-/// enrollment that is not in the configuration.
+/// Describes to an operator how the device's next request will be answered. `reissue` is `None`
+/// if the device's enrollment is not in the configuration.
 pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds) -> String {
     let Some(reissue) = reissue else {
         return "refused: its enrollment is not in the configuration".into();

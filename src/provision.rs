@@ -1,6 +1,7 @@
-//! The three-way logic for each request: a device that is not in the table is invalid;
-//! one in the table with a certificate gets it; one in the table without a certificate is
-//! registered and then gets it. Who may have it is decided in `policy`.
+//! Answers a request for a certificate in one of three ways. A device that is not in the table
+//! is invalid. A device with a certificate in the table gets it. A device without one is
+//! registered first, and then gets its certificate. `policy` decides which devices may have
+//! one.
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -20,8 +21,8 @@ use crate::{
 /// Reason why a device does not get a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Not in the table, or in another enrollment than the client's; the client must not
-    /// learn which.
+    /// The device is not in the table, or it belongs to another enrollment than the client's
+    /// key. The client must not learn which of the two applies.
     #[error("the device is invalid")]
     Invalid,
     /// The client has proven that it is another device.
@@ -30,13 +31,15 @@ pub enum Refusal {
     /// The operator has disabled the device.
     #[error("the device is disabled")]
     Disabled,
-    /// The reissue policy does not allow it again.
+    /// The certificate was issued before, and the reissue policy does not allow another issue.
     #[error("the certificate was issued already")]
     Issued,
-    /// IoT Platform refuses; only the operator can fix it.
+    /// IoT Platform refuses to register the device, for this reason. Only the operator can fix
+    /// it.
     #[error("IoT Platform refuses: {0}")]
     Operator(String),
-    /// Not now; retry after this many seconds.
+    /// The certificate is not available yet; the device should retry after this number of
+    /// seconds.
     #[error("not yet; retry in {0} s")]
     Later(u32),
     /// IoT Platform did not answer in time; the registration continues.
@@ -45,7 +48,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns whether it is a decision about the device and not a delay.
+    /// Returns whether the refusal is a decision about the device, rather than a delay.
     fn is_final(&self) -> bool {
         !matches!(self, Self::Later(_) | Self::TimedOut)
     }
@@ -68,7 +71,7 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Seconds after which a device should retry when the store failed.
+/// Delay before a device should retry after a failure of the store, in seconds.
 const STORE_PAUSE: u32 = 30;
 
 /// Hands out certificates.
@@ -86,10 +89,10 @@ impl Provisioner {
         Self { store, registrar, patience }
     }
 
-    /// Returns the certificate of `device` for a client that has proven to be
-    /// `principal`, at `origin`. Refusals and reissues are written to the audit log. If
-    /// `may_wait` is false, nothing that takes time is started: the future then never
-    /// becomes ready, and has done nothing.
+    /// Returns the certificate of `device` to a client at `origin` that has proven to be
+    /// `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false, but
+    /// the device must be registered or its first issue recorded, the future starts no work and
+    /// never becomes ready.
     pub async fn certificate(
         &self,
         origin: Origin,
@@ -115,7 +118,7 @@ impl Provisioner {
         device: &DeviceId,
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
-        // Checked before the table is read, so that the answer reveals nothing about it.
+        // Checked before the table is read, so that the answer reveals nothing about the table.
         if principal.device.as_ref().is_some_and(|own| own != device) {
             return Err(Refusal::NotYours);
         }
@@ -130,9 +133,9 @@ impl Provisioner {
             Verdict::Register => false,
         };
         let first_issued = row.first_issued;
-        // Not started at all, rather than started and dropped: an issue that is recorded
-        // but never sent would lock out a device that may fetch its certificate only
-        // once.
+        // The caller drops a future that is not ready at once, so the work must not even start:
+        // an issue that is recorded but never sent would lock out a device that may fetch its
+        // certificate only once.
         if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
@@ -140,7 +143,7 @@ impl Provisioner {
             Some(certificate) => certificate,
             None => self.register(row).await?,
         };
-        // A device that asks again waits for no write.
+        // A device whose first issue is already recorded does not wait for a write.
         let again = match first_issued {
             Some(_) => true,
             None => !self.record_issue(origin, principal, device, now).await?.is_first,
@@ -164,9 +167,10 @@ impl Provisioner {
         }
     }
 
-    /// Records the first issue on the disk before the answer leaves, under every policy:
-    /// the operator can thus see what a device was given, and a policy that is made
-    /// stricter later applies to it. Of two concurrent requests, only one is the first.
+    /// Records the first issue on disk before the answer is sent, under every policy. The
+    /// operator can thus see which devices have received a certificate, and a policy that
+    /// becomes stricter later applies to them, too. Of two concurrent requests, only one counts
+    /// as the first issue.
     async fn record_issue(
         &self,
         origin: Origin,

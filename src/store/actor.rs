@@ -1,5 +1,5 @@
-//! The operator who makes a change, for the audit log: the user of the command line, or of the
-//! console.
+//! The operator who makes a change, as named in the audit log: a user of the command line or of
+//! the console.
 
 use super::{
     audit::{AuditEntry, AuditEvent},
@@ -9,19 +9,20 @@ use super::{
 /// An operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// Name, which shows the way of access.
+    /// Name in the audit log. It shows whether the operator used the command line or the
+    /// console.
     pub name: String,
     /// Network address, for a user of the console.
     pub address: Option<String>,
 }
 
 impl Actor {
-    /// Returns the system's user that runs this process.
+    /// Returns the system user that runs this process.
     pub fn system_user() -> Self {
         let uid = nix::unistd::Uid::current();
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name = name.unwrap_or_else(|| "?".into());
-        // The variable of sudo proves nothing; it is kept beside the user ID.
+        // `SUDO_USER` proves nothing, so it does not replace the user ID.
         let name = match std::env::var("SUDO_USER") {
             Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
                 format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())
@@ -31,7 +32,7 @@ impl Actor {
         Self { name, address: None }
     }
 
-    /// Returns an entry about an action at this moment.
+    /// Returns an audit entry about an action of this operator at the current time.
     pub(crate) fn entry(&self, event: AuditEvent) -> AuditEntry {
         AuditEntry {
             who: Some(self.name.clone()),

@@ -1,6 +1,6 @@
-//! Format of the audit log: entries are JSON objects, one to a line, in consecutive blocks.
-//! Each block carries the SHA-256 of the previous hash and of itself, so that a changed,
-//! removed or inserted block is found. Pure; a store keeps the blocks.
+//! Format of the audit log. Entries are JSON objects, one per line, in consecutive blocks. Each
+//! block carries a SHA-256 hash of the previous block's hash and of its own content, so that a
+//! changed, removed or inserted block is detected. Pure; a store keeps the blocks.
 
 use std::fmt;
 
@@ -10,13 +10,14 @@ use sha2::{Digest, Sha256};
 use super::UnixSeconds;
 use crate::device::DeviceId;
 
-/// A link of the chain: SHA-256.
+/// SHA-256 hash of a block, which links it to the previous block.
 pub type Link = [u8; 32];
 
 /// Usual length of an entry, in bytes.
 const LINE: usize = 176;
 
-/// Returns the link of a block that begins with entry number `first`, after `previous`.
+/// Returns the link of a block. `previous` is the previous block's link, `first` the number of
+/// the block's first entry.
 pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
     let hash = Sha256::new().chain_update(previous).chain_update(first.to_be_bytes());
     hash.chain_update(entries).finalize().into()
@@ -28,7 +29,7 @@ pub struct AuditEntry {
     /// Number from 1, without gaps; 0 until the entry is written.
     #[serde(skip)]
     pub seq: u64,
-    /// When.
+    /// Time of the event.
     pub at: UnixSeconds,
     /// The event.
     pub event: AuditEvent,
@@ -42,12 +43,12 @@ pub struct AuditEntry {
     /// The PSK identity of a device, or the name of an operator ([`Actor`](super::Actor)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
-    /// Origin of the client's handshake: an IPv4 address or an IPv6 network; or an operator's
-    /// address.
+    /// Network address. For a device, the origin of its handshake: an IPv4 address or an IPv6
+    /// network. For an operator, the address of the console's client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// Detail: the certificate (`productKey/deviceName`), the reason of a refusal, numbers.
-    /// Never a secret.
+    /// Details, such as the certificate (`productKey/deviceName`), the reason for a refusal, or
+    /// counts. Never a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -64,8 +65,8 @@ impl AuditEntry {
     }
 }
 
-/// Returns an entry as one line of JSON. Serializing texts and numbers cannot fail; if it did,
-/// the line would be empty, which no reader takes for an entry.
+/// Returns an entry as one line of JSON. Serializing strings and numbers cannot fail. If it
+/// did, the line would be empty, which no reader accepts as an entry.
 fn line(entry: &impl Serialize) -> String {
     let mut line = Vec::with_capacity(LINE);
     match serde_json::to_writer(&mut line, entry) {
@@ -83,7 +84,7 @@ fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>
     text.map(|text| DeviceId::parse_sn(&text)).transpose().map_err(D::Error::custom)
 }
 
-/// What happened.
+/// Kind of an audit entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuditEvent {
@@ -95,9 +96,9 @@ pub enum AuditEvent {
     Refused,
     /// A device was registered at IoT Platform.
     Registered,
-    /// The operator forbade a device.
+    /// The operator disabled a device.
     Disabled,
-    /// The operator allowed a device again.
+    /// The operator enabled a device again.
     Enabled,
     /// The operator reset a device.
     Reset,
@@ -105,18 +106,18 @@ pub enum AuditEvent {
     Deleted,
     /// The operator imported a file.
     Imported,
-    /// The operator had the secrets sealed under a key.
+    /// The operator sealed the secrets under a key.
     Sealed,
-    /// The operator put a backup in the database's place.
+    /// The operator restored the database from a backup.
     Restored,
-    /// Old entries were removed.
+    /// Old audit entries were removed.
     Pruned,
-    /// Entries were not written, as too many were waiting.
+    /// Audit entries were dropped, as too many were waiting to be written.
     Dropped,
 }
 
 impl AuditEvent {
-    /// All of them.
+    /// All events.
     pub const ALL: [Self; 13] = [
         Self::Issued,
         Self::Reissued,
@@ -133,7 +134,7 @@ impl AuditEvent {
         Self::Dropped,
     ];
 
-    /// As it is called in the table and in what is exported.
+    /// Returns the event's name in the table and in exports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Issued => "issued",
@@ -153,19 +154,19 @@ impl AuditEvent {
     }
 }
 
-/// The client that asks for a certificate, and its origin.
+/// A client that asks for a certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asker {
-    /// The enrollment whose key it has.
+    /// Name of the enrollment whose key the client has proven to have.
     pub enrollment: String,
-    /// Its PSK identity.
+    /// PSK identity of the client.
     pub identity: String,
-    /// Origin of its handshake.
+    /// Origin of the client's handshake.
     pub address: String,
 }
 
 impl Asker {
-    /// Returns an entry about its request.
+    /// Returns an audit entry about the client's request.
     pub fn entry(self, event: AuditEvent, at: UnixSeconds, device: DeviceId, detail: String) -> AuditEntry {
         AuditEntry {
             device: Some(device),
@@ -178,12 +179,12 @@ impl Asker {
     }
 }
 
-/// An audit entry about a device's request, already serialized: the hot path makes one for
-/// each answer.
+/// An audit entry about a device's request, already serialized, as the hot path creates many.
 pub struct Asked(String);
 
 impl Asked {
-    /// Creates an entry of these parts, with the client's enrollment, identity and origin.
+    /// Creates an entry from its parts. The tuple contains the client's enrollment, PSK
+    /// identity and origin.
     pub fn new(
         event: AuditEvent,
         at: UnixSeconds,
@@ -224,7 +225,7 @@ fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::O
 pub struct Keep {
     /// Maximum age of an entry, in days.
     pub days: Option<u32>,
-    /// Maximum number of entries; the oldest are removed.
+    /// Maximum number of entries; the oldest are removed first.
     pub rows: Option<u64>,
 }
 
@@ -252,7 +253,7 @@ mod tests {
             |entry| entry.who = None,
             |entry| entry.address = Some(String::new()),
             |entry| entry.detail = Some("a1/m".into()),
-            // The same letters, separated elsewhere.
+            // The same letters, divided differently between the two fields.
             |entry| (entry.enrollment, entry.who) = (Some("lampo".into()), Some("ne".into())),
         ];
         for change in changed {

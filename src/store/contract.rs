@@ -1,5 +1,5 @@
-//! The contract of a store: a test for each sentence of [`Store`] and [`Bulk`], run on
-//! every store there is. A new one joins by a line at the end of this file.
+//! Contract of a store: a test for each statement in the documentation of [`Store`] and
+//! [`Bulk`], run on every store. A new store needs a module in the macro `contract` below.
 
 use std::convert::Infallible;
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::testing::store::Memory;
 
-/// A store without rows, and what must live as long as it does.
+/// An empty store, and the folder that must exist as long as the store.
 struct Fresh<S> {
     store: S,
     _folder: Option<tempfile::TempDir>,
@@ -25,7 +25,7 @@ fn memory() -> Fresh<Memory> {
     Fresh { store: Memory::default(), _folder: None }
 }
 
-/// Answer of a store that is not held up by anything.
+/// Runs a future to completion, and returns the store's answer.
 fn now<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
@@ -92,7 +92,7 @@ fn is_failed<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
     assert!(matches!(answer, Err(StoreError::Failed(_))), "{answer:?}");
 }
 
-/// `device`, `enrollment_of`, `individual_key`.
+/// Tests `device`, `enrollment_of` and `individual_key`.
 fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), with_key("SN-2", "id-2", "00ff")]);
     let expected = DeviceRow::imported(id("SN-1"), "lamps", "a1lamp");
@@ -124,12 +124,12 @@ fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
     is_failed(now(store.record_issue(&id("SN-2"), 5, asker())));
 }
 
-/// `audit`, `history`: newest first, of that device alone, up to a limit.
+/// `history` returns the entries of one device only, newest first, up to a limit.
 fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     let refused = Asked::new(AuditEvent::Refused, 7, &id("SN-1"), ("lamps", "x", "y"), format_args!("no"));
     store.audit(refused);
-    // It is written soon, and no one waits for it.
+    // The entry is written in the background, without an answer to wait for.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while events(store, "SN-1").is_empty() {
         assert!(std::time::Instant::now() < deadline, "not written");
@@ -144,8 +144,8 @@ fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl S
     assert_eq!(now(store.history(&id("SN-1"), 1)).unwrap(), history[..1]);
 }
 
-/// `open_journal`: an entry of the same device is replaced, and keeps its time if it asked
-/// for the same name.
+/// `open_journal` replaces an entry of the same device, and keeps its time if the name is the
+/// same.
 fn a_journal_entry_keeps_its_time_with_its_name(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
@@ -160,7 +160,8 @@ fn a_journal_entry_keeps_its_time_with_its_name(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.open_journal_entries()).unwrap(), open);
 }
 
-/// `open_batch`: a claim for each entry, `None` for a device that is not in the table.
+/// `open_batch` returns a claim for each entry, or `None` for a device that is not in the
+/// table.
 fn a_batch_opens_the_entries_of_known_devices(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     let alone = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
@@ -176,7 +177,7 @@ fn a_batch_opens_the_entries_of_known_devices(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.open_batches()).unwrap(), [expected]);
 }
 
-/// `set_apply_id`, `close_batch`, `open_batches`.
+/// Tests `set_apply_id`, `close_batch` and `open_batches`.
 fn a_batch_is_known_until_it_is_closed_and_its_entries_stay(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let (first, _) = now(store.open_batch("a1lamp", &[entry("SN-1", "one")])).unwrap();
@@ -191,13 +192,14 @@ fn a_batch_is_known_until_it_is_closed_and_its_entries_stay(store: &(impl Store 
     assert_eq!(now(store.open_batches()).unwrap(), open[1..]);
     let entries = now(store.open_journal_entries()).unwrap();
     assert_eq!(entries.iter().map(|open| open.batch).collect::<Vec<_>>(), [None]);
-    // Another process has closed it: it is there again.
+    // `set_apply_id` adds the batch again, as if another process had closed it.
     now(store.set_apply_id(&known, 7)).unwrap();
     let again = OpenBatch { apply_id: Some(7), ..known };
     assert_eq!(now(store.open_batches()).unwrap(), [again, open[1].clone()]);
 }
 
-/// `store_registration`: the certificate, no refusal, no journal entry.
+/// `store_registration` stores the certificate, clears the refusal and closes the journal
+/// entry.
 fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
@@ -219,7 +221,7 @@ fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     is_failed(now(store.store_registration(&id("SN-9"), &registration("nine", "s"))));
 }
 
-/// `store_registration`: never another certificate; the same one again is fine.
+/// `store_registration` never replaces a different certificate, but accepts the same one again.
 fn another_certificate_never_replaces_the_stored_one(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
@@ -243,7 +245,7 @@ fn another_certificate_never_replaces_the_stored_one(store: &(impl Store + Bulk)
     assert_eq!(events(store, "SN-1").len(), 1, "registered once");
 }
 
-/// `store_refusal`.
+/// Tests `store_refusal`.
 fn a_refusal_is_marked_and_closes_the_journal_entry(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     now(store.open_journal(&entry("SN-1", "one"))).unwrap();
@@ -253,7 +255,7 @@ fn a_refusal_is_marked_and_closes_the_journal_entry(store: &(impl Store + Bulk))
     is_failed(now(store.store_refusal(&id("SN-9"), "no")));
 }
 
-/// `store_sighting`: of a device that has a certificate; a first sign-in stays.
+/// `store_sighting` ignores a device without a certificate, and keeps a known first sign-in.
 fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     let seen = |device: &str, sighting| now(store.store_sighting(&id(device), sighting)).unwrap();
@@ -268,7 +270,7 @@ fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     assert_eq!((row.registered, row.activated, row.cloud_state), (None, None, None));
 }
 
-/// `rows_after`: in order of device ID, from the first one after another.
+/// `rows_after` returns rows in order of device ID, beginning after the given ID.
 fn rows_are_read_in_pages(store: &(impl Store + Bulk)) {
     import(store, ["SN-3", "SN-1", "SN-2"].map(row));
     let page = |after: Option<&str>, limit| {
@@ -279,11 +281,11 @@ fn rows_are_read_in_pages(store: &(impl Store + Bulk)) {
     assert_eq!(page(None, 2), ["SN-1", "SN-2"]);
     assert_eq!(page(Some("SN-2"), 2), ["SN-3"]);
     assert_eq!(page(Some("SN-3"), 2), [""; 0]);
-    // The one before need not be there any more.
+    // The given ID need not be in the table.
     assert_eq!(page(Some("SN-1-gone"), 9), ["SN-2", "SN-3"]);
 }
 
-/// `set_state`, `reset`, `delete`: whether there is such a device, and who has changed it.
+/// `set_state`, `reset` and `delete` return whether the device exists, and log the operator.
 fn an_operators_change_is_logged_with_the_operator(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let device_id = id("SN-1");
@@ -302,7 +304,8 @@ fn an_operators_change_is_logged_with_the_operator(store: &(impl Store + Bulk)) 
     assert_eq!(events(store, "SN-1").len(), 4, "nothing was changed");
 }
 
-/// `reset`: the refusal and the first issue; the certificate if the cloud has deleted it.
+/// `reset` clears the refusal and the first issue, and also the certificate if the cloud has
+/// deleted the device.
 fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
@@ -316,13 +319,13 @@ fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store 
     let deleted = Sighting { state: Some(CloudState::Deleted), activated: Some(7), registered: None };
     now(store.store_sighting(&id("SN-1"), deleted)).unwrap();
     now(store.reset(&id("SN-1"), &by())).unwrap();
-    // The name stays: under it, it is registered again.
+    // The name stays, as the device will be registered again under it.
     let expected =
         DeviceRow { device_name: Some("one".into()), ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp") };
     assert_eq!(device(store, "SN-1"), Some(expected));
 }
 
-/// `delete`: the row, the key and the journal entry.
+/// `delete` removes the row, the key and the journal entry.
 fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff")]);
     now(store.open_journal(&entry("SN-1", "one"))).unwrap();
@@ -332,7 +335,7 @@ fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.open_journal_entries()).unwrap(), []);
 }
 
-/// `hold`, `release`, `probe`.
+/// `hold`, `release` and `probe` change nothing.
 fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     store.hold();
@@ -342,16 +345,16 @@ fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }
 
-/// A write goes on when its future is dropped.
+/// A write continues when its future is dropped.
 fn a_write_goes_on_without_its_future(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     drop(store.record_issue(&id("SN-1"), 5, asker()));
-    // This one is behind it.
+    // The second write runs after the first, so it sees the first one's effect.
     let second = now(store.record_issue(&id("SN-1"), 9, asker())).unwrap();
     assert_eq!(second, Issue { first: 5, is_first: false });
 }
 
-/// `import`: added, changed and unchanged rows; a change clears a refusal.
+/// `import` counts added, changed and unchanged rows; a change clears a refusal.
 fn an_import_merges_row_by_row(store: &(impl Store + Bulk)) {
     let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), with_key("SN-3", "id-3", "00ff")];
     assert_eq!(import(store, rows()), ImportReport { added: 3, ..Default::default() });
@@ -368,7 +371,7 @@ fn an_import_merges_row_by_row(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.individual_key("id-9")).unwrap().unwrap().psk.expose(), "11ee");
 }
 
-/// `import`: a device that moves leaves its key behind.
+/// `import` deletes the key of a device that moves to an enrollment that is not individual.
 fn a_device_that_moves_leaves_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff")]);
     import(store, [ImportRow::new(id("SN-1"), "plugs", "a1plug")]);
@@ -377,7 +380,7 @@ fn a_device_that_moves_leaves_its_key(store: &(impl Store + Bulk)) {
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
 }
 
-/// `import`: all rows or none; each rejected one is named with its index.
+/// `import` imports all rows or none, and calls `reject` with the index of each rejected row.
 fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), with_key("SN-2", "id-2", "00ff")]);
     let before = now(store.rows_after(None, 9)).unwrap();
@@ -400,7 +403,7 @@ fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }
 
-/// `import`: a dry run reports the same, and changes nothing.
+/// A dry run of `import` reports the same as the import, and changes nothing.
 fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
@@ -412,7 +415,7 @@ fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(import(store, rows()), report);
 }
 
-/// `export`: every row in order of device ID, with its key; an error ends it.
+/// `export` returns every row with its key, in order of device ID; an error ends it.
 fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
     let mut seen = Vec::new();
@@ -432,7 +435,7 @@ fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     assert_eq!(calls, 1);
 }
 
-/// `count`, `totals`, `count_unregistered`.
+/// Tests `count`, `totals` and `count_unregistered`.
 fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     let other = ImportRow::new(id("SN-9"), "plugs", "a1plug");
     import(store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), row("SN-4"), other]);
@@ -456,7 +459,7 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     assert_eq!([None, Some("lamps"), Some("plugs"), Some("none")].map(unregistered), [2, 1, 1, 0]);
 }
 
-/// Runs each sentence on a fresh store of each kind.
+/// Turns each of the functions above into a test on an empty store of each kind.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         mod on_sqlite {

@@ -1,5 +1,5 @@
-//! Rules of an import: how one of its rows merges into the table, and what contradicts
-//! it. Pure, and the same for every store; knows nothing of how a store keeps its rows.
+//! Rules of an import: how a row merges into the table, and when it contradicts the table.
+//! Pure, and the same for every store. Knows nothing of how a store keeps its rows.
 
 use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError};
 use crate::device::{DeviceId, Secret};
@@ -11,12 +11,12 @@ pub enum Merged {
     Added,
     /// The device or its key has changed.
     Changed,
-    /// The table already said the same.
+    /// The row matched the table already.
     Unchanged,
 }
 
 impl Merged {
-    /// Effect of a row of which these parts changed something.
+    /// Returns the effect of a row, from the kinds of change that it made.
     pub fn of(added: bool, device_changed: bool, key_changed: bool) -> Self {
         match (added, device_changed || key_changed) {
             (true, _) => Self::Added,
@@ -41,9 +41,9 @@ impl<F> From<Conflict> for Unmerged<F> {
     }
 }
 
-/// Merges all rows of an import by a store's `merge`. After a rejected row the rest is still
-/// merged, so that the operator sees all faults of the file at once; the store must then
-/// undo what it has merged, as after every other error.
+/// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so
+/// that the operator sees all faults of the file at once. After any error, the store must undo
+/// the rows that it has merged.
 pub fn all_rows<E, F>(
     rows: impl Iterator<Item = Result<ImportRow, E>>,
     mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
@@ -71,22 +71,22 @@ pub fn all_rows<E, F>(
     if rejected > 0 { Err(ImportError::Rejected(rejected)) } else { Ok(report) }
 }
 
-/// The imported columns of a device, as the table is to have them.
+/// Values of a device's imported columns in the table after the import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Columns<'r> {
     /// Name of the enrollment.
     pub enrollment: &'r str,
-    /// The product to register the device in, or in which it is registered.
+    /// Product in which the device is registered, or will be registered.
     pub product_key: &'r str,
     /// Device name, if the device has one of its own.
     pub device_name: Option<&'r str>,
-    /// With it, the certificate is complete.
+    /// Device secret, which completes the certificate.
     pub device_secret: Option<&'r Secret>,
     /// The cloud's own identifier.
     pub iot_id: Option<&'r str>,
 }
 
-/// The columns of a device that is not in the table.
+/// Returns the columns of a device that is not in the table yet.
 pub fn new_device(row: &ImportRow) -> Columns<'_> {
     Columns {
         enrollment: &row.enrollment,
@@ -102,13 +102,13 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
 pub struct Change<'r> {
     /// The columns after the change.
     pub columns: Columns<'r>,
-    /// The device leaves its key behind, with the enrollment that the key belonged to.
+    /// Set if the device's key must be deleted, as it belongs to the former enrollment.
     pub drops_key: bool,
 }
 
-/// Merges a row into a device that is in the table; returns `None` when both say the
-/// same. A device that has a certificate keeps everything that the certificate or its
-/// key depends on: another value is a conflict.
+/// Merges a row into a device that is in the table; returns `None` if the row changes nothing.
+/// If the device has a certificate, the columns that the certificate or its key depends on must
+/// not change: a different value is a conflict.
 pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Option<Change<'r>>, Conflict> {
     let moves = stored.enrollment != row.enrollment;
     let before = Columns {
@@ -122,7 +122,7 @@ pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Opt
         enrollment: &row.enrollment,
         product_key: match &row.product_key {
             Some(product_key) => product_key,
-            // An empty column leaves it as it is, unless it came with the former enrollment.
+            // An empty column keeps the product, unless the device moves to another enrollment.
             None if moves => &row.enrollment_product,
             None => before.product_key,
         },
@@ -158,8 +158,8 @@ fn fits_certificate(before: &Columns<'_>, after: &Columns<'_>) -> Result<(), Con
     Ok(())
 }
 
-/// Checks a row without a key: a device of an individual enrollment must have one from
-/// before.
+/// Checks a row without a key. A device of an individual enrollment must already have a key in
+/// the table.
 pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     if !row.individual || has_key {
         return Ok(());
@@ -169,12 +169,13 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     Err(Conflict { column: "pskIdentity", reason })
 }
 
-/// Checks a row's PSK identity, which belongs to `owner` in the table.
+/// Checks a row's PSK identity, which belongs to device `owner` in the table. It must be the
+/// row's device.
 pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
     if owner == row.device.as_str() {
         return Ok(());
     }
-    // The text in the table may be anything; it is shown if it is a device ID.
+    // The table may contain any text, so `owner` is shown only if it is a device ID.
     let reason = match DeviceId::parse_sn(owner) {
         Ok(owner) => format!("this identity belongs to device {owner}"),
         Err(_) => "this identity belongs to another device".to_owned(),

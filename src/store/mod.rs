@@ -1,7 +1,7 @@
-//! The device table and what belongs to it: keys of individual devices, the registration
-//! journal, the first issue of each certificate. The modules above use the trait [`Store`]; a
-//! store is one file or folder here and one line in [`open`]. A store knows nothing of
-//! policies.
+//! Storage of the device table and related data: the keys of individual devices, the
+//! registration journal, and the first issue of each certificate. Other modules use the trait
+//! [`Store`]. Each store is one file or folder here, and one line in [`open`]. A store knows
+//! nothing of policies.
 
 mod actor;
 pub mod audit;
@@ -28,18 +28,18 @@ use crate::{
 /// Seconds since 1970-01-01T00:00:00Z.
 pub type UnixSeconds = i64;
 
-/// Answer of a store. A store that has it at hand returns a future that is ready at its first
+/// Answer of a store. If the answer is available at once, the future is ready at its first
 /// poll, so that a hot path needs no task.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Failure of a store's operation, which has changed nothing.
+/// Failure of a store's operation. A failed operation has changed nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database is locked by another process, or the disk is full: the same call may
-    /// succeed later.
+    /// A temporary failure, for example as another process has locked the database or the disk
+    /// is full. The same call may succeed later.
     #[error("the database is busy: {0}")]
     Busy(String),
-    /// Any other failure: read-only, damaged, not a database.
+    /// Any other failure, for example a file that is read-only, damaged or not a database.
     #[error("the database failed: {0}")]
     Failed(String),
 }
@@ -51,9 +51,10 @@ pub struct DeviceRow {
     pub id: DeviceId,
     /// Name of the enrollment that the row was imported into.
     pub enrollment: String,
-    /// The product to register the device in, or in which it is registered.
+    /// Product in which the device is registered, or will be registered.
     pub product_key: String,
-    /// The device name that the operator has set; otherwise [`DeviceId::device_name`] applies.
+    /// Device name, if the operator or a registration has set it; otherwise
+    /// [`DeviceId::device_name`] applies.
     pub device_name: Option<String>,
     /// The certificate, once the device is registered.
     pub certificate: Option<Certificate>,
@@ -67,15 +68,16 @@ pub struct DeviceRow {
     pub registered: Option<UnixSeconds>,
     /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
-    /// Reason for which IoT Platform refuses this device; the operator must remove it.
+    /// Reason why IoT Platform refuses this device. The operator must fix the cause and then
+    /// reset the device.
     pub refusal: Option<String>,
-    /// State at IoT Platform, as last seen.
+    /// Abnormal state at IoT Platform, as of the last query; `None` if none is known.
     pub cloud_state: Option<CloudState>,
 }
 
 impl DeviceRow {
-    /// Returns the device's name at IoT Platform: its own, or the one that follows from its
-    /// ID.
+    /// Returns the device's name at IoT Platform: `device_name` if it is set, otherwise the
+    /// name derived from the device ID.
     pub fn name(&self) -> String {
         self.device_name.clone().unwrap_or_else(|| self.id.device_name())
     }
@@ -83,7 +85,7 @@ impl DeviceRow {
 
 #[cfg(test)]
 impl DeviceRow {
-    /// Returns a device as an import of nothing but its ID adds it.
+    /// Returns the row of a newly imported device without optional values.
     pub(crate) fn imported(id: DeviceId, enrollment: &str, product_key: &str) -> Self {
         Self {
             id,
@@ -112,23 +114,23 @@ impl DeviceRow {
     }
 }
 
-/// State at IoT Platform of a registered device, if it is not as it was registered.
+/// Abnormal state of a registered device at IoT Platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloudState {
-    /// The device is disabled there and cannot sign in.
+    /// The device is disabled at IoT Platform and cannot sign in.
     Disabled,
-    /// The device is deleted there: its certificate no longer works.
+    /// The device was deleted at IoT Platform, so its certificate no longer works.
     Deleted,
 }
 
-/// Data of a device, as a query of IoT Platform returned it.
+/// Data about a device that a query of IoT Platform returned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sighting {
     /// Time of the registration, by the cloud's clock.
     pub registered: Option<UnixSeconds>,
-    /// Time of the first sign-in there.
+    /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
-    /// Disabled or deleted, or `None`.
+    /// Abnormal state; `None` if the device is neither disabled nor deleted.
     pub state: Option<CloudState>,
 }
 
@@ -144,7 +146,7 @@ pub enum DeviceState {
 /// The key of one device of an individual enrollment.
 #[derive(Debug, Clone)]
 pub struct IndividualKey {
-    /// The only device for which this key may ask.
+    /// The only device whose certificate may be requested with this key.
     pub device: DeviceId,
     /// Name of its enrollment.
     pub enrollment: String,
@@ -157,7 +159,8 @@ pub struct IndividualKey {
 pub struct Issue {
     /// Time at which the certificate was first issued.
     pub first: UnixSeconds,
-    /// Set if this call has recorded it; of concurrent calls, one has.
+    /// Set if this call recorded the first issue. Of several concurrent calls, exactly one
+    /// does.
     pub is_first: bool,
 }
 
@@ -172,12 +175,13 @@ pub struct JournalEntry {
     pub device_name: String,
 }
 
-/// Answer of the journal to an entry that is opened.
+/// Result of opening a journal entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Time since which the journal has an entry for this name.
+    /// Time at which the entry for this name was first opened.
     pub since: UnixSeconds,
-    /// Set if the entry was there before, so that an earlier call may have created the device.
+    /// Set if the journal already had an entry for this name: an earlier call to IoT Platform
+    /// may have created the device.
     pub earlier: bool,
 }
 
@@ -187,26 +191,27 @@ pub type BatchId = i64;
 /// A batch in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenBatch {
-    /// Its number.
+    /// Number of the batch.
     pub id: BatchId,
-    /// The product of all its devices.
+    /// Product of all devices in the batch.
     pub product_key: String,
-    /// The cloud's `ApplyId`, once its devices may have been created.
+    /// The cloud's `ApplyId` for the batch; `None` if the cloud was not yet asked to create the
+    /// devices.
     pub apply_id: Option<u64>,
 }
 
-/// A journal entry that no answer has closed.
+/// A journal entry of a registration whose result is not stored yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenEntry {
     /// The requested registration.
     pub entry: JournalEntry,
-    /// Time since which the name is in the journal.
+    /// Time at which the entry for this name was first opened.
     pub since: UnixSeconds,
-    /// The batch to which it belongs.
+    /// Batch to which the entry belongs, if any.
     pub batch: Option<BatchId>,
 }
 
-/// A device as IoT Platform registered it.
+/// Data of a device that IoT Platform has registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredDevice {
     /// The certificate.
@@ -217,23 +222,25 @@ pub struct RegisteredDevice {
     pub registered: UnixSeconds,
 }
 
-/// One device of an import, already checked.
+/// One row of an import, whose values are already validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportRow {
     /// Primary key.
     pub device: DeviceId,
     /// Name of its enrollment.
     pub enrollment: String,
-    /// The enrollment's product, for a device that has none yet.
+    /// The enrollment's product. It applies to a new device, and to a device that moves to this
+    /// enrollment, unless the row has a product of its own.
     pub enrollment_product: String,
-    /// Set for an individual enrollment: its device must have a key after the import, from
-    /// this row or an earlier one.
+    /// Set if the enrollment is individual. The device must then have a key after the import,
+    /// from this row or already in the table.
     pub individual: bool,
-    /// The row's own product, in place of the enrollment's.
+    /// Product given in the row itself, which takes precedence over the enrollment's.
     pub product_key: Option<String>,
-    /// Device name; without a secret, the name under which to register.
+    /// Device name. If the device has no certificate, it will be registered under this name.
     pub device_name: Option<String>,
-    /// With it, the certificate is complete; never without a device name.
+    /// Device secret, which completes the certificate. A row with a secret also has a device
+    /// name.
     pub device_secret: Option<Secret>,
     /// The cloud's own identifier.
     pub iot_id: Option<String>,
@@ -242,7 +249,7 @@ pub struct ImportRow {
 }
 
 impl ImportRow {
-    /// Creates a row with nothing but an enrollment that is not individual.
+    /// Creates a row without optional values, for an enrollment that is not individual.
     pub fn new(device: DeviceId, enrollment: &str, enrollment_product: &str) -> Self {
         Self {
             device,
@@ -265,16 +272,16 @@ pub struct ImportReport {
     pub added: u64,
     /// Rows that were changed.
     pub changed: u64,
-    /// Rows that already said the same.
+    /// Rows that matched the table already.
     pub unchanged: u64,
 }
 
-/// Number of an enrollment's devices in each state.
+/// Number of devices of one enrollment, in total and by state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Name of the enrollment.
     pub enrollment: String,
-    /// Rows of the table.
+    /// All devices of the enrollment.
     pub devices: u64,
     /// Devices with a certificate.
     pub registered: u64,
@@ -288,13 +295,13 @@ pub struct Totals {
     pub disabled: u64,
 }
 
-/// A row that contradicts the table, for instance another certificate for a
-/// device that has one.
+/// Contradiction between an imported row and the table, for instance a different certificate
+/// for a device that already has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
-    /// Column of the import.
+    /// Name of the imported column.
     pub column: &'static str,
-    /// Contradicted value; never that of a secret.
+    /// Explanation for the operator. Never contains a secret.
     pub reason: String,
 }
 
@@ -310,7 +317,7 @@ pub enum Rejection<E> {
 /// Reason why an import changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// This many rows were rejected; each was passed to `reject`.
+    /// Number of rejected rows, each of which was passed to `reject`.
     #[error("{0} rows were rejected, nothing was imported")]
     Rejected(u64),
     /// The store failed.
@@ -318,7 +325,8 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// Returns the seconds since 1970 by the system's clock; 0 for an earlier time.
+/// Returns the system clock's time in seconds since 1970; 0 if the clock is set to an earlier
+/// time.
 pub fn unix_now() -> UnixSeconds {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
@@ -327,51 +335,53 @@ pub fn unix_now() -> UnixSeconds {
 /// Metrics of a store, which any thread may read.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Writes that wait for their commit now.
+    /// Number of writes that currently wait for their commit.
     pub waiting: AtomicU64,
-    /// Writes committed.
+    /// Number of writes whose group was committed. This includes single writes that were
+    /// refused, for example for an unknown device.
     pub written: AtomicU64,
-    /// Writes that failed, without refused ones.
+    /// Number of writes that failed because their group could not be committed or the queue was
+    /// full.
     pub failed: AtomicU64,
-    /// Duration of the commits; each may contain many writes.
+    /// Duration of each commit, which may contain many writes.
     pub commit_latency: Histogram,
 }
 
 /// Storage of the device table. A write begins when its method is called, not at the first
-/// poll, and continues when its future is dropped. `store/contract.rs` tests each sentence of
-/// this trait.
+/// poll. It continues even if its future is dropped. `store/contract.rs` tests each statement
+/// in the documentation of this trait.
 pub trait Store: Send + Sync + 'static {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
-    /// Returns the enrollment of a device. The time must not reveal whether there is such a
-    /// device, nor what else is in its row: no secret is opened.
+    /// Returns the enrollment of a device. The duration must not reveal whether the device
+    /// exists, nor what else is in its row. Therefore no secret is opened.
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;
 
-    /// Returns the individual key of a PSK identity. The time must not reveal whether there is
-    /// one: an unknown identity costs the same work as a known one.
+    /// Returns the individual key of a PSK identity. The duration must not reveal whether the
+    /// identity exists: an unknown identity costs the same work as a known one.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records durably that the certificate is issued to `asker` at `at`, unless it was issued
-    /// before, and writes the audit entry in the same step. Fails with [`StoreError::Failed`]
-    /// for a device that is not in the table.
+    /// Records durably that the certificate was issued to `asker` at the time `at`, and writes
+    /// the audit entry in the same step. Changes nothing if the certificate was issued before.
+    /// Fails with [`StoreError::Failed`] for a device that is not in the table.
     fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue>;
 
-    /// Appends an entry to the audit log soon, without waiting. When the queue is full, the
-    /// entry is dropped, and the log counts it.
+    /// Queues an entry for the audit log without waiting. If the queue is full, the entry is
+    /// dropped, and the log records the number of dropped entries.
     fn audit(&self, asked: Asked);
 
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
     /// second may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
-    /// Writes the journal entry durably, before IoT Platform is called. It replaces an entry
-    /// of the same device, and keeps that entry's time if the name is the same. Fails with
-    /// [`StoreError::Failed`] for a device that is not in the table.
+    /// Writes the journal entry durably, before IoT Platform is called. It replaces an earlier
+    /// entry of the same device, and keeps the earlier entry's time if product and name are the
+    /// same. Fails with [`StoreError::Failed`] for a device that is not in the table.
     fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim>;
 
     /// Writes the journal entries of a batch durably, in one step. Returns a claim for each
-    /// entry, `None` for a device that is not in the table.
+    /// entry, or `None` if its device is not in the table.
     fn open_batch<'a>(
         &'a self,
         product_key: &'a str,
@@ -382,18 +392,20 @@ pub trait Store: Send + Sync + 'static {
     /// Adds the batch again if another process has closed it.
     fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()>;
 
-    /// Removes a batch. Its open entries stay as single ones.
+    /// Removes a batch. Its open journal entries remain, without a batch.
     fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()>;
 
-    /// Returns the open batches: left by a crash, or in progress.
+    /// Returns the open batches: those in progress, and those that a crash has left.
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
 
-    /// Returns the open journal entries, oldest first: left by a crash, or in progress.
+    /// Returns the open journal entries, oldest first: those in progress, and those that a
+    /// crash has left.
     fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>>;
 
     /// Stores a certificate, clears a refusal and closes the journal entry, in one durable
-    /// step. Never replaces another certificate: fails with [`StoreError::Failed`] instead,
-    /// and the journal entry stays. Storing the same certificate again changes nothing else.
+    /// step. Never replaces a different certificate: fails with [`StoreError::Failed`] instead,
+    /// and keeps the journal entry. Storing the same certificate again keeps a known `IotId`
+    /// and registration time.
     fn store_registration<'a>(
         &'a self,
         id: &'a DeviceId,
@@ -403,38 +415,38 @@ pub trait Store: Send + Sync + 'static {
     /// Stores the cloud's refusal in the row and closes the journal entry.
     fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()>;
 
-    /// Stores the cloud's data of a device that has a certificate. A time that the cloud does
-    /// not return stays as it is, and so does a known first sign-in.
+    /// Stores the cloud's data about a device; ignores a device without a certificate. Keeps a
+    /// stored time that the cloud does not return. Never changes a known time of first sign-in.
     fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()>;
 
-    /// Returns up to `limit` rows in order of device ID, beginning after `after`. Called with
-    /// the last ID each time, it pages through the table.
+    /// Returns up to `limit` rows in order of device ID, beginning after `after`. Repeated
+    /// calls, each with the last ID of the previous one, page through the table.
     fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
     -> StoreFuture<'a, Vec<DeviceRow>>;
 
-    /// Enables or disables a device; returns whether there is such a device. Writes an audit
-    /// entry with `by` in the same step, as do `reset` and `delete`.
+    /// Enables or disables a device; returns whether the device exists. Writes an audit entry
+    /// with `by` in the same step, as do `reset` and `delete`.
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Clears the first issue and a refusal, so that the device can fetch its certificate or
-    /// be registered again, and the certificate itself if the cloud has deleted the device.
-    /// Returns whether there is such a device.
+    /// Clears the first issue and any refusal, so that the device can fetch its certificate or
+    /// be registered again. Also clears the certificate if the cloud has deleted the device.
+    /// Returns whether the device exists.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row, the key and the journal entry of a device; returns whether there was
-    /// one.
+    /// Deletes the row, the key and the journal entry of a device; returns whether the device
+    /// existed.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Permits this thread's reads to see one state of the table, that of the first read,
-    /// until [`release`](Self::release): a store need not check for a newer one each time. For
-    /// a short time only.
+    /// Lets all reads of this thread see the same state of the table, that of the first read,
+    /// until [`release`](Self::release). The store then need not look for newer data at each
+    /// read. Must be held for a short time only.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
     /// Checks that the store can be read and written durably; changes nothing. The default
-    /// only reads.
+    /// implementation only reads.
     fn probe(&self) -> StoreFuture<'_, ()> {
         Box::pin(async { self.rows_after(None, 1).await.map(drop) })
     }
@@ -445,20 +457,21 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// Operations of the command line on a whole table. They block, so that each belongs on a
-/// thread of its own.
+/// Operations on the whole table, for the command line. They block, so an asynchronous caller
+/// must run each on its own thread.
 pub trait Bulk {
-    /// Imports all rows in one transaction, or none. An empty column leaves the table as it
-    /// is; an unchanged row is not written. A row that changes a device clears its refusal.
-    /// Unless nothing changes, the same transaction writes an audit entry with `file` and
-    /// `by`. The rules are in [`merge`].
+    /// Imports all rows in one transaction, or none. An empty column keeps the value in the
+    /// table. A row that changes nothing is not written; a row that changes a device clears the
+    /// device's refusal. If anything changes, the same transaction writes an audit entry with
+    /// `file` and `by`. The rules are in [`merge`].
     ///
-    /// Rows are read to the end in any case. `reject` gets each row that cannot be imported,
-    /// with its index from 0, before the next row is read; nothing is imported then. `dry_run`
-    /// reports the same and changes nothing.
+    /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
+    /// imported, with the row's index (from 0), before it reads the next row. If any row is
+    /// rejected, nothing is imported. A `dry_run` reports the same but changes nothing.
     ///
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
-    /// identifier: another value is a conflict. So is a PSK identity of another device.
+    /// identifier: a different value in the import is a conflict. A PSK identity that belongs
+    /// to another device is also a conflict.
     fn import<E>(
         &self,
         by: &Actor,
@@ -468,23 +481,23 @@ pub trait Bulk {
         reject: impl FnMut(u64, Rejection<E>),
     ) -> Result<ImportReport, ImportError>;
 
-    /// Calls `each` with every row in order of device ID, from one consistent state of the
-    /// table, with its individual key (identity, PSK in hex) if any. An error of `each` ends
-    /// the export.
+    /// Calls `each` with every row and its individual key (identity, PSK in hex), if any. The
+    /// rows come in order of device ID, from one consistent state of the table. An error from
+    /// `each` ends the export.
     fn export<E: From<StoreError>>(
         &self,
         each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
     ) -> Result<(), E>;
 
-    /// Counts the rows. Reads the whole table: seconds for millions.
+    /// Counts the rows. Reads the whole table: which takes seconds for millions of rows.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// Counts the devices of each enrollment in the table by state, in order of its name.
+    /// Counts the devices of each enrollment by state, in order of the enrollments' names.
     /// Reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 
-    /// Counts the devices, of an enrollment or of all, that may be registered and are not.
-    /// Reads the whole table.
+    /// Counts the devices that may be registered but are not registered yet, in one enrollment
+    /// or in all (`None`). Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 }
 
@@ -499,7 +512,8 @@ pub enum Condition {
     Older(usize),
 }
 
-/// Examines the store that a configuration's `database` names; creates and changes nothing.
+/// Examines the store at `url`, the value of `database` in the configuration. Creates and
+/// changes nothing.
 pub fn examine(url: &str) -> Result<Condition, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::examine(path.as_ref()),
@@ -507,8 +521,8 @@ pub fn examine(url: &str) -> Result<Condition, StoreError> {
     }
 }
 
-/// Opens the store that a configuration's `database` names, without a key for its secrets.
-/// Creates it if it does not exist.
+/// Opens the store at `url`, the value of `database` in the configuration, without a key for
+/// its secrets. Creates the store if it does not exist.
 pub fn open(url: &str) -> Result<Arc<sqlite::Sqlite>, StoreError> {
     open_sealed(url, Keyring::default())
 }

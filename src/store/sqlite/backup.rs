@@ -1,6 +1,6 @@
-//! Backup and restore of a database, beside other users of it, by SQLite's backup, which
-//! copies one state. Every copy is verified before it is used. Knows files and their modes;
-//! asks no questions.
+//! Backs up and restores a database while other processes use it. SQLite's backup API copies
+//! one consistent state. Every copy is verified before it is used. Knows files and their modes;
+//! asks the operator no questions.
 
 use std::{
     fs::{self, File},
@@ -35,15 +35,15 @@ pub struct Contents {
     pub devices: u64,
     /// Keys of individual devices.
     pub psks: u64,
-    /// IDs of the keys that its secrets need.
+    /// IDs of the keys under which its secrets are sealed.
     pub keys: Vec<String>,
     /// Its audit log.
     pub audit: audit::Chain,
 }
 
 impl Sqlite {
-    /// Copies one state of the database into a new file of mode 0600, which gets its name when
-    /// it is complete. `progress` gets numbers of pages.
+    /// Copies one state of the database into a new file (mode 0600). The file gets its final
+    /// name when it is complete. `progress` receives the number of copied pages and the total.
     pub fn backup(&self, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Contents, StoreError> {
         if to.exists() {
             return Err(StoreError::Failed(format!(
@@ -54,7 +54,8 @@ impl Sqlite {
         let part = Part::beside(to, "part")?;
         let source = connection::open_reader(&self.path)?;
         let failed = |error| store_error(&self.path, error);
-        // Both see the same state, so that the copy can be compared with its source.
+        // Both the counts and the copy are of this state, so that the copy can be compared with
+        // its source.
         let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
         let before = contents(&state).map_err(failed)?;
         {
@@ -74,8 +75,8 @@ impl Sqlite {
     }
 }
 
-/// Verifies a database that no one changes: undamaged, ours and of the current version.
-/// Returns its content.
+/// Verifies that a database is undamaged, belongs to certdist and has the current version. No
+/// process may write to it meanwhile. Returns its content.
 pub fn examine(path: &Path) -> Result<Contents, StoreError> {
     let connection = open_as_it_is(path)?;
     match connection::older(&connection, path)? {
@@ -128,17 +129,18 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
 /// A verified backup that can be restored.
 pub struct Restorable {
     from: PathBuf,
-    /// Its content.
+    /// Content of the backup.
     pub contents: Contents,
-    /// Its version, if that is an older one.
+    /// Version of the backup, if it is older than the current one.
     pub older: Option<usize>,
     /// Migrated copy of an older backup.
     upgraded: Option<Part>,
 }
 
 impl Restorable {
-    /// Verifies a backup, which stays as it is. An older version is copied beside `to` and
-    /// migrated there; `progress` gets numbers of pages.
+    /// Verifies a backup without changing it. A backup of an older version is copied to a file
+    /// beside `to`, and the copy is migrated. `progress` receives the number of copied pages
+    /// and the total.
     pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
         let source = open_as_it_is(from)?;
         let Some(version) = connection::older(&source, from)? else {
@@ -160,14 +162,14 @@ impl Restorable {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, |part| &part.path))
     }
 
-    /// Fails for keys that do not open its secrets.
+    /// Fails if the keys do not open every secret in the backup.
     pub fn check_keys(&self, keys: &Keyring) -> Result<(), StoreError> {
         keys::check(&self.open()?, &self.from, keys)
     }
 
-    /// Restores the backup in one transaction of the existing database, so that its users
-    /// continue with the restored content. Writes an audit entry with `by`. A `damaged`
-    /// database is replaced as a file.
+    /// Copies the backup into the existing database in one transaction, so that its users
+    /// continue with the restored content. Replaces the file instead if the database is
+    /// `damaged` or missing. Writes an audit entry with `by`.
     pub fn restore(
         &self,
         to: &Path,
@@ -191,7 +193,7 @@ impl Restorable {
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
         }
-        // SQLite would take the remaining log of another file for this one's.
+        // SQLite would apply a remaining log of the former file to the new file.
         for suffix in ["-wal", "-shm"] {
             let mut log = to.as_os_str().to_owned();
             log.push(suffix);
@@ -243,7 +245,7 @@ fn copy_pages(
     }
 }
 
-/// Turns the log off, as a backup is one file.
+/// Turns off write-ahead logging, so that the backup is a single file.
 fn as_one_file(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()))
 }

@@ -1,6 +1,6 @@
-//! Imports in one transaction, exports from one state. Both run on the calling thread over a
-//! connection of their own, beside other readers and writers. Knows nothing of the file that
-//! the rows come from; the rules of an import are in [`merge`].
+//! Imports rows in one transaction, and exports them from one state of the table. Both run on
+//! the calling thread over their own connection, while others read and write. Knows nothing of
+//! the file that the rows come from. The rules of an import are in [`merge`].
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,8 +18,9 @@ use crate::{
     },
 };
 
-/// Page cache of an import, in KiB: unordered rows touch pages all over the table, and pages
-/// that do not fit are written to the log more than once.
+/// Page cache of an import: 128 MiB (SQLite takes a negative number as KiB). Unordered rows
+/// touch pages throughout the table, and a page that does not fit is written to the log more
+/// than once.
 const IMPORT_CACHE: i64 = -131_072;
 
 impl Bulk for Sqlite {
@@ -34,7 +35,7 @@ impl Bulk for Sqlite {
         let failed = |error| store_error(&self.path, error);
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
-        // The log is emptied once, at the end, not during COMMIT.
+        // The write-ahead log is emptied once, at the end, rather than during COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
         let outcome = import(&connection, self, (by, file), rows, dry_run, &mut reject);
         if connection.total_changes() > 0 {
@@ -126,8 +127,8 @@ fn import<E>(
     Ok(report)
 }
 
-/// Returns the audit entry about an import. There are not many enrollments, as all are in the
-/// configuration.
+/// Returns the audit entry about an import. The list of enrollments is short, as all of them
+/// are in the configuration.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged } = report;
     let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");
@@ -148,12 +149,12 @@ impl From<rusqlite::Error> for Unmerged {
     }
 }
 
-/// The statements of an import, prepared once. A new row, the usual case, takes a single
-/// statement; a known one is compared and written only if it differs.
+/// Prepared statements of an import. A new device, the usual case, takes a single statement. A
+/// known device is compared with its row, and written only if it differs.
 struct Table<'c> {
     connection: &'c Connection,
     keys: Arc<Keyring>,
-    /// Set once the table names the key under which secrets are written.
+    /// Set once `database_key` lists the key under which secrets are sealed.
     noted: bool,
     insert: Statement<'c>,
     update: Statement<'c>,
@@ -207,7 +208,7 @@ impl<'c> Table<'c> {
         Ok(Merged::of(added, device_changed, key_changed))
     }
 
-    /// Returns whether the device was not in the table.
+    /// Adds a device; returns false if the device is already in the table.
     fn insert(&mut self, row: &ImportRow) -> rusqlite::Result<bool> {
         let columns = merge::new_device(row);
         let sealed = self.sealed_secret(row, &columns)?;
@@ -217,7 +218,7 @@ impl<'c> Table<'c> {
         Ok(self.insert.execute(parameters)? > 0)
     }
 
-    /// Merges into a device that is in the table; returns whether that changed it.
+    /// Merges a row into a device that is in the table; returns whether the device has changed.
     fn update(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
         let Some(stored) = read::device(self.connection, &self.keys, &row.device)? else {
             return Ok(false);
@@ -266,7 +267,7 @@ impl<'c> Table<'c> {
         if self.insert_key.execute([identity, device, &*sealed])? > 0 {
             return Ok(true);
         }
-        // Either the identity is taken, or the device has another one.
+        // Either the identity is already in the table, or the device has a different identity.
         let owner = self
             .owner_of_key
             .query_row([identity], |row| {

@@ -17,14 +17,14 @@ use rustix::fs::Access;
 use super::{audit, store_error};
 use crate::store::{Condition, StoreError};
 
-/// "cert", as `schema.sql` sets it.
+/// Application ID of a certdist database: "cert", as in `schema.sql`.
 const APPLICATION_ID: i64 = 0x6365_7274;
 
 /// Statements that make a database of the current version from an empty file.
 const SCHEMA: &str = include_str!("../../../schema.sql");
 
-/// Steps that migrate a database from version `index + 1` to `index + 2`. A change of
-/// `schema.sql` appends a step here.
+/// Migration steps. The step at `index` migrates a database from version `index + 1` to version
+/// `index + 2`. A change of `schema.sql` appends a step here.
 const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_1_to_2.sql"), then: None },
     Upgrade { script: include_str!("upgrade_2_to_3.sql"), then: None },
@@ -34,36 +34,36 @@ const UPGRADES: &[Upgrade] = &[
 /// A step from one version to the next.
 struct Upgrade {
     script: &'static str,
-    /// A step that SQL cannot express.
+    /// Additional work, after the script, that SQL cannot express.
     then: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
 
-/// Maximum time for which a reader waits. In WAL mode readers do not block, except while
+/// Maximum time that a reader waits for a lock. In WAL mode readers do not block, except while
 /// another process recovers or removes the log.
 const READER_WAIT: Duration = Duration::from_millis(100);
 
-/// KiB of pages that each reader keeps: the upper levels of the tree of ten
-/// million devices. The leaf with the device comes from the system's cache, for a
-/// microsecond. A map of the file would save that, and count each page of it as
-/// this process's memory, once for each reader.
+/// Page cache of each reader, in KiB: enough for the upper levels of the tree of ten million
+/// devices. The leaf page with the device comes from the system's page cache, which takes about
+/// a microsecond. Mapping the file would save that time, but every mapped page would count as
+/// memory of this process, once for each reader.
 const READER_CACHE: i64 = 128;
 
-/// KiB of pages that the writer keeps: those that a group of writes touches.
+/// Page cache of the writer, in KiB: enough for the pages that a group of writes touches.
 const WRITER_CACHE: i64 = 2048;
 
-/// KiB of pages that the connection for the audit log keeps: those of one append, as it does
-/// not return to them.
+/// Page cache of the connection for the audit log, in KiB: enough for the pages of one append,
+/// which are not needed again.
 const BACKLOG_CACHE: i64 = 128;
 
-/// Bytes of the file to map: SQLite's maximum (2 GiB less a page). This costs addresses, not
-/// memory, and saves a system call per page.
+/// Maximum number of bytes of the file to map: SQLite's own limit (2 GiB less 64 KiB). Mapping
+/// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
-/// Opens the file for writing; creates or migrates it. Each transaction waits for another
-/// process's for at most `wait`.
+/// Opens the file for writing; creates or migrates it if necessary. A transaction waits for
+/// another process's transaction for at most `wait`.
 pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     create_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
@@ -72,7 +72,7 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
         Found::Version(_) => migrate(&connection, path)?,
         other => return Err(refusal(path, &other)),
     }
-    // SQLite opens a write-protected file all the same, to fail at each write.
+    // SQLite opens a write-protected file without an error, but then each write fails.
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
@@ -80,8 +80,8 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
     Ok(connection)
 }
 
-/// Opens a connection for writes that give way to others: it fails at once during another
-/// transaction.
+/// Opens a connection for low-priority writes, which fail at once while another connection is
+/// writing.
 pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, READER_WAIT)?;
     let set_up = || {
@@ -93,9 +93,9 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens another writing connection to a file that [`open`] has seen, for work on the whole
-/// table. It maps the file; the connections of a server do not, as touched pages would count
-/// as the server's memory.
+/// Opens another writing connection, for work on the whole table, to a file that [`open`] has
+/// opened before. This connection maps the file. A server's connections do not, as touched
+/// pages would count as the server's memory.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     let set_up = || {
@@ -106,7 +106,7 @@ pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, Stor
     Ok(connection)
 }
 
-/// Opens a connection that cannot write, to a file that [`open`] has seen.
+/// Opens a read-only connection to a file that [`open`] has opened before.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
     let set_up = || {
@@ -144,8 +144,8 @@ pub(super) fn look(path: &Path) -> Result<Condition, StoreError> {
 }
 
 fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection, StoreError> {
-    // Without SQLITE_OPEN_URI: a path is a path, whatever it begins with.
-    // Without a mutex: each connection stays with one thread at a time.
+    // No SQLITE_OPEN_URI: a path that begins with `file:` is still a path. No mutex: only one
+    // thread at a time uses a connection.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .and_then(|connection| {
             connection.busy_timeout(wait)?;
@@ -206,8 +206,8 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     })
 }
 
-/// Reads in one transaction: another process may be creating the file, and half of its work
-/// would look like another program's database.
+/// Examines the file in one transaction. Another process may be creating the file, and a
+/// half-created database would look like another program's.
 fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let found = examine(&transaction)?;
@@ -232,7 +232,8 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    // Checked again under the lock: another process may have been faster.
+    // Checked again under the lock, as another process may have migrated the database
+    // meanwhile.
     let version = match examine(&transaction).map_err(failed)? {
         Found::Version(version) => version,
         other => return Err(refusal(path, &other)),
@@ -251,8 +252,9 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
     transaction.commit().map_err(failed)
 }
 
-/// Repeats work that SQLite may refuse at once, without the connection's usual wait, while
-/// another process creates the file: switching to write-ahead logging needs the file alone.
+/// Repeats work for up to `wait` while the database is busy. Switching to write-ahead logging
+/// needs exclusive access to the file. While another process creates the file, SQLite refuses
+/// that at once, without the connection's usual wait.
 fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
@@ -271,22 +273,22 @@ fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -
 fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     if mode != "wal" {
-        // Without it, a writer would lock all readers out.
+        // Without write-ahead logging, a writer would lock out all readers.
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
         let reason = "write-ahead logging is not possible in this file system".to_owned();
         return Err(rusqlite::Error::SqliteFailure(code, Some(reason)));
     }
-    // SQLite opens the log at the first read. Until then this connection would not
-    // count as one, and another that closes would take the log away.
+    // SQLite opens the log at the first read. Before that, this connection does not count as a
+    // user of the log, so another connection would remove the log when it closes.
     connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
-    // A certificate or a journal entry that was answered for survives power loss.
+    // A certificate or journal entry survives a power loss once its write is confirmed.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // Deleted and replaced content is overwritten: a secret that has been sealed, or whose
-    // device is gone, does not stay in the file.
+    // Deleted and replaced content is overwritten. So an unsealed secret does not stay in the
+    // file after it is sealed or its device is deleted.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
-    // Bytes: the log of a long import does not stay on the disk.
+    // The limit is in bytes. It keeps the large log of an import from staying on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
 
@@ -314,9 +316,10 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
-/// Moves the log, which has the size of the import, into the database. The passive pass does
-/// most of the work and blocks no one; truncating then takes a moment, which a reader or a
-/// writer may refuse. In that case the next writer empties the log: nothing depends on it.
+/// Moves the log, which is as large as the import, into the database. The passive pass does
+/// most of the work and blocks no other connection. Truncating then takes a moment, and fails
+/// if a reader or a writer is active. In that case the next writer empties the log; nothing
+/// depends on it.
 pub(super) fn empty_log(connection: &Connection) {
     for mode in ["PASSIVE", "TRUNCATE"] {
         let _ = connection.busy_timeout(Duration::from_secs(1));
@@ -330,7 +333,8 @@ mod tests {
 
     const VERSION_1: &str = include_str!("tests/version_1.sql");
 
-    /// Tables and their columns: name, type, whether it may be null, default, key.
+    /// Returns the columns of all tables: name, type, NOT NULL flag, default, place in the
+    /// primary key.
     fn columns(connection: &Connection) -> Vec<String> {
         let sql = "SELECT m.name || '.' || c.name || ' ' || c.type || ' ' || c.\"notnull\" || ' ' \
                    || coalesce(c.dflt_value, '-') || ' ' || c.pk \

@@ -1,5 +1,5 @@
-//! Keys under which the values of a database are sealed, and their change beside a running
-//! server. Knows the columns that hold secrets; `seal` seals the values.
+//! Manages the keys under which a database's values are sealed, and changes them beside a
+//! running server. Knows the columns that hold secrets. The module `seal` seals the values.
 
 use std::{path::Path, time::Duration};
 
@@ -17,14 +17,16 @@ use crate::{
     },
 };
 
-/// Placeholder for the key of values that are not sealed.
+/// Stands for the ID of a key, for values that are not sealed.
 pub(super) const CLEAR: &str = "clear";
 
-/// Values sealed in one transaction, which holds the write lock for some milliseconds.
+/// Maximum number of values sealed in one transaction. It holds the write lock for a few
+/// milliseconds.
 const BATCH: usize = 500;
 
-/// Statements that read and write the rows of one table whose values are not sealed under a
-/// key (values under that key begin with ?3), in order of the primary key, after ?1.
+/// Statements for one column of secrets. `read` selects the next rows after the primary key ?1
+/// whose value does not begin with ?3, the prefix of values under the wanted key. `write`
+/// replaces a value unless it has changed meanwhile. `count` counts the values by key.
 struct Column {
     table: &'static str,
     read: &'static str,
@@ -66,7 +68,7 @@ pub struct Sealed {
     pub psks: u64,
 }
 
-/// Result of sealing all values again.
+/// Result of sealing all values under one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealReport {
     /// The key under which all values are sealed now.
@@ -75,7 +77,7 @@ pub struct SealReport {
     pub sealed: u64,
 }
 
-/// Notes in the open transaction that values are written under the first of these keys.
+/// Records in the open transaction that values are written under the first of these keys.
 pub(super) fn note(connection: &Connection, keys: &Keyring) -> rusqlite::Result<()> {
     let key = keys.first().map_or_else(|| CLEAR.to_owned(), |key| key.to_string());
     connection
@@ -132,8 +134,8 @@ pub(super) fn seal_error(error: &rusqlite::Error) -> Option<&SealError> {
 }
 
 impl Sqlite {
-    /// Replaces the keys: the first one seals, any one opens. Fails for keys that do not open
-    /// every secret in the database, and keeps the former ones.
+    /// Replaces the keys. The first key seals, and any key opens. Fails if the keys do not open
+    /// every secret in the database, and then keeps the former keys.
     pub fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
         check(&connection::open_reader(&self.path)?, &self.path, &keys)?;
         self.keys.store(keys.into());
@@ -146,12 +148,12 @@ impl Sqlite {
         count(&connection).map_err(|error| store_error(&self.path, error))
     }
 
-    /// Seals all values under the first key, clear ones and those under another key, beside
-    /// other readers and writers. An interrupted run keeps what it has done. `progress` gets
-    /// the number of sealed values and the total.
+    /// Seals all values under the first key: unsealed values, and those under another key.
+    /// Others can read and write meanwhile. An interrupted run keeps the work that it has done.
+    /// `progress` receives the number of sealed values and the total.
     ///
-    /// Finally the file is rewritten, so that it keeps no trace of the former values; writers
-    /// wait for that. The other keys are no longer needed then.
+    /// Finally rewrites the file, so that it keeps no trace of the former values; writers wait
+    /// meanwhile. After that, the other keys are no longer needed.
     pub fn seal(&self, by: &Actor, mut progress: impl FnMut(u64, u64)) -> Result<SealReport, StoreError> {
         let keys = self.keys.load_full();
         let key = keys.first().ok_or_else(|| {
@@ -229,7 +231,7 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<Sealed>> {
 }
 
 /// Seals one column under the first key. A value that another process changes between the read
-/// and the write is left alone.
+/// and the write is skipped.
 fn reseal(
     connection: &Connection,
     column: &Column,
@@ -260,7 +262,7 @@ fn reseal(
         }
         transaction.commit()?;
         done(values.len() as u64);
-        // Waiting writers poll for the lock: leave them a moment.
+        // Waiting writers poll for the lock, so give them time to get it.
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,7 +1,7 @@
-//! The device table in one SQLite file. Reads run on the calling thread, over a connection of
-//! its own, so that workers share no lock. Writes go to one thread, which commits all waiting
-//! ones together. In WAL mode neither blocks the other, nor does a `certdist import` beside a
-//! running server.
+//! Stores the device table in one SQLite file. Each thread reads over its own connection, so
+//! that workers share no lock. One thread writes, and commits all waiting writes together. In
+//! WAL mode, writes do not block reads, not even those of a `certdist import` beside a running
+//! server.
 
 pub mod audit;
 pub mod backup;
@@ -37,39 +37,40 @@ use crate::{
     seal::{Keyring, Place},
 };
 
-/// Maximum time for which a group of writes waits for another process's transaction. A device
-/// that waits for it had better retry than wait longer.
+/// Maximum time that a group of writes waits for a transaction of another process. Then the
+/// writes fail, and waiting devices are asked to retry.
 const WRITER_WAIT: Duration = Duration::from_secs(5);
 
-/// Maximum time for which an import waits: an operator has more patience than a device.
+/// Maximum time that an import waits for a transaction of another process: an operator has more
+/// patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
 
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// The device table in an SQLite file. Dropping it writes what is queued.
+/// The device table in an SQLite file. Dropping the store first completes all queued writes.
 pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     /// Keys under which secrets are sealed. Read without a lock.
     keys: ArcSwap<Keyring>,
     entries: audit::Queue,
-    // Dropped before the writer, whose connection must close last: only a writing connection
-    // can move the log into the database file and remove it.
+    // Dropped before the writer, as the writer's connection must close last: only a writing
+    // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
 }
 
 impl Sqlite {
     /// Opens a database. Creates it (mode 0600) if the file does not exist or is empty, and
-    /// migrates an older one. Refuses a file that is not certdist's, is of a newer version, or
-    /// has sealed secrets, and leaves it as it is.
+    /// migrates an older version. Refuses a file of another program or of a newer version, and
+    /// leaves it unchanged. Also refuses a database with sealed secrets.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_sealed(path, Keyring::default())
     }
 
-    /// Opens a database whose secrets are sealed under these keys, or will be. Refuses keys
-    /// that do not open every secret in it.
+    /// Opens a database whose secrets are sealed, or will be sealed, under these keys. Fails if
+    /// the keys do not open every secret in it.
     pub fn open_sealed(path: &Path, keys: Keyring) -> Result<Self, StoreError> {
         Self::open_waiting(path, keys, WRITER_WAIT, BULK_WAIT)
     }
@@ -80,8 +81,9 @@ impl Sqlite {
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
-        // Connections are also opened later, when the current directory may be another one;
-        // and SQLite takes a bare `:memory:` for no file at all.
+        // Absolute, as connections are also opened later, when the current directory may have
+        // changed. Besides, SQLite would take the bare path `:memory:` for a database in
+        // memory.
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
             .into();
@@ -99,8 +101,8 @@ impl Sqlite {
         })
     }
 
-    /// Examines a file without creating or changing it. Fails for a file that is not
-    /// certdist's, is of a newer version, or that this process cannot write.
+    /// Examines a file without creating or changing it. Fails for a file of another program,
+    /// for a newer version, and for a file that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
         connection::look(path)
     }
@@ -114,7 +116,7 @@ impl Sqlite {
         self.readers.get_or_try(|| Ok(Reader::new(connection::open_reader(&self.path)?)))
     }
 
-    /// Runs a query on this thread's connection; the future is ready.
+    /// Runs a query on this thread's connection, and returns a future that is ready.
     fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection, &Keyring) -> rusqlite::Result<T>,
@@ -140,7 +142,7 @@ impl Sqlite {
             let kept = *keep.borrow_and_update();
             match self.prune_audit(kept).await {
                 Ok(0) => {}
-                // There may be more: each call removes a limited number.
+                // Each call removes a limited number of entries, so there may be more.
                 Ok(pruned) => {
                     tracing::info!(entries = pruned, "removed expired entries of the audit log");
                     continue;
@@ -155,7 +157,8 @@ impl Sqlite {
         }
     }
 
-    /// Calls `each` with the entries of the audit log that match, in their order.
+    /// Calls `each` with each matching entry of the audit log and the hash of its block, oldest
+    /// first.
     pub fn export_audit<E: From<StoreError>>(
         &self,
         filter: &audit::Filter,
@@ -165,14 +168,14 @@ impl Sqlite {
         audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))?
     }
 
-    /// Verifies the chain of the audit log. `hash_at` gets each block's last number and hash.
+    /// Verifies the chain of the audit log. `hash_at` receives the number of each block's last
+    /// entry, and the block's hash.
     pub fn verify_audit(&self, hash_at: impl FnMut(u64, &Link)) -> Result<audit::Chain, StoreError> {
         let connection = connection::open_reader(&self.path)?;
         audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
     }
 
-    /// Changes one device for an operator and writes the audit entry, if there is such a
-    /// device.
+    /// Makes an operator's change to a device. Also writes an audit entry if the device exists.
     fn operate(
         &self,
         id: &DeviceId,
@@ -193,12 +196,12 @@ impl Sqlite {
 
 #[cfg(test)]
 thread_local! {
-    /// Queries that this thread has run.
+    /// Number of queries that this thread has run.
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Converts an error of SQLite. The message names the file; SQLite's own messages contain no
-/// values, which may be secret.
+/// Converts an error of SQLite. The message names the file. It reveals no secrets, as SQLite's
+/// own messages contain no values.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
     if let Some(error) = keys::seal_error(&error) {
@@ -226,8 +229,8 @@ fn stored_certificate(
     read::device(connection, keys, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
 }
 
-/// Records the first issue in the table and in the audit log. A repeated one costs a read and
-/// writes nothing.
+/// Records the first issue in the table and in the audit log. If one is recorded already, only
+/// reads.
 fn first_issue(
     connection: &Connection,
     id: DeviceId,
@@ -358,8 +361,8 @@ impl Store for Sqlite {
     }
 
     fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()> {
-        // Another process may have closed the batch meanwhile, taking it for one left by a
-        // crash; then it is added again.
+        // Another process may have closed the batch in the meantime, as if a crash had left it.
+        // In that case the batch is added again.
         const SQL: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt) \
                            VALUES (?1, ?2, ?3, ?4) \
                            ON CONFLICT (batchId) DO UPDATE SET applyId = excluded.applyId";
@@ -494,7 +497,7 @@ impl Store for Sqlite {
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
-        // The key and the journal entry go with it: ON DELETE CASCADE.
+        // ON DELETE CASCADE also deletes the key and the journal entry.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
         self.operate(id, AuditEvent::Deleted, by, |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
@@ -502,7 +505,7 @@ impl Store for Sqlite {
     }
 
     fn hold(&self) {
-        // Without a connection, the read that needs one reports the error.
+        // If no connection can be opened, the next read reports the error.
         if let Ok(reader) = self.reader() {
             reader.hold();
         }
@@ -519,7 +522,7 @@ impl Store for Sqlite {
         Box::pin(async {
             read.await?;
             let write = self.writer.submit(|connection| {
-                // SQLite writes the header even if it stays the same.
+                // SQLite writes the file's header even if the version does not change.
                 let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
                 Ok(connection.pragma_update(None, "user_version", version)?)
             });

@@ -1,5 +1,5 @@
-//! Queries of a request, and conversion of database rows into values. Knows the columns; the
-//! caller chooses the connection.
+//! Queries of the table, and conversion of its rows into values. Knows the columns; the caller
+//! chooses the connection.
 
 use std::cell::Cell;
 
@@ -27,16 +27,17 @@ const DEVICE_COLUMNS: usize = 11;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
-/// Not a join: SQLite (with STAT4) would plan it again for each identity, at five times the
-/// cost of the search.
+/// Uses subqueries, as SQLite (with STAT4) would plan a join again for each identity, at five
+/// times the cost of the search.
 ///
-/// An unknown identity costs the same as a known one: two searches and a row, which
-/// then has the decoy ?2 and the stand-in ?3.
+/// An unknown identity costs the same as a known one: two searches and one row. That row has
+/// the decoy ?2 as its key, and ?3 as its device and enrollment.
 const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, 1 \
      FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
 
-/// Reads the enrollment alone: the secret of the row is not opened. Returns a row in any case.
+/// Selects only the enrollment, so that no secret is opened. Returns a row even for an unknown
+/// device.
 const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId = ?1 \
      UNION ALL SELECT ?2, 0 LIMIT 1";
 
@@ -62,15 +63,15 @@ pub(super) struct Reader {
     held: Cell<Held>,
 }
 
-/// State of the transaction that reads share. Beginning and ending one takes half of the time
-/// of reading a row.
+/// State of the transaction that several reads share. Beginning and ending a transaction takes
+/// half as long as reading a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
     /// Each read has its own transaction.
     No,
-    /// The next read begins the shared one.
+    /// The next read begins the shared transaction.
     FromTheNext,
-    /// The shared one has begun.
+    /// The shared transaction has begun.
     Yes,
 }
 
@@ -140,7 +141,7 @@ pub(super) fn individual_key(
     })
 }
 
-/// Reads rows in order of device ID, after one.
+/// Reads up to `limit` rows in order of device ID, beginning after `after`.
 pub(super) fn rows_after(
     connection: &Connection,
     keys: &Keyring,
@@ -185,7 +186,7 @@ pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch
 }
 
 /// Reads every device and its key, in order of device ID, until `each` returns an error. The
-/// outer error is the database's, the inner one is that of `each`.
+/// outer error is from the database, the inner error from `each`.
 pub(super) fn export<E>(
     connection: &Connection,
     keys: &Keyring,
@@ -217,7 +218,7 @@ fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<D
         ValueRef::Null => None,
         _ => Some(secret(keys, Place::DeviceSecret(id.as_str()), row, 3)?),
     };
-    // The schema has no secret without a name.
+    // The schema allows no secret without a name.
     let certificate = device_secret.zip(device_name.as_ref()).map(|(secret, name)| Certificate {
         product_key: product_key.clone(),
         device_name: name.clone(),
@@ -250,7 +251,7 @@ fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<D
     })
 }
 
-/// Parses an ID as it is stored, which is not the spelling of its import.
+/// Parses a stored ID, which is already normalized, unlike an ID in an import.
 fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }

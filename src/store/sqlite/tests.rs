@@ -1,5 +1,5 @@
-//! Tests of SQLite's own behaviour: short waits, a writer over a prepared connection, failing
-//! jobs. The contract of all stores is in `store/contract.rs`.
+//! Tests of what only the SQLite store does: short waits, a writer over a prepared connection,
+//! failing jobs. Tests for all stores are in `store/contract.rs`.
 
 mod auditing;
 mod sealing;
@@ -221,7 +221,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
     const THREADS: usize = 8;
     const EACH: usize = 250;
     let directory = tempfile::tempdir().unwrap();
-    // With long waits: there are many writers here, but one process.
+    // Opened with the usual long waits, as many threads of one process write.
     let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
     let device = |thread: usize, number: usize| id(&format!("SN-{thread}-{number}"));
     import(&store, (0..THREADS * EACH).map(|n| ImportRow { device: device(n / EACH, n % EACH), ..row("x") }));
@@ -230,7 +230,8 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
         for thread in 0..THREADS {
             let (store, answered) = (&store, &answered);
             scope.spawn(move || {
-                // Half of them wait for each answer, half ask for all at once.
+                // Half of the threads wait for each answer; the others submit all requests at
+                // once.
                 let at_a_time = if thread % 2 == 0 { 1 } else { EACH };
                 let devices: Vec<_> = (0..EACH).map(|number| device(thread, number)).collect();
                 for (at, devices) in (0..).zip(devices.chunks(at_a_time)) {
@@ -247,7 +248,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
         }
     });
     assert_eq!(answered.into_inner(), (THREADS * EACH) as u64);
-    // Another connection sees what the disk holds, without this store's help.
+    // A separate connection reads what is on the disk, independently of this store.
     let other = Connection::open(store.path()).unwrap();
     let issued: i64 = other
         .query_row("SELECT count(*) FROM device_table WHERE firstIssued IS NOT NULL", (), |row| row.get(0))
@@ -261,7 +262,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     let store = open(&directory);
     import(&store, (0..2000).map(|number| row(&format!("SN-{number}"))));
     for number in 0..2000 {
-        // No one waits for the answer.
+        // Dropped at once: no caller waits for the answer.
         drop(store.record_issue(&id(&format!("SN-{number}")), 5, Default::default()));
     }
     drop(store);
@@ -271,7 +272,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
         assert_eq!(row.first_issued, Some(5));
     }
     drop(store);
-    // The last connection that closed was one that could remove the log.
+    // The last connection that closed was able to remove the log.
     assert!(!directory.path().join("certdist.db-wal").exists());
 }
 
@@ -283,7 +284,7 @@ fn what_is_held_is_one_state_until_it_is_released_and_holds_nobody_up() {
     let state = || at_once(store.device(&id("SN-1"))).unwrap().unwrap().state;
     let disable = |state| wait(store.set_state(&id("SN-1"), state, &Actor::system_user())).unwrap();
     store.hold();
-    // It begins with the first read, so this one is seen.
+    // The shared state begins with the first read, so that read sees this change.
     disable(DeviceState::Disabled);
     assert_eq!(state(), DeviceState::Disabled);
     disable(DeviceState::Enabled);
@@ -307,7 +308,8 @@ impl writer::Backlog for Nothing {
     }
 }
 
-/// A writer over a connection that holds `table (value)`, and a reader of it.
+/// Returns a writer on a database with only the table `t (value)`, and a reader of the same
+/// file.
 fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
     let path = directory.path().join("bare.db");
     let connection = Connection::open(&path).unwrap();
@@ -328,7 +330,7 @@ fn count(reader: &Connection) -> u64 {
     reader.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
 
-/// Blocks the writer with a job until all others are queued, so that they make one group.
+/// Blocks the writer with one job while `queue` submits others, so that these form one group.
 fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     let (running, begun) = std::sync::mpsc::channel::<()>();
     let (release, held) = std::sync::mpsc::channel::<()>();
@@ -379,7 +381,7 @@ fn a_disk_that_is_full_is_busy_and_half_of_nothing_is_done() {
     );
     // Exactly the jobs that reported success are stored.
     assert_eq!(count(&reader), stored as u64);
-    // And the writer goes on with what fits.
+    // The writer still commits a value that fits on the disk.
     wait(writer.submit(put(vec![1], false))).unwrap();
 }
 

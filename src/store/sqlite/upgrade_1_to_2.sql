@@ -1,5 +1,5 @@
--- From version 1 of schema.sql to version 2: batches of registrations, and what is
--- seen of a device at IoT Platform.
+-- From version 1 of schema.sql to version 2: adds batches of registrations, and the
+-- state of a device at IoT Platform.
 
 ALTER TABLE device_table ADD COLUMN cloudState TEXT CHECK (cloudState IN ('disabled', 'deleted'));
 ALTER TABLE registration_journal ADD COLUMN batchId INTEGER;

@@ -1,4 +1,5 @@
--- From version 2 of schema.sql to version 3: which keys seal, and the audit log.
+-- From version 2 of schema.sql to version 3: adds the list of sealing keys, and the
+-- audit log.
 
 CREATE TABLE database_key (
     keyId        TEXT NOT NULL PRIMARY KEY,
@@ -33,5 +34,5 @@ CREATE TABLE audit_chain (
 ) STRICT;
 INSERT INTO audit_chain VALUES (0, 0, zeroblob(32), 0, zeroblob(32), 0);
 
--- What was written so far is clear.
+-- The values written so far are not sealed.
 INSERT INTO database_key VALUES ('clear', unixepoch());

@@ -1,5 +1,5 @@
--- From version 3 of schema.sql to version 4: the audit log in blocks. Its entries are
--- moved by store::sqlite::audit::into_blocks, which follows.
+-- From version 3 of schema.sql to version 4: stores the audit log in blocks. After this
+-- script, store::sqlite::audit::into_blocks moves the entries.
 
 ALTER TABLE audit_log RENAME TO audit_log_3;
 ALTER TABLE audit_chain DROP COLUMN indexedSeq;

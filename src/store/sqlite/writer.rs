@@ -1,6 +1,6 @@
-//! The only thread that writes. It commits all waiting jobs together, so that a hundred
-//! devices share one sync of the disk. Each job has its own savepoint, so that a failed one
-//! does not affect the others. Knows nothing of what the jobs write.
+//! Runs all write jobs on one thread. It commits all waiting jobs together, so that a hundred
+//! devices share one disk sync. Each job has its own savepoint, so that a failed job does not
+//! affect the others. Knows nothing of what the jobs write.
 
 use std::{
     path::Path,
@@ -22,33 +22,35 @@ use crate::{
     store::{Metrics, StoreError, StoreFuture},
 };
 
-/// Maximum number of waiting jobs: more than 10,000 devices cause in a second, and some 5 MB.
-/// Further devices had better retry than wait.
+/// Maximum number of waiting jobs: more than 10,000 devices cause in a second. A full queue
+/// takes about 5 MB. If it is full, a write fails and its device is asked to retry.
 const QUEUE: usize = 16_384;
 
-/// Maximum number of jobs of one commit: enough to share a sync.
+/// Maximum number of jobs in one commit: enough that the disk sync adds little to each job's
+/// cost.
 const GROUP: usize = 512;
 
-/// Time for which a group gathers if the one before had several jobs. Otherwise a fast disk
-/// would be synced for every two devices of a crowd, and a sync costs several times what a job
-/// does. A single job is committed at once.
+/// Time for which the writer collects jobs if the previous group had several. Without this
+/// pause, a fast disk would be synced for every two devices of a crowd, and a sync costs
+/// several times as much as a job. A single job is committed at once.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// Time between two looks at the backlog.
+/// Pause between two writes of the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
-/// Writes for which no one waits. They run between the groups, in transactions of their own,
-/// so that they can delay an answer but not make it fail.
+/// Writes for which no caller waits. They run between the groups of jobs, in their own
+/// transactions. So they can delay a job's answer, but cannot make the job fail.
 pub(super) trait Backlog: Send + 'static {
-    /// Writes a part; returns whether there is more. A failed part is retried the next time.
+    /// Writes a part of the backlog; returns whether there is more. A part that failed is
+    /// retried at the next call.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 }
 
 /// Failure of a job, whose savepoint is rolled back.
 pub(super) enum WriteError {
-    /// SQLite's reason.
+    /// Error from SQLite.
     Sqlite(rusqlite::Error),
-    /// The job's own reason, a sentence.
+    /// Reason given by the job itself, as a sentence.
     Refused(String),
 }
 
@@ -64,7 +66,7 @@ impl From<rusqlite::Error> for WriteError {
     }
 }
 
-/// Handle of the writing thread. Dropping it writes what is queued, and waits.
+/// Handle of the writing thread. Dropping it waits until all queued jobs are done.
 pub(super) struct Writer {
     path: Arc<Path>,
     queue: Option<SyncSender<Box<dyn Job>>>,
@@ -90,13 +92,13 @@ impl Writer {
         Ok(Self { path, queue: Some(queue), metrics, thread: Some(thread) })
     }
 
-    /// Returns its metrics.
+    /// Returns the writer's metrics.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
     }
 
-    /// Queues `work` at once. The future is ready when the work is committed, or certainly not
-    /// done.
+    /// Queues `work` at once. The future becomes ready when the work is committed, or when it
+    /// is certain that it was not done.
     pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
@@ -127,10 +129,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // The thread ends when the queue is empty and no handle is left.
+        // Closes the queue: the thread ends when it has run the queued jobs.
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed by then.
+            // If the thread has panicked, its message is already printed.
             let _ = thread.join();
         }
     }
@@ -183,7 +185,7 @@ fn write(
 /// Writes a part of the backlog; returns whether there is more.
 fn write_backlog(backlog: &mut impl Backlog) -> bool {
     backlog.write_some().unwrap_or_else(|error| {
-        // A lock of another process is normal and not logged.
+        // A lock held by another process is normal, so it is not logged.
         if matches!(error, StoreError::Failed(_)) {
             tracing::error!(%error, "the audit log is not written");
         }
@@ -191,7 +193,7 @@ fn write_backlog(backlog: &mut impl Backlog) -> bool {
     })
 }
 
-/// Commits the group without its failed jobs, or nothing.
+/// Commits the group without its failed jobs. Commits nothing if the transaction itself fails.
 fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
@@ -200,8 +202,8 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;
         if let Err(error) = job.run(&transaction, path) {
-            // A full disk or an I/O error may have ended the whole transaction. The remaining
-            // jobs would be written without one.
+            // A full disk or an I/O error may have ended the whole transaction. Then the
+            // remaining jobs would run outside a transaction.
             if transaction.is_autocommit() {
                 return Err(error);
             }
@@ -212,12 +214,12 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     transaction.commit().map_err(failed)
 }
 
-/// A write with an answer of any type.
+/// A write job, whatever the type of its answer.
 trait Job: Send {
-    /// Does the work; the caller rolls a failure back.
+    /// Does the work. If it fails, the caller rolls it back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
-    /// Answers the caller, if it still waits.
+    /// Sends the answer to the future, if it still exists.
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>);
 }
 
@@ -245,13 +247,13 @@ where
 
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>) {
         let answer = match (self.outcome, committed) {
-            // The job's own reason says more than the group's.
+            // The job's own error is more specific than that of the group.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.clone()),
             (Some(Ok(value)), Ok(())) => Ok(value),
             (None, Ok(())) => Err(StoreError::Failed("a write was left out of its group".into())),
         };
-        // The caller may be gone; the write is done all the same.
+        // The future may have been dropped; the write is done in any case.
         let _ = self.reply.send(answer);
     }
 }

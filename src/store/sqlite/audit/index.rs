@@ -1,34 +1,35 @@
-//! Index from devices to parts of the log. A part is some thousand consecutive entries; the
-//! index stores a hash of four bytes for the device of each. So it grows at its end, like the
-//! log; an index by device would change a page for nearly every entry. `verify` and an export
-//! do not rely on it.
+//! Index from devices to parts of the log. A part is about a thousand consecutive entries. For
+//! each part, the index stores a four-byte hash of each device in it. So the index grows only
+//! at its end, like the log. An index by device would change a page for nearly every entry.
+//! `verify` and exports do not rely on the index.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::{BLOCKS, Block, parse};
 use crate::{device::DeviceId, store::audit::AuditEntry};
 
-/// Minimum number of entries of a part; its last block may add some.
+/// Minimum number of entries in a part. A part consists of whole blocks, so it may have more.
 const PART: u64 = 1024;
 
-/// Text before the ID in the line of an entry about a device. Within other texts, a quote is
-/// escaped by a backslash.
+/// Text before the device ID in an entry's line. It cannot occur within another field, where
+/// quotes are escaped with a backslash.
 const KEY: &str = "\"deviceId\":\"";
 
-/// FNV-1a (draft-eastlake-fnv). The hash is stored, so it must not be one that the standard
-/// library may change. Its bytes sort like the number.
+/// FNV-1a (draft-eastlake-fnv). The hash is stored, so it cannot be the standard library's,
+/// which may change. Big-endian, so that the bytes sort like the number.
 fn hash(device: &str) -> [u8; 4] {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
 }
 
-/// Returns the device of an entry's line. No character of an ID is escaped in JSON.
+/// Returns the device ID in an entry's line. JSON escapes no character of a device ID.
 fn device_of(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(KEY)?;
     rest.split_once('"').map(|(device, _)| device)
 }
 
-/// Returns the last indexed or pruned entry, and the last entry of the log.
+/// Returns two entry numbers: the last entry that is indexed or pruned, and the last entry of
+/// the log.
 fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
     const SQL: &str = "SELECT max(anchorSeq, coalesce((SELECT max(lastSeq) FROM audit_device), 0)), headSeq \
                        FROM audit_chain";
@@ -37,14 +38,14 @@ fn extent(connection: &Connection) -> rusqlite::Result<[u64; 2]> {
         .query_row((), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))
 }
 
-/// Returns whether there are enough entries for a part.
+/// Returns whether there are enough unindexed entries for another part.
 pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     let [indexed, head] = extent(connection)?;
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds a part that is due, in the open transaction; returns whether there was one. Adds none
-/// whose entries are missing.
+/// Adds the next part in the open transaction, if there are enough entries for it; returns
+/// whether it did. Adds no part if some of its entries are missing.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
@@ -63,7 +64,7 @@ pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(is_whole)
 }
 
-/// Returns the last entry of the part after `indexed`, and the hashes of its devices.
+/// Returns the last entry number of the part after `indexed`, and the hashes of its devices.
 fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64, Vec<[u8; 4]>)> {
     let (mut last, mut devices) = (indexed, Vec::new());
     let mut statement = connection.prepare_cached(BLOCKS)?;
@@ -87,7 +88,7 @@ pub(in crate::store::sqlite) fn history(
     limit: usize,
 ) -> rusqlite::Result<Vec<AuditEntry>> {
     const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
-    // Both tables are read in one state.
+    // One transaction, so that both tables are read in the same state.
     let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let [indexed, _] = extent(&state)?;
     let mut newest = entries_about(&state, id, (indexed + 1).cast_signed(), i64::MAX)?;

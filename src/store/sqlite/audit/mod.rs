@@ -1,6 +1,6 @@
-//! The audit log in the database: blocks of entries, which any writing process appends in one
-//! transaction with the head of the chain. Knows the tables of the log, and nothing of the
-//! events.
+//! The audit log in the database, as blocks of entries. Any writing process may append a block;
+//! it updates the head of the chain in the same transaction. Knows the tables of the log, and
+//! nothing of the events.
 
 mod index;
 mod queue;
@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// Maximum number of entries of a block, some 40 KB: enough to share the cost of a row, and
-/// few enough to search.
+/// Maximum number of entries in a block, about 40 KB: enough that the row adds little to each
+/// entry's cost, and few enough to search.
 const BLOCK: usize = 256;
 
 /// Maximum number of entries removed in one transaction.
@@ -31,7 +31,7 @@ const PRUNED_AT_ONCE: u64 = 10_000;
 /// Separator between the entries of a block.
 const BETWEEN: &str = ",\n";
 
-/// The last entry's number and hash.
+/// Number of a block's last entry, and the block's hash.
 type Head = (u64, Link);
 
 /// Appends an entry in the transaction that is open.
@@ -80,7 +80,7 @@ fn put_block(
     Ok(())
 }
 
-/// Selects the blocks that end with an entry between two numbers, in their order.
+/// Selects the blocks whose last entry's number is from ?1 to ?2, oldest first.
 const BLOCKS: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
                       WHERE lastSeq BETWEEN ?1 AND ?2 ORDER BY lastSeq";
 
@@ -107,7 +107,7 @@ impl<'r> Block<'r> {
         (self.first..).zip(entries.unwrap_or(self.entries).split(BETWEEN))
     }
 
-    /// Returns whether the block is unchanged, after the hash `previous`.
+    /// Returns whether the block is unchanged and follows a block with the hash `previous`.
     fn is_whole(&self, previous: &Link) -> bool {
         self.hash == link(previous, self.first, self.entries)
             && self.lines().last().is_some_and(|(last, _)| last == self.last)
@@ -140,7 +140,7 @@ impl Filter {
     }
 }
 
-/// Calls `each` with the entries in their order, and the hashes of their blocks.
+/// Calls `each` with each matching entry and the hash of its block, oldest first.
 pub(super) fn export<E>(
     connection: &Connection,
     filter: &Filter,
@@ -171,20 +171,22 @@ pub struct Chain {
     pub pruned: u64,
     /// Number of the last entry; 0 for none.
     pub last: u64,
-    /// Hash of the last entry.
+    /// Hash of the last block.
     pub hash: Link,
-    /// First fault, as a sentence.
+    /// First fault, as a sentence; `None` if the chain is intact.
     pub fault: Option<String>,
 }
 
-/// Verifies the chain in one state of the database. `hash_at` gets each block's last entry and
-/// hash, for comparison with a noted one.
+/// Verifies the chain in one state of the database. `hash_at` receives the number of each
+/// block's last entry and the block's hash, for comparison with a hash that an operator has
+/// noted.
 pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -> rusqlite::Result<Chain> {
     let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     verify_in(&state, hash_at)
 }
 
-/// Verifies the chain in the open transaction, or where no one writes.
+/// Verifies the chain in the open transaction. Without a transaction, no one may write
+/// meanwhile.
 pub(super) fn verify_in(
     connection: &Connection,
     mut hash_at: impl FnMut(u64, &Link),
@@ -237,19 +239,19 @@ fn sentence(first: u64, last: u64, what: &str) -> String {
     }
 }
 
-/// Returns the end of an entry about pruning, which must agree with the beginning of the
+/// Returns the end of the text of an entry about pruning, which must match the anchor of the
 /// chain.
 fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))
 }
 
-/// Removes expired blocks, the oldest first, a limited number at a time; returns the number of
-/// entries. The chain then begins where they ended, and an entry says so.
+/// Removes expired blocks, oldest first, up to a limited number of entries; returns that
+/// number. The chain then begins after the removed blocks, and a new entry records the pruning.
 pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection
         .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
-    // A hundredth more than necessary, so that not every new entry removes another.
+    // Removes one percent more than necessary, so that not every new entry causes pruning.
     let surplus = keep.rows.filter(|rows| head - anchor > *rows).map(|rows| head - rows + rows / 100);
     let oldest = keep.days.map(|days| now - i64::from(days) * 86_400);
     if surplus.is_none() && oldest.is_none() {
@@ -266,7 +268,7 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
             Some(oldest) => block.lines().last().map(parse).transpose()?.is_some_and(|last| last.at < oldest),
             None => false,
         };
-        // A gap that someone has cut stays, for `verify` to find.
+        // Pruning stops at a gap in the numbers, so that `verify` still finds the gap.
         let follows = block.first == pruned.map_or(anchor, |(last, _)| last) + 1;
         if !follows || !(is_surplus || is_old) {
             break;

@@ -1,6 +1,6 @@
-//! Queue of entries for which no one waits: they are written many at once, over a connection
-//! of their own with a small cache, so that the endless log does not displace the writer's
-//! pages.
+//! Queue of audit entries for which no caller waits. They are written in groups, over a
+//! separate connection with a small cache, so that the ever-growing log does not displace the
+//! writer's cached pages.
 
 use std::{
     path::Path,
@@ -21,12 +21,12 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of waiting entries: those of 10,000 answers a second in six seconds, longer
-/// than an import keeps its lock. Some 14 MB when full.
+/// Maximum number of waiting entries: those of six seconds at 10,000 answers a second, which is
+/// longer than an import holds its lock. A full queue takes about 14 MB.
 const QUEUE: usize = 65_536;
 
-/// Maximum number of entries of one transaction: some milliseconds, for which a first issue
-/// may wait.
+/// Maximum number of entries in one transaction. It takes a few milliseconds, for which a first
+/// issue may have to wait.
 const GROUP: usize = 4 * BLOCK;
 
 /// Sending end of the queue.
@@ -53,7 +53,8 @@ pub(in crate::store::sqlite) fn queue(path: Arc<Path>) -> Result<(Queue, Waiting
 }
 
 impl Queue {
-    /// Wakes no thread: the writer looks several times a second.
+    /// Adds an entry, or counts it as dropped if the queue is full. Wakes no thread, as the
+    /// writer checks the queue several times a second.
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         if self.entries.try_send(asked.into_line()).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -80,8 +81,8 @@ impl Backlog for Waiting {
 }
 
 impl Waiting {
-    /// Writes the group, or nothing of it, and a part of the index that is due; returns
-    /// whether another part may be due.
+    /// Writes the whole group or nothing of it, and the next part of the index if it is due.
+    /// Returns whether another part may be due.
     fn write(&self) -> rusqlite::Result<bool> {
         if self.group.is_empty() && !index::is_behind(&self.connection)? {
             return Ok(false);

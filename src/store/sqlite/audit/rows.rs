@@ -1,6 +1,6 @@
-//! Migration of the log from version 3 of the schema, which had a row and a hash for each
-//! entry: the chain is verified once more and put into blocks. Faults of the old chain are
-//! faults of the new one.
+//! Migrates the audit log from version 3 of the schema, which had a row and a hash for each
+//! entry. The old chain is verified while its entries are put into blocks. A fault in the old
+//! chain becomes a fault in the new one.
 
 use rusqlite::{Connection, Row, params};
 use sha2::{Digest, Sha256};
@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 use super::{BLOCK, block_of, put_block};
 use crate::store::audit::{Link, link};
 
-/// Placeholder for an impossible hash.
+/// Hash of a faulty block. It never matches, so `verify` finds the fault.
 const BROKEN: Link = [0; 32];
 
-/// Entries that become a block.
+/// Entries collected for one block.
 struct Gathered {
     first: u64,
     lines: Vec<String>,
@@ -66,8 +66,8 @@ impl Gathered {
     }
 }
 
-/// Returns the hash of a row in version 3: over the previous hash, the numbers, and each text
-/// after its length.
+/// Returns the hash of a row by the rule of version 3: over the previous hash, the two numbers,
+/// and each text preceded by its length.
 fn row_link(row: &Row<'_>, previous: &Link) -> rusqlite::Result<Link> {
     let mut hash = Sha256::new().chain_update(previous);
     for number in 0..2 {

@@ -30,7 +30,7 @@ fn verified(store: &Sqlite) -> audit::Chain {
     store.verify_audit(|_, _| ()).unwrap()
 }
 
-/// Writes `count` refusals of SN-1, of this time, to the end.
+/// Appends `count` refusals of SN-1 with the time `at`, and closes the store.
 fn write(directory: &TempDir, count: usize, at: UnixSeconds) {
     let store = open(directory);
     for _ in 0..count {
@@ -81,7 +81,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     for at in 0..5000 {
         store.audit(refused(&format!("SN-{}", at % 3), at));
     }
-    // An entry of a block of its own, between the others.
+    // One entry in its own block, between the others.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);
@@ -108,7 +108,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     assert!((2700..=3300).contains(&pruned), "{pruned}");
     let left = all.iter().filter(|entry| entry.seq > pruned as u64).count();
     assert_eq!(history(10_000), all[..left]);
-    // The view, for whoever looks with sqlite3.
+    // The view `audit_log`, for operators who use sqlite3, shows the same.
     let seen = count("SELECT count(*) FROM audit_log WHERE deviceId = 'SN-1' AND event = 'refused'");
     assert_eq!(seen as usize, left);
     assert_eq!(count("SELECT min(seq) FROM audit_log") as usize, pruned + 1);
@@ -147,7 +147,8 @@ fn what_another_process_holds_up_is_written_later() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     store.audit(refused("SN-1", 5));
-    // A write of the same thread has been tried, and so, before or after, the entry.
+    // The lock makes this write fail. The entry, which the same thread writes, must not be
+    // lost.
     assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
@@ -180,7 +181,7 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     assert_eq!(verified(&store).fault, None);
 }
 
-/// Twenty entries in blocks of 4, as five servers would write them.
+/// Writes twenty entries in five blocks, as five servers would.
 fn five_blocks(directory: &TempDir) {
     for _ in 0..5 {
         write(directory, 4, 5);
@@ -207,7 +208,7 @@ fn whatever_is_cut_or_changed_is_found() {
         ("DELETE FROM audit_block WHERE lastSeq IN (8, 12)", "entries 5 to 12 are missing"),
         ("DELETE FROM audit_block WHERE lastSeq > 16", "the last entries, 17 to 20, are missing"),
         ("DELETE FROM audit_block WHERE lastSeq < 8", "entries 1 to 4 are missing"),
-        // A block that says it has more or fewer entries than there are.
+        // A block that claims more or fewer entries than it has.
         ("UPDATE audit_block SET lastSeq = 9 WHERE lastSeq = 8", "entries 5 to 9 are not what was written"),
         ("UPDATE audit_block SET firstSeq = 6 WHERE lastSeq = 8", "entry 5 is missing"),
         (
@@ -266,13 +267,13 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.last, chain.fault), (701, 300, 1001, None));
     assert_eq!(wait(store.prune_audit(Keep { days: Some(30), ..all })).unwrap(), 0);
-    // Whole blocks, as many as make no more than must be.
+    // Only whole blocks are removed, so more than 200 entries may remain.
     let pruned = wait(store.prune_audit(Keep { rows: Some(200), ..all })).unwrap();
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.fault), (702 - pruned, 300 + pruned, None));
     assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
     drop(store);
-    // And the log goes on from there.
+    // The log continues from there.
     write(&directory, 5, unix_now());
     let store = open(&directory);
     assert_eq!(verified(&store).fault, None);
@@ -315,7 +316,7 @@ fn a_log_of_version_3_is_taken_over_with_what_is_wrong_with_it() {
             let expected = AuditEntry { seq: 2, ..asker().entry(Issued, 5, id("SN-1"), "a1/\"n\"".into()) };
             assert_eq!(at_once(store.history(&id("SN-1"), 9)).unwrap()[1], expected);
         }
-        // And it goes on.
+        // The migrated log accepts new entries.
         wait(store.probe()).unwrap();
         store.audit(refused("SN-1", 7));
         drop(store);

@@ -147,7 +147,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     assert_eq!(server.seal_status().unwrap(), [clear]);
     assert!(sentence(server.seal(&Actor::system_user(), |_, _| ())).contains("expected database_key"));
 
-    // The server takes the key first, as its SIGHUP does, and serves all the while.
+    // The server takes the new key first, as on SIGHUP, and keeps serving requests.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();

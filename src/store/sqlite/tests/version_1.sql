@@ -1,5 +1,5 @@
--- schema.sql as it was in version 1, as far as an upgrade looks at it, with a device that
--- was being registered.
+-- schema.sql of version 1, reduced to what an upgrade uses, with one device whose
+-- registration was in progress.
 
 PRAGMA application_id = 0x63657274;
 PRAGMA user_version = 1;

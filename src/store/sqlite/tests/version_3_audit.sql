@@ -1,5 +1,5 @@
--- schema.sql as it was in version 3, with an audit log of three entries: a first one was
--- pruned. The hashes were made apart from certdist, by version 3's rule.
+-- schema.sql of version 3, with an audit log of three entries after one that was
+-- pruned. The hashes were computed outside certdist, by the rule of version 3.
 PRAGMA application_id = 0x63657274;
 PRAGMA user_version = 3;
 CREATE TABLE device_table (
