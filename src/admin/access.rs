@@ -1,5 +1,5 @@
-//! Authenticates users by password and scripts by token, and limits how often either is
-//! tried. Knows no HTTP.
+//! Authenticates users by password and scripts by token, and limits the rate of attempts. Knows
+//! no HTTP.
 
 use std::{
     net::IpAddr,
@@ -18,10 +18,11 @@ use crate::{
     rate_limit::{Buckets, Origin, Rate},
 };
 
-/// Maximum number of passwords checked at once: each check takes 19 MiB and a core.
+/// Maximum number of concurrent password checks: each takes 19 MiB and a core.
 const CHECKS: usize = 2;
 
-/// Makes a token, and its hash as the configuration's `hash` has it.
+/// Creates a token. Returns it together with its hash, in the form of `hash` in the
+/// configuration.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {
     let token = Secret::new(session::token()?);
     let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
@@ -46,13 +47,13 @@ pub(super) struct Visitor {
 pub(super) enum Denied {
     /// Wrong name, password or token; the answer does not say which.
     Wrong,
-    /// Too many attempts; the next is possible after this many seconds.
+    /// Too many attempts; the next one is possible after this number of seconds.
     TooOften(u64),
 }
 
 /// A session that has just begun.
 pub(super) struct NewSession {
-    /// The cookie's value.
+    /// Value of the session's cookie.
     pub(super) id: String,
 }
 
@@ -78,8 +79,8 @@ impl Gate {
             accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             checks: Arc::new(Semaphore::new(CHECKS)),
-            // Ten attempts at once, then one a minute for a name; 20 at once, then one
-            // every 10 s for an address, which a whole office may share.
+            // Each name has ten attempts at once, then one a minute. Each address has 20 at
+            // once, then one every 10 s, as a whole office may share it.
             per_user: Rate::new(10, Duration::from_secs(60)),
             per_address: Rate::new(20, Duration::from_secs(10)),
         }
@@ -91,8 +92,8 @@ impl Gate {
         !accounts.users.is_empty() || !accounts.tokens.is_empty()
     }
 
-    /// Replaces the users and tokens. Ends the sessions of users who were removed, or
-    /// have another password or role.
+    /// Replaces the users and tokens. Ends the sessions of users who were removed, or whose
+    /// password or role has changed.
     pub(super) fn reload(&self, users: Vec<User>, tokens: Vec<Token>) {
         let mut accounts = lock(&self.accounts);
         let unchanged: Vec<User> =
@@ -125,7 +126,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Begins a session if the password is the user's.
+    /// Begins a session if the password is right.
     pub(super) async fn sign_in(
         &self,
         address: IpAddr,
@@ -133,7 +134,8 @@ impl Gate {
         password: Secret,
     ) -> Result<NewSession, Denied> {
         let user = lock(&self.accounts).users.iter().find(|user| user.name == name).cloned();
-        // Unknown names have the same rate limit; otherwise it would reveal which exist.
+        // Unknown names have the same rate limit; otherwise the limit would reveal which names
+        // exist.
         self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
             tracing::warn!(peer = %address, user = name, "could not sign in to the console: too many attempts");
         })?;
@@ -167,15 +169,15 @@ impl Gate {
         }
     }
 
-    /// Finds the visitor of a session cookie.
+    /// Returns the visitor to whom a session cookie belongs.
     pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
         let (key, Session { user, role, csrf, .. }) =
             lock(&self.accounts).sessions.find(Instant::now(), id, touch)?;
         Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 
-    /// Finds the visitor of a token. Compares all tokens, each in constant time; a wrong
-    /// token counts as an attempt.
+    /// Returns the visitor to whom a token belongs. Compares it with all configured tokens,
+    /// each in constant time. A wrong token counts as an attempt.
     pub(super) fn by_token(&self, address: IpAddr, token: &str) -> Result<Visitor, Denied> {
         let hash = session::key_of(token);
         let (accounts, mut found) = (lock(&self.accounts), None);
@@ -275,7 +277,7 @@ mod tests {
                     meanwhile(&gate);
                     drop(busy);
                 };
-                // The first future is polled first, and waits for the password check.
+                // `entering` is polled first, and waits until it may check the password.
                 tokio::join!(biased; entering, changing).0.is_ok()
             })
         };

@@ -17,11 +17,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Maximum number of open connections; more wait in the system's queue.
+/// Maximum number of open connections; further ones wait in the system's queue.
 const MOST: usize = 128;
 /// Maximum time for a TLS handshake, and for a request's header.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Maximum lifetime of a connection; a page that updates itself opens a new one.
+/// Maximum lifetime of a connection. A page that updates itself then opens a new one.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Pause after the system failed to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Serves until dropped. A new connection uses the current TLS configuration.
+/// Serves until the future is dropped. Each new connection uses the current TLS configuration.
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
@@ -38,7 +38,7 @@ pub(super) async fn serve(
 ) -> Infallible {
     let places = Arc::new(Semaphore::new(MOST));
     loop {
-        // The semaphore is never closed.
+        // Always succeeds, as the semaphore is never closed.
         let place = places.clone().acquire_owned().await.ok();
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,

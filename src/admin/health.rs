@@ -1,6 +1,6 @@
-//! Reports whether the process is alive, and whether it can serve; problems are in plain
-//! text. IoT Platform's state is only a note: a device that has its certificate is served
-//! without it.
+//! Reports whether the process is alive and whether it can serve, with its problems in plain
+//! text. Refusals by IoT Platform are only a note: devices that have a certificate are served
+//! without IoT Platform.
 
 use std::{
     sync::Arc,
@@ -19,18 +19,18 @@ use crate::{
     store::StoreError,
 };
 
-/// Maximum time for a read and a write of the table.
+/// Maximum time for a probe, which reads and writes the table.
 const PROBE: Duration = Duration::from_secs(2);
-/// Time for which the result of a probe is reused: each probe writes to the disk.
+/// Time for which the result of a probe is reused, as each probe writes to the disk.
 const PROBE_COUNTS: Duration = Duration::from_secs(1);
 
-/// Remembers the last probe.
+/// Time and result of the last probe.
 #[derive(Default)]
 pub(super) struct Health {
     probed: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
-/// `/healthz`: every worker makes progress.
+/// Answers `/healthz`, which checks that every worker makes progress.
 pub(super) async fn live(pulses: &[Pulse]) -> Response {
     let silent = server::silent_workers(pulses).await;
     let problems = silent.into_iter().map(|number| {
@@ -40,7 +40,8 @@ pub(super) async fn live(pulses: &[Pulse]) -> Response {
 }
 
 impl Health {
-    /// `/readyz`: listening, with a table that can be read and written, and not draining.
+    /// Answers `/readyz`, which checks that the server is listening, that the table can be read
+    /// and written, and that the server is not draining.
     pub(super) async fn ready(&self, sources: &Sources) -> Response {
         let mut problems = Vec::new();
         // The sockets are bound before the workers start, so a live worker is listening.
@@ -79,7 +80,7 @@ impl Health {
             *probed = Some((Instant::now(), outcome.clone()));
             outcome
         };
-        // Requests at the same time wait for the same probe.
+        // Concurrent requests wait for the same probe.
         let waited = tokio::time::timeout(2 * PROBE, look).await;
         waited.unwrap_or_else(|_| Err("the database does not answer".to_owned()))
     }

@@ -1,5 +1,5 @@
-//! Writes the metrics in Prometheus' text format. Only reads: each worker writes its own
-//! atomics, and this module sums them. Labels have few values, all known beforehand, so
+//! Writes the metrics in the Prometheus text format. Each worker updates its own counters; this
+//! module only reads and sums them. Each label has a few values that are known in advance, so
 //! that a stranger cannot create series.
 
 use std::{
@@ -18,7 +18,7 @@ use crate::{
     store,
 };
 
-/// The format's media type.
+/// Media type of the Prometheus text format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Sums a metric over all workers.

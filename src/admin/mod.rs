@@ -1,6 +1,6 @@
 //! The operator's HTTP port: health, metrics, and the console, where an operator looks up
-//! devices and changes them. It serves no devices and decides nothing about them; the
-//! modules below it hold those rules.
+//! devices and changes them. It serves no devices and has no rules about them; those are in the
+//! modules that it uses.
 
 pub mod access;
 mod connections;
@@ -52,24 +52,24 @@ use crate::{
 /// The `[admin]` section of the configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// TCP address.
+    /// TCP address to listen on.
     pub listen: SocketAddr,
-    /// TLS configuration; HTTPS if present, else HTTP.
+    /// TLS configuration for HTTPS; `None` for HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Users who sign in with a password.
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Requires a token for health and metrics even from this machine.
+    /// Set if health and metrics need a token even from this machine.
     pub require_token: bool,
 }
 
 /// Sources of the metrics and the device rows.
 #[derive(Clone)]
 pub struct Sources {
-    /// Counters, one for each worker.
+    /// Counters of each worker.
     pub workers: Vec<Arc<Metrics>>,
-    /// Progress, one for each worker.
+    /// Progress of each worker.
     pub pulses: Vec<Pulse>,
     /// Registrations at IoT Platform.
     pub registrar: Arc<Registrar>,
@@ -110,7 +110,7 @@ struct Shared {
     health: Health,
     ring: std::sync::Mutex<Ring>,
     pages: console::PageState,
-    /// TLS is on, so cookies carry `Secure`.
+    /// Set if TLS is on, so that cookies carry `Secure`.
     is_secure: bool,
     require_token: AtomicBool,
 }
@@ -125,7 +125,7 @@ impl Shared {
     }
 }
 
-/// The open port; it is served until the runtime ends.
+/// The open port, which is served until the runtime shuts down.
 pub struct Admin {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -262,8 +262,8 @@ async fn metrics(
     }
 }
 
-/// Returns whether a client may read health and metrics: programs on this machine without
-/// a token, unless the configuration requires one, and all others with a token.
+/// Checks whether a client may read health and metrics; the error is the response. Programs on
+/// this machine need no token, unless the configuration requires one. All others need a token.
 #[expect(clippy::result_large_err, reason = "the error is the response itself")]
 fn may_read(shared: &Shared, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
     if !shared.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {

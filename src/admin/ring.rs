@@ -7,17 +7,17 @@ use super::{Sources, metrics};
 
 /// Pause between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
-/// Number of samples kept: those of an hour, and the one before it.
+/// Number of samples kept: those of an hour, and the one before them.
 const KEPT: usize = 361;
 
 /// Values of the counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sample {
-    /// Answers of class 2.
+    /// Number of answers with a 2.xx code.
     pub(super) served: u64,
-    /// Answers of class 4.
+    /// Number of answers with a 4.xx code.
     pub(super) refused: u64,
-    /// Answers of class 5.
+    /// Number of answers with a 5.xx code.
     pub(super) later: u64,
 }
 
@@ -37,7 +37,7 @@ impl Sample {
         }
     }
 
-    /// Returns the sum of all three.
+    /// Returns the sum of the three counters.
     pub(super) fn total(self) -> u64 {
         self.served + self.refused + self.later
     }
@@ -62,7 +62,7 @@ impl Ring {
         let step = (60 / EVERY.as_secs()) as usize;
         let mut later = now;
         let mut minutes = Vec::with_capacity(60);
-        // Counts backwards, so that the last minute is whole; the first may be shorter.
+        // Goes backwards, so that the last minute is complete; the first one may be shorter.
         let ends = self.0.iter().rev().skip(step - 1).step_by(step);
         for &earlier in ends.chain(self.0.front()) {
             if minutes.len() == 60 {

@@ -1,5 +1,5 @@
-//! Keeps the console's sessions in memory, limited in number and time, with only the hash
-//! of each cookie. Pure: the time is an argument. Knows no HTTP.
+//! Keeps the console's sessions in memory, and limits their number and lifetime. Stores only a
+//! hash of each session's cookie. Pure: the time is an argument. Knows no HTTP.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,12 @@ use crate::{operators::Role, random::random};
 
 /// Time without a request after which a session ends.
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
-/// Maximum lifetime of a session, however much it is used.
+/// Maximum lifetime of a session, even if it is in use.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
-/// Maximum number of sessions; a new one ends the one idle longest.
+/// Maximum number of sessions. Beyond it, a new session ends the one that was idle longest.
 const MOST: usize = 64;
 
-/// Identifies a session without revealing its cookie.
+/// Hash of a session's cookie. Identifies the session without revealing the cookie.
 pub(super) type SessionKey = [u8; 32];
 
 /// The session of a user who has signed in.
@@ -47,7 +47,8 @@ impl Session {
 pub(super) struct Sessions(HashMap<SessionKey, Session>);
 
 impl Sessions {
-    /// Begins a session. `id` and `csrf` are fresh random tokens, `id` the cookie's value.
+    /// Begins a session. `id` and `csrf` are new random tokens; `id` is the value of the
+    /// cookie.
     pub(super) fn begin(&mut self, now: Instant, id: &str, csrf: String, user: &str, role: Role) {
         self.0.retain(|_, session| !session.is_over(now));
         if self.0.len() >= MOST
@@ -74,7 +75,8 @@ impl Sessions {
         Some((key, session.clone()))
     }
 
-    /// Ends the sessions of users who may not stay; returns how many ended.
+    /// Ends the sessions of users for whom `may_stay` returns false; returns the number of
+    /// sessions that ended.
     pub(super) fn keep(&mut self, may_stay: impl Fn(&str) -> bool) -> usize {
         let before = self.0.len();
         self.0.retain(|_, session| may_stay(&session.user));

@@ -1,5 +1,5 @@
-//! Store operations for the console: importing a file and counting the whole table. They
-//! block, so they run on a thread where that is permitted.
+//! Store operations for the console: importing a file and counting the whole table. They block,
+//! so the caller runs them on a thread for blocking work.
 
 use crate::{
     store::{Bulk, ImportReport, Store, StoreError, Totals},
@@ -12,7 +12,7 @@ pub trait Table: Store {
     /// file's name, for errors and the audit log.
     fn import_csv(&self, name: &str, csv: &[u8], how: Import<'_>) -> Result<ImportReport, ImportFileError>;
 
-    /// Counts the devices of each enrollment by progress. Blocks, and reads the whole table.
+    /// Counts the devices of each enrollment by state. Blocks, and reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 }
 

@@ -1,4 +1,4 @@
-//! Tests of health that need the server's own parts.
+//! Tests of the health checks that need a running server.
 
 use std::time::{Duration, Instant};
 

@@ -20,7 +20,7 @@ pub(super) struct Advice {
     pub(super) text: String,
 }
 
-/// Returns the first reason why a device gets no certificate, or that it has one.
+/// Returns advice about the device's first problem or, if it has none, about its progress.
 pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, now: UnixSeconds) -> Advice {
     let advice = |tone, title, text: String| Advice { tone, title, text };
     let Some(enrolled) = enrolled else {

@@ -1,4 +1,4 @@
-//! Draws the last hour as an SVG chart with a bar a minute. Pure.
+//! Draws the last hour as an SVG chart with one bar for each minute. Pure.
 
 use maud::{Markup, html};
 
@@ -7,11 +7,11 @@ use crate::admin::ring::Sample;
 
 const WIDTH: usize = 720;
 const HEIGHT: usize = 100;
-/// Width of a bar and the gap after it.
+/// Width of a bar, including the gap after it.
 const STEP: usize = 12;
 const MINUTES: usize = 60;
 
-/// Draws the requests of each of the last minutes, the current one last.
+/// Draws the number of requests in each minute of the last hour, the current minute last.
 pub(super) fn minutes(minutes: &[Sample]) -> Markup {
     let most = minutes.iter().map(|minute| minute.total()).max().unwrap_or(0);
     let scale = nice(most);
@@ -53,7 +53,7 @@ struct Bar {
     height: usize,
 }
 
-/// Stacks the bars of a minute, without those that are zero.
+/// Returns the stacked bars of a minute, without those whose count is zero.
 fn bars(minute: &Sample, scale: u64) -> Vec<Bar> {
     let mut top = HEIGHT;
     let parts = [("served", minute.served), ("refused", minute.refused), ("later", minute.later)];
@@ -66,7 +66,8 @@ fn bars(minute: &Sample, scale: u64) -> Vec<Bar> {
     bars.collect()
 }
 
-/// Returns the next of 1, 2, 5, 10, 20, 50 and so on, for the height of the chart.
+/// Returns the value at the top of the chart: the smallest of 5, 10, 20, 50, 100 and so on that
+/// is at least `most`.
 fn nice(most: u64) -> u64 {
     let mut step = 1;
     loop {

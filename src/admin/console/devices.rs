@@ -23,7 +23,7 @@ use crate::{
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, unix_now},
 };
 
-/// Devices on one page of a search.
+/// Maximum number of devices on a page of search results.
 const PAGE: usize = 50;
 
 #[derive(Deserialize)]
@@ -84,8 +84,8 @@ pub(super) async fn search(
     page::page("Devices", Some(&visitor), "/devices", &body).into_response()
 }
 
-/// Finds one device more than a page holds. `wanted` is a device ID in any spelling, or a
-/// prefix of one as it is stored.
+/// Finds the devices for a page, and at least one more if another page follows. `wanted` is a
+/// device ID in any spelling, or the beginning of one.
 async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Vec<DeviceRow>, StoreError> {
     let after = after.and_then(|after| DeviceId::parse_sn(after).ok());
     if wanted.is_empty() {
@@ -106,7 +106,8 @@ async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Ve
     Ok(found)
 }
 
-/// Returns the text as it is, and as the beginning of a MAC address.
+/// Returns the text as it is and, if it can begin a MAC address, as the table stores that
+/// address.
 fn spellings(wanted: &str) -> Vec<DeviceId> {
     let bare: String = wanted.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
     let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
@@ -128,7 +129,7 @@ fn link(id: &DeviceId) -> String {
     format!("/device?{}", query(&[("id", id.as_str())]))
 }
 
-/// Shows the state in a word.
+/// Renders the device's state in a few words.
 fn pill(row: &DeviceRow) -> Markup {
     let (tone, word) = match row {
         DeviceRow { state: DeviceState::Disabled, .. } => (Tone::Warning, "disabled"),
@@ -202,8 +203,8 @@ pub(super) async fn show(
     page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
-/// Finds a device by its ID in any spelling, or else by its ID as it is stored: a serial
-/// number may look like a MAC address.
+/// Finds a device by its ID in any spelling. If there is none, takes the text as a stored ID,
+/// as a serial number may look like a MAC address.
 async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
     let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
     for id in spellings.into_iter().flatten() {

@@ -20,7 +20,7 @@ use crate::{
 
 /// Minimum time for which counts are reused: counting reads the whole table.
 const COUNTS: Duration = Duration::from_secs(3);
-/// Counts are also reused for this many times as long as counting took, which is seconds
+/// Counts are also reused for this multiple of the time that counting took, which is seconds
 /// with millions of rows.
 const TIMES: u32 = 10;
 
@@ -36,7 +36,7 @@ struct Counted {
 }
 
 impl Counts {
-    /// Returns recent counts. Only one count runs at a time, for all requests.
+    /// Returns recent counts. Concurrent requests share one count.
     async fn of(&self, shared: &Shared) -> Result<Counted, StoreError> {
         let mut last = self.0.lock().await;
         if let Some(counted) = &*last
@@ -104,7 +104,7 @@ fn card(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
     }
 }
 
-/// Formats a share, rounded down, so that 100 % means all.
+/// Formats a share in percent, rounded down, so that 100 % means all.
 fn percent(count: u64, of: u64) -> String {
     match (count, of) {
         (0, _) | (_, 0) => "0 %".to_owned(),

@@ -1,6 +1,6 @@
-//! Imports a CSV file in two steps: first a preview of the changes, then, after the
-//! operator confirms, the import. In between, the file stays in memory, for its uploader
-//! only.
+//! Imports a CSV file in two steps: first a preview of the changes, then, after the operator
+//! confirms, the import. Between the steps, the file stays in memory, and only its uploader can
+//! confirm it.
 
 use std::{
     collections::VecDeque,
@@ -32,11 +32,11 @@ use crate::{
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
 const MAX_FILE: usize = 16 << 20;
-/// Maximum size of the form's other fields.
+/// Maximum size of the form's other fields, in bytes.
 const REST: usize = 64 << 10;
 /// Maximum number of files that wait for confirmation; a new one replaces the oldest.
 const MOST: usize = 4;
-/// Time for which a file waits.
+/// Time for which a file waits for confirmation.
 const KEPT: Duration = Duration::from_secs(600);
 
 pub(super) fn limit() -> DefaultBodyLimit {
@@ -58,7 +58,7 @@ struct Upload {
 struct CsvFile {
     name: String,
     bytes: Zeroizing<Vec<u8>>,
-    /// The enrollment of rows that name none.
+    /// Enrollment of rows that name none.
     enrollment: String,
 }
 
@@ -101,7 +101,7 @@ fn show(shared: &Shared, visitor: &Visitor, status: StatusCode, result: &Markup)
 fn form(visitor: &Visitor, enrollments: &[Enrolled]) -> Markup {
     html! {
         form.card.stack method="post" action="/import" enctype="multipart/form-data" {
-            // Before the file, because it is checked before the file is read.
+            // Placed before the file, because the token is checked before the file is read.
             input type="hidden" name="csrf" value=(visitor.csrf());
             label for="file" { "CSV file" }
             input #file type="file" name="file" accept=".csv,text/csv" required aria-describedby="file-hint";

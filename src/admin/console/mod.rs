@@ -87,13 +87,14 @@ async fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// Returns the name of the session cookie. With the prefix, browsers accept it only over
-/// TLS, and send it to this host only.
+/// Returns the name of the session cookie. Browsers accept a cookie with the prefix `__Host-`
+/// only over TLS, and send it to this host only.
 fn cookie_name(shared: &Shared) -> &'static str {
     if shared.is_secure { "__Host-certdist" } else { "certdist" }
 }
 
-/// Makes a cookie that scripts cannot read, and that no other site's page sends.
+/// Returns a cookie that scripts cannot read, and that browsers do not send with requests from
+/// other sites.
 fn set_cookie(shared: &Shared, name: &str, value: &str, seconds: u64) -> String {
     let secure = if shared.is_secure { "; Secure" } else { "" };
     format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
@@ -156,9 +157,9 @@ struct Fields {
 }
 
 impl Visitor {
-    /// Returns whether the CSRF token is right. A form of a session carries the session's
-    /// token, which another site's page cannot know. A script with a bearer token has no
-    /// cookie that could be abused.
+    /// Returns whether the CSRF token is right. A form in a browser carries the session's
+    /// token, which another site's page cannot know. A script with a bearer token needs no CSRF
+    /// token, as it has no cookie that could be abused.
     fn has_csrf(&self, csrf: &str) -> bool {
         self.session.as_ref().is_none_or(|(_, expected)| session::same(expected, csrf))
     }
@@ -173,7 +174,8 @@ impl Visitor {
         self.role >= Role::Operator
     }
 
-    /// Names the visitor for the audit log. A token may have the same name as a user.
+    /// Returns the visitor as named in the audit log. The prefix distinguishes a token from a
+    /// user of the same name.
     fn actor(&self) -> Actor {
         let kind = if self.is_script() { "token" } else { "console" };
         let address = self.address.to_canonical().to_string();
@@ -186,8 +188,8 @@ impl Visitor {
     }
 }
 
-/// A form with the right CSRF token. Every POST except sign-in goes through here, or
-/// through [`Visitor::has_csrf`] where it carries files.
+/// A form with the right CSRF token. The handler of every POST except sign-in takes this type,
+/// or calls [`Visitor::has_csrf`] itself if the form carries files.
 struct SubmittedForm {
     visitor: Visitor,
     fields: Fields,
@@ -232,7 +234,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
     accept.is_some_and(|accept| accept.contains("application/json"))
 }
 
-/// Answers a script.
+/// Returns a plain-text answer for a script.
 fn plain(status: StatusCode, text: impl Into<String>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     (status, kind, text.into() + "\n").into_response()

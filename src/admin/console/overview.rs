@@ -1,4 +1,4 @@
-//! The first page: problems that need an operator, and what the server has done.
+//! The first page: shows problems that need an operator, and what the server has done.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -100,7 +100,7 @@ fn tile(name: &str, value: &str, about: &str) -> Markup {
     }
 }
 
-/// Formats the maximum time that 95 of 100 requests or registrations took.
+/// Formats the time within which 95 % of the requests or registrations were completed.
 fn within(read: &Distribution) -> String {
     match read.quantile(0.95) {
         _ if read.count() == 0 => "–".to_owned(),

@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::Visitor;
 use crate::store::StoreError;
 
-/// Kind of a message. Its words say it too, so that colour is never the only sign.
+/// Kind of a message. The message's words show it, too, so that colour is never the only sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Good,
@@ -93,7 +93,7 @@ pub(super) async fn not_found(visitor: Option<Visitor>) -> Response {
     plain_page(StatusCode::NOT_FOUND, visitor.as_ref(), "No such page", &text)
 }
 
-/// Explains how to turn the console on, while the configuration has no user and no token.
+/// Explains how to turn the console on, if the configuration has no user and no token.
 pub(super) fn no_accounts() -> Response {
     let text = html! {
         p { "The console is off, because no user is configured yet. Health and metrics are at "

@@ -25,7 +25,7 @@ const FORM_COOKIE: &str = "certdist-form";
 /// Lifetime of the form, in seconds.
 const FORM_AGE: u64 = 3600;
 
-/// Proves that a form was made here, for the browser that sends it.
+/// Verifies that a sign-in form was made by this server, for the browser that sends it.
 pub(super) struct Forms {
     key: [u8; 32],
 }
