@@ -1,9 +1,12 @@
-//! Malformed and odd messages, one a file in `fuzz/corpus`, each with what must become
-//! of it: decided by the endpoints alone, before any request is worked on. The fuzzer
-//! begins with the same files.
+//! Runs the fuzzer's corpus as tests.
 //!
-//! And programs, one a line: those of `scenarios.hex` were written by hand, those of
-//! `programs.hex` kept by libFuzzer, as each reaches what no other does (`scripts/fuzz`).
+//! Each file in `fuzz/corpus` with a single malformed or odd message names its expected
+//! outcome. The endpoints alone decide it, before any request is processed. The fuzzer starts
+//! from the same files.
+//!
+//! The other files contain programs, one per line. Those in `scenarios.hex` were written by
+//! hand. libFuzzer kept those in `programs.hex` because each reaches code that no other program
+//! reaches (`scripts/fuzz`).
 
 #[cfg(feature = "testing")]
 #[path = "../fuzz/programs/mod.rs"]
@@ -16,7 +19,7 @@ use certdist::{
     dtls::{self, Datagram},
 };
 
-/// Name, expected outcome and bytes of every file whose name begins so.
+/// Returns the name, expected outcome and bytes of every file whose name begins with `prefix`.
 fn files(prefix: &str) -> Vec<(String, String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut files = Vec::new();
@@ -76,7 +79,7 @@ fn every_datagram_of_a_stranger_comes_to_what_its_file_says() {
     }
 }
 
-/// A rule about what is never reached would hold whatever the code does.
+/// The counts matter because a rule about code that is never reached always holds.
 #[test]
 #[cfg(feature = "testing")]
 fn programs_that_were_kept_break_no_rule_and_reach_what_the_rules_are_about() {

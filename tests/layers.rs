@@ -1,5 +1,5 @@
-//! The order of the modules: each may use those that are named beside it, which all
-//! stand below it. docs/architecture.md draws it.
+//! Checks the order of the modules: each may use only the modules listed next to it, all of
+//! which stand below it. docs/architecture.md draws this order.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// Each module of the crate with those that it may use, from the top down.
+/// The modules of the crate from the top down, each with the modules that it may use.
 const MAY_USE: [(&str, &[&str]); 29] = [
     (
         "cli",
@@ -108,7 +108,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
     ("iot_platform", &["device"]),
     ("password", &["device"]),
     ("seal", &["device"]),
-    // The cores name nothing of the crate but themselves.
+    // The cores use no other module of the crate.
     ("dtls", &[]),
     ("coap", &[]),
     ("device", &[]),
@@ -123,7 +123,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
     ("tests", &[]),
 ];
 
-/// What only tests use may use what it likes.
+/// Returns whether only tests use this file; such a file may use any module.
 fn is_of_tests(path: &Path) -> bool {
     let name = path.to_string_lossy();
     ["/tests/", "/tests.rs", "/simulation/", "/testing/", "store/contract.rs"]
@@ -131,7 +131,7 @@ fn is_of_tests(path: &Path) -> bool {
         .any(|part| name.contains(part))
 }
 
-/// The modules that a file names after `crate::`, one by one or in braces.
+/// Returns the modules that a file names after `crate::`, singly or in braces.
 fn named(text: &str) -> BTreeSet<String> {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let mut found = BTreeSet::new();
@@ -215,7 +215,8 @@ fn dependencies_point_downward_only() {
     }
 }
 
-/// The cores can become crates of their own the day that somebody else needs one.
+/// The cores must not re-export types of other libraries, so that they can become separate
+/// crates.
 #[test]
 fn the_cores_show_no_library_of_theirs() {
     for core in ["dtls", "coap"] {

@@ -1,5 +1,5 @@
-//! What strangers and holders of one device can do to the others. Loads stay on
-//! loopback and end by themselves.
+//! What strangers, and devices with a valid key, can do to other devices. Load stays on
+//! loopback and ends by itself.
 
 use std::{
     io::IoSlice,
@@ -21,7 +21,7 @@ use crate::{
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
 
 const DEVICES: u32 = 500;
-/// Cookie-less hellos a second, and for how long.
+/// Hellos without a cookie per second, and duration of the flood in seconds.
 const FLOOD: u32 = 50_000;
 const SECONDS: u32 = 3;
 
@@ -36,12 +36,12 @@ fn server() -> (Site, Process) {
     (site, server)
 }
 
-/// A well-formed ClientHello without a cookie, as a device sends it.
+/// Returns a well-formed ClientHello without a cookie, as a device sends it.
 fn hello(number: u32) -> Vec<u8> {
     hello_with(number, &[])
 }
 
-/// The first of a handshake without a cookie, the second with one.
+/// Returns a ClientHello: the first of a handshake if `cookie` is empty, else the second.
 fn hello_with(number: u32, cookie: &[u8]) -> Vec<u8> {
     let mut body = vec![0xfe, 0xfd];
     body.extend([number.to_be_bytes(); 8].concat());
@@ -55,15 +55,15 @@ fn hello_with(number: u32, cookie: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// Sends hellos from many addresses, 127.9.0.1 to 127.9.0.200, evenly, and all of them
-/// however long the machine takes. Returns how many were sent.
+/// Sends hellos at an even rate from 127.9.0.1 to 127.9.0.200. Sends all of them, even if the
+/// machine is slow. Returns the number sent.
 fn flood(server: SocketAddr) -> u32 {
     const GROUP: u32 = 50;
     let server = SockaddrStorage::from(server);
     let sockets: Vec<_> = (1..=200)
         .map(|last| {
             let socket = UdpSocket::bind(SocketAddr::from(([127, 9, 0, last], 0))).expect("a socket");
-            // Answers that nobody reads must not fill the machine's memory.
+            // Answers that no one reads must not fill the machine's memory.
             socket.set_nonblocking(true).expect("non-blocking");
             socket
         })
@@ -83,7 +83,7 @@ fn flood(server: SocketAddr) -> u32 {
     sent
 }
 
-/// Computing time that a process has had so far, in seconds: that of all its threads.
+/// Returns the CPU time used so far by all threads of a process, in seconds.
 fn computed(server: &Process) -> f64 {
     let threads = std::fs::read_dir(format!("/proc/{}/task", server.id())).expect("it runs");
     let of_one = |thread: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
@@ -93,7 +93,8 @@ fn computed(server: &Process) -> f64 {
     threads.filter_map(of_one).sum::<f64>() / 1e9
 }
 
-/// Datagrams that the system has dropped as a server's sockets were full.
+/// Returns the number of datagrams that the system dropped because a server's sockets were
+/// full.
 fn overflowed(server: &Process) -> u32 {
     let table = std::fs::read_to_string("/proc/net/udp").expect("the sockets");
     let port = format!(":{:04X}", server.address.port());
@@ -109,7 +110,7 @@ fn memory(server: &Process) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Flights and requests that devices have sent again.
+/// Returns the number of flights and requests that devices sent again.
 fn repetitions(output: &Output) -> u32 {
     let text = stdout(output);
     let figure = text.split("retransmits ").nth(1).and_then(|rest| rest.split_whitespace().next());
@@ -127,7 +128,7 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let port = server.address.port().to_string();
     let count = DEVICES.to_string();
     let arguments = ["-p", &port, "-n", &count, "-c", "50", "-K", MASTER];
-    // Once for what is done only once.
+    // The first run pays for work that is done only once.
     assert!(all_served(&coapsload(&arguments), DEVICES));
     let begun = computed(&server);
     assert!(all_served(&coapsload(&arguments), DEVICES));
@@ -136,20 +137,20 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
 
     let address = server.address;
     let flood = thread::spawn(move || flood(address));
-    // As long as the flood lasts.
+    // Runs loads until the flood ends.
     let mut loads = Vec::new();
     while !flood.is_finished() {
         loads.push(coapsload(&arguments));
     }
     let sent = flood.join().expect("the flood ended");
     assert!(sent >= FLOOD * SECONDS / 10 * 9, "only {sent} hellos were sent");
-    // Nothing is timed, as the machine may have other work: what counts is computing time.
+    // The test compares CPU time instead of elapsed time, because the machine may be busy.
     let devices = f64::from(DEVICES) * loads.len() as f64;
     let a_hello = (computed(&server) - begun - devices * a_device) / f64::from(sent);
     println!("a hello took {:.1} us, a device {:.1} us", a_hello * 1e6, a_device * 1e6);
     assert!(a_hello <= a_device / 20.0, "a hello took {a_hello} s, a device {a_device} s");
-    // Few devices have to wait for one of their time-outs, but for those whose datagrams the
-    // system has dropped: each device sends some five, and one that is repeated may be again.
+    // Few devices should have to wait for a time-out, except those whose datagrams the system
+    // dropped. Each device sends about five datagrams, and a repeated one may be dropped again.
     let dropped = f64::from(overflowed(&server)) / f64::from(sent);
     let may_repeat = f64::from(DEVICES) * (0.2 + 10.0 * dropped);
     for load in loads {
@@ -160,8 +161,8 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     assert!(grown <= 2048, "{grown} KiB more after the flood");
 }
 
-/// Begins a handshake from an address of its own, up to where the server keeps state
-/// for it, and leaves it there. `None` when the server takes no more.
+/// Starts a handshake from an address of its own and abandons it once the server keeps state
+/// for it. Returns `None` when the server accepts no more.
 fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
     let address = [127, 8, (number >> 8) as u8, number as u8];
     let socket = UdpSocket::bind(SocketAddr::from((address, 0))).expect("a socket");
@@ -170,7 +171,8 @@ fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
     let mut answer = [0; 2048];
     socket.send(&hello(number)).expect("sent");
     let length = socket.recv(&mut answer).ok()?;
-    // RFC 6347 §4.2.1: after two headers, the version, and the cookie with its length.
+    // RFC 6347 §4.2.1: the cookie follows two headers, the version and the length of the
+    // cookie.
     let cookie = &answer[28..length];
     assert_eq!((answer[13], answer[27]), (3, cookie.len() as u8));
     socket.send(&hello_with(number, cookie)).expect("sent");
@@ -178,9 +180,9 @@ fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
     Some(socket)
 }
 
-/// How many of a hundred devices are served while somebody who owns many addresses
-/// leaves handshakes half open: 300 before, or as many as the server takes, and new
-/// ones all the while.
+/// Returns how many of 100 devices are served while an attacker with many addresses leaves
+/// handshakes half open. The attacker starts with 300, or as many as the server accepts, and
+/// keeps adding more.
 fn served_beside_half_open(server: SocketAddr, load: &[&str]) -> u32 {
     let mut half_open: Vec<_> = (0..300).map_while(|number| leave_half_open(server, number)).collect();
     let done = Arc::new(AtomicBool::new(false));
@@ -206,7 +208,7 @@ fn served_beside_half_open(server: SocketAddr, load: &[&str]) -> u32 {
     served.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{text}"))
 }
 
-/// libcoap's server on any free port; ended with the test.
+/// Starts libcoap's server on any free port. The server ends with the test.
 fn libcoap_server() -> (SocketAddr, impl Drop) {
     struct Server(Child);
     impl Drop for Server {
@@ -215,7 +217,7 @@ fn libcoap_server() -> (SocketAddr, impl Drop) {
             let _ = self.0.wait();
         }
     }
-    // It takes a port and, for DTLS, the next one.
+    // libcoap's server uses this port for CoAP and the next one for DTLS.
     let free = UdpSocket::bind("127.6.5.4:0").expect("a socket").local_addr().expect("an address");
     let server = SocketAddr::new(free.ip(), free.port() + 1);
     let child = Command::new("coap-server-gnutls")
@@ -260,8 +262,8 @@ fn handshakes_left_half_open_keep_no_honest_device_out() {
     let server = site.serve();
     let port = server.address.port().to_string();
     let key = hex::encode([9; 16]);
-    // Each with a wrong key: it ends at Finished, and its place stays taken until
-    // its time is up or another needs it.
+    // Each device has a wrong key. Its handshake fails at Finished, but occupies a slot until
+    // it times out or another handshake evicts it.
     let failing = coapsload(&["-p", &port, "-n", "300", "-c", "300", "-k", &key, "-t", "3", "-b", "60000"]);
     assert!(stdout(&failing).contains("ok 0 "), "{}", stdout(&failing));
     let count = DEVICES.to_string();
@@ -269,13 +271,13 @@ fn handshakes_left_half_open_keep_no_honest_device_out() {
     assert!(all_served(&load, DEVICES), "{}", stdout(&load));
 }
 
-/// A generator of P-256, uncompressed: a point that is always valid (SEC 2 §2.4.2).
+/// The generator of P-256, uncompressed: a point that is always valid (SEC 2 §2.4.2).
 const POINT: &str = "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296\
                      4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5";
-/// The attacker's rate in bytes a second, with IP's and UDP's headers: 10 Mbit/s.
+/// The attacker's rate in bytes per second, including IP and UDP headers: 10 Mbit/s.
 const ATTACK: f64 = 1_250_000.0;
 
-/// A record of epoch 0 with one message.
+/// Returns a record of epoch 0 that contains one handshake message.
 fn record(kind: u8, message_sequence: u8, record_sequence: u8, body: &[u8]) -> Vec<u8> {
     let length = (body.len() as u16).to_be_bytes();
     let whole = (body.len() as u16 + 12).to_be_bytes();
@@ -284,7 +286,7 @@ fn record(kind: u8, message_sequence: u8, record_sequence: u8, body: &[u8]) -> V
     [&header[..], &message, body].concat()
 }
 
-/// A hello that has the server make a key of P-256, the dearest that there is.
+/// Returns a hello that makes the server generate a P-256 key, the most expensive key exchange.
 fn ephemeral_hello(random: u32, cookie: &[u8]) -> Vec<u8> {
     let mut body = vec![0xfe, 0xfd];
     body.extend([random.to_be_bytes(); 8].concat());
@@ -294,10 +296,10 @@ fn ephemeral_hello(random: u32, cookie: &[u8]) -> Vec<u8> {
     record(1, u8::from(!cookie.is_empty()), u8::from(!cookie.is_empty()), &body)
 }
 
-/// Sends what costs a server most, from one address that is the sender's own and many
-/// ports of it, until it is told to stop: handshakes on curves with one claim after another,
-/// datagrams packed with hellos and empty messages, records that one worker has to hand to
-/// another, and hellos without a cookie. Returns how many bytes were sent.
+/// Sends the datagrams that cost a server most, until `is_over` is set. They come from many
+/// ports of one real address: ECDHE handshakes with one claim after another, datagrams packed
+/// with hellos and empty messages, records that one worker has to forward to another, and
+/// hellos without a cookie. Returns the number of bytes sent.
 fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     let sockets: Vec<_> = (0..64)
         .map(|_| {
@@ -319,12 +321,13 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
             sent += datagram.len() + 28;
             let _ = socket.send(datagram);
         };
-        // Cookies that have come since the last time.
+        // Answers all cookies received since the previous iteration.
         while let Ok(length) = socket.recv(&mut buffer) {
             if length < 44 || buffer[13] != 3 {
                 continue;
             }
-            // Its hello's record number is in the answer's, and so is the random.
+            // The answer repeats the record number of its hello, and the random is derived from
+            // that number.
             let asked = u32::from_be_bytes([0, buffer[8], buffer[9], buffer[10]]);
             let cookie = buffer[28..44].to_vec();
             let hello = ephemeral_hello(asked, &cookie);
@@ -350,7 +353,7 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     sent
 }
 
-/// How often a watchdog has been fed since the last time.
+/// Returns how often the watchdog was fed since the previous call.
 fn fed(watchdog: &UnixDatagram) -> u32 {
     let (mut times, mut buffer) = (0, [0; 256]);
     while let Ok(length) = watchdog.recv(&mut buffer) {
@@ -359,12 +362,13 @@ fn fed(watchdog: &UnixDatagram) -> u32 {
     times
 }
 
-/// Ten megabits a second of the worst mix from one address: nearly all devices elsewhere
-/// are served within ten seconds, and what watches the server sees it alive.
+/// The attack is 10 Mbit/s of the most expensive datagrams from one address. Nearly all devices
+/// elsewhere are served within ten seconds, and the server stays healthy and feeds its
+/// watchdog.
 #[test]
 fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     let _alone = alone();
-    // Any free port, taken again in a moment.
+    // A free port. The server binds it again a moment later.
     let admin = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
     let site = Site::with(&format!("[admin]\nlisten = \"{admin}\"\n"));
     let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
@@ -383,7 +387,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         let (address, is_over) = (server.address, is_over.clone());
         move || attack(address, &is_over)
     });
-    // Its burst is spent by now.
+    // By then the attacker has used up its initial allowance.
     thread::sleep(Duration::from_secs(2));
     let mut told = 0;
     for _ in 0..3 {
@@ -397,7 +401,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         while !devices.is_finished() {
             let health = http_get(admin, "/healthz");
             assert_eq!(health, "ok\n");
-            // Some ten messages fit into the socket, and a server waits until they do.
+            // The socket holds about ten messages, and a server blocks while it is full.
             told += fed(&watchdog);
             thread::sleep(Duration::from_millis(200));
         }
@@ -409,7 +413,8 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     }
     told += fed(&watchdog);
     is_over.store(true, Ordering::Relaxed);
-    // However long it took: as much as in two seconds, and so more than its burst.
+    // The attacker must have sent at least two seconds' worth, which is more than its initial
+    // allowance.
     let sent = attacker.join().expect("it ended");
     assert!(sent as f64 >= 2.0 * ATTACK, "only {sent} bytes were sent");
     assert!(told >= 2, "the watchdog was fed {told} times");

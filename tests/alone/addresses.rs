@@ -1,5 +1,5 @@
-//! A server on a host with several addresses, as the system has them: in a network of its
-//! own, asked by devices on a foreign stack, whose sockets are connected. Needs root.
+//! A server on a host with several addresses. It runs in a network namespace of its own.
+//! Devices use a foreign stack with connected sockets. Needs root.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -20,8 +20,8 @@ fn ip(arguments: &str) -> bool {
     status.expect("ip, of Debian's package iproute2").success()
 }
 
-/// Does something in a network of its own, with two addresses of each family for the
-/// server; devices are at another one.
+/// Runs a closure in a network namespace with two server addresses of each family. Devices use
+/// another address.
 fn in_a_network(what: impl FnOnce() + Send) {
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -36,8 +36,9 @@ fn in_a_network(what: impl FnOnce() + Send) {
                 assert!(
                     ip(&format!("addr replace {device} dev lo")) && ip(&format!("addr add {address} dev lo"))
                 );
-                // Otherwise a device at the same address would ask, and the system would
-                // answer from there. An IPv6 address is in use a moment after it was added.
+                // Without this, a device would use the server's address as its own source, and
+                // the system would answer from there. An IPv6 address becomes usable a moment
+                // after it was added.
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !ip(&format!("route del local {address} dev lo table local")) {
                     assert!(Instant::now() < deadline, "{address}");
@@ -63,7 +64,7 @@ fn site(listen: &str, sections: &str) -> Site {
     site
 }
 
-/// Fetches a certificate at this address.
+/// Fetches a certificate from this address.
 fn provision(site: &Site, server: SocketAddr) {
     let (server, key) = (server.to_string(), hex::encode(SHARED_KEY));
     let device = ["device-sim", "--server", &server, "--identity", SHARED_IDENTITY, "--psk", &key];
@@ -76,8 +77,8 @@ fn each_address_of_the_host_answers_for_itself() {
     let _alone = alone();
     in_a_network(|| {
         let v4 = ["192.0.2.1", "192.0.2.2"];
-        // A link-local address is one of an interface, the first here.
-        // The last is of a prefix that is the host's as a whole.
+        // A link-local address belongs to an interface, here the first. The last address is in
+        // a prefix that belongs to the host as a whole.
         let v6 = ["[2001:db8::1]", "[2001:db8::2]", "[fe80::1%1]", "[2001:db8:5::77]"];
         for (listen, addresses) in [
             ("\"0.0.0.0:5684\"", &v4[..]),
@@ -132,7 +133,7 @@ fn plain_coap_is_answered_from_the_address_that_was_asked() {
                 let device = UdpSocket::bind(family).expect("a socket");
                 device.connect(format!("{address}:5683")).expect("connected");
                 device.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
-                // A ping, which is answered with a reset (RFC 7252 §4.3).
+                // A CoAP ping, which is answered with a reset (RFC 7252 §4.3).
                 device.send(&[0x40, 0, 0x12, 0x34]).expect("sent");
                 let mut answer = [0; 16];
                 let length = device.recv(&mut answer).unwrap_or_else(|error| panic!("{address}: {error}"));

@@ -1,5 +1,5 @@
-//! The console in a real browser: with scripts and without, on a screen and on a phone,
-//! light and dark, with the mouse and with the keyboard alone.
+//! Tests the console in a real browser: with and without scripts, on a wide and a narrow
+//! screen, light and dark, with the mouse and with the keyboard alone.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
 };
 use serde_json::json;
 
-/// How the pages are looked at.
+/// Size, colours and script setting with which the pages are viewed.
 struct Look {
     name: &'static str,
     width: u32,
@@ -31,7 +31,7 @@ const LOOKS: [Look; 4] = [
     Look { name: "narrow-light", width: 375, is_dark: false, has_scripts: false },
 ];
 
-/// Pictures that the documentation shows.
+/// Screenshots that the documentation shows.
 const SHOWN: [&str; 6] = [
     "overview-wide-light",
     "overview-narrow-dark",
@@ -51,9 +51,9 @@ struct Journey<'b> {
 }
 
 impl Journey<'_> {
-    /// Whether the page is accessible, and fits its screen; keeps a picture of it.
+    /// Checks that the page is accessible and fits its screen, and takes a screenshot.
     fn examine(&self, page: &str) {
-        // Of a page that was made without scripts; axe is one itself.
+        // axe is a script itself, so scripts are turned on only after the page was rendered.
         self.browser.allow_scripts(true);
         let found = self.browser.violations(&self.axe);
         self.browser.allow_scripts(self.look.has_scripts);
@@ -79,7 +79,7 @@ impl Journey<'_> {
         browser.open(&self.url);
         browser.find("#password");
         self.examine("sign-in");
-        // The name's field has the focus.
+        // Clicking puts the focus into the name's field.
         browser.find("#name").click();
         browser.write("lead");
         browser.press(&[TAB]);
@@ -169,7 +169,8 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     (1..=250).for_each(|number| csv.push_str(&format!("PLUG-{number:04},plug\n")));
     site.import(&csv);
     let server = site.serve();
-    // Of 450 devices that power on, all are served; and then come some that nobody knows.
+    // 450 registered devices are all served. The second load adds 40 devices that are not in
+    // the table.
     load(&server, 450);
     load(&server, 640);
 
@@ -180,7 +181,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
         Journey { browser: &browser, site: &site, url, look, axe, pictures }.take();
     }
 
-    // With scripts, the overview renews itself.
+    // With scripts enabled, the overview refreshes itself.
     browser.show(1100, 800, false, true);
     browser.open(&format!("http://{address}/"));
     browser.find("#name").write("guest");

@@ -23,33 +23,33 @@ use certdist::iot_platform::simulator::{Action, Fault, Simulator, SimulatorConfi
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use rusqlite::{Connection, OpenFlags};
 
-/// Runs in `make test`.
+/// Number of runs in `make test`.
 const RUNS: u64 = 15;
-/// Longest that a step is waited for before the server is killed anyway.
+/// Maximum wait for a step, after which the server is killed anyway.
 const STEP: Duration = Duration::from_secs(8);
-/// Longest that devices may take to have their certificates at last.
+/// Maximum time for the devices to get their certificates in the end, in seconds.
 const END: &str = "60";
 
-/// After which step the server is killed.
+/// Step after which the server is killed.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// The devices have begun to ask.
+    /// The devices have started to ask.
     Asked,
     /// The journal has an entry.
     Journal,
-    /// The cloud has had a call, which it may be carrying out.
+    /// The cloud has received a call and may be executing it.
     Call,
-    /// The answer is on its way.
+    /// The cloud's answer is on its way.
     Answer,
     /// A certificate is in the table.
     Commit,
     /// The names of a batch are being checked.
     BatchCheck,
-    /// The cloud's name of the batch is in the journal.
+    /// The cloud's ID of the batch is in the journal.
     BatchJournal,
     /// The devices of a batch are being created.
     BatchCreate,
-    /// A page of it was asked for.
+    /// A page of the batch's devices was requested.
     BatchPage,
 }
 
@@ -87,7 +87,7 @@ impl Run {
         })
         .await
         .expect("the simulator starts");
-        // At 10 calls a second, more than 20 who wait are registered in a batch.
+        // At 10 calls per second, more than 20 waiting devices are registered in a batch.
         let (devices, qps) =
             if batch { (random.random_range(50..120), 10) } else { (random.random_range(1..5), 1000) };
         let site = Site::with(&format!(
@@ -102,7 +102,7 @@ impl Run {
         Self { site, cloud, devices, latency, random }
     }
 
-    /// What goes wrong with the next calls.
+    /// Chooses the faults of the next calls.
     fn script(&mut self) {
         for action in [
             Action::RegisterDevice,
@@ -129,7 +129,8 @@ impl Run {
         }
     }
 
-    /// All devices ask, and come back when they are told to.
+    /// Starts all devices. A device that is asked to retry later does so, until `patience`
+    /// seconds have passed.
     fn devices(&self, server: &Process, patience: &str) -> Child {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/coapsload");
         assert!(path.exists(), "{} is missing: run `make clients`", path.display());
@@ -173,7 +174,7 @@ impl Run {
             tokio::time::sleep(Duration::from_micros(300)).await;
         }
         let after = match step {
-            // The call itself is on its way now, or the answer.
+            // After this delay, the call may have been executed and its answer is on the way.
             Step::Answer => self.latency,
             _ => Duration::ZERO,
         };
@@ -188,7 +189,7 @@ impl Run {
             .expect("the table")
     }
 
-    /// The last server serves everybody.
+    /// Starts the server a last time and checks that every device is served.
     async fn end(self) {
         let server = self.site.serve();
         let devices = self.devices(&server, END);
@@ -199,7 +200,7 @@ impl Run {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let count = self.devices;
         assert!(said.contains(&format!("ok {count} (2.xx {count} ")), "{said}");
-        // Whoever is not asked for any more is registered as well: from the journal.
+        // Devices that no longer ask are registered from the journal.
         let table = self.table();
         let deadline = Instant::now() + Duration::from_secs(60);
         for journal in ["registration_journal", "registration_batch"] {

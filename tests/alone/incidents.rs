@@ -1,5 +1,5 @@
-//! What docs/operations.md says to do in an incident, done, and the migration of
-//! docs/migrate.md, as it is written there.
+//! Carries out the steps that docs/operations.md gives for each incident, and the migration as
+//! docs/migrate.md describes it.
 #![cfg(feature = "simulation")]
 
 use std::{fs, path::Path, process::Command};
@@ -25,7 +25,7 @@ fn each_incident_of_the_operators_guide_is_survived_and_shows_where_it_says() {
     let output = Command::new(script).arg(CERTDIST).output().expect("bash");
     assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
     assert!(stdout(&output).ends_with("== all is well\n"), "{}", stdout(&output));
-    // The page and the script speak of the same.
+    // The page must have a section for each incident that the script tests.
     let page = file("docs/operations.md").to_lowercase();
     for incident in stdout(&output).lines().filter_map(|line| line.strip_prefix("== ")) {
         assert!(page.contains(&format!("### {incident}\n")) || incident == "all is well", "{incident}");
@@ -37,7 +37,7 @@ fn the_migration_is_what_its_page_says() {
     let _alone = alone();
     let page = file("docs/migrate.md");
     let site = Site::new();
-    // The page's own configuration, table and commands, in its order.
+    // Uses the page's own configuration, table and commands, in the order of the page.
     site.write("certdist.toml", blocks_of(&page, "toml")[0]);
     site.write("lamp-2026.key", &"00".repeat(32));
     let [table, expected] = blocks_of(&page, "csv")[..] else { panic!("two tables") };

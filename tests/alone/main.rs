@@ -1,5 +1,5 @@
-//! The tests that have the machine to themselves, one after another: loads and killed
-//! servers, memory that is looked through, root's namespaces, a browser.
+//! Tests that need the machine to themselves and run one at a time: loads, killed servers,
+//! searches of a process's memory, network namespaces, a browser.
 
 mod abuse;
 mod addresses;
@@ -18,7 +18,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Waits until the other tests of this binary have ended, and keeps them waiting.
+/// Waits for the other tests of this binary to end, and blocks them while the guard is held.
 fn alone() -> MutexGuard<'static, ()> {
     static RUNNING: Mutex<()> = Mutex::new(());
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)

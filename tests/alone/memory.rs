@@ -1,4 +1,4 @@
-//! A server's memory as somebody finds it who reads it later.
+//! Secrets that a later reader of a server's memory would find.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// P_SHA256 of RFC 5246 §5, as far as a key block of 32 bytes needs it.
+/// Derives the keys with P_SHA256 (RFC 5246 §5), here limited to a key block of 32 bytes.
 fn traffic_keys(master: &[u8], server_random: &[u8], client_random: &[u8]) -> [Vec<u8>; 2] {
     let hmac = |parts: &[&[u8]]| {
         let mut mac = Hmac::<Sha256>::new_from_slice(master).expect("HMAC takes any key");
@@ -28,7 +28,7 @@ fn traffic_keys(master: &[u8], server_random: &[u8], client_random: &[u8]) -> [V
     [block[..16].to_vec(), block[16..].to_vec()]
 }
 
-/// A device's conversation with the server, whose close_notify is held back.
+/// A device's session with the server. Its close_notify is withheld.
 struct Conversation {
     back: UdpSocket,
     close_notify: Vec<u8>,
@@ -36,7 +36,7 @@ struct Conversation {
     secrets: Vec<Vec<u8>>,
 }
 
-/// Has libcoap fetch a certificate, and tell its keys.
+/// Fetches a certificate with libcoap's client, and returns the session with its keys.
 fn converse(site: &Site, server: SocketAddr) -> Conversation {
     let (front, back) = (UdpSocket::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
     let (front, back) = (front.expect("a socket"), back.expect("a socket"));
@@ -60,7 +60,7 @@ fn converse(site: &Site, server: SocketAddr) -> Conversation {
         let mut is_quiet = true;
         if let Ok((length, device)) = front.recv_from(&mut buffer) {
             (from, is_quiet) = (Some(device), false);
-            // An alert of epoch 1.
+            // A record of epoch 1 that carries an alert.
             if buffer[0] == 21 && buffer[4] == 1 {
                 close_notify = buffer[..length].to_vec();
             } else {
@@ -69,7 +69,7 @@ fn converse(site: &Site, server: SocketAddr) -> Conversation {
         }
         if let Ok(length) = back.recv(&mut buffer) {
             is_quiet = false;
-            // A ServerHello, whose version comes before its random.
+            // A ServerHello; the random follows its version.
             if buffer[0] == 22 && buffer[13] == 2 {
                 server_random = buffer[27..59].to_vec();
             }
@@ -93,7 +93,7 @@ fn converse(site: &Site, server: SocketAddr) -> Conversation {
     Conversation { back, close_notify, secrets }
 }
 
-/// Returns which of these the writable memory of a process holds.
+/// Returns, for each secret, whether the writable memory of a process contains it.
 fn in_memory(process: u32, secrets: &[&Vec<u8>]) -> Vec<bool> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("it runs");
     let memory = fs::File::open(format!("/proc/{process}/mem")).expect("the tests are root's");
@@ -117,8 +117,8 @@ fn in_memory(process: u32, secrets: &[&Vec<u8>]) -> Vec<bool> {
     found
 }
 
-/// Keys of a session are wiped with it, and the master secret after the handshake. Whoever
-/// reads the memory later can open no recording.
+/// The keys of a session are wiped when it ends, and the master secret after the handshake. A
+/// later reader of the memory cannot decrypt recorded traffic.
 #[test]
 fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
     let _alone = alone();
@@ -128,19 +128,19 @@ fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
     let conversations: Vec<_> = (0..12).map(|_| converse(&site, server.address)).collect();
     let secrets: Vec<_> = conversations.iter().flat_map(|conversation| &conversation.secrets).collect();
     let kinds: Vec<_> = in_memory(server.id(), &secrets).chunks(3).map(<[bool]>::to_vec).collect();
-    // As long as they are open, their keys are found: the search does find them.
+    // While the sessions are open, the search finds their traffic keys, so it works.
     assert_eq!(kinds, vec![vec![true, true, false]; 12]);
     for conversation in &conversations {
         conversation.back.send(&conversation.close_notify).expect("sent");
     }
     for conversation in &conversations {
-        // The server answers with its own, and the session is gone.
+        // The server answers with its own close_notify and ends the session.
         conversation.back.set_nonblocking(false).expect("it can be set");
         conversation.back.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
         conversation.back.recv(&mut [0; 100]).expect("an answer to close_notify");
     }
-    // Other devices go on: padding of what was sent before may hold a piece of the stack
-    // until as much was sent again.
+    // Other devices connect afterwards: padding in an earlier message may hold a part of the
+    // stack until it is overwritten.
     for _ in 0..8 {
         let other = converse(&site, server.address);
         other.back.send(&other.close_notify).expect("sent");

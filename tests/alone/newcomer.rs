@@ -1,5 +1,5 @@
-//! A newcomer's whole path: the five steps of docs/getting-started.md, done as they are
-//! written there, on the machine of tests/newcomer.sh and in a browser on its screen.
+//! Carries out the five steps of docs/getting-started.md as written, on the machine that
+//! tests/newcomer.sh sets up and in a browser on that machine.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -25,10 +25,10 @@ use crate::{
 };
 use nix::sched::{CloneFlags, setns};
 
-/// How long anything may take.
+/// Maximum time to wait for a line of output, or for the machine to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A machine on which certdist was never installed, and a shell of root on it.
+/// A machine without certdist, and a root shell on it.
 struct Machine {
     child: Child,
     shell: Option<ChildStdin>,
@@ -51,7 +51,7 @@ impl Machine {
         machine
     }
 
-    /// The rest of a line that begins with `==`, and the lines before it.
+    /// Returns the text after `==` of the next marked line, and the lines before it.
     fn until_marked(&mut self) -> (String, Vec<String>) {
         let mut before = Vec::new();
         loop {
@@ -64,7 +64,7 @@ impl Machine {
         }
     }
 
-    /// Types a command and what it asks for, and reads what it says. It must succeed.
+    /// Runs a command with its input, and returns the output. The command must succeed.
     fn run(&mut self, prompt: char, command: &str, input: &str) -> Vec<String> {
         let shell = self.shell.as_mut().expect("open until the end");
         match prompt {
@@ -79,7 +79,7 @@ impl Machine {
         said
     }
 
-    /// Brings this thread into the machine's network, with all that it starts.
+    /// Moves this thread, and all that it starts, into the machine's network namespace.
     fn enter_network(&self) {
         let network = File::open(format!("/proc/{}/ns/net", self.child.id())).expect("its network");
         setns(network, CloneFlags::CLONE_NEWNET).expect("root may enter it");
@@ -88,7 +88,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Its shell ends, and with it all that runs there.
+        // Closing its input ends the shell and everything that runs in it.
         drop(self.shell.take());
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
@@ -99,17 +99,17 @@ impl Drop for Machine {
     }
 }
 
-/// A user who does what the page says.
+/// A user who follows the page.
 struct Newcomer {
     machine: Machine,
-    /// Values on the page, such as secrets, each with the value that this run has instead.
+    /// Values on the page, such as secrets, each with the value from this run.
     known: Vec<(String, String)>,
     /// Output of `certdist admin hash-password`.
     password_hash: String,
 }
 
 impl Newcomer {
-    /// Types the commands of the step's next console, and writes the files that follow it.
+    /// Runs the commands of the step's next console block, and writes the files that follow it.
     fn follow(&mut self, step: &mut Step) {
         let (language, session) = step.blocks.pop_front().expect("a console");
         assert_eq!(language, "console", "{session}");
@@ -125,14 +125,14 @@ impl Newcomer {
         }
     }
 
-    /// Writes a file into the place of what is there, with its rights.
+    /// Replaces a file's content and keeps its permissions.
     fn write(&mut self, file: &str, text: &str) {
         let elided = "$argon2id$v=19$m=19456,t=2,p=1$…";
         self.machine.run('#', &format!("cat > {file}"), text.replace(elided, &self.password_hash).trim_end());
     }
 
     fn carry_out(&mut self, line: &Typed) {
-        // Without a terminal it is read, and not asked for.
+        // Without a terminal, the password is read without a prompt.
         let shown: Vec<&str> = line.shown.iter().copied().filter(|line| *line != "Password:").collect();
         let input = if shown.len() < line.shown.len() { PASSWORD } else { "" };
         let said = self.machine.run(line.prompt, line.command, input);
@@ -140,7 +140,8 @@ impl Newcomer {
         let values = agree(&shown, &said);
         let values = values.unwrap_or_else(|| panic!("{line:#?} said {}", said.join("\n")));
         for (shown, said) in values {
-            // What is the same on the page is the same in this run, and what is not is not.
+            // Equal values on the page must be equal in this run, and different values
+            // different.
             let clash = self.known.iter().find(|(page, run)| (page == shown) != (run == said));
             assert!(clash.is_none(), "{}: {said} for {shown}, beside {clash:?}", line.command);
             self.known.push((shown.into(), said.into()));
@@ -166,7 +167,7 @@ fn steps(page: &str) -> Vec<Step<'_>> {
 #[test]
 fn the_five_steps_of_getting_started_work_as_they_are_written() {
     let _alone = alone();
-    // In a thread of its own, as it goes into another network.
+    // A thread of its own, because it enters another network namespace.
     thread::spawn(five_steps).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
 }
 
@@ -205,7 +206,7 @@ fn five_steps() {
     browser.find("a.id[href$='PLUG0001']").click();
     browser.wait_for("Has its certificate");
     browser.wait_for("issued: a1BwAGVxyz2/PLUG0001, by plug-batch-7 from 127.0.0.1");
-    // So far, what differs from the page is the devices' secrets.
+    // So far, the only values that differ from the page are the devices' secrets.
     let text = browser.text();
     let secrets = &newcomer.known;
     assert!(!secrets.is_empty() && secrets.iter().all(|(_, secret)| !text.contains(secret)), "{text}");

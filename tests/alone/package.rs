@@ -1,6 +1,6 @@
-//! What certdist is delivered in: the package, manual pages, the unit, the image, the cluster's
-//! manifests, alerts and dashboards. Each is judged by the program that it is made for,
-//! where there is one that runs here.
+//! What certdist is delivered in: the package, manual pages, the systemd unit, the container
+//! image, the Kubernetes manifests, alerts and dashboards. Each is checked by the program that
+//! it is made for, if that program runs here.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -57,7 +57,8 @@ fn completions_and_manual_pages_are_made() {
 #[test]
 fn the_unit_exposes_little() {
     let _alone = alone();
-    // Tenths: 2.0. It verifies the unit as well, as far as it can.
+    // The threshold is in tenths: 2.0. systemd-analyze also verifies the unit, as far as it
+    // can.
     let mut analyze = Command::new("systemd-analyze");
     let output = run(analyze
         .args(["security", "--offline=true", "--threshold=20"])
@@ -69,7 +70,7 @@ fn the_unit_exposes_little() {
     let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok());
     assert!(stop > Some(drain) && read("certdist.example.toml").contains(&format!("#drain = {drain}\n")));
 
-    // The default limits fit in, by the table in docs/operations.md.
+    // The default limits must fit, according to the table in docs/operations.md.
     let bytes = |key: &str| -> u64 {
         let value = unit.lines().find_map(|line| line.strip_prefix(key)).expect(key);
         let (number, unit) = value.split_at(value.len() - 1);
@@ -105,14 +106,14 @@ fn alerts_fire_on_what_they_are_for_and_a_healthy_server_fires_none() {
     }
 }
 
-/// What a heading's link is.
+/// Returns the anchor of a heading.
 fn anchor(line: &str) -> Option<String> {
     let title = line.strip_prefix('#')?.trim_start_matches('#').trim().to_lowercase();
     let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-'));
     Some(kept.map(|c| if c == ' ' { '-' } else { c }).collect())
 }
 
-/// Names of metrics in a text, without the endings that Prometheus gives to parts.
+/// Returns all words of a text that begin with `certdist_`.
 fn metrics(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c| !word(c));
@@ -131,7 +132,7 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
         let used = metrics(&read(name));
         assert!(used.len() > 5 && used.is_subset(&known), "{name}: {:?}", used.difference(&known));
     }
-    // What is dropped in silence shows on the dashboard.
+    // Every silent loss must be on the dashboard.
     let drawn = metrics(&read("packaging/grafana/certdist.json"));
     for name in &known {
         let is_loss =
@@ -145,7 +146,7 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
     }
 }
 
-/// Builders are not to be had everywhere, so this is what can be told without one.
+/// Not every machine can build images, so this checks what is possible without a build.
 #[test]
 fn the_image_has_what_it_copies_and_runs_as_nobody() {
     let _alone = alone();
@@ -188,7 +189,7 @@ fn the_image_has_what_it_copies_and_runs_as_nobody() {
         .flat_map(|part| serde_json::from_str::<Vec<String>>(last(part).expect("it is there")).expect("JSON"))
         .collect();
     assert_eq!(words[..2], ["/usr/bin/certdist", "serve"]);
-    // What the build reads besides its sources is copied, too.
+    // Files outside `src/` that the build reads must be copied, too.
     for needed in ["schema.sql", "certdist.example.toml"] {
         assert!(text.contains(needed), "{needed}");
     }
@@ -211,7 +212,7 @@ fn the_clusters_manifests_hold_together() {
     let pod = &named(&documents, "Deployment")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
 
-    // The configuration is one that certdist takes, its keys being where they are mounted.
+    // certdist must accept the configuration, with the keys at their mount points.
     let configuration = named(&documents, "ConfigMap")["data"]["certdist.toml"].as_str().expect("a text");
     let mounts: Vec<&str> = container["volumeMounts"]
         .as_vec()
@@ -229,7 +230,7 @@ fn the_clusters_manifests_hold_together() {
     let config = Config::parse(&local, folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
     assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
 
-    // Ports, probes and the service speak of the same.
+    // Ports, probes and the service must refer to the same ports.
     let ports = container["ports"].as_vec().expect("ports");
     let port = |name: &str| ports.iter().find(|port| port["name"].as_str() == Some(name)).expect("a port");
     assert_eq!(port("coaps")["containerPort"].as_i64(), Some(config.listen[0].port().into()));

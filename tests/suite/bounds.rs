@@ -1,11 +1,11 @@
-//! A server whose configuration has every number at the upper end of the range that
-//! the documentation gives: no clock overflows, and devices get their certificates.
+//! A server whose numbers are all at the upper end of the documented ranges starts, overflows
+//! no clock and hands out certificates.
 
 use std::collections::BTreeMap;
 
 use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, stderr};
 
-/// Of each section, its keys with their longest or largest values.
+/// Returns the lines of each section that set its keys to their documented maxima.
 fn maxima() -> BTreeMap<&'static str, String> {
     let documentation = include_str!("../../docs/operations.md");
     let mut sections = BTreeMap::<_, String>::new();

@@ -1,5 +1,5 @@
-//! Batches through the signed client and the simulated IoT Platform, over HTTP: in
-//! full size, with the account's limits, and with everything that goes wrong.
+//! Batches through the signed client and the simulated IoT Platform, over HTTP: with the
+//! maximum number of devices, with the account's rate limits and with faults.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -24,18 +24,18 @@ async fn cloud(config: SimulatorConfig) -> (Simulator, Client) {
 
 fn client(simulator: &Simulator) -> Client {
     let config = ClientConfig::new(simulator.endpoint(), "cn-shanghai", simulator.credentials());
-    // A batch in full size on a busy machine, built without optimization.
+    // Enough for the largest batch in a debug build on a busy machine.
     let minute = Duration::from_secs(60);
     let timeouts = Timeouts { first_byte: minute, whole: minute, ..Timeouts::default() };
     Client::new(ClientConfig { timeouts, ..config }).unwrap()
 }
 
-/// Names as long as they may be, with characters that are encoded.
+/// Returns names of the maximum length, with characters that must be encoded.
 fn names(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("LAMP:2026@{number:022}")).collect()
 }
 
-/// Polls until the step under way has ended.
+/// Polls until the current step of the batch has ended.
 async fn ended(client: &Client, id: ApplyId) -> BatchProgress {
     loop {
         let progress = client.query_batch_register_device_status(PRODUCT, id).await.unwrap();
@@ -73,7 +73,7 @@ async fn a_batch_in_full_size_gives_every_device_its_certificate() {
     assert_eq!(seen, names.iter().cloned().collect());
     assert!(client.query_page_by_apply_id(PRODUCT, id, first.pages + 1).await.unwrap().devices.is_empty());
 
-    // None of them may be registered once more, and the answer names them all.
+    // No name may be registered twice, and the answer lists all of them.
     let again = client.batch_check_device_names(PRODUCT, &names).await.unwrap();
     let progress = ended(&client, again).await;
     assert_eq!((progress.status, progress.invalid), (BatchStatus::CheckFailed, names));
@@ -137,7 +137,7 @@ async fn a_call_with_too_many_names_or_none_is_not_made() {
     assert!(simulator.stats().calls.is_empty());
 }
 
-/// Calls an action with what it needs, whether it exists or not.
+/// Calls an action with the parameters that it needs; the batch need not exist.
 async fn call(client: &Client, action: Action) -> Result<(), ApiError> {
     let (names, id) = (names(2), ApplyId(1));
     match action {
@@ -188,7 +188,7 @@ async fn each_failure_of_each_action_has_its_class() {
             let error = call(&client, action).await.unwrap_err();
             assert_eq!((error.class, error.code.as_str()), (class, code), "{action:?} {fault:?}");
         }
-        // The nonce is replaced by the client itself.
+        // The client itself repeats the call with another nonce.
         simulator.script(action, Fault::gateway(400, "SignatureNonceUsed"));
         let outcome = call(&client, action).await;
         assert!(outcome.is_ok() || outcome.unwrap_err().class == ErrorClass::NotFound, "{action:?}");
@@ -227,7 +227,7 @@ async fn each_action_has_its_documented_limit() {
             let class = call.await.unwrap().err().map(|error| error.class);
             throttled += u32::from(class == Some(ErrorClass::Throttled));
         }
-        // One second's worth at once, and what came in meanwhile.
+        // The limit admits one second's worth of calls at once, and then more as time passes.
         let most = limit + (started.elapsed().as_secs_f64() * f64::from(limit)).ceil() as u32;
         let passed = limit * 4 - throttled;
         assert!((limit..=most).contains(&passed), "{action:?}: {passed} of {limit} to {most}");

@@ -1,5 +1,5 @@
-//! `[iot_platform]` as an operator writes it: what `certdist check-config` takes,
-//! what it says of a value that is wrong, and what `certdist serve` makes of it.
+//! The section `[iot_platform]`: what `certdist check-config` accepts, what it says about a
+//! wrong value, and how `certdist serve` uses it.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -13,14 +13,14 @@ use std::{
 use crate::support::{SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
 use certdist::simulated_device::{Answer, SimulatedDevice};
 
-/// A site whose section begins on line 3, and has these lines from line 6 on.
+/// Returns a site whose section begins on line 3 and contains `lines` from line 6 on.
 fn site(lines: &str) -> Site {
     Site::with(&format!(
         "[iot_platform]\nendpoint = \"https://iot.cn-shanghai.aliyuncs.com\"\nregion = \"cn-shanghai\"\n{lines}"
     ))
 }
 
-/// `check-config` with these variables as its whole environment.
+/// Runs `check-config` with these variables as its whole environment.
 fn check(site: &Site, variables: &[(&str, &str)]) -> Output {
     let mut command: Command = site.certdist(&["check-config"]);
     command.env_clear().envs(variables.iter().copied());
@@ -32,7 +32,7 @@ fn accepted(site: &Site, variables: &[(&str, &str)]) {
     assert!(output.status.success() && stdout(&output).contains("2 enrollments"), "{}", stderr(&output));
 }
 
-/// That it is wrong usage, and what it says of it.
+/// Checks that `check-config` refuses the configuration, and returns its error message.
 fn refused(site: &Site, variables: &[(&str, &str)]) -> String {
     let output = check(site, variables);
     assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
@@ -51,7 +51,7 @@ fn each_key_is_taken() {
         "credentials = \"ecs-role\"\nsignature = \"v1\"",
         "credentials = \"ecs-role\"\nsignature = \"v3\"",
         "credentials = \"ecs-role\"\nconnect_timeout = 0.5\nfirst_byte_timeout = 3\ntimeout = 20",
-        // One alone takes the others along.
+        // A single time-out lowers the defaults of the shorter ones.
         "credentials = \"ecs-role\"\ntimeout = 2",
         "credentials = \"ecs-role\"\nfirst_byte_timeout = 1",
     ] {
@@ -135,7 +135,7 @@ fn a_credentials_file_is_found_where_it_is_named_or_where_the_sdks_look() {
     std::fs::create_dir(usual.path(".alibabacloud")).unwrap();
     usual.write(".alibabacloud/credentials.ini", FILE);
     accepted(&usual, &home);
-    // The one without an ending goes first.
+    // The file without an extension takes precedence.
     usual.write(".alibabacloud/credentials", "[other]\n");
     assert!(refused(&usual, &home).contains(".alibabacloud/credentials: no profile [default]"));
 }
@@ -156,7 +156,7 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
     key("revoked");
     site.import("deviceId,enrollment\nPLUG-1,plug\n");
     let server = site.serve();
-    // Read at the start, and another one since.
+    // The server read the file at the start; the key has changed since.
     key("test-id");
     let device = SimulatedDevice {
         server: server.address,
@@ -172,7 +172,7 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
 
 #[test]
 fn a_server_without_credentials_says_so_at_the_start_and_what_would_be_right() {
-    // A port of this machine where nobody listens.
+    // A local port on which nothing listens.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let site = site(&format!("credentials = \"ecs-role\"\nmetadata_endpoint = \"http://{nobody}\""));
     let mut command = site.certdist(&["serve"]);

@@ -1,5 +1,5 @@
-//! How the client reaches IoT Platform: signature version 3, temporary credentials,
-//! TLS, proxies and time-outs, each against a peer on loopback that behaves so.
+//! How the client reaches IoT Platform: signature version 3, temporary credentials, TLS,
+//! proxies and time-outs. Each is tested against a peer on loopback.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -38,9 +38,9 @@ use tokio_rustls::{
 };
 
 const PRODUCT: &str = "a1BwAGVxyz1";
-/// A name that no resolver knows: only a proxy can be asked for it.
+/// A name that does not resolve: only a proxy can reach it.
 const CLOUD: &str = "iot.cn-shanghai.test.invalid";
-/// Set in a process that a test has started to make one call.
+/// Set in a child process that a test starts to make one call.
 const ENDPOINT: &str = "CERTDIST_TEST_ENDPOINT";
 
 async fn simulator() -> Simulator {
@@ -114,7 +114,8 @@ async fn version_3_takes_the_clouds_clock_and_another_nonce_as_version_1_does() 
     register(version_3(&simulator)).await.unwrap();
 }
 
-/// A metadata service that gives the simulator's access key; how often it was asked.
+/// Starts a metadata service that returns the simulator's access key. Returns its URL and the
+/// number of credential requests.
 async fn metadata(tasks: &mut JoinSet<()>) -> (String, Arc<Mutex<u32>>) {
     let asked = Arc::new(Mutex::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -145,7 +146,7 @@ async fn metadata(tasks: &mut JoinSet<()>) -> (String, Arc<Mutex<u32>>) {
     (endpoint, asked)
 }
 
-/// A request's head, with its empty line.
+/// Reads a request's head, including the empty line.
 async fn head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -184,7 +185,7 @@ async fn a_token_that_expired_early_is_read_again_and_the_call_repeated_once() {
     }
 }
 
-/// A CA of the test's own.
+/// A CA that is created by the test.
 struct Authority {
     certificate: rcgen::Certificate,
     key: KeyPair,
@@ -211,7 +212,7 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// TLS in front of the simulator, with a certificate for `name`.
+    /// Serves TLS in front of the simulator, with a certificate for `name`.
     async fn serve(
         &self,
         name: &str,
@@ -241,7 +242,7 @@ impl Authority {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    // A client that does not trust the certificate hangs up.
+                    // A client that does not trust the certificate closes the connection.
                     if let Ok(mut stream) = acceptor.accept(stream).await {
                         let mut upstream = TcpStream::connect(upstream).await.unwrap();
                         let _ = copy_bidirectional(&mut stream, &mut upstream).await;
@@ -302,8 +303,8 @@ fn a_ca_file_that_is_none_is_refused_before_any_call() {
     assert!(error.contains("ca_file /nowhere/ca.pem cannot be read"), "{error}");
 }
 
-/// A proxy that hands everything to `http` or, after CONNECT, to `https`, whoever
-/// was asked for, and remembers what it was asked.
+/// Starts a proxy that records all requests. It forwards them to `http` or, after CONNECT, to
+/// `https`, regardless of the requested host.
 async fn proxy(
     http: SocketAddr,
     https: SocketAddr,
@@ -327,7 +328,7 @@ async fn proxy(
                     stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
                 } else {
                     upstream = TcpStream::connect(http).await.unwrap();
-                    // The origin is asked by path alone (RFC 9112 §3.2.1).
+                    // The origin server gets only the path (RFC 9112 §3.2.1).
                     let head = head.replacen(&format!("http://{CLOUD}"), "", 1);
                     upstream.write_all(head.as_bytes()).await.unwrap();
                 }
@@ -338,8 +339,8 @@ async fn proxy(
     (address, asked)
 }
 
-/// Runs the test `name` in a process of its own with these variables, as if they
-/// were the operator's: a process's own environment is not to be changed.
+/// Runs the test `name` in a child process with these variables, as if the operator had set
+/// them. A process must not change its own environment.
 async fn in_a_process(name: &str, variables: &[(&str, &str)]) {
     let (_, module) = module_path!().split_once("::").unwrap();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -354,7 +355,7 @@ async fn in_a_process(name: &str, variables: &[(&str, &str)]) {
     assert!(output.status.success() && text.contains("1 passed"), "{variables:?}: {text}");
 }
 
-/// The part of a test that is such a process: one call, as the environment says.
+/// The part of a test that runs in the child process: one call, configured by the environment.
 async fn call_as_the_environment_says() {
     let ca_file = env::var_os("CERTDIST_TEST_CA").map(PathBuf::from);
     let mut config = ClientConfig { ca_file, ..config(env::var(ENDPOINT).unwrap()) };
@@ -391,7 +392,7 @@ async fn the_proxy_variables_are_honoured() {
         (&secure, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", "other.invalid,.test.invalid")], None),
         (&secure, &[("HTTPS_PROXY", &proxy), ("no_proxy", CLOUD)], None),
     ] {
-        // A name that nobody else knows is an error of the connection.
+        // Without the proxy, the name does not resolve and the connection fails.
         let expected = if line.is_some() { "AlreadyExistedDeviceName" } else { "Connection" };
         let expected = if simulator.stats().devices == 0 && line.is_some() { "" } else { expected };
         let mut variables = variables.to_vec();
@@ -414,7 +415,7 @@ async fn the_metadata_service_is_never_asked_through_a_proxy() {
     let (simulator, mut tasks) = (simulator().await, JoinSet::new());
     let (address, asked) = proxy(simulator.addr(), simulator.addr(), &mut tasks).await;
     let proxy = format!("http://{address}");
-    // Nobody is there, and the proxy would answer for it.
+    // Nothing listens on this port, but the proxy would answer for it.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let variables = [
         (ENDPOINT, format!("http://{CLOUD}")),
@@ -448,8 +449,8 @@ async fn the_roots_of_ssl_cert_file_are_trusted() {
     run(&Authority::new().ca_file(), "from a CA that this machine does not trust").await;
 }
 
-/// A peer that takes a connection, says `answer` to the first byte that it gets, and
-/// nothing more.
+/// Accepts one connection, sends `answer` after the first byte it receives, and then nothing
+/// more.
 async fn stalling(answer: &'static str, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -457,7 +458,7 @@ async fn stalling(answer: &'static str, tasks: &mut JoinSet<()>) -> SocketAddr {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.read_u8().await.unwrap();
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // Until the client has had enough of it.
+        // Waits until the client closes the connection.
         while stream.read_u8().await.is_ok() {}
     });
     address
@@ -469,7 +470,7 @@ async fn each_stage_that_stalls_ends_at_its_own_time_out() {
     let half = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"Success\":";
     let authority = Authority::new();
     for (scheme, answer, timeouts, class, code, what) in [
-        // TLS begins with the client's hello, which nobody answers.
+        // The TLS handshake stalls, because the client's hello is not answered.
         (
             "https",
             "",

@@ -1,5 +1,5 @@
-//! The commands that an operator looks with, beside a running server: lists, counts,
-//! keys, checks, and what asks before it destroys.
+//! The commands with which an operator inspects a running server: lists, counts, keys and
+//! checks. Also tests which commands ask before they destroy something.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -9,8 +9,8 @@ use std::{
 
 use crate::support::{CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
 
-/// Devices SN00000001 to 5 of `lamp`, of which the last three have certificates, and
-/// two of `plug`.
+/// Devices SN00000001 to SN00000005 of `lamp`, the last three with certificates, and two
+/// devices of `plug`.
 const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
                        SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,lamp-3,secret-3\n\
                        SN00000004,lamp,lamp-4,secret-4\nSN00000005,lamp,lamp-5,secret-5\n\
@@ -81,7 +81,7 @@ fn a_list_whose_reader_has_seen_enough_ends_well() {
 fn whatever_nobody_reads_is_done_all_the_same() {
     let site = Site::new();
     site.import(DEVICES);
-    // A pipe that nobody reads, from the beginning.
+    // A pipe whose reading end is closed from the start.
     let closed = || std::io::pipe().expect("a pipe").1;
     let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
     for (line, code) in [
@@ -112,7 +112,7 @@ fn whatever_nobody_reads_is_done_all_the_same() {
         assert_eq!(output.status.code(), Some(code), "{line}: {said}");
         assert!(!said.contains("panicked") && !said.contains("pipe"), "{line}: {said}");
     }
-    // The same for what is said beside it, on standard error.
+    // The same, with standard error closed as well.
     for (line, code) in [("demo --devices 2", 0), ("device list --limit 1", 0), ("device show NOBODY", 1)] {
         let status = site.certdist(&words(line)).stdout(closed()).stderr(closed()).status();
         assert_eq!(status.expect("certdist runs").code(), Some(code), "{line}");
@@ -145,14 +145,14 @@ fn a_page_of_two_hundred_thousand_rows_is_there_at_once() {
         assert_eq!(listed(&site, arguments)[0], first);
         started.elapsed()
     };
-    // The shortest of each, taken in turns: whatever else the machine does makes both longer.
+    // Takes the shortest of alternating measurements, because a busy machine makes both longer.
     let [mut near, mut far] = [Duration::MAX; 2];
     for _ in 0..5 {
         near = near.min(timed(&["--limit", "10"], "SN00000000"));
         far = far.min(timed(&["--after", "SN00150000", "--limit", "10"], "SN00150001"));
         far = far.min(timed(&["--prefix", "SN0019999"], "SN00199990"));
     }
-    // Read from its beginning, the table would take ten times as long.
+    // If the table were read from its beginning, the page would take ten times as long.
     println!("{near:?} at the beginning, {far:?} at the end");
     assert!(far < near * 3, "{far:?}, at the beginning {near:?}");
     assert_eq!(listed(&site, &["--after", "SN00150000", "--limit", "1"]), ["SN00150001"]);
@@ -166,7 +166,7 @@ fn enrollments_and_stats_count_and_show_no_key() {
     site.import(DEVICES);
     let server = site.serve();
     let address = server.address.to_string();
-    // Two of them have no certificate and no cloud to get one from.
+    // Two of the devices have no certificate, and there is no cloud to register them.
     for number in 1..=5 {
         let id = format!("SN{number:08}");
         let key = stdout(&site.run(&["key", "new", "--derive", &id, "--enrollment", "lamp"]));
@@ -204,7 +204,7 @@ fn enrollments_and_stats_count_and_show_no_key() {
     let table = stdout(&site.run(&["stats"]));
     assert!(table.contains("\nall") && table.contains("database ") && table.contains("KiB"), "{table}");
 
-    // What the configuration has no more is still told.
+    // Enrollments that were removed from the configuration are still listed.
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     site.write("certdist.toml", &configuration.replace("\"plug\"", "\"other\""));
     assert!(stdout(&site.run(&["enrollment", "list"])).contains("plug        not configured"));
@@ -235,7 +235,7 @@ fn new_keys_are_strong_and_derived_ones_are_what_the_server_derives() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     assert_eq!(key(&["--output", "new.key"]).0, Some(1), "a key that is there is kept");
 
-    // Of psk.rs' test, where OpenSSL has computed it.
+    // The value is from the test in `psk.rs`, where OpenSSL computed it.
     let derived = key(&["--derive", "SN00000001", "--enrollment", "lamp"]);
     assert_eq!(derived.1, "6d5e2bff07c2591af4b318ee7ca9ba2a");
     let (code, printed, error) = key(&["--derive", "PLUG-1", "--enrollment", "plug"]);
@@ -254,7 +254,7 @@ fn nothing_is_deleted_that_nobody_has_confirmed() {
     let error = stderr(&output);
     assert!(error.contains("Delete SN00000003 and its certificate") && error.contains("--yes"), "{error}");
 
-    // `script` gives it a terminal.
+    // `script` runs the command in a terminal.
     for (answer, code, there) in [("n", "1", true), ("", "1", true), ("y", "0", false)] {
         let delete = format!("{CERTDIST} device delete SN00000003; echo code $?");
         let shell = format!("printf '{answer}\\n' | script -qec '{delete}' /dev/null");

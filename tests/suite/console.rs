@@ -1,5 +1,5 @@
-//! The console over HTTP: who may come in, who may do what, what no page shows, and what
-//! browsers are told.
+//! The console over HTTP: sign-in, roles, secrets that no page may show, and headers that
+//! restrict browsers.
 
 use std::{
     net::SocketAddr,
@@ -35,7 +35,7 @@ struct Console {
     address: SocketAddr,
 }
 
-/// A server with three devices and a console.
+/// Starts a server with three devices and a console.
 fn console() -> Console {
     let address = free_address();
     let site = Site::with(&format!(
@@ -50,7 +50,7 @@ fn console() -> Console {
     Console { site, server, address }
 }
 
-/// Changes the configuration, has the server read it, and waits until that is so.
+/// Changes the configuration, reloads the server, and waits until `is_read` returns true.
 fn reload(site: &Site, server: &Process, from: &str, to: &str, is_read: impl Fn() -> bool) {
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     assert!(configuration.contains(from), "{configuration}");
@@ -135,7 +135,7 @@ fn passwords_cannot_be_tried_without_end() {
     let answer = sign_in(console.address, "lead", PASSWORD);
     assert_eq!(answer.status, 429, "not even with the right one");
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| (1..=61).contains(&seconds)));
-    // Others are not kept out, until the address has used up its own.
+    // Other users can sign in until the address has reached its own limit.
     assert_eq!(sign_in(console.address, "guest", PASSWORD).status, 303);
     let mut all = (0..20).map(|number| sign_in(console.address, &format!("user-{number}"), "wrong").status);
     assert!(all.any(|status| status == 429));
@@ -180,7 +180,7 @@ fn a_form_of_another_site_changes_nothing() {
         let headers = [("Cookie", lead.cookie.as_str()), MULTIPART];
         assert_eq!(http::send(lead.address, "POST", "/import", &headers, &file).status, 403);
     }
-    // The file before the token: it is not so much as read.
+    // The file comes before the token, so it must not be read.
     let mut swapped = http::multipart(&[], ("x.csv", b"deviceId\nSN9\n"));
     swapped.truncate(swapped.len() - "--xxBOUNDARYxx--\r\n".len());
     swapped.extend(http::multipart(&[("csrf", &lead.csrf)], ("y.csv", b"deviceId\nSN9\n")));
@@ -214,7 +214,7 @@ fn browsers_are_told_to_be_strict_on_every_answer() {
         ] {
             assert_eq!(answer.header(name), value, "{path}: {name}");
         }
-        // What the policy would forbid is not there either.
+        // The pages contain nothing that the policy would block.
         for inline in ["<style", " style=", "onclick=", "<script>"] {
             assert!(!answer.body.contains(inline), "{path}: {inline}");
         }
@@ -325,7 +325,8 @@ fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
     let address = free_address();
     let site = Site::with(&admin(address, ""));
     let server = site.serve();
-    // As another program has put it into the table: an import would spell it as a MAC.
+    // Inserts the row as another program might. An import would write this ID in the form of a
+    // MAC.
     let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
     let insert =
         "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('a1b2c3d4e5f6', 'a1', 'lamp')";
@@ -553,7 +554,7 @@ fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
         "imported | token:ci | 127.0.0.1 | - | x.csv: 2 devices added, 0 changed, 0 unchanged, in lamp, plug",
     ];
     assert_eq!(told[..5], expected);
-    // The command line's are the system's user's.
+    // The entry of the command line names the system user.
     assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
     assert!(stdout(&console.site.run(&["audit", "verify"])).contains("complete"));
     let page = lead.get("/device?id=SN00000001").body;
@@ -593,7 +594,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     let chief = Visitor::new(*address, "chief");
     assert_eq!(chief.post("/device/disable", &id).status, 303);
 
-    // A session that has ended does not come back with its user.
+    // A session that has ended stays ended when its user is added again.
     reload(site, server, "name = \"chief\"", "name = \"lead\"", || chief.get("/").status == 303);
     assert_eq!((lead.get("/").status, guest.get("/").status), (303, 200));
 
@@ -621,7 +622,7 @@ fn tokens_are_those_of_the_configuration_that_was_read_last() {
     reload(site, server, &ci, "", || looks(TOKEN) == 401);
     assert_eq!(looks(VIEWER_TOKEN), 200);
 
-    // Health and metrics, for which this machine needed none.
+    // Requests for health and metrics from this machine needed no token so far.
     let metrics = || http::send(*address, "GET", "/metrics", &[], b"").status;
     assert_eq!(metrics(), 200);
     reload(site, server, "[admin]\n", "[admin]\nrequire_token = true\n", || metrics() == 401);
@@ -639,7 +640,7 @@ fn a_console_is_turned_on_and_off_by_its_users_while_the_server_runs() {
     assert_eq!(sign_in_page(), 404);
     reload(&site, &server, &off, &on, || sign_in_page() == 200);
     let lead = Visitor::new(address, "lead");
-    // Without the section, its port stays until a restart, and nobody comes in.
+    // Without the section, the port stays open until a restart, but no one can sign in.
     reload(&site, &server, &on, "", || sign_in_page() == 404);
     assert_eq!(lead.get("/devices").status, 404);
     assert!(lead.get("/").body.contains("No user can sign in yet"));

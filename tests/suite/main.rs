@@ -1,5 +1,4 @@
-//! The tests that need nothing but Rust: no other program and no root. They run beside
-//! each other.
+//! Tests that need only Rust: no other program and no root. They run in parallel.
 
 mod bounds;
 mod cloud_batches;

@@ -1,5 +1,5 @@
-//! `certdist register`: devices are registered before they power on, within the cloud's
-//! limits, and what was done stays done.
+//! `certdist register`: devices are registered before they power on, within the cloud's limits,
+//! and an interrupted run loses nothing.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -33,18 +33,18 @@ fn an_enrollment_is_registered_in_batches_and_the_other_is_left_alone() {
     let site = site(&simulator);
     site.import(&csv(1500, "lamp"));
     site.import(&csv(20, "plug"));
-    // Another has made a name before, where that is refused.
+    // A run for one enrollment leaves the others alone.
     let done = site.run(&["register", "--enrollment", "lamp"]);
     assert_eq!(stdout(&done), "1500 registered, 0 refused\n", "{}", stderr(&done));
     assert_eq!(done.status.code(), Some(0));
     let after = stats(&simulator);
     assert_eq!((&after["devices"], &after["throttled"]), (&1500.into(), &0.into()));
     assert!(after["calls"]["RegisterDevice"].as_u64() < Some(300), "{after}");
-    // There is nothing left to do.
+    // A second run has nothing left to do.
     let again = site.run(&["register", "--enrollment", "lamp"]);
     assert_eq!(stdout(&again), "0 registered, 0 refused\n");
     assert_eq!(stats(&simulator)["devices"], 1500);
-    // Few are registered singly.
+    // A small number of devices is registered one by one.
     let rest = site.run(&["register"]);
     assert_eq!(stdout(&rest), "20 registered, 0 refused\n");
 }
@@ -69,7 +69,7 @@ fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     first.import(&csv(100, "lamp"));
     first.import(&csv(100, "plug"));
     assert_eq!(stdout(&first.run(&["register"])), "200 registered, 0 refused\n");
-    // Another server, with a table of its own, that knows nothing of this.
+    // Another server has a table of its own and does not know of these registrations.
     let second = site(&simulator);
     second.import(&csv(100, "lamp"));
     second.import(&csv(100, "plug"));
@@ -79,7 +79,7 @@ fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     let shown = stdout(&second.run(&["device", "show", "plug-00001"]));
     assert!(shown.contains("was not registered by this server"), "{shown}");
     assert_eq!(stats(&simulator)["devices"], 200);
-    // The operator knows better.
+    // The operator allows the server to adopt existing names.
     let configuration = std::fs::read_to_string(second.path("certdist.toml")).expect("it is there");
     let adopting = configuration.replace("kind = \"shared\"\n", "kind = \"shared\"\nexisting = \"adopt\"\n");
     second.write("certdist.toml", &adopting);
@@ -93,7 +93,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
     let simulator = cloud.simulator(&["--limits", "real", "--batch-delay", "200ms"]);
     let site = site(&simulator);
     site.import(&csv(2000, "lamp"));
-    // Certificates come by pages, and after a crash by names that exist.
+    // Certificates are fetched in pages or, after a crash, by their names.
     let fetched = || {
         let calls = &stats(&simulator)["calls"];
         ["QueryPageByApplyId", "BatchQueryDeviceDetail"]

@@ -1,5 +1,5 @@
-//! Signing in at the simulated IoT Platform with a certificate: by the simulated device,
-//! and by those who have no right to. For Mosquitto's client see `tests/clients`.
+//! Signing in at the simulated IoT Platform with a certificate: by the simulated device, and by
+//! clients that must be refused. For Mosquitto's client see `tests/clients`.
 #![cfg(feature = "simulation")]
 
 use crate::support::{
@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A connection held by hand, and what its CONNECT was answered with.
+/// Opens a connection without a library; returns it with the answer to its CONNECT.
 async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Vec<u8>) {
     let mut body = b"\x00\x04MQTT\x04\xc2".to_vec();
     body.extend(keep_alive.to_be_bytes());
@@ -25,7 +25,7 @@ async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Ve
         body.extend((text.len() as u16).to_be_bytes());
         body.extend(text.as_bytes());
     }
-    // MQTT 3.1.1 §2.2.3: seven bits a byte, the lowest first.
+    // MQTT 3.1.1 §2.2.3: seven bits per byte, the lowest first.
     let mut packet = vec![0x10, body.len() as u8 | 0x80, (body.len() >> 7) as u8];
     packet.extend(body);
     let mut stream = TcpStream::connect(broker).await.unwrap();
@@ -35,10 +35,10 @@ async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Ve
     (stream, answer)
 }
 
-/// Return code 0.
+/// A CONNACK with return code 0.
 const ACCEPTED: [u8; 4] = [0x20, 2, 0, 0];
 
-/// Whether the other side closes the connection, without another byte.
+/// Returns whether the other side closes the connection without sending another byte.
 async fn is_closed(stream: &mut TcpStream) -> bool {
     let read = tokio::time::timeout(PATIENCE, stream.read_u8()).await;
     matches!(read, Ok(Err(_)))
@@ -62,7 +62,7 @@ async fn a_device_is_online_as_long_as_it_is_connected() {
     let (mut stream, answer) = connect(&broker, &login(&certificate), 60).await;
     assert_eq!(answer, ACCEPTED);
     assert_eq!(simulator.status(PRODUCT, "SN01"), Some("ONLINE"));
-    // PINGREQ and PINGRESP.
+    // PINGREQ, answered with PINGRESP.
     stream.write_all(&[0xc0, 0]).await.unwrap();
     let mut pong = [0; 2];
     stream.read_exact(&mut pong).await.unwrap();
@@ -151,8 +151,8 @@ async fn bytes_that_are_no_mqtt_end_the_connection_and_nothing_else() {
 #[tokio::test]
 async fn another_version_of_mqtt_is_told_so() {
     let (_simulator, _, _, broker) = cloud().await;
-    // MQTT 5 with and without a length of properties that makes sense, and a level
-    // that there is not.
+    // MQTT 5 with a valid and an invalid length of properties, and a protocol level that does
+    // not exist.
     for rest in [
         &b"\x05\x02\x00\x3c\x00\x00\x04SN01"[..],
         b"\x05\x02\x00\x3c\x05\x11\x00\x00\x00\x00\x00\x04SN01",

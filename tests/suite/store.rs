@@ -1,5 +1,5 @@
-//! What an operator sees of the database and of table files: the files, what is
-//! in them, and the sentences about what is wrong.
+//! The database and table files as an operator sees them: which files exist, what they contain,
+//! and how errors are reported.
 
 use std::{
     fs,
@@ -87,7 +87,7 @@ impl Operator {
     }
 }
 
-/// Why a file is refused as a database; it must not have been touched.
+/// Returns why a file is refused as a database. Checks that the file is unchanged.
 fn refusal(path: &Path) -> String {
     let before = fs::read(path).ok();
     let Err(StoreError::Failed(reason)) = Sqlite::open(path) else { panic!("{} was opened", path.display()) };
@@ -167,7 +167,7 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
 
     assert!(refusal(directory.path()).contains("this is a directory"));
     assert!(refusal(&path("missing/certdist.db")).contains("cannot be created: No such file"));
-    // Nobody, root included, makes a file here.
+    // Not even root can create a file here.
     assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
     assert!(store::open("postgres://db").is_err_and(|error| error.to_string().contains("sqlite:PATH")));
 }

@@ -1,4 +1,4 @@
-//! What a power cut leaves behind: a database whose log is torn at any page.
+//! A database after a power failure: its write-ahead log may be torn at any page.
 
 use std::fs;
 
@@ -35,7 +35,7 @@ fn registration(device: &str) -> RegisteredDevice {
     RegisteredDevice { certificate, iot_id: None, registered: 1000 }
 }
 
-/// All that a store says.
+/// Returns all that a store contains, as text.
 fn state(store: &Sqlite) -> String {
     let rows = wait(store.rows_after(None, 100));
     let (journal, batches) = (wait(store.open_journal_entries()), wait(store.open_batches()));
@@ -46,8 +46,8 @@ fn state(store: &Sqlite) -> String {
     format!("{rows:#?}{secrets:?}{journal:#?}{batches:#?}")
 }
 
-/// What a log looks like of which the first `kept` bytes were written before the power
-/// went: cut off there, or as long as it should be, with zeros or garbage for the rest.
+/// Returns forms of a log of which only the first `kept` bytes were written before the power
+/// failed: cut off there, or at full length with zeros or garbage for the rest.
 fn torn(log: &[u8], kept: usize) -> [Vec<u8>; 3] {
     let rest = log.len() - kept;
     let cut = log[..kept].to_vec();
@@ -92,9 +92,9 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     places.sort_unstable();
     let (mut cuts, mut before) = (0, 0);
     for kept in places {
-        // What had been answered for by then. The next step may have been whole a little
-        // earlier than its length says: the audit log's own writes come between, and the
-        // end of a page may be the zeros that stand for what is lost.
+        // The last step that was answered by then. The next step may already be complete,
+        // although its recorded length is larger: the audit log writes in between, and a page
+        // may end in the zeros that stand for the lost part.
         let answered = written.iter().rposition(|(length, _)| *length <= kept).unwrap_or(0);
         for torn in torn(&log, kept) {
             let after = tempfile::tempdir().expect("a folder");
@@ -118,7 +118,7 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
                 .and_then(|connection| connection.query_row("PRAGMA integrity_check", (), |row| row.get(0)))
                 .expect("checked");
             assert_eq!(check, "ok");
-            // And it goes on.
+            // The recovered database accepts writes.
             wait(recovered.record_issue(&id("SN-3"), 7, Asker::default()));
             cuts += 1;
         }

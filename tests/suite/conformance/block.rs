@@ -11,8 +11,8 @@ fn start() -> (Plugtest, Client) {
     (server, client)
 }
 
-/// What BLOCK_01, 02, 05 and 06 check of each further block; answers with the
-/// whole body. `offset` bytes of it are there already.
+/// Fetches the blocks that follow `body` and returns the whole body. Checks of each of them
+/// what BLOCK_01, 02, 05 and 06 require.
 fn fetch_rest(
     client: &mut Client,
     (method, path): (Method, &str),
@@ -77,7 +77,7 @@ fn td_coap_block_02() {
     }
 }
 
-/// Sends a body in blocks; answers with the response to the last one.
+/// Sends a body in blocks; returns the response to the last block.
 fn upload(client: &mut Client, method: Method, path: &str, body: &[u8], size_exponent: u8) -> Packet {
     let mut blocks = (0..).zip(body.chunks(16 << size_exponent)).peekable();
     while let Some((number, payload)) = blocks.next() {

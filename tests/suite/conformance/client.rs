@@ -1,5 +1,5 @@
-//! The tester's side of ETSI's test descriptions: messages over UDP, put together
-//! and looked at one by one.
+//! The tester's side of ETSI's test descriptions: builds messages, sends them over UDP and
+//! checks them one by one.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -23,7 +23,7 @@ impl Client {
         Self { socket, next: 0x1000 }
     }
 
-    /// A request with a message ID and a token of its own.
+    /// Returns a request with a new message ID and a new token.
     pub fn request(&mut self, kind: MessageType, method: RequestType, path: &str) -> Packet {
         self.next += 1;
         let mut packet = Packet::new();
@@ -49,7 +49,7 @@ impl Client {
         self.socket.send(bytes).expect("loopback takes it");
     }
 
-    /// The next message, within 5 s.
+    /// Returns the next message, which must arrive within 5 s.
     pub fn receive(&self) -> Packet {
         let bytes = self.receive_within(Duration::from_secs(5)).expect("an answer within 5 s");
         Packet::from_bytes(&bytes).expect("a message")
@@ -62,8 +62,7 @@ impl Client {
         Some(buffer[..length].to_vec())
     }
 
-    /// Sends a confirmable request and checks what every piggybacked answer to it
-    /// must be.
+    /// Sends a confirmable request and checks the requirements on every piggybacked answer.
     pub fn exchange(&self, request: &Packet) -> Packet {
         self.send(request);
         let response = self.receive();
@@ -73,7 +72,7 @@ impl Client {
         response
     }
 
-    /// Sends a non-confirmable request and checks what every answer to it must be.
+    /// Sends a non-confirmable request and checks the requirements on every answer to it.
     pub fn exchange_non(&self, request: &Packet) -> Packet {
         self.send(request);
         let response = self.receive();
@@ -94,7 +93,7 @@ pub fn is(response: &Packet, code: ResponseType) {
     assert_eq!(response.header.code, MessageClass::Response(code));
 }
 
-/// The value of an option that is a number.
+/// Returns the value of an option that is a number.
 pub fn number(packet: &Packet, option: CoapOption) -> Option<u32> {
     let value = packet.get_option(option)?.front()?;
     Some(value.iter().fold(0, |number, &byte| number << 8 | u32::from(byte)))
@@ -110,7 +109,7 @@ pub fn set_block(packet: &mut Packet, option: CoapOption, (number, more, size_ex
     packet.add_option(option, bits.to_be_bytes()[1..].to_vec());
 }
 
-/// The texts of an option that comes several times.
+/// Returns the texts of an option that may occur several times.
 pub fn texts(packet: &Packet, option: CoapOption) -> Vec<String> {
     let values = packet.get_option(option).into_iter().flatten();
     values.map(|value| String::from_utf8(value.clone()).expect("text")).collect()

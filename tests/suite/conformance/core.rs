@@ -5,7 +5,7 @@ use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as 
 use super::client::{Client, is, number, texts};
 use crate::support::plugtest::Plugtest;
 
-/// No message is to come within this.
+/// Time within which no message may arrive.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(300);
 
 fn start() -> (Plugtest, Client) {
@@ -87,7 +87,7 @@ fn td_coap_core_08() {
     is(&client.exchange_non(&request), Code::Created);
 }
 
-/// Sends a request for `/separate` and takes the empty acknowledgement.
+/// Sends a request for `/separate` and receives the empty acknowledgement.
 fn ask_separate(client: &mut Client, token: &[u8]) {
     let mut request = client.con(Method::Get, "separate");
     request.set_token(token.to_vec());
@@ -168,7 +168,7 @@ fn td_coap_core_14() {
 fn td_coap_core_15() {
     let (_server, mut client) = start();
     let request = client.con(Method::Get, "test");
-    // The first response is taken for lost: the request comes again.
+    // The first response counts as lost, so the request is sent again.
     let lost = client.exchange(&request);
     assert_eq!(client.exchange(&request), lost);
 }
@@ -180,13 +180,12 @@ fn td_coap_core_16() {
     let request = client.con(Method::Get, "separate");
     client.send(&request);
     let first = client.receive();
-    // The acknowledgement is taken for lost: the request comes again.
+    // The acknowledgement counts as lost, so the request is sent again.
     client.send(&request);
     assert_eq!(client.receive(), first);
     let response = client.receive();
     is(&response, Code::Content);
-    // The response is taken for lost: the server sends it again, until it is
-    // acknowledged.
+    // The response counts as lost, so the server sends it again until it is acknowledged.
     assert_eq!(client.receive(), response);
     client.acknowledge(&response);
     client.acknowledge(&response);
@@ -198,7 +197,7 @@ fn td_coap_core_16() {
 fn td_coap_core_17() {
     let (_server, mut client) = start();
     let request = client.request(MessageType::NonConfirmable, Method::Get, "separate");
-    // The first message that comes is the response: there is no acknowledgement.
+    // The first message is the response: a non-confirmable request gets no acknowledgement.
     let response = client.exchange_non(&request);
     is(&response, Code::Content);
     assert_eq!(number(&response, CoapOption::ContentFormat), Some(0));
@@ -239,7 +238,7 @@ fn td_coap_core_20() {
     }
 }
 
-/// The ETag of what the server has, and PUT of something else.
+/// Returns the ETag and the content of `/validate`.
 fn get_etag(client: &mut Client) -> (Vec<u8>, Vec<u8>) {
     let request = client.con(Method::Get, "validate");
     let response = client.exchange(&request);

@@ -5,7 +5,7 @@ use coap_lite::{CoapOption, RequestType as Method, ResponseType as Code};
 use super::client::{Client, is, number};
 use crate::support::plugtest::{LINKS, Plugtest};
 
-/// The targets that a resource in link format lists, by a query.
+/// Returns the targets that a resource in link format lists for a query.
 fn targets(path: &str, query: Option<&str>) -> Vec<String> {
     let server = Plugtest::start();
     let mut client = Client::of(server.address);

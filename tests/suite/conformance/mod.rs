@@ -1,6 +1,6 @@
-//! ETSI's CoAP plugtest descriptions, as far as they concern a server and what
-//! certdist's endpoint offers, driven from outside over UDP. Each test is named
-//! after its identifier; `docs/conformance.md` lists them all.
+//! ETSI's CoAP plugtest descriptions, as far as they concern a server and what certdist's
+//! endpoint supports, run from outside over UDP. Each test is named after its identifier;
+//! `docs/conformance.md` lists them all.
 
 mod block;
 mod client;
@@ -10,8 +10,8 @@ mod plain;
 
 use std::collections::BTreeMap;
 
-/// Identifiers and objectives of the tests of a file: the line before `#[test]`
-/// and the name of the function.
+/// Returns the identifiers and objectives of the tests in a file: the name of the function, and
+/// the line before `#[test]`.
 fn tests(source: &str) -> BTreeMap<String, String> {
     let lines: Vec<&str> = source.lines().collect();
     let test = |window: &[&str]| {

@@ -1,5 +1,5 @@
-//! certdist itself over plain CoAP, as on a bench: Echo (RFC 9175) first, then `/cert`
-//! as the plugtests' `/test`.
+//! certdist itself over plain CoAP, as on a test bench: first Echo (RFC 9175), then the
+//! plugtests of `/test`, applied to `/cert`.
 
 use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as Code};
 
@@ -20,22 +20,22 @@ fn an_address_must_show_that_it_is_there_and_is_sent_little_before() {
     let asked = request.to_bytes().expect("a message").len();
     assert!(challenge.to_bytes().expect("a message").len() <= asked);
     let value = challenge.get_option(ECHO).expect("Echo").clone();
-    // RFC 9175 §2.3: the request again, in a new message, with the value.
+    // RFC 9175 §2.3: the client repeats the request in a new message with the Echo value.
     let mut again = client.con(Method::Get, "cert");
     again.add_option(CoapOption::UriQuery, b"sn=PLUG-1".to_vec());
     again.set_option(ECHO, value.clone());
     let response = client.exchange(&again);
     is(&response, Code::Content);
     assert!(response.payload.ends_with(b"secret-of-plug-1"));
-    // From now on without.
+    // Further requests need no Echo option.
     let request = client.con(Method::Get, ".well-known/core");
     is(&client.exchange(&request), Code::Content);
-    // Another address has to show it itself.
+    // Another address must prove itself and cannot use this value.
     let mut other = Client::of(address);
     let mut stolen = other.con(Method::Get, "cert");
     stolen.set_option(ECHO, value);
     is(&other.exchange(&stolen), Code::Unauthorized);
-    // A ping needs nothing.
+    // A ping needs no Echo option.
     other.send_bytes(&[0x40, 0, 1, 2]);
     assert_eq!(other.receive_within(std::time::Duration::from_secs(5)), Some(vec![0x70, 0, 1, 2]));
 }
@@ -65,11 +65,11 @@ fn what_the_plugtests_ask_of_a_resource_holds_for_cert() {
         is(&ask(&mut client, kind, Method::Post, b"t", None), Code::Content);
         is(&ask(&mut client, kind, Method::Put, b"t", None), Code::MethodNotAllowed);
         is(&ask(&mut client, kind, Method::Delete, b"t", None), Code::MethodNotAllowed);
-        // 10 and 12.
+        // TD_COAP_CORE_10 and 12.
         for token in [&b""[..], b"1", b"12345678"] {
             is(&ask(&mut client, kind, Method::Get, token, None), Code::Content);
         }
-        // 20.
+        // TD_COAP_CORE_20.
         for (accept, format) in [(None, 60), (Some(60), 60), (Some(50), 50)] {
             let response = ask(&mut client, kind, Method::Get, b"t", accept);
             assert_eq!(number(&response, CoapOption::ContentFormat), Some(format));
