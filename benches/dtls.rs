@@ -1,6 +1,5 @@
-//! The DTLS core in memory: what one operation costs the server, without any
-//! system call. `make bench` runs it; the client's share is measured apart and
-//! never counted.
+//! The DTLS core in memory: the cost of one operation for the server, without system calls.
+//! `make bench` runs it. The client's time is not counted.
 
 use std::{
     net::SocketAddr,
@@ -17,11 +16,11 @@ type Sent = Vec<(SocketAddr, Vec<u8>)>;
 struct Server {
     endpoint: Endpoint<()>,
     now: Instant,
-    /// Time spent in the endpoint.
+    /// Total time spent in the endpoint.
     spent: Duration,
 }
 
-/// Counts what is sent and keeps nothing.
+/// Counts the bytes sent and discards them.
 struct Count(usize);
 
 impl Outbox for Count {
@@ -46,7 +45,7 @@ impl Server {
         Self { endpoint, now, spent: Duration::ZERO }
     }
 
-    /// What the server does with a datagram, timed.
+    /// Processes a datagram as the server does, and adds the time to `spent`.
     fn receive(&mut self, from: SocketAddr, bytes: &mut [u8], out: &mut impl Outbox) -> usize {
         let start = Instant::now();
         let mut datagram = Datagram::new(from, bytes);

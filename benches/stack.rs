@@ -1,6 +1,8 @@
-//! A worker's whole stack in memory, on a real table: what a provisioning costs
-//! without the system calls, how two workers get along, and what a held session
-//! takes. The devices' share is never counted.
+//! A worker's whole stack in memory, with a real table: the cost of a provisioning without
+//! system calls, the throughput of two workers, and the memory of a held session. The devices'
+//! time is not counted.
+//!
+//!     cargo bench --features testing --bench stack [-- SESSIONS]
 //!
 //!     cargo bench --features testing --bench stack [-- SESSIONS]
 
@@ -33,14 +35,14 @@ use tokio::runtime::{Handle, Runtime};
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 const DEVICES: u32 = 20_000;
-/// Devices whose datagrams arrive together, as they do at load.
+/// Number of devices whose datagrams arrive together, as under load.
 const TOGETHER: usize = 8;
 
 fn id(number: u32) -> String {
     format!("SN{number:08}")
 }
 
-/// A table of so many devices that have their certificates, and had them before.
+/// Returns services with a table of this many devices, whose certificates were issued before.
 fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Services {
     let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
@@ -65,7 +67,7 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
             let some: Vec<_> = (first..devices.min(first + 1000))
                 .map(|number| DeviceId::parse_sn(&id(number)).expect("an ID"))
                 .collect();
-            // Asked for together, they are written together.
+            // Issues that are requested together are written together.
             let issues: Vec<_> =
                 some.iter().map(|device| store.record_issue(device, 1, Default::default())).collect();
             for issue in issues {
@@ -79,7 +81,7 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
     let registrar = Registrar::new(
         registrar::Config::default(),
         store.clone(),
-        // Not to be called: every device of this bench has its certificate.
+        // Never called, because every device of this benchmark has its certificate.
         Arc::new(NoCloud),
         runtime.handle().clone(),
     );
@@ -109,7 +111,7 @@ struct Server {
     stack: Stack,
     now: Instant,
     master: Key,
-    /// Time spent in the stack.
+    /// Total time spent in the stack.
     spent: Duration,
 }
 
@@ -123,14 +125,13 @@ impl Server {
         Self { stack: Stack::new(dtls, coap, services), now, master, spent: Duration::ZERO }
     }
 
-    /// Provisions these devices of a table of [`DEVICES`], round and round, and closes their
-    /// sessions.
+    /// Provisions devices and closes their sessions. Numbers wrap around at [`DEVICES`].
     fn round(&mut self, numbers: std::ops::Range<u32>) {
         self.provision(numbers, |number| id(number % DEVICES), true);
     }
 
-    /// Provisions so many devices, [`TOGETHER`] of them at a time, and closes their
-    /// sessions or not.
+    /// Provisions these devices, [`TOGETHER`] at a time. Closes their sessions if `close` is
+    /// set.
     fn provision(&mut self, numbers: std::ops::Range<u32>, id: fn(u32) -> String, close: bool) {
         for first in numbers.clone().step_by(TOGETHER) {
             let last = numbers.end.min(first + TOGETHER as u32);
@@ -168,7 +169,7 @@ impl Server {
     }
 }
 
-/// A device, and what is on its way from and to it.
+/// A device, with the datagrams that travel from and to it.
 struct Device {
     peer: SocketAddr,
     client: Client,
@@ -200,7 +201,7 @@ fn micros(spent: Duration, count: u32) -> f64 {
     spent.as_secs_f64() * 1e6 / f64::from(count)
 }
 
-/// Time a provisioning, on so many threads at once.
+/// Returns the time per provisioning in microseconds, with this number of threads in parallel.
 fn provisionings(services: &Services, runtime: &Handle, threads: u32) -> f64 {
     let run = |first: u32| {
         let (services, runtime) = (services.clone(), runtime.clone());
@@ -224,7 +225,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Resident memory, in bytes.
+/// Returns the resident memory, in bytes.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
@@ -238,7 +239,7 @@ fn main() {
     let of_speed = services(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
-    // Side by side, as the machine may have other work.
+    // Measures one and two threads in turn, because the machine may be busy at times.
     let pairs: Vec<_> =
         (0..9).map(|_| [1, 2].map(|threads| provisionings(&of_speed, runtime.handle(), threads))).collect();
     let one = median(pairs.iter().map(|pair| pair[0]));
@@ -248,7 +249,7 @@ fn main() {
     println!("the same on each of two workers at once               {two:8.2} µs");
     println!("two workers carry                                     {ratio:8.2} times what one does");
 
-    // Each session has a device of its own, with a key of its own, as in life.
+    // As in practice, each session belongs to another device with its own key.
     let mut server = Server::new(services(folder.path(), &runtime, sessions), sessions as usize);
     server.round(0..1000.min(sessions));
     let before = resident();

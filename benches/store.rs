@@ -1,7 +1,7 @@
-//! Figures of the store: `cargo bench --bench store [-- ROWS…]`, by default for a
-//! thousand and a million rows, clear and sealed. Each prints the seconds of a first
-//! import, of the same again, of an export, and the time of a read; then of sealing a
-//! clear table, and what an entry of the audit log costs.
+//! Benchmark of the store: `cargo bench --bench store [-- ROWS…]`, by default with a thousand
+//! and a million rows, clear and sealed. Prints the time of a first import, of the same import
+//! again, of an export and of a read. For a clear table, it also prints the time to seal it and
+//! the cost of an audit entry.
 
 use std::{
     error::Error,
@@ -25,7 +25,7 @@ use certdist::{
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Reads that are timed together.
+/// Number of reads that are timed together.
 const READS: u64 = 200_000;
 
 fn main() -> Outcome<()> {
@@ -81,7 +81,8 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// What an entry costs whoever hands it in, and all of the process until it is written.
+/// Measures the cost of an audit entry: for the caller, and for the whole process until it is
+/// written.
 fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
     let asker = ("plugs", "SN-1", "192.0.2.1");
     let entry =
@@ -93,7 +94,7 @@ fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
         let start = Instant::now();
         some.iter().for_each(|id| store.audit(entry(id)));
         handing_in += start.elapsed().as_secs_f64();
-        // As many as a busy server has between two looks of the writer.
+        // Paces the entries as on a busy server: 2,000 per 100 ms.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     std::thread::sleep(std::time::Duration::from_secs(1));
@@ -110,14 +111,14 @@ fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
     time_reads("history()", &ids[..100], history)
 }
 
-/// Seconds of CPU that this process has used.
+/// Returns the CPU time that this process has used, in seconds.
 fn cpu_time() -> Outcome<f64> {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
     let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
-/// Times a read of each, after a first round that fills the caches.
+/// Times the reads of all items, first with cold and then with warm caches.
 fn time_reads<'a, I, T>(
     name: &str,
     items: &'a [I],
@@ -148,12 +149,12 @@ fn write_batch(path: &Path, rows: u64, shuffled: bool) -> io::Result<()> {
     file.flush()
 }
 
-/// The ID of a row, also its PSK identity.
+/// Returns the device ID of a row, which is also its PSK identity.
 fn device(row: u64, shuffled: bool) -> String {
     if shuffled { format!("SN-{:016x}", scramble(row)) } else { format!("SN-{row:010}") }
 }
 
-/// A permutation of 64-bit numbers without visible order (SplitMix64).
+/// Permutes the 64-bit numbers without a visible order (SplitMix64).
 fn scramble(number: u64) -> u64 {
     let number = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

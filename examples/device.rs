@@ -1,8 +1,9 @@
-//! A device in a few lines: powers on, fetches its certificate over PSK-DTLS and
-//! CoAP, prints which device it now is.
+//! A minimal device: it powers on, fetches its certificate over PSK-DTLS and CoAP, and prints
+//! its identity at IoT Platform.
 //!
 //! ```text
-//! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f SN00000001
+//! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f
+//! SN00000001
 //! ```
 
 use std::{env, time::Duration};

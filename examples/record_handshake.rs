@@ -1,12 +1,12 @@
-//! Records one client's session with an endpoint whose seed, secrets and clock are
-//! known, for `scripts/record-handshakes`:
+//! Records a client's session with an endpoint whose seed, secrets and clock are fixed.
+//! `scripts/record-handshakes` uses it.
 //!
 //! ```text
 //! record_handshake 127.0.0.1:5684 IDENTITY PSK-HEX
 //! ```
 //!
-//! It answers each CoAP request with 2.05 and "hello", ends after an answer and a second
-//! without a datagram, and prints what has passed as JSON.
+//! Answers each CoAP request with 2.05 and "hello". Ends when a second passes without a
+//! datagram after an answer, and prints the recorded session as JSON.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let [address, identity, psk] = &arguments[..] else { anyhow::bail!("usage: ADDRESS IDENTITY PSK-HEX") };
     let key = Psk::new(hex::decode(psk)?).ok_or_else(|| anyhow::anyhow!("a key has 1–64 bytes"))?;
     let socket = UdpSocket::bind(address)?;
-    // The clock stands still: nothing is sent again by its timer.
+    // The clock stands still, so no timer causes a retransmission.
     let now = Instant::now();
     let (mut endpoint, _known) = testing::predictable_endpoint::<()>(now);
     let mut buffer = [0; 2048];
@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A piggybacked 2.05 (RFC 7252 §5.2.1) of a text.
+/// Returns a piggybacked 2.05 response (RFC 7252 §5.2.1) to a request.
 fn answer(request: &[u8]) -> Vec<u8> {
     let token = request.first().map_or(0, |first| usize::from(first & 0xf));
     let mut answer = vec![0x60 | token as u8, 0x45];

@@ -1,4 +1,5 @@
-//! What full disks and an orderly end leave behind. For power cuts see `tests/suite`.
+//! Tests what remains after a full disk and after an orderly stop. For power failures see
+//! `tests/suite`.
 
 use std::{
     fs,
@@ -11,7 +12,7 @@ use std::{
 
 use crate::support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout};
 
-/// How one device is answered: its class of codes.
+/// Returns the class of the response code that one device gets.
 fn answer(server: &Process, device: u32) -> char {
     let (port, device) = (server.address.port().to_string(), device.to_string());
     let output = coapsload(&["-p", &port, "-n", "1", "-c", "1", "-F", &device, "-K", MASTER, "-t", "20"]);
@@ -31,7 +32,7 @@ fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
     site.write("certdist.toml", &configuration.replace("sqlite:certdist.db", "sqlite:disk/certdist.db"));
     site.write("batch.csv", "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n");
     fs::create_dir(site.path("disk")).expect("a folder");
-    // A disk of its own, in a namespace of its own: nothing is left behind.
+    // A disk in its own mount namespace, so that nothing is left behind.
     let script =
         "mount -t tmpfs -o size=1m tmpfs disk && \"$0\" import batch.csv >&2 && exec \"$0\" serve 2>log";
     let mut command = site.certdist(&[]);
@@ -49,7 +50,7 @@ fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
     let server = Process::start(&mut command);
     assert_eq!(answer(&server, 1), '2');
 
-    // As the server sees it.
+    // The path as the server sees it in its namespace.
     let disk = Path::new("/proc").join(server.id().to_string()).join("root");
     let ballast = disk.join(site.path("disk/ballast").strip_prefix("/").expect("absolute"));
     let mut file = fs::File::create(&ballast).expect("on its disk");
@@ -82,7 +83,7 @@ fn sigterm_answers_who_waits_and_loses_nothing() {
         let port = address.port().to_string();
         coapsload(&["-p", &port, "-n", "2", "-c", "2", "-K", MASTER, "-t", "20"])
     });
-    // Both are with the cloud, which takes longer than the server has.
+    // Both calls are in progress, and the cloud answers later than the server stops.
     let called = || http_get(simulator.address, "/stats").contains("\"RegisterDevice\":2");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !called() {
@@ -100,7 +101,8 @@ fn sigterm_answers_who_waits_and_loses_nothing() {
         stderr(&output)
     );
 
-    // What it was doing is in the journal, and done at the next start, unasked.
+    // The interrupted registrations are in the journal. The next start finishes them without a
+    // request.
     let server = site.serve();
     let deadline = Instant::now() + Duration::from_secs(30);
     let has_certificate = |device: &str| {

@@ -1,5 +1,5 @@
-//! Stacks that others wrote, against the server as it is run: each connects on
-//! the first try and gets its certificate.
+//! Foreign DTLS stacks against the server as users run it. Each connects on the first try and
+//! gets its certificate.
 
 use std::{
     io::{BufRead, BufReader},
@@ -21,7 +21,7 @@ fn server() -> (Site, Process) {
     (site, server)
 }
 
-/// libcoap's client, with what it prints.
+/// Runs libcoap's client and returns its output and its error output.
 fn coap_client(build: &str, server: &Process, path: &str, more: &[&str]) -> (String, String) {
     let output = Command::new(format!("coap-client-{build}"))
         .args(["-B", "10", "-u", SHARED_IDENTITY, "-k", SHARED_KEY])
@@ -42,7 +42,7 @@ fn libcoap_in_both_builds_gets_a_certificate_by_get_post_and_fetch() {
             let answer: serde_json::Value = serde_json::from_str(&answer)
                 .unwrap_or_else(|_| panic!("{build} {method}: {answer} {error}"));
             assert_eq!(answer, expected);
-            // The same with a CBOR payload, as the deployed firmware asks.
+            // The same with a CBOR payload, as deployed firmware sends it.
             let body = ["-m", method, "-A", "50", "-t", "60", "-e", "%A1bsnfPLUG-1"];
             let (answer, error) = coap_client(build, &server, "cert", &body);
             assert!(answer.contains("secret-of-plug-1"), "{build} {method}: {answer} {error}");
@@ -69,7 +69,7 @@ fn libcoap_is_told_what_is_wrong() {
     }
 }
 
-/// The commands of `docs/device.md`, each with the code that its comment promises.
+/// Returns the commands of `docs/device.md`, each with the response code in its comment.
 fn documented_commands() -> Vec<(String, String)> {
     let document = include_str!("../../docs/device.md");
     let section = document.split("\n## With libcoap\n").nth(1).expect("the section");
@@ -84,7 +84,7 @@ fn documented_commands() -> Vec<(String, String)> {
     commands
 }
 
-/// A server in the state of which the document's commands speak.
+/// Starts a server in the state that the document's commands assume.
 fn documented_server() -> (Site, [Process; 2]) {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--latency", "600s"]);
@@ -160,7 +160,7 @@ fn every_command_of_the_document_gets_the_code_that_it_promises() {
             run(build, code, command);
         }
     }
-    // More devices than are registered within a device's patience.
+    // More devices than can be registered while a device waits.
     let (port, key) = (server.address.port().to_string(), hex::encode("plug-batch-7-key"));
     coapsload(&[
         "-p",
@@ -215,7 +215,7 @@ fn openssl_s_client_connects_with_every_suite() {
     }
 }
 
-/// RFC 5246 §7.2.1: a server that ends says so, and its clients know at once.
+/// RFC 5246 §7.2.1: a stopping server sends close_notify, so its clients notice at once.
 #[test]
 fn a_server_that_stops_tells_its_sessions() {
     let (_site, server) = server();
@@ -233,8 +233,8 @@ fn a_server_that_stops_tells_its_sessions() {
     assert_eq!(client.wait().expect("its end").code(), Some(0), "not the 124 of a time-out");
 }
 
-/// What `s_client` prints up to the last line about its session. It ends with its
-/// input, so that is closed only then.
+/// Returns the output of `s_client` up to the last line about its session. The client ends when
+/// its input ends, so the input stays open until then.
 fn until_connected(mut command: Command) -> String {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("openssl");
@@ -262,7 +262,7 @@ fn openssl_in_every_suite_fetches_by_the_hundred() {
     site.import(&csv);
     let port = server.address.port().to_string();
     for suite in ["PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"] {
-        // With extended master secret, and as a stack that is older than it.
+        // With extended master secret, and without it like an older stack.
         for more in [&[][..], &["-E"]] {
             let mut arguments = vec!["-p", &port, "-n", "100", "-c", "32", "-I", "LOAD%04ld", "-K", MASTER];
             arguments.extend(["-S", suite]);

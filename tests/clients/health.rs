@@ -1,5 +1,5 @@
-//! Metrics, health and the request log, as programs read them: what they say when all is
-//! well, and when it is not.
+//! Metrics, health checks and the request log as programs read them, on a healthy server and on
+//! one with problems.
 
 use std::{
     fs::File,
@@ -26,8 +26,8 @@ fn load(server: &Process, devices: u32) -> String {
     stdout(&coapsload(&["-p", &port, "-n", &count, "-c", "16", "-K", MASTER]))
 }
 
-/// Starts a server of this cloud with one device that is not registered; returns the
-/// address of its administration, too.
+/// Starts a server of this cloud with one device that is not registered. Returns the admin
+/// address as well.
 fn unregistered_device(cloud: &Process) -> (Site, Process, SocketAddr) {
     let port = free_address();
     let sections = format!(
@@ -41,7 +41,7 @@ fn unregistered_device(cloud: &Process) -> (Site, Process, SocketAddr) {
     (site, server, port)
 }
 
-/// Waits until a page says something.
+/// Waits until a page contains a text.
 fn until(address: SocketAddr, path: &str, text: &str) -> Answer {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -67,7 +67,7 @@ fn metrics_are_as_prometheus_wants_them_and_count_what_was_done() {
                 value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {metric}in {body}"))
             })
     };
-    // The audit log is looked through at the start.
+    // At the start, the server examines the audit log, which is the first write.
     let before =
         written(&until(port, "/metrics", "certdist_store_writes_total{outcome=\"written\"} 1\n").body);
     load(&server, 1);
@@ -115,7 +115,7 @@ fn a_server_is_ready_unless_its_database_takes_no_write() {
     let locked = until(port, "/readyz", "not ready");
     assert_eq!(locked.status, 503);
     assert!(locked.body.contains("database"), "what is missing: {}", locked.body);
-    // The process is well: to restart it would not help.
+    // The process itself is healthy: a restart would not help.
     assert_eq!(get(port, "/healthz").status, 200);
     other.execute_batch("ROLLBACK").expect("unlocked");
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -165,7 +165,7 @@ fn health_and_metrics_take_a_token_where_the_operator_wants_one() {
         let wrong = http::send(port, "GET", path, &[("Authorization", "Bearer wrong")], b"");
         assert_eq!(wrong.status, 401, "{path}");
     }
-    // The address has had three tries of its twenty.
+    // This address has used three of its twenty attempts.
     let mut tries =
         (0..40).map(|_| http::send(port, "GET", "/metrics", &[("Authorization", "Bearer x")], b"").status);
     assert!(tries.any(|status| status == 429), "a token can be tried without end");
@@ -179,7 +179,7 @@ fn each_request_is_a_line_until_there_are_too_many_and_then_they_are_counted() {
     let log = File::create(site.path("log")).expect("a log");
     let server = Process::start(command.stderr(Stdio::from(log)));
     load(&server, 2000);
-    // The next second tells what was left out.
+    // The first line of a later second gives the number of suppressed lines.
     let lines = || -> Vec<serde_json::Value> {
         let log = std::fs::read_to_string(site.path("log")).expect("the log");
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -1,7 +1,6 @@
-//! The interoperability matrix: every foreign stack, times its suites, times what
-//! else it has, each cell a real handshake and a certificate from `/cert`, on each of
-//! several networks and from a slow cloud. The table is `docs/interop.md`; the run fails
-//! when that is not what it found.
+//! The interoperability matrix: every foreign stack with each of its suites and options. Each
+//! cell is a real handshake and a certificate from `/cert`, on each of several networks and
+//! from a slow cloud. The run fails if its results differ from the table in `docs/interop.md`.
 
 use std::{
     collections::BTreeSet,
@@ -29,23 +28,24 @@ const INTRODUCTION: &str = "\
 |---|---|---|---|---|---|---|---|---|
 ";
 const SECRET: &str = "secret-of-plug-1";
-/// A device with a derived key of its own, and with the same secret.
+/// A device with a derived key of its own. Its certificate has the same secret.
 const LAMP: &str = "LAMP-1";
-/// Tries at a time.
+/// Number of concurrent tries.
 const AT_ONCE: usize = 12;
-/// Tries at a time of the columns whose devices do nothing but wait.
+/// Number of concurrent tries in columns whose devices mostly wait.
 const WAITING_AT_ONCE: usize = 64;
-/// How long a device goes on.
+/// Maximum time that a device keeps trying.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long it goes on where the answer is immediate or never comes.
+/// Maximum time where the answer comes at once or never.
 const SHORT_PATIENCE: Duration = Duration::from_secs(20);
 /// First retransmission time-out of RFC 7925 §11.
 const RFC7925_TIMER: Duration = Duration::from_secs(9);
-/// Sent 0, 9 and 27 s into it, three flights of such a device are lost.
+/// An outage in which a device with the timers of RFC 7925 loses three flights: those sent
+/// after 0, 9 and 27 s.
 const OUTAGE: Duration = Duration::from_secs(30);
-/// How long the cloud takes for an answer.
+/// Time that the cloud takes for an answer.
 const LATENCY: Duration = Duration::from_secs(3);
-/// Stacks, or what is built on them here, whose first time-out is fixed.
+/// Stacks, or programs built on them here, with a fixed first time-out.
 const FIXED_TIMERS: [&str; 8] = [
     "GnuTLS 3.7",
     "GnuTLS 3.7 (libcoap)",
@@ -54,12 +54,12 @@ const FIXED_TIMERS: [&str; 8] = [
     "Erlang/OTP 25",
     "node-dtls-client 1.1",
     "webrtc-dtls 0.12",
-    // It has a setting, and does not get through in each run.
+    // Its time-out can be set, but then it does not succeed in every run.
     "dimpl 0.9",
 ];
 
-/// Stacks that never repeat a flight: what a device on them does on a bad network is to begin
-/// again and again, until nothing is lost by chance.
+/// Stacks that never repeat a flight. On a bad network, a device with such a stack restarts its
+/// handshake until no datagram happens to be lost.
 const NEVER_REPEATS: [&str; 1] = ["node-dtls-client 1.1"];
 
 /// One row of the table.
@@ -67,11 +67,11 @@ struct Cell {
     stack: &'static str,
     suite: &'static str,
     more: &'static str,
-    /// Returns whether the certificate was there.
+    /// Fetches a certificate; returns whether it succeeded.
     fetch: fn(&Ask) -> bool,
 }
 
-/// What a device is to do.
+/// Task of a device.
 struct Ask {
     server: SocketAddr,
     identity: &'static str,
@@ -80,9 +80,9 @@ struct Ask {
     more: &'static str,
     rfc7925_timers: bool,
     patience: Duration,
-    /// Where it is empty, the request is `GET /cert` and nothing else.
+    /// Serial number for the query; if it is empty, the request is a plain `GET /cert`.
     sn: String,
-    /// Part of the certificate that is expected.
+    /// Text that the certificate must contain.
     proof: String,
 }
 
@@ -92,7 +92,7 @@ impl Ask {
     }
 }
 
-/// The table's columns.
+/// Columns of the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Column {
     Direct,
@@ -121,7 +121,8 @@ impl Column {
         matches!(self, BadNetwork | Rfc7925Timers | SlowCloud)
     }
 
-    /// Returns whether a device in this place gets its certificate. `number` is the cell's.
+    /// Returns whether a device under the conditions of this column gets its certificate.
+    /// `number` is the index of the cell.
     fn passes(self, cell: &Cell, number: usize, [server, slow]: [SocketAddr; 2]) -> bool {
         let ask = |server| Ask {
             server,
@@ -143,15 +144,15 @@ impl Column {
                 fetch(network.address) && network.rebound.load(SeqCst)
             }
             NewAddress => {
-                // Served from a new address, and without another handshake.
+                // The device must be served from a new address without another handshake.
                 let moves = |ask: &dyn Fn(SocketAddr) -> Ask| {
                     let network = ForgetfulNetwork::new(server);
                     (cell.fetch)(&ask(network.address))
                         && network.moved.load(SeqCst) > 0
                         && network.handshakes.load(SeqCst) == 0
                 };
-                // The shortest request gives the server the least to answer with
-                // (RFC 9146 §6), so that the new address has to be validated first.
+                // With the shortest request, the server may send the fewest bytes before the
+                // new address is validated (RFC 9146 §6). So the server must validate it first.
                 let bare = |server| Ask { identity: LAMP, key: lamp_key(), sn: String::new(), ..ask(server) };
                 moves(&ask) && moves(&bare)
             }
@@ -169,12 +170,14 @@ impl Column {
     }
 }
 
-/// A device that the cloud does not know yet, one for each cell. Its name there is the same.
+/// Returns the ID of a device that is not registered yet, one per cell. Its device name is the
+/// same.
 fn unregistered(number: usize) -> String {
     format!("SLOW-{number:03}")
 }
 
-/// The first 16 bytes of HMAC-SHA256(master key, identity), as docs/device.md has it.
+/// Returns the first 16 bytes of HMAC-SHA256(master key, identity), as docs/device.md
+/// specifies.
 fn lamp_key() -> Vec<u8> {
     let master = hex::decode(MASTER).expect("hex digits");
     let mut mac = Hmac::<Sha256>::new_from_slice(&master).expect("HMAC takes any key");
@@ -262,7 +265,7 @@ fn libcoap(ask: &Ask) -> bool {
     ask.is_met_by(&stdout(&output))
 }
 
-/// Runs one of `examples/`, which all take the same arguments.
+/// Runs a program of `examples/`; all of them take the same arguments.
 fn example(command: &[&str], ask: &Ask) -> bool {
     let options = ask
         .more
@@ -364,7 +367,7 @@ fn dimpl(ask: &Ask) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(ask.server).expect("connected");
     socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
-    // GET /cert?sn=…, confirmable, of token 0xc3.
+    // A confirmable GET /cert?sn=… with the token 0xc3.
     let query = format!("sn={}", ask.sn);
     let head = [&[0x41, 1, 0x12, 0x34, 0xc3, 0xb4][..], b"cert", &[0x40 | query.len() as u8]].concat();
     let request = [&head[..], query.as_bytes()].concat();
@@ -386,10 +389,10 @@ fn dimpl(ask: &Ask) -> bool {
             }
         }
         match message.as_deref() {
-            // RFC 7252 §5.2.2: the response follows separately.
+            // RFC 7252 §5.2.2: an empty acknowledgement, so the response follows separately.
             Some([0x60, 0, ..]) => acknowledged = true,
             Some(&[head @ (0x41 | 0x51 | 0x61), _, high, low, 0xc3, ref rest @ ..]) => {
-                // A confirmable one is acknowledged (section 4.2).
+                // RFC 7252 §4.2: a confirmable response must be acknowledged.
                 if head == 0x41 && dtls.send_application_data(&[0x60, 0, high, low]).is_ok() {
                     while let dimpl::Output::Packet(packet) = dtls.poll_output(&mut buffer) {
                         let _ = socket.send(packet);
@@ -399,7 +402,7 @@ fn dimpl(ask: &Ask) -> bool {
             }
             _ => {}
         }
-        // Repeated by the timers of section 4.2 until it is acknowledged.
+        // RFC 7252 §4.2: the request is repeated until it is acknowledged.
         if connected && !acknowledged && ask_at <= Instant::now() {
             ask_at = Instant::now() + wait;
             wait *= 2;
@@ -410,14 +413,14 @@ fn dimpl(ask: &Ask) -> bool {
         }
         let mut datagram = [0; 2048];
         if let Ok(length) = socket.recv(&mut datagram) {
-            // What is not valid is to be dropped.
+            // Invalid datagrams are ignored.
             let _ = dtls.handle_packet(&datagram[..length]);
         }
     }
     false
 }
 
-/// Runs the matrix' tries, some at a time; returns those that failed.
+/// Runs the tries of the matrix, `at_once` at a time; returns those that failed.
 fn run(
     tries: &[(usize, Column)],
     cells: &[Cell],
@@ -486,8 +489,8 @@ fn site() -> (Site, Process) {
     (site, server)
 }
 
-/// The other side of the cells with connection IDs: the network that changes
-/// addresses does cut off who has none.
+/// The counterpart of the cells with connection IDs: without one, a network that changes
+/// addresses ends the session.
 #[test]
 fn without_a_connection_id_a_change_of_address_ends_the_session() {
     let (_site, server) = site();

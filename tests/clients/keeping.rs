@@ -1,5 +1,5 @@
-//! What is kept, and how an operator looks after it: secrets under a key, the audit
-//! log, backups; each beside a server that runs.
+//! What certdist stores and how an operator maintains it, beside a running server: sealed
+//! secrets, the audit log and backups.
 
 use std::{
     fs,
@@ -23,7 +23,8 @@ const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,p
                        SN00000001,lamp,lamp-1,the-secret-of-this-device,,\n\
                        OWN-1,own,own-1,the-secret-of-this-device,one,0123456789abcdef0123456789abcdef\n";
 
-/// A site whose configuration begins with these lines; the key is in `database.key`.
+/// Creates a site whose configuration begins with these lines. The database key is in
+/// `database.key`.
 fn site(lines: &str) -> Site {
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n{lines}\n\
@@ -41,7 +42,7 @@ fn configure(site: &Site, from: &str, to: &str) {
     site.write("certdist.toml", &configuration.replacen(from, to, 1));
 }
 
-/// The class of answer that one device gets.
+/// Returns whether one device gets its certificate; it must get a response.
 fn served(server: &Process) -> bool {
     let port = server.address.port().to_string();
     let output = stdout(&coapsload(&["-p", &port, "-n", "1", "-c", "1", "-K", MASTER]));
@@ -67,7 +68,7 @@ fn fails(site: &Site, arguments: &[&str], code: i32) -> String {
     stderr(&output)
 }
 
-/// Waits until a line of the log says this.
+/// Waits until the log contains a text this many times.
 fn wait_for(log: &Path, text: &str, times: usize) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while fs::read_to_string(log).unwrap_or_default().matches(text).count() < times {
@@ -76,7 +77,7 @@ fn wait_for(log: &Path, text: &str, times: usize) {
     }
 }
 
-/// A server whose log is in `log`.
+/// Starts a server that logs to the file `log`.
 fn serve(site: &Site, level: &str) -> Process {
     let log = fs::File::create(site.path("log")).expect("a log");
     Process::start(site.certdist(&["serve"]).env("RUST_LOG", level).stderr(Stdio::from(log)))
@@ -111,7 +112,7 @@ fn a_clear_database_is_sealed_and_the_key_is_changed_while_a_server_serves() {
     reload(&server, &site, 3);
     assert!(served(&server) && own_served(&server));
 
-    // A key that does not fit is not taken, and the server goes on.
+    // A key that does not open the database is rejected, and the server continues.
     configure(&site, "file:next.key", "file:database.key");
     server.signal("HUP");
     wait_for(&site.path("log"), "the configuration stays as it was", 1);
@@ -121,7 +122,7 @@ fn a_clear_database_is_sealed_and_the_key_is_changed_while_a_server_serves() {
     assert_eq!(server.stop(), Some(0));
     assert_eq!(site.run(&["serve"]).status.code(), Some(1), "nothing is served with a wrong key");
 
-    // What is exported is what was imported, and can be imported again.
+    // The export equals what was imported, and can be imported again.
     configure(&site, "file:database.key", "file:next.key");
     let exported = succeeds(&site, &["export"]);
     assert!(exported.contains(SECRET) && exported.contains(PSK));
@@ -186,13 +187,15 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
         told.extend(run(arguments));
     }
     for process in fs::read_dir("/proc").expect("/proc").map_while(Result::ok) {
-        // The test's own load generator is given its keys on its command line.
+        // Only certdist's processes are examined: the load generator gets keys on its command
+        // line.
         if fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name == "certdist\n") {
             told.extend(fs::read(process.path().join("cmdline")).unwrap_or_default());
         }
     }
 
-    // While it runs there is a log of the database, and after it a file alone.
+    // While the server runs, the database has a write-ahead log; after the stop there is only
+    // the database file.
     let files = || -> Vec<u8> {
         let files = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok);
         let files = files.filter(|file| file.file_name() != "certdist.toml");
@@ -215,8 +218,9 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
 
 #[test]
 fn no_core_is_dumped_of_a_server_and_no_process_of_its_user_looks_into_its_memory() {
-    // What the system shows of a process is its user's and group's; of one that may not be
-    // dumped it is root's. Where the tests are root's, their processes get another group.
+    // Files of a process in /proc belong to its user and group, or to root if it may not be
+    // dumped. If the tests run as root, their processes get another group, so that the two
+    // cases differ.
     let owner = |process: u32| {
         let shown = fs::metadata(format!("/proc/{process}/environ")).expect("it runs");
         (shown.uid(), shown.gid())
@@ -252,7 +256,7 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     site.import(DEVICES);
     let server = site.serve();
     assert!(served(&server) && served(&server) && own_served(&server));
-    // What nobody waits for is written within a moment.
+    // Entries that no device waits for are written a moment later.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while entries(&site, &["--device", "SN00000001"]).len() < 2 {
         assert!(std::time::Instant::now() < deadline, "the second issue is not written");
@@ -279,7 +283,8 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     succeeds(&site, &["device", "enable", "SN00000001"]);
     succeeds(&site, &["audit", "verify", "--has", &head]);
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
-    // The last entry cut off, and the end signed anew: only what was kept elsewhere tells.
+    // Removes the last entry and makes the end of the chain match. Only a head that was kept
+    // elsewhere reveals this.
     database
         .execute_batch(
             "DELETE FROM audit_block WHERE lastSeq >= 5; UPDATE audit_chain SET (headSeq, headHash) = \
@@ -304,7 +309,7 @@ fn a_server_prunes_what_need_not_be_kept() {
         .expect("old");
     let server = serve(&site, "info");
     assert_eq!(entries(&site, &[]).len(), 1, "for ever");
-    // A limit that is read anew holds at once; what takes a restart is named.
+    // A limit that is reloaded applies at once. Keys that need a restart are named in the log.
     configure(&site, "keep_days = 0", "keep_days = 30");
     configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
     reload(&server, &site, 1);
@@ -330,7 +335,7 @@ fn a_backup_is_made_beside_a_server_and_restored() {
     let left: Vec<_> = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok).collect();
     assert!(left.iter().all(|file| !file.file_name().to_string_lossy().contains(".part-")), "{left:?}");
 
-    // A server has it open, and it has gone on since.
+    // A server has the database open, and the table has changed since the backup.
     succeeds(&site, &["device", "delete", "OWN-1", "--yes"]);
     let told = fails(&site, &["restore", "copy.db", "--yes"], 1);
     assert!(told.contains("in use") && told.contains("newer than the backup"), "{told}");
@@ -344,7 +349,7 @@ fn a_backup_is_made_beside_a_server_and_restored() {
     assert!(restored.iter().any(|entry| entry["event"] == "restored"), "{restored:?}");
     succeeds(&site, &["audit", "verify"]);
 
-    // Into nothing, and in the place of something that is damaged.
+    // Restores where no database exists, and over a damaged one.
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(site.path(&format!("certdist.db{suffix}")));
     }
@@ -377,7 +382,7 @@ fn a_backup_that_is_damaged_or_needs_another_key_is_not_restored() {
     assert!(told.contains("copy.db") && told.contains("database_key_previous"), "{told}");
 }
 
-/// A database as earlier versions of certdist have left it, with two devices.
+/// Creates a database of an earlier schema version, with two devices.
 fn old_database(path: &Path, version: u32) {
     const VERSION_1: &str = include_str!("../../src/store/sqlite/tests/version_1.sql");
     const TO_2: &str = include_str!("../../src/store/sqlite/upgrade_1_to_2.sql");
@@ -413,7 +418,7 @@ fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
         let server = site.serve();
         assert!(served(&server) && own_served(&server));
 
-        // And beside the server, whose devices it does not know.
+        // Restores while a server runs whose table has a device that the backup lacks.
         site.import("deviceId,enrollment\nSN00000009,lamp\n");
         let told = fails(&site, &["restore", "old.db", "--yes"], 1);
         assert!(told.contains("in use") && told.contains("newer than the backup"), "{told}");
@@ -430,7 +435,7 @@ fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
         let names: Vec<_> = left.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         assert!(!names.iter().any(|name| name.contains(".part") || name.contains(".upgrade")), "{names:?}");
 
-        // The other way round: what was backed up now, in the place of the old one.
+        // The opposite: restores a current backup over the old database.
         succeeds(&site, &["backup", "new.db"]);
         fs::copy(site.path("old.db"), site.path("certdist.db")).expect("copied");
         let told = fails(&site, &["restore", "new.db", "--yes"], 1);

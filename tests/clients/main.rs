@@ -1,5 +1,5 @@
-//! The tests that need what `make clients` installs: devices, SDKs and tools of others.
-//! They run beside each other.
+//! Tests that need what `make clients` installs: foreign devices, SDKs and tools. They run in
+//! parallel.
 
 mod durability;
 mod foreign_clients;

@@ -1,4 +1,4 @@
-//! Mosquitto's client, signing in at the simulated IoT Platform as a device does.
+//! Mosquitto's client signs in at the simulated IoT Platform as a device does.
 #![cfg(feature = "simulation")]
 
 use certdist::{
@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use crate::support::sign_in::{PRODUCT, cloud, login, until_status};
 
-/// Mosquitto's `mosquitto_pub`, which `make clients` installs.
+/// Runs `mosquitto_pub`, which `make clients` installs.
 async fn mosquitto(broker: &str, login: &Login, qos: &str) -> std::process::Output {
     let (host, port) = broker.rsplit_once(':').unwrap();
     Command::new("mosquitto_pub")

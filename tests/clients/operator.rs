@@ -1,5 +1,5 @@
-//! What an operator does and what goes wrong: commands, signals, a cloud that
-//! fails, a database that is in the way, garbage from the network.
+//! What an operator does, and what can go wrong: commands, signals, a cloud that fails, a
+//! database that cannot be used, garbage from the network.
 
 use std::{
     io::{Read, Write},
@@ -24,7 +24,7 @@ fn stats(simulator: &support::Process) -> serde_json::Value {
     serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON")
 }
 
-/// Each device once, all of them served.
+/// Lets each device ask once; all must be served.
 fn load(server: &support::Process, devices: u32, more: &[&str]) {
     let (port, count) = (server.address.port().to_string(), devices.to_string());
     let mut arguments = vec!["-p", &port, "-n", &count, "-c", "64", "-K", MASTER];
@@ -47,7 +47,7 @@ fn two_thousand_devices_are_registered_once_each_and_survive_a_restart() {
     assert_eq!(after["devices"], 2000);
     assert_eq!(server.stop(), Some(0));
 
-    // The certificates are on the disk: nothing is registered again.
+    // The certificates are on the disk, so no device is registered again.
     let server = site.serve();
     load(&server, 2000, &[]);
     assert_eq!(stats(&simulator), after);
@@ -64,7 +64,7 @@ fn a_failing_cloud_costs_time_and_no_device() {
     let site = Site::with_cloud(&format!("http://{}", simulator.address));
     site.import(&csv(200));
     let server = site.serve();
-    // A device may be told to come back: it does, until it is served.
+    // A device that is asked to retry later does so until it is served.
     let port = server.address.port().to_string();
     for round in 0.. {
         let output = coapsload(&["-p", &port, "-n", "200", "-c", "64", "-K", MASTER]);
@@ -109,7 +109,7 @@ fn import_export_and_show_work_beside_a_running_server() {
     assert_eq!(server.stop(), Some(0));
 }
 
-/// `certdist device ACTION ID`.
+/// Runs `certdist device ACTION ID`.
 fn change(site: &Site, action: &str, id: &str) -> std::process::Output {
     let mut arguments = vec!["device"];
     arguments.extend(action.split(' '));
@@ -196,7 +196,7 @@ fn a_port_in_use_is_said() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&format!("cannot listen on {address}")), "{}", stderr(&output));
 
-    // Another certdist on the port counts as well.
+    // A port that another certdist uses counts as taken as well.
     drop(taken);
     let _first = site.serve();
     assert_eq!(site.run(&["serve"]).status.code(), Some(1));
@@ -222,7 +222,7 @@ fn a_locked_database_delays_and_loses_nothing() {
     let server = site.serve();
     let lock = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     lock.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-    // The journal cannot be written, so the cloud must not be asked.
+    // The journal cannot be written, so the cloud must not be called.
     let port = server.address.port().to_string();
     let refused = coapsload(&["-p", &port, "-n", "10", "-c", "10", "-K", MASTER, "-t", "40"]);
     assert!(stdout(&refused).contains("ok 10 (2.xx 0 4.xx 0 5.xx 10)"), "{}", stdout(&refused));
@@ -276,7 +276,7 @@ fn garbage_from_the_network_is_survived() {
             })
             .collect();
         let _ = socket.send(&garbage);
-        // The same as a handshake record of an absurd length.
+        // The same bytes after the header of a handshake record with a wrong length.
         let mut record = vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
         record.extend(&garbage);
         let _ = socket.send(&record);
@@ -328,7 +328,7 @@ fn enrollments_are_read_anew_on_sighup_and_a_broken_configuration_is_not_taken()
     assert!(!served(SHARED_KEY));
 }
 
-/// What becomes of one device that asks once with this identity and key.
+/// Returns the outcome for a device that asks once with this identity and key.
 fn outcome(server: &support::Process, identity: &str, key: &str, device: &str) -> &'static str {
     let (port, key) = (server.address.port().to_string(), hex::encode(key));
     let arguments = ["-p", &port, "-n", "1", "-c", "1", "-g", identity, "-k", &key, "-I", device, "-t", "5"];
@@ -342,7 +342,7 @@ fn outcome(server: &support::Process, identity: &str, key: &str, device: &str) -
 const INDIVIDUAL: &str = "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
                           [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n";
 
-/// A CSV of devices `SN-1`, `SN-2` and so on with these identities and keys.
+/// Returns a CSV table of the devices `SN-1`, `SN-2` and so on with these identities and keys.
 fn with_keys(keys: &[(&str, &str)]) -> String {
     let mut csv = String::from("deviceId,deviceName,deviceSecret,pskIdentity,psk\n");
     for (number, (identity, key)) in keys.iter().enumerate() {
@@ -397,7 +397,8 @@ fn a_key_that_is_imported_anew_is_the_one_for_the_next_handshake_without_a_resta
     assert_eq!(outcome(&server, "one", "a-new-key-of-one", "SN-1"), "handshake 1");
     assert_eq!(outcome(&server, "uno", "a-new-key-of-one", "SN-1"), "2.xx 1");
 
-    // An identity belongs to one device; a file that says otherwise changes nothing.
+    // An identity belongs to one device. A file that assigns it to another is rejected as a
+    // whole.
     let (code, _, error) = import(&with_keys(&[("two", "the-key-of-two-2")]));
     assert_eq!(code, Some(1));
     assert!(error.contains("this identity belongs to device SN-2"), "{error}");
@@ -405,7 +406,8 @@ fn a_key_that_is_imported_anew_is_the_one_for_the_next_handshake_without_a_resta
     assert_eq!(outcome(&server, "uno", "a-new-key-of-one", "SN-1"), "2.xx 1");
 }
 
-/// Asks with the shared key for devices of this form of ID, one after another.
+/// Asks with the shared key for this number of devices, one after another. `id` is the pattern
+/// of their IDs.
 fn ask_as_plug(server: &support::Process, id: &str, devices: &str) -> String {
     let (port, key) = (server.address.port().to_string(), hex::encode(SHARED_KEY));
     stdout(&coapsload(&["-p", &port, "-n", devices, "-c", "1", "-g", SHARED_IDENTITY, "-I", id, "-k", &key]))
@@ -425,10 +427,11 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     let log = std::fs::File::create(site.path("log")).expect("a log");
     let server = support::Process::start(command.stderr(Stdio::from(log)));
     assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
-    // Each from another port: ten times as many count against the address.
+    // Each request comes from another port. An address may make ten times as many guesses as a
+    // port.
     assert!(ask_as_plug(&server, "GUESS-%ld", "60").contains("(2.xx 0 4.xx 60 "));
-    // Even a guess that is right gets nothing now; a device that was served there before, and
-    // other enrollments, are not touched.
+    // Now even a correct guess is refused. A device that was served at this address before is
+    // not affected, nor are other enrollments.
     assert!(ask_as_plug(&server, "RIGHT-%ld", "1").contains("(2.xx 0 4.xx 1 "));
     assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
     load(&server, 1, &[]);
@@ -512,7 +515,7 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
         assert!(Instant::now() < deadline + Duration::from_secs(10), "the limits are still there");
     }
 
-    // A key that was taken away opens nothing, in no session.
+    // A key that was removed no longer works in any session.
     site.write("certdist.toml", &other_key);
     server.signal("HUP");
     while held.ask().await.is_ok() {

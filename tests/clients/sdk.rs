@@ -1,6 +1,6 @@
-//! Alibaba Cloud's own SDKs against the simulated IoT Platform: their signatures must
-//! pass, their parsers accept its answers, and their errors be the cloud's. They
-//! come with `make clients`.
+//! Alibaba Cloud's own SDKs against the simulated IoT Platform. The simulator must accept their
+//! signatures, their parsers must accept its answers, and its errors must be the cloud's. `make
+//! clients` installs the SDKs.
 #![cfg(feature = "simulation")]
 
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use certdist::iot_platform::simulator::{Action, Limits, Simulator, SimulatorConfig};
 use tokio::process::Command;
 
-/// What `scripts/build-foreign` makes.
+/// Python with the SDKs, installed by `scripts/build-foreign`.
 const PYTHON: &str = "build/sdk/bin/python";
 
 async fn judge(sdk: &str, topic: &str, limits: Limits) -> Simulator {
@@ -22,7 +22,8 @@ async fn judge(sdk: &str, topic: &str, limits: Limits) -> Simulator {
         .env("SDK_KEY_ID", &credentials.access_key_id)
         .env("SDK_KEY_SECRET", credentials.access_key_secret.expose())
         .env("SDK_ACTIONS", Action::ALL.map(Action::name).join(" "))
-        // The simulator is not behind a proxy, and the SDKs ask the environment.
+        // The SDKs read proxy settings from the environment, but the simulator is not behind a
+        // proxy.
         .envs(["NO_PROXY", "no_proxy"].map(|name| (name, "127.0.0.1")))
         .kill_on_drop(true)
         .output()
@@ -54,7 +55,8 @@ async fn both_sdks_take_a_batch_in_full_size() {
 
 #[tokio::test]
 async fn the_older_sdk_raises_what_the_gateway_refuses() {
-    // Wrong secret, unknown key, no product, and twice something changed on the way.
+    // A wrong secret, an unknown key, no product, and two requests that were changed on the
+    // way.
     let simulator = judge("core", "gateway", Limits::None).await;
     assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 5));
 }

@@ -1,4 +1,4 @@
-//! A console as an operator configures it, and somebody who is signed in to it.
+//! A console as an operator configures it, and visitors who are signed in to it.
 
 use std::{
     iter,
@@ -14,25 +14,25 @@ use certdist::{device::Secret, password};
 
 use super::http::{self, Answer, FORM};
 
-/// Of the user `lead`, an operator, and `guest`, a viewer.
+/// Password of the users `lead`, an operator, and `guest`, a viewer.
 pub const PASSWORD: &str = "correct horse battery";
-/// Of the token `ci`, an operator's; its hash is in the configuration.
+/// Token `ci` of an operator; the configuration contains its hash.
 pub const TOKEN: &str = "kAlx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
-/// Of the token `prometheus`, a viewer's.
+/// Token `prometheus` of a viewer.
 pub const VIEWER_TOKEN: &str = "p1lx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
 
-/// The hash of [`PASSWORD`].
+/// Returns the hash of [`PASSWORD`].
 pub fn password_hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| password::hash(&Secret::new(PASSWORD.into())).expect("a hash"))
 }
 
-/// An address of this machine that is free until somebody listens there: each is given out
-/// once by this process, and the system gives such a port to no connection.
+/// Returns a local address on which nothing listens yet. This process returns each address only
+/// once, and the system does not assign these ports to outgoing connections.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Below Linux's ports for connections, which begin at 32768; other test processes begin
-    // elsewhere.
+    // Linux assigns ports from 32768 on to outgoing connections. Other test processes start at
+    // another offset.
     let next = || process::id().wrapping_add(NEXT.fetch_add(1, Relaxed)) % 20_000;
     iter::repeat_with(next)
         .take(20_000)
@@ -41,7 +41,7 @@ pub fn free_address() -> SocketAddr {
         .expect("a port")
 }
 
-/// `[admin]` with two users and two tokens.
+/// Returns an `[admin]` section with two users and two tokens.
 pub fn admin(listen: SocketAddr, keys: &str) -> String {
     let hash = |token: &str| {
         use sha2::Digest;
@@ -59,7 +59,7 @@ pub fn admin(listen: SocketAddr, keys: &str) -> String {
     )
 }
 
-/// Somebody with a session.
+/// A visitor with a session.
 pub struct Visitor {
     pub address: SocketAddr,
     pub cookie: String,
@@ -67,7 +67,7 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Signs in.
+    /// Signs in and returns the visitor.
     pub fn new(address: SocketAddr, name: &str) -> Self {
         let answer = sign_in(address, name, PASSWORD);
         assert_eq!((answer.status, answer.header("location")), (303, "/"), "{}", answer.body);
@@ -77,31 +77,31 @@ impl Visitor {
         visitor
     }
 
-    /// Opens a page.
+    /// Requests a page.
     pub fn get(&self, path: &str) -> Answer {
         http::send(self.address, "GET", path, &[("Cookie", &self.cookie)], b"")
     }
 
-    /// Sends a form, with the session's token.
+    /// Sends a form with the session's CSRF token.
     pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let mut all = vec![("csrf", self.csrf.as_str())];
         all.extend(fields);
         self.post_as_is(path, &all)
     }
 
-    /// Sends a form as it is.
+    /// Sends a form without adding a token.
     pub fn post_as_is(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         http::send(self.address, "POST", path, &[("Cookie", &self.cookie), FORM], &http::form(fields))
     }
 
-    /// Sends a file.
+    /// Uploads a file.
     pub fn upload(&self, name: &str, csv: &[u8], enrollment: &str) -> Answer {
         let body = http::multipart(&[("csrf", &self.csrf), ("enrollment", enrollment)], (name, csv));
         http::send(self.address, "POST", "/import", &[("Cookie", &self.cookie), http::MULTIPART], &body)
     }
 }
 
-/// Asks for the form, and sends it.
+/// Requests the sign-in form and submits it.
 pub fn sign_in(address: SocketAddr, name: &str, password: &str) -> Answer {
     let form = http::send(address, "GET", "/sign-in", &[], b"");
     let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));

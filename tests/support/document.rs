@@ -1,28 +1,28 @@
-//! What a page of the documentation shows: blocks, and in those of a console what is
-//! typed and what it prints. For tests that do what a page says.
+//! Reads pages of the documentation, for tests that do what a page says. Finds the code blocks,
+//! and in console blocks the commands and their output.
 
-/// The blocks of a page in its order: language and text.
+/// Returns the code blocks of a page in order, each as its language and its text.
 pub fn blocks(page: &str) -> Vec<(&str, &str)> {
     page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n')).collect()
 }
 
-/// Those of one language.
+/// Returns the texts of the blocks in one language.
 pub fn blocks_of<'p>(page: &'p str, wanted: &str) -> Vec<&'p str> {
     let all = blocks(page).into_iter();
     all.filter_map(|(language, text)| (language == wanted).then_some(text)).collect()
 }
 
-/// A line that is typed in a console.
+/// A command that is typed in a console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Typed<'p> {
-    /// `#` before what root types, `$` before what anybody may.
+    /// `#` for a command of root, `$` for one of any user.
     pub prompt: char,
     pub command: &'p str,
-    /// What it prints.
+    /// Lines that the command prints.
     pub shown: Vec<&'p str>,
 }
 
-/// What is typed in the block of a console.
+/// Returns the commands in a console block.
 pub fn typed(session: &str) -> Vec<Typed<'_>> {
     let mut all: Vec<Typed> = Vec::new();
     for line in session.lines() {
@@ -38,9 +38,10 @@ pub fn typed(session: &str) -> Vec<Typed<'_>> {
     all
 }
 
-/// Whether a run said what a page shows, where `…` stands for any lines, or for any
-/// rest of one. Gives what differs all the same, as secrets, hashes and IDs do: the
-/// page's and the run's. Times may differ as well.
+/// Compares the output of a run with what a page shows. `…` stands for any lines, or for the
+/// rest of a line. Returns pairs of values that may differ, such as secrets, hashes and IDs:
+/// the page's value and the run's. Times may differ as well. Returns `None` if anything else
+/// differs.
 pub fn agree<'t>(shown: &[&'t str], said: &[&'t str]) -> Option<Vec<(&'t str, &'t str)>> {
     match shown {
         [] => said.is_empty().then(Vec::new),
@@ -74,7 +75,7 @@ fn line_agrees<'t>(shown: &'t str, said: &'t str) -> Option<Vec<(&'t str, &'t st
     (shown.len() == said.len()).then_some(values)
 }
 
-/// Whether it looks as if it were random.
+/// Returns whether a word looks like a random value.
 fn is_value(word: &str) -> bool {
     let is_hex = word.len() >= 8 && word.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'));
     let is_long = word.len() >= 16 && word.chars().all(|c| c.is_ascii_alphanumeric() || c == ':');

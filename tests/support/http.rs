@@ -1,5 +1,5 @@
-//! HTTP/1.1 as a script or a browser speaks it, without a library: one request a
-//! connection.
+//! An HTTP/1.1 client without a library, which behaves like a script or a browser. It makes one
+//! request per connection.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// An answer.
+/// A response.
 pub struct Answer {
     pub status: u16,
     headers: Vec<(String, String)>,
@@ -15,20 +15,20 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header's value, or nothing.
+    /// Returns the value of a header; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map_or("", |(_, value)| value)
     }
 
-    /// The value of a cookie that it sets.
+    /// Returns the value of a cookie that the response sets.
     pub fn cookie(&self, name: &str) -> Option<String> {
         let set = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case("set-cookie"));
         set.filter_map(|(_, value)| value.split(';').next()?.split_once('='))
             .find_map(|(known, value)| (known == name).then(|| value.to_owned()))
     }
 
-    /// The value of a form's hidden field.
+    /// Returns the value of a form's hidden field.
     pub fn field(&self, name: &str) -> String {
         let field = format!("name=\"{name}\" value=\"");
         let rest = self.body.split_once(&field).unwrap_or_else(|| panic!("no {name} in {}", self.body)).1;
@@ -36,14 +36,14 @@ impl Answer {
     }
 }
 
-/// Sends a request, and reads its answer.
+/// Sends a request and returns the response.
 pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
     exchange(stream, method, path, headers, body)
 }
 
-/// The same, over a connection that is there.
+/// Does the same as [`send`] over an existing connection.
 pub fn exchange(
     mut stream: impl Read + Write,
     method: &str,
@@ -56,12 +56,13 @@ pub fn exchange(
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
-    // What is refused before it is read may break the connection: the answer counts.
+    // A server that refuses a request before reading all of it may close the connection. Only
+    // the response matters.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     let mut answer = Vec::new();
     let mut buffer = [0; 16 << 10];
-    // Some keep the connection open whatever they are asked, and TLS without a goodbye is
-    // an error: what counts is whether all of the answer is there.
+    // Some servers keep the connection open despite `Connection: close`, and some end TLS
+    // without close_notify, which is an error. Only a complete response matters.
     while !is_whole(&answer) {
         match stream.read(&mut buffer) {
             Ok(length @ 1..) => answer.extend_from_slice(&buffer[..length]),
@@ -83,7 +84,7 @@ pub fn exchange(
     Answer { status, headers, body }
 }
 
-/// Whether an answer that tells its length has come to its end.
+/// Returns whether a response with `Content-Length` is complete.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
@@ -105,7 +106,7 @@ fn joined(mut chunks: &str) -> String {
     body
 }
 
-/// A form's fields, as browsers encode them.
+/// Returns a form's fields, encoded as browsers do.
 pub fn form(fields: &[(&str, &str)]) -> Vec<u8> {
     let escape = |text: &str| -> String {
         text.bytes()
@@ -124,7 +125,7 @@ pub const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencod
 /// Media type of [`multipart`].
 pub const MULTIPART: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=xxBOUNDARYxx");
 
-/// A form with a file.
+/// Returns a form with a file.
 pub fn multipart(fields: &[(&str, &str)], file: (&str, &[u8])) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, value) in fields {

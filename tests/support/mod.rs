@@ -1,7 +1,7 @@
-//! A certdist as an operator runs it: a folder with a configuration, processes
-//! that are started, spoken to and ended.
+//! certdist as an operator runs it: a folder with a configuration, and processes that tests
+//! start, query and end.
 
-// Each test file uses a part of this.
+// Each test binary uses only a part of this module.
 #![allow(dead_code)]
 
 pub mod console;
@@ -26,19 +26,19 @@ use std::{
 
 use tempfile::TempDir;
 
-/// The server's binary.
+/// The certdist binary.
 pub const CERTDIST: &str = env!("CARGO_BIN_EXE_certdist");
 /// The master key of the enrollment `lamp`.
 pub const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
-/// The key of the enrollment `plug`, as text and in hex.
+/// The key of the enrollment `plug`, as text.
 pub const SHARED_KEY: &str = "sixteen-bytes-ok";
-/// Its identity.
+/// The PSK identity of the enrollment `plug`.
 pub const SHARED_IDENTITY: &str = "plug-batch";
 
-/// A process that is ended with the test, whatever becomes of it.
+/// A process that ends with its test, even if the test fails.
 pub struct Process {
     child: Child,
-    /// What it announced: the address after `listening on`.
+    /// The address that the process announced after `listening on`.
     pub address: SocketAddr,
     announced: mpsc::Receiver<SocketAddr>,
 }
@@ -65,12 +65,12 @@ impl Process {
         Self { child, address, announced }
     }
 
-    /// The address of the next announcement, of a process that listens at several.
+    /// Returns the next announced address of a process that listens on several.
     pub fn next_address(&self) -> SocketAddr {
         self.announced.recv_timeout(Duration::from_secs(20)).expect("another announcement within 20 s")
     }
 
-    /// Its process ID.
+    /// Returns the process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -81,7 +81,7 @@ impl Process {
         assert!(status.expect("kill").success());
     }
 
-    /// SIGTERM, and the exit code that follows.
+    /// Sends SIGTERM and returns the exit code.
     pub fn stop(mut self) -> Option<i32> {
         self.signal("TERM");
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -94,13 +94,13 @@ impl Process {
         panic!("still running 30 s after SIGTERM");
     }
 
-    /// SIGKILL.
+    /// Ends the process with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("its status");
     }
 
-    /// Whether it runs.
+    /// Returns whether the process is running.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("its status").is_none()
     }
@@ -120,19 +120,19 @@ pub struct Site {
 }
 
 impl Site {
-    /// A site without a cloud.
+    /// Creates a site without a cloud.
     pub fn new() -> Self {
         Self::with("")
     }
 
-    /// A site whose cloud is at this endpoint.
+    /// Creates a site whose cloud is at this endpoint.
     pub fn with_cloud(endpoint: &str) -> Self {
         Self::with(&format!(
             "[iot_platform]\nendpoint = \"{endpoint}\"\nregion = \"cn-shanghai\"\nqps = 1000\n"
         ))
     }
 
-    /// A site with more sections in its configuration.
+    /// Creates a site with additional sections in its configuration.
     pub fn with(sections: &str) -> Self {
         let site = Self { folder: TempDir::new().expect("a folder") };
         site.write(
@@ -148,24 +148,24 @@ impl Site {
         site
     }
 
-    /// A site with a configuration of its own.
+    /// Creates a site with this configuration.
     pub fn configured(configuration: &str) -> Self {
         let site = Self { folder: TempDir::new().expect("a folder") };
         site.write("certdist.toml", configuration);
         site
     }
 
-    /// A file of the site.
+    /// Returns the path of a file in the site's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Writes a file of the site.
+    /// Writes a file in the site's folder.
     pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).expect("it can be written");
     }
 
-    /// A `certdist` command in the site's folder.
+    /// Returns a `certdist` command that runs in the site's folder.
     pub fn certdist(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(CERTDIST);
         command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG");
@@ -174,12 +174,12 @@ impl Site {
         command
     }
 
-    /// Runs a `certdist` command to its end.
+    /// Runs a `certdist` command and returns its output.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.certdist(arguments).output().expect("certdist runs")
     }
 
-    /// Imports a CSV text.
+    /// Imports a table in CSV format.
     pub fn import(&self, csv: &str) {
         self.write("import.csv", csv);
         let output = self.run(&["import", "import.csv"]);
@@ -199,9 +199,9 @@ impl Site {
     }
 }
 
-/// A server that answers over plain CoAP as well, at this address, for one device.
+/// Starts a server that also answers over plain CoAP, at the returned address, with one device.
 pub fn serve_plain_coap() -> (Site, Process, SocketAddr) {
-    // A port that is free now; nobody else on this address takes one.
+    // A port that is free now. No other test uses this address.
     let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
     let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
     site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
@@ -209,17 +209,17 @@ pub fn serve_plain_coap() -> (Site, Process, SocketAddr) {
     (site, server, free)
 }
 
-/// What a command said on standard error.
+/// Returns what a command wrote to standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a command said on standard output.
+/// Returns what a command wrote to standard output.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A GET over HTTP/1.0, without a library.
+/// Sends a GET request over HTTP/1.0 and returns the body.
 pub fn http_get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes())
@@ -229,7 +229,7 @@ pub fn http_get(address: SocketAddr, path: &str) -> String {
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
 }
 
-/// The load generator, built by `make clients`.
+/// Runs the load generator that `make clients` builds.
 pub fn coapsload(arguments: &[&str]) -> Output {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/coapsload");
     assert!(path.exists(), "{} is missing: run `make clients`", path.display());

@@ -1,7 +1,7 @@
-//! Networks between a device and the server: one that loses, repeats and
-//! reorders, one that gives the device a new address again and again, one that does
-//! so once, in the midst of the cookie exchange, and one with an outage. They read
-//! nothing of what they carry but the type of its first record.
+//! Simulated networks between a device and the server. One loses, repeats and reorders
+//! datagrams. One changes the device's address again and again, and another does so once,
+//! during the cookie exchange. One has an outage. Of a datagram, they read only the type of the
+//! first record.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -15,14 +15,14 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-/// How long a network stands without traffic.
+/// Time without traffic after which a network ends.
 const IDLE: Duration = Duration::from_secs(300);
-/// Content types, RFC 5246 §6.2.1.
+/// Content types of records (RFC 5246 §6.2.1).
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
 
-/// One datagram in five is lost, one in ten comes twice, one in five comes after
-/// the next one.
+/// Starts a network that loses one datagram in five, delivers one in ten twice, and delivers
+/// one in five after its successor. Returns its address.
 pub fn bad_network(server: SocketAddr, seed: u64) -> SocketAddr {
     let (front, address) = front();
     thread::spawn(move || {
@@ -51,7 +51,7 @@ pub fn bad_network(server: SocketAddr, seed: u64) -> SocketAddr {
     address
 }
 
-/// One direction of it.
+/// One direction of the bad network.
 struct Line {
     random: StdRng,
     held: Option<Vec<u8>>,
@@ -79,20 +79,20 @@ impl Line {
     }
 }
 
-/// A network whose address translator forgets at once: from the server's last
-/// flight on, each datagram of the one device behind it leaves from a new port,
-/// and what comes to an older one goes nowhere.
+/// A network with an address translator that forgets its mapping at once. After the server's
+/// last flight, each datagram of the one device behind it leaves from a new port, and datagrams
+/// to older ports are lost.
 pub struct ForgetfulNetwork {
-    /// Where the device finds the server.
+    /// Address at which the device reaches the server.
     pub address: SocketAddr,
-    /// Datagrams that left from a new port.
+    /// Number of datagrams that left from a new port.
     pub moved: Arc<AtomicU32>,
-    /// Of them, those of another handshake.
+    /// Number of these that began with a handshake record.
     pub handshakes: Arc<AtomicU32>,
 }
 
 impl ForgetfulNetwork {
-    /// In front of this server.
+    /// Creates a network in front of this server.
     pub fn new(server: SocketAddr) -> Self {
         let (front, address) = front();
         let network = Self { address, moved: Arc::default(), handshakes: Arc::default() };
@@ -119,7 +119,7 @@ impl ForgetfulNetwork {
                                 connected.store(true, SeqCst);
                             }
                             if moved.load(SeqCst) == mapping {
-                                // The device may be gone.
+                                // The device may have ended.
                                 let _ = front.send_to(&buffer[..length], device);
                             }
                         }
@@ -133,17 +133,17 @@ impl ForgetfulNetwork {
     }
 }
 
-/// A network whose address translator forgets the one device behind it after its first
-/// datagram, so that the cookie which the server gave for the old port is no longer good.
+/// A network with an address translator that forgets its mapping after the device's first
+/// datagram. The cookie that the server issued for the old port is then invalid.
 pub struct RebindingNetwork {
-    /// Where the device finds the server.
+    /// Address at which the device reaches the server.
     pub address: SocketAddr,
     /// Whether the second datagram left from a new port.
     pub rebound: Arc<AtomicBool>,
 }
 
 impl RebindingNetwork {
-    /// In front of this server.
+    /// Creates a network in front of this server.
     pub fn new(server: SocketAddr) -> Self {
         let rebound = Arc::<AtomicBool>::default();
         let (mut datagrams, seen) = (0, rebound.clone());
@@ -163,20 +163,20 @@ impl RebindingNetwork {
     }
 }
 
-/// A network that fails once the cookie exchange is over: from the third datagram of the
-/// one device behind it on, everything is lost in both directions for a time.
+/// A network that fails after the cookie exchange. From the third datagram of the one device
+/// behind it on, all datagrams in both directions are lost for a time.
 pub struct Outage {
-    /// Where the device finds the server.
+    /// Address at which the device reaches the server.
     pub address: SocketAddr,
-    /// Datagrams of the device that were lost.
+    /// Number of datagrams of the device that were lost.
     pub lost: Arc<AtomicU32>,
-    /// Of them, those that a device with the timers of RFC 7925 §11 would not have sent
-    /// yet, even one that takes a quarter off them: from a second to six after the first.
+    /// Number of these sent between one and six seconds after the first. A device with the
+    /// timers of RFC 7925 §11 sends none then, even if its timers are a quarter shorter.
     pub hurried: Arc<AtomicU32>,
 }
 
 impl Outage {
-    /// In front of this server, for this long.
+    /// Creates a network in front of this server, with an outage of this length.
     pub fn new(server: SocketAddr, length: Duration) -> Self {
         let (lost, hurried) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
         let began = Arc::<Mutex<Option<Instant>>>::default();
@@ -204,16 +204,17 @@ impl Outage {
     }
 }
 
-/// What becomes of a device's datagram.
+/// What the translator does with a device's datagram.
 enum Fate {
     Pass,
-    /// It leaves from a new port, and what comes to the old one goes nowhere.
+    /// Sends the datagram from a new port; datagrams to the old one are lost.
     Rebind,
     Lose,
 }
 
-/// An address translator in front of a server, for one device at a time: decides about each
-/// datagram of the server by `returns`, and about each of the device by `fate`.
+/// Starts an address translator in front of a server, for one device at a time. `returns`
+/// decides whether a datagram of the server is passed on, and `fate` what happens to each
+/// datagram of the device.
 fn translator(
     server: SocketAddr,
     returns: impl Fn() -> bool + Clone + Send + 'static,
@@ -229,7 +230,7 @@ fn translator(
             if matches!(fate, Fate::Lose) {
                 continue;
             }
-            // A device that begins again does so from another port.
+            // A device that starts again uses another port.
             if matches!(fate, Fate::Rebind) || known.replace(device) != Some(device) {
                 back = None;
                 mapping.fetch_add(1, SeqCst);
@@ -243,7 +244,7 @@ fn translator(
                     let mut buffer = [0; 2048];
                     while let Ok(length) = returning.recv(&mut buffer) {
                         if mapping.load(SeqCst) == own && returns() {
-                            // The device may be gone.
+                            // The device may have ended.
                             let _ = front.send_to(&buffer[..length], device);
                         }
                     }

@@ -1,5 +1,5 @@
-//! A server with the resources that ETSI's test descriptions ask for, made of
-//! nothing but certdist's CoAP endpoint and a UDP socket.
+//! A server with the resources that ETSI's test descriptions require, built only from
+//! certdist's CoAP endpoint and a UDP socket.
 
 use std::{
     collections::HashMap,
@@ -18,13 +18,13 @@ use certdist::coap::{
     link::{self, Link},
 };
 
-/// `application/xml`.
+/// Content format of `application/xml`.
 const XML: u16 = 41;
 const ETAG: u16 = 4;
 const LOCATION_PATH: u16 = 8;
 const LOCATION_QUERY: u16 = 20;
 
-/// How long `/separate` takes.
+/// Time that `/separate` takes to answer.
 const SLOW: Duration = Duration::from_millis(1300);
 
 pub const LINKS: [Link<'_>; 10] = [
@@ -107,7 +107,7 @@ fn run(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// The resources, and what clients have made of them.
+/// The resources, as clients may have changed them.
 struct Resources {
     validate: Vec<u8>,
     version: u8,
@@ -115,7 +115,7 @@ struct Resources {
     created: HashMap<String, Vec<u8>>,
 }
 
-/// 1,700 bytes of lines.
+/// Returns 1,700 bytes of text in 34 lines.
 pub fn large() -> Vec<u8> {
     (0..34)
         .flat_map(|line| format!("line {line:02} of thirty-four, each of fifty bytes....\n").into_bytes())

@@ -1,4 +1,4 @@
-//! A simulated cloud at which a device signs in.
+//! A simulated cloud in which a device signs in.
 
 use std::time::Duration;
 
@@ -14,10 +14,11 @@ use certdist::{
 
 /// The device's product.
 pub const PRODUCT: &str = "a1BwAGVxyz1";
-/// Time for what is expected to happen.
+/// Maximum wait for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A simulated cloud with one device, its client, and where the device signs in.
+/// Starts a simulated cloud with one device. Returns it with its client, the device's
+/// certificate and the address at which the device signs in.
 pub async fn cloud() -> (Simulator, Client, Certificate, String) {
     let mqtt = Some("127.0.0.1:0".parse().unwrap());
     let simulator = Simulator::start(SimulatorConfig { mqtt, ..SimulatorConfig::default() }).await.unwrap();
@@ -28,12 +29,12 @@ pub async fn cloud() -> (Simulator, Client, Certificate, String) {
     (simulator, client, certificate, broker)
 }
 
-/// What the device signs in with now.
+/// Returns the credentials with which the device signs in at this moment.
 pub fn login(certificate: &Certificate) -> Login {
     Login::new(certificate, SignMethod::HmacSha1, jiff::Timestamp::now().as_millisecond())
 }
 
-/// Waits until the simulator has noticed what a connection did.
+/// Waits until the simulator reports this status of the device.
 pub async fn until_status(simulator: &Simulator, status: &str) {
     let reached = async {
         while simulator.status(PRODUCT, "SN01") != Some(status) {

@@ -1,4 +1,4 @@
-//! A real Chromium, driven over WebDriver: started by a test, and ended with it.
+//! A Chromium browser that a test drives over WebDriver. It ends with the test.
 
 use std::{
     fs,
@@ -16,10 +16,10 @@ use tempfile::TempDir;
 
 use super::http;
 
-/// How WebDriver names an element.
+/// Key under which WebDriver returns an element's ID.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Keys that are no characters.
+/// Keys that produce no character.
 pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
 
@@ -31,8 +31,8 @@ pub struct Browser {
     _profile: TempDir,
 }
 
-/// Puts a picture among those of the documentation, when they are asked for: `make
-/// screenshots`. They change with each run.
+/// Copies a screenshot to the documentation if `make screenshots` asked for it. Screenshots
+/// change with each run, so this is not the default.
 pub fn keep_for_documents(picture: &Path) {
     if std::env::var_os("CERTDIST_SCREENSHOTS").is_some() {
         let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
@@ -47,7 +47,7 @@ pub struct Element<'b> {
 }
 
 impl Browser {
-    /// Starts one.
+    /// Starts a browser.
     pub fn start() -> Self {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -61,7 +61,8 @@ impl Browser {
             let port = line.split_once("started successfully on port ")?.1;
             port.trim_end_matches('.').parse::<u16>().ok()
         });
-        // What it says later is read, so that it never waits for us.
+        // Reads the rest of the driver's output, so that the driver never blocks on a full
+        // pipe.
         thread::spawn(move || lines.for_each(drop));
         let profile = TempDir::new().expect("a folder");
         let mut browser = Self {
@@ -72,7 +73,7 @@ impl Browser {
         };
         let arguments = [
             "--headless=new",
-            // Root may start none in a sandbox; all that it opens is ours.
+            // Chromium cannot start in a sandbox as root. It opens only pages of this test.
             "--no-sandbox",
             "--disable-dev-shm-usage",
             "--disable-gpu",
@@ -100,13 +101,13 @@ impl Browser {
         self.call(method, &format!("/session/{}{path}", self.session), body)
     }
 
-    /// A command of Chromium's own protocol.
+    /// Runs a command of Chromium's own protocol.
     fn devtools(&self, command: &str, parameters: &Value) -> Value {
         let body = json!({ "cmd": command, "params": parameters });
         self.command("POST", "/goog/cdp/execute", &body).expect("it obeys")
     }
 
-    /// Sets how pages are shown, from the next one on.
+    /// Sets how pages are displayed, starting with the next page.
     pub fn show(&self, width: u32, height: u32, is_dark: bool, has_scripts: bool) {
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
         self.devtools("Emulation.setDeviceMetricsOverride", &size);
@@ -118,7 +119,7 @@ impl Browser {
         self.devtools("Network.clearBrowserCookies", &json!({}));
     }
 
-    /// Sets whether the scripts of pages are run.
+    /// Sets whether scripts on pages may run.
     pub fn allow_scripts(&self, allowed: bool) {
         self.devtools("Emulation.setScriptExecutionDisabled", &json!({ "value": !allowed }));
     }
@@ -128,7 +129,7 @@ impl Browser {
         self.command("POST", "/url", &json!({ "url": url })).expect("it opens");
     }
 
-    /// Finds an element by its selector; waits for it, as a page may be on its way.
+    /// Finds an element by its selector. Waits for it, because the page may still be loading.
     pub fn find(&self, selector: &str) -> Element<'_> {
         let body = json!({ "using": "css selector", "value": selector });
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -143,7 +144,7 @@ impl Browser {
         }
     }
 
-    /// Waits until the page says something.
+    /// Waits until the page contains a text.
     pub fn wait_for(&self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(15);
         while !self.text().contains(text) {
@@ -152,19 +153,19 @@ impl Browser {
         }
     }
 
-    /// What can be read on the page.
+    /// Returns the visible text of the page.
     pub fn text(&self) -> String {
         let text = self.run("return document.body ? document.body.innerText : ''", &json!([]));
         text.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Runs a script, whatever the page's own may do.
+    /// Runs a script, even if scripts on pages are disabled.
     pub fn run(&self, script: &str, arguments: &Value) -> Value {
         self.command("POST", "/execute/sync", &json!({ "script": script, "args": arguments }))
             .unwrap_or_default()
     }
 
-    /// Presses keys, one after another, wherever the focus is.
+    /// Presses keys one after another in the focused element.
     pub fn press(&self, keys: &[&str]) {
         let pressed = keys.iter().flat_map(|key| {
             [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })]
@@ -173,13 +174,13 @@ impl Browser {
         self.command("POST", "/actions", &json!({ "actions": [keyboard] })).expect("pressed");
     }
 
-    /// Types text, wherever the focus is.
+    /// Types text into the focused element.
     pub fn write(&self, text: &str) {
         let keys: Vec<String> = text.chars().map(String::from).collect();
         self.press(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
-    /// Goes to the link or button of this name with the Tab key alone.
+    /// Moves the focus to the link or button of this name, using only the Tab key.
     pub fn tab_to(&self, name: &str) {
         for _ in 0..60 {
             self.press(&[TAB]);
@@ -197,7 +198,7 @@ impl Browser {
         panic!("{name} is not reached with the Tab key:\n{}", self.text());
     }
 
-    /// What axe-core finds wrong with the page.
+    /// Returns the violations that axe-core finds on the page.
     pub fn violations(&self, axe: &str) -> Vec<String> {
         self.command("POST", "/execute/sync", &json!({ "script": axe, "args": [] })).expect("axe is loaded");
         let script = "const done = arguments[0]; axe.run(document).then(found => done(found.violations.map(v => \
@@ -210,7 +211,7 @@ impl Browser {
         found.map(|violation| violation.as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Takes a picture of the whole page.
+    /// Saves a screenshot of the whole page.
     pub fn picture(&self, path: &Path) {
         let size = self.devtools("Page.getLayoutMetrics", &json!({}));
         let (width, height) = (&size["cssContentSize"]["width"], &size["cssContentSize"]["height"]);
@@ -224,7 +225,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // This ends Chromium; without it, it would outlive its driver.
+        // Ends Chromium, which would otherwise keep running without its driver.
         let _ = self.command("DELETE", "", &Value::Null);
         let _ = self.driver.kill();
         let _ = self.driver.wait();
@@ -237,12 +238,12 @@ impl Element<'_> {
         self.browser.command("POST", &path, body).expect("it obeys");
     }
 
-    /// Clicks on it.
+    /// Clicks the element.
     pub fn click(&self) {
         self.command("click", &json!({}));
     }
 
-    /// Types into it; for a field of files, the path of one.
+    /// Types into the element; for a file field, `text` is the path of a file.
     pub fn write(&self, text: &str) {
         self.command("value", &json!({ "text": text }));
     }
