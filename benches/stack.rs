@@ -14,7 +14,6 @@ use std::{
 };
 
 use certdist::{
-    cert::Service,
     coap,
     device::{DeviceId, Secret},
     dtls::{
@@ -25,6 +24,7 @@ use certdist::{
     provision::Provisioner,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
+    resource::Service,
     server::{
         Services,
         stack::{Done, Io, Stack},
