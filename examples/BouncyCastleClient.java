@@ -1,5 +1,5 @@
 // A device on Bouncy Castle (1.72): PSK-DTLS 1.2 with or without ECDHE, one CoAP
-// request, its answer. It is the stack here that has 0xD003.
+// request, its answer. Of the stacks here, only it and Erlang/OTP have 0xD003.
 //
 //   javac -d . -cp bctls.jar:bcprov.jar BouncyCastleClient.java
 //   java -cp .:bctls.jar:bcprov.jar:bcutil.jar BouncyCastleClient 127.0.0.1 5684 plug-batch-7 \
@@ -32,14 +32,14 @@ import org.bouncycastle.tls.crypto.impl.bc.BcTlsCrypto;
 
 public final class BouncyCastleClient {
     private static final int HANDSHAKE_MILLIS = 300_000;
-    // RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for.
+    // RFC 7252 section 4.8. EXCHANGE_LIFETIME is the maximum wait for a separate response.
     private static final int ACK_TIMEOUT = 2_000;
     private static final int MAX_RETRANSMIT = 4;
-    // How often a device asks anew, with a new message ID, when nothing acknowledges it.
+    // Maximum number of requests, each with a new message ID, while none is acknowledged.
     private static final int ATTEMPTS = 3;
     private static final int EXCHANGE_LIFETIME = 247_000;
-    // How long the session stays after a separate response: should our acknowledgement be
-    // lost, the response comes again within 3 s.
+    // Time that the session stays open after a separate response. If our acknowledgement is
+    // lost, the response is repeated within 3 s.
     private static final int LINGER = 3_000;
 
     private static final class Client extends PSKTlsClient {
@@ -133,7 +133,7 @@ public final class BouncyCastleClient {
         System.exit(code >> 5 == 2 ? 0 : 1);
     }
 
-    /** The response to a request, piggybacked or separate; null when there is none (RFC 7252). */
+    /** Returns the response to a request, piggybacked or separate, or null (RFC 7252). */
     private static byte[] exchange(DTLSTransport dtls, byte[] request) throws java.io.IOException {
         byte[] message = new byte[1024];
         byte[] response = null;
@@ -143,14 +143,14 @@ public final class BouncyCastleClient {
         long until = millis();
         while (true) {
             if (millis() >= until) {
-                // Section 4.2: repeated until it is acknowledged, and not after that.
+                // Section 4.2: the request is repeated until it is acknowledged.
                 if (response != null || acknowledged || sent > MAX_RETRANSMIT) return response;
                 dtls.send(request, 0, request.length);
                 sent++;
                 until = millis() + wait;
                 wait *= 2;
             }
-            // 0 would wait for ever.
+            // 0 would mean no time-out.
             int length = dtls.receive(message, 0, message.length, (int) Math.max(1, until - millis()));
             if (length < 4 || (message[0] & 0xc0) != 0x40) continue;
             int type = message[0] >> 4 & 3;
@@ -171,8 +171,8 @@ public final class BouncyCastleClient {
             boolean matches =
                     (message[1] & 0xff) >= 0x40 && (message[0] & 15) == 1 && length > 4 && message[4] == request[4];
             if (confirmable) {
-                // Section 4.2: each copy of the response is acknowledged; what means nothing
-                // here is rejected, an empty one (a ping) too.
+                // Section 4.2: each copy of the response is acknowledged. Any other
+                // confirmable message, such as an empty one (a ping), is rejected.
                 dtls.send(new byte[] {(byte) (matches ? 0x60 : 0x70), 0, message[2], message[3]}, 0, 4);
             }
             if (matches && response == null) {
@@ -186,7 +186,8 @@ public final class BouncyCastleClient {
         return System.nanoTime() / 1_000_000;
     }
 
-    /** Where the payload starts: after the options, which may hold what marks it, 0xff. */
+    /** Returns the offset of the payload. The options are skipped one by one, because they
+     * may contain the payload marker 0xff. */
     private static int payload(byte[] message) {
         int at = 4 + (message[0] & 15);
         while (at < message.length && message[at] != (byte) 0xff) {

@@ -1,5 +1,6 @@
-/* CoAP as a device needs it (RFC 7252), for the clients in this folder: one confirmable
- * request for /cert and its response, piggybacked or separate. It sends nothing itself:
+/* The part of CoAP that a device needs (RFC 7252), for the clients in this folder: one
+ * confirmable request for /cert and its response, piggybacked or separate. The caller sends
+ * and receives:
  *
  *   struct exchange e;
  *   exchange_start(&e, sn);
@@ -16,12 +17,12 @@
 #include <string.h>
 #include <time.h>
 
-/* RFC 7252 section 4.8. EXCHANGE_LIFETIME is how long a separate response is waited for. */
+/* RFC 7252 section 4.8. EXCHANGE_LIFETIME is the maximum wait for a separate response. */
 enum { ACK_TIMEOUT = 2000, MAX_RETRANSMIT = 4, EXCHANGE_LIFETIME = 247000 };
-/* How often a device asks anew, with a new message ID, when nothing acknowledges it. */
+/* Maximum number of requests, each with a new message ID, while none is acknowledged. */
 enum { ATTEMPTS = 3 };
-/* How long the session stays after a separate response, in milliseconds: should our
- * acknowledgement be lost, the response comes again within 3 s. */
+/* Time that the session stays open after a separate response, in milliseconds. If our
+ * acknowledgement is lost, the response is repeated within 3 s. */
 enum { LINGER = 3000 };
 
 enum { CONFIRMABLE, NON_CONFIRMABLE, ACKNOWLEDGEMENT, RESET };
@@ -48,9 +49,9 @@ static inline void exchange_attempt(struct exchange *e) {
   e->attempts++;
 }
 
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
- * number has up to 23 characters; where it is empty, so is the request: the server takes
- * the device ID from the identity of its key. */
+/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial number
+ * has up to 23 characters. If it is empty, the request has no payload, and the server uses
+ * the PSK identity as the device ID. */
 static inline void exchange_start(struct exchange *e, const char *sn) {
   size_t length = strlen(sn);
   memset(e, 0, sizeof *e);
@@ -69,7 +70,7 @@ static inline int exchange_goes_on(const struct exchange *e) {
   return time_left || e->sent <= MAX_RETRANSMIT || e->attempts < ATTEMPTS;
 }
 
-/* Section 4.2: the request is repeated until it is acknowledged, and not after that. */
+/* Section 4.2: the request is repeated until it is acknowledged. */
 static inline int exchange_due(struct exchange *e) {
   if (e->acknowledged || e->code || exchange_now() < e->until) return 0;
   if (e->sent > MAX_RETRANSMIT) {
@@ -90,7 +91,7 @@ static inline long exchange_wait(const struct exchange *e) {
   return left > 0 ? left : 0;
 }
 
-/* Takes a message; tells whether e->reply has to be sent. */
+/* Processes a message; returns whether e->reply must be sent. */
 static inline int exchange_receive(struct exchange *e, const unsigned char *message, size_t length) {
   if (length < 4 || message[0] >> 6 != 1) return 0;
   int type = message[0] >> 4 & 3, ours = memcmp(message + 2, e->request + 2, 2) == 0;
@@ -107,7 +108,8 @@ static inline int exchange_receive(struct exchange *e, const unsigned char *mess
     return 0;
   }
   if (message[1] < 0x40 || token_length != 1 || length < 5 || message[4] != e->request[4]) {
-    /* Section 4.2: what means nothing here is rejected, an empty one (a ping) too. */
+    /* Section 4.2: a confirmable message that is not the response, such as an empty one (a
+     * ping), is rejected. */
     e->reply[0] = 0x70;
     return type == CONFIRMABLE;
   }
@@ -115,7 +117,7 @@ static inline int exchange_receive(struct exchange *e, const unsigned char *mess
     size_t at = 5;
     e->code = message[1];
     e->until = exchange_now() + (type == CONFIRMABLE ? LINGER : 0);
-    /* The options, as they may hold what marks the payload, 0xff. */
+    /* The options are skipped one by one, because they may contain the payload marker 0xff. */
     while (at < length && message[at] != 0xff) {
       size_t delta = message[at] >> 4, size = message[at] & 15;
       at += 1 + (delta == 13 ? 1 : delta == 14 ? 2 : 0);

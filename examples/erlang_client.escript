@@ -6,19 +6,19 @@
 %%   escript erlang_client.escript 127.0.0.1 5684 plug-batch-7 \
 %%       706c75672d62617463682d372d6b6579 PLUG0001 PSK-AES128-CCM8
 %%
-%% It prints the answer's code and payload. The suite has OpenSSL's name; those that
-%% OpenSSL has not are ECDHE-PSK-AES128-CCM8 and ECDHE-PSK-AES128-GCM-SHA256. A last
-%% argument sets options: a group (`x25519` or `p256`).
+%% It prints the answer's code and payload. The suite is given by OpenSSL's name. Two suites
+%% that OpenSSL lacks are called ECDHE-PSK-AES128-CCM8 and ECDHE-PSK-AES128-GCM-SHA256. A
+%% last argument sets options: a group (`x25519` or `p256`).
 
-%% RFC 7252 section 4.8, in milliseconds. EXCHANGE_LIFETIME is how long a separate
-%% response is waited for.
+%% RFC 7252 section 4.8, in milliseconds. EXCHANGE_LIFETIME is the maximum wait for a
+%% separate response.
 -define(ACK_TIMEOUT, 2000).
 -define(MAX_RETRANSMIT, 4).
-%% How often a device asks anew, with a new message ID, when nothing acknowledges it.
+%% Maximum number of requests, each with a new message ID, while none is acknowledged.
 -define(ATTEMPTS, 3).
 -define(EXCHANGE_LIFETIME, 247000).
-%% How long the session stays after a separate response: should our acknowledgement be
-%% lost, the response comes again within 3 s.
+%% Time that the session stays open after a separate response. If our acknowledgement is
+%% lost, the response is repeated within 3 s.
 -define(LINGER, 3000).
 -define(PATIENCE, 300000).
 -define(FIRST_ID, 16#1234).
@@ -29,7 +29,7 @@
 main([Host, Port, Identity, Key, Sn, Suite | Rest]) when length(Sn) < 24 ->
     Options = lists:append(Rest),
     {ok, _} = application:ensure_all_started(ssl),
-    %% The log would go where the answer does.
+    %% Log lines would mix with the answer on standard output.
     logger:set_primary_config(level, none),
     {ok, Address} = inet:parse_address(Host),
     Psk = binary:decode_hex(list_to_binary(Key)),
@@ -85,13 +85,14 @@ ask(Socket, Name, Id, Attempts) ->
 
 now_millis() -> erlang:monotonic_time(millisecond).
 
-%% The response to the request, piggybacked or separate: its code and what follows its token.
+%% Returns the response to the request, piggybacked or separate: its code and the bytes
+%% after its token.
 exchange(#exchange{until = Until, sent = Sent} = E) ->
     case now_millis() >= Until of
         true when E#exchange.response =/= none; E#exchange.acknowledged; Sent > ?MAX_RETRANSMIT ->
             E#exchange.response;
         true ->
-            %% Section 4.2: repeated until it is acknowledged, and not after that.
+            %% Section 4.2: the request is repeated until it is acknowledged.
             ok = ssl:send(E#exchange.socket, E#exchange.request),
             Wait = E#exchange.wait,
             exchange(E#exchange{sent = Sent + 1, until = now_millis() + Wait, wait = 2 * Wait});
@@ -120,13 +121,14 @@ received(<<1:2, Type:2, 1:4, Code, Id:16, ?TOKEN, Rest/binary>>, E) when Code >=
         _ -> E
     end;
 received(<<1:2, 0:2, _:4, _, Id:16, _/binary>>, E) ->
-    %% What means nothing here is rejected, an empty one (a ping) too.
+    %% Section 4.2: any other confirmable message, such as an empty one (a ping), is rejected.
     ok = ssl:send(E#exchange.socket, <<1:2, 3:2, 0:4, 0, Id:16>>),
     E;
 received(_, E) ->
     E.
 
-%% What follows the options, which may hold what marks it, 16#ff.
+%% Returns the payload. The options are skipped one by one, because they may contain the
+%% payload marker 16#ff.
 payload(<<16#ff, Payload/binary>>) -> Payload;
 payload(<<Delta:4, 13:4, Rest/binary>>) ->
     <<Size, More/binary>> = extended(Delta, Rest),

@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
       check((int)gnutls_record_send(session, e.request, e.request_length), "send");
       exchange_sent(&e);
     }
-    /* 0 would wait for ever. */
+    /* 0 would mean no time-out. */
     gnutls_record_set_timeout(session, (unsigned)exchange_wait(&e) + 1);
     ssize_t got = gnutls_record_recv(session, message, sizeof message);
     if (got == GNUTLS_E_TIMEDOUT || got == GNUTLS_E_AGAIN || got == GNUTLS_E_INTERRUPTED) continue;

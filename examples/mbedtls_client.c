@@ -6,7 +6,7 @@
  * It prints the answer's code and payload. An optional sixth argument names the
  * cipher suite, such as TLS-PSK-WITH-AES-128-GCM-SHA256; a seventh sets options:
  * `noems` leaves extended master secret out, `mfl512` asks for small records,
- * `cid0` for connection IDs, its own one being empty, `cid4` for one of four bytes
+ * `cid0` for connection IDs with an empty one of its own, `cid4` for one of four bytes
  * (RFC 9146; mbedTLS 3), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the
  * handshake's timer.
  */
@@ -23,7 +23,7 @@
 #include <mbedtls/timing.h>
 #include <mbedtls/version.h>
 
-/* mbedTLS 2.28 has connection IDs of a draft only, which no longer mean anything. */
+/* mbedTLS 2.28 supports only the connection IDs of an obsolete draft. */
 #if defined(MBEDTLS_SSL_DTLS_CONNECTION_ID) && MBEDTLS_VERSION_MAJOR >= 3
 #define CONNECTION_ID
 #endif
@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
       check(mbedtls_ssl_write(&ssl, e.request, e.request_length), "write");
       exchange_sent(&e);
     }
-    /* 0 would wait for ever. */
+    /* 0 would mean no time-out. */
     mbedtls_ssl_conf_read_timeout(&config, (uint32_t)exchange_wait(&e) + 1);
     int got = mbedtls_ssl_read(&ssl, message, sizeof message);
     if (got == MBEDTLS_ERR_SSL_TIMEOUT || got == MBEDTLS_ERR_SSL_WANT_READ) continue;

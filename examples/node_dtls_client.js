@@ -3,19 +3,19 @@
 //   NODE_PATH=node_modules node node_dtls_client.js 127.0.0.1 5684 plug-batch-7 \
 //       706c75672d62617463682d372d6b6579 PLUG0001 TLS_PSK_WITH_AES_128_CCM_8
 //
-// It prints the answer's code and payload. The library never repeats a flight that was
-// lost: the device begins a new handshake instead, from a new port.
+// It prints the answer's code and payload. The library never repeats a lost flight. The
+// device starts a new handshake from a new port instead.
 "use strict";
 
 const { dtls } = require("node-dtls-client");
 
-// RFC 7252 section 4.8, in milliseconds. EXCHANGE_LIFETIME is how long a separate
-// response is waited for.
+// RFC 7252 section 4.8, in milliseconds. EXCHANGE_LIFETIME is the maximum wait for a
+// separate response.
 const ACK_TIMEOUT = 2000;
 const MAX_RETRANSMIT = 4;
 const EXCHANGE_LIFETIME = 247000;
-// How long the session stays after a separate response: should our acknowledgement be
-// lost, the response comes again within 3 s.
+// Time that the session stays open after a separate response. If our acknowledgement is
+// lost, the response is repeated within 3 s.
 const LINGER = 3000;
 const HANDSHAKE = 2000;
 const PATIENCE = 300000;
@@ -28,7 +28,7 @@ function request(sn) {
   return Buffer.concat([head, Buffer.from([0x60 | sn.length]), Buffer.from(sn)]);
 }
 
-// A session, once there is one.
+// Returns a session once a handshake has succeeded.
 function connect(options, deadline) {
   return new Promise((resolve, reject) => {
     const socket = dtls.createSocket(options);
@@ -40,7 +40,7 @@ function connect(options, deadline) {
   });
 }
 
-// The response to a request, piggybacked or separate; undefined when there is none.
+// Returns the response to a request, piggybacked or separate, or undefined.
 function exchange(socket, message) {
   return new Promise((resolve) => {
     let response, timer;
@@ -54,7 +54,7 @@ function exchange(socket, message) {
       clearTimeout(timer);
       timer = setTimeout(action, millis);
     };
-    // RFC 7252 section 4.2: repeated until it is acknowledged, and not after that.
+    // RFC 7252 section 4.2: the request is repeated until it is acknowledged.
     const transmit = () => {
       if (sent > MAX_RETRANSMIT) return end();
       socket.send(message);
@@ -79,8 +79,8 @@ function exchange(socket, message) {
         return;
       }
       const matches = got[1] >= 0x40 && (got[0] & 15) === 1 && got[4] === message[4];
-      // Section 4.2: each copy of the response is acknowledged; what means nothing here is
-      // rejected, an empty one (a ping) too.
+      // Section 4.2: each copy of the response is acknowledged. Any other confirmable
+      // message, such as an empty one (a ping), is rejected.
       if (kind === CONFIRMABLE) socket.send(Buffer.from([matches ? 0x60 : 0x70, 0, got[2], got[3]]));
       if (matches && !response) {
         response = Buffer.from(got);
@@ -92,7 +92,8 @@ function exchange(socket, message) {
   });
 }
 
-// What follows the options, which may hold what marks it, 0xff.
+// Returns the payload. The options are skipped one by one, because they may contain the
+// payload marker 0xff.
 function payload(message) {
   let at = 4 + (message[0] & 15);
   while (at < message.length && message[at] !== 0xff) {
@@ -114,14 +115,14 @@ async function main([host, port, identity, key, sn, suite]) {
     type: "udp4",
     address: host,
     port: Number(port),
-    // The library takes the key as text of one byte a character.
+    // The library expects the key as a string with one byte per character.
     psk: { [identity]: Buffer.from(key, "hex").toString("latin1") },
     ciphers: [suite],
     timeout: HANDSHAKE,
   };
   const deadline = Date.now() + PATIENCE;
   let response;
-  // What comes out of order is lost on this library too.
+  // The library also drops datagrams that arrive out of order.
   while (!response && Date.now() < deadline) {
     const socket = await connect({ ...options }, deadline);
     response = await exchange(socket, request(sn));

@@ -24,18 +24,18 @@ import (
 	"github.com/pion/dtls/v2"
 )
 
-// RFC 7252 section 4.8. exchangeLifetime is how long a separate response is waited for.
+// RFC 7252 section 4.8. exchangeLifetime is the maximum wait for a separate response.
 const (
 	ackTimeout       = 2 * time.Second
 	maxRetransmit    = 4
 	exchangeLifetime = 247 * time.Second
 )
 
-// How long the session stays after a separate response: should our acknowledgement be
-// lost, the response comes again within 3 s.
+// Time that the session stays open after a separate response. If our acknowledgement is
+// lost, the response is repeated within 3 s.
 const linger = 3 * time.Second
 
-// How often a device asks anew, with a new message ID, when nothing acknowledges it.
+// Maximum number of requests, each with a new message ID, while none is acknowledged.
 const attempts = 3
 
 const patience = 300 * time.Second
@@ -65,7 +65,7 @@ func exchange(conn net.Conn, request []byte) ([]byte, error) {
 			if response != nil {
 				return response, nil
 			}
-			// Section 4.2: repeated until it is acknowledged, and not after that.
+			// Section 4.2: the request is repeated until it is acknowledged.
 			if acknowledged || sent > maxRetransmit {
 				return nil, errors.New("no answer")
 			}
@@ -112,8 +112,8 @@ func exchange(conn net.Conn, request []byte) ([]byte, error) {
 		}
 		matches := message[1] >= 0x40 && message[0]&15 == 1 && length > 4 && message[4] == request[4]
 		if confirmable {
-			// Section 4.2: each copy of the response is acknowledged; what means nothing
-			// here is rejected, an empty one (a ping) too.
+			// Section 4.2: each copy of the response is acknowledged. Any other confirmable message,
+			// such as an empty one (a ping), is rejected.
 			reply := []byte{0x70, 0, message[2], message[3]}
 			if matches {
 				reply[0] = 0x60
@@ -132,7 +132,8 @@ func exchange(conn net.Conn, request []byte) ([]byte, error) {
 	}
 }
 
-// payload returns what follows the options, which may hold what marks it, 0xff.
+// payload returns the payload. The options are skipped one by one, because they may contain
+// the payload marker 0xff.
 func payload(message []byte) []byte {
 	at := 4 + int(message[0]&15)
 	for at < len(message) && message[at] != 0xff {

@@ -18,18 +18,18 @@ from contextlib import suppress
 from mbedtls import tls
 from mbedtls.exceptions import TLSError
 
-# RFC 7252 section 4.8, in seconds. EXCHANGE_LIFETIME is how long a separate response is
-# waited for.
+# RFC 7252 section 4.8, in seconds. EXCHANGE_LIFETIME is the maximum wait for a separate
+# response.
 ACK_TIMEOUT = 2
 MAX_RETRANSMIT = 4
-# How often a device asks anew, with a new message ID, when nothing acknowledges it.
+# Maximum number of requests, each with a new message ID, while none is acknowledged.
 ATTEMPTS = 3
 EXCHANGE_LIFETIME = 247
-# How long the session stays after a separate response: should our acknowledgement be
-# lost, the response comes again within 3 s.
+# Time that the session stays open after a separate response. If our acknowledgement is
+# lost, the response is repeated within 3 s.
 LINGER = 3
 PATIENCE = 300
-# How often the handshake's timer is looked at.
+# Interval at which the handshake's timer is checked, in seconds.
 TICK = 0.1
 CONFIRMABLE, ACKNOWLEDGEMENT, RESET = 0, 2, 3
 
@@ -43,7 +43,7 @@ class Session:
         self.dtls = tls.ClientContext(configuration).wrap_buffers(None)
 
     def transmit(self):
-        """Sends what the library has, a datagram for each record."""
+        """Sends the library's output, one datagram per record."""
         while waiting := self.dtls.peek_outgoing(4096):
             length = 13 + int.from_bytes(waiting[11:13], "big")
             self.udp.send(waiting[:length])
@@ -64,7 +64,7 @@ class Session:
         self.transmit()
 
     def take(self, seconds):
-        """Hands one datagram to the library, if there is one in time."""
+        """Passes one datagram to the library, if one arrives in time."""
         self.udp.settimeout(max(seconds, 0.001))
         with suppress(TimeoutError):
             self.dtls.receive_from_network(self.udp.recv(4096))
@@ -74,7 +74,7 @@ class Session:
         self.transmit()
 
     def receive(self, seconds):
-        """A message, or None."""
+        """Returns a message, or None."""
         self.take(seconds)
         with suppress(tls.WantReadError):
             return self.dtls.read(2048)
@@ -88,7 +88,7 @@ class Session:
 
 
 def connect(address, configuration):
-    """A session. A handshake that the library gave up is begun again."""
+    """Returns a session. Restarts the handshake if the library gives up."""
     deadline = time.monotonic() + PATIENCE
     while True:
         session = Session(address, configuration)
@@ -108,13 +108,13 @@ def request(sn):
 
 
 def exchange(session, message):
-    """The response to a request, piggybacked or separate; None when there is none."""
+    """Returns the response to a request, piggybacked or separate, or None."""
     response, acknowledged, sent = None, False, 0
     wait = ACK_TIMEOUT * random.uniform(1, 1.5)
     until = time.monotonic()
     while True:
         if time.monotonic() >= until:
-            # RFC 7252 section 4.2: repeated until it is acknowledged, and not after that.
+            # RFC 7252 section 4.2: the request is repeated until it is acknowledged.
             if response or acknowledged or sent > MAX_RETRANSMIT:
                 return response
             session.send(message)
@@ -136,8 +136,8 @@ def exchange(session, message):
             continue
         matches = got[1] >= 0x40 and got[0] & 15 == 1 and got[4:5] == message[4:5]
         if kind == CONFIRMABLE:
-            # Section 4.2: each copy of the response is acknowledged; what means nothing
-            # here is rejected, an empty one (a ping) too.
+            # Section 4.2: each copy of the response is acknowledged. Any other confirmable
+            # message, such as an empty one (a ping), is rejected.
             session.send(bytes([0x60 if matches else 0x70, 0]) + got[2:4])
         if matches and not response:
             response = got
@@ -145,7 +145,8 @@ def exchange(session, message):
 
 
 def payload(message):
-    """What follows the options, which may hold what marks it, 0xff."""
+    """Returns the payload. The options are skipped one by one, because they may contain the
+    payload marker 0xff."""
     at = 4 + (message[0] & 15)
     while at < len(message) and message[at] != 0xFF:
         delta, size = message[at] >> 4, message[at] & 15

@@ -1,4 +1,4 @@
-/* A device on tinydtls (0.8.6 and what came after): PSK-DTLS 1.2, one CoAP request,
+/* A device on tinydtls (0.8.6 and later): PSK-DTLS 1.2, one CoAP request,
  * its answer.
  *
  *   cc -O2 -Itinydtls -o tinydtls_client tinydtls_client.c libtinydtls.a

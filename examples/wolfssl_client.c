@@ -6,8 +6,8 @@
  *       ECDHE-PSK-AES128-GCM-SHA256 x25519
  *
  * It prints the answer's code and payload. The last argument sets options: a
- * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0`
- * for connection IDs, its own one being empty, `cid4` for one of four bytes
+ * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0` for
+ * connection IDs with an empty one of its own, `cid4` for one of four bytes
  * (RFC 9146; wolfSSL 5.7.4 and later, built with WOLFSSL_DTLS_CID), `rfc7925` starts with
  * the 9 s of RFC 7925 section 11 for the handshake's timer.
  */
@@ -86,7 +86,7 @@ int main(int argc, char **argv) {
 
   struct exchange e;
   unsigned char message[1024];
-  /* After its handshake wolfSSL would wait for ever in a blocking socket. */
+  /* With a blocking socket, wolfSSL would block forever after the handshake. */
   fcntl(fd, F_SETFL, O_NONBLOCK);
   wolfSSL_dtls_set_using_nonblock(ssl, 1);
   exchange_start(&e, argv[5]);
