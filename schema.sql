@@ -1,4 +1,4 @@
--- certdist's database, version 4.
+-- certdist's database, version 5.
 --
 -- `certdist serve` and `certdist import` create it automatically. To create it by hand:
 --     sqlite3 certdist.db < schema.sql
@@ -11,7 +11,7 @@
 
 -- Mark the file as certdist's ("cert"), and set the version of its schema.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 
 -- One row for each device that may ask for a certificate. The first seven columns are
 -- those of the Tablestore table of the same name.
@@ -44,9 +44,17 @@ CREATE TABLE device_table (
     -- Abnormal state of the device at IoT Platform, as of the last query; NULL: none
     -- known.
     cloudState   TEXT CHECK (cloudState IN ('disabled', 'deleted')),
+    -- Random number of the request whose answer was the first to carry the certificate: the
+    -- same request, repeated after a lost answer of the database, is known again.
+    issueId      INTEGER CHECK (refusal IS NULL OR deviceSecret IS NULL),
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
 ) STRICT, WITHOUT ROWID;
+
+-- Two rows with the same name in one product, or with the same IotId, would share one
+-- device at IoT Platform. certdist adds no such row.
+CREATE INDEX device_name ON device_table (productKey, coalesce(deviceName, deviceId));
+CREATE INDEX device_iot_id ON device_table (IotId) WHERE IotId IS NOT NULL;
 
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (
@@ -57,27 +65,54 @@ CREATE TABLE device_key (
     psk          TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Batches that were about to be requested from IoT Platform, of up to 10,000 devices
--- each.
-CREATE TABLE registration_batch (
-    batchId      INTEGER PRIMARY KEY,
-    productKey   TEXT NOT NULL,
-    -- The cloud's ApplyId of the batch; NULL: the cloud was not yet asked to create the
-    -- devices.
-    applyId      INTEGER,
-    openedAt     INTEGER NOT NULL
+-- Processes that claim registrations. Each updates its row every few seconds. Another
+-- process removes a row that stays as it is; the claims are then abandoned.
+CREATE TABLE registration_owner (
+    -- A random number, for each start of a process.
+    ownerId      INTEGER PRIMARY KEY,
+    -- Its command and process ID.
+    name         TEXT NOT NULL,
+    -- Number of updates, and the time of the last one by the owner's clock.
+    beats        INTEGER NOT NULL,
+    lastBeat     INTEGER NOT NULL
 ) STRICT;
 
--- Registrations that were about to be requested from IoT Platform. A row is written
--- before the call, and removed when the answer is stored. So a row older than a few
--- minutes was left by a crash; the next start resumes its registration.
-CREATE TABLE registration_journal (
+-- Batches of up to 10,000 devices each that are about to be registered.
+CREATE TABLE registration_batch (
+    -- A random number.
+    batchId      INTEGER PRIMARY KEY,
+    productKey   TEXT NOT NULL,
+    -- The cloud's number of the batch; NULL: its devices were not requested yet.
+    applyId      INTEGER,
+    openedAt     INTEGER NOT NULL,
+    -- The process that runs it; NULL, or without a row in registration_owner: abandoned.
+    owner        INTEGER
+) STRICT;
+
+-- Devices that a process is registering, or has begun to: the registration journal. A row
+-- is here from before the call of IoT Platform until its result is stored.
+CREATE TABLE registration_claim (
     deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
+    -- Time since which this name is here, by the clock of the process that wrote it.
     openedAt     INTEGER NOT NULL,
-    -- Batch to which the registration belongs; NULL: none.
-    batchId      INTEGER
+    -- Seconds to add to that clock to have IoT Platform's; NULL: not known.
+    cloudOffset  INTEGER,
+    -- The batch that it is a part of.
+    batchId      INTEGER,
+    -- The process that registers it; NULL, or without a row in registration_owner: abandoned,
+    -- and any process may continue.
+    owner        INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- When the next call of each kind may leave, for all processes together: IoT Platform limits
+-- the calls of an account, action by action.
+CREATE TABLE call_pace (
+    -- The account, as a hash, and the action.
+    pace         TEXT NOT NULL PRIMARY KEY,
+    -- Microseconds since 1970.
+    nextMicros   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- Keys under which values may be sealed. All of them must be configured.

@@ -15,7 +15,7 @@ use std::{
 
 use certdist::{
     coap,
-    device::{DeviceId, Secret},
+    device::{Certificate, DeviceId, Secret},
     dtls::{
         self, Psk,
         testing::{Client, Profile},
@@ -29,7 +29,7 @@ use certdist::{
         Services,
         stack::{Done, Io, Stack},
     },
-    store::{self, Actor, Bulk, ImportRow, Store as _},
+    store::{self, Actor, Bulk, ImportRow, Store as _, audit::Asker, claim::Owner},
 };
 use tokio::runtime::{Handle, Runtime};
 
@@ -40,6 +40,14 @@ const TOGETHER: usize = 8;
 
 fn id(number: u32) -> String {
     format!("SN{number:08}")
+}
+
+fn certificate(device: &DeviceId) -> Certificate {
+    Certificate {
+        product_key: "a1lamp".into(),
+        device_name: device.to_string(),
+        device_secret: Secret::new(String::new()),
+    }
 }
 
 /// Returns services with a table of this many devices, whose certificates were issued before.
@@ -67,9 +75,11 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
             let some: Vec<_> = (first..devices.min(first + 1000))
                 .map(|number| DeviceId::parse_sn(&id(number)).expect("an ID"))
                 .collect();
+            let certificates: Vec<_> = some.iter().map(certificate).collect();
+            let asker = || Asker { enrollment: "lamp".into(), ..Asker::default() };
+            let issue = |(device, certificate)| store.record_issue(device, certificate, 1, asker());
             // Issues that are requested together are written together.
-            let issues: Vec<_> =
-                some.iter().map(|device| store.record_issue(device, 1, Default::default())).collect();
+            let issues: Vec<_> = some.iter().zip(&certificates).map(issue).collect();
             for issue in issues {
                 issue.await.expect("recorded");
             }
@@ -80,6 +90,7 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
         Enrollment { name: "lamp".into(), product_key: "a1lamp".into(), kind, reissue: Reissue::Always };
     let registrar = Registrar::new(
         registrar::Config::default(),
+        Owner::new("bench").expect("random numbers"),
         store.clone(),
         // Never called, because every device of this benchmark has its certificate.
         Arc::new(NoCloud),

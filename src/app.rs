@@ -20,7 +20,7 @@ use crate::{
     registrar::{self, Registrar},
     resource::Service,
     server::{Pulse, Server, Services, plain::Plain},
-    store::{Store, StoreError, audit::Keep, sqlite::Sqlite, unix_now},
+    store::{Store, StoreError, audit::Keep, claim::Owner, sqlite::Sqlite, unix_now},
 };
 
 /// A running server with all its parts.
@@ -45,7 +45,7 @@ impl App {
         (cloud, limits): (Arc<dyn IotPlatform>, registrar::Config),
     ) -> Result<Self> {
         let store: Arc<dyn Store> = table.clone();
-        let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
+        let registrar = Registrar::new(limits, Owner::new("serve")?, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
         let services = Services {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),

@@ -12,8 +12,9 @@ use crate::{
     rate_limit::Origin,
     registrar::{Outcome, Registrar},
     store::{
-        DeviceRow, Issue, JournalEntry, Store, StoreError, UnixSeconds,
+        DeviceRow, Issue, JournalEntry, Store, StoreError,
         audit::{Asked, Asker, AuditEvent},
+        claim::new_id,
         unix_now,
     },
 };
@@ -70,6 +71,12 @@ impl From<StoreError> for Refusal {
         Self::Later(STORE_PAUSE)
     }
 }
+
+/// Maximum number of times that an issue is recorded whose answer is lost.
+const ISSUE_ATTEMPTS: u32 = 3;
+
+/// Delay before a device should retry whose row was changed during its request, in seconds.
+const CHANGED_PAUSE: u32 = 1;
 
 /// Delay before a device should retry after a failure of the store, in seconds.
 const STORE_PAUSE: u32 = 30;
@@ -143,15 +150,15 @@ impl Provisioner {
             Some(certificate) => certificate,
             None => self.register(row).await?,
         };
-        // A device whose first issue is already recorded does not wait for a write.
+        // A device that asks again waits for no write.
         let again = match first_issued {
             Some(_) => true,
-            None => !self.record_issue(origin, principal, device, now).await?.is_first,
+            None => !self.record_issue(origin, principal, device, &certificate).await?.is_first,
         };
         if again {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let detail = format_args!("{}/{}", certificate.product_key, certificate.device_name);
-            self.store.audit(Asked::new(AuditEvent::Reissued, now, device, asker, detail));
+            self.store.audit(Asked::new(AuditEvent::Reissued, unix_now(), device, asker, detail));
         }
         Ok(certificate)
     }
@@ -176,16 +183,41 @@ impl Provisioner {
         origin: Origin,
         principal: &Principal,
         device: &DeviceId,
-        now: UnixSeconds,
+        certificate: &Certificate,
     ) -> Result<Issue, Refusal> {
-        let asker = Asker {
+        let asker = || Asker {
             enrollment: principal.enrollment.name.clone(),
             identity: principal.identity().to_owned(),
             address: origin.to_string(),
         };
-        let issue = self.store.record_issue(device, now, asker).await?;
-        let may_have_it =
-            issue.is_first || policy::may_have_again(principal.enrollment.reissue, issue.first, now);
-        if may_have_it { Ok(issue) } else { Err(Refusal::Issued) }
+        let issue_id = new_id()?;
+        for _ in 0..ISSUE_ATTEMPTS {
+            match self.store.record_issue(device, certificate, issue_id, asker()).await {
+                Ok(issue) => {
+                    let may_have_it = issue.is_first
+                        || policy::may_have_again(principal.enrollment.reissue, issue.first, unix_now());
+                    return if may_have_it { Ok(issue) } else { Err(Refusal::Issued) };
+                }
+                // It may be recorded. The same number shows that it is this one.
+                Err(StoreError::Unknown(_)) => {}
+                // The row has changed while the device was registered: its next request is
+                // decided by what the row says then.
+                Err(StoreError::Conflict(_)) => return self.changed(principal, device).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Refusal::Later(STORE_PAUSE))
+    }
+
+    /// Decides about a device whose row has changed since it was read.
+    async fn changed(&self, principal: &Principal, device: &DeviceId) -> Result<Issue, Refusal> {
+        let row = self.store.device(device).await?.ok_or(Refusal::Invalid)?;
+        if row.enrollment != principal.enrollment.name {
+            return Err(Refusal::Invalid);
+        }
+        match policy::verdict(&row, principal.enrollment.reissue, unix_now()) {
+            Verdict::Refuse(reason) => Err(reason.into()),
+            Verdict::HandOut | Verdict::Register => Err(Refusal::Later(CHANGED_PAUSE)),
+        }
     }
 }

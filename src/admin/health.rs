@@ -14,10 +14,7 @@ use axum::{
 use tokio::sync::Mutex;
 
 use super::{Sources, Table};
-use crate::{
-    server::{self, Pulse, ROUND},
-    store::StoreError,
-};
+use crate::server::{self, Pulse, ROUND};
 
 /// Maximum time for a probe, which reads and writes the table.
 const PROBE: Duration = Duration::from_secs(2);
@@ -74,7 +71,7 @@ impl Health {
             }
             let outcome = match tokio::time::timeout(PROBE, store.probe()).await {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(error @ (StoreError::Busy(_) | StoreError::Failed(_)))) => Err(error.to_string()),
+                Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("the database has taken no write for {} s", PROBE.as_secs())),
             };
             *probed = Some((Instant::now(), outcome.clone()));

@@ -12,14 +12,15 @@ use crate::{
     resource::Service,
     server::Limits,
     server::{Server, Services},
-    store::sqlite::Sqlite,
+    store::{claim::Owner, sqlite::Sqlite},
     testing::cloud::Cloud,
 };
 
 fn server(folder: &tempfile::TempDir) -> Server {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let (config, cloud) = (crate::registrar::Config::default(), Arc::new(Cloud::default()));
-    let registrar = Registrar::new(config, store.clone(), cloud, Handle::current());
+    let registrar =
+        Registrar::new(config, Owner::new("test").unwrap(), store.clone(), cloud, Handle::current());
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     let kind = Kind::Derived(Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap());
     let enrollment =

@@ -21,7 +21,7 @@ use crate::{
     policy::{self, Verdict},
     psk::Reissue,
     registrar::{self, Registrar},
-    store::{Bulk, DeviceRow, JournalEntry, Store, unix_now},
+    store::{Bulk, DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
 };
 
 /// Rows read at once.
@@ -99,7 +99,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.enable_steady_tick(Duration::from_millis(200));
-    let registrar = Registrar::new(limits, store.clone(), cloud, Handle::current());
+    let registrar = Registrar::new(limits, Owner::new("register")?, store.clone(), cloud, Handle::current());
     let tally = Arc::new(Tally::default());
     let work = register_all(&*store, &registrar, args.enrollment.as_deref(), &bar, &tally);
     let interrupted = tokio::select! {

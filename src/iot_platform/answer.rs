@@ -96,6 +96,8 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
 
         (Some("iot.device.InvalidFormattedDeviceName"), _) => Device,
 
+        // The gateway refuses the account or its permissions, whatever the code.
+        (Some(_), 401 | 403) => Operator,
         (_, 429 | 500..=599) => TryAgain,
         (Some(_), _) => Unknown,
         (None, _) => TryAgain,

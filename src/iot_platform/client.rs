@@ -93,6 +93,10 @@ pub struct Client {
     signature: SignatureVersion,
     timeouts: Timeouts,
     clock_offset: AtomicI64,
+    /// The difference of the cloud's clock that the last answer showed; `i64::MIN` before.
+    seen_offset: AtomicI64,
+    /// Name of the account in shared paces.
+    account: String,
     nonces: Nonces,
 }
 
@@ -118,10 +122,12 @@ impl Client {
             endpoint,
             region: config.region,
             instance_id: config.instance_id,
+            account: config.credentials.account(),
             credentials: Holder::new(config.credentials)?,
             signature: config.signature,
             timeouts: config.timeouts,
             clock_offset: AtomicI64::new(config.clock_offset),
+            seen_offset: AtomicI64::new(i64::MIN),
             nonces: Nonces::new()?,
         })
     }
@@ -131,6 +137,14 @@ impl Client {
     pub async fn read_credentials(&self) {
         // The error is already in the log.
         let _ = self.credentials.current(self.cloud_now(), Instant::now() + self.timeouts.whole).await;
+    }
+
+    pub(super) fn account_name(&self) -> &str {
+        &self.account
+    }
+
+    pub(super) fn seen_offset(&self) -> Option<i64> {
+        Some(self.seen_offset.load(Ordering::Relaxed)).filter(|offset| *offset != i64::MIN)
     }
 
     /// Returns the time of the cloud's clock, in seconds since 1970, as estimated by the clock
@@ -224,6 +238,9 @@ impl Client {
             .map_err(unanswered)?;
         let status = response.status().as_u16();
         let date = response.headers().get(header::DATE).and_then(|date| http_date(date.as_bytes()));
+        if let Some(date) = date {
+            self.seen_offset.store(date.saturating_sub(unix_now()), Ordering::Relaxed);
+        }
         let body = bounded_body(response, unanswered).await?;
         Ok(Answer { status, date, body, credentials })
     }

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use self::{
@@ -95,6 +96,18 @@ pub struct CredentialsFile {
 }
 
 impl Source {
+    /// Returns a name of the account, by which the processes that use the same credentials share
+    /// its limits: a hash, which shows nothing of them.
+    pub(super) fn account(&self) -> String {
+        let (kind, name) = match self {
+            Self::Given(credentials) => ("key", credentials.access_key_id.clone()),
+            Self::File(file) => ("file", format!("{}\0{}", file.path.display(), file.profile)),
+            Self::Role(role) => ("role", format!("{role:?}")),
+        };
+        let digest = Sha256::digest(format!("certdist account\0{kind}\0{name}"));
+        hex::encode(&digest[..8])
+    }
+
     /// Reads everything that needs no network call, so that an operator's mistake is found before
     /// the first device asks.
     ///

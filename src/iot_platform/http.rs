@@ -11,7 +11,7 @@ use std::{
 use reqwest::{Certificate, Url};
 use rustls::CertificateError;
 
-use super::{ApiError, ErrorClass};
+use super::{ApiError, ErrorClass, NOT_SENT};
 
 /// Time after which an idle connection is closed. Gateways close idle connections after 60 s, and
 /// a call fails if its connection is being closed.
@@ -154,10 +154,12 @@ pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
         (ErrorClass::Operator, "Certificate", untrusted(host, what))
     } else if error.is_timeout() && error.is_connect() {
         let seconds = timeouts.connect.as_secs_f64();
-        (ErrorClass::TryAgain, "Connection", format!("no connection within {seconds} s (connect_timeout)"))
+        (ErrorClass::TryAgain, NOT_SENT, format!("no connection within {seconds} s (connect_timeout)"))
     } else if error.is_timeout() {
         let seconds = timeouts.whole.as_secs_f64();
         (ErrorClass::TimedOut, "Timeout", format!("no complete answer within {seconds} s (timeout)"))
+    } else if error.is_connect() {
+        (ErrorClass::TryAgain, NOT_SENT, with_causes(error))
     } else {
         (ErrorClass::TryAgain, "Connection", with_causes(error))
     };

@@ -164,15 +164,46 @@ pub enum ErrorClass {
 pub struct ApiError {
     /// Class, by which the registrar acts.
     pub class: ErrorClass,
-    /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `Connection`,
+    /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `NoConnection`, `Connection`,
     /// `Certificate`, `Credentials` or `NotAnAnswer`.
     pub code: String,
     /// The cloud's message: one line of at most 200 characters, without secrets.
     pub message: String,
 }
 
+impl ApiError {
+    /// Returns whether the call may have been carried out, or whether its target exists from an
+    /// earlier one.
+    pub fn may_be_done(&self) -> bool {
+        match self.class {
+            ErrorClass::Exists | ErrorClass::TimedOut | ErrorClass::Unknown => true,
+            ErrorClass::TryAgain => self.code != NOT_SENT,
+            ErrorClass::NotFound
+            | ErrorClass::Throttled
+            | ErrorClass::SignAgain
+            | ErrorClass::Operator
+            | ErrorClass::Device => false,
+        }
+    }
+}
+
+/// Code of an [`ApiError`] for a call that never left this machine.
+pub const NOT_SENT: &str = "NoConnection";
+
 /// Actions that the registrar calls. [`client::Client`] calls the real cloud.
 pub trait IotPlatform: Send + Sync + 'static {
+    /// Returns a name of the account whose limits the calls share. It is the same in every
+    /// process that uses the same credentials, and shows nothing of them.
+    fn account(&self) -> String {
+        String::new()
+    }
+
+    /// Returns the seconds to add to this machine's clock to have the cloud's, as its last answer
+    /// showed; `None` before the first answer.
+    fn clock_offset(&self) -> Option<i64> {
+        None
+    }
+
     /// `RegisterDevice`: creates the device and returns its certificate.
     ///
     /// After [`ErrorClass::TimedOut`] or [`ErrorClass::TryAgain`], the device may exist although

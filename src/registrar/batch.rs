@@ -9,15 +9,15 @@ use futures_util::{StreamExt, future::join_all, stream};
 use tokio::time::Instant;
 
 use super::{
-    Outcome, Registrar,
-    registration::{Registration, not_ours},
+    Registrar,
+    registration::{Next, Registration},
 };
 use crate::{
     iot_platform::{
         Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, BatchStatus, CloudDevice, ErrorClass,
         MAX_QUERY,
     },
-    store::{JournalEntry, OpenBatch},
+    store::{JournalEntry, OpenBatch, claim::new_id},
 };
 
 /// Maximum number of times that the names of one batch are checked. Each repetition omits the
@@ -77,71 +77,59 @@ impl Registrar {
     ) {
         let Some(apply_id) = journal.apply_id.map(ApplyId) else { return };
         tracing::info!(product_key = journal.product_key, devices = registrations.len(), "resuming a batch");
-        let mut batch = Batch { journal, registrations: HashMap::new() };
-        for mut registration in registrations {
-            if let Some(outcome) = self.prepare(&mut registration).await {
-                self.finish(&registration.entry.device, outcome);
-            } else if let Some(twin) =
-                batch.registrations.insert(registration.entry.device_name.clone(), registration)
-            {
-                self.enqueue(twin);
-            }
-        }
+        let by_name = |registration: Registration| (registration.entry.device_name.clone(), registration);
+        let mut batch = Batch { journal, registrations: registrations.into_iter().map(by_name).collect() };
         let outcome = self.create_and_fetch(&mut batch, apply_id).await;
         self.end_batch(batch, outcome).await;
     }
 
-    /// Writes the batch to the journal. Finishes devices that already have a certificate. Returns
-    /// `None` if no other device is left, or if the journal fails.
+    /// Claims the registrations of a batch, and so writes the batch to the journal. Finishes
+    /// devices whose rows do not ask for a registration any more. Returns `None` if no other
+    /// device is left, or if the journal fails.
     async fn open_batch(
         self: &std::sync::Arc<Self>,
         product_key: &str,
-        registrations: Vec<Registration>,
+        mut registrations: Vec<Registration>,
     ) -> Option<Batch> {
-        let mut wanted = HashMap::with_capacity(registrations.len());
-        for mut registration in registrations {
-            match self.prepare(&mut registration).await {
-                Some(outcome) => self.finish(&registration.entry.device, outcome),
-                None => {
-                    // The operator gave two devices the same name. One of them leaves the batch,
-                    // and the cloud's answer to its single call decides.
-                    if let Some(twin) = wanted.insert(registration.entry.device_name.clone(), registration) {
-                        self.enqueue(twin);
-                    }
-                }
-            }
-        }
-        let mut registrations: Vec<Registration> = wanted.into_values().collect();
         registrations.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
         let entries: Vec<JournalEntry> =
             registrations.iter().map(|registration| registration.entry.clone()).collect();
-        if entries.is_empty() {
-            return None;
-        }
-        let (id, claims) = match self.store.open_batch(product_key, &entries).await {
+        let opened = async {
+            let journal = OpenBatch { id: new_id()?, product_key: product_key.to_owned(), apply_id: None };
+            let offset = self.cloud.clock_offset();
+            let claims = self.store.claim_batch(&self.owner, &journal, &entries, offset).await?;
+            Ok((journal, claims))
+        };
+        let (journal, claims) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
                 for registration in registrations {
-                    self.finish(&registration.entry.device, self.store_failed(&registration.entry, &error));
+                    let outcome = self.store_failed(&registration.entry, &error);
+                    self.let_go(registration, outcome).await;
                 }
                 return None;
             }
         };
-        let journal = OpenBatch { id, product_key: product_key.to_owned(), apply_id: None };
         let mut batch = Batch { journal, registrations: HashMap::new() };
-        for (mut registration, claim) in registrations.into_iter().zip(claims) {
-            match claim {
-                Some(claim) => {
-                    self.claimed(&mut registration, claim);
-                    batch.registrations.insert(registration.entry.device_name.clone(), registration);
-                }
-                None => self.finish(
-                    &registration.entry.device,
-                    Outcome::Refused("the device is no longer in the table".into()),
-                ),
+        for (mut registration, claimed) in registrations.into_iter().zip(claims) {
+            match self.note_claim(&mut registration, claimed).await {
+                None => _ = batch.registrations.insert(registration.entry.device_name.clone(), registration),
+                Some(Next::Done(outcome)) => self.let_go(registration, outcome).await,
+                Some(Next::After(pause) | Next::Held(pause)) => self.enqueue_after(registration, pause),
             }
         }
+        if batch.registrations.is_empty() {
+            self.close(&batch.journal).await;
+            return None;
+        }
         Some(batch)
+    }
+
+    async fn close(&self, batch: &OpenBatch) {
+        if let Err(error) = self.store.close_batch(self.owner.id, batch.id).await {
+            // Another process resumes it when this one has ended, and finds that it is done.
+            tracing::warn!(%error, "could not close a batch in the journal");
+        }
     }
 
     /// Checks, creates and fetches the devices of a batch.
@@ -155,7 +143,7 @@ impl Registrar {
 
     async fn note_apply_id(&self, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
         batch.journal.apply_id = Some(apply_id.0);
-        let noted = self.store.set_apply_id(&batch.journal, apply_id.0).await;
+        let noted = self.store.set_apply_id(self.owner.id, batch.journal.id, apply_id.0).await;
         noted.map_err(|error| abandoned(&format!("the journal failed: {error}")))
     }
 
@@ -197,13 +185,15 @@ impl Registrar {
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
         // From here on, a device may have been created.
-        batch.registrations.values_mut().for_each(|registration| registration.asked = true);
+        let left = Instant::now();
+        batch.registrations.values_mut().for_each(|registration| registration.may_have_asked(left));
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
                 // No blind retry: if the answer is lost, the status shows whether the creation
                 // has begun.
-                self.paces.of(Action::BatchRegisterDeviceWithApplyId).wait().await;
+                self.turn(Action::BatchRegisterDeviceWithApplyId).await?;
+                let left = Instant::now();
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
                     // The documentation has examples of both an unchanged and a new apply ID.
                     Ok(created) if created != apply_id => {
@@ -214,7 +204,7 @@ impl Registrar {
                     Err(error) if error.class == ErrorClass::Operator => return Err(error),
                     Err(error) => {
                         if error.class == ErrorClass::Throttled {
-                            self.throttled(Action::BatchRegisterDeviceWithApplyId, &error);
+                            self.throttled(Action::BatchRegisterDeviceWithApplyId, left, &error);
                         }
                         tracing::warn!(%apply_id, %error, "a batch may not have been begun");
                         tokio::time::sleep(self.pause(attempt)).await;
@@ -298,11 +288,11 @@ impl Registrar {
     /// Stores the certificates of those devices that belong to the batch, and finishes them.
     async fn finish_devices(&self, batch: &mut Batch, devices: Vec<CloudDevice>) {
         let finishes = devices.into_iter().filter_map(|device| {
-            let registration = batch.registrations.remove(&device.certificate.device_name)?;
+            let mut registration = batch.registrations.remove(&device.certificate.device_name)?;
             Some(async move {
                 self.count(|counters| counters.registered += 1);
-                let outcome = self.keep(&registration.entry, device).await;
-                self.finish(&registration.entry.device, outcome);
+                let outcome = self.keep(&mut registration, device).await;
+                self.let_go(registration, outcome).await;
             })
         });
         join_all(finishes).await;
@@ -336,22 +326,27 @@ impl Registrar {
                     .collect();
                 join_all(list.into_iter().map(|registration| {
                     let device = found.remove(&registration.entry.device_name);
-                    self.settle(registration, device)
+                    self.conclude(registration, device)
                 }))
                 .await;
             })
             .await;
     }
 
-    /// Finishes a registration whose device was found. If `device` is `None`, queues the
-    /// registration for a single call.
-    async fn settle(self: &std::sync::Arc<Self>, registration: Registration, device: Option<CloudDevice>) {
+    /// Finishes a registration whose name was looked up, or queues it as a single one.
+    async fn conclude(
+        self: &std::sync::Arc<Self>,
+        mut registration: Registration,
+        device: Option<CloudDevice>,
+    ) {
         let Some(device) = device else { return self.enqueue(registration) };
-        let outcome = match self.adopt(&registration, device) {
-            Ok(device) => self.keep(&registration.entry, device).await,
-            Err(_) => self.refuse(&registration.entry, &not_ours()).await,
+        let outcome = match self.adopt(&registration, device).await {
+            Ok(device) => self.keep(&mut registration, device).await,
+            Err(error) if error.class == ErrorClass::Device => self.refuse(&mut registration, &error).await,
+            // The single call looks it up again.
+            Err(_) => return self.enqueue(registration),
         };
-        self.finish(&registration.entry.device, outcome);
+        self.let_go(registration, outcome).await;
     }
 
     /// Closes the batch in the journal and queues the remaining devices for single calls.
@@ -364,10 +359,7 @@ impl Registrar {
             );
             self.batches_failed(&journal.product_key);
         }
-        if let Err(error) = self.store.close_batch(journal.id).await {
-            // The next start of the server resumes the batch and finds that it is done.
-            tracing::warn!(%error, "could not close a batch in the journal");
-        }
+        self.close(&journal).await;
         let mut left: Vec<Registration> = registrations.into_values().collect();
         left.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
         for registration in left {
@@ -385,7 +377,8 @@ impl Registrar {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            self.paces.of(action).wait().await;
+            self.turn(action).await?;
+            let left = Instant::now();
             let error = match call().await {
                 Ok(answer) => {
                     self.paces.of(action).taken();
@@ -394,7 +387,7 @@ impl Registrar {
                 Err(error) => error,
             };
             match error.class {
-                ErrorClass::Throttled => self.throttled(action, &error),
+                ErrorClass::Throttled => self.throttled(action, left, &error),
                 ErrorClass::TryAgain | ErrorClass::TimedOut | ErrorClass::SignAgain => {}
                 _ => return Err(error),
             }

@@ -1,5 +1,5 @@
-//! Circuit breakers: no call is made for a product, or for the whole account, after the cloud has
-//! refused for a reason that only the operator can remove. After a pause, one registration is let
+//! Circuit breakers: after the cloud has refused for a reason that only the operator can remove,
+//! no call is made for that product, or of that action. After a pause, one registration is let
 //! through as a probe; others are refused until the probe has a result. Pure: the time is an
 //! argument.
 
@@ -7,15 +7,17 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::iot_platform::Action;
+
 /// Maximum pause, as a multiple of the first pause.
 const LONGEST: u32 = 20;
 
 /// Scope of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    /// The whole account: wrong credentials, missing permissions or an unpaid bill make every
-    /// call fail.
-    Account,
+    /// Calls of this action, for the whole account: wrong credentials and an unpaid bill make
+    /// every action fail, a missing permission only some.
+    Action(Action),
     /// The product does not exist, or has reached its maximum number of devices.
     Product(String),
 }
@@ -25,6 +27,8 @@ pub(super) enum Scope {
 pub(super) struct Breakers {
     pause: Duration,
     open: HashMap<Scope, Open>,
+    /// Time of the last accepted call for each product.
+    worked: HashMap<String, Instant>,
 }
 
 #[derive(Debug)]
@@ -39,7 +43,7 @@ struct Open {
 impl Breakers {
     /// Creates closed breakers. `pause` is the length of the first pause.
     pub(super) fn new(pause: Duration) -> Self {
-        Self { pause, open: HashMap::new() }
+        Self { pause, open: HashMap::new(), worked: HashMap::new() }
     }
 
     /// Admits a registration unless a breaker is open. The first registration after a pause is
@@ -50,11 +54,27 @@ impl Breakers {
     ///
     /// Returns the cloud's reason for the refusal that opened the breaker.
     pub(super) fn admit(&mut self, product_key: &str, now: Instant) -> Result<(), String> {
-        for scope in scopes(product_key) {
-            if let Some(open) = self.open.get_mut(&scope) {
-                if now < open.until {
-                    return Err(open.reason.clone());
-                }
+        self.admit_all(&scopes(product_key), now)
+    }
+
+    /// Admits a call of an action that is not `RegisterDevice`, in the same way.
+    ///
+    /// # Errors
+    ///
+    /// Returns the cloud's reason for the refusal that opened the breaker.
+    pub(super) fn admit_action(&mut self, action: Action, now: Instant) -> Result<(), String> {
+        self.admit_all(&[Scope::Action(action)], now)
+    }
+
+    fn admit_all(&mut self, scopes: &[Scope], now: Instant) -> Result<(), String> {
+        // A registration that one breaker refuses is not the probe of another.
+        for scope in scopes {
+            if let Some(open) = self.open.get(scope).filter(|open| now < open.until) {
+                return Err(open.reason.clone());
+            }
+        }
+        for scope in scopes {
+            if let Some(open) = self.open.get_mut(scope) {
                 open.until = now + open.pause;
                 open.trying = true;
             }
@@ -88,13 +108,39 @@ impl Breakers {
         }
     }
 
-    /// Closes the breakers of the product and of the account, as the cloud has accepted a call.
-    pub(super) fn worked(&mut self, product_key: &str) {
+    /// Closes the breakers of a product and of an action, after the cloud has accepted such a
+    /// call.
+    pub(super) fn worked(&mut self, product_key: &str, action: Action, now: Instant) {
         if !self.open.is_empty() {
-            for scope in scopes(product_key) {
-                self.open.remove(&scope);
-            }
+            self.open.remove(&Scope::Product(product_key.to_owned()));
+            self.open.remove(&Scope::Action(action));
         }
+        match self.worked.get_mut(product_key) {
+            Some(at) => *at = now,
+            None => _ = self.worked.insert(product_key.to_owned(), now),
+        }
+    }
+
+    /// Closes the breaker of an action that works: the cloud has refused a call of it only for
+    /// its product.
+    pub(super) fn admits(&mut self, action: Action) {
+        self.open.remove(&Scope::Action(action));
+    }
+
+    /// Returns whether the cloud has accepted a call for a product since this time.
+    pub(super) fn has_worked_since(&self, product_key: &str, since: Instant) -> bool {
+        self.worked.get(product_key).is_some_and(|at| *at >= since)
+    }
+
+    /// Returns the reason of each open breaker, with its product if it is one's.
+    pub(super) fn reasons(&self) -> Vec<(Option<String>, String)> {
+        let of = |(scope, open): (&Scope, &Open)| match scope {
+            Scope::Action(_) => (None, open.reason.clone()),
+            Scope::Product(product_key) => (Some(product_key.clone()), open.reason.clone()),
+        };
+        let mut reasons: Vec<_> = self.open.iter().map(of).collect();
+        reasons.sort_unstable();
+        reasons
     }
 
     /// Returns the number of open breakers.
@@ -104,7 +150,7 @@ impl Breakers {
 }
 
 fn scopes(product_key: &str) -> [Scope; 2] {
-    [Scope::Account, Scope::Product(product_key.to_owned())]
+    [Scope::Action(Action::RegisterDevice), Scope::Product(product_key.to_owned())]
 }
 
 #[cfg(test)]
@@ -112,6 +158,7 @@ mod tests {
     use super::*;
 
     const PAUSE: Duration = Duration::from_secs(30);
+    const ACCOUNT: Scope = Scope::Action(Action::RegisterDevice);
 
     fn product(key: &str) -> Scope {
         Scope::Product(key.into())
@@ -123,7 +170,7 @@ mod tests {
         assert_eq!(breakers.refused(product("a1"), "no such product", now), (PAUSE, true));
         assert_eq!(breakers.admit("a1", now), Err("no such product".into()));
         assert_eq!(breakers.admit("a2", now), Ok(()));
-        breakers.refused(Scope::Account, "unpaid", now);
+        breakers.refused(ACCOUNT, "unpaid", now);
         assert_eq!(breakers.admit("a2", now), Err("unpaid".into()));
     }
 
@@ -138,7 +185,7 @@ mod tests {
         // The probe never reports a result, so another pause passes before the next probe.
         assert!(breakers.admit("a1", later + PAUSE - Duration::from_millis(1)).is_err());
         assert_eq!(breakers.admit("a1", later + PAUSE), Ok(()));
-        breakers.worked("a1");
+        breakers.worked("a1", Action::RegisterDevice, later);
         assert_eq!((breakers.admit("a1", later), breakers.count()), (Ok(()), 0));
     }
 
@@ -147,16 +194,37 @@ mod tests {
         let (mut breakers, mut now) = (Breakers::new(PAUSE), Instant::now());
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            let (pause, news) = breakers.refused(Scope::Account, "no", now);
+            let (pause, news) = breakers.refused(ACCOUNT, "no", now);
             assert!(news);
-            assert_eq!(breakers.refused(Scope::Account, "no", now), (pause, false), "the same calls");
+            assert_eq!(breakers.refused(ACCOUNT, "no", now), (pause, false), "the same calls");
             pauses.push(pause.as_secs());
             now += pause;
             assert_eq!(breakers.admit("a1", now), Ok(()));
             now += Duration::from_millis(50);
         }
         assert_eq!(pauses, [30, 60, 120, 240, 480, 600, 600, 600]);
-        breakers.worked("a1");
-        assert_eq!(breakers.refused(Scope::Account, "no", now), (PAUSE, true));
+        breakers.worked("a1", Action::RegisterDevice, now);
+        assert_eq!(breakers.refused(ACCOUNT, "no", now), (PAUSE, true));
+    }
+
+    #[test]
+    fn a_closed_product_takes_no_probe_from_the_others() {
+        let (mut breakers, now) = (Breakers::new(PAUSE), Instant::now());
+        breakers.refused(ACCOUNT, "no permission", now);
+        breakers.refused(product("a1"), "no such product", now + PAUSE / 2);
+        let later = now + PAUSE;
+        assert_eq!(breakers.admit("a1", later), Err("no such product".into()));
+        assert_eq!(breakers.admit("a2", later), Ok(()), "the probe is still to be had");
+    }
+
+    #[test]
+    fn an_action_that_is_refused_stops_no_other() {
+        let (mut breakers, now) = (Breakers::new(PAUSE), Instant::now());
+        breakers.refused(Scope::Action(Action::QueryDeviceDetail), "no permission", now);
+        assert_eq!(breakers.admit("a1", now), Ok(()));
+        assert!(breakers.admit_action(Action::QueryDeviceDetail, now).is_err());
+        assert_eq!(breakers.admit_action(Action::QueryDeviceDetail, now + PAUSE), Ok(()));
+        breakers.worked("a1", Action::QueryDeviceDetail, now);
+        assert_eq!(breakers.count(), 0);
     }
 }

@@ -7,6 +7,7 @@
 
 mod batch;
 mod breaker;
+mod ownership;
 mod pace;
 mod queue;
 mod registration;
@@ -26,16 +27,20 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::{runtime::Handle, sync::watch, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
 
 use crate::{
     device::{Certificate, DeviceId},
     histogram::{Distribution, Histogram},
-    iot_platform::{Action, ApiError, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
+    iot_platform::{Action, ApiError, ErrorClass, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
-    store::{BatchId, JournalEntry, Store, StoreError},
+    store::{JournalEntry, Store, StoreError, claim::Owner},
 };
-use breaker::Breakers;
+use breaker::{Breakers, Scope};
 use pace::Paces;
 use queue::Queue;
 use registration::{Next, Registration};
@@ -45,6 +50,11 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(10);
 /// A batch is considered only if more registrations of a product wait than this; for fewer, the
 /// calls of a batch are not worthwhile.
 const MIN_BATCH: usize = 10;
+
+/// Maximum number of registrations that are taken from the queue before their turn.
+const AHEAD: usize = 4;
+/// Time after which a call gives up waiting for a store that takes no writes.
+const TURN_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Maximum number of failed calls that are logged as warnings per second, one line each.
 const MAX_FAILURE_LINES: u32 = 1;
@@ -166,10 +176,14 @@ struct Experience {
 /// Registers devices at IoT Platform.
 pub struct Registrar {
     config: Config,
+    owner: Owner,
     store: Arc<dyn Store>,
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
+    /// Admits the registrations that are taken from the queue before their turn, so that their
+    /// claims are written by then.
+    ahead: Semaphore,
     /// A function that holds both locks takes this one before `queue`.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
     queue: Mutex<Queue>,
@@ -180,19 +194,27 @@ pub struct Registrar {
     failure_lines: Mutex<LogLimit>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
+    /// Set while the store may have a row of this owner.
+    beats: AtomicBool,
+    /// Set if this process resumes what others have left.
+    recovers: AtomicBool,
     latency: Histogram,
 }
 
 impl Registrar {
-    /// Creates a registrar that spawns its tasks on `runtime`.
+    /// Creates a registrar that spawns its tasks on `runtime`, and claims registrations as
+    /// `owner`.
     pub fn new(
         config: Config,
+        owner: Owner,
         store: Arc<dyn Store>,
         cloud: Arc<dyn IotPlatform>,
         runtime: Handle,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            paces: Paces::new(config.qps),
+        let registrar = Arc::new(Self {
+            paces: Paces::new(&cloud.account(), config.qps),
+            ahead: Semaphore::new(AHEAD),
+            owner,
             random: Mutex::new(config.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64)),
             breakers: Mutex::new(Breakers::new(config.breaker_pause)),
             refuse_existing: ArcSwap::from_pointee(config.refuse_existing.clone()),
@@ -206,15 +228,19 @@ impl Registrar {
             counters: Mutex::default(),
             failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
             draining: AtomicBool::new(false),
+            beats: AtomicBool::new(false),
+            recovers: AtomicBool::new(false),
             latency: Histogram::default(),
-        })
+        });
+        registrar.start_beating();
+        registrar
     }
 
     /// Registers a device and waits for the outcome, at most for `patience`. Callers that ask for
     /// the same device share one registration.
     pub async fn register(self: &Arc<Self>, wanted: JournalEntry, patience: Duration) -> Outcome {
         let (device, product_key) = (wanted.device.clone(), wanted.product_key.clone());
-        let mut waiter = match self.start(wanted, false) {
+        let mut waiter = match self.start(wanted) {
             Ok(waiter) => waiter,
             Err(outcome) => return outcome,
         };
@@ -232,42 +258,6 @@ impl Registrar {
         }
     }
 
-    /// Resumes the registrations that a crash left in the journal. Returns the number of their
-    /// journal entries.
-    pub async fn recover(self: &Arc<Self>) -> Result<usize, StoreError> {
-        let (batches, entries) = (self.store.open_batches().await?, self.store.open_journal_entries().await?);
-        let count = entries.len();
-        let mut parts: HashMap<BatchId, Vec<Registration>> = HashMap::new();
-        for open in entries {
-            let entry = open.entry;
-            tracing::info!(device = %entry.device, device_name = entry.device_name, "resuming a registration from the journal");
-            let apply_id =
-                batches.iter().find(|batch| Some(batch.id) == open.batch).and_then(|batch| batch.apply_id);
-            match open.batch.filter(|_| apply_id.is_some()) {
-                Some(batch) if self.announce(&entry).is_some() => {
-                    parts.entry(batch).or_default().push(Registration::new(entry, true));
-                }
-                Some(_) => {}
-                // If too many registrations are in progress, this one is not started. That is
-                // harmless: its entry stays in the journal, and the device's next request resumes
-                // it.
-                None => drop(self.start(entry, true)),
-            }
-        }
-        for batch in batches {
-            let registrations = parts.remove(&batch.id).unwrap_or_default();
-            let registrar = self.clone();
-            self.runtime.spawn(async move {
-                if !registrations.is_empty() {
-                    registrar.resume_batch(batch, registrations).await;
-                } else if let Err(error) = registrar.store.close_batch(batch.id).await {
-                    tracing::warn!(%error, "could not close a batch in the journal");
-                }
-            });
-        }
-        Ok(count)
-    }
-
     /// Stops accepting registrations, asks the devices in the queue to retry later, and waits up
     /// to `deadline` for the registrations in progress. Registrations that are unfinished by then
     /// stay in the journal, and their devices are asked to retry later. Returns the number of
@@ -276,7 +266,7 @@ impl Registrar {
         self.draining.store(true, Ordering::Relaxed);
         let waiting = lock(&self.queue).clear(None);
         for registration in waiting {
-            self.finish(&registration.entry.device, Outcome::Later(DRAIN_PAUSE));
+            self.let_go(registration, Outcome::Later(DRAIN_PAUSE)).await;
         }
         let waiters: Vec<Waiter> =
             lock(&self.registrations).values().map(|registration| registration.outcome.subscribe()).collect();
@@ -289,6 +279,10 @@ impl Registrar {
         let left: Vec<DeviceId> = lock(&self.registrations).keys().cloned().collect();
         for device in &left {
             self.finish(device, Outcome::Later(DRAIN_PAUSE));
+        }
+        // What this process has claimed and not finished is for others now.
+        if let Err(error) = self.store.retire(self.owner.id).await {
+            tracing::warn!(%error, "could not release the registrations in progress; others resume them in a while");
         }
         left.len()
     }
@@ -338,9 +332,8 @@ impl Registrar {
         self.refuse_existing.load().contains(enrollment)
     }
 
-    /// Starts a registration, or joins the one in progress. `asked` is set if the journal already
-    /// had an entry for the device.
-    fn start(self: &Arc<Self>, wanted: JournalEntry, asked: bool) -> Result<Waiter, Outcome> {
+    /// Starts a registration, or joins the one in progress.
+    fn start(self: &Arc<Self>, wanted: JournalEntry) -> Result<Waiter, Outcome> {
         if let Some(registration) = lock(&self.registrations).get(&wanted.device) {
             return Ok(registration.outcome.subscribe());
         }
@@ -360,7 +353,7 @@ impl Registrar {
                 .map(|registration| registration.outcome.subscribe())
                 .ok_or(Outcome::Later(self.config.retry_pause));
         };
-        self.enqueue(Registration::new(wanted, asked));
+        self.enqueue(Registration::new(wanted));
         Ok(waiter)
     }
 
@@ -370,6 +363,7 @@ impl Registrar {
         if registrations.contains_key(&wanted.device) {
             return None;
         }
+        self.beats.store(true, Ordering::Relaxed);
         let (announce, waiter) = watch::channel(None);
         registrations.insert(
             wanted.device.clone(),
@@ -382,10 +376,11 @@ impl Registrar {
     fn enqueue(self: &Arc<Self>, registration: Registration) {
         let product_key = registration.entry.product_key.clone();
         if self.draining.load(Ordering::Relaxed) {
-            return self.finish(&registration.entry.device, Outcome::Later(DRAIN_PAUSE));
+            return self.let_all_go(vec![registration], &Outcome::Later(DRAIN_PAUSE));
         }
-        if let Some(reason) = lock(&self.breakers).reason(&product_key, Instant::now()) {
-            return self.finish(&registration.entry.device, Outcome::Operator(reason));
+        let reason = lock(&self.breakers).reason(&product_key, Instant::now());
+        if let Some(reason) = reason {
+            return self.let_all_go(vec![registration], &Outcome::Operator(reason));
         }
         if lock(&self.queue).push(registration, self.config.max_calls.max(1)) {
             self.runtime.spawn(self.clone().pull());
@@ -393,32 +388,78 @@ impl Registrar {
         self.consider_batch(&product_key);
     }
 
-    /// Runs one step of each queued registration, at the pace of `RegisterDevice` calls. Ends
-    /// when the queue is empty.
+    /// Runs one step of each queued registration. Ends when the queue is empty.
     async fn pull(self: Arc<Self>) {
         loop {
-            self.paces.of(Action::RegisterDevice).wait().await;
+            // It is never closed.
+            let Ok(ahead) = self.ahead.acquire().await else { return };
             let Some(registration) = lock(&self.queue).pull() else { return };
-            self.run(registration).await;
+            self.run(registration, ahead).await;
         }
+    }
+
+    /// Waits for the turn of a call, which all processes of the account share.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error after which the call is tried again if the store takes no writes.
+    async fn turn(&self, action: Action) -> Result<(), ApiError> {
+        let pace = self.paces.of(action);
+        let _gate = pace.gate().await;
+        let deadline = Instant::now() + TURN_DEADLINE;
+        loop {
+            match self.store.take_turn(pace.name(), pace.turn()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(wait)) => tokio::time::sleep(wait).await,
+                // An import may hold the table for a while.
+                Err(StoreError::Busy(_) | StoreError::Unknown(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(self.pause(1)).await;
+                }
+                Err(error) => return Err(registration::error_of_store(&error)),
+            }
+        }
+    }
+
+    /// Admits a call of an action, unless its breaker is open.
+    ///
+    /// # Errors
+    ///
+    /// Returns the cloud's reason.
+    fn admit(&self, action: Action) -> Result<(), ApiError> {
+        let admitted = lock(&self.breakers).admit_action(action, Instant::now());
+        admitted.map_err(|reason| ApiError {
+            class: ErrorClass::Operator,
+            code: "Stopped".into(),
+            message: reason,
+        })
     }
 
     /// Runs one step of a registration. If it must be retried, another task waits for the pause
     /// and queues it again, so that other registrations are not delayed.
-    async fn run(self: &Arc<Self>, mut registration: Registration) {
-        if let Some(announced) = lock(&self.registrations).get_mut(&registration.entry.device) {
-            announced.called = true;
-        }
-        match self.step(&mut registration).await {
-            Next::Done(outcome) => self.finish(&registration.entry.device, outcome),
-            Next::Again => {
+    async fn run(self: &Arc<Self>, mut registration: Registration, ahead: SemaphorePermit<'_>) {
+        match self.step(&mut registration, ahead).await {
+            Next::Done(outcome) => self.let_go(registration, outcome).await,
+            Next::After(pause) => {
                 self.count(|counters| counters.retries += 1);
-                let (registrar, pause) = (self.clone(), self.pause_of(&registration));
-                self.runtime.spawn(async move {
-                    tokio::time::sleep(pause).await;
-                    registrar.enqueue(registration);
-                });
+                self.enqueue_after(registration, pause);
             }
+            Next::Held(pause) => self.enqueue_after(registration, pause),
+        }
+    }
+
+    /// Queues a registration after a pause.
+    fn enqueue_after(self: &Arc<Self>, registration: Registration, pause: Duration) {
+        let registrar = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(pause).await;
+            registrar.enqueue(registration);
+        });
+    }
+
+    /// Notes that the cloud is called for a device now.
+    fn note_called(&self, device: &DeviceId) {
+        if let Some(announced) = lock(&self.registrations).get_mut(device) {
+            announced.called = true;
         }
     }
 
@@ -506,31 +547,49 @@ impl Registrar {
         if batches > 0 || may_gather { singly.min(in_a_batch) } else { singly }
     }
 
-    /// Opens the breaker of the product or of the account, and logs an error once for each pause.
-    /// Registrations in the queue end with the reason.
-    fn break_circuit(&self, product_key: &str, error: &ApiError) {
-        let (scope, reason) = (registration::scope(product_key, error), error.to_string());
-        let account = scope == breaker::Scope::Account;
-        let (pause, news) = lock(&self.breakers).refused(scope, &reason, Instant::now());
+    /// Opens the breaker of the product or of the action, and logs an error once for each pause.
+    /// Registrations in the queue that it concerns end with the reason.
+    fn break_circuit(self: &Arc<Self>, product_key: &str, action: Action, error: &ApiError) {
+        let (scope, reason) = (registration::scope(product_key, action, error), error.to_string());
+        let is_product = scope == Scope::Product(product_key.to_owned());
+        let (pause, news) = {
+            let mut breakers = lock(&self.breakers);
+            if is_product {
+                // The action itself works.
+                breakers.admits(action);
+            }
+            breakers.refused(scope, &reason, Instant::now())
+        };
         if !news {
             return;
         }
-        let product_key = (!account).then_some(product_key);
+        let product_key = is_product.then_some(product_key);
         tracing::error!(
             product_key,
+            action = action.name(),
             error = %reason,
             again_in_seconds = pause.as_secs(),
             "IoT Platform refuses; making no calls for now: check credentials, permissions, quota and product"
         );
-        let waiting = lock(&self.queue).clear(product_key);
-        for registration in waiting {
-            self.finish(&registration.entry.device, Outcome::Operator(reason.clone()));
+        if is_product || action == Action::RegisterDevice {
+            let waiting = lock(&self.queue).clear(product_key);
+            self.let_all_go(waiting, &Outcome::Operator(reason));
         }
     }
 
     /// Notes that the cloud accepted a call for a product.
-    fn worked(&self, product_key: &str) {
-        lock(&self.breakers).worked(product_key);
+    fn worked(&self, product_key: &str, action: Action) {
+        lock(&self.breakers).worked(product_key, action, Instant::now());
+    }
+
+    fn has_worked_since(&self, product_key: &str, since: Instant) -> bool {
+        lock(&self.breakers).has_worked_since(product_key, since)
+    }
+
+    /// Returns why no calls are made now, for each open breaker: the product if it is one's, and
+    /// the cloud's reason.
+    pub fn refusals(&self) -> Vec<(Option<String>, String)> {
+        lock(&self.breakers).reasons()
     }
 
     /// Logs a failed call that will be retried. Warnings are rate-limited, because in an outage
@@ -544,9 +603,9 @@ impl Registrar {
         }
     }
 
-    /// Notes that the cloud throttles an action.
-    fn throttled(&self, action: Action, error: &ApiError) {
-        self.paces.of(action).throttled();
+    /// Notes that the cloud has throttled a call that left at this time.
+    fn throttled(&self, action: Action, left: Instant, error: &ApiError) {
+        self.paces.of(action).throttled(left);
         self.count(|counters| counters.throttled += 1);
         tracing::warn!(action = action.name(), %error, "IoT Platform throttles; calling less often");
     }

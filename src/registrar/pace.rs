@@ -1,33 +1,45 @@
 //! Pace of the calls to IoT Platform: an even rate for each action, lowered when the cloud
-//! throttles and raised again when it no longer does.
+//! throttles and raised again when it no longer does. The turns themselves are in the store, so
+//! that all processes of an account share them; see `store/turn.rs`.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard},
+    time::Instant,
+};
 
-use crate::iot_platform::Action;
+use crate::{iot_platform::Action, store::turn::Turn};
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Number of accepted calls after which a lowered pace is raised by a tenth.
-const CALLS_TO_RAISE: u32 = 20;
+/// Time after which an accepted call raises a lowered pace by [`RAISE`].
+const RAISE_EVERY: Duration = Duration::from_secs(1);
+/// Part of the configured rate by which a lowered pace is raised.
+const RAISE: f64 = 0.1;
+/// Part of the documented limit up to which a late turn is made up for. Above it, two calls close
+/// together could exceed the limit.
+const CREDIT_UP_TO: f64 = 0.9;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.
 #[derive(Debug)]
 pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
-    /// Creates the paces. `registrations` is the rate of `RegisterDevice`, in calls a second.
-    /// Each other action gets the same fraction of its documented limit, but never more than that
-    /// limit.
-    pub(super) fn new(registrations: f64) -> Self {
+    /// Creates the paces of an account. `registrations` is the rate of `RegisterDevice`, in calls
+    /// a second. Each other action gets the same fraction of its documented limit, but never more
+    /// than that limit.
+    pub(super) fn new(account: &str, registrations: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
         let part = (registrations / documented(Action::RegisterDevice)).min(1.0);
-        let rate = |action| match action {
-            Action::RegisterDevice => registrations,
-            other => documented(other) * part,
+        let pace = |action: Action| {
+            let rate = match action {
+                Action::RegisterDevice => registrations,
+                other => documented(other) * part,
+            };
+            (action, Pace::new(format!("{account}/{}", action.name()), rate, documented(action)))
         };
-        Self(Action::ALL.into_iter().map(|action| (action, Pace::new(rate(action)))).collect())
+        Self(Action::ALL.into_iter().map(pace).collect())
     }
 
     pub(super) fn of(&self, action: Action) -> &Pace {
@@ -35,35 +47,47 @@ impl Paces {
     }
 }
 
-/// Schedules the calls of one action at an even rate.
+/// Rate of the calls of one action, as this process knows it.
 #[derive(Debug)]
-pub(super) struct Pace(Mutex<State>);
+pub(super) struct Pace {
+    /// Name of the pace in the store.
+    name: String,
+    has_credit: bool,
+    state: Mutex<State>,
+    gate: AsyncMutex<()>,
+}
 
 #[derive(Debug)]
 struct State {
     full: f64,
     rate: f64,
-    next: Option<Instant>,
-    good_calls: u32,
+    /// Time of the last change of the rate.
+    changed: Option<Instant>,
 }
 
 impl Pace {
-    /// Creates a pace with the configured rate, in calls a second.
-    pub(super) fn new(rate: f64) -> Self {
+    /// Creates a pace with the configured rate and the documented limit, in calls a second.
+    fn new(name: String, rate: f64, limit: f64) -> Self {
         let rate = rate.max(MIN_RATE);
-        Self(Mutex::new(State { full: rate, rate, next: None, good_calls: 0 }))
+        let state = Mutex::new(State { full: rate, rate, changed: None });
+        Self { name, has_credit: rate <= limit * CREDIT_UP_TO, state, gate: AsyncMutex::default() }
     }
 
-    /// Waits until the caller may make its call. Callers take turns in the order of their
-    /// arrival.
-    pub(super) async fn wait(&self) {
-        let at = {
-            let mut state = self.lock();
-            let at = state.next.map_or_else(Instant::now, |next| next.max(Instant::now()));
-            state.next = Some(at + Duration::from_secs_f64(1.0 / state.rate));
-            at
-        };
-        tokio::time::sleep_until(at).await;
+    /// Returns the name of the pace in the store.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until no other task of this process waits for a turn. Tasks wait in the order of
+    /// their arrival, and only the first asks the store.
+    pub(super) async fn gate(&self) -> AsyncMutexGuard<'_, ()> {
+        self.gate.lock().await
+    }
+
+    /// Returns the turn to take.
+    pub(super) fn turn(&self) -> Turn {
+        let interval = Duration::from_secs_f64(1.0 / self.lock().rate);
+        Turn { interval, credit: if self.has_credit { interval } else { Duration::ZERO } }
     }
 
     /// Returns the time that `waiting` calls take.
@@ -76,26 +100,29 @@ impl Pace {
         (time.as_secs_f64() * self.lock().rate) as usize
     }
 
-    /// Notes that the cloud has throttled a call.
-    pub(super) fn throttled(&self) {
+    /// Notes that the cloud has throttled a call that left at this time. Calls that left before
+    /// the rate was last changed say nothing about the new rate.
+    pub(super) fn throttled(&self, left: Instant) {
         let mut state = self.lock();
-        state.rate = (state.rate / 2.0).max(MIN_RATE);
-        state.good_calls = 0;
+        if state.changed.is_none_or(|changed| left >= changed) {
+            state.rate = (state.rate / 2.0).max(MIN_RATE);
+            state.changed = Some(Instant::now());
+        }
     }
 
     /// Notes that the cloud has accepted a call.
     pub(super) fn taken(&self) {
         let mut state = self.lock();
-        state.good_calls += 1;
-        if state.good_calls >= CALLS_TO_RAISE && state.rate < state.full {
-            state.rate = (state.rate * 1.1).min(state.full);
-            state.good_calls = 0;
+        let is_due = state.changed.is_none_or(|changed| changed.elapsed() >= RAISE_EVERY);
+        if state.rate < state.full && is_due {
+            state.rate = (state.rate + state.full * RAISE).min(state.full);
+            state.changed = Some(Instant::now());
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // No code panics while it holds this lock, so a poisoned lock cannot occur.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        // No code panics while it holds the lock.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -103,39 +130,51 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn calls_keep_the_configured_pace() {
-        let pace = Pace::new(25.0);
-        let start = Instant::now();
-        for _ in 0..51 {
-            pace.wait().await;
-        }
-        assert_eq!(start.elapsed().as_millis() / 10, 200);
-    }
-
     #[test]
     fn each_action_has_the_same_part_of_its_limit() {
-        let paces = Paces::new(15.0);
+        let paces = Paces::new("me", 15.0);
         let in_a_minute = |action| paces.of(action).calls_in(Duration::from_secs(60));
         assert_eq!(in_a_minute(Action::RegisterDevice), 15 * 60);
         assert_eq!(in_a_minute(Action::QueryPageByApplyId), 25 * 60);
         assert_eq!(in_a_minute(Action::BatchQueryDeviceDetail), 150);
         // A raised limit of one action leaves the limits of the others unchanged.
-        let paces = Paces::new(300.0);
+        let paces = Paces::new("me", 300.0);
         assert_eq!(paces.of(Action::RegisterDevice).calls_in(Duration::from_secs(1)), 300);
         assert_eq!(paces.of(Action::BatchQueryDeviceDetail).calls_in(Duration::from_secs(1)), 5);
+        assert_eq!(paces.of(Action::RegisterDevice).name(), "me/RegisterDevice");
+    }
+
+    #[test]
+    fn only_a_rate_below_the_limit_makes_up_for_late_turns() {
+        let credit = |rate| Paces::new("me", rate).of(Action::RegisterDevice).turn().credit;
+        assert_eq!(credit(25.0), Duration::from_millis(40));
+        assert_eq!(credit(30.0), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn throttling_halves_the_pace_and_good_calls_raise_it_again() {
-        let pace = Pace::new(20.0);
-        pace.throttled();
+    async fn one_burst_of_throttled_calls_halves_the_pace_once() {
+        let pace = Pace::new("me".into(), 20.0, 30.0);
+        let left = Instant::now();
+        tokio::time::advance(Duration::from_millis(100)).await;
+        for _ in 0..32 {
+            pace.throttled(left);
+        }
         assert_eq!(pace.duration_of(10), Duration::from_secs(1));
+        pace.throttled(Instant::now());
+        assert_eq!(pace.duration_of(5), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_that_was_lowered_to_the_least_is_whole_again_in_seconds() {
+        let pace = Pace::new("me".into(), 20.0, 30.0);
         for _ in 0..10 {
-            pace.throttled();
+            pace.throttled(Instant::now());
         }
         assert_eq!(pace.duration_of(10), Duration::from_secs(10));
-        for _ in 0..CALLS_TO_RAISE * 40 {
+        for second in 1..=10 {
+            assert!(pace.duration_of(20) > Duration::from_secs(1), "{second}");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            pace.taken();
             pace.taken();
         }
         assert_eq!(pace.duration_of(20), Duration::from_secs(1));

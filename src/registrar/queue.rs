@@ -146,7 +146,7 @@ mod tests {
     fn registration(product_key: &str, number: usize) -> Registration {
         let name = format!("SN{number:02}");
         let device = DeviceId::parse(&name).unwrap();
-        Registration::new(JournalEntry { device, product_key: product_key.into(), device_name: name }, false)
+        Registration::new(JournalEntry { device, product_key: product_key.into(), device_name: name })
     }
 
     fn queue(registrations: &[(&str, usize)]) -> Queue {

@@ -1,85 +1,158 @@
-//! Steps of one registration: opens the journal entry, makes the calls, reacts to each class of
-//! failure, and stores the result.
+//! One registration: its claim, its calls, the reaction to each class of failure, and its result
+//! in the store.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::SemaphorePermit, time::Instant};
 
 use super::{Outcome, Registrar, breaker::Scope};
 use crate::{
-    device::Certificate,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
-    store::{Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, UnixSeconds, unix_now},
+    store::{
+        Claim, DeviceRow, DeviceState, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
+        claim::{Claimed, Settlement},
+        unix_now,
+    },
 };
 
-/// Number of failures with an unknown code after which the device is refused.
+/// Number of failures with an unknown code after which a registration ends.
 const MAX_UNKNOWN: u32 = 3;
 
-/// Tolerated difference between the cloud's clock and this host's, in seconds. It applies when
-/// the creation time of a device is compared with the time of its journal entry.
-const CLOCK_TOLERANCE: UnixSeconds = 3600;
+/// Tolerated difference, in seconds, when a device's creation time is compared with the time
+/// since which it was requested. Both are by the cloud's clock, which is known to the second, and
+/// an answer takes a moment.
+const CLOCK_TOLERANCE: UnixSeconds = 1;
+
+/// First and longest pause before a claim that another process holds is tried again.
+const FIRST_HELD_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
+
+/// Pause after which a device retries whose row was changed during its registration.
+const CHANGED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time since which the cloud may have been asked for a device.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// As the claim of an earlier registration says.
+    Claim(Claim),
+    /// When this process's first call left that may have been carried out.
+    Call(Instant),
+}
 
 /// A registration in progress.
 #[derive(Debug)]
 pub(super) struct Registration {
     /// Its journal entry: the device, product and name.
     pub(super) entry: JournalEntry,
-    /// Claim that the journal returned when the entry was opened; `None` before that.
-    pub(super) claim: Option<Claim>,
+    /// The claim, while this process has it.
+    claim: Option<Claim>,
     /// Set if an earlier call may have created the device.
-    pub(super) asked: bool,
-    /// Set if the name exists at IoT Platform, so that its certificate must be looked up.
+    asked: Option<Since>,
+    /// Set if the name exists. Then the device's certificate is looked up.
     exists: bool,
-    /// Set if the enrollment refuses existing names that this server did not register.
-    refuses_existing: bool,
-    /// Number of attempts so far.
+    /// Number of calls so far, and the time at which the last one left.
     attempts: u32,
-    /// Number of attempts that failed with an unknown code.
-    unknown: u32,
+    left: Instant,
+    /// Number of calls that failed with an unknown code, and the time of the first of them.
+    unknown: Option<(u32, Instant)>,
+    /// Number of times that another process had the claim.
+    held: u32,
 }
 
 /// Result of a step.
 pub(super) enum Next {
     /// The registration is over.
     Done(Outcome),
-    /// The step is repeated after a pause.
-    Again,
+    /// The step is repeated after this pause.
+    After(Duration),
+    /// Another process has the claim; the step is repeated after this pause.
+    Held(Duration),
 }
 
 impl Registration {
-    /// Creates a registration. `asked` is set if the journal already had an entry for the device.
-    pub(super) fn new(entry: JournalEntry, asked: bool) -> Self {
-        Self { entry, claim: None, asked, exists: false, refuses_existing: false, attempts: 0, unknown: 0 }
+    /// Creates a registration without a claim.
+    pub(super) fn new(entry: JournalEntry) -> Self {
+        Self {
+            entry,
+            claim: None,
+            asked: None,
+            exists: false,
+            attempts: 0,
+            left: Instant::now(),
+            unknown: None,
+            held: 0,
+        }
     }
 
-    /// Returns whether an earlier call of this server may have created the existing device. The
-    /// name is a fixed function of the device ID. If the name was requested before, the device is
-    /// ours, unless it is older than the journal entry.
-    pub(super) fn may_be_ours(&self, created: Option<UnixSeconds>) -> bool {
-        let since = self.claim.map_or(0, |claim| claim.since);
-        self.asked && created.is_none_or(|created| created.saturating_add(CLOCK_TOLERANCE) >= since)
+    /// Creates a registration that was taken over with its batch, claim included. Its device may
+    /// have been created.
+    pub(super) fn resumed(entry: JournalEntry, claim: Claim) -> Self {
+        Self { claim: Some(claim), asked: Some(Since::Claim(claim)), ..Self::new(entry) }
+    }
+
+    /// Notes the claim that the store returned.
+    pub(super) fn claimed(&mut self, claim: Claim) {
+        if claim.earlier {
+            self.asked.get_or_insert(Since::Claim(claim));
+        }
+        self.claim = Some(claim);
+    }
+
+    /// Returns whether this process has the claim.
+    pub(super) fn has_claim(&self) -> bool {
+        self.claim.is_some()
+    }
+
+    /// Notes a call, made at `left`, that may have been carried out.
+    pub(super) fn may_have_asked(&mut self, left: Instant) {
+        self.asked.get_or_insert(Since::Call(left));
+    }
+
+    /// Returns whether certdist can have created an existing device: it must not be older than
+    /// the first call for it. `cloud_now` is the time by the cloud's clock, and `offset` its
+    /// difference from this machine's.
+    pub(super) fn may_be_ours(
+        &self,
+        created: Option<UnixSeconds>,
+        cloud_now: UnixSeconds,
+        offset: i64,
+    ) -> bool {
+        let since = match self.asked {
+            None => return false,
+            Some(Since::Claim(claim)) => claim.since.saturating_add(claim.cloud_offset.unwrap_or(offset)),
+            Some(Since::Call(left)) => cloud_now.saturating_sub(left.elapsed().as_secs().cast_signed()),
+        };
+        created.is_none_or(|created| created.saturating_add(CLOCK_TOLERANCE) >= since)
     }
 }
 
 impl Registrar {
-    /// Makes the next step of a registration.
-    pub(super) async fn step(&self, registration: &mut Registration) -> Next {
-        if registration.claim.is_none() {
-            if let Some(outcome) = self.prepare(registration).await {
-                return Next::Done(outcome);
-            }
-            match self.store.open_journal(&registration.entry).await {
-                Ok(claim) => self.claimed(registration, claim),
+    /// Makes the next step of a registration. When it is over, the claim has ended.
+    ///
+    /// `ahead` is given back when the call leaves.
+    pub(super) async fn step(
+        self: &Arc<Self>,
+        registration: &mut Registration,
+        ahead: SemaphorePermit<'_>,
+    ) -> Next {
+        if !registration.has_claim() {
+            match self.store.claim(&self.owner, &registration.entry, self.cloud.clock_offset()).await {
+                Ok(claimed) => {
+                    if let Some(next) = self.note_claim(registration, claimed).await {
+                        return next;
+                    }
+                }
                 Err(error) => return Next::Done(self.store_failed(&registration.entry, &error)),
             }
         }
         registration.attempts += 1;
-        let next = match self.call(registration).await {
-            Ok(device) => Next::Done(self.keep(&registration.entry, device).await),
+        let next = match self.call(registration, ahead).await {
+            Ok(device) => Next::Done(self.keep(registration, device).await),
             Err(error) => self.judge(registration, error).await,
         };
         match next {
-            // The journal entry stays open, so that the next request or the next start of the
-            // server continues the registration.
-            Next::Again if registration.attempts >= self.config.max_attempts.max(1) => {
+            // The journal entry stays, and the device's next request continues.
+            Next::After(_) if registration.attempts >= self.config.max_attempts.max(1) => {
                 self.count(|counters| counters.failed += 1);
                 Next::Done(Outcome::Later(self.config.max_retry_pause))
             }
@@ -87,78 +160,116 @@ impl Registrar {
         }
     }
 
-    /// Reads the device's row. Returns an outcome if there is nothing to register.
-    pub(super) async fn prepare(&self, registration: &mut Registration) -> Option<Outcome> {
-        let entry = &registration.entry;
-        match self.store.device(&entry.device).await {
-            // Another registration has finished since the caller looked, or an operator
-            // has imported the certificate.
-            Ok(Some(DeviceRow { certificate: Some(certificate), iot_id, registered, .. })) => {
-                Some(self.close(entry, certificate, iot_id, registered).await)
-            }
-            Ok(Some(row)) => {
-                registration.refuses_existing = self.refuses_existing(&row.enrollment);
+    /// Notes the answer to a claim. Returns what follows if this process does not have it.
+    pub(super) async fn note_claim(&self, registration: &mut Registration, claimed: Claimed) -> Option<Next> {
+        match claimed {
+            Claimed::Yours(claim) => {
+                registration.claimed(claim);
                 None
             }
-            Ok(None) => Some(Outcome::Refused("the device is no longer in the table".into())),
-            Err(error) => Some(self.store_failed(entry, &error)),
+            Claimed::Held => {
+                registration.held += 1;
+                let doubled = FIRST_HELD_PAUSE.saturating_mul(1 << registration.held.min(16));
+                Some(Next::Held(doubled.min(LONGEST_HELD_PAUSE).mul_f64(self.jitter(0.5..1.0))))
+            }
+            Claimed::NotWanted => Some(Next::Done(self.row_says(&registration.entry).await)),
+            Claimed::NameTaken(holder) => {
+                let JournalEntry { device, product_key, device_name } = &registration.entry;
+                tracing::error!(%device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
+                self.count(|counters| counters.failed += 1);
+                Some(Next::Done(Outcome::Refused(format!(
+                    "device {holder} has the same name, {device_name}, in product {product_key}: give one of \
+                     them another deviceName, or delete it"
+                ))))
+            }
         }
     }
 
-    /// Stores the claim that the journal returned in the registration.
-    pub(super) fn claimed(&self, registration: &mut Registration, claim: Claim) {
-        registration.asked |= claim.earlier;
-        registration.claim = Some(claim);
+    /// Returns the outcome for a device whose row does not ask for the registration any more:
+    /// another process has registered it, or an operator has changed it.
+    async fn row_says(&self, entry: &JournalEntry) -> Outcome {
+        match self.store.device(&entry.device).await {
+            Ok(Some(DeviceRow { certificate: Some(certificate), .. })) => Outcome::Registered(certificate),
+            Ok(Some(DeviceRow { refusal: Some(reason), .. })) => Outcome::Refused(reason),
+            Ok(Some(DeviceRow { state: DeviceState::Disabled, .. })) => {
+                Outcome::Refused("the device is disabled".into())
+            }
+            // It has another product or name now: the next request asks for that.
+            Ok(Some(_)) => Outcome::Later(CHANGED_PAUSE),
+            Ok(None) => Outcome::Refused("the device is no longer in the table".into()),
+            Err(error) => self.store_failed(entry, &error),
+        }
     }
 
-    /// Ends a registration whose device already has a certificate, and closes its journal entry.
-    async fn close(
-        &self,
-        entry: &JournalEntry,
-        certificate: Certificate,
-        iot_id: Option<String>,
-        registered: Option<UnixSeconds>,
-    ) -> Outcome {
-        let registered = registered.unwrap_or_else(unix_now);
-        let registration = RegisteredDevice { certificate, iot_id, registered };
-        if let Err(error) = self.store.store_registration(&entry.device, &registration).await {
-            return self.store_failed(entry, &error);
+    /// Ends a registration: gives its claim up if it still has it, then gives its outcome to all
+    /// waiting requests. A new registration of the device cannot begin in between.
+    pub(super) async fn let_go(&self, mut registration: Registration, outcome: Outcome) {
+        let JournalEntry { device, .. } = &registration.entry;
+        if registration.claim.take().is_some()
+            && let Err(error) =
+                self.store.release_claim(self.owner.id, device, registration.asked.is_some()).await
+        {
+            // The claim ends with this process's other claims.
+            tracing::warn!(%device, %error, "could not release a registration");
         }
-        Outcome::Registered(registration.certificate)
+        self.finish(device, outcome);
+    }
+
+    /// Ends registrations from a place that cannot wait.
+    pub(super) fn let_all_go(self: &Arc<Self>, registrations: Vec<Registration>, outcome: &Outcome) {
+        for registration in registrations {
+            if registration.has_claim() {
+                let (registrar, outcome) = (self.clone(), outcome.clone());
+                self.runtime.spawn(async move { registrar.let_go(registration, outcome).await });
+            } else {
+                self.finish(&registration.entry.device, outcome.clone());
+            }
+        }
     }
 
     /// Makes one call: `RegisterDevice`, or `QueryDeviceDetail` for a name that exists.
-    async fn call(&self, registration: &mut Registration) -> Result<CloudDevice, ApiError> {
-        let JournalEntry { product_key, device_name, .. } = &registration.entry;
+    async fn call(
+        &self,
+        registration: &mut Registration,
+        ahead: SemaphorePermit<'_>,
+    ) -> Result<CloudDevice, ApiError> {
         if !registration.exists {
-            // The task that took the registration from the queue has already waited for its turn.
-            let registered = self.cloud.register_device(product_key, device_name).await;
-            let asked = std::mem::replace(&mut registration.asked, true);
-            match registered {
-                Err(error) if error.class == ErrorClass::Exists => {
+            self.turn(Action::RegisterDevice).await?;
+            drop(ahead);
+            let left = Instant::now();
+            registration.left = left;
+            self.note_called(&registration.entry.device);
+            let JournalEntry { product_key, device_name, .. } = registration.entry.clone();
+            match self.cloud.register_device(&product_key, &device_name).await {
+                Err(error) => {
+                    if error.may_be_done() {
+                        registration.may_have_asked(left);
+                    }
+                    if error.class != ErrorClass::Exists {
+                        return Err(error);
+                    }
                     registration.exists = true;
-                    registration.asked = asked;
                 }
-                Err(error) => return Err(error),
                 Ok(device) => {
+                    registration.may_have_asked(left);
                     self.paces.of(Action::RegisterDevice).taken();
                     self.count(|counters| counters.registered += 1);
                     return Ok(device);
                 }
             }
-            if registration.refuses_existing && !registration.asked {
-                return Err(not_ours());
-            }
-            tracing::warn!(device = %registration.entry.device, device_name, "the name exists at IoT Platform; looking up its certificate");
+            tracing::info!(device = %registration.entry.device, device_name, "the name exists at IoT Platform; looking up its device");
         }
-        self.paces.of(Action::QueryDeviceDetail).wait().await;
+        self.admit(Action::QueryDeviceDetail)?;
+        self.turn(Action::QueryDeviceDetail).await?;
+        registration.left = Instant::now();
+        let JournalEntry { product_key, device_name, .. } = &registration.entry;
         match self.cloud.query_device_detail(product_key, device_name).await {
             Ok(device) => {
                 self.paces.of(Action::QueryDeviceDetail).taken();
-                self.adopt(registration, device)
+                self.worked(product_key, Action::QueryDeviceDetail);
+                self.adopt(registration, device).await
             }
-            // Another user has deleted the device in the meantime, so the next attempt registers
-            // it.
+            // Another user has deleted it meanwhile, so the registration is repeated.
             Err(error) if error.class == ErrorClass::NotFound => {
                 registration.exists = false;
                 Err(error)
@@ -167,81 +278,135 @@ impl Registrar {
         }
     }
 
-    /// Adopts an existing device if its enrollment allows that.
-    pub(super) fn adopt(
+    /// Adopts an existing device if certdist has created it, or its enrollment allows that.
+    pub(super) async fn adopt(
         &self,
         registration: &Registration,
         device: CloudDevice,
     ) -> Result<CloudDevice, ApiError> {
-        if registration.refuses_existing && !registration.may_be_ours(device.created) {
-            return Err(not_ours());
+        let offset = self.cloud.clock_offset().unwrap_or(0);
+        if !registration.may_be_ours(device.created, unix_now().saturating_add(offset), offset) {
+            let row = self.store.device(&registration.entry.device).await;
+            let refuses = row.map(|row| row.is_none_or(|row| self.refuses_existing(&row.enrollment)));
+            match refuses {
+                Ok(false) => {}
+                Ok(true) => return Err(not_ours()),
+                Err(error) => return Err(error_of_store(&error)),
+            }
         }
         self.count(|counters| counters.recovered += 1);
         Ok(device)
     }
 
-    pub(super) async fn keep(&self, entry: &JournalEntry, device: CloudDevice) -> Outcome {
-        self.worked(&entry.product_key);
-        let registration = RegisteredDevice {
+    /// Stores the certificate, and ends the claim.
+    pub(super) async fn keep(&self, registration: &mut Registration, device: CloudDevice) -> Outcome {
+        let entry = registration.entry.clone();
+        self.worked(&entry.product_key, Action::RegisterDevice);
+        let certificate = device.certificate.clone();
+        let settlement = Settlement::Registered(RegisteredDevice {
             registered: device.created.unwrap_or_else(unix_now),
             iot_id: device.iot_id,
             certificate: device.certificate,
-        };
-        // The device exists at the cloud. Its certificate could be queried again later, but
-        // waiting for a busy store is cheaper.
+        });
+        match self.settle(registration, &settlement).await {
+            Ok(()) => {
+                tracing::info!(device = %entry.device, device_name = entry.device_name, "registered");
+                Outcome::Registered(certificate)
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Refuses a device for good: the reason is stored in its row. Ends the claim.
+    pub(super) async fn refuse(&self, registration: &mut Registration, error: &ApiError) -> Outcome {
+        let device = registration.entry.device.clone();
+        self.count(|counters| counters.failed += 1);
+        let reason = error.to_string();
+        match self.settle(registration, &Settlement::Refused(reason.clone())).await {
+            Ok(()) => {
+                tracing::error!(%device, %error, "IoT Platform refuses this device; see `certdist device show`, and `device reset` once the cause is removed");
+                Outcome::Refused(reason)
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Stores the result of a registration. The cloud has the device by then, so a busy store is
+    /// worth waiting for.
+    async fn settle(&self, registration: &mut Registration, settlement: &Settlement) -> Result<(), Outcome> {
+        let entry = registration.entry.clone();
         for attempt in 1..=self.config.max_attempts.max(1) {
-            match self.store.store_registration(&entry.device, &registration).await {
+            match self.store.settle(self.owner.id, &entry, settlement).await {
                 Ok(()) => {
-                    tracing::info!(device = %entry.device, device_name = entry.device_name, "registered");
-                    return Outcome::Registered(registration.certificate);
+                    registration.claim = None;
+                    return Ok(());
                 }
-                Err(StoreError::Busy(_)) => tokio::time::sleep(self.pause(attempt)).await,
-                Err(error) => return self.store_failed(entry, &error),
+                Err(StoreError::Busy(_) | StoreError::Unknown(_)) => {
+                    tokio::time::sleep(self.pause(attempt)).await;
+                }
+                Err(error @ StoreError::Fenced) => {
+                    registration.claim = None;
+                    tracing::warn!(device = %entry.device, %error, "the result of a registration is not stored");
+                    return Err(self.row_says(&entry).await);
+                }
+                Err(error @ StoreError::Conflict(_)) => {
+                    registration.claim = None;
+                    let JournalEntry { device, product_key, device_name } = &entry;
+                    tracing::error!(%device, product_key, device_name, %error, "the result of a registration is not stored; if the name is not used any more, delete it at IoT Platform");
+                    return Err(self.row_says(&entry).await);
+                }
+                Err(error) => return Err(self.store_failed(&entry, &error)),
             }
         }
-        Outcome::Later(self.config.max_retry_pause)
+        Err(Outcome::Later(self.config.max_retry_pause))
     }
 
     /// Decides by the class of an error whether to refuse the device, stop calling, or retry.
-    async fn judge(&self, registration: &mut Registration, error: ApiError) -> Next {
-        registration.unknown += u32::from(error.class == ErrorClass::Unknown);
-        let device = &registration.entry.device;
+    async fn judge(self: &Arc<Self>, registration: &mut Registration, error: ApiError) -> Next {
+        let action = if registration.exists { Action::QueryDeviceDetail } else { Action::RegisterDevice };
         match error.class {
-            ErrorClass::Operator => {
-                self.break_circuit(&registration.entry.product_key, &error);
-                self.count(|counters| counters.failed += 1);
-                Next::Done(Outcome::Operator(error.to_string()))
-            }
-            ErrorClass::Device => Next::Done(self.refuse(&registration.entry, &error).await),
-            ErrorClass::Unknown if registration.unknown >= MAX_UNKNOWN => {
-                Next::Done(self.refuse(&registration.entry, &error).await)
+            ErrorClass::Operator => Next::Done(self.stop_calls(registration, action, &error)),
+            ErrorClass::Device => Next::Done(self.refuse(registration, &error).await),
+            ErrorClass::Unknown => {
+                let (count, first) =
+                    registration.unknown.map_or((1, Instant::now()), |(count, first)| (count + 1, first));
+                registration.unknown = Some((count, first));
+                if count < MAX_UNKNOWN {
+                    self.failed_for_now(Some(&registration.entry.device), None, &error);
+                    return Next::After(self.pause(registration.attempts));
+                }
+                // The device is to blame only if others of its product are registered meanwhile.
+                if self.has_worked_since(&registration.entry.product_key, first) {
+                    Next::Done(self.refuse(registration, &error).await)
+                } else {
+                    Next::Done(self.stop_calls(registration, action, &error))
+                }
             }
             ErrorClass::Throttled => {
-                let action =
-                    if registration.exists { Action::QueryDeviceDetail } else { Action::RegisterDevice };
-                self.throttled(action, &error);
-                Next::Again
+                self.throttled(action, registration.left, &error);
+                Next::After(self.pause(registration.attempts))
             }
             ErrorClass::TryAgain
             | ErrorClass::TimedOut
             | ErrorClass::SignAgain
-            | ErrorClass::Unknown
             | ErrorClass::Exists
             | ErrorClass::NotFound => {
-                self.failed_for_now(Some(device), None, &error);
-                Next::Again
+                self.failed_for_now(Some(&registration.entry.device), None, &error);
+                Next::After(self.pause(registration.attempts))
             }
         }
     }
 
-    pub(super) async fn refuse(&self, entry: &JournalEntry, error: &ApiError) -> Outcome {
-        tracing::error!(device = %entry.device, %error, "IoT Platform refuses this device; see `certdist device show`, and `device reset` once the cause is removed");
+    /// Opens a breaker for an error that only the operator can fix.
+    fn stop_calls(
+        self: &Arc<Self>,
+        registration: &Registration,
+        action: Action,
+        error: &ApiError,
+    ) -> Outcome {
+        self.break_circuit(&registration.entry.product_key, action, error);
         self.count(|counters| counters.failed += 1);
-        let reason = error.to_string();
-        match self.store.store_refusal(&entry.device, &reason).await {
-            Ok(()) => Outcome::Refused(reason),
-            Err(error) => self.store_failed(entry, &error),
-        }
+        Outcome::Operator(error.to_string())
     }
 
     pub(super) fn store_failed(&self, entry: &JournalEntry, error: &StoreError) -> Outcome {
@@ -256,18 +421,19 @@ impl Registrar {
         let doubled = self.config.retry_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
         doubled.min(self.config.max_retry_pause).mul_f64(self.jitter(0.1..1.0))
     }
-
-    pub(super) fn pause_of(&self, registration: &Registration) -> Duration {
-        self.pause(registration.attempts)
-    }
 }
 
 /// Returns the scope of a refusal that only the operator can remove.
-pub(super) fn scope(product_key: &str, error: &ApiError) -> Scope {
-    match error.code.starts_with("iot.prod.") || error.code == "iot.device.DeviceCountExceeded" {
-        true => Scope::Product(product_key.to_owned()),
-        false => Scope::Account,
-    }
+pub(super) fn scope(product_key: &str, action: Action, error: &ApiError) -> Scope {
+    let is_about_product = error.code.starts_with("iot.prod.")
+        || error.code == "iot.device.DeviceCountExceeded"
+        || error.class == ErrorClass::Unknown;
+    if is_about_product { Scope::Product(product_key.to_owned()) } else { Scope::Action(action) }
+}
+
+/// Converts an error of the store into one after which a registration is tried again.
+pub(super) fn error_of_store(error: &StoreError) -> ApiError {
+    ApiError { class: ErrorClass::TryAgain, code: "Database".into(), message: error.to_string() }
 }
 
 /// Returns the error for a name that exists at IoT Platform and is not ours.

@@ -58,7 +58,7 @@ impl Registrar {
         // queried again in this sweep, and the refusal is logged once.
         let mut refused: HashSet<Scope> = HashSet::new();
         let mut after = None;
-        while !refused.contains(&Scope::Account) {
+        while !refused.contains(&Scope::Action(Action::BatchQueryDeviceDetail)) {
             let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.id.clone());
@@ -88,7 +88,7 @@ impl Registrar {
         refused: &mut HashSet<Scope>,
     ) -> Result<(), StoreError> {
         let Some(product_key) = rows.first().map(|row| row.product_key.as_str()) else { return Ok(()) };
-        if [Scope::Account, Scope::Product(product_key.to_owned())]
+        if [Scope::Action(Action::BatchQueryDeviceDetail), Scope::Product(product_key.to_owned())]
             .iter()
             .any(|scope| refused.contains(scope))
         {
@@ -110,7 +110,7 @@ impl Registrar {
                 tracing::warn!(product_key, %error, "could not look up devices");
                 swept.failed += rows.len() as u64;
                 if error.class == ErrorClass::Operator {
-                    refused.insert(scope(product_key, &error));
+                    refused.insert(scope(product_key, Action::BatchQueryDeviceDetail, &error));
                 }
                 return Ok(());
             }
@@ -135,7 +135,7 @@ impl Registrar {
                 if let Some(state) = sighting.state.filter(|state| Some(*state) != row.cloud_state) {
                     tracing::warn!(device = %row.id, ?state, "a device was disabled, enabled or deleted at IoT Platform; see `certdist device show`");
                 }
-                self.store.store_sighting(&row.id, sighting).await?;
+                self.store.store_sighting(row, sighting).await?;
                 swept.changed += 1;
             }
         }

@@ -97,10 +97,23 @@ impl Bench {
             max_attempts: 3,
             ..Default::default()
         };
-        let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
+        let registrar = Registrar::new(
+            config,
+            crate::store::claim::Owner::new("test").unwrap(),
+            store.clone(),
+            cloud.clone(),
+            Handle::current(),
+        );
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), PATIENCE);
         let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
         Self { service: Arc::new(service), store, registrar, cloud, enrollments, folder }
+    }
+
+    /// Sets the first issue of a device to a time long ago.
+    fn issued_long_ago(&self, device: &str) {
+        let table = rusqlite::Connection::open(self.store.path()).unwrap();
+        let sql = "UPDATE device_table SET firstIssued = 1000 WHERE deviceId = ?1";
+        assert_eq!(table.execute(sql, [device]).unwrap(), 1);
     }
 
     async fn principal(&self, identity: &str) -> Principal {
@@ -382,7 +395,7 @@ async fn a_certificate_is_issued_again_within_its_window_and_not_after_it() {
     let row = bench.store.device(&DeviceId::parse("PLUG-1").unwrap()).await.unwrap().unwrap();
     assert!(row.first_issued.is_some(), "on the disk before the answer left");
     // The first issue of PLUG-2 was long ago.
-    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000, Default::default()).await.unwrap();
+    bench.issued_long_ago("PLUG-2");
     assert_eq!(bench.ask("plug-identity", get().query("sn=PLUG-2")).await.code, Code::Forbidden);
 }
 
@@ -504,7 +517,7 @@ async fn every_kind_of_refusal_counts_as_a_guess_and_a_success_does_not() {
         ..RequestLimits::default()
     };
     bench.service = Arc::new(bench.service.with_limits(limits("plug")));
-    bench.store.record_issue(&DeviceId::parse("PLUG-2").unwrap(), 1000, Default::default()).await.unwrap();
+    bench.issued_long_ago("PLUG-2");
     let ask = |device: &str| bench.ask("plug-identity", get().query(&format!("sn={device}")));
     for _ in 0..10 {
         assert_eq!(name(&ask("PLUG-1").await), "PLUG-1");

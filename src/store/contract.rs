@@ -1,28 +1,43 @@
 //! Contract of a store: a test for each statement in the documentation of [`Store`] and
-//! [`Bulk`], run on every store. A new store needs a module in the macro `contract` below.
+//! [`Bulk`], run on every store. Each store is used through two handles in turn, as by two
+//! processes, and the clock of one is two hours ahead. A new store needs a module in the macro
+//! `contract` below. The statements about claims are in `contract/claims.rs`.
+
+mod alternating;
+mod claims;
 
 use std::convert::Infallible;
 
+use self::alternating::Alternating;
 use super::{
     audit::{Asked, Asker, AuditEvent},
+    claim::{Owner, Settlement},
     *,
 };
-use crate::testing::store::Memory;
+use crate::testing::store::{Fuse, Memory};
 
-/// An empty store, and the folder that must exist as long as the store.
+/// Difference between the clocks of two handles, in seconds.
+const AHEAD: i64 = 2 * 3600;
+
+/// An empty store by two handles, and the folder that must exist as long as the store.
 struct Fresh<S> {
-    store: S,
+    store: Alternating<S>,
     _folder: Option<tempfile::TempDir>,
 }
 
 fn sqlite() -> Fresh<sqlite::Sqlite> {
     let folder = tempfile::tempdir().unwrap();
-    let store = sqlite::Sqlite::open(&folder.path().join("certdist.db")).unwrap();
-    Fresh { store, _folder: Some(folder) }
+    let handle = || sqlite::Sqlite::open(&folder.path().join("certdist.db")).unwrap();
+    let (one, other) = (handle(), handle());
+    other.clock().set_ahead(AHEAD);
+    Fresh { store: Alternating::new(one, other), _folder: Some(folder) }
 }
 
 fn memory() -> Fresh<Memory> {
-    Fresh { store: Memory::default(), _folder: None }
+    let one = Memory::default();
+    let other = one.in_process(std::sync::Arc::new(Fuse::new(usize::MAX)));
+    other.clock().set_ahead(AHEAD);
+    Fresh { store: Alternating::new(one, other), _folder: None }
 }
 
 /// Runs a future to completion, and returns the store's answer.
@@ -58,20 +73,46 @@ fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
     ImportRow { individual: true, key: Some((identity.into(), Secret::new(psk.into()))), ..row(device) }
 }
 
-fn entry(device: &str, name: &str) -> JournalEntry {
-    JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: name.into() }
+fn entry(device: &str) -> JournalEntry {
+    JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: device.into() }
 }
 
 fn registration(name: &str, secret: &str) -> RegisteredDevice {
     RegisteredDevice {
-        certificate: Certificate {
-            product_key: "a1lamp".into(),
-            device_name: name.into(),
-            device_secret: Secret::new(secret.into()),
-        },
-        iot_id: Some("iot-1".into()),
+        certificate: certificate(name, secret),
+        iot_id: Some(format!("iot-{name}")),
         registered: 1000,
     }
+}
+
+fn certificate(name: &str, secret: &str) -> Certificate {
+    Certificate {
+        product_key: "a1lamp".into(),
+        device_name: name.into(),
+        device_secret: Secret::new(secret.into()),
+    }
+}
+
+fn owner(id: claim::OwnerId) -> Owner {
+    Owner { id, name: format!("process {id}") }
+}
+
+/// Registers a device, as a registrar does.
+fn register(store: &impl Store, device: &str, secret: &str) {
+    let settlement = Settlement::Registered(registration(device, secret));
+    now(store.claim(&owner(1), &entry(device), None)).unwrap();
+    now(store.settle(1, &entry(device), &settlement)).unwrap();
+}
+
+/// Has the cloud refuse a device.
+fn refuse(store: &impl Store, device: &str, reason: &str) {
+    now(store.claim(&owner(1), &entry(device), None)).unwrap();
+    now(store.settle(1, &entry(device), &Settlement::Refused(reason.into()))).unwrap();
+}
+
+/// Issues a certificate with a number of its own.
+fn issue(store: &impl Store, device: &str, issue_id: i64) -> Result<Issue, StoreError> {
+    now(store.record_issue(&id(device), &certificate(device, "s3cret"), issue_id, asker()))
 }
 
 fn import(store: &impl Bulk, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
@@ -110,18 +151,37 @@ fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
 /// step.
 fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
-    let issue = |at| now(store.record_issue(&id("SN-1"), at, asker())).unwrap();
-    assert_eq!(issue(5), Issue { first: 5, is_first: true });
-    assert_eq!(issue(9), Issue { first: 5, is_first: false });
-    assert_eq!(device(store, "SN-1").unwrap().first_issued, Some(5));
+    let first = issue(store, "SN-1", 1).unwrap();
+    assert!(first.is_first);
+    assert_eq!(issue(store, "SN-1", 2).unwrap(), Issue { is_first: false, ..first });
+    assert_eq!(issue(store, "SN-1", 1).unwrap(), first, "the same request again");
+    assert_eq!(device(store, "SN-1").unwrap().first_issued, Some(first.first));
     let [issued] = &now(store.history(&id("SN-1"), 100)).unwrap()[..] else { panic!("one entry") };
-    assert_eq!((issued.event, issued.at), (AuditEvent::Issued, 5));
+    assert_eq!((issued.event, issued.at), (AuditEvent::Issued, first.first));
     assert_eq!(issued.detail.as_deref(), Some("a1lamp/SN-1"));
     assert_eq!(issued.address.as_deref(), Some("192.0.2.1"));
 
     assert!(now(store.reset(&id("SN-1"), &by())).unwrap());
-    assert_eq!(issue(9), Issue { first: 9, is_first: true });
-    is_failed(now(store.record_issue(&id("SN-2"), 5, asker())));
+    assert!(issue(store, "SN-1", 1).unwrap().is_first);
+}
+
+/// `record_issue` fails unless the row is as the caller has seen it.
+fn an_issue_needs_the_row_as_it_was_seen(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
+    let is_conflict = |answer: Result<Issue, StoreError>| {
+        assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
+    };
+    is_conflict(issue(store, "SN-2", 1));
+    is_conflict(issue(store, "SN-3", 1));
+    let renamed = certificate("another", "s3cret");
+    is_conflict(now(store.record_issue(&id("SN-1"), &renamed, 1, asker())));
+    let stranger = Asker { enrollment: "plugs".into(), ..asker() };
+    is_conflict(now(store.record_issue(&id("SN-1"), &certificate("SN-1", "s3cret"), 1, stranger)));
+    now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
+    is_conflict(issue(store, "SN-1", 1));
+    let row = device(store, "SN-1").unwrap();
+    assert_eq!(row.first_issued, None);
+    assert_eq!(events(store, "SN-1").len(), 1, "no issue is logged");
 }
 
 /// `history` returns the entries of one device only, newest first, up to a limit.
@@ -144,129 +204,25 @@ fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl S
     assert_eq!(now(store.history(&id("SN-1"), 1)).unwrap(), history[..1]);
 }
 
-/// `open_journal` replaces an entry of the same device, and keeps its time if the name is the
-/// same.
-fn a_journal_entry_keeps_its_time_with_its_name(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    let first = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    assert!(!first.earlier);
-    let again = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    assert_eq!(again, Claim { since: first.since, earlier: true });
-    assert!(!now(store.open_journal(&entry("SN-1", "two"))).unwrap().earlier);
-    let open = now(store.open_journal_entries()).unwrap();
-    let [OpenEntry { entry: kept, batch: None, .. }] = &open[..] else { panic!("{open:?}") };
-    assert_eq!(*kept, entry("SN-1", "two"));
-    is_failed(now(store.open_journal(&entry("SN-9", "nine"))));
-    assert_eq!(now(store.open_journal_entries()).unwrap(), open);
-}
-
-/// `open_batch` returns a claim for each entry, or `None` for a device that is not in the
-/// table.
-fn a_batch_opens_the_entries_of_known_devices(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1"), row("SN-2")]);
-    let alone = now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    let entries = [entry("SN-1", "one"), entry("SN-9", "nine"), entry("SN-2", "two")];
-    let (batch, claims) = now(store.open_batch("a1lamp", &entries)).unwrap();
-    let [Some(first), None, Some(second)] = &claims[..] else { panic!("{claims:?}") };
-    assert_eq!(*first, Claim { since: alone.since, earlier: true });
-    assert!(!second.earlier);
-    let open = now(store.open_journal_entries()).unwrap();
-    assert_eq!(open.len(), 2);
-    assert!(open.iter().all(|open| open.batch == Some(batch)), "{open:?}");
-    let expected = OpenBatch { id: batch, product_key: "a1lamp".into(), apply_id: None };
-    assert_eq!(now(store.open_batches()).unwrap(), [expected]);
-}
-
-/// Tests `set_apply_id`, `close_batch` and `open_batches`.
-fn a_batch_is_known_until_it_is_closed_and_its_entries_stay(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    let (first, _) = now(store.open_batch("a1lamp", &[entry("SN-1", "one")])).unwrap();
-    let (second, _) = now(store.open_batch("a1plug", &[])).unwrap();
-    assert_ne!(first, second);
-    let open = now(store.open_batches()).unwrap();
-    now(store.set_apply_id(&open[0], u64::MAX)).unwrap();
-    let known = OpenBatch { apply_id: Some(u64::MAX), ..open[0].clone() };
-    assert_eq!(now(store.open_batches()).unwrap(), [known.clone(), open[1].clone()]);
-
-    now(store.close_batch(first)).unwrap();
-    assert_eq!(now(store.open_batches()).unwrap(), open[1..]);
-    let entries = now(store.open_journal_entries()).unwrap();
-    assert_eq!(entries.iter().map(|open| open.batch).collect::<Vec<_>>(), [None]);
-    // `set_apply_id` adds the batch again, as if another process had closed it.
-    now(store.set_apply_id(&known, 7)).unwrap();
-    let again = OpenBatch { apply_id: Some(7), ..known };
-    assert_eq!(now(store.open_batches()).unwrap(), [again, open[1].clone()]);
-}
-
-/// `store_registration` stores the certificate, clears the refusal and closes the journal
-/// entry.
-fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
-    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
-    let stored = device(store, "SN-1").unwrap();
-    let expected = DeviceRow {
-        device_name: Some("one".into()),
-        certificate: Some(registration("one", "s3cret").certificate),
-        iot_id: Some("iot-1".into()),
-        registered: Some(1000),
-        ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp")
-    };
-    assert_eq!(stored, expected);
-    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
-    let history = now(store.history(&id("SN-1"), 100)).unwrap();
-    assert_eq!(history.iter().map(|entry| entry.event).collect::<Vec<_>>(), [AuditEvent::Registered]);
-    assert_eq!(history[0].detail.as_deref(), Some("a1lamp/one"));
-    is_failed(now(store.store_registration(&id("SN-9"), &registration("nine", "s"))));
-}
-
-/// `store_registration` never replaces a different certificate, but accepts the same one again.
-fn another_certificate_never_replaces_the_stored_one(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
-    let before = device(store, "SN-1");
-    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    let journal = now(store.open_journal_entries()).unwrap();
-    let other_product = {
-        let mut other = registration("one", "s3cret");
-        other.certificate.product_key = "a1plug".into();
-        other
-    };
-    for other in [registration("one", "0ther"), registration("two", "s3cret"), other_product] {
-        is_failed(now(store.store_registration(&id("SN-1"), &other)));
-        assert_eq!(device(store, "SN-1"), before);
-        assert_eq!(now(store.open_journal_entries()).unwrap(), journal);
-    }
-    let later = RegisteredDevice { registered: 2000, iot_id: None, ..registration("one", "s3cret") };
-    now(store.store_registration(&id("SN-1"), &later)).unwrap();
-    assert_eq!(device(store, "SN-1"), before);
-    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
-    assert_eq!(events(store, "SN-1").len(), 1, "registered once");
-}
-
-/// Tests `store_refusal`.
-fn a_refusal_is_marked_and_closes_the_journal_entry(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
-    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
-    assert_eq!(device(store, "SN-1").unwrap().refusal.as_deref(), Some("name is taken"));
-    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
-    is_failed(now(store.store_refusal(&id("SN-9"), "no")));
-}
-
-/// `store_sighting` ignores a device without a certificate, and keeps a known first sign-in.
+/// `store_sighting` ignores a device that has not, or no longer, the certificate that was seen,
+/// and keeps a known first sign-in.
 fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
-    let seen = |device: &str, sighting| now(store.store_sighting(&id(device), sighting)).unwrap();
+    let seen = |device: &DeviceRow, sighting| now(store.store_sighting(device, sighting)).unwrap();
+    let row = |name: &str| device(store, name).unwrap();
     let first = Sighting { registered: Some(3), activated: Some(5), state: Some(CloudState::Disabled) };
-    seen("SN-1", first);
-    seen("SN-1", Sighting { activated: Some(9), ..Sighting::default() });
-    let row = device(store, "SN-1").unwrap();
-    assert_eq!((row.registered, row.activated, row.cloud_state), (Some(3), Some(5), None));
-    seen("SN-2", first);
-    seen("SN-9", first);
-    let row = device(store, "SN-2").unwrap();
+    let before = row("SN-1");
+    seen(&before, first);
+    seen(&row("SN-1"), Sighting { activated: Some(9), ..Sighting::default() });
+    let after = row("SN-1");
+    assert_eq!((after.registered, after.activated, after.cloud_state), (Some(3), Some(5), None));
+    // Registered again since: what is known of the former device is not true of this one.
+    seen(&before, Sighting { state: Some(CloudState::Deleted), ..Sighting::default() });
+    seen(&DeviceRow { device_name: Some("former".into()), ..row("SN-1") }, first);
+    assert_eq!(row("SN-1"), after);
+    seen(&row("SN-2"), first);
+    seen(&DeviceRow { id: id("SN-9"), ..before }, first);
+    let row = row("SN-2");
     assert_eq!((row.registered, row.activated, row.cloud_state), (None, None, None));
 }
 
@@ -307,32 +263,37 @@ fn an_operators_change_is_logged_with_the_operator(store: &(impl Store + Bulk)) 
 /// `reset` clears the refusal and the first issue, and also the certificate if the cloud has
 /// deleted the device.
 fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    now(store.store_registration(&id("SN-1"), &registration("one", "s3cret"))).unwrap();
-    now(store.record_issue(&id("SN-1"), 5, asker())).unwrap();
-    now(store.store_refusal(&id("SN-1"), "odd")).unwrap();
+    import(store, [row("SN-1"), row("SN-2")]);
+    refuse(store, "SN-2", "odd");
+    now(store.reset(&id("SN-2"), &by())).unwrap();
+    assert_eq!(device(store, "SN-2"), Some(DeviceRow::imported(id("SN-2"), "lamps", "a1lamp")));
+
+    register(store, "SN-1", "s3cret");
+    issue(store, "SN-1", 1).unwrap();
     now(store.reset(&id("SN-1"), &by())).unwrap();
     let row = device(store, "SN-1").unwrap();
-    assert_eq!((row.first_issued, &row.refusal), (None, &None));
-    assert_eq!(row.certificate, Some(registration("one", "s3cret").certificate));
+    assert_eq!(row.first_issued, None);
+    assert_eq!(row.certificate, Some(certificate("SN-1", "s3cret")));
 
     let deleted = Sighting { state: Some(CloudState::Deleted), activated: Some(7), registered: None };
-    now(store.store_sighting(&id("SN-1"), deleted)).unwrap();
+    now(store.store_sighting(&row, deleted)).unwrap();
     now(store.reset(&id("SN-1"), &by())).unwrap();
-    // The name stays, as the device will be registered again under it.
+    // The device is later registered again under the same name.
     let expected =
-        DeviceRow { device_name: Some("one".into()), ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp") };
+        DeviceRow { device_name: Some("SN-1".into()), ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp") };
     assert_eq!(device(store, "SN-1"), Some(expected));
 }
 
-/// `delete` removes the row, the key and the journal entry.
+/// `delete` removes the row, the key and the claim.
 fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff")]);
-    now(store.open_journal(&entry("SN-1", "one"))).unwrap();
+    now(store.claim(&owner(1), &entry("SN-1"), None)).unwrap();
     assert!(now(store.delete(&id("SN-1"), &by())).unwrap());
     assert_eq!(device(store, "SN-1"), None);
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
-    assert_eq!(now(store.open_journal_entries()).unwrap(), []);
+    assert_eq!(now(store.open_entries()).unwrap(), []);
+    let settlement = Settlement::Registered(registration("SN-1", "s3cret"));
+    assert!(matches!(now(store.settle(1, &entry("SN-1"), &settlement)), Err(StoreError::Fenced)));
 }
 
 /// `hold`, `release` and `probe` change nothing.
@@ -347,18 +308,20 @@ fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
 
 /// A write continues when its future is dropped.
 fn a_write_goes_on_without_its_future(store: &(impl Store + Bulk)) {
-    import(store, [row("SN-1")]);
-    drop(store.record_issue(&id("SN-1"), 5, asker()));
-    // The second write runs after the first, so it sees the first one's effect.
-    let second = now(store.record_issue(&id("SN-1"), 9, asker())).unwrap();
-    assert_eq!(second, Issue { first: 5, is_first: false });
+    import(store, [with_certificate("SN-1", "s3cret")]);
+    drop(store.record_issue(&id("SN-1"), &certificate("SN-1", "s3cret"), 1, asker()));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while device(store, "SN-1").unwrap().first_issued.is_none() {
+        assert!(std::time::Instant::now() < deadline, "not written");
+        std::thread::yield_now();
+    }
 }
 
 /// `import` counts added, changed and unchanged rows; a change clears a refusal.
 fn an_import_merges_row_by_row(store: &(impl Store + Bulk)) {
     let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), with_key("SN-3", "id-3", "00ff")];
     assert_eq!(import(store, rows()), ImportReport { added: 3, ..Default::default() });
-    now(store.store_refusal(&id("SN-1"), "name is taken")).unwrap();
+    refuse(store, "SN-1", "name is taken");
     assert_eq!(import(store, rows()), ImportReport { unchanged: 3, ..Default::default() });
     assert!(device(store, "SN-1").unwrap().refusal.is_some());
 
@@ -438,10 +401,11 @@ fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
 /// Tests `count`, `totals` and `count_unregistered`.
 fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     let other = ImportRow::new(id("SN-9"), "plugs", "a1plug");
-    import(store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "secret"), row("SN-4"), other]);
-    now(store.record_issue(&id("SN-3"), 5, asker())).unwrap();
-    now(store.store_sighting(&id("SN-3"), Sighting { activated: Some(7), ..Sighting::default() })).unwrap();
-    now(store.store_refusal(&id("SN-2"), "no")).unwrap();
+    import(store, [row("SN-1"), row("SN-2"), with_certificate("SN-3", "s3cret"), row("SN-4"), other]);
+    issue(store, "SN-3", 1).unwrap();
+    let seen = device(store, "SN-3").unwrap();
+    now(store.store_sighting(&seen, Sighting { activated: Some(7), ..Sighting::default() })).unwrap();
+    refuse(store, "SN-2", "no");
     now(store.set_state(&id("SN-4"), DeviceState::Disabled, &by())).unwrap();
     let lamps = Totals {
         enrollment: "lamps".into(),
@@ -459,28 +423,30 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     assert_eq!([None, Some("lamps"), Some("plugs"), Some("none")].map(unregistered), [2, 1, 1, 0]);
 }
 
-/// Turns each of the functions above into a test on an empty store of each kind.
+/// Turns each of the functions into a test on an empty store of each kind.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         mod on_sqlite {
-            $(#[test] fn $sentence() { super::$sentence(&super::sqlite().store); })*
+            $(#[test] fn $sentence() {
+                let fresh = crate::store::contract::sqlite();
+                super::$sentence(&fresh.store);
+            })*
         }
         mod in_memory {
-            $(#[test] fn $sentence() { super::$sentence(&super::memory().store); })*
+            $(#[test] fn $sentence() {
+                let fresh = crate::store::contract::memory();
+                super::$sentence(&fresh.store);
+            })*
         }
     };
 }
+use contract;
 
 contract! {
     a_device_is_found_by_its_id_and_its_key
     the_first_issue_is_recorded_once_until_a_reset
+    an_issue_needs_the_row_as_it_was_seen
     the_history_of_a_device_is_its_own_and_begins_with_the_newest
-    a_journal_entry_keeps_its_time_with_its_name
-    a_batch_opens_the_entries_of_known_devices
-    a_batch_is_known_until_it_is_closed_and_its_entries_stay
-    a_registration_is_stored_as_a_whole
-    another_certificate_never_replaces_the_stored_one
-    a_refusal_is_marked_and_closes_the_journal_entry
     a_sighting_adds_what_the_cloud_tells
     rows_are_read_in_pages
     an_operators_change_is_logged_with_the_operator

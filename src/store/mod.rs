@@ -5,20 +5,29 @@
 
 mod actor;
 pub mod audit;
+pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
 pub mod merge;
 pub mod sqlite;
+pub mod turn;
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 pub use self::actor::Actor;
-use self::audit::{Asked, Asker, AuditEntry};
+use self::{
+    audit::{Asked, Asker, AuditEntry},
+    claim::Claims,
+    turn::Turns,
+};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     histogram::Histogram,
@@ -32,14 +41,23 @@ pub type UnixSeconds = i64;
 /// poll, so that a hot path needs no task.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Failure of a store's operation. A failed operation has changed nothing.
+/// Failure of a store's operation. It has changed nothing unless the variant says otherwise.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// A temporary failure, for example as another process has locked the database or the disk
     /// is full. The same call may succeed later.
     #[error("the database is busy: {0}")]
     Busy(String),
-    /// Any other failure, for example a file that is read-only, damaged or not a database.
+    /// The row is not, or no longer, as the operation requires; the reason.
+    #[error("{0}")]
+    Conflict(String),
+    /// The operation may have been done: the answer was lost. Repeating it does no harm.
+    #[error("the database may or may not have done it: {0}")]
+    Unknown(String),
+    /// Another process has taken the claim or the batch over.
+    #[error("another process has taken this registration over")]
+    Fenced,
+    /// Any other failure: read-only, damaged, not a database.
     #[error("the database failed: {0}")]
     Failed(String),
 }
@@ -175,17 +193,19 @@ pub struct JournalEntry {
     pub device_name: String,
 }
 
-/// Result of opening a journal entry.
+/// A claim, as its owner receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Time at which the entry for this name was first opened.
+    /// Time since which the journal has an entry for this name, by the clock of the process
+    /// that wrote the entry.
     pub since: UnixSeconds,
-    /// Set if the journal already had an entry for this name: an earlier call to IoT Platform
-    /// may have created the device.
+    /// Seconds to add to that clock to have the cloud's; `None` if that process did not know.
+    pub cloud_offset: Option<i64>,
+    /// Set if the entry was there before, so that an earlier call may have created the device.
     pub earlier: bool,
 }
 
-/// Number of a batch in the journal.
+/// Random number of a batch in the journal.
 pub type BatchId = i64;
 
 /// A batch in the journal.
@@ -332,6 +352,22 @@ pub fn unix_now() -> UnixSeconds {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// Clock of one process's handle of a store. Tests set it.
+#[derive(Debug, Default)]
+pub struct Clock(AtomicI64);
+
+impl Clock {
+    /// Returns the seconds since 1970.
+    pub fn now(&self) -> UnixSeconds {
+        unix_now().saturating_add(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Sets how far this clock is ahead of the system's, in seconds.
+    pub fn set_ahead(&self, seconds: i64) {
+        self.0.store(seconds, Ordering::Relaxed);
+    }
+}
+
 /// Metrics of a store, which any thread may read.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -350,7 +386,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, not at the first
 /// poll. It continues even if its future is dropped. `store/contract.rs` tests each statement
 /// in the documentation of this trait.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Claims + Turns {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
@@ -362,10 +398,19 @@ pub trait Store: Send + Sync + 'static {
     /// identity exists: an unknown identity costs the same work as a known one.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records durably that the certificate was issued to `asker` at the time `at`, and writes
-    /// the audit entry in the same step. Changes nothing if the certificate was issued before.
-    /// Fails with [`StoreError::Failed`] for a device that is not in the table.
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue>;
+    /// Records durably that `certificate` is issued to `asker` now, unless it was issued before,
+    /// and writes the audit entry in the same step. `issue_id` is the caller's random number for
+    /// this request: repeated with the same number, the answer is the same.
+    ///
+    /// Fails with [`StoreError::Conflict`] unless the device is, at that moment, enabled, in the
+    /// asker's enrollment, and has this certificate.
+    fn record_issue<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        certificate: &'a Certificate,
+        issue_id: i64,
+        asker: Asker,
+    ) -> StoreFuture<'a, Issue>;
 
     /// Queues an entry for the audit log without waiting. If the queue is full, the entry is
     /// dropped, and the log records the number of dropped entries.
@@ -375,49 +420,10 @@ pub trait Store: Send + Sync + 'static {
     /// second may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
-    /// Writes the journal entry durably, before IoT Platform is called. It replaces an earlier
-    /// entry of the same device, and keeps the earlier entry's time if product and name are the
-    /// same. Fails with [`StoreError::Failed`] for a device that is not in the table.
-    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim>;
-
-    /// Writes the journal entries of a batch durably, in one step. Returns a claim for each
-    /// entry, or `None` if its device is not in the table.
-    fn open_batch<'a>(
-        &'a self,
-        product_key: &'a str,
-        entries: &'a [JournalEntry],
-    ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)>;
-
-    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates the devices.
-    /// Adds the batch again if another process has closed it.
-    fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()>;
-
-    /// Removes a batch. Its open journal entries remain, without a batch.
-    fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()>;
-
-    /// Returns the open batches: those in progress, and those that a crash has left.
-    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
-
-    /// Returns the open journal entries, oldest first: those in progress, and those that a
-    /// crash has left.
-    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>>;
-
-    /// Stores a certificate, clears a refusal and closes the journal entry, in one durable
-    /// step. Never replaces a different certificate: fails with [`StoreError::Failed`] instead,
-    /// and keeps the journal entry. Storing the same certificate again keeps a known `IotId`
-    /// and registration time.
-    fn store_registration<'a>(
-        &'a self,
-        id: &'a DeviceId,
-        registration: &'a RegisteredDevice,
-    ) -> StoreFuture<'a, ()>;
-
-    /// Stores the cloud's refusal in the row and closes the journal entry.
-    fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()>;
-
-    /// Stores the cloud's data about a device; ignores a device without a certificate. Keeps a
-    /// stored time that the cloud does not return. Never changes a known time of first sign-in.
-    fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()>;
+    /// Stores the cloud's data of a device that still has the certificate and the times of
+    /// `seen`. A time that the cloud omits keeps its stored value. The first sign-in, once
+    /// stored, is never overwritten.
+    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()>;
 
     /// Returns up to `limit` rows in order of device ID, beginning after `after`. Repeated
     /// calls, each with the last ID of the previous one, page through the table.
@@ -433,8 +439,7 @@ pub trait Store: Send + Sync + 'static {
     /// Returns whether the device exists.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row, the key and the journal entry of a device; returns whether the device
-    /// existed.
+    /// Deletes the row, the key and the claim of a device; returns whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Lets all reads of this thread see the same state of the table, that of the first read,

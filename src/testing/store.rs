@@ -2,6 +2,8 @@
 //! written, and outlives the simulated process that wrote it. The store keeps the contract that
 //! `store/contract.rs` checks.
 
+mod claims;
+
 use std::{
     collections::{BTreeMap, HashMap},
     convert::identity,
@@ -12,15 +14,16 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Actor, BatchId, Bulk, Claim, CloudState, Conflict, DeviceRow, DeviceState, ImportError, ImportReport,
-        ImportRow, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, Rejection,
-        Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
+        Actor, Bulk, Clock, CloudState, Conflict, DeviceRow, DeviceState, ImportError, ImportReport,
+        ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Rejection, Sighting, Store,
+        StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent},
+        claim::{Owner, Settlement, new_id},
         merge::{self, Columns, Merged, Unmerged},
         unix_now,
     },
@@ -31,22 +34,15 @@ struct Tables {
     devices: BTreeMap<DeviceId, DeviceRow>,
     /// Owner and key of each PSK identity.
     keys: HashMap<String, (DeviceId, Secret)>,
-    journal: HashMap<DeviceId, OpenEntry>,
-    batches: BTreeMap<BatchId, OpenBatch>,
-    /// Number of batches opened so far.
-    batch_count: BatchId,
+    journal: claims::Journal,
+    /// Time of each pace's next turn, in microseconds since 1970.
+    paces: HashMap<String, i64>,
+    /// The request that was the first to have each device's certificate.
+    issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
-    now: UnixSeconds,
 }
 
 impl Tables {
-    fn open(&mut self, entry: &JournalEntry, batch: Option<BatchId>) -> Claim {
-        let earlier = self.journal.get(&entry.device).filter(|known| known.entry == *entry);
-        let (earlier, since) = (earlier.is_some(), earlier.map_or(self.now, |known| known.since));
-        self.journal.insert(entry.device.clone(), OpenEntry { entry: entry.clone(), since, batch });
-        Claim { since, earlier }
-    }
-
     fn row(&mut self, id: &DeviceId) -> Result<&mut DeviceRow, StoreError> {
         let absent = || StoreError::Failed(format!("device {id} is not in the table"));
         self.devices.get_mut(id).ok_or_else(absent)
@@ -59,11 +55,12 @@ impl Tables {
         id: &DeviceId,
         event: AuditEvent,
         by: &Actor,
+        now: UnixSeconds,
         change: impl FnOnce(&mut DeviceRow),
     ) -> bool {
         let found = self.devices.get_mut(id).map(change).is_some();
         if found {
-            self.audit.push(AuditEntry { device: Some(id.clone()), ..by.entry(event) });
+            self.audit.push(AuditEntry { device: Some(id.clone()), at: now, ..by.entry(event) });
         }
         found
     }
@@ -166,11 +163,19 @@ impl Fuse {
 pub(crate) struct Memory {
     tables: Arc<Mutex<Tables>>,
     fuse: Arc<Fuse>,
+    clock: Arc<Clock>,
+    /// Time by the system's clock when the table was made; from then on time is virtual.
+    epoch: (Instant, UnixSeconds),
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { tables: Arc::default(), fuse: Arc::new(Fuse::new(usize::MAX)) }
+        Self {
+            tables: Arc::default(),
+            fuse: Arc::new(Fuse::new(usize::MAX)),
+            clock: Arc::default(),
+            epoch: (Instant::now(), unix_now()),
+        }
     }
 }
 
@@ -183,14 +188,14 @@ impl Memory {
         self.tables().devices.get(id).cloned()
     }
 
-    /// Sets the time that new journal entries get from now on.
-    pub(crate) fn set_journal_time(&self, now: UnixSeconds) {
-        self.tables().now = now;
+    /// Returns the clock of this handle.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Returns access to the same tables for a process that dies when its fuse has burnt.
     pub(crate) fn in_process(&self, fuse: Arc<Fuse>) -> Self {
-        Self { tables: self.tables.clone(), fuse }
+        Self { tables: self.tables.clone(), fuse, clock: Arc::default(), epoch: self.epoch }
     }
 
     /// Kills the process that uses this store: its later calls have no effect and never return.
@@ -200,49 +205,72 @@ impl Memory {
         self.fuse = Arc::new(Fuse::new(usize::MAX));
     }
 
+    /// Returns the time by this handle's clock.
+    fn now(&self) -> UnixSeconds {
+        let (start, unix) = self.epoch;
+        unix + start.elapsed().as_secs() as i64 + self.clock.now() - unix_now()
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap()
     }
 
     fn answer<'a, T: Send + 'a>(
         &self,
-        work: impl FnOnce(&mut Tables) -> Result<T, StoreError>,
+        work: impl FnOnce(&mut Tables, UnixSeconds) -> Result<T, StoreError>,
     ) -> StoreFuture<'a, T> {
         if !self.fuse.goes_on() {
             return Box::pin(pending());
         }
-        let answer = work(&mut self.tables());
+        let answer = work(&mut self.tables(), self.now());
         if self.fuse.goes_on() { Box::pin(ready(answer)) } else { Box::pin(pending()) }
     }
 }
 
 impl Store for Memory {
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
-        self.answer(|tables| Ok(tables.devices.get(id).cloned()))
+        self.answer(|tables, _| Ok(tables.devices.get(id).cloned()))
     }
 
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
-        self.answer(|tables| Ok(tables.devices.get(id).map(|row| row.enrollment.clone())))
+        self.answer(|tables, _| Ok(tables.devices.get(id).map(|row| row.enrollment.clone())))
     }
 
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
-        self.answer(|tables| {
+        self.answer(|tables, _| {
             let Some((device, psk)) = tables.keys.get(identity).cloned() else { return Ok(None) };
             let enrollment = tables.row(&device)?.enrollment.clone();
             Ok(Some(IndividualKey { device, enrollment, psk }))
         })
     }
 
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue> {
-        self.answer(|tables| {
-            let row = tables.row(id)?;
-            let is_first = row.first_issued.is_none();
-            let first = *row.first_issued.get_or_insert(at);
-            let certificate = format!("{}/{}", row.product_key, row.device_name.clone().unwrap_or_default());
-            if is_first {
-                tables.audit.push(asker.entry(AuditEvent::Issued, at, id.clone(), certificate));
+    fn record_issue<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        certificate: &'a Certificate,
+        issue_id: i64,
+        asker: Asker,
+    ) -> StoreFuture<'a, Issue> {
+        self.answer(|tables, now| {
+            let may_have_it = |row: &&mut DeviceRow| {
+                let Certificate { product_key, device_name, .. } = certificate;
+                row.state == DeviceState::Enabled
+                    && row.enrollment == asker.enrollment
+                    && row.certificate.as_ref().is_some_and(|stored| {
+                        stored.product_key == *product_key && stored.device_name == *device_name
+                    })
+            };
+            let Some(row) = tables.devices.get_mut(id).filter(may_have_it) else {
+                return Err(StoreError::Conflict(format!("device {id} was changed")));
+            };
+            if let Some(first) = row.first_issued {
+                return Ok(Issue { first, is_first: tables.issues.get(id) == Some(&issue_id) });
             }
-            Ok(Issue { first, is_first })
+            row.first_issued = Some(now);
+            tables.issues.insert(id.clone(), issue_id);
+            let detail = format!("{}/{}", certificate.product_key, certificate.device_name);
+            tables.audit.push(asker.entry(AuditEvent::Issued, now, id.clone(), detail));
+            Ok(Issue { first: now, is_first: true })
         })
     }
 
@@ -251,107 +279,22 @@ impl Store for Memory {
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
-        self.answer(|tables| {
+        self.answer(|tables, _| {
             let about = tables.audit.iter().enumerate().rev();
             let about = about.filter(|(_, entry)| entry.device.as_ref() == Some(id)).take(limit);
             Ok(about.map(|(index, entry)| AuditEntry { seq: index as u64 + 1, ..entry.clone() }).collect())
         })
     }
 
-    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim> {
-        self.answer(|tables| {
-            tables.row(&entry.device)?;
-            Ok(tables.open(entry, None))
-        })
-    }
-
-    fn open_batch<'a>(
-        &'a self,
-        product_key: &'a str,
-        entries: &'a [JournalEntry],
-    ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)> {
-        self.answer(|tables| {
-            tables.batch_count += 1;
-            let id = tables.batch_count;
-            tables.batches.insert(id, OpenBatch { id, product_key: product_key.into(), apply_id: None });
-            let claims = entries
-                .iter()
-                .map(|entry| tables.devices.contains_key(&entry.device).then(|| tables.open(entry, Some(id))))
-                .collect();
-            Ok((id, claims))
-        })
-    }
-
-    fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()> {
-        self.answer(|tables| {
-            tables.batches.insert(batch.id, OpenBatch { apply_id: Some(apply_id), ..batch.clone() });
-            Ok(())
-        })
-    }
-
-    fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()> {
-        self.answer(|tables| {
-            tables.batches.remove(&batch);
-            tables.journal.values_mut().filter(|open| open.batch == Some(batch)).for_each(|open| {
-                open.batch = None;
-            });
-            Ok(())
-        })
-    }
-
-    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
-        self.answer(|tables| Ok(tables.batches.values().cloned().collect()))
-    }
-
-    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
-        self.answer(|tables| {
-            let mut entries: Vec<_> = tables.journal.values().cloned().collect();
-            entries.sort_by(|one, other| {
-                (one.since, &one.entry.device).cmp(&(other.since, &other.entry.device))
-            });
-            Ok(entries)
-        })
-    }
-
-    fn store_registration<'a>(
-        &'a self,
-        id: &'a DeviceId,
-        registration: &'a RegisteredDevice,
-    ) -> StoreFuture<'a, ()> {
-        self.answer(|tables| {
-            let RegisteredDevice { certificate, iot_id, registered } = registration.clone();
-            let row = tables.row(id)?;
-            let is_new = row.certificate.is_none();
-            if row.certificate.as_ref().is_some_and(|known| *known != certificate) {
-                return Err(StoreError::Failed(format!("device {id} already has another certificate")));
-            }
-            row.iot_id = row.iot_id.take().or(iot_id);
-            row.registered = row.registered.or(Some(registered));
-            row.refusal = None;
-            row.product_key.clone_from(&certificate.product_key);
-            row.device_name = Some(certificate.device_name.clone());
-            let detail = format!("{}/{}", certificate.product_key, certificate.device_name);
-            row.certificate = Some(certificate);
-            tables.journal.remove(id);
-            if is_new {
-                let entry = AuditEntry::new(AuditEvent::Registered, unix_now());
-                tables.audit.push(AuditEntry { device: Some(id.clone()), detail: Some(detail), ..entry });
-            }
-            Ok(())
-        })
-    }
-
-    fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()> {
-        self.answer(|tables| {
-            tables.row(id)?.refusal = Some(reason.to_owned());
-            tables.journal.remove(id);
-            Ok(())
-        })
-    }
-
-    fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()> {
-        self.answer(|tables| {
-            if let Some(row) = tables.devices.get_mut(id).filter(|row| row.certificate.is_some()) {
+    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()> {
+        self.answer(|tables, _| {
+            let is_same = |row: &&mut DeviceRow| {
+                row.certificate.is_some()
+                    && row.product_key == seen.product_key
+                    && row.name() == seen.name()
+                    && row.registered == seen.registered
+            };
+            if let Some(row) = tables.devices.get_mut(&seen.id).filter(is_same) {
                 row.activated = row.activated.or(sighting.activated);
                 row.registered = sighting.registered.or(row.registered);
                 row.cloud_state = sighting.state;
@@ -365,7 +308,7 @@ impl Store for Memory {
         after: Option<&'a DeviceId>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<DeviceRow>> {
-        self.answer(|tables| {
+        self.answer(|tables, _| {
             let rows = tables.devices.values().filter(|row| after.is_none_or(|after| row.id > *after));
             Ok(rows.take(limit).cloned().collect())
         })
@@ -376,7 +319,7 @@ impl Store for Memory {
             DeviceState::Enabled => AuditEvent::Enabled,
             DeviceState::Disabled => AuditEvent::Disabled,
         };
-        self.answer(|tables| Ok(tables.operate(id, event, by, |row| row.state = state)))
+        self.answer(|tables, now| Ok(tables.operate(id, event, by, now, |row| row.state = state)))
     }
 
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
@@ -387,14 +330,18 @@ impl Store for Memory {
                 (row.registered, row.activated) = (None, None);
             }
         };
-        self.answer(|tables| Ok(tables.operate(id, AuditEvent::Reset, by, reset)))
+        self.answer(|tables, now| {
+            tables.issues.remove(id);
+            Ok(tables.operate(id, AuditEvent::Reset, by, now, reset))
+        })
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
-        self.answer(|tables| {
-            let found = tables.operate(id, AuditEvent::Deleted, by, |_| ());
+        self.answer(|tables, now| {
+            let found = tables.operate(id, AuditEvent::Deleted, by, now, |_| ());
             tables.devices.remove(id);
-            tables.journal.remove(id);
+            tables.journal.forget(id);
+            tables.issues.remove(id);
             tables.keys.retain(|_, (owner, _)| owner != id);
             Ok(found)
         })
@@ -464,4 +411,30 @@ impl Bulk for Memory {
         });
         Ok(unregistered.count() as u64)
     }
+}
+
+/// Registers a device through a store, as a registrar does. The row must ask for the name that
+/// the certificate has.
+pub(crate) async fn register(
+    store: &dyn Store,
+    device: &DeviceId,
+    registered: RegisteredDevice,
+) -> Result<(), StoreError> {
+    let owner = Owner { id: 1, name: "a test".into() };
+    let entry = JournalEntry {
+        device: device.clone(),
+        product_key: registered.certificate.product_key.clone(),
+        device_name: registered.certificate.device_name.clone(),
+    };
+    store.claim(&owner, &entry, None).await?;
+    store.settle(owner.id, &entry, &Settlement::Registered(registered)).await
+}
+
+/// Records the first issue of a device's certificate, as the first answer does.
+pub(crate) async fn issue(store: &dyn Store, device: &DeviceId) -> Result<Issue, StoreError> {
+    let absent = || StoreError::Conflict(format!("device {device} has no certificate"));
+    let row = store.device(device).await?.ok_or_else(absent)?;
+    let certificate = row.certificate.ok_or_else(absent)?;
+    let asker = Asker { enrollment: row.enrollment, ..Asker::default() };
+    store.record_issue(device, &certificate, new_id()?, asker).await
 }

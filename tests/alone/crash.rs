@@ -149,7 +149,7 @@ impl Run {
         let mut devices = self.devices(&server, "10");
         let table = self.table();
         let rows = |sql: &str| table.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap_or(0);
-        let journal = rows("SELECT count(*) FROM registration_journal");
+        let journal = rows("SELECT count(*) FROM registration_claim");
         let certificates = rows("SELECT count(deviceSecret) FROM device_table");
         let calls = |action: Action| self.cloud.stats().calls.get(action.name()).copied().unwrap_or(0);
         let before = Action::ALL.map(calls);
@@ -160,7 +160,7 @@ impl Run {
         let deadline = Instant::now() + STEP;
         let happened = || match step {
             Step::Asked => true,
-            Step::Journal => rows("SELECT count(*) FROM registration_journal") > journal,
+            Step::Journal => rows("SELECT count(*) FROM registration_claim") > journal,
             Step::Call | Step::Answer => called(Action::RegisterDevice),
             Step::Commit => rows("SELECT count(deviceSecret) FROM device_table") > certificates,
             Step::BatchCheck => called(Action::BatchCheckDeviceNames),
@@ -203,7 +203,7 @@ impl Run {
         // Devices that no longer ask are registered from the journal.
         let table = self.table();
         let deadline = Instant::now() + Duration::from_secs(60);
-        for journal in ["registration_journal", "registration_batch"] {
+        for journal in ["registration_claim", "registration_batch"] {
             let sql = format!("SELECT count(*) FROM {journal}");
             while table.query_row(&sql, (), |row| row.get::<_, i64>(0)).expect("a number") > 0 {
                 assert!(Instant::now() < deadline, "{journal} is not closed");

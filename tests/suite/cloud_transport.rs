@@ -476,7 +476,7 @@ async fn each_stage_that_stalls_ends_at_its_own_time_out() {
             "",
             Timeouts { connect: short, first_byte: long, whole: long },
             ErrorClass::TryAgain,
-            "Connection",
+            "NoConnection",
             "no connection within 0.2 s (connect_timeout)",
         ),
         (

@@ -365,7 +365,7 @@ async fn https_is_never_answered_by_plain_http() {
     match Client::new(ClientConfig { endpoint, ..client_config(&simulator) }) {
         Ok(client) => {
             let error = register_error(&client).await;
-            assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "Connection"));
+            assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "NoConnection"));
         }
         // A machine without root certificates cannot use HTTPS; the error message says why.
         Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
@@ -378,7 +378,7 @@ async fn nobody_at_the_endpoint_is_tried_again() {
     client.register_device(PRODUCT, "SN01").await.unwrap();
     simulator.shutdown().await.unwrap();
     let error = register_error(&client).await;
-    assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "Connection"));
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "NoConnection"));
 }
 
 #[tokio::test]

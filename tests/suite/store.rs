@@ -11,7 +11,7 @@ use certdist::{
     device::DeviceId,
     store::{
         self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
-        sqlite::Sqlite,
+        audit::Asker, sqlite::Sqlite,
     },
     table_file::{
         Enrollments, Import, ImportFileError, KnownEnrollment, LineError, export_file, import_file,
@@ -116,13 +116,15 @@ fn reopening_keeps_everything() {
     )
     .unwrap();
     assert_eq!(report, ImportReport { added: 3, ..Default::default() });
-    assert_eq!(wait(store.record_issue(&id("SN-1"), 77, Default::default())).first, 77);
+    let certificate = device(&store, "SN-1").unwrap().certificate.unwrap();
+    let asker = Asker { enrollment: "lamps".into(), ..Asker::default() };
+    let issue = wait(store.record_issue(&id("SN-1"), &certificate, 1, asker));
     assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled, &Actor::system_user())));
     drop(store);
 
     let store = store::open(&url).unwrap();
     let row = device(&store, "SN-1").unwrap();
-    assert_eq!(row.first_issued, Some(77));
+    assert_eq!(row.first_issued, Some(issue.first));
     let certificate = row.certificate.unwrap();
     assert_eq!((certificate.product_key.as_str(), certificate.device_name.as_str()), ("a1lamps", "name-1"));
     assert_eq!(certificate.device_secret.expose(), "s3cret");

@@ -5,7 +5,9 @@ use std::fs;
 use certdist::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Actor, Bulk, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store, StoreFuture, audit::Asker,
+        Actor, Bulk, DeviceState, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store, StoreFuture,
+        audit::Asker,
+        claim::{Claims, Owner, Settlement},
         sqlite::Sqlite,
     },
 };
@@ -26,19 +28,27 @@ fn entry(device: &str) -> JournalEntry {
     JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
 }
 
-fn registration(device: &str) -> RegisteredDevice {
-    let certificate = Certificate {
+fn certificate(device: &str) -> Certificate {
+    Certificate {
         product_key: "a1".into(),
         device_name: device.into(),
         device_secret: Secret::new(format!("secret of {device}")),
-    };
-    RegisteredDevice { certificate, iot_id: None, registered: 1000 }
+    }
+}
+
+fn registered(device: &str) -> Settlement {
+    let certificate = certificate(device);
+    Settlement::Registered(RegisteredDevice { certificate, iot_id: None, registered: 1000 })
+}
+
+fn asker() -> Asker {
+    Asker { enrollment: "lamp".into(), ..Asker::default() }
 }
 
 /// Returns all that a store contains, as text.
 fn state(store: &Sqlite) -> String {
     let rows = wait(store.rows_after(None, 100));
-    let (journal, batches) = (wait(store.open_journal_entries()), wait(store.open_batches()));
+    let (journal, batches) = (wait(store.open_entries()), wait(store.open_batches()));
     let secrets: Vec<_> = rows
         .iter()
         .map(|row| row.certificate.as_ref().map(|certificate| certificate.device_secret.expose().to_owned()))
@@ -68,15 +78,19 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];
     let batch = || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None };
+    let owner = Owner { id: 1, name: "test".into() };
     let steps: [&dyn Fn(); 8] = [
-        &|| _ = wait(store.open_journal(&entry("SN-1"))),
-        &|| wait(store.store_registration(&id("SN-1"), &registration("SN-1"))),
-        &|| _ = wait(store.record_issue(&id("SN-1"), 1001, Asker::default())),
-        &|| drop(wait(store.open_batch("a1", &[entry("SN-2"), entry("SN-3")]))),
-        &|| wait(store.set_apply_id(&batch(), 1_295_006)),
-        &|| wait(store.store_registration(&id("SN-2"), &registration("SN-2"))),
-        &|| wait(store.store_refusal(&id("SN-3"), "no")),
-        &|| wait(store.close_batch(1)),
+        &|| _ = wait(store.claim(&owner, &entry("SN-1"), None)),
+        &|| wait(store.settle(1, &entry("SN-1"), &registered("SN-1"))),
+        &|| _ = wait(store.record_issue(&id("SN-1"), &certificate("SN-1"), 1, asker())),
+        &|| {
+            let entries = [entry("SN-2"), entry("SN-3")];
+            wait(store.claim_batch(&owner, &batch(), &entries, None));
+        },
+        &|| wait(store.set_apply_id(1, 1, 1_295_006)),
+        &|| wait(store.settle(1, &entry("SN-2"), &registered("SN-2"))),
+        &|| wait(store.settle(1, &entry("SN-3"), &Settlement::Refused("no".into()))),
+        &|| wait(store.close_batch(1, 1)),
     ];
     for step in steps {
         step();
@@ -119,7 +133,7 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
                 .expect("checked");
             assert_eq!(check, "ok");
             // The recovered database accepts writes.
-            wait(recovered.record_issue(&id("SN-3"), 7, Asker::default()));
+            assert!(wait(recovered.set_state(&id("SN-3"), DeviceState::Enabled, &Actor::system_user())));
             cuts += 1;
         }
     }

@@ -57,6 +57,14 @@ impl Client {
 }
 
 impl IotPlatform for Client {
+    fn account(&self) -> String {
+        self.account_name().to_owned()
+    }
+
+    fn clock_offset(&self) -> Option<i64> {
+        self.seen_offset()
+    }
+
     fn register_device<'a>(
         &'a self,
         product_key: &'a str,

@@ -7,7 +7,11 @@ mod sweep;
 use super::*;
 use crate::{
     iot_platform::ErrorClass,
-    store::{Actor, Bulk, DeviceRow, ImportRow, sqlite::Sqlite},
+    store::{
+        Actor, Bulk, DeviceRow, ImportRow,
+        claim::{Claims, Owner},
+        sqlite::Sqlite,
+    },
     testing::cloud::{Cloud, Scripted},
 };
 
@@ -28,6 +32,18 @@ fn wanted(device: &str) -> JournalEntry {
     JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
 }
 
+/// Returns an owner of its own for each process.
+fn owner() -> Owner {
+    Owner::new("test").unwrap()
+}
+
+/// Leaves a claim as a process does that has died.
+async fn leave(store: &impl Claims, device: &str) {
+    let owner = owner();
+    store.claim(&owner, &wanted(device), None).await.unwrap();
+    store.retire(owner.id).await.unwrap();
+}
+
 fn import(store: &Sqlite, devices: impl IntoIterator<Item = String>) {
     let rows = devices
         .into_iter()
@@ -46,7 +62,7 @@ impl Bench {
     }
 
     fn on(folder: TempDir, store: Arc<Sqlite>, cloud: Arc<Cloud>, config: Config) -> Self {
-        let registrar = Registrar::new(config, store.clone(), cloud.clone(), Handle::current());
+        let registrar = Registrar::new(config, owner(), store.clone(), cloud.clone(), Handle::current());
         Self { registrar, store, cloud, folder }
     }
 
@@ -59,7 +75,7 @@ impl Bench {
     }
 
     async fn journal(&self) -> Vec<JournalEntry> {
-        self.store.open_journal_entries().await.unwrap().into_iter().map(|open| open.entry).collect()
+        self.store.open_entries().await.unwrap().into_iter().map(|open| open.entry).collect()
     }
 
     async fn has_finished(&self) {
@@ -141,7 +157,7 @@ async fn the_journal_tells_what_is_asked_before_it_is_asked() {
 async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
     let bench = Bench::new(fast());
     // The device was created at the cloud, and then the power failed.
-    bench.store.open_journal(&wanted("SN01")).await.unwrap();
+    leave(&*bench.store, "SN01").await;
     bench.cloud.register_device("a1", "SN01").await.unwrap();
     let Bench { folder, store, cloud, .. } = bench;
     let bench = Bench::on(folder, store, cloud, fast());
@@ -157,30 +173,38 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
 #[tokio::test]
 async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     let bench = Bench::new(fast());
-    assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
-    // This is the case of a request that read the row before the registration finished, and of a
-    // journal entry that an import has made unnecessary.
-    bench.store.open_journal(&wanted("SN01")).await.unwrap();
+    leave(&*bench.store, "SN01").await;
+    let rows = [Ok::<_, std::convert::Infallible>(ImportRow {
+        device_name: Some("SN01".into()),
+        device_secret: Some(crate::device::Secret::new("imported".into())),
+        ..ImportRow::new(id("SN01"), "lamp", "a1")
+    })];
+    let by = Actor::system_user();
+    bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
+    // A request that read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
-    bench.store.open_journal(&wanted("SN01")).await.unwrap();
-    assert_eq!(bench.registrar.recover().await.unwrap(), 1);
-    bench.has_finished().await;
-    assert_eq!(bench.cloud.registrations(), 1);
-    assert!(bench.journal().await.is_empty());
+    assert_eq!(bench.cloud.registrations(), 0);
 }
 
 #[tokio::test]
 async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     let bench = Bench::new(Config { breaker_pause: Duration::from_secs(3600), ..fast() });
+    let rows = [Ok::<_, std::convert::Infallible>(ImportRow::new(id("SN99"), "plug", "a2"))];
+    let by = Actor::system_user();
+    bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
     bench.cloud.script([Scripted::RefuseWith("iot.prod.NotExistedProduct")]);
     assert!(matches!(bench.register("SN01").await, Outcome::Operator(_)));
     assert!(matches!(bench.register("SN02").await, Outcome::Operator(_)));
     assert_eq!(bench.cloud.registrations(), 1);
-    let other = JournalEntry { product_key: "a2".into(), ..wanted("SN03") };
+    let other = JournalEntry { product_key: "a2".into(), ..wanted("SN99") };
     assert!(matches!(bench.registrar.register(other, PATIENCE).await, Outcome::Registered(_)));
-    // The journal entry is kept, so that the same name is requested once the cause is removed.
-    assert_eq!(bench.journal().await, [wanted("SN01")]);
+    // Nothing was created, so nothing is left to recover.
+    assert_eq!(bench.journal().await, []);
+    let reasons = bench.registrar.refusals();
+    let [(Some(product), reason)] = &reasons[..] else { panic!("{reasons:?}") };
+    assert_eq!(product, "a1");
+    assert!(reason.contains("NotExistedProduct"), "{reason}");
 }
 
 #[tokio::test]
@@ -194,11 +218,37 @@ async fn a_refusal_of_one_device_is_noted_in_its_row() {
 }
 
 #[tokio::test]
-async fn an_unknown_failure_is_tried_a_bounded_number_of_times() {
+async fn an_unknown_failure_of_one_device_among_others_refuses_that_device() {
+    let bench = Bench::new(Config { retry_pause: Duration::from_millis(200), ..fast() });
+    bench.cloud.script([
+        Scripted::Refuse(ErrorClass::Unknown),
+        Scripted::Slow(Duration::from_millis(5)),
+        Scripted::Refuse(ErrorClass::Unknown),
+        Scripted::Refuse(ErrorClass::Unknown),
+    ]);
+    let other = async {
+        while bench.cloud.registrations() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        bench.register("SN02").await
+    };
+    let (one, other) = tokio::join!(bench.register("SN01"), other);
+    assert!(matches!(one, Outcome::Refused(_)), "{one:?}");
+    assert!(matches!(other, Outcome::Registered(_)), "{other:?}");
+    assert_eq!(bench.cloud.registrations(), 4);
+    assert!(bench.row("SN01").await.refusal.is_some());
+}
+
+#[tokio::test]
+async fn an_unknown_failure_of_every_device_marks_none_and_stops_the_calls() {
     let bench = Bench::new(fast());
-    bench.cloud.script(vec![Scripted::Refuse(ErrorClass::Unknown); 10]);
-    assert!(matches!(bench.register("SN01").await, Outcome::Refused(_)));
-    assert_eq!(bench.cloud.registrations(), 3);
+    bench.cloud.script(vec![Scripted::Refuse(ErrorClass::Unknown); 100]);
+    for device in ["SN01", "SN02", "SN03"] {
+        assert!(matches!(bench.register(device).await, Outcome::Operator(_)), "{device}");
+        assert_eq!(bench.row(device).await.refusal, None);
+    }
+    assert_eq!(bench.cloud.registrations(), 3, "the first device's");
+    assert_eq!(bench.registrar.open_breakers(), 1);
 }
 
 #[tokio::test]

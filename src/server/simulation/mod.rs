@@ -26,7 +26,7 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     registrar::{self, Registrar},
-    store::DeviceRow,
+    store::{DeviceRow, claim::Owner},
     testing::{cloud::Cloud, store::Memory},
 };
 
@@ -125,7 +125,13 @@ impl Process {
     async fn start(now: Instant, store: Memory, cloud: Arc<Cloud>, random: &mut StdRng) -> Self {
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let config = registrar::Config { seed: Some(random.random()), ..registrar::Config::default() };
-        let registrar = Registrar::new(config, shared.clone(), cloud, Handle::current());
+        let registrar = Registrar::new(
+            config,
+            Owner::new("simulation").unwrap(),
+            shared.clone(),
+            cloud,
+            Handle::current(),
+        );
         registrar.recover().await.unwrap();
         let provisioner = Provisioner::new(shared.clone(), registrar, Duration::from_secs(10));
         let enrollment = |name: &str, kind| Enrollment {

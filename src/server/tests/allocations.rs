@@ -47,8 +47,8 @@ fn a_provisioning_makes_no_more_allocations_than_documented() {
         device_secret: crate::device::Secret::new("secret".into()),
     };
     let registration = crate::store::RegisteredDevice { certificate, iot_id: None, registered: 1 };
-    runtime.block_on(services.store.store_registration(&device, &registration)).unwrap();
-    runtime.block_on(services.store.record_issue(&device, 1, Default::default())).unwrap();
+    runtime.block_on(crate::testing::store::register(&*services.store, &device, registration)).unwrap();
+    runtime.block_on(crate::testing::store::issue(&*services.store, &device)).unwrap();
     let now = Instant::now();
     let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);

@@ -46,8 +46,13 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
     let enrollment =
         Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
     let cloud = Arc::new(Cloud::default());
-    let registrar =
-        Registrar::new(crate::registrar::Config::default(), store.clone(), cloud, runtime.clone());
+    let registrar = Registrar::new(
+        crate::registrar::Config::default(),
+        crate::store::claim::Owner::new("test").unwrap(),
+        store.clone(),
+        cloud,
+        runtime.clone(),
+    );
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),

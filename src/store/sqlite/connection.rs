@@ -29,6 +29,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_1_to_2.sql"), then: None },
     Upgrade { script: include_str!("upgrade_2_to_3.sql"), then: None },
     Upgrade { script: include_str!("upgrade_3_to_4.sql"), then: Some(audit::into_blocks) },
+    Upgrade { script: include_str!("upgrade_4_to_5.sql"), then: None },
 ];
 
 /// A step from one version to the next.
@@ -354,6 +355,6 @@ mod tests {
         assert_eq!(version, VERSION as i64);
         let row = |sql| old.query_row(sql, (), |row| row.get::<_, String>(0)).unwrap();
         assert_eq!(row("SELECT enrollment FROM device_table WHERE deviceId = 'SN-1'"), "lamp");
-        assert_eq!(row("SELECT deviceName FROM registration_journal WHERE batchId IS NULL"), "SN-1");
+        assert_eq!(row("SELECT deviceName FROM registration_claim WHERE owner IS NULL"), "SN-1");
     }
 }

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod backup;
 mod bulk;
+mod claims;
 mod connection;
 mod keys;
 mod read;
@@ -27,14 +28,13 @@ use self::{
     writer::{WriteError, Writer},
 };
 use super::{
-    Actor, BatchId, Claim, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, JournalEntry,
-    Metrics, OpenBatch, OpenEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture, UnixSeconds,
+    Actor, Clock, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, Sighting,
+    Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
-    unix_now,
 };
 use crate::{
     device::{Certificate, DeviceId},
-    seal::{Keyring, Place},
+    seal::Keyring,
 };
 
 /// Maximum time that a group of writes waits for a transaction of another process. Then the
@@ -54,6 +54,7 @@ pub struct Sqlite {
     bulk_wait: Duration,
     /// Keys under which secrets are sealed. Read without a lock.
     keys: ArcSwap<Keyring>,
+    clock: Arc<Clock>,
     entries: audit::Queue,
     // Dropped before the writer, as the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
@@ -95,6 +96,7 @@ impl Sqlite {
             path,
             bulk_wait,
             keys: ArcSwap::from_pointee(keys),
+            clock: Arc::default(),
             entries,
             readers: ThreadLocal::new(),
             writer,
@@ -105,6 +107,11 @@ impl Sqlite {
     /// for a newer version, and for a file that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
         connection::look(path)
+    }
+
+    /// Returns the clock of this handle.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Returns the file's absolute path.
@@ -132,7 +139,8 @@ impl Sqlite {
 
     /// Removes a limited number of expired entries of the audit log; returns how many.
     pub fn prune_audit(&self, keep: Keep) -> StoreFuture<'_, u64> {
-        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, unix_now())?))
+        let now = self.clock.now();
+        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?))
     }
 
     /// Prunes the audit log once a minute, and whenever the retention changes, until the
@@ -183,11 +191,12 @@ impl Sqlite {
         by: &Actor,
         change: impl FnOnce(&Connection, &DeviceId) -> rusqlite::Result<bool> + Send + 'static,
     ) -> StoreFuture<'static, bool> {
-        let (id, by) = (id.clone(), by.clone());
+        let (id, by, clock) = (id.clone(), by.clone(), self.clock.clone());
         self.writer.submit(move |connection| {
+            let now = clock.now();
             let found = change(connection, &id)?;
             if found {
-                audit::append(connection, &AuditEntry { device: Some(id), ..by.entry(event) })?;
+                audit::append(connection, &AuditEntry { at: now, device: Some(id), ..by.entry(event) })?;
             }
             Ok(found)
         })
@@ -216,79 +225,40 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     }
 }
 
-fn not_in_the_table(id: &DeviceId) -> WriteError {
-    WriteError::Refused(format!("device {id} is not in the table"))
-}
-
-/// Returns the certificate of a device, if any; the device must be in the table.
-fn stored_certificate(
-    connection: &Connection,
-    keys: &Keyring,
-    id: &DeviceId,
-) -> Result<Option<Certificate>, WriteError> {
-    read::device(connection, keys, id)?.map(|row| row.certificate).ok_or_else(|| not_in_the_table(id))
-}
-
-/// Records the first issue in the table and in the audit log. If one is recorded already, only
-/// reads.
+/// Records the first issue in the table and in the audit log. A repeated one costs a read and
+/// writes nothing.
 fn first_issue(
     connection: &Connection,
     id: DeviceId,
-    at: UnixSeconds,
+    certificate: &Certificate,
+    issue_id: i64,
     asker: Asker,
+    now: UnixSeconds,
 ) -> Result<Issue, WriteError> {
-    const SQL: &str = "SELECT firstIssued, productKey || '/' || coalesce(deviceName, '') \
+    const SQL: &str = "SELECT firstIssued, issueId, \
+                       state = 'enabled' AND enrollment = ?2 AND productKey = ?3 AND deviceName = ?4 \
+                       AND deviceSecret IS NOT NULL \
                        FROM device_table WHERE deviceId = ?1";
-    let row: Option<(Option<UnixSeconds>, String)> = connection
+    let Certificate { product_key, device_name, .. } = certificate;
+    let row: Option<(Option<UnixSeconds>, Option<i64>, Option<bool>)> = connection
         .prepare_cached(SQL)?
-        .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![id.as_str(), asker.enrollment, product_key, device_name], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
         .optional()?;
-    let (first, certificate) = row.ok_or_else(|| not_in_the_table(&id))?;
+    let Some((first, known_issue, Some(true))) = row else {
+        let reason = format!("device {id} was disabled, moved or reset meanwhile");
+        return Err(StoreError::Conflict(reason).into());
+    };
     if let Some(first) = first {
-        return Ok(Issue { first, is_first: false });
+        return Ok(Issue { first, is_first: known_issue == Some(issue_id) });
     }
     connection
-        .prepare_cached("UPDATE device_table SET firstIssued = ?2 WHERE deviceId = ?1")?
-        .execute(params![id.as_str(), at])?;
-    audit::append(connection, &asker.entry(AuditEvent::Issued, at, id, certificate))?;
-    Ok(Issue { first: at, is_first: true })
-}
-
-/// Opens the journal entry of a device that is in the table.
-fn open_entry(
-    connection: &Connection,
-    entry: &JournalEntry,
-    batch: Option<BatchId>,
-    now: UnixSeconds,
-) -> rusqlite::Result<Claim> {
-    const EARLIER: &str = "SELECT openedAt FROM registration_journal \
-                           WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3";
-    const OPEN: &str = "INSERT INTO registration_journal \
-                        (deviceId, productKey, deviceName, openedAt, batchId) VALUES (?1, ?2, ?3, ?4, ?5) \
-                        ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
-                        deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
-                        batchId = excluded.batchId";
-    let JournalEntry { device, product_key, device_name } = entry;
-    let earlier: Option<UnixSeconds> = connection
-        .prepare_cached(EARLIER)?
-        .query_row([device.as_str(), product_key, device_name], |row| row.get(0))
-        .optional()?;
-    let since = earlier.unwrap_or(now);
-    connection.prepare_cached(OPEN)?.execute(params![
-        device.as_str(),
-        product_key,
-        device_name,
-        since,
-        batch
-    ])?;
-    Ok(Claim { since, earlier: earlier.is_some() })
-}
-
-fn close_journal(connection: &Connection, id: &DeviceId) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM registration_journal WHERE deviceId = ?1")?
-        .execute([id.as_str()])
-        .map(drop)
+        .prepare_cached("UPDATE device_table SET firstIssued = ?2, issueId = ?3 WHERE deviceId = ?1")?
+        .execute(params![id.as_str(), now, issue_id])?;
+    let detail = format!("{product_key}/{device_name}");
+    audit::append(connection, &asker.entry(AuditEvent::Issued, now, id, detail))?;
+    Ok(Issue { first: now, is_first: true })
 }
 
 /// Returns the column in which two certificates of a device differ.
@@ -315,9 +285,16 @@ impl Store for Sqlite {
         self.read(|connection, keys| read::individual_key(connection, keys, identity))
     }
 
-    fn record_issue<'a>(&'a self, id: &'a DeviceId, at: UnixSeconds, asker: Asker) -> StoreFuture<'a, Issue> {
-        let id = id.clone();
-        self.writer.submit(move |connection| first_issue(connection, id, at, asker))
+    fn record_issue<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        certificate: &'a Certificate,
+        issue_id: i64,
+        asker: Asker,
+    ) -> StoreFuture<'a, Issue> {
+        let (id, certificate, clock) = (id.clone(), certificate.clone(), self.clock.clone());
+        self.writer
+            .submit(move |connection| first_issue(connection, id, &certificate, issue_id, asker, clock.now()))
     }
 
     fn audit(&self, asked: Asked) {
@@ -328,139 +305,28 @@ impl Store for Sqlite {
         self.read(|connection, _| audit::history(connection, id, limit))
     }
 
-    fn open_journal<'a>(&'a self, entry: &'a JournalEntry) -> StoreFuture<'a, Claim> {
-        let (entry, keys) = (entry.clone(), self.keys.load_full());
-        self.writer.submit(move |connection| {
-            stored_certificate(connection, &keys, &entry.device)?;
-            Ok(open_entry(connection, &entry, None, unix_now())?)
-        })
-    }
-
-    fn open_batch<'a>(
-        &'a self,
-        product_key: &'a str,
-        entries: &'a [JournalEntry],
-    ) -> StoreFuture<'a, (BatchId, Vec<Option<Claim>>)> {
-        const BATCH: &str = "INSERT INTO registration_batch (productKey, openedAt) VALUES (?1, ?2)";
-        const KNOWN: &str = "SELECT 1 FROM device_table WHERE deviceId = ?1";
-        let (product_key, entries) = (product_key.to_owned(), entries.to_vec());
-        self.writer.submit(move |connection| {
-            let now = unix_now();
-            connection.prepare_cached(BATCH)?.execute(params![product_key, now])?;
-            let batch = connection.last_insert_rowid();
-            let mut known = connection.prepare_cached(KNOWN)?;
-            let claims = entries
-                .iter()
-                .map(|entry| match known.exists([entry.device.as_str()])? {
-                    true => open_entry(connection, entry, Some(batch), now).map(Some),
-                    false => Ok(None),
-                })
-                .collect::<rusqlite::Result<_>>()?;
-            Ok((batch, claims))
-        })
-    }
-
-    fn set_apply_id<'a>(&'a self, batch: &'a OpenBatch, apply_id: u64) -> StoreFuture<'a, ()> {
-        // Another process may have closed the batch in the meantime, as if a crash had left it.
-        // In that case the batch is added again.
-        const SQL: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt) \
-                           VALUES (?1, ?2, ?3, ?4) \
-                           ON CONFLICT (batchId) DO UPDATE SET applyId = excluded.applyId";
-        let OpenBatch { id, product_key, .. } = batch.clone();
-        self.writer.submit(move |connection| {
-            let row = params![id, product_key, apply_id.cast_signed(), unix_now()];
-            connection.prepare_cached(SQL)?.execute(row)?;
-            Ok(())
-        })
-    }
-
-    fn close_batch(&self, batch: BatchId) -> StoreFuture<'_, ()> {
-        self.writer.submit(move |connection| {
-            connection
-                .prepare_cached("UPDATE registration_journal SET batchId = NULL WHERE batchId = ?1")?
-                .execute([batch])?;
-            connection
-                .prepare_cached("DELETE FROM registration_batch WHERE batchId = ?1")?
-                .execute([batch])?;
-            Ok(())
-        })
-    }
-
-    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
-        self.read(|connection, _| read::batches(connection))
-    }
-
-    fn open_journal_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
-        self.read(|connection, _| read::journal(connection))
-    }
-
-    fn store_registration<'a>(
-        &'a self,
-        id: &'a DeviceId,
-        registration: &'a RegisteredDevice,
-    ) -> StoreFuture<'a, ()> {
-        // A known time or identifier is kept: the same registration may be stored twice.
-        const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
-                           IotId = coalesce(IotId, ?5), registerTime = coalesce(registerTime, ?6), \
-                           refusal = NULL WHERE deviceId = ?1";
-        let (id, registration, keys) = (id.clone(), registration.clone(), self.keys.load_full());
-        self.writer.submit(move |connection| {
-            let RegisteredDevice { certificate, iot_id, registered } = &registration;
-            let Certificate { product_key, device_name, device_secret } = certificate;
-            let stored = stored_certificate(connection, &keys, &id)?;
-            let is_new = stored.is_none();
-            if let Some(stored) = stored
-                && let Some(column) = difference(&stored, certificate)
-            {
-                return Err(WriteError::Refused(format!(
-                    "device {id} already has another certificate (column {column}), which was kept"
-                )));
-            }
-            keys::note(connection, &keys)?;
-            let sealed = keys.seal(Place::DeviceSecret(id.as_str()), device_secret.expose())?;
-            connection.prepare_cached(SQL)?.execute(params![
-                id.as_str(),
-                product_key,
-                device_name,
-                *sealed,
-                iot_id,
-                registered
-            ])?;
-            close_journal(connection, &id)?;
-            if is_new {
-                let detail = Some(format!("{product_key}/{device_name}"));
-                let entry = AuditEntry::new(AuditEvent::Registered, unix_now());
-                audit::append(connection, &AuditEntry { device: Some(id), detail, ..entry })?;
-            }
-            Ok(())
-        })
-    }
-
-    fn store_refusal<'a>(&'a self, id: &'a DeviceId, reason: &'a str) -> StoreFuture<'a, ()> {
-        let (id, reason) = (id.clone(), reason.to_owned());
-        self.writer.submit(move |connection| {
-            let changed = connection
-                .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
-                .execute([id.as_str(), &reason])?;
-            if changed == 0 {
-                return Err(not_in_the_table(&id));
-            }
-            close_journal(connection, &id)?;
-            Ok(())
-        })
-    }
-
-    fn store_sighting<'a>(&'a self, id: &'a DeviceId, sighting: Sighting) -> StoreFuture<'a, ()> {
+    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()> {
         const SQL: &str = "UPDATE device_table SET activateTime = coalesce(activateTime, ?2), \
-                           registerTime = coalesce(?4, registerTime), cloudState = ?3 WHERE deviceId = ?1 AND deviceSecret IS NOT NULL";
-        let id = id.clone();
+                           registerTime = coalesce(?4, registerTime), cloudState = ?3 \
+                           WHERE deviceId = ?1 AND deviceSecret IS NOT NULL AND productKey = ?5 \
+                           AND deviceName = ?6 AND registerTime IS ?7";
+        let (id, product_key, device_name) = (seen.id.clone(), seen.product_key.clone(), seen.name());
+        let seen_registered = seen.registered;
         self.writer.submit(move |connection| {
             let state = sighting.state.map(|state| match state {
                 CloudState::Disabled => "disabled",
                 CloudState::Deleted => "deleted",
             });
             let Sighting { registered, activated, .. } = sighting;
-            connection.prepare_cached(SQL)?.execute(params![id.as_str(), activated, state, registered])?;
+            connection.prepare_cached(SQL)?.execute(params![
+                id.as_str(),
+                activated,
+                state,
+                registered,
+                product_key,
+                device_name,
+                seen_registered
+            ])?;
             Ok(())
         })
     }
@@ -485,7 +351,8 @@ impl Store for Sqlite {
     }
 
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
-        const RESET: &str = "UPDATE device_table SET firstIssued = NULL, refusal = NULL WHERE deviceId = ?1";
+        const RESET: &str = "UPDATE device_table SET firstIssued = NULL, issueId = NULL, refusal = NULL \
+                             WHERE deviceId = ?1";
         // A device that the cloud has deleted is registered again, under the same name.
         const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                             activateTime = NULL, cloudState = NULL \
@@ -497,7 +364,7 @@ impl Store for Sqlite {
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
-        // ON DELETE CASCADE also deletes the key and the journal entry.
+        // The key and the claim go with it: ON DELETE CASCADE.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
         self.operate(id, AuditEvent::Deleted, by, |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)

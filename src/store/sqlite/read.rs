@@ -156,33 +156,30 @@ pub(super) fn rows_after(
         .collect()
 }
 
-/// Reads the journal, oldest entry first.
-pub(super) fn journal(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry>> {
-    const SQL: &str = "SELECT deviceId, productKey, deviceName, openedAt, batchId \
-                       FROM registration_journal ORDER BY openedAt, deviceId";
-    connection
-        .prepare_cached(SQL)?
-        .query_map((), |row| {
-            let entry =
-                JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? };
-            Ok(OpenEntry { entry, since: row.get(3)?, batch: row.get(4)? })
-        })?
-        .collect()
+/// Reads a journal entry from the first three columns of a row.
+pub(super) fn journal_entry(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
+    Ok(JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? })
 }
 
-/// Reads the batches of the journal, oldest first.
-pub(super) fn batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
-    connection
-        .prepare_cached("SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId")?
-        .query_map((), |row| {
-            let apply_id: Option<i64> = row.get(2)?;
-            Ok(OpenBatch {
-                id: row.get(0)?,
-                product_key: row.get(1)?,
-                apply_id: apply_id.map(i64::cast_unsigned),
-            })
-        })?
-        .collect()
+/// Reads a batch from the first three columns of a row.
+pub(super) fn open_batch(row: &Row<'_>) -> rusqlite::Result<OpenBatch> {
+    let apply_id: Option<i64> = row.get(2)?;
+    Ok(OpenBatch { id: row.get(0)?, product_key: row.get(1)?, apply_id: apply_id.map(i64::cast_unsigned) })
+}
+
+/// Reads the journal, oldest entry first.
+pub(super) fn open_entries(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry>> {
+    const SQL: &str = "SELECT deviceId, productKey, deviceName, openedAt, batchId \
+                       FROM registration_claim ORDER BY openedAt, deviceId";
+    let open =
+        |row: &Row<'_>| Ok(OpenEntry { entry: journal_entry(row)?, since: row.get(3)?, batch: row.get(4)? });
+    connection.prepare_cached(SQL)?.query_map((), open)?.collect()
+}
+
+/// Reads the batches of the journal, by number.
+pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
+    const SQL: &str = "SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId";
+    connection.prepare_cached(SQL)?.query_map((), open_batch)?.collect()
 }
 
 /// Reads every device and its key, in order of device ID, until `each` returns an error. The

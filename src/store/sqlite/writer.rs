@@ -52,11 +52,19 @@ pub(super) enum WriteError {
     Sqlite(rusqlite::Error),
     /// Reason given by the job itself, as a sentence.
     Refused(String),
+    /// An error that the caller decides by.
+    Store(StoreError),
 }
 
 impl From<SealError> for WriteError {
     fn from(error: SealError) -> Self {
         Self::Refused(error.to_string())
+    }
+}
+
+impl From<StoreError> for WriteError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
     }
 }
 
@@ -238,6 +246,7 @@ where
         let Some(work) = self.work.take() else { return Ok(()) };
         let outcome = work(connection).map_err(|error| match error {
             WriteError::Sqlite(error) => store_error(path, error),
+            WriteError::Store(error) => error,
             WriteError::Refused(reason) => StoreError::Failed(format!("{}: {reason}", path.display())),
         });
         let done = outcome.as_ref().map(|_| ()).map_err(StoreError::clone);

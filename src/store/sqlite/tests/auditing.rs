@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::store::audit::AuditEvent::*;
+use crate::testing::store::register;
 
 fn asker() -> Asker {
     Asker { enrollment: "lamps".into(), identity: "one".into(), address: "192.0.2.1".into() }
@@ -43,9 +44,11 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
     import(&store, [row("SN-1"), with_certificate("SN-2", "s3cret")]);
-    wait(store.store_registration(&id("SN-1"), &registration("s3cret"))).unwrap();
-    wait(store.record_issue(&id("SN-1"), 5, asker())).unwrap();
-    wait(store.record_issue(&id("SN-1"), 6, asker())).unwrap();
+    wait(Box::pin(register(&store, &id("SN-1"), registration("SN-1", "s3cret")))).unwrap();
+    let certificate = registration("SN-1", "s3cret").certificate;
+    let by = || Asker { enrollment: "lamps".into(), ..asker() };
+    let first = wait(store.record_issue(&id("SN-1"), &certificate, 5, by())).unwrap().first;
+    wait(store.record_issue(&id("SN-1"), &certificate, 6, by())).unwrap();
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).unwrap();
     wait(store.reset(&id("SN-1"), &lead())).unwrap();
@@ -56,7 +59,7 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let history = at_once(store.history(&id("SN-1"), 5)).unwrap();
     assert_eq!(history.len(), 5, "as many as were asked for");
     let issued = history.last().unwrap();
-    let expected = AuditEntry { seq: 3, ..asker().entry(Issued, 5, id("SN-1"), "a1lamp/name-1".into()) };
+    let expected = AuditEntry { seq: 3, ..by().entry(Issued, first, id("SN-1"), "a1lamp/SN-1".into()) };
     assert_eq!(*issued, expected);
     let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), at: history[0].at, ..lead().entry(Deleted) };
     assert_eq!(history[0], deleted);
@@ -118,7 +121,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
 fn an_issue_that_is_not_committed_has_no_entry() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
-    assert!(wait(store.record_issue(&id("SN-NOBODY"), 5, asker())).is_err());
+    assert!(wait(issue(&store, &id("SN-NOBODY"))).is_err());
     assert_eq!(verified(&store).entries, 0);
 }
 
@@ -259,7 +262,7 @@ fn what_was_cut_off_is_not_pruned_away() {
 fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     let directory = tempfile::tempdir().unwrap();
     write(&directory, 300, 5);
-    write(&directory, 700, unix_now());
+    write(&directory, 700, crate::store::unix_now());
     let store = open(&directory);
     let all = Keep { days: None, rows: None };
     assert_eq!(wait(store.prune_audit(all)).unwrap(), 0);
@@ -274,7 +277,7 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
     drop(store);
     // The log continues from there.
-    write(&directory, 5, unix_now());
+    write(&directory, 5, crate::store::unix_now());
     let store = open(&directory);
     assert_eq!(verified(&store).fault, None);
     let other = Connection::open(store.path()).unwrap();

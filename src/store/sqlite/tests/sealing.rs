@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::seal::DatabaseKey;
+use crate::testing::store::register;
 
 const SECRET: &str = "the-device-secret-of-one";
 const PSK: &str = "00112233445566778899aabbccddeeff";
@@ -51,7 +52,7 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();
     import(&store, [own("SN-1", "one"), row("SN-2")]);
-    wait(store.store_registration(&id("SN-2"), &registration("registered-secret"))).unwrap();
+    wait(Box::pin(register(&store, &id("SN-2"), registration("SN-2", "registered-secret")))).unwrap();
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
     assert_eq!(psk_of(&store, "one").unwrap(), PSK);
     assert_eq!(secret_of(&store, "SN-2").unwrap(), "registered-secret");
@@ -205,7 +206,8 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     let operator = open_with(&directory, &[2, 1]).unwrap();
     let error = sentence(operator.seal(&Actor::system_user(), |done, total| {
         if done == total {
-            wait(server.store_registration(&id("SN-2"), &registration("registered-secret"))).unwrap();
+            wait(Box::pin(register(&server, &id("SN-2"), registration("SN-2", "registered-secret"))))
+                .unwrap();
         }
     }));
     assert!(error.contains("1 values were written under another key") && error.contains("SIGHUP"), "{error}");

@@ -1,0 +1,157 @@
+//! Owner of this process's registrations: shows that the process lives while it registers, ends
+//! other owners that have died, and resumes what they have left. Any number of processes do the
+//! same on one table; see `store/claim.rs`.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{Registrar, registration::Registration};
+use crate::store::{
+    StoreError,
+    claim::{Beat, OwnerId},
+};
+
+/// Time between two beats.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// Number of looks at an unchanged beat after which its owner counts as dead. Each look needs
+/// the table's write lock, as a beat does, so that a locked table kills no one.
+const UNCHANGED: u32 = 6;
+
+/// Maximum number of abandoned registrations resumed at once. The rest waits for its devices'
+/// next requests.
+const RESUMED: usize = 20_000;
+
+/// The owners that were seen, with the number of looks without a new beat.
+#[derive(Default)]
+pub(super) struct Watch(HashMap<OwnerId, (i64, u32)>);
+
+impl Watch {
+    /// Notes the beats of all owners. Returns those that count as dead, and whether an owner has
+    /// gone since the last look.
+    fn look(&mut self, beats: &[Beat], own: OwnerId) -> (Vec<Beat>, bool) {
+        let before = std::mem::take(&mut self.0);
+        let mut dead = Vec::new();
+        for beat in beats.iter().filter(|beat| beat.owner != own) {
+            let unchanged = match before.get(&beat.owner) {
+                Some((count, unchanged)) if *count == beat.count => unchanged + 1,
+                _ => 0,
+            };
+            if unchanged >= UNCHANGED {
+                dead.push(*beat);
+            }
+            self.0.insert(beat.owner, (beat.count, unchanged));
+        }
+        (dead, before.keys().any(|owner| !self.0.contains_key(owner)))
+    }
+}
+
+impl Registrar {
+    /// Beats until the registrar is dropped or drained.
+    pub(super) fn start_beating(self: &Arc<Self>) {
+        let registrar: Weak<Self> = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            let mut watch = Watch::default();
+            loop {
+                let Some(registrar) = registrar.upgrade() else { return };
+                if registrar.is_draining() {
+                    return;
+                }
+                if let Err(error) = registrar.look(&mut watch).await {
+                    tracing::debug!(%error, "could not look at the other processes of this database");
+                }
+                let pause = BEAT.mul_f64(registrar.jitter(0.9..1.1));
+                drop(registrar);
+                tokio::time::sleep(pause).await;
+            }
+        });
+    }
+
+    /// Beats if there is something to own, and ends the owners that have died. A process that
+    /// registers nothing writes nothing.
+    async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
+        let owns = self.registrations() > 0;
+        if !owns && self.beats.swap(false, Ordering::Relaxed) {
+            self.store.retire_if_idle(self.owner.id).await?;
+        }
+        let beats = self.store.beats(owns.then_some(&self.owner)).await?;
+        let (dead, has_gone) = watch.look(&beats, self.owner.id);
+        let mut must_resume = has_gone;
+        for beat in dead {
+            if self.store.fence(beat).await? {
+                tracing::info!(
+                    owner = beat.owner,
+                    "a process has stopped without ending its registrations; they are resumed"
+                );
+                must_resume = true;
+            }
+        }
+        if must_resume && self.recovers.load(Ordering::Relaxed) {
+            self.resume().await?;
+        }
+        Ok(())
+    }
+
+    /// Resumes the registrations that other processes have left, now and whenever one stops.
+    /// Returns the number of registrations resumed now.
+    pub async fn recover(self: &Arc<Self>) -> Result<usize, StoreError> {
+        self.recovers.store(true, Ordering::Relaxed);
+        self.resume().await
+    }
+
+    async fn resume(self: &Arc<Self>) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for (batch, entries) in self.store.take_batches(&self.owner).await? {
+            let mut registrations = Vec::with_capacity(entries.len());
+            for (entry, claim) in entries {
+                // A request for the device may be faster than this.
+                if self.announce(&entry).is_some() {
+                    registrations.push(Registration::resumed(entry, claim));
+                }
+            }
+            count += registrations.len();
+            let registrar = self.clone();
+            self.runtime.spawn(async move { registrar.resume_batch(batch, registrations).await });
+        }
+        let abandoned = self.store.abandoned(RESUMED).await?;
+        count += abandoned.len();
+        for entry in abandoned {
+            tracing::info!(device = %entry.device, device_name = entry.device_name, "resuming a registration from the journal");
+            // If too many registrations are in progress, this one is not started. That is
+            // harmless: its entry stays in the journal, and the device's next request resumes it.
+            drop(self.start(entry));
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_dead_after_so_many_looks_without_a_beat() {
+        let mut watch = Watch::default();
+        let beat = Beat { owner: 1, count: 5 };
+        for _ in 0..UNCHANGED {
+            assert_eq!(watch.look(&[beat], 9), (vec![], false));
+        }
+        assert_eq!(watch.look(&[beat], 9), (vec![beat], false));
+        let later = Beat { count: 6, ..beat };
+        assert_eq!(watch.look(&[later], 9), (vec![], false), "it lives");
+    }
+
+    #[test]
+    fn ones_own_beat_is_not_watched_and_a_gone_owner_is_noticed() {
+        let mut watch = Watch::default();
+        let [own, other] = [9, 1].map(|owner| Beat { owner, count: 0 });
+        for _ in 0..=UNCHANGED + 1 {
+            assert_eq!(watch.look(&[own], 9), (vec![], false));
+        }
+        assert_eq!(watch.look(&[own, other], 9), (vec![], false));
+        assert_eq!(watch.look(&[own], 9), (vec![], true));
+    }
+}

@@ -1,0 +1,181 @@
+//! Claims on registrations: which process asks IoT Platform for which device. Any number of
+//! processes share a table, so each one claims a device before it asks for it, and says with
+//! each result that it still has the claim.
+//!
+//! A claim lasts as long as its owner lives. Each owner *beats* regularly, and another process
+//! that has seen no beat for long enough *fences* it: its claims are then abandoned, and others
+//! may have them. No clock is compared for that, so processes whose clocks differ agree.
+
+use super::{
+    BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
+    UnixSeconds,
+};
+use crate::{device::DeviceId, random::random};
+
+/// Random number of an [`Owner`].
+pub type OwnerId = i64;
+
+/// A process that claims registrations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Random number, chosen at each start.
+    pub id: OwnerId,
+    /// Description for operators, such as `certdist serve, process 4711`.
+    pub name: String,
+}
+
+impl Owner {
+    /// Creates an owner for this process, which runs `command`.
+    pub fn new(command: &str) -> Result<Self, StoreError> {
+        let id = new_id()?;
+        Ok(Self { id, name: format!("certdist {command}, process {}", std::process::id()) })
+    }
+}
+
+/// Returns a random number for an owner or a batch, which is never used twice.
+pub fn new_id() -> Result<i64, StoreError> {
+    let bytes = random().map_err(|error| StoreError::Failed(error.to_string()))?;
+    let [a, b, c, d, e, f, g, h, ..] = bytes;
+    // Positive, so that it is easily read in the table.
+    Ok(i64::from_be_bytes([a, b, c, d, e, f, g, h]) & i64::MAX)
+}
+
+/// An owner's signs of life, as [`Claims::beats`] returns them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The owner.
+    pub owner: OwnerId,
+    /// Number of its beats so far.
+    pub count: i64,
+}
+
+/// Answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The caller has the claim until it settles or releases it, or is fenced.
+    Yours(Claim),
+    /// Another living owner has it.
+    Held,
+    /// The row does not ask for this registration: it has a certificate or a refusal, is
+    /// disabled, has another product or name, or is not in the table. An abandoned claim of it
+    /// is removed.
+    NotWanted,
+    /// Another row has the same name in the same product.
+    NameTaken(DeviceId),
+}
+
+/// Result of a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// The device is registered.
+    Registered(RegisteredDevice),
+    /// IoT Platform refuses this device, for this reason.
+    Refused(String),
+}
+
+/// A claim as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimView {
+    /// The requested registration.
+    pub entry: JournalEntry,
+    /// Time since which the name is in the journal, by the clock of the process that wrote it.
+    pub since: UnixSeconds,
+    /// Description of the owner; `None` for an abandoned claim.
+    pub owner: Option<String>,
+    /// Time of the owner's last beat, by its own clock.
+    pub last_beat: Option<UnixSeconds>,
+    /// The batch to which it belongs.
+    pub batch: Option<BatchId>,
+}
+
+/// A batch that was taken over, with its claims.
+pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
+
+/// The part of a store that lets several processes register devices from one table.
+///
+/// Each write is one step, and can be repeated after [`StoreError::Unknown`] with the same
+/// result.
+pub trait Claims: Send + Sync + 'static {
+    /// Returns the beats of all owners. Beats for the caller before, if it owns claims. A table
+    /// that cannot be written now cannot be looked at either, so that an owner that cannot beat
+    /// is not taken for dead.
+    fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
+
+    /// Ends an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
+    /// it has been ended.
+    fn fence(&self, seen: Beat) -> StoreFuture<'_, bool>;
+
+    /// Ends an owner that stops: its claims are abandoned.
+    fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
+
+    /// Ends an owner that has no claims, so that others need not watch it. An owner that has
+    /// claims stays.
+    fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
+
+    /// Claims the registration of a device, durably, before IoT Platform is asked for it. The
+    /// row must ask for just this registration, and no other living owner may have the claim.
+    /// An entry of the same device is replaced; its time is kept if product and name are the
+    /// same. `cloud_offset` is what to add to this process's clock to have the cloud's, if
+    /// known.
+    fn claim<'a>(
+        &'a self,
+        owner: &'a Owner,
+        entry: &'a JournalEntry,
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Claimed>;
+
+    /// Claims the registrations of a batch durably, in one step, under the caller's own random
+    /// number for the batch. Returns an answer for each entry. The batch is known from then on,
+    /// even without entries.
+    fn claim_batch<'a>(
+        &'a self,
+        owner: &'a Owner,
+        batch: &'a OpenBatch,
+        entries: &'a [JournalEntry],
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Vec<Claimed>>;
+
+    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates its devices.
+    /// Fails with [`StoreError::Fenced`] if the batch is not the owner's.
+    fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()>;
+
+    /// Removes the owner's batch; its claims stay as single ones. Another owner's batch stays
+    /// as it is.
+    fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()>;
+
+    /// Stores the result of a claimed registration and ends the claim, in one durable step.
+    /// Storing the same certificate again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`] if the claim is not the owner's, and nothing is changed.
+    /// [`StoreError::Conflict`] if the row does not ask for this registration any more, has
+    /// another certificate, or another row has the same `IotId`. Only the claim is ended then.
+    fn settle<'a>(
+        &'a self,
+        owner: OwnerId,
+        entry: &'a JournalEntry,
+        settlement: &'a Settlement,
+    ) -> StoreFuture<'a, ()>;
+
+    /// Ends the owner's claim without a result. If the cloud may have been `asked`, the entry
+    /// stays as an abandoned one, so that the same name is asked for again. Another owner's
+    /// claim stays as it is.
+    fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
+
+    /// Hands the abandoned batches that have an `ApplyId` over to `owner`, with those of their
+    /// claims that are abandoned as well. Removes abandoned batches without one.
+    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
+
+    /// Returns up to `limit` abandoned entries that are in no batch, oldest first.
+    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>>;
+
+    /// Returns the claim on a device, if there is one.
+    fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
+
+    /// Returns all batches, by number.
+    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
+
+    /// Returns all entries of the journal, oldest first.
+    fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>>;
+}

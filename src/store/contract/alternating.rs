@@ -1,0 +1,133 @@
+//! A store through two handles, which take turns from call to call.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    device::{Certificate, DeviceId, Secret},
+    store::{
+        Actor, BatchId, Bulk, DeviceRow, DeviceState, ImportError, ImportReport, ImportRow, IndividualKey,
+        Issue, JournalEntry, OpenBatch, OpenEntry, Rejection, Sighting, Store, StoreError, StoreFuture,
+        Totals,
+        audit::{Asked, Asker, AuditEntry},
+        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        turn::{Turn, Turns},
+    },
+};
+
+pub(super) struct Alternating<S> {
+    handles: [S; 2],
+    calls: AtomicUsize,
+}
+
+impl<S> Alternating<S> {
+    pub(super) fn new(one: S, other: S) -> Self {
+        Self { handles: [one, other], calls: AtomicUsize::new(0) }
+    }
+
+    fn next(&self) -> &S {
+        &self.handles[self.calls.fetch_add(1, Ordering::Relaxed) % 2]
+    }
+}
+
+/// Passes each method on to the handle whose turn it is.
+macro_rules! pass_on {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(fn $name<'a>(&'a self, $($argument: $type),*) -> StoreFuture<'a, $answer> {
+            self.next().$name($($argument),*)
+        })*
+    };
+}
+
+impl<S: Store> Store for Alternating<S> {
+    pass_on! {
+        fn device(id: &'a DeviceId) -> Option<DeviceRow>;
+        fn enrollment_of(id: &'a DeviceId) -> Option<String>;
+        fn individual_key(identity: &'a str) -> Option<IndividualKey>;
+        fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
+        fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
+        fn store_sighting(seen: &'a DeviceRow, sighting: Sighting) -> ();
+        fn rows_after(after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceRow>;
+        fn set_state(id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> bool;
+        fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
+        fn delete(id: &'a DeviceId, by: &'a Actor) -> bool;
+        fn probe() -> ();
+    }
+
+    fn audit(&self, asked: Asked) {
+        self.next().audit(asked);
+    }
+
+    fn hold(&self) {
+        self.handles.iter().for_each(Store::hold);
+    }
+
+    fn release(&self) {
+        self.handles.iter().for_each(Store::release);
+    }
+}
+
+impl<S: Claims> Claims for Alternating<S> {
+    pass_on! {
+        fn beats(own: Option<&'a Owner>) -> Vec<Beat>;
+        fn fence(seen: Beat) -> bool;
+        fn retire(owner: OwnerId) -> ();
+        fn retire_if_idle(owner: OwnerId) -> ();
+        fn claim(owner: &'a Owner, entry: &'a JournalEntry, cloud_offset: Option<i64>) -> Claimed;
+        fn claim_batch(
+            owner: &'a Owner,
+            batch: &'a OpenBatch,
+            entries: &'a [JournalEntry],
+            cloud_offset: Option<i64>
+        ) -> Vec<Claimed>;
+        fn set_apply_id(owner: OwnerId, batch: BatchId, apply_id: u64) -> ();
+        fn close_batch(owner: OwnerId, batch: BatchId) -> ();
+        fn settle(owner: OwnerId, entry: &'a JournalEntry, settlement: &'a Settlement) -> ();
+        fn release_claim(owner: OwnerId, device: &'a DeviceId, asked: bool) -> ();
+        fn take_batches(owner: &'a Owner) -> Vec<TakenBatch>;
+        fn abandoned(limit: usize) -> Vec<JournalEntry>;
+        fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
+        fn open_batches() -> Vec<OpenBatch>;
+        fn open_entries() -> Vec<OpenEntry>;
+    }
+}
+
+impl<S: Turns> Turns for Alternating<S> {
+    pass_on! {
+        fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
+    }
+}
+
+impl<S: Bulk> Bulk for Alternating<S> {
+    fn import<E>(
+        &self,
+        by: &Actor,
+        file: &str,
+        rows: impl Iterator<Item = Result<ImportRow, E>>,
+        dry_run: bool,
+        reject: impl FnMut(u64, Rejection<E>),
+    ) -> Result<ImportReport, ImportError> {
+        self.next().import(by, file, rows, dry_run, reject)
+    }
+
+    fn export<E: From<StoreError>>(
+        &self,
+        each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.next().export(each)
+    }
+
+    fn count(&self) -> Result<u64, StoreError> {
+        self.next().count()
+    }
+
+    fn totals(&self) -> Result<Vec<Totals>, StoreError> {
+        self.next().totals()
+    }
+
+    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
+        self.next().count_unregistered(enrollment)
+    }
+}

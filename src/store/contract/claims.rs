@@ -1,0 +1,357 @@
+//! Statements about claims, batches and turns, with two owners on two handles.
+
+use std::time::Duration;
+
+use super::{
+    by, certificate, contract, device, entry, events, id, import, now, owner, refuse, register, registration,
+    row, with_certificate,
+};
+use crate::store::{
+    Bulk, Claim, DeviceRow, DeviceState, ImportRow, OpenBatch, Store, StoreError,
+    audit::AuditEvent,
+    claim::{Beat, Claimed, Settlement},
+    turn::Turn,
+};
+
+fn claim(store: &impl Store, by: i64, device: &str) -> Claimed {
+    now(store.claim(&owner(by), &entry(device), None)).unwrap()
+}
+
+fn yours(claimed: Claimed) -> Claim {
+    match claimed {
+        Claimed::Yours(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn registered(name: &str, secret: &str) -> Settlement {
+    Settlement::Registered(registration(name, secret))
+}
+
+fn settle(store: &impl Store, by: i64, device: &str, settlement: &Settlement) -> Result<(), StoreError> {
+    now(store.settle(by, &entry(device), settlement))
+}
+
+fn open_entries(store: &impl Store) -> usize {
+    now(store.open_entries()).unwrap().len()
+}
+
+/// `claim`: of two owners, one has it; `release_claim` ends it, and keeps what may have been
+/// asked.
+fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let first = yours(claim(store, 1, "SN-1"));
+    assert!(!first.earlier);
+    assert_eq!(claim(store, 2, "SN-1"), Claimed::Held);
+    assert_eq!(yours(claim(store, 1, "SN-1")), Claim { earlier: true, ..first });
+
+    now(store.release_claim(2, &id("SN-1"), false)).unwrap();
+    assert_eq!(claim(store, 2, "SN-1"), Claimed::Held, "only its owner can release it");
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    assert_eq!(yours(claim(store, 2, "SN-1")), Claim { earlier: true, ..first });
+    now(store.release_claim(2, &id("SN-1"), false)).unwrap();
+    assert_eq!(open_entries(store), 0);
+    assert!(!yours(claim(store, 1, "SN-1")).earlier);
+}
+
+/// `claim` keeps the cloud's offset that was known at the first claim, with its time.
+fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let first = yours(now(store.claim(&owner(1), &entry("SN-1"), Some(-7))).unwrap());
+    assert_eq!(first.cloud_offset, Some(-7));
+    let again = yours(now(store.claim(&owner(1), &entry("SN-1"), Some(99))).unwrap());
+    assert_eq!((again.since, again.cloud_offset), (first.since, Some(-7)));
+}
+
+/// `claim`: only a row that asks for just this registration.
+fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
+    import(store, [with_certificate("SN-5", "s3cret")]);
+    refuse(store, "SN-1", "no");
+    now(store.set_state(&id("SN-2"), DeviceState::Disabled, &by())).unwrap();
+    for device in ["SN-1", "SN-2", "SN-5", "SN-9"] {
+        assert_eq!(claim(store, 1, device), Claimed::NotWanted, "{device}");
+    }
+    let other_product = crate::store::JournalEntry { product_key: "a1plug".into(), ..entry("SN-3") };
+    let other_name = crate::store::JournalEntry { device_name: "another".into(), ..entry("SN-3") };
+    for entry in [other_product, other_name] {
+        assert_eq!(now(store.claim(&owner(1), &entry, None)).unwrap(), Claimed::NotWanted);
+    }
+    // An abandoned claim is removed, another owner's is not.
+    yours(claim(store, 1, "SN-3"));
+    yours(claim(store, 1, "SN-4"));
+    now(store.release_claim(1, &id("SN-4"), true)).unwrap();
+    for device in ["SN-3", "SN-4"] {
+        now(store.set_state(&id(device), DeviceState::Disabled, &by())).unwrap();
+        assert_eq!(claim(store, 2, device), Claimed::NotWanted);
+    }
+    assert_eq!(now(store.claim_of(&id("SN-4"))).unwrap(), None);
+    assert!(now(store.claim_of(&id("SN-3"))).unwrap().is_some());
+}
+
+/// `settle`: the certificate, no claim, and an audit entry.
+fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    register(store, "SN-1", "s3cret");
+    let expected = DeviceRow {
+        device_name: Some("SN-1".into()),
+        certificate: Some(certificate("SN-1", "s3cret")),
+        iot_id: Some("iot-SN-1".into()),
+        registered: Some(1000),
+        ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp")
+    };
+    assert_eq!(device(store, "SN-1"), Some(expected));
+    assert_eq!(open_entries(store), 0);
+    assert_eq!(events(store, "SN-1"), [(AuditEvent::Registered, None)]);
+    let history = now(store.history(&id("SN-1"), 100)).unwrap();
+    assert_eq!(history[0].detail.as_deref(), Some("a1lamp/SN-1"));
+}
+
+/// `settle` again after a lost answer: nothing changes, and no one is told of a failure.
+fn a_settlement_can_be_repeated(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    register(store, "SN-1", "s3cret");
+    let before = device(store, "SN-1");
+    settle(store, 1, "SN-1", &registered("SN-1", "s3cret")).unwrap();
+    assert_eq!(device(store, "SN-1"), before);
+    assert_eq!(events(store, "SN-1").len(), 1, "registered once");
+}
+
+/// `settle` fails for everyone but the owner of the claim.
+fn only_the_owner_settles(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), row("SN-2")]);
+    yours(claim(store, 1, "SN-1"));
+    let before = device(store, "SN-1");
+    for settlement in [registered("SN-1", "s3cret"), Settlement::Refused("no".into())] {
+        for (by, device) in [(2, "SN-1"), (1, "SN-2"), (1, "SN-9")] {
+            let answer = settle(store, by, device, &settlement);
+            assert!(matches!(answer, Err(StoreError::Fenced)), "{by} {device}: {answer:?}");
+        }
+    }
+    assert_eq!((device(store, "SN-1"), open_entries(store)), (before, 1));
+}
+
+/// `settle`: a verdict never lands on a row that has a certificate, nor a certificate on another.
+fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    yours(claim(store, 1, "SN-1"));
+    // An operator imports the certificate meanwhile.
+    import(store, [with_certificate("SN-1", "imported")]);
+    let before = device(store, "SN-1");
+    for settlement in [registered("SN-1", "s3cret"), Settlement::Refused("no".into())] {
+        let answer = settle(store, 1, "SN-1", &settlement);
+        assert!(matches!(answer, Err(StoreError::Conflict(_) | StoreError::Fenced)), "{answer:?}");
+        assert_eq!(device(store, "SN-1"), before);
+    }
+    assert_eq!(open_entries(store), 0);
+}
+
+/// `settle`: the row may have changed since the claim.
+fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
+    for device in ["SN-1", "SN-2", "SN-3", "SN-4"] {
+        yours(claim(store, 1, device));
+    }
+    import(store, [ImportRow { device_name: Some("renamed".into()), ..row("SN-1") }]);
+    now(store.set_state(&id("SN-2"), DeviceState::Disabled, &by())).unwrap();
+    now(store.set_state(&id("SN-3"), DeviceState::Disabled, &by())).unwrap();
+    let before = device(store, "SN-1");
+    let is_conflict = |answer: Result<(), StoreError>| {
+        assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
+    };
+    is_conflict(settle(store, 1, "SN-1", &registered("SN-1", "s3cret")));
+    assert_eq!(device(store, "SN-1"), before);
+    is_conflict(settle(store, 1, "SN-2", &Settlement::Refused("no".into())));
+    assert_eq!(device(store, "SN-2").unwrap().refusal, None);
+    // The cloud has this device: its certificate is kept, and not handed out while disabled.
+    settle(store, 1, "SN-3", &registered("SN-3", "s3cret")).unwrap();
+    assert!(device(store, "SN-3").unwrap().certificate.is_some());
+    // The IotId of another device.
+    let twin = Settlement::Registered(crate::store::RegisteredDevice {
+        iot_id: Some("iot-SN-3".into()),
+        ..registration("SN-4", "0ther")
+    });
+    is_conflict(settle(store, 1, "SN-4", &twin));
+    assert_eq!(device(store, "SN-4").unwrap().certificate, None);
+    assert_eq!(open_entries(store), 0);
+}
+
+/// `settle`: a refusal is stored in the row and ends the claim.
+fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    refuse(store, "SN-1", "name is taken");
+    assert_eq!(device(store, "SN-1").unwrap().refusal.as_deref(), Some("name is taken"));
+    assert_eq!(open_entries(store), 0);
+}
+
+/// `beats`, `fence`: an owner that has beaten since is not ended.
+fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    yours(claim(store, 1, "SN-1"));
+    let seen = |owner| now(store.beats(None)).unwrap().into_iter().find(|beat| beat.owner == owner);
+    let first = seen(1).expect("a claim makes its owner known");
+    now(store.beats(Some(&owner(1)))).unwrap();
+    let second = seen(1).unwrap();
+    assert_eq!(second, Beat { owner: 1, count: first.count + 1 });
+    assert!(!now(store.fence(first)).unwrap());
+    assert_eq!(claim(store, 2, "SN-1"), Claimed::Held);
+
+    assert!(now(store.fence(second)).unwrap());
+    assert!(!now(store.fence(second)).unwrap(), "once");
+    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-1")]);
+    assert!(yours(claim(store, 2, "SN-1")).earlier);
+    let answer = settle(store, 1, "SN-1", &registered("SN-1", "s3cret"));
+    assert!(matches!(answer, Err(StoreError::Fenced)), "{answer:?}");
+    settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
+}
+
+/// An owner that was fenced and still lives keeps the claims that no one has taken.
+fn a_fenced_owner_that_lives_goes_on_with_what_is_left(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    yours(claim(store, 1, "SN-1"));
+    let beat = now(store.beats(None)).unwrap()[0];
+    assert!(now(store.fence(beat)).unwrap());
+    settle(store, 1, "SN-1", &registered("SN-1", "s3cret")).unwrap();
+}
+
+/// `retire`, `abandoned`: oldest first, up to a limit, none of a living owner.
+fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    yours(claim(store, 1, "SN-1"));
+    yours(claim(store, 2, "SN-3"));
+    assert_eq!(now(store.abandoned(9)).unwrap(), []);
+    now(store.retire(1)).unwrap();
+    now(store.release_claim(2, &id("SN-3"), true)).unwrap();
+    let abandoned = now(store.abandoned(9)).unwrap();
+    assert_eq!(abandoned.len(), 2);
+    assert_eq!(now(store.abandoned(1)).unwrap(), abandoned[..1]);
+}
+
+/// `retire_if_idle`: an owner with claims or a batch stays.
+fn an_owner_with_claims_is_not_idle(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let owners = || now(store.beats(None)).unwrap().len();
+    now(store.claim_batch(&owner(1), &batch(77), &[], None)).unwrap();
+    now(store.retire_if_idle(1)).unwrap();
+    assert_eq!(owners(), 1);
+    now(store.close_batch(1, 77)).unwrap();
+    yours(claim(store, 1, "SN-1"));
+    now(store.retire_if_idle(1)).unwrap();
+    assert_eq!(owners(), 1);
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    now(store.retire_if_idle(1)).unwrap();
+    assert_eq!(owners(), 0);
+}
+
+/// `claim_of`: the entry, and who has it.
+fn a_claim_is_shown_with_its_owner(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    assert_eq!(now(store.claim_of(&id("SN-1"))).unwrap(), None);
+    let first = yours(claim(store, 1, "SN-1"));
+    let shown = now(store.claim_of(&id("SN-1"))).unwrap().unwrap();
+    assert_eq!((shown.entry, shown.since, shown.batch), (entry("SN-1"), first.since, None));
+    assert_eq!(shown.owner.as_deref(), Some("process 1"));
+    assert!(shown.last_beat.is_some());
+    now(store.retire(1)).unwrap();
+    let shown = now(store.claim_of(&id("SN-1"))).unwrap().unwrap();
+    assert_eq!((shown.owner, shown.last_beat), (None, None));
+}
+
+fn batch(id: i64) -> OpenBatch {
+    OpenBatch { id, product_key: "a1lamp".into(), apply_id: None }
+}
+
+/// `claim_batch`: an answer for each entry, in one step.
+fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    yours(claim(store, 2, "SN-2"));
+    let entries = ["SN-1", "SN-2", "SN-9", "SN-3"].map(entry);
+    let claimed = now(store.claim_batch(&owner(1), &batch(77), &entries, None)).unwrap();
+    let [Claimed::Yours(first), Claimed::Held, Claimed::NotWanted, Claimed::Yours(second)] = &claimed[..]
+    else {
+        panic!("{claimed:?}")
+    };
+    assert!(!first.earlier && !second.earlier);
+    let open = now(store.open_entries()).unwrap();
+    let in_batch = open.iter().filter(|open| open.batch == Some(77)).count();
+    assert_eq!((open.len(), in_batch), (3, 2));
+    assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
+    // The answer was lost.
+    let again = now(store.claim_batch(&owner(1), &batch(77), &entries, None)).unwrap();
+    assert!(matches!(&again[..], [Claimed::Yours(_), Claimed::Held, Claimed::NotWanted, Claimed::Yours(_)]));
+    assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
+}
+
+/// `set_apply_id`, `close_batch`: only by the batch's owner; its claims stay.
+fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    now(store.claim_batch(&owner(1), &batch(77), &[entry("SN-1")], None)).unwrap();
+    assert!(matches!(now(store.set_apply_id(2, 77, 5)), Err(StoreError::Fenced)));
+    now(store.set_apply_id(1, 77, u64::MAX)).unwrap();
+    now(store.close_batch(2, 77)).unwrap();
+    let known = OpenBatch { apply_id: Some(u64::MAX), ..batch(77) };
+    assert_eq!(now(store.open_batches()).unwrap(), [known]);
+    now(store.close_batch(1, 77)).unwrap();
+    assert_eq!(now(store.open_batches()).unwrap(), []);
+    let open = now(store.open_entries()).unwrap();
+    assert_eq!(open.iter().map(|open| open.batch).collect::<Vec<_>>(), [None]);
+    assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
+}
+
+/// `take_batches`: the abandoned ones with an `ApplyId`, with their claims.
+fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
+    now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), None)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-3")], None)).unwrap();
+    now(store.claim_batch(&owner(3), &batch(79), &[entry("SN-4")], None)).unwrap();
+    now(store.set_apply_id(1, 77, 5)).unwrap();
+    now(store.set_apply_id(3, 79, 6)).unwrap();
+    assert_eq!(now(store.take_batches(&owner(2))).unwrap(), []);
+    now(store.retire(1)).unwrap();
+    let taken = now(store.take_batches(&owner(2))).unwrap();
+    let [(taken, claims)] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!(*taken, OpenBatch { apply_id: Some(5), ..batch(77) });
+    let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
+    assert_eq!(devices, ["SN-1", "SN-2"]);
+    assert!(claims.iter().all(|(_, claim)| claim.earlier));
+    // The one that was not asked for is gone; its device can be registered alone.
+    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
+    assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
+    settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
+    assert_eq!(now(store.take_batches(&owner(4))).unwrap(), [], "its new owner lives");
+}
+
+/// `take_turn`: one at a time, an interval apart, whichever process takes it.
+fn turns_are_shared(store: &(impl Store + Bulk)) {
+    let interval = Duration::from_secs(5);
+    let turn = Turn { interval, credit: Duration::ZERO };
+    let take = |pace: &str| now(store.take_turn(pace, turn)).unwrap();
+    assert_eq!(take("me/RegisterDevice"), None);
+    for _ in 0..4 {
+        let wait = take("me/RegisterDevice").expect("not yet");
+        assert!(wait <= interval && wait > interval / 2, "{wait:?}");
+    }
+    assert_eq!(take("me/QueryDeviceDetail"), None, "another pace");
+    assert_eq!(take("you/RegisterDevice"), None, "another account");
+}
+
+contract! {
+    a_claim_has_one_owner
+    a_claim_keeps_the_clocks_of_the_first
+    a_row_that_does_not_ask_is_not_claimed
+    a_registration_is_stored_as_a_whole
+    a_settlement_can_be_repeated
+    only_the_owner_settles
+    a_certificate_is_never_replaced_nor_refused
+    a_row_that_was_changed_takes_no_result
+    a_refusal_is_marked
+    an_owner_without_a_new_beat_can_be_fenced
+    a_fenced_owner_that_lives_goes_on_with_what_is_left
+    an_owner_that_stops_leaves_its_claims_to_others
+    an_owner_with_claims_is_not_idle
+    a_claim_is_shown_with_its_owner
+    a_batch_claims_what_it_can
+    a_batch_belongs_to_its_owner
+    an_abandoned_batch_is_taken_over
+    turns_are_shared
+}

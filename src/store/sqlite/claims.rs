@@ -1,0 +1,492 @@
+//! Claims on registrations in SQLite. Each method is one transaction of the writer, or a part
+//! of one, so that two processes never see half of it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{
+    Sqlite, audit, difference, keys, read,
+    writer::{WriteError, Writer},
+};
+use crate::{
+    device::DeviceId,
+    seal::{Keyring, Place},
+    store::{
+        BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
+        UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        turn::{Turn, Turns},
+    },
+};
+
+/// Condition for a claim, or a batch, that no living owner has.
+macro_rules! abandoned {
+    () => {
+        "(owner IS NULL OR owner NOT IN (SELECT ownerId FROM registration_owner))"
+    };
+}
+
+/// Writes an owner's row, so that its claims count.
+fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) VALUES (?1, ?2, 0, ?3) \
+                       ON CONFLICT (ownerId) DO NOTHING";
+    connection.prepare_cached(SQL)?.execute(params![owner.id, owner.name, now]).map(drop)
+}
+
+/// What a row and its claim say before they are claimed.
+struct Before {
+    /// The row asks for the registration.
+    wanted: bool,
+    /// An entry for the same name: its time and the offset of the cloud's clock.
+    same_name: Option<(UnixSeconds, Option<i64>)>,
+    /// Another living owner has the claim.
+    held: bool,
+}
+
+impl Before {
+    fn read(connection: &Connection, owner: OwnerId, entry: &JournalEntry) -> rusqlite::Result<Self> {
+        const SQL: &str = "SELECT d.productKey, d.deviceName, \
+                           d.state = 'enabled' AND d.deviceSecret IS NULL AND d.refusal IS NULL, \
+                           c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
+                           o.ownerId IS NOT NULL AND o.ownerId <> ?2 \
+                           FROM device_table d \
+                           LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
+                           LEFT JOIN registration_owner o ON o.ownerId = c.owner \
+                           WHERE d.deviceId = ?1";
+        let JournalEntry { device, product_key, device_name } = entry;
+        let before = connection
+            .prepare_cached(SQL)?
+            .query_row(params![device.as_str(), owner], |row| {
+                let name: Option<String> = row.get(1)?;
+                let name = name.unwrap_or_else(|| device.device_name());
+                let is_same_row = row.get_ref(0)?.as_str()? == product_key && name == *device_name;
+                let claimed: (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+                let is_same_name = claimed == (Some(product_key.clone()), Some(device_name.clone()));
+                Ok(Self {
+                    wanted: is_same_row && row.get(2)?,
+                    same_name: if is_same_name { Some((row.get(5)?, row.get(6)?)) } else { None },
+                    held: row.get(7)?,
+                })
+            })
+            .optional()?;
+        Ok(before.unwrap_or(Self { wanted: false, same_name: None, held: false }))
+    }
+}
+
+/// Returns another row with the same name in the same product.
+pub(super) fn holder_of_name(
+    connection: &Connection,
+    device: &DeviceId,
+    product_key: &str,
+    device_name: &str,
+) -> rusqlite::Result<Option<DeviceId>> {
+    const SQL: &str = "SELECT deviceId, deviceName IS NOT NULL FROM device_table \
+                       WHERE productKey = ?1 AND coalesce(deviceName, deviceId) = ?2 AND deviceId <> ?3";
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
+    while let Some(row) = rows.next()? {
+        let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
+        // The name that follows from an ID is not always the ID.
+        if row.get(1)? || holder.device_name() == device_name {
+            return Ok(Some(holder));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns another row with the same `IotId`.
+pub(super) fn holder_of_iot_id(
+    connection: &Connection,
+    device: &DeviceId,
+    iot_id: &str,
+) -> rusqlite::Result<Option<DeviceId>> {
+    const SQL: &str = "SELECT deviceId FROM device_table WHERE IotId = ?1 AND deviceId <> ?2 LIMIT 1";
+    let holder: Option<String> =
+        connection.prepare_cached(SQL)?.query_row([iot_id, device.as_str()], |row| row.get(0)).optional()?;
+    Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
+}
+
+fn claim(
+    connection: &Connection,
+    owner: &Owner,
+    entry: &JournalEntry,
+    batch: Option<BatchId>,
+    cloud_offset: Option<i64>,
+    now: UnixSeconds,
+) -> rusqlite::Result<Claimed> {
+    const CLAIM: &str = "INSERT INTO registration_claim \
+                         (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+                         ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
+                         deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
+                         cloudOffset = excluded.cloudOffset, batchId = excluded.batchId, \
+                         owner = excluded.owner";
+    let JournalEntry { device, product_key, device_name } = entry;
+    let before = Before::read(connection, owner.id, entry)?;
+    if !before.wanted {
+        if !before.held {
+            end_claim(connection, device)?;
+        }
+        return Ok(Claimed::NotWanted);
+    }
+    if before.held {
+        return Ok(Claimed::Held);
+    }
+    if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
+        return Ok(Claimed::NameTaken(holder));
+    }
+    let (since, cloud_offset) = before.same_name.unwrap_or((now, cloud_offset));
+    connection.prepare_cached(CLAIM)?.execute(params![
+        device.as_str(),
+        product_key,
+        device_name,
+        since,
+        cloud_offset,
+        batch,
+        owner.id
+    ])?;
+    Ok(Claimed::Yours(Claim { since, cloud_offset, earlier: before.same_name.is_some() }))
+}
+
+pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM registration_claim WHERE deviceId = ?1")?
+        .execute([device.as_str()])
+        .map(drop)
+}
+
+/// Ends a claim for a reason that the caller of [`Claims::settle`] learns.
+fn conflict(connection: &Connection, device: &DeviceId, reason: String) -> rusqlite::Result<Settled> {
+    end_claim(connection, device)?;
+    Ok(Err(StoreError::Conflict(reason)))
+}
+
+/// Result of a settlement that is committed, also if it is an error.
+type Settled = Result<(), StoreError>;
+
+fn settle(
+    connection: &Connection,
+    keys: &Keyring,
+    owner: OwnerId,
+    entry: &JournalEntry,
+    settlement: &Settlement,
+    now: UnixSeconds,
+) -> Result<Settled, WriteError> {
+    const OWNER: &str = "SELECT owner FROM registration_claim \
+                         WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3";
+    let JournalEntry { device, product_key, device_name } = entry;
+    let claimed_by: Option<Option<OwnerId>> = connection
+        .prepare_cached(OWNER)?
+        .query_row([device.as_str(), product_key, device_name], |row| row.get(0))
+        .optional()?;
+    let is_ours = claimed_by == Some(Some(owner));
+    let row = read::device(connection, keys, device)?;
+    if let (Some(stored), Settlement::Registered(registered)) =
+        (row.as_ref().and_then(|row| row.certificate.as_ref()), settlement)
+    {
+        return Ok(match difference(stored, &registered.certificate) {
+            None => {
+                if is_ours {
+                    end_claim(connection, device)?;
+                }
+                Ok(())
+            }
+            Some(_) if !is_ours => Err(StoreError::Fenced),
+            Some(column) => conflict(
+                connection,
+                device,
+                format!("device {device} already has another certificate (column {column}), which was kept"),
+            )?,
+        });
+    }
+    let Some(row) = row.filter(|_| is_ours) else { return Ok(Err(StoreError::Fenced)) };
+    if row.product_key != *product_key || row.name() != *device_name {
+        let reason = format!("device {device} was given another product or name meanwhile");
+        return Ok(conflict(connection, device, reason)?);
+    }
+    match settlement {
+        Settlement::Registered(registered) => {
+            if let Some(iot_id) = &registered.iot_id
+                && let Some(holder) = holder_of_iot_id(connection, device, iot_id)?
+            {
+                let reason = format!("device {device} has the IotId of device {holder}");
+                return Ok(conflict(connection, device, reason)?);
+            }
+            register(connection, keys, device, registered, now)?;
+        }
+        Settlement::Refused(reason) => {
+            if row.certificate.is_some() || row.state == crate::store::DeviceState::Disabled {
+                let reason = format!("device {device} was disabled or registered meanwhile");
+                return Ok(conflict(connection, device, reason)?);
+            }
+            connection
+                .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
+                .execute([device.as_str(), reason])?;
+        }
+    }
+    end_claim(connection, device)?;
+    Ok(Ok(()))
+}
+
+/// Writes the certificate of a device that has none, and the audit entry about it.
+fn register(
+    connection: &Connection,
+    keys: &Keyring,
+    device: &DeviceId,
+    registered: &RegisteredDevice,
+    now: UnixSeconds,
+) -> Result<(), WriteError> {
+    const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
+                       IotId = coalesce(?5, IotId), registerTime = coalesce(registerTime, ?6), refusal = NULL \
+                       WHERE deviceId = ?1";
+    let RegisteredDevice { certificate, iot_id, registered } = registered;
+    keys::note(connection, keys)?;
+    let place = Place::DeviceSecret(device.as_str());
+    let sealed = keys.seal(place, certificate.device_secret.expose())?;
+    connection.prepare_cached(SQL)?.execute(params![
+        device.as_str(),
+        certificate.product_key,
+        certificate.device_name,
+        *sealed,
+        iot_id,
+        registered
+    ])?;
+    let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
+    let entry = AuditEntry::new(AuditEvent::Registered, now);
+    Ok(audit::append(connection, &AuditEntry { device: Some(device.clone()), detail, ..entry })?)
+}
+
+fn take_batches(
+    connection: &Connection,
+    owner: &Owner,
+    now: UnixSeconds,
+) -> rusqlite::Result<Vec<TakenBatch>> {
+    const REMOVE: &str = concat!("DELETE FROM registration_batch WHERE applyId IS NULL AND ", abandoned!());
+    const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId IS NOT NULL \
+                          AND batchId NOT IN (SELECT batchId FROM registration_batch)";
+    const TAKE: &str = concat!(
+        "UPDATE registration_batch SET owner = ?1 WHERE ",
+        abandoned!(),
+        " RETURNING batchId, productKey, applyId"
+    );
+    const TAKE_CLAIMS: &str = concat!(
+        "UPDATE registration_claim SET owner = ?1 WHERE batchId = ?2 AND ",
+        abandoned!(),
+        " RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset"
+    );
+    note_owner(connection, owner, now)?;
+    if connection.prepare_cached(REMOVE)?.execute(())? > 0 {
+        connection.prepare_cached(SINGLE)?.execute(())?;
+    }
+    let batches: Vec<OpenBatch> = connection
+        .prepare_cached(TAKE)?
+        .query_map([owner.id], read::open_batch)?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut claims = connection.prepare_cached(TAKE_CLAIMS)?;
+    batches
+        .into_iter()
+        .map(|batch| {
+            let entries = claims.query_map([owner.id, batch.id], |row| {
+                let claim = Claim { since: row.get(3)?, cloud_offset: row.get(4)?, earlier: true };
+                Ok((read::journal_entry(row)?, claim))
+            })?;
+            Ok((batch, entries.collect::<rusqlite::Result<_>>()?))
+        })
+        .collect()
+}
+
+fn view(row: &Row<'_>) -> rusqlite::Result<ClaimView> {
+    Ok(ClaimView {
+        entry: read::journal_entry(row)?,
+        since: row.get(3)?,
+        batch: row.get(4)?,
+        owner: row.get(5)?,
+        last_beat: row.get(6)?,
+    })
+}
+
+/// Submits a write whose errors are committed like its results.
+fn settled(
+    writer: &Writer,
+    work: impl FnOnce(&Connection) -> Result<Settled, WriteError> + Send + 'static,
+) -> StoreFuture<'static, ()> {
+    let written = writer.submit(work);
+    Box::pin(async { written.await? })
+}
+
+impl Claims for Sqlite {
+    fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>> {
+        const BEAT: &str =
+            "UPDATE registration_owner SET beats = beats + 1, lastBeat = ?2 WHERE ownerId = ?1";
+        const ALL: &str = "SELECT ownerId, beats FROM registration_owner";
+        let (own, now) = (own.cloned(), self.clock.now());
+        self.writer.submit(move |connection| {
+            if let Some(own) = own {
+                note_owner(connection, &own, now)?;
+                connection.prepare_cached(BEAT)?.execute([own.id, now])?;
+            }
+            let mut all = connection.prepare_cached(ALL)?;
+            let beats = all.query_map((), |row| Ok(Beat { owner: row.get(0)?, count: row.get(1)? }))?;
+            Ok(beats.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    fn fence(&self, seen: Beat) -> StoreFuture<'_, bool> {
+        const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1 AND beats = ?2";
+        self.writer.submit(move |connection| {
+            Ok(connection.prepare_cached(SQL)?.execute([seen.owner, seen.count])? > 0)
+        })
+    }
+
+    fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
+        const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1";
+        self.writer
+            .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([owner]).map(drop)?))
+    }
+
+    fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
+        const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1 \
+                           AND NOT EXISTS (SELECT 1 FROM registration_claim WHERE owner = ?1) \
+                           AND NOT EXISTS (SELECT 1 FROM registration_batch WHERE owner = ?1)";
+        self.writer
+            .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([owner]).map(drop)?))
+    }
+
+    fn claim<'a>(
+        &'a self,
+        owner: &'a Owner,
+        entry: &'a JournalEntry,
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Claimed> {
+        let (owner, entry, now) = (owner.clone(), entry.clone(), self.clock.now());
+        self.writer.submit(move |connection| {
+            note_owner(connection, &owner, now)?;
+            Ok(claim(connection, &owner, &entry, None, cloud_offset, now)?)
+        })
+    }
+
+    fn claim_batch<'a>(
+        &'a self,
+        owner: &'a Owner,
+        batch: &'a OpenBatch,
+        entries: &'a [JournalEntry],
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Vec<Claimed>> {
+        const BATCH: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt, owner) \
+                             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (batchId) DO NOTHING";
+        let (owner, batch, entries) = (owner.clone(), batch.clone(), entries.to_vec());
+        let now = self.clock.now();
+        self.writer.submit(move |connection| {
+            note_owner(connection, &owner, now)?;
+            let apply_id = batch.apply_id.map(u64::cast_signed);
+            let row = params![batch.id, batch.product_key, apply_id, now, owner.id];
+            connection.prepare_cached(BATCH)?.execute(row)?;
+            let claims = entries
+                .iter()
+                .map(|entry| claim(connection, &owner, entry, Some(batch.id), cloud_offset, now));
+            Ok(claims.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()> {
+        const SQL: &str = "UPDATE registration_batch SET applyId = ?3 WHERE batchId = ?1 AND owner = ?2";
+        settled(&self.writer, move |connection| {
+            let row = params![batch, owner, apply_id.cast_signed()];
+            let changed = connection.prepare_cached(SQL)?.execute(row)?;
+            Ok(if changed > 0 { Ok(()) } else { Err(StoreError::Fenced) })
+        })
+    }
+
+    fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()> {
+        const CLOSE: &str = "DELETE FROM registration_batch WHERE batchId = ?1 AND owner = ?2";
+        const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = ?1";
+        self.writer.submit(move |connection| {
+            if connection.prepare_cached(CLOSE)?.execute([batch, owner])? > 0 {
+                connection.prepare_cached(SINGLE)?.execute([batch])?;
+            }
+            Ok(())
+        })
+    }
+
+    fn settle<'a>(
+        &'a self,
+        owner: OwnerId,
+        entry: &'a JournalEntry,
+        settlement: &'a Settlement,
+    ) -> StoreFuture<'a, ()> {
+        let (entry, settlement) = (entry.clone(), settlement.clone());
+        let (keys, clock) = (self.keys.load_full(), self.clock.clone());
+        settled(&self.writer, move |connection| {
+            settle(connection, &keys, owner, &entry, &settlement, clock.now())
+        })
+    }
+
+    fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()> {
+        const ABANDON: &str = "UPDATE registration_claim SET owner = NULL, batchId = NULL \
+                               WHERE deviceId = ?1 AND owner = ?2";
+        const REMOVE: &str = "DELETE FROM registration_claim WHERE deviceId = ?1 AND owner = ?2";
+        let device = device.clone();
+        self.writer.submit(move |connection| {
+            let sql = if asked { ABANDON } else { REMOVE };
+            connection.prepare_cached(sql)?.execute(params![device.as_str(), owner])?;
+            Ok(())
+        })
+    }
+
+    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
+        let (owner, now) = (owner.clone(), self.clock.now());
+        self.writer.submit(move |connection| Ok(take_batches(connection, &owner, now)?))
+    }
+
+    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
+        const SQL: &str = concat!(
+            "SELECT deviceId, productKey, deviceName FROM registration_claim WHERE batchId IS NULL AND ",
+            abandoned!(),
+            " ORDER BY openedAt, deviceId LIMIT ?1"
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |connection, _| {
+            connection.prepare_cached(SQL)?.query_map([limit], read::journal_entry)?.collect()
+        })
+    }
+
+    fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>> {
+        const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.openedAt, c.batchId, o.name, \
+                           o.lastBeat FROM registration_claim c \
+                           LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
+        self.read(|connection, _| {
+            connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional()
+        })
+    }
+
+    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
+        self.read(|connection, _| read::open_batches(connection))
+    }
+
+    fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
+        self.read(|connection, _| read::open_entries(connection))
+    }
+}
+
+impl Turns for Sqlite {
+    fn take_turn<'a>(&'a self, pace: &'a str, turn: Turn) -> StoreFuture<'a, Option<Duration>> {
+        const NEXT: &str = "SELECT nextMicros FROM call_pace WHERE pace = ?1";
+        const SET: &str = "INSERT INTO call_pace (pace, nextMicros) VALUES (?1, ?2) \
+                           ON CONFLICT (pace) DO UPDATE SET nextMicros = excluded.nextMicros";
+        let pace = pace.to_owned();
+        self.writer.submit(move |connection| {
+            let next = connection.prepare_cached(NEXT)?.query_row([&pace], |row| row.get(0)).optional()?;
+            // Read here, and not before this write had to wait for the table.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+            match turn.take(next, i64::try_from(now).unwrap_or(i64::MAX)) {
+                Ok(next) => {
+                    connection.prepare_cached(SET)?.execute(params![pace, next])?;
+                    Ok(None)
+                }
+                Err(wait) => Ok(Some(wait)),
+            }
+        })
+    }
+}

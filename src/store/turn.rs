@@ -1,0 +1,68 @@
+//! Turns of a pace that several processes share: calls of one kind leave at an even rate,
+//! however many processes make them (GCRA, the generic cell rate algorithm).
+
+use std::time::Duration;
+
+use super::StoreFuture;
+
+/// Longest time for which a pace may be ahead. A time that is further ahead comes from a clock
+/// that was set back since.
+pub const MAX_AHEAD: Duration = Duration::from_secs(10);
+
+/// Rate of a pace, as the process that takes a turn knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Time between two turns.
+    pub interval: Duration,
+    /// Time by which a turn may come early, to make up for a turn that was taken late.
+    pub credit: Duration,
+}
+
+impl Turn {
+    /// Takes a turn at `now` of a pace whose next turn is at `next`, both in microseconds since
+    /// 1970. Returns the time of the next turn, or the time to wait for this one.
+    pub fn take(self, next: Option<i64>, now: i64) -> Result<i64, Duration> {
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD)).unwrap_or(now);
+        match u64::try_from(next.saturating_sub(now)) {
+            Ok(ahead @ 1..) => Err(Duration::from_micros(ahead)),
+            _ => Ok(next.max(now.saturating_sub(micros(self.credit))).saturating_add(micros(self.interval))),
+        }
+    }
+}
+
+/// The part of a store that keeps the account's paces.
+pub trait Turns: Send + Sync + 'static {
+    /// Takes the next turn of a pace, in one step. Returns `None` if the caller has it, and
+    /// makes its call now; otherwise the time to wait before it asks again.
+    fn take_turn<'a>(&'a self, pace: &'a str, turn: Turn) -> StoreFuture<'a, Option<Duration>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: Turn = Turn { interval: Duration::from_millis(40), credit: Duration::ZERO };
+
+    #[test]
+    fn a_turn_comes_an_interval_after_the_one_before() {
+        assert_eq!(TURN.take(None, 1_000_000), Ok(1_040_000));
+        assert_eq!(TURN.take(Some(1_040_000), 1_030_000), Err(Duration::from_millis(10)));
+        assert_eq!(TURN.take(Some(1_040_000), 1_040_000), Ok(1_080_000));
+    }
+
+    #[test]
+    fn turns_that_no_one_took_are_lost_but_for_the_credit() {
+        assert_eq!(TURN.take(Some(1_040_000), 9_000_000), Ok(9_040_000));
+        let turn = Turn { credit: Duration::from_millis(40), ..TURN };
+        assert_eq!(turn.take(Some(1_040_000), 1_041_000), Ok(1_080_000));
+        assert_eq!(turn.take(Some(1_040_000), 9_000_000), Ok(9_000_000));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_stops_no_one() {
+        let next = 1_000_000 + i64::try_from(MAX_AHEAD.as_micros()).unwrap();
+        assert_eq!(TURN.take(Some(next), 1_000_000), Err(MAX_AHEAD));
+        assert_eq!(TURN.take(Some(next + 1), 1_000_000), Ok(1_040_000));
+    }
+}

@@ -1,0 +1,373 @@
+//! Claims in the store in memory.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use super::{Memory, Tables};
+use crate::{
+    device::DeviceId,
+    store::{
+        BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, StoreError, StoreFuture,
+        UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        turn::{Turn, Turns},
+    },
+};
+
+#[derive(Clone)]
+struct Held {
+    open: OpenEntry,
+    cloud_offset: Option<i64>,
+    owner: Option<OwnerId>,
+}
+
+#[derive(Clone)]
+struct Living {
+    name: String,
+    beats: i64,
+    last_beat: UnixSeconds,
+}
+
+/// The tables of claims.
+#[derive(Clone, Default)]
+pub(super) struct Journal {
+    claims: HashMap<DeviceId, Held>,
+    batches: BTreeMap<BatchId, (OpenBatch, Option<OwnerId>)>,
+    owners: BTreeMap<OwnerId, Living>,
+}
+
+impl Journal {
+    pub(super) fn forget(&mut self, device: &DeviceId) {
+        self.claims.remove(device);
+    }
+
+    fn note(&mut self, owner: &Owner, now: UnixSeconds) -> &mut Living {
+        let new = || Living { name: owner.name.clone(), beats: 0, last_beat: now };
+        self.owners.entry(owner.id).or_insert_with(new)
+    }
+
+    fn is_abandoned(&self, owner: Option<OwnerId>) -> bool {
+        owner.is_none_or(|owner| !self.owners.contains_key(&owner))
+    }
+}
+
+impl Tables {
+    /// Returns another row with the same name in the same product.
+    pub(super) fn holder_of_name(
+        &self,
+        device: &DeviceId,
+        product_key: &str,
+        name: &str,
+    ) -> Option<DeviceId> {
+        let is_it =
+            |row: &&DeviceRow| row.id != *device && row.product_key == product_key && row.name() == name;
+        self.devices.values().find(is_it).map(|row| row.id.clone())
+    }
+
+    pub(super) fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Option<DeviceId> {
+        let is_it = |row: &&DeviceRow| row.id != *device && row.iot_id.as_deref() == Some(iot_id);
+        self.devices.values().find(is_it).map(|row| row.id.clone())
+    }
+
+    fn claim(
+        &mut self,
+        owner: &Owner,
+        entry: &JournalEntry,
+        batch: Option<BatchId>,
+        cloud_offset: Option<i64>,
+        now: UnixSeconds,
+    ) -> Claimed {
+        self.journal.note(owner, now);
+        let JournalEntry { device, product_key, device_name } = entry;
+        let known = self.journal.claims.get(device).cloned();
+        let is_held = known
+            .as_ref()
+            .is_some_and(|known| known.owner != Some(owner.id) && !self.journal.is_abandoned(known.owner));
+        let is_wanted = self.devices.get(device).is_some_and(|row| {
+            row.state == DeviceState::Enabled
+                && row.certificate.is_none()
+                && row.refusal.is_none()
+                && row.product_key == *product_key
+                && row.name() == *device_name
+        });
+        if !is_wanted {
+            if !is_held {
+                self.journal.forget(device);
+            }
+            return Claimed::NotWanted;
+        }
+        if is_held {
+            return Claimed::Held;
+        }
+        if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
+            return Claimed::NameTaken(holder);
+        }
+        let same = known.filter(|known| known.open.entry == *entry);
+        let earlier = same.is_some();
+        let (since, cloud_offset) =
+            same.map_or((now, cloud_offset), |same| (same.open.since, same.cloud_offset));
+        let open = OpenEntry { entry: entry.clone(), since, batch };
+        self.journal.claims.insert(device.clone(), Held { open, cloud_offset, owner: Some(owner.id) });
+        Claimed::Yours(Claim { since, cloud_offset, earlier })
+    }
+
+    fn settle(
+        &mut self,
+        owner: OwnerId,
+        entry: &JournalEntry,
+        settlement: &Settlement,
+        now: UnixSeconds,
+    ) -> Result<(), StoreError> {
+        let device = &entry.device;
+        let is_ours = self
+            .journal
+            .claims
+            .get(device)
+            .is_some_and(|known| known.owner == Some(owner) && known.open.entry == *entry);
+        let row = self.devices.get(device).cloned();
+        if let (Some(stored), Settlement::Registered(registered)) =
+            (row.as_ref().and_then(|row| row.certificate.as_ref()), settlement)
+        {
+            let is_same = *stored == registered.certificate;
+            if is_ours {
+                self.journal.forget(device);
+            }
+            return match (is_same, is_ours) {
+                (true, _) => Ok(()),
+                (false, true) => Err(StoreError::Conflict("another certificate".into())),
+                (false, false) => Err(StoreError::Fenced),
+            };
+        }
+        let Some(row) = row.filter(|_| is_ours) else { return Err(StoreError::Fenced) };
+        self.journal.forget(device);
+        if row.product_key != entry.product_key || row.name() != entry.device_name {
+            return Err(StoreError::Conflict("another product or name".into()));
+        }
+        match settlement {
+            Settlement::Registered(registered) => {
+                let iot_id = registered.iot_id.as_deref();
+                if iot_id.is_some_and(|iot_id| self.holder_of_iot_id(device, iot_id).is_some()) {
+                    return Err(StoreError::Conflict("the IotId of another device".into()));
+                }
+                let certificate = registered.certificate.clone();
+                let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
+                let row = DeviceRow {
+                    device_name: Some(certificate.device_name.clone()),
+                    certificate: Some(certificate),
+                    iot_id: row.iot_id.or_else(|| registered.iot_id.clone()),
+                    registered: row.registered.or(Some(registered.registered)),
+                    refusal: None,
+                    ..row
+                };
+                self.devices.insert(device.clone(), row);
+                let entry = AuditEntry::new(AuditEvent::Registered, now);
+                self.audit.push(AuditEntry { device: Some(device.clone()), detail, ..entry });
+            }
+            Settlement::Refused(_) if row.state == DeviceState::Disabled => {
+                return Err(StoreError::Conflict("disabled".into()));
+            }
+            Settlement::Refused(reason) => {
+                self.devices.insert(device.clone(), DeviceRow { refusal: Some(reason.clone()), ..row });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Claims for Memory {
+    fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>> {
+        self.answer(|tables, now| {
+            if let Some(own) = own {
+                let living = tables.journal.note(own, now);
+                living.beats += 1;
+                living.last_beat = now;
+            }
+            let owners = tables.journal.owners.iter();
+            Ok(owners.map(|(owner, living)| Beat { owner: *owner, count: living.beats }).collect())
+        })
+    }
+
+    fn fence(&self, seen: Beat) -> StoreFuture<'_, bool> {
+        self.answer(|tables, _| {
+            let is_same = |living: &Living| living.beats == seen.count;
+            let fences = tables.journal.owners.get(&seen.owner).is_some_and(is_same);
+            if fences {
+                tables.journal.owners.remove(&seen.owner);
+            }
+            Ok(fences)
+        })
+    }
+
+    fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
+        self.answer(|tables, _| {
+            tables.journal.owners.remove(&owner);
+            Ok(())
+        })
+    }
+
+    fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
+        self.answer(|tables, _| {
+            let journal = &mut tables.journal;
+            let owns = journal.claims.values().any(|held| held.owner == Some(owner))
+                || journal.batches.values().any(|(_, by)| *by == Some(owner));
+            if !owns {
+                journal.owners.remove(&owner);
+            }
+            Ok(())
+        })
+    }
+
+    fn claim<'a>(
+        &'a self,
+        owner: &'a Owner,
+        entry: &'a JournalEntry,
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Claimed> {
+        self.answer(|tables, now| Ok(tables.claim(owner, entry, None, cloud_offset, now)))
+    }
+
+    fn claim_batch<'a>(
+        &'a self,
+        owner: &'a Owner,
+        batch: &'a OpenBatch,
+        entries: &'a [JournalEntry],
+        cloud_offset: Option<i64>,
+    ) -> StoreFuture<'a, Vec<Claimed>> {
+        self.answer(|tables, now| {
+            tables.journal.note(owner, now);
+            tables.journal.batches.entry(batch.id).or_insert_with(|| (batch.clone(), Some(owner.id)));
+            let claim = |entry| tables.claim(owner, entry, Some(batch.id), cloud_offset, now);
+            Ok(entries.iter().map(claim).collect())
+        })
+    }
+
+    fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()> {
+        self.answer(|tables, _| match tables.journal.batches.get_mut(&batch) {
+            Some((batch, by)) if *by == Some(owner) => {
+                batch.apply_id = Some(apply_id);
+                Ok(())
+            }
+            _ => Err(StoreError::Fenced),
+        })
+    }
+
+    fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()> {
+        self.answer(|tables, _| {
+            if tables.journal.batches.get(&batch).is_some_and(|(_, by)| *by == Some(owner)) {
+                tables.journal.batches.remove(&batch);
+                let of_it = tables.journal.claims.values_mut().filter(|held| held.open.batch == Some(batch));
+                of_it.for_each(|held| held.open.batch = None);
+            }
+            Ok(())
+        })
+    }
+
+    fn settle<'a>(
+        &'a self,
+        owner: OwnerId,
+        entry: &'a JournalEntry,
+        settlement: &'a Settlement,
+    ) -> StoreFuture<'a, ()> {
+        self.answer(|tables, now| tables.settle(owner, entry, settlement, now))
+    }
+
+    fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()> {
+        self.answer(|tables, _| {
+            let claims = &mut tables.journal.claims;
+            if let Some(held) = claims.get_mut(device).filter(|held| held.owner == Some(owner)) {
+                (held.owner, held.open.batch) = (None, None);
+                if !asked {
+                    claims.remove(device);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
+        self.answer(|tables, now| {
+            let journal = &mut tables.journal;
+            journal.note(owner, now);
+            let mut taken = Vec::new();
+            for (id, (batch, by)) in journal.batches.clone() {
+                if !journal.is_abandoned(by) {
+                    continue;
+                }
+                if batch.apply_id.is_none() {
+                    journal.batches.remove(&id);
+                    let of_it = journal.claims.values_mut().filter(|held| held.open.batch == Some(id));
+                    of_it.for_each(|held| held.open.batch = None);
+                    continue;
+                }
+                let living = journal.owners.clone();
+                let of_it = journal.claims.values_mut().filter(|held| {
+                    held.open.batch == Some(id) && held.owner.is_none_or(|by| !living.contains_key(&by))
+                });
+                let mut entries: Vec<_> = of_it
+                    .map(|held| {
+                        held.owner = Some(owner.id);
+                        let Held { open: OpenEntry { entry, since, .. }, cloud_offset, .. } = held.clone();
+                        (entry, Claim { since, cloud_offset, earlier: true })
+                    })
+                    .collect();
+                entries.sort_by(|(one, _), (other, _)| one.device.cmp(&other.device));
+                journal.batches.insert(id, (batch.clone(), Some(owner.id)));
+                taken.push((batch, entries));
+            }
+            Ok(taken)
+        })
+    }
+
+    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
+        self.answer(|tables, _| {
+            let is_one = |held: &&Held| held.open.batch.is_none() && tables.journal.is_abandoned(held.owner);
+            let mut open: Vec<_> =
+                tables.journal.claims.values().filter(is_one).map(|held| &held.open).collect();
+            open.sort_by_key(|open| (open.since, open.entry.device.clone()));
+            Ok(open.into_iter().take(limit).map(|open| open.entry.clone()).collect())
+        })
+    }
+
+    fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>> {
+        self.answer(|tables, _| {
+            let Some(held) = tables.journal.claims.get(device) else { return Ok(None) };
+            let living = held.owner.and_then(|owner| tables.journal.owners.get(&owner));
+            Ok(Some(ClaimView {
+                entry: held.open.entry.clone(),
+                since: held.open.since,
+                owner: living.map(|living| living.name.clone()),
+                last_beat: living.map(|living| living.last_beat),
+                batch: held.open.batch,
+            }))
+        })
+    }
+
+    fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
+        self.answer(|tables, _| Ok(tables.journal.batches.values().map(|(batch, _)| batch.clone()).collect()))
+    }
+
+    fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
+        self.answer(|tables, _| {
+            let mut open: Vec<_> = tables.journal.claims.values().map(|held| held.open.clone()).collect();
+            open.sort_by_key(|open| (open.since, open.entry.device.clone()));
+            Ok(open)
+        })
+    }
+}
+
+impl Turns for Memory {
+    fn take_turn<'a>(&'a self, pace: &'a str, turn: Turn) -> StoreFuture<'a, Option<Duration>> {
+        let (start, unix) = self.epoch;
+        let now = unix * 1_000_000 + start.elapsed().as_micros() as i64;
+        self.answer(|tables, _| match turn.take(tables.paces.get(pace).copied(), now) {
+            Ok(next) => {
+                tables.paces.insert(pace.to_owned(), next);
+                Ok(None)
+            }
+            Err(wait) => Ok(Some(wait)),
+        })
+    }
+}
