@@ -1,7 +1,7 @@
 //! Limits the CPU time that each network can make the server spend on handshakes that do
 //! not complete. A handshake is charged when it starts and refunded when it becomes a
-//! session, so a crowd of honest devices behind one address is never held up, and an
-//! attacker who has an address but no key gets a bounded share of the processor.
+//! session. So a crowd of honest devices behind one address is never held up, while an
+//! attacker who has an address but no key gets only a bounded share of the processor.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -9,21 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Buckets in a set: a new network replaces one in its own set.
+/// Number of buckets in a set. A new network can replace only a bucket of its own set.
 const WAYS: usize = 8;
-/// Number of sets: 16,384 buckets of 16 bytes, 256 KiB.
+/// Number of sets. Together they have 16,384 buckets of 16 bytes each, or 256 KiB.
 const SETS: usize = 2048;
 
-/// Prefix lengths that an IPv6 address is counted under, each with a multiple of the
-/// budget: the networks of a subscriber, a site and a provider's customer (RFC 6177). An
-/// IPv4 address is counted by itself.
+/// Prefix lengths under which an IPv6 address is counted, each with a multiple of the
+/// budget. They are the networks of a subscriber, a site and a provider's customer (RFC
+/// 6177). An IPv4 address is counted by itself.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 #[derive(Clone, Copy)]
 struct Bucket {
     /// Hash of the prefix; 0 if the bucket is empty.
     key: u64,
-    /// Time at which the network owes nothing any more, in microseconds since the start.
+    /// Time at which the network will owe nothing, in microseconds since the budget was
+    /// created.
     clear_at: u64,
 }
 
@@ -31,9 +32,9 @@ struct Bucket {
 pub(crate) struct Budget {
     made: Instant,
     hasher: RandomState,
-    /// CPU time that may be owed at once, in microseconds.
+    /// Maximum CPU time that a network may owe, in microseconds.
     burst: u64,
-    /// Microseconds in which 1 µs of CPU time is forgiven.
+    /// Number of microseconds in which 1 µs of owed CPU time is forgiven.
     refill: u64,
     sets: Box<[[Bucket; WAYS]]>,
 }
@@ -52,8 +53,8 @@ impl Budget {
         }
     }
 
-    /// Charges `cost` and returns `true`, unless one of the address's networks would then
-    /// owe more than it may.
+    /// Charges `cost` to each network of the address and returns `true`. If one of them
+    /// would then owe too much, charges nothing and returns `false`.
     pub(crate) fn charge(&mut self, now: Instant, peer: SocketAddr, cost: Duration) -> bool {
         let now = self.micros(now);
         let mut prefixes = prefixes(peer.ip());
@@ -70,7 +71,7 @@ impl Budget {
         affordable
     }
 
-    /// Reverses a charge.
+    /// Reverses a charge of `cost`.
     pub(crate) fn refund(&mut self, peer: SocketAddr, cost: Duration) {
         for (prefix, times) in prefixes(peer.ip()) {
             let cost = self.waiting_time(cost, times);
@@ -81,8 +82,8 @@ impl Budget {
         }
     }
 
-    /// Returns the microseconds after which a cost is forgiven, for a network that may
-    /// owe `times` as much as a single address.
+    /// Returns the number of microseconds after which a cost is forgiven, for a network
+    /// that may owe `times` as much as a single address.
     fn waiting_time(&self, cost: Duration, times: u32) -> u64 {
         cost.as_micros() as u64 * self.refill / u64::from(times)
     }
@@ -97,8 +98,8 @@ impl Budget {
         let (key, set) = self.set(prefix);
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
-        // When the set is full, the network that owes least is replaced and its debt
-        // forgotten, so no network is ever charged for another.
+        // When the set is full, the new network replaces the one that owes least, whose
+        // debt is forgotten. So no network is ever charged for another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };
@@ -114,18 +115,19 @@ impl Budget {
     }
 }
 
-/// Returns the networks of an address: the bits and length of each packed into one
-/// number, and its multiple of the budget.
+/// Returns the networks of an address, each with its multiple of the budget. A network is
+/// given as one number that contains its bits and its prefix length.
 fn prefixes(address: IpAddr) -> impl Iterator<Item = (u128, u32)> + Clone {
     let (bits, levels) = match address.to_canonical() {
-        // An IPv4 address becomes an IPv4-mapped one (RFC 4291 §2.5.5.2), which no IPv6
-        // network contains.
+        // An IPv4 address becomes an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2), which
+        // is in none of the counted IPv6 networks.
         IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), &[(128, 1)][..]),
         IpAddr::V6(address) => (address.to_bits(), &IPV6_LEVELS[..]),
     };
     levels.iter().map(move |&(length, times)| {
         let kept = bits & u128::MAX << (128 - length);
-        // The host bits are zero, so the length fits there and keeps the levels distinct.
+        // The host bits are zero, so they can hold the prefix length, which distinguishes
+        // the levels.
         (if length < 128 { kept | u128::from(length) } else { kept }, times)
     })
 }

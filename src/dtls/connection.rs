@@ -1,4 +1,4 @@
-//! Parameters of a session negotiated by the two hellos: connection IDs (RFC 9146) and a
+//! Parameters of a session that the two hellos negotiate: connection IDs (RFC 9146) and a
 //! limit on the record size (RFC 6066 §4, RFC 8449).
 
 use rand::{Rng, rngs::StdRng};
@@ -9,19 +9,21 @@ use super::{
     record::{ConnectionId, MAX_PLAINTEXT},
 };
 
-/// Bytes that may be sent to an address that has not been validated, for each byte
-/// received from it: the limit that RFC 9000 §8 sets for QUIC, for the same reason.
+/// Number of bytes that may be sent to an address that is not validated, for each byte
+/// received from it. RFC 9000 §8 sets the same limit for QUIC, for the same reason.
 const AMPLIFICATION: usize = 3;
 
 /// Longest client connection ID that is accepted, in bytes. A longer ID would make the
 /// message that validates a new address exceed the credit earned by the shortest request.
-/// Without an ID, such a client starts a new handshake when its address changes.
+/// A client with a longer ID gets no ID from the server, and starts a new handshake when
+/// its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
 /// The negotiated parameters of one session.
 pub(crate) struct Connection {
     max_data: u16,
-    /// Boxed because few clients use it: the others pay only 8 bytes.
+    /// Boxed because few clients use connection IDs. For all other clients, this field
+    /// takes only 8 bytes.
     ids: Option<Box<Ids>>,
 }
 
@@ -30,16 +32,16 @@ struct Ids {
     client: Box<[u8]>,
     /// Path of the handshake, on which the client returned a cookie.
     home: Option<Path>,
-    /// Path on which the client was last shown to receive.
+    /// Path that was validated last: the client has shown that it receives on it.
     validated: Option<Path>,
-    /// Bytes that may still be sent on the client's current path; `None` if the client
-    /// was shown to receive on it.
+    /// Number of bytes that may still be sent on the client's current path. `None` (no
+    /// limit) if that path is validated.
     credit: Option<usize>,
 }
 
 impl Connection {
-    /// Negotiates the server's side: our ID begins with `prefix`; without a prefix, no
-    /// IDs are used.
+    /// Negotiates the parameters for a client's hello. The server's connection ID begins
+    /// with `prefix`. Without a prefix, no IDs are used.
     pub(crate) fn agree(hello: &ClientHello<'_>, prefix: Option<u8>, random: &mut StdRng) -> Self {
         let client_id = hello.connection_id.filter(|id| id.len() <= MAX_CLIENT_ID);
         let ids = client_id.zip(prefix).map(|(client, prefix)| {
@@ -51,22 +53,23 @@ impl Connection {
         Self { max_data: hello.size_limit.map_or(MAX_PLAINTEXT as u16, |limit| limit.bytes()), ids }
     }
 
-    /// Returns the most bytes of data that a record to the client may hold.
+    /// Returns the maximum number of data bytes that a record to the client may hold.
     pub(crate) fn max_data(&self) -> usize {
         self.max_data.into()
     }
 
-    /// Returns the ID in records to us.
+    /// Returns the connection ID that the client's records carry.
     pub(crate) fn own_id(&self) -> Option<ConnectionId> {
         self.ids.as_ref().map(|ids| ids.own)
     }
 
-    /// Returns the ID in records to us as bytes; empty when there is none.
+    /// Returns the connection ID that the client's records carry, as bytes; empty if there
+    /// is none.
     pub(crate) fn own_id_bytes(&self) -> &[u8] {
         self.ids.as_ref().map_or(&[], |ids| &ids.own)
     }
 
-    /// Returns the ID in records to the client; may be empty.
+    /// Returns the connection ID for records to the client; may be empty.
     pub(crate) fn client_id(&self) -> &[u8] {
         self.ids.as_ref().map_or(&[], |ids| &ids.client)
     }
@@ -78,8 +81,9 @@ impl Connection {
         }
     }
 
-    /// Notes an authenticated record that took `bytes` on the wire, IP and UDP headers
-    /// included; `moved` is true if the record moved the client to `path`.
+    /// Notes an authenticated record that arrived on `path`. It took `bytes` on the wire,
+    /// including the IP and UDP headers. `moved` is true if this record moved the client
+    /// to `path`.
     pub(crate) fn received(&mut self, path: Path, bytes: usize, moved: bool) {
         let Some(ids) = &mut self.ids else { return };
         let gained = bytes.saturating_mul(AMPLIFICATION);
@@ -91,7 +95,8 @@ impl Connection {
         };
     }
 
-    /// Notes that the client, now at `current`, was shown to receive at `path`.
+    /// Marks `path` as validated: the client has shown that it receives there. The
+    /// client's current path is `current`.
     pub(crate) fn validate(&mut self, path: Path, current: Path) {
         let Some(ids) = &mut self.ids else { return };
         ids.validated = Some(path);
@@ -100,20 +105,21 @@ impl Connection {
         }
     }
 
-    /// Returns the path on which the client was last shown to receive; `None` for a
-    /// client without a connection ID, which never leaves the path of its handshake.
+    /// Returns the path that was validated last. Returns `None` for a client without a
+    /// connection ID, which never leaves the path of its handshake.
     pub(crate) fn validated(&self) -> Option<Path> {
         self.ids.as_ref()?.validated
     }
 
-    /// Returns whether the client was shown to receive where it is now.
+    /// Returns whether the client's current path is validated.
     pub(crate) fn is_validated(&self) -> bool {
         self.ids.as_ref().is_none_or(|ids| ids.credit.is_none())
     }
 
-    /// Spends `bytes`, IP and UDP headers included, of the credit for the client's
-    /// current path, and returns whether the credit was enough. An attacker may have sent
-    /// the client's record from a victim's address (RFC 9146 §6).
+    /// Spends `bytes`, which include the IP and UDP headers, from the credit for the
+    /// client's current path. Returns whether the credit was enough. It limits what an
+    /// attacker can direct at a victim by sending the client's record from the victim's
+    /// address (RFC 9146 §6).
     pub(crate) fn may_send(&mut self, bytes: usize) -> bool {
         let Some(credit) = self.ids.as_mut().and_then(|ids| ids.credit.as_mut()) else { return true };
         match credit.checked_sub(bytes) {

@@ -1,5 +1,5 @@
-//! The stateless cookie (RFC 6347 §4.2.1): proof that a client receives at the address it
-//! sends from, before the server keeps any state for it.
+//! The stateless cookie (RFC 6347 §4.2.1). With it, a client proves that it receives at
+//! the address it sends from, before the server keeps any state for it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,8 +10,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// Length of a cookie in bytes. A HelloVerifyRequest with it has 44 bytes and the
-/// shortest ClientHello 67, so the answer is never larger than the request.
+/// Length of a cookie in bytes. A datagram with a HelloVerifyRequest has 44 bytes, and one
+/// with the shortest ClientHello has 67, so the answer is never larger than the request.
 pub(crate) const COOKIE: usize = 16;
 
 /// Makes and checks cookies. The first byte of a cookie identifies the period in which it
@@ -23,14 +23,14 @@ pub(crate) struct CookieJar {
 }
 
 impl CookieJar {
-    /// Creates a jar. `secret` is random; endpoints that share it and `started` accept
-    /// each other's cookies. `period` is not zero.
+    /// Creates a jar. `secret` is random. Endpoints with the same `secret`, `started` and
+    /// `period` accept each other's cookies. A `period` below 1 s counts as 1 s.
     pub(crate) fn new(secret: &[u8; 32], started: Instant, period: Duration) -> Self {
         let Ok(key) = Hmac::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
         Self { key, started, period: period.max(Duration::from_secs(1)) }
     }
 
-    /// Makes the cookie for this client, bound to its address, port and random.
+    /// Makes a cookie for a client. It is bound to the client's address, port and random.
     pub(crate) fn make(&self, now: Instant, peer: SocketAddr, client_random: &[u8; 32]) -> [u8; COOKIE] {
         self.made_in(self.period_at(now), peer, client_random)
     }

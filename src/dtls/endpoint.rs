@@ -1,7 +1,7 @@
-//! The endpoint: the application's interface, the limits and the timers. This module
-//! reads datagrams; `handshakes` starts, continues and ends handshakes, `sessions` does
-//! the same for sessions. The logic of a single handshake is in `handshake`, that of a
-//! single session in `session`.
+//! The endpoint: the interface for the application, the limits and the timers. This module
+//! reads datagrams. The submodule `handshakes` starts, continues and ends handshakes, and
+//! `sessions` does the same for sessions. The logic of a single handshake is in
+//! `handshake`, and the logic of a single session in `session`.
 
 mod handshakes;
 mod sessions;
@@ -41,19 +41,19 @@ pub struct HandshakeId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Handle);
 
-/// Holder of a key, for limiting its number of sessions. The number identifies it among
-/// all holders: a hash under a random key.
+/// Holder of a key. The endpoint limits the number of sessions per holder. The number in
+/// each variant identifies the holder and is a hash under a random key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// One device, wherever it is.
+    /// One device, at any address.
     Device(u64),
-    /// Many devices with one key: each address and port counts separately.
+    /// Many devices that share one key. Each address and port counts as a separate holder.
     Shared(u64),
 }
 
-/// Maximum number of times the timer resends a flight. With an initial timeout of 1 s,
-/// the last resend comes 16 s after the one before; after that, the client's own timer
-/// asks for it.
+/// Maximum number of times the timer resends a flight. With an initial timeout of 1 s, the
+/// last resend comes 16 s after the one before. After that, the flight is resent only when
+/// the client repeats its own.
 const MAX_RETRANSMISSIONS: usize = 5;
 
 /// A received datagram, and how far [`Endpoint::receive`] has read it.
@@ -63,8 +63,8 @@ pub struct Datagram<'d> {
     spent: Spent,
 }
 
-/// Actions already taken for a datagram. Each is taken at most once, however much is
-/// packed into the datagram.
+/// Actions already taken for a datagram. Each is taken at most once, no matter how many
+/// messages the datagram holds.
 #[derive(Default)]
 struct Spent {
     /// The beginning of a ClientHello was read.
@@ -98,9 +98,9 @@ pub struct ApplicationData<'d> {
 pub enum Delivery {
     /// The data was sent.
     Sent,
-    /// Nothing was sent: the client has moved, was not yet shown to receive at its new
-    /// address, and has not sent enough from there (RFC 9146 §6). The data may be sent
-    /// after a call of [`Endpoint::validate`].
+    /// Nothing was sent: the client has moved to an address that is not validated, and has
+    /// not sent enough from there (RFC 9146 §6). The data may be sent after a call of
+    /// [`Endpoint::validate`].
     Unvalidated,
     /// Nothing was sent: the session is gone, or the data is longer than allowed.
     Lost,
@@ -121,33 +121,35 @@ pub struct Counters {
     pub handshakes_failed: u64,
     /// Handshakes started by a late copy of a hello that already led to a session.
     pub late_hellos: u64,
-    /// Silent drops, in the order of [`Dropped::ALL`].
+    /// Number of silent drops for each reason, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
     /// Flights resent.
     pub retransmissions: u64,
-    /// Protected records that failed to authenticate, and replays.
+    /// Protected records that failed to authenticate or were replayed.
     pub bad_records: u64,
-    /// Times that a session's client moved to another address.
+    /// Number of times that a client moved to another address during its session.
     pub moved: u64,
-    /// Sessions ended because their holder had too many, or because the table was full.
+    /// Sessions that were ended because their holder had too many, or because the table
+    /// was full.
     pub evicted: u64,
 }
 
-/// Reasons for dropping something without telling the client.
+/// Reason for dropping something without telling the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
-    /// A hello with a valid cookie, from a network of which too many handshakes failed.
+    /// A hello with a valid cookie from a network that has exceeded its budget for
+    /// unfinished handshakes.
     OverBudget,
-    /// A handshake message that was invalid or one too many.
+    /// A message or record of a handshake that was invalid or exceeded a limit.
     Message,
-    /// A request to resend a flight that came too soon after the last.
+    /// A client's request to resend a flight, too soon after the flight was last sent.
     Flight,
-    /// A record to an address at which the client was not yet shown to receive.
+    /// A record to a client's address that is not validated.
     Unvalidated,
 }
 
 impl Dropped {
-    /// All reasons.
+    /// All reasons, in the order in which they are declared.
     pub const ALL: [Self; 4] = [Self::OverBudget, Self::Message, Self::Flight, Self::Unvalidated];
 
     /// Returns the reason's name in metrics.
@@ -172,36 +174,39 @@ impl Counters {
     }
 }
 
-/// A DTLS server endpoint. `P` is the value that the application binds to a session when
-/// it provides the key: the identity of the client.
+/// A DTLS server endpoint. `P` is the type of the principal: the value that stands for the
+/// client's identity. The application binds it to a session when it provides the key.
 pub struct Endpoint<P> {
     config: Config,
     made: Instant,
     cookies: CookieJar,
-    /// For public values, and for keys that are discarded. Secrets come from the
-    /// operating system: the state of this generator could reveal them.
+    /// Generates public values, and the random keys used for unknown identities. Secrets
+    /// come from the operating system, because the state of this generator could reveal
+    /// them.
     random: StdRng,
-    /// Hashes the keys of holders and completions.
+    /// Hashes the holders of shared keys, and the hellos in [`Completions`].
     hasher: RandomState,
     handshakes: Table<Progress<P>>,
     origins: Origins,
     budget: Budget,
     over_budget_reported: Option<Instant>,
     completions: Completions,
-    /// While a client that lost its state makes a new handshake, its old session stays
-    /// alive (RFC 6347 §4.2.8), so a path may be in both tables.
+    /// Sessions. When a client that has lost its state makes a new handshake, its old
+    /// session stays alive until the handshake completes (RFC 6347 §4.2.8), so a path may
+    /// be in both tables.
     sessions: Table<Session<P>>,
     by_connection_id: HashMap<ConnectionId, Handle>,
     holders: Holders,
     shares: Shares,
-    /// Flights to resend: one queue for each timeout, so that every queue is ordered by
-    /// time without sorting. Entries of handshakes that have moved on are stale.
+    /// Handshakes whose flight is to be resent, each with the time. There is one queue for
+    /// each timeout, so that every queue is ordered by time without sorting. An entry is
+    /// stale once its handshake no longer waits for the client.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
-    /// Handshakes to abandon at the given time because a record failed under their keys,
-    /// unless they have completed by then; in order of time.
+    /// Handshakes in which a record failed under the keys, ordered by time. Each is
+    /// abandoned at the given time unless it has completed by then.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
-    /// Place in the table at which [`close_where`](Self::close_where) continues.
+    /// Index of the table slot at which [`close_where`](Self::close_where) continues.
     walk: u32,
     /// Set when a session has ended since the stack was last wiped.
     has_closed: bool,
@@ -211,8 +216,8 @@ pub struct Endpoint<P> {
 }
 
 impl<P> Endpoint<P> {
-    /// Creates an endpoint. `cookie_secret` may be shared by endpoints that stand in for
-    /// each other; `seed` must not be. Both are random.
+    /// Creates an endpoint. Both `cookie_secret` and `seed` are random. Endpoints that
+    /// replace each other may share `cookie_secret`, but never `seed`.
     pub fn new(config: Config, now: Instant, cookie_secret: &[u8; 32], seed: [u8; 32]) -> Self {
         Self {
             made: now,
@@ -259,7 +264,7 @@ impl<P> Endpoint<P> {
         self.sessions.get(session.0).map(|session| &session.principal)
     }
 
-    /// Returns that principal for modification.
+    /// Returns the principal that the application bound to a session, for modification.
     pub fn principal_mut(&mut self, session: SessionId) -> Option<&mut P> {
         self.sessions.get_mut(session.0).map(|session| &mut session.principal)
     }
@@ -269,27 +274,29 @@ impl<P> Endpoint<P> {
         self.path(session).map(|path| path.peer)
     }
 
-    /// Returns the path on which a session's client was last heard.
+    /// Returns the current path of a session's client.
     pub fn path(&self, session: SessionId) -> Option<Path> {
         self.sessions.path(session.0)
     }
 
-    /// Returns the most bytes of data that one record to this client may hold: limited by
-    /// the client's own limit (RFC 6066 §4, RFC 8449) and by the size of one datagram.
+    /// Returns the maximum number of data bytes that one record to this client may hold.
+    /// It depends on the client's own limit (RFC 6066 §4, RFC 8449) and on the size of a
+    /// datagram.
     pub fn max_data(&self, session: SessionId) -> Option<usize> {
         let connection = &self.sessions.get(session.0)?.connection;
         let overhead = record::MAX_OVERHEAD + connection.client_id().len();
         Some(connection.max_data().min(self.config.max_datagram() - overhead))
     }
 
-    /// Returns the next event. Call it until `None` after every other call.
+    /// Returns the next event. After each call of any other method, call this one until it
+    /// returns `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
     /// Wipes the stack below the caller if a session has ended since the last wipe. Every
-    /// function that may end a session calls it last; inlined, because the caller's own
-    /// frame is not wiped.
+    /// function that may end a session calls this method last. It is inlined, because
+    /// otherwise its own frame would not be wiped.
     #[inline(always)]
     fn wipe_after_close(&mut self) {
         if std::mem::take(&mut self.has_closed) {
@@ -297,9 +304,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Continues reading a datagram: returns the next data of a session, or `None` when
-    /// the datagram is used up. Nothing in a datagram is an error: what is invalid is
-    /// dropped (RFC 6347 §4.1.2.7).
+    /// Continues reading a datagram. Returns the next application data, or `None` at the
+    /// end of the datagram. Invalid content is not an error: it is dropped (RFC 6347
+    /// §4.1.2.7).
     pub fn receive<'d>(
         &mut self,
         now: Instant,
@@ -323,9 +330,8 @@ impl<P> Endpoint<P> {
         None
     }
 
-    /// Tells the endpoint who holds the key of a handshake, before the key is provided,
-    /// so that the sessions of one holder can be limited
-    /// ([`Config::sessions_per_holder`]).
+    /// Sets the holder of a handshake's key, so that the sessions of one holder can be
+    /// limited ([`Config::sessions_per_holder`]). To be called before the key is provided.
     pub fn bind_holder(&mut self, handshake: HandshakeId, holder: Holder) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
             progress.holder = Some(holder);
@@ -370,7 +376,8 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Sends data in a session, as one record of at most [`max_data`](Self::max_data).
+    /// Sends data in a session, as one record of at most [`max_data`](Self::max_data)
+    /// bytes.
     pub fn send(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;
@@ -378,9 +385,9 @@ impl<P> Endpoint<P> {
         self.send_record(session.0, ContentType::ApplicationData, data, out)
     }
 
-    /// Sends data as [`send`](Self::send) does, but to the address at which the client
-    /// was last shown to receive: for a client that moved on while it was being validated
-    /// there.
+    /// Sends data like [`send`](Self::send), but to the address of the client that was
+    /// validated last. Needed for a client that moved on while that address was being
+    /// validated.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;
@@ -388,8 +395,9 @@ impl<P> Endpoint<P> {
         self.send_record_validated(session.0, data, out)
     }
 
-    /// Records that a session's client was shown to receive on this path, for example
-    /// because it echoed a number that no one else could know (RFC 9146 §6).
+    /// Marks a path of a session's client as validated: the client has shown that it
+    /// receives there, for example by echoing a number that no one else could know (RFC
+    /// 9146 §6).
     pub fn validate(&mut self, session: SessionId, path: Path) {
         let Some(current) = self.sessions.path(session.0) else { return };
         if let Some(session) = self.sessions.get_mut(session.0) {
@@ -397,13 +405,13 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Returns whether a session's client was shown to receive at its current address.
+    /// Returns whether the current address of a session's client is validated.
     pub fn is_validated(&self, session: SessionId) -> bool {
         self.sessions.get(session.0).is_some_and(|session| session.connection.is_validated())
     }
 
-    /// Sets whether a request of the session is in progress. Such a session is evicted
-    /// last.
+    /// Sets whether a request of the session is in progress. A session with a request in
+    /// progress is evicted last.
     pub fn set_busy(&mut self, session: SessionId, is_busy: bool) {
         if let Some(session) = self.sessions.get_mut(session.0) {
             session.is_busy = is_busy;
@@ -416,9 +424,9 @@ impl<P> Endpoint<P> {
         self.wipe_after_close();
     }
 
-    /// Sends close_notify to up to `most` sessions, those idle longest first, and forgets
-    /// them. Returns how many are left. For a server that shuts down (RFC 5246 §7.2.1):
-    /// its clients reconnect at once instead of waiting for an answer.
+    /// Closes up to `most` sessions with a close_notify, those idle longest first. Returns
+    /// the number of sessions left. A server calls this when it shuts down (RFC 5246
+    /// §7.2.1), so that its clients reconnect at once instead of waiting for an answer.
     pub fn close_oldest(&mut self, most: usize, out: &mut impl Outbox) -> usize {
         for _ in 0..most {
             let Some((_, oldest)) = self.sessions.oldest() else { break };
@@ -428,8 +436,9 @@ impl<P> Endpoint<P> {
         self.sessions.len()
     }
 
-    /// Continues a walk over all sessions by `most` places, and ends those for which
-    /// `is_over` returns true. Returns whether this walk has more to visit.
+    /// Continues a walk over all sessions. Visits the next `most` slots of the session
+    /// table and ends each session for which `is_over` returns true. Returns whether slots
+    /// are left in this walk.
     pub fn close_where(
         &mut self,
         most: usize,
@@ -456,7 +465,8 @@ impl<P> Endpoint<P> {
         self.walk = 0;
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is to be called
+    /// next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let queues = self.resend.iter().chain([&self.suspects]);
         let queued = queues.filter_map(|queue| queue.front().map(|&(at, _)| at));
@@ -484,7 +494,7 @@ impl<P> Endpoint<P> {
         self.wipe_after_close();
     }
 
-    /// Returns whether no state of any client is held.
+    /// Returns whether the endpoint holds no handshake, session or timer of any client.
     #[cfg(any(test, feature = "testing"))]
     pub fn holds_no_state(&self) -> bool {
         self.handshakes.len() == 0
@@ -504,15 +514,17 @@ impl<P> Endpoint<P> {
     }
 }
 
-/// Stack that the ciphers use at most, in bytes. Without optimization, frames are several
-/// times larger.
+/// Maximum stack that the ciphers use, in bytes. Without optimization, stack frames are
+/// several times larger.
 const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 << 10 } else { 12 << 10 };
 
-/// Overwrites the part of the stack that the ciphers have used. They leave copies of keys
-/// in dead frames, and those of the last session would stay there until the next one.
+/// Overwrites the part of the stack that the ciphers have used. The ciphers leave copies
+/// of keys in dead frames. If no other session followed, the keys of the last one would
+/// stay there.
 #[inline(never)]
 fn wipe_stack() {
-    // Written as a whole: volatile writes of single bytes took 10 µs per device.
+    // The array is written as a whole, because volatile writes of single bytes took 10 µs
+    // per device.
     std::hint::black_box(&mut [0u8; CIPHER_STACK]);
 }
 
@@ -529,8 +541,9 @@ fn flight_timeout(config: &Config, round: usize) -> Duration {
     config.retransmission_timeout * (1 << round.min(MAX_RETRANSMISSIONS))
 }
 
-/// Returns the first byte of the connection ID in a datagram's first record, if it has
-/// one: it says which of several endpoints on one port the datagram is for.
+/// Returns the first byte of the connection ID in a datagram's first record, if that
+/// record has one. When several endpoints share a port, this byte identifies the endpoint
+/// that the datagram is for.
 pub fn connection_id_prefix(datagram: &[u8]) -> Option<u8> {
     if datagram.first() == Some(&(ContentType::Tls12Cid as u8)) { datagram.get(11).copied() } else { None }
 }

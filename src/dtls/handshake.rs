@@ -1,12 +1,12 @@
 //! One handshake, from a ClientHello with a valid cookie to the client's Finished (RFC
-//! 6347 §4.2, RFC 4279 §2). It knows nothing of other handshakes, addresses or timers:
-//! those belong to the endpoint.
+//! 6347 §4.2, RFC 4279 §2). It knows nothing of other handshakes, addresses or timers,
+//! which are the business of the endpoint.
 //!
-//! Until Finished is verified, anyone can send messages in the client's name. Therefore
-//! nothing unauthenticated ends a handshake or takes away what it needs: the result of
-//! the hellos is kept to the end, invalid messages are silently dropped (RFC 6347
-//! §4.1.2.7), and a ClientKeyExchange is only a [`Claim`], which another may replace
-//! until one of them is proven.
+//! Until the client's Finished is verified, anyone can send messages in the client's name.
+//! Therefore no unauthenticated message ends a handshake or destroys what it needs. The
+//! result of the hellos is kept to the end, and invalid messages are silently dropped (RFC
+//! 6347 §4.1.2.7). A ClientKeyExchange is only a [`Claim`]: until one claim is proven,
+//! another may replace it.
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -25,49 +25,54 @@ use super::{
     wire::Reader,
 };
 
-/// Maximum number of protected records kept until the key and ChangeCipherSpec arrive:
-/// the client's Finished, at worst in fragments of one byte each.
+/// Maximum number of protected records kept until the key and ChangeCipherSpec arrive.
+/// They hold the client's Finished, which may come in up to 12 fragments of one byte each.
 pub(crate) const MAX_EARLY: usize = 12;
-/// Longest such record, in bytes.
+/// Maximum payload of a record that is kept in this way, in bytes.
 const MAX_EARLY_RECORD: usize = 128;
-/// Maximum number of suites kept for the log when none is in common.
+/// Maximum number of the client's suites that are kept for the log when none of them can
+/// be chosen.
 const MAX_SUITES_REPORTED: usize = 16;
 
-/// Terms on which the server negotiates: suites and extensions, and the cost it accepts.
+/// Terms on which the server negotiates: its suites and extensions, and limits on the
+/// cost.
 pub(crate) struct Offer<'a> {
-    /// Suites in order of preference.
+    /// Suites that the server accepts, most preferred first.
     pub(crate) suites: &'a [Suite],
-    /// Refuses clients without extended master secret.
+    /// Refuses clients that do not offer the extended master secret.
     pub(crate) require_extended_master_secret: bool,
-    /// First byte of connection IDs; `None` to hand out none.
+    /// First byte of the connection IDs that the server hands out; `None` to hand out
+    /// none.
     pub(crate) connection_id_prefix: Option<u8>,
-    /// Called before an operation on a curve: returns whether the budget of the client's
-    /// network allows it.
+    /// Charges the client's network for an operation on an elliptic curve. Returns whether
+    /// its budget allows the operation. Called before each operation.
     pub(crate) affords: &'a mut dyn FnMut(Group) -> bool,
-    /// Called before a claim is processed, with whether the suite is ephemeral: returns
-    /// whether one more claim is allowed now.
+    /// Returns whether one more claim may be processed now. The argument is true for an
+    /// ephemeral suite. Called before each claim.
     pub(crate) may_claim: &'a mut dyn FnMut(bool) -> bool,
 }
 
 /// Result of processing a message or record.
 pub(crate) enum Step {
-    /// Nothing for the endpoint to do.
+    /// The endpoint has nothing to do.
     Continue,
-    /// It was invalid or one too many, and was dropped. The endpoint counts it.
+    /// The message or record was dropped because it was invalid or exceeded a limit. The
+    /// endpoint counts it.
     Dropped,
-    /// The flight is ready to send.
+    /// The server's flight is ready to be sent.
     SendFlight,
-    /// The client did not get the flight: send it again.
+    /// The client did not receive the server's flight, so the flight must be sent again.
     SendFlightAgain,
-    /// The key of this identity is needed to continue with this claim.
+    /// The claim with this number needs the key of this identity.
     NeedPsk(u32, Box<[u8]>),
-    /// The identity of this claim is longer than any valid one, so it has no key.
+    /// The claim with this number has no key, because its identity is longer than any
+    /// valid one.
     NoPsk(u32),
     /// The client's Finished was correct: the session can begin.
     Complete(Box<Completed>),
     /// The handshake has failed; the alert is for the client.
     Fail(Alert, Failure),
-    /// The server cannot continue now, and sends no alert; the client may start again.
+    /// The server cannot continue now. It sends no alert, and the client may start again.
     GiveUp(Failure),
     /// The record was not made with the keys of the claim. It may be an attacker's, so
     /// the handshake continues.
@@ -84,12 +89,12 @@ pub(crate) struct Completed {
     pub(crate) final_flight: FinalFlight,
 }
 
-/// Stage of the handshake; each holds only what it needs.
+/// Stage of the handshake. Each variant holds only the state that its stage needs.
 enum Stage {
     /// The ClientHello is not complete yet.
     Hello,
-    /// The flight was sent; ClientKeyExchange, ChangeCipherSpec and Finished are
-    /// expected.
+    /// The server has sent its flight and expects ClientKeyExchange, ChangeCipherSpec and
+    /// Finished.
     Exchange(Box<Exchange>),
     /// The handshake is over; later messages are ignored.
     Over,
@@ -108,16 +113,16 @@ struct Exchange {
     claim: Option<Claim>,
 }
 
-/// A ClientKeyExchange: the identity that the client claims.
+/// A ClientKeyExchange, in which the client claims an identity.
 struct Claim {
     number: u32,
     identity: Box<[u8]>,
-    /// Hash of the messages up to and including this one.
+    /// Hash of the messages up to and including the ClientKeyExchange.
     transcript: Sha256,
     /// Session hash (RFC 7627 §3).
     hash: [u8; 32],
     shared: Option<SharedSecret>,
-    /// Set once the key has been provided.
+    /// Keys of the session; `None` until the pre-shared key is provided.
     keys: Option<(MasterSecret, KeyBlock)>,
     finished: Reassembly,
 }
@@ -126,32 +131,34 @@ struct Claim {
 pub(crate) struct Handshake {
     pub(crate) client_random: [u8; 32],
     /// message_seq of the ClientHello with the valid cookie. ClientKeyExchange has the
-    /// next number, Finished the one after.
+    /// next number, and Finished the number after that.
     hello_sequence: u16,
     next_send: u16,
     /// Sequence number of our next record in epoch 0.
     next_record: u64,
-    /// ServerHello to ServerHelloDone, kept for resending.
+    /// The server's flight, from ServerHello to ServerHelloDone, kept for resending.
     flight: Vec<u8>,
     reassembly: Reassembly,
     change_cipher_spec: bool,
     early: Vec<(Header, Vec<u8>)>,
-    /// Suites that the client offers, when the server supports none of them.
+    /// The first suites that the client offers, kept only if none can be chosen.
     suites: Box<[u16]>,
-    /// Length in bytes of the last identity that was too long.
+    /// Length in bytes of the last identity that was too long, if any.
     identity_length: Option<usize>,
     stage: Stage,
 }
 
 impl Handshake {
-    /// Starts with the first fragment of a ClientHello whose cookie was valid;
-    /// `record_sequence` is the sequence number of its record.
+    /// Creates the state of a handshake from the first fragment of a ClientHello with a
+    /// valid cookie. `hello_sequence` is the message_seq of the hello, and
+    /// `record_sequence` is the sequence number of the record that carried the fragment.
     pub(crate) fn new(client_random: [u8; 32], hello_sequence: u16, record_sequence: u64) -> Self {
         Self {
             client_random,
             hello_sequence,
-            // RFC 6347 §4.2.2: HelloVerifyRequest has used message_seq 0 of the server,
-            // so its numbers now match the client's.
+            // RFC 6347 §4.2.2: each earlier hello was answered with one
+            // HelloVerifyRequest, so the server's next message has the same message_seq as
+            // this hello.
             next_send: hello_sequence,
             // RFC 6347 §4.2.1: the first ServerHello takes the record sequence number of
             // the ClientHello, so that no number is used twice.
@@ -166,18 +173,19 @@ impl Handshake {
         }
     }
 
-    /// Returns whether this ClientHello is the one that started this handshake.
+    /// Returns whether a ClientHello with this random and message_seq started this
+    /// handshake.
     pub(crate) fn began_with(&self, random: &[u8; 32], sequence: u16) -> bool {
         self.client_random == *random && self.hello_sequence == sequence
     }
 
-    /// Returns whether the server waits for the client, so that its flight may be lost.
+    /// Returns whether the server has sent its flight and waits for the client's flight.
+    /// In that case, the server's flight may have been lost.
     pub(crate) fn awaits_client(&self) -> bool {
         matches!(&self.stage, Stage::Exchange(exchange) if exchange.claim.is_none())
     }
 
-    /// Returns the identity that the client claimed last, if any: at most 128 bytes of
-    /// it.
+    /// Returns the identity that the client claimed last, if any, cut to 128 bytes.
     pub(crate) fn identity(&self) -> Option<&[u8]> {
         match &self.stage {
             Stage::Exchange(exchange) => exchange.claim.as_ref().map(|claim| &*claim.identity),
@@ -185,8 +193,9 @@ impl Handshake {
         }
     }
 
-    /// Returns the codes of the suites that the client offers, when the server supports
-    /// none of them, and the length of its identity, when longer than 128 bytes.
+    /// Returns details of a failed handshake for the log: the first suites that the client
+    /// offers, if none can be chosen, and the length of the client's identity, if it is
+    /// longer than 128 bytes.
     pub(crate) fn hints(&self) -> (Box<[u16]>, Option<usize>) {
         (self.suites.clone(), self.identity_length)
     }
@@ -209,9 +218,9 @@ impl Handshake {
         let is_hello = fragment.kind == message::CLIENT_HELLO && fragment.sequence == self.hello_sequence;
         let most = match &self.stage {
             Stage::Hello if is_hello => usize::MAX,
-            // RFC 6347 §4.2.4: when the client repeats its flight, ours was lost. A
-            // device without entropy that has rebooted sends the same hello, and gets the
-            // same answer.
+            // RFC 6347 §4.2.4: if the client repeats its flight, ours was lost. A device
+            // without entropy sends the same hello after a reboot, and gets the same
+            // answer.
             Stage::Exchange(_) if is_hello && fragment.offset == 0 => return Step::SendFlightAgain,
             Stage::Exchange(_)
                 if fragment.kind == message::CLIENT_KEY_EXCHANGE
@@ -231,8 +240,8 @@ impl Handshake {
         let Some(body) = self.reassembly.add(fragment) else { return Step::Continue };
         let awaits_hello = matches!(self.stage, Stage::Hello);
         match self.message(&body, offer, random) {
-            // Anyone may have sent a fragment other than the first, so the handshake
-            // keeps waiting for the client's own.
+            // Only the first fragment contains the cookie. Anyone may have sent the
+            // others, so the handshake keeps waiting for those of the client.
             Step::Fail(_, Failure::Malformed) if awaits_hello => {
                 self.stage = Stage::Hello;
                 Step::Dropped
@@ -256,12 +265,12 @@ impl Handshake {
             Ok(hello) => hello,
             Err(bad) => return Step::Fail(bad.alert(), Failure::Malformed),
         };
-        // DTLS versions count downwards; a client of a later version states 1.2 here and
-        // the later one in an extension that we ignore.
+        // DTLS version numbers count downwards. A client that supports a later version
+        // states 1.2 here, and the later version in an extension that we ignore.
         if hello.version >> 8 != 0xfe || hello.version > DTLS_1_2 {
             return Step::Fail(Alert::ProtocolVersion, Failure::Version);
         }
-        // The cookie is bound to the random in the first fragment.
+        // The cookie was checked against the random in the first fragment only.
         if hello.random != self.client_random {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
         }
@@ -330,7 +339,7 @@ impl Handshake {
             return Step::Dropped;
         }
         let ephemeral = exchange.ephemeral.as_ref().zip(point);
-        // The first claim was charged with the hello.
+        // The hello was already charged for the curve operation of the first claim.
         if let Some((key, _)) = ephemeral
             && exchange.claims > 0
             && !(offer.affords)(key.group())
@@ -358,17 +367,17 @@ impl Handshake {
         Step::NeedPsk(number, identity.into())
     }
 
-    /// Processes ChangeCipherSpec. It is not authenticated; it must only have arrived
-    /// before Finished is read (RFC 5246 §7.1).
+    /// Processes ChangeCipherSpec. The message is not authenticated. Its only effect is
+    /// that Finished may be read from now on (RFC 5246 §7.1).
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
-        // The network may deliver it before ClientKeyExchange.
+        // The network may deliver ChangeCipherSpec before ClientKeyExchange.
         if matches!(self.stage, Stage::Exchange(_)) {
             self.change_cipher_spec = true;
         }
         self.replay_early()
     }
 
-    /// Returns whether this claim still waits for its key.
+    /// Returns whether the claim with this number still waits for its key.
     pub(crate) fn awaits_psk(&self, number: u32) -> bool {
         matches!(&self.stage, Stage::Exchange(exchange)
             if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.keys.is_none()))
@@ -383,7 +392,7 @@ impl Handshake {
         }
     }
 
-    /// Continues with the key of a claim.
+    /// Continues the claim with this number, using its key.
     pub(crate) fn psk(&mut self, number: u32, psk: &Psk) -> Step {
         let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
         let Some(claim) = exchange.claim.as_mut().filter(|claim| claim.number == number) else {
@@ -400,7 +409,9 @@ impl Handshake {
         self.replay_early()
     }
 
-    /// Processes a record of epoch 1. One that comes too early is kept, within bounds.
+    /// Processes a record of epoch 1. A record that arrives before the keys or before
+    /// ChangeCipherSpec is kept, within the limits of [`MAX_EARLY`] and
+    /// `MAX_EARLY_RECORD`.
     pub(crate) fn protected(&mut self, header: Header, payload: &mut [u8]) -> Step {
         let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
         let keys = exchange.claim.as_ref().and_then(|claim| claim.keys.as_ref());
@@ -408,8 +419,8 @@ impl Handshake {
             if payload.len() > MAX_EARLY_RECORD {
                 return Step::Dropped;
             }
-            // The newest are kept, so that an attacker who is first cannot displace the
-            // client.
+            // When the list is full, the newest records are kept: an attacker who sends
+            // records first must not keep out the client's.
             let is_full = self.early.len() >= MAX_EARLY;
             if is_full {
                 self.early.remove(0);
@@ -436,7 +447,7 @@ impl Handshake {
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
                 Step::Continue | Step::Dropped => {}
-                // Among records that were kept, a good one outweighs the bad ones.
+                // A bad record among the kept ones must not hide the result of a good one.
                 Step::BadRecord if !matches!(step, Step::Continue) => {}
                 other => step = other,
             }
@@ -474,7 +485,8 @@ impl Handshake {
             return Step::Continue;
         };
         let expected = master.verify_data(Sender::Client, &hash);
-        // The client has our keys and another transcript: an attacker rewrote the hellos.
+        // The client has the same keys but another transcript: an attacker has changed the
+        // hellos in transit.
         if body.len() != VERIFY_DATA || !bool::from(expected.ct_eq(body)) {
             return Step::Fail(Alert::DecryptError, Failure::WrongFinished);
         }
@@ -486,8 +498,8 @@ impl Handshake {
         Step::Complete(Box::new(Completed { suite, keys, connection, finished, final_flight }))
     }
 
-    /// Appends the flight, each message in a record of its own: small stacks read only
-    /// the first message of a record.
+    /// Appends the server's flight. Each message gets a record of its own, because some
+    /// small stacks read only the first message of a record.
     pub(crate) fn put_flight(&mut self, out: &mut Vec<u8>) {
         let flight = std::mem::take(&mut self.flight);
         let mut rest = Reader::new(&flight);
@@ -495,9 +507,9 @@ impl Handshake {
         while Fragment::read(&mut rest).is_ok() {
             records += 1;
         }
-        // RFC 6347 §4.1: sequence numbers do not wrap, and ChangeCipherSpec needs one
-        // more. If the record of a hello has one of the last numbers, no answer is sent
-        // rather than a partial one.
+        // RFC 6347 §4.1: sequence numbers do not wrap. After the flight, ChangeCipherSpec
+        // needs one more number. If the hello's record number is so high that the numbers
+        // do not suffice, nothing is sent rather than a part of the flight.
         if self.next_record + records > MAX_SEQUENCE {
             self.flight = flight;
             return;
@@ -519,8 +531,8 @@ impl Handshake {
         record::put_plaintext(out, ContentType::Alert, sequence, DTLS_1_2, &alert.to_wire());
     }
 
-    /// Returns the next sequence number, or `None` when they are used up: numbers do not
-    /// wrap (RFC 6347 §4.1).
+    /// Returns the next record sequence number, or `None` when the numbers are used up.
+    /// They do not wrap (RFC 6347 §4.1).
     fn take_record_number(&mut self) -> Option<u64> {
         let number = self.next_record;
         self.next_record += 1;
@@ -528,7 +540,8 @@ impl Handshake {
     }
 }
 
-/// Adds a message to the hash as if it had come in one fragment (RFC 6347 §4.2.6).
+/// Adds a message to the transcript hash as if it had come in one fragment (RFC 6347
+/// §4.2.6).
 fn hash_message(transcript: &mut Sha256, kind: u8, sequence: u16, body: &[u8]) {
     let mut header = Vec::with_capacity(message::HEADER);
     message::put_header(&mut header, kind, sequence, body.len());

@@ -1,6 +1,6 @@
-//! Sessions by the holder of their key. A device needs one session, so its key may open
-//! only a few at a time. For a key shared by many devices, each address and port counts
-//! separately. The sessions of a holder form a linked list, newest first, so this
+//! Limits the sessions per holder of a key. A device needs one session, so its key may
+//! open only a few at a time. For a key that many devices share, each address and port
+//! counts separately. The sessions of a holder form a linked list, newest first. This
 //! bookkeeping costs 15 bytes per session.
 
 use hashbrown::HashTable;
@@ -13,17 +13,17 @@ use super::{
 /// Place of a session in its holder's list.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Link {
-    /// Hash of the holder under a random key; 0 for none.
+    /// Hash of the holder under a random key; 0 if the session has no holder.
     holder: u32,
-    /// The holder's next older session.
+    /// The next older session of the same holder.
     older: Option<Older>,
 }
 
-/// Index of a slot plus one.
+/// Index of a session's slot in the table, plus one.
 type Older = std::num::NonZeroU32;
 
 impl Link {
-    /// Creates the link of a session of this holder.
+    /// Creates the link of a session whose key this holder has.
     pub(crate) fn of(holder: u64) -> Self {
         Self { holder: (holder as u32).max(1), older: None }
     }
@@ -34,8 +34,8 @@ impl Link {
 pub(crate) struct Holders(HashTable<u32>);
 
 impl Holders {
-    /// Adds a session to its holder's list. Returns the oldest of the list if it now has
-    /// more than `limit`: the caller must end that session.
+    /// Adds a session to its holder's list. If the list is now longer than `limit`,
+    /// returns its oldest session, which the caller must end.
     pub(crate) fn add<P>(
         &mut self,
         sessions: &mut Table<Session<P>>,
@@ -61,8 +61,8 @@ impl Holders {
         if count > limit { sessions.handle_at(oldest) } else { None }
     }
 
-    /// Removes a session from its holder's list. To be called before it is removed from
-    /// the table.
+    /// Removes a session from its holder's list. To be called before the session is
+    /// removed from the table.
     pub(crate) fn remove<P>(&mut self, sessions: &mut Table<Session<P>>, handle: Handle) {
         let Some(holder) = holder_at(sessions, handle.index()) else { return };
         let older = older_of(sessions, handle.index());
@@ -76,7 +76,7 @@ impl Holders {
             }
             return;
         }
-        // Bounded by the number of sessions a holder may have.
+        // The loop is bounded by the number of sessions that a holder may have.
         while let Some(next) = older_of(sessions, at) {
             if next == handle.index() {
                 if let Some(session) = sessions.at_mut(at) {
@@ -102,7 +102,7 @@ fn older_of<P>(sessions: &Table<Session<P>>, index: u32) -> Option<u32> {
     sessions.at(index)?.link.older.map(|older| older.get() - 1)
 }
 
-/// Spreads a 32-bit hash over 64 bits: the hash table uses bits from both ends.
+/// Spreads a 32-bit hash over 64 bits, because the hash table uses bits from both ends.
 fn spread(holder: u32) -> u64 {
     u64::from(holder).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -27,12 +27,12 @@ pub(crate) type SharedSecret = Zeroizing<Vec<u8>>;
 /// Length of a secret in bytes, in either group.
 const SECRET: usize = 32;
 
-/// The operating system returned no random bytes.
+/// Error: the operating system returned no random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRandomness;
 
-/// The server's key for one handshake. Its secret stays in one place in memory and is
-/// wiped there.
+/// The server's key for one handshake. Its secret is boxed so that it never moves in
+/// memory, and it is wiped when dropped.
 pub(crate) struct EphemeralKey {
     group: Group,
     secret: Box<Zeroizing<[u8; SECRET]>>,
@@ -45,7 +45,8 @@ impl EphemeralKey {
             return Ok(Self::known(group, secret));
         }
         let mut secret = Box::new(Zeroizing::new([0; SECRET]));
-        // One in 2^32 numbers is not a valid secret of P-256.
+        // About one in 2^32 random numbers is not a valid P-256 secret, so a few attempts
+        // suffice.
         for _ in 0..4 {
             getrandom::fill(&mut secret[..]).map_err(|_| NoRandomness)?;
             if group == Group::X25519 || p256::SecretKey::from_slice(&secret[..]).is_ok() {
@@ -55,7 +56,7 @@ impl EphemeralKey {
         Err(NoRandomness)
     }
 
-    /// Creates a known key, for tests.
+    /// Creates a key with the given secret, for tests.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn known(group: Group, secret: [u8; SECRET]) -> Self {
         Self { group, secret: Box::new(Zeroizing::new(secret)) }
@@ -76,7 +77,7 @@ impl EphemeralKey {
     pub(crate) fn public(&self) -> Vec<u8> {
         match self.group {
             Group::X25519 => x25519_dalek::PublicKey::from(&self.x25519()).to_bytes().to_vec(),
-            // It was valid when it was made.
+            // `generate` has checked that the secret is valid.
             Group::Secp256r1 => p256::SecretKey::from_slice(&self.secret[..])
                 .map(|secret| secret.public_key().to_sec1_point(false).as_bytes().to_vec())
                 .unwrap_or_default(),
@@ -98,7 +99,7 @@ impl EphemeralKey {
                 }
             }
             Group::Secp256r1 => {
-                // RFC 8422 §5.1.1: only uncompressed points are in use.
+                // RFC 8422 §5.1.1: only uncompressed points are allowed.
                 if point.first() != Some(&4) {
                     return Err(Malformed);
                 }
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn low_order_points_of_x25519_are_refused() {
-        // RFC 7748 §6.1 and the known points of small order.
+        // The points of small order (RFC 7748 §6.1).
         let low_order = [
             "0000000000000000000000000000000000000000000000000000000000000000",
             "0100000000000000000000000000000000000000000000000000000000000000",

@@ -1,5 +1,6 @@
-//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): bounded parsing of the client's,
-//! and writing of the server's. Which message is expected when is decided in `handshake`.
+//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): parses the client's messages with
+//! bounds checks, and writes the server's messages. The module `handshake` decides which
+//! message is expected at which time.
 
 use super::{
     cookie::COOKIE,
@@ -20,7 +21,7 @@ pub(crate) const SERVER_HELLO_DONE: u8 = 14;
 pub(crate) const CLIENT_KEY_EXCHANGE: u8 = 16;
 pub(crate) const FINISHED: u8 = 20;
 
-/// Stands for an empty renegotiation_info (RFC 5746 §3.3).
+/// Signalling suite with the meaning of an empty renegotiation_info (RFC 5746 §3.3).
 const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
 /// RFC 6066 §4.
 const MAX_FRAGMENT_LENGTH: u16 = 0x0001;
@@ -36,20 +37,22 @@ const EXTENDED_MASTER_SECRET: u16 = 0x0017;
 /// RFC 5746 §3.2.
 const RENEGOTIATION_INFO: u16 = 0xff01;
 
-/// Longest plaintext accepted in a record, announced to a client that asks (RFC 8449):
-/// fits into a datagram at the minimum MTU of IPv6.
+/// Value of record_size_limit that the server announces to a client that sends this
+/// extension, in bytes (RFC 8449). A record of this size fits into a datagram at the
+/// minimum MTU of IPv6.
 const OWN_RECORD_SIZE_LIMIT: u16 = 1200;
-/// Smallest value that may be sent (RFC 8449 §4).
+/// Smallest record_size_limit that a client may send, in bytes (RFC 8449 §4).
 const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
-/// Longest identity, in bytes (RFC 4279 §5.3: identities of up to 128 bytes must be
-/// supported).
-pub(crate) const MAX_IDENTITY: usize = 128;
-/// Longest ClientKeyExchange accepted, in bytes. An identity that is too long is still
-/// read, so that the log can report it; the point of an ephemeral suite has up to 65
+/// Longest identity accepted, in bytes. RFC 4279 §5.3 requires support for up to 128
 /// bytes.
+pub(crate) const MAX_IDENTITY: usize = 128;
+/// Longest ClientKeyExchange accepted, in bytes. The limit is above the longest valid one,
+/// so that the log can report the length of an identity that is too long. The point of an
+/// ephemeral suite takes up to 65 bytes.
 pub(crate) const MAX_CLIENT_KEY_EXCHANGE: usize = 512;
-/// Maximum number of extensions in a ClientHello. No stack sends half as many.
+/// Maximum number of extensions in a ClientHello. Known stacks send less than half as
+/// many.
 const MAX_EXTENSIONS: usize = 64;
 
 /// Alert descriptions that the server sends (RFC 5246 §7.2).
@@ -65,7 +68,7 @@ pub(crate) enum Alert {
 }
 
 impl Alert {
-    /// Returns the level and the description.
+    /// Returns the two bytes of the alert: its level and its description.
     pub(crate) fn to_wire(self) -> [u8; 2] {
         let level = match self {
             Self::CloseNotify | Self::NoRenegotiation => 1,
@@ -103,9 +106,9 @@ pub fn alert_name(description: u8) -> &'static str {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fragment<'a> {
     pub(crate) kind: u8,
-    /// Length of the whole message.
+    /// Length of the whole message in bytes, without its header.
     pub(crate) length: usize,
-    /// message_seq.
+    /// Number of the message (message_seq).
     pub(crate) sequence: u16,
     pub(crate) offset: usize,
     pub(crate) body: &'a [u8],
@@ -141,7 +144,7 @@ pub(crate) fn put_header(out: &mut Vec<u8>, kind: u8, sequence: u16, length: usi
 }
 
 /// The beginning of a ClientHello, up to and including the cookie. The cookie exchange
-/// reads nothing else, so even a fragmented hello needs no state.
+/// reads only this part, so the server keeps no state even if the hello is fragmented.
 pub(crate) struct HelloPrefix<'a> {
     pub(crate) version: u16,
     pub(crate) random: [u8; 32],
@@ -161,7 +164,7 @@ impl<'a> HelloPrefix<'a> {
     }
 }
 
-/// The parts of a complete ClientHello that decide the answer.
+/// The parts of a complete ClientHello that determine the server's answer.
 pub(crate) struct ClientHello<'a> {
     pub(crate) version: u16,
     pub(crate) random: [u8; 32],
@@ -170,25 +173,26 @@ pub(crate) struct ClientHello<'a> {
     null_compression: bool,
     pub(crate) extended_master_secret: bool,
     pub(crate) secure_renegotiation: bool,
-    /// Big-endian 16-bit codes; absent in a hello from before RFC 4492.
+    /// Big-endian 16-bit codes. `None` for clients older than RFC 4492, which do not send
+    /// the extension.
     groups: Option<&'a [u8]>,
     pub(crate) point_formats: bool,
     pub(crate) size_limit: Option<SizeLimit>,
-    /// Connection ID that the client wants in records to it; may be empty.
+    /// Connection ID for records from the server to the client; may be empty.
     pub(crate) connection_id: Option<&'a [u8]>,
 }
 
-/// Limit that the client sets on the size of records to it.
+/// Limit that the client sets on the plaintext of records from the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SizeLimit {
-    /// max_fragment_length (RFC 6066 §4): the code 1–4, for 512–4096 bytes.
+    /// max_fragment_length (RFC 6066 §4). Its codes 1–4 stand for 512–4,096 bytes.
     MaxFragmentLength(u8),
     /// record_size_limit (RFC 8449), in bytes.
     Record(u16),
 }
 
 impl SizeLimit {
-    /// Returns the most bytes of plaintext in a record to the client.
+    /// Returns the maximum number of plaintext bytes in a record to the client.
     pub(crate) fn bytes(self) -> u16 {
         match self {
             Self::MaxFragmentLength(code) => 256 << code,
@@ -201,14 +205,15 @@ impl SizeLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadHello {
     Malformed,
-    /// It is well-formed, but has a value that its RFC forbids.
+    /// The hello is well-formed, but contains a value that its RFC forbids.
     IllegalParameter,
-    /// It is a first handshake, but claims to be a renegotiation (RFC 5746 §3.6).
+    /// The hello begins a first handshake, but claims to be a renegotiation (RFC 5746
+    /// §3.6).
     Renegotiation,
 }
 
 impl BadHello {
-    /// Returns the alert to send.
+    /// Returns the alert to send to the client.
     pub(crate) fn alert(self) -> Alert {
         match self {
             Self::Malformed => Alert::DecodeError,
@@ -259,7 +264,7 @@ impl<'a> ClientHello<'a> {
         while !extensions.is_empty() {
             let kind = extensions.u16()?;
             let body = extensions.vector16()?;
-            // RFC 5246 §7.4.1.4: at most one extension of a type.
+            // RFC 5246 §7.4.1.4: each type of extension may appear at most once.
             let (earlier, rest) = seen.split_at_mut(count);
             if earlier.contains(&kind) {
                 return Err(BadHello::IllegalParameter);
@@ -269,21 +274,24 @@ impl<'a> ClientHello<'a> {
             match kind {
                 EXTENDED_MASTER_SECRET if body.is_empty() => self.extended_master_secret = true,
                 EXTENDED_MASTER_SECRET => return Err(BadHello::Malformed),
-                // RFC 5746 §3.6: in a first handshake renegotiated_connection is empty.
+                // RFC 5746 §3.6: in a first handshake, the field renegotiated_connection
+                // is empty.
                 RENEGOTIATION_INFO if whole(body, Reader::vector8)?.is_empty() => {
                     self.secure_renegotiation = true;
                 }
                 RENEGOTIATION_INFO => return Err(BadHello::Renegotiation),
-                // RFC 8422 §5.1.1: a list of 16-bit codes, at least one.
+                // RFC 8422 §5.1.1: the body is a list of one or more 16-bit codes.
                 SUPPORTED_GROUPS => match whole(body, Reader::vector16)? {
                     groups if groups.is_empty() || groups.len() % 2 != 0 => return Err(BadHello::Malformed),
                     groups => self.groups = Some(groups),
                 },
-                // RFC 8422 §5.1.2: every list must contain the uncompressed format.
+                // RFC 8422 §5.1.2: every list of formats must contain the uncompressed
+                // one.
                 EC_POINT_FORMATS if whole(body, Reader::vector8)?.contains(&0) => self.point_formats = true,
                 EC_POINT_FORMATS => return Err(BadHello::IllegalParameter),
                 MAX_FRAGMENT_LENGTH => match *body {
-                    // RFC 8449 §5: with both extensions, record_size_limit counts.
+                    // RFC 8449 §5: if both extensions are present, record_size_limit
+                    // applies.
                     [1..=4] if matches!(self.size_limit, Some(SizeLimit::Record(_))) => {}
                     [code @ 1..=4] => self.size_limit = Some(SizeLimit::MaxFragmentLength(code)),
                     _ => return Err(BadHello::IllegalParameter),
@@ -306,8 +314,9 @@ impl<'a> ClientHello<'a> {
         self.cipher_suites.chunks_exact(2).filter_map(|code| Some(u16::from_be_bytes(code.try_into().ok()?)))
     }
 
-    /// Chooses the first of `suites` that the client offers and, for an ephemeral one,
-    /// the group of its keys.
+    /// Chooses the first of `suites` that the client offers. For an ephemeral suite, also
+    /// chooses the group of its keys; the suite is skipped if there is no common group.
+    /// Returns `None` if no suite is left or the client does not offer null compression.
     pub(crate) fn choose(&self, suites: &[Suite]) -> Option<(Suite, Option<Group>)> {
         if !self.null_compression {
             return None;
@@ -323,24 +332,25 @@ impl<'a> ClientHello<'a> {
 
     fn group(&self) -> Option<Group> {
         match self.groups {
-            // RFC 8422 §5.1.1: the client lists its preferred group first. wolfSSL 5.5
-            // lists X25519 last, and cannot use it with ECDHE_PSK.
+            // RFC 8422 §5.1.1: the client lists its groups in order of preference. The
+            // order matters: wolfSSL 5.5 lists X25519 last and cannot use it with
+            // ECDHE_PSK.
             Some(groups) => groups
                 .chunks_exact(2)
                 .find_map(|code| Group::ALL.into_iter().find(|&group| (group as u16).to_be_bytes() == code)),
-            // RFC 8422 §4: without the extension the server chooses; a stack that old
-            // supports P-256.
+            // RFC 8422 §4: without the extension, the server chooses the group. Stacks old
+            // enough to omit the extension support P-256.
             None => Some(Group::Secp256r1),
         }
     }
 }
 
-/// Returns whether a list of 16-bit codes contains this one.
+/// Returns whether a list of 16-bit codes contains `code`.
 fn offers(codes: &[u8], code: u16) -> bool {
     codes.chunks_exact(2).any(|offered| offered == code.to_be_bytes())
 }
 
-/// Reads a body that consists of exactly one vector.
+/// Reads the body of an extension that consists of exactly one vector.
 fn whole<'a>(
     body: &'a [u8],
     vector: impl FnOnce(&mut Reader<'a>) -> Result<&'a [u8], Malformed>,
@@ -351,7 +361,7 @@ fn whole<'a>(
     Ok(content)
 }
 
-/// Reads a ClientKeyExchange: returns the identity (RFC 4279 §2) and, for an ephemeral
+/// Reads a ClientKeyExchange. Returns the identity (RFC 4279 §2) and, for an ephemeral
 /// suite, the client's point (RFC 5489 §2). The identity may be longer than
 /// [`MAX_IDENTITY`].
 pub(crate) fn read_client_key_exchange(
@@ -365,15 +375,15 @@ pub(crate) fn read_client_key_exchange(
     Ok((identity, point))
 }
 
-/// Length of a HelloVerifyRequest in bytes, with its header.
+/// Length of a HelloVerifyRequest in bytes, including its header.
 pub(crate) const HELLO_VERIFY_REQUEST_LENGTH: usize = HEADER + 3 + COOKIE;
 
 /// Appends a HelloVerifyRequest (RFC 6347 §4.2.1) with its header. `sequence` is the
 /// message_seq of the hello that it answers.
 pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, sequence: u16, cookie: &[u8; COOKIE]) {
     put_header(out, HELLO_VERIFY_REQUEST, sequence, 3 + COOKIE);
-    // RFC 6347 §4.2.1: server_version should be DTLS 1.0, whatever version is negotiated
-    // later.
+    // RFC 6347 §4.2.1: server_version should be DTLS 1.0, no matter which version is
+    // negotiated later.
     out.extend_from_slice(&DTLS_1_0.to_be_bytes());
     out.push(COOKIE as u8);
     out.extend_from_slice(cookie);
@@ -388,7 +398,7 @@ pub(crate) struct ServerHello {
     pub(crate) secure_renegotiation: bool,
     pub(crate) point_formats: bool,
     pub(crate) size_limit: Option<SizeLimit>,
-    /// Connection ID that the server wants in records to it.
+    /// Connection ID for records from the client to the server.
     pub(crate) connection_id: Option<ConnectionId>,
 }
 
@@ -399,7 +409,7 @@ impl ServerHello {
         put_header(out, SERVER_HELLO, sequence, 0);
         out.extend_from_slice(&DTLS_1_2.to_be_bytes());
         out.extend_from_slice(&self.random);
-        out.push(0); // no session to resume
+        out.push(0); // empty session ID: no session is resumed
         out.extend_from_slice(&self.suite.code().to_be_bytes());
         out.push(0); // null compression
         let extensions_at = out.len();
@@ -503,7 +513,7 @@ mod tests {
         assert_eq!(ClientHello::read(&body).err(), Some(BadHello::Malformed));
     }
 
-    /// RFC 5246 §7.4.1.3: then the list of extensions is missing too.
+    /// RFC 5246 §7.4.1.3: a hello without extensions also omits the length of their list.
     #[test]
     fn a_server_hello_without_extensions_ends_with_the_compression() {
         let hello = ServerHello {

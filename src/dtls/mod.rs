@@ -1,14 +1,14 @@
-//! A DTLS 1.2 server endpoint for pre-shared keys that performs no I/O: the time and
-//! received datagrams come in as arguments; datagrams and events go out. It serves many
-//! constrained clients at once and keeps no state for a client that has not yet returned
-//! a cookie.
+//! A DTLS 1.2 server endpoint for pre-shared keys. It performs no I/O: the caller passes
+//! in the time and the received datagrams, and gets back datagrams to send and events. It
+//! serves many constrained clients at once and keeps no state for a client that has not
+//! yet returned a cookie.
 //!
 //! It implements what a server needs for PSK suites: RFC 6347 (DTLS 1.2) over RFC 5246,
 //! RFC 4279 (PSK), RFC 5489 and RFC 8442 (ECDHE_PSK), RFC 5487 and RFC 6655 (GCM and CCM
 //! suites), RFC 5746 (renegotiation_info), RFC 7627 (extended master secret), RFC 9146
-//! (connection ID), RFC 6066 §4 and RFC 8449 (smaller records). It has no certificates,
-//! no renegotiation, no resumption and no compression. The cryptographic primitives come
-//! from RustCrypto and dalek.
+//! (connection ID), RFC 6066 §4 and RFC 8449 (smaller records). It does not support
+//! certificates, renegotiation, resumption or compression. The cryptographic primitives
+//! come from RustCrypto and dalek.
 //!
 //! ```
 //! # use std::{net::SocketAddr, time::Instant};
@@ -68,59 +68,65 @@ pub use suite::Suite;
 /// Configuration of an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Suites in order of preference.
+    /// Cipher suites that the server accepts, most preferred first.
     pub suites: Vec<Suite>,
-    /// Refuses clients that do not offer extended master secret (RFC 7627). Many deployed
-    /// stacks do not, so by default it is used only when offered.
+    /// Refuses clients that do not offer the extended master secret (RFC 7627). Off by
+    /// default, because many deployed stacks do not offer it.
     pub require_extended_master_secret: bool,
-    /// First byte of the connection IDs (RFC 9146) that this endpoint hands out, or
-    /// `None` to hand out none. When several endpoints share a port, this byte says which
-    /// of them a record is for ([`connection_id_prefix`]).
+    /// First byte of the connection IDs (RFC 9146) that this endpoint hands out, or `None`
+    /// to hand out none. When several endpoints share a port, this byte identifies the
+    /// endpoint that a record is for ([`connection_id_prefix`]).
     pub connection_id_prefix: Option<u8>,
-    /// Maximum number of sessions; at the limit, one of those idle longest is closed, of
-    /// the network that has most.
+    /// Maximum number of sessions. At the limit, a new session evicts one of the sessions
+    /// that have been idle longest, preferably one from the network with the most
+    /// sessions.
     pub max_sessions: usize,
     /// Maximum number of handshakes in progress; at the limit the oldest is abandoned.
     pub max_handshakes: usize,
-    /// Maximum number of handshakes in progress from one IPv4 address or IPv6 /64; at the
-    /// limit the oldest of that address is abandoned. A whole factory may share one
-    /// address, so this is large.
+    /// Maximum number of handshakes in progress from one IPv4 address or IPv6 /64. At the
+    /// limit, the oldest handshake from there is abandoned. The default is large, because
+    /// a whole factory may share one address.
     pub max_handshakes_per_address: usize,
-    /// CPU time that one network may use at once for handshakes that do not complete. A
-    /// network is an IPv4 address or an IPv6 /64; an IPv6 /56 gets twice as much and a
-    /// /48 four times as much. A handshake that becomes a session is free.
+    /// CPU time that handshakes from one network may use in a burst without completing. A
+    /// network is an IPv4 address or an IPv6 /64. All networks of an IPv6 /56 together get
+    /// twice as much, those of a /48 four times as much. A handshake that becomes a
+    /// session does not count.
     pub unfinished_burst: Duration,
-    /// CPU time that a network gets back each second after that.
+    /// CPU time that each network regains per second, until its whole burst is available
+    /// again.
     pub unfinished_per_second: Duration,
-    /// Maximum number of sessions of one holder of a key ([`Holder`]); at the limit its
-    /// oldest is closed.
+    /// Maximum number of sessions per holder of a key ([`Holder`]). At the limit, the
+    /// holder's oldest session is closed.
     pub sessions_per_holder: usize,
-    /// Time without progress after which a handshake is abandoned. With the timers of RFC
-    /// 7925 §11, a device repeats a flight after 9, 18 and 36 s.
+    /// Time without progress after which a handshake is abandoned. The default allows for
+    /// the timers of RFC 7925 §11, with which a device repeats a flight after 9, 18 and 36
+    /// s.
     pub handshake_timeout: Duration,
     /// Idle time after which a session is closed.
     pub session_idle: Duration,
-    /// Age beyond which a session ends at its next record; its client then starts a new
-    /// one.
+    /// Maximum age of a session. A session of this age ends at its next record, and its
+    /// client then starts a new one.
     pub session_max_age: Duration,
-    /// First retransmission timeout; doubled each time (RFC 6347 §4.2.4.1).
+    /// Initial retransmission timeout. It doubles with each retransmission (RFC 6347
+    /// §4.2.4.1).
     pub retransmission_timeout: Duration,
-    /// Period of the cookies: a cookie is accepted for one to two periods after it was
-    /// made.
+    /// Length of a cookie period. A cookie is valid in the period in which it was made and
+    /// in the next one.
     pub cookie_period: Duration,
-    /// Longest IP packet, in bytes, that reaches every client unfragmented (RFC 6347
-    /// §4.1.1.1), at least [`MIN_PATH_MTU`]. Nothing longer is sent.
+    /// Size in bytes of the largest IP packet that reaches every client unfragmented (RFC
+    /// 6347 §4.1.1.1). The endpoint sends no larger packets. Values below [`MIN_PATH_MTU`]
+    /// count as [`MIN_PATH_MTU`].
     pub path_mtu: usize,
 }
 
-/// Smallest path MTU: every IPv4 host accepts packets of this size (RFC 791). The longest
-/// flight, with a connection ID of 255 bytes, takes half of it.
+/// Smallest path MTU in bytes. Every IPv4 host accepts packets of this size (RFC 791), and
+/// the longest flight fits into half of it.
 pub const MIN_PATH_MTU: usize = 576;
 /// Size of the IPv6 and UDP headers, in bytes.
 const IP_AND_UDP: usize = 48;
 
 impl Config {
-    /// Longest datagram sent, in bytes.
+    /// Returns the maximum size of a datagram that the endpoint sends, in bytes.
     fn max_datagram(&self) -> usize {
         self.path_mtu.max(MIN_PATH_MTU) - IP_AND_UDP
     }
@@ -143,13 +149,14 @@ impl Default for Config {
             session_max_age: Duration::from_secs(86_400),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
-            // The minimum MTU of IPv6 (RFC 8200 §5), and so of most constrained links.
+            // RFC 8200 §5: every IPv6 link, including constrained ones, has at least this
+            // MTU.
             path_mtu: 1280,
         }
     }
 }
 
-/// A pre-shared key of 1–64 bytes; never printed, wiped when dropped.
+/// A pre-shared key of 1–64 bytes. It is never printed, and it is wiped when dropped.
 #[derive(Clone)]
 pub struct Psk(Zeroizing<Vec<u8>>);
 
@@ -157,7 +164,7 @@ impl Psk {
     /// Longest key in bytes (RFC 4279 §5.4).
     pub const MAX: usize = 64;
 
-    /// Returns `None` unless the key has 1–64 bytes.
+    /// Creates a key, or returns `None` unless it has 1–64 bytes.
     pub fn new(key: Vec<u8>) -> Option<Self> {
         let key = Zeroizing::new(key);
         (1..=Self::MAX).contains(&key.len()).then_some(Self(key))
@@ -175,13 +182,13 @@ impl fmt::Debug for Psk {
     }
 }
 
-/// Number that the transport assigns to one of the server's own addresses. The default
-/// stands for the only address, or for any.
+/// Number that the transport assigns to one of the server's own addresses. The default, 0,
+/// is for a server that has only one address or does not tell its addresses apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LocalAddress(pub u16);
 
-/// The addresses at both ends of a datagram's path. An association is between two
-/// addresses, so an answer leaves from the address that the client sent to (RFC 6347
+/// The addresses at both ends of a datagram's path. A DTLS association is between two
+/// addresses, so an answer must leave from the address that the client sent to (RFC 6347
 /// §4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path {
@@ -197,9 +204,10 @@ impl From<SocketAddr> for Path {
     }
 }
 
-/// Destination of outgoing datagrams. Called once for each datagram, in order.
+/// Destination of outgoing datagrams. [`push`](Self::push) is called once for each
+/// datagram, in the order of sending.
 pub trait Outbox {
-    /// Copies `datagram`, to be sent on `path`.
+    /// Takes a copy of `datagram`, to be sent on `path`.
     fn push(&mut self, path: Path, datagram: &[u8]);
 }
 
@@ -212,15 +220,15 @@ impl Outbox for Vec<(SocketAddr, Vec<u8>)> {
 /// An event returned by [`Endpoint::poll_event`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A client claims this identity: answer with [`Endpoint::provide_psk`], now or
-    /// later.
+    /// A client claims this identity. The application answers with
+    /// [`Endpoint::provide_psk`], immediately or later.
     PskNeeded {
         /// The handshake that waits for the key.
         handshake: HandshakeId,
         /// The identity as the client sent it: 0–128 bytes, not yet authenticated.
         identity: Box<[u8]>,
     },
-    /// A client has proven that it has the key; its data may follow.
+    /// A client has proven that it has the key. From now on, the session may deliver data.
     Established {
         /// The new session.
         session: SessionId,
@@ -235,16 +243,18 @@ pub enum Event {
         reason: Closed,
     },
     /// A network has started too many handshakes that did not complete, and cannot start
-    /// another for now ([`Config::unfinished_burst`]). Reported at most once a second.
+    /// another one for now ([`Config::unfinished_burst`]). Reported at most once a second
+    /// for all networks together.
     OverBudget {
-        /// Address of one of its clients.
+        /// Address of a client in this network.
         peer: SocketAddr,
     },
-    /// A handshake failed whose client had returned a valid cookie.
+    /// A handshake failed after its client had returned a valid cookie.
     HandshakeFailed {
         /// The client's address.
         peer: SocketAddr,
-        /// The identity it claimed, if it got that far; not authenticated.
+        /// The identity that the client claimed, if the handshake got that far. It is not
+        /// authenticated.
         identity: Option<Box<[u8]>>,
         /// The reason.
         reason: Failure,
@@ -256,12 +266,13 @@ pub enum Event {
 /// Information about a client whose handshake failed. None of it is authenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
-    /// Codes of the first cipher suites it offered, when the server supports none of
-    /// them.
+    /// Codes of the first cipher suites that the client offered, if the handshake failed
+    /// with [`Failure::NoCommonSuite`]; otherwise empty.
     pub suites: Box<[u16]>,
-    /// Length of its identity in bytes, when longer than 128.
+    /// Length of the client's identity in bytes, if it is longer than 128 bytes.
     pub identity_length: Option<usize>,
-    /// Description of a fatal alert sent in its name.
+    /// Description code of a fatal alert that was sent in the client's name, by the client
+    /// or anyone else.
     pub alert: Option<u8>,
 }
 
@@ -270,22 +281,22 @@ pub struct Hints {
 pub enum Closed {
     /// The client sent close_notify.
     ByPeer,
-    /// The client sent a fatal alert of this description.
+    /// The client sent a fatal alert with this description code.
     ByAlert(u8),
     /// The application called [`Endpoint::close`].
     ByUs,
-    /// It was idle for too long.
+    /// The session was idle for too long.
     Idle,
-    /// The session table was full or its holder had too many sessions, and this one was
-    /// chosen to make room.
+    /// The session was evicted because the session table was full or its holder had too
+    /// many sessions.
     Evicted,
     /// The same client established a new session from the same address.
     Replaced,
-    /// All its sequence numbers were used.
+    /// All sequence numbers of the session were used.
     Exhausted,
-    /// The key it started with was revoked.
+    /// The key that the session started with was revoked.
     Revoked,
-    /// It reached the maximum age.
+    /// The session reached the maximum age.
     Aged,
 }
 
@@ -298,13 +309,15 @@ pub enum Failure {
     /// The client speaks neither DTLS 1.2 nor a later version.
     #[error("protocol version older than DTLS 1.2")]
     Version,
-    /// No cipher suite in common, or null compression was not offered.
+    /// The client offered no suite that the server supports, or did not offer null
+    /// compression.
     #[error("no common cipher suite")]
     NoCommonSuite,
     /// The configuration requires extended master secret and the client did not offer it.
     #[error("no extended master secret")]
     NoExtendedMasterSecret,
-    /// Unknown identity or wrong key; the client must not learn which.
+    /// The identity is unknown or the key is wrong. The client must not learn which of the
+    /// two.
     #[error("unknown PSK identity or wrong key")]
     WrongKey,
     /// The keys were right but verify_data was not: the hellos were altered in transit.
@@ -313,7 +326,7 @@ pub enum Failure {
     /// The client stopped answering.
     #[error("timed out")]
     TimedOut,
-    /// There were too many handshakes, and this was the oldest.
+    /// There were too many handshakes at once, and this was the oldest one.
     #[error("too many handshakes at once")]
     Evicted,
     /// The same client started another handshake from the same address.

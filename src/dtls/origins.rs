@@ -1,7 +1,6 @@
-//! Counts the handshakes in progress of each network address, so that the owner of one
-//! address cannot take every place. An IPv4 address is counted by itself; of an IPv6
-//! address only the first 64 bits count, because a subscriber owns all addresses below
-//! them.
+//! Counts the handshakes in progress per origin, so that a single origin cannot use up the
+//! server's limit on handshakes. An origin is an IPv4 address or an IPv6 /64: a subscriber
+//! owns all addresses in a /64.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,24 +9,25 @@ use std::{
 
 use super::table::Handle;
 
-/// The part of an address that counts.
+/// Number that identifies an origin: an IPv4 address, or the first 64 bits of an IPv6
+/// address.
 pub(crate) type Prefix = u64;
 
-/// Handshakes in progress by origin.
+/// Handshakes in progress, by origin.
 #[derive(Default)]
 pub(crate) struct Origins(HashMap<Prefix, Origin>);
 
 #[derive(Default)]
 struct Origin {
     live: usize,
-    /// Oldest first; includes some that have ended.
+    /// Handshakes of this origin, the oldest first. Some of them may have ended.
     begun: VecDeque<Handle>,
 }
 
 impl Origins {
-    /// Adds a new handshake. If its address now has more than `limit`, returns the oldest
-    /// of them, which the caller must end. `is_live` returns whether a handshake has not
-    /// ended.
+    /// Adds a new handshake. If its origin now has more than `limit` handshakes, returns
+    /// the oldest of them, which the caller must end. `is_live` returns whether a
+    /// handshake is still in progress.
     pub(crate) fn begin(
         &mut self,
         peer: SocketAddr,
@@ -38,7 +38,8 @@ impl Origins {
         let origin = self.0.entry(prefix(peer)).or_default();
         origin.live += 1;
         origin.begun.push_back(handle);
-        // The list of a busy address whose handshakes complete does not grow.
+        // Without this, the list of a busy origin would grow even though its handshakes
+        // complete.
         while origin.begun.front().is_some_and(|&oldest| !is_live(oldest)) {
             origin.begun.pop_front();
         }
@@ -48,7 +49,7 @@ impl Origins {
         if origin.live > limit { origin.begun.front().copied() } else { None }
     }
 
-    /// Removes a handshake that has ended.
+    /// Removes a handshake that has ended from the count of its origin.
     pub(crate) fn end(&mut self, peer: SocketAddr) {
         let prefix = prefix(peer);
         if let Some(origin) = self.0.get_mut(&prefix) {
@@ -67,7 +68,8 @@ impl Origins {
 
 pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
     match peer.ip().to_canonical() {
-        // Mapped to an IPv6 network that is never routed (RFC 6890).
+        // As a number, an IPv4 address equals an IPv6 network that is never routed (RFC
+        // 6890).
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }
@@ -88,7 +90,7 @@ mod tests {
         assert_eq!(prefix("192.0.2.1:1"), prefix("[::ffff:192.0.2.1]:2"));
     }
 
-    /// A handshake that stays open does not let ended ones pile up behind it.
+    /// Handshakes that have ended do not accumulate behind one that stays open.
     #[test]
     fn the_list_of_an_address_is_at_most_twice_the_limit() {
         let peer: SocketAddr = "192.0.2.1:1".parse().unwrap();

@@ -10,8 +10,8 @@ use super::{Psk, key_exchange::SharedSecret, suite::KeyBlock};
 /// Length of Finished's verify_data in bytes (RFC 5246 §7.4.9).
 pub(crate) const VERIFY_DATA: usize = 12;
 
-/// Computes P_SHA256 (RFC 5246 §5) of the concatenated `seeds`, of which the first is the
-/// label.
+/// Fills `out` with P_SHA256 (RFC 5246 §5) of the concatenated `seeds`. The first of them
+/// is the label.
 fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     let keyed = keyed(secret);
     let mut a = mac(&keyed, None, seeds);
@@ -27,14 +27,14 @@ fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     a.zeroize();
 }
 
-/// Returns HMAC-SHA256 with this key.
+/// Returns an HMAC-SHA256 with this key and no input yet.
 pub(super) fn keyed(secret: &[u8]) -> Hmac<Sha256> {
     // A key of any length is legal for HMAC (RFC 2104 §3).
     let Ok(keyed) = Hmac::new_from_slice(secret) else { unreachable!("HMAC takes any key") };
     keyed
 }
 
-/// Computes HMAC-SHA256 of the concatenated parts.
+/// Computes the HMAC-SHA256 of `previous`, if any, followed by `seeds`.
 pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]) -> Output<Hmac<Sha256>> {
     let mut mac = keyed.clone();
     for part in previous.iter().chain(seeds) {
@@ -43,8 +43,8 @@ pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]
     mac.finalize().into_bytes()
 }
 
-/// The master secret of one handshake: 48 bytes that stay in one place in memory and are
-/// wiped there.
+/// The master secret of one handshake, 48 bytes long. It is boxed so that it never moves
+/// in memory, and it is wiped when dropped.
 pub(crate) struct MasterSecret(Box<Zeroizing<[u8; 48]>>);
 
 /// Values that the master secret is bound to.
@@ -57,9 +57,9 @@ pub(crate) enum Binding<'a> {
 
 impl MasterSecret {
     /// Derives the master secret from the pre-shared key and, for an ephemeral suite, the
-    /// shared secret. The premaster secret of plain PSK is N zero bytes and the key, each
-    /// preceded by its length (RFC 4279 §2); with ECDHE, the shared secret replaces the
-    /// zeros (RFC 5489 §2).
+    /// shared secret. The premaster secret of plain PSK is a string of zeros as long as
+    /// the key, then the key, each preceded by its length (RFC 4279 §2). With ECDHE, the
+    /// shared secret replaces the zeros (RFC 5489 §2).
     pub(crate) fn from_psk(psk: &Psk, ephemeral: Option<&SharedSecret>, binding: Binding<'_>) -> Self {
         let key = psk.as_bytes();
         let zeros = [0; Psk::MAX];
@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn the_prf_agrees_with_the_published_sha256_vector() {
-        // Vector "P_SHA256" from the IETF TLS mailing list, 2008-12, which other stacks
-        // test with too.
+        // Test vector "P_SHA256" from the IETF TLS mailing list, December 2008. Other
+        // stacks use it in their tests too.
         let secret = hex::decode("9bbe436ba940f017b17652849a71db35").unwrap();
         let seed = hex::decode("a0ba9f936cda311827a6f796ffd5198c").unwrap();
         let expected = "e3f229ba727be17b8d122620557cd453c2aab21d07c3d495329b52d4e61edb5a6b301791e90d35c9c9a46b4e14baf9af0f\

@@ -3,10 +3,11 @@
 
 use super::message::Fragment;
 
-/// Longest handshake message accepted, in bytes. A ClientHello with every extension in
-/// use stays below 1 KB, a ClientKeyExchange below 200 bytes.
+/// Longest handshake message accepted, in bytes. A ClientHello with every extension in use
+/// stays below 1 KB, and a ClientKeyExchange below 200 bytes.
 pub(crate) const MAX_MESSAGE: usize = 2048;
-/// Maximum number of separate ranges of a message. An honest sender never needs more.
+/// Maximum number of separate byte ranges kept for a message. An honest sender never needs
+/// more.
 const MAX_RANGES: usize = 32;
 
 /// The message being reassembled; empty between messages.
@@ -14,18 +15,18 @@ const MAX_RANGES: usize = 32;
 pub(crate) struct Reassembly {
     kind: u8,
     length: usize,
-    /// The message up to the last byte that has arrived.
+    /// Body of the message, up to the highest byte that has arrived.
     body: Vec<u8>,
-    /// Ranges that have arrived: neither overlapping nor adjacent.
+    /// Byte ranges that have arrived, as start and end. They neither overlap nor touch.
     ranges: Vec<(usize, usize)>,
     started: bool,
 }
 
 impl Reassembly {
-    /// Adds a fragment of the expected message; returns the whole body once it is
-    /// complete. A message that is too long is ignored. A fragment that contradicts the
-    /// earlier ones in kind or length replaces them: it is unknown which are the
-    /// client's, and the client resends its own.
+    /// Adds a fragment of the expected message. Returns the whole body once it is
+    /// complete. A message that is too long is ignored. A fragment that differs from the
+    /// earlier ones in kind or message length replaces them: either may be forged, and the
+    /// client resends its own.
     pub(crate) fn add(&mut self, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
         if fragment.length > MAX_MESSAGE {
             return None;

@@ -1,37 +1,39 @@
-//! The framing of the record layer (RFC 6347 §4.1): splits a datagram into records and
-//! writes the headers of outgoing ones. Encryption is in `suite`.
+//! The framing of the record layer (RFC 6347 §4.1): splits a datagram into records, writes
+//! the headers of outgoing records and detects replays. Encryption is in `suite`.
 
 use super::wire::{Malformed, Reader};
 
 /// Length of a record header in bytes.
 pub(crate) const HEADER: usize = 13;
-/// Maximum number of bytes that protection adds to data, without a connection ID: the
-/// header, the explicit nonce, the longest tag, and the inner type (RFC 9146 §4).
+/// Maximum number of bytes that a protected record has in addition to its data, not
+/// counting a connection ID: the header, the explicit nonce, the longest tag, and the
+/// inner type (RFC 9146 §4).
 pub(crate) const MAX_OVERHEAD: usize = HEADER + 8 + 16 + 1;
-/// Last sequence number: they have 48 bits. After it, the association ends.
+/// Highest sequence number of a record, which has 48 bits. An association ends when it has
+/// used this number.
 pub(crate) const MAX_SEQUENCE: u64 = (1 << 48) - 1;
 /// Longest plaintext in bytes (RFC 5246 §6.2.1).
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
-/// Most bytes that protection may add to a plaintext (RFC 5246 §6.2.3).
+/// Maximum number of bytes that protection may add to a plaintext (RFC 5246 §6.2.3).
 const MAX_EXPANSION: usize = 2048;
 
-/// DTLS 1.2, as on the wire.
+/// Version number of DTLS 1.2.
 pub(crate) const DTLS_1_2: u16 = 0xfefd;
-/// DTLS 1.0: the version of a HelloVerifyRequest (RFC 6347 §4.2.1).
+/// Version number of DTLS 1.0, which a HelloVerifyRequest carries (RFC 6347 §4.2.1).
 pub(crate) const DTLS_1_0: u16 = 0xfeff;
 
 /// Content type of a record (RFC 5246 §6.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentType {
-    /// The following records use new keys.
+    /// ChangeCipherSpec: the records that follow use new keys.
     ChangeCipherSpec = 20,
-    /// A level and a description.
+    /// An alert: a level and a description.
     Alert = 21,
-    /// Messages of a handshake, or fragments of them.
+    /// Handshake messages, or fragments of them.
     Handshake = 22,
     /// Application data.
     ApplicationData = 23,
-    /// A record with a connection ID; its real type is encrypted (RFC 9146 §4).
+    /// A record with a connection ID. Its real type is encrypted (RFC 9146 §4).
     Tls12Cid = 25,
 }
 
@@ -51,8 +53,8 @@ impl ContentType {
 /// Longest connection ID in bytes (RFC 9146 §3).
 pub(crate) const MAX_CONNECTION_ID: usize = 255;
 
-/// A connection ID that the server handed out. Its first byte identifies the endpoint
-/// ([`Config::connection_id_prefix`](super::Config)), the rest is random.
+/// A connection ID that the server hands out. Its first byte identifies the endpoint
+/// ([`Config::connection_id_prefix`](super::Config)); the other bytes are random.
 pub(crate) type ConnectionId = [u8; 8];
 
 /// The header of one record; the payload follows it in the datagram.
@@ -60,13 +62,13 @@ pub(crate) type ConnectionId = [u8; 8];
 pub(crate) struct Header {
     pub(crate) kind: ContentType,
     pub(crate) epoch: u16,
-    /// 48 bits.
+    /// Sequence number, a value of 48 bits.
     pub(crate) sequence: u64,
 }
 
 impl Header {
-    /// Returns epoch and sequence number as the 64 bits that the nonce and the additional
-    /// data use (RFC 6655 §3, RFC 5288 §3).
+    /// Returns the epoch and the sequence number as one value of 64 bits, as the nonce and
+    /// the additional data use it (RFC 6655 §3, RFC 5288 §3).
     pub(crate) fn epoch_and_sequence(&self) -> u64 {
         u64::from(self.epoch) << 48 | self.sequence
     }
@@ -108,11 +110,12 @@ pub(crate) struct Record<'d> {
     pub(crate) payload: &'d mut [u8],
 }
 
-/// The unread rest of a datagram; [`next`](Self::next) returns record after record.
+/// The unread rest of a datagram. [`next`](Self::next) returns its records one after
+/// another.
 pub(crate) struct Records<'d> {
     rest: &'d mut [u8],
-    /// Length of the connection ID, in bytes. It is not on the wire: the receiver, who
-    /// chose the ID, knows it (RFC 9146 §4).
+    /// Length of a connection ID in bytes. The record does not contain it: the receiver
+    /// has chosen the ID and so knows its length (RFC 9146 §4).
     id_length: usize,
 }
 
@@ -128,8 +131,8 @@ impl<'d> Records<'d> {
     }
 
     /// Returns the next well-formed record. Records of an unknown type or version are
-    /// skipped. A truncated record ends the datagram, because the start of the next one
-    /// is then unknown (RFC 6347 §4.1.2.7: discard silently).
+    /// skipped. A truncated record ends the datagram, because the start of the next record
+    /// is then unknown. The rest is silently discarded (RFC 6347 §4.1.2.7).
     pub(crate) fn next(&mut self) -> Option<Record<'d>> {
         loop {
             let Ok(parsed) = parse(self.rest, self.id_length) else {
@@ -169,9 +172,10 @@ fn parse(bytes: &[u8], id_length: usize) -> Result<Parsed, Malformed> {
         return Err(Malformed);
     }
     let sequence = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-    // Stacks differ in the minor version of their first records, so only the major
-    // version counts (RFC 5246 appendix E.1). The version of a protected record is
-    // authenticated (RFC 5246 §6.2.3.3) and must be the negotiated one.
+    // The minor version of a client's first records differs between stacks, so only the
+    // major version is checked in epoch 0 (RFC 5246 appendix E.1). The version of a
+    // protected record is authenticated (RFC 5246 §6.2.3.3) and must be the negotiated
+    // one.
     let known = if epoch == 0 { version >> 8 == 0xfe } else { version == DTLS_1_2 };
     let header = kind.filter(|_| known).map(|kind| Header { kind, epoch, sequence });
     Ok(Parsed { header, connection_id: id.try_into().ok(), start: HEADER + id.len(), length })
@@ -180,15 +184,15 @@ fn parse(bytes: &[u8], id_length: usize) -> Result<Parsed, Malformed> {
 /// The replay window (RFC 6347 §4.1.2.6), 64 records wide.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ReplayWindow {
-    /// One more than the highest sequence number seen; 0 before the first.
+    /// Highest sequence number seen, plus one; 0 before the first record.
     next: u64,
     /// Bit n is set if record `next - 1 - n` was seen.
     seen: u64,
 }
 
 impl ReplayWindow {
-    /// Returns whether a record with this number is new. To be called before it is
-    /// decrypted.
+    /// Returns whether a record with this number is new and within the window. To be
+    /// called before the record is decrypted.
     pub(crate) fn is_new(&self, sequence: u64) -> bool {
         match self.next.checked_sub(sequence + 1) {
             None => true,
@@ -196,12 +200,12 @@ impl ReplayWindow {
         }
     }
 
-    /// Returns whether the number is higher than all that were seen.
+    /// Returns whether the number is higher than all numbers seen so far.
     pub(crate) fn is_newest(&self, sequence: u64) -> bool {
         sequence >= self.next
     }
 
-    /// Marks a record as seen. To be called only after authentication.
+    /// Marks a record as seen. To be called only after the record was authenticated.
     pub(crate) fn note(&mut self, sequence: u64) {
         match self.next.checked_sub(sequence + 1) {
             None => {
@@ -283,7 +287,8 @@ mod tests {
         assert!(!window.is_new(MAX_SEQUENCE));
     }
 
-    /// RFC 5246 §6.2.3: 2^14 bytes, and up to 2048 added by protection.
+    /// RFC 5246 §6.2.3: a payload may have 2^14 bytes, plus 2,048 bytes that protection
+    /// adds.
     #[test]
     fn the_longest_record_is_read_and_a_longer_one_is_not() {
         for (length, expected) in [(18_432, &[1, 2][..]), (18_433, &[])] {

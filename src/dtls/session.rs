@@ -1,6 +1,6 @@
-//! An established session: its keys, the replay window, and the server's last flight
-//! until the client is known to have it. A device that has fetched its certificate keeps
-//! its session open for minutes, so a session must be small.
+//! An established session: its keys, its replay window, and the server's last flight until
+//! the client is known to have it. Devices keep their sessions open for minutes after they
+//! have fetched their certificates, so there are many sessions and each must be small.
 
 use std::ops::Range;
 
@@ -27,9 +27,9 @@ pub(crate) struct FinalFlight {
 pub(crate) enum Opened {
     /// Data for the application: this range of the payload, not empty.
     Data(Range<usize>),
-    /// Level and description.
+    /// An alert: its level and its description.
     Alert(u8, u8),
-    /// The client's Finished again: it did not get ours.
+    /// The client has repeated its Finished, because it did not receive the server's.
     FinishedAgain,
     /// A ClientHello inside the session: a renegotiation, which is refused.
     Renegotiation,
@@ -56,13 +56,14 @@ pub(crate) struct Session<P> {
     window: ReplayWindow,
     /// Sequence number of our next record in epoch 1.
     next_write: u64,
-    /// Kept until the client has shown that it has our Finished.
+    /// The server's last flight, kept until the client has shown that it has the server's
+    /// Finished.
     final_flight: Option<Box<FinalFlight>>,
     /// Position in the list of its holder's sessions.
     pub(crate) link: Link,
     /// Start of the session, in seconds since the endpoint was created.
     pub(crate) begun: u32,
-    /// A request of this session is in progress: it is evicted last.
+    /// Set while a request of this session is in progress. Such a session is evicted last.
     pub(crate) is_busy: bool,
     pub(crate) principal: P,
 }
@@ -108,7 +109,7 @@ impl<P> Session<P> {
         })
     }
 
-    /// Returns whether a record with this number is newer than all that were read.
+    /// Returns whether this number is higher than those of all records read so far.
     pub(crate) fn is_newest(&self, sequence: u64) -> bool {
         self.window.is_newest(sequence)
     }
@@ -125,8 +126,9 @@ impl<P> Session<P> {
         Sealed::Sent
     }
 
-    /// Appends ChangeCipherSpec and Finished, while the client may still need them. The
-    /// verify_data is the same each time, the record numbers are new (RFC 6347 §4.2.4).
+    /// Appends ChangeCipherSpec and Finished if the client may still need them. The
+    /// verify_data is the same each time, but the record numbers are new (RFC 6347
+    /// §4.2.4).
     pub(crate) fn put_final_flight(&mut self, out: &mut Vec<u8>) -> Sealed {
         let Some(flight) = &mut self.final_flight else { return Sealed::Nothing };
         if flight.next_record > MAX_SEQUENCE {

@@ -20,7 +20,8 @@ use zeroize::Zeroizing;
 
 use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
-// CCM and GCM use only AES encryption, so only that half of the key schedule is built.
+// CCM and GCM only ever encrypt with AES, so these types build no key schedule for
+// decryption.
 pub(super) type Ccm8 = Ccm<Aes128Enc, U8, U12>;
 pub(super) type Ccm16 = Ccm<Aes128Enc, U16, U12>;
 pub(super) type Gcm = AesGcm<Aes128Enc, U12>;
@@ -42,7 +43,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// All suites in order of preference.
+    /// All suites, most preferred first.
     pub const ALL: [Self; 5] = [
         Self::EcdhePskAes128Ccm8,
         Self::EcdhePskAes128Gcm,
@@ -51,7 +52,7 @@ impl Suite {
         Self::PskAes128Gcm,
     ];
 
-    /// Returns the number in the IANA registry.
+    /// Returns the suite's number in the IANA registry.
     pub const fn code(self) -> u16 {
         match self {
             Self::EcdhePskAes128Ccm8 => 0xd003,
@@ -62,7 +63,7 @@ impl Suite {
         }
     }
 
-    /// Returns the name in the IANA registry.
+    /// Returns the suite's name in the IANA registry.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EcdhePskAes128Ccm8 => "TLS_ECDHE_PSK_WITH_AES_128_CCM_8_SHA256",
@@ -73,8 +74,8 @@ impl Suite {
         }
     }
 
-    /// Returns whether both sides contribute an ephemeral key (RFC 5489), so that a PSK
-    /// that leaks later decrypts no recorded session.
+    /// Returns whether both sides contribute an ephemeral key (RFC 5489). With such a
+    /// suite, a PSK that leaks later does not decrypt recorded sessions.
     pub const fn is_ephemeral(self) -> bool {
         matches!(self, Self::EcdhePskAes128Ccm8 | Self::EcdhePskAes128Gcm)
     }
@@ -94,16 +95,16 @@ impl Suite {
 
 const EXPLICIT_NONCE: usize = 8;
 
-/// Length of the key block in bytes: two keys of 16 bytes, two salts of 4.
+/// Length of the key block in bytes: two keys of 16 bytes and two salts of 4 bytes.
 const KEY_BLOCK: usize = 40;
 
-/// Keys of both directions in the order of RFC 5246 §6.3. They stay in the place in
-/// memory where they were derived, and are wiped there: a table or vector that moves its
-/// entries moves only a pointer.
+/// Keys of both directions, in the order of RFC 5246 §6.3. They are boxed so that they
+/// never move in memory: a table that moves its entries moves only a pointer, and no copy
+/// of the keys escapes the wiping on drop.
 pub(crate) struct KeyBlock(Box<Zeroizing<[u8; KEY_BLOCK]>>);
 
 impl KeyBlock {
-    /// Creates a block that `derive` fills.
+    /// Creates a key block and lets `derive` fill it.
     pub(crate) fn derive(derive: impl FnOnce(&mut [u8])) -> Self {
         let mut block = Box::new(Zeroizing::new([0; KEY_BLOCK]));
         derive(&mut block[..]);
@@ -128,9 +129,9 @@ impl KeyBlock {
     }
 }
 
-/// The key and the implicit part of the nonce of one direction. The AES key schedule is
-/// computed again for each record: that takes a tenth of a microsecond, while storing it
-/// would take 176 bytes in each of a hundred thousand sessions.
+/// The key of one direction, and the implicit part of its nonce. The AES key schedule is
+/// not stored but computed again for each record. Computing it takes 0.1 µs; storing it
+/// would take 176 bytes in each of 100,000 sessions.
 #[derive(Clone, Copy)]
 pub(crate) struct DirectionKey<'k> {
     key: &'k [u8; 16],
@@ -142,8 +143,9 @@ pub(crate) struct DirectionKey<'k> {
 pub(crate) struct BadRecord;
 
 impl DirectionKey<'_> {
-    /// Appends the whole protected record to `out`. With a connection ID (the client's),
-    /// it becomes a tls12_cid record (RFC 9146 §4).
+    /// Appends a protected record, including its header, to `out`. `connection_id` is the
+    /// ID that the receiver has chosen. If it is not empty, the record becomes a tls12_cid
+    /// record (RFC 9146 §4).
     pub(crate) fn seal(
         &self,
         suite: Suite,
@@ -156,8 +158,8 @@ impl DirectionKey<'_> {
         self.seal_parts(suite, header, connection_id, [plaintext, inner_type], out);
     }
 
-    /// Appends a protected record with the given inner parts: the content and, in a
-    /// tls12_cid record, its type and any padding.
+    /// Appends a protected record whose plaintext consists of `parts`: the content and, in
+    /// a tls12_cid record, the content type and any padding.
     pub(crate) fn seal_parts(
         &self,
         suite: Suite,
@@ -191,14 +193,15 @@ impl DirectionKey<'_> {
                 self.encrypt::<Gcm>(explicit, aad, body).map(|tag| out.extend(tag))
             }
         }
-        // RFC 5116 §2.1: encryption fails only for messages longer than the suite's
-        // limit, and a record's payload is far below 2^24 bytes.
+        // RFC 5116 §2.1: encryption fails only for messages longer than the suite's limit.
+        // The lowest limit is 2^24 bytes, and a record's payload is far shorter.
         .unwrap_or_default()
     }
 
-    /// Decrypts a record's payload in place; returns its type and the range that holds
-    /// the plaintext. `connection_id` is the server's if the record carries it; the type
-    /// is then inside the record (RFC 9146 §4).
+    /// Decrypts a record's payload in place. Returns the record's content type and the
+    /// range of `payload` that holds the plaintext. `connection_id` is the ID that the
+    /// record carries, or empty. With an ID, the content type is inside the encrypted
+    /// payload (RFC 9146 §4).
     pub(crate) fn open(
         &self,
         suite: Suite,
@@ -224,7 +227,7 @@ impl DirectionKey<'_> {
         if connection_id.is_empty() {
             return Ok((header.kind, EXPLICIT_NONCE..EXPLICIT_NONCE + length));
         }
-        // RFC 9146 §4: content, its type, and any number of zeros.
+        // RFC 9146 §4: the plaintext is the content, its type, and any number of zeros.
         let end = body.iter().rposition(|&byte| byte != 0).ok_or(BadRecord)?;
         let kind = body.get(end).and_then(|&byte| ContentType::from_wire(byte)).ok_or(BadRecord)?;
         Ok((kind, EXPLICIT_NONCE..EXPLICIT_NONCE + end))
@@ -260,8 +263,8 @@ impl DirectionKey<'_> {
     }
 }
 
-/// The additional data of a record: 13 bytes, or 23 and the connection ID if there is
-/// one.
+/// The additional data of a record: 13 bytes, or 23 bytes plus the connection ID if the
+/// record has one.
 struct AdditionalData {
     bytes: [u8; 23 + MAX_CONNECTION_ID],
     length: usize,
@@ -274,8 +277,8 @@ impl AdditionalData {
         let version = record::DTLS_1_2.to_be_bytes();
         let length = (length as u16).to_be_bytes();
         if connection_id.is_empty() {
-            // RFC 5246 §6.2.3.3, with epoch and sequence number as the sequence
-            // number (RFC 6347 §4.1.2.1).
+            // RFC 5246 §6.2.3.3. In DTLS, the epoch and the record's sequence number
+            // together stand for the sequence number of TLS (RFC 6347 §4.1.2.1).
             for part in [&sequence[..], &[header.kind as u8], &version, &length] {
                 data.push(part);
             }
@@ -361,7 +364,7 @@ mod tests {
         let mut payload = sealed_inner(b"data\x17\0\0\0");
         let (kind, range) = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload).unwrap();
         assert_eq!((kind, &payload[range]), (ContentType::ApplicationData, &b"data"[..]));
-        // Padding alone has no type.
+        // A plaintext that is only padding has no content type.
         let mut payload = sealed_inner(&[0; 8]);
         assert_eq!(key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload), Err(BadRecord));
     }
@@ -375,7 +378,8 @@ mod tests {
         }
     }
 
-    /// RFC 5246 §6.2.3, plus the byte for the inner type of RFC 9146 §4.
+    /// RFC 5246 §6.2.1 allows 2^14 bytes, and RFC 9146 §4 adds one byte for the inner
+    /// type.
     #[test]
     fn a_plaintext_longer_than_a_record_may_have_is_a_bad_record() {
         for suite in Suite::ALL {

@@ -1,5 +1,5 @@
-//! A table of entries that are found by a handle, which is never reused, by their path,
-//! and by age. Finding the least recently used entry and marking one as used take
+//! A table whose entries are found by handle, by path and by age. Handles are never
+//! reused. Finding the least recently used entry and marking an entry as used take
 //! constant time.
 
 use std::{
@@ -12,8 +12,8 @@ use hashbrown::HashTable;
 
 use super::Path;
 
-/// Identifies an entry of a table. Once the entry is removed the handle is invalid, even
-/// when the slot is used again.
+/// Identifies an entry of a table. Once the entry is removed, the handle is invalid, even
+/// if the slot is used for another entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Handle {
     index: u32,
@@ -36,9 +36,9 @@ impl Handle {
 /// Marks the end of a list.
 const NONE: u32 = u32::MAX;
 
-/// Unit of the times in the table: ticks since it was created, of which only the low 32
-/// bits are stored. This takes 4 bytes instead of 16 in each of a hundred thousand
-/// entries. They wrap after 1,541 days, and no entry stays untouched for that long.
+/// Unit of time in the table. Times are counted in ticks since the table was created, and
+/// only the low 32 bits are stored: 4 bytes instead of 16 in each of 100,000 entries.
+/// These bits wrap after 1,541 days, but no entry stays untouched for that long.
 const TICK: Duration = Duration::from_millis(31);
 
 struct Slot<T> {
@@ -50,17 +50,17 @@ struct Slot<T> {
     entry: Option<(Path, T)>,
 }
 
-/// Entries by handle and by age and, unless they are unlisted, by path. A path finds at
-/// most one entry. Holds at most `u32::MAX - 1` entries.
+/// Entries that are found by handle, by age and, unless they are unlisted, by path. Each
+/// path finds at most one entry. The table holds at most `u32::MAX - 1` entries.
 pub(crate) struct Table<T> {
     made: Instant,
-    /// The latest time passed in, in ticks.
+    /// Latest time that was passed to any method, in ticks.
     latest: u64,
     slots: Vec<Slot<T>>,
     /// Indices of slots by the hash of their path. Only the slot stores the path itself.
     by_path: HashTable<u32>,
     hasher: RandomState,
-    /// Empty slots, chained through `younger`.
+    /// First empty slot. The other empty slots are chained to it through `younger`.
     free: u32,
     oldest: u32,
     youngest: u32,
@@ -227,7 +227,8 @@ impl<T> Table<T> {
 
     fn ticks(&mut self, now: Instant) -> u32 {
         let ticks = now.saturating_duration_since(self.made).as_nanos().div_ceil(TICK.as_nanos());
-        // 64 bits of nanoseconds last for 580 years.
+        // The conversion loses nothing: 64 bits would last for 580 years even in
+        // nanoseconds.
         self.latest = self.latest.max(ticks as u64);
         self.latest as u32
     }
@@ -256,8 +257,8 @@ impl<T> Table<T> {
     }
 }
 
-/// Returns the hash of a slot's path, for growing the index. Every slot in the index has
-/// a path.
+/// Returns the hash of a slot's path, which `by_path` needs when it grows. Every slot in
+/// `by_path` has a path.
 fn hash_of<T>(hasher: &RandomState, slots: &[Slot<T>], index: u32) -> u64 {
     let entry = slots.get(index as usize).and_then(|slot| slot.entry.as_ref());
     entry.map_or(0, |(path, _)| hasher.hash_one(path))

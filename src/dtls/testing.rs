@@ -1,6 +1,6 @@
-//! A DTLS client without I/O, for tests and benchmarks: it can behave like a device, and
-//! like a broken or hostile one. Handshakes with foreign stacks, tested elsewhere, show
-//! that it speaks the standard and not merely the server's dialect of it.
+//! A DTLS client without I/O, for tests and benchmarks. It can behave like a normal
+//! device, or like a broken or hostile one. Other tests connect foreign stacks to the
+//! server, and so show that client and server do not merely share a mistake.
 
 use std::{
     collections::BTreeMap,
@@ -22,15 +22,15 @@ use super::{
 
 pub use super::record::ContentType;
 
-/// Creates an endpoint whose every byte follows from what it receives: seed and cookie
-/// secret are fixed and, while the second value lives, so are the ephemeral secrets of
-/// this thread. Handshakes are recorded with it and replayed.
+/// Creates an endpoint whose output depends only on its input: its seed and its cookie
+/// secret are fixed. Until the returned [`KnownSecrets`] is dropped, the ephemeral secrets
+/// of this thread are fixed too. Serves to record handshakes and to replay them.
 pub fn predictable_endpoint<P>(now: Instant) -> (Endpoint<P>, KnownSecrets) {
     key_exchange::known::SECRET.set(Some([0x42; 32]));
     (Endpoint::new(Config::default(), now, &[1; 32], [2; 32]), KnownSecrets(()))
 }
 
-/// Guard: until it is dropped, this thread makes its ephemeral keys from a known secret.
+/// Guard. Until it is dropped, this thread makes its ephemeral keys from a known secret.
 pub struct KnownSecrets(());
 
 impl Drop for KnownSecrets {
@@ -48,9 +48,9 @@ pub struct Profile {
     pub psk: Psk,
     /// Codes of the suites offered.
     pub suites: Vec<u16>,
-    /// Offers extended master secret.
+    /// Offers the extended master secret.
     pub extended_master_secret: bool,
-    /// Codes of the groups offered; if empty, the extension is left out.
+    /// Codes of the groups offered. If empty, the client omits the extension.
     pub groups: Vec<u16>,
     /// Connection ID that the client asks for (RFC 9146); may be empty.
     pub connection_id: Option<Vec<u8>>,
@@ -58,13 +58,13 @@ pub struct Profile {
     pub extensions: Vec<u8>,
     /// session_id of the ClientHello.
     pub session_id: Vec<u8>,
-    /// Longest body of a handshake fragment in bytes; longer messages are split.
+    /// Longest body of a handshake fragment, in bytes. Longer messages are split.
     pub fragment: usize,
     /// Sends the records of a flight in reverse order.
     pub reverse: bool,
     /// Puts all records of a flight into one datagram.
     pub coalesce: bool,
-    /// First retransmission timeout.
+    /// Initial retransmission timeout.
     pub retransmission_timeout: Duration,
 }
 
@@ -102,9 +102,9 @@ enum Part {
 
 /// The client of one session.
 pub struct Client {
-    /// Its behaviour; may be changed between flights.
+    /// Behaviour of the client; may be changed between flights.
     pub profile: Profile,
-    /// Data received, in order.
+    /// Application data that the client has received, in order.
     pub received: Vec<Vec<u8>>,
     /// Level and description of the last alert received.
     pub alert: Option<(u8, u8)>,
@@ -133,7 +133,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Creates a client that has sent nothing yet; `random` is its ClientHello's.
+    /// Creates a client that has sent nothing yet. `random` is the random of its
+    /// ClientHello.
     pub fn new(profile: Profile, random: [u8; 32]) -> Self {
         Self {
             resend_after: profile.retransmission_timeout,
@@ -161,7 +162,7 @@ impl Client {
         }
     }
 
-    /// Returns whether the server's Finished was correct.
+    /// Returns whether the client has received the server's Finished and found it correct.
     pub fn is_established(&self) -> bool {
         self.established
     }
@@ -171,7 +172,7 @@ impl Client {
         self.server_random
     }
 
-    /// Returns the negotiated suite, and whether extended master secret is in use.
+    /// Returns the negotiated suite, and whether the extended master secret is in use.
     pub fn agreed(&self) -> Option<(Suite, bool)> {
         self.agreed
     }
@@ -183,12 +184,13 @@ impl Client {
         self.send_flight(now)
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is to be called,
+    /// if any.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.resend_at
     }
 
-    /// Returns the flight again if its time has come.
+    /// Returns the last flight again if it is time to resend it.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
         if self.resend_at.is_none_or(|at| at > now) {
             return Vec::new();
@@ -203,13 +205,13 @@ impl Client {
         self.group.map(|group| group as u16)
     }
 
-    /// Returns the connection ID in records to the server; empty when none was
-    /// negotiated.
+    /// Returns the connection ID for records to the server; empty if none was negotiated.
     pub fn server_connection_id(&self) -> &[u8] {
         self.server_extensions.get(&54).and_then(|body| body.get(1..)).unwrap_or_default()
     }
 
-    /// Returns the connection ID in records from the server.
+    /// Returns the connection ID for records from the server; empty if none was
+    /// negotiated.
     fn own_connection_id(&self) -> &[u8] {
         match &self.profile.connection_id {
             Some(id) if self.server_extensions.contains_key(&54) => id,
@@ -228,8 +230,8 @@ impl Client {
         self.seal_parts(kind, [plaintext, inner_type])
     }
 
-    /// Returns a protected record with a freely chosen plaintext: with a connection ID,
-    /// this is content, type and padding (RFC 9146 §4).
+    /// Returns a protected record with `inner` as its whole plaintext. In a record with a
+    /// connection ID, the plaintext consists of content, type and padding (RFC 9146 §4).
     pub fn seal_inner(&mut self, inner: &[u8]) -> Vec<u8> {
         self.seal_parts(ContentType::ApplicationData, [inner, &[]])
     }
@@ -244,14 +246,14 @@ impl Client {
         out
     }
 
-    /// Continues the protected records at this number, so that a hostile client can
-    /// repeat one.
+    /// Sets the sequence number of the next protected record, so that a hostile client can
+    /// use a number twice.
     pub fn set_next_record(&mut self, number: u64) {
         self.next_record[1] = number;
     }
 
-    /// Returns the number and the explicit nonce of each protected record in a server's
-    /// datagram that opens under the client's keys.
+    /// Decrypts the protected records in a datagram from the server. For each record that
+    /// the client's keys open, returns the sequence number and the explicit nonce.
     pub fn opened(&self, datagram: &[u8]) -> Vec<(u64, [u8; 8])> {
         let mut bytes = datagram.to_vec();
         let id = self.own_connection_id();
@@ -274,7 +276,7 @@ impl Client {
         self.seal(ContentType::Alert, &[1, 0])
     }
 
-    /// Processes a datagram of the server; returns the datagrams to send.
+    /// Processes a datagram from the server. Returns the datagrams to send.
     pub fn receive(&mut self, now: Instant, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut bytes = datagram.to_vec();
         let mut records = Records::with_id_length(&mut bytes, self.own_connection_id().len());
@@ -321,15 +323,17 @@ impl Client {
         Vec::new()
     }
 
-    /// Accepts a cookie, and another one when the server asks again. A message whose
-    /// number is not the next is taken for a repetition, as foreign stacks do.
+    /// Processes a HelloVerifyRequest: sends the hello again with the new cookie, even if
+    /// the server asks several times. A message whose number is not the next one is
+    /// ignored as a repetition, as in foreign stacks.
     fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
         if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();
         }
         self.cookie = request.body[3..].to_vec();
         self.next_receive += 1;
-        // RFC 6347 §4.2.1: neither the first hello nor its answer is hashed.
+        // RFC 6347 §4.2.1: the transcript includes neither the first hello nor the
+        // HelloVerifyRequest.
         self.transcript = Sha256::new();
         self.flight.clear();
         self.say(0, message::CLIENT_HELLO, self.client_hello());
@@ -395,7 +399,7 @@ impl Client {
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
         let shared = self.server_point.take().and_then(|(group, point)| {
-            // A valid secret is not zero and below the order of the curve.
+            // Makes the secret valid: not zero, and below the order of the curve.
             let mut secret = self.random;
             secret[0] = 1;
             let key = EphemeralKey::known(group, secret);

@@ -2,7 +2,7 @@
 //! [`Reader`]: it hands out sub-slices and never indexes, so a length field cannot reach
 //! past its message.
 
-/// Error: a message is shorter than its fields, or a field contradicts its bounds.
+/// Error: a message is shorter than its fields require, or a field is out of its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -61,12 +61,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Appends the 24-bit big-endian form of a value of our own, which fits.
+/// Appends a value as 24 bits in big-endian order. The value must fit.
 pub(crate) fn put_u24(out: &mut Vec<u8>, value: usize) {
     out.extend_from_slice(&(value as u32).to_be_bytes()[1..]);
 }
 
-/// Appends what `body` writes, as a vector with a two-byte length.
+/// Appends a vector with a two-byte length. `body` writes its content.
 pub(crate) fn put_vector16(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend_from_slice(&[0, 0]);
@@ -75,7 +75,7 @@ pub(crate) fn put_vector16(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends a vector of our own with a one-byte length, which fits.
+/// Appends a vector with a one-byte length. The length of `body` must fit.
 pub(crate) fn put_vector8(out: &mut Vec<u8>, body: &[u8]) {
     out.push(body.len() as u8);
     out.extend_from_slice(body);
