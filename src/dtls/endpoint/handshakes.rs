@@ -1,5 +1,5 @@
-//! Handshakes of an endpoint: the cookie exchange that precedes them, the budget of each
-//! network, flights and their timers, and how a handshake ends.
+//! Handshakes of an endpoint: runs the cookie exchange that precedes them, charges them to
+//! the budget of the client's network, sends and resends flights, and ends handshakes.
 
 use std::{
     hash::BuildHasher,
@@ -29,45 +29,49 @@ fn cost_of(group: Group) -> Duration {
     }
 }
 
-/// Maximum number of claims of one handshake processed per [`CLAIM_PERIOD`]: anyone can
-/// make one in the client's name, and each costs the lookup of a key.
+/// Maximum number of claims per handshake that are processed in one [`CLAIM_PERIOD`].
+/// Anyone can make a claim in the client's name, and each claim costs the lookup of a key.
 const MAX_CLAIMS: u8 = 16;
-/// Maximum number for an ephemeral suite, where each claim also costs a curve operation.
+/// The same limit for an ephemeral suite, where each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
-/// Shorter than any client's timeout, so that a client that resends its flight always
-/// gets its own claim processed.
+/// Period in which claims are counted. It is shorter than any client's timeout, so that a
+/// client that resends its flight always gets its own claim processed.
 const CLAIM_PERIOD: Duration = Duration::from_millis(500);
-/// Number of timeouts after a failed record at which the client is assumed to have a
-/// wrong key, unless a second record fails earlier. Long enough for RFC 7925 devices,
-/// which repeat theirs after 9 s.
+/// Time after which a handshake with a failed record is ended because of a wrong key, as a
+/// multiple of the initial retransmission timeout. It is long enough for RFC 7925 devices,
+/// which repeat their flight after 9 s. A second failed record may end the handshake
+/// earlier.
 const SUSPICION: u32 = 12;
 
 /// A handshake and the endpoint's state about it.
 pub(super) struct Progress<P> {
     pub(super) handshake: Handshake,
-    /// Owner of the key that the handshake continues with; `None` before that, and for an
-    /// unknown identity.
+    /// Principal of the key that the handshake continues with. `None` until a key is
+    /// provided, and for an unknown identity.
     pub(super) principal: Option<P>,
     pub(super) holder: Option<Holder>,
     /// CPU time charged to the client's network, refunded when the handshake becomes a
     /// session.
     charged: Duration,
-    /// Time at which the flight was last sent, and how often the timer has resent it.
+    /// Time at which the flight was last sent, and number of times the timer has resent
+    /// it.
     sent: Option<(Instant, usize)>,
-    /// The handshake was started by a hello that already led to a session, most likely a
-    /// late copy: it is answered, and nothing else is done for it.
+    /// Set if the hello that started the handshake has already led to a session, so that
+    /// it is most likely a late copy. The hello is answered, but the timer does not resend
+    /// the flight, and a handshake that does not complete is no failure.
     is_late: bool,
-    /// Description of a fatal alert sent in the client's name.
+    /// Description code of the last fatal alert sent in the client's name, by the client
+    /// or anyone else.
     alert: Option<u8>,
-    /// Start of the current [`CLAIM_PERIOD`], and the claims processed in it.
+    /// Start of the current [`CLAIM_PERIOD`], and the number of claims processed in it.
     claims: (Instant, u8),
-    /// Time at which a record first failed under the keys.
+    /// Time at which a record first failed to authenticate under the handshake's keys.
     bad_record: Option<Instant>,
 }
 
 impl<P> Progress<P> {
-    /// Drops a claim whose key cannot be looked up now. The claim does not count, because
-    /// it was not checked.
+    /// Drops a claim whose key cannot be looked up now. The claim does not count against
+    /// the limit, because it was not checked.
     pub(super) fn postpone(&mut self, claim: u32) {
         if self.handshake.awaits_psk(claim) {
             self.claims.1 = self.claims.1.saturating_sub(1);
@@ -76,8 +80,8 @@ impl<P> Progress<P> {
     }
 }
 
-/// Hellos whose handshakes recently became sessions, by hash. A newer one may overwrite
-/// another in the same slot.
+/// Hashes of hellos whose handshakes recently became sessions. A newer hash may overwrite
+/// an older one in the same slot.
 #[derive(Default)]
 pub(super) struct Completions(Vec<u64>);
 
@@ -121,8 +125,9 @@ impl<P> Endpoint<P> {
                 let step = progress.handshake.change_cipher_spec();
                 self.take_step(now, handle, step, spent, out);
             }
-            // Anyone can send a plaintext alert in the client's name, so it ends nothing.
-            // It is only reported if the handshake fails anyway.
+            // Anyone can send a plaintext alert in the client's name, so the alert does
+            // not end the handshake. It is only reported if the handshake fails for
+            // another reason.
             ContentType::Alert => {
                 if let (&[2, description], Some(handle)) = (payload, self.handshakes.of(path))
                     && let Some(progress) = self.handshakes.get_mut(handle)
@@ -144,7 +149,7 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let handle = if fragment.kind == message::CLIENT_HELLO && fragment.offset == 0 {
-            // No client packs two ClientHellos into a datagram.
+            // No honest client packs two ClientHellos into a datagram.
             if std::mem::replace(&mut spent.hello, true) {
                 self.counters.drop(Dropped::Message);
                 return;
@@ -172,7 +177,7 @@ impl<P> Endpoint<P> {
                     *claims = (now, 0);
                 }
                 let most = if is_ephemeral { MAX_EPHEMERAL_CLAIMS } else { MAX_CLAIMS };
-                // No client packs two claims into a datagram.
+                // No honest client packs two claims into a datagram.
                 let may = claims.1 < most && !std::mem::replace(&mut spent.claim, true);
                 claims.1 += u8::from(may);
                 may
@@ -182,8 +187,9 @@ impl<P> Endpoint<P> {
         self.take_step(now, handle, step, spent, out);
     }
 
-    /// Processes the beginning of a ClientHello. Returns the handshake it belongs to: the
-    /// current one, a new one if its cookie is valid, or else none.
+    /// Processes the beginning of a ClientHello. Returns the handshake that the hello
+    /// belongs to: the current one if this hello started it, or a new one if its cookie is
+    /// valid. Otherwise returns `None`.
     fn hello(
         &mut self,
         now: Instant,
@@ -249,9 +255,9 @@ impl<P> Endpoint<P> {
     }
 
     /// Asks an unknown client to prove that it receives at its address (RFC 6347 §4.2.1),
-    /// and keeps no state. The answer is never longer than the hello, and its numbers are
-    /// copied from the hello: a client thus accepts it as the next message, whichever of
-    /// its hellos it answers (§4.2.2).
+    /// and keeps no state. The answer is never longer than the hello. Its record and
+    /// message numbers are copied from the hello. So a client accepts the answer as the
+    /// next message, even if the hello was not its first (§4.2.2).
     fn verify_hello(
         &mut self,
         now: Instant,
@@ -313,10 +319,10 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Handles a record that failed under the keys: the client has other keys, or someone
-    /// else sent the record. A client with the right keys gets time to resend its own; if
-    /// a second record fails a timeout or more after the first, the client is sent an
-    /// alert.
+    /// Handles a record that failed to authenticate under the handshake's keys. Either the
+    /// client has other keys, or someone else sent the record. A client with the right
+    /// keys gets time to resend its flight. If a second record fails at least one timeout
+    /// after the first, the handshake ends with an alert.
     fn bad_record(&mut self, now: Instant, handle: Handle, out: &mut impl Outbox) {
         let timeout = self.config.retransmission_timeout;
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
@@ -331,13 +337,15 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Fails the handshake. A wrong key and an unknown identity end alike (RFC 4279 §2).
+    /// Ends a handshake because of a wrong key. An unknown identity ends in the same way
+    /// (RFC 4279 §2).
     fn wrong_key(&mut self, handle: Handle, out: &mut impl Outbox) {
         self.send_alert(handle, Alert::DecryptError, out);
         self.fail_handshake(handle, Failure::WrongKey);
     }
 
-    /// Removes a handshake that has become a session from the table.
+    /// Removes a completed handshake from the table. Returns its path, principal and
+    /// holder, which the new session takes over.
     pub(super) fn take_completed(&mut self, handle: Handle) -> Option<(Path, Option<P>, Option<Holder>)> {
         let (path, progress) = self.handshakes.remove(handle)?;
         self.origins.end(path.peer);
@@ -363,7 +371,8 @@ impl<P> Endpoint<P> {
             }
             other => other,
         };
-        // A late copy of a hello whose handshake succeeded is no failure.
+        // If the hello was a late copy, its original has led to a session, so this is no
+        // failure.
         if is_late && reason != Failure::WrongKey {
             return;
         }
@@ -374,7 +383,8 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Abandons handshakes in which a record failed under the keys too long ago.
+    /// Abandons handshakes that have not completed in time since a record failed under
+    /// their keys.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {
@@ -393,7 +403,8 @@ impl<P> Endpoint<P> {
                 }
                 self.resend[round].pop_front();
                 if awaits_client(&self.handshakes, handle) {
-                    // Skipped when the client's own timer has just asked for the flight.
+                    // The flight is not sent if it was just resent because the client
+                    // asked for it.
                     if self.may_repeat(now, handle) {
                         self.counters.retransmissions += 1;
                         self.send_flight(now, round + 1, handle, out);
@@ -404,8 +415,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Resends the flight when the client has asked for it: at most once per datagram,
-    /// and not within half of the timeout after the flight was last sent.
+    /// Resends the flight because the client has asked for it. This is done at most once
+    /// per datagram, and not before half of the timeout has passed since the flight was
+    /// last sent.
     fn repeat_flight(&mut self, now: Instant, handle: Handle, spent: &mut Spent, out: &mut impl Outbox) {
         if spent.flight || !self.may_repeat(now, handle) {
             self.counters.drop(Dropped::Flight);
@@ -472,8 +484,8 @@ impl<P> Endpoint<P> {
     }
 }
 
-/// Returns whether the server waits for the client, so that its flight may have been
-/// lost.
+/// Returns whether the server has sent its flight and waits for the client's flight. In
+/// that case, the server's flight may have been lost.
 fn awaits_client<P>(handshakes: &Table<Progress<P>>, handle: Handle) -> bool {
     handshakes.get(handle).is_some_and(|progress| progress.handshake.awaits_client())
 }

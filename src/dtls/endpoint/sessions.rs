@@ -1,5 +1,5 @@
-//! Sessions of an endpoint: which session a record belongs to, where its client is, which
-//! session is evicted when there are too many, and how a session ends.
+//! Sessions of an endpoint: finds the session of a record, follows clients to new
+//! addresses, evicts sessions when there are too many, and ends sessions.
 
 use std::{collections::HashMap, hash::BuildHasher, net::SocketAddr, time::Instant};
 
@@ -15,10 +15,10 @@ use crate::dtls::{
     table::Handle,
 };
 
-/// Number of sessions, those idle longest, among which the one to evict is chosen.
+/// Number of sessions considered for an eviction: those that have been idle longest.
 const CANDIDATES: usize = 64;
 
-/// Number of sessions of each network.
+/// Number of sessions of each network (an IPv4 address or an IPv6 /64).
 #[derive(Default)]
 pub(super) struct Shares(HashMap<u64, u32>);
 
@@ -70,7 +70,8 @@ impl<P> Endpoint<P> {
                 .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
         });
         if let Some(handle) = session {
-            // Decryption in place destroys a record that fails to authenticate.
+            // Decryption in place destroys a record that fails to authenticate, so the
+            // handshake gets a copy.
             let untouched = handshake.map(|_| payload.to_vec());
             let session = self.sessions.get_mut(handle)?;
             let is_newest = session.is_newest(header.sequence);
@@ -83,7 +84,8 @@ impl<P> Endpoint<P> {
                     }
                     self.follow(handle, path, bytes, is_newest);
                     if matches!(opened, Opened::Alert(..)) {
-                        // An alert usually ends the session.
+                        // An alert usually ends the session, so the stack is wiped of its
+                        // keys.
                         wipe_stack();
                     }
                     if self.has_aged(now, handle) {
@@ -114,9 +116,9 @@ impl<P> Endpoint<P> {
         u64::from(self.seconds(now).saturating_sub(begun)) >= self.config.session_max_age.as_secs()
     }
 
-    /// Moves a client with a connection ID to the path of its newest record (RFC 9146
-    /// §6). An older record, delayed or captured and replayed by an attacker, moves no
-    /// client.
+    /// Moves a client with a connection ID to the path of its newest record (RFC 9146 §6).
+    /// An older record does not move the client: it may be delayed, or an attacker may
+    /// have captured it and sent it from another address.
     fn follow(&mut self, handle: Handle, path: Path, bytes: usize, is_newest: bool) {
         let Some(before) = self.sessions.path(handle) else { return };
         let Some(session) = self.sessions.get_mut(handle) else { return };
@@ -160,7 +162,7 @@ impl<P> Endpoint<P> {
                 self.counters.retransmissions += 1;
                 self.send_final_flight(handle, out);
             }
-            // RFC 5746 §4.4 and RFC 5246 §7.2.2.
+            // RFC 5746 §4.4, RFC 5246 §7.2.2: a renegotiation is refused with a warning.
             Opened::Renegotiation => {
                 self.send_record(handle, ContentType::Alert, &Alert::NoRenegotiation.to_wire(), out);
             }
@@ -177,7 +179,7 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let Some((path, principal, holder)) = self.take_completed(handle) else { return };
-        // No principal means that the identity was unknown and the key random.
+        // Without a principal, the identity was unknown and the key was random.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(path) {
             // RFC 6347 §4.2.8: the old association is discarded only now. The client no
@@ -198,8 +200,8 @@ impl<P> Endpoint<P> {
         let mut session = Session::new(completed, link, self.seconds(now), principal);
         session.connection.begin_at(path);
         let handle = match connection_id {
-            // Listed by its ID alone: an attacker who spoofs another client's address
-            // must not displace that client's session.
+            // The session is found only by its ID and not by its path: an attacker who
+            // spoofs another client's address must not displace that client's session.
             Some(id) => {
                 let handle = self.sessions.insert_unlisted(now, path, session);
                 self.by_connection_id.insert(id, handle);
@@ -216,16 +218,17 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::Established { session: SessionId(handle), peer: path.peer });
     }
 
-    /// Evicts a session to make room for another: among those idle longest, one of the
-    /// network with the most sessions; one with a request in progress only if there is no
-    /// other.
+    /// Evicts a session to make room for a new one. Among the sessions idle longest, it
+    /// chooses one of the network with the most sessions. A session with a request in
+    /// progress is chosen only if all of them have one.
     fn make_room(&mut self, out: &mut impl Outbox) {
         let greediness = |handle: &Handle| {
             let peer = self.sessions.path(*handle).map(|path| path.peer);
             let is_busy = self.sessions.get(*handle).is_some_and(|session| session.is_busy);
             (!is_busy, peer.map_or(0, |peer| self.shares.of(peer)))
         };
-        // `max_by_key` returns the last of equals, so the oldest has to come last.
+        // `max_by_key` returns the last of several maxima, so the oldest session has to
+        // come last.
         let candidates: Vec<Handle> = self.sessions.by_age().take(CANDIDATES).collect();
         if let Some(handle) = candidates.into_iter().rev().max_by_key(greediness) {
             self.counters.evicted += 1;
@@ -244,8 +247,8 @@ impl<P> Endpoint<P> {
             let notify = Alert::CloseNotify.to_wire();
             self.send_from_session(handle, out, |session, buffer| {
                 let sealed = session.seal(ContentType::Alert, &notify, buffer);
-                // Before anything is moved to the heap: padding bytes would carry along
-                // what is on the stack.
+                // The stack is wiped before anything is moved to the heap, because the
+                // padding of a moved value may carry along keys from the stack.
                 wipe_stack();
                 sealed
             });
@@ -309,8 +312,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Seals a record, and sends it unless the client's current address allows no more
-    /// bytes. Returns whether it was sealed and sent, or `None` when the session is gone.
+    /// Seals a record, and sends it if the client's current path is validated or has
+    /// enough credit left. Returns the result of sealing and whether the record was sent.
+    /// Returns `None` if the session is gone.
     fn send_from_session(
         &mut self,
         handle: Handle,
