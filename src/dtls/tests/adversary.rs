@@ -1,5 +1,5 @@
-//! Attackers who own an address, know a client's address, or hold a key of their own; and
-//! faults of the network that make honest clients look the same.
+//! Attackers who own an address, know a client's address, or hold a key of their own. Also
+//! network faults that make an honest client look like an attacker.
 
 use super::*;
 use crate::dtls::{Holder, handshake::MAX_EARLY, message, record};
@@ -12,7 +12,8 @@ fn record_of(sequence: u64, fragments: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// Returns the first fragment of a message of `length` bytes, containing `body`.
+/// Returns the first fragment of a message of `length` bytes. The fragment contains
+/// `body`.
 fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     message::put_header(&mut out, kind, sequence, length);
@@ -20,7 +21,7 @@ fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
     [out, body.to_vec()].concat()
 }
 
-/// Returns a client and its hello with a valid cookie, not yet sent.
+/// Returns a client and its hello with a valid cookie, which is not sent yet.
 fn second_hello(server: &mut Server, profile: Profile, from: SocketAddr) -> (Client, Vec<u8>) {
     let mut client = Client::new(profile, [3; 32]);
     let hello = client.start(server.now).concat();
@@ -72,14 +73,13 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     server.now += Duration::from_millis(1);
     assert_eq!(server.receive(peer(), &again).len(), 1);
     assert_eq!(server.receive(peer(), &again), []);
-    // The timer, which fires half a second later, does not resend it either: this copy
-    // still counts.
+    // Nothing more is sent until the timer is due, one second after the first copy.
     assert_eq!(server.advance(Duration::from_millis(499)), []);
 }
 
-/// An address without a key may start as many handshakes as its burst allows, then its
-/// share per second. Devices elsewhere, and those behind it that have their key, are not
-/// held up.
+/// Clients without a key can start only as many handshakes from one address as its burst
+/// allows, and then a share per second. Devices at other addresses are not held up, nor
+/// are devices at this address that have a key.
 #[test]
 fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     let unfinished_burst = Duration::from_millis(40);
@@ -89,11 +89,11 @@ fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
         let (_, hello) = second_hello(&mut server, ephemeral(29), from);
         server.receive(from, &hello);
     }
-    // 80 µs each.
+    // Each handshake costs 80 µs, so the burst of 40 ms covers 500.
     let counters = server.endpoint.counters();
     assert_eq!((counters.handshakes_started, counters.dropped(Dropped::OverBudget)), (500, 500));
     assert!(connect(&mut server, profile(), elsewhere(), 1).is_established());
-    // A tenth of a second later part of the budget is back.
+    // After 0.1 s, part of the budget is available again.
     server.now += Duration::from_millis(100);
     for port in 2000..3000 {
         let from = SocketAddr::new(peer().ip(), port);
@@ -117,8 +117,8 @@ fn a_network_over_its_budget_is_reported_once_a_second() {
     assert_eq!([0, 0, 999, 1, 999].map(&mut reports), [1, 0, 0, 1, 0]);
 }
 
-/// A budget that does not cover the curve does not make the server fall back to a suite
-/// without one.
+/// If the budget does not cover the curve operation, the server does not fall back to a
+/// suite without one.
 #[test]
 fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
     let unfinished_burst = Duration::from_micros(100);
@@ -133,7 +133,7 @@ fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
 fn many_devices_with_keys_behind_one_address_are_not_held_up() {
     let unfinished_burst = Duration::from_millis(10);
     let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
-    // 5,000 times 20 µs are ten times the burst: finished handshakes are free.
+    // 5,000 handshakes of 20 µs cost ten times the burst, but completed ones do not count.
     for port in 1..=5_000 {
         let device = connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1);
         assert!(device.is_established(), "{port}");
@@ -141,7 +141,8 @@ fn many_devices_with_keys_behind_one_address_are_not_held_up() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::OverBudget), 0);
 }
 
-/// RFC 6347 §4.1.2.7: junk in the client's name, before and between its own messages.
+/// RFC 6347 §4.1.2.7: an attacker sends junk in the client's name, before the client's own
+/// messages and between them.
 #[test]
 fn forged_messages_and_records_do_not_end_an_honest_handshake() {
     let key_exchange = |identity: &[u8]| {
@@ -181,8 +182,8 @@ fn forged_messages_and_records_do_not_end_an_honest_handshake() {
                         }
                         converse(&mut server, &mut client, peer(), vec![datagram.clone()]);
                     }
-                    // If the forged claim came between its messages, the client resends
-                    // them.
+                    // If the forged claim came between the client's messages, the client
+                    // resends them.
                     if !client.is_established() {
                         server.now += Duration::from_secs(1);
                         let again = client.handle_timeout(server.now);
@@ -236,8 +237,8 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
     }
 }
 
-/// Many claims packed into one datagram count as one, so they do not use up the client's
-/// own.
+/// Of many claims packed into one datagram, only one is processed. The others do not use
+/// up the limit that the client's own claim needs.
 #[test]
 fn one_datagram_makes_at_most_one_claim() {
     for suite in [profile(), ephemeral(29)] {
@@ -260,8 +261,8 @@ fn one_datagram_makes_at_most_one_claim() {
     }
 }
 
-/// RFC 7925 §11: a device may take 9 s to resend its flight. Records sent by others in
-/// the meantime, before, after or instead of its own, do it no harm.
+/// RFC 7925 §11: a device may take 9 s to resend its flight. In the meantime, others send
+/// records before, after or instead of the device's own. These records do no harm.
 #[test]
 fn junk_does_not_shorten_the_time_a_slow_device_has() {
     let junk = |number: u8| {
@@ -313,8 +314,8 @@ fn a_forged_fragment_of_a_hello_ends_no_handshake() {
     assert!(client.is_established());
 }
 
-/// A device with a wrong key resends its flight; the second failure is answered with an
-/// alert.
+/// A device with a wrong key resends its flight. The second flight that fails is answered
+/// with an alert.
 #[test]
 fn a_second_flight_under_a_wrong_key_is_answered_with_an_alert() {
     let mut server = Server::new(Config::default());
@@ -341,8 +342,8 @@ fn a_long_client_key_exchange_is_not_buffered() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// A device without entropy sends the same hello after each boot. This one reboots after
-/// its ClientKeyExchange.
+/// A device without entropy sends the same hello after each boot. The device in this test
+/// reboots after its ClientKeyExchange.
 #[test]
 fn a_device_without_entropy_can_reboot_in_the_middle_of_a_handshake() {
     let mut server = Server::new(Config::default());
@@ -356,7 +357,7 @@ fn a_device_without_entropy_can_reboot_in_the_middle_of_a_handshake() {
     converse(&mut server, &mut again, peer(), hello);
     assert!(again.is_established());
     assert!(echoes(&mut server, &mut again, peer(), b"here"));
-    // And again, now that there is a session.
+    // The device reboots again, this time while it has a session.
     server.now += Duration::from_secs(2);
     let mut again = Client::new(profile(), [3; 32]);
     let hello = again.start(server.now);
@@ -383,8 +384,8 @@ fn a_late_copy_of_a_hello_leads_to_one_flight_and_no_failure() {
     }
 }
 
-/// RFC 7925 §11: a timer of 9 s, doubled each time; the last flight is lost twice, and
-/// the link is slow.
+/// RFC 7925 §11: the client's timer starts at 9 s and doubles each time. Here the link is
+/// slow, and the client has to repeat its hello and its last flight.
 #[test]
 fn a_handshake_lasts_as_long_as_a_slow_link_needs() {
     for round_trip in [0, 24] {
@@ -462,7 +463,7 @@ fn a_failed_handshake_reports_the_suites_identity_and_alert_of_its_client() {
     assert_eq!(*reported, 128);
 }
 
-/// Connects with a key of this holder.
+/// Connects a client whose key `holder` has.
 fn connect_as(server: &mut Server, holder: Holder, profile: Profile, from: SocketAddr, random: u8) {
     server.hold_keys = true;
     let mut client = Client::new(profile, [random; 32]);
@@ -508,7 +509,8 @@ fn the_key_of_one_device_opens_a_few_sessions_and_evicts_no_other_device() {
     }
 }
 
-/// The sessions of a holder form a linked list: one may end anywhere in it.
+/// The sessions of a holder form a linked list. A session may end at any place in the
+/// list.
 #[test]
 fn a_session_that_ends_leaves_the_others_of_its_holder_counted() {
     for ended in 1..=3 {
@@ -599,7 +601,7 @@ fn a_key_that_cannot_be_looked_up_now_is_requested_again() {
     assert!(client.is_established());
 }
 
-/// The only honest early record is a Finished, whole or in fragments.
+/// The only early record that an honest client sends is a Finished, whole or in fragments.
 #[test]
 fn an_early_record_longer_than_any_finished_is_not_kept() {
     let mut server = Server::new(Config::default());
@@ -615,7 +617,7 @@ fn an_early_record_longer_than_any_finished_is_not_kept() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// These counters show an attack to the operator.
+/// These counters let the operator see an attack.
 #[test]
 fn drops_retransmissions_and_refusals_are_counted() {
     let unfinished_burst = Duration::from_micros(110);
@@ -634,7 +636,8 @@ fn drops_retransmissions_and_refusals_are_counted() {
     assert_eq!(server.endpoint.counters().retransmissions, 1, "by the client's timer");
     server.advance(Duration::from_secs(5));
     assert_eq!(server.endpoint.counters().retransmissions, 2, "by ours");
-    // The budget covers the hello, but not the curve.
+    // The budget covers the whole handshake from port 7. From port 8 it covers the hello,
+    // but not the curve operation.
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 7));
     assert_eq!(server.receive(SocketAddr::new(peer().ip(), 7), &hello).len(), 1);
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 8));
@@ -644,7 +647,8 @@ fn drops_retransmissions_and_refusals_are_counted() {
     assert_eq!(server.failures(), [Failure::OverBudget]);
 }
 
-/// Only a copy of an earlier hello is late: for all others the flight is resent.
+/// Only a copy of an earlier hello is late. For any other hello, the timer resends the
+/// flight.
 #[test]
 fn another_hello_is_not_late_because_there_is_a_session() {
     let mut server = Server::new(Config::default());
@@ -662,7 +666,8 @@ fn another_hello_is_not_late_because_there_is_a_session() {
     assert_eq!(server.failures(), [Failure::TimedOut; 2]);
 }
 
-/// The pause grows with the timeout (RFC 6347 §4.2.4.1), no matter who asks for the flight.
+/// The pause between two copies of a flight grows with the timeout (RFC 6347 §4.2.4.1).
+/// This holds whether the timer or the client asks for the next copy.
 #[test]
 fn after_the_timer_resends_a_flight_the_next_resend_waits_half_of_the_doubled_timeout() {
     let mut server = Server::new(Config::default());

@@ -37,8 +37,8 @@ fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
     assert!(!echoes(&mut server, &mut client, elsewhere(), b"lost without an ID"));
 }
 
-/// RFC 9146 §6: a longer ID would make the message that validates a new address exceed
-/// three times the shortest request.
+/// RFC 9146 §6: with a longer ID, the message that validates a new address would exceed
+/// three times the size of the shortest request.
 #[test]
 fn an_id_too_long_for_validating_a_new_address_is_not_negotiated() {
     for (length, is_agreed) in [(64, true), (65, false), (255, false)] {
@@ -65,7 +65,7 @@ fn an_old_or_forged_record_from_elsewhere_moves_no_client() {
     assert_eq!(server.endpoint.counters().moved, 0);
 }
 
-/// Returns the bytes sent to an address, with the IPv4 and UDP headers.
+/// Returns the number of bytes sent to an address, including the IPv4 and UDP headers.
 fn wire(sent: &Outgoing, to: SocketAddr) -> usize {
     sent.iter().filter(|(at, _)| *at == to).map(|(_, datagram)| datagram.len() + 28).sum()
 }
@@ -88,19 +88,20 @@ fn an_unvalidated_address_is_sent_at_most_three_times_the_bytes_received_from_it
     assert!(sent <= most && sent > most - 90, "{sent} bytes of {most}");
     assert_eq!(server.endpoint.counters().dropped(Dropped::Unvalidated), withheld);
     assert!(!server.endpoint.is_validated(session));
-    // Bytes from the old address earn nothing for the new one.
+    // Bytes from the old address earn no credit for the new one.
     let late = client.send(b"from elsewhere");
     let newest = client.send(b"from there");
     server.receive(elsewhere(), &newest);
     let before = server.endpoint.counters().dropped(Dropped::Unvalidated);
     server.receive(peer(), &late);
     assert!(server.endpoint.counters().dropped(Dropped::Unvalidated) >= before);
-    // Bytes from the new address earn more.
+    // Bytes from the new address earn credit.
     assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
 }
 
-/// RFC 9146 §6, condition 3: a validated address counts like that of the handshake, to
-/// which the client may return at any time.
+/// RFC 9146 §6, condition 3: a validated address has no limit on the bytes sent to it. The
+/// same holds for the address of the handshake, to which the client may return at any
+/// time.
 #[test]
 fn nothing_is_held_back_from_a_validated_address() {
     let (mut server, mut client) = with_connection_id(b"");
@@ -115,7 +116,7 @@ fn nothing_is_held_back_from_a_validated_address() {
     assert_eq!(server.endpoint.send(session, &long, &mut out), Delivery::Sent);
     assert_eq!(out[0].0, elsewhere());
     assert!(server.endpoint.is_validated(session));
-    // It has moved on by the time its previous address is validated.
+    // The client moves on from the validated address.
     let third = SocketAddr::new(elsewhere().ip(), 77);
     assert!(echoes(&mut server, &mut client, third, b"x"));
     assert_eq!(server.endpoint.send(session, &long, &mut Outgoing::new()), Delivery::Unvalidated);
@@ -161,7 +162,7 @@ fn the_prefix_of_a_connection_id_is_found_without_keys() {
     assert_eq!(crate::dtls::connection_id_prefix(&[25]), None);
 }
 
-/// The address of the handshake, on which the client returned a cookie, stays validated.
+/// The address of the handshake, at which the client returned a cookie, stays validated.
 #[test]
 fn a_client_that_returns_to_the_address_of_its_handshake_needs_no_validation() {
     let (mut server, mut client) = with_connection_id(b"");
@@ -189,8 +190,9 @@ fn data_to_a_validated_address_is_limited_to_one_record() {
     assert_eq!(send(most + 1), Delivery::Lost);
 }
 
-/// Receives datagrams without answering, then sends the longest answer allowed. Returns
-/// its length with the IP and UDP headers.
+/// Lets the server receive datagrams without answering them, and then send the longest
+/// answer allowed. Returns its length plus `headers`, the length of the IP and UDP
+/// headers.
 fn longest_answer(server: &mut Server, received: Vec<(SocketAddr, Vec<u8>)>, headers: usize) -> usize {
     let mut out = Outgoing::new();
     for (from, mut bytes) in received {
@@ -223,8 +225,8 @@ fn the_headers_of_a_datagram_count_once_for_all_its_records() {
     assert_eq!(longest_answer(&mut server, vec![(elsewhere(), moved)], 28), most);
 }
 
-/// An attacker may replay the client's records from an address where the client no longer
-/// is.
+/// An attacker may have held back a record of the client, and send it from an address that
+/// the client has left.
 #[test]
 fn bytes_from_another_address_earn_nothing_for_the_clients_own() {
     let (mut server, mut client) = with_connection_id(b"");

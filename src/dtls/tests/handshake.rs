@@ -33,8 +33,8 @@ fn the_servers_preference_decides_among_the_suites_offered() {
 fn fragments_of_every_size_order_and_packing_are_reassembled() {
     for fragment in [1, 2, 7, 16, 50, 100] {
         for (reverse, coalesce) in [(false, false), (false, true), (true, false), (true, true)] {
-            // The cookie must be in the first fragment of a ClientHello that starts a
-            // handshake.
+            // The first fragment of a ClientHello must contain the cookie, so the hellos
+            // are sent whole and only the last flight is fragmented.
             let mut server = Server::new(Config::default());
             let mut client = Client::new(profile(), [1; 32]);
             let hello = client.start(server.now).concat();
@@ -61,13 +61,15 @@ fn a_client_hello_with_its_cookie_in_the_first_fragment_is_reassembled() {
 }
 
 /// Runs one client against the server over a bad network, in virtual time, until it is
-/// established and has its echo. Returns how long that took.
+/// established and has received its echo. Returns the time that this took, or `None` after
+/// 300 s.
 fn over_bad_network(seed: u64, loss: f64, duplication: f64, profile: Profile) -> Option<Duration> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut server = Server::new(Config { handshake_timeout: Duration::from_secs(300), ..Config::default() });
     let start = server.now;
     let mut client = Client::new(profile, [seed as u8; 32]);
-    // (due time, to the server, datagram).
+    // Datagrams on the network: time of arrival, whether it goes to the server, and its
+    // bytes.
     let mut network: Vec<(Instant, bool, Vec<u8>)> = Vec::new();
     let mut send = |network: &mut Vec<_>, now: Instant, to_server: bool, datagram: Vec<u8>| {
         let copies = if random.random_bool(duplication) { 2 } else { 1 };
@@ -144,7 +146,7 @@ fn a_lost_flight_is_resent_after_one_second_then_two() {
     assert_ne!(again[0].1, flight[0].1, "new record numbers");
     assert_eq!(server.advance(Duration::from_millis(1999)), []);
     assert_eq!(server.advance(Duration::from_millis(1)).len(), 1);
-    // The retransmission works like the first copy.
+    // The client accepts the resent flight as it would the first copy.
     for (_, datagram) in again {
         let last = client.receive(server.now, &datagram);
         converse(&mut server, &mut client, peer(), last);
@@ -255,8 +257,7 @@ fn ephemeral_suites_are_preferred_and_use_the_clients_preferred_group() {
     }
 }
 
-/// RFC 8422 §4: a hello without the extension leaves the choice of the group to the
-/// server.
+/// RFC 8422 §4: without the extension for groups, the server chooses the group.
 #[test]
 fn an_ephemeral_suite_without_groups_uses_p256() {
     let mut server = Server::new(Config::default());
@@ -285,7 +286,7 @@ fn a_wrong_key_fails_with_an_ephemeral_suite_as_well() {
 }
 
 /// RFC 7748 §6.1: an all-zero secret is refused before any key is looked up. Anyone can
-/// send such a point in the client's name, so it is silently dropped.
+/// send such a point in the client's name, so the message is silently dropped.
 #[test]
 fn a_point_of_small_order_is_dropped() {
     let mut server = Server::new(Config::default());
@@ -299,8 +300,8 @@ fn a_point_of_small_order_is_dropped() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// RFC 8701 (GREASE), RFC 6066 §3 (SNI), RFC 5077 (ticket), and attempts to resume a
-/// session.
+/// The hello has extensions of RFC 8701 (GREASE), RFC 6066 §3 (SNI) and RFC 5077 (ticket),
+/// and tries to resume a session.
 #[test]
 fn a_hello_with_unsupported_extensions_leads_to_a_full_handshake() {
     let grease = [0x5a, 0x5a, 0, 1, 0];
@@ -321,8 +322,8 @@ fn a_hello_with_unsupported_extensions_leads_to_a_full_handshake() {
     }
 }
 
-/// RFC 5246 §7.4.1.3. Without it, two handshakes of a device without entropy would have
-/// the same keys, and so the same nonces.
+/// RFC 5246 §7.4.1.3. With the same server random, two handshakes of a device without
+/// entropy would have the same keys, and so the same nonces.
 #[test]
 fn each_server_hello_has_a_random_of_its_own() {
     let mut server = Server::new(Config::default());
@@ -336,8 +337,8 @@ fn each_server_hello_has_a_random_of_its_own() {
     }
 }
 
-/// RFC 5246 §7.4.1.4: the server answers only extensions that were offered. RFC 8422
-/// §5.2: point formats apply only to suites with points.
+/// RFC 5246 §7.4.1.4: the server answers only extensions that were offered. RFC 8422 §5.2:
+/// point formats matter only for suites that use points.
 #[test]
 fn point_formats_are_answered_to_a_client_that_offers_them_with_an_ephemeral_suite() {
     for (suite, groups, is_answered) in
@@ -362,8 +363,8 @@ fn an_identity_of_128_bytes_is_looked_up_and_a_longer_one_is_not() {
     }
 }
 
-/// RFC 5246 §7.4.9: Finished covers the hellos. Without extended master secret the keys
-/// are the same, so only verify_data shows the change.
+/// RFC 5246 §7.4.9: Finished covers the hellos. Without the extended master secret, a
+/// changed hello does not change the keys, so only verify_data reveals the change.
 #[test]
 fn finished_reveals_a_hello_that_was_rewritten_in_transit() {
     let mut server = Server::new(Config::default());

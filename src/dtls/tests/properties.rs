@@ -1,5 +1,5 @@
-//! Properties of the wire formats, for any input: the record layer, handshake
-//! messages and their fragments, the extensions of a hello.
+//! Properties of the wire formats that hold for any input: of the record layer, of
+//! handshake messages and their fragments, and of the extensions of a hello.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ fn key() -> KeyBlock {
     KeyBlock::derive(|block| block.fill(7))
 }
 
-/// Reads one record and opens it, as the owner of a connection ID of this length.
+/// Reads one record and opens it, as a receiver whose connection ID this is.
 fn open(suite: Suite, mut datagram: Vec<u8>, connection_id: &[u8]) -> Option<(ContentType, Vec<u8>)> {
     let mut records = Records::with_id_length(&mut datagram, connection_id.len());
     let Record { header, payload, .. } = records.next()?;
@@ -50,7 +50,8 @@ fn hello(session_id: &[u8], suites: &[u16], extensions: &[(u16, Vec<u8>)]) -> Ve
     body
 }
 
-/// Generates extensions that the server does not know: any type, and those of GREASE.
+/// Generates extensions that the server does not know, of any type and of the types that
+/// GREASE reserves.
 fn unknown_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     let known = [1, 10, 11, 23, 28, 54, 0xff01];
     let kind = prop_oneof![
@@ -79,15 +80,16 @@ proptest! {
         key().client().seal(suite, header, &connection_id, &plaintext, &mut sealed);
         let opened = open(suite, sealed.clone(), &connection_id);
         prop_assert_eq!(opened, Some((ContentType::ApplicationData, plaintext)));
-        // Type and version decide whether the record is read at all, and the ID decides
-        // whose record it is; every other bit is authenticated.
+        // The flipped bit is never in the type or version, which decide whether the record
+        // is read at all, nor in the ID, which decides whose record it is. All other bits
+        // are authenticated.
         let id = 11..11 + connection_id.len();
         let at: Vec<usize> = (3..sealed.len()).filter(|at| !id.contains(at)).collect();
         sealed[*flip.get(&at)] ^= 1u8 << bit;
         prop_assert_eq!(open(suite, sealed, &connection_id), None);
     }
 
-    /// RFC 9146 §4: content, type, any number of zeros.
+    /// RFC 9146 §4: a plaintext is content, type, and any number of zeros.
     #[test]
     fn padding_of_any_length_is_removed(
         suite in any_suite(),
@@ -114,7 +116,7 @@ proptest! {
         prop_assert!(sum <= length);
     }
 
-    /// RFC 6347 §4.1.2.6, compared with a direct implementation of the rule.
+    /// Compares the window with a direct implementation of the rule in RFC 6347 §4.1.2.6.
     #[test]
     fn the_replay_window_takes_each_number_once(
         numbers in prop::collection::vec(prop_oneof![0u64..200, 0u64..1 << 48], 0..200),
@@ -133,7 +135,7 @@ proptest! {
         }
     }
 
-    /// RFC 6347 §4.2.3: in any order, overlapping, repeated.
+    /// RFC 6347 §4.2.3: fragments may come in any order, overlap, and be repeated.
     #[test]
     fn fragments_that_cover_a_message_make_it(
         message in any_bytes(1..300),
@@ -195,7 +197,8 @@ proptest! {
         prop_assert_eq!(read.size_limit, Some(SizeLimit::Record(256)));
         let chosen = read.choose(&Suite::ALL);
         prop_assert_eq!(chosen.map(|(suite, _)| suite), Some(Suite::EcdhePskAes128Ccm8));
-        // Cut anywhere but after the compression methods, it is invalid.
+        // A hello that is cut short is invalid, unless it is cut right after the
+        // compression methods.
         let extensions_at = 2 + 32 + 1 + session_id.len() + 1 + 2 + suites.len() * 2 + 2;
         for end in (0..bytes.len()).filter(|&end| end != extensions_at) {
             prop_assert!(ClientHello::read(&bytes[..end]).is_err(), "{} of {} bytes", end, bytes.len());

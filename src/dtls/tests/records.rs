@@ -83,7 +83,8 @@ fn an_idle_session_is_closed_and_a_used_one_is_not() {
     assert!(echoes(&mut server, &mut used, peer(), b"still here"));
 }
 
-/// A busy session ends too: its key may have been revoked in the meantime.
+/// A session ends even if it is in use, because its key may have been revoked in the
+/// meantime.
 #[test]
 fn a_session_that_is_too_old_ends_with_its_next_record() {
     let session_max_age = Duration::from_secs(400);
@@ -112,8 +113,8 @@ fn two_finished_in_one_datagram_get_one_flight() {
     assert_eq!(server.endpoint.counters().retransmissions, 2);
 }
 
-/// The keys show whether a record belongs to the session or to the handshake, so it is
-/// not bad for the other.
+/// Only the keys show whether a record belongs to the session or to the new handshake. A
+/// record of the handshake does not count as a bad record of the session.
 #[test]
 fn a_finished_of_a_new_handshake_is_not_a_bad_record_of_the_session() {
     let (mut server, _) = established();
@@ -132,7 +133,7 @@ fn an_evicted_session_is_counted() {
     assert_eq!((server.endpoint.counters().evicted, server.endpoint.sessions()), (2, 1));
 }
 
-/// RFC 6347 §4.1: a sequence number is never used twice, so that no nonce is.
+/// RFC 6347 §4.1: no sequence number is used twice, so no nonce is used twice.
 #[test]
 fn a_session_ends_before_its_sequence_numbers_wrap() {
     let (mut server, mut client) = established();
@@ -189,8 +190,8 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }
 
-/// Data that fits into one datagram of the default path MTU: 1,280 bytes without the IPv6
-/// and UDP headers and without what protection adds.
+/// Data that fits into one datagram at the default path MTU, in bytes: 1,280 less 48 for
+/// the IPv6 and UDP headers and 38 for protection.
 const ONE_DATAGRAM: usize = 1280 - 48 - 38;
 
 /// RFC 6066 §4, RFC 8449.
@@ -200,7 +201,7 @@ fn limits_on_the_record_size_are_answered_and_respected() {
         (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
         (vec![0, 1, 0, 1, 4], Some((1, vec![4])), ONE_DATAGRAM),
         (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
-        // record_size_limit counts, whichever comes first.
+        // record_size_limit applies, whichever of the two comes first.
         (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![], None, ONE_DATAGRAM),
@@ -249,7 +250,7 @@ fn no_datagram_exceeds_the_path_mtu() {
         let config = Config { path_mtu, ..Config::default() };
         for id_length in [0, 8, 255] {
             let mut server = Server::new(config.clone());
-            // Everything that makes a flight long.
+            // Use everything that makes a flight longer.
             let profile = Profile {
                 suites: vec![Suite::EcdhePskAes128Gcm.code(), 0x00ff],
                 groups: vec![23],
@@ -297,7 +298,7 @@ fn each_record_has_a_nonce_of_its_own() {
 }
 
 /// RFC 6347 §4.1.2.6: only authenticated records move the window. Otherwise anyone who
-/// knows a client's address could use up the numbers that it will use next.
+/// knows a client's address could use up the numbers that the client needs next.
 #[test]
 fn a_forged_record_takes_no_number_from_the_client() {
     let (mut server, mut client) = established();
@@ -305,7 +306,7 @@ fn a_forged_record_takes_no_number_from_the_client() {
     let mut forged = honest.clone();
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(server.receive(peer(), &forged), []);
-    // A number far ahead, which would put all honest numbers behind the window.
+    // If accepted, a number far ahead would put all honest numbers behind the window.
     forged[5..11].copy_from_slice(&[0, 0, 0, 1, 0, 0]);
     assert_eq!(server.receive(peer(), &forged), []);
     server.receive(peer(), &honest);
@@ -326,7 +327,8 @@ fn closing_a_session_notifies_the_client_and_forgets_it() {
     assert!(server.endpoint.holds_no_state());
 }
 
-/// RFC 6347 §4.1: in epoch 0 too, no number is used twice, but the last one may be used.
+/// RFC 6347 §4.1: in epoch 0, too, no record number is used twice. The highest number may
+/// be used.
 #[test]
 fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
     for (before_last, is_answered) in [(2, true), (1, false)] {
@@ -335,7 +337,8 @@ fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
         let first = client.start(server.now).concat();
         let request = server.receive(peer(), &first).remove(0).1;
         let mut hello = client.receive(server.now, &request).concat();
-        // ServerHello has the hello's number, ServerHelloDone the next one.
+        // ServerHello takes the record number of the hello, ServerHelloDone the next one,
+        // and ChangeCipherSpec the one after that.
         let number = record::MAX_SEQUENCE - before_last;
         hello[5..11].copy_from_slice(&number.to_be_bytes()[2..]);
         converse(&mut server, &mut client, peer(), vec![hello]);
@@ -343,7 +346,8 @@ fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
     }
 }
 
-/// RFC 6347 §4.2.4: record numbers are new each time, also that of ChangeCipherSpec.
+/// RFC 6347 §4.2.4: each copy of a flight has new record numbers, including that of its
+/// ChangeCipherSpec.
 #[test]
 fn a_resent_last_flight_has_new_record_numbers() {
     let mut server = Server::new(Config::default());
@@ -355,7 +359,7 @@ fn a_resent_last_flight_has_new_record_numbers() {
     let mut last = client.receive(server.now, &flight).concat();
     let mut numbers = HashSet::new();
     for _ in 0..4 {
-        // All of them are lost.
+        // All answers are lost.
         let answers = server.receive(peer(), &last);
         assert!(numbers.insert(answers[0].1[5..11].to_vec()), "of ChangeCipherSpec");
         server.now += Duration::from_secs(20);

@@ -1,7 +1,7 @@
-//! Messages that are missing, early, late, repeated or wrong for the state: cases that
-//! state-machine fuzzing found mishandled in other stacks (Fiterau-Brostean et al.,
-//! "Analysis of DTLS Implementations Using Protocol State Fuzzing", 2020), and what RFC
-//! 6347 says about a network that reorders.
+//! Messages that are missing, early, late, repeated or wrong for the state. State-machine
+//! fuzzing found that other stacks mishandle some of these cases (Fiterau-Brostean et al.,
+//! "Analysis of DTLS Implementations Using Protocol State Fuzzing", 2020). Other cases
+//! come from RFC 6347, which expects networks to reorder datagrams.
 
 use super::*;
 
@@ -29,8 +29,8 @@ fn finish(server: &mut Server, client: &mut Client, datagrams: &[&[u8]]) -> bool
     server.endpoint.sessions() == 1
 }
 
-/// RFC 5246 §7.1, RFC 6347 §4.2.4: Finished counts only after ChangeCipherSpec, but the
-/// network may have swapped them.
+/// RFC 5246 §7.1, RFC 6347 §4.2.4: Finished is accepted only after ChangeCipherSpec, but
+/// the network may have swapped the two.
 #[test]
 fn finished_without_change_cipher_spec_makes_no_session() {
     let mut server = Server::new(Config::default());
@@ -68,7 +68,7 @@ fn repeated_messages_of_the_last_flight_change_nothing() {
     assert_eq!(server.endpoint.handshakes(), 0);
 }
 
-/// RFC 6347 §4.1: data under the new keys counts only after Finished was verified.
+/// RFC 6347 §4.1: data under the new keys is accepted only after Finished was verified.
 #[test]
 fn data_before_finished_is_not_delivered() {
     let mut server = Server::new(Config::default());
@@ -99,7 +99,7 @@ fn finished_in_epoch_0_is_ignored() {
     assert!(finish(&mut server, &mut client, &[&finished]));
 }
 
-/// RFC 6347 §4.2.2: a message with another number is not the next one.
+/// RFC 6347 §4.2.2: only a message with the next message_seq is accepted.
 #[test]
 fn messages_with_another_number_are_ignored() {
     let mut server = Server::new(Config::default());
@@ -122,7 +122,7 @@ fn messages_that_do_not_belong_in_the_handshake_are_ignored() {
     for kind in [0, 2, 3, 11, 13, 14, 15, 99] {
         let message = [kind, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
-        // With the body of a ClientKeyExchange.
+        // The same type with the body of a ClientKeyExchange.
         let message = [kind, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 3, 0, 1, 7];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
         assert_eq!((keys_asked_for(&server), server.endpoint.counters().dropped(Dropped::Message)), (0, 0));
@@ -130,7 +130,7 @@ fn messages_that_do_not_belong_in_the_handshake_are_ignored() {
     assert!(finish(&mut server, &mut client, &[&exchange, &change, &finished]));
 }
 
-/// RFC 6347 §4.1.2.7: anyone can send a plaintext alert, so it ends nothing, neither a
+/// RFC 6347 §4.1.2.7: anyone can send a plaintext alert, so such an alert ends neither a
 /// handshake nor a session.
 #[test]
 fn alerts_of_epoch_0_end_no_handshake() {
@@ -142,8 +142,8 @@ fn alerts_of_epoch_0_end_no_handshake() {
     assert!(client.is_established());
 }
 
-/// RFC 6347 §4.1.2.6, across epochs: a record protected in one epoch is not accepted in
-/// another, and plaintext is not accepted as protected.
+/// RFC 6347 §4.1.2.6: a record protected in one epoch is not accepted in another, and
+/// plaintext is not accepted as a protected record.
 #[test]
 fn a_record_moved_to_another_epoch_is_dropped() {
     let (mut server, mut client) = established();
@@ -158,7 +158,7 @@ fn a_record_moved_to_another_epoch_is_dropped() {
     assert_eq!(server.receive(peer(), &protected).len(), 1);
 }
 
-/// RFC 6347 §4.2.4: delayed flights of a handshake that is over.
+/// RFC 6347 §4.2.4: flights of a handshake may arrive after it is over.
 #[test]
 fn late_flights_leave_the_session_alone() {
     let mut server = Server::new(Config::default());
@@ -170,8 +170,9 @@ fn late_flights_leave_the_session_alone() {
     let last = client.receive(server.now, &flight).concat();
     converse(&mut server, &mut client, peer(), vec![last.clone()]);
     assert!(client.is_established());
-    // The second hello, with its valid cookie, may start a handshake that is never
-    // continued; the last flight is at most answered with ours.
+    // The second hello has a valid cookie, so it may start a handshake that is never
+    // continued. The client's last flight is answered with the server's last flight, or
+    // not at all.
     for late in [&first, &second, &last, &first, &last] {
         server.receive(peer(), late);
         assert!(echoes(&mut server, &mut client, peer(), b"still here"));
@@ -181,8 +182,8 @@ fn late_flights_leave_the_session_alone() {
     assert!(echoes(&mut server, &mut client, peer(), b"still here"));
 }
 
-/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device whose close_notify is lost either connects
-/// again from the same port, or never; neither leaves anything behind.
+/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device whose close_notify is lost may connect again
+/// from the same port, or never. In both cases, nothing is left of the old session.
 #[test]
 fn a_lost_close_notify_leaves_nothing_behind() {
     let (mut server, mut client) = established();
@@ -197,8 +198,8 @@ fn a_lost_close_notify_leaves_nothing_behind() {
     assert!(server.endpoint.holds_no_state());
 }
 
-/// The cookie is bound to the random: a hello with another client's cookie is asked for
-/// its own.
+/// The cookie is bound to the client's random. A hello with the cookie of another hello is
+/// answered with a new HelloVerifyRequest.
 #[test]
 fn a_cookie_is_not_valid_for_another_hello() {
     let mut server = Server::new(Config::default());
@@ -206,7 +207,7 @@ fn a_cookie_is_not_valid_for_another_hello() {
     let first = client.start(server.now).concat();
     let request = server.receive(peer(), &first).remove(0).1;
     let mut second = client.receive(server.now, &request).concat();
-    // After two headers and the version.
+    // This byte is in the random, which follows two headers and the version.
     second[27] ^= 1;
     let answer = server.receive(peer(), &second);
     assert_eq!(answer[0].1[13], 3, "HelloVerifyRequest");
@@ -217,8 +218,7 @@ fn keys_asked_for(server: &Server) -> usize {
     server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count()
 }
 
-/// Returns a client, the first fragment of its hello with a valid cookie, and the rest of
-/// it.
+/// Returns a client and the two fragments of its hello with a valid cookie.
 fn fragmented_hello(server: &mut Server) -> (Client, Vec<u8>, Vec<u8>) {
     let mut client = Client::new(Profile { fragment: 60, coalesce: false, ..profile() }, [1; 32]);
     let first = client.start(server.now).concat();
@@ -244,7 +244,7 @@ fn another_message_between_the_fragments_of_a_hello_does_not_end_the_handshake()
     assert!(client.is_established());
 }
 
-/// RFC 6347 §4.2.4: only the hello itself shows that the flight was lost.
+/// RFC 6347 §4.2.4: only a repetition of the hello shows that the flight was lost.
 #[test]
 fn another_message_with_the_number_of_the_hello_resends_no_flight() {
     let mut server = Server::new(Config::default());
@@ -255,8 +255,9 @@ fn another_message_with_the_number_of_the_hello_resends_no_flight() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Flight), 0);
 }
 
-/// RFC 6347 §4.2.1: a client of a later version states at most 1.2. One that states an
-/// older version, or not DTLS, gets an alert (RFC 5246 appendix E.1).
+/// RFC 6347 §4.2.1, RFC 5246 appendix E.1: a client that states an older version than DTLS
+/// 1.2, or no version of DTLS, gets an alert. A client that states a later version is
+/// served with 1.2.
 #[test]
 fn a_version_before_1_2_gets_an_alert_and_a_later_one_is_taken_for_1_2() {
     for (version, is_taken) in [(0xfeffu16, false), (0x0303, false), (0xfffd, false), (0xfefc, true)] {
@@ -274,7 +275,8 @@ fn a_version_before_1_2_gets_an_alert_and_a_later_one_is_taken_for_1_2() {
     }
 }
 
-/// Among protected messages, only a Finished with the right number is accepted.
+/// Of the protected messages in a handshake, only a Finished with the right message_seq is
+/// accepted.
 #[test]
 fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
     let mut server = Server::new(Config::default());
@@ -289,9 +291,9 @@ fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
     assert!(finish(&mut server, &mut client, &[&finished]));
 }
 
-/// A key that comes late belongs to the claim it was requested for. Otherwise an attacker
-/// who forges a claim could give another client's session an identity of the attacker's
-/// choice.
+/// A key that comes late belongs to the claim for which it was requested. Otherwise an
+/// attacker who forges a claim could give another client's session an identity of the
+/// attacker's choice.
 #[test]
 fn a_late_key_of_another_claim_does_not_set_the_identity() {
     let mut server = Server::new(Config::default());

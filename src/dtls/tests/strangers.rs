@@ -34,9 +34,8 @@ fn a_hello_verify_request_needs_no_state_for_its_numbers() {
     assert_eq!(server.receive(peer(), &hello).remove(0).1[17..19], [0, 3], "the hello's own");
 }
 
-/// RFC 6347 §4.2.2: a client takes an answer for a repetition unless it is the next
-/// message. Here a NAT gives the client another port between its two hellos, several
-/// times.
+/// RFC 6347 §4.2.2: a client ignores an answer as a repetition unless its message_seq is
+/// the next one. Here a NAT changes the client's port after each hello, several times.
 #[test]
 fn a_client_whose_cookie_is_no_longer_valid_continues_with_a_new_one() {
     for times in 1..4 {
@@ -87,7 +86,7 @@ fn an_unknown_identity_and_a_wrong_key_look_alike() {
         }
         assert!(!client.is_established());
         assert_eq!(server.advance(Duration::from_millis(11_999)), [], "the record may be an attacker's");
-        // RFC 4279 §2: decrypt_error for both.
+        // RFC 4279 §2: the alert is decrypt_error in both cases.
         let last = server.advance(Duration::from_millis(1));
         for (_, answer) in last {
             client.receive(server.now, &answer);
@@ -158,7 +157,7 @@ fn a_full_table_evicts_the_oldest() {
     let config = Config { max_sessions: 10, max_handshakes: 10, ..Config::default() };
     let mut server = Server::new(config);
     let from = |port| SocketAddr::new(peer().ip(), port);
-    // Half-open handshakes of clients that own their address ...
+    // Clients that own their address fill the table with half-open handshakes.
     for port in 1..=100 {
         let mut client = Client::new(profile(), [3; 32]);
         let hello = client.start(server.now).concat();
@@ -167,7 +166,7 @@ fn a_full_table_evicts_the_oldest() {
         server.receive(from(port), &second);
     }
     assert_eq!(server.endpoint.handshakes(), 10);
-    // ... do not keep an honest client out.
+    // Honest clients can still connect.
     for port in 101..=120 {
         assert!(connect(&mut server, profile(), from(port), 1).is_established());
     }
@@ -186,9 +185,9 @@ fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
         let second = client.receive(server.now, &request).concat();
         (server.receive(from, &second).remove(0).1, client)
     };
-    // A slow device ...
+    // A slow device has a half-open handshake.
     let (flight, mut slow) = half_open(&mut server, elsewhere());
-    // ... and an attacker who owns an address and every port of it.
+    // An attacker starts handshakes from every port of one address.
     for port in 1..=1000 {
         half_open(&mut server, SocketAddr::new(peer().ip(), port));
     }
@@ -202,8 +201,8 @@ fn half_open_handshakes_of_one_address_do_not_take_the_places_of_others() {
     assert!(server.endpoint.holds_no_state());
 }
 
-/// RFC 4279 §2: the key used for an unknown identity must be one that no client can
-/// guess. Otherwise its handshake would reveal that the identity does not exist.
+/// RFC 4279 §2: the key used for an unknown identity must be one that no client can guess.
+/// Otherwise a completed handshake would reveal that the identity does not exist.
 #[test]
 fn no_guessable_key_opens_a_session_for_an_unknown_identity() {
     for key in [vec![0; 16], vec![0], vec![0; 32], psk().as_bytes().to_vec()] {
@@ -216,8 +215,8 @@ fn no_guessable_key_opens_a_session_for_an_unknown_identity() {
     }
 }
 
-/// Suspected handshakes wait in a queue: each is in it once, however many of its records
-/// are bad.
+/// Handshakes with a bad record wait in a queue. Each handshake is queued once, however
+/// many of its records are bad.
 #[test]
 fn only_the_first_bad_record_of_a_handshake_counts_as_bad_and_the_others_are_dropped() {
     let wrong_key = Profile { psk: Psk::new(vec![1; 16]).unwrap(), ..profile() };
