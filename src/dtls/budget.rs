@@ -1,7 +1,7 @@
 //! Limits the CPU time that each network can make the server spend on handshakes that do
 //! not complete. A handshake is charged when it starts and refunded when it becomes a
-//! session. So a crowd of honest devices behind one address is never held up, while an
-//! attacker who has an address but no key gets only a bounded share of the processor.
+//! session. Therefore many honest devices behind one address are never held up, but an
+//! attacker with an address and no key gets only a bounded share of the processor.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -98,8 +98,8 @@ impl Budget {
         let (key, set) = self.set(prefix);
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
-        // When the set is full, the new network replaces the one that owes least, whose
-        // debt is forgotten. So no network is ever charged for another.
+        // When the set is full, the new network replaces the network with the smallest
+        // debt, which is forgotten. So no network is ever charged for another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };

@@ -56,7 +56,7 @@ pub enum Holder {
 /// the client repeats its own.
 const MAX_RETRANSMISSIONS: usize = 5;
 
-/// A received datagram, and how far [`Endpoint::receive`] has read it.
+/// A received datagram, with the position up to which [`Endpoint::receive`] has read it.
 pub struct Datagram<'d> {
     path: Path,
     records: Records<'d>,

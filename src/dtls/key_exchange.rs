@@ -84,9 +84,9 @@ impl EphemeralKey {
         }
     }
 
-    /// Computes the shared secret with the client's point. A point that is not on the
-    /// curve, or that leads to an all-zero secret (RFC 7748 §6.1), is refused: either
-    /// would let others know the secret.
+    /// Computes the shared secret with the client's point. Refuses a point that is not on
+    /// the curve, or that leads to an all-zero secret (RFC 7748 §6.1): with such a point,
+    /// others could learn the secret.
     pub(crate) fn agree(&self, point: &[u8]) -> Result<SharedSecret, Malformed> {
         match self.group {
             Group::X25519 => {

@@ -89,8 +89,8 @@ pub struct Config {
     pub max_handshakes_per_address: usize,
     /// CPU time that handshakes from one network may use in a burst without completing. A
     /// network is an IPv4 address or an IPv6 /64. All networks of an IPv6 /56 together get
-    /// twice as much, those of a /48 four times as much. A handshake that becomes a
-    /// session does not count.
+    /// twice as much, and all networks of a /48 four times as much. A handshake that
+    /// becomes a session does not count.
     pub unfinished_burst: Duration,
     /// CPU time that each network regains per second, until its whole burst is available
     /// again.

@@ -109,7 +109,7 @@ impl<P> Session<P> {
         })
     }
 
-    /// Returns whether this number is higher than those of all records read so far.
+    /// Returns whether this number is higher than the number of every record read so far.
     pub(crate) fn is_newest(&self, sequence: u64) -> bool {
         self.window.is_newest(sequence)
     }

@@ -435,8 +435,8 @@ impl<P> Endpoint<P> {
         sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
     }
 
-    /// Removes stale entries from the front of the queues, so that their length is
-    /// bounded by the oldest handshake still waiting.
+    /// Removes stale entries from the front of the queues. This keeps the queues short:
+    /// they hold no entry older than that of the oldest handshake that still waits.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {
