@@ -1,15 +1,15 @@
-//! Feeds the DTLS endpoint, with the CoAP endpoint behind it, as a black box: mutated
-//! datagrams of real conversations, mutated hellos whose cookie is good, and mutated
-//! plaintexts under the right keys, all from one seed. No input may panic, nothing may
-//! grow, and a stranger is sent no more than it has sent. Stable Rust, no
-//! instrumentation.
+//! Feeds the DTLS endpoint, with the CoAP endpoint behind it, as a black box. The inputs
+//! are mutated datagrams of real conversations, mutated hellos with a valid cookie, and
+//! mutated plaintexts under the right keys, all from one seed. No input may cause a panic
+//! or let memory grow without bound, and a stranger is sent no more bytes than it has
+//! sent. Runs on stable Rust, without instrumentation.
 //!
 //! ```text
 //! cargo run --release --features testing --example fuzz -- 10000000 [SEED]
 //! ```
 //!
-//! `fuzz/corpus` holds messages that every run begins with; `cargo test corpus` says
-//! what becomes of each.
+//! Every run begins with the messages in `fuzz/corpus`; `cargo test corpus` checks the
+//! result of each.
 
 use std::{
     env, fs,
@@ -32,17 +32,17 @@ type Sent = Vec<(SocketAddr, Vec<u8>)>;
 const MAX_HANDSHAKES: usize = 64;
 const MAX_SESSIONS: usize = 64;
 const MAX_TRANSFERS: usize = 64;
-/// Inputs after which the devices are others.
+/// Number of inputs after which new devices replace the old ones.
 const ROUND: u64 = 100;
 /// Longest input, in bytes.
 const MAX_INPUT: usize = 4096;
 
-/// Both endpoints, put together as a worker's stack is.
+/// The DTLS and CoAP endpoints, connected as in a worker of the server.
 struct Server {
     dtls: dtls::Endpoint<()>,
     coap: coap::Endpoint<SessionId>,
     now: Instant,
-    /// Requests that reached the application.
+    /// Number of requests that reached the application.
     requests: u64,
 }
 
@@ -83,7 +83,8 @@ impl Server {
             let request = self.coap.receive(self.now, received.session, received.data, &mut sealing);
             if let Some(request) = request {
                 self.requests += 1;
-                // Long enough for blocks; slow, now and then.
+                // The response is long enough to need blocks. Requests with three path
+                // segments are deferred.
                 let response = coap::Response::content(0, vec![0x55; request.payload.len() * 4 + 40]);
                 if request.path.len() == 3 {
                     self.coap.defer(self.now, request.exchange);
@@ -125,19 +126,20 @@ impl Server {
     }
 }
 
-/// A device in some state, and what it would send next.
+/// A device that is connected or has stopped in its handshake.
 struct Device {
     client: Client,
     from: SocketAddr,
-    /// The second hello: its cookie is good from this address.
+    /// The second hello, whose cookie is valid from this address.
     hello: Vec<u8>,
 }
 
-/// Datagrams with the address that they came from.
+/// Datagrams, each with the address that it came from.
 type Recorded = Vec<(SocketAddr, Vec<u8>)>;
 
 impl Device {
-    /// Connects, unless it stops before its last flight. What it sent is recorded.
+    /// Connects a device, or stops before its last flight. Records every datagram that it
+    /// sends.
     fn connect(server: &mut Server, random: &mut StdRng, recorded: &mut Recorded) -> Self {
         let psk = Psk::new(vec![7; 16]).expect("16 bytes");
         let ephemeral = random.random_bool(0.05);
@@ -161,7 +163,8 @@ impl Device {
                     hello.clone_from(&datagram);
                 }
                 recorded.push((from, datagram.clone()));
-                // It stops short of Finished, the last record of its last flight.
+                // The last flight of a device that stops is recorded, but the server does
+                // not receive it.
                 if step == 2 && stops {
                     continue;
                 }
@@ -195,15 +198,18 @@ fn mutate(random: &mut StdRng, input: &mut Vec<u8>, other: &[u8]) {
     }
 }
 
-/// A mutated hello: its cookie stays good, what comes after it does not.
+/// Returns a mutated hello. Its cookie stays valid, and only bytes after the cookie
+/// change.
 fn mutated_hello(random: &mut StdRng, device: &Device, other: &[u8]) -> Vec<u8> {
-    // Record, handshake and version; random; session ID; cookie: 13 + 12 + 2 + 32 + 1 + 1 + 32.
+    // The headers of record and message, version, random, session ID and cookie take 77
+    // bytes. The next 16 bytes are kept as well.
     const COOKIE_END: usize = 93;
     let Some((kept, rest)) = device.hello.split_at_checked(COOKIE_END) else { return device.hello.clone() };
     let mut rest = rest.to_vec();
     mutate(random, &mut rest, other);
     let mut hello = [kept, &rest].concat();
-    // Lengths of the record, the message and the fragment, right most of the time.
+    // The lengths of the record, the message and the fragment are made right most of the
+    // time.
     if random.random_bool(0.9) {
         let body = (hello.len() - 25) as u32;
         hello[11..13].copy_from_slice(&((body + 12) as u16).to_be_bytes());
@@ -213,7 +219,7 @@ fn mutated_hello(random: &mut StdRng, device: &Device, other: &[u8]) -> Vec<u8> 
     hello
 }
 
-/// A record under the device's keys, of a plaintext that is mutated.
+/// Returns a record under the device's keys. Its plaintext is mutated most of the time.
 fn sealed(random: &mut StdRng, device: &mut Device, seeds: &[Vec<u8>]) -> Vec<u8> {
     let any = |random: &mut StdRng| seeds[random.random_range(0..seeds.len())].clone();
     let mut plaintext = any(random);
@@ -221,7 +227,8 @@ fn sealed(random: &mut StdRng, device: &mut Device, seeds: &[Vec<u8>]) -> Vec<u8
     if random.random_bool(0.9) {
         mutate(random, &mut plaintext, &other);
     }
-    // Another message ID, lest it be taken for a repetition.
+    // Most of the time, the message gets another CoAP message ID, so that it does not
+    // count as a repetition.
     if let Some(id) = plaintext.get_mut(2..4).filter(|_| random.random_bool(0.9)) {
         random.fill_bytes(id);
     }
@@ -243,14 +250,14 @@ fn sealed(random: &mut StdRng, device: &mut Device, seeds: &[Vec<u8>]) -> Vec<u8
     }
 }
 
-/// The messages of `fuzz/corpus`: those of DTLS and those of CoAP.
+/// Returns the messages in `fuzz/corpus`: those of DTLS, and those of CoAP.
 fn corpus() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let (mut dtls, mut coap) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(folder).expect("the corpus") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // Those of `fuzz/programs` are no messages.
+        // The other files hold programs for `fuzz/programs`, which are not messages.
         if !["dtls-", "coap-"].iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
@@ -302,7 +309,7 @@ fn main() {
     println!("{inputs} inputs from seed {seed} in {took:.1?}: no panic, no growth; {requests} were requests");
 }
 
-/// An address that no device has.
+/// Returns an address that no device has.
 fn stranger(port: u16) -> SocketAddr {
     SocketAddr::from(([198, 51, 100, 1], port))
 }

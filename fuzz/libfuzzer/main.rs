@@ -1,11 +1,13 @@
-//! Programs for `fuzz/programs`, made by libFuzzer: it keeps what reaches code that no
-//! other has, and changes that further. `scripts/fuzz` builds and runs it.
+//! Lets libFuzzer make programs for `fuzz/programs`. It keeps each program that reaches
+//! code that no other program has reached, and mutates it further. `scripts/fuzz` builds
+//! and runs this crate.
 //!
-//! `src/dtls` and `src/coap` name nothing of the crate above them, so they are compiled
-//! here as they are: this crate builds in seconds, and the other one needs no libFuzzer.
+//! `src/dtls` and `src/coap` use nothing from the rest of their crate, so they are
+//! compiled here from the same files. This crate builds in seconds, and the main crate
+//! does not need libFuzzer.
 
 #![no_main]
-// What only the server uses.
+// Some of the code is used only by the server.
 #![allow(dead_code, unused_imports)]
 
 #[path = "../../src/coap/mod.rs"]

@@ -1,4 +1,4 @@
-//! A device of a program, and what it has sealed.
+//! A device of a program, and the records that it has sealed.
 
 use std::{collections::HashSet, time::Instant};
 
@@ -12,16 +12,17 @@ use crate::dtls::{
     testing::{Client, ContentType, Profile},
 };
 
-/// A record of application data.
+/// A record of application data that a device has sealed.
 pub struct Record {
-    /// As in its header.
+    /// Sequence number in the header of the record.
     pub number: u64,
     bytes: Vec<u8>,
     data: Vec<u8>,
 }
 
 impl Record {
-    /// Returns whether the datagram holds it, and this is its data.
+    /// Returns whether `datagram` contains this record and `data` is what was sealed in
+    /// it.
     pub fn is_in(&self, datagram: &[u8], data: &[u8]) -> bool {
         self.data == data && contains(datagram, &self.bytes)
     }
@@ -30,23 +31,24 @@ impl Record {
 pub struct Device {
     pub client: Client,
     pub at: Path,
-    /// The one that it claims, and whether it has the key to it.
+    /// Number of the identity that the device claims. `has_key` is true if it has the key
+    /// of this identity.
     identity: usize,
     has_key: bool,
-    /// Answers pings and acknowledges answers.
+    /// The device answers pings and acknowledges separate answers.
     pub is_obliging: bool,
     pub records: Vec<Record>,
-    /// Numbers of those that have reached the application.
+    /// Sequence numbers of the records that have reached the application.
     pub delivered: HashSet<u64>,
-    /// Where they have.
+    /// Session that has delivered these records.
     pub session: Option<SessionId>,
     next_message_id: u16,
-    /// Messages of the server that were looked at.
+    /// Number of messages from the server that were processed.
     seen: usize,
 }
 
 impl Device {
-    /// The kind of device that a program asks for.
+    /// Creates a device as a program describes it.
     pub fn read(reader: &mut Reader<'_>, number: usize, at: Path) -> Option<Self> {
         let (identity, kind, id, more) = (reader.byte()?, reader.byte()?, reader.byte()?, reader.byte()?);
         let has_key = identity & 0x80 == 0;
@@ -68,7 +70,7 @@ impl Device {
             groups,
             extended_master_secret: kind & 0x20 == 0,
             connection_id: (id & 1 != 0).then(|| vec![0xc0 | number as u8; usize::from(id >> 1 & 7) * 2]),
-            // max_fragment_length or record_size_limit.
+            // The extension max_fragment_length, record_size_limit, or none.
             extensions: match more >> 1 & 3 {
                 0 => vec![0, 1, 0, 1, 1],
                 1 => vec![0, 28, 0, 2, 0, 80],
@@ -87,7 +89,7 @@ impl Device {
         Some(Self::new(profile, number, at, identity, has_key))
     }
 
-    /// One without anything particular.
+    /// Creates a device with a valid key and no special behaviour.
     pub fn ordinary(at: Path) -> Self {
         Self::new(Profile::new(&identity_of(0), key_of(0)), 200, at, 0, true)
     }
@@ -109,7 +111,7 @@ impl Device {
         }
     }
 
-    /// Returns whether a session of this identity may be its own.
+    /// Returns whether a session of this identity may belong to this device.
     pub fn may_be(&self, identity: usize) -> bool {
         self.has_key && self.identity == identity
     }
@@ -122,7 +124,9 @@ impl Device {
         record
     }
 
-    /// With a connection ID the content's type is inside, before any zeros (RFC 9146 §4).
+    /// Seals a record with `inside` as its whole plaintext. With a connection ID, the
+    /// content type is part of the plaintext and follows the content, before any zeros
+    /// (RFC 9146 §4).
     pub fn seal_inner(&mut self, inside: &[u8]) -> Vec<u8> {
         let record = self.client.seal_inner(inside);
         if self.client.server_connection_id().is_empty() {
@@ -145,18 +149,19 @@ impl Device {
         self.client.close()
     }
 
-    /// Seals a message of CoAP under its next message ID, or under the last one again.
+    /// Seals a CoAP message under the next message ID, or under the last one again if
+    /// `same`.
     pub fn ask(&mut self, mut message: Vec<u8>, same: bool) -> Vec<u8> {
         self.next_message_id += u16::from(!same);
         message[2..4].copy_from_slice(&self.next_message_id.to_be_bytes());
         self.seal(ContentType::ApplicationData, &message)
     }
 
-    /// Takes a datagram; answers as a device does.
+    /// Processes a datagram. Returns the answers that a device sends.
     pub fn receive(&mut self, now: Instant, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut answers = self.client.receive(now, datagram);
         for at in std::mem::replace(&mut self.seen, self.client.received.len())..self.client.received.len() {
-            // Confirmable: a ping, or a separate answer.
+            // A confirmable message is a ping or a separate answer.
             if let &[first, code, high, low, ..] = &self.client.received[at][..]
                 && first & 0x30 == 0
                 && self.is_obliging

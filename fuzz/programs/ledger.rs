@@ -1,5 +1,5 @@
-//! Bookkeeping of what the server sends: how much of it to whom, and under which record
-//! numbers.
+//! Records what the server sends and checks it: how many bytes go to each address, and
+//! which record numbers and nonces are used.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,11 +9,11 @@ use std::{
 use super::device::Device;
 use crate::dtls::Path;
 
-/// Bytes that may be sent to an address that was not validated, for each byte that came
-/// from it.
+/// Number of bytes that may be sent to an address that is not validated, for each byte
+/// received from it.
 const AMPLIFICATION: usize = 3;
-/// Bytes of a HelloVerifyRequest before its cookie: the headers of record and message,
-/// the version and the length.
+/// Length in bytes of the part of a HelloVerifyRequest record before its cookie: the
+/// headers of record and message, the version, and the length of the cookie.
 const BEFORE_COOKIE: usize = 13 + 12 + 2 + 1;
 
 const CLIENT_HELLO_VERIFIED: u8 = 3;
@@ -23,7 +23,7 @@ pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Bytes of a datagram with the headers of IP and UDP.
+/// Returns the length of a datagram in bytes, including the headers of IP and UDP.
 fn on_wire(path: Path, datagram: &[u8]) -> usize {
     datagram.len() + if path.peer.is_ipv4() { 28 } else { 48 }
 }
@@ -32,7 +32,7 @@ fn on_wire(path: Path, datagram: &[u8]) -> usize {
 struct Traffic {
     received: usize,
     sent: usize,
-    /// Somebody there has returned a cookie, or was validated.
+    /// Set once a client has returned a cookie from this path, or the path was validated.
     is_shown: bool,
 }
 
@@ -40,16 +40,18 @@ struct Traffic {
 pub struct Ledger {
     paths: HashMap<Path, Traffic>,
     cookies: HashSet<(SocketAddr, Vec<u8>)>,
-    /// Record numbers and explicit nonces under the keys of each device.
+    /// Record numbers used under the keys of each device; `nonces` has the explicit
+    /// nonces.
     numbers: HashSet<(usize, u64)>,
     nonces: HashSet<(usize, [u8; 8])>,
-    /// The handshake on each path, by the server's random, and the numbers of its records.
+    /// The current handshake on each path, identified by the server's random. `plaintext`
+    /// has the record numbers used in epoch 0 of each handshake.
     handshakes: HashMap<Path, [u8; 32]>,
     plaintext: HashSet<(Path, [u8; 32], u64)>,
 }
 
 impl Ledger {
-    /// Notes a datagram before the server has it.
+    /// Notes a datagram before the server receives it.
     pub fn received(&mut self, path: Path, datagram: &[u8]) {
         let has_cookie =
             |(peer, cookie): &(SocketAddr, Vec<u8>)| *peer == path.peer && contains(datagram, cookie);
@@ -59,13 +61,14 @@ impl Ledger {
         traffic.is_shown |= is_shown;
     }
 
-    /// Notes that somebody was shown to receive there.
+    /// Notes that a path was validated.
     pub fn validated(&mut self, path: Path) {
         self.paths.entry(path).or_default().is_shown = true;
     }
 
-    /// Judges the answers to a datagram from `path`, where `has_session` says whether a
-    /// session is.
+    /// Checks the answers to a datagram from `path`. A client that has not returned a
+    /// cookie gets at most one answer, which is no longer than the datagram. `has_session`
+    /// is true if a session uses the path; its client may get more.
     pub fn answered(&mut self, path: Path, datagram: &[u8], answers: &[(Path, Vec<u8>)], has_session: bool) {
         if self.paths.get(&path).is_some_and(|traffic| !traffic.is_shown) && !has_session {
             let answers: Vec<_> = answers.iter().filter(|(to, _)| *to == path).collect();
@@ -82,7 +85,7 @@ impl Ledger {
         self.sent(answers);
     }
 
-    /// Judges what is sent by itself.
+    /// Checks that the datagrams stay within the limit for paths that are not validated.
     pub fn sent(&mut self, datagrams: &[(Path, Vec<u8>)]) {
         for (path, datagram) in datagrams {
             let traffic = self.paths.entry(*path).or_default();
@@ -98,8 +101,8 @@ impl Ledger {
         }
     }
 
-    /// Judges the record numbers of a datagram of the server: a number that came before
-    /// under the same keys is a nonce that came before.
+    /// Checks the record numbers and nonces in a datagram from the server: none may be
+    /// used twice under the same keys.
     pub fn records(&mut self, path: Path, datagram: &[u8], devices: &[Device]) {
         for (device, of) in devices.iter().enumerate() {
             for (number, nonce) in of.client.opened(datagram) {
@@ -115,13 +118,14 @@ impl Ledger {
     }
 
     fn plaintext(&mut self, path: Path, record: &[u8]) {
-        // Of handshake records in epoch 0.
+        // Only handshake records of epoch 0 are checked.
         let (&[22, _, _, 0, 0, a, b, c, d, e, f, ..], Some(message)) = (record, record.get(13..)) else {
             return;
         };
         let number = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
         match message.first() {
-            // It has the number of the hello, whatever that is.
+            // A HelloVerifyRequest copies the record number of the hello, so its number
+            // may repeat.
             Some(&CLIENT_HELLO_VERIFIED) => {
                 if let Some(cookie) = record.get(BEFORE_COOKIE..) {
                     self.cookies.insert((path.peer, cookie.to_vec()));
@@ -144,7 +148,7 @@ impl Ledger {
     }
 }
 
-/// The first record without a connection ID, and what follows it.
+/// Splits a datagram into its first record, which has no connection ID, and the rest.
 fn split_record(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     let &[_, _, _, _, _, _, _, _, _, _, _, high, low, ..] = datagram else { return None };
     datagram.split_at_checked(13 + usize::from(u16::from_be_bytes([high, low])))

@@ -1,10 +1,11 @@
-//! Runs programs against the DTLS endpoint with the CoAP endpoint behind it: a program's
-//! bytes are read as operations of devices, strangers, the network, the server's
-//! application and the clock. Whatever they are, the rules asserted here and in `server`
-//! and `ledger` hold. `fuzz/libfuzzer` looks for programs that break one, and
-//! `tests/corpus.rs` runs the ones that were kept.
+//! Runs programs against the DTLS endpoint with the CoAP endpoint behind it. The bytes of
+//! a program are read as operations of devices, strangers, the network, the server's
+//! application and the clock. The rules asserted here, in `server` and in `ledger` hold
+//! for every program. `fuzz/libfuzzer` looks for programs that break a rule, and
+//! `tests/corpus.rs` runs the programs that were kept.
 //!
-//! Expects `coap` and `dtls` at the root of the crate that includes it.
+//! The crate that includes this module must have the modules `coap` and `dtls` at its
+//! root.
 
 mod device;
 mod ledger;
@@ -25,18 +26,20 @@ use self::{
 };
 use crate::dtls::{LocalAddress, Path, testing::ContentType, testing::predictable_endpoint};
 
-/// Devices of a program: none is forgotten, so that each record can be traced to its maker.
+/// Maximum number of devices in a program. No device is removed, so that each record can
+/// be traced to the device that sealed it.
 const MAX_DEVICES: usize = 8;
-/// Datagrams on their way, and those recorded on it.
+/// Maximum number of datagrams in transit, and of recorded datagrams.
 const MAX_DATAGRAMS: usize = 48;
 /// Longest datagram, in bytes.
 const MAX_DATAGRAM: usize = 2048;
-/// Operations of a program.
+/// Maximum number of operations in a program.
 const MAX_OPERATIONS: usize = 400;
-/// Rounds in which the datagrams on their way are delivered, with the answers to them.
+/// Maximum number of rounds in which `World::settle` delivers the datagrams in transit.
+/// Each round delivers the answers to the datagrams of the previous round.
 const ROUNDS: usize = 12;
 
-/// Runs a program. Panics when it breaks a rule; answers with how far it has come.
+/// Runs a program. Panics if it breaks a rule. Returns what it has reached.
 pub fn run(program: &[u8]) -> Reached {
     let mut reader = Reader::new(program);
     let Some(kind) = reader.byte() else { return Reached::default() };
@@ -62,13 +65,13 @@ struct Sent {
 struct World {
     server: Server,
     devices: Vec<Device>,
-    /// On their way.
+    /// Datagrams in transit.
     wire: Vec<Sent>,
-    /// Sent to the server at some time, for whoever has listened.
+    /// Datagrams that devices have sent to the server, as an eavesdropper records them.
     recorded: Vec<(Path, Vec<u8>)>,
 }
 
-/// One of a few addresses, most of them of one network.
+/// Returns one of a few addresses, most of which are in one IPv4 /24.
 fn address(number: u8) -> SocketAddr {
     let port = 1000 + u16::from(number >> 4 & 3);
     match number % 8 {
@@ -84,8 +87,8 @@ fn path(number: u8) -> Path {
 
 impl World {
     fn new(kind: u8) -> Self {
-        // Ephemeral secrets of this thread are known from here on: a program does the same
-        // each time.
+        // From here on, this thread uses known ephemeral secrets, so that a program does
+        // the same in each run.
         let (_, secrets) = predictable_endpoint::<()>(std::time::Instant::now());
         Self {
             server: Server::new(kind, secrets),
@@ -95,7 +98,7 @@ impl World {
         }
     }
 
-    /// Carries out one operation; `None` at the end of the program.
+    /// Carries out one operation. Returns `None` at the end of the program.
     fn step(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         match reader.below(26)? {
             0 => self.connect(reader)?,
@@ -170,7 +173,7 @@ impl World {
         Some(())
     }
 
-    /// A new device says hello.
+    /// Adds a device, which sends its first hello.
     fn connect(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let at = path(reader.byte()?);
         let number = self.devices.len();
@@ -185,7 +188,8 @@ impl World {
         Some(())
     }
 
-    /// Delivers what is on its way, and the answers to it, until there is none.
+    /// Delivers the datagrams in transit, then the answers to them, and so on until none
+    /// are left or [`ROUNDS`] are over.
     fn settle(&mut self) {
         for _ in 0..ROUNDS {
             if self.wire.is_empty() {
@@ -204,7 +208,7 @@ impl World {
         Some(())
     }
 
-    /// Takes one of the datagrams off the wire.
+    /// Removes one of the datagrams in transit and returns it.
     fn take(&mut self, reader: &mut Reader<'_>) -> Option<Option<Sent>> {
         let at = self.any_on_wire(reader)?;
         Some(at.map(|at| self.wire.remove(at)))
@@ -227,7 +231,8 @@ impl World {
             self.collect();
             return;
         }
-        // Every device at the address sees it; an answer leaves from the same.
+        // Every device on this path receives the datagram, and its answers leave on the
+        // same path.
         for number in 0..self.devices.len() {
             if self.devices[number].at == sent.path {
                 let answers = self.devices[number].receive(self.server.now, &sent.bytes);
@@ -238,8 +243,8 @@ impl World {
         }
     }
 
-    /// What reaches the application is a record of whoever the session belongs to, as it
-    /// was sealed, and comes once.
+    /// Checks the data that has reached the application: a device to which the session may
+    /// belong has sealed it in this form, and it arrives once.
     fn check_received(&mut self, datagram: &[u8], received: Vec<Received>) {
         for Received { session, identity, data } in received {
             let maker = self.devices.iter_mut().find_map(|device| {
@@ -256,7 +261,7 @@ impl World {
         }
     }
 
-    /// Puts what the server has sent on its way.
+    /// Adds the datagrams that the server has sent to those in transit.
     fn collect(&mut self) {
         for (path, bytes) in self.server.take_sent(&self.devices) {
             self.put(Sent { path, bytes, to_server: false });
@@ -279,13 +284,14 @@ impl World {
         }
     }
 
-    /// Changes a datagram on its way.
+    /// Changes a datagram in transit.
     fn mutate(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let (at, how, place, value) =
             (self.any_on_wire(reader)?, reader.below(5)?, usize::from(reader.byte()?), reader.byte()?);
         let Some(at) = at else { return Some(()) };
         let bytes = &mut self.wire[at].bytes;
-        // Most of what is worth changing is in the first bytes, a tag in the last.
+        // Most fields worth changing are in the first bytes, and the tag is in the last
+        // ones, so a high value counts from the end.
         let place = if place < 192 { place } else { bytes.len().saturating_sub(256 - place) };
         match how {
             0 => bytes.truncate(place.max(1)),
@@ -305,8 +311,7 @@ impl World {
         Some(())
     }
 
-    /// Somebody who has listened sends a datagram again, from where it came or from
-    /// elsewhere.
+    /// Sends a recorded datagram again, from its own path or from another one.
     fn replay(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let (number, elsewhere) = (usize::from(reader.byte()?), reader.byte()?);
         if let Some((from, bytes)) = number.checked_rem(self.recorded.len()).map(|at| &self.recorded[at]) {
@@ -316,7 +321,8 @@ impl World {
         Some(())
     }
 
-    /// The beginning of one datagram, and the end of another one.
+    /// Sends the beginning of one recorded datagram and the end of another as one
+    /// datagram.
     fn splice(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let [one, other, head, tail] =
             [reader.byte()?, reader.byte()?, reader.byte()?, reader.byte()?].map(usize::from);
@@ -324,14 +330,14 @@ impl World {
         if let (Some(one), Some(other)) = (one.checked_rem(count), other.checked_rem(count)) {
             let (path, one) = &self.recorded[one];
             let other = &self.recorded[other].1;
-            // All of the first when its length is beyond it.
+            // Positions beyond a datagram are set to its end.
             let bytes = [&one[..head.min(one.len())], &other[tail.min(other.len())..]].concat();
             self.put(Sent { path: *path, bytes, to_server: true });
         }
         Some(())
     }
 
-    /// Lets 2^n ms pass.
+    /// Lets 1 ms to 2^18 ms pass: a power of two that depends on `exponent`.
     fn wait(&mut self, exponent: u8) {
         self.server.advance(Duration::from_millis(1 << (exponent % 19)));
         self.collect();
@@ -363,7 +369,7 @@ impl World {
         Some(())
     }
 
-    /// A record under the right keys that no honest device makes.
+    /// Sends a record under the right keys that no honest device makes.
     fn hostile(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let (device, kind) = (self.device(reader)?, reader.below(6)?);
         let inside = reader.bytes()?;
@@ -374,7 +380,7 @@ impl World {
             1 => device.seal(ContentType::Handshake, inside),
             2 => device.seal(ContentType::ChangeCipherSpec, inside),
             3 => device.seal(ContentType::Tls12Cid, inside),
-            // The Finished again, or what looks like it.
+            // A repeated Finished, or a message that looks like one.
             4 => {
                 let finished = [&[20, 0, 0, 12, 0, 3, 0, 0, 0, 0, 0, 12][..], inside].concat();
                 device.seal(ContentType::Handshake, &finished)
@@ -385,7 +391,7 @@ impl World {
         Some(())
     }
 
-    /// A device goes on with another record number, forwards or backwards.
+    /// Sets the number of a device's next record, forwards or backwards.
     fn set_number(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         let (device, exponent, less) = (self.device(reader)?, reader.byte()? % 49, reader.byte()?);
         if let Some(number) = device {
@@ -402,8 +408,8 @@ impl World {
         Some(())
     }
 
-    /// When all is quiet for long enough nobody is remembered, and then a device is
-    /// served as ever.
+    /// Checks the end of a program: when all timers have run out, the server holds no
+    /// state of any client, and then it serves a new device as usual.
     fn end(&mut self) {
         self.server.idle_out();
         self.collect();

@@ -1,4 +1,4 @@
-//! The bytes of a program, read from front to end.
+//! Reads the bytes of a program from front to end.
 
 pub struct Reader<'p>(&'p [u8]);
 
@@ -13,12 +13,12 @@ impl<'p> Reader<'p> {
         Some(first)
     }
 
-    /// A number below `count`, which is not 0.
+    /// Reads a number below `count`. `count` must not be 0.
     pub fn below(&mut self, count: usize) -> Option<usize> {
         Some(usize::from(self.byte()?) % count)
     }
 
-    /// A length, and as many bytes; fewer at the end of the program.
+    /// Reads a length and that many bytes, or fewer at the end of the program.
     pub fn bytes(&mut self) -> Option<&'p [u8]> {
         let length = usize::from(self.byte()?).min(self.0.len());
         let (bytes, rest) = self.0.split_at(length);

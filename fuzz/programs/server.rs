@@ -1,6 +1,6 @@
-//! The server of a program: both endpoints, put together as a worker's stack is, with an
-//! application that does what the program says. Everything that it sends passes the
-//! ledger.
+//! The server of a program: the DTLS and CoAP endpoints, connected as in a worker of the
+//! server, with an application that does what the program says. The ledger checks
+//! everything that the server sends.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,17 +16,20 @@ use crate::{
     },
 };
 
-/// Identities that have a key. The last one is shared; that before it has no holder.
+/// Number of identities that have a key. The key of the last one is shared, and the key of
+/// the one before it has no holder.
 pub const IDENTITIES: usize = 4;
 const MAX_HANDSHAKES: usize = 6;
 const MAX_SESSIONS: usize = 5;
 const SESSIONS_PER_HOLDER: usize = 2;
 const MAX_TRANSFERS: usize = 4;
-/// Keys that were asked for, and requests in progress, which a program may name.
+/// Maximum number of requested keys, and of requests in progress, that are kept for a
+/// program to choose from.
 const MAX_KEPT: usize = 32;
-/// Events after one call, and timers until all is quiet.
+/// Maximum number of events after one call, and of timers until none is left. A run that
+/// exceeds it is taken to be endless.
 const MANY: usize = 10_000;
-/// Time after which a device is asked again where it is.
+/// Time after which a ping to validate an address is sent again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 pub fn identity_of(number: usize) -> String {
@@ -37,7 +40,7 @@ pub fn key_of(number: usize) -> Psk {
     Psk::new(vec![number as u8 + 1; 16]).expect("16 bytes")
 }
 
-/// When keys are found.
+/// Time at which the application provides keys.
 #[derive(Clone, Copy)]
 pub enum Keys {
     AtOnce,
@@ -50,7 +53,7 @@ impl Keys {
     pub const ALL: [Self; 4] = [Self::AtOnce, Self::Later, Self::Refused, Self::Postponed];
 }
 
-/// When requests are answered.
+/// Time at which the application answers requests.
 #[derive(Clone, Copy)]
 pub enum Work {
     AtOnce,
@@ -65,43 +68,47 @@ impl Work {
 /// Data that has reached the application.
 pub struct Received {
     pub session: SessionId,
-    /// To which the session belongs.
+    /// Number of the identity to which the session belongs.
     pub identity: usize,
     pub data: Vec<u8>,
 }
 
-/// How far programs have come: rules about what never happens say nothing.
+/// Counts of what programs have reached. A rule about something that never happens would
+/// prove nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reached {
     /// Sessions that were established.
     pub sessions: u64,
-    /// Of them, ephemeral ones.
+    /// Sessions among them with an ephemeral suite.
     pub ephemeral: u64,
-    /// Keys that were given to claims after the datagram that made them.
+    /// Handshakes that completed because their key was provided after the claim's
+    /// datagram.
     pub late_keys: u64,
     /// Records that were delivered to the application.
     pub delivered: u64,
-    /// Requests of CoAP among them.
+    /// CoAP requests among these records.
     pub requests: u64,
-    /// Sessions that have moved, and moves that were validated.
+    /// Number of times that a client moved. `validated` counts the paths that were
+    /// validated.
     pub moved: u64,
     pub validated: u64,
     /// Protected records that were dropped.
     pub bad_records: u64,
-    /// Sessions that made room for others.
+    /// Sessions that were evicted.
     pub evicted: u64,
-    /// Handshakes that came to nothing.
+    /// Handshakes that failed.
     pub failed: u64,
-    /// Hellos of networks with too many of these.
+    /// Hellos dropped because their network had exceeded its budget for unfinished
+    /// handshakes.
     pub over_budget: u64,
     /// Datagrams held back from addresses that were not validated.
     pub held_back: u64,
-    /// Most transfers of CoAP at once.
+    /// Largest number of CoAP transfers at the same time.
     pub transfers: u64,
 }
 
 impl Reached {
-    /// All of it.
+    /// Returns all counts with their names.
     pub fn figures(&self) -> [(&'static str, u64); 13] {
         [
             ("sessions", self.sessions),
@@ -136,7 +143,7 @@ pub struct Server {
     pub now: Instant,
     pub keys: Keys,
     pub work: Work,
-    /// Bytes of an answer.
+    /// Length of an answer's payload, in bytes.
     pub answer_length: usize,
     outgoing: Outgoing,
     sent: Vec<(Path, Vec<u8>)>,
@@ -175,7 +182,8 @@ impl coap::Outbox<SessionId> for Sealing<'_> {
     }
 }
 
-/// What the CoAP endpoint writes to, with everything else still at hand.
+/// Makes the outbox of the CoAP endpoint. This is a macro because a method would borrow
+/// the whole server.
 macro_rules! sealing {
     ($server:ident, $to_validated:expr) => {
         &mut Sealing {
@@ -188,7 +196,7 @@ macro_rules! sealing {
 }
 
 impl Server {
-    /// The lowest bits of `kind` choose among configurations.
+    /// Creates a server. The lowest bits of `kind` choose its configuration.
     pub fn new(kind: u8, secrets: KnownSecrets) -> Self {
         let now = Instant::now();
         let config = dtls::Config {
@@ -230,7 +238,7 @@ impl Server {
         }
     }
 
-    /// Takes a datagram. Answers with the data in it that reaches the application.
+    /// Processes a datagram. Returns the data in it that has reached the application.
     pub fn receive(&mut self, path: Path, bytes: &[u8]) -> Vec<Received> {
         self.ledger.received(path, bytes);
         let had_session = self.has_session(path);
@@ -246,7 +254,7 @@ impl Server {
         }
         self.events();
         let answers = std::mem::take(&mut self.outgoing.0);
-        // One that has moved here with this datagram may have been closed by it as well.
+        // A session that this datagram moved to `path` may have been closed by it as well.
         let has_moved = self.dtls.counters().moved > moved;
         let has_session = had_session || has_moved || self.has_session(path);
         self.ledger.answered(path, bytes, &answers, has_session);
@@ -296,7 +304,7 @@ impl Server {
         self.validate();
     }
 
-    /// Asks devices with messages that were withheld where they are.
+    /// Pings the devices for which messages were withheld, to validate their addresses.
     fn validate(&mut self) {
         while let Some(session) = self.withheld.pop() {
             let Some(path) = self.dtls.path(session) else { continue };
@@ -311,7 +319,8 @@ impl Server {
             if self.coap.ping(session, sealing!(self, false)) {
                 self.asked.insert(session, (path, self.now));
             }
-            // When the question did not fit either, it is asked with the next message.
+            // If the ping was withheld too, it is sent again when the next message is
+            // withheld.
             self.withheld.retain(|&other| other != session);
         }
     }
@@ -360,7 +369,7 @@ impl Server {
         self.dtls.provide_psk(self.now, handshake, key, &mut self.outgoing);
     }
 
-    /// Answers a claim that was made at some time, with its key or with none.
+    /// Answers one of the kept claims, with its key or without a key.
     pub fn answer_claim(&mut self, claim: usize, is_known: bool) {
         let Some(at) = claim.checked_rem(self.claims.len()) else { return };
         let (handshake, identity) = self.claims[at].clone();
@@ -370,7 +379,7 @@ impl Server {
         self.settle();
     }
 
-    /// Answers a request in progress.
+    /// Answers one of the kept requests.
     pub fn finish(&mut self, request: usize, length: usize) {
         let Some(at) = request.checked_rem(self.in_progress.len()) else { return };
         let Some(exchange) = self.in_progress.remove(at) else { return };
@@ -386,7 +395,7 @@ impl Server {
         number.checked_rem(sessions.len()).map(|at| sessions[at])
     }
 
-    /// Sends data that is no message of CoAP.
+    /// Sends data that is not a CoAP message.
     pub fn send(&mut self, session: usize, data: &[u8]) {
         if let Some(session) = self.session(session) {
             self.dtls.send(session, data, &mut self.outgoing);
@@ -394,7 +403,7 @@ impl Server {
         }
     }
 
-    /// What the server does of its own accord.
+    /// Carries out an action that no client has caused.
     pub fn administrate(&mut self, what: usize, which: usize) {
         match (what, self.session(which >> 1)) {
             (0, Some(session)) => self.dtls.close(session, &mut self.outgoing),
@@ -410,7 +419,8 @@ impl Server {
         self.settle();
     }
 
-    /// Takes what has happened outside of [`receive`](Self::receive) into account.
+    /// Processes the events and outgoing datagrams that did not arise in
+    /// [`receive`](Self::receive).
     fn settle(&mut self) {
         self.events();
         let sent = std::mem::take(&mut self.outgoing.0);
@@ -442,7 +452,7 @@ impl Server {
         panic!("timers without end");
     }
 
-    /// Datagrams sent since the last call; their record numbers are judged.
+    /// Returns the datagrams sent since the last call, and checks their record numbers.
     pub fn take_sent(&mut self, devices: &[Device]) -> Vec<(Path, Vec<u8>)> {
         let sent = std::mem::take(&mut self.sent);
         for (path, datagram) in &sent {
@@ -451,12 +461,12 @@ impl Server {
         sent
     }
 
-    /// Begins a new ledger: other devices come.
+    /// Starts a new ledger, for new devices.
     pub fn forget_devices(&mut self) {
         self.ledger = Ledger::default();
     }
 
-    /// How far it has come.
+    /// Returns the counts so far.
     pub fn reached(&self) -> Reached {
         let counters = self.dtls.counters();
         let [ephemeral @ .., _, _, _] = counters.completed_by_suite;

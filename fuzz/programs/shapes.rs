@@ -1,20 +1,21 @@
-//! Messages of CoAP as a program puts them together: well-formed as a rule, with any
-//! options. Malformed ones come as bytes.
+//! Builds CoAP messages as a program describes them. Most are well-formed, with any
+//! options. A program sends other malformed messages as raw bytes.
 
 use super::reader::Reader;
 
-/// Options that mean something to the endpoint or to others, and some that nobody knows.
+/// Option numbers: some that the endpoint knows, some that only other servers know, and
+/// some that are unknown.
 const OPTIONS: [u16; 24] =
     [1, 3, 4, 5, 6, 7, 8, 9, 11, 11, 12, 14, 15, 17, 23, 23, 27, 27, 28, 35, 60, 252, 258, 2049];
 const CODES: [u8; 8] = [0x01, 0x02, 0x05, 0x03, 0x00, 0x45, 0x1f, 0xe1];
 const SEGMENTS: [&[u8]; 4] = [b"cert", b"slow", b".well-known", b"\xff"];
 
-/// `GET /cert`, confirmable.
+/// Returns the confirmable request `GET /cert`.
 pub fn plain() -> Vec<u8> {
     b"\x41\x01\0\0\x07\xb4cert".to_vec()
 }
 
-/// A message whose ID is still to be filled in.
+/// Reads a message from a program. Its message ID is to be filled in later.
 pub fn message(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
     let (form, code) = (reader.byte()?, CODES[reader.below(CODES.len())?]);
     let token = usize::from(form & 7);
@@ -35,7 +36,7 @@ pub fn message(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
     let payload = usize::from(reader.byte()?);
     if payload > 0 {
         message.push(0xff);
-        // As long as a block may be.
+        // Some payloads are twice as long, so that one can fill a block exactly.
         message.extend(std::iter::repeat_n(form, if payload % 8 == 0 { payload * 2 } else { payload }));
     }
     Some(message)
@@ -45,7 +46,8 @@ fn value(option: u16, reader: &mut Reader<'_>) -> Option<Vec<u8>> {
     let byte = reader.byte()?;
     Some(match option {
         11 if byte < 192 => SEGMENTS[usize::from(byte % 4)].to_vec(),
-        // Number, more, and size; the longer ones as they come.
+        // A block option of one byte: number, more flag and size. Longer values are read
+        // as bytes.
         23 | 27 if byte != 0xff => vec![byte],
         5 | 6 | 7 | 12 | 14 | 17 | 28 | 60 | 258 if byte < 224 => vec![byte],
         _ => reader.bytes()?.to_vec(),
@@ -61,7 +63,8 @@ fn put(message: &mut Vec<u8>, delta: u16, value: &[u8]) {
     message.extend_from_slice(value);
 }
 
-/// RFC 7252 §3.1: a number of an option's header.
+/// Encodes the delta or length of an option (RFC 7252 §3.1). Returns its four bits and the
+/// bytes of its extended form.
 fn nibble(number: u16) -> (u8, Vec<u8>) {
     match number {
         0..13 => (number as u8, Vec::new()),
