@@ -61,9 +61,9 @@ impl Service {
         self.throttle.counters()
     }
 
-    /// Answers a request of an authenticated client. `source` is the address at which it
-    /// proved its key. If it may not wait (`may_wait`), work that is not ready at its
-    /// first poll must be dropped: it has started nothing.
+    /// Answers a request of an authenticated client. `source` is the address at which the
+    /// client proved its key. If `may_wait` is false, the caller must drop work that is
+    /// not ready at its first poll. Such work has started nothing.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
@@ -136,7 +136,7 @@ pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<Devic
 }
 
 /// Returns the device that a request is about and the requested format, or the response
-/// that refuses it.
+/// that refuses the request.
 fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, Form), Response> {
     if !matches!(request.method, Method::Get | Method::Fetch | Method::Post) {
         return Err(Response::problem(Code::MethodNotAllowed, "GET, FETCH or POST"));
@@ -172,9 +172,9 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
     Ok((device, form))
 }
 
-/// Returns whether the conditions of a request hold (RFC 7252 §5.10.8) for a resource
-/// that exists and whose representations have no ETags. An empty If-Match only requires
-/// that it exists.
+/// Returns whether the conditions of a request hold (RFC 7252 §5.10.8). The resource
+/// exists, and its representations have no ETags. An empty If-Match only requires that the
+/// resource exists.
 fn meets_conditions<K>(request: &Request<K>) -> bool {
     let matches = request.if_match.is_empty() || request.if_match.iter().any(Vec::is_empty);
     matches && !request.if_none_match
@@ -185,7 +185,7 @@ fn bad_request(title: &str) -> Response {
 }
 
 fn content(form: Form, certificate: &Certificate) -> Response {
-    // Max-Age 0: no cache may keep it.
+    // Max-Age 0: no cache may keep the certificate.
     match form {
         Form::Cbor => Response::content(format::CBOR, body::certificate_cbor(certificate)),
         Form::Json => Response::content(format::JSON, body::certificate_json(certificate)),

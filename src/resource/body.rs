@@ -1,6 +1,7 @@
-//! The bodies of `/cert`: device IDs in CBOR, JSON, text or a query (a map with
-//! `deviceId`, `sn` or `mac`), and the certificate in CBOR or JSON (a map with
-//! `productKey`, `deviceName`, `deviceSecret`).
+//! Reads and writes the bodies of `/cert`. A request has device IDs in CBOR, JSON or a
+//! query, under the keys `deviceId`, `sn` and `mac`, or one device ID as text. An answer
+//! has a certificate in CBOR or JSON, with the keys `productKey`, `deviceName` and
+//! `deviceSecret`.
 
 use std::fmt;
 
@@ -17,7 +18,7 @@ use crate::{
     device::{Certificate, DeviceId, DeviceIdError},
 };
 
-/// Reads a device ID under its key; returns `None` for any other key.
+/// Reads the device ID under one of its keys. Returns `None` for any other key.
 fn device_id(key: &str, value: &str) -> Option<Result<DeviceId, DeviceIdError>> {
     match key {
         "deviceId" => Some(DeviceId::parse(value)),
@@ -57,7 +58,7 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdEr
         }
         match decoder.datatype()? {
             Type::String => {}
-            // A key in chunks could be one of ours, and would be skipped.
+            // A key in chunks could be one of the known keys, but would be skipped.
             Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
             _ => {
                 skip(decoder, 0)?;
@@ -77,11 +78,11 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdEr
     }
 }
 
-/// Maximum nesting of a skipped data item.
+/// Maximum depth of nesting in a skipped data item.
 const MAX_DEPTH: u32 = 16;
 
-/// Skips a data item if it is well-formed. minicbor's own `skip` accepts a break in place
-/// of an item (RFC 8949 §3.2.1).
+/// Skips a data item if it is well-formed. minicbor's own `skip` also accepts a break in
+/// place of an item, which is not well-formed (RFC 8949 §3.2.1).
 fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
     if depth > MAX_DEPTH {
         return Err(decode::Error::message("nested too deep"));
@@ -98,7 +99,8 @@ fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
         Type::Break | Type::Unknown(_) => return Err(decode::Error::message("not a data item")),
         _ => return decoder.skip(),
     };
-    // An impossible length ends with the input: each item takes at least a byte.
+    // An impossible length is harmless: each item takes at least one byte, so reading
+    // fails at the end of the input.
     let mut left = length;
     loop {
         match &mut left {
@@ -154,13 +156,13 @@ impl<'de> Deserialize<'de> for JsonIds {
 /// Reads the device IDs of a JSON object.
 pub(super) fn json(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     let not_an_object = || bad_request("the payload is not a JSON object with text values");
-    // The whole payload is checked: serde_json does not check strings that it skips.
+    // The whole payload must be UTF-8. serde_json does not check strings that it skips.
     let payload = std::str::from_utf8(payload).map_err(|_| not_an_object())?;
     let JsonIds(ids) = serde_json::from_str(payload).map_err(|_| not_an_object())?;
     ids.into_iter().collect::<Result<_, _>>().map_err(unreadable)
 }
 
-/// Reads a text that is a device ID, apart from surrounding white space.
+/// Reads a text that consists of a device ID and optional surrounding white space.
 pub(super) fn text(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     let text = std::str::from_utf8(payload).map_err(|_| bad_request("the payload is not UTF-8"))?;
     Ok(vec![DeviceId::parse(text.trim()).map_err(unreadable)?])

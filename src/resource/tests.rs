@@ -1,5 +1,6 @@
-//! Every row of the table of answers with its real cause, the three-way logic, and who
-//! may have what; with a real database and a cloud in memory.
+//! Tests of the service with a real database and a cloud in memory. They cover every row
+//! of the table of answers with its real cause, the three-way logic of `provision`, and
+//! which client may have which certificate.
 
 mod reading;
 
@@ -23,7 +24,8 @@ use crate::{
     testing::cloud::{Cloud, Scripted},
 };
 
-/// Longer than a busy disk takes for a commit.
+/// Maximum time that a request waits for its registration. Longer than a commit takes on a
+/// busy disk.
 const PATIENCE: Duration = Duration::from_secs(3);
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 
@@ -141,7 +143,8 @@ impl Bench {
 
 struct Ask(Request<u8>);
 
-/// Only an endpoint can create requests.
+/// Returns a GET of `/cert`. It is made by an endpoint, because nothing else can create a
+/// request.
 fn get() -> Ask {
     let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
     let mut endpoint = Endpoint::new(coap::Config::default(), std::time::Instant::now(), [0; 32]);
@@ -320,8 +323,8 @@ async fn other_paths_are_not_found_and_the_links_are_listed() {
 async fn a_device_gets_only_its_own_certificate() {
     let bench = Bench::new();
     bench.ask_itself("SN-2").await;
-    // The same for a device that exists, one in another enrollment, and one that does not
-    // exist.
+    // The answer is the same for an existing device, a device of another enrollment, and a
+    // device that does not exist.
     for other in ["SN-2", "PLUG-1", "SN-STRANGER"] {
         let answer = bench.ask("SN-1", get().query(&format!("deviceId={other}"))).await;
         assert_eq!((answer.code, title(&answer).as_str()), (Code::Forbidden, "not this identity's device"));
@@ -402,7 +405,7 @@ async fn a_certificate_is_issued_again_within_its_window_and_not_after_it() {
 #[tokio::test]
 async fn under_every_policy_the_first_issue_is_on_the_disk_before_the_answer() {
     let bench = Bench::new();
-    // A second connection sees nothing before it is committed.
+    // A second connection sees only what is committed.
     let disk = rusqlite::Connection::open(bench.store.path()).unwrap();
     let first_issued = |device: &str| -> Option<i64> {
         disk.query_row("SELECT firstIssued FROM device_table WHERE deviceId = ?1", [device], |row| row.get(0))
@@ -426,7 +429,7 @@ async fn under_every_policy_the_first_issue_is_on_the_disk_before_the_answer() {
 async fn a_device_that_asks_again_is_answered_at_once_without_a_write() {
     let bench = Bench::new();
     let first = bench.ask_itself("SN-KNOWN").await;
-    // No one else can write while this lock is held.
+    // No other connection can write while this lock is held.
     let lock = rusqlite::Connection::open(bench.store.path()).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let principal = bench.principal("SN-KNOWN").await;
@@ -503,7 +506,8 @@ async fn a_client_that_asks_too_often_is_asked_to_retry_later_and_the_table_is_n
     let Answer::Now(answer) = bench.answer(&principal, &get()) else { panic!("there is work to do") };
     assert_eq!((answer.code, title(&answer).as_str()), (Code::TooManyRequests, "too many requests"));
     assert!((50..=60).contains(&answer.max_age.unwrap()), "{:?}", answer.max_age);
-    // An unreadable request has its own code, and another device its own tokens.
+    // An unreadable request still gets its own code, and another device has its own
+    // tokens.
     assert_eq!(bench.ask("SN-KNOWN", get().query("sn=")).await.code, Code::BadRequest);
     assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
 }
@@ -530,7 +534,7 @@ async fn every_kind_of_refusal_counts_as_a_guess_and_a_success_does_not() {
         .await
         .unwrap();
     assert_eq!(ask("PLUG-1").await.code, Code::Forbidden, "disabled");
-    // A right guess and a wrong one now look alike.
+    // From now on, a right guess and a wrong one get the same answer.
     bench
         .store
         .set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Enabled, &Actor::system_user())
@@ -547,7 +551,7 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
     let bench = Bench::new();
     bench.cloud.script([Scripted::Slow(2 * PATIENCE)]);
     assert_eq!(bench.ask_itself("SN-1").await.code, Code::GatewayTimeout);
-    // Asking again joins the registration in progress, or finds its result.
+    // Another request joins the registration in progress, or finds its result.
     let mut answer = bench.ask_itself("SN-1").await;
     while answer.code == Code::GatewayTimeout {
         answer = bench.ask_itself("SN-1").await;
@@ -583,7 +587,7 @@ async fn a_condition_that_does_not_hold_is_never_ignored() {
 }
 
 /// An issue that is recorded but never sent would lock out a device whose certificate is
-/// issued once.
+/// issued only once.
 #[tokio::test]
 async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     let bench = Bench::new();
@@ -597,7 +601,7 @@ async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     };
     assert!(poll("SN-1").await.is_none(), "it has to be registered");
     assert!(poll("SN-KNOWN").await.is_none(), "its first issue has to be recorded");
-    // This write comes after anything that they would have written.
+    // This write comes after any write that these requests could have started.
     bench.store.reset(&DeviceId::parse("SN-2").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(bench.cloud.registrations(), 0);
     assert_eq!(bench.store.device(&known).await.unwrap().unwrap().first_issued, None);
@@ -615,7 +619,7 @@ async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_del
         Answer::Later(work) => work.await,
     };
     assert_eq!(name(&ask(get()).await), "OWN-1");
-    // The device gets another key, and a new device gets its identity.
+    // The device gets another identity and key, and a new device gets the old identity.
     let key = |identity: &str| Some((identity.to_owned(), Secret::new("1".repeat(32))));
     let rows = [
         ImportRow { key: key("another-identity"), ..row("OWN-1", "own") },

@@ -1,6 +1,6 @@
-//! Rate limits for requests for certificates, and the reports about those who exceed
-//! them. Applied before the device table is read, so that a refusal reveals nothing about
-//! it. The token buckets are in `limits`.
+//! Rate limits for certificate requests, and reports about clients that exceed them. The
+//! limits apply before the device table is read, so that a refusal reveals nothing about
+//! the table. The token buckets are in `rate_limit`.
 
 use std::{
     collections::HashMap,
@@ -18,15 +18,15 @@ use crate::{
     rate_limit::{Buckets, Empty, Network, Origin, Rate, Source},
 };
 
-/// Limit on refused lookups of a network, as a multiple of that of one address and port.
-/// A client that guesses is slowed down at its own port first, while its neighbours
-/// behind the same NAT are still served.
+/// Multiple of the limit on refused lookups that a network may have, compared with one
+/// address and port. A client that guesses is slowed down at its own port first, while its
+/// neighbours behind the same NAT are still served.
 const OF_NETWORK: u32 = 10;
-/// Time after its last certificate for which a device is known at its address. Until
-/// then, a guesser behind the same NAT does not slow it down.
+/// Time for which a device is remembered at its address after it was served. During this
+/// time, a client that guesses behind the same NAT does not slow the device down.
 const SERVED: Duration = Duration::from_secs(86_400);
-/// Maximum number of episodes logged per second, one line each: an attacker with many
-/// addresses can start many.
+/// Maximum number of episodes logged per second, one line each. An attacker with many
+/// addresses can start many episodes.
 const MAX_LINES: u32 = 20;
 
 /// The configured rate limits. `None` means unlimited.
@@ -58,9 +58,9 @@ impl Default for RequestLimits {
 pub struct EnrollmentLimits {
     /// Requests of all its devices together.
     pub requests: Option<Rate>,
-    /// Refusals (4.03, 4.04) to one address and port under the shared identity, and ten
-    /// times as many to one address. Devices in the table are not refused; a client that
-    /// tries device IDs is.
+    /// Refusals (4.03 or 4.04) to one address and port under the shared identity. An
+    /// address with many ports may have ten times as many. Devices in the table are rarely
+    /// refused, but a client that tries device IDs is.
     pub refused_lookups: Option<Rate>,
 }
 
@@ -118,12 +118,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Returns the number of requests that were asked to retry later.
+    /// Returns the number of requests that exceeded the limit and were asked to retry
+    /// later.
     pub fn throttled(&self, limit: Limit) -> u64 {
         self.throttled[limit as usize].load(Ordering::Relaxed)
     }
 
-    /// Returns the number of episodes: an episode starts when a limit is exceeded, and
+    /// Returns the number of episodes. An episode starts when a limit is exceeded, and
     /// ends when its bucket is full again.
     pub fn episodes(&self, limit: Limit) -> u64 {
         self.episodes[limit as usize].load(Ordering::Relaxed)
@@ -139,8 +140,8 @@ impl Counters {
 /// State that survives a change of the configuration.
 struct Kept {
     buckets: Buckets,
-    /// Recently served devices of shared identities. Separate from the buckets, because
-    /// they would displace those of clients that are slowed down.
+    /// Recently served devices of shared identities. If these were in `buckets`, they
+    /// would displace the buckets of clients that are slowed down.
     served: Buckets,
     counters: Arc<Counters>,
     lines: Mutex<LogLimit>,
@@ -164,8 +165,8 @@ impl Throttle {
         Self { limits, kept: Arc::new(kept) }
     }
 
-    /// Returns a copy with other limits that shares the buckets: tokens already used stay
-    /// used.
+    /// Returns a copy with other limits. It shares the buckets, so tokens already used
+    /// stay used.
     pub(super) fn with(&self, limits: RequestLimits) -> Self {
         Self { limits, kept: self.kept.clone() }
     }
@@ -174,7 +175,8 @@ impl Throttle {
         self.kept.counters.clone()
     }
 
-    /// Admits a request for a device, or returns the seconds after which to retry.
+    /// Admits a request for a device, or returns the time after which to retry, in
+    /// seconds.
     pub(super) fn admit(
         &self,
         now: Instant,
@@ -211,8 +213,8 @@ impl Throttle {
             wait = wait.max(Some(empty.wait));
         }
         match wait {
-            // RFC 8516 §3: the client waits for Max-Age; rounded up, so that there is a
-            // token by then.
+            // RFC 8516 §3: the client waits for Max-Age. The time is rounded up, so that
+            // there is a token by then.
             Some(wait) => Err(wait.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32),
             None => {
                 requests().for_each(|(_, rate, key)| self.kept.buckets.take(now, rate, key));
@@ -242,8 +244,8 @@ impl Throttle {
             wait: one.wait.max(other.wait),
             is_first: one.is_first || other.is_first,
         };
-        // Asking again for a certificate that was issued to this address is not a guess,
-        // so the guesses of neighbours do not slow it down.
+        // A request for a certificate that was already issued to this address is not a
+        // guess, so the guesses of neighbours do not slow it down.
         let network = networks
             .reduce(longest)
             .filter(|_| !served.has(now, &Key::Served(enrollment, source.origin, wanted.as_str())));
@@ -263,7 +265,8 @@ impl Throttle {
         if principal.device.is_some() {
             return;
         }
-        // From now on it counts as a guess. Otherwise it could be repeated without limit.
+        // From now on, a request for this device counts as a guess. Otherwise the request
+        // could be repeated without limit.
         let key = Key::Served(&principal.enrollment.name, source.origin, wanted.as_str());
         self.kept.served.fill(&key);
         self.kept.counters.refused_lookups.fetch_add(1, Ordering::Relaxed);
@@ -473,8 +476,9 @@ mod tests {
         assert!((4000..=4000 + 40 * 60).contains(&of_customer), "a /48: {of_customer}");
     }
 
-    /// A guesser that uses a new port for each guess slows down unknown devices in its
-    /// network, but none that were served there, and learns nothing from it.
+    /// A client that uses a new port for each guess slows down unknown devices in its
+    /// network, but not the devices that were served there. It cannot itself ask for these
+    /// devices either.
     #[test]
     fn a_served_device_is_served_again_however_much_its_neighbours_guess() {
         let start = Instant::now();
@@ -503,7 +507,7 @@ mod tests {
         }
         assert!(throttle.admit(now, home, &shared, &device(1)).is_err(), "never served");
         assert!(throttle.admit(now, away, &shared, &device(1000)).is_err(), "served at another address");
-        // After a refusal it counts as a guess.
+        // After a refusal, another request for the device counts as a guess.
         throttle.refused(now, home, &shared, &device(1000));
         assert!(throttle.admit(now, home, &shared, &device(1000)).is_err());
         let later = start + 86_401 * SECOND;

@@ -1,5 +1,5 @@
-//! Reading the device that a request is about: every source, format and spelling,
-//! contradictions, and unreadable requests. None of it needs a table.
+//! Tests of reading the device that a request is about: every source, format and spelling,
+//! contradictory requests, and unreadable requests. Reading needs no device table.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 
 const MAC: &str = "001A2B3C4D5E";
 
-/// Returns a client with its own key (`device`) or a shared one.
+/// Returns a client with the own key of `device`, or with a shared key.
 fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
@@ -47,7 +47,8 @@ fn every_source_names_the_device_in_every_format() {
         // A payload is CBOR, with Content-Format 60 or without a Content-Format.
         (cbor(b"\xa1\x62sn\x64SN-2"), "SN-2"),
         (get().with(|request| request.payload = b"\xa1\x62sn\x64SN-2".to_vec()), "SN-2"),
-        // Of indefinite length; with integers, nesting and tags in other entries.
+        // Maps of indefinite length, and maps with integers, nesting and tags in other
+        // entries.
         (cbor(b"\xbf\x62sn\x64SN-2\xff"), "SN-2"),
         (cbor(b"\xa2\x01\x02\x62sn\x64SN-2"), "SN-2"),
         (cbor(b"\xa2\x61x\x9f\xbf\x01\x80\xff\xff\x62sn\x64SN-2"), "SN-2"),
@@ -71,7 +72,8 @@ fn every_source_names_the_device_in_every_format() {
     .enumerate()
     {
         assert_eq!(device_of(&client(None), &request).as_deref(), Ok(device), "request {number}");
-        // It names the same device for every client; who may have what is decided later.
+        // The request names the same device for every client. Whether the client may have
+        // its certificate is decided later.
         assert_eq!(device_of(&client(Some("SN-1")), &request).as_deref(), Ok(device), "request {number}");
     }
 }
@@ -108,7 +110,7 @@ fn different_ids_contradict_each_other_in_every_source() {
         get().cbor(&[("sn", "SN-1"), ("deviceId", "SN-2")]),
         get().cbor(&[("sn", "SN-1"), ("mac", MAC)]),
         get().cbor(&[("sn", "SN-1")]).query("sn=SN-2"),
-        // Case is part of a serial number.
+        // Serial numbers are case-sensitive.
         get().cbor(&[("sn", "SN-1")]).query("sn=sn-1"),
         get().query("sn=SN-1").query("sn=SN-2"),
         get().query("sn=SN-1").query("sn=SN-2").query("sn=SN-1"),
@@ -119,7 +121,7 @@ fn different_ids_contradict_each_other_in_every_source() {
             assert_eq!(device_of(&client, &request), Err(differ.clone()));
         }
     }
-    // Two spellings of one device do not differ.
+    // Different spellings of one MAC address name the same device.
     for request in [
         get().cbor(&[("mac", "00:1a:2b:3c:4d:5e")]).query("deviceId=001A.2B3C.4D5E"),
         json(r#"{"deviceId": "00-1a-2b-3c-4d-5e", "mac": "001A2B3C4D5E", "sn": "001A2B3C4D5E"}"#),
@@ -143,7 +145,7 @@ fn every_spelling_of_a_mac_is_canonical_in_every_source() {
             assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC), "{mac}");
         }
         assert_eq!(device_of(&client(Some(mac)), &get()).as_deref(), Ok(MAC), "{mac} as identity");
-        // Under `sn` it is a serial number and not changed.
+        // Under `sn`, the same text is a serial number and stays unchanged.
         assert_eq!(device_of(&client(None), &get().query(&format!("sn={mac}"))).as_deref(), Ok(mac));
     }
 }
@@ -195,7 +197,8 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xd9\xd9\xf7\xa1\x62sn\x64SN-1",
         b"SN-1",
         br#"{"sn": "SN-1"}"#,
-        // Truncated in the head, the key or the value; a map that announces more entries.
+        // Maps truncated in the head, the key or the value, and maps that announce more
+        // entries than they have.
         b"\xb8",
         b"\xa1",
         b"\xa1\x62s",
@@ -222,10 +225,10 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xa1\x62sn\x7f\x62SN\x62-1\xff",
         b"\xa1\x7f\x61s\x61n\xff\x64SN-1",
         b"\xa2\x7f\x61s\x61n\xff\x64SN-2\x62sn\x64SN-1",
-        // The same key twice (RFC 8949 §5.6), alike or not.
+        // The same key twice (RFC 8949 §5.6), with equal or different values.
         b"\xa2\x62sn\x64SN-1\x62sn\x64SN-1",
         b"\xa2\x62sn\x64SN-1\x62sn\x64SN-2",
-        // Not UTF-8, in a key, a value, and a skipped value.
+        // Text that is not UTF-8 in a key, a value, or a skipped value.
         b"\xa1\x62s\xff\x64SN-1",
         b"\xa1\x62sn\x64SN\xff\xfe",
         b"\xa2\x61x\x61\xff\x62sn\x64SN-1",
@@ -249,7 +252,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xbf\x61x\xff\x62sn\x64SN-1\xff",
     ];
     corpus.extend(cbor.iter().map(|bytes| (format::CBOR, bytes.to_vec())));
-    // Nested to the last byte: arrays, maps and tags, of definite and indefinite length.
+    // Nested to the last byte: arrays, maps, tags and strings in chunks.
     for head in [0x81, 0x9f, 0xa1, 0xbf, 0xc1, 0x7f, 0x5f] {
         corpus.push((format::CBOR, vec![head; MAX_PAYLOAD]));
         corpus.push((format::CBOR, [&b"\xa1\x61x"[..], &vec![head; MAX_PAYLOAD - 3]].concat()));
@@ -309,7 +312,7 @@ fn an_unreadable_payload_is_a_bad_request_for_every_client() {
                 refusal.is_err_and(|(code, title)| code == Code::BadRequest && !title.is_empty()),
                 "{what}"
             );
-            // A valid query does not help.
+            // A valid query does not make up for the payload.
             let refusal = device_of(&client, &get().body(format, &payload).query("sn=SN-1"));
             assert!(refusal.is_err(), "{what}");
         }
