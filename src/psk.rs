@@ -1,6 +1,6 @@
-//! Lookup of PSK identities and their keys, in the enrollments of the configuration and
-//! the individual keys of the store. What an enrollment's devices may have is decided in
-//! `provision`.
+//! Looks up PSK identities and their keys, in the enrollments of the configuration and the
+//! individual keys of the store. Module `provision` decides what the devices of an
+//! enrollment may have.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// A key; never printed, wiped when dropped.
+/// A pre-shared key. It is never printed, and it is wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
@@ -24,7 +24,7 @@ pub const MAX_KEY: usize = 64;
 
 impl Key {
     /// Parses a key of 16–64 bytes from hex digits of either case. The error says what is
-    /// wrong without repeating any of the key.
+    /// wrong without repeating any part of the key.
     pub fn from_hex(digits: &str) -> Result<Self, String> {
         let bytes =
             hex::decode(digits).map(Zeroizing::new).map_err(|_| "not an even number of hex digits")?;
@@ -53,7 +53,8 @@ impl Key {
     }
 }
 
-/// Stand-in for the key of an unknown identity, so that it is parsed like any other.
+/// Stand-in for the key of an unknown identity. It is parsed like a real key, so that the
+/// lookup takes as long.
 const STAND_IN_KEY: &str = "00000000000000000000000000000000";
 
 impl fmt::Debug for Key {
@@ -69,7 +70,7 @@ pub enum Kind {
     Individual,
     /// The identity is the device ID; the key is derived from it with this master key.
     Derived(Key),
-    /// All devices share one identity and key, in the firmware image.
+    /// All devices share one identity and key, which are in the firmware image.
     Shared {
         /// PSK identity.
         identity: String,
@@ -81,11 +82,11 @@ pub enum Kind {
 /// Reissue policy: how often a device may fetch its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reissue {
-    /// Whenever the device asks.
+    /// As often as the device asks.
     Always,
-    /// Again within this time after the first issue.
+    /// As often as the device asks within this time after the first issue.
     Window(Duration),
-    /// Once.
+    /// Only once.
     Once,
 }
 
@@ -106,24 +107,25 @@ pub struct Enrollment {
 /// Identity of a session's client, proven by its key.
 #[derive(Debug, Clone)]
 pub struct Principal {
-    /// Enrollment whose key it has.
+    /// Enrollment whose key the client has proven.
     pub enrollment: Arc<Enrollment>,
     /// The client's device; `None` when the key is shared.
     pub device: Option<DeviceId>,
-    /// PSK identity that it presented, when the key is individual.
+    /// PSK identity that the client presented, if its key is individual.
     pub own_identity: Option<Arc<str>>,
 }
 
 impl Enrollment {
-    /// Returns whether a client that has proven a key of this enrollment has proven one of
-    /// `other` as well. A changed reissue policy changes no key.
+    /// Returns whether a client that has proven a key of this enrollment has thereby
+    /// proven a key of `other`. The reissue policies may differ.
     pub fn has_keys_of(&self, other: &Self) -> bool {
         self.name == other.name && self.product_key == other.product_key && self.kind == other.kind
     }
 }
 
 impl Principal {
-    /// Returns the PSK identity that the key belongs to; empty for a client without one.
+    /// Returns the PSK identity that the client's key belongs to. Returns an empty string
+    /// for a client without an identity.
     pub fn identity(&self) -> &str {
         match (&self.own_identity, &self.device, &self.enrollment.kind) {
             (Some(identity), ..) => identity,
@@ -145,8 +147,8 @@ pub struct Enrollments {
 }
 
 impl Enrollments {
-    /// Creates the index. Names and shared identities are unique: the configuration has
-    /// checked that.
+    /// Creates the index. Names and shared identities must be unique; the configuration
+    /// has checked that.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
@@ -169,17 +171,19 @@ impl Enrollments {
 
     /// Returns a copy that shares no memory with this one.
     pub fn unshared(&self) -> Self {
-        // The derived enrollments keep their order, because it matters.
+        // The derived enrollments keep their order, because unknown devices are treated as
+        // devices of the first.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
 
-    /// Returns the key of an identity and its principal; `None` when it is unknown.
+    /// Returns the key of an identity and its principal. Returns `None` if the identity is
+    /// unknown.
     ///
     /// Does the same work for every identity, so that the time of a handshake does not
-    /// reveal its kind: it copies a shared key, reads an individual one and derives one,
-    /// for each kind of enrollment that is configured. A stand-in replaces whatever does
-    /// not exist.
+    /// reveal the kind of its identity. Depending on which kinds of enrollment are
+    /// configured, it copies a shared key, reads an individual key and derives a key. A
+    /// stand-in replaces a key that does not exist.
     pub async fn find(
         &self,
         identity: &[u8],
@@ -239,10 +243,10 @@ impl Enrollments {
         Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
     }
 
-    /// Returns the derived enrollment of a device. With only one there is nothing to look
-    /// up: a device that is not in the table still proves its key, and then gets the
-    /// answer that it is invalid. With several, such a device is treated as one of the
-    /// first.
+    /// Returns the derived enrollment of a device. If there is only one, nothing is looked
+    /// up: a device that is not in the table still proves its key, and is then answered
+    /// that it is invalid. If there are several, such a device is treated as a device of
+    /// the first.
     async fn derived_of<'a>(
         &'a self,
         device: &DeviceId,

@@ -1,5 +1,5 @@
-//! Rate limits: token buckets in bounded memory. Pure: the time is an argument, and only
-//! keys and rates are known, not what is requested or by whom.
+//! Rate limits: token buckets in bounded memory. Performs no I/O: the time is an argument.
+//! Knows only keys and rates, not what is requested or by whom.
 
 use std::{
     fmt,
@@ -12,12 +12,13 @@ use std::{
 
 /// Maximum number of tokens of a bucket.
 pub const MAX_BURST: u32 = 1_000_000;
-/// Shortest time for a token.
+/// Shortest time in which a bucket regains one token.
 pub const MIN_EVERY: Duration = Duration::from_micros(10);
-/// Longest time for a token.
+/// Longest time in which a bucket regains one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// A rate: this many requests at once, then one for each token that comes back.
+/// Rate of a token bucket: `burst` requests at once, then one request for each token
+/// regained, one per period of `every`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -31,15 +32,15 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
-    /// Returns the rate of a bucket of `burst` tokens (1 to [`MAX_BURST`]) in which one
-    /// token comes back in each period of `every` ([`MIN_EVERY`] to [`MAX_EVERY`]);
+    /// Returns the rate of a bucket of `burst` tokens (1 to [`MAX_BURST`]) that regains
+    /// one token in each period of `every` ([`MIN_EVERY`] to [`MAX_EVERY`]). Returns
     /// `None` for other values.
     pub fn new(burst: u32, every: Duration) -> Option<Self> {
         let valid = (1..=MAX_BURST).contains(&burst) && (MIN_EVERY..=MAX_EVERY).contains(&every);
         valid.then_some(Self { burst, every })
     }
 
-    /// Returns the rate for `times` as many clients.
+    /// Returns the rate for `times` times as many clients.
     pub fn times(self, times: u32) -> Self {
         Self {
             burst: self.burst.saturating_mul(times).min(MAX_BURST),
@@ -47,25 +48,26 @@ impl Rate {
         }
     }
 
-    /// Returns the microseconds for one token.
+    /// Returns the time in which a bucket regains one token, in microseconds.
     fn every(self) -> u64 {
         self.every.as_micros() as u64
     }
 
-    /// Returns the microseconds for all tokens: at most 86,400,000,000,000,000.
+    /// Returns the time in which an empty bucket becomes full, in microseconds: at most
+    /// 86,400,000,000,000,000.
     fn all(self) -> u64 {
         self.every() * u64::from(self.burst)
     }
 }
 
 /// Network that rate limits count by: an IPv4 address, or the first 64 bits of an IPv6
-/// address, because a subscriber owns all addresses below them. An IPv4-mapped IPv6
+/// address, because a subscriber owns all addresses with these bits. An IPv4-mapped IPv6
 /// address (RFC 4291 §2.5.5.2) counts as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Origin(NonZeroU64);
 
-/// Upper 32 bits of the origin of an IPv4 address: an IPv6 multicast network (RFC 4291
-/// §2.7), from which nothing is sent.
+/// Upper 32 bits of the origin of an IPv4 address. In IPv6, these bits belong to a
+/// multicast network (RFC 4291 §2.7), from which nothing is sent.
 const IPV4: u64 = 0xffff_ffff << 32;
 
 impl Origin {
@@ -75,8 +77,8 @@ impl Origin {
             IpAddr::V4(address) => IPV4 | u64::from(address.to_bits()),
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         };
-        // ::/64, the network of the loopback address, has no bit set; the next network is
-        // reserved.
+        // ::/64, the network of the loopback address, has no bit set. It is stored as the
+        // next network, which is reserved.
         Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
     }
 }
@@ -89,14 +91,14 @@ pub struct Source {
     port: u16,
 }
 
-/// Network for counting sources: its leading bits, and by how many they are fewer than
-/// 64.
+/// Network for counting sources: its leading bits, and the number of bits by which it is
+/// shorter than a /64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Network(u64, u32);
 
-/// Networks that an IPv6 address is counted under, those of a subscriber, a site and a
-/// provider's customer (RFC 6177): by how many bits each is shorter than a /64, and its
-/// multiple of the rate.
+/// Networks that an IPv6 address is counted under (RFC 6177): a subscriber's /64, a site's
+/// /56, and the /48 of a provider's customer. Each entry is the number of bits by which
+/// the network is shorter than a /64, and the network's multiple of the rate.
 const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
 
 impl Source {
@@ -105,7 +107,8 @@ impl Source {
         Self { origin: Origin::of(address.ip()), port: address.port() }
     }
 
-    /// Returns the networks that it is counted under, each with its multiple of the rate.
+    /// Returns the networks that the source is counted under, each with its multiple of
+    /// the rate.
     pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };
@@ -135,7 +138,7 @@ impl fmt::Debug for Origin {
 pub struct Empty {
     /// Time until there will be a token.
     pub wait: Duration,
-    /// Set if this starts an episode, which ends when the bucket is full again.
+    /// Set if this request starts an episode, which ends when the bucket is full again.
     pub is_first: bool,
 }
 
@@ -146,20 +149,21 @@ const SETS: usize = 128;
 /// Number of buckets in a set. A new key replaces a bucket in its own set.
 const WAYS: usize = 8;
 
-/// The buckets of all keys with recent requests: 65,536 of 16 bytes, 1 MiB.
+/// The buckets of all keys with recent requests: 65,536 buckets of 16 bytes each, 1 MiB in
+/// total.
 ///
 /// A bucket is stored as the time at which it will be full, so a full bucket need not be
-/// stored at all. When a new key finds no free or full bucket in its set, it replaces the
-/// one that would be full first: the owner of that one gains the missing tokens, and no
-/// key ever loses one. Keys are hashed under a random key, so no one can choose whose
-/// bucket to replace.
+/// stored at all. A new key may find no free or full bucket in its set. It then replaces
+/// the bucket that would be full first. The key of that bucket gains its missing tokens,
+/// and no key ever loses a token. Keys are hashed under a random secret, so no one can
+/// choose whose bucket to replace.
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,
     shards: Box<[Shard]>,
 }
 
-/// Aligned to its own cache lines: adjacent locks would slow each other down.
+/// Aligned to its own cache lines, because adjacent locks would slow each other down.
 #[repr(align(128))]
 struct Shard(Mutex<Sets>);
 
@@ -168,14 +172,14 @@ type Sets = Box<[[Bucket; WAYS]]>;
 #[derive(Clone, Copy)]
 struct Bucket {
     key: u64,
-    /// Microseconds after the creation of the table at which it is full, shifted left by
-    /// one; the lowest bit is set during an episode.
+    /// Time at which the bucket is full, in microseconds since the table was created,
+    /// shifted left by one. The lowest bit is set during an episode.
     full_at: u64,
 }
 
 impl Bucket {
-    /// Not all zero: the memory is then allocated from the start, and a table that fills
-    /// does not look like a leak.
+    /// A free bucket. Its bytes are not all zero, so the memory of the table is allocated
+    /// from the start. Otherwise a table that fills would look like a leak.
     const FREE: Self = Self { key: u64::MAX, full_at: 0 };
 
     fn full_at(self) -> u64 {
@@ -194,8 +198,8 @@ impl Buckets {
         }
     }
 
-    /// Returns whether there is a token, without taking it. The rate may differ from that
-    /// of earlier calls.
+    /// Returns whether there is a token, without taking it. `rate` may differ from the
+    /// rate in earlier calls.
     pub fn check(&self, now: Instant, rate: Rate, key: &impl Hash) -> Result<(), Empty> {
         let now = self.micros(now);
         self.with(key, |hash, set| {
@@ -206,7 +210,8 @@ impl Buckets {
                 return Ok(());
             }
             let is_first = bucket.full_at & 1 == 0;
-            // Stored as counted under this rate, so that the reported wait is correct.
+            // The time is stored as limited by this rate, so that the reported wait is
+            // correct.
             bucket.full_at = (now + missing) << 1 | 1;
             Err(Empty { wait: Duration::from_micros(wait), is_first })
         })
@@ -238,7 +243,7 @@ impl Buckets {
         self.with(key, |hash, set| set.iter().any(|bucket| bucket.key == hash && bucket.full_at() > now))
     }
 
-    /// Gives all tokens back, as if none had been taken.
+    /// Refills the bucket of a key, as if no token had been taken.
     pub fn fill(&self, key: &impl Hash) {
         self.with(key, |hash, set| {
             set.iter_mut().filter(|bucket| bucket.key == hash).for_each(|bucket| *bucket = Bucket::FREE)
@@ -246,7 +251,7 @@ impl Buckets {
     }
 
     fn micros(&self, now: Instant) -> u64 {
-        // Never 0, so that a free bucket is always older.
+        // Never 0, so that the time in a free bucket is always in the past.
         now.saturating_duration_since(self.made).as_micros() as u64 + 1
     }
 
@@ -287,7 +292,7 @@ mod tests {
         assert_eq!(ask(&buckets, now + SECOND, rate, "a").unwrap_err().wait, SECOND);
         assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a"), Ok(()));
         assert_eq!(ask(&buckets, now + 2 * SECOND, rate, "a").unwrap_err().wait, 2 * SECOND);
-        // After a long idle time it holds no more than the burst.
+        // After a long idle time, the bucket holds no more than the burst.
         let later = now + 1000 * SECOND;
         for _ in 0..3 {
             assert_eq!(ask(&buckets, later, rate, "a"), Ok(()));
@@ -328,7 +333,7 @@ mod tests {
         let (start, rate) = (Instant::now(), rate(2, SECOND));
         let buckets = Buckets::new(start);
         let mut begun = 0;
-        // A client that asks four times a second, for a minute.
+        // The client asks four times a second, for a minute.
         for quarter in 0..240 {
             let asked = ask(&buckets, start + quarter * SECOND / 4, rate, "a");
             begun += u32::from(asked.is_err_and(|empty| empty.is_first));
