@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     Ok(())
 }
 
-/// Reads a line of standard input; does not echo it on a terminal.
+/// Reads a line from standard input. On a terminal, the input is not shown.
 fn read_password() -> Result<Secret, Failure> {
     let terminal = io::stdin().is_terminal();
     let _hidden = if terminal { Some(Hidden::begin()?) } else { None };
@@ -82,7 +82,7 @@ impl Hidden {
 impl Drop for Hidden {
     fn drop(&mut self) {
         use rustix::termios::{OptionalActions, tcsetattr};
-        // The terminal may be gone.
+        // Ignores an error, as the terminal may be gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
     }
 }

@@ -6,8 +6,7 @@ use anyhow::anyhow;
 
 use super::{Failure, remark};
 
-/// Succeeds if the operator confirms: with `--yes`, or at the terminal. Without a
-/// terminal, there is no one to ask.
+/// Succeeds if the operator confirms, with `--yes` or at the terminal. Without either, fails.
 pub(super) fn sure(yes: bool, question: &str) -> Result<(), Failure> {
     if yes {
         return Ok(());

@@ -1,4 +1,5 @@
-//! `certdist audit`: shows and verifies who got which certificate, and when.
+//! `certdist audit`: shows and verifies the log of which device got which certificate, and
+//! when.
 
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;

@@ -103,7 +103,7 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     Ok(())
 }
 
-/// Lists the reasons against replacing a database.
+/// Returns the reasons against replacing the database at `path`.
 fn against(
     path: &Path,
     backup: &Contents,

@@ -1,5 +1,5 @@
-//! `certdist check-config`: checks what `serve` would need, without serving: the file, the
-//! variables, the keys, the database, and on request IoT Platform.
+//! `certdist check-config`: checks what `serve` needs, without serving: the configuration file,
+//! the environment variables, the keys, the database and, with `--online`, IoT Platform.
 
 use anyhow::{Context, anyhow};
 
@@ -10,7 +10,7 @@ use crate::{
     store::{self, Condition},
 };
 
-/// Device to ask IoT Platform for: a legal name, but one that no real device has.
+/// Name of the device to ask IoT Platform for: it is legal, but no real device has it.
 const UNUSED_NAME: &str = "@certdist-check-config";
 
 /// Checks the configuration, the keys and credentials that it refers to, and the database
@@ -53,7 +53,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         };
         print(|out| writeln!(out, "{}: {says}", config.database))?;
     }
-    // Reports both, even if one of them fails.
+    // Called even if the database failed, so that both results are reported.
     let cloud = match args.online {
         true => online(&config).await,
         false => Ok(()),

@@ -1,5 +1,5 @@
-//! `certdist demo`: the whole chain in one process, on loopback, in a temporary folder.
-//! Only the cloud and the devices are simulated.
+//! `certdist demo`: runs the server, the cloud and the devices in one process, on loopback, in
+//! a temporary folder. Only the cloud and the devices are simulated.
 
 use std::{
     collections::HashMap,
@@ -44,14 +44,16 @@ pub struct Args {
     keep: bool,
 }
 
-/// Concurrent handshakes; the simulated device is the slow part.
+/// Maximum number of devices that are active at the same time. The simulated devices, not the
+/// server, are the slow part.
 const AT_ONCE: usize = 64;
 /// Maximum number of devices that sign in: each occupies a loopback port for a minute.
 const MAX_SIGN_INS: usize = 2000;
 /// Time after which a device gives up.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PRODUCT: &str = "a1DemoProduct";
-/// Identity and key of the demo's shared enrollment; the key is text, for a command line.
+/// Identity and key of the demo's shared enrollment; the key is text, so that it can be typed
+/// on a command line.
 const SHARED_IDENTITY: &str = "demo-batch";
 const SHARED_KEY: &str = "only-for-the-demo";
 /// Registrations per second. The simulated cloud has no limits.
@@ -112,7 +114,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // The system cleans its temporary folder anyway.
+        // If this fails, the system cleans its temporary folder.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -143,7 +145,8 @@ fn serial_number(number: u32) -> String {
     format!("DEMO{number:06}")
 }
 
-/// Returns the certificate that every fifth device already has, as after a migration.
+/// Returns the certificate that the device already has before the import. Every fifth device
+/// has one, as after a migration.
 fn imported(number: u32) -> Option<Certificate> {
     number.is_multiple_of(5).then(|| Certificate {
         product_key: PRODUCT.into(),
@@ -211,7 +214,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
             calls()
         )
     })?;
-    // Imported devices exist at the cloud as well.
+    // The cloud has the devices with imported certificates as well.
     ensure!(
         cloud.stats().devices == u64::from(args.devices),
         "the cloud has {} devices, expected {}",
@@ -250,7 +253,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     Ok(())
 }
 
-/// Has devices sign in with their certificates, which is what certificates are for.
+/// Signs devices in to the simulated cloud with their certificates, and returns their number.
 async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
     let broker = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?.to_string();
     let turns = Arc::new(Semaphore::new(AT_ONCE));

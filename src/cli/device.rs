@@ -133,7 +133,8 @@ fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
     })
 }
 
-/// The policy of a device's enrollment, if that is in the configuration.
+/// Returns the reissue policy of the device's enrollment, if that enrollment is in the
+/// configuration.
 fn reissue(config: &Config, row: &DeviceRow) -> Option<Reissue> {
     let named = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
     named.map(|enrollment| enrollment.reissue)

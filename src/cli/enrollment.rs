@@ -1,5 +1,5 @@
-//! `certdist enrollment`: shows the enrollments of the configuration, with their devices
-//! in the table. Shows no key.
+//! `certdist enrollment`: shows the enrollments of the configuration, with the number of their
+//! devices in the table. Shows no key.
 
 use std::collections::BTreeMap;
 

@@ -86,7 +86,7 @@ fn new(bytes: u64) -> Result<Zeroizing<String>, Failure> {
 
 fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing<String>, Failure> {
     let config = args.config.read()?;
-    // Like the server: the identity is the device ID as the device presents it.
+    // As in the server, the identity is the device ID in the spelling that the device presents.
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;

@@ -44,7 +44,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
     Ok(write().with_context(|| format!("could not write the manual pages to {}", args.folder.display()))?)
 }
 
-/// Makes certdist.toml(5): each comment of the example, and below it the key that it explains.
+/// Returns the manual page certdist.toml(5). It has each comment of the example configuration,
+/// and then the key that the comment explains.
 fn configuration_page(example: &str) -> String {
     let mut page = format!(
         ".TH certdist.toml 5 \"\" \"certdist {}\"\n.SH NAME\ncertdist.toml \\- configuration of certdist\n.SH DESCRIPTION\n",
@@ -73,7 +74,7 @@ fn escaped(line: &str) -> String {
     line.replace('\\', "\\e").replace('-', "\\-")
 }
 
-/// Escapes a line so that roff takes it for text.
+/// Escapes a line so that roff treats it as text.
 fn text(line: &str) -> String {
     let guard = if line.starts_with(['.', '\'']) { "\\&" } else { "" };
     format!("{guard}{}\n", escaped(line))

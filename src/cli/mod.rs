@@ -1,7 +1,7 @@
-//! The command line: arguments, subcommands and their output. The rules are in the modules
-//! below.
+//! The command line: arguments, subcommands and their output. The rules are in the modules that
+//! it calls.
 
-// These macros panic when the reader has closed the pipe; use `print` and `remark`.
+// `println!` and `eprintln!` panic if the reader has closed the pipe; use `print` and `remark`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
@@ -109,7 +109,8 @@ impl ConfigArgs {
         Config::read(&self.path()).map_err(Failure::Usage)
     }
 
-    /// Returns the file: the one named, the one in this folder, or the installed one.
+    /// Returns the path of the configuration: the path given, or else the file in the current
+    /// folder, or else the installed file.
     fn path(&self) -> PathBuf {
         let usual = [config::DEFAULT_PATH, config::SYSTEM_PATH].map(PathBuf::from);
         let [here, system] = usual;
@@ -165,7 +166,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "simulation")]
         Command::DeviceSim(args) => runtime().and_then(|runtime| runtime.block_on(device_sim::run(args))),
     };
-    // `main` does not return a `Result`, which would print a backtrace if one is on.
+    // `main` returns no `Result`: its error would be printed with a backtrace if backtraces are
+    // on.
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
@@ -181,7 +183,8 @@ pub fn main() -> ExitCode {
 
 fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    // Internal errors go to `eprintln!`, which panics if standard error cannot be written.
+    // Internal errors of the logger would go to `eprintln!`, which panics if standard error
+    // cannot be written.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match format {

@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Time before progress is shown; shorter work shows none.
+/// Time after which progress is shown; shorter work shows none.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A progress bar, removed when dropped.
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Makes a bar with a template of indicatif's, after a spinner.
+    /// Creates a bar with a spinner, followed by an indicatif template.
     pub(super) fn new(template: &str) -> Self {
         let style = ProgressStyle::with_template(&format!("{{spinner}} {template}"));
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
@@ -28,7 +28,7 @@ impl Progress {
         Self { bar, since: Instant::now(), is_shown: false }
     }
 
-    /// Adds to what is done.
+    /// Adds to the amount of work that is done.
     pub(super) fn add(&mut self, more: u64) {
         if !self.is_shown && self.since.elapsed() > PATIENCE {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -37,19 +37,20 @@ impl Progress {
         self.bar.inc(more);
     }
 
-    /// Sets how much of the total is done.
+    /// Sets the amount of work that is done, and the total.
     fn set(&mut self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.add(done.saturating_sub(self.bar.position()));
     }
 
-    /// Shows a bar while `work` runs, and gives it a function to report its progress.
+    /// Shows a bar while `work` runs. `work` receives a function to report the amount done and
+    /// the total.
     pub(super) fn showing<T>(template: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
         let mut progress = Self::new(template);
         work(&mut |done, total| progress.set(done, total))
     }
 
-    /// Shows a spinner while `work` runs, which does not report its progress.
+    /// Shows a spinner while `work` runs, for work that does not report its progress.
     pub(super) fn during<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {

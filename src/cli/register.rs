@@ -24,12 +24,12 @@ use crate::{
     store::{Bulk, DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
 };
 
-/// Rows read at once.
+/// Number of rows read at once.
 const ROWS: usize = 1000;
-/// Devices in progress at once: two batches, so that one gathers while the other is in
-/// progress.
+/// Maximum number of devices in progress: two batches, so that one can gather devices while the
+/// other runs.
 const IN_PROGRESS: usize = 20_000;
-/// Maximum wait for a registration; long, because no device waits with its radio on.
+/// Maximum wait for a registration. Long, because no device is waiting for the result.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Maximum wait for calls in progress, after an interruption.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -56,12 +56,12 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// Counts what happened to the devices.
+/// Results for the devices so far.
 #[derive(Default)]
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// A reason that only the operator can fix; it ends the run.
+    /// Reason, if IoT Platform refuses until the operator acts. It ends the run.
     stopped: OnceLock<String>,
 }
 
@@ -70,7 +70,7 @@ impl Tally {
         match outcome {
             registrar::Outcome::Registered(_) => _ = self.registered.fetch_add(1, Ordering::Relaxed),
             registrar::Outcome::Refused(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
-            // One reason is enough.
+            // Keeps the first reason only.
             registrar::Outcome::Operator(reason) => _ = self.stopped.set(reason),
             registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => {}
         }
@@ -170,7 +170,7 @@ async fn register_all(
                 bar.inc(1);
                 drop(place);
             });
-            // Finished tasks must not pile up.
+            // Removes finished tasks, so that they do not pile up.
             while tasks.try_join_next().is_some() {}
         }
     }

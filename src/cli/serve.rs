@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> CommandResult {
     if config.database_keys.first().is_none() {
         tracing::warn!("secrets in the database are not sealed; set database_key in the configuration");
     }
-    // Before the announcement: a reader of it may send a signal at once.
+    // Done before the announcement, because a program that reads it may send a signal at once.
     let mut signals = Signals::new()?;
     let app = start(&config).await?;
     for address in app.addresses() {
@@ -61,7 +61,7 @@ pub async fn run(args: Args) -> CommandResult {
     outcome
 }
 
-/// Carries out the orders of signals until the server ends.
+/// Handles signals until the server ends.
 async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut Signals) -> CommandResult {
     let outcome = loop {
         match order(&mut app, signals).await {
@@ -102,7 +102,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
 }
 
 /// Feeds the service manager's watchdog while every worker makes progress. Runs on the
-/// runtime, so a stuck runtime does not feed it either.
+/// asynchronous runtime, so that a stuck runtime does not feed the watchdog either.
 async fn keep_watchdog(pulses: Arc<[Pulse]>) {
     let is_alive = || {
         let pulses = pulses.clone();
@@ -124,8 +124,8 @@ pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     Ok(App::start(config, store, cloud).await?)
 }
 
-/// Waits for the next order: from a signal, or to give up when a worker has ended, because
-/// a server without it serves only some of the devices.
+/// Waits for a signal, or for the end of a worker. After the latter the server gives up, as it
+/// would serve only some of the devices.
 async fn order(app: &mut App, signals: &mut Signals) -> Order {
     tokio::select! {
         order = signals.next() => order,

@@ -91,9 +91,10 @@ enum Limits {
 ///
 /// # Errors
 ///
-/// Returns a sentence for the operator if it cannot start, or cannot save its state.
+/// Fails with a sentence for the operator if the simulator cannot start, or cannot save its
+/// state.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    // Before the announcement: a reader of it may send a signal at once.
+    // Done before the announcement, because a program that reads it may send a signal at once.
     let mut interrupt = signal(SignalKind::interrupt()).context("could not install the handler of SIGINT")?;
     let mut terminate =
         signal(SignalKind::terminate()).context("could not install the handler of SIGTERM")?;

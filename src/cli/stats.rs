@@ -1,5 +1,5 @@
-//! `certdist stats`: counts the devices of each enrollment by progress, and shows the size of
-//! the database.
+//! `certdist stats`: counts the devices of each enrollment by state, and shows the size of the
+//! database.
 
 use std::{fs, path::Path};
 

@@ -12,10 +12,10 @@ use crate::{
     store::{DeviceRow, DeviceState, Store},
 };
 
-/// Rows read at once.
+/// Number of rows read at once.
 const ROWS: usize = 1000;
 
-/// Default number of rows of a table for people.
+/// Default number of rows without `--json`.
 const PAGE: usize = 100;
 
 /// Lists devices, in order of their IDs
@@ -111,7 +111,8 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
             last = None;
             page.push(row);
         }
-        // A table waits until its columns' widths are known; JSON lines are printed at once.
+        // JSON lines are printed at once. A table is printed at the end, when the widths of its
+        // columns are known.
         if args.json {
             last = page.last().map(|row| row.id.clone()).or(last);
             let done = std::mem::take(&mut page);
@@ -133,7 +134,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
     Ok(())
 }
 
-/// Reads the rows that have the prefix, some at a time.
+/// Reads the rows whose ID begins with the prefix, one portion at a time.
 struct Rows<'s> {
     store: &'s dyn Store,
     after: Option<DeviceId>,
@@ -149,7 +150,8 @@ impl Rows<'_> {
             if let Some(prefix) = &self.prefix
                 && self.after.as_ref().is_none_or(|after| after < prefix)
             {
-                // The row with the prefix itself comes first; all others follow it.
+                // A device whose ID is the prefix itself comes first; `rows_after` returns the
+                // others.
                 rows.extend(self.store.device(prefix).await?);
                 self.after = Some(prefix.clone());
             }
@@ -165,8 +167,8 @@ impl Rows<'_> {
     }
 }
 
-/// Parses the beginning of an ID; fails if no ID can begin with it. Case matters, also for
-/// the digits of a MAC address, which are upper-case in the table.
+/// Parses the beginning of an ID; fails if no ID can begin with it. Case matters, even for a
+/// MAC address, whose digits are upper-case in the table.
 fn prefix(text: &str) -> Result<DeviceId, Failure> {
     DeviceId::parse_sn(text)
         .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))
