@@ -1,6 +1,6 @@
 //! The configuration: one TOML file, and environment variables that replace its keys. All
 //! errors are reported at once, each with its line, its key and what is expected. Keys and
-//! credentials are not in the file; it says where they are.
+//! credentials are usually not in the file, which only says where they are.
 
 mod admin;
 mod bounds;
@@ -41,7 +41,7 @@ pub const DEFAULT_PATH: &str = "certdist.toml";
 /// Path of the configuration that a package installs.
 pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 
-/// Maximum number of addresses to listen on: each worker has a socket for each.
+/// Maximum number of addresses to listen on. Each worker has a socket for each address.
 const MAX_LISTEN: usize = 16;
 
 /// Default window of a shared enrollment: a day, in seconds.
@@ -54,7 +54,7 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// `sqlite:PATH`.
     pub database: String,
-    /// Keys that seal the database's secrets; without one, they stay in clear text.
+    /// Keys that seal the database's secrets; without a key, the secrets stay in clear text.
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
@@ -67,20 +67,19 @@ pub struct Config {
     pub plain_coap: Option<PlainCoap>,
     /// Enrollments, at least one.
     pub enrollments: Vec<Enrollment>,
-    /// Names of the enrollments in which a device that exists at IoT Platform, and that
-    /// this server did not register, is refused.
+    /// Names of the enrollments that refuse a device if it already exists at IoT Platform and
+    /// this server did not register it.
     pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
 }
 
-/// CoAP without DTLS: anyone who reaches the address gets what the enrollment's devices
-/// get.
+/// CoAP without DTLS: anyone who reaches the address is treated as a device of the enrollment.
 #[derive(Debug, Clone)]
 pub struct PlainCoap {
     /// UDP address.
     pub listen: SocketAddr,
-    /// Enrollment of all who ask.
+    /// Enrollment to which all clients belong.
     pub enrollment: Enrollment,
 }
 
@@ -91,13 +90,14 @@ pub struct IotPlatformSettings {
     pub client: ClientConfig,
     /// `RegisterDevice` calls per second.
     pub qps: f64,
-    /// Registers devices in batches when many wait.
+    /// Set if devices are registered in batches when many are waiting.
     pub batches: bool,
-    /// Pause between two queries of all devices' activation and state; `None` makes none.
+    /// Pause between two sweeps, which query the activation and state of all devices; `None`
+    /// turns sweeps off.
     pub sweep: Option<Duration>,
 }
 
-/// Amount of the audit log that is kept; `None` means no limit.
+/// Retention of the audit log; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit {
     /// Days after which entries are removed.
@@ -115,22 +115,22 @@ impl Default for Audit {
 /// The operator's port, and its users and tokens.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// TCP address.
+    /// TCP address to listen on.
     pub listen: SocketAddr,
-    /// TLS configuration; HTTPS if present, else HTTP.
+    /// TLS configuration for HTTPS; `None` for HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Users who sign in with a password.
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Requires a token for health and metrics even from this machine.
+    /// Set if health and metrics need a token even from this machine.
     pub require_token: bool,
 }
 
 impl Config {
-    /// Reads and checks a configuration file, the environment variables that replace its
-    /// keys, and the keys and credentials that it refers to. Its relative paths start from
-    /// its folder.
+    /// Reads and checks a configuration file, the environment variables that replace its keys,
+    /// and the keys and credentials that it refers to. Relative paths in the file start from
+    /// the file's folder.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| {
             format!(
@@ -146,7 +146,7 @@ impl Config {
             .map_err(|problems| anyhow::anyhow!("{}: not a valid configuration: {problems}", path.display()))
     }
 
-    /// Checks a configuration; its relative paths start from `folder`.
+    /// Checks a configuration. Relative paths in it start from `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
         Ok(Self::parse_with(text, folder, &[])?)
     }
@@ -178,8 +178,8 @@ impl Config {
                 table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
             let requests = read_enrollment_limits(&mut table, all);
-            // All devices know a shared key, so the device that exists under a requested
-            // name may be another one's.
+            // All devices of the enrollment know a shared key. So a device that exists at IoT
+            // Platform under the requested name may be a different device.
             let usual = match table.values.kind {
                 file::Kind::Shared => file::Existing::Refuse,
                 file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
@@ -204,7 +204,7 @@ impl Config {
         let admin = admin.map(|section| admin::read(section, folder, all));
         problems.check()?;
 
-        // There are no problems, so everything that was asked for is there.
+        // There are no problems, so every value that the configuration sets is present.
         Ok(Self {
             listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
@@ -219,8 +219,8 @@ impl Config {
         })
     }
 
-    /// Returns every key, by section. The first section, without a name, holds the keys
-    /// before all sections; `enrollment` may be repeated.
+    /// Returns every key, by section. The first section has no name, and has the keys before
+    /// all other sections. `enrollment` may be repeated.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
@@ -395,7 +395,7 @@ fn read_reissue(text: &str) -> Result<Reissue> {
     }
 }
 
-/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`; all of them hold hex.
+/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`; in each case, the key is in hex.
 fn read_key(source: &str, folder: &Path) -> Result<Key> {
     let (digits, place) = match source.split_once(':') {
         Some(("hex", digits)) => (digits.to_owned(), "key = \"hex:…\"".to_owned()),

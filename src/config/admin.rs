@@ -15,8 +15,8 @@ use crate::{
     password,
 };
 
-/// Checks the section; its relative paths start from `folder`. Returns `None` if there is
-/// an error.
+/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
+/// error.
 pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut Problems) -> Option<Admin> {
     let file::Admin { user, token, .. } = &mut table.values;
     let (user, token) = (std::mem::take(user), std::mem::take(token));

@@ -1,6 +1,6 @@
-//! Ranges of all numbers in the configuration. A value within its range neither overflows a
-//! clock nor asks for more memory than a host has; a value outside of it is reported with
-//! its key and its range.
+//! Ranges of all numbers in the configuration. A value within its range cannot overflow a
+//! clock, or ask for more memory than a host has. A value outside its range is reported with
+//! its key and the range.
 
 use std::ops::RangeInclusive;
 
@@ -40,7 +40,7 @@ pub(super) const NUMBERS: [Bounds; 19] = [
     number("iot_platform", "timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "sweep", 1.0, MONTH, "seconds, or \"off\""),
     number("limits", "workers", 1.0, MAX_WORKERS as f64, "threads"),
-    // The maximum takes 5 GB of memory.
+    // The maximum number of sessions takes 5 GB of memory.
     number("limits", "max_sessions", 1.0, 10_000_000.0, "sessions"),
     number("limits", "sessions_per_device", 1.0, 1000.0, "sessions"),
     number("limits", "max_handshakes", 1.0, 1_000_000.0, "handshakes"),
@@ -71,7 +71,7 @@ const fn number(
 ///
 /// # Errors
 ///
-/// Returns key, value and range if the value is outside.
+/// Fails with the key, the value and the range if the value is outside its range.
 pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
     let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
     let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
@@ -101,7 +101,8 @@ mod tests {
     /// Parses a configuration with one more key, or returns its error.
     fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
         let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
-        // None of these timeouts may be longer than the next.
+        // No timeout may be longer than the next one, so the next ones are set to their
+        // maximum.
         let others = match key {
             "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
             "first_byte_timeout" => "timeout = 300\n",

@@ -1,6 +1,7 @@
-//! A configuration as written: the file's sections, the environment variables that replace
-//! their keys, and all errors, each with its place. Knows TOML, but not what a key means: a
-//! section itself says which keys it has, and [`bounds`] has the ranges of their numbers.
+//! Reads a configuration as it is written: the sections of the file, and the environment
+//! variables that replace their keys. Collects all errors, each with its place. Knows TOML, but
+//! not what a key means: each section defines its own keys, and [`bounds`] has the ranges of
+//! their numbers.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -22,24 +23,25 @@ pub(super) const PREFIX: &str = "CERTDIST_";
 /// Keys whose values may be secrets, and so never appear in errors.
 const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
 
-/// A section of the file; the type of each key is checked alone.
+/// A section of the file. The value of each key is checked separately.
 pub(super) trait Section: DeserializeOwned {
     /// Name of the section; empty for the keys before all sections.
     const NAME: &'static str;
-    /// Required keys, each with a text: an example for the operator, which also replaces a
-    /// missing or wrong value, so that the rest of the section is still checked.
+    /// Required keys, each with an example value. An error shows the example to the operator.
+    /// The example also replaces a missing or wrong value, so that the rest of the section is
+    /// still checked.
     const REQUIRED: &'static [(&'static str, &'static str)];
 }
 
-/// Name and keys of every section; the first has no name.
+/// Name and keys of every section. The first section has no name.
 type Sections = [(&'static str, &'static [&'static str])];
 
 /// Place of an error.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// No place, because something is missing.
+    /// The file as a whole, because something is missing.
     File,
-    /// This line, from 1.
+    /// This line of the file, counted from 1.
     Line(usize),
     /// This environment variable.
     Variable(String),
@@ -92,8 +94,8 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Reports what is wrong with these keys together, at the place of the first of them
-    /// that is present; does nothing if one of them was already reported alone.
+    /// Reports an error that concerns these keys together, at the place of the first key that
+    /// is present. Does nothing if an error of one of these keys was reported before.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
         if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
             return;
@@ -118,13 +120,13 @@ impl<T> Table<T> {
 pub(super) struct Document<'t> {
     text: &'t str,
     tables: DeTable<'t>,
-    /// Name and value of the variable, by section and key.
+    /// Name and value of each environment variable, by the section and key that it replaces.
     variables: BTreeMap<(&'static str, &'static str), (&'t str, &'t str)>,
 }
 
 impl<'t> Document<'t> {
-    /// Parses the text. If it is not TOML, returns only those errors. `sections` are all
-    /// known sections.
+    /// Parses the text. If it is not valid TOML, fails with the syntax errors alone. `sections`
+    /// are all known sections.
     pub(super) fn parse(
         text: &'t str,
         variables: &'t [(String, String)],
@@ -316,19 +318,19 @@ fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'s
     }
     match keys.iter().find(|known| **known == key) {
         Some(key) => Ok(Some((section, key))),
-        // A cluster sets variables named after its services (CERTDIST_PORT and others) for
-        // each program, so only a near miss of a known key is an error.
+        // A cluster sets variables that are named after its services, such as CERTDIST_PORT. So
+        // an unknown name is an error only if it resembles a known key.
         None if section.is_empty() && nearest(key, keys).is_none() => Ok(None),
         None => Err(format!("{}: unknown key; {}", key, hint(key, keys))),
     }
 }
 
-/// Returns the section's key of this name, or an empty text.
+/// Returns the key of this name in the section, or an empty text if there is none.
 fn known<T: Section>(name: &str) -> &'static str {
     keys::<T>().iter().copied().find(|key| *key == name).unwrap_or("")
 }
 
-/// Makes a table of the example texts of the required keys.
+/// Returns a table with the example values of the required keys.
 fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     let text = |text: &'static str| Spanned::new(0..0, DeValue::String(text.into()));
     let entry =
@@ -419,10 +421,11 @@ pub(super) fn keys<T: Section>() -> &'static [&'static str] {
     T::deserialize(Fields).err().map_or(&[], |Names(names)| names)
 }
 
-/// Asks a struct for its fields instead of filling it.
+/// A deserializer that asks a struct for its field names instead of filling it.
 struct Fields;
 
-/// The fields, returned as an error, which is the only way out.
+/// The field names. They are returned as an error, because a deserializer can return them in no
+/// other way.
 #[derive(Debug)]
 struct Names(&'static [&'static str]);
 

@@ -1,5 +1,5 @@
-//! The file as written: its sections, their keys, and the form of each value. Ranges of
-//! numbers are in `bounds`; the module above checks values that depend on each other.
+//! The file as written: its sections, their keys, and the form of each value. Ranges of numbers
+//! are in `bounds`; the parent module checks values that depend on each other.
 
 use std::{
     fmt,
@@ -20,8 +20,8 @@ use crate::iot_platform::{
 };
 use crate::operators::Role;
 
-/// Returns every section and its keys, in the order of the documentation. The first, without
-/// a name, holds the keys before all sections; `enrollment` may be repeated.
+/// Returns every section and its keys, in the order of the documentation. The first section has
+/// no name, and has the keys before all other sections. `enrollment` may be repeated.
 pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())
@@ -153,9 +153,9 @@ pub(super) enum Signature {
 pub(super) enum Credentials {
     #[default]
     Env,
-    /// A file; without a path, where Alibaba's SDKs look for it.
+    /// A credentials file; `None` stands for the path that Alibaba's SDKs use.
     File(Option<PathBuf>),
-    /// The role of the ECS instance; without a name, the attached role.
+    /// A role of the ECS instance; `None` stands for the role that is attached to it.
     EcsRole(Option<String>),
 }
 
@@ -328,7 +328,7 @@ pub(super) enum Rate {
     Off,
     On {
         burst: i64,
-        /// Seconds.
+        /// Seconds after which one more request is allowed.
         every: f64,
     },
 }

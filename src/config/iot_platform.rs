@@ -1,4 +1,5 @@
-//! `[iot_platform]`: the calls to IoT Platform, and the place of their credentials.
+//! `[iot_platform]`: the settings of the calls to IoT Platform, and where their credentials
+//! are.
 
 use std::{env, path::Path, time::Duration};
 
@@ -25,8 +26,8 @@ const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
-/// Checks the section; its relative paths start from `folder`. Returns `None` if there is
-/// an error.
+/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
+/// error.
 pub(super) fn read(
     mut table: Table<file::IotPlatformSection>,
     folder: &Path,
@@ -67,7 +68,8 @@ fn read_timeouts(section: &file::IotPlatformSection) -> Result<Timeouts> {
     let defaults = Timeouts::default();
     let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
     let whole = seconds(section.timeout).unwrap_or(defaults.whole);
-    // Setting one timeout does not require setting the others.
+    // A default is shortened to the timeout that includes it, so that setting one timeout does
+    // not require setting the others.
     let first_byte = seconds(section.first_byte_timeout).unwrap_or(defaults.first_byte.min(whole));
     let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
     ensure!(

@@ -4,10 +4,10 @@
 use super::Config;
 
 impl Config {
-    /// Returns the keys that differ between the configurations and that a running server
-    /// cannot apply, with the names of their sections in brackets. The enrollments, their
-    /// keys, the rate limits, `[audit]`, and the users, tokens and certificate of `[admin]`
-    /// are never among them.
+    /// Returns the keys that differ between the configurations and that a running server cannot
+    /// apply, with the names of their sections in brackets. A running server can apply the
+    /// enrollments, their keys, the rate limits, `[audit]`, and the users, tokens and
+    /// certificate of `[admin]`, so these are never returned.
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         let mut changed = Vec::new();
         let mut compare = |key, same: bool| {
@@ -53,7 +53,7 @@ impl Config {
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);
-                // The enrollment is a copy, made at the start.
+                // Plain CoAP has a copy of the enrollment, made at the start.
                 compare("[plain_coap] enrollment", own.enrollment == other.enrollment);
             }
             (None, None) => {}

@@ -373,7 +373,7 @@ fn variables_replace_keys_before_anything_is_checked() {
             ("CERTDIST_IOT_PLATFORM__CREDENTIALS", "ecs-role"),
             // An empty variable counts as absent.
             ("CERTDIST_LIMITS__PATIENCE", ""),
-            // A variable that a cluster sets for a service of this name.
+            // Variables that a cluster sets for a service named certdist.
             ("CERTDIST_PORT", "udp://10.0.0.1:5684"),
             ("CERTDIST_SERVICE_HOST", "10.0.0.1"),
         ],
@@ -492,7 +492,7 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
     }
     assert_eq!(config.needs_restart(&config.clone()), [] as [&str; 0]);
 
-    // A running server applies these.
+    // A running server applies these changes.
     let token = "[[admin.token]]\nname = \"t\"\nrole = \"viewer\"\nhash = \"sha256:HASH\"\n";
     let token = token.replace("HASH", &"5c".repeat(32));
     let before = &format!("{MINIMAL}[audit]\n[admin]\nlisten = \"127.0.0.1:1\"\n{token}");
