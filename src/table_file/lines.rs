@@ -1,6 +1,6 @@
-//! Lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines,
-//! so that a stray quote breaks one line but not the rest of the file, and line numbers
-//! match those of an editor. Knows no columns.
+//! Reads lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines.
+//! So a stray quote breaks only its own line, and line numbers match those of an editor. Knows
+//! no columns.
 
 use std::{
     borrow::Cow,
@@ -9,8 +9,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// Maximum length of a line with its end, in bytes: about fifty times the longest legal
-/// one. It limits the memory for a file that is not a table at all.
+/// Maximum length of a line including its end, in bytes: about fifty times the longest legal
+/// line. Limits the memory for a file that is not a table at all.
 const MAX_LINE: usize = 64 * 1024;
 
 /// A line that is not blank.
@@ -113,8 +113,8 @@ pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     }
 }
 
-/// Reads a quoted field from after its opening quote; also returns the text after its
-/// closing quote.
+/// Reads a quoted field; `text` begins after its opening quote. Returns the field, and the text
+/// after its closing quote.
 fn quoted_field(text: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     const OPEN: &str = "a quote is not closed on the same line";
     let (first, mut after) = text.split_once('"').ok_or(OPEN)?;

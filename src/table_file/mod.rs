@@ -1,6 +1,6 @@
 //! The device table as a CSV file. Import checks the whole file and reports every bad line
 //! before it changes anything; export writes what import reads. Knows the columns and their
-//! rules; the store decides what may replace what in the table.
+//! rules; the store decides which values in the table may be replaced.
 
 mod lines;
 mod rows;
@@ -26,11 +26,10 @@ use crate::{
 pub const COLUMNS: [&str; 8] =
     ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
 
-/// Maximum number of bad lines that are reported; more would not help to understand the
-/// file.
+/// Maximum number of bad lines that are listed; more would not help to understand the file.
 const MAX_LISTED: usize = 1000;
 
-/// Lines between two calls of an import's `progress`.
+/// Number of lines between two calls of an import's `progress`.
 const PROGRESS_EVERY: u64 = 1000;
 
 /// The part of a configured enrollment that an import needs.
@@ -40,7 +39,7 @@ pub struct KnownEnrollment {
     pub name: String,
     /// The product of its devices, unless a row names another.
     pub product_key: String,
-    /// Each device has its own key.
+    /// Set if each device has its own key.
     pub individual: bool,
 }
 
@@ -51,7 +50,7 @@ pub struct Enrollments {
     default: Option<usize>,
 }
 
-/// Error: no enrollment has this name. Its sentence lists the known ones.
+/// Error for a name that no enrollment has. The message lists the known enrollments.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("unknown enrollment \"{name}\"; {enrollments}")]
 pub struct UnknownEnrollment {
@@ -60,7 +59,8 @@ pub struct UnknownEnrollment {
 }
 
 impl Enrollments {
-    /// Collects the enrollments. A single one is the default; among several, none is.
+    /// Creates the list of enrollments. A single enrollment is the default; with several, there
+    /// is no default.
     pub fn new(known: Vec<KnownEnrollment>) -> Self {
         let default = (known.len() == 1).then_some(0);
         Self { known, default }
@@ -118,10 +118,10 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Bad lines in the file's order: the first 1,000, and the number of others.
+/// Bad lines in the file's order: the first 1,000, and the number of further ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadLines {
-    /// The reported lines.
+    /// The first bad lines.
     pub listed: Vec<LineError>,
     /// Number of further bad lines.
     pub more: u64,
@@ -161,7 +161,7 @@ pub enum ImportFileError {
         /// Error of the system.
         source: io::Error,
     },
-    /// Lines are wrong, or contradict the table. One sentence per line.
+    /// Lines are wrong, or contradict the table. The message has one sentence for each line.
     #[error("{path}: nothing was imported\n{lines}", path = path.display())]
     Lines {
         /// Path of the file.
@@ -177,11 +177,11 @@ pub enum ImportFileError {
 /// Settings of an import.
 #[derive(Debug, Clone, Copy)]
 pub struct Import<'a> {
-    /// Enrollments that its rows may belong to.
+    /// Enrollments to which the rows may belong.
     pub enrollments: &'a Enrollments,
-    /// Actor, for the audit log.
+    /// Operator who imports, for the audit log.
     pub by: &'a Actor,
-    /// Reports what would change, without changing it.
+    /// Set to report what would change, without changing it.
     pub dry_run: bool,
 }
 
@@ -199,8 +199,8 @@ pub fn import_file(
     import(store, file, total, path, how, progress)
 }
 
-/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`, and the
-/// audit log its last part.
+/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`; the audit
+/// log shows its last part.
 pub fn import(
     store: &impl Bulk,
     file: impl io::Read,
@@ -216,7 +216,8 @@ pub fn import(
         ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
     })?;
 
-    // The store reports a conflict before it reads the next row, so this is its line.
+    // Number of the line read last. The store reports a conflict before it reads the next row,
+    // so a conflict is in this line.
     let line = Cell::new(0);
     let mut reported = 0;
     let items = std::iter::from_fn(|| {

@@ -1,6 +1,6 @@
-//! Rows of a table file: the header, the rules of each column, and the rule that a device
-//! or an identity occurs only once. Pure except for its reader; the store knows what the
-//! table already holds.
+//! Rows of a table file: the header, the rules of each column, and the rule that a device or an
+//! identity occurs only once. Pure, except that it reads the file. Knows nothing of the rows
+//! that are already in the table.
 
 use std::{
     borrow::Cow,
@@ -28,16 +28,17 @@ const MAX_IDENTITY: usize = 128;
 /// IoT Platform assigns.
 const MAX_CLOUD_VALUE: usize = 128;
 
-/// Reason why there is no row.
+/// Reason why a row could not be read.
 #[derive(Debug)]
 pub enum ReadError {
-    /// This line is wrong; the next may be right.
+    /// This line is wrong; the next line may be right.
     Line(LineError),
     /// The file cannot be read any further.
     Io(io::Error),
 }
 
-/// The rows of a table file, in its order. Continues with the next line after a bad one.
+/// Iterator over the rows of a table file, in their order. After a bad line, it continues with
+/// the next line.
 pub struct Rows<'e, R> {
     lines: Lines<R>,
     line: u64,
@@ -115,7 +116,8 @@ impl Fault {
     }
 }
 
-/// Reads the header: for each field of the file, its index in [`COLUMNS`].
+/// Reads the header. Returns, for each field of the file, the index of its column in
+/// [`COLUMNS`].
 fn header(text: &str) -> Result<Vec<usize>, Fault> {
     let mut columns = Vec::with_capacity(COLUMNS.len());
     for name in lines::fields(text).map_err(Fault::line)? {
@@ -263,9 +265,9 @@ fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Opti
     Ok(Some((identity.into_owned(), Secret::new(psk))))
 }
 
-/// Remembers the line in which each text occurred first, with about 20 bytes per text, for
+/// Remembers the line in which each text first occurred. Takes about 20 bytes per text, for
 /// files of many million lines. Keeps 96 bits of a hash with a random key: in a file of 10
-/// million lines the chance of a false alarm is one in 10^15.
+/// million lines, the chance of a false alarm is one in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,
