@@ -1,5 +1,5 @@
-//! Builds the server from a configuration, and runs it. `serve` and `demo` run it;
-//! `register` uses the same client for IoT Platform.
+//! Builds a server from a configuration, and runs it. Used by `certdist serve` and `certdist
+//! demo`. `certdist register` uses only the client for IoT Platform that is made here.
 
 use std::{
     net::SocketAddr,
@@ -32,7 +32,7 @@ pub struct App {
     drain: Duration,
     store: Arc<Sqlite>,
     keep: watch::Sender<Keep>,
-    /// Its tasks end when it is dropped.
+    /// Tasks of plain CoAP, which end when the set is dropped.
     _plain: Option<JoinSet<()>>,
     _pruning: JoinSet<()>,
 }
@@ -108,13 +108,13 @@ impl App {
         self.server.fail_worker(number);
     }
 
-    /// Waits until a worker ends, and returns its number. No worker ends by itself.
+    /// Waits until a worker ends, and returns its number. In normal operation no worker ends.
     pub async fn worker_ended(&mut self) -> usize {
         self.server.worker_ended().await
     }
 
-    /// Queries all devices at IoT Platform, as the server does regularly. Returns how many
-    /// have signed in there.
+    /// Queries all devices at IoT Platform now, as the server does regularly. Returns the
+    /// number of devices that have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
         self.registrar.sweep().await?;
@@ -127,9 +127,9 @@ impl App {
         }
     }
 
-    /// Applies a changed configuration, except for the keys that
-    /// [`Config::needs_restart`] names. Fails, and changes nothing, if the database keys do
-    /// not open the database.
+    /// Applies a changed configuration, except for the keys that [`Config::needs_restart`]
+    /// names. Fails, and changes nothing, if the database keys do not open every secret in the
+    /// database.
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
@@ -145,8 +145,8 @@ impl App {
         Ok(())
     }
 
-    /// Finishes the registrations in progress, for a limited time, and ends. The rest
-    /// stays in the journal.
+    /// Stops the server. Finishes the registrations in progress within a limited time; the
+    /// others stay in the journal.
     pub async fn stop(self) {
         tracing::info!("draining: finishing registrations, accepting no new ones");
         let left = self.registrar.drain(self.drain).await;
@@ -186,7 +186,7 @@ async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result
     Ok(tasks)
 }
 
-/// Makes the client for IoT Platform, and the settings of its registrar.
+/// Creates the client for IoT Platform, and the settings of the registrar.
 pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
     let Some(section) = &config.iot_platform else {
         let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
@@ -206,7 +206,7 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
     Ok((client, limits))
 }
 
-/// Returns how much of the audit log is kept.
+/// Returns the retention of the audit log.
 fn kept(section: config::Audit) -> Keep {
     Keep { days: section.keep_days, rows: section.max_rows }
 }

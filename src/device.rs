@@ -1,4 +1,4 @@
-//! The terms that every other module uses: a device's ID, its name in the cloud and its
+//! The types that every other module uses: a device's ID, its name at IoT Platform and its
 //! certificate. Pure; knows neither wire formats nor where a row is stored.
 
 use std::fmt;
@@ -20,22 +20,22 @@ pub struct DeviceId(Box<str>);
 /// or not printable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceIdError {
-    /// It is empty.
+    /// The text is empty.
     #[error("a device ID is empty")]
     Empty,
-    /// It has more than 64 bytes.
+    /// The text has more than 64 bytes.
     #[error("a device ID has more than {MAX_DEVICE_ID} characters")]
     TooLong,
-    /// It has a character outside the set.
+    /// The text has a character outside the set.
     #[error("a device ID has a character other than A-Z a-z 0-9 . _ : @ -")]
     Character,
-    /// It should be a MAC address, but is not.
+    /// The text should be a MAC address, but is not.
     #[error("a MAC address is 12 hex digits, bare or as aa:bb:cc:dd:ee:ff, aa-bb-… or aabb.ccdd.eeff")]
     Mac,
 }
 
 impl DeviceId {
-    /// Parses an ID of either kind: a text that looks like a MAC address is one.
+    /// Parses an ID of either kind. A text that looks like a MAC address is taken as one.
     pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
         match canonical_mac(text) {
             Some(mac) => Ok(Self(mac.into())),
@@ -72,9 +72,9 @@ impl DeviceId {
     /// function of the ID, so that a registration repeated after a crash requests the
     /// same device.
     ///
-    /// An ID of 4–32 characters is its own name. Any other ID, and an ID that could be
-    /// mistaken for a mapped one (32 characters that begin with `@`), becomes `@` and the
-    /// first 31 characters of the lower-case base32 of its SHA-256: 155 bits, so that two
+    /// An ID of 4–32 characters is its own name. Any other ID is mapped to `@` and the first 31
+    /// characters of the lower-case base32 of its SHA-256. An ID that looks like a mapped name
+    /// (32 characters that begin with `@`) is mapped, too. The hash has 155 bits, so that two
     /// IDs never collide in practice.
     pub fn device_name(&self) -> String {
         let id = self.as_str();
@@ -126,7 +126,7 @@ fn canonical_mac(text: &str) -> Option<String> {
     let mut mac = String::with_capacity(12);
     for (at, &byte) in bytes.iter().enumerate() {
         if at % (group + 1) == group {
-            // One kind of separator throughout.
+            // All separators must be the same.
             if !separators.contains(&byte) || Some(byte) != separator {
                 return None;
             }
@@ -226,13 +226,14 @@ mod tests {
         let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
         assert_eq!(name("SN01"), "SN01");
         assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
-        // Base32 of SHA-256("SN1"): a fixed rule gives a fixed value.
+        // "SN1" is too short for a name, and is always mapped to the same one.
         assert_eq!(name("SN1"), name("SN1"));
         for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
             let mapped = name(id);
             assert_eq!(mapped.len(), 32);
             assert!(mapped.starts_with('@'));
-            // A device whose ID is another device's mapped name does not get that device.
+            // A device whose ID is another device's mapped name does not get that device's
+            // name.
             assert_ne!(name(&mapped), mapped);
         }
         assert_ne!(name(&"y".repeat(33)), name(&"y".repeat(34)));

@@ -1,4 +1,4 @@
-//! A device's row as JSON, in one form for `certdist device` and the console.
+//! Formats a device's row as JSON, in one form for `certdist device` and the console.
 
 use serde_json::{Value, json};
 
@@ -8,9 +8,9 @@ use crate::{
     store::{CloudState, DeviceRow, DeviceState, UnixSeconds, unix_now},
 };
 
-/// Formats a row without its secrets, with IoT Platform's names where it has them. Times
-/// are RFC 3339 in UTC. `reissue` is the policy of its enrollment, if that is in the
-/// configuration.
+/// Formats a row without its secrets. Values that IoT Platform also has carry its names. Times
+/// are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment; `None` if that
+/// enrollment is not in the configuration.
 pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
@@ -32,7 +32,7 @@ pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>) -> Value {
     })
 }
 
-/// Names the state that the operator has set.
+/// Returns the name of the state that the operator has set.
 pub fn state(row: &DeviceRow) -> &'static str {
     match row.state {
         DeviceState::Enabled => "enabled",

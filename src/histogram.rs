@@ -1,5 +1,5 @@
-//! Histograms and counters that one thread writes and others may read at any time: atomics, so
-//! that no lock is shared. Knows neither what is measured nor how it is shown.
+//! Histograms and counters that one thread writes and others may read at any time. They use
+//! atomics, so that threads share no lock. Knows neither what is measured nor how it is shown.
 
 use std::{
     iter,
@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-/// Upper bounds of a [`Histogram`]'s buckets, in microseconds: from an answer of the table to
-/// a slow registration. Longer durations have a bucket of their own.
+/// Upper bounds of a [`Histogram`]'s buckets, in microseconds. The range covers answers from
+/// the table as well as slow registrations. Longer durations have their own bucket.
 const BOUNDS: [u64; 18] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000, 30_000_000,
@@ -67,8 +67,8 @@ impl Distribution {
         self.micros as f64 / 1e6
     }
 
-    /// Returns each bound in seconds with the number of durations up to it, without the last,
-    /// unbounded bucket.
+    /// Returns each bound in seconds, with the number of durations that did not exceed it.
+    /// Omits the last bucket, which has no bound.
     pub fn cumulated(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let mut sum = 0;
         iter::zip(BOUNDS, self.buckets).map(move |(bound, count)| {
@@ -77,15 +77,15 @@ impl Distribution {
         })
     }
 
-    /// Returns the bound in seconds that this part (0 to 1) of the durations did not exceed;
-    /// `None` without durations, or if it is longer than the longest bound.
+    /// Returns the lowest bound, in seconds, that this share (0 to 1) of the durations did not
+    /// exceed; `None` if there are no durations, or if no bound is high enough.
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         self.cumulated().find(|&(_, sum)| sum >= wanted).map(|(bound, _)| bound)
     }
 }
 
-/// Counts of the values of a byte.
+/// A counter for each value of a byte.
 #[derive(Debug)]
 pub struct ByByte([AtomicU64; 256]);
 

@@ -1,9 +1,9 @@
-//! Rate limit of log lines. Pure, but for the line that says how many were suppressed.
+//! Rate limit for log lines. Pure, except that it logs the number of suppressed lines.
 
 use std::time::{Duration, Instant};
 
-/// Limit of the log lines of one kind: a crowd, an outage or an attacker must not fill the
-/// disk.
+/// Limits the log lines of one kind, so that a crowd of devices, an outage or an attacker
+/// cannot fill the disk.
 #[derive(Debug)]
 pub struct LogLimit {
     most: u32,
@@ -19,8 +19,8 @@ impl LogLimit {
         Self { most, kind, second: None, written: 0, suppressed: 0 }
     }
 
-    /// Returns whether one more line may be written, and counts suppressed ones. Their
-    /// number is logged with the first line after that second.
+    /// Returns whether one more line may be written; if not, counts it as suppressed. The first
+    /// line after that second also logs the number of suppressed lines.
     pub fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {

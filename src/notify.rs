@@ -1,5 +1,5 @@
-//! Notifies the service manager: sd_notify(3), a datagram to the socket that it names.
-//! Does nothing without one. Knows nothing of the server.
+//! Notifies the service manager (sd_notify(3)), by a datagram to the socket in `NOTIFY_SOCKET`.
+//! Does nothing without that variable. Knows nothing of the server.
 
 use std::{
     env,
@@ -21,19 +21,19 @@ pub fn ready() {
     tell("READY=1");
 }
 
-/// Feeds the watchdog. The manager restarts a service that does not do so within
-/// `WatchdogSec=`; [`watchdog_interval`] says how often to do it.
+/// Feeds the watchdog. The service manager restarts a service that does not feed it within
+/// `WatchdogSec=`. [`watchdog_interval`] returns how often to do so.
 pub fn watchdog() {
     tell("WATCHDOG=1");
 }
 
-/// Reports that the service ends on purpose.
+/// Reports that the service is shutting down on purpose.
 pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Returns half of the time after which the manager takes the service for dead; `None` if
-/// it does not watch this process.
+/// Returns half of the time after which the service manager considers the service dead; `None`
+/// if it does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
 }

@@ -26,7 +26,8 @@ pub fn hash(password: &Secret) -> Result<String, String> {
     Ok(hash.to_string())
 }
 
-/// Returns whether the password matches the hash. Takes 19 MiB, and a core for a while.
+/// Returns whether the password matches the hash. Takes 19 MiB of memory, and keeps a core busy
+/// for a while.
 pub fn is_right(password: &Secret, hash: &str) -> bool {
     let password = password.expose().as_bytes();
     password.len() <= MAX_PASSWORD && Argon2::default().verify_password(password, hash).is_ok()

@@ -1,6 +1,6 @@
-//! The resources: `/cert` and `/.well-known/core`. Reads which device a request is about,
-//! asks `provision` for its certificate, and encodes the answer in the requested format.
-//! Knows neither transport nor device table.
+//! The CoAP resources `/cert` and `/.well-known/core`. Determines which device a request is
+//! about, asks `provision` for its certificate, and encodes the answer in the requested format.
+//! Knows neither the transport nor the device table.
 
 mod body;
 pub mod throttle;
@@ -31,7 +31,7 @@ const LINKS: [Link<'_>; 1] = [Link {
 
 /// Answer to a request.
 pub enum Answer {
-    /// An answer known at once.
+    /// An answer that is available at once.
     Now(Response),
     /// Work that results in the answer.
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
@@ -51,7 +51,7 @@ impl Service {
         Self { provisioner: Arc::new(provisioner), throttle: Throttle::new(now, limits) }
     }
 
-    /// Returns the same service with other limits.
+    /// Returns the same service with other limits; both share the state of the rate limits.
     pub fn with_limits(&self, limits: RequestLimits) -> Self {
         Self { provisioner: self.provisioner.clone(), throttle: self.throttle.with(limits) }
     }
@@ -62,8 +62,8 @@ impl Service {
     }
 
     /// Answers a request of an authenticated client. `source` is the address at which the
-    /// client proved its key. If `may_wait` is false, the caller must drop work that is
-    /// not ready at its first poll. Such work has started nothing.
+    /// client proved its key. If `may_wait` is false, the caller must drop a future that is not
+    /// ready at its first poll. That future has started no work.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
@@ -112,7 +112,7 @@ impl Service {
                 content(form, &certificate)
             }
             Err(refusal) => {
-                // The server logs a line for the request itself.
+                // At debug level only, as the server logs a line for each request.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, source, principal, device);
@@ -172,8 +172,8 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
     Ok((device, form))
 }
 
-/// Returns whether the conditions of a request hold (RFC 7252 §5.10.8). The resource
-/// exists, and its representations have no ETags. An empty If-Match only requires that the
+/// Returns whether the conditions of a request hold (RFC 7252 §5.10.8) for a resource that
+/// exists and whose representations have no ETags. An empty If-Match only requires that the
 /// resource exists.
 fn meets_conditions<K>(request: &Request<K>) -> bool {
     let matches = request.if_match.is_empty() || request.if_match.iter().any(Vec::is_empty);
@@ -185,7 +185,7 @@ fn bad_request(title: &str) -> Response {
 }
 
 fn content(form: Form, certificate: &Certificate) -> Response {
-    // Max-Age 0: no cache may keep the certificate.
+    // Max-Age 0, so that no cache keeps the certificate.
     match form {
         Form::Cbor => Response::content(format::CBOR, body::certificate_cbor(certificate)),
         Form::Json => Response::content(format::JSON, body::certificate_json(certificate)),

@@ -23,9 +23,9 @@ const NONCE: usize = 24;
 /// Size of an authentication tag, in bytes.
 const TAG: usize = 16;
 
-/// Key of no device, as long as a usual one: 16 bytes as hex.
+/// Key that belongs to no device. It is as long as a usual key: 16 bytes, as hex.
 const DECOY: &str = "00000000000000000000000000000000";
-/// Place where the decoy is sealed, with an ID and an identity of usual length. The
+/// Place for which the decoy is sealed, with a device ID and an identity of usual length. The
 /// decoy is never written to a database, so no row can refer to it.
 const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
 
@@ -85,7 +85,7 @@ impl DatabaseKey {
         Ok(Secret::new(hex::encode(key.as_slice())))
     }
 
-    /// Returns the ID of the key, for people.
+    /// Returns the ID of the key, which may be shown.
     pub fn id(&self) -> KeyId {
         self.id
     }
@@ -158,8 +158,8 @@ pub enum SealError {
     NoRandomness,
 }
 
-/// The keys of a database: the first seals new values, and each opens the values that it
-/// has sealed. Without a key, values stay as they are.
+/// The keys of a database. The first key seals new values, and each key opens the values that
+/// it has sealed. Without a key, values stay as they are.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,
@@ -174,7 +174,7 @@ impl Default for Keyring {
 }
 
 impl Keyring {
-    /// Makes a keyring of keys in order; of two equal keys, the first counts.
+    /// Creates a keyring from keys in order. Of two equal keys, the first one is used.
     pub fn new(keys: impl IntoIterator<Item = DatabaseKey>) -> Self {
         let mut ring = Self { keys: keys.into_iter().collect(), decoy: DECOY.into() };
         // Sealing fails only for values of many gigabytes.
@@ -200,9 +200,9 @@ impl Keyring {
         &self.decoy
     }
 
-    /// Opens the stored key of an identity: `Some(place)` if it is known, `None` for the
-    /// [`decoy`](Self::decoy). If the database has a key, exactly one sealed value is
-    /// opened either way, even if the known one is still clear.
+    /// Opens the stored key of an identity. `place` is `None` for an unknown identity, whose
+    /// stored key is the [`decoy`](Self::decoy). If the database has a key, exactly one sealed
+    /// value is opened in both cases, even if the stored key is not sealed yet.
     pub fn open_one(&self, place: Option<Place<'_>>, stored: &str) -> Result<Secret, SealError> {
         let opened = self.open(place.unwrap_or(DECOY_PLACE), stored)?;
         if !stored.starts_with(PREFIX) && !self.keys.is_empty() {
@@ -217,8 +217,8 @@ impl Keyring {
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
         let (nonce, rest) = bytes.split_at_mut(NONCE);
         let (text, tag) = rest.split_at_mut(clear.len());
-        // From the thread's own generator, which the system has seeded: one system call
-        // per value would take most of the time of an import.
+        // The nonce comes from the thread's own generator, which the system has seeded. One
+        // system call per value would take most of the time of an import.
         nonce.copy_from_slice(&rand::random::<[u8; NONCE]>());
         text.copy_from_slice(clear.as_bytes());
         let nonce = XNonce::try_from(&*nonce).map_err(|_| broken(place))?;

@@ -1,6 +1,6 @@
-//! A simulated device that behaves like firmware, on a foreign DTLS stack: a PSK
-//! handshake, one confirmable request for `/cert`, its answer, piggybacked or separate;
-//! then it signs in with the certificate. It shares no code with the server except
+//! A simulated device that behaves like firmware, on a foreign DTLS stack. It makes a PSK
+//! handshake, sends one confirmable request for `/cert`, and takes a piggybacked or separate
+//! answer. Then it signs in with the certificate. It shares no code with the server except
 //! coap-lite's message format.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -34,9 +34,9 @@ pub struct SimulatedDevice {
     pub identity: String,
     /// Pre-shared key.
     pub psk: Vec<u8>,
-    /// Serial number that it sends; without one, the identity names the device.
+    /// Serial number that the device sends; without one, its PSK identity is the device ID.
     pub sn: Option<String>,
-    /// Time after which it gives up.
+    /// Time after which the device gives up.
     pub patience: Duration,
 }
 
@@ -159,7 +159,7 @@ impl SimulatedDevice {
 /// Keep-alive interval of a device that is signed in.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Signs in over MQTT with a certificate, at `broker` as `HOST:PORT`, and disconnects.
+/// Signs in over MQTT with a certificate, and disconnects. `broker` is `HOST:PORT`.
 ///
 /// # Errors
 ///
