@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(of(&row()), "register");
         assert_eq!(of(&issued()), "certificate");
         assert_eq!(of(&refused(row())), "refused");
-        // An existing certificate is handed out, even if the cloud once refused.
+        // An existing certificate is handed out, even if the cloud once refused the device.
         assert_eq!(of(&refused(issued())), "certificate");
         for row in [disabled(row()), disabled(issued()), disabled(refused(row()))] {
             assert_eq!(of(&row), "disabled");

@@ -159,11 +159,11 @@ pub enum SealError {
 }
 
 /// The keys of a database. The first key seals new values, and each key opens the values that
-/// it has sealed. Without a key, values stay as they are.
+/// it has sealed. Without a key, values are not sealed.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,
-    /// Stored form of [`DECOY`], sealed under the first key; clear without a key.
+    /// Stored form of [`DECOY`], sealed under the first key, or not sealed if there is no key.
     decoy: Arc<str>,
 }
 

@@ -7,7 +7,7 @@ use super::{Sources, metrics};
 
 /// Pause between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
-/// Number of samples kept: those of an hour, and the one before them.
+/// Number of samples kept: the samples of an hour, and the sample before them.
 const KEPT: usize = 361;
 
 /// Values of the counters at one moment.

@@ -35,7 +35,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Shows the settings of one, and the progress of its devices
+    /// Shows the settings of an enrollment, and the progress of its devices
     Show {
         /// Name of the enrollment
         name: String,

@@ -61,7 +61,8 @@ pub struct Args {
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// Reason, if IoT Platform refuses until the operator acts. It ends the run.
+    /// Reason why IoT Platform refuses calls until the operator acts, if it does so. The run
+    /// then ends.
     stopped: OnceLock<String>,
 }
 

@@ -124,8 +124,8 @@ pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     Ok(App::start(config, store, cloud).await?)
 }
 
-/// Waits for a signal, or for the end of a worker. After the latter the server gives up, as it
-/// would serve only some of the devices.
+/// Waits for a signal, or for the end of a worker. If a worker has ended, the server gives up,
+/// as it would serve only some of the devices.
 async fn order(app: &mut App, signals: &mut Signals) -> Order {
     tokio::select! {
         order = signals.next() => order,

@@ -338,7 +338,7 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Checks that a value fits its key; the error says which key it is and what would fit.
+/// Checks that a value fits its key; the error names the key and what would fit.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
     bounds::check(T::NAME, key, value.get_ref())?;
     let mut table = stand_ins::<T>();

@@ -378,7 +378,8 @@ fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(import(store, rows()), report);
 }
 
-/// `export` returns every row with its key, in order of device ID; an error ends it.
+/// `export` returns every row with its key, in order of device ID; an error from `each` ends
+/// the export.
 fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
     let mut seen = Vec::new();

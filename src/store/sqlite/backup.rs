@@ -54,8 +54,7 @@ impl Sqlite {
         let part = Part::beside(to, "part")?;
         let source = connection::open_reader(&self.path)?;
         let failed = |error| store_error(&self.path, error);
-        // Both the counts and the copy are of this state, so that the copy can be compared with
-        // its source.
+        // The counts and the copy are both taken from this state, so that they can be compared.
         let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
         let before = contents(&state).map_err(failed)?;
         {

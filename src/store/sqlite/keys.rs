@@ -20,8 +20,8 @@ use crate::{
 /// Stands for the ID of a key, for values that are not sealed.
 pub(super) const CLEAR: &str = "clear";
 
-/// Maximum number of values sealed in one transaction. It holds the write lock for a few
-/// milliseconds.
+/// Maximum number of values sealed in one transaction. A transaction holds the write lock for a
+/// few milliseconds.
 const BATCH: usize = 500;
 
 /// Statements for one column of secrets. `read` selects the next rows after the primary key ?1

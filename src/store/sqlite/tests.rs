@@ -159,7 +159,7 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
         )
         .unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
-    // Reads go on, and a command can open the database now.
+    // Reads still work, and a command can open the database now.
     assert_eq!(open(&directory).count().unwrap(), 1);
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
 

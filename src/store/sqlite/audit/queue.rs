@@ -21,12 +21,12 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of waiting entries: those of six seconds at 10,000 answers a second, which is
-/// longer than an import holds its lock. A full queue takes about 14 MB.
+/// Maximum number of waiting entries. At 10,000 answers a second, the queue is full after six
+/// seconds, which is longer than an import holds its lock. A full queue takes about 14 MB.
 const QUEUE: usize = 65_536;
 
-/// Maximum number of entries in one transaction. It takes a few milliseconds, for which a first
-/// issue may have to wait.
+/// Maximum number of entries in one transaction. A transaction takes a few milliseconds, for
+/// which a first issue may have to wait.
 const GROUP: usize = 4 * BLOCK;
 
 /// Sending end of the queue.
