@@ -115,6 +115,15 @@ CREATE TABLE call_pace (
     nextMicros   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Work that only one process at a time does, such as the sweep over all devices.
+CREATE TABLE lease (
+    name         TEXT NOT NULL PRIMARY KEY,
+    -- The process that does it; NULL, or without a row in registration_owner: none.
+    owner        INTEGER,
+    -- How far the work has come.
+    cursor       TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Keys under which values may be sealed. All of them must be configured.
 CREATE TABLE database_key (
     -- First 4 bytes of a hash of the key, as lower-case hex. `clear`: the database may

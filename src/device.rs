@@ -226,7 +226,7 @@ mod tests {
         let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
         assert_eq!(name("SN01"), "SN01");
         assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
-        // "SN1" is too short for a name, and is always mapped to the same one.
+        // "SN1" is too short to be a name, so it is mapped to one: the same each time.
         assert_eq!(name("SN1"), name("SN1"));
         for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
             let mapped = name(id);

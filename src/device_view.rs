@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use crate::{
     policy,
     psk::Reissue,
-    store::{CloudState, DeviceRow, DeviceState, UnixSeconds, unix_now},
+    store::{CloudState, DeviceRow, DeviceState, UnixSeconds, claim::ClaimView, unix_now},
 };
 
 /// Formats a row without its secrets. Values that IoT Platform also has carry its names. Times
 /// are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment; `None` if that
-/// enrollment is not in the configuration.
-pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>) -> Value {
+/// enrollment is not in the configuration. `claim` is the claim on its registration, if any.
+pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
         "enrollment": row.enrollment,
@@ -28,6 +28,12 @@ pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>) -> Value {
             CloudState::Disabled => "disabled",
             CloudState::Deleted => "deleted",
         }),
+        "registration": claim.map(|claim| json!({
+            "since": time(Some(claim.since)),
+            "owner": claim.owner,
+            "ownerLastSeen": time(claim.last_beat),
+            "inBatch": claim.batch.is_some(),
+        })),
         "nextRequest": policy::next_request(row, reissue, unix_now()),
     })
 }
@@ -40,6 +46,20 @@ pub fn state(row: &DeviceRow) -> &'static str {
     }
 }
 
+/// Describes the claim on a device's registration: which process has it, since when.
+pub fn registration(claim: &ClaimView) -> String {
+    let since = time(Some(claim.since)).unwrap_or_default();
+    let batch = if claim.batch.is_some() { " in a batch" } else { "" };
+    match (&claim.owner, time(claim.last_beat)) {
+        (Some(owner), Some(seen)) => {
+            format!("in progress{batch} since {since}, by {owner}, last seen at {seen}")
+        }
+        _ => format!(
+            "begun{batch} at {since} by a process that has ended; a server, or the device's next request, continues it"
+        ),
+    }
+}
+
 /// Formats a time as RFC 3339, in UTC and to the second.
 pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds?).ok()?;
@@ -49,7 +69,7 @@ pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::DeviceId;
+    use crate::{device::DeviceId, store::JournalEntry};
 
     #[test]
     fn the_json_has_all_but_the_secret() {
@@ -59,7 +79,26 @@ mod tests {
             cloud_state: Some(CloudState::Deleted),
             ..imported.with_certificate("lamp-1", "a-secret")
         };
-        let shown = as_json(&row, Some(Reissue::Always));
+        let entry =
+            JournalEntry { device: row.id.clone(), product_key: "a1".into(), device_name: "lamp-1".into() };
+        let claim = ClaimView {
+            entry,
+            since: 1_700_000_000,
+            owner: Some("certdist serve, process 7".into()),
+            last_beat: Some(1_700_000_002),
+            batch: None,
+        };
+        let shown = as_json(&row, Some(Reissue::Always), Some(&claim));
+        assert_eq!(shown["registration"]["owner"], "certdist serve, process 7");
+        assert_eq!(shown["registration"]["since"], "2023-11-14T22:13:20Z");
+        assert_eq!(
+            registration(&claim),
+            "in progress since 2023-11-14T22:13:20Z, by certdist serve, process 7, last seen at 2023-11-14T22:13:22Z"
+        );
+        let abandoned = ClaimView { owner: None, last_beat: None, batch: Some(1), ..claim };
+        assert!(
+            registration(&abandoned).starts_with("begun in a batch at 2023-11-14T22:13:20Z by a process")
+        );
         assert_eq!(shown["registerTime"], "2023-11-14T22:13:20Z");
         assert_eq!(shown["deviceName"], "AABBCC001122");
         assert_eq!((&shown["cloudState"], &shown["state"]), (&json!("deleted"), &json!("enabled")));

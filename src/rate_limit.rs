@@ -224,7 +224,7 @@ impl Buckets {
             let known = set.iter().position(|bucket| bucket.key == hash);
             let (place, before) = match known {
                 Some(place) if set[place].full_at() > now => (place, set[place]),
-                // Full again: the episode is over.
+                // This bucket is full again, so the key starts afresh in it.
                 Some(place) => (place, Bucket { key: hash, full_at: 0 }),
                 None => {
                     let fullest = (0..WAYS).min_by_key(|&place| set[place].full_at()).unwrap_or(0);

@@ -21,6 +21,9 @@ const PROBE: Duration = Duration::from_secs(2);
 /// Time for which the result of a probe is reused, as each probe writes to the disk.
 const PROBE_COUNTS: Duration = Duration::from_secs(1);
 
+/// Maximum number of refusals that are shown.
+const MAX_NOTES: usize = 10;
+
 /// Time and result of the last probe.
 #[derive(Default)]
 pub(super) struct Health {
@@ -51,14 +54,19 @@ impl Health {
         if sources.registrar.is_draining() {
             problems.push("draining: the server is shutting down".to_owned());
         }
-        let breakers = sources.registrar.open_breakers();
-        let notes = (breakers > 0).then(|| {
-            format!(
-                "note: IoT Platform refuses {breakers} products or accounts; devices that have no \
-                 certificate yet wait, all others are served"
-            )
-        });
-        answer("ready", problems, notes.as_slice())
+        let refusals = sources.registrar.refusals();
+        let mut notes: Vec<String> = refusals
+            .into_iter()
+            .take(MAX_NOTES)
+            .map(|(product, reason)| match product {
+                Some(key) => format!("note: IoT Platform refuses product {key}: {reason}"),
+                None => format!("note: IoT Platform refuses calls: {reason}"),
+            })
+            .collect();
+        if !notes.is_empty() {
+            notes.push("note: devices that have no certificate yet wait, all others are served".into());
+        }
+        answer("ready", problems, &notes)
     }
 
     async fn probe(&self, store: &Arc<dyn Table>) -> Result<(), String> {

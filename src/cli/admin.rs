@@ -11,7 +11,7 @@ use crate::{
     password::{self, MAX_PASSWORD},
 };
 
-/// Makes hashes of passwords and tokens for the console
+/// Hashes passwords and makes tokens for the console
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example

@@ -1,6 +1,7 @@
 //! `certdist device`: lists, shows and changes rows of the table.
 
 mod list;
+mod reset;
 
 use anyhow::{Context, anyhow};
 
@@ -8,10 +9,14 @@ use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print,
 use crate::{
     config::Config,
     device::DeviceId,
-    device_view::{as_json, state, time},
+    device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{Actor, CloudState, DeviceRow, DeviceState, Store, unix_now},
+    store::{
+        Actor, CloudState, DeviceRow, DeviceState, Store,
+        claim::{ClaimView, Claims},
+        unix_now,
+    },
 };
 
 /// Lists devices, and shows or changes one
@@ -52,10 +57,7 @@ enum Action {
         id: String,
     },
     /// Clears the first issue and any refusal by IoT Platform, so that the device can ask again
-    Reset {
-        /// Serial number or MAC address, in any spelling
-        id: String,
-    },
+    Reset(reset::Args),
     /// Removes the device and its certificate from the table; IoT Platform keeps it
     #[command(after_help = "\
 Example
@@ -81,9 +83,10 @@ pub(super) async fn run(args: Args) -> CommandResult {
         Action::Show { id, json } => {
             let id = parse(id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
+            let claim = store.claim_of(&id).await?;
             return Ok(print(|out| match json {
-                true => writeln!(out, "{}", as_json(&row, reissue(&config, &row))),
-                false => write!(out, "{}", as_text(&row, reissue(&config, &row))),
+                true => writeln!(out, "{}", as_json(&row, reissue(&config, &row), claim.as_ref())),
+                false => write!(out, "{}", as_text(&row, reissue(&config, &row), claim.as_ref())),
             })?);
         }
         Action::Disable { id } => {
@@ -96,11 +99,14 @@ pub(super) async fn run(args: Args) -> CommandResult {
             let found = store.set_state(&id, DeviceState::Enabled, &by).await?;
             (id, found, "enabled")
         }
-        Action::Reset { id } => {
-            let id = parse(id)?;
-            let found = store.reset(&id, &by).await?;
-            (id, found, "reset")
-        }
+        Action::Reset(args) => match &args.id {
+            Some(id) => {
+                let id = parse(id)?;
+                let found = store.reset(&id, &by).await?;
+                (id, found, "reset")
+            }
+            None => return reset::refused(args, &config, &*store, &by).await,
+        },
         Action::Delete { id, yes } => {
             let id = parse(id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
@@ -140,7 +146,7 @@ fn reissue(config: &Config, row: &DeviceRow) -> Option<Reissue> {
     named.map(|enrollment| enrollment.reissue)
 }
 
-fn as_text(row: &DeviceRow, reissue: Option<Reissue>) -> String {
+fn as_text(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
     [
@@ -156,6 +162,7 @@ fn as_text(row: &DeviceRow, reissue: Option<Reissue>) -> String {
         ("activated", or_dash(time(row.activated))),
         ("refused", or_dash(row.refusal.clone())),
         ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
+        ("registration", or_dash(claim.map(device_view::registration))),
         ("next request", policy::next_request(row, reissue, unix_now())),
     ]
     .iter()

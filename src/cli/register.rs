@@ -3,8 +3,9 @@
 //! ended.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -42,8 +43,8 @@ Example
 
 Registers every device that has no certificate, is not disabled and was not refused, in
 batches of 10,000, within IoT Platform's limits. Ctrl-C interrupts; the same command
-continues later. Works beside a running server: both share the account's limits, so give
-one of them less with --qps.")]
+continues later. Works beside a running server and beside other runs: all of them together
+keep the limits of the account.")]
 pub struct Args {
     /// Only this enrollment
     #[arg(long, value_name = "NAME")]
@@ -56,29 +57,38 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// Results for the devices so far.
+/// Numbers of devices by their outcome, and the reasons that stopped some of them.
 #[derive(Default)]
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// Reason why IoT Platform refuses calls until the operator acts, if it does so. The run
-    /// then ends.
-    stopped: OnceLock<String>,
+    /// Devices whose registration could not be tried to its end.
+    left: AtomicU64,
+    /// Products for which IoT Platform refuses calls until the operator acts, with its reason.
+    stopped: Mutex<BTreeMap<String, String>>,
 }
 
 impl Tally {
-    fn note(&self, outcome: registrar::Outcome) {
-        match outcome {
-            registrar::Outcome::Registered(_) => _ = self.registered.fetch_add(1, Ordering::Relaxed),
-            registrar::Outcome::Refused(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
-            // Keeps the first reason only.
-            registrar::Outcome::Operator(reason) => _ = self.stopped.set(reason),
-            registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => {}
-        }
+    fn note(&self, product_key: &str, outcome: registrar::Outcome) {
+        let counter = match outcome {
+            registrar::Outcome::Registered(_) => &self.registered,
+            registrar::Outcome::Refused(_) => &self.refused,
+            registrar::Outcome::Operator(reason) => {
+                self.stopped().entry(product_key.to_owned()).or_insert(reason);
+                &self.left
+            }
+            registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => &self.left,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stopped.get().is_some()
+    fn is_stopped(&self, product_key: &str) -> bool {
+        self.stopped().contains_key(product_key)
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // No code panics while it holds the lock.
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,31 +110,50 @@ pub(super) async fn run(args: Args) -> CommandResult {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.enable_steady_tick(Duration::from_millis(200));
-    let registrar = Registrar::new(limits, Owner::new("register")?, store.clone(), cloud, Handle::current());
+    let owner = Owner::new("register")?;
+    let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
     let tally = Arc::new(Tally::default());
-    let work = register_all(&*store, &registrar, args.enrollment.as_deref(), &bar, &tally);
+    let mut tasks = JoinSet::new();
+    let work = register_all(&*store, &registrar, args.enrollment.as_deref(), &bar, &tally, &mut tasks);
     let interrupted = tokio::select! {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
     };
-    if interrupted {
-        registrar.drain(DRAIN).await;
-    }
+    // Ends every registration in progress: with a certificate, or to be continued later.
+    registrar.drain(DRAIN).await;
+    while tasks.join_next().await.is_some() {}
     bar.finish_and_clear();
-    let refused = tally.refused.load(Ordering::Relaxed);
-    print(|out| writeln!(out, "{} registered, {refused} refused", tally.registered.load(Ordering::Relaxed)))?;
+    report(&tally, interrupted)
+}
+
+/// Prints the numbers, and what to do about the rest.
+fn report(tally: &Tally, interrupted: bool) -> CommandResult {
+    let [registered, refused, left] =
+        [&tally.registered, &tally.refused, &tally.left].map(|counter| counter.load(Ordering::Relaxed));
+    print(|out| writeln!(out, "{registered} registered, {refused} refused"))?;
     if refused > 0 {
         remark(
-            "`certdist device show ID` shows the reason. Fix it, run `certdist device reset ID`, then run this again\n",
+            "`certdist device show ID` shows the reason. Fix it, run `certdist device reset --refused`, then run \
+             this again\n",
         );
     }
-    if let Some(reason) = tally.stopped.get() {
-        return Err(
-            anyhow!("IoT Platform refuses calls: {reason}; fix the cause, then run this again").into()
-        );
+    let stopped = tally.stopped();
+    if !stopped.is_empty() {
+        let reasons: Vec<String> =
+            stopped.iter().map(|(product_key, reason)| format!("product {product_key}: {reason}")).collect();
+        return Err(anyhow!(
+            "IoT Platform refuses calls for some devices, which were skipped; fix the cause, then run this again:\n  {}",
+            reasons.join("\n  ")
+        )
+        .into());
     }
     if interrupted {
         return Err(anyhow!("interrupted; run the same command to continue").into());
+    }
+    if left > 0 {
+        return Err(
+            anyhow!("{left} devices could not be registered now; run the same command to continue").into()
+        );
     }
     Ok(())
 }
@@ -153,17 +182,21 @@ async fn register_all(
     enrollment: Option<&str>,
     bar: &ProgressBar,
     tally: &Arc<Tally>,
+    tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let places = Arc::new(Semaphore::new(IN_PROGRESS));
-    let (mut after, mut tasks) = (None, JoinSet::new());
-    while !tally.is_stopped() {
+    let mut after = None;
+    loop {
         let rows = store.rows_after(after.as_ref(), ROWS).await?;
         let Some(last) = rows.last() else { break };
         after = Some(last.id.clone());
         for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
             let place = places.clone().acquire_owned().await?;
-            if tally.is_stopped() {
-                break;
+            // A product that is refused holds up no other.
+            if tally.is_stopped(&row.product_key) {
+                tally.left.fetch_add(1, Ordering::Relaxed);
+                bar.inc(1);
+                continue;
             }
             let (registrar, bar, tally) = (registrar.clone(), bar.clone(), tally.clone());
             tasks.spawn(async move {
@@ -171,7 +204,7 @@ async fn register_all(
                 bar.inc(1);
                 drop(place);
             });
-            // Removes finished tasks, so that they do not pile up.
+            // Finished tasks must not pile up.
             while tasks.try_join_next().is_some() {}
         }
     }
@@ -190,13 +223,14 @@ async fn register(registrar: &Arc<Registrar>, row: DeviceRow, tally: &Tally) {
     let device_name = row.name();
     let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
     loop {
-        let outcome = registrar.register(wanted.clone(), PATIENCE).await;
-        if let registrar::Outcome::Later(pause) = outcome
-            && !tally.is_stopped()
-        {
-            tokio::time::sleep(pause).await;
-        } else if outcome != registrar::Outcome::TimedOut {
-            return tally.note(outcome);
+        match registrar.register(wanted.clone(), PATIENCE).await {
+            registrar::Outcome::Later(pause)
+                if !registrar.is_draining() && !tally.is_stopped(&wanted.product_key) =>
+            {
+                tokio::time::sleep(pause).await;
+            }
+            registrar::Outcome::TimedOut if !registrar.is_draining() => {}
+            outcome => return tally.note(&wanted.product_key, outcome),
         }
     }
 }

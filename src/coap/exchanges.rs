@@ -255,7 +255,7 @@ impl Exchange {
         self.is_answered() && clock.seconds.saturating_sub(self.begun) > clock.lifetime
     }
 
-    /// Returns the memory that a kept answer takes with its entry, in bytes.
+    /// Returns the memory of a kept answer and its entry, in bytes; 0 before there is an answer.
     fn cost(&self) -> usize {
         match &self.state {
             State::Answered(answer) => size_of::<Self>() + answer.len(),

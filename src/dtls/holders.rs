@@ -29,7 +29,7 @@ impl Link {
     }
 }
 
-/// The newest session of each holder.
+/// The sessions of each holder, as linked lists. The table has the newest session of each list.
 #[derive(Default)]
 pub(crate) struct Holders(HashTable<u32>);
 

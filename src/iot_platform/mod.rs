@@ -116,8 +116,9 @@ impl BatchStatus {
 pub struct BatchProgress {
     /// The current step or its result.
     pub status: BatchStatus,
-    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. According to one
-    /// part of the documentation, the list is empty if all names were.
+    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. One part
+    /// of the documentation says that this list is empty, rather than full, if every name was
+    /// accepted.
     pub valid: Vec<String>,
     /// `InvalidList`: at most [`MAX_BATCH`] names that were not accepted or created. Names that
     /// break the naming rules are left out.

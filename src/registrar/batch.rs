@@ -83,9 +83,9 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Claims the registrations of a batch, and so writes the batch to the journal. Finishes
-    /// devices whose rows do not ask for a registration any more. Returns `None` if no other
-    /// device is left, or if the journal fails.
+    /// Claims the registrations of a batch, which also writes the batch to the journal.
+    /// Registrations that their rows no longer ask for end here. Returns `None` if none remain, or
+    /// if the journal fails.
     async fn open_batch(
         self: &std::sync::Arc<Self>,
         product_key: &str,
@@ -96,8 +96,7 @@ impl Registrar {
             registrations.iter().map(|registration| registration.entry.clone()).collect();
         let opened = async {
             let journal = OpenBatch { id: new_id()?, product_key: product_key.to_owned(), apply_id: None };
-            let offset = self.cloud.clock_offset();
-            let claims = self.store.claim_batch(&self.owner, &journal, &entries, offset).await?;
+            let claims = self.store.claim_batch(&self.owner, &journal, &entries, self.claim_time()).await?;
             Ok((journal, claims))
         };
         let (journal, claims) = match opened.await {

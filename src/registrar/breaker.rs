@@ -15,8 +15,8 @@ const LONGEST: u32 = 20;
 /// Scope of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    /// Calls of this action, for the whole account: wrong credentials and an unpaid bill make
-    /// every action fail, a missing permission only some.
+    /// Calls of this action, for all products of the account. A missing permission makes only
+    /// some actions fail. Wrong credentials or an unpaid bill make every action fail.
     Action(Action),
     /// The product does not exist, or has reached its maximum number of devices.
     Product(String),

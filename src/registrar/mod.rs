@@ -194,8 +194,10 @@ pub struct Registrar {
     failure_lines: Mutex<LogLimit>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
-    /// Set while the store may have a row of this owner.
+    /// Set while the store may list this process among the owners.
     beats: AtomicBool,
+    /// Set while this process sweeps, which keeps it among the owners.
+    sweeps: AtomicBool,
     /// Set if this process resumes what others have left.
     recovers: AtomicBool,
     latency: Histogram,
@@ -229,6 +231,7 @@ impl Registrar {
             failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
             draining: AtomicBool::new(false),
             beats: AtomicBool::new(false),
+            sweeps: AtomicBool::new(false),
             recovers: AtomicBool::new(false),
             latency: Histogram::default(),
         });

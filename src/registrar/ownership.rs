@@ -73,7 +73,7 @@ impl Registrar {
     /// Beats if there is something to own, and ends the owners that have died. A process that
     /// registers nothing writes nothing.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
-        let owns = self.registrations() > 0;
+        let owns = self.registrations() > 0 || self.sweeps.load(Ordering::Relaxed);
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;
         }

@@ -10,7 +10,7 @@ use crate::{
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
         Claim, DeviceRow, DeviceState, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
-        claim::{Claimed, Settlement},
+        claim::{ClaimTime, Claimed, Settlement},
         unix_now,
     },
 };
@@ -136,7 +136,7 @@ impl Registrar {
         ahead: SemaphorePermit<'_>,
     ) -> Next {
         if !registration.has_claim() {
-            match self.store.claim(&self.owner, &registration.entry, self.cloud.clock_offset()).await {
+            match self.store.claim(&self.owner, &registration.entry, self.claim_time()).await {
                 Ok(claimed) => {
                     if let Some(next) = self.note_claim(registration, claimed).await {
                         return next;
@@ -158,6 +158,11 @@ impl Registrar {
             }
             next => next,
         }
+    }
+
+    /// Returns the time for a claim that is made now.
+    pub(super) fn claim_time(&self) -> ClaimTime {
+        ClaimTime { at: unix_now(), cloud_offset: self.cloud.clock_offset() }
     }
 
     /// Notes the answer to a claim. Returns what follows if this process does not have it.

@@ -4,16 +4,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
 use super::{Registrar, breaker::Scope, registration::scope};
 use crate::{
+    device::DeviceId,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass, MAX_QUERY},
     store::{CloudState, DeviceRow, Sighting, StoreError},
 };
 
 /// Number of rows read from the store at once.
+const LEASE: &str = "sweep";
 const ROWS: usize = 500;
 
 /// Result of a sweep.
@@ -50,18 +52,37 @@ impl Registrar {
         });
     }
 
-    /// Makes one sweep.
+    /// Makes one sweep, unless another process makes one. Continues where a process that has ended
+    /// has left it.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        self.sweeps.store(true, Ordering::Relaxed);
+        self.beats.store(true, Ordering::Relaxed);
+        let swept = match self.store.take_lease(&self.owner, LEASE).await {
+            Ok(Some(cursor)) => {
+                let swept = self.sweep_from(DeviceId::parse_sn(&cursor).ok()).await;
+                let given_up = self.store.give_lease_up(self.owner.id, LEASE).await;
+                swept.and_then(|swept| given_up.map(|()| swept))
+            }
+            Ok(None) => {
+                tracing::debug!("another process looks up the devices at IoT Platform");
+                Ok(Swept::default())
+            }
+            Err(error) => Err(error),
+        };
+        self.sweeps.store(false, Ordering::Relaxed);
+        swept
+    }
+
+    /// Sweeps over the devices after this one.
+    async fn sweep_from(&self, mut after: Option<DeviceId>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
-        // After a refusal that only the operator can remove, the product or account is not
-        // queried again in this sweep, and the refusal is logged once.
+        // A refusal that only the operator can remove is logged once, not for each hundred.
         let mut refused: HashSet<Scope> = HashSet::new();
-        let mut after = None;
         while !refused.contains(&Scope::Action(Action::BatchQueryDeviceDetail)) {
             let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
             let Some(last) = rows.last() else { break };
-            after = Some(last.id.clone());
+            let cursor = last.id.clone();
             for row in rows.into_iter().filter(|row| row.certificate.is_some()) {
                 let list = gathered.entry(row.product_key.clone()).or_default();
                 list.push(row);
@@ -70,12 +91,17 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // Rows without certificates cause no call that would let other tasks run.
+            // The few that are gathered but not looked up would be left out if this process ended
+            // now, until the next sweep.
+            self.store.set_cursor(self.owner.id, LEASE, cursor.as_str()).await?;
+            after = Some(cursor);
+            // A sweep over many rows without certificates must not keep the thread.
             tokio::task::yield_now().await;
         }
         for list in gathered.into_values() {
             self.look_at(&list, &mut swept, &mut refused).await?;
         }
+        self.store.set_cursor(self.owner.id, LEASE, "").await?;
         Ok(swept)
     }
 

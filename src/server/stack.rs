@@ -204,7 +204,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Creates a stack of two new endpoints.
+    /// Creates a stack from two endpoints that have not been used yet.
     pub fn new(dtls: dtls::Endpoint<Client>, coap: coap::Endpoint<SessionId>, services: Services) -> Self {
         let failure_lines = LogLimit::new(MAX_FAILURE_LINES, "failed handshakes");
         let request_lines = LogLimit::new(MAX_REQUEST_LINES, "requests");

@@ -49,6 +49,15 @@ pub struct Beat {
     pub count: i64,
 }
 
+/// Time of a claim by the clocks that its process knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimTime {
+    /// Time by the process's own clock.
+    pub at: UnixSeconds,
+    /// Seconds to add to it to have the cloud's time; `None` if not known.
+    pub cloud_offset: Option<i64>,
+}
+
 /// Answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
@@ -57,8 +66,8 @@ pub enum Claimed {
     /// Another living owner has it.
     Held,
     /// The row does not ask for this registration: it has a certificate or a refusal, is
-    /// disabled, has another product or name, or is not in the table. An abandoned claim of it
-    /// is removed.
+    /// disabled, has another product or name, or is not in the table. An abandoned claim is
+    /// removed, unless the row is only disabled: the cloud may have been asked.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
@@ -115,13 +124,12 @@ pub trait Claims: Send + Sync + 'static {
     /// Claims the registration of a device, durably, before IoT Platform is asked for it. The
     /// row must ask for just this registration, and no other living owner may have the claim.
     /// An entry of the same device is replaced; its time is kept if product and name are the
-    /// same. `cloud_offset` is what to add to this process's clock to have the cloud's, if
-    /// known.
+    /// same.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
         entry: &'a JournalEntry,
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Claimed>;
 
     /// Claims the registrations of a batch durably, in one step, under the caller's own random
@@ -132,7 +140,7 @@ pub trait Claims: Send + Sync + 'static {
         owner: &'a Owner,
         batch: &'a OpenBatch,
         entries: &'a [JournalEntry],
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>>;
 
     /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates its devices.

@@ -11,10 +11,13 @@ use std::convert::Infallible;
 use self::alternating::Alternating;
 use super::{
     audit::{Asked, Asker, AuditEvent},
-    claim::{Owner, Settlement},
+    claim::{ClaimTime, Owner, Settlement},
     *,
 };
 use crate::testing::store::{Fuse, Memory};
+
+/// Time of the claims.
+const NOW: ClaimTime = ClaimTime { at: 1000, cloud_offset: None };
 
 /// Difference between the clocks of two handles, in seconds.
 const AHEAD: i64 = 2 * 3600;
@@ -100,13 +103,13 @@ fn owner(id: claim::OwnerId) -> Owner {
 /// Registers a device, as a registrar does.
 fn register(store: &impl Store, device: &str, secret: &str) {
     let settlement = Settlement::Registered(registration(device, secret));
-    now(store.claim(&owner(1), &entry(device), None)).unwrap();
+    now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &settlement)).unwrap();
 }
 
 /// Has the cloud refuse a device.
 fn refuse(store: &impl Store, device: &str, reason: &str) {
-    now(store.claim(&owner(1), &entry(device), None)).unwrap();
+    now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &Settlement::Refused(reason.into()))).unwrap();
 }
 
@@ -284,10 +287,55 @@ fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store 
     assert_eq!(device(store, "SN-1"), Some(expected));
 }
 
+/// `clear_refusal` clears just the refusal that was seen, and logs the operator.
+fn only_the_refusal_that_was_seen_is_cleared(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1"), row("SN-2")]);
+    refuse(store, "SN-1", "odd");
+    let clear = |device: &str, refusal: &str| now(store.clear_refusal(&id(device), refusal, &by())).unwrap();
+    assert!(!clear("SN-1", "another") && !clear("SN-2", "odd") && !clear("SN-9", "odd"));
+    assert!(device(store, "SN-1").unwrap().refusal.is_some());
+    assert!(clear("SN-1", "odd"));
+    assert_eq!(device(store, "SN-1").unwrap().refusal, None);
+    assert!(!clear("SN-1", "odd"), "once");
+    assert_eq!(events(store, "SN-1"), [(AuditEvent::Reset, Some("user anna".into()))]);
+    assert_eq!(events(store, "SN-2"), []);
+}
+
+/// `import` adds no second device with the same name in one product, nor with the same `IotId`.
+fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
+    let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
+    let with_iot_id = |device: &str| ImportRow { iot_id: Some("iot-1".into()), ..row(device) };
+    import(store, [row("SN-1"), named("SN-2", "lamp-2"), with_iot_id("SN-3"), row("SN-4")]);
+    let before = now(store.rows_after(None, 99)).unwrap();
+    let columns = |rows: Vec<ImportRow>| {
+        let mut columns = Vec::new();
+        let rows = rows.into_iter().map(Ok::<_, Infallible>);
+        let outcome = store.import(&by(), "file.csv", rows, false, |index, rejection| {
+            let Rejection::Conflict(conflict) = rejection;
+            assert!(conflict.reason.contains("device SN-"), "{}", conflict.reason);
+            columns.push((index, conflict.column));
+        });
+        assert!(matches!(outcome, Err(ImportError::Rejected(_))), "{outcome:?}");
+        columns
+    };
+    // A name of its own, the one that follows from an ID, and that of a row before it in the file.
+    assert_eq!(columns(vec![named("SN-5", "lamp-2")]), [(0, "deviceName")]);
+    assert_eq!(columns(vec![named("SN-5", "SN-1")]), [(0, "deviceName")]);
+    assert_eq!(columns(vec![named("SN-4", "lamp-2")]), [(0, "deviceName")]);
+    assert_eq!(columns(vec![row("lamp-2")]), [(0, "deviceName")]);
+    assert_eq!(columns(vec![named("SN-5", "new1"), named("SN-6", "new1")]), [(1, "deviceName")]);
+    assert_eq!(columns(vec![with_iot_id("SN-5")]), [(0, "iotId")]);
+    assert_eq!(columns(vec![with_iot_id("SN-4")]), [(0, "iotId")]);
+    assert_eq!(now(store.rows_after(None, 99)).unwrap(), before);
+    // Another product has its own names, and the same row again is no conflict.
+    let elsewhere = ImportRow { product_key: Some("a1plug".into()), ..named("SN-5", "lamp-2") };
+    assert_eq!(import(store, [elsewhere, with_iot_id("SN-3")]).added, 1);
+}
+
 /// `delete` removes the row, the key and the claim.
 fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff")]);
-    now(store.claim(&owner(1), &entry("SN-1"), None)).unwrap();
+    now(store.claim(&owner(1), &entry("SN-1"), NOW)).unwrap();
     assert!(now(store.delete(&id("SN-1"), &by())).unwrap());
     assert_eq!(device(store, "SN-1"), None);
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
@@ -452,6 +500,8 @@ contract! {
     rows_are_read_in_pages
     an_operators_change_is_logged_with_the_operator
     a_reset_forgets_a_certificate_that_the_cloud_has_deleted
+    only_the_refusal_that_was_seen_is_cleared
+    no_two_devices_share_a_name_or_an_iot_id
     a_deleted_device_leaves_nothing
     a_probe_changes_nothing
     a_write_goes_on_without_its_future

@@ -183,6 +183,27 @@ pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
     Err(Conflict { column: "pskIdentity", reason })
 }
 
+/// Returns the name under which the device of these columns is, or will be, registered.
+pub fn name_of(device: &DeviceId, columns: &Columns<'_>) -> String {
+    columns.device_name.map_or_else(|| device.device_name(), str::to_owned)
+}
+
+/// Checks a row's name, which `holder` has in the same product.
+pub fn unique_name(holder: Option<DeviceId>, name: &str) -> Result<(), Conflict> {
+    let Some(holder) = holder else { return Ok(()) };
+    let reason = format!(
+        "device {holder} has the same name, {name}, in this product: two devices cannot share one device at IoT \
+         Platform"
+    );
+    Err(Conflict { column: "deviceName", reason })
+}
+
+/// Checks a row's `IotId`, which `holder` has.
+pub fn unique_iot_id(holder: Option<DeviceId>) -> Result<(), Conflict> {
+    let Some(holder) = holder else { return Ok(()) };
+    Err(Conflict { column: "iotId", reason: format!("device {holder} has the same iotId") })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
+pub mod lease;
 pub mod merge;
 pub mod sqlite;
 pub mod turn;
@@ -26,6 +27,7 @@ pub use self::actor::Actor;
 use self::{
     audit::{Asked, Asker, AuditEntry},
     claim::Claims,
+    lease::Leases,
     turn::Turns,
 };
 use crate::{
@@ -386,7 +388,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, not at the first
 /// poll. It continues even if its future is dropped. `store/contract.rs` tests each statement
 /// in the documentation of this trait.
-pub trait Store: Claims + Turns {
+pub trait Store: Claims + Leases + Turns {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
@@ -439,6 +441,15 @@ pub trait Store: Claims + Turns {
     /// Returns whether the device exists.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
+    /// Clears a device's refusal if it is still `refusal`. Returns whether it was. Writes an audit
+    /// entry with `by` in the same step.
+    fn clear_refusal<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        refusal: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, bool>;
+
     /// Deletes the row, the key and the claim of a device; returns whether there was one.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
@@ -473,6 +484,9 @@ pub trait Bulk {
     /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
     /// imported, with the row's index (from 0), before it reads the next row. If any row is
     /// rejected, nothing is imported. A `dry_run` reports the same but changes nothing.
+    ///
+    /// No two devices have the same name in one product, or the same `IotId`: a row that would
+    /// make it so is a conflict.
     ///
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
     /// identifier: a different value in the import is a conflict. A PSK identity that belongs

@@ -23,7 +23,7 @@ use crate::{
         ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Rejection, Sighting, Store,
         StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent},
-        claim::{Owner, Settlement, new_id},
+        claim::{ClaimTime, Owner, Settlement, new_id},
         merge::{self, Columns, Merged, Unmerged},
         unix_now,
     },
@@ -84,6 +84,10 @@ impl Tables {
                 device_name: name.to_owned(),
                 device_secret: secret.clone(),
             });
+            let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id };
+            let name = merge::name_of(&row.device, &columns);
+            merge::unique_name(self.holder_of_name(&row.device, product_key, &name), &name)?;
+            merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(&row.device, iot_id)))?;
             let merged = DeviceRow {
                 enrollment: enrollment.to_owned(),
                 product_key: product_key.to_owned(),
@@ -150,6 +154,11 @@ impl Fuse {
         if !self.goes_on() {
             pending::<()>().await;
         }
+    }
+
+    /// Returns whether the process has died.
+    pub(crate) fn is_burnt(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
     }
 
     /// Returns when the process has died.
@@ -336,6 +345,19 @@ impl Store for Memory {
         })
     }
 
+    fn clear_refusal<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        refusal: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, bool> {
+        self.answer(|tables, now| {
+            let is_it = |row: &DeviceRow| row.refusal.as_deref() == Some(refusal);
+            let is_refused = tables.devices.get(id).is_some_and(is_it);
+            Ok(is_refused && tables.operate(id, AuditEvent::Reset, by, now, |row| row.refusal = None))
+        })
+    }
+
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables, now| {
             let found = tables.operate(id, AuditEvent::Deleted, by, now, |_| ());
@@ -426,7 +448,7 @@ pub(crate) async fn register(
         product_key: registered.certificate.product_key.clone(),
         device_name: registered.certificate.device_name.clone(),
     };
-    store.claim(&owner, &entry, None).await?;
+    store.claim(&owner, &entry, ClaimTime { at: unix_now(), cloud_offset: None }).await?;
     store.settle(owner.id, &entry, &Settlement::Registered(registered)).await
 }
 

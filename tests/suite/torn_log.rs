@@ -7,7 +7,7 @@ use certdist::{
     store::{
         Actor, Bulk, DeviceState, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store, StoreFuture,
         audit::Asker,
-        claim::{Claims, Owner, Settlement},
+        claim::{ClaimTime, Claims, Owner, Settlement},
         sqlite::Sqlite,
     },
 };
@@ -78,14 +78,15 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];
     let batch = || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None };
+    let now = ClaimTime { at: 1000, cloud_offset: None };
     let owner = Owner { id: 1, name: "test".into() };
     let steps: [&dyn Fn(); 8] = [
-        &|| _ = wait(store.claim(&owner, &entry("SN-1"), None)),
+        &|| _ = wait(store.claim(&owner, &entry("SN-1"), now)),
         &|| wait(store.settle(1, &entry("SN-1"), &registered("SN-1"))),
         &|| _ = wait(store.record_issue(&id("SN-1"), &certificate("SN-1"), 1, asker())),
         &|| {
             let entries = [entry("SN-2"), entry("SN-3")];
-            wait(store.claim_batch(&owner, &batch(), &entries, None));
+            wait(store.claim_batch(&owner, &batch(), &entries, now));
         },
         &|| wait(store.set_apply_id(1, 1, 1_295_006)),
         &|| wait(store.settle(1, &entry("SN-2"), &registered("SN-2"))),

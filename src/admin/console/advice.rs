@@ -21,7 +21,14 @@ pub(super) struct Advice {
 }
 
 /// Returns advice about the device's first problem or, if it has none, about its progress.
-pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, now: UnixSeconds) -> Advice {
+///
+/// `stopped` is the reason why no calls are made for its product now, if that is so.
+pub(super) fn of(
+    row: &DeviceRow,
+    enrolled: Option<&Enrolled>,
+    stopped: Option<&str>,
+    now: UnixSeconds,
+) -> Advice {
     let advice = |tone, title, text: String| Advice { tone, title, text };
     let Some(enrolled) = enrolled else {
         let text = format!(
@@ -63,10 +70,12 @@ pub(super) fn of(row: &DeviceRow, enrolled: Option<&Enrolled>, breakers: usize, 
                         further requests are answered with 4.03. If the device has lost its certificate, reset it.";
             return advice(Tone::Note, "Issued, cannot be issued again", text.into());
         }
-        Verdict::Register if breakers > 0 => {
-            let text = "This device has no certificate yet, and IoT Platform refuses calls at the moment. The overview \
-                        and the log show the reason. The device tries again by itself.";
-            return advice(Tone::Warning, "Waiting for IoT Platform", text.into());
+        Verdict::Register if let Some(reason) = stopped => {
+            let text = format!(
+                "This device has no certificate yet, and IoT Platform refuses calls at the moment: {reason}. Fix \
+                 the cause; the device then tries again by itself."
+            );
+            return advice(Tone::Warning, "Waiting for IoT Platform", text);
         }
         // `Disabled` is reported above, before the state at IoT Platform.
         Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
@@ -129,26 +138,26 @@ mod tests {
             |reissue| Enrolled { name: "plug".into(), product_key: "a1".into(), kind: "shared", reissue };
         let always = enrolled(Reissue::Always);
         let what =
-            |row: &DeviceRow, enrolled: Option<&Enrolled>, breakers| of(row, enrolled, breakers, 200).title;
+            |row: &DeviceRow, enrolled: Option<&Enrolled>, stopped| of(row, enrolled, stopped, 200).title;
         let known = Some(&always);
-        assert_eq!(what(&row(), None, 0), "Its enrollment is not configured");
-        assert_eq!(what(&row(), known, 0), "Has not fetched its certificate");
-        assert_eq!(what(&row(), known, 1), "Waiting for IoT Platform");
-        assert_eq!(what(&with_certificate(), known, 1), "Has its certificate");
+        assert_eq!(what(&row(), None, None), "Its enrollment is not configured");
+        assert_eq!(what(&row(), known, None), "Has not fetched its certificate");
+        assert_eq!(what(&row(), known, Some("no permission")), "Waiting for IoT Platform");
+        assert_eq!(what(&with_certificate(), known, Some("no permission")), "Has its certificate");
         let disabled = DeviceRow { state: DeviceState::Disabled, ..with_certificate() };
-        assert_eq!(what(&disabled, known, 0), "Disabled here");
+        assert_eq!(what(&disabled, known, None), "Disabled here");
         let deleted = DeviceRow { cloud_state: Some(CloudState::Deleted), ..with_certificate() };
-        assert_eq!(what(&deleted, known, 0), "Deleted at IoT Platform");
+        assert_eq!(what(&deleted, known, None), "Deleted at IoT Platform");
         let refused = DeviceRow { refusal: Some("no such product".into()), ..row() };
-        assert!(of(&refused, known, 0, 200).text.contains("no such product"));
+        assert!(of(&refused, known, None, 200).text.contains("no such product"));
         let activated = DeviceRow { activated: Some(150), ..with_certificate() };
-        assert_eq!(what(&activated, known, 0), "All is well");
+        assert_eq!(what(&activated, known, None), "All is well");
         for (reissue, expected) in [
             (Reissue::Once, "Issued, cannot be issued again"),
             (Reissue::Window(Duration::from_secs(99)), "Issued, cannot be issued again"),
             (Reissue::Window(Duration::from_secs(100)), "Has its certificate"),
         ] {
-            assert_eq!(what(&with_certificate(), Some(&enrolled(reissue)), 0), expected);
+            assert_eq!(what(&with_certificate(), Some(&enrolled(reissue)), None), expected);
         }
     }
 }

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     admin::{Enrolled, Shared},
     device::DeviceId,
-    device_view::as_json,
-    store::{CloudState, DeviceRow, DeviceState, Store, StoreError, unix_now},
+    device_view::{self, as_json},
+    store::{CloudState, DeviceRow, DeviceState, Store, StoreError, claim::ClaimView, unix_now},
 };
 
 /// Maximum number of devices on a page of search results.
@@ -168,14 +168,22 @@ pub(super) async fn show(
     };
     let enrollments = shared.enrollments();
     let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
+    let claim = match shared.sources.store.claim_of(&id).await {
+        Ok(claim) => claim,
+        Err(error) => return page::store_failed(&visitor, &error),
+    };
     if wants_json(&headers) {
-        return Json(as_json(&row, enrolled.map(|enrolled| enrolled.reissue))).into_response();
+        return Json(as_json(&row, enrolled.map(|enrolled| enrolled.reissue), claim.as_ref()))
+            .into_response();
     }
     let events = match history::of(shared.sources.store.as_ref(), &id).await {
         Ok(events) => events,
         Err(error) => return page::store_failed(&visitor, &error),
     };
-    let advice = advice::of(&row, enrolled, shared.sources.registrar.open_breakers(), unix_now());
+    let refusals = shared.sources.registrar.refusals();
+    let stopped =
+        refusals.iter().find(|(product, _)| product.as_ref().is_none_or(|key| *key == row.product_key));
+    let advice = advice::of(&row, enrolled, stopped.map(|(_, reason)| reason.as_str()), unix_now());
     let done = which.done.as_deref().and_then(done);
     let body = html! {
         p.crumb { a href="/devices" { "Devices" } }
@@ -185,7 +193,7 @@ pub(super) async fn show(
         div.columns {
             section.card aria-labelledby="row" {
                 h2 #row { "In the table" }
-                (facts(&row, enrolled))
+                (facts(&row, enrolled, claim.as_ref()))
             }
             section.card aria-labelledby="change" {
                 h2 #change { "Actions" }
@@ -227,7 +235,7 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
     (StatusCode::NOT_FOUND, page::page("Not in the table", Some(visitor), "/devices", &body)).into_response()
 }
 
-fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>) -> Markup {
+fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>, claim: Option<&ClaimView>) -> Markup {
     let dash = || "–".to_owned();
     let name = row.name();
     let certificate =
@@ -246,6 +254,9 @@ fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>) -> Markup {
         ("First issued", time(row.first_issued).unwrap_or_else(dash)),
         ("Activated", time(row.activated).unwrap_or_else(dash)),
     ];
+    if let Some(claim) = claim {
+        facts.push(("Registration", device_view::registration(claim)));
+    }
     if let Some(refusal) = &row.refusal {
         facts.push(("Refused", refusal.clone()));
     }

@@ -117,13 +117,13 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
             last = page.last().map(|row| row.id.clone()).or(last);
             let done = std::mem::take(&mut page);
             print(|out| {
-                done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row))))
+                done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row), None)))
             })?;
         }
     }
     drop(progress);
     print(|out| match args.json {
-        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row)))),
+        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row), None))),
         false => write!(out, "{}", as_table(&page)),
     })?;
     if listed == limit

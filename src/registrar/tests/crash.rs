@@ -15,9 +15,9 @@ use crate::{
 
 /// A process's connection to the cloud. The process may die before a call is carried out, or
 /// before the answer is read.
-struct Line {
-    cloud: Arc<Cloud>,
-    fuse: Arc<Fuse>,
+pub(super) struct Line {
+    pub(super) cloud: Arc<Cloud>,
+    pub(super) fuse: Arc<Fuse>,
 }
 
 impl Line {

@@ -1,6 +1,7 @@
 use tempfile::TempDir;
 
 mod batches;
+mod company;
 mod crash;
 mod sweep;
 
@@ -9,7 +10,7 @@ use crate::{
     iot_platform::ErrorClass,
     store::{
         Actor, Bulk, DeviceRow, ImportRow,
-        claim::{Claims, Owner},
+        claim::{ClaimTime, Claims, Owner},
         sqlite::Sqlite,
     },
     testing::cloud::{Cloud, Scripted},
@@ -40,7 +41,10 @@ fn owner() -> Owner {
 /// Leaves a claim as a process does that has died.
 async fn leave(store: &impl Claims, device: &str) {
     let owner = owner();
-    store.claim(&owner, &wanted(device), None).await.unwrap();
+    store
+        .claim(&owner, &wanted(device), ClaimTime { at: crate::store::unix_now(), cloud_offset: None })
+        .await
+        .unwrap();
     store.retire(owner.id).await.unwrap();
 }
 

@@ -1,7 +1,10 @@
 //! Tests that sweeps notice changes of devices at the cloud.
 
 use super::*;
-use crate::{registrar::sweep::Swept, store::CloudState};
+use crate::{
+    registrar::sweep::Swept,
+    store::{CloudState, lease::Leases},
+};
 
 #[tokio::test]
 async fn a_sign_in_a_disabled_and_a_deleted_device_are_noticed_and_noted_once() {
@@ -58,4 +61,19 @@ async fn a_cloud_that_cannot_be_asked_changes_nothing() {
     bench.cloud.refuse(crate::iot_platform::Action::BatchQueryDeviceDetail, "Forbidden.RAM");
     assert_eq!(bench.registrar.sweep().await.unwrap(), Swept { devices: 1, changed: 0, failed: 1 });
     assert_eq!(bench.row("SN01").await, before);
+}
+
+#[tokio::test]
+async fn of_two_processes_one_sweeps_and_the_next_goes_on_where_it_ended() {
+    let bench = Bench::new(fast());
+    for device in ["SN01", "SN02", "SN03"] {
+        assert!(matches!(bench.register(device).await, Outcome::Registered(_)));
+    }
+    let other = owner();
+    bench.store.take_lease(&other, "sweep").await.unwrap();
+    assert_eq!(bench.registrar.sweep().await.unwrap(), Swept::default(), "the other one does it");
+    bench.store.set_cursor(other.id, "sweep", "SN02").await.unwrap();
+    bench.store.retire(other.id).await.unwrap();
+    assert_eq!(bench.registrar.sweep().await.unwrap().devices, 1, "SN03 is left");
+    assert_eq!(bench.registrar.sweep().await.unwrap().devices, 3);
 }

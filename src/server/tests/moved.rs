@@ -150,8 +150,8 @@ fn a_repeated_request_causes_another_ping() {
     assert!(heard.iter().any(|(_, message)| message[1] == 0x45));
 }
 
-/// An attacker who moves its session to a victim's address does not receive the ping.
-/// After each wrong guess at the message ID, a new ping is needed.
+/// An attacker who moves a session to a victim's address does not receive the ping that is sent
+/// there, and can only guess its message ID. Each guess needs a new ping.
 #[test]
 fn a_guess_at_the_message_id_of_the_ping_validates_nothing() {
     let mut scene = Scene::new(&[]);

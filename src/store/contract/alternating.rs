@@ -12,7 +12,8 @@ use crate::{
         Issue, JournalEntry, OpenBatch, OpenEntry, Rejection, Sighting, Store, StoreError, StoreFuture,
         Totals,
         audit::{Asked, Asker, AuditEntry},
-        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        lease::Leases,
         turn::{Turn, Turns},
     },
 };
@@ -52,6 +53,7 @@ impl<S: Store> Store for Alternating<S> {
         fn rows_after(after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceRow>;
         fn set_state(id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> bool;
         fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
+        fn clear_refusal(id: &'a DeviceId, refusal: &'a str, by: &'a Actor) -> bool;
         fn delete(id: &'a DeviceId, by: &'a Actor) -> bool;
         fn probe() -> ();
     }
@@ -75,12 +77,12 @@ impl<S: Claims> Claims for Alternating<S> {
         fn fence(seen: Beat) -> bool;
         fn retire(owner: OwnerId) -> ();
         fn retire_if_idle(owner: OwnerId) -> ();
-        fn claim(owner: &'a Owner, entry: &'a JournalEntry, cloud_offset: Option<i64>) -> Claimed;
+        fn claim(owner: &'a Owner, entry: &'a JournalEntry, now: ClaimTime) -> Claimed;
         fn claim_batch(
             owner: &'a Owner,
             batch: &'a OpenBatch,
             entries: &'a [JournalEntry],
-            cloud_offset: Option<i64>
+            now: ClaimTime
         ) -> Vec<Claimed>;
         fn set_apply_id(owner: OwnerId, batch: BatchId, apply_id: u64) -> ();
         fn close_batch(owner: OwnerId, batch: BatchId) -> ();
@@ -91,6 +93,14 @@ impl<S: Claims> Claims for Alternating<S> {
         fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
         fn open_batches() -> Vec<OpenBatch>;
         fn open_entries() -> Vec<OpenEntry>;
+    }
+}
+
+impl<S: Leases> Leases for Alternating<S> {
+    pass_on! {
+        fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
+        fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
+        fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
     }
 }
 

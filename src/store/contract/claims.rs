@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use super::{
-    by, certificate, contract, device, entry, events, id, import, now, owner, refuse, register, registration,
-    row, with_certificate,
+    NOW, by, certificate, contract, device, entry, events, id, import, now, owner, refuse, register,
+    registration, row, with_certificate,
 };
 use crate::store::{
     Bulk, Claim, DeviceRow, DeviceState, ImportRow, OpenBatch, Store, StoreError,
     audit::AuditEvent,
-    claim::{Beat, Claimed, Settlement},
+    claim::{Beat, ClaimTime, Claimed, Settlement},
     turn::Turn,
 };
 
 fn claim(store: &impl Store, by: i64, device: &str) -> Claimed {
-    now(store.claim(&owner(by), &entry(device), None)).unwrap()
+    now(store.claim(&owner(by), &entry(device), NOW)).unwrap()
 }
 
 fn yours(claimed: Claimed) -> Claim {
@@ -57,10 +57,12 @@ fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
 /// `claim` keeps the cloud's offset that was known at the first claim, with its time.
 fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
-    let first = yours(now(store.claim(&owner(1), &entry("SN-1"), Some(-7))).unwrap());
-    assert_eq!(first.cloud_offset, Some(-7));
-    let again = yours(now(store.claim(&owner(1), &entry("SN-1"), Some(99))).unwrap());
-    assert_eq!((again.since, again.cloud_offset), (first.since, Some(-7)));
+    let first = yours(
+        now(store.claim(&owner(1), &entry("SN-1"), ClaimTime { at: 5, cloud_offset: Some(-7) })).unwrap(),
+    );
+    assert_eq!((first.since, first.cloud_offset), (5, Some(-7)));
+    let again = yours(now(store.claim(&owner(1), &entry("SN-1"), NOW)).unwrap());
+    assert_eq!((again.since, again.cloud_offset), (5, Some(-7)));
 }
 
 /// `claim`: only a row that asks for just this registration.
@@ -75,18 +77,33 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     let other_product = crate::store::JournalEntry { product_key: "a1plug".into(), ..entry("SN-3") };
     let other_name = crate::store::JournalEntry { device_name: "another".into(), ..entry("SN-3") };
     for entry in [other_product, other_name] {
-        assert_eq!(now(store.claim(&owner(1), &entry, None)).unwrap(), Claimed::NotWanted);
+        assert_eq!(now(store.claim(&owner(1), &entry, NOW)).unwrap(), Claimed::NotWanted);
     }
-    // An abandoned claim is removed, another owner's is not.
+    // An abandoned claim on another name is removed, another owner's is not.
     yours(claim(store, 1, "SN-3"));
     yours(claim(store, 1, "SN-4"));
     now(store.release_claim(1, &id("SN-4"), true)).unwrap();
+    import(
+        store,
+        ["SN-3", "SN-4"]
+            .map(|device| ImportRow { device_name: Some(format!("new-{device}")), ..row(device) }),
+    );
     for device in ["SN-3", "SN-4"] {
-        now(store.set_state(&id(device), DeviceState::Disabled, &by())).unwrap();
         assert_eq!(claim(store, 2, device), Claimed::NotWanted);
     }
     assert_eq!(now(store.claim_of(&id("SN-4"))).unwrap(), None);
     assert!(now(store.claim_of(&id("SN-3"))).unwrap().is_some());
+}
+
+/// `claim`: a device that is disabled for a while keeps its claim, as the cloud may have it.
+fn a_disabled_device_keeps_its_abandoned_claim(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let first = yours(claim(store, 1, "SN-1"));
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
+    assert_eq!(claim(store, 2, "SN-1"), Claimed::NotWanted);
+    now(store.set_state(&id("SN-1"), DeviceState::Enabled, &by())).unwrap();
+    assert_eq!(yours(claim(store, 2, "SN-1")), Claim { earlier: true, ..first });
 }
 
 /// `settle`: the certificate, no claim, and an audit entry.
@@ -231,7 +248,7 @@ fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) 
 fn an_owner_with_claims_is_not_idle(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let owners = || now(store.beats(None)).unwrap().len();
-    now(store.claim_batch(&owner(1), &batch(77), &[], None)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(77), &[], NOW)).unwrap();
     now(store.retire_if_idle(1)).unwrap();
     assert_eq!(owners(), 1);
     now(store.close_batch(1, 77)).unwrap();
@@ -266,7 +283,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 2, "SN-2"));
     let entries = ["SN-1", "SN-2", "SN-9", "SN-3"].map(entry);
-    let claimed = now(store.claim_batch(&owner(1), &batch(77), &entries, None)).unwrap();
+    let claimed = now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
     let [Claimed::Yours(first), Claimed::Held, Claimed::NotWanted, Claimed::Yours(second)] = &claimed[..]
     else {
         panic!("{claimed:?}")
@@ -277,7 +294,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     assert_eq!((open.len(), in_batch), (3, 2));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
     // The answer was lost.
-    let again = now(store.claim_batch(&owner(1), &batch(77), &entries, None)).unwrap();
+    let again = now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
     assert!(matches!(&again[..], [Claimed::Yours(_), Claimed::Held, Claimed::NotWanted, Claimed::Yours(_)]));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
 }
@@ -285,7 +302,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
 /// `set_apply_id`, `close_batch`: only by the batch's owner; its claims stay.
 fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
-    now(store.claim_batch(&owner(1), &batch(77), &[entry("SN-1")], None)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(77), &[entry("SN-1")], NOW)).unwrap();
     assert!(matches!(now(store.set_apply_id(2, 77, 5)), Err(StoreError::Fenced)));
     now(store.set_apply_id(1, 77, u64::MAX)).unwrap();
     now(store.close_batch(2, 77)).unwrap();
@@ -301,9 +318,9 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
 /// `take_batches`: the abandoned ones with an `ApplyId`, with their claims.
 fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
-    now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), None)).unwrap();
-    now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-3")], None)).unwrap();
-    now(store.claim_batch(&owner(3), &batch(79), &[entry("SN-4")], None)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), NOW)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-3")], NOW)).unwrap();
+    now(store.claim_batch(&owner(3), &batch(79), &[entry("SN-4")], NOW)).unwrap();
     now(store.set_apply_id(1, 77, 5)).unwrap();
     now(store.set_apply_id(3, 79, 6)).unwrap();
     assert_eq!(now(store.take_batches(&owner(2))).unwrap(), []);
@@ -319,6 +336,27 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
     assert_eq!(now(store.take_batches(&owner(4))).unwrap(), [], "its new owner lives");
+}
+
+/// `take_lease`, `set_cursor`, `give_lease_up`: one owner at a time, and the next one continues.
+fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
+    let take = |by| now(store.take_lease(&owner(by), "sweep")).unwrap();
+    let set = |by, cursor: &str| now(store.set_cursor(by, "sweep", cursor));
+    assert!(matches!(set(1, "SN-1"), Err(StoreError::Fenced)), "no one has it");
+    assert_eq!(take(1).as_deref(), Some(""));
+    set(1, "SN-1").unwrap();
+    assert_eq!(take(1).as_deref(), Some("SN-1"), "its owner has it");
+    assert_eq!(take(2), None);
+    assert!(matches!(set(2, "SN-2"), Err(StoreError::Fenced)));
+    now(store.give_lease_up(2, "sweep")).unwrap();
+    now(store.retire_if_idle(1)).unwrap();
+    assert_eq!(take(2), None, "its owner has not given it up");
+    now(store.give_lease_up(1, "sweep")).unwrap();
+    assert_eq!(take(2).as_deref(), Some("SN-1"));
+    // An owner that has died.
+    now(store.retire(2)).unwrap();
+    assert_eq!(take(3).as_deref(), Some("SN-1"));
+    assert_eq!(now(store.take_lease(&owner(1), "another")).unwrap().as_deref(), Some(""));
 }
 
 /// `take_turn`: one at a time, an interval apart, whichever process takes it.
@@ -339,6 +377,7 @@ contract! {
     a_claim_has_one_owner
     a_claim_keeps_the_clocks_of_the_first
     a_row_that_does_not_ask_is_not_claimed
+    a_disabled_device_keeps_its_abandoned_claim
     a_registration_is_stored_as_a_whole
     a_settlement_can_be_repeated
     only_the_owner_settles
@@ -353,5 +392,6 @@ contract! {
     a_batch_claims_what_it_can
     a_batch_belongs_to_its_owner
     an_abandoned_batch_is_taken_over
+    a_lease_has_one_owner_and_a_cursor
     turns_are_shared
 }

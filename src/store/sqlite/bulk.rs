@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 use zeroize::Zeroizing;
 
-use super::{Sqlite, audit, connection, keys, read, store_error};
+use super::{Sqlite, audit, claims, connection, keys, read, store_error};
 use crate::{
     device::Secret,
     seal::{Keyring, Place},
@@ -209,13 +209,29 @@ impl<'c> Table<'c> {
     }
 
     /// Adds a device; returns false if the device is already in the table.
-    fn insert(&mut self, row: &ImportRow) -> rusqlite::Result<bool> {
+    fn insert(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
         let columns = merge::new_device(row);
         let sealed = self.sealed_secret(row, &columns)?;
         let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
         let parameters =
             params![row.device.as_str(), enrollment, product_key, device_name, sealed.as_deref(), iot_id];
-        Ok(self.insert.execute(parameters)? > 0)
+        let added = self.insert.execute(parameters)? > 0;
+        if added {
+            self.is_unique(row, &columns)?;
+        }
+        Ok(added)
+    }
+
+    /// Checks that no other device has the name or the `IotId`.
+    fn is_unique(&self, row: &ImportRow, columns: &Columns<'_>) -> Result<(), Unmerged> {
+        let name = merge::name_of(&row.device, columns);
+        let holder = claims::holder_of_name(self.connection, &row.device, columns.product_key, &name)?;
+        merge::unique_name(holder, &name)?;
+        let holder = match columns.iot_id {
+            Some(iot_id) => claims::holder_of_iot_id(self.connection, &row.device, iot_id)?,
+            None => None,
+        };
+        Ok(merge::unique_iot_id(holder)?)
     }
 
     /// Merges a row into a device that is in the table; returns whether the device has changed.
@@ -226,6 +242,7 @@ impl<'c> Table<'c> {
         let Some(Change { columns, drops_key }) = merge::known_device(&stored, row)? else {
             return Ok(false);
         };
+        self.is_unique(row, &columns)?;
         let sealed = self.sealed_secret(row, &columns)?;
         let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
         self.update.execute(params![

@@ -16,7 +16,8 @@ use crate::{
         BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
         UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        lease::Leases,
         turn::{Turn, Turns},
     },
 };
@@ -39,6 +40,9 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
 struct Before {
     /// The row asks for the registration.
     wanted: bool,
+    /// The row asks for it, but for being disabled: its claim stays, as the cloud may have been
+    /// asked.
+    disabled: bool,
     /// An entry for the same name: its time and the offset of the cloud's clock.
     same_name: Option<(UnixSeconds, Option<i64>)>,
     /// Another living owner has the claim.
@@ -48,7 +52,7 @@ struct Before {
 impl Before {
     fn read(connection: &Connection, owner: OwnerId, entry: &JournalEntry) -> rusqlite::Result<Self> {
         const SQL: &str = "SELECT d.productKey, d.deviceName, \
-                           d.state = 'enabled' AND d.deviceSecret IS NULL AND d.refusal IS NULL, \
+                           d.deviceSecret IS NULL AND d.refusal IS NULL, d.state = 'enabled', \
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
                            o.ownerId IS NOT NULL AND o.ownerId <> ?2 \
                            FROM device_table d \
@@ -62,16 +66,18 @@ impl Before {
                 let name: Option<String> = row.get(1)?;
                 let name = name.unwrap_or_else(|| device.device_name());
                 let is_same_row = row.get_ref(0)?.as_str()? == product_key && name == *device_name;
-                let claimed: (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+                let (asks, is_enabled): (bool, bool) = (is_same_row && row.get(2)?, row.get(3)?);
+                let claimed: (Option<String>, Option<String>) = (row.get(4)?, row.get(5)?);
                 let is_same_name = claimed == (Some(product_key.clone()), Some(device_name.clone()));
                 Ok(Self {
-                    wanted: is_same_row && row.get(2)?,
-                    same_name: if is_same_name { Some((row.get(5)?, row.get(6)?)) } else { None },
-                    held: row.get(7)?,
+                    wanted: asks && is_enabled,
+                    disabled: asks && !is_enabled,
+                    same_name: if is_same_name { Some((row.get(6)?, row.get(7)?)) } else { None },
+                    held: row.get(8)?,
                 })
             })
             .optional()?;
-        Ok(before.unwrap_or(Self { wanted: false, same_name: None, held: false }))
+        Ok(before.unwrap_or(Self { wanted: false, disabled: false, same_name: None, held: false }))
     }
 }
 
@@ -113,8 +119,7 @@ fn claim(
     owner: &Owner,
     entry: &JournalEntry,
     batch: Option<BatchId>,
-    cloud_offset: Option<i64>,
-    now: UnixSeconds,
+    now: ClaimTime,
 ) -> rusqlite::Result<Claimed> {
     const CLAIM: &str = "INSERT INTO registration_claim \
                          (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner) \
@@ -126,7 +131,7 @@ fn claim(
     let JournalEntry { device, product_key, device_name } = entry;
     let before = Before::read(connection, owner.id, entry)?;
     if !before.wanted {
-        if !before.held {
+        if !before.held && !before.disabled {
             end_claim(connection, device)?;
         }
         return Ok(Claimed::NotWanted);
@@ -137,7 +142,7 @@ fn claim(
     if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
         return Ok(Claimed::NameTaken(holder));
     }
-    let (since, cloud_offset) = before.same_name.unwrap_or((now, cloud_offset));
+    let (since, cloud_offset) = before.same_name.unwrap_or((now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
         device.as_str(),
         product_key,
@@ -349,7 +354,8 @@ impl Claims for Sqlite {
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
         const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1 \
                            AND NOT EXISTS (SELECT 1 FROM registration_claim WHERE owner = ?1) \
-                           AND NOT EXISTS (SELECT 1 FROM registration_batch WHERE owner = ?1)";
+                           AND NOT EXISTS (SELECT 1 FROM registration_batch WHERE owner = ?1) \
+                       AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ?1)";
         self.writer
             .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([owner]).map(drop)?))
     }
@@ -358,12 +364,12 @@ impl Claims for Sqlite {
         &'a self,
         owner: &'a Owner,
         entry: &'a JournalEntry,
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Claimed> {
-        let (owner, entry, now) = (owner.clone(), entry.clone(), self.clock.now());
+        let (owner, entry) = (owner.clone(), entry.clone());
         self.writer.submit(move |connection| {
-            note_owner(connection, &owner, now)?;
-            Ok(claim(connection, &owner, &entry, None, cloud_offset, now)?)
+            note_owner(connection, &owner, now.at)?;
+            Ok(claim(connection, &owner, &entry, None, now)?)
         })
     }
 
@@ -372,20 +378,17 @@ impl Claims for Sqlite {
         owner: &'a Owner,
         batch: &'a OpenBatch,
         entries: &'a [JournalEntry],
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>> {
         const BATCH: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt, owner) \
                              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (batchId) DO NOTHING";
         let (owner, batch, entries) = (owner.clone(), batch.clone(), entries.to_vec());
-        let now = self.clock.now();
         self.writer.submit(move |connection| {
-            note_owner(connection, &owner, now)?;
+            note_owner(connection, &owner, now.at)?;
             let apply_id = batch.apply_id.map(u64::cast_signed);
-            let row = params![batch.id, batch.product_key, apply_id, now, owner.id];
+            let row = params![batch.id, batch.product_key, apply_id, now.at, owner.id];
             connection.prepare_cached(BATCH)?.execute(row)?;
-            let claims = entries
-                .iter()
-                .map(|entry| claim(connection, &owner, entry, Some(batch.id), cloud_offset, now));
+            let claims = entries.iter().map(|entry| claim(connection, &owner, entry, Some(batch.id), now));
             Ok(claims.collect::<rusqlite::Result<_>>()?)
         })
     }
@@ -487,6 +490,40 @@ impl Turns for Sqlite {
                 }
                 Err(wait) => Ok(Some(wait)),
             }
+        })
+    }
+}
+
+impl Leases for Sqlite {
+    fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>> {
+        const SQL: &str = concat!(
+            "INSERT INTO lease (name, owner, cursor) VALUES (?1, ?2, '') \
+             ON CONFLICT (name) DO UPDATE SET owner = excluded.owner WHERE owner = excluded.owner OR ",
+            abandoned!(),
+            " RETURNING cursor"
+        );
+        let (owner, name, now) = (owner.clone(), name.to_owned(), self.clock.now());
+        self.writer.submit(move |connection| {
+            note_owner(connection, &owner, now)?;
+            let mut statement = connection.prepare_cached(SQL)?;
+            Ok(statement.query_row(params![name, owner.id], |row| row.get(0)).optional()?)
+        })
+    }
+
+    fn set_cursor<'a>(&'a self, owner: OwnerId, name: &'a str, cursor: &'a str) -> StoreFuture<'a, ()> {
+        const SQL: &str = "UPDATE lease SET cursor = ?3 WHERE name = ?1 AND owner = ?2";
+        let (name, cursor) = (name.to_owned(), cursor.to_owned());
+        settled(&self.writer, move |connection| {
+            let changed = connection.prepare_cached(SQL)?.execute(params![name, owner, cursor])?;
+            Ok(if changed > 0 { Ok(()) } else { Err(StoreError::Fenced) })
+        })
+    }
+
+    fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()> {
+        const SQL: &str = "UPDATE lease SET owner = NULL WHERE name = ?1 AND owner = ?2";
+        let name = name.to_owned();
+        self.writer.submit(move |connection| {
+            Ok(connection.prepare_cached(SQL)?.execute(params![name, owner]).map(drop)?)
         })
     }
 }

@@ -363,6 +363,19 @@ impl Store for Sqlite {
         })
     }
 
+    fn clear_refusal<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        refusal: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, bool> {
+        const SQL: &str = "UPDATE device_table SET refusal = NULL WHERE deviceId = ?1 AND refusal = ?2";
+        let refusal = refusal.to_owned();
+        self.operate(id, AuditEvent::Reset, by, move |connection, id| {
+            Ok(connection.prepare_cached(SQL)?.execute([id.as_str(), &refusal])? > 0)
+        })
+    }
+
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         // The key and the claim go with it: ON DELETE CASCADE.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";

@@ -16,7 +16,7 @@ use crate::{
     device::Secret,
     store::{
         Bulk, Conflict, ImportError, ImportReport, ImportRow, JournalEntry, RegisteredDevice, Rejection,
-        claim::{Claims, Owner, Settlement},
+        claim::{ClaimTime, Claims, Owner, Settlement},
     },
 };
 
@@ -128,7 +128,7 @@ fn another_certificate_is_named_by_its_column_and_shown_to_no_one() {
     let entry =
         JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "SN-1".into() };
     let owner = Owner { id: 1, name: "test".into() };
-    wait(store.claim(&owner, &entry, None)).unwrap();
+    wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
     import(&store, [with_certificate("SN-1", "s3cret")]);
     let other = Settlement::Registered(registration("SN-1", "0ther"));
     let error = sentence(wait(store.settle(1, &entry, &other)));

@@ -28,3 +28,9 @@ CREATE TABLE call_pace (
     pace         TEXT NOT NULL PRIMARY KEY,
     nextMicros   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE lease (
+    name         TEXT NOT NULL PRIMARY KEY,
+    owner        INTEGER,
+    cursor       TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -12,7 +12,8 @@ use crate::{
         BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, StoreError, StoreFuture,
         UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        claim::{Beat, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        lease::Leases,
         turn::{Turn, Turns},
     },
 };
@@ -37,6 +38,8 @@ pub(super) struct Journal {
     claims: HashMap<DeviceId, Held>,
     batches: BTreeMap<BatchId, (OpenBatch, Option<OwnerId>)>,
     owners: BTreeMap<OwnerId, Living>,
+    /// Owner and cursor of each lease.
+    leases: HashMap<String, (Option<OwnerId>, String)>,
 }
 
 impl Journal {
@@ -77,27 +80,30 @@ impl Tables {
         owner: &Owner,
         entry: &JournalEntry,
         batch: Option<BatchId>,
-        cloud_offset: Option<i64>,
-        now: UnixSeconds,
+        now: ClaimTime,
     ) -> Claimed {
-        self.journal.note(owner, now);
+        self.journal.note(owner, now.at);
         let JournalEntry { device, product_key, device_name } = entry;
         let known = self.journal.claims.get(device).cloned();
         let is_held = known
             .as_ref()
             .is_some_and(|known| known.owner != Some(owner.id) && !self.journal.is_abandoned(known.owner));
-        let is_wanted = self.devices.get(device).is_some_and(|row| {
-            row.state == DeviceState::Enabled
-                && row.certificate.is_none()
+        let asks = self.devices.get(device).filter(|row| {
+            row.certificate.is_none()
                 && row.refusal.is_none()
                 && row.product_key == *product_key
                 && row.name() == *device_name
         });
-        if !is_wanted {
-            if !is_held {
-                self.journal.forget(device);
+        match asks.map(|row| row.state) {
+            Some(DeviceState::Enabled) => {}
+            // The cloud may have been asked.
+            Some(DeviceState::Disabled) => return Claimed::NotWanted,
+            None => {
+                if !is_held {
+                    self.journal.forget(device);
+                }
+                return Claimed::NotWanted;
             }
-            return Claimed::NotWanted;
         }
         if is_held {
             return Claimed::Held;
@@ -108,7 +114,7 @@ impl Tables {
         let same = known.filter(|known| known.open.entry == *entry);
         let earlier = same.is_some();
         let (since, cloud_offset) =
-            same.map_or((now, cloud_offset), |same| (same.open.since, same.cloud_offset));
+            same.map_or((now.at, now.cloud_offset), |same| (same.open.since, same.cloud_offset));
         let open = OpenEntry { entry: entry.clone(), since, batch };
         self.journal.claims.insert(device.clone(), Held { open, cloud_offset, owner: Some(owner.id) });
         Claimed::Yours(Claim { since, cloud_offset, earlier })
@@ -212,7 +218,8 @@ impl Claims for Memory {
         self.answer(|tables, _| {
             let journal = &mut tables.journal;
             let owns = journal.claims.values().any(|held| held.owner == Some(owner))
-                || journal.batches.values().any(|(_, by)| *by == Some(owner));
+                || journal.batches.values().any(|(_, by)| *by == Some(owner))
+                || journal.leases.values().any(|(by, _)| *by == Some(owner));
             if !owns {
                 journal.owners.remove(&owner);
             }
@@ -224,9 +231,9 @@ impl Claims for Memory {
         &'a self,
         owner: &'a Owner,
         entry: &'a JournalEntry,
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Claimed> {
-        self.answer(|tables, now| Ok(tables.claim(owner, entry, None, cloud_offset, now)))
+        self.answer(|tables, _| Ok(tables.claim(owner, entry, None, now)))
     }
 
     fn claim_batch<'a>(
@@ -234,12 +241,12 @@ impl Claims for Memory {
         owner: &'a Owner,
         batch: &'a OpenBatch,
         entries: &'a [JournalEntry],
-        cloud_offset: Option<i64>,
+        now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>> {
-        self.answer(|tables, now| {
-            tables.journal.note(owner, now);
+        self.answer(|tables, _| {
+            tables.journal.note(owner, now.at);
             tables.journal.batches.entry(batch.id).or_insert_with(|| (batch.clone(), Some(owner.id)));
-            let claim = |entry| tables.claim(owner, entry, Some(batch.id), cloud_offset, now);
+            let claim = |entry| tables.claim(owner, entry, Some(batch.id), now);
             Ok(entries.iter().map(claim).collect())
         })
     }
@@ -368,6 +375,40 @@ impl Turns for Memory {
                 Ok(None)
             }
             Err(wait) => Ok(Some(wait)),
+        })
+    }
+}
+
+impl Leases for Memory {
+    fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>> {
+        self.answer(|tables, now| {
+            let journal = &mut tables.journal;
+            journal.note(owner, now);
+            let (by, cursor) = journal.leases.get(name).cloned().unwrap_or_default();
+            if by != Some(owner.id) && !journal.is_abandoned(by) {
+                return Ok(None);
+            }
+            journal.leases.insert(name.to_owned(), (Some(owner.id), cursor.clone()));
+            Ok(Some(cursor))
+        })
+    }
+
+    fn set_cursor<'a>(&'a self, owner: OwnerId, name: &'a str, cursor: &'a str) -> StoreFuture<'a, ()> {
+        self.answer(|tables, _| match tables.journal.leases.get_mut(name) {
+            Some((by, at)) if *by == Some(owner) => {
+                cursor.clone_into(at);
+                Ok(())
+            }
+            _ => Err(StoreError::Fenced),
+        })
+    }
+
+    fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()> {
+        self.answer(|tables, _| {
+            if let Some((by, _)) = tables.journal.leases.get_mut(name).filter(|(by, _)| *by == Some(owner)) {
+                *by = None;
+            }
+            Ok(())
         })
     }
 }

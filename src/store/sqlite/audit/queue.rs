@@ -35,7 +35,7 @@ pub(in crate::store::sqlite) struct Queue {
     dropped: Arc<AtomicU64>,
 }
 
-/// Receiving end of the queue, the writer's backlog.
+/// Receiving end of the queue, with what the writer needs to write its entries.
 pub(in crate::store::sqlite) struct Waiting {
     connection: Connection,
     path: Arc<Path>,

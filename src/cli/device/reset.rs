@@ -1,0 +1,75 @@
+//! `certdist device reset --refused`: clears the refusals of many devices, after their common
+//! cause is removed.
+
+use futures_util::future::try_join_all;
+
+use super::super::{CommandResult, Failure, print};
+use crate::{
+    config::Config,
+    store::{Actor, Store},
+};
+
+/// Rows read, and reset, at once.
+const ROWS: usize = 1000;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: the account had no permission, and has it now
+  certdist device reset --refused --reason NoPermission
+
+With --refused, clears only the refusals: the first issue of a certificate stays.")]
+pub(super) struct Args {
+    /// Serial number or MAC address, in any spelling
+    #[arg(required_unless_present = "refused", conflicts_with = "refused")]
+    pub(super) id: Option<String>,
+    /// All devices that IoT Platform refuses
+    #[arg(long)]
+    refused: bool,
+    /// With --refused: only those of this enrollment
+    #[arg(long, value_name = "NAME", requires = "refused")]
+    enrollment: Option<String>,
+    /// With --refused: only those refused with this code, such as NoPermission
+    #[arg(long, value_name = "CODE", requires = "refused")]
+    reason: Option<String>,
+}
+
+/// Clears the refusals that the arguments name.
+pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Store, by: &Actor) -> CommandResult {
+    if let Some(name) = &args.enrollment
+        && !config.enrollments.iter().any(|enrollment| enrollment.name == *name)
+    {
+        return Err(Failure::Usage(anyhow::anyhow!("--enrollment {name}: no [[enrollment]] has that name")));
+    }
+    let (mut after, mut cleared) = (None, 0);
+    loop {
+        let rows = store.rows_after(after.as_ref(), ROWS).await?;
+        let Some(last) = rows.last() else { break };
+        after = Some(last.id.clone());
+        let wanted =
+            rows.iter().filter(|row| args.enrollment.as_ref().is_none_or(|name| row.enrollment == *name));
+        let wanted = wanted.filter_map(|row| Some((&row.id, row.refusal.as_deref()?)));
+        let wanted =
+            wanted.filter(|(_, refusal)| args.reason.as_ref().is_none_or(|code| has_code(refusal, code)));
+        let done = try_join_all(wanted.map(|(id, refusal)| store.clear_refusal(id, refusal, by))).await?;
+        cleared += done.into_iter().filter(|done| *done).count();
+    }
+    Ok(print(|out| writeln!(out, "{cleared} refusals cleared"))?)
+}
+
+/// Returns whether a refusal, `CODE: MESSAGE`, has this code.
+fn has_code(refusal: &str, code: &str) -> bool {
+    refusal.strip_prefix(code).is_some_and(|rest| rest.starts_with(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_compared_as_a_whole() {
+        assert!(has_code("NoPermission: not authorized", "NoPermission"));
+        assert!(!has_code("NoPermission.Sub: not authorized", "NoPermission"));
+        assert!(!has_code("NoPermission: not authorized", "NoPerm"));
+        assert!(!has_code("odd", "odd"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Several processes on one table, alive at once, in virtual time: servers and `register` runs
+//! that die at any step and start again, beside an operator, while the cloud fails in every way.
+//! Everything follows from one seed.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{
+    batches::{name, row},
+    crash::Line,
+    *,
+};
+use crate::{
+    iot_platform::Action,
+    store::{DeviceState, Store},
+    testing::store::{Fuse, Memory},
+};
+
+/// Time within which every device must have its certificate.
+const END: Duration = Duration::from_secs(4 * 3600);
+
+/// Number of seeds of `make test`. `CERTDIST_SEEDS` selects another range, such as `0..500`.
+const SEEDS: Range<u64> = 0..12;
+
+/// A run's table, cloud and fortunes.
+struct Company {
+    store: Memory,
+    cloud: Arc<Cloud>,
+    devices: usize,
+    config: Config,
+    random: StdRng,
+}
+
+impl Company {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        // Few devices are registered one by one, many in batches.
+        let devices =
+            if random.random_bool(0.5) { random.random_range(1..30) } else { random.random_range(60..300) };
+        let store = Memory::default();
+        for number in 0..devices {
+            store.insert(row(&name(number), "lamp", "a1"));
+        }
+        let refuse_existing =
+            if random.random_bool(0.5) { ["lamp".to_owned()].into() } else { HashSet::new() };
+        let config = Config { refuse_existing, gather: Duration::from_millis(300), ..Config::default() };
+        let cloud = Arc::new(Cloud::with_dice(random.random()));
+        cloud.set_batch_delay(Duration::from_secs(random.random_range(1..10)));
+        Self { store, cloud, devices, config, random }
+    }
+
+    /// Starts a process; it ends when its fuse has burnt, or when it has nothing left to do.
+    fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
+        let store = self.store.in_process(fuse.clone());
+        let ahead = [-7200, 0, 7200][self.random.random_range(0..3)];
+        store.clock().set_ahead(ahead);
+        let line = Arc::new(Line { cloud: self.cloud.clone(), fuse: fuse.clone() });
+        let config = Config { seed: Some(self.random.random()), ..self.config.clone() };
+        let registrar = Registrar::new(config, owner(), Arc::new(store), line, Handle::current());
+        let is_server = self.random.random_bool(0.6) && !is_last;
+        // `register` goes through all devices. A server is asked for some of them, or for all.
+        let part = if is_server { [0.3, 0.7, 1.0][self.random.random_range(0..3)] } else { 1.0 };
+        let asked: Vec<usize> = (0..self.devices).filter(|_| self.random.random_bool(part)).collect();
+        let patience = if is_server { Duration::from_secs(10) } else { Duration::from_secs(24 * 3600) };
+        tokio::spawn(async move {
+            if is_server {
+                registrar.recover().await.unwrap();
+            }
+            let asking = asked.into_iter().map(|number| {
+                let registrar = registrar.clone();
+                async move {
+                    loop {
+                        match registrar.register(wanted(&name(number)), patience).await {
+                            Outcome::Later(pause) => tokio::time::sleep(pause).await,
+                            Outcome::TimedOut | Outcome::Operator(_) => {
+                                tokio::time::sleep(Duration::from_secs(5)).await;
+                            }
+                            Outcome::Registered(_) => return,
+                            Outcome::Refused(reason) => {
+                                // The operator disables some devices for a while.
+                                assert_eq!(reason, "the device is disabled");
+                                tokio::time::sleep(Duration::from_secs(60)).await;
+                            }
+                        }
+                    }
+                }
+            });
+            futures_util::future::join_all(asking).await;
+            // A server lives on.
+            if is_server {
+                std::future::pending::<()>().await;
+            }
+            registrar.drain(Duration::from_secs(10)).await;
+        })
+    }
+
+    /// Disables a device for a while, now and then.
+    fn start_operator(&mut self) {
+        let (store, devices) = (self.store.clone(), self.devices);
+        let mut random = StdRng::seed_from_u64(self.random.random());
+        tokio::spawn(async move {
+            let by = Actor::system_user();
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..20_000))).await;
+                let device = id(&name(random.random_range(0..devices)));
+                store.set_state(&device, DeviceState::Disabled, &by).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..20_000))).await;
+                store.set_state(&device, DeviceState::Enabled, &by).await.unwrap();
+            }
+        });
+    }
+
+    async fn run(mut self) {
+        let start = Instant::now();
+        self.start_operator();
+        let mut deaths = self.random.random_range(0..8);
+        let mut processes = Vec::new();
+        for _ in 0..self.random.random_range(2..4) {
+            let delay = Duration::from_millis(self.random.random_range(0..5000));
+            tokio::time::sleep(delay).await;
+            processes.push(self.fused(deaths > 0, false));
+        }
+        let mut is_late = false;
+        while !self.is_done().await {
+            if start.elapsed() > END / 2 && !is_late {
+                // The servers may not be asked for every device.
+                is_late = true;
+                processes.push(self.fused(false, true));
+            }
+            assert!(start.elapsed() < END, "{:?}", self.store.open_entries().await);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            for process in &mut processes {
+                if process.0.is_burnt() {
+                    deaths = deaths.saturating_sub(1);
+                    process.1.abort();
+                    tokio::time::sleep(Duration::from_millis(self.random.random_range(0..20_000))).await;
+                    *process = self.fused(deaths > 0, false);
+                }
+            }
+        }
+        self.check().await;
+    }
+
+    /// Starts a process that dies after a random number of steps if it may.
+    fn fused(&mut self, may_die: bool, is_last: bool) -> (Arc<Fuse>, tokio::task::JoinHandle<()>) {
+        let most = 40 * self.devices;
+        let steps = if may_die { self.random.random_range(1..most) } else { usize::MAX };
+        let fuse = Arc::new(Fuse::new(steps));
+        let task = self.start(&fuse, is_last);
+        (fuse, task)
+    }
+
+    /// Returns whether every device has a certificate and nothing is left in the journal.
+    async fn is_done(&self) -> bool {
+        let rows = self.store.rows_after(None, usize::MAX).await.unwrap();
+        rows.iter().all(|row| row.certificate.is_some())
+            && self.store.open_entries().await.unwrap().is_empty()
+            && self.store.open_batches().await.unwrap().is_empty()
+    }
+
+    async fn check(&self) {
+        assert_eq!(self.cloud.devices(), self.devices, "one device for each name");
+        for number in 0..self.devices {
+            let row = self.store.row(&id(&name(number))).unwrap();
+            let stored = row.certificate.expect("a certificate");
+            assert_eq!(
+                Some(stored.device_secret.expose()),
+                self.cloud.secret("a1", &name(number)).as_deref()
+            );
+            assert_eq!(row.refusal, None, "a certificate and a refusal");
+            let history = self.store.history(&row.id, 1000).await.unwrap();
+            let registered =
+                history.iter().filter(|entry| entry.event == crate::store::audit::AuditEvent::Registered);
+            assert_eq!(registered.count(), 1, "one registration of {}", row.id);
+        }
+        for action in Action::ALL {
+            let most = self.cloud.busiest_second(action);
+            assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
+        }
+    }
+}
+
+fn seeds() -> Range<u64> {
+    let Ok(given) = std::env::var("CERTDIST_SEEDS") else { return SEEDS };
+    let (first, end) = given.split_once("..").expect("FIRST..END");
+    first.parse().expect("a number")..end.parse().expect("a number")
+}
+
+#[test]
+fn processes_that_share_a_table_register_each_device_once() {
+    for seed in seeds() {
+        println!(
+            "repeat with: CERTDIST_SEEDS={seed}..{} cargo test --lib registrar::tests::company",
+            seed + 1
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(Company::new(seed).run());
+    }
+}

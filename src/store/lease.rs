@@ -1,0 +1,24 @@
+//! Leases on work that only one process at a time should do, such as the sweep over all devices.
+//! A lease lasts as long as its owner lives; see `claim.rs`.
+
+use super::{
+    StoreFuture,
+    claim::{Owner, OwnerId},
+};
+
+/// The part of a store that keeps the leases.
+pub trait Leases: Send + Sync + 'static {
+    /// Takes the lease of a name, unless another living owner has it. Returns the cursor of the
+    /// work, which is empty at first; `None` if another has the lease.
+    fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>>;
+
+    /// Stores how far the work has come, so that another process continues there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`](super::StoreError::Fenced) if the lease is not the owner's.
+    fn set_cursor<'a>(&'a self, owner: OwnerId, name: &'a str, cursor: &'a str) -> StoreFuture<'a, ()>;
+
+    /// Gives the lease up and keeps its cursor. Another owner's lease stays as it is.
+    fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()>;
+}
