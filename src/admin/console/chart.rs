@@ -26,7 +26,7 @@ pub(super) fn minutes(minutes: &[Sample]) -> Markup {
         grouped(most)
     );
     html! {
-        metric.chart {
+        figure.chart {
             div.axis aria-hidden="true" { span { (grouped(scale)) " a minute" } }
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(words) {
                 line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2) y2=(HEIGHT / 2) {}
@@ -102,5 +102,7 @@ mod tests {
         let drawn = super::minutes(&minutes).into_string();
         assert!(drawn.contains("1,200 served, 3 refused, 0 asked to retry later"), "{drawn}");
         assert_eq!(drawn.matches("<rect").count(), 2, "nothing is drawn for nothing");
+        // HTML allows a figcaption, which explains the colours, only in a figure.
+        assert!(drawn.starts_with("<figure class=\"chart\">") && drawn.ends_with("</figcaption></figure>"));
     }
 }
