@@ -1,5 +1,6 @@
 //! Checks the order of the modules: each may use only the modules listed next to it, all of
-//! which stand below it. docs/architecture.md draws this order.
+//! which stand below it. docs/architecture.md draws this order. Also checks that the documents
+//! name only files and modules that exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -235,4 +236,89 @@ fn names_are_found_however_they_are_written() {
                 #[cfg(test)]\nmod tests {\n use crate::z;";
     let expected = ["a", "c", "d", "g"].map(str::to_owned);
     assert_eq!(named(text), expected.into());
+}
+
+/// Collects the files and folders of the repository, relative to its root. A folder ends in a
+/// slash.
+fn paths(folder: &Path, found: &mut Vec<String>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let relative = path.strip_prefix(root).expect("within the repository").to_string_lossy();
+        if path.is_dir() {
+            found.push(format!("/{relative}/"));
+            paths(&path, found);
+        } else {
+            found.push(format!("/{relative}"));
+        }
+    }
+}
+
+/// Returns whether a word of a document is, or does not look like, a file, folder or module
+/// that exists. A document may leave out the first folders of a path.
+fn exists(word: &str, paths: &[String]) -> bool {
+    let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if let Some((module, _)) = word.split_once("::") {
+        let files = [format!("/{module}.rs"), format!("/{module}/mod.rs")];
+        let is_file = |path: &String| {
+            path.starts_with("/src/") && files.iter().any(|file| path.ends_with(file.as_str()))
+        };
+        return !is_name(module) || paths.iter().any(is_file);
+    }
+    let is_path = (word.ends_with(".rs") || word.ends_with('/')) && !word.starts_with(['/', '.']);
+    let name = word.trim_end_matches(".rs").trim_end_matches('/');
+    // `make` and `cargo` write these folders.
+    let is_written = ["target/", "build/"].iter().any(|folder| word.starts_with(folder));
+    if !is_path || is_written || !name.split('/').all(is_name) {
+        return true;
+    }
+    paths.iter().any(|path| path.ends_with(&format!("/{word}")))
+}
+
+#[test]
+fn the_documents_name_only_files_and_modules_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "benches", "examples", "fuzz", "docs", "packaging"] {
+        found.push(format!("/{folder}/"));
+        paths(&root.join(folder), &mut found);
+    }
+    let mut missing = Vec::new();
+    for folder in [root.to_owned(), root.join("docs")] {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            for (number, line) in (1..).zip(text.lines()) {
+                // Every second part is between backticks.
+                let words = line.split('`').skip(1).step_by(2);
+                let words = words.filter(|word| !exists(word, &found));
+                missing.extend(words.map(|word| format!("{}:{number}: {word}", path.display())));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn a_name_that_no_file_or_module_has_is_found() {
+    let paths = ["/src/resource/", "/src/resource/body.rs", "/src/resource.rs", "/tests/clients/operator.rs"]
+        .map(str::to_owned);
+    for (word, expected) in [
+        ("resource/", true),
+        ("src/resource.rs", true),
+        ("body.rs", true),
+        ("resource::Service::answer", true),
+        ("/cert", true),
+        ("Registrar::finish", true),
+        ("cert/", false),
+        ("cert::Service::answer", false),
+        ("src/cert.rs", false),
+        ("tests/operator.rs", false),
+        ("operator::tests", false),
+    ] {
+        assert_eq!(exists(word, &paths), expected, "{word}");
+    }
 }
