@@ -130,7 +130,7 @@ impl Server {
 struct Device {
     client: Client,
     from: SocketAddr,
-    /// The second hello, whose cookie is valid from this address.
+    /// The first datagram of the second hello. Its cookie is valid from this address.
     hello: Vec<u8>,
 }
 
@@ -159,7 +159,7 @@ impl Device {
         while !to_server.is_empty() {
             let mut next = Vec::new();
             for datagram in to_server {
-                if step == 1 {
+                if step == 1 && hello.is_empty() {
                     hello.clone_from(&datagram);
                 }
                 recorded.push((from, datagram.clone()));
@@ -198,13 +198,10 @@ fn mutate(random: &mut StdRng, input: &mut Vec<u8>, other: &[u8]) {
     }
 }
 
-/// Returns a mutated hello. Its cookie stays valid, and only bytes after the cookie
+/// Returns a mutated hello. Its cookie stays valid: only bytes after the cookie, and lengths,
 /// change.
 fn mutated_hello(random: &mut StdRng, device: &Device, other: &[u8]) -> Vec<u8> {
-    // The headers of record and message, version, random, session ID and cookie take 77
-    // bytes. The next 16 bytes are kept as well.
-    const COOKIE_END: usize = 93;
-    let Some((kept, rest)) = device.hello.split_at_checked(COOKIE_END) else { return device.hello.clone() };
+    let (kept, rest) = device.hello.split_at(device.client.cookie_end());
     let mut rest = rest.to_vec();
     mutate(random, &mut rest, other);
     let mut hello = [kept, &rest].concat();

@@ -471,6 +471,14 @@ impl Client {
         body
     }
 
+    /// Returns the offset, in bytes, at which the cookie ends in a datagram that begins with
+    /// the client's hello, or with a first fragment that contains the cookie.
+    pub fn cookie_end(&self) -> usize {
+        let version = size_of_val(&DTLS_1_2);
+        let vectors = 1 + self.profile.session_id.len() + 1 + self.cookie.len();
+        record::HEADER + message::HEADER + version + self.random.len() + vectors
+    }
+
     fn send_flight(&mut self, now: Instant) -> Vec<Vec<u8>> {
         self.resend_at = Some(now + self.resend_after);
         let flight = std::mem::take(&mut self.flight);

@@ -214,6 +214,26 @@ fn a_cookie_is_not_valid_for_another_hello() {
     assert_eq!(server.endpoint.handshakes(), 0);
 }
 
+/// The fuzzer mutates hellos from this byte on. With a smaller offset, it would test only the
+/// answer to an invalid cookie; with a larger one, it would miss bytes.
+#[test]
+fn the_cookie_ends_in_the_hello_where_the_client_says() {
+    for (session_id, fragment) in [(0, usize::MAX), (32, usize::MAX), (0, 70)] {
+        for (before_the_end, refused) in [(1, true), (0, false)] {
+            let mut server = Server::new(Config::default());
+            let profile = Profile { session_id: vec![7; session_id], fragment, coalesce: false, ..profile() };
+            let mut client = Client::new(profile, [1; 32]);
+            let first = client.start(server.now).remove(0);
+            let request = server.receive(peer(), &first).remove(0).1;
+            let mut second = client.receive(server.now, &request).remove(0);
+            second[client.cookie_end() - before_the_end] ^= 1;
+            let answer = server.receive(peer(), &second);
+            let is_refused = answer.first().is_some_and(|(_, answer)| answer[13] == 3);
+            assert_eq!(is_refused, refused, "HelloVerifyRequest");
+        }
+    }
+}
+
 fn keys_asked_for(server: &Server) -> usize {
     server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count()
 }
