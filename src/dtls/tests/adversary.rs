@@ -73,8 +73,24 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     server.now += Duration::from_millis(1);
     assert_eq!(server.receive(peer(), &again).len(), 1);
     assert_eq!(server.receive(peer(), &again), []);
-    // Nothing more is sent until the timer is due, one second after the first copy.
-    assert_eq!(server.advance(Duration::from_millis(499)), []);
+}
+
+/// The timer keeps to the same half of the timeout. A copy that the client has asked for
+/// does not move the timer, which is due 1 s and 3 s after the flight was first sent. RFC
+/// 6347 §4.2.4 would reset it.
+#[test]
+fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
+    for (asked, copies) in [(500, [1, 1]), (501, [0, 1]), (999, [0, 1])] {
+        let mut server = Server::new(Config::default());
+        let (_, hello) = second_hello(&mut server, profile(), peer());
+        assert_eq!(server.receive(peer(), &hello).len(), 1);
+        server.now += Duration::from_millis(asked);
+        assert_eq!(server.receive(peer(), &hello).len(), 1);
+        assert_eq!(server.advance(Duration::from_millis(999 - asked)), [], "not due yet");
+        assert_eq!(server.advance(Duration::from_millis(1)).len(), copies[0], "{asked}");
+        assert_eq!(server.advance(Duration::from_millis(1999)), [], "{asked}");
+        assert_eq!(server.advance(Duration::from_millis(1)).len(), copies[1], "{asked}");
+    }
 }
 
 /// Clients without a key can start only as many handshakes from one address as its burst
