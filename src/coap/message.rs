@@ -70,13 +70,12 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
 
 fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let (header, rest) = bytes.split_first_chunk::<4>()?;
-    // RFC 8974 §2.1: a length field of 13 is followed by the token length in one byte, a
-    // field of 14 by two bytes.
+    // RFC 8974 §2.1: a field of 0 to 12 is the token length. A field of 13 is followed by
+    // one byte, the token length minus 13; a field of 14 is followed by two.
     let (length, rest) = match (header[0] & 15, rest) {
-        (length @ 0..=8, rest) => (usize::from(length), rest),
+        (length @ 0..=12, rest) => (usize::from(length), rest),
         (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
-        // A field of 14 announces a token longer than accepted. Fields of 9 to 12 and 15
-        // are rejected.
+        // A field of 14 announces a token longer than accepted; 15 is reserved.
         _ => return None,
     };
     if length > MAX_TOKEN {
@@ -150,8 +149,9 @@ pub(super) fn response(
     packet.header.set_type(kind);
     packet.header.message_id = id;
     packet.header.code = MessageClass::from(response.code.byte());
-    let extended = token.len() > 8;
-    if !extended {
+    // coap-lite supports only tokens of up to 8 bytes (RFC 7252 §3).
+    let is_long = token.len() > 8;
+    if !is_long {
         packet.set_token(token.to_vec());
     }
     for (option, value) in [
@@ -176,18 +176,22 @@ pub(super) fn response(
     // Encoding can fail only at a size limit, and there is none here.
     let bytes = Zeroizing::new(packet.to_bytes_unlimited().unwrap_or_default().into_boxed_slice());
     packet.payload.zeroize();
-    if extended { with_extended_token(&bytes, token) } else { bytes }
+    if is_long { with_long_token(&bytes, token) } else { bytes }
 }
 
-/// Inserts a token of 13 to 268 bytes into a message that has none (RFC 8974 §2.1).
-/// Requests with a token of 9 to 12 bytes were rejected, so no other length occurs here.
-fn with_extended_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
-    let (Some((header, rest)), Ok(length)) =
-        (message.split_first_chunk::<4>(), u8::try_from(token.len() - 13))
+/// Inserts a token of at most [`MAX_TOKEN`] bytes into a message that has none (RFC 8974
+/// §2.1).
+fn with_long_token(message: &[u8], token: &[u8]) -> Zeroizing<Box<[u8]>> {
+    let (Some((header, rest)), Ok(length)) = (message.split_first_chunk::<4>(), u8::try_from(token.len()))
     else {
         return Zeroizing::default();
     };
-    Zeroizing::new([&[header[0] | 13], &header[1..], &[length], token, rest].concat().into_boxed_slice())
+    let (field, extension) = match length.checked_sub(13) {
+        None => (length, None),
+        Some(extension) => (13, Some(extension)),
+    };
+    let parts = [&[header[0] | field], &header[1..], extension.as_slice(), token, rest];
+    Zeroizing::new(parts.concat().into_boxed_slice())
 }
 
 /// Encodes an unsigned integer in the fewest bytes possible (RFC 7252 §3.2).

@@ -394,10 +394,11 @@ fn requests_in_progress_are_bounded() {
 
 #[test]
 fn tokens_of_up_to_64_bytes_are_returned_unchanged() {
-    for length in [0, 1, 8, 13, 20, 64] {
+    for length in [0, 1, 8, 9, 12, 13, 20, 64] {
         let mut server = Server::new();
         let token: Vec<u8> = (0..length).collect();
-        // RFC 8974 §2.1: a length field of 13 is followed by the token length minus 13.
+        // RFC 8974 §2.1: a length field of 0 to 12 is the token length, one of 13 is followed
+        // by the token length minus 13.
         let announced =
             if length < 13 { vec![0x40 | length, 1, 0, 9] } else { vec![0x4d, 1, 0, 9, length - 13] };
         let request =
@@ -412,14 +413,15 @@ fn tokens_of_up_to_64_bytes_are_returned_unchanged() {
 }
 
 #[test]
-fn requests_with_longer_or_truncated_tokens_are_reset() {
+fn requests_with_longer_or_truncated_tokens_or_a_reserved_length_are_reset() {
     for message in [
         &[&[0x4d, 1, 0, 9, 52][..], &[7; 65]].concat()[..],
         &[&[0x4e, 1, 0, 9, 0, 1][..], &[7; 270]].concat(),
         &[0x4d, 1, 0, 9],
         &[0x4d, 1, 0, 9, 0, 1, 2],
         &[0x4e, 1, 0, 9, 0],
-        &[0x49, 1, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+        &[0x49, 1, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8],
+        &[&[0x4f, 1, 0, 9][..], &[7; 15]].concat(),
     ] {
         let (request, sent) = Server::new().receive(message);
         assert!(request.is_none());
