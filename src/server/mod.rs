@@ -207,8 +207,8 @@ impl Server {
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
                 let _end_notice = end_notice;
-                if let Err(error) = worker.run(&neighbours) {
-                    tracing::error!(worker = number, %error, "a worker stops: it cannot receive datagrams");
+                if let Err(end) = worker.run(&neighbours) {
+                    tracing::error!(worker = number, error = %end.cause(), "{end}");
                 }
             });
             Ok(Running { mailbox, metrics, thread: thread? })

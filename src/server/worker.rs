@@ -219,13 +219,36 @@ impl Worker {
         self.stack.metrics()
     }
 
-    /// Serves until the worker is stopped. Fails if the sockets cannot be set up, or if
-    /// the worker cannot wait for datagrams.
-    pub(super) fn run(self, neighbours: &[Mailbox]) -> io::Result<()> {
+    /// Serves until the worker is stopped.
+    pub(super) fn run(self, neighbours: &[Mailbox]) -> Result<(), RunError> {
         // Work polled here may use timers of the runtime.
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
-        Active::new(self)?.run(neighbours)
+        Active::new(self).map_err(RunError::SetUp)?.run(neighbours).map_err(RunError::Wait)
+    }
+}
+
+/// Reason why a worker ends before it is stopped. Its message is a line of the log, for an
+/// operator; the error of the system is another field of that line.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error(
+        "a worker could not set up its sockets, and the server ends; restart certdist, with a higher \
+         LimitNOFILE if too many files are open"
+    )]
+    SetUp(io::Error),
+    #[error(
+        "a worker can no longer wait for datagrams, and the server ends; restart certdist, and report this \
+         error if it comes back"
+    )]
+    Wait(io::Error),
+}
+
+impl RunError {
+    /// Returns the error of the system.
+    pub(super) fn cause(&self) -> &io::Error {
+        let (Self::SetUp(error) | Self::Wait(error)) = self;
+        error
     }
 }
 

@@ -1,7 +1,13 @@
 //! Tests of single rounds. In a round without any time, each source of input takes exactly
 //! one step.
 
-use std::{future::poll_fn, net::SocketAddr, sync::atomic::AtomicU32, task::Poll};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::atomic::AtomicU32,
+    task::Poll,
+};
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -30,16 +36,9 @@ impl Bench {
     /// each kind.
     fn new(addresses: usize) -> Self {
         let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
-        let services = tests::services(&folder, runtime.handle(), RequestLimits::default());
-        let now = Instant::now();
-        let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
-        let stack = Stack::new(dtls, coap::Endpoint::new(coap::Config::default(), now, [3; 32]), services);
         let sockets: Vec<_> = (0..addresses).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
-        let numbers = Numbers::new(u16::try_from(addresses.len()).unwrap());
-        let worker =
-            Worker::new(0, sockets, numbers, stack, runtime.handle().clone(), Arc::default()).unwrap();
-        let mut active = Active::new(worker).unwrap();
+        let mut active = Active::new(worker(sockets, &folder, &runtime)).unwrap();
         active.round_time = Duration::ZERO;
         Self { active, addresses, _folder: folder, _runtime: runtime }
     }
@@ -58,6 +57,15 @@ impl Bench {
         self.active.stack.publish(0);
         self.active.stack.metrics().hello_verify_requests.load(Ordering::Relaxed)
     }
+}
+
+fn worker(sockets: Vec<UdpSocket>, folder: &TempDir, runtime: &Runtime) -> Worker {
+    let services = tests::services(folder, runtime.handle(), RequestLimits::default());
+    let now = Instant::now();
+    let dtls = dtls::Endpoint::new(dtls::Config::default(), now, &[1; 32], [2; 32]);
+    let stack = Stack::new(dtls, coap::Endpoint::new(coap::Config::default(), now, [3; 32]), services);
+    let numbers = Numbers::new(u16::try_from(sockets.len()).unwrap());
+    Worker::new(0, sockets, numbers, stack, runtime.handle().clone(), Arc::default()).unwrap()
 }
 
 fn hello() -> Vec<u8> {
@@ -202,4 +210,15 @@ fn letters_leave_time_for_datagrams() {
     }
     assert_eq!(answers(&device), 1);
     assert_eq!(bench.round(), Load::Quiet);
+}
+
+#[test]
+fn a_worker_that_cannot_set_up_its_sockets_says_so() {
+    let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
+    // The address of this socket is no Internet address.
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let socket = UdpSocket::from(OwnedFd::from(socket));
+    let end = worker(vec![socket], &folder, &runtime).run(&[]).unwrap_err();
+    assert!(matches!(end, RunError::SetUp(_)), "{end:?}");
+    assert!(end.to_string().starts_with("a worker could not set up its sockets"), "{end}");
 }
