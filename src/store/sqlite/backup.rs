@@ -152,7 +152,8 @@ impl Restorable {
         let mut copy = Connection::open(&part.path).map_err(failed)?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(failed)?;
-        connection::migrate(&copy, &part.path)?;
+        // The keys are checked later, by `check_keys`: a refusal leaves the backup as it is.
+        connection::migrate(&copy, &part.path, |_| Ok(()))?;
         let contents = look_through(&copy, from)?;
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
     }

@@ -42,6 +42,9 @@ struct Upgrade {
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
 
+/// The first version with the table `database_key`. Older databases have no sealed secrets.
+const FIRST_WITH_KEYS: usize = 3;
+
 /// Maximum time that a reader waits for a lock. In WAL mode readers do not block, except while
 /// another process recovers or removes the log.
 const READER_WAIT: Duration = Duration::from_millis(100);
@@ -64,13 +67,18 @@ const BACKLOG_CACHE: i64 = 128;
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
 /// Opens the file for writing; creates or migrates it if necessary. A transaction waits for
-/// another process's transaction for at most `wait`.
-pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
+/// another process's transaction for at most `wait`. Fails if `check_keys` does, which reads
+/// the table `database_key`; an older database is then not migrated.
+pub(super) fn open(
+    path: &Path,
+    wait: Duration,
+    check_keys: impl Fn(&Connection) -> Result<(), StoreError>,
+) -> Result<Connection, StoreError> {
     create_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
         Found::Version(VERSION) => {}
-        Found::Version(_) => migrate(&connection, path)?,
+        Found::Version(_) => migrate(&connection, path, &check_keys)?,
         other => return Err(refusal(path, &other)),
     }
     // SQLite opens a write-protected file without an error, but then each write fails.
@@ -78,6 +86,7 @@ pub(super) fn open(path: &Path, wait: Duration) -> Result<Connection, StoreError
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
     patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
+    check_keys(&connection)?;
     Ok(connection)
 }
 
@@ -228,8 +237,13 @@ pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize
     }
 }
 
-/// Migrates an empty or older database to the current version.
-pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Migrates an empty or older database to the current version, unless `check_keys` fails on
+/// the older one.
+pub(super) fn migrate(
+    connection: &Connection,
+    path: &Path,
+    check_keys: impl Fn(&Connection) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
@@ -239,6 +253,9 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
         Found::Version(version) => version,
         other => return Err(refusal(path, &other)),
     };
+    if version >= FIRST_WITH_KEYS {
+        check_keys(&transaction)?;
+    }
     match version.checked_sub(1) {
         None => transaction.execute_batch(SCHEMA).map_err(failed)?,
         Some(done) => {
@@ -349,7 +366,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (old, new) = (folder.path().join("old.db"), folder.path().join("new.db"));
         Connection::open(&old).unwrap().execute_batch(VERSION_1).unwrap();
-        let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT).unwrap());
+        let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT, |_| Ok(())).unwrap());
         assert_eq!(columns(&old), columns(&new));
         let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, VERSION as i64);

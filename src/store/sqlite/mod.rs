@@ -71,7 +71,7 @@ impl Sqlite {
     }
 
     /// Opens a database whose secrets are sealed, or will be sealed, under these keys. Fails if
-    /// the keys do not open every secret in it.
+    /// the keys do not open every secret in it, and then leaves an older version as it is.
     pub fn open_sealed(path: &Path, keys: Keyring) -> Result<Self, StoreError> {
         Self::open_waiting(path, keys, WRITER_WAIT, BULK_WAIT)
     }
@@ -88,8 +88,8 @@ impl Sqlite {
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
             .into();
-        let connection = connection::open(&path, writer_wait)?;
-        keys::check(&connection, &path, &keys)?;
+        let check_keys = |connection: &Connection| keys::check(connection, &path, &keys);
+        let connection = connection::open(&path, writer_wait, check_keys)?;
         let (entries, waiting) = audit::queue(Arc::clone(&path))?;
         let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
         Ok(Self {

@@ -286,7 +286,7 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
 }
 
 /// A log as version 3 kept it: three entries after one that was pruned.
-const VERSION_3: &str = include_str!("version_3_audit.sql");
+pub(super) const VERSION_3: &str = include_str!("version_3_audit.sql");
 
 #[test]
 fn a_log_of_version_3_is_taken_over_with_what_is_wrong_with_it() {

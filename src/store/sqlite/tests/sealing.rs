@@ -2,7 +2,7 @@
 //! change of key beside readers.
 
 use super::*;
-use crate::seal::DatabaseKey;
+use crate::seal::{DatabaseKey, Place};
 use crate::testing::store::register;
 
 const SECRET: &str = "the-device-secret-of-one";
@@ -135,6 +135,40 @@ fn a_wrong_or_lost_key_is_told_when_the_database_is_opened() {
     let store = open_with(&directory, &[1]).unwrap();
     assert!(sentence(store.set_keys(ring(&[3]))).contains(&key_id(1)));
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
+}
+
+#[test]
+fn an_older_database_that_is_refused_for_its_keys_is_not_migrated() {
+    for (script, is_sealed) in [(include_str!("version_1.sql"), false), (auditing::VERSION_3, true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let other = Connection::open(directory.path().join("certdist.db")).unwrap();
+        other.execute_batch(script).unwrap();
+        let version = || other.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap();
+        let before = version();
+        if is_sealed {
+            let key = ring(&[1]);
+            let secret = key.seal(Place::DeviceSecret("SN-7"), SECRET).unwrap();
+            other
+                .execute_batch(&format!(
+                    "INSERT INTO database_key VALUES ('{}', 5); INSERT INTO device_table \
+                     (deviceId, productKey, deviceName, deviceSecret, enrollment) \
+                     VALUES ('SN-7', 'a1lamp', 'SN-7', '{}', 'lamps')",
+                    key_id(1),
+                    &*secret
+                ))
+                .unwrap();
+            for keys in [&[][..], &[2]] {
+                let error = open_with(&directory, keys).map(drop).unwrap_err().to_string();
+                assert!(error.contains(&format!("sealed under key {}", key_id(1))), "{error}");
+                assert_eq!(version(), before);
+            }
+        }
+        let store = open_with(&directory, &[1]).unwrap();
+        assert!(version() > before);
+        if is_sealed {
+            assert_eq!(secret_of(&store, "SN-7").unwrap(), SECRET);
+        }
+    }
 }
 
 #[test]
