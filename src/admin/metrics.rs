@@ -190,7 +190,11 @@ fn registrations(page: &mut Page, sources: &Sources) {
 fn table(page: &mut Page, metrics: &store::Metrics) {
     let help = "Writes to the database that wait for their commit.";
     page.one("certdist_store_writes_waiting", "gauge", help, load(&metrics.waiting));
-    let outcomes = [("written", load(&metrics.written)), ("failed", load(&metrics.failed))];
+    let outcomes = [
+        ("written", load(&metrics.written)),
+        ("refused", load(&metrics.refused)),
+        ("failed", load(&metrics.failed)),
+    ];
     let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
     page.metric("certdist_store_writes_total", "counter", "Writes to the database, by outcome.", outcomes);
     let help = "Time for a commit to the database, which may contain many writes.";

@@ -375,11 +375,13 @@ impl Clock {
 pub struct Metrics {
     /// Number of writes that currently wait for their commit.
     pub waiting: AtomicU64,
-    /// Number of writes whose group was committed. This includes single writes that were
-    /// refused, for example for an unknown device.
+    /// Number of writes that were committed.
     pub written: AtomicU64,
-    /// Number of writes that failed because their group could not be committed or the queue was
-    /// full.
+    /// Number of writes that were not done because the row was not as they require, for example
+    /// as the device was disabled meanwhile.
+    pub refused: AtomicU64,
+    /// Number of writes that failed because of the database: the write or its group could not be
+    /// done, or the queue was full.
     pub failed: AtomicU64,
     /// Duration of each commit, which may contain many writes.
     pub commit_latency: Histogram,

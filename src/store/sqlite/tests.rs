@@ -292,7 +292,7 @@ fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
 fn put(value: Vec<u8>, fail: bool) -> impl FnOnce(&Connection) -> Result<(), WriteError> + Send {
     move |connection| {
         connection.prepare_cached("INSERT INTO t VALUES (?1)")?.execute([value])?;
-        if fail { Err(WriteError::Refused("not this one".into())) } else { Ok(()) }
+        if fail { Err(WriteError::Failed("not this one".into())) } else { Ok(()) }
     }
 }
 
@@ -314,6 +314,24 @@ fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     wait(holding).unwrap();
 }
 
+/// Returns the numbers of writes that were written, refused and failed.
+fn outcomes(metrics: &Metrics) -> (u64, u64, u64) {
+    let [written, refused, failed] =
+        [&metrics.written, &metrics.refused, &metrics.failed].map(|count| count.load(Ordering::Relaxed));
+    (written, refused, failed)
+}
+
+#[test]
+fn a_write_that_the_row_forbids_counts_as_refused_and_not_as_written() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    import(&store, [with_certificate("SN-1", "s3cret")]);
+    let metrics = store.metrics().unwrap();
+    wait(issue(&store, &id("SN-1"))).unwrap();
+    assert!(matches!(wait(issue(&store, &id("SN-2"))), Err(StoreError::Conflict(_))));
+    assert_eq!(outcomes(&metrics), (1, 1, 0));
+}
+
 #[test]
 fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
     let directory = tempfile::tempdir().unwrap();
@@ -330,6 +348,8 @@ fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
         }
     }
     assert_eq!(count(&reader), 90);
+    // With the job that held the writer.
+    assert_eq!(outcomes(&writer.metrics()), (91, 0, 10));
 }
 
 #[test]
@@ -437,6 +457,5 @@ fn a_probe_writes_to_the_disk_changes_nothing_and_meets_a_lock() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert!(matches!(wait(store.probe()), Err(StoreError::Busy(_))));
     let metrics = store.metrics().unwrap();
-    let count = |metric: &AtomicU64| metric.load(Ordering::Relaxed);
-    assert_eq!((count(&metrics.written), count(&metrics.failed), count(&metrics.waiting)), (1, 1, 0));
+    assert_eq!((outcomes(&metrics), metrics.waiting.load(Ordering::Relaxed)), ((1, 0, 1), 0));
 }

@@ -51,14 +51,14 @@ pub(super) enum WriteError {
     /// Error from SQLite.
     Sqlite(rusqlite::Error),
     /// Reason given by the job itself, as a sentence.
-    Refused(String),
+    Failed(String),
     /// An error that the caller decides by.
     Store(StoreError),
 }
 
 impl From<SealError> for WriteError {
     fn from(error: SealError) -> Self {
-        Self::Refused(error.to_string())
+        Self::Failed(error.to_string())
     }
 }
 
@@ -172,11 +172,9 @@ fn write(
                 let begun = Instant::now();
                 let committed = commit(connection, path, &mut group);
                 metrics.commit_latency.observe(begun.elapsed());
-                let outcome = if committed.is_ok() { &metrics.written } else { &metrics.failed };
-                outcome.fetch_add(group.len() as u64, Ordering::Relaxed);
                 metrics.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
                 for job in group.drain(..) {
-                    job.answer(&committed);
+                    job.answer(&committed, metrics);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -227,8 +225,8 @@ trait Job: Send {
     /// Does the work. If it fails, the caller rolls it back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
-    /// Sends the answer to the future, if it still exists.
-    fn answer(self: Box<Self>, committed: &Result<(), StoreError>);
+    /// Counts the answer, and sends it to the future, if that still exists.
+    fn answer(self: Box<Self>, committed: &Result<(), StoreError>, metrics: &Metrics);
 }
 
 struct Task<W, T> {
@@ -247,14 +245,14 @@ where
         let outcome = work(connection).map_err(|error| match error {
             WriteError::Sqlite(error) => store_error(path, error),
             WriteError::Store(error) => error,
-            WriteError::Refused(reason) => StoreError::Failed(format!("{}: {reason}", path.display())),
+            WriteError::Failed(reason) => StoreError::Failed(format!("{}: {reason}", path.display())),
         });
         let done = outcome.as_ref().map(|_| ()).map_err(StoreError::clone);
         self.outcome = Some(outcome);
         done
     }
 
-    fn answer(self: Box<Self>, committed: &Result<(), StoreError>) {
+    fn answer(self: Box<Self>, committed: &Result<(), StoreError>, metrics: &Metrics) {
         let answer = match (self.outcome, committed) {
             // The job's own error is more specific than that of the group.
             (Some(Err(error)), _) => Err(error),
@@ -262,6 +260,12 @@ where
             (Some(Ok(value)), Ok(())) => Ok(value),
             (None, Ok(())) => Err(StoreError::Failed("a write was left out of its group".into())),
         };
+        let outcome = match &answer {
+            Ok(_) => &metrics.written,
+            Err(StoreError::Conflict(_) | StoreError::Fenced) => &metrics.refused,
+            Err(_) => &metrics.failed,
+        };
+        outcome.fetch_add(1, Ordering::Relaxed);
         // The future may have been dropped; the write is done in any case.
         let _ = self.reply.send(answer);
     }
