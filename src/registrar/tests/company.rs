@@ -112,7 +112,7 @@ impl Company {
     async fn run(mut self) {
         let start = Instant::now();
         self.start_operator();
-        let mut deaths = self.random.random_range(0..8);
+        let mut deaths: u32 = self.random.random_range(0..8);
         let mut processes = Vec::new();
         for _ in 0..self.random.random_range(2..4) {
             let delay = Duration::from_millis(self.random.random_range(0..5000));
