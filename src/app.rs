@@ -73,10 +73,7 @@ impl App {
             Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
-        let recovered = registrar.recover().await?;
-        if recovered > 0 {
-            tracing::info!(registrations = recovered, "recovered registrations from the journal");
-        }
+        registrar.recover().await?;
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
         Ok(Self {

@@ -96,13 +96,12 @@ impl Registrar {
     }
 
     /// Resumes the registrations that other processes have left, now and whenever one stops.
-    /// Returns the number of registrations resumed now.
-    pub async fn recover(self: &Arc<Self>) -> Result<usize, StoreError> {
+    pub async fn recover(self: &Arc<Self>) -> Result<(), StoreError> {
         self.recovers.store(true, Ordering::Relaxed);
         self.resume().await
     }
 
-    async fn resume(self: &Arc<Self>) -> Result<usize, StoreError> {
+    async fn resume(self: &Arc<Self>) -> Result<(), StoreError> {
         let mut count = 0;
         for (batch, entries) in self.store.take_batches(&self.owner).await? {
             let mut registrations = Vec::with_capacity(entries.len());
@@ -119,12 +118,15 @@ impl Registrar {
         let abandoned = self.store.abandoned(RESUMED).await?;
         count += abandoned.len();
         for entry in abandoned {
-            tracing::info!(device = %entry.device, device_name = entry.device_name, "resuming a registration from the journal");
+            tracing::debug!(device = %entry.device, device_name = entry.device_name, "resuming a registration");
             // If too many registrations are in progress, this one is not started. That is
             // harmless: its entry stays in the journal, and the device's next request resumes it.
             drop(self.start(entry));
         }
-        Ok(count)
+        if count > 0 {
+            tracing::info!(registrations = count, "resuming registrations that other processes have left");
+        }
+        Ok(())
     }
 }
 

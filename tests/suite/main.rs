@@ -5,6 +5,7 @@ mod cloud_batches;
 mod cloud_config;
 mod cloud_transport;
 mod command_line;
+mod company;
 mod conformance;
 mod console;
 mod iot_platform;

@@ -165,7 +165,7 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
     bench.cloud.register_device("a1", "SN01").await.unwrap();
     let Bench { folder, store, cloud, .. } = bench;
     let bench = Bench::on(folder, store, cloud, fast());
-    assert_eq!(bench.registrar.recover().await.unwrap(), 1);
+    bench.registrar.recover().await.unwrap();
     bench.has_finished().await;
     let secret = bench.cloud.secret("a1", "SN01").unwrap();
     assert_eq!(bench.row("SN01").await.certificate.unwrap().device_secret.expose(), secret);
