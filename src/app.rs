@@ -76,6 +76,7 @@ impl App {
         registrar.recover().await?;
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
+        let pruning = pruning(table.clone(), kept_now, registrar.clone());
         Ok(Self {
             server,
             services,
@@ -84,7 +85,7 @@ impl App {
             drain: config.limits.drain,
             _plain: plain,
             keep,
-            _pruning: pruning(table.clone(), kept_now),
+            _pruning: pruning,
             store: table,
         })
     }
@@ -158,9 +159,9 @@ impl App {
     }
 }
 
-fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>) -> JoinSet<()> {
+fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { store.keep_pruned(keep).await });
+    tasks.spawn(async move { store.keep_pruned(keep, || registrar.knows_the_time()).await });
     tasks
 }
 

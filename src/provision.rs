@@ -15,7 +15,6 @@ use crate::{
         DeviceRow, Issue, JournalEntry, Store, StoreError,
         audit::{Asked, Asker, AuditEvent},
         claim::new_id,
-        unix_now,
     },
 };
 
@@ -113,7 +112,7 @@ impl Provisioner {
         {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let reason = format_args!("{refusal}");
-            self.store.audit(Asked::new(AuditEvent::Refused, unix_now(), device, asker, reason));
+            self.store.audit(Asked::new(AuditEvent::Refused, self.store.now(), device, asker, reason));
         }
         answer
     }
@@ -133,7 +132,7 @@ impl Provisioner {
         if row.enrollment != principal.enrollment.name {
             return Err(Refusal::Invalid);
         }
-        let now = unix_now();
+        let now = self.store.now();
         let has_certificate = match policy::verdict(&row, principal.enrollment.reissue, now) {
             Verdict::Refuse(reason) => return Err(reason.into()),
             Verdict::HandOut => true,
@@ -158,7 +157,7 @@ impl Provisioner {
         if again {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let detail = format_args!("{}/{}", certificate.product_key, certificate.device_name);
-            self.store.audit(Asked::new(AuditEvent::Reissued, unix_now(), device, asker, detail));
+            self.store.audit(Asked::new(AuditEvent::Reissued, self.store.now(), device, asker, detail));
         }
         Ok(certificate)
     }
@@ -195,7 +194,11 @@ impl Provisioner {
             match self.store.record_issue(device, certificate, issue_id, asker()).await {
                 Ok(issue) => {
                     let may_have_it = issue.is_first
-                        || policy::may_have_again(principal.enrollment.reissue, issue.first, unix_now());
+                        || policy::may_have_again(
+                            principal.enrollment.reissue,
+                            issue.first,
+                            self.store.now(),
+                        );
                     return if may_have_it { Ok(issue) } else { Err(Refusal::Issued) };
                 }
                 // It may be recorded. The same number shows that it is this one.
@@ -215,7 +218,7 @@ impl Provisioner {
         if row.enrollment != principal.enrollment.name {
             return Err(Refusal::Invalid);
         }
-        match policy::verdict(&row, principal.enrollment.reissue, unix_now()) {
+        match policy::verdict(&row, principal.enrollment.reissue, self.store.now()) {
             Verdict::Refuse(reason) => Err(reason.into()),
             Verdict::HandOut | Verdict::Register => Err(Refusal::Later(CHANGED_PAUSE)),
         }

@@ -7,8 +7,11 @@ use super::{CommandResult, ConfigArgs, Failure, print};
 use crate::{
     config::{Config, IotPlatformSettings},
     iot_platform::{ErrorClass, IotPlatform as _, client::Client},
-    store::{self, Condition},
+    store::{self, Condition, SharedName},
 };
+
+/// Maximum number of shared names that are reported.
+const MAX_SHARED: usize = 20;
 
 /// Name of the device to ask IoT Platform for: it is legal, but no real device has it.
 const UNUSED_NAME: &str = "@certdist-check-config";
@@ -52,6 +55,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
             }
         };
         print(|out| writeln!(out, "{}: {says}", config.database))?;
+        if *condition == Condition::Current {
+            report_shared_names(&config.database)?;
+        }
     }
     // Called even if the database failed, so that both results are reported.
     let cloud = match args.online {
@@ -65,6 +71,21 @@ pub(super) async fn run(args: Args) -> CommandResult {
         (Err(error), Ok(())) => Err(error.into()),
         (Ok(_), cloud) => cloud,
     }
+}
+
+/// Reports devices that share a name. They do not keep the server from starting.
+fn report_shared_names(database: &str) -> CommandResult {
+    for shared in store::shared_names(database, MAX_SHARED)? {
+        let SharedName { product_key, device_name, device, devices } = shared;
+        print(|out| {
+            writeln!(
+                out,
+                "{database}: {devices} devices, such as {device}, have the name {device_name} in product \
+                 {product_key}; those without a certificate are refused: import a deviceName of its own for each"
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// Makes one signed call that changes nothing.

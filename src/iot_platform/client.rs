@@ -8,9 +8,10 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use reqwest::{Response, Url, header};
@@ -39,6 +40,8 @@ const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in seconds; the `Date` header has
 /// a resolution of one second.
 const CLOCK_TOLERANCE: u64 = 2;
+/// Time for which the cloud's time in an answer is used. Longer than the pause between two sweeps.
+const SEEN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of a [`Client`].
 #[derive(Debug, Clone)]
@@ -93,8 +96,8 @@ pub struct Client {
     signature: SignatureVersion,
     timeouts: Timeouts,
     clock_offset: AtomicI64,
-    /// The difference of the cloud's clock that the last answer showed; `i64::MIN` before.
-    seen_offset: AtomicI64,
+    /// The cloud's time in its last answer, and when that arrived.
+    seen: Mutex<Option<(i64, Instant)>>,
     /// Name of the account in shared paces.
     account: String,
     nonces: Nonces,
@@ -127,7 +130,7 @@ impl Client {
             signature: config.signature,
             timeouts: config.timeouts,
             clock_offset: AtomicI64::new(config.clock_offset),
-            seen_offset: AtomicI64::new(i64::MIN),
+            seen: Mutex::default(),
             nonces: Nonces::new()?,
         })
     }
@@ -143,8 +146,18 @@ impl Client {
         &self.account
     }
 
+    /// Returns the difference of the cloud's clock from this machine's. A clock that is set
+    /// meanwhile changes nothing about the cloud's time.
     pub(super) fn seen_offset(&self) -> Option<i64> {
-        Some(self.seen_offset.load(Ordering::Relaxed)).filter(|offset| *offset != i64::MIN)
+        let (date, at) = (*self.seen())?;
+        let age = at.elapsed();
+        let cloud_now = date.saturating_add_unsigned(age.as_secs());
+        (age <= SEEN_FOR).then(|| cloud_now.saturating_sub(unix_now()))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<(i64, Instant)>> {
+        // No code panics while it holds the lock.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the time of the cloud's clock, in seconds since 1970, as estimated by the clock
@@ -239,7 +252,7 @@ impl Client {
         let status = response.status().as_u16();
         let date = response.headers().get(header::DATE).and_then(|date| http_date(date.as_bytes()));
         if let Some(date) = date {
-            self.seen_offset.store(date.saturating_sub(unix_now()), Ordering::Relaxed);
+            *self.seen() = Some((date, Instant::now()));
         }
         let body = bounded_body(response, unanswered).await?;
         Ok(Answer { status, date, body, credentials })

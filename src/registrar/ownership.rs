@@ -21,6 +21,9 @@ const BEAT: Duration = Duration::from_secs(2);
 /// the table's write lock, as a beat does, so that a locked table kills no one.
 const UNCHANGED: u32 = 6;
 
+/// Difference from the cloud's clock that is tolerated, in seconds.
+const CLOCK_TOLERANCE: i64 = 60;
+
 /// Maximum number of abandoned registrations resumed at once. The rest waits for its devices'
 /// next requests.
 const RESUMED: usize = 20_000;
@@ -73,6 +76,7 @@ impl Registrar {
     /// Beats if there is something to own, and ends the owners that have died. A process that
     /// registers nothing writes nothing.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
+        self.set_clock();
         let owns = self.registrations() > 0 || self.sweeps.load(Ordering::Relaxed);
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;
@@ -93,6 +97,19 @@ impl Registrar {
             self.resume().await?;
         }
         Ok(())
+    }
+
+    /// Returns whether the store's clock is known to be right: the cloud has answered lately.
+    pub fn knows_the_time(&self) -> bool {
+        self.cloud.clock_offset().is_some()
+    }
+
+    /// Has the store use the cloud's clock if this machine's is wrong. Otherwise a wrong clock
+    /// would open or close reissue windows, and date the audit log wrongly.
+    fn set_clock(&self) {
+        let Some(offset) = self.cloud.clock_offset() else { return };
+        let ahead = if offset.abs() > CLOCK_TOLERANCE { offset } else { 0 };
+        self.store.set_clock_ahead(ahead);
     }
 
     /// Resumes the registrations that other processes have left, now and whenever one stops.

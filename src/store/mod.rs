@@ -469,6 +469,15 @@ pub trait Store: Claims + Leases + Turns {
         Box::pin(async { self.rows_after(None, 1).await.map(drop) })
     }
 
+    /// Returns the time by this handle's clock, in seconds since 1970.
+    fn now(&self) -> UnixSeconds {
+        unix_now()
+    }
+
+    /// Sets how far this handle's clock is ahead of the system's, in seconds: the system's may be
+    /// wrong, and the cloud's is better. The default ignores it.
+    fn set_clock_ahead(&self, _seconds: i64) {}
+
     /// Returns the store's metrics, if it has any.
     fn metrics(&self) -> Option<Arc<Metrics>> {
         None
@@ -522,6 +531,20 @@ pub trait Bulk {
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 }
 
+/// Devices of one product that have the same device name, and so would share one device at IoT
+/// Platform. None is added any more; an older database may have some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedName {
+    /// Their product.
+    pub product_key: String,
+    /// Their name.
+    pub device_name: String,
+    /// The first of them.
+    pub device: String,
+    /// Number of them.
+    pub devices: u64,
+}
+
 /// Condition of a store's file before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
@@ -538,6 +561,15 @@ pub enum Condition {
 pub fn examine(url: &str) -> Result<Condition, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::examine(path.as_ref()),
+        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
+    }
+}
+
+/// Returns up to `limit` names that several devices of one product share in the store that a
+/// configuration's `database` names. Changes nothing, and reads the whole table.
+pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::shared_names(path.as_ref(), limit),
         _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
     }
 }

@@ -92,6 +92,8 @@ struct State {
     /// Milliseconds since 1970 at `started`.
     epoch_ms: i64,
     started: Option<Instant>,
+    /// How far the cloud's clock is ahead of this machine's, in seconds.
+    clock_ahead: i64,
 }
 
 impl State {
@@ -141,6 +143,7 @@ impl Cloud {
             batch_delay: Duration::ZERO,
             epoch_ms: unix_now() * 1000,
             started: None,
+            clock_ahead: 0,
         }))
     }
 
@@ -164,6 +167,11 @@ impl Cloud {
     /// Refuses every call of an action from now on.
     pub(crate) fn refuse(&self, action: Action, code: &'static str) {
         self.state().refused.insert(action, code);
+    }
+
+    /// Sets how far the cloud's clock is ahead, in seconds.
+    pub(crate) fn set_clock_ahead(&self, seconds: i64) {
+        self.state().clock_ahead = seconds;
     }
 
     /// Sets the time that each step of a batch takes from now on.
@@ -274,7 +282,8 @@ pub(crate) fn error(class: ErrorClass) -> ApiError {
 impl IotPlatform for Cloud {
     /// The cloud's clock is virtual, like all time in a test.
     fn clock_offset(&self) -> Option<i64> {
-        Some(self.state().now_ms() / 1000 - unix_now())
+        let mut state = self.state();
+        Some(state.now_ms() / 1000 - unix_now() + state.clock_ahead)
     }
 
     fn register_device<'a>(

@@ -325,3 +325,21 @@ async fn a_draining_registrar_takes_no_new_device_and_finishes_the_others() {
     assert!(matches!(asking.await.unwrap(), Outcome::Registered(_)));
     assert!(matches!(bench.register("SN02").await, Outcome::Later(_)));
 }
+
+#[tokio::test]
+async fn where_this_machines_clock_is_wrong_the_store_has_the_clouds() {
+    const YEAR: i64 = 365 * 86_400;
+    for (ahead, expected) in [(-YEAR, -YEAR), (YEAR, YEAR), (30, 0)] {
+        let (folder, cloud) = (TempDir::new().unwrap(), Arc::new(Cloud::default()));
+        let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
+        store.clock().set_ahead(7);
+        cloud.set_clock_ahead(ahead);
+        let bench = Bench::on(folder, store, cloud, fast());
+        let is_near = || (bench.store.now() - crate::store::unix_now() - expected).abs() <= 2;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_near() {
+            assert!(Instant::now() < deadline, "{ahead}: {}", bench.store.now() - crate::store::unix_now());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

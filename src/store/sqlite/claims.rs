@@ -16,8 +16,8 @@ use crate::{
     device::DeviceId,
     seal::{Keyring, Place},
     store::{
-        BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
-        UnixSeconds,
+        BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, SharedName, StoreError,
+        StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
@@ -115,6 +115,24 @@ pub(super) fn holder_of_iot_id(
     let holder: Option<String> =
         connection.prepare_cached(SQL)?.query_row([iot_id, device.as_str()], |row| row.get(0)).optional()?;
     Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
+}
+
+/// Devices that share a name in one product, which a version before 5 allowed: the first of each
+/// group, and how many there are. Reads the whole index.
+pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
+    const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
+                       FROM device_table INDEXED BY device_name GROUP BY productKey, name \
+                       HAVING count(*) > 1 LIMIT ?1";
+    let mut statement = connection.prepare(SQL)?;
+    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+        Ok(SharedName {
+            product_key: row.get(0)?,
+            device_name: row.get(1)?,
+            device: row.get(2)?,
+            devices: row.get::<_, i64>(3)?.unsigned_abs(),
+        })
+    })?;
+    rows.collect()
 }
 
 fn claim(

@@ -14,8 +14,8 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::Access;
 
-use super::{audit, store_error};
-use crate::store::{Condition, StoreError};
+use super::{audit, claims, store_error};
+use crate::store::{Condition, SharedName, StoreError};
 
 /// Application ID of a certdist database: "cert", as in `schema.sql`.
 const APPLICATION_ID: i64 = 0x6365_7274;
@@ -38,6 +38,9 @@ struct Upgrade {
     /// Additional work, after the script, that SQL cannot express.
     then: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
+
+/// Maximum number of names that are reported as shared after a migration.
+const MAX_SHARED: usize = 20;
 
 /// The version of `schema.sql`.
 const VERSION: usize = UPGRADES.len() + 1;
@@ -265,6 +268,16 @@ pub(super) fn migrate(
                 then.map_or(Ok(()), |step| step(&transaction)).map_err(failed)?;
             }
             transaction.pragma_update(None, "user_version", VERSION as i64).map_err(failed)?;
+            for shared in claims::shared_names(&transaction, MAX_SHARED).map_err(failed)? {
+                let SharedName { product_key, device_name, device, devices } = shared;
+                tracing::warn!(
+                    device,
+                    devices,
+                    product_key,
+                    device_name,
+                    "several devices have one name: those without a certificate are refused until each has a deviceName of its own"
+                );
+            }
         }
     }
     transaction.commit().map_err(failed)
@@ -359,6 +372,39 @@ mod tests {
                    FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table' ORDER BY 1";
         let mut statement = connection.prepare(sql).unwrap();
         statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Version 4 with what one process, and two beside each other, could leave in it.
+    const VERSION_4: &str = include_str!("tests/version_4.sql");
+
+    #[test]
+    fn what_a_server_of_version_4_has_left_is_kept_and_abandoned() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old.db"), folder.path().join("new.db"));
+        Connection::open(&old).unwrap().execute_batch(VERSION_4).unwrap();
+        let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT, |_| Ok(())).unwrap());
+        assert_eq!(columns(&old), columns(&new));
+        let text = |sql: &str| old.query_row(sql, (), |row| row.get::<_, Option<String>>(0)).unwrap();
+        // The device is registered: it was never refused.
+        assert_eq!(text("SELECT refusal FROM device_table WHERE deviceId = 'BOTH-1'"), None);
+        assert_eq!(
+            text("SELECT deviceSecret FROM device_table WHERE deviceId = 'BOTH-1'").unwrap(),
+            "s3cret"
+        );
+        assert_eq!(text("SELECT refusal FROM device_table WHERE deviceId = 'REFUSED-1'").unwrap(), "odd");
+        assert_eq!(
+            text(
+                "SELECT group_concat(deviceId || '/' || coalesce(batchId, '-') || '/' || openedAt, ' ') \
+                  FROM (SELECT * FROM registration_claim WHERE owner IS NULL ORDER BY deviceId)"
+            ),
+            Some("OPEN-1/-/1000 OPEN-2/7/1001".into())
+        );
+        assert_eq!(text("SELECT batchId || '/' || applyId FROM registration_batch").unwrap(), "7/1295006");
+        let refused = old.execute("UPDATE device_table SET refusal = 'x' WHERE deviceId = 'BOTH-1'", ());
+        assert!(refused.unwrap_err().to_string().contains("CHECK"), "a certificate and a refusal");
+        let shared = claims::shared_names(&old, 9).unwrap();
+        let [SharedName { device_name, devices: 2, device, .. }] = &shared[..] else { panic!("{shared:?}") };
+        assert_eq!((device_name.as_str(), device.as_str()), ("twin", "TWIN-1"));
     }
 
     #[test]

@@ -15,7 +15,11 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
@@ -28,8 +32,8 @@ use self::{
     writer::{WriteError, Writer},
 };
 use super::{
-    Actor, Clock, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, Sighting,
-    Store, StoreError, StoreFuture, UnixSeconds,
+    Actor, Clock, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName,
+    Sighting, Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
 };
 use crate::{
@@ -44,6 +48,10 @@ const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// Maximum time that an import waits for a transaction of another process: an operator has more
 /// patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest time without an entry, in seconds, after which this machine's clock still counts as
+/// likely.
+const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -114,6 +122,13 @@ impl Sqlite {
         &self.clock
     }
 
+    /// Returns up to `limit` names that several devices of one product share, from a file of the
+    /// current version. Changes nothing, and reads the whole table.
+    pub fn shared_names(path: &Path, limit: usize) -> Result<Vec<SharedName>, StoreError> {
+        let connection = connection::open_reader(path)?;
+        claims::shared_names(&connection, limit).map_err(|error| store_error(path, error))
+    }
+
     /// Returns the file's absolute path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -144,13 +159,16 @@ impl Sqlite {
     }
 
     /// Prunes the audit log once a minute, and whenever the retention changes, until the
-    /// sender of `keep` is dropped.
-    pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>) {
+    /// sender of `keep` is dropped. While this machine's clock is unlikely, and `is_confirmed`
+    /// does not say otherwise, nothing is removed for its age: a clock that is a year ahead must
+    /// not remove everything.
+    pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>, is_confirmed: impl Fn() -> bool) {
+        let mut likely = Likely::default();
         loop {
             let kept = *keep.borrow_and_update();
-            match self.prune_audit(kept).await {
+            match self.prune_likely(kept, is_confirmed(), &mut likely).await {
                 Ok(0) => {}
-                // Each call removes a limited number of entries, so there may be more.
+                // There may be more: each call removes a limited number.
                 Ok(pruned) => {
                     tracing::info!(entries = pruned, "removed expired entries of the audit log");
                     continue;
@@ -163,6 +181,43 @@ impl Sqlite {
                 return;
             }
         }
+    }
+
+    /// Prunes once, for age only if the clock is confirmed or likely.
+    async fn prune_likely(
+        &self,
+        mut kept: Keep,
+        is_confirmed: bool,
+        likely: &mut Likely,
+    ) -> Result<u64, StoreError> {
+        if kept.days.is_some() && !is_confirmed && !self.has_likely_clock(likely).await {
+            kept.days = None;
+            if !likely.has_warned {
+                likely.has_warned = true;
+                tracing::warn!(
+                    "this machine's clock is far ahead of the newest entry of the audit log, so nothing is removed for its age; set the clock (NTP)"
+                );
+            }
+        }
+        self.prune_audit(kept).await
+    }
+
+    /// Returns whether the clock is not much later than the newest entry was when this was first
+    /// asked, plus the time that has passed since. An entry that is written with a wrong clock
+    /// does not make that clock likely.
+    async fn has_likely_clock(&self, likely: &mut Likely) -> bool {
+        if likely.first.is_none() {
+            match self.read(|connection, _| audit::newest(connection)).await {
+                Ok(Some(newest)) => likely.first = Some((newest, Instant::now())),
+                // An empty log loses nothing.
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        likely.first.is_some_and(|(newest, asked)| {
+            let passed = asked.elapsed().as_secs().cast_signed();
+            self.clock.now() <= newest.saturating_add(passed).saturating_add(LONGEST_SILENCE)
+        })
     }
 
     /// Calls `each` with each matching entry of the audit log and the hash of its block, oldest
@@ -201,6 +256,14 @@ impl Sqlite {
             Ok(found)
         })
     }
+}
+
+/// Knowledge of [`Sqlite::keep_pruned`] about the clock.
+#[derive(Default)]
+struct Likely {
+    /// Time of the newest entry when the log was first looked at, and when that was.
+    first: Option<(UnixSeconds, Instant)>,
+    has_warned: bool,
 }
 
 #[cfg(test)]
@@ -408,6 +471,14 @@ impl Store for Sqlite {
             });
             write.await
         })
+    }
+
+    fn now(&self) -> UnixSeconds {
+        self.clock.now()
+    }
+
+    fn set_clock_ahead(&self, seconds: i64) {
+        self.clock.set_ahead(seconds);
     }
 
     fn metrics(&self) -> Option<Arc<Metrics>> {

@@ -276,6 +276,8 @@ impl writer::Backlog for Nothing {
     fn write_some(&mut self) -> Result<bool, StoreError> {
         Ok(false)
     }
+
+    fn keep(&mut self) {}
 }
 
 /// Returns a writer on a database with only the table `t (value)`, and a reader of the same

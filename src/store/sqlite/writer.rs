@@ -35,6 +35,11 @@ const GROUP: usize = 512;
 /// several times as much as a job. A single job is committed at once.
 const GATHER: Duration = Duration::from_millis(1);
 
+/// Time for which the end of the process waits for another process's transaction, and the pause
+/// between two attempts.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+const LAST_PAUSE: Duration = Duration::from_millis(20);
+
 /// Pause between two writes of the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
@@ -44,6 +49,9 @@ pub(super) trait Backlog: Send + 'static {
     /// Writes a part of the backlog; returns whether there is more. A part that failed is
     /// retried at the next call.
     fn write_some(&mut self) -> Result<bool, StoreError>;
+
+    /// Keeps what could not be written before the process ends, for the next one.
+    fn keep(&mut self);
 }
 
 /// Failure of a job, whose savepoint is rolled back.
@@ -185,7 +193,7 @@ fn write(
             due = Instant::now() + if more { Duration::ZERO } else { BACKLOG_EVERY };
         }
     }
-    while write_backlog(backlog) {}
+    finish_backlog(backlog);
 }
 
 /// Writes a part of the backlog; returns whether there is more.
@@ -197,6 +205,23 @@ fn write_backlog(backlog: &mut impl Backlog) -> bool {
         }
         false
     })
+}
+
+/// Writes the rest of the backlog at the end of the process. Waits for another process's
+/// transaction for a limited time.
+fn finish_backlog(backlog: &mut impl Backlog) {
+    let deadline = Instant::now() + LAST_WAIT;
+    loop {
+        match backlog.write_some() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(StoreError::Busy(_)) if Instant::now() < deadline => thread::sleep(LAST_PAUSE),
+            Err(error) => {
+                tracing::warn!(%error, "the last entries of the audit log are kept in a file; the next start writes them");
+                return backlog.keep();
+            }
+        }
+    }
 }
 
 /// Commits the group without its failed jobs. Commits nothing if the transaction itself fails.

@@ -3,6 +3,7 @@
 //! nothing of the events.
 
 mod index;
+mod kept;
 mod queue;
 mod rows;
 
@@ -119,6 +120,16 @@ fn parse((seq, line): (u64, &str)) -> rusqlite::Result<AuditEntry> {
     let unreadable =
         |error: serde_json::Error| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(error));
     Ok(AuditEntry { seq, ..serde_json::from_str(line).map_err(unreadable)? })
+}
+
+/// Returns the time of the newest entry.
+pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSeconds>> {
+    const SQL: &str =
+        "SELECT firstSeq, lastSeq, hash, entries FROM audit_block ORDER BY lastSeq DESC LIMIT 1";
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut rows = statement.query(())?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Block::read(row)?.lines().last().map(parse).transpose().map(|entry| entry.map(|entry| entry.at))
 }
 
 /// Selection of entries.

@@ -3,6 +3,7 @@
 //! writer's cached pages.
 
 use std::{
+    io,
     path::Path,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::{BLOCK, index, put};
+use super::{BLOCK, index, kept, put};
 use crate::store::{
     StoreError,
     audit::{Asked, AuditEntry, AuditEvent},
@@ -42,13 +43,16 @@ pub(in crate::store::sqlite) struct Waiting {
     entries: Receiver<String>,
     dropped: Arc<AtomicU64>,
     group: Vec<String>,
+    /// Set once the file of kept entries was looked for.
+    has_looked: bool,
 }
 
 pub(in crate::store::sqlite) fn queue(path: Arc<Path>) -> Result<(Queue, Waiting), StoreError> {
     let (sender, entries) = sync_channel(QUEUE);
     let dropped = Arc::new(AtomicU64::new(0));
     let connection = connection::open_backlog(&path)?;
-    let waiting = Waiting { connection, path, entries, dropped: dropped.clone(), group: Vec::new() };
+    let waiting =
+        Waiting { connection, path, entries, dropped: dropped.clone(), group: Vec::new(), has_looked: false };
     Ok((Queue { entries: sender, dropped }, waiting))
 }
 
@@ -63,6 +67,14 @@ impl Queue {
 }
 
 impl Backlog for Waiting {
+    fn keep(&mut self) {
+        self.group.extend(self.entries.try_iter());
+        let lines = std::mem::take(&mut self.group);
+        if let Err(error) = kept::append(&self.path, &lines) {
+            tracing::error!(entries = lines.len(), %error, "the last entries of the audit log are lost: they could not be kept in a file");
+        }
+    }
+
     fn write_some(&mut self) -> Result<bool, StoreError> {
         let room = GROUP.saturating_sub(self.group.len());
         self.group.extend(self.entries.try_iter().take(room));
@@ -73,6 +85,7 @@ impl Backlog for Waiting {
             let entry = AuditEntry { detail, ..AuditEntry::new(AuditEvent::Dropped, unix_now()) };
             self.group.push(entry.line());
         }
+        self.write_kept()?;
         let is_full = self.group.len() >= GROUP;
         let is_behind = self.write().map_err(|error| store_error(&self.path, error))?;
         self.group.clear();
@@ -81,6 +94,36 @@ impl Backlog for Waiting {
 }
 
 impl Waiting {
+    /// Writes, once, the entries that an earlier process has kept in a file.
+    fn write_kept(&mut self) -> Result<(), StoreError> {
+        if self.has_looked {
+            return Ok(());
+        }
+        let failed = |error: io::Error| {
+            StoreError::Failed(format!("{}: {error}", kept::path_of(&self.path).display()))
+        };
+        if let Some(kept) = kept::read(&self.path).map_err(failed)? {
+            self.put_all(&kept.lines).map_err(|error| store_error(&self.path, error))?;
+            if kept.unreadable > 0 {
+                tracing::warn!(
+                    lines = kept.unreadable,
+                    "lines in the file of kept audit entries are not readable"
+                );
+            }
+            kept.written().map_err(failed)?;
+        }
+        self.has_looked = true;
+        Ok(())
+    }
+
+    fn put_all(&self, lines: &[String]) -> rusqlite::Result<()> {
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        for block in lines.chunks(BLOCK) {
+            put(&transaction, block)?;
+        }
+        transaction.commit()
+    }
+
     /// Writes the whole group or nothing of it, and the next part of the index if it is due.
     /// Returns whether another part may be due.
     fn write(&self) -> rusqlite::Result<bool> {

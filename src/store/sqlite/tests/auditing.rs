@@ -326,3 +326,63 @@ fn a_log_of_version_3_is_taken_over_with_what_is_wrong_with_it() {
         assert_eq!(verified(&open(&directory)).fault.is_none(), expected.is_none(), "{change}");
     }
 }
+
+fn kept(store: &Sqlite) -> usize {
+    at_once(store.history(&id("SN-1"), 10_000)).unwrap().len()
+}
+
+#[test]
+fn entries_of_a_process_that_ends_while_another_has_the_table_are_not_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("SN-1")]);
+    let other = Connection::open(store.path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for _ in 0..1000 {
+        store.audit(refused("SN-1", 5));
+    }
+    drop(store);
+    other.execute_batch("COMMIT").unwrap();
+    drop(other);
+    // The next process writes them.
+    let store = open(&directory);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while kept(&store) < 1000 {
+        assert!(std::time::Instant::now() < deadline, "{} entries", kept(&store));
+        std::thread::yield_now();
+    }
+    assert_eq!(verified(&store).fault, None);
+    drop(store);
+    let store = open(&directory);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(kept(&store), 1000, "once");
+}
+
+#[test]
+fn a_clock_that_is_a_year_ahead_removes_nothing_for_its_age() {
+    const DAY: i64 = 86_400;
+    let directory = tempfile::tempdir().unwrap();
+    let today = crate::store::unix_now();
+    write(&directory, 300, today - 40 * DAY);
+    write(&directory, 300, today);
+    let store = open(&directory);
+    let keep = Keep { days: Some(30), rows: None };
+    let mut likely = Likely::default();
+    let prune =
+        |confirmed, likely: &mut Likely| wait(Box::pin(store.prune_likely(keep, confirmed, likely))).unwrap();
+    store.clock().set_ahead(400 * DAY);
+    assert_eq!(prune(false, &mut likely), 0);
+    // An entry with the wrong time does not make the clock likely.
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
+    let connection = Connection::open(store.path()).unwrap();
+    audit::append(&connection, &AuditEntry::new(Sealed, today + 400 * DAY)).unwrap();
+    assert_eq!(prune(false, &mut likely), 0);
+    // The clock is right again.
+    store.clock().set_ahead(0);
+    assert_eq!(prune(false, &mut likely), 300);
+    // The cloud says that a year has passed.
+    store.clock().set_ahead(400 * DAY);
+    assert_eq!(prune(false, &mut likely), 0);
+    assert_eq!(prune(true, &mut likely), 300);
+    assert_eq!(verified(&store).fault, None);
+}
