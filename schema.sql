@@ -44,8 +44,9 @@ CREATE TABLE device_table (
     -- Abnormal state of the device at IoT Platform, as of the last query; NULL: none
     -- known.
     cloudState   TEXT CHECK (cloudState IN ('disabled', 'deleted')),
-    -- Random number of the request whose answer was the first to carry the certificate: the
-    -- same request, repeated after a lost answer of the database, is known again.
+    -- Random number of the request whose answer was the first to carry the certificate. If the
+    -- database's answer is lost and the request repeats its write, the number identifies it.
+    -- The condition is about the row: no device has both a certificate and a refusal.
     issueId      INTEGER CHECK (refusal IS NULL OR deviceSecret IS NULL),
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
@@ -89,13 +90,13 @@ CREATE TABLE registration_batch (
     owner        INTEGER
 ) STRICT;
 
--- Devices that a process is registering, or has begun to: the registration journal. A row
--- is here from before the call of IoT Platform until its result is stored.
+-- Devices that a process is registering or has begun to register: the registration journal.
+-- A row exists from before the call of IoT Platform until the call's result is stored.
 CREATE TABLE registration_claim (
     deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
-    -- Time since which this name is here, by the clock of the process that wrote it.
+    -- Time since which this name is in the journal, by the clock of the process that wrote it.
     openedAt     INTEGER NOT NULL,
     -- Seconds to add to that clock to have IoT Platform's; NULL: not known.
     cloudOffset  INTEGER,
@@ -118,7 +119,7 @@ CREATE TABLE call_pace (
 -- Work that only one process at a time does, such as the sweep over all devices.
 CREATE TABLE lease (
     name         TEXT NOT NULL PRIMARY KEY,
-    -- The process that does it; NULL, or without a row in registration_owner: none.
+    -- The process that does it; NULL, or without a row in registration_owner: no process.
     owner        INTEGER,
     -- How far the work has come.
     cursor       TEXT NOT NULL
