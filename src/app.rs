@@ -73,7 +73,10 @@ impl App {
             Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
-        registrar.recover().await?;
+        // Without IoT Platform there is nothing to continue.
+        if config.iot_platform.is_some() {
+            registrar.recover().await?;
+        }
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
         let pruning = pruning(table.clone(), kept_now, registrar.clone());
@@ -151,7 +154,7 @@ impl App {
         if left > 0 {
             tracing::warn!(
                 registrations = left,
-                "unfinished registrations stay in the journal; the next start recovers them"
+                "unfinished registrations stay in the journal; another server, the next start or the devices' next requests continue them"
             );
         }
         // Joining threads blocks.

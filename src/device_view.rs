@@ -54,9 +54,7 @@ pub fn registration(claim: &ClaimView) -> String {
         (Some(owner), Some(seen)) => {
             format!("in progress{batch} since {since}, by {owner}, last seen at {seen}")
         }
-        _ => format!(
-            "begun{batch} at {since} by a process that has ended; a server, or the device's next request, continues it"
-        ),
+        _ => format!("begun{batch} at {since} and not finished; the device's next request continues it"),
     }
 }
 
@@ -97,7 +95,7 @@ mod tests {
         );
         let abandoned = ClaimView { owner: None, last_beat: None, batch: Some(1), ..claim };
         assert!(
-            registration(&abandoned).starts_with("begun in a batch at 2023-11-14T22:13:20Z by a process")
+            registration(&abandoned).starts_with("begun in a batch at 2023-11-14T22:13:20Z and not finished")
         );
         assert_eq!(shown["registerTime"], "2023-11-14T22:13:20Z");
         assert_eq!(shown["deviceName"], "AABBCC001122");

@@ -147,7 +147,10 @@ impl Provisioner {
         }
         let certificate = match row.certificate {
             Some(certificate) => certificate,
-            None => self.register(row).await?,
+            None => match self.register(row).await? {
+                Some(certificate) => certificate,
+                None => return Err(self.changed(principal, device).await),
+            },
         };
         // A device that asks again waits for no write.
         let again = match first_issued {
@@ -162,11 +165,13 @@ impl Provisioner {
         Ok(certificate)
     }
 
-    async fn register(&self, row: DeviceRow) -> Result<Certificate, Refusal> {
+    /// Has a device registered. Returns `None` if its row has changed meanwhile.
+    async fn register(&self, row: DeviceRow) -> Result<Option<Certificate>, Refusal> {
         let device_name = row.name();
         let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
         match self.registrar.register(wanted, self.patience).await {
-            Outcome::Registered(certificate) => Ok(certificate),
+            Outcome::Registered(certificate) => Ok(Some(certificate)),
+            Outcome::Changed => Ok(None),
             Outcome::Refused(reason) | Outcome::Operator(reason) => Err(Refusal::Operator(reason)),
             Outcome::Later(pause) => Err(Refusal::Later(pause.as_secs().clamp(1, u32::MAX.into()) as u32)),
             Outcome::TimedOut => Err(Refusal::TimedOut),
@@ -205,22 +210,23 @@ impl Provisioner {
                 Err(StoreError::Unknown(_)) => {}
                 // The row has changed while the device was registered: its next request is
                 // decided by what the row says then.
-                Err(StoreError::Conflict(_)) => return self.changed(principal, device).await,
+                Err(StoreError::Conflict(_)) => return Err(self.changed(principal, device).await),
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Refusal::Later(STORE_PAUSE))
     }
 
-    /// Decides about a device whose row has changed since it was read.
-    async fn changed(&self, principal: &Principal, device: &DeviceId) -> Result<Issue, Refusal> {
-        let row = self.store.device(device).await?.ok_or(Refusal::Invalid)?;
-        if row.enrollment != principal.enrollment.name {
-            return Err(Refusal::Invalid);
-        }
+    /// Refuses a device whose row has changed since it was read, as the row says now.
+    async fn changed(&self, principal: &Principal, device: &DeviceId) -> Refusal {
+        let row = match self.store.device(device).await {
+            Ok(Some(row)) if row.enrollment == principal.enrollment.name => row,
+            Ok(_) => return Refusal::Invalid,
+            Err(error) => return error.into(),
+        };
         match policy::verdict(&row, principal.enrollment.reissue, self.store.now()) {
-            Verdict::Refuse(reason) => Err(reason.into()),
-            Verdict::HandOut | Verdict::Register => Err(Refusal::Later(CHANGED_PAUSE)),
+            Verdict::Refuse(reason) => reason.into(),
+            Verdict::HandOut | Verdict::Register => Refusal::Later(CHANGED_PAUSE),
         }
     }
 }

@@ -73,6 +73,8 @@ impl Tally {
         let counter = match outcome {
             registrar::Outcome::Registered(_) => &self.registered,
             registrar::Outcome::Refused(_) => &self.refused,
+            // An operator has changed the row meanwhile, and needs no answer.
+            registrar::Outcome::Changed => return,
             registrar::Outcome::Operator(reason) => {
                 self.stopped().entry(product_key.to_owned()).or_insert(reason);
                 &self.left

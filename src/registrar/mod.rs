@@ -51,6 +51,8 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(10);
 /// calls of a batch are not worthwhile.
 const MIN_BATCH: usize = 10;
 
+/// Code of a call that was not made, as its breaker is open.
+const STOPPED: &str = "Stopped";
 /// Maximum number of registrations that are taken from the queue before their turn.
 const AHEAD: usize = 4;
 /// Time after which a call gives up waiting for a store that takes no writes.
@@ -126,7 +128,9 @@ pub enum Outcome {
     Registered(Certificate),
     /// IoT Platform refuses this device; the reason is in its row.
     Refused(String),
-    /// IoT Platform refuses all devices of the product or account until the operator acts.
+    /// The row has changed: it asks for another registration now, or for none.
+    Changed,
+    /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.
     Operator(String),
     /// The device is asked to retry after this time. Its registration may continue in the
     /// meantime.
@@ -432,7 +436,7 @@ impl Registrar {
         let admitted = lock(&self.breakers).admit_action(action, Instant::now());
         admitted.map_err(|reason| ApiError {
             class: ErrorClass::Operator,
-            code: "Stopped".into(),
+            code: STOPPED.into(),
             message: reason,
         })
     }

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::SemaphorePermit, time::Instant};
 
-use super::{Outcome, Registrar, breaker::Scope};
+use super::{Outcome, Registrar, STOPPED, breaker::Scope};
 use crate::{
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
-        Claim, DeviceRow, DeviceState, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
+        Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
         claim::{ClaimTime, Claimed, Settlement},
         unix_now,
     },
@@ -26,9 +26,6 @@ const CLOCK_TOLERANCE: UnixSeconds = 1;
 /// First and longest pause before a claim that another process holds is tried again.
 const FIRST_HELD_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
-
-/// Pause after which a device retries whose row was changed during its registration.
-const CHANGED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Time since which the cloud may have been asked for a device.
 #[derive(Debug, Clone, Copy)]
@@ -196,12 +193,8 @@ impl Registrar {
         match self.store.device(&entry.device).await {
             Ok(Some(DeviceRow { certificate: Some(certificate), .. })) => Outcome::Registered(certificate),
             Ok(Some(DeviceRow { refusal: Some(reason), .. })) => Outcome::Refused(reason),
-            Ok(Some(DeviceRow { state: DeviceState::Disabled, .. })) => {
-                Outcome::Refused("the device is disabled".into())
-            }
-            // It has another product or name now: the next request asks for that.
-            Ok(Some(_)) => Outcome::Later(CHANGED_PAUSE),
-            Ok(None) => Outcome::Refused("the device is no longer in the table".into()),
+            // It is disabled, has another product or name, or is not in the table.
+            Ok(_) => Outcome::Changed,
             Err(error) => self.store_failed(entry, &error),
         }
     }
@@ -357,7 +350,14 @@ impl Registrar {
                 Err(error @ StoreError::Conflict(_)) => {
                     registration.claim = None;
                     let JournalEntry { device, product_key, device_name } = &entry;
-                    tracing::error!(%device, product_key, device_name, %error, "the result of a registration is not stored; if the name is not used any more, delete it at IoT Platform");
+                    match settlement {
+                        Settlement::Registered(_) => {
+                            tracing::error!(%device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
+                        }
+                        Settlement::Refused(reason) => {
+                            tracing::warn!(%device, reason, %error, "a refusal by IoT Platform is not stored");
+                        }
+                    }
                     return Err(self.row_says(&entry).await);
                 }
                 Err(error) => return Err(self.store_failed(&entry, &error)),
@@ -370,6 +370,8 @@ impl Registrar {
     async fn judge(self: &Arc<Self>, registration: &mut Registration, error: ApiError) -> Next {
         let action = if registration.exists { Action::QueryDeviceDetail } else { Action::RegisterDevice };
         match error.class {
+            // Not an answer of the cloud: the breaker of look-ups is open.
+            ErrorClass::Operator if error.code == STOPPED => Next::Done(Outcome::Operator(error.message)),
             ErrorClass::Operator => Next::Done(self.stop_calls(registration, action, &error)),
             ErrorClass::Device => Next::Done(self.refuse(registration, &error).await),
             ErrorClass::Unknown => {

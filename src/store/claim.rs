@@ -157,7 +157,7 @@ pub trait Claims: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`StoreError::Fenced`] if the claim is not the owner's, and nothing is changed.
-    /// [`StoreError::Conflict`] if the row does not ask for this registration any more, has
+    /// [`StoreError::Conflict`] if the row is gone, does not ask for this registration any more, has
     /// another certificate, or another row has the same `IotId`. Only the claim is ended then.
     fn settle<'a>(
         &'a self,

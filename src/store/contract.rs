@@ -341,7 +341,7 @@ fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
     assert_eq!(now(store.open_entries()).unwrap(), []);
     let settlement = Settlement::Registered(registration("SN-1", "s3cret"));
-    assert!(matches!(now(store.settle(1, &entry("SN-1"), &settlement)), Err(StoreError::Fenced)));
+    assert!(matches!(now(store.settle(1, &entry("SN-1"), &settlement)), Err(StoreError::Conflict(_))));
 }
 
 /// `hold`, `release` and `probe` change nothing.

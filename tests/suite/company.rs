@@ -125,7 +125,7 @@ fn a_server_goes_on_with_what_a_killed_run_has_left() {
             "SELECT (SELECT count(*) FROM registration_claim) + (SELECT count(*) FROM registration_batch)";
         table(&site).query_row(sql, (), |row| row.get(0)).expect("a number")
     };
-    // Nobody asks for them: the server resumes them because their owner has ended.
+    // No device asks for them: the server resumes them because their owner has ended.
     while open() > 0 {
         assert!(Instant::now() < deadline, "{} claims and batches are left", open());
         thread::sleep(Duration::from_millis(50));
@@ -164,7 +164,7 @@ fn a_device_that_is_disabled_during_its_registration_gets_no_certificate() {
     assert!(site.run(&["device", "disable", "PAR00001"]).status.success());
     let output = device.wait_with_output().expect("it ended");
     assert!(!output.status.success(), "{}", stdout(&output));
-    // The cloud has the device, and the table its certificate; nobody was given it.
+    // The cloud has the device, and the table its certificate, which was not handed out.
     while count(&site, "deviceSecret IS NOT NULL") == 0 {
         assert!(Instant::now() < deadline, "not registered");
         thread::sleep(Duration::from_millis(10));
@@ -221,7 +221,7 @@ fn refusals_of_one_cause_are_reset_together() {
     assert_eq!(reset(&["--refused", "--reason", "NoPermission"]), (Some(0), "2 refusals cleared\n".into()));
     assert_eq!(count(&site, "refusal IS NOT NULL"), 1);
     assert_eq!(reset(&["--refused", "--enrollment", "nope"]).0, Some(2));
-    assert_eq!(reset(&["--refused", "--enrollment", "plug"]), (Some(0), "1 refusals cleared\n".into()));
+    assert_eq!(reset(&["--refused", "--enrollment", "plug"]), (Some(0), "1 refusal cleared\n".into()));
     assert_eq!(reset(&[]).0, Some(2), "an ID or --refused");
     assert_eq!(reset(&["PAR00001", "--refused"]).0, Some(2));
 }

@@ -53,7 +53,8 @@ pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Store, by:
         let done = try_join_all(wanted.map(|(id, refusal)| store.clear_refusal(id, refusal, by))).await?;
         cleared += done.into_iter().filter(|done| *done).count();
     }
-    Ok(print(|out| writeln!(out, "{cleared} refusals cleared"))?)
+    let refusals = if cleared == 1 { "refusal" } else { "refusals" };
+    Ok(print(|out| writeln!(out, "{cleared} {refusals} cleared"))?)
 }
 
 /// Returns whether a refusal, `CODE: MESSAGE`, has this code.

@@ -75,11 +75,9 @@ impl Company {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
                             }
                             Outcome::Registered(_) => return,
-                            Outcome::Refused(reason) => {
-                                // The operator disables some devices for a while.
-                                assert_eq!(reason, "the device is disabled");
-                                tokio::time::sleep(Duration::from_secs(60)).await;
-                            }
+                            // The operator disables some devices for a while.
+                            Outcome::Changed => tokio::time::sleep(Duration::from_secs(60)).await,
+                            Outcome::Refused(reason) => panic!("{reason}"),
                         }
                     }
                 }

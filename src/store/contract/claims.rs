@@ -140,7 +140,7 @@ fn only_the_owner_settles(store: &(impl Store + Bulk)) {
     yours(claim(store, 1, "SN-1"));
     let before = device(store, "SN-1");
     for settlement in [registered("SN-1", "s3cret"), Settlement::Refused("no".into())] {
-        for (by, device) in [(2, "SN-1"), (1, "SN-2"), (1, "SN-9")] {
+        for (by, device) in [(2, "SN-1"), (1, "SN-2")] {
             let answer = settle(store, by, device, &settlement);
             assert!(matches!(answer, Err(StoreError::Fenced)), "{by} {device}: {answer:?}");
         }

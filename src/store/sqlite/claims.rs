@@ -16,8 +16,8 @@ use crate::{
     device::DeviceId,
     seal::{Keyring, Place},
     store::{
-        BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, SharedName, StoreError,
-        StoreFuture, UnixSeconds,
+        BatchId, Claim, DeviceState, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, SharedName,
+        StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
@@ -48,6 +48,8 @@ struct Before {
     disabled: bool,
     /// An entry for the same name: its time and the offset of the cloud's clock.
     same_name: Option<(UnixSeconds, Option<i64>)>,
+    /// An entry for another name, which may exist at the cloud.
+    other_name: Option<JournalEntry>,
     /// Another living owner has the claim.
     held: bool,
 }
@@ -72,15 +74,28 @@ impl Before {
                 let (asks, is_enabled): (bool, bool) = (is_same_row && row.get(2)?, row.get(3)?);
                 let claimed: (Option<String>, Option<String>) = (row.get(4)?, row.get(5)?);
                 let is_same_name = claimed == (Some(product_key.clone()), Some(device_name.clone()));
+                let other_name = match claimed {
+                    (Some(product_key), Some(device_name)) if !is_same_name => {
+                        Some(JournalEntry { device: device.clone(), product_key, device_name })
+                    }
+                    _ => None,
+                };
                 Ok(Self {
                     wanted: asks && is_enabled,
                     disabled: asks && !is_enabled,
                     same_name: if is_same_name { Some((row.get(6)?, row.get(7)?)) } else { None },
+                    other_name,
                     held: row.get(8)?,
                 })
             })
             .optional()?;
-        Ok(before.unwrap_or(Self { wanted: false, disabled: false, same_name: None, held: false }))
+        Ok(before.unwrap_or(Self {
+            wanted: false,
+            disabled: false,
+            same_name: None,
+            other_name: None,
+            held: false,
+        }))
     }
 }
 
@@ -163,6 +178,9 @@ fn claim(
     if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
         return Ok(Claimed::NameTaken(holder));
     }
+    if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
+        tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
+    }
     let (since, cloud_offset) = before.same_name.unwrap_or((now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
         device.as_str(),
@@ -227,7 +245,12 @@ fn settle(
             )?,
         });
     }
-    let Some(row) = row.filter(|_| is_ours) else { return Ok(Err(StoreError::Fenced)) };
+    let Some(row) = row else {
+        return Ok(Err(StoreError::Conflict(format!("device {device} was deleted meanwhile"))));
+    };
+    if !is_ours {
+        return Ok(Err(StoreError::Fenced));
+    }
     if row.product_key != *product_key || row.name() != *device_name {
         let reason = format!("device {device} was given another product or name meanwhile");
         return Ok(conflict(connection, device, reason)?);
@@ -243,8 +266,8 @@ fn settle(
             register(connection, keys, device, registered, now)?;
         }
         Settlement::Refused(reason) => {
-            if row.certificate.is_some() || row.state == crate::store::DeviceState::Disabled {
-                let reason = format!("device {device} was disabled or registered meanwhile");
+            if row.certificate.is_some() || row.state == DeviceState::Disabled {
+                let reason = format!("device {device} was disabled meanwhile");
                 return Ok(conflict(connection, device, reason)?);
             }
             connection
@@ -302,7 +325,6 @@ fn take_batches(
         abandoned!(),
         " RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset"
     );
-    note_owner(connection, owner, now)?;
     if connection.prepare_cached(REMOVE)?.execute(())? > 0 {
         connection.prepare_cached(SINGLE)?.execute(())?;
     }
@@ -310,6 +332,9 @@ fn take_batches(
         .prepare_cached(TAKE)?
         .query_map([owner.id], read::open_batch)?
         .collect::<rusqlite::Result<_>>()?;
+    if !batches.is_empty() {
+        note_owner(connection, owner, now)?;
+    }
     let mut claims = connection.prepare_cached(TAKE_CLAIMS)?;
     batches
         .into_iter()
@@ -342,18 +367,24 @@ fn settled(
     Box::pin(async { written.await? })
 }
 
+impl Sqlite {
+    /// Returns whether a query finds a row. Usually no one registers anything, and the writer is
+    /// left alone; after an error, the writer reports it.
+    fn has_any(&self, query: &'static str) -> bool {
+        let mut found = self.read(|connection, _| connection.prepare_cached(query)?.exists(()));
+        let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        !matches!(found, Poll::Ready(Ok(false)))
+    }
+}
+
 impl Claims for Sqlite {
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>> {
         const BEAT: &str =
             "UPDATE registration_owner SET beats = beats + 1, lastBeat = ?2 WHERE ownerId = ?1";
         const ALL: &str = "SELECT ownerId, beats FROM registration_owner";
         let (own, now) = (own.cloned(), self.clock.now());
-        if own.is_none() {
-            // Usually there is no owner, and the writer is left alone.
-            let mut owners = self.read(|connection, _| connection.prepare_cached(ALL)?.exists(()));
-            if let Poll::Ready(Ok(false)) = owners.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Box::pin(std::future::ready(Ok(Vec::new())));
-            }
+        if own.is_none() && !self.has_any(ALL) {
+            return Box::pin(std::future::ready(Ok(Vec::new())));
         }
         self.writer.submit(move |connection| {
             if let Some(own) = own {
@@ -467,6 +498,9 @@ impl Claims for Sqlite {
     }
 
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
+        if !self.has_any("SELECT 1 FROM registration_batch") {
+            return Box::pin(std::future::ready(Ok(Vec::new())));
+        }
         let (owner, now) = (owner.clone(), self.clock.now());
         self.writer.submit(move |connection| Ok(take_batches(connection, &owner, now)?))
     }

@@ -147,7 +147,10 @@ impl Tables {
                 (false, false) => Err(StoreError::Fenced),
             };
         }
-        let Some(row) = row.filter(|_| is_ours) else { return Err(StoreError::Fenced) };
+        let Some(row) = row else { return Err(StoreError::Conflict("deleted".into())) };
+        if !is_ours {
+            return Err(StoreError::Fenced);
+        }
         self.journal.forget(device);
         if row.product_key != entry.product_key || row.name() != entry.device_name {
             return Err(StoreError::Conflict("another product or name".into()));
