@@ -14,13 +14,14 @@ use std::{
 
 use certdist::{
     device::DeviceId,
+    psk::{Enrollment, Kind, Reissue},
     seal::{DatabaseKey, Keyring},
     store::{
         Actor, Store, StoreFuture,
         audit::{Asked, AuditEvent},
         sqlite::Sqlite,
     },
-    table_file::{Enrollments, Import, KnownEnrollment, export_file, import_file},
+    table_file::{Enrollments, Import, export_file, import_file},
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -50,9 +51,13 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("batch.csv");
     write_batch(&file, rows, shuffled)?;
-    let individual =
-        KnownEnrollment { name: "plugs".into(), product_key: "a1plugs".into(), individual: true };
-    let enrollments = Enrollments::new(vec![individual]);
+    let individual = Enrollment {
+        name: "plugs".into(),
+        product_key: "a1plugs".into(),
+        kind: Kind::Individual,
+        reissue: Reissue::Always,
+    };
+    let enrollments = Enrollments::new([individual.outline()]);
     let keys = if sealed { keys()? } else { Keyring::default() };
     let store = Sqlite::open_sealed(&directory.path().join("certdist.db"), keys)?;
 

@@ -79,6 +79,39 @@ pub enum Kind {
     },
 }
 
+/// Name of a [`Kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KindName {
+    /// [`Kind::Individual`].
+    Individual,
+    /// [`Kind::Derived`].
+    Derived,
+    /// [`Kind::Shared`].
+    Shared,
+}
+
+impl KindName {
+    /// Returns the name as it is written in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Individual => "individual",
+            Self::Derived => "derived",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+impl Kind {
+    /// Returns the name of the kind.
+    pub const fn name(&self) -> KindName {
+        match self {
+            Self::Individual => KindName::Individual,
+            Self::Derived(_) => KindName::Derived,
+            Self::Shared { .. } => KindName::Shared,
+        }
+    }
+}
+
 /// Reissue policy: how often a device may fetch its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reissue {
@@ -104,6 +137,20 @@ pub struct Enrollment {
     pub reissue: Reissue,
 }
 
+/// An enrollment without its keys, for modules that show enrollments or check rows against
+/// them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnrollmentOutline {
+    /// Name in the device table and in the configuration.
+    pub name: String,
+    /// ProductKey of the product in which its devices are registered.
+    pub product_key: String,
+    /// Name of the way in which its devices prove their identity.
+    pub kind: KindName,
+    /// The reissue policy of its devices.
+    pub reissue: Reissue,
+}
+
 /// Identity of a session's client, proven by its key.
 #[derive(Debug, Clone)]
 pub struct Principal {
@@ -116,6 +163,17 @@ pub struct Principal {
 }
 
 impl Enrollment {
+    /// Returns a copy without keys.
+    pub fn outline(&self) -> EnrollmentOutline {
+        let Self { name, product_key, kind, reissue } = self;
+        EnrollmentOutline {
+            name: name.clone(),
+            product_key: product_key.clone(),
+            kind: kind.name(),
+            reissue: *reissue,
+        }
+    }
+
     /// Returns whether a client that has proven a key of this enrollment has thereby
     /// proven a key of `other`. The reissue policies may differ.
     pub fn has_keys_of(&self, other: &Self) -> bool {

@@ -101,7 +101,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
     ("provision", &["device", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),
-    ("table_file", &["device", "store"]),
+    ("table_file", &["device", "psk", "store"]),
     ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),
     ("store", &["device", "histogram", "random", "seal"]),

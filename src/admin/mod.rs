@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     operators::{Token, User},
-    psk::{Enrollment, Kind, Reissue},
+    psk::{Enrollment, EnrollmentOutline},
     registrar::Registrar,
     resource::throttle::Counters,
     server::{Metrics, Pulse},
@@ -81,31 +81,10 @@ pub struct Sources {
     pub started: UnixSeconds,
 }
 
-/// An enrollment without its key, as the console shows it.
-#[derive(Debug, Clone)]
-struct Enrolled {
-    name: String,
-    product_key: String,
-    kind: &'static str,
-    reissue: Reissue,
-}
-
-impl From<&Enrollment> for Enrolled {
-    fn from(enrollment: &Enrollment) -> Self {
-        let kind = match enrollment.kind {
-            Kind::Individual => "individual",
-            Kind::Derived(_) => "derived",
-            Kind::Shared { .. } => "shared",
-        };
-        let Enrollment { name, product_key, reissue, .. } = enrollment;
-        Self { name: name.clone(), product_key: product_key.clone(), kind, reissue: *reissue }
-    }
-}
-
 /// State that all requests to the port share.
 struct Shared {
     sources: Sources,
-    enrollments: RwLock<Vec<Enrolled>>,
+    enrollments: RwLock<Vec<EnrollmentOutline>>,
     gate: Gate,
     health: Health,
     ring: std::sync::Mutex<Ring>,
@@ -116,7 +95,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn enrollments(&self) -> Vec<Enrolled> {
+    fn enrollments(&self) -> Vec<EnrollmentOutline> {
         self.enrollments.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -154,7 +133,7 @@ impl Admin {
     }
 
     fn set_enrollments(&self, enrollments: &[Enrollment]) {
-        let enrollments = enrollments.iter().map(Enrolled::from).collect();
+        let enrollments = enrollments.iter().map(Enrollment::outline).collect();
         *self.shared.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
     }
 }

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::{
     provision::Provisioner,
-    psk::{Enrollments, Key},
+    psk::{Enrollments, Key, Kind, Reissue},
     resource::Service,
     server::Limits,
     server::{Server, Services},

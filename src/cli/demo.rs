@@ -23,9 +23,10 @@ use crate::{
         client::ClientConfig,
         simulator::{Simulator, SimulatorConfig},
     },
+    psk::Enrollment,
     simulated_device::{self, Answer, SimulatedDevice},
     store::Actor,
-    table_file::{self, Enrollments, Import, KnownEnrollment},
+    table_file::{self, Enrollments, Import},
 };
 
 /// Shows the whole chain at work, without an account or a configuration
@@ -167,11 +168,7 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
         }
     }
     file.into_inner().context("could not write the devices' file")?.sync_all()?;
-    let enrollments = Enrollments::new(vec![KnownEnrollment {
-        name: "demo".into(),
-        product_key: PRODUCT.into(),
-        individual: false,
-    }]);
+    let enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
     let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: false };
     let report = table_file::import_file(&*open_store(config)?, &path, how, |_, _| {})?;
     print(|out| writeln!(out, "imported                 {} devices", report.added))?;

@@ -79,7 +79,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
                     ];
                     let mut table = vec![head.map(String::from)];
                     table.extend(lines.iter().map(|(name, known, totals)| {
-                        let kind = known.map_or("not configured", |enrollment| kind(&enrollment.kind));
+                        let kind =
+                            known.map_or("not configured", |enrollment| enrollment.kind.name().as_str());
                         let product = known.map_or("-", |enrollment| enrollment.product_key.as_str());
                         [
                             name.clone(),
@@ -117,14 +118,6 @@ pub(super) fn run(args: &Args) -> CommandResult {
     Ok(())
 }
 
-fn kind(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Individual => "individual",
-        Kind::Derived(_) => "derived",
-        Kind::Shared { .. } => "shared",
-    }
-}
-
 fn reissue(policy: Reissue) -> String {
     match policy {
         Reissue::Always => "always".into(),
@@ -144,7 +137,7 @@ fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
         None => line("configured", "no: its devices get no certificate".into()),
         Some(enrollment) => {
             line("product key", enrollment.product_key.clone());
-            line("kind", kind(&enrollment.kind).into());
+            line("kind", enrollment.kind.name().as_str().into());
             if let Kind::Shared { identity, .. } = &enrollment.kind {
                 line("identity", identity.clone());
             }
@@ -178,7 +171,7 @@ fn as_json(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
     let mut object = json!({ "enrollment": name, "configured": known.is_some() });
     if let Some(enrollment) = known {
         object["productKey"] = json!(enrollment.product_key);
-        object["kind"] = json!(kind(&enrollment.kind));
+        object["kind"] = json!(enrollment.kind.name().as_str());
         object["reissue"] = json!(reissue(enrollment.reissue));
         object["refuseExisting"] = json!(config.refuse_existing.contains(name));
         if let Kind::Shared { identity, .. } = &enrollment.kind {

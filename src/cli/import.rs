@@ -6,10 +6,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CommandResult, ConfigArgs, Failure, open_store, print};
 use crate::{
-    config::Config,
-    psk::Kind,
+    psk::Enrollment,
     store::Actor,
-    table_file::{self, Enrollments, Import, KnownEnrollment},
+    table_file::{self, Enrollments, Import},
 };
 
 /// Imports devices from a CSV file into the table
@@ -39,7 +38,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
-    let mut enrollments = known(&config);
+    let mut enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }
@@ -67,13 +66,4 @@ pub(super) fn run(args: &Args) -> CommandResult {
         )
     })?;
     Ok(())
-}
-
-fn known(config: &Config) -> Enrollments {
-    let known = config.enrollments.iter().map(|enrollment| KnownEnrollment {
-        name: enrollment.name.clone(),
-        product_key: enrollment.product_key.clone(),
-        individual: enrollment.kind == Kind::Individual,
-    });
-    Enrollments::new(known.collect())
 }

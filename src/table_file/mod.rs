@@ -19,6 +19,7 @@ use std::{
 pub use self::rows::{ReadError, Rows, read};
 use crate::{
     device::Secret,
+    psk::EnrollmentOutline,
     store::{Actor, Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
 };
 
@@ -32,21 +33,10 @@ const MAX_LISTED: usize = 1000;
 /// Number of lines between two calls of an import's `progress`.
 const PROGRESS_EVERY: u64 = 1000;
 
-/// The part of a configured enrollment that an import needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownEnrollment {
-    /// Name of the enrollment.
-    pub name: String,
-    /// The product of its devices, unless a row names another.
-    pub product_key: String,
-    /// Set if each device has its own key.
-    pub individual: bool,
-}
-
 /// The enrollments of the configuration, and the default for rows that name none.
 #[derive(Debug, Clone)]
 pub struct Enrollments {
-    known: Vec<KnownEnrollment>,
+    known: Vec<EnrollmentOutline>,
     default: Option<usize>,
 }
 
@@ -61,7 +51,8 @@ pub struct UnknownEnrollment {
 impl Enrollments {
     /// Creates the list of enrollments. A single enrollment is the default; with several, there
     /// is no default.
-    pub fn new(known: Vec<KnownEnrollment>) -> Self {
+    pub fn new(known: impl IntoIterator<Item = EnrollmentOutline>) -> Self {
+        let known: Vec<_> = known.into_iter().collect();
         let default = (known.len() == 1).then_some(0);
         Self { known, default }
     }
@@ -75,11 +66,11 @@ impl Enrollments {
         Ok(self)
     }
 
-    fn named(&self, name: &str) -> Option<&KnownEnrollment> {
+    fn named(&self, name: &str) -> Option<&EnrollmentOutline> {
         self.known.iter().find(|enrollment| enrollment.name == name)
     }
 
-    fn default(&self) -> Option<&KnownEnrollment> {
+    fn default(&self) -> Option<&EnrollmentOutline> {
         self.known.get(self.default?)
     }
 }

@@ -10,11 +10,12 @@ use std::{
 };
 
 use super::{
-    COLUMNS, Enrollments, KnownEnrollment, LineError,
+    COLUMNS, Enrollments, LineError,
     lines::{self, Line, Lines},
 };
 use crate::{
     device::{DeviceId, MAX_DEVICE_NAME, Secret},
+    psk::{EnrollmentOutline, KindName},
     store::ImportRow,
 };
 
@@ -171,7 +172,7 @@ impl Rules<'_> {
         let row = ImportRow {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
-            individual: enrollment.individual,
+            individual: enrollment.kind == KindName::Individual,
             product_key: product_key.map(|value| cloud_value("productKey", value)).transpose()?,
             device_name: device_name.map(legal_device_name).transpose()?,
             device_secret: device_secret
@@ -203,7 +204,7 @@ impl Rules<'_> {
         Ok(row)
     }
 
-    fn enrollment(&self, name: Option<&str>) -> Result<&KnownEnrollment, Fault> {
+    fn enrollment(&self, name: Option<&str>) -> Result<&EnrollmentOutline, Fault> {
         let fault = |reason: String| Fault::column("enrollment", format!("{reason}; {}", self.enrollments));
         match name {
             Some(name) => self

@@ -1,24 +1,32 @@
 //! Tests of the file's rules, without a store.
 
 use super::*;
-use crate::store::ImportRow;
+use crate::{
+    psk::{Enrollment, Key, Kind, Reissue},
+    store::ImportRow,
+};
 
 const PSK: &str = "00112233445566778899AABBCCDDEEFF";
 
-fn enrollment(name: &str, individual: bool) -> KnownEnrollment {
-    KnownEnrollment { name: name.into(), product_key: format!("a1{name}"), individual }
+fn enrollment(name: &str, kind: Kind) -> EnrollmentOutline {
+    let product_key = format!("a1{name}");
+    Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always }.outline()
+}
+
+fn derived() -> Kind {
+    Kind::Derived(Key::from_hex(PSK).unwrap())
 }
 
 fn lamps() -> Enrollments {
-    Enrollments::new(vec![enrollment("lamps", false)])
+    Enrollments::new([enrollment("lamps", derived())])
 }
 
 fn plugs() -> Enrollments {
-    Enrollments::new(vec![enrollment("plugs", true)])
+    Enrollments::new([enrollment("plugs", Kind::Individual)])
 }
 
 fn both() -> Enrollments {
-    Enrollments::new(vec![enrollment("lamps", false), enrollment("plugs", true)])
+    Enrollments::new([enrollment("lamps", derived()), enrollment("plugs", Kind::Individual)])
 }
 
 /// Returns the rows of a text, or the errors of its bad lines.
@@ -109,7 +117,7 @@ fn the_only_enrollment_is_the_default_and_among_several_there_is_none() {
         both().with_default("lamp").unwrap_err().to_string(),
         format!("unknown enrollment \"lamp\"; {among}")
     );
-    assert!(fault("deviceId\nSN-1\n", &Enrollments::new(vec![])).ends_with("no enrollment is configured"));
+    assert!(fault("deviceId\nSN-1\n", &Enrollments::new([])).ends_with("no enrollment is configured"));
 }
 
 #[test]

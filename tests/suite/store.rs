@@ -9,13 +9,12 @@ use std::{
 
 use certdist::{
     device::DeviceId,
+    psk::{Enrollment, Key, Kind, Reissue},
     store::{
         self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
         audit::Asker, sqlite::Sqlite,
     },
-    table_file::{
-        Enrollments, Import, ImportFileError, KnownEnrollment, LineError, export_file, import_file,
-    },
+    table_file::{Enrollments, Import, ImportFileError, LineError, export_file, import_file},
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -35,12 +34,12 @@ fn device(store: &Sqlite, text: &str) -> Option<DeviceRow> {
 }
 
 fn enrollments() -> Enrollments {
-    let enrollment = |name: &str, individual| KnownEnrollment {
-        name: name.into(),
-        product_key: format!("a1{name}"),
-        individual,
+    let enrollment = |name: &str, kind| {
+        let product_key = format!("a1{name}");
+        Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always }.outline()
     };
-    Enrollments::new(vec![enrollment("lamps", false), enrollment("plugs", true)])
+    let derived = Kind::Derived(Key::from_hex(PSK).unwrap());
+    Enrollments::new([enrollment("lamps", derived), enrollment("plugs", Kind::Individual)])
         .with_default("lamps")
         .unwrap()
 }

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::page::Tone;
 use crate::{
-    admin::Enrolled,
     policy::{self, Reason, Verdict},
-    psk::Reissue,
+    psk::{EnrollmentOutline, Reissue},
     store::{CloudState, DeviceRow, UnixSeconds},
 };
 
@@ -25,7 +24,7 @@ pub(super) struct Advice {
 /// `stopped` is the reason why no calls are made for its product now, if that is so.
 pub(super) fn of(
     row: &DeviceRow,
-    enrolled: Option<&Enrolled>,
+    enrolled: Option<&EnrollmentOutline>,
     stopped: Option<&str>,
     now: UnixSeconds,
 ) -> Advice {
@@ -122,7 +121,11 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::DeviceId, store::DeviceState};
+    use crate::{
+        device::DeviceId,
+        psk::{Enrollment, Kind},
+        store::DeviceState,
+    };
 
     fn row() -> DeviceRow {
         DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "plug", "a1")
@@ -134,11 +137,14 @@ mod tests {
 
     #[test]
     fn each_state_of_a_row_has_its_own_advice() {
-        let enrolled =
-            |reissue| Enrolled { name: "plug".into(), product_key: "a1".into(), kind: "shared", reissue };
+        let enrolled = |reissue| {
+            let (name, product_key) = ("plug".into(), "a1".into());
+            Enrollment { name, product_key, kind: Kind::Individual, reissue }.outline()
+        };
         let always = enrolled(Reissue::Always);
-        let what =
-            |row: &DeviceRow, enrolled: Option<&Enrolled>, stopped| of(row, enrolled, stopped, 200).title;
+        let what = |row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, stopped| {
+            of(row, enrolled, stopped, 200).title
+        };
         let known = Some(&always);
         assert_eq!(what(&row(), None, None), "Its enrollment is not configured");
         assert_eq!(what(&row(), known, None), "Has not fetched its certificate");

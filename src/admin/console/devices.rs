@@ -17,9 +17,10 @@ use super::{
     plain, time, wants_json,
 };
 use crate::{
-    admin::{Enrolled, Shared},
+    admin::Shared,
     device::DeviceId,
     device_view::{self, as_json},
+    psk::EnrollmentOutline,
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, claim::ClaimView, unix_now},
 };
 
@@ -235,7 +236,7 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
     (StatusCode::NOT_FOUND, page::page("Not in the table", Some(visitor), "/devices", &body)).into_response()
 }
 
-fn facts(row: &DeviceRow, enrolled: Option<&Enrolled>, claim: Option<&ClaimView>) -> Markup {
+fn facts(row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, claim: Option<&ClaimView>) -> Markup {
     let dash = || "–".to_owned();
     let name = row.name();
     let certificate =

@@ -14,7 +14,8 @@ use tokio::sync::Mutex;
 
 use super::{Visitor, advice, grouped, page, page::Tone};
 use crate::{
-    admin::{Enrolled, Shared},
+    admin::Shared,
+    psk::EnrollmentOutline,
     store::{StoreError, Totals},
 };
 
@@ -76,7 +77,7 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, visitor: Visitor) ->
     page::page("Enrollments", Some(&visitor), "/enrollments", &body).into_response()
 }
 
-fn card(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
+fn card(name: &str, enrolled: Option<&EnrollmentOutline>, progress: &Totals) -> Markup {
     let steps = [
         ("Registered", progress.registered, "at IoT Platform, with a certificate here"),
         ("Issued", progress.issued, "have fetched their certificate"),
@@ -85,8 +86,8 @@ fn card(name: &str, enrolled: Option<&Enrolled>, progress: &Totals) -> Markup {
     html! {
         section.card.enrollment {
             h2 { (name) }
-            @if let Some(Enrolled { product_key, kind, reissue, .. }) = enrolled {
-                p.hint { (kind) " key · product " (product_key) " · issued " (advice::reissue(*reissue)) }
+            @if let Some(EnrollmentOutline { product_key, kind, reissue, .. }) = enrolled {
+                p.hint { (kind.as_str()) " key · product " (product_key) " · issued " (advice::reissue(*reissue)) }
             } @else {
                 (page::message(Tone::Warning, "Not configured", &html! { p { "Its devices have no key to sign in with. Add this enrollment to the configuration." } }))
             }

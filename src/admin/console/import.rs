@@ -23,11 +23,12 @@ use super::{
 };
 use crate::{
     admin::{
-        Enrolled, Shared,
+        Shared,
         session::{self, SessionKey},
     },
+    psk::EnrollmentOutline,
     store::ImportReport,
-    table_file::{BadLines, Enrollments, Import, ImportFileError, KnownEnrollment},
+    table_file::{BadLines, Enrollments, Import, ImportFileError},
 };
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
@@ -98,7 +99,7 @@ fn show(shared: &Shared, visitor: &Visitor, status: StatusCode, result: &Markup)
     (status, page::page("Import", Some(visitor), "/import", &body)).into_response()
 }
 
-fn form(visitor: &Visitor, enrollments: &[Enrolled]) -> Markup {
+fn form(visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
     html! {
         form.card.stack method="post" action="/import" enctype="multipart/form-data" {
             // Placed before the file, because the token is checked before the file is read.
@@ -241,12 +242,7 @@ fn unreadable(visitor: &Visitor, error: &MultipartError) -> Response {
 }
 
 fn enrollments(shared: &Shared, default: &str) -> Result<Enrollments, String> {
-    let known = shared.enrollments().into_iter().map(|enrolled| KnownEnrollment {
-        individual: enrolled.kind == "individual",
-        name: enrolled.name,
-        product_key: enrolled.product_key,
-    });
-    let known = Enrollments::new(known.collect());
+    let known = Enrollments::new(shared.enrollments());
     if default.is_empty() {
         Ok(known)
     } else {
