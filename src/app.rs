@@ -63,7 +63,7 @@ impl App {
                     store: table.clone(),
                     started: unix_now(),
                 };
-                let admin = admin::start(&console(section), sources, &config.enrollments).await?;
+                let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");
                 Some(admin)
             }
@@ -135,7 +135,7 @@ impl App {
         self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
         if let Some(admin) = &self.admin {
-            admin.reload(config.admin.as_ref().map(console).as_ref(), &config.enrollments);
+            admin.reload(config.admin.as_ref(), &config.enrollments);
         }
         self.keep.send_replace(kept(config.audit));
         self.server.reload(&Services {
@@ -210,15 +210,4 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
 /// Returns the retention of the audit log.
 fn kept(section: config::Audit) -> Keep {
     Keep { days: section.keep_days, rows: section.max_rows }
-}
-
-/// Converts the `[admin]` section into the settings of the admin port.
-fn console(section: &config::Admin) -> admin::Config {
-    admin::Config {
-        listen: section.listen,
-        tls: section.tls.clone(),
-        users: section.users.clone(),
-        tokens: section.tokens.clone(),
-        require_token: section.require_token,
-    }
 }

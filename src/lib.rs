@@ -2,7 +2,7 @@
 //! first power-on: PSK-DTLS, CoAP `/cert`, an embedded table, and
 //! `RegisterDevice` for devices that have no certificate yet.
 //!
-//! Dependencies point downward only: `cli → app → admin, config → server → dtls, coap, resource
+//! Dependencies point downward only: `cli → app → admin → config → server → dtls, coap, resource
 //! → provision → registrar → psk, store, iot_platform → device`. `docs/architecture.md` says
 //! which module holds which rule.
 

@@ -51,6 +51,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
         &[
             "resource",
             "coap",
+            "config",
             "device",
             "device_view",
             "dtls",

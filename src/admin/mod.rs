@@ -41,28 +41,13 @@ use self::{
     ring::{Ring, Sample},
 };
 use crate::{
-    operators::{Token, User},
+    config,
     psk::{Enrollment, EnrollmentOutline},
     registrar::Registrar,
     resource::throttle::Counters,
     server::{Metrics, Pulse},
     store::UnixSeconds,
 };
-
-/// The `[admin]` section of the configuration.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// TCP address to listen on.
-    pub listen: SocketAddr,
-    /// TLS configuration for HTTPS; `None` for HTTP.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Users who sign in with a password.
-    pub users: Vec<User>,
-    /// Tokens of scripts.
-    pub tokens: Vec<Token>,
-    /// Set if health and metrics need a token even from this machine.
-    pub require_token: bool,
-}
 
 /// Sources of the metrics and the device rows.
 #[derive(Clone)]
@@ -120,9 +105,9 @@ impl Admin {
 
     /// Applies a changed configuration: users, tokens, the certificate and the
     /// enrollments. Without an `[admin]` section, no one can sign in any more.
-    pub fn reload(&self, config: Option<&Config>, enrollments: &[Enrollment]) {
+    pub fn reload(&self, section: Option<&config::Admin>, enrollments: &[Enrollment]) {
         self.set_enrollments(enrollments);
-        let Some(Config { tls, users, tokens, require_token, .. }) = config else {
+        let Some(config::Admin { tls, users, tokens, require_token, .. }) = section else {
             return self.shared.gate.reload(Vec::new(), Vec::new());
         };
         self.shared.gate.reload(users.clone(), tokens.clone());
@@ -139,22 +124,22 @@ impl Admin {
 }
 
 /// Opens the port, and serves it in tasks of the current runtime.
-pub async fn start(config: &Config, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
-    let listener = TcpListener::bind(config.listen)
+pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
+    let listener = TcpListener::bind(section.listen)
         .await
-        .with_context(|| format!("[admin] could not listen on {}", config.listen))?;
+        .with_context(|| format!("[admin] could not listen on {}", section.listen))?;
     let address = listener.local_addr()?;
     let shared = Arc::new(Shared {
         sources,
         enrollments: RwLock::default(),
-        gate: Gate::new(config.users.clone(), config.tokens.clone()),
+        gate: Gate::new(section.users.clone(), section.tokens.clone()),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
         pages: console::PageState::new()?,
-        is_secure: config.tls.is_some(),
-        require_token: AtomicBool::new(config.require_token),
+        is_secure: section.tls.is_some(),
+        require_token: AtomicBool::new(section.require_token),
     });
-    let tls = config.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
+    let tls = section.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
     let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
     tokio::spawn(sample(shared.clone()));
