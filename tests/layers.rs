@@ -128,7 +128,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
 /// Returns whether only tests use this file; such a file may use any module.
 fn is_of_tests(path: &Path) -> bool {
     let name = path.to_string_lossy();
-    ["/tests/", "/tests.rs", "/simulation/", "/testing/", "store/contract.rs", "store/contract/"]
+    ["/tests/", "/tests.rs", "/testing/", "store/contract.rs", "store/contract/"]
         .iter()
         .any(|part| name.contains(part))
 }

@@ -7,8 +7,6 @@ mod datagrams;
 mod in_progress;
 mod local;
 pub mod plain;
-#[cfg(test)]
-mod simulation;
 pub mod stack;
 mod tasks;
 #[cfg(test)]

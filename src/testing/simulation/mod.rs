@@ -8,26 +8,28 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashSet},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use self::device::Device;
-use super::{
-    Services,
-    stack::{Done, Io, Stack},
-    *,
-};
+use super::{cloud::Cloud, store::Memory};
 use crate::{
+    coap,
     device::DeviceId,
-    dtls::{Psk, testing::Profile},
+    dtls::{self, Psk, testing::Profile},
     provision::Provisioner,
-    psk::{Enrollment, Key, Kind, Reissue},
+    psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
-    store::{DeviceRow, claim::Owner},
-    testing::{cloud::Cloud, store::Memory},
+    resource::Service,
+    server::{
+        Services,
+        stack::{Done, Io, Stack},
+    },
+    store::{DeviceRow, Store, claim::Owner},
 };
 
 const DEVICES: usize = 1000;
