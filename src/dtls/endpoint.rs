@@ -8,7 +8,6 @@ mod sessions;
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::RandomState,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -24,6 +23,7 @@ use super::{
     budget::Budget,
     cookie::CookieJar,
     holders::Holders,
+    keyed_hash::KeyedState,
     origins::Origins,
     record::{self, ConnectionId, ContentType, Records},
     session::Session,
@@ -185,7 +185,7 @@ pub struct Endpoint<P> {
     /// them.
     random: StdRng,
     /// Hashes the holders of shared keys, and the hellos in [`Completions`].
-    hasher: RandomState,
+    hasher: KeyedState,
     handshakes: Table<Progress<P>>,
     origins: Origins,
     budget: Budget,
@@ -222,8 +222,8 @@ impl<P> Endpoint<P> {
         Self {
             made: now,
             cookies: CookieJar::new(cookie_secret, now, config.cookie_period),
+            hasher: KeyedState::of_seed(&seed),
             random: StdRng::from_seed(seed),
-            hasher: RandomState::new(),
             handshakes: Table::new(now),
             origins: Origins::default(),
             budget: Budget::new(now, config.unfinished_burst, config.unfinished_per_second),

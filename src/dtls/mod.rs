@@ -40,6 +40,7 @@ mod endpoint;
 mod handshake;
 mod holders;
 mod key_exchange;
+mod keyed_hash;
 mod message;
 mod origins;
 mod prf;
