@@ -361,7 +361,12 @@ pub struct Clock(AtomicI64);
 impl Clock {
     /// Returns the seconds since 1970.
     pub fn now(&self) -> UnixSeconds {
-        unix_now().saturating_add(self.0.load(Ordering::Relaxed))
+        unix_now().saturating_add(self.ahead())
+    }
+
+    /// Returns how far this clock is ahead of the system's, in seconds.
+    pub fn ahead(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Sets how far this clock is ahead of the system's, in seconds.

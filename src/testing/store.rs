@@ -217,7 +217,7 @@ impl Memory {
     /// Returns the time by this handle's clock.
     fn now(&self) -> UnixSeconds {
         let (start, unix) = self.epoch;
-        unix + start.elapsed().as_secs() as i64 + self.clock.now() - unix_now()
+        unix + start.elapsed().as_secs() as i64 + self.clock.ahead()
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {

@@ -20,6 +20,9 @@ use crate::{
 
 #[derive(Clone)]
 struct Held {
+    /// Number of claims opened before this one. It gives the order of the claims, because their
+    /// times come from the system's clock, which does not keep to the virtual time of a test.
+    number: u64,
     open: OpenEntry,
     cloud_offset: Option<i64>,
     owner: Option<OwnerId>,
@@ -35,6 +38,8 @@ struct Living {
 /// The tables of claims.
 #[derive(Clone, Default)]
 pub(super) struct Journal {
+    /// Number of claims opened so far.
+    opened: u64,
     claims: HashMap<DeviceId, Held>,
     batches: BTreeMap<BatchId, (OpenBatch, Option<OwnerId>)>,
     owners: BTreeMap<OwnerId, Living>,
@@ -113,10 +118,14 @@ impl Tables {
         }
         let same = known.filter(|known| known.open.entry == *entry);
         let earlier = same.is_some();
+        let number = same.as_ref().map_or(self.journal.opened, |same| same.number);
+        self.journal.opened += 1;
         let (since, cloud_offset) =
             same.map_or((now.at, now.cloud_offset), |same| (same.open.since, same.cloud_offset));
         let open = OpenEntry { entry: entry.clone(), since, batch };
-        self.journal.claims.insert(device.clone(), Held { open, cloud_offset, owner: Some(owner.id) });
+        self.journal
+            .claims
+            .insert(device.clone(), Held { number, open, cloud_offset, owner: Some(owner.id) });
         Claimed::Yours(Claim { since, cloud_offset, earlier })
     }
 
@@ -302,7 +311,11 @@ impl Claims for Memory {
             let journal = &mut tables.journal;
             journal.note(owner, now);
             let mut taken = Vec::new();
-            for (id, (batch, by)) in journal.batches.clone() {
+            // In the order in which the cloud made them: the IDs here are random, and a run of
+            // one seed resumes its batches in one order.
+            let mut batches: Vec<_> = journal.batches.clone().into_iter().collect();
+            batches.sort_by_key(|(_, (batch, _))| batch.apply_id);
+            for (id, (batch, by)) in batches {
                 if !journal.is_abandoned(by) {
                     continue;
                 }
@@ -334,10 +347,9 @@ impl Claims for Memory {
     fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
         self.answer(|tables, _| {
             let is_one = |held: &&Held| held.open.batch.is_none() && tables.journal.is_abandoned(held.owner);
-            let mut open: Vec<_> =
-                tables.journal.claims.values().filter(is_one).map(|held| &held.open).collect();
-            open.sort_by_key(|open| (open.since, open.entry.device.clone()));
-            Ok(open.into_iter().take(limit).map(|open| open.entry.clone()).collect())
+            let mut held: Vec<_> = tables.journal.claims.values().filter(is_one).collect();
+            held.sort_by_key(|held| held.number);
+            Ok(held.into_iter().take(limit).map(|held| held.open.entry.clone()).collect())
         })
     }
 
@@ -361,9 +373,9 @@ impl Claims for Memory {
 
     fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
         self.answer(|tables, _| {
-            let mut open: Vec<_> = tables.journal.claims.values().map(|held| held.open.clone()).collect();
-            open.sort_by_key(|open| (open.since, open.entry.device.clone()));
-            Ok(open)
+            let mut held: Vec<_> = tables.journal.claims.values().collect();
+            held.sort_by_key(|held| held.number);
+            Ok(held.into_iter().map(|held| held.open.clone()).collect())
         })
     }
 }
