@@ -104,7 +104,9 @@ CREATE TABLE registration_claim (
     batchId      INTEGER,
     -- The process that registers it; NULL, or without a row in registration_owner: abandoned,
     -- and any process may continue.
-    owner        INTEGER
+    owner        INTEGER,
+    -- 1: IoT Platform may have been asked to create the device.
+    asked        INTEGER NOT NULL DEFAULT 1
 ) STRICT, WITHOUT ROWID;
 
 -- When the next call of each kind may leave, for all processes together: IoT Platform limits

@@ -199,6 +199,7 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
     let defaults = registrar::Config::default();
     let limits = registrar::Config {
         qps: section.qps,
+        shared_qps: section.qps,
         max_batches: if section.batches { defaults.max_batches } else { 0 },
         sweep_pause: section.sweep,
         refuse_existing: config.refuse_existing.clone(),

@@ -32,6 +32,10 @@ const ROWS: usize = 1000;
 const IN_PROGRESS: usize = 20_000;
 /// Maximum wait for a registration. Long, because no device is waiting for the result.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// Maximum number of times that a device is tried again later. Each has several calls and pauses.
+const MAX_LATER: u32 = 10;
+/// Maximum number of changes of one row during a run.
+const MAX_CHANGES: u32 = 3;
 /// Maximum wait for calls in progress, after an interruption.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -73,7 +77,6 @@ impl Tally {
         let counter = match outcome {
             registrar::Outcome::Registered(_) => &self.registered,
             registrar::Outcome::Refused(_) => &self.refused,
-            // An operator has changed the row meanwhile, and needs no answer.
             registrar::Outcome::Changed => return,
             registrar::Outcome::Operator(reason) => {
                 self.stopped().entry(product_key.to_owned()).or_insert(reason);
@@ -116,7 +119,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
     let tally = Arc::new(Tally::default());
     let mut tasks = JoinSet::new();
-    let work = register_all(&*store, &registrar, args.enrollment.as_deref(), &bar, &tally, &mut tasks);
+    let table: Arc<dyn Store> = store.clone();
+    let work = register_all(&table, &registrar, args.enrollment.as_deref(), &bar, &tally, &mut tasks);
     let interrupted = tokio::select! {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
@@ -179,7 +183,7 @@ fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
 }
 
 async fn register_all(
-    store: &dyn Store,
+    store: &Arc<dyn Store>,
     registrar: &Arc<Registrar>,
     enrollment: Option<&str>,
     bar: &ProgressBar,
@@ -200,9 +204,10 @@ async fn register_all(
                 bar.inc(1);
                 continue;
             }
-            let (registrar, bar, tally) = (registrar.clone(), bar.clone(), tally.clone());
+            let (registrar, store) = (registrar.clone(), store.clone());
+            let (bar, tally) = (bar.clone(), tally.clone());
             tasks.spawn(async move {
-                register(&registrar, row, &tally).await;
+                register(&registrar, &*store, row, &tally).await;
                 bar.inc(1);
                 drop(place);
             });
@@ -221,18 +226,32 @@ fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
         && enrollment.is_none_or(|name| row.enrollment == name)
 }
 
-async fn register(registrar: &Arc<Registrar>, row: DeviceRow, tally: &Tally) {
-    let device_name = row.name();
-    let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
+async fn register(registrar: &Arc<Registrar>, store: &dyn Store, mut row: DeviceRow, tally: &Tally) {
+    let (mut later, mut changes) = (0, 0);
     loop {
-        match registrar.register(wanted.clone(), PATIENCE).await {
+        let device_name = row.name();
+        let wanted =
+            JournalEntry { device: row.id.clone(), product_key: row.product_key.clone(), device_name };
+        match registrar.register(wanted, PATIENCE).await {
             registrar::Outcome::Later(pause)
-                if !registrar.is_draining() && !tally.is_stopped(&wanted.product_key) =>
+                if later < MAX_LATER && !registrar.is_draining() && !tally.is_stopped(&row.product_key) =>
             {
+                later += 1;
                 tokio::time::sleep(pause).await;
             }
             registrar::Outcome::TimedOut if !registrar.is_draining() => {}
-            outcome => return tally.note(&wanted.product_key, outcome),
+            // An operator has changed the row meanwhile: it is registered as it is now, if it still
+            // asks for that.
+            registrar::Outcome::Changed => match store.device(&row.id).await {
+                Ok(Some(changed)) if is_wanted(&changed, None) && changes < MAX_CHANGES => {
+                    changes += 1;
+                    row = changed;
+                }
+                // The row asks for nothing now.
+                Ok(changed) if changed.as_ref().is_none_or(|row| !is_wanted(row, None)) => return,
+                Ok(_) | Err(_) => return tally.note(&row.product_key, registrar::Outcome::TimedOut),
+            },
+            outcome => return tally.note(&row.product_key, outcome),
         }
     }
 }

@@ -338,6 +338,7 @@ impl Registrar {
         mut registration: Registration,
         device: Option<CloudDevice>,
     ) {
+        registration.leave_batch();
         let Some(device) = device else { return self.enqueue(registration) };
         let outcome = match self.adopt(&registration, device).await {
             Ok(device) => self.keep(&mut registration, device).await,
@@ -361,7 +362,8 @@ impl Registrar {
         self.close(&journal).await;
         let mut left: Vec<Registration> = registrations.into_values().collect();
         left.sort_unstable_by(|one, other| one.entry.device.cmp(&other.entry.device));
-        for registration in left {
+        for mut registration in left {
+            registration.leave_batch();
             self.enqueue(registration);
         }
     }

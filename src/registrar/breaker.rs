@@ -7,7 +7,10 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::iot_platform::Action;
+use crate::{device::DeviceId, iot_platform::Action};
+
+/// Maximum number of suspects kept for a product.
+const MAX_SUSPECTS: usize = 16;
 
 /// Maximum pause, as a multiple of the first pause.
 const LONGEST: u32 = 20;
@@ -29,6 +32,8 @@ pub(super) struct Breakers {
     open: HashMap<Scope, Open>,
     /// Time of the last accepted call for each product.
     worked: HashMap<String, Instant>,
+    /// Devices of each product that an unknown error has ended since then.
+    suspects: HashMap<String, Vec<DeviceId>>,
 }
 
 #[derive(Debug)]
@@ -43,7 +48,7 @@ struct Open {
 impl Breakers {
     /// Creates closed breakers. `pause` is the length of the first pause.
     pub(super) fn new(pause: Duration) -> Self {
-        Self { pause, open: HashMap::new(), worked: HashMap::new() }
+        Self { pause, open: HashMap::new(), worked: HashMap::new(), suspects: HashMap::new() }
     }
 
     /// Admits a registration unless a breaker is open. The first registration after a pause is
@@ -53,8 +58,23 @@ impl Breakers {
     /// # Errors
     ///
     /// Returns the cloud's reason for the refusal that opened the breaker.
-    pub(super) fn admit(&mut self, product_key: &str, now: Instant) -> Result<(), String> {
+    pub(super) fn admit(&mut self, product_key: &str, device: &DeviceId, now: Instant) -> Result<(), String> {
+        // A device that has caused this would fail again, and keep the others out.
+        let is_suspect = self.suspects.get(product_key).is_some_and(|suspects| suspects.contains(device));
+        if is_suspect && let Some(open) = self.open.get(&Scope::Product(product_key.to_owned())) {
+            return Err(open.reason.clone());
+        }
         self.admit_all(&scopes(product_key), now)
+    }
+
+    /// Notes a device that an unknown error has ended, while no other device of its product was
+    /// registered. Returns whether there are several.
+    pub(super) fn suspect(&mut self, product_key: &str, device: &DeviceId) -> bool {
+        let suspects = self.suspects.entry(product_key.to_owned()).or_default();
+        if !suspects.contains(device) && suspects.len() < MAX_SUSPECTS {
+            suspects.push(device.clone());
+        }
+        suspects.len() > 1
     }
 
     /// Admits a call of an action that is not `RegisterDevice`, in the same way.
@@ -115,6 +135,7 @@ impl Breakers {
             self.open.remove(&Scope::Product(product_key.to_owned()));
             self.open.remove(&Scope::Action(action));
         }
+        self.suspects.remove(product_key);
         match self.worked.get_mut(product_key) {
             Some(at) => *at = now,
             None => _ = self.worked.insert(product_key.to_owned(), now),
@@ -160,6 +181,10 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(30);
     const ACCOUNT: Scope = Scope::Action(Action::RegisterDevice);
 
+    fn device(id: &str) -> DeviceId {
+        DeviceId::parse(id).unwrap()
+    }
+
     fn product(key: &str) -> Scope {
         Scope::Product(key.into())
     }
@@ -168,10 +193,10 @@ mod tests {
     fn a_product_that_is_refused_stops_itself_and_an_account_everybody() {
         let (mut breakers, now) = (Breakers::new(PAUSE), Instant::now());
         assert_eq!(breakers.refused(product("a1"), "no such product", now), (PAUSE, true));
-        assert_eq!(breakers.admit("a1", now), Err("no such product".into()));
-        assert_eq!(breakers.admit("a2", now), Ok(()));
+        assert_eq!(breakers.admit("a1", &device("SN-1"), now), Err("no such product".into()));
+        assert_eq!(breakers.admit("a2", &device("SN-1"), now), Ok(()));
         breakers.refused(ACCOUNT, "unpaid", now);
-        assert_eq!(breakers.admit("a2", now), Err("unpaid".into()));
+        assert_eq!(breakers.admit("a2", &device("SN-1"), now), Err("unpaid".into()));
     }
 
     #[test]
@@ -179,14 +204,14 @@ mod tests {
         let (mut breakers, start) = (Breakers::new(PAUSE), Instant::now());
         breakers.refused(product("a1"), "no", start);
         let later = start + PAUSE;
-        assert_eq!(breakers.admit("a1", later), Ok(()));
-        assert!(breakers.admit("a1", later).is_err());
+        assert_eq!(breakers.admit("a1", &device("SN-1"), later), Ok(()));
+        assert!(breakers.admit("a1", &device("SN-1"), later).is_err());
         assert_eq!(breakers.reason("a1", later), None, "the one that tries goes on");
         // The probe never reports a result, so another pause passes before the next probe.
-        assert!(breakers.admit("a1", later + PAUSE - Duration::from_millis(1)).is_err());
-        assert_eq!(breakers.admit("a1", later + PAUSE), Ok(()));
+        assert!(breakers.admit("a1", &device("SN-1"), later + PAUSE - Duration::from_millis(1)).is_err());
+        assert_eq!(breakers.admit("a1", &device("SN-1"), later + PAUSE), Ok(()));
         breakers.worked("a1", Action::RegisterDevice, later);
-        assert_eq!((breakers.admit("a1", later), breakers.count()), (Ok(()), 0));
+        assert_eq!((breakers.admit("a1", &device("SN-1"), later), breakers.count()), (Ok(()), 0));
     }
 
     #[test]
@@ -199,7 +224,7 @@ mod tests {
             assert_eq!(breakers.refused(ACCOUNT, "no", now), (pause, false), "the same calls");
             pauses.push(pause.as_secs());
             now += pause;
-            assert_eq!(breakers.admit("a1", now), Ok(()));
+            assert_eq!(breakers.admit("a1", &device("SN-1"), now), Ok(()));
             now += Duration::from_millis(50);
         }
         assert_eq!(pauses, [30, 60, 120, 240, 480, 600, 600, 600]);
@@ -213,18 +238,32 @@ mod tests {
         breakers.refused(ACCOUNT, "no permission", now);
         breakers.refused(product("a1"), "no such product", now + PAUSE / 2);
         let later = now + PAUSE;
-        assert_eq!(breakers.admit("a1", later), Err("no such product".into()));
-        assert_eq!(breakers.admit("a2", later), Ok(()), "the probe is still to be had");
+        assert_eq!(breakers.admit("a1", &device("SN-1"), later), Err("no such product".into()));
+        assert_eq!(breakers.admit("a2", &device("SN-1"), later), Ok(()), "the probe is still to be had");
     }
 
     #[test]
     fn an_action_that_is_refused_stops_no_other() {
         let (mut breakers, now) = (Breakers::new(PAUSE), Instant::now());
         breakers.refused(Scope::Action(Action::QueryDeviceDetail), "no permission", now);
-        assert_eq!(breakers.admit("a1", now), Ok(()));
+        assert_eq!(breakers.admit("a1", &device("SN-1"), now), Ok(()));
         assert!(breakers.admit_action(Action::QueryDeviceDetail, now).is_err());
         assert_eq!(breakers.admit_action(Action::QueryDeviceDetail, now + PAUSE), Ok(()));
         breakers.worked("a1", Action::QueryDeviceDetail, now);
         assert_eq!(breakers.count(), 0);
+    }
+
+    #[test]
+    fn a_device_that_has_opened_a_breaker_is_not_its_probe() {
+        let (mut breakers, now) = (Breakers::new(PAUSE), Instant::now());
+        assert!(!breakers.suspect("a1", &device("BAD-1")), "one device alone");
+        assert!(!breakers.suspect("a1", &device("BAD-1")));
+        assert!(breakers.suspect("a1", &device("BAD-2")));
+        breakers.refused(product("a1"), "odd", now);
+        let later = now + PAUSE;
+        assert_eq!(breakers.admit("a1", &device("BAD-1"), later), Err("odd".into()));
+        assert_eq!(breakers.admit("a1", &device("GOOD"), later), Ok(()));
+        breakers.worked("a1", Action::RegisterDevice, later);
+        assert!(!breakers.suspect("a1", &device("BAD-1")), "they are forgotten");
     }
 }

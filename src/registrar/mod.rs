@@ -67,6 +67,8 @@ pub struct Config {
     /// Maximum rate of `RegisterDevice` calls, in calls per second; the account's limit is 30.
     /// For each other action, the same fraction of its limit is used.
     pub qps: f64,
+    /// Rate of all processes of the account together, at least `qps`.
+    pub shared_qps: f64,
     /// Maximum number of registrations that wait or are in progress; further devices are asked
     /// to retry later.
     pub max_registrations: usize,
@@ -104,6 +106,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             qps: QPS,
+            shared_qps: QPS,
             max_registrations: 20_000,
             max_calls: 32,
             max_attempts: 8,
@@ -202,6 +205,8 @@ pub struct Registrar {
     beats: AtomicBool,
     /// Set while this process sweeps, which keeps it among the owners.
     sweeps: AtomicBool,
+    /// Set once claims that were made before it have the cloud's offset.
+    has_noted_offset: AtomicBool,
     /// Set if this process resumes what others have left.
     recovers: AtomicBool,
     latency: Histogram,
@@ -218,7 +223,7 @@ impl Registrar {
         runtime: Handle,
     ) -> Arc<Self> {
         let registrar = Arc::new(Self {
-            paces: Paces::new(&cloud.account(), config.qps),
+            paces: Paces::new(&cloud.account(), config.qps, config.shared_qps),
             ahead: Semaphore::new(AHEAD),
             owner,
             random: Mutex::new(config.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64)),
@@ -236,6 +241,7 @@ impl Registrar {
             draining: AtomicBool::new(false),
             beats: AtomicBool::new(false),
             sweeps: AtomicBool::new(false),
+            has_noted_offset: AtomicBool::new(false),
             recovers: AtomicBool::new(false),
             latency: Histogram::default(),
         });
@@ -350,7 +356,7 @@ impl Registrar {
         if self.registrations() >= self.config.max_registrations {
             return Err(Outcome::Later(self.spread(self.expected_turn(&wanted.product_key))));
         }
-        if let Err(reason) = lock(&self.breakers).admit(&wanted.product_key, Instant::now()) {
+        if let Err(reason) = lock(&self.breakers).admit(&wanted.product_key, &wanted.device, Instant::now()) {
             return Err(Outcome::Operator(reason));
         }
         let Some(waiter) = self.announce(&wanted) else {
@@ -413,6 +419,7 @@ impl Registrar {
     async fn turn(&self, action: Action) -> Result<(), ApiError> {
         let pace = self.paces.of(action);
         let _gate = pace.gate().await;
+        tokio::time::sleep(pace.own_wait()).await;
         let deadline = Instant::now() + TURN_DEADLINE;
         loop {
             match self.store.take_turn(pace.name(), pace.turn()).await {
@@ -597,6 +604,17 @@ impl Registrar {
     /// the cloud's reason.
     pub fn refusals(&self) -> Vec<(Option<String>, String)> {
         lock(&self.breakers).reasons()
+    }
+
+    /// Notes that an unknown error has ended a device's registration, while no other device of
+    /// its product was registered. Returns whether several devices have had that.
+    fn suspect(&self, product_key: &str, device: &DeviceId) -> bool {
+        lock(&self.breakers).suspect(product_key, device)
+    }
+
+    /// Returns whether a line may be logged that thousands of devices could cause at once.
+    fn may_log(&self) -> bool {
+        lock(&self.failure_lines).admit(Instant::now().into_std())
     }
 
     /// Logs a failed call that will be retried. Warnings are rate-limited, because in an outage

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{Registrar, registration::Registration};
 use crate::store::{
     StoreError,
@@ -24,19 +26,29 @@ const UNCHANGED: u32 = 6;
 /// Difference from the cloud's clock that is tolerated, in seconds.
 const CLOCK_TOLERANCE: i64 = 60;
 
+/// Longest time for which abandoned registrations are not looked for.
+const RESUME_EVERY: Duration = Duration::from_secs(10);
+
 /// Maximum number of abandoned registrations resumed at once. The rest waits for its devices'
 /// next requests.
 const RESUMED: usize = 20_000;
 
-/// The owners that were seen, with the number of looks without a new beat.
+/// What a process has seen of the others.
 #[derive(Default)]
-pub(super) struct Watch(HashMap<OwnerId, (i64, u32)>);
+pub(super) struct Watch {
+    /// The last beat of each owner, and the number of looks without a new one.
+    owners: HashMap<OwnerId, (i64, u32)>,
+    /// An owner has ended, and what it has left is not resumed yet.
+    must_resume: bool,
+    /// Time of the last look for what others have left.
+    resumed: Option<Instant>,
+}
 
 impl Watch {
     /// Notes the beats of all owners. Returns those that count as dead, and whether an owner has
     /// gone since the last look.
     fn look(&mut self, beats: &[Beat], own: OwnerId) -> (Vec<Beat>, bool) {
-        let before = std::mem::take(&mut self.0);
+        let before = std::mem::take(&mut self.owners);
         let mut dead = Vec::new();
         for beat in beats.iter().filter(|beat| beat.owner != own) {
             let unchanged = match before.get(&beat.owner) {
@@ -46,9 +58,9 @@ impl Watch {
             if unchanged >= UNCHANGED {
                 dead.push(*beat);
             }
-            self.0.insert(beat.owner, (beat.count, unchanged));
+            self.owners.insert(beat.owner, (beat.count, unchanged));
         }
-        (dead, before.keys().any(|owner| !self.0.contains_key(owner)))
+        (dead, before.keys().any(|owner| !self.owners.contains_key(owner)))
     }
 }
 
@@ -81,20 +93,27 @@ impl Registrar {
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;
         }
+        if owns {
+            self.note_offset().await?;
+        }
         let beats = self.store.beats(owns.then_some(&self.owner)).await?;
         let (dead, has_gone) = watch.look(&beats, self.owner.id);
-        let mut must_resume = has_gone;
+        watch.must_resume |= has_gone;
         for beat in dead {
             if self.store.fence(beat).await? {
                 tracing::info!(
                     owner = beat.owner,
                     "a process has stopped without ending its registrations; they are resumed"
                 );
-                must_resume = true;
+                watch.must_resume = true;
             }
         }
-        if must_resume && self.recovers.load(Ordering::Relaxed) {
+        // A process may also have come and gone between two looks.
+        let is_due = watch.resumed.is_none_or(|at| at.elapsed() >= RESUME_EVERY);
+        if (watch.must_resume || is_due) && self.recovers.load(Ordering::Relaxed) {
+            watch.resumed = Some(Instant::now());
             self.resume().await?;
+            watch.must_resume = false;
         }
         Ok(())
     }
@@ -110,6 +129,17 @@ impl Registrar {
         let Some(offset) = self.cloud.clock_offset() else { return };
         let ahead = if offset.abs() > CLOCK_TOLERANCE { offset } else { 0 };
         self.store.set_clock_ahead(ahead);
+    }
+
+    /// Stores the cloud's offset in claims that were made before it was known.
+    async fn note_offset(&self) -> Result<(), StoreError> {
+        if let Some(offset) = self.cloud.clock_offset()
+            && !self.has_noted_offset.load(Ordering::Relaxed)
+        {
+            self.store.note_cloud_offset(self.owner.id, offset).await?;
+            self.has_noted_offset.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Resumes the registrations that other processes have left, now and whenever one stops.
@@ -132,12 +162,13 @@ impl Registrar {
             let registrar = self.clone();
             self.runtime.spawn(async move { registrar.resume_batch(batch, registrations).await });
         }
-        let abandoned = self.store.abandoned(RESUMED).await?;
+        // As many as there is room for; the rest is resumed when these are over.
+        let room = self.config.max_registrations.saturating_sub(self.registrations());
+        let abandoned = self.store.abandoned(room.min(RESUMED)).await?;
         count += abandoned.len();
         for entry in abandoned {
             tracing::debug!(device = %entry.device, device_name = entry.device_name, "resuming a registration");
-            // If too many registrations are in progress, this one is not started. That is
-            // harmless: its entry stays in the journal, and the device's next request resumes it.
+            // One that is not started now, as its product is refused, is tried again later.
             drop(self.start(entry));
         }
         if count > 0 {

@@ -26,18 +26,20 @@ const CREDIT_UP_TO: f64 = 0.9;
 pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
-    /// Creates the paces of an account. `registrations` is the rate of `RegisterDevice`, in calls
-    /// a second. Each other action gets the same fraction of its documented limit, but never more
-    /// than that limit.
-    pub(super) fn new(account: &str, registrations: f64) -> Self {
+    /// Creates the paces of an account. `registrations` is the rate of this process's
+    /// `RegisterDevice`, in calls a second, and `shared` that of all processes together. Each
+    /// other action gets the same fraction of its documented limit, but never more than that
+    /// limit.
+    pub(super) fn new(account: &str, registrations: f64, shared: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
-        let part = (registrations / documented(Action::RegisterDevice)).min(1.0);
+        let rate = |action: Action, registrations: f64| match action {
+            Action::RegisterDevice => registrations,
+            other => documented(other) * (registrations / documented(Action::RegisterDevice)).min(1.0),
+        };
         let pace = |action: Action| {
-            let rate = match action {
-                Action::RegisterDevice => registrations,
-                other => documented(other) * part,
-            };
-            (action, Pace::new(format!("{account}/{}", action.name()), rate, documented(action)))
+            let name = format!("{account}/{}", action.name());
+            let [own, shared] = [registrations, shared.max(registrations)].map(|each| rate(action, each));
+            (action, Pace::new(name, own, shared, documented(action)))
         };
         Self(Action::ALL.into_iter().map(pace).collect())
     }
@@ -52,7 +54,10 @@ impl Paces {
 pub(super) struct Pace {
     /// Name of the pace in the store.
     name: String,
-    has_credit: bool,
+    /// Turn of the pace that all processes share.
+    turn: Turn,
+    /// Rate of that pace, in calls a second.
+    shared: f64,
     state: Mutex<State>,
     gate: AsyncMutex<()>,
 }
@@ -63,14 +68,19 @@ struct State {
     rate: f64,
     /// Time of the last change of the rate.
     changed: Option<Instant>,
+    /// Time of this process's next turn, while its rate is below that of all together.
+    next: Option<Instant>,
 }
 
 impl Pace {
-    /// Creates a pace with the configured rate and the documented limit, in calls a second.
-    fn new(name: String, rate: f64, limit: f64) -> Self {
-        let rate = rate.max(MIN_RATE);
-        let state = Mutex::new(State { full: rate, rate, changed: None });
-        Self { name, has_credit: rate <= limit * CREDIT_UP_TO, state, gate: AsyncMutex::default() }
+    /// Creates a pace with the rate of this process, that of all together, and the documented
+    /// limit, in calls a second.
+    fn new(name: String, rate: f64, shared: f64, limit: f64) -> Self {
+        let [rate, shared] = [rate, shared].map(|rate| rate.max(MIN_RATE));
+        let interval = Duration::from_secs_f64(1.0 / shared);
+        let credit = if shared <= limit * CREDIT_UP_TO { interval } else { Duration::ZERO };
+        let state = Mutex::new(State { full: rate, rate, changed: None, next: None });
+        Self { name, turn: Turn { interval, credit }, shared, state, gate: AsyncMutex::default() }
     }
 
     /// Returns the name of the pace in the store.
@@ -84,10 +94,22 @@ impl Pace {
         self.gate.lock().await
     }
 
-    /// Returns the turn to take.
+    /// Returns the turn to take of the shared pace. A slow process leaves that pace as it is for
+    /// the others, and waits for [`own_wait`](Self::own_wait) besides.
     pub(super) fn turn(&self) -> Turn {
-        let interval = Duration::from_secs_f64(1.0 / self.lock().rate);
-        Turn { interval, credit: if self.has_credit { interval } else { Duration::ZERO } }
+        self.turn
+    }
+
+    /// Takes this process's own turn, and returns the time to wait for it.
+    pub(super) fn own_wait(&self) -> Duration {
+        let mut state = self.lock();
+        if state.rate >= self.shared {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let at = state.next.map_or(now, |next| next.max(now));
+        state.next = Some(at + Duration::from_secs_f64(1.0 / state.rate));
+        at - now
     }
 
     /// Returns the time that `waiting` calls take.
@@ -132,13 +154,13 @@ mod tests {
 
     #[test]
     fn each_action_has_the_same_part_of_its_limit() {
-        let paces = Paces::new("me", 15.0);
+        let paces = Paces::new("me", 15.0, 15.0);
         let in_a_minute = |action| paces.of(action).calls_in(Duration::from_secs(60));
         assert_eq!(in_a_minute(Action::RegisterDevice), 15 * 60);
         assert_eq!(in_a_minute(Action::QueryPageByApplyId), 25 * 60);
         assert_eq!(in_a_minute(Action::BatchQueryDeviceDetail), 150);
         // A raised limit of one action leaves the limits of the others unchanged.
-        let paces = Paces::new("me", 300.0);
+        let paces = Paces::new("me", 300.0, 25.0);
         assert_eq!(paces.of(Action::RegisterDevice).calls_in(Duration::from_secs(1)), 300);
         assert_eq!(paces.of(Action::BatchQueryDeviceDetail).calls_in(Duration::from_secs(1)), 5);
         assert_eq!(paces.of(Action::RegisterDevice).name(), "me/RegisterDevice");
@@ -146,14 +168,14 @@ mod tests {
 
     #[test]
     fn only_a_rate_below_the_limit_makes_up_for_late_turns() {
-        let credit = |rate| Paces::new("me", rate).of(Action::RegisterDevice).turn().credit;
+        let credit = |rate| Paces::new("me", rate, 25.0).of(Action::RegisterDevice).turn().credit;
         assert_eq!(credit(25.0), Duration::from_millis(40));
         assert_eq!(credit(30.0), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_burst_of_throttled_calls_halves_the_pace_once() {
-        let pace = Pace::new("me".into(), 20.0, 30.0);
+        let pace = Pace::new("me".into(), 20.0, 20.0, 30.0);
         let left = Instant::now();
         tokio::time::advance(Duration::from_millis(100)).await;
         for _ in 0..32 {
@@ -166,7 +188,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pace_that_was_lowered_to_the_least_is_whole_again_in_seconds() {
-        let pace = Pace::new("me".into(), 20.0, 30.0);
+        let pace = Pace::new("me".into(), 20.0, 20.0, 30.0);
         for _ in 0..10 {
             pace.throttled(Instant::now());
         }
@@ -178,5 +200,20 @@ mod tests {
             pace.taken();
         }
         assert_eq!(pace.duration_of(20), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_process_waits_for_itself_and_leaves_the_shared_pace_as_it_is() {
+        let pace = Pace::new("me".into(), 1.0, 20.0, 30.0);
+        assert_eq!(pace.turn().interval, Duration::from_millis(50));
+        assert_eq!(pace.own_wait(), Duration::ZERO);
+        assert_eq!(pace.own_wait(), Duration::from_secs(1));
+        assert_eq!(pace.own_wait(), Duration::from_secs(2));
+        // One that is throttled becomes such a process.
+        let pace = Pace::new("me".into(), 20.0, 20.0, 30.0);
+        assert_eq!([pace.own_wait(), pace.own_wait()], [Duration::ZERO; 2]);
+        pace.throttled(Instant::now());
+        assert_eq!([pace.own_wait(), pace.own_wait()], [Duration::ZERO, Duration::from_millis(100)]);
+        assert_eq!(pace.turn().interval, Duration::from_millis(50));
     }
 }

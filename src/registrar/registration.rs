@@ -7,6 +7,7 @@ use tokio::{sync::SemaphorePermit, time::Instant};
 
 use super::{Outcome, Registrar, STOPPED, breaker::Scope};
 use crate::{
+    device::DeviceId,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
         Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
@@ -43,6 +44,8 @@ pub(super) struct Registration {
     pub(super) entry: JournalEntry,
     /// The claim, while this process has it.
     claim: Option<Claim>,
+    /// Set if it was claimed in a batch and goes on alone: it is claimed again before its call.
+    has_left_batch: bool,
     /// Set if an earlier call may have created the device.
     asked: Option<Since>,
     /// Set if the name exists. Then the device's certificate is looked up.
@@ -72,6 +75,7 @@ impl Registration {
         Self {
             entry,
             claim: None,
+            has_left_batch: false,
             asked: None,
             exists: false,
             attempts: 0,
@@ -93,6 +97,12 @@ impl Registration {
             self.asked.get_or_insert(Since::Claim(claim));
         }
         self.claim = Some(claim);
+        self.has_left_batch = false;
+    }
+
+    /// Notes that the registration goes on alone.
+    pub(super) fn leave_batch(&mut self) {
+        self.has_left_batch = true;
     }
 
     /// Returns whether this process has the claim.
@@ -132,7 +142,7 @@ impl Registrar {
         registration: &mut Registration,
         ahead: SemaphorePermit<'_>,
     ) -> Next {
-        if !registration.has_claim() {
+        if !registration.has_claim() || registration.has_left_batch {
             match self.store.claim(&self.owner, &registration.entry, self.claim_time()).await {
                 Ok(claimed) => {
                     if let Some(next) = self.note_claim(registration, claimed).await {
@@ -170,11 +180,15 @@ impl Registrar {
                 None
             }
             Claimed::Held => {
+                registration.claim = None;
                 registration.held += 1;
                 let doubled = FIRST_HELD_PAUSE.saturating_mul(1 << registration.held.min(16));
                 Some(Next::Held(doubled.min(LONGEST_HELD_PAUSE).mul_f64(self.jitter(0.5..1.0))))
             }
-            Claimed::NotWanted => Some(Next::Done(self.row_says(&registration.entry).await)),
+            Claimed::NotWanted => {
+                registration.claim = None;
+                Some(Next::Done(self.row_says(&registration.entry).await))
+            }
             Claimed::NameTaken(holder) => {
                 let JournalEntry { device, product_key, device_name } = &registration.entry;
                 tracing::error!(%device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
@@ -203,14 +217,29 @@ impl Registrar {
     /// waiting requests. A new registration of the device cannot begin in between.
     pub(super) async fn let_go(&self, mut registration: Registration, outcome: Outcome) {
         let JournalEntry { device, .. } = &registration.entry;
-        if registration.claim.take().is_some()
-            && let Err(error) =
-                self.store.release_claim(self.owner.id, device, registration.asked.is_some()).await
-        {
-            // The claim ends with this process's other claims.
-            tracing::warn!(%device, %error, "could not release a registration");
+        if registration.claim.take().is_some() {
+            self.release(device, registration.asked.is_some()).await;
         }
         self.finish(device, outcome);
+    }
+
+    /// Gives a claim up. Others could not have it while this process lives, so a busy store is
+    /// worth waiting for.
+    async fn release(&self, device: &DeviceId, asked: bool) {
+        for attempt in 1..=self.config.max_attempts.max(1) {
+            match self.store.release_claim(self.owner.id, device, asked).await {
+                Ok(()) => return,
+                Err(StoreError::Busy(_) | StoreError::Unknown(_)) => {
+                    tokio::time::sleep(self.pause(attempt)).await;
+                }
+                Err(error) => {
+                    if self.may_log() {
+                        tracing::warn!(%device, %error, "could not release a registration");
+                    }
+                    return;
+                }
+            }
+        }
     }
 
     /// Ends registrations from a place that cannot wait.
@@ -344,7 +373,9 @@ impl Registrar {
                 }
                 Err(error @ StoreError::Fenced) => {
                     registration.claim = None;
-                    tracing::warn!(device = %entry.device, %error, "the result of a registration is not stored");
+                    if self.may_log() {
+                        tracing::warn!(device = %entry.device, %error, "the result of a registration is not stored");
+                    }
                     return Err(self.row_says(&entry).await);
                 }
                 Err(error @ StoreError::Conflict(_)) => {
@@ -382,11 +413,17 @@ impl Registrar {
                     self.failed_for_now(Some(&registration.entry.device), None, &error);
                     return Next::After(self.pause(registration.attempts));
                 }
-                // The device is to blame only if others of its product are registered meanwhile.
-                if self.has_worked_since(&registration.entry.product_key, first) {
+                let JournalEntry { device, product_key, .. } = &registration.entry;
+                // The device is to blame only if others of its product are registered meanwhile,
+                // and the product only if several devices fail.
+                if self.has_worked_since(product_key, first) {
                     Next::Done(self.refuse(registration, &error).await)
-                } else {
+                } else if self.suspect(product_key, device) {
                     Next::Done(self.stop_calls(registration, action, &error))
+                } else {
+                    tracing::warn!(%device, product_key, %error, "IoT Platform refuses a device for an unknown reason; trying again later");
+                    self.count(|counters| counters.failed += 1);
+                    Next::Done(Outcome::Later(self.config.max_retry_pause))
                 }
             }
             ErrorClass::Throttled => {
@@ -417,7 +454,9 @@ impl Registrar {
     }
 
     pub(super) fn store_failed(&self, entry: &JournalEntry, error: &StoreError) -> Outcome {
-        tracing::error!(device = %entry.device, %error, "could not store a registration; the device is asked to retry later");
+        if self.may_log() {
+            tracing::error!(device = %entry.device, %error, "could not store a registration; the device is asked to retry later");
+        }
         self.count(|counters| counters.failed += 1);
         Outcome::Later(self.config.max_retry_pause)
     }

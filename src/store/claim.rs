@@ -124,7 +124,7 @@ pub trait Claims: Send + Sync + 'static {
     /// Claims the registration of a device, durably, before IoT Platform is asked for it. The
     /// row must ask for just this registration, and no other living owner may have the claim.
     /// An entry of the same device is replaced; its time is kept if product and name are the
-    /// same.
+    /// same, and the cloud may have been asked for it. A single claim counts as asked for.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -134,7 +134,7 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Claims the registrations of a batch durably, in one step, under the caller's own random
     /// number for the batch. Returns an answer for each entry. The batch is known from then on,
-    /// even without entries.
+    /// even without entries. Its claims do not count as asked for until it has an `ApplyId`.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,
@@ -158,7 +158,8 @@ pub trait Claims: Send + Sync + 'static {
     ///
     /// [`StoreError::Fenced`] if the claim is not the owner's, and nothing is changed.
     /// [`StoreError::Conflict`] if the row is gone, does not ask for this registration any more, has
-    /// another certificate, or another row has the same `IotId`. Only the claim is ended then.
+    /// another certificate, or another row has the same `IotId`. Only the claim is ended then; a
+    /// row with the `IotId` of another is refused.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,
@@ -175,11 +176,15 @@ pub trait Claims: Send + Sync + 'static {
     /// claims that are abandoned as well. Removes abandoned batches without one.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
-    /// Returns up to `limit` abandoned entries that are in no batch, oldest first.
+    /// Returns up to `limit` abandoned entries of enabled devices that are in no batch, oldest
+    /// first.
     fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>>;
 
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
+
+    /// Stores the cloud's offset in the owner's claims that have none, as soon as it is known.
+    fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
     /// Returns all batches, by number.
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;

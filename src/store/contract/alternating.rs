@@ -91,6 +91,7 @@ impl<S: Claims> Claims for Alternating<S> {
         fn take_batches(owner: &'a Owner) -> Vec<TakenBatch>;
         fn abandoned(limit: usize) -> Vec<JournalEntry>;
         fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
+        fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
         fn open_batches() -> Vec<OpenBatch>;
         fn open_entries() -> Vec<OpenEntry>;
     }

@@ -189,7 +189,9 @@ fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
         ..registration("SN-4", "0ther")
     });
     is_conflict(settle(store, 1, "SN-4", &twin));
-    assert_eq!(device(store, "SN-4").unwrap().certificate, None);
+    let refused = device(store, "SN-4").unwrap();
+    assert_eq!(refused.certificate, None);
+    assert!(refused.refusal.unwrap().starts_with("IotIdIsTaken: "));
     assert_eq!(open_entries(store), 0);
 }
 
@@ -315,6 +317,70 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
 }
 
+/// `claim`, `claim_batch`: an entry of a batch without an `ApplyId` was not asked for.
+fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    let later = ClaimTime { at: 2000, cloud_offset: Some(3) };
+    let again = |device: &str| yours(now(store.claim(&owner(2), &entry(device), later)).unwrap());
+    // SN-3 was asked for before, alone.
+    yours(claim(store, 1, "SN-3"));
+    now(store.release_claim(1, &id("SN-3"), true)).unwrap();
+    let entries = ["SN-1", "SN-3"].map(entry);
+    now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-2")], NOW)).unwrap();
+    now(store.set_apply_id(1, 78, 5)).unwrap();
+    now(store.retire(1)).unwrap();
+    let fresh = Claim { since: 2000, cloud_offset: Some(3), earlier: false };
+    assert_eq!(again("SN-1"), fresh);
+    assert_eq!(again("SN-2"), Claim { since: 1000, cloud_offset: None, earlier: true });
+    assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, earlier: true });
+}
+
+/// `note_cloud_offset`: of the owner's claims, those that have none.
+fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    yours(claim(store, 1, "SN-1"));
+    yours(now(store.claim(&owner(1), &entry("SN-2"), ClaimTime { at: 5, cloud_offset: Some(9) })).unwrap());
+    yours(claim(store, 2, "SN-3"));
+    now(store.note_cloud_offset(1, -300)).unwrap();
+    assert_eq!(yours(claim(store, 1, "SN-1")).cloud_offset, Some(-300));
+    assert_eq!(yours(claim(store, 1, "SN-2")).cloud_offset, Some(9));
+    assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
+}
+
+/// `beats`: an owner that comes again is not taken for one that has not beaten since.
+fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-1")]);
+    let count = || now(store.beats(None)).unwrap()[0].count;
+    yours(claim(store, 1, "SN-1"));
+    let first = count();
+    yours(claim(store, 1, "SN-1"));
+    assert_ne!(count(), first, "a claim is a sign of life");
+    let last = count();
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    now(store.retire_if_idle(1)).unwrap();
+    yours(claim(store, 1, "SN-1"));
+    assert!(![first, last].contains(&count()));
+}
+
+/// `take_batches`, `abandoned`: nothing to take makes no one an owner.
+fn one_that_takes_nothing_owns_nothing(store: &(impl Store + Bulk)) {
+    assert_eq!(now(store.take_batches(&owner(1))).unwrap(), []);
+    assert_eq!(now(store.abandoned(9)).unwrap(), []);
+    assert_eq!(now(store.beats(None)).unwrap(), []);
+}
+
+/// `abandoned`: a disabled device is left alone.
+fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2"].map(row));
+    for device in ["SN-1", "SN-2"] {
+        yours(claim(store, 1, device));
+    }
+    now(store.retire(1)).unwrap();
+    now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
+    assert_eq!(now(store.abandoned(1)).unwrap(), [entry("SN-2")]);
+}
+
 /// `take_batches`: the abandoned ones with an `ApplyId`, with their claims.
 fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
@@ -391,6 +457,11 @@ contract! {
     a_claim_is_shown_with_its_owner
     a_batch_claims_what_it_can
     a_batch_belongs_to_its_owner
+    what_was_not_asked_for_is_no_earlier_claim
+    a_claim_learns_the_clouds_clock
+    an_owner_that_comes_again_has_another_count
+    one_that_takes_nothing_owns_nothing
+    what_a_disabled_device_has_begun_is_not_resumed
     an_abandoned_batch_is_taken_over
     a_lease_has_one_owner_and_a_cursor
     turns_are_shared

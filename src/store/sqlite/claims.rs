@@ -32,10 +32,12 @@ macro_rules! abandoned {
     };
 }
 
-/// Writes an owner's row, so that its claims count.
+/// Notes a sign of life of an owner, so that its claims count. An owner that comes again begins
+/// with another number of beats, so that no one takes it for one that has not beaten since.
 fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) VALUES (?1, ?2, 0, ?3) \
-                       ON CONFLICT (ownerId) DO NOTHING";
+    const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) \
+                       VALUES (?1, ?2, abs(random() % 1000000000000), ?3) \
+                       ON CONFLICT (ownerId) DO UPDATE SET beats = beats + 1, lastBeat = excluded.lastBeat";
     connection.prepare_cached(SQL)?.execute(params![owner.id, owner.name, now]).map(drop)
 }
 
@@ -46,8 +48,9 @@ struct Before {
     /// The row asks for it, but for being disabled: its claim stays, as the cloud may have been
     /// asked.
     disabled: bool,
-    /// An entry for the same name: its time and the offset of the cloud's clock.
-    same_name: Option<(UnixSeconds, Option<i64>)>,
+    /// An entry for the same name that may have been asked for: its time and the offset of the
+    /// cloud's clock.
+    asked: Option<(UnixSeconds, Option<i64>)>,
     /// An entry for another name, which may exist at the cloud.
     other_name: Option<JournalEntry>,
     /// Another living owner has the claim.
@@ -59,7 +62,7 @@ impl Before {
         const SQL: &str = "SELECT d.productKey, d.deviceName, \
                            d.deviceSecret IS NULL AND d.refusal IS NULL, d.state = 'enabled', \
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
-                           o.ownerId IS NOT NULL AND o.ownerId <> ?2 \
+                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -83,7 +86,10 @@ impl Before {
                 Ok(Self {
                     wanted: asks && is_enabled,
                     disabled: asks && !is_enabled,
-                    same_name: if is_same_name { Some((row.get(6)?, row.get(7)?)) } else { None },
+                    asked: match is_same_name && row.get(9)? {
+                        true => Some((row.get(6)?, row.get(7)?)),
+                        false => None,
+                    },
                     other_name,
                     held: row.get(8)?,
                 })
@@ -92,7 +98,7 @@ impl Before {
         Ok(before.unwrap_or(Self {
             wanted: false,
             disabled: false,
-            same_name: None,
+            asked: None,
             other_name: None,
             held: false,
         }))
@@ -158,12 +164,12 @@ fn claim(
     now: ClaimTime,
 ) -> rusqlite::Result<Claimed> {
     const CLAIM: &str = "INSERT INTO registration_claim \
-                         (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner) \
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+                         (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner, asked) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
                          ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
                          deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
                          cloudOffset = excluded.cloudOffset, batchId = excluded.batchId, \
-                         owner = excluded.owner";
+                         owner = excluded.owner, asked = excluded.asked";
     let JournalEntry { device, product_key, device_name } = entry;
     let before = Before::read(connection, owner.id, entry)?;
     if !before.wanted {
@@ -181,7 +187,8 @@ fn claim(
     if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
         tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
     }
-    let (since, cloud_offset) = before.same_name.unwrap_or((now.at, now.cloud_offset));
+    let earlier = before.asked.is_some();
+    let (since, cloud_offset) = before.asked.unwrap_or((now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
         device.as_str(),
         product_key,
@@ -189,9 +196,11 @@ fn claim(
         since,
         cloud_offset,
         batch,
-        owner.id
+        owner.id,
+        // The call of a single one follows; a batch is asked for with its `ApplyId`.
+        earlier || batch.is_none()
     ])?;
-    Ok(Claimed::Yours(Claim { since, cloud_offset, earlier: before.same_name.is_some() }))
+    Ok(Claimed::Yours(Claim { since, cloud_offset, earlier }))
 }
 
 pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
@@ -260,7 +269,10 @@ fn settle(
             if let Some(iot_id) = &registered.iot_id
                 && let Some(holder) = holder_of_iot_id(connection, device, iot_id)?
             {
-                let reason = format!("device {device} has the IotId of device {holder}");
+                let reason = format!(
+                    "IotIdIsTaken: device {holder} has the IotId of this device; correct or delete one of them"
+                );
+                refuse(connection, device, &reason)?;
                 return Ok(conflict(connection, device, reason)?);
             }
             register(connection, keys, device, registered, now)?;
@@ -270,13 +282,18 @@ fn settle(
                 let reason = format!("device {device} was disabled meanwhile");
                 return Ok(conflict(connection, device, reason)?);
             }
-            connection
-                .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
-                .execute([device.as_str(), reason])?;
+            refuse(connection, device, reason)?;
         }
     }
     end_claim(connection, device)?;
     Ok(Ok(()))
+}
+
+fn refuse(connection: &Connection, device: &DeviceId, reason: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE device_table SET refusal = ?2 WHERE deviceId = ?1")?
+        .execute([device.as_str(), reason])
+        .map(drop)
 }
 
 /// Writes the certificate of a device that has none, and the audit entry about it.
@@ -379,8 +396,6 @@ impl Sqlite {
 
 impl Claims for Sqlite {
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>> {
-        const BEAT: &str =
-            "UPDATE registration_owner SET beats = beats + 1, lastBeat = ?2 WHERE ownerId = ?1";
         const ALL: &str = "SELECT ownerId, beats FROM registration_owner";
         let (own, now) = (own.cloned(), self.clock.now());
         if own.is_none() && !self.has_any(ALL) {
@@ -389,7 +404,6 @@ impl Claims for Sqlite {
         self.writer.submit(move |connection| {
             if let Some(own) = own {
                 note_owner(connection, &own, now)?;
-                connection.prepare_cached(BEAT)?.execute([own.id, now])?;
             }
             let mut all = connection.prepare_cached(ALL)?;
             let beats = all.query_map((), |row| Ok(Beat { owner: row.get(0)?, count: row.get(1)? }))?;
@@ -454,10 +468,15 @@ impl Claims for Sqlite {
 
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()> {
         const SQL: &str = "UPDATE registration_batch SET applyId = ?3 WHERE batchId = ?1 AND owner = ?2";
+        const ASKED: &str = "UPDATE registration_claim SET asked = 1 WHERE batchId = ?1 AND owner = ?2";
         settled(&self.writer, move |connection| {
             let row = params![batch, owner, apply_id.cast_signed()];
             let changed = connection.prepare_cached(SQL)?.execute(row)?;
-            Ok(if changed > 0 { Ok(()) } else { Err(StoreError::Fenced) })
+            if changed == 0 {
+                return Ok(Err(StoreError::Fenced));
+            }
+            connection.prepare_cached(ASKED)?.execute([batch, owner])?;
+            Ok(Ok(()))
         })
     }
 
@@ -507,9 +526,11 @@ impl Claims for Sqlite {
 
     fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
         const SQL: &str = concat!(
-            "SELECT deviceId, productKey, deviceName FROM registration_claim WHERE batchId IS NULL AND ",
+            "SELECT c.deviceId, c.productKey, c.deviceName FROM registration_claim c \
+             JOIN device_table d ON d.deviceId = c.deviceId \
+             WHERE c.batchId IS NULL AND d.state = 'enabled' AND ",
             abandoned!(),
-            " ORDER BY openedAt, deviceId LIMIT ?1"
+            " ORDER BY c.openedAt, c.deviceId LIMIT ?1"
         );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(move |connection, _| {
@@ -523,6 +544,14 @@ impl Claims for Sqlite {
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
         self.read(|connection, _| {
             connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional()
+        })
+    }
+
+    fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()> {
+        const SQL: &str = "UPDATE registration_claim SET cloudOffset = ?2 \
+                           WHERE owner = ?1 AND cloudOffset IS NULL";
+        self.writer.submit(move |connection| {
+            Ok(connection.prepare_cached(SQL)?.execute([owner, offset]).map(drop)?)
         })
     }
 

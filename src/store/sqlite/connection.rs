@@ -262,7 +262,10 @@ pub(super) fn migrate(
     match version.checked_sub(1) {
         None => transaction.execute_batch(SCHEMA).map_err(failed)?,
         Some(done) => {
-            tracing::info!(path = %path.display(), from = version, to = VERSION, "the database is brought up to date");
+            // Another process may have done it meanwhile.
+            if version < VERSION {
+                tracing::info!(path = %path.display(), from = version, to = VERSION, "the database is brought up to date");
+            }
             for Upgrade { script, then } in UPGRADES.iter().skip(done) {
                 transaction.execute_batch(script).map_err(failed)?;
                 then.map_or(Ok(()), |step| step(&transaction)).map_err(failed)?;

@@ -22,6 +22,9 @@ ALTER TABLE registration_claim ADD COLUMN batchId INTEGER;
 ALTER TABLE registration_claim ADD COLUMN owner INTEGER;
 UPDATE registration_claim SET batchId = batchId4;
 ALTER TABLE registration_claim DROP COLUMN batchId4;
+ALTER TABLE registration_claim ADD COLUMN asked INTEGER NOT NULL DEFAULT 1;
+UPDATE registration_claim SET asked = 0
+    WHERE batchId IN (SELECT batchId FROM registration_batch WHERE applyId IS NULL);
 ALTER TABLE registration_batch ADD COLUMN owner INTEGER;
 
 CREATE TABLE call_pace (

@@ -26,6 +26,8 @@ struct Held {
     open: OpenEntry,
     cloud_offset: Option<i64>,
     owner: Option<OwnerId>,
+    /// The cloud may have been asked.
+    asked: bool,
 }
 
 #[derive(Clone)]
@@ -43,6 +45,7 @@ pub(super) struct Journal {
     claims: HashMap<DeviceId, Held>,
     batches: BTreeMap<BatchId, (OpenBatch, Option<OwnerId>)>,
     owners: BTreeMap<OwnerId, Living>,
+    signs_of_life: i64,
     /// Owner and cursor of each lease.
     leases: HashMap<String, (Option<OwnerId>, String)>,
 }
@@ -52,9 +55,13 @@ impl Journal {
         self.claims.remove(device);
     }
 
-    fn note(&mut self, owner: &Owner, now: UnixSeconds) -> &mut Living {
-        let new = || Living { name: owner.name.clone(), beats: 0, last_beat: now };
-        self.owners.entry(owner.id).or_insert_with(new)
+    fn note(&mut self, owner: &Owner, now: UnixSeconds) {
+        self.signs_of_life += 1;
+        let first = self.signs_of_life * 1_000_000;
+        let new = || Living { name: owner.name.clone(), beats: first, last_beat: now };
+        let living = self.owners.entry(owner.id).or_insert_with(new);
+        living.beats += 1;
+        living.last_beat = now;
     }
 
     fn is_abandoned(&self, owner: Option<OwnerId>) -> bool {
@@ -116,16 +123,17 @@ impl Tables {
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
         }
-        let same = known.filter(|known| known.open.entry == *entry);
+        let same = known.filter(|known| known.open.entry == *entry && known.asked);
         let earlier = same.is_some();
         let number = same.as_ref().map_or(self.journal.opened, |same| same.number);
         self.journal.opened += 1;
         let (since, cloud_offset) =
             same.map_or((now.at, now.cloud_offset), |same| (same.open.since, same.cloud_offset));
         let open = OpenEntry { entry: entry.clone(), since, batch };
-        self.journal
-            .claims
-            .insert(device.clone(), Held { number, open, cloud_offset, owner: Some(owner.id) });
+        self.journal.claims.insert(
+            device.clone(),
+            Held { number, open, cloud_offset, owner: Some(owner.id), asked: earlier || batch.is_none() },
+        );
         Claimed::Yours(Claim { since, cloud_offset, earlier })
     }
 
@@ -168,6 +176,8 @@ impl Tables {
             Settlement::Registered(registered) => {
                 let iot_id = registered.iot_id.as_deref();
                 if iot_id.is_some_and(|iot_id| self.holder_of_iot_id(device, iot_id).is_some()) {
+                    let refusal = Some("IotIdIsTaken: by another device".into());
+                    self.devices.insert(device.clone(), DeviceRow { refusal, ..row });
                     return Err(StoreError::Conflict("the IotId of another device".into()));
                 }
                 let certificate = registered.certificate.clone();
@@ -199,9 +209,7 @@ impl Claims for Memory {
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>> {
         self.answer(|tables, now| {
             if let Some(own) = own {
-                let living = tables.journal.note(own, now);
-                living.beats += 1;
-                living.last_beat = now;
+                tables.journal.note(own, now);
             }
             let owners = tables.journal.owners.iter();
             Ok(owners.map(|(owner, living)| Beat { owner: *owner, count: living.beats }).collect())
@@ -265,8 +273,10 @@ impl Claims for Memory {
 
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()> {
         self.answer(|tables, _| match tables.journal.batches.get_mut(&batch) {
-            Some((batch, by)) if *by == Some(owner) => {
-                batch.apply_id = Some(apply_id);
+            Some((known, by)) if *by == Some(owner) => {
+                known.apply_id = Some(apply_id);
+                let of_it = tables.journal.claims.values_mut().filter(|held| held.open.batch == Some(batch));
+                of_it.filter(|held| held.owner == Some(owner)).for_each(|held| held.asked = true);
                 Ok(())
             }
             _ => Err(StoreError::Fenced),
@@ -309,7 +319,6 @@ impl Claims for Memory {
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
         self.answer(|tables, now| {
             let journal = &mut tables.journal;
-            journal.note(owner, now);
             let mut taken = Vec::new();
             // In the order in which the cloud made them: the IDs here are random, and a run of
             // one seed resumes its batches in one order.
@@ -337,6 +346,7 @@ impl Claims for Memory {
                     })
                     .collect();
                 entries.sort_by(|(one, _), (other, _)| one.device.cmp(&other.device));
+                journal.note(owner, now);
                 journal.batches.insert(id, (batch.clone(), Some(owner.id)));
                 taken.push((batch, entries));
             }
@@ -346,7 +356,14 @@ impl Claims for Memory {
 
     fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
         self.answer(|tables, _| {
-            let is_one = |held: &&Held| held.open.batch.is_none() && tables.journal.is_abandoned(held.owner);
+            let is_enabled = |device: &DeviceId| {
+                tables.devices.get(device).is_some_and(|row| row.state == DeviceState::Enabled)
+            };
+            let is_one = |held: &&Held| {
+                held.open.batch.is_none()
+                    && tables.journal.is_abandoned(held.owner)
+                    && is_enabled(&held.open.entry.device)
+            };
             let mut held: Vec<_> = tables.journal.claims.values().filter(is_one).collect();
             held.sort_by_key(|held| held.number);
             Ok(held.into_iter().take(limit).map(|held| held.open.entry.clone()).collect())
@@ -364,6 +381,14 @@ impl Claims for Memory {
                 last_beat: living.map(|living| living.last_beat),
                 batch: held.open.batch,
             }))
+        })
+    }
+
+    fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()> {
+        self.answer(|tables, _| {
+            let of_it = tables.journal.claims.values_mut().filter(|held| held.owner == Some(owner));
+            of_it.for_each(|held| _ = held.cloud_offset.get_or_insert(offset));
+            Ok(())
         })
     }
 
