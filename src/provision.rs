@@ -172,7 +172,9 @@ impl Provisioner {
         match self.registrar.register(wanted, self.patience).await {
             Outcome::Registered(certificate) => Ok(Some(certificate)),
             Outcome::Changed => Ok(None),
-            Outcome::Refused(reason) | Outcome::Operator(reason) => Err(Refusal::Operator(reason)),
+            Outcome::Refused(reason) | Outcome::Operator(reason) | Outcome::SharedName(reason) => {
+                Err(Refusal::Operator(reason))
+            }
             Outcome::Later(pause) => Err(Refusal::Later(pause.as_secs().clamp(1, u32::MAX.into()) as u32)),
             Outcome::TimedOut => Err(Refusal::TimedOut),
         }

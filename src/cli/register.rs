@@ -66,6 +66,8 @@ pub struct Args {
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
+    /// Devices that have the name of another one.
+    twins: AtomicU64,
     /// Devices whose registration could not be tried to its end.
     left: AtomicU64,
     /// Products for which IoT Platform refuses calls until the operator acts, with its reason.
@@ -77,6 +79,7 @@ impl Tally {
         let counter = match outcome {
             registrar::Outcome::Registered(_) => &self.registered,
             registrar::Outcome::Refused(_) => &self.refused,
+            registrar::Outcome::SharedName(_) => &self.twins,
             registrar::Outcome::Changed => return,
             registrar::Outcome::Operator(reason) => {
                 self.stopped().entry(product_key.to_owned()).or_insert(reason);
@@ -134,14 +137,19 @@ pub(super) async fn run(args: Args) -> CommandResult {
 
 /// Prints the numbers, and what to do about the rest.
 fn report(tally: &Tally, interrupted: bool) -> CommandResult {
-    let [registered, refused, left] =
-        [&tally.registered, &tally.refused, &tally.left].map(|counter| counter.load(Ordering::Relaxed));
+    let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
+        .map(|counter| counter.load(Ordering::Relaxed));
     print(|out| writeln!(out, "{registered} registered, {refused} refused"))?;
     if refused > 0 {
         remark(
             "`certdist device show ID` shows the reason. Fix it, run `certdist device reset --refused`, then run \
              this again\n",
         );
+    }
+    if twins > 0 {
+        remark(&format!(
+            "{twins} devices have the name of another one: `certdist check-config` lists the names\n"
+        ));
     }
     let stopped = tally.stopped();
     if !stopped.is_empty() {
@@ -159,6 +167,11 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
     if left > 0 {
         return Err(
             anyhow!("{left} devices could not be registered now; run the same command to continue").into()
+        );
+    }
+    if twins > 0 {
+        return Err(
+            anyhow!("{twins} devices were not registered; import a deviceName of its own for each").into()
         );
     }
     Ok(())

@@ -131,6 +131,9 @@ pub enum Outcome {
     Registered(Certificate),
     /// IoT Platform refuses this device; the reason is in its row.
     Refused(String),
+    /// Another device of the table has the same name, for the reason given. Only the operator can
+    /// change that.
+    SharedName(String),
     /// The row has changed: it asks for another registration now, or for none.
     Changed,
     /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.

@@ -193,7 +193,7 @@ impl Registrar {
                 let JournalEntry { device, product_key, device_name } = &registration.entry;
                 tracing::error!(%device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
                 self.count(|counters| counters.failed += 1);
-                Some(Next::Done(Outcome::Refused(format!(
+                Some(Next::Done(Outcome::SharedName(format!(
                     "device {holder} has the same name, {device_name}, in product {product_key}: give one of \
                      them another deviceName, or delete it"
                 ))))

@@ -200,6 +200,28 @@ fn two_devices_of_one_name_are_refused_by_the_import() {
 }
 
 #[test]
+fn devices_that_share_a_name_since_an_older_version_are_reported() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let site = site(&simulator, 3);
+    // An import would refuse them.
+    let write = Connection::open(site.path("certdist.db")).expect("the table");
+    let sql = "UPDATE device_table SET deviceName = 'lamp' WHERE deviceId <> 'PAR00003'";
+    assert_eq!(write.execute(sql, ()).expect("written"), 2);
+    drop(write);
+    let done = site.run(&["register"]);
+    assert_eq!((done.status.code(), stdout(&done)), (Some(1), "1 registered, 0 refused\n".into()));
+    assert!(stderr(&done).contains("2 devices have the name of another one"), "{}", stderr(&done));
+    assert_eq!(count(&site, "deviceSecret IS NOT NULL"), 1);
+    assert_eq!(count(&site, "refusal IS NOT NULL"), 0);
+    let checked = stdout(&site.run(&["check-config"]));
+    assert!(
+        checked.contains("2 devices, such as PAR00001, have the name lamp in product a1plug"),
+        "{checked}"
+    );
+}
+
+#[test]
 fn refusals_of_one_cause_are_reset_together() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&[]);

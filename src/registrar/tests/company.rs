@@ -77,7 +77,7 @@ impl Company {
                             Outcome::Registered(_) => return,
                             // The operator disables some devices for a while.
                             Outcome::Changed => tokio::time::sleep(Duration::from_secs(60)).await,
-                            Outcome::Refused(reason) => panic!("{reason}"),
+                            Outcome::Refused(reason) | Outcome::SharedName(reason) => panic!("{reason}"),
                         }
                     }
                 }
