@@ -1,4 +1,5 @@
-//! The server is killed (SIGKILL) at every step of a registration, while the cloud
+//! The server is killed (SIGKILL) at every step of a registration, in half of the runs beside
+//! a second server or `certdist register` on the same table, while the cloud
 //! loses answers, gives them late or twice, or fails after it has created the device.
 //! Each run follows from its seed, and ends with one certificate and one device for
 //! each device of the table.
@@ -70,6 +71,25 @@ struct Run {
     devices: u32,
     latency: Duration,
     random: StdRng,
+    /// Another process on the same table, which lives on when the server is killed.
+    companion: Option<Companion>,
+}
+
+enum Companion {
+    Server(Process),
+    Register(Child),
+}
+
+impl Companion {
+    fn kill(self) {
+        match self {
+            Self::Server(server) => server.kill(),
+            Self::Register(mut run) => {
+                let _ = run.kill();
+                let _ = run.wait();
+            }
+        }
+    }
 }
 
 impl Run {
@@ -99,7 +119,24 @@ impl Run {
             csv.push_str(&format!("SN{number:08},lamp\n"));
         }
         site.import(&csv);
-        Self { site, cloud, devices, latency, random }
+        Self { site, cloud, devices, latency, random, companion: None }
+    }
+
+    /// Starts a companion now and then, or kills it.
+    fn change_companion(&mut self) {
+        if let Some(companion) = self.companion.take_if(|_| self.random.random_bool(0.5)) {
+            companion.kill();
+        }
+        if self.companion.is_none() && self.random.random_bool(0.5) {
+            let companion = if self.random.random_bool(0.5) {
+                Companion::Server(self.site.serve())
+            } else {
+                let mut register = self.site.certdist(&["register"]);
+                let register = register.stdout(Stdio::null()).stderr(Stdio::null());
+                Companion::Register(register.spawn().expect("certdist runs"))
+            };
+            self.companion = Some(companion);
+        }
     }
 
     /// Chooses the faults of the next calls.
@@ -145,6 +182,7 @@ impl Run {
 
     /// Starts the server, and kills it right after a step.
     async fn killed(&mut self, step: Step) {
+        self.change_companion();
         let server = self.site.serve();
         let mut devices = self.devices(&server, "10");
         let table = self.table();
@@ -190,7 +228,7 @@ impl Run {
     }
 
     /// Starts the server a last time and checks that every device is served.
-    async fn end(self) {
+    async fn end(mut self) {
         let server = self.site.serve();
         let devices = self.devices(&server, END);
         let output = tokio::task::spawn_blocking(|| devices.wait_with_output())
@@ -200,6 +238,10 @@ impl Run {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let count = self.devices;
         assert!(said.contains(&format!("ok {count} (2.xx {count} ")), "{said}");
+        // What the companion has left is resumed as well.
+        if let Some(companion) = self.companion.take() {
+            companion.kill();
+        }
         // Devices that no longer ask are registered from the journal.
         let table = self.table();
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -214,6 +256,11 @@ impl Run {
         assert_eq!(self.cloud.stats().devices, u64::from(count), "one device each");
         let mut rows =
             table.prepare("SELECT deviceId, deviceName, deviceSecret FROM device_table").expect("a query");
+        let refused = "SELECT count(*) FROM device_table WHERE refusal IS NOT NULL";
+        assert_eq!(table.query_row(refused, (), |row| row.get::<_, i64>(0)).expect("a number"), 0);
+        let registered = "SELECT count(*) FROM audit_log WHERE event = 'registered'";
+        let registered: i64 = table.query_row(registered, (), |row| row.get(0)).expect("a number");
+        assert_eq!(registered, i64::from(count), "one registration each");
         let rows = rows
             .query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .expect("rows")
