@@ -83,7 +83,7 @@ impl Budget {
     }
 
     /// Returns the number of microseconds after which a cost is forgiven, for a network
-    /// that may owe `times` as much as a single address.
+    /// that may owe `times` times as much as a single address.
     fn waiting_time(&self, cost: Duration, times: u32) -> u64 {
         cost.as_micros() as u64 * self.refill / u64::from(times)
     }
@@ -99,7 +99,7 @@ impl Budget {
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
         // When the set is full, the new network replaces the network with the smallest
-        // debt, which is forgotten. So no network is ever charged for another.
+        // debt. That debt is forgotten, so that no network is ever charged for another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };

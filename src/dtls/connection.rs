@@ -13,10 +13,10 @@ use super::{
 /// received from it. RFC 9000 §8 sets the same limit for QUIC, for the same reason.
 const AMPLIFICATION: usize = 3;
 
-/// Longest client connection ID that is accepted, in bytes. A longer ID would make the
-/// message that validates a new address exceed the credit earned by the shortest request.
-/// A client with a longer ID gets no ID from the server, and starts a new handshake when
-/// its address changes.
+/// Longest client connection ID that is accepted, in bytes. With a longer ID, the message
+/// that validates a new address would be more than [`AMPLIFICATION`] times as long as the
+/// shortest request, and so could not be sent. A client with a longer ID gets no ID from
+/// the server, and starts a new handshake when its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
 /// The negotiated parameters of one session.
@@ -32,7 +32,7 @@ struct Ids {
     client: Box<[u8]>,
     /// Path of the handshake, on which the client returned a cookie.
     home: Option<Path>,
-    /// Path that was validated last: the client has shown that it receives on it.
+    /// Path that was validated last: the client has shown that it receives there.
     validated: Option<Path>,
     /// Number of bytes that may still be sent on the client's current path. `None` (no
     /// limit) if that path is validated.
@@ -117,9 +117,9 @@ impl Connection {
     }
 
     /// Spends `bytes`, which include the IP and UDP headers, from the credit for the
-    /// client's current path. Returns whether the credit was enough. It limits what an
-    /// attacker can direct at a victim by sending the client's record from the victim's
-    /// address (RFC 9146 §6).
+    /// client's current path. Returns whether the credit was enough. The credit limits the
+    /// traffic that an attacker can direct at a victim by sending a record of the client
+    /// from the victim's address (RFC 9146 §6).
     pub(crate) fn may_send(&mut self, bytes: usize) -> bool {
         let Some(credit) = self.ids.as_mut().and_then(|ids| ids.credit.as_mut()) else { return true };
         match credit.checked_sub(bytes) {

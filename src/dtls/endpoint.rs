@@ -42,7 +42,8 @@ pub struct HandshakeId {
 pub struct SessionId(Handle);
 
 /// Holder of a key. The endpoint limits the number of sessions per holder. The number in
-/// each variant identifies the holder and is a hash under a random key.
+/// each variant identifies the device or the shared key. It is a keyed hash, which the
+/// application computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
     /// One device, at any address.
@@ -98,11 +99,11 @@ pub struct ApplicationData<'d> {
 pub enum Delivery {
     /// The data was sent.
     Sent,
-    /// Nothing was sent: the client has moved to an address that is not validated, and has
-    /// not sent enough from there (RFC 9146 §6). The data may be sent after a call of
-    /// [`Endpoint::validate`].
+    /// Nothing was sent: the client has moved to an address that is not validated, and the
+    /// data exceeds what may be sent there (RFC 9146 §6). The data may be sent after a call
+    /// to [`Endpoint::validate`].
     Unvalidated,
-    /// Nothing was sent: the session is gone, or the data is longer than allowed.
+    /// Nothing was sent: the session has ended, or the data is longer than allowed.
     Lost,
 }
 
@@ -134,7 +135,7 @@ pub struct Counters {
     pub evicted: u64,
 }
 
-/// Reason for dropping something without telling the client.
+/// Reason why a message or record was dropped without an alert to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
     /// A hello with a valid cookie from a network that has exceeded its budget for
@@ -144,7 +145,8 @@ pub enum Dropped {
     Message,
     /// A client's request to resend a flight, too soon after the flight was last sent.
     Flight,
-    /// A record to a client's address that is not validated.
+    /// A record for a client at an address that is not validated, beyond what may be sent
+    /// there.
     Unvalidated,
 }
 
@@ -193,16 +195,16 @@ pub struct Endpoint<P> {
     completions: Completions,
     /// Sessions. When a client that has lost its state makes a new handshake, its old
     /// session stays alive until the handshake completes (RFC 6347 §4.2.8), so a path may
-    /// be in both tables.
+    /// be both in this table and in `handshakes`.
     sessions: Table<Session<P>>,
     by_connection_id: HashMap<ConnectionId, Handle>,
     holders: Holders,
     shares: Shares,
-    /// Handshakes whose flight is to be resent, each with the time. There is one queue for
-    /// each timeout, so that every queue is ordered by time without sorting. An entry is
-    /// stale once its handshake no longer waits for the client.
+    /// Handshakes whose flight is to be resent, each with the time of the resend. There is
+    /// one queue for each timeout, so that every queue is ordered by time without sorting.
+    /// An entry is stale once its handshake no longer waits for the client.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
-    /// Handshakes in which a record failed under the keys, ordered by time. Each is
+    /// Handshakes in which a record failed to authenticate, ordered by time. Each is
     /// abandoned at the given time unless it has completed by then.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
@@ -288,15 +290,17 @@ impl<P> Endpoint<P> {
         Some(connection.max_data().min(self.config.max_datagram() - overhead))
     }
 
-    /// Returns the next event. After each call of any other method, call this one until it
+    /// Returns the next event. After calling any other method, call this one until it
     /// returns `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Wipes the stack below the caller if a session has ended since the last wipe. Every
-    /// function that may end a session calls this method last. It is inlined, because
-    /// otherwise its own frame would not be wiped.
+    /// Wipes the stack below the caller if a session has ended since the last wipe.
+    /// [`receive`](Self::receive), [`handle_timeout`](Self::handle_timeout) and the methods
+    /// that close sessions call this method last. If a session ends in another method, such
+    /// as [`send`](Self::send), the next of those calls wipes the stack. This method is
+    /// inlined, because otherwise its own frame would not be wiped.
     #[inline(always)]
     fn wipe_after_close(&mut self) {
         if std::mem::take(&mut self.has_closed) {
@@ -385,9 +389,8 @@ impl<P> Endpoint<P> {
         self.send_record(session.0, ContentType::ApplicationData, data, out)
     }
 
-    /// Sends data like [`send`](Self::send), but to the address of the client that was
-    /// validated last. Needed for a client that moved on while that address was being
-    /// validated.
+    /// Sends data like [`send`](Self::send), but to the client's most recently validated
+    /// address. Needed for a client that moved on while that address was being validated.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;
@@ -426,7 +429,7 @@ impl<P> Endpoint<P> {
 
     /// Closes up to `most` sessions with a close_notify, those idle longest first. Returns
     /// the number of sessions left. A server calls this when it shuts down (RFC 5246
-    /// §7.2.1), so that its clients reconnect at once instead of waiting for an answer.
+    /// §7.2.1), so that its clients reconnect immediately instead of waiting for an answer.
     pub fn close_oldest(&mut self, most: usize, out: &mut impl Outbox) -> usize {
         for _ in 0..most {
             let Some((_, oldest)) = self.sessions.oldest() else { break };

@@ -3,10 +3,10 @@
 //! which are the business of the endpoint.
 //!
 //! Until the client's Finished is verified, anyone can send messages in the client's name.
-//! Therefore no unauthenticated message ends a handshake or destroys what it needs. The
-//! result of the hellos is kept to the end, and invalid messages are silently dropped (RFC
-//! 6347 §4.1.2.7). A ClientKeyExchange is only a [`Claim`]: until one claim is proven,
-//! another may replace it.
+//! Therefore no unauthenticated message ends a handshake or destroys state that the
+//! handshake needs. The result of the hellos is kept to the end, and invalid messages are
+//! silently dropped (RFC 6347 §4.1.2.7). A ClientKeyExchange is only a [`Claim`]: until one
+//! claim is proven, another may replace it.
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -240,8 +240,8 @@ impl Handshake {
         let Some(body) = self.reassembly.add(fragment) else { return Step::Continue };
         let awaits_hello = matches!(self.stage, Stage::Hello);
         match self.message(&body, offer, random) {
-            // Only the first fragment contains the cookie. Anyone may have sent the
-            // others, so the handshake keeps waiting for those of the client.
+            // Only the first fragment contains the cookie. Anyone may have sent the others,
+            // so the handshake keeps waiting for the client's own fragments.
             Step::Fail(_, Failure::Malformed) if awaits_hello => {
                 self.stage = Stage::Hello;
                 Step::Dropped
@@ -339,7 +339,8 @@ impl Handshake {
             return Step::Dropped;
         }
         let ephemeral = exchange.ephemeral.as_ref().zip(point);
-        // The hello was already charged for the curve operation of the first claim.
+        // The curve operation of the first claim was already charged when the hello
+        // arrived.
         if let Some((key, _)) = ephemeral
             && exchange.claims > 0
             && !(offer.affords)(key.group())
@@ -420,7 +421,7 @@ impl Handshake {
                 return Step::Dropped;
             }
             // When the list is full, the newest records are kept: an attacker who sends
-            // records first must not keep out the client's.
+            // records first must not crowd out the client's records.
             let is_full = self.early.len() >= MAX_EARLY;
             if is_full {
                 self.early.remove(0);
@@ -485,8 +486,8 @@ impl Handshake {
             return Step::Continue;
         };
         let expected = master.verify_data(Sender::Client, &hash);
-        // The client has the same keys but another transcript: an attacker has changed the
-        // hellos in transit.
+        // If verify_data is wrong, the client has the same keys but a different transcript,
+        // because an attacker has changed the hellos in transit.
         if body.len() != VERIFY_DATA || !bool::from(expected.ct_eq(body)) {
             return Step::Fail(Alert::DecryptError, Failure::WrongFinished);
         }
@@ -509,7 +510,7 @@ impl Handshake {
         }
         // RFC 6347 §4.1: sequence numbers do not wrap. After the flight, ChangeCipherSpec
         // needs one more number. If the hello's record number is so high that the numbers
-        // do not suffice, nothing is sent rather than a part of the flight.
+        // do not suffice, no part of the flight is sent.
         if self.next_record + records > MAX_SEQUENCE {
             self.flight = flight;
             return;

@@ -23,13 +23,14 @@ pub(crate) struct Link {
 type Older = std::num::NonZeroU32;
 
 impl Link {
-    /// Creates the link of a session whose key this holder has.
+    /// Creates the link of a session of this holder. The session is not in the list yet.
     pub(crate) fn of(holder: u64) -> Self {
         Self { holder: (holder as u32).max(1), older: None }
     }
 }
 
-/// The sessions of each holder, as linked lists. The table has the newest session of each list.
+/// The sessions of each holder, as linked lists. The hash table contains the slot index of
+/// the newest session in each list, and each [`Link`] leads to the next older one.
 #[derive(Default)]
 pub(crate) struct Holders(HashTable<u32>);
 

@@ -1,18 +1,19 @@
-//! Hashes under a key that comes from the endpoint's seed. Where two hashes that collide change
-//! what the endpoint does, as in `Completions`, the key of a `RandomState` would make each run of
-//! one seed different.
+//! Hashes under a key derived from the endpoint's seed. In `Completions`, for example, a collision
+//! of two hashes changes what the endpoint does. With the random key of a `RandomState`, two runs
+//! with the same seed could therefore differ.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use sha2::{Digest, Sha256};
 
-/// Makes hashers that have read the key first. No one who does not know the key can choose
-/// values that collide.
+/// Creates hashers that have already hashed the key. Without the key, no one can choose values that
+/// collide.
 pub(crate) struct KeyedState([u8; 32]);
 
 impl KeyedState {
-    /// Derives the key from the endpoint's seed. The key is not a part of what the endpoint's
-    /// generator makes of the same seed, because much of that is public.
+    /// Derives the key from the endpoint's seed. The key is not taken from the endpoint's
+    /// generator, which has the same seed, because much of what the generator produces is sent to
+    /// clients.
     pub(crate) fn of_seed(seed: &[u8; 32]) -> Self {
         Self(Sha256::new().chain_update(b"hash key").chain_update(seed).finalize().into())
     }

@@ -23,18 +23,18 @@ pub(crate) const FINISHED: u8 = 20;
 
 /// Signalling suite with the meaning of an empty renegotiation_info (RFC 5746 §3.3).
 const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
-/// RFC 6066 §4.
+/// Type of the extension (RFC 6066 §4).
 const MAX_FRAGMENT_LENGTH: u16 = 0x0001;
-/// RFC 8422 §5.1.
+/// Types of the extensions for groups and point formats (RFC 8422 §5.1).
 const SUPPORTED_GROUPS: u16 = 0x000a;
 const EC_POINT_FORMATS: u16 = 0x000b;
-/// RFC 8449 §4.
+/// Type of the extension (RFC 8449 §4).
 const RECORD_SIZE_LIMIT: u16 = 0x001c;
-/// RFC 9146 §3.
+/// Type of the extension (RFC 9146 §3).
 const CONNECTION_ID: u16 = 0x0036;
-/// RFC 7627 §5.1.
+/// Type of the extension (RFC 7627 §5.1).
 const EXTENDED_MASTER_SECRET: u16 = 0x0017;
-/// RFC 5746 §3.2.
+/// Type of the extension (RFC 5746 §3.2).
 const RENEGOTIATION_INFO: u16 = 0xff01;
 
 /// Value of record_size_limit that the server announces to a client that sends this
@@ -47,11 +47,11 @@ const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 /// Longest identity accepted, in bytes. RFC 4279 §5.3 requires support for up to 128
 /// bytes.
 pub(crate) const MAX_IDENTITY: usize = 128;
-/// Longest ClientKeyExchange accepted, in bytes. The limit is above the longest valid one,
-/// so that the log can report the length of an identity that is too long. The point of an
-/// ephemeral suite takes up to 65 bytes.
+/// Longest ClientKeyExchange accepted, in bytes. A valid one is much shorter: an identity
+/// of up to 128 bytes and, in an ephemeral suite, a point of up to 65 bytes. The limit is
+/// higher so that the log can report the length of an identity that is too long.
 pub(crate) const MAX_CLIENT_KEY_EXCHANGE: usize = 512;
-/// Maximum number of extensions in a ClientHello. Known stacks send less than half as
+/// Maximum number of extensions in a ClientHello. Known stacks send fewer than half as
 /// many.
 const MAX_EXTENSIONS: usize = 64;
 
@@ -173,8 +173,8 @@ pub(crate) struct ClientHello<'a> {
     null_compression: bool,
     pub(crate) extended_master_secret: bool,
     pub(crate) secure_renegotiation: bool,
-    /// Big-endian 16-bit codes. `None` for clients older than RFC 4492, which do not send
-    /// the extension.
+    /// Big-endian 16-bit codes. `None` if the client does not send the extension, like
+    /// clients older than RFC 4492.
     groups: Option<&'a [u8]>,
     pub(crate) point_formats: bool,
     pub(crate) size_limit: Option<SizeLimit>,
@@ -207,7 +207,7 @@ pub(crate) enum BadHello {
     Malformed,
     /// The hello is well-formed, but contains a value that its RFC forbids.
     IllegalParameter,
-    /// The hello begins a first handshake, but claims to be a renegotiation (RFC 5746
+    /// The hello begins an initial handshake, but claims to be a renegotiation (RFC 5746
     /// §3.6).
     Renegotiation,
 }
@@ -274,7 +274,7 @@ impl<'a> ClientHello<'a> {
             match kind {
                 EXTENDED_MASTER_SECRET if body.is_empty() => self.extended_master_secret = true,
                 EXTENDED_MASTER_SECRET => return Err(BadHello::Malformed),
-                // RFC 5746 §3.6: in a first handshake, the field renegotiated_connection
+                // RFC 5746 §3.6: in an initial handshake, the field renegotiated_connection
                 // is empty.
                 RENEGOTIATION_INFO if whole(body, Reader::vector8)?.is_empty() => {
                     self.secure_renegotiation = true;
@@ -513,7 +513,8 @@ mod tests {
         assert_eq!(ClientHello::read(&body).err(), Some(BadHello::Malformed));
     }
 
-    /// RFC 5246 §7.4.1.3: a hello without extensions also omits the length of their list.
+    /// RFC 5246 §7.4.1.3: a ServerHello without extensions also omits the length of the
+    /// list of extensions.
     #[test]
     fn a_server_hello_without_extensions_ends_with_the_compression() {
         let hello = ServerHello {

@@ -85,8 +85,8 @@ pub struct Config {
     /// Maximum number of handshakes in progress; at the limit the oldest is abandoned.
     pub max_handshakes: usize,
     /// Maximum number of handshakes in progress from one IPv4 address or IPv6 /64. At the
-    /// limit, the oldest handshake from there is abandoned. The default is large, because
-    /// a whole factory may share one address.
+    /// limit, the oldest handshake from that address is abandoned. The default is large,
+    /// because a whole factory may share one address.
     pub max_handshakes_per_address: usize,
     /// CPU time that handshakes from one network may use in a burst without completing. A
     /// network is an IPv4 address or an IPv6 /64. All networks of an IPv6 /56 together get
@@ -165,7 +165,7 @@ impl Psk {
     /// Longest key in bytes (RFC 4279 §5.4).
     pub const MAX: usize = 64;
 
-    /// Creates a key, or returns `None` unless it has 1–64 bytes.
+    /// Creates a key. Returns `None` unless it has 1–64 bytes.
     pub fn new(key: Vec<u8>) -> Option<Self> {
         let key = Zeroizing::new(key);
         (1..=Self::MAX).contains(&key.len()).then_some(Self(key))

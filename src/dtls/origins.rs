@@ -1,6 +1,6 @@
 //! Counts the handshakes in progress per origin, so that a single origin cannot use up the
-//! server's limit on handshakes. An origin is an IPv4 address or an IPv6 /64: a subscriber
-//! owns all addresses in a /64.
+//! server's limit on handshakes. An origin is an IPv4 address or an IPv6 /64, because one
+//! subscriber owns all addresses in a /64.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,8 +38,8 @@ impl Origins {
         let origin = self.0.entry(prefix(peer)).or_default();
         origin.live += 1;
         origin.begun.push_back(handle);
-        // Without this, the list of a busy origin would grow even though its handshakes
-        // complete.
+        // Without this cleanup, the list of a busy origin would keep growing even though
+        // its handshakes complete.
         while origin.begun.front().is_some_and(|&oldest| !is_live(oldest)) {
             origin.begun.pop_front();
         }
@@ -68,8 +68,8 @@ impl Origins {
 
 pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
     match peer.ip().to_canonical() {
-        // As a number, an IPv4 address equals an IPv6 network that is never routed (RFC
-        // 6890).
+        // The number of an IPv4 address is also that of an IPv6 /64, but this /64 is never
+        // routed (RFC 6890).
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }

@@ -9,8 +9,8 @@ pub(crate) const HEADER: usize = 13;
 /// counting a connection ID: the header, the explicit nonce, the longest tag, and the
 /// inner type (RFC 9146 §4).
 pub(crate) const MAX_OVERHEAD: usize = HEADER + 8 + 16 + 1;
-/// Highest sequence number of a record, which has 48 bits. An association ends when it has
-/// used this number.
+/// Highest sequence number of a record: sequence numbers have 48 bits. An association ends
+/// once it has used this number.
 pub(crate) const MAX_SEQUENCE: u64 = (1 << 48) - 1;
 /// Longest plaintext in bytes (RFC 5246 §6.2.1).
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
@@ -114,8 +114,8 @@ pub(crate) struct Record<'d> {
 /// another.
 pub(crate) struct Records<'d> {
     rest: &'d mut [u8],
-    /// Length of a connection ID in bytes. The record does not contain it: the receiver
-    /// has chosen the ID and so knows its length (RFC 9146 §4).
+    /// Length of a connection ID in bytes. A record contains the ID but not its length,
+    /// because the receiver chose the ID and knows how long it is (RFC 9146 §4).
     id_length: usize,
 }
 

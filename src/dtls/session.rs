@@ -25,7 +25,7 @@ pub(crate) struct FinalFlight {
 
 /// The content of a protected record.
 pub(crate) enum Opened {
-    /// Data for the application: this range of the payload, not empty.
+    /// Data for the application: a range of the payload that is not empty.
     Data(Range<usize>),
     /// An alert: its level and its description.
     Alert(u8, u8),

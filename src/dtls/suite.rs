@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 
 use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
 
-// CCM and GCM only ever encrypt with AES, so these types build no key schedule for
-// decryption.
+// CCM and GCM use only the encryption direction of AES, even to open a record, so these
+// types build no key schedule for decryption.
 pub(super) type Ccm8 = Ccm<Aes128Enc, U8, U12>;
 pub(super) type Ccm16 = Ccm<Aes128Enc, U16, U12>;
 pub(super) type Gcm = AesGcm<Aes128Enc, U12>;

@@ -2,7 +2,7 @@
 //! [`Reader`]: it hands out sub-slices and never indexes, so a length field cannot reach
 //! past its message.
 
-/// Error: a message is shorter than its fields require, or a field is out of its bounds.
+/// Error: a message is shorter than its fields require, or a field has an invalid value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 

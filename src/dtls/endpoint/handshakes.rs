@@ -56,9 +56,9 @@ pub(super) struct Progress<P> {
     /// Time at which the flight was last sent, and number of times the timer has resent
     /// it.
     sent: Option<(Instant, usize)>,
-    /// Set if the hello that started the handshake has already led to a session, so that
-    /// it is most likely a late copy. The hello is answered, but the timer does not resend
-    /// the flight, and a handshake that does not complete is no failure.
+    /// Set if the hello that started the handshake has already led to a session, so that it
+    /// is most likely a late copy. The hello is answered, but the timer does not resend the
+    /// flight, and if the handshake does not complete, this does not count as a failure.
     is_late: bool,
     /// Description code of the last fatal alert sent in the client's name, by the client
     /// or anyone else.
@@ -256,8 +256,8 @@ impl<P> Endpoint<P> {
 
     /// Asks an unknown client to prove that it receives at its address (RFC 6347 §4.2.1),
     /// and keeps no state. The answer is never longer than the hello. Its record and
-    /// message numbers are copied from the hello. So a client accepts the answer as the
-    /// next message, even if the hello was not its first (§4.2.2).
+    /// message numbers are copied from the hello, so that a client accepts the answer as
+    /// the next message even if the hello was not its first (§4.2.2).
     fn verify_hello(
         &mut self,
         now: Instant,
@@ -337,8 +337,8 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Ends a handshake because of a wrong key. An unknown identity ends in the same way
-    /// (RFC 4279 §2).
+    /// Ends a handshake because of a wrong key. A handshake with an unknown identity ends
+    /// in the same way (RFC 4279 §2).
     fn wrong_key(&mut self, handle: Handle, out: &mut impl Outbox) {
         self.send_alert(handle, Alert::DecryptError, out);
         self.fail_handshake(handle, Failure::WrongKey);
@@ -371,8 +371,8 @@ impl<P> Endpoint<P> {
             }
             other => other,
         };
-        // If the hello was a late copy, its original has led to a session, so this is no
-        // failure.
+        // If the hello was a late copy, its original has led to a session, so the end of
+        // this handshake is not a failure.
         if is_late && reason != Failure::WrongKey {
             return;
         }
@@ -383,8 +383,8 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Abandons handshakes that have not completed in time since a record failed under
-    /// their keys.
+    /// Ends handshakes in which a record failed to authenticate and which have not
+    /// completed in the time allowed since then.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {
@@ -436,7 +436,8 @@ impl<P> Endpoint<P> {
     }
 
     /// Removes stale entries from the front of the queues. This keeps the queues short:
-    /// they hold no entry older than that of the oldest handshake that still waits.
+    /// they hold no entry older than the entry of the oldest handshake that is still
+    /// waiting.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {

@@ -219,8 +219,8 @@ impl<P> Endpoint<P> {
     }
 
     /// Evicts a session to make room for a new one. Among the sessions idle longest, it
-    /// chooses one of the network with the most sessions. A session with a request in
-    /// progress is chosen only if all of them have one.
+    /// chooses one from the network with the most sessions. A session with a request in
+    /// progress is chosen only if all candidates have one.
     fn make_room(&mut self, out: &mut impl Outbox) {
         let greediness = |handle: &Handle| {
             let peer = self.sessions.path(*handle).map(|path| path.peer);
@@ -312,9 +312,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Seals a record, and sends it if the client's current path is validated or has
-    /// enough credit left. Returns the result of sealing and whether the record was sent.
-    /// Returns `None` if the session is gone.
+    /// Seals a record, and sends it if the client's current path is validated or has enough
+    /// credit left. Returns the result of sealing and whether the record was sent. Returns
+    /// `None` if the session no longer exists.
     fn send_from_session(
         &mut self,
         handle: Handle,

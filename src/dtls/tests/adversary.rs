@@ -21,7 +21,7 @@ fn fragment(kind: u8, sequence: u16, length: usize, body: &[u8]) -> Vec<u8> {
     [out, body.to_vec()].concat()
 }
 
-/// Returns a client and its hello with a valid cookie, which is not sent yet.
+/// Returns a client and its hello with a valid cookie. The hello has not been sent yet.
 fn second_hello(server: &mut Server, profile: Profile, from: SocketAddr) -> (Client, Vec<u8>) {
     let mut client = Client::new(profile, [3; 32]);
     let hello = client.start(server.now).concat();
@@ -75,9 +75,9 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     assert_eq!(server.receive(peer(), &again), []);
 }
 
-/// The timer keeps to the same half of the timeout. A copy that the client has asked for
-/// does not move the timer, which is due 1 s and 3 s after the flight was first sent. RFC
-/// 6347 §4.2.4 would reset it.
+/// The timer does not resend a flight that was sent less than half of its timeout ago. A
+/// resend that the client has asked for does not move the timer, which expires 1 s and 3 s
+/// after the flight was first sent. RFC 6347 §4.2.4 would reset the timer.
 #[test]
 fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     for (asked, copies) in [(500, [1, 1]), (501, [0, 1]), (999, [0, 1])] {
@@ -93,9 +93,9 @@ fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     }
 }
 
-/// Clients without a key can start only as many handshakes from one address as its burst
-/// allows, and then a share per second. Devices at other addresses are not held up, nor
-/// are devices at this address that have a key.
+/// From one address, clients without a key can start only as many handshakes as the burst
+/// allows, and after that only as many as the regained budget allows. This does not hold up
+/// devices at other addresses, nor devices at the same address that have a key.
 #[test]
 fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     let unfinished_burst = Duration::from_millis(40);
@@ -253,8 +253,8 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
     }
 }
 
-/// Of many claims packed into one datagram, only one is processed. The others do not use
-/// up the limit that the client's own claim needs.
+/// Of many claims packed into one datagram, only one is processed. The others do not count
+/// towards the limit on claims, so the client's own claim is still processed.
 #[test]
 fn one_datagram_makes_at_most_one_claim() {
     for suite in [profile(), ephemeral(29)] {
@@ -479,7 +479,7 @@ fn a_failed_handshake_reports_the_suites_identity_and_alert_of_its_client() {
     assert_eq!(*reported, 128);
 }
 
-/// Connects a client whose key `holder` has.
+/// Connects a client whose session belongs to `holder`.
 fn connect_as(server: &mut Server, holder: Holder, profile: Profile, from: SocketAddr, random: u8) {
     server.hold_keys = true;
     let mut client = Client::new(profile, [random; 32]);

@@ -191,8 +191,8 @@ fn data_to_a_validated_address_is_limited_to_one_record() {
 }
 
 /// Lets the server receive datagrams without answering them, and then send the longest
-/// answer allowed. Returns its length plus `headers`, the length of the IP and UDP
-/// headers.
+/// answer allowed. Returns the length of this answer plus `headers`, the length of the IP
+/// and UDP headers.
 fn longest_answer(server: &mut Server, received: Vec<(SocketAddr, Vec<u8>)>, headers: usize) -> usize {
     let mut out = Outgoing::new();
     for (from, mut bytes) in received {
@@ -225,7 +225,7 @@ fn the_headers_of_a_datagram_count_once_for_all_its_records() {
     assert_eq!(longest_answer(&mut server, vec![(elsewhere(), moved)], 28), most);
 }
 
-/// An attacker may have held back a record of the client, and send it from an address that
+/// An attacker may hold back a record of the client and send it later from an address that
 /// the client has left.
 #[test]
 fn bytes_from_another_address_earn_nothing_for_the_clients_own() {

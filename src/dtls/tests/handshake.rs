@@ -1,5 +1,5 @@
 //! Handshakes of every kind of client, over networks that lose, repeat, reorder and
-//! fragment.
+//! fragment messages.
 
 use std::collections::HashSet;
 
@@ -68,8 +68,8 @@ fn over_bad_network(seed: u64, loss: f64, duplication: f64, profile: Profile) ->
     let mut server = Server::new(Config { handshake_timeout: Duration::from_secs(300), ..Config::default() });
     let start = server.now;
     let mut client = Client::new(profile, [seed as u8; 32]);
-    // Datagrams on the network: time of arrival, whether it goes to the server, and its
-    // bytes.
+    // Datagrams on the network, each with its time of arrival, whether it goes to the
+    // server, and its bytes.
     let mut network: Vec<(Instant, bool, Vec<u8>)> = Vec::new();
     let mut send = |network: &mut Vec<_>, now: Instant, to_server: bool, datagram: Vec<u8>| {
         let copies = if random.random_bool(duplication) { 2 } else { 1 };
@@ -285,8 +285,9 @@ fn a_wrong_key_fails_with_an_ephemeral_suite_as_well() {
     assert_eq!(alert_after(&mut server, &mut client, Duration::from_secs(12)), Some((2, 51)));
 }
 
-/// RFC 7748 §6.1: an all-zero secret is refused before any key is looked up. Anyone can
-/// send such a point in the client's name, so the message is silently dropped.
+/// RFC 7748 §6.1: a point that leads to an all-zero secret is refused before any key is
+/// looked up. Anyone can send such a point in the client's name, so the message is silently
+/// dropped.
 #[test]
 fn a_point_of_small_order_is_dropped() {
     let mut server = Server::new(Config::default());
@@ -323,7 +324,7 @@ fn a_hello_with_unsupported_extensions_leads_to_a_full_handshake() {
 }
 
 /// RFC 5246 §7.4.1.3. With the same server random, two handshakes of a device without
-/// entropy would have the same keys, and so the same nonces.
+/// entropy would have the same keys, so each nonce would be used twice under one key.
 #[test]
 fn each_server_hello_has_a_random_of_its_own() {
     let mut server = Server::new(Config::default());

@@ -1,6 +1,6 @@
 //! Tests of the endpoint as a black box, in memory and in virtual time: whole handshakes
-//! over networks that lose, repeat, reorder and fragment, and clients that reboot, lie or
-//! go silent.
+//! over networks that lose, repeat, reorder and fragment messages, with clients that
+//! reboot, lie or go silent.
 
 mod adversary;
 mod connection_id;
@@ -49,7 +49,7 @@ struct Server {
     now: Instant,
     events: Vec<Event>,
     /// Holds keys back until [`provide`](Self::provide) is called, instead of providing
-    /// them at once.
+    /// them immediately.
     hold_keys: bool,
     waiting: Vec<(HandshakeId, Box<[u8]>)>,
     data: Vec<(SessionId, Vec<u8>)>,
@@ -155,8 +155,8 @@ fn converse(server: &mut Server, client: &mut Client, from: SocketAddr, mut to_s
         let mut next = Vec::new();
         for datagram in to_server {
             for (to, answer) in server.receive(from, &datagram) {
-                // The answer may go to another client, such as an alert because it was
-                // evicted.
+                // The answer may be for another client, for example an alert because that
+                // client was evicted.
                 if to == from {
                     next.extend(client.receive(server.now, &answer));
                 }

@@ -1,5 +1,5 @@
-//! Properties of the wire formats that hold for any input: of the record layer, of
-//! handshake messages and their fragments, and of the extensions of a hello.
+//! Properties of the wire formats that hold for any input. They cover the record layer,
+//! handshake messages and their fragments, and the extensions of a hello.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ fn key() -> KeyBlock {
     KeyBlock::derive(|block| block.fill(7))
 }
 
-/// Reads one record and opens it, as a receiver whose connection ID this is.
+/// Reads one record and opens it, as the receiver that chose `connection_id`.
 fn open(suite: Suite, mut datagram: Vec<u8>, connection_id: &[u8]) -> Option<(ContentType, Vec<u8>)> {
     let mut records = Records::with_id_length(&mut datagram, connection_id.len());
     let Record { header, payload, .. } = records.next()?;
@@ -50,8 +50,8 @@ fn hello(session_id: &[u8], suites: &[u16], extensions: &[(u16, Vec<u8>)]) -> Ve
     body
 }
 
-/// Generates extensions that the server does not know, of any type and of the types that
-/// GREASE reserves.
+/// Generates extensions that the server does not know. Some have a random type, others a
+/// type that GREASE reserves.
 fn unknown_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     let known = [1, 10, 11, 23, 28, 54, 0xff01];
     let kind = prop_oneof![

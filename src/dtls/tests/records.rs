@@ -201,7 +201,7 @@ fn limits_on_the_record_size_are_answered_and_respected() {
         (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
         (vec![0, 1, 0, 1, 4], Some((1, vec![4])), ONE_DATAGRAM),
         (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
-        // record_size_limit applies, whichever of the two comes first.
+        // record_size_limit applies, whichever of the two extensions comes first.
         (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![], None, ONE_DATAGRAM),

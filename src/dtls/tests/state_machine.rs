@@ -214,8 +214,9 @@ fn a_cookie_is_not_valid_for_another_hello() {
     assert_eq!(server.endpoint.handshakes(), 0);
 }
 
-/// The fuzzer mutates hellos from this byte on. With a smaller offset, it would test only the
-/// answer to an invalid cookie; with a larger one, it would miss bytes.
+/// The fuzzer mutates hellos from the offset that `cookie_end` returns. If this offset were
+/// too small, the fuzzer would test only the answer to an invalid cookie; if it were too
+/// large, the fuzzer would skip bytes.
 #[test]
 fn the_cookie_ends_in_the_hello_where_the_client_says() {
     for (session_id, fragment) in [(0, usize::MAX), (32, usize::MAX), (0, 70)] {
@@ -311,7 +312,7 @@ fn other_messages_under_the_right_keys_are_not_taken_for_finished() {
     assert!(finish(&mut server, &mut client, &[&finished]));
 }
 
-/// A key that comes late belongs to the claim for which it was requested. Otherwise an
+/// A key that arrives late belongs to the claim for which it was requested. Otherwise an
 /// attacker who forges a claim could give another client's session an identity of the
 /// attacker's choice.
 #[test]
