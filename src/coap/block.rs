@@ -92,8 +92,8 @@ pub(super) enum Assembled {
     Complete(Vec<u8>),
     /// More blocks will follow; to be answered with 2.31.
     Continue,
-    /// An earlier block is missing, or the block differs from what was received in its
-    /// place; to be answered with 4.08.
+    /// An earlier block is missing, or the block differs from the one received before at
+    /// the same offset; to be answered with 4.08.
     Incomplete,
     /// The body is longer than accepted; to be answered with 4.13.
     TooLarge,
@@ -120,8 +120,8 @@ pub(super) struct Transfers<K> {
     transfers: BTreeMap<u64, Transfer<K>>,
     /// Numbers of each peer's transfers, oldest first.
     of_peer: HashMap<K, Vec<u64>>,
-    /// The number of each peer's oldest transfer, in the set for the number of further
-    /// transfers that the peer has.
+    /// Number of each peer's oldest transfer. The set at index n holds the numbers for the
+    /// peers that have n + 1 transfers.
     oldest: [BTreeSet<u64>; MAX_OF_PEER],
     evicted: u64,
     next: u64,
@@ -185,8 +185,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Assembled::Complete(body)
     }
 
-    /// Keeps a response whose further blocks the client will request. Returns its number,
-    /// which serves as ETag.
+    /// Keeps a response whose further blocks the client will request. Returns the number of
+    /// the transfer, which serves as ETag.
     pub(super) fn keep(
         &mut self,
         now: Instant,
@@ -268,8 +268,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.next += 1;
         self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
         self.change(peer, |numbers| numbers.push(number));
-        // The peer with the most transfers, counting this new one, loses its oldest. No
-        // peer can thus displace a transfer of a peer that has fewer than itself.
+        // The peer with the most transfers, counting this new one, loses its oldest. So no
+        // peer can displace a transfer of another peer that has fewer transfers.
         if self.transfers.len() > self.max
             && let Some(&oldest) = self.oldest.iter().rev().find_map(BTreeSet::first)
         {

@@ -37,10 +37,11 @@ pub enum Verdict {
     Verified,
     /// The caller must answer with this message and keep no state. The message is a 4.01
     /// with a fresh value, which is shortened so that the answer is no longer than the
-    /// request. Without space for a value, the answer has none. RFC 9175 §2.6 would allow
-    /// three times the length of the request.
+    /// request. If there is no space for a value, the message has none. RFC 9175 §2.6 would
+    /// allow three times the length of the request.
     Challenge(Vec<u8>),
-    /// The message is not a request, so its answer, if any, is short.
+    /// The message is not a request. The caller may process it, because the answer, if any,
+    /// is short.
     Pass,
 }
 
@@ -58,7 +59,8 @@ impl Echo {
         Self { secret: Zeroizing::new(secret), made: now, wrong: (0, 0) }
     }
 
-    /// Checks a message received from `address`, given in any form that identifies it.
+    /// Checks a message received from `address`, which may have any form that identifies
+    /// the peer's address.
     pub fn verify(&mut self, now: Instant, address: &[u8], bytes: &[u8]) -> Verdict {
         let Incoming::Request(packet, token) = message::read(bytes) else { return Verdict::Pass };
         let period = now.saturating_duration_since(self.made).as_secs() / PERIOD.as_secs();

@@ -96,8 +96,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<Request<K>> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
-            // A reset that matches neither an outstanding answer nor the ping is a guess,
-            // and ends the ping.
+            // A reset with the ping's ID answers the ping. A reset that matches neither the
+            // ping nor an outstanding answer is a guess. This condition ends the ping in
+            // both cases.
             Incoming::Reset(id)
                 if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
             {
@@ -200,9 +201,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.answer(now, exchange, response, None, out)
     }
 
-    /// Sends the answers that the transport did not accept before. To be called once it
-    /// accepts messages for the peer again. Returns the number of answers that it accepted
-    /// now.
+    /// Sends the answers that the transport did not accept before. To be called once the
+    /// transport accepts messages for the peer again. Returns the number of answers that
+    /// the transport accepted now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));
         for (answer, unsent) in self.peers.get_mut(peer).into_iter().flat_map(Peer::unsent) {
@@ -222,10 +223,10 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     }
 
     /// Sends a ping, an empty confirmable message (RFC 7252 §4.3), to check that a peer
-    /// receives at its current address. The peer's reset must contain the message ID of
-    /// the ping, which no one else knows. Sends the same message again unless
-    /// [`end_ping`](Self::end_ping) was called. Returns whether the transport accepted the
-    /// message.
+    /// receives at its current address. The peer's reset must contain the message ID of the
+    /// ping, which no one else knows. While a ping is unanswered, another call sends the
+    /// same message again, unless [`end_ping`](Self::end_ping) was called. Returns whether
+    /// the transport accepted the message.
     pub fn ping(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let random = &mut self.random;
         let id = *self.pings.entry(peer).or_insert_with(|| random.random());
@@ -303,8 +304,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         payload: Vec<u8>,
     ) -> Result<Vec<u8>, Response> {
         let most = self.config.max_request_body;
-        // RFC 7959 §2.9.3: the refusal states the limit, so that the client can stop at
-        // once.
+        // RFC 7959 §2.9.3: the refusal states the limit, so that the client can stop
+        // immediately.
         let too_large = || {
             let refusal = Response::problem(Code::RequestEntityTooLarge, "the payload is too long");
             Err(refusal.with_size1(most.try_into().unwrap_or(u32::MAX)))
@@ -381,10 +382,10 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         delivery
     }
 
-    /// Builds the message of a response. This is the whole response if it fits and no
-    /// block was requested, otherwise one block of it (RFC 7959 §2.4). A block past the
-    /// end becomes 4.00. If the peer's messages are too short for a block, the response
-    /// becomes 5.00. Returns `None` if not even an error fits.
+    /// Builds the message of a response. The message holds the whole response if it fits
+    /// and no block was requested, otherwise one block of it (RFC 7959 §2.4). A request for
+    /// a block past the end is answered with 4.00. If not even the smallest block fits, the
+    /// answer is 5.00. Returns `None` if not even an error fits.
     fn message(
         &mut self,
         now: Instant,
@@ -403,8 +404,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             size2: working.wants_size2.then_some(total),
             ..Blocks::default()
         };
-        // A further block can be requested only of a kept response. An error is sent from
-        // its start.
+        // A block other than the first is sent only from a kept response. Any other
+        // response, such as an error, is sent from its start.
         let asked = working.block2.filter(|block| block.is_first() || kept.is_some());
         if asked.is_none() || body.is_empty() {
             let whole = message::response(head, response, blocks, body);
@@ -413,7 +414,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             }
         }
         let asked = asked.unwrap_or(Block::first());
-        // The first block has the most options, so room is left for those.
+        // The first block has the most options, so space is reserved for its options.
         let room = Blocks { block2: Some(asked), size2: Some(total), etag: Some([0xff; 4]), ..blocks };
         let overhead = message::response(head, response, room, &[]).len() + 1;
         let room = max.saturating_sub(overhead);

@@ -36,8 +36,8 @@ struct Exchange {
 }
 
 enum State {
-    /// The request is in progress. Boxed to keep this type small, because a device that
-    /// was served needs only the answer.
+    /// The request is in progress. Boxed to keep this type small, because only the answer
+    /// is kept for a device that has been served.
     Working(Box<Working>),
     /// The answer, which is sent again when the request is repeated. Empty if only the
     /// acknowledgement is repeated, such as after a separate answer.
@@ -61,8 +61,8 @@ pub(super) struct Working {
     pub(super) digest: u64,
 }
 
-/// Message IDs from `first` to `last`, which may wrap around. The answers to these
-/// requests were dropped.
+/// Message IDs, from `first` to `last`, of requests whose answers were dropped. The range
+/// may wrap around.
 struct Range {
     first: u16,
     last: u16,
@@ -152,7 +152,7 @@ impl Peer {
     }
 
     /// Makes room for one more request. Does not forget an earlier request before its
-    /// lifetime ends, because a repetition would be worked on again.
+    /// lifetime ends, because a repetition of that request would then be worked on again.
     pub(super) fn make_room(&mut self, clock: Clock, most: usize) -> Result<(), Full> {
         self.exchanges.retain(|old| !old.is_over(clock));
         self.exchanges.shrink_to_fit();
@@ -214,9 +214,10 @@ impl Peer {
         })
     }
 
-    /// Returns a message ID for a message from this endpoint. The ID is not repeated to
+    /// Returns a message ID for a message from this endpoint. The ID is not used again for
     /// this peer within EXCHANGE_LIFETIME (RFC 7252 §4.4): each such message answers a
-    /// request, and the peer does not reuse the ID of its request within that time either.
+    /// request, and the peer cannot send more than 2^16 requests within that time without
+    /// using a message ID again itself.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);

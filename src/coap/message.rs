@@ -61,8 +61,8 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
     let request = if (1..32).contains(&code) { read_request(bytes) } else { None };
     match request {
         Some((packet, token)) => Incoming::Request(packet, token),
-        // §4.2: reject with a reset; this includes the ping (§4.3), an unexpected
-        // response, and a reserved code.
+        // §4.2: any other confirmable message is rejected with a reset. This includes a
+        // ping (§4.3), an unexpected response, and a reserved code.
         None if confirmable => Incoming::Rejected(id),
         None => Incoming::Ignored,
     }
@@ -70,8 +70,9 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
 
 fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let (header, rest) = bytes.split_first_chunk::<4>()?;
-    // RFC 8974 §2.1: a field of 0 to 12 is the token length. A field of 13 is followed by
-    // one byte, the token length minus 13; a field of 14 is followed by two.
+    // RFC 8974 §2.1: a length field of 0 to 12 is the token length itself. A field of 13 is
+    // followed by one byte, the token length minus 13. A field of 14 is followed by two
+    // bytes.
     let (length, rest) = match (header[0] & 15, rest) {
         (length @ 0..=12, rest) => (usize::from(length), rest),
         (13, &[length, ref rest @ ..]) => (13 + usize::from(length), rest),
@@ -227,7 +228,8 @@ pub(super) struct Options {
 /// the response as an error.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     let mut options = Options::default();
-    // Reason for refusing the first bad critical option, and the numbers of all bad ones.
+    // Reason for refusing the first bad critical option, and the numbers of the first
+    // [`MAX_NAMED`] bad ones.
     let mut refused: Option<(&str, Vec<u16>)> = None;
     for (&number, values) in packet.options() {
         let option = CoapOption::from(number);

@@ -39,8 +39,8 @@ pub mod content_format {
     pub const PROBLEM: u16 = 257;
 }
 
-/// Limits and times of an [`Endpoint`]. Those named in capitals have the default values of
-/// RFC 7252 §4.8.
+/// Limits and times of an [`Endpoint`]. A field whose description begins with a name in
+/// capitals, such as ACK_TIMEOUT, has the default value of RFC 7252 §4.8.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Time from [`Endpoint::defer`] until a request that is still unanswered is
@@ -56,7 +56,7 @@ pub struct Config {
     pub exchange_lifetime: Duration,
     /// Maximum number of requests of one peer that are in progress or whose answers are
     /// kept for repetition. At the maximum, a new request makes the endpoint drop the
-    /// oldest kept answer; only its message ID is remembered.
+    /// oldest kept answer and remember only the message ID of its request.
     pub max_exchanges: usize,
     /// Longest request body accepted, in bytes, in one message or in blocks.
     pub max_request_body: usize,
@@ -83,7 +83,7 @@ impl Default for Config {
 /// order.
 pub trait Outbox<K> {
     /// Copies `message` and sends it to `peer`. Returns `false` if the transport does not
-    /// send it, because the peer is gone or its address is not validated yet.
+    /// send it, because the peer has disconnected or its address is not validated yet.
     fn push(&mut self, peer: K, message: &[u8]) -> bool;
 
     /// Returns the length of the longest message that can be sent to `peer`, in bytes. A
@@ -107,12 +107,12 @@ pub enum Delivery {
     /// The transport accepted the answer.
     Sent,
     /// The transport did not accept the answer, or earlier answers must be sent first. The
-    /// endpoint keeps the answer and sends it in its turn, when the request is repeated,
-    /// or when [`Endpoint::resume`] is called.
+    /// endpoint keeps the answer, and sends it when its turn comes, when the request is
+    /// repeated, or when [`Endpoint::resume`] is called.
     Kept,
     /// The answer will never be sent. Either the request is unknown or forgotten, or the
-    /// client wants no answer (RFC 7967), or even an error is too long for the messages
-    /// that it accepts.
+    /// client wants no answer (RFC 7967), or even an error would be longer than the
+    /// messages that the client accepts.
     Dropped,
 }
 

@@ -1,12 +1,12 @@
-//! Confirmable messages of this endpoint, which are resent until they are acknowledged
-//! (RFC 7252 §4.2), one at a time to each peer (§4.7).
+//! Confirmable messages that this endpoint sends. Each is resent until it is acknowledged
+//! (RFC 7252 §4.2), and only one at a time is sent to each peer (§4.7).
 //!
 //! NSTART (§4.7) binds clients, but a server should limit the rate of its answers as well.
-//! Until an answer is acknowledged, the next one to the same peer waits, but no longer
-//! than the first timeout, at most 3 s. Then the next answer is sent, and retransmissions
-//! of unacknowledged answers alternate with new ones. A peer that acknowledges nothing is
-//! thus sent at most one new answer and one retransmission per timeout. A client that
-//! misses one answer still gets the next.
+//! Until an answer is acknowledged, the next one to the same peer waits, but no longer than
+//! the first timeout of the earlier answer, which is at most 3 s. Then the next answer is
+//! sent, and retransmissions of unacknowledged answers alternate with new ones. A peer that
+//! acknowledges nothing is thus sent at most one new answer and one retransmission per
+//! timeout. A client that misses one answer still gets the next.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,8 +16,9 @@ use std::{
 
 use super::{Outbox, exchanges::Message};
 
-/// Maximum number of waiting messages to one peer. Beyond it, the oldest message that was
-/// already sent is given up, or the oldest of all if none was sent.
+/// Maximum number of waiting messages to one peer. At the maximum, the oldest waiting
+/// message that was already sent is given up. If none was sent, the oldest of all waiting
+/// messages is given up.
 const MAX_WAITING: usize = 16;
 
 /// Message ID to call [`Confirmables::retransmit`] with, and the time of the call.
@@ -71,9 +72,10 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.is_empty()
     }
 
-    /// Sends the message now, or queues it if it must wait for an earlier one. `timeout`
-    /// is its first timeout. Returns when to wake the message, if it was sent now, and
-    /// whether the transport accepted it.
+    /// Sends the message now, or queues it if it must wait for an earlier one. `timeout` is
+    /// the first timeout of the message. Returns the message ID and time for
+    /// [`retransmit`](Self::retransmit), if the message was sent now, and whether the
+    /// transport accepted the message.
     pub(super) fn send(
         &mut self,
         now: Instant,
@@ -176,8 +178,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.given_up
     }
 
-    /// Sends the first message that was never sent. If there is none, picks the one that
-    /// is due first, and sends it if its time has come.
+    /// Sends the first message that was never sent. If there is none, picks the message
+    /// that is due first, and sends it if it is already due.
     fn next(
         &mut self,
         now: Instant,

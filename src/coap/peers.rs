@@ -65,7 +65,7 @@ impl<K: Copy + Eq + Hash> Peers<K> {
     }
 }
 
-/// Returns a predicate that tells whether an index is that of the peer with this name.
+/// Returns a predicate that tells whether an index belongs to the peer with this name.
 fn named<K: Eq>(list: &[(K, Peer)], name: K) -> impl Fn(&u32) -> bool {
     move |&place| list.get(place as usize).is_some_and(|(found, _)| *found == name)
 }
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the next message ID of a peer. Tests recognize the peer by it.
+    /// Returns the next message ID of a peer. Tests use this ID to recognize the peer.
     fn mark(peer: &mut Peer) -> u16 {
         let mark = peer.own_id(|| 0);
         assert_eq!(peer.own_id(|| 0), mark + 1);

@@ -176,7 +176,7 @@ fn blocks_are_as_large_as_the_peer_accepts() {
     for max in 24..=270 {
         let mut transfer = Transfer::new(300);
         transfer.max_message = max;
-        // `send` checks that no message is longer.
+        // `send` checks that no message is longer than `max`.
         let response = transfer.get("big", None);
         if code(&response) != CONTENT {
             smallest = max + 1;
@@ -202,7 +202,8 @@ fn the_size_of_the_body_is_sent_to_a_client_that_requests_it() {
     assert_eq!(number(&transfer.get("big", None), CoapOption::Size2), None);
 }
 
-/// A reset would carry a message ID that the peer does not know.
+/// The server sends no reset, because it would carry a message ID that the peer does not
+/// know.
 #[test]
 fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_silently_dropped() {
     let mut server = Server::new();
@@ -243,8 +244,8 @@ fn a_block_that_is_no_longer_kept_is_not_made_again() {
 
 #[test]
 fn an_answer_that_does_not_fit_is_an_internal_error_or_a_reset() {
-    // Longest message that the peer accepts, length of its token, and expected code (0 for
-    // a reset).
+    // Longest message that the peer accepts, length of the request's token, and expected
+    // code (0 for a reset).
     for (max, token, expected) in
         [(64, 8, CONTENT), (64, 20, CONTENT), (64, 40, INTERNAL_ERROR), (64, 64, 0), (32, 8, INTERNAL_ERROR)]
     {

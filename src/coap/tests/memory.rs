@@ -56,8 +56,8 @@ fn a_late_repetition_is_not_worked_on_even_after_many_other_requests() {
         for count in 0..39 {
             let (again, sent) = server.receive(&get_id(CON, 65530_u16.wrapping_add(count * step)));
             assert!(again.is_none(), "{count} of {step}");
-            // The client gets the answer or, if it is no longer kept, a reset, so that it
-            // does not wait.
+            // The client gets the answer or, if the answer is no longer kept, a reset, so
+            // that the client does not wait.
             assert_eq!(sent.len(), 1);
             assert!(matches!(head(&sent[0].1), (2, 0x45, ..) | (3, 0, ..)));
         }

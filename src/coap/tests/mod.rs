@@ -186,8 +186,8 @@ fn a_non_confirmable_request_gets_one_non_confirmable_answer() {
     assert!(server.receive(&get(NON, 11)).1.is_empty(), "nor is it repeated");
 }
 
-/// A ping (RFC 7252 §4.3) checks that a peer receives at its new address: only a receiver
-/// there knows the message ID.
+/// A ping (RFC 7252 §4.3) checks that a peer receives at its new address, because only a
+/// receiver at that address learns the message ID.
 #[test]
 fn only_a_reset_with_the_pings_id_answers_a_ping() {
     let mut server = Server::new();

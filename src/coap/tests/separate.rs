@@ -1,4 +1,4 @@
-//! Tests of separate answers, several of which are outstanding to one peer.
+//! Tests of separate answers while several are outstanding to one peer.
 
 use super::*;
 
@@ -18,8 +18,8 @@ impl Server {
         requests
     }
 
-    /// Returns all messages sent until no timer is left, each with the time since the
-    /// call.
+    /// Lets time pass until no timer is left. Returns all messages sent, each with the time
+    /// since the call.
     fn rest(&mut self) -> Vec<(Duration, Vec<u8>)> {
         let (mut sent, began) = (Vec::new(), self.now);
         while let Some(at) = self.endpoint.poll_timeout() {
