@@ -69,7 +69,7 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Resumes a batch that was in progress when the process crashed.
+    /// Resumes a batch that was in progress when its process ended.
     pub(super) async fn resume_batch(
         self: &std::sync::Arc<Self>,
         journal: OpenBatch,
@@ -83,8 +83,8 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Claims the registrations of a batch, which also writes the batch to the journal.
-    /// Registrations that their rows no longer ask for end here. Returns `None` if none remain, or
+    /// Claims the registrations of a batch, which also writes the batch to the journal. A
+    /// registration ends here if its row no longer asks for it. Returns `None` if none remain, or
     /// if the journal fails.
     async fn open_batch(
         self: &std::sync::Arc<Self>,
@@ -126,7 +126,8 @@ impl Registrar {
 
     async fn close(&self, batch: &OpenBatch) {
         if let Err(error) = self.store.close_batch(self.owner.id, batch.id).await {
-            // Another process resumes it when this one has ended, and finds that it is done.
+            // After this process has ended, another one resumes the batch and finds that it is
+            // done.
             tracing::warn!(%error, "could not close a batch in the journal");
         }
     }
@@ -189,8 +190,8 @@ impl Registrar {
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
-                // No blind retry: if the answer is lost, the status shows whether the creation
-                // has begun.
+                // This call is not repeated blindly: if the answer is lost, the status shows
+                // whether the creation has begun.
                 self.turn(Action::BatchRegisterDeviceWithApplyId).await?;
                 let left = Instant::now();
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
@@ -332,7 +333,7 @@ impl Registrar {
             .await;
     }
 
-    /// Finishes a registration whose name was looked up, or queues it as a single one.
+    /// Finishes a registration whose name was looked up, or queues it for a single call.
     async fn conclude(
         self: &std::sync::Arc<Self>,
         mut registration: Registration,

@@ -1,7 +1,7 @@
-//! Circuit breakers: after the cloud has refused for a reason that only the operator can remove,
-//! no call is made for that product, or of that action. After a pause, one registration is let
-//! through as a probe; others are refused until the probe has a result. Pure: the time is an
-//! argument.
+//! Circuit breakers: after the cloud has refused a call for a reason that only the operator can
+//! remove, no further calls are made for the same product, or of the same action. After a pause,
+//! one registration is let through as a probe; others are refused until the probe has a result.
+//! Pure: the time is an argument.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -32,7 +32,8 @@ pub(super) struct Breakers {
     open: HashMap<Scope, Open>,
     /// Time of the last accepted call for each product.
     worked: HashMap<String, Instant>,
-    /// Devices of each product that an unknown error has ended since then.
+    /// Devices of each product whose registration has ended with an unknown error since the
+    /// product's last accepted call.
     suspects: HashMap<String, Vec<DeviceId>>,
 }
 
@@ -59,7 +60,8 @@ impl Breakers {
     ///
     /// Returns the cloud's reason for the refusal that opened the breaker.
     pub(super) fn admit(&mut self, product_key: &str, device: &DeviceId, now: Instant) -> Result<(), String> {
-        // A device that has caused this would fail again, and keep the others out.
+        // A suspected device would probably fail again as the probe, and so keep the other devices
+        // out.
         let is_suspect = self.suspects.get(product_key).is_some_and(|suspects| suspects.contains(device));
         if is_suspect && let Some(open) = self.open.get(&Scope::Product(product_key.to_owned())) {
             return Err(open.reason.clone());
@@ -67,8 +69,8 @@ impl Breakers {
         self.admit_all(&scopes(product_key), now)
     }
 
-    /// Notes a device that an unknown error has ended, while no other device of its product was
-    /// registered. Returns whether there are several.
+    /// Notes a device whose registration has ended with an unknown error while no other device of
+    /// its product was registered. Returns whether the product has several such devices.
     pub(super) fn suspect(&mut self, product_key: &str, device: &DeviceId) -> bool {
         let suspects = self.suspects.entry(product_key.to_owned()).or_default();
         if !suspects.contains(device) && suspects.len() < MAX_SUSPECTS {
@@ -77,7 +79,8 @@ impl Breakers {
         suspects.len() > 1
     }
 
-    /// Admits a call of an action that is not `RegisterDevice`, in the same way.
+    /// Admits a call of an action that is not `RegisterDevice`, by the rules of
+    /// [`admit`](Self::admit).
     ///
     /// # Errors
     ///
@@ -87,7 +90,8 @@ impl Breakers {
     }
 
     fn admit_all(&mut self, scopes: &[Scope], now: Instant) -> Result<(), String> {
-        // A registration that one breaker refuses is not the probe of another.
+        // All breakers are checked first, as a registration that one refuses cannot be another's
+        // probe.
         for scope in scopes {
             if let Some(open) = self.open.get(scope).filter(|open| now < open.until) {
                 return Err(open.reason.clone());
@@ -113,7 +117,8 @@ impl Breakers {
     pub(super) fn refused(&mut self, scope: Scope, reason: &str, now: Instant) -> (Duration, bool) {
         let longest = self.pause * LONGEST;
         match self.open.get_mut(&scope) {
-            // A call that was already in progress at the first refusal does not extend the pause.
+            // The refusal of a call that was already in progress when the pause began does not
+            // extend it.
             Some(open) if now < open.until && !open.trying => (open.pause, false),
             Some(open) => {
                 let pause = (open.pause * 2).min(longest);
@@ -128,8 +133,8 @@ impl Breakers {
         }
     }
 
-    /// Closes the breakers of a product and of an action, after the cloud has accepted such a
-    /// call.
+    /// Closes the breakers of a product and of an action, after the cloud has accepted a call of
+    /// this action for this product.
     pub(super) fn worked(&mut self, product_key: &str, action: Action, now: Instant) {
         if !self.open.is_empty() {
             self.open.remove(&Scope::Product(product_key.to_owned()));
@@ -142,8 +147,8 @@ impl Breakers {
         }
     }
 
-    /// Closes the breaker of an action that works: the cloud has refused a call of it only for
-    /// its product.
+    /// Closes the breaker of an action after the cloud has refused one of its calls because of the
+    /// call's product, as the action itself works.
     pub(super) fn admits(&mut self, action: Action) {
         self.open.remove(&Scope::Action(action));
     }
@@ -153,7 +158,8 @@ impl Breakers {
         self.worked.get(product_key).is_some_and(|at| *at >= since)
     }
 
-    /// Returns the reason of each open breaker, with its product if it is one's.
+    /// Returns the reason of each open breaker, and the product if the breaker is that of a
+    /// product.
     pub(super) fn reasons(&self) -> Vec<(Option<String>, String)> {
         let of = |(scope, open): (&Scope, &Open)| match scope {
             Scope::Action(_) => (None, open.reason.clone()),

@@ -48,12 +48,12 @@ use registration::{Next, Registration};
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
 /// A batch is considered only if more registrations of a product wait than this; for fewer, the
-/// calls of a batch are not worthwhile.
+/// several calls that a batch itself takes are not worthwhile.
 const MIN_BATCH: usize = 10;
 
-/// Code of a call that was not made, as its breaker is open.
+/// Error code of a call that was not made because its breaker is open.
 const STOPPED: &str = "Stopped";
-/// Maximum number of registrations that are taken from the queue before their turn.
+/// Maximum number of registrations that are taken from the queue before the turn of their call.
 const AHEAD: usize = 4;
 /// Time after which a call gives up waiting for a store that takes no writes.
 const TURN_DEADLINE: Duration = Duration::from_secs(90);
@@ -67,7 +67,8 @@ pub struct Config {
     /// Maximum rate of `RegisterDevice` calls, in calls per second; the account's limit is 30.
     /// For each other action, the same fraction of its limit is used.
     pub qps: f64,
-    /// Rate of all processes of the account together, at least `qps`.
+    /// Maximum rate of `RegisterDevice` calls by all processes of the account together, in calls
+    /// per second; at least `qps`.
     pub shared_qps: f64,
     /// Maximum number of registrations that wait or are in progress; further devices are asked
     /// to retry later.
@@ -191,10 +192,10 @@ pub struct Registrar {
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
-    /// Admits the registrations that are taken from the queue before their turn, so that their
-    /// claims are written by then.
+    /// Limits the registrations that are taken from the queue before the turn of their call. They
+    /// are taken early so that their claims are written when the turn comes.
     ahead: Semaphore,
-    /// A function that holds both locks takes this one before `queue`.
+    /// A function that needs both this lock and the lock of `queue` takes this one first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
     queue: Mutex<Queue>,
     breakers: Mutex<Breakers>,
@@ -208,9 +209,9 @@ pub struct Registrar {
     beats: AtomicBool,
     /// Set while this process sweeps, which keeps it among the owners.
     sweeps: AtomicBool,
-    /// Set once claims that were made before it have the cloud's offset.
+    /// Set once the offset of the cloud's clock is stored in the claims made before it was known.
     has_noted_offset: AtomicBool,
-    /// Set if this process resumes what others have left.
+    /// Set if this process resumes the registrations that other processes have left.
     recovers: AtomicBool,
     latency: Histogram,
 }
@@ -260,8 +261,8 @@ impl Registrar {
             Ok(waiter) => waiter,
             Err(outcome) => return outcome,
         };
-        // A device whose turn comes after `patience` gets an answer at once: waiting for a
-        // message costs the device more than a later retry.
+        // A device whose turn comes after `patience` is answered immediately, because waiting for a
+        // message costs the device more than retrying later.
         let turn = self.expected_turn(&product_key);
         let wait = if turn > patience { Duration::ZERO } else { patience };
         match tokio::time::timeout(wait, waiter.wait_for(Option::is_some)).await {
@@ -296,7 +297,7 @@ impl Registrar {
         for device in &left {
             self.finish(device, Outcome::Later(DRAIN_PAUSE));
         }
-        // What this process has claimed and not finished is for others now.
+        // From now on, other processes may take the claims that this process has not finished.
         if let Err(error) = self.store.retire(self.owner.id).await {
             tracing::warn!(%error, "could not release the registrations in progress; others resume them in a while");
         }
@@ -407,18 +408,20 @@ impl Registrar {
     /// Runs one step of each queued registration. Ends when the queue is empty.
     async fn pull(self: Arc<Self>) {
         loop {
-            // It is never closed.
+            // The semaphore is never closed.
             let Ok(ahead) = self.ahead.acquire().await else { return };
             let Some(registration) = lock(&self.queue).pull() else { return };
             self.run(registration, ahead).await;
         }
     }
 
-    /// Waits for the turn of a call, which all processes of the account share.
+    /// Waits until it is the turn of a call of this action. All processes of the account share the
+    /// turns.
     ///
     /// # Errors
     ///
-    /// Returns an error after which the call is tried again if the store takes no writes.
+    /// Returns an error of class [`ErrorClass::TryAgain`] if the store fails, or takes no writes
+    /// for too long.
     async fn turn(&self, action: Action) -> Result<(), ApiError> {
         let pace = self.paces.of(action);
         let _gate = pace.gate().await;
@@ -428,7 +431,7 @@ impl Registrar {
             match self.store.take_turn(pace.name(), pace.turn()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(wait)) => tokio::time::sleep(wait).await,
-                // An import may hold the table for a while.
+                // The store is asked again, because an import may lock the table for a while.
                 Err(StoreError::Busy(_) | StoreError::Unknown(_)) if Instant::now() < deadline => {
                     tokio::time::sleep(self.pause(1)).await;
                 }
@@ -441,7 +444,7 @@ impl Registrar {
     ///
     /// # Errors
     ///
-    /// Returns the cloud's reason.
+    /// Returns the cloud's reason for the refusal that opened the breaker.
     fn admit(&self, action: Action) -> Result<(), ApiError> {
         let admitted = lock(&self.breakers).admit_action(action, Instant::now());
         admitted.map_err(|reason| ApiError {
@@ -565,14 +568,14 @@ impl Registrar {
     }
 
     /// Opens the breaker of the product or of the action, and logs an error once for each pause.
-    /// Registrations in the queue that it concerns end with the reason.
+    /// Queued registrations that the breaker stops end with the cloud's reason.
     fn break_circuit(self: &Arc<Self>, product_key: &str, action: Action, error: &ApiError) {
         let (scope, reason) = (registration::scope(product_key, action, error), error.to_string());
         let is_product = scope == Scope::Product(product_key.to_owned());
         let (pause, news) = {
             let mut breakers = lock(&self.breakers);
             if is_product {
-                // The action itself works.
+                // The refusal concerns the product, so the action itself works.
                 breakers.admits(action);
             }
             breakers.refused(scope, &reason, Instant::now())
@@ -603,19 +606,20 @@ impl Registrar {
         lock(&self.breakers).has_worked_since(product_key, since)
     }
 
-    /// Returns why no calls are made now, for each open breaker: the product if it is one's, and
-    /// the cloud's reason.
+    /// Returns the cloud's reason for each open breaker, and the product if the breaker is that of
+    /// a product.
     pub fn refusals(&self) -> Vec<(Option<String>, String)> {
         lock(&self.breakers).reasons()
     }
 
-    /// Notes that an unknown error has ended a device's registration, while no other device of
-    /// its product was registered. Returns whether several devices have had that.
+    /// Notes a device whose registration has ended with an unknown error while no other device of
+    /// its product was registered. Returns whether the product has several such devices.
     fn suspect(&self, product_key: &str, device: &DeviceId) -> bool {
         lock(&self.breakers).suspect(product_key, device)
     }
 
-    /// Returns whether a line may be logged that thousands of devices could cause at once.
+    /// Returns whether the rate limit allows one more log line of a kind that thousands of devices
+    /// could cause at the same time.
     fn may_log(&self) -> bool {
         lock(&self.failure_lines).admit(Instant::now().into_std())
     }

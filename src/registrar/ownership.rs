@@ -1,6 +1,6 @@
-//! Owner of this process's registrations: shows that the process lives while it registers, ends
-//! other owners that have died, and resumes what they have left. Any number of processes do the
-//! same on one table; see `store/claim.rs`.
+//! This process as the owner of its registrations. While it registers devices, it shows by regular
+//! beats that it is alive. It ends owners whose process has died, and resumes the registrations
+//! that they have left. All processes on one table do the same; see `store/claim.rs`.
 
 use std::{
     collections::HashMap,
@@ -16,37 +16,39 @@ use crate::store::{
     claim::{Beat, OwnerId},
 };
 
-/// Time between two beats.
+/// Time between two beats, by which an owner shows that it is alive.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Number of looks at an unchanged beat after which its owner counts as dead. Each look needs
-/// the table's write lock, as a beat does, so that a locked table kills no one.
+/// Number of looks in a row that find no new beat of an owner before it counts as dead. A look
+/// needs the table's write lock, as a beat does, so an owner that cannot beat because the table is
+/// locked is not taken for dead.
 const UNCHANGED: u32 = 6;
 
-/// Difference from the cloud's clock that is tolerated, in seconds.
+/// Tolerated difference between this machine's clock and the cloud's, in seconds.
 const CLOCK_TOLERANCE: i64 = 60;
 
-/// Longest time for which abandoned registrations are not looked for.
+/// Maximum time between two searches for abandoned registrations.
 const RESUME_EVERY: Duration = Duration::from_secs(10);
 
-/// Maximum number of abandoned registrations resumed at once. The rest waits for its devices'
-/// next requests.
+/// Maximum number of abandoned registrations that one search resumes. Later searches resume the
+/// rest.
 const RESUMED: usize = 20_000;
 
-/// What a process has seen of the others.
+/// Observations of the other owners by this process.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// The last beat of each owner, and the number of looks without a new one.
+    /// Number of the last beat of each other owner, and the number of looks since then that found
+    /// no new beat.
     owners: HashMap<OwnerId, (i64, u32)>,
-    /// An owner has ended, and what it has left is not resumed yet.
+    /// Set if an owner has ended and its registrations have not been resumed yet.
     must_resume: bool,
-    /// Time of the last look for what others have left.
+    /// Time of the last search for abandoned registrations.
     resumed: Option<Instant>,
 }
 
 impl Watch {
-    /// Notes the beats of all owners. Returns those that count as dead, and whether an owner has
-    /// gone since the last look.
+    /// Notes the beats of all owners. Returns the last beats of the owners that count as dead, and
+    /// whether an owner has disappeared since the last look.
     fn look(&mut self, beats: &[Beat], own: OwnerId) -> (Vec<Beat>, bool) {
         let before = std::mem::take(&mut self.owners);
         let mut dead = Vec::new();
@@ -65,7 +67,8 @@ impl Watch {
 }
 
 impl Registrar {
-    /// Beats until the registrar is dropped or drained.
+    /// Starts a task that beats, and watches the other owners, until the registrar is dropped or
+    /// drained.
     pub(super) fn start_beating(self: &Arc<Self>) {
         let registrar: Weak<Self> = Arc::downgrade(self);
         self.runtime.spawn(async move {
@@ -85,8 +88,8 @@ impl Registrar {
         });
     }
 
-    /// Beats if there is something to own, and ends the owners that have died. A process that
-    /// registers nothing writes nothing.
+    /// Beats if this process registers or sweeps, so that an idle process writes no beats. Ends the
+    /// owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
         let owns = self.registrations() > 0 || self.sweeps.load(Ordering::Relaxed);
@@ -108,7 +111,8 @@ impl Registrar {
                 watch.must_resume = true;
             }
         }
-        // A process may also have come and gone between two looks.
+        // A process may have started and ended between two looks, so the search is also repeated
+        // regularly.
         let is_due = watch.resumed.is_none_or(|at| at.elapsed() >= RESUME_EVERY);
         if (watch.must_resume || is_due) && self.recovers.load(Ordering::Relaxed) {
             watch.resumed = Some(Instant::now());
@@ -118,12 +122,13 @@ impl Registrar {
         Ok(())
     }
 
-    /// Returns whether the store's clock is known to be right: the cloud has answered lately.
+    /// Returns whether the store's clock is known to be right. It is if the cloud has answered
+    /// recently, because each answer shows the cloud's time.
     pub fn knows_the_time(&self) -> bool {
         self.cloud.clock_offset().is_some()
     }
 
-    /// Has the store use the cloud's clock if this machine's is wrong. Otherwise a wrong clock
+    /// Makes the store use the cloud's clock if this machine's is wrong. Otherwise a wrong clock
     /// would open or close reissue windows, and date the audit log wrongly.
     fn set_clock(&self) {
         let Some(offset) = self.cloud.clock_offset() else { return };
@@ -131,7 +136,7 @@ impl Registrar {
         self.store.set_clock_ahead(ahead);
     }
 
-    /// Stores the cloud's offset in claims that were made before it was known.
+    /// Stores the offset of the cloud's clock in claims that were made before the offset was known.
     async fn note_offset(&self) -> Result<(), StoreError> {
         if let Some(offset) = self.cloud.clock_offset()
             && !self.has_noted_offset.load(Ordering::Relaxed)
@@ -142,7 +147,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Resumes the registrations that other processes have left, now and whenever one stops.
+    /// Resumes the registrations that other processes have left, now and whenever another process
+    /// stops.
     pub async fn recover(self: &Arc<Self>) -> Result<(), StoreError> {
         self.recovers.store(true, Ordering::Relaxed);
         self.resume().await
@@ -153,7 +159,7 @@ impl Registrar {
         for (batch, entries) in self.store.take_batches(&self.owner).await? {
             let mut registrations = Vec::with_capacity(entries.len());
             for (entry, claim) in entries {
-                // A request for the device may be faster than this.
+                // A request may have started a registration of this device already.
                 if self.announce(&entry).is_some() {
                     registrations.push(Registration::resumed(entry, claim));
                 }
@@ -162,13 +168,14 @@ impl Registrar {
             let registrar = self.clone();
             self.runtime.spawn(async move { registrar.resume_batch(batch, registrations).await });
         }
-        // As many as there is room for; the rest is resumed when these are over.
+        // Only as many are resumed as there is room for. Later searches resume the rest.
         let room = self.config.max_registrations.saturating_sub(self.registrations());
         let abandoned = self.store.abandoned(room.min(RESUMED)).await?;
         count += abandoned.len();
         for entry in abandoned {
             tracing::debug!(device = %entry.device, device_name = entry.device_name, "resuming a registration");
-            // One that is not started now, as its product is refused, is tried again later.
+            // A registration that cannot start now, for example because a breaker is open, is tried
+            // again later.
             drop(self.start(entry));
         }
         if count > 0 {

@@ -13,12 +13,13 @@ use crate::{iot_platform::Action, store::turn::Turn};
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Time after which an accepted call raises a lowered pace by [`RAISE`].
+/// Minimum time between two changes after which an accepted call raises a lowered pace by
+/// [`RAISE`].
 const RAISE_EVERY: Duration = Duration::from_secs(1);
-/// Part of the configured rate by which a lowered pace is raised.
+/// Fraction of the configured rate by which a lowered pace is raised.
 const RAISE: f64 = 0.1;
-/// Part of the documented limit up to which a late turn is made up for. Above it, two calls close
-/// together could exceed the limit.
+/// Fraction of the documented limit up to which a pace makes up for late turns. At a faster pace,
+/// two calls close together could exceed the limit.
 const CREDIT_UP_TO: f64 = 0.9;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.
@@ -56,7 +57,7 @@ pub(super) struct Pace {
     name: String,
     /// Turn of the pace that all processes share.
     turn: Turn,
-    /// Rate of that pace, in calls a second.
+    /// Rate of the shared pace, in calls a second.
     shared: f64,
     state: Mutex<State>,
     gate: AsyncMutex<()>,
@@ -68,13 +69,13 @@ struct State {
     rate: f64,
     /// Time of the last change of the rate.
     changed: Option<Instant>,
-    /// Time of this process's next turn, while its rate is below that of all together.
+    /// Time of this process's next turn, while its rate is below the shared rate.
     next: Option<Instant>,
 }
 
 impl Pace {
-    /// Creates a pace with the rate of this process, that of all together, and the documented
-    /// limit, in calls a second.
+    /// Creates a pace. `rate` is the rate of this process, `shared` that of all processes together,
+    /// and `limit` the documented limit, all in calls a second.
     fn new(name: String, rate: f64, shared: f64, limit: f64) -> Self {
         let [rate, shared] = [rate, shared].map(|rate| rate.max(MIN_RATE));
         let interval = Duration::from_secs_f64(1.0 / shared);
@@ -94,8 +95,8 @@ impl Pace {
         self.gate.lock().await
     }
 
-    /// Returns the turn to take of the shared pace. A slow process leaves that pace as it is for
-    /// the others, and waits for [`own_wait`](Self::own_wait) besides.
+    /// Returns the turn to take from the shared pace. A process with a lower rate does not lower
+    /// the shared pace. Instead, it also waits for [`own_wait`](Self::own_wait).
     pub(super) fn turn(&self) -> Turn {
         self.turn
     }
@@ -209,7 +210,7 @@ mod tests {
         assert_eq!(pace.own_wait(), Duration::ZERO);
         assert_eq!(pace.own_wait(), Duration::from_secs(1));
         assert_eq!(pace.own_wait(), Duration::from_secs(2));
-        // One that is throttled becomes such a process.
+        // A process that is throttled becomes a slow one.
         let pace = Pace::new("me".into(), 20.0, 20.0, 30.0);
         assert_eq!([pace.own_wait(), pace.own_wait()], [Duration::ZERO; 2]);
         pace.throttled(Instant::now());

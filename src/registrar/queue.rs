@@ -19,30 +19,30 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Line {
     registrations: VecDeque<Registration>,
-    /// Number of batches that gather or are in progress.
+    /// Number of batches that are gathering registrations or are in progress.
     batches: usize,
-    /// Set while a batch of this product gathers.
+    /// Set while a batch of this product is gathering registrations.
     gathering: bool,
 }
 
 impl Queue {
-    /// Returns the number of registrations of all products.
+    /// Returns the number of waiting registrations of all products.
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
-    /// Returns the number of registrations of one product.
+    /// Returns the number of waiting registrations of one product.
     pub(super) fn backlog(&self, product_key: &str) -> usize {
         self.lines.get(product_key).map_or(0, |line| line.registrations.len())
     }
 
-    /// Returns the number of products that take turns.
+    /// Returns the number of products with waiting registrations.
     pub(super) fn products(&self) -> usize {
         self.turns.len()
     }
 
     /// Queues a registration behind the others of its product. Returns whether the caller must
-    /// start another puller. There are never more than `max_pullers`.
+    /// start another puller task. There are never more than `max_pullers` of them.
     pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
         let product_key = registration.entry.product_key.clone();
         let line = self.lines.entry(product_key.clone()).or_default();
@@ -73,8 +73,9 @@ impl Queue {
         registration
     }
 
-    /// Begins to gather a batch of this product if more than `singly` registrations wait, no
-    /// batch gathers, and fewer than `max_batches` are in progress. Returns whether it did.
+    /// Begins to gather a batch of this product if more than `singly` of its registrations wait, no
+    /// batch of it is gathering, and it has fewer than `max_batches` batches. Returns whether
+    /// gathering has begun.
     pub(super) fn begin_batch(&mut self, product_key: &str, singly: usize, max_batches: usize) -> bool {
         let Some(line) = self.lines.get_mut(product_key) else { return false };
         let begin = line.registrations.len() > singly && !line.gathering && line.batches < max_batches;
@@ -85,8 +86,9 @@ impl Queue {
         begin
     }
 
-    /// Takes at most `most` registrations for the batch that has gathered. The first `singly`
-    /// registrations stay in the queue, because their turn comes before the batch would finish.
+    /// Ends the gathering of a batch and takes at most `most` registrations for it. The first
+    /// `singly` registrations stay in the queue, because their turn comes before the batch would
+    /// finish.
     pub(super) fn take_batch(&mut self, product_key: &str, singly: usize, most: usize) -> Vec<Registration> {
         let Some(line) = self.lines.get_mut(product_key) else { return Vec::new() };
         line.gathering = false;
@@ -100,7 +102,7 @@ impl Queue {
         taken
     }
 
-    /// Notes that a batch of this product is over.
+    /// Notes that a batch of this product has ended.
     pub(super) fn end_batch(&mut self, product_key: &str) {
         if let Some(line) = self.lines.get_mut(product_key) {
             line.batches = line.batches.saturating_sub(1);

@@ -19,9 +19,9 @@ use crate::{
 /// Number of failures with an unknown code after which a registration ends.
 const MAX_UNKNOWN: u32 = 3;
 
-/// Tolerated difference, in seconds, when a device's creation time is compared with the time
-/// since which it was requested. Both are by the cloud's clock, which is known to the second, and
-/// an answer takes a moment.
+/// Tolerated difference, in seconds, when a device's creation time is compared with the time of the
+/// first request for it. Both are times by the cloud's clock, which is known only to the second,
+/// and an answer takes a moment to arrive.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
 /// First and longest pause before a claim that another process holds is tried again.
@@ -31,9 +31,10 @@ const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
 /// Time since which the cloud may have been asked for a device.
 #[derive(Debug, Clone, Copy)]
 enum Since {
-    /// As the claim of an earlier registration says.
+    /// The time that the claim of an earlier registration gives.
     Claim(Claim),
-    /// When this process's first call left that may have been carried out.
+    /// The time at which this process's first call left, not counting calls that were certainly not
+    /// carried out.
     Call(Instant),
 }
 
@@ -44,11 +45,12 @@ pub(super) struct Registration {
     pub(super) entry: JournalEntry,
     /// The claim, while this process has it.
     claim: Option<Claim>,
-    /// Set if it was claimed in a batch and goes on alone: it is claimed again before its call.
+    /// Set if the registration was claimed in a batch but continues alone. It is then claimed again
+    /// before its call.
     has_left_batch: bool,
     /// Set if an earlier call may have created the device.
     asked: Option<Since>,
-    /// Set if the name exists. Then the device's certificate is looked up.
+    /// Set if the name exists at IoT Platform. Then the device's certificate is looked up.
     exists: bool,
     /// Number of calls so far, and the time at which the last one left.
     attempts: u32,
@@ -85,8 +87,8 @@ impl Registration {
         }
     }
 
-    /// Creates a registration that was taken over with its batch, claim included. Its device may
-    /// have been created.
+    /// Creates a registration that was taken over together with its batch and its claim. The cloud
+    /// may have created its device already.
     pub(super) fn resumed(entry: JournalEntry, claim: Claim) -> Self {
         Self { claim: Some(claim), asked: Some(Since::Claim(claim)), ..Self::new(entry) }
     }
@@ -100,7 +102,7 @@ impl Registration {
         self.has_left_batch = false;
     }
 
-    /// Notes that the registration goes on alone.
+    /// Notes that the registration continues outside its batch.
     pub(super) fn leave_batch(&mut self) {
         self.has_left_batch = true;
     }
@@ -115,8 +117,8 @@ impl Registration {
         self.asked.get_or_insert(Since::Call(left));
     }
 
-    /// Returns whether certdist can have created an existing device: it must not be older than
-    /// the first call for it. `cloud_now` is the time by the cloud's clock, and `offset` its
+    /// Returns whether certdist can have created an existing device. If so, the device is not older
+    /// than the first call for it. `cloud_now` is the time by the cloud's clock, and `offset` its
     /// difference from this machine's.
     pub(super) fn may_be_ours(
         &self,
@@ -134,9 +136,11 @@ impl Registration {
 }
 
 impl Registrar {
-    /// Makes the next step of a registration. When it is over, the claim has ended.
+    /// Makes the next step of a registration. A registration that is over must be passed to
+    /// [`let_go`](Self::let_go), which gives up a claim that it still has.
     ///
-    /// `ahead` is given back when the call leaves.
+    /// The permit `ahead` is released at the latest when the step ends, and earlier if a
+    /// `RegisterDevice` call leaves.
     pub(super) async fn step(
         self: &Arc<Self>,
         registration: &mut Registration,
@@ -158,7 +162,7 @@ impl Registrar {
             Err(error) => self.judge(registration, error).await,
         };
         match next {
-            // The journal entry stays, and the device's next request continues.
+            // The journal entry stays, so the device's next request continues the registration.
             Next::After(_) if registration.attempts >= self.config.max_attempts.max(1) => {
                 self.count(|counters| counters.failed += 1);
                 Next::Done(Outcome::Later(self.config.max_retry_pause))
@@ -172,7 +176,7 @@ impl Registrar {
         ClaimTime { at: unix_now(), cloud_offset: self.cloud.clock_offset() }
     }
 
-    /// Notes the answer to a claim. Returns what follows if this process does not have it.
+    /// Notes the answer to a claim. Returns the next step if this process did not get the claim.
     pub(super) async fn note_claim(&self, registration: &mut Registration, claimed: Claimed) -> Option<Next> {
         match claimed {
             Claimed::Yours(claim) => {
@@ -213,8 +217,8 @@ impl Registrar {
         }
     }
 
-    /// Ends a registration: gives its claim up if it still has it, then gives its outcome to all
-    /// waiting requests. A new registration of the device cannot begin in between.
+    /// Ends a registration: gives up its claim if it still has one, then passes its outcome to all
+    /// waiting requests. A new registration of the device cannot begin between these two steps.
     pub(super) async fn let_go(&self, mut registration: Registration, outcome: Outcome) {
         let JournalEntry { device, .. } = &registration.entry;
         if registration.claim.take().is_some() {
@@ -223,8 +227,8 @@ impl Registrar {
         self.finish(device, outcome);
     }
 
-    /// Gives a claim up. Others could not have it while this process lives, so a busy store is
-    /// worth waiting for.
+    /// Gives a claim up. Until that is stored, no other process can have the claim while this one
+    /// lives, so waiting for a busy store is worthwhile.
     async fn release(&self, device: &DeviceId, asked: bool) {
         for attempt in 1..=self.config.max_attempts.max(1) {
             match self.store.release_claim(self.owner.id, device, asked).await {
@@ -242,7 +246,7 @@ impl Registrar {
         }
     }
 
-    /// Ends registrations from a place that cannot wait.
+    /// Ends registrations without waiting for the store, for callers that cannot wait.
     pub(super) fn let_all_go(self: &Arc<Self>, registrations: Vec<Registration>, outcome: &Outcome) {
         for registration in registrations {
             if registration.has_claim() {
@@ -296,7 +300,7 @@ impl Registrar {
                 self.worked(product_key, Action::QueryDeviceDetail);
                 self.adopt(registration, device).await
             }
-            // Another user has deleted it meanwhile, so the registration is repeated.
+            // Another user has deleted the device in the meantime, so the registration is repeated.
             Err(error) if error.class == ErrorClass::NotFound => {
                 registration.exists = false;
                 Err(error)
@@ -305,7 +309,8 @@ impl Registrar {
         }
     }
 
-    /// Adopts an existing device if certdist has created it, or its enrollment allows that.
+    /// Adopts an existing device if certdist can have created it, or if its enrollment allows
+    /// adoption.
     pub(super) async fn adopt(
         &self,
         registration: &Registration,
@@ -358,8 +363,8 @@ impl Registrar {
         }
     }
 
-    /// Stores the result of a registration. The cloud has the device by then, so a busy store is
-    /// worth waiting for.
+    /// Stores the result of a registration. The cloud has already decided, so waiting for a busy
+    /// store is worthwhile.
     async fn settle(&self, registration: &mut Registration, settlement: &Settlement) -> Result<(), Outcome> {
         let entry = registration.entry.clone();
         for attempt in 1..=self.config.max_attempts.max(1) {
@@ -401,7 +406,8 @@ impl Registrar {
     async fn judge(self: &Arc<Self>, registration: &mut Registration, error: ApiError) -> Next {
         let action = if registration.exists { Action::QueryDeviceDetail } else { Action::RegisterDevice };
         match error.class {
-            // Not an answer of the cloud: the breaker of look-ups is open.
+            // This error is not from the cloud: no call was made, because the breaker of look-ups
+            // is open.
             ErrorClass::Operator if error.code == STOPPED => Next::Done(Outcome::Operator(error.message)),
             ErrorClass::Operator => Next::Done(self.stop_calls(registration, action, &error)),
             ErrorClass::Device => Next::Done(self.refuse(registration, &error).await),

@@ -14,8 +14,9 @@ use crate::{
     store::{CloudState, DeviceRow, Sighting, StoreError},
 };
 
-/// Number of rows read from the store at once.
+/// Name of the lease that lets only one process sweep at a time.
 const LEASE: &str = "sweep";
+/// Maximum number of rows that one read of the store returns.
 const ROWS: usize = 500;
 
 /// Result of a sweep.
@@ -52,8 +53,8 @@ impl Registrar {
         });
     }
 
-    /// Makes one sweep, unless another process makes one. Continues where a process that has ended
-    /// has left it.
+    /// Makes one sweep, unless another process makes one. Continues where a process that ended
+    /// during its sweep left off.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.sweeps.store(true, Ordering::Relaxed);
         self.beats.store(true, Ordering::Relaxed);
@@ -77,7 +78,8 @@ impl Registrar {
     async fn sweep_from(&self, mut after: Option<DeviceId>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
-        // A refusal that only the operator can remove is logged once, not for each hundred.
+        // A refusal that only the operator can remove is logged once, not once for each hundred
+        // devices.
         let mut refused: HashSet<Scope> = HashSet::new();
         while !refused.contains(&Scope::Action(Action::BatchQueryDeviceDetail)) {
             let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
@@ -91,11 +93,11 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // The few that are gathered but not looked up would be left out if this process ended
-            // now, until the next sweep.
+            // If this process ended now, the few devices that are gathered but not yet looked up
+            // would be left out until the next sweep.
             self.store.set_cursor(self.owner.id, LEASE, cursor.as_str()).await?;
             after = Some(cursor);
-            // A sweep over many rows without certificates must not keep the thread.
+            // A sweep over many rows without certificates must not occupy the thread.
             tokio::task::yield_now().await;
         }
         for list in gathered.into_values() {

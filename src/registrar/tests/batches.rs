@@ -155,7 +155,8 @@ async fn names_that_exist_and_are_not_ours_are_left_alone_where_the_policy_says_
             crowd.cloud.make("a1", &name(number));
         }
     }
-    // A device that is not older than the first call for it could be ours.
+    // A device that is not older than the first call for it could be ours, so the existing devices
+    // are given a minute's age.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let asking: Vec<_> = (0..300).map(|number| crowd.ask(&name(number), "a1")).collect();
     for (number, one) in asking.into_iter().enumerate() {

@@ -1,6 +1,6 @@
-//! Several processes on one table, alive at once, in virtual time: servers and `register` runs
-//! that die at any step and start again, beside an operator, while the cloud fails in every way.
-//! Everything follows from one seed.
+//! Tests of several processes that use one table at the same time, in virtual time. The processes
+//! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
+//! disables devices, and the cloud fails in every way. Everything follows from one seed.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -21,7 +21,7 @@ const END: Duration = Duration::from_secs(4 * 3600);
 /// Number of seeds of `make test`. `CERTDIST_SEEDS` selects another range, such as `0..500`.
 const SEEDS: Range<u64> = 0..40;
 
-/// A run's table, cloud and fortunes.
+/// State of one run: its table, its cloud, and the source of its random choices.
 struct Company {
     store: Memory,
     cloud: Arc<Cloud>,
@@ -33,7 +33,7 @@ struct Company {
 impl Company {
     fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        // Few devices are registered one by one, many in batches.
+        // A small number of devices is registered one by one, a large number in batches.
         let devices =
             if random.random_bool(0.5) { random.random_range(1..30) } else { random.random_range(60..300) };
         let store = Memory::default();
@@ -48,7 +48,8 @@ impl Company {
         Self { store, cloud, devices, config, random }
     }
 
-    /// Starts a process; it ends when its fuse has burnt, or when it has nothing left to do.
+    /// Starts a process. It ends when its fuse has burnt. A `register` run also ends when all its
+    /// devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
         let store = self.store.in_process(fuse.clone());
         let ahead = [-7200, 0, 7200][self.random.random_range(0..3)];
@@ -83,7 +84,7 @@ impl Company {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // A server lives on.
+            // A server keeps running.
             if is_server {
                 std::future::pending::<()>().await;
             }
@@ -91,7 +92,7 @@ impl Company {
         })
     }
 
-    /// Disables a device for a while, now and then.
+    /// Starts a task that repeatedly disables a random device for a while.
     fn start_operator(&mut self) {
         let (store, devices) = (self.store.clone(), self.devices);
         let mut random = StdRng::seed_from_u64(self.random.random());
@@ -120,8 +121,9 @@ impl Company {
         let mut is_late = false;
         while !self.is_done().await {
             if start.elapsed() > END / 2 && !is_late {
-                // The servers may not be asked for every device, and only a server resumes what
-                // others have left.
+                // The servers so far may not have been asked for every device, and only a server
+                // resumes what others have left. So one more server starts, which is asked for all
+                // devices.
                 is_late = true;
                 processes.push(self.fused(false, true));
             }
@@ -147,7 +149,7 @@ impl Company {
         self.check().await;
     }
 
-    /// Starts a process that dies after a random number of steps if it may.
+    /// Starts a process. If it may die, it dies after a random number of steps.
     fn fused(&mut self, may_die: bool, is_last: bool) -> (Arc<Fuse>, tokio::task::JoinHandle<()>) {
         let most = 40 * self.devices;
         let steps = if may_die { self.random.random_range(1..most) } else { usize::MAX };

@@ -129,8 +129,8 @@ impl World {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // A batch is closed after its last answer, and one of a dead process when that
-            // process is known to be dead.
+            // A process closes its own batch after the last answer, and the batch of a dead process
+            // once that process counts as dead.
             while !self.is_closed().await {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -33,12 +33,12 @@ fn wanted(device: &str) -> JournalEntry {
     JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
 }
 
-/// Returns an owner of its own for each process.
+/// Returns a new owner, because each process is an owner of its own.
 fn owner() -> Owner {
     Owner::new("test").unwrap()
 }
 
-/// Leaves a claim as a process does that has died.
+/// Leaves a claim behind, as a process that dies does.
 async fn leave(store: &impl Claims, device: &str) {
     let owner = owner();
     store
@@ -185,7 +185,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     })];
     let by = Actor::system_user();
     bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
-    // A request that read the row before the import.
+    // This request has read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
     assert_eq!(bench.cloud.registrations(), 0);
