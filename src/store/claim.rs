@@ -1,10 +1,11 @@
 //! Claims on registrations: which process asks IoT Platform for which device. Any number of
-//! processes share a table, so each one claims a device before it asks for it, and says with
-//! each result that it still has the claim.
+//! processes share a table, so each process claims a device before it asks for the device. A result
+//! is stored only if the process still has the claim.
 //!
-//! A claim lasts as long as its owner lives. Each owner *beats* regularly, and another process
-//! that has seen no beat for long enough *fences* it: its claims are then abandoned, and others
-//! may have them. No clock is compared for that, so processes whose clocks differ agree.
+//! A claim lasts as long as its owner lives. Each owner *beats* regularly, and another process that
+//! has seen no new beat for long enough *fences* the owner: the owner's claims are then abandoned,
+//! and other processes may take them. No clocks are compared, so this works even if the clocks of
+//! the processes differ.
 
 use super::{
     BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
@@ -32,11 +33,11 @@ impl Owner {
     }
 }
 
-/// Returns a random number for an owner or a batch, which is never used twice.
+/// Returns a random number for an owner or a batch. It has 63 bits, so it is practically unique.
 pub fn new_id() -> Result<i64, StoreError> {
     let bytes = random().map_err(|error| StoreError::Failed(error.to_string()))?;
     let [a, b, c, d, e, f, g, h, ..] = bytes;
-    // Positive, so that it is easily read in the table.
+    // The number is positive, so that it is easy to read in the table.
     Ok(i64::from_be_bytes([a, b, c, d, e, f, g, h]) & i64::MAX)
 }
 
@@ -49,12 +50,12 @@ pub struct Beat {
     pub count: i64,
 }
 
-/// Time of a claim by the clocks that its process knows.
+/// Time of a claim by the clocks that the claiming process knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimTime {
     /// Time by the process's own clock.
     pub at: UnixSeconds,
-    /// Seconds to add to it to have the cloud's time; `None` if not known.
+    /// Seconds to add to `at` to get the cloud's time; `None` if not known.
     pub cloud_offset: Option<i64>,
 }
 
@@ -63,11 +64,12 @@ pub struct ClaimTime {
 pub enum Claimed {
     /// The caller has the claim until it settles or releases it, or is fenced.
     Yours(Claim),
-    /// Another living owner has it.
+    /// Another living owner has the claim.
     Held,
-    /// The row does not ask for this registration: it has a certificate or a refusal, is
-    /// disabled, has another product or name, or is not in the table. An abandoned claim is
-    /// removed, unless the row is only disabled: the cloud may have been asked.
+    /// The row does not ask for this registration: it has a certificate or a refusal, is disabled,
+    /// has another product or name, or is not in the table. An abandoned claim on the device is
+    /// removed. It stays if the row is merely disabled, because the cloud may have been asked for
+    /// the device.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
@@ -87,13 +89,14 @@ pub enum Settlement {
 pub struct ClaimView {
     /// The requested registration.
     pub entry: JournalEntry,
-    /// Time since which the name is in the journal, by the clock of the process that wrote it.
+    /// Time since which the name has been in the journal, by the clock of the process that wrote
+    /// it.
     pub since: UnixSeconds,
     /// Description of the owner; `None` for an abandoned claim.
     pub owner: Option<String>,
     /// Time of the owner's last beat, by its own clock.
     pub last_beat: Option<UnixSeconds>,
-    /// The batch to which it belongs.
+    /// The batch to which the claim belongs, if any.
     pub batch: Option<BatchId>,
 }
 
@@ -102,29 +105,29 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 
 /// The part of a store that lets several processes register devices from one table.
 ///
-/// Each write is one step, and can be repeated after [`StoreError::Unknown`] with the same
-/// result.
+/// Each write is one step. After [`StoreError::Unknown`], it can be repeated with the same result.
 pub trait Claims: Send + Sync + 'static {
-    /// Returns the beats of all owners. Beats for the caller before, if it owns claims. A table
-    /// that cannot be written now cannot be looked at either, so that an owner that cannot beat
-    /// is not taken for dead.
+    /// Returns the last beats of all owners; if `own` is given, that owner beats first. Fails if
+    /// the table has owners but cannot be written now, so that an owner that cannot beat is not
+    /// taken for dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
     /// Ends an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
-    /// it has been ended.
+    /// the owner was ended.
     fn fence(&self, seen: Beat) -> StoreFuture<'_, bool>;
 
-    /// Ends an owner that stops: its claims are abandoned.
+    /// Ends an owner whose process stops: its claims are abandoned.
     fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Ends an owner that has no claims, so that others need not watch it. An owner that has
-    /// claims stays.
+    /// Ends an owner that has no claims, batches or leases, so that others need not watch it. Any
+    /// other owner stays.
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Claims the registration of a device, durably, before IoT Platform is asked for it. The
-    /// row must ask for just this registration, and no other living owner may have the claim.
-    /// An entry of the same device is replaced; its time is kept if product and name are the
-    /// same, and the cloud may have been asked for it. A single claim counts as asked for.
+    /// Claims the registration of a device, durably, before IoT Platform is asked for it. The row
+    /// must ask for just this registration, and no other living owner may have the claim. An
+    /// existing entry of the device is replaced. Its time is kept if it has the same product and
+    /// name and the cloud may have been asked for it. A claim outside a batch counts as asked for
+    /// from now on, because its call follows.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -132,9 +135,10 @@ pub trait Claims: Send + Sync + 'static {
         now: ClaimTime,
     ) -> StoreFuture<'a, Claimed>;
 
-    /// Claims the registrations of a batch durably, in one step, under the caller's own random
-    /// number for the batch. Returns an answer for each entry. The batch is known from then on,
-    /// even without entries. Its claims do not count as asked for until it has an `ApplyId`.
+    /// Claims the registrations of a batch durably, in one step. The caller has chosen the batch's
+    /// random number. Returns an answer for each entry. The batch is in the journal from then on,
+    /// even without entries. New claims in it do not count as asked for until the batch has an
+    /// `ApplyId`.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,
@@ -156,10 +160,11 @@ pub trait Claims: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Fenced`] if the claim is not the owner's, and nothing is changed.
-    /// [`StoreError::Conflict`] if the row is gone, does not ask for this registration any more, has
-    /// another certificate, or another row has the same `IotId`. Only the claim is ended then; a
-    /// row with the `IotId` of another is refused.
+    /// [`StoreError::Fenced`] if the claim is not the owner's. Nothing is changed then.
+    /// [`StoreError::Conflict`] if the row was deleted, does not ask for this registration any
+    /// more, or has another certificate, or if another row has the same `IotId`. Then the claim is
+    /// ended and the result is not stored; if the `IotId` is the cause, a refusal is stored
+    /// instead.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,
@@ -167,13 +172,14 @@ pub trait Claims: Send + Sync + 'static {
         settlement: &'a Settlement,
     ) -> StoreFuture<'a, ()>;
 
-    /// Ends the owner's claim without a result. If the cloud may have been `asked`, the entry
-    /// stays as an abandoned one, so that the same name is asked for again. Another owner's
-    /// claim stays as it is.
+    /// Ends the owner's claim without a result. If the cloud may have been `asked`, the entry stays
+    /// as an abandoned claim, so that the same name is asked for again. Another owner's claim stays
+    /// as it is.
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, with those of their
-    /// claims that are abandoned as well. Removes abandoned batches without one.
+    /// claims that are abandoned as well. Removes abandoned batches that have no `ApplyId`; their
+    /// claims stay as single ones.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
     /// Returns up to `limit` abandoned entries of enabled devices that are in no batch, oldest
@@ -183,10 +189,11 @@ pub trait Claims: Send + Sync + 'static {
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
 
-    /// Stores the cloud's offset in the owner's claims that have none, as soon as it is known.
+    /// Stores the offset of the cloud's clock, once it is known, in those claims of the owner that
+    /// have no offset.
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
-    /// Returns all batches, by number.
+    /// Returns all batches, in order of their numbers.
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>>;
 
     /// Returns all entries of the journal, oldest first.

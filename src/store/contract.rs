@@ -1,7 +1,7 @@
-//! Contract of a store: a test for each statement in the documentation of [`Store`] and
-//! [`Bulk`], run on every store. Each store is used through two handles in turn, as by two
-//! processes, and the clock of one is two hours ahead. A new store needs a module in the macro
-//! `contract` below. The statements about claims are in `contract/claims.rs`.
+//! Contract of a store: a test for each statement in the documentation of [`Store`] and [`Bulk`],
+//! run on every store. Each store is used alternately through two handles, as by two processes. The
+//! clock of one handle is two hours ahead. A new store needs a module in the macro `contract`
+//! below. The statements about claims are in `contract/claims.rs`.
 
 mod alternating;
 mod claims;
@@ -16,13 +16,13 @@ use super::{
 };
 use crate::testing::store::{Fuse, Memory};
 
-/// Time of the claims.
+/// Time at which the tests make their claims.
 const NOW: ClaimTime = ClaimTime { at: 1000, cloud_offset: None };
 
 /// Difference between the clocks of two handles, in seconds.
 const AHEAD: i64 = 2 * 3600;
 
-/// An empty store by two handles, and the folder that must exist as long as the store.
+/// An empty store with two handles, and the store's folder, which must exist as long as the store.
 struct Fresh<S> {
     store: Alternating<S>,
     _folder: Option<tempfile::TempDir>,
@@ -107,13 +107,13 @@ fn register(store: &impl Store, device: &str, secret: &str) {
     now(store.settle(1, &entry(device), &settlement)).unwrap();
 }
 
-/// Has the cloud refuse a device.
+/// Stores a refusal of a device, as a registrar does.
 fn refuse(store: &impl Store, device: &str, reason: &str) {
     now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &Settlement::Refused(reason.into()))).unwrap();
 }
 
-/// Issues a certificate with a number of its own.
+/// Issues the certificate of a device to a request with the number `issue_id`.
 fn issue(store: &impl Store, device: &str, issue_id: i64) -> Result<Issue, StoreError> {
     now(store.record_issue(&id(device), &certificate(device, "s3cret"), issue_id, asker()))
 }
@@ -207,8 +207,8 @@ fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl S
     assert_eq!(now(store.history(&id("SN-1"), 1)).unwrap(), history[..1]);
 }
 
-/// `store_sighting` ignores a device that has not, or no longer, the certificate that was seen,
-/// and keeps a known first sign-in.
+/// `store_sighting` ignores a device that does not have, or no longer has, the certificate that was
+/// seen. It keeps a known first sign-in.
 fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     let seen = |device: &DeviceRow, sighting| now(store.store_sighting(device, sighting)).unwrap();
@@ -219,7 +219,8 @@ fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     seen(&row("SN-1"), Sighting { activated: Some(9), ..Sighting::default() });
     let after = row("SN-1");
     assert_eq!((after.registered, after.activated, after.cloud_state), (Some(3), Some(5), None));
-    // Registered again since: what is known of the former device is not true of this one.
+    // Both calls name an earlier state of the row, as if the device had been registered again
+    // since. So the row stays as it is.
     seen(&before, Sighting { state: Some(CloudState::Deleted), ..Sighting::default() });
     seen(&DeviceRow { device_name: Some("former".into()), ..row("SN-1") }, first);
     assert_eq!(row("SN-1"), after);
@@ -318,7 +319,8 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
         assert!(matches!(outcome, Err(ImportError::Rejected(_))), "{outcome:?}");
         columns
     };
-    // A name of its own, the one that follows from an ID, and that of a row before it in the file.
+    // A row conflicts with a device's own name, with a name derived from a device ID, and with the
+    // name in an earlier row of the file.
     assert_eq!(columns(vec![named("SN-5", "lamp-2")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-5", "SN-1")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-4", "lamp-2")]), [(0, "deviceName")]);
@@ -327,7 +329,7 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
     assert_eq!(columns(vec![with_iot_id("SN-5")]), [(0, "iotId")]);
     assert_eq!(columns(vec![with_iot_id("SN-4")]), [(0, "iotId")]);
     assert_eq!(now(store.rows_after(None, 99)).unwrap(), before);
-    // Another product has its own names, and the same row again is no conflict.
+    // The same name in another product is no conflict, nor is a row that is imported again.
     let elsewhere = ImportRow { product_key: Some("a1plug".into()), ..named("SN-5", "lamp-2") };
     assert_eq!(import(store, [elsewhere, with_iot_id("SN-3")]).added, 1);
 }

@@ -41,9 +41,9 @@ impl<F> From<Conflict> for Unmerged<F> {
     }
 }
 
-/// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so
-/// that the operator sees all faults of the file at once. After any error, the store must undo
-/// the rows that it has merged.
+/// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so that
+/// one run shows the operator all faults of the file. After any error, the store must undo the rows
+/// that it has merged.
 pub fn all_rows<E, F>(
     rows: impl Iterator<Item = Result<ImportRow, E>>,
     mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
@@ -169,7 +169,7 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     Err(Conflict { column: "pskIdentity", reason })
 }
 
-/// Checks a row's PSK identity, which belongs to device `owner` in the table. It must be the
+/// Checks a row's PSK identity, which belongs to device `owner` in the table. `owner` must be the
 /// row's device.
 pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
     if owner == row.device.as_str() {
@@ -188,7 +188,7 @@ pub fn name_of(device: &DeviceId, columns: &Columns<'_>) -> String {
     columns.device_name.map_or_else(|| device.device_name(), str::to_owned)
 }
 
-/// Checks a row's name, which `holder` has in the same product.
+/// Fails if another device, `holder`, has the row's name in the same product.
 pub fn unique_name(holder: Option<DeviceId>, name: &str) -> Result<(), Conflict> {
     let Some(holder) = holder else { return Ok(()) };
     let reason = format!(
@@ -198,7 +198,7 @@ pub fn unique_name(holder: Option<DeviceId>, name: &str) -> Result<(), Conflict>
     Err(Conflict { column: "deviceName", reason })
 }
 
-/// Checks a row's `IotId`, which `holder` has.
+/// Fails if another device, `holder`, has the row's `IotId`.
 pub fn unique_iot_id(holder: Option<DeviceId>) -> Result<(), Conflict> {
     let Some(holder) = holder else { return Ok(()) };
     Err(Conflict { column: "iotId", reason: format!("device {holder} has the same iotId") })

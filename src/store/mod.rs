@@ -43,14 +43,15 @@ pub type UnixSeconds = i64;
 /// poll, so that a hot path needs no task.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Failure of a store's operation. It has changed nothing unless the variant says otherwise.
+/// Failure of a store's operation. The operation has changed nothing unless the variant says
+/// otherwise.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// A temporary failure, for example as another process has locked the database or the disk
-    /// is full. The same call may succeed later.
+    /// A temporary failure, for example because another process has locked the database, or because
+    /// the disk is full. The same call may succeed later.
     #[error("the database is busy: {0}")]
     Busy(String),
-    /// The row is not, or no longer, as the operation requires; the reason.
+    /// The row is not, or is no longer, as the operation requires. Contains the reason.
     #[error("{0}")]
     Conflict(String),
     /// The operation may have been done: the answer was lost. Repeating it does no harm.
@@ -59,7 +60,7 @@ pub enum StoreError {
     /// Another process has taken the claim or the batch over.
     #[error("another process has taken this registration over")]
     Fenced,
-    /// Any other failure: read-only, damaged, not a database.
+    /// Any other failure, for example because the file is read-only, damaged or not a database.
     #[error("the database failed: {0}")]
     Failed(String),
 }
@@ -201,9 +202,11 @@ pub struct Claim {
     /// Time since which the journal has an entry for this name, by the clock of the process
     /// that wrote the entry.
     pub since: UnixSeconds,
-    /// Seconds to add to that clock to have the cloud's; `None` if that process did not know.
+    /// Seconds to add to that clock's time to get the cloud's; `None` if the process did not know
+    /// the cloud's time.
     pub cloud_offset: Option<i64>,
-    /// Set if the entry was there before, so that an earlier call may have created the device.
+    /// Set if the entry existed before this claim and the cloud may have been asked, so an earlier
+    /// call may have created the device.
     pub earlier: bool,
 }
 
@@ -354,7 +357,8 @@ pub fn unix_now() -> UnixSeconds {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Clock of one process's handle of a store. Tests set it.
+/// Clock of one handle of a store: the system's clock plus a correction. The registrar corrects it
+/// by the cloud's clock.
 #[derive(Debug, Default)]
 pub struct Clock(AtomicI64);
 
@@ -383,7 +387,7 @@ pub struct Metrics {
     /// Number of writes that were committed.
     pub written: AtomicU64,
     /// Number of writes that were not done because the row was not as they require, for example
-    /// as the device was disabled meanwhile.
+    /// because the device was disabled meanwhile.
     pub refused: AtomicU64,
     /// Number of writes that failed because of the database: the write or its group could not be
     /// done, or the queue was full.
@@ -409,7 +413,7 @@ pub trait Store: Claims + Leases + Turns {
 
     /// Records durably that `certificate` is issued to `asker` now, unless it was issued before,
     /// and writes the audit entry in the same step. `issue_id` is the caller's random number for
-    /// this request: repeated with the same number, the answer is the same.
+    /// this request: a call that is repeated with the same number gets the same answer.
     ///
     /// Fails with [`StoreError::Conflict`] unless the device is, at that moment, enabled, in the
     /// asker's enrollment, and has this certificate.
@@ -448,8 +452,8 @@ pub trait Store: Claims + Leases + Turns {
     /// Returns whether the device exists.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Clears a device's refusal if it is still `refusal`. Returns whether it was. Writes an audit
-    /// entry with `by` in the same step.
+    /// Clears a device's refusal if it is still `refusal`. Returns whether the refusal was cleared.
+    /// Writes an audit entry with `by` in the same step.
     fn clear_refusal<'a>(
         &'a self,
         id: &'a DeviceId,
@@ -457,12 +461,12 @@ pub trait Store: Claims + Leases + Turns {
         by: &'a Actor,
     ) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row, the key and the claim of a device; returns whether there was one.
+    /// Deletes the row, the key and the claim of a device; returns whether the device existed.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Lets all reads of this thread see the same state of the table, that of the first read,
-    /// until [`release`](Self::release). The store then need not look for newer data at each
-    /// read. Must be held for a short time only.
+    /// Lets all reads of this thread see the same state of the table, that of the first read, until
+    /// [`release`](Self::release). The store then need not look for newer data at each read. A
+    /// caller must end this soon.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).
@@ -479,8 +483,9 @@ pub trait Store: Claims + Leases + Turns {
         unix_now()
     }
 
-    /// Sets how far this handle's clock is ahead of the system's, in seconds: the system's may be
-    /// wrong, and the cloud's is better. The default ignores it.
+    /// Sets how far this handle's clock is ahead of the system's, in seconds. The system's clock
+    /// may be wrong, so the caller corrects it by the cloud's. The default implementation does
+    /// nothing.
     fn set_clock_ahead(&self, _seconds: i64) {}
 
     /// Returns the store's metrics, if it has any.
@@ -501,8 +506,8 @@ pub trait Bulk {
     /// imported, with the row's index (from 0), before it reads the next row. If any row is
     /// rejected, nothing is imported. A `dry_run` reports the same but changes nothing.
     ///
-    /// No two devices have the same name in one product, or the same `IotId`: a row that would
-    /// make it so is a conflict.
+    /// A row that would give two devices the same name in one product, or the same `IotId`, is a
+    /// conflict.
     ///
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
     /// identifier: a different value in the import is a conflict. A PSK identity that belongs
@@ -524,7 +529,7 @@ pub trait Bulk {
         each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
     ) -> Result<(), E>;
 
-    /// Counts the rows. Reads the whole table: which takes seconds for millions of rows.
+    /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
     fn count(&self) -> Result<u64, StoreError>;
 
     /// Counts the devices of each enrollment by state, in order of the enrollments' names.
@@ -537,16 +542,16 @@ pub trait Bulk {
 }
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
-/// Platform. None is added any more; an older database may have some.
+/// Platform. certdist no longer adds such devices, but an older database may contain some.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedName {
     /// Their product.
     pub product_key: String,
     /// Their name.
     pub device_name: String,
-    /// The first of them.
+    /// ID of the first of these devices.
     pub device: String,
-    /// Number of them.
+    /// Number of these devices.
     pub devices: u64,
 }
 
@@ -570,8 +575,8 @@ pub fn examine(url: &str) -> Result<Condition, StoreError> {
     }
 }
 
-/// Returns up to `limit` names that several devices of one product share in the store that a
-/// configuration's `database` names. Changes nothing, and reads the whole table.
+/// Returns up to `limit` names that several devices of one product share in the store at `url`, the
+/// value of `database` in the configuration. Changes nothing, and reads the whole table.
 pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::shared_names(path.as_ref(), limit),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::StoreFuture;
 
-/// Longest time for which a pace may be ahead. A time that is further ahead comes from a clock
-/// that was set back since.
+/// Maximum time by which the next turn of a pace may be ahead. A turn that is further ahead was
+/// stored before the clock was set back, so it is ignored.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10);
 
 /// Rate of a pace, as the process that takes a turn knows it.
@@ -20,7 +20,8 @@ pub struct Turn {
 
 impl Turn {
     /// Takes a turn at `now` of a pace whose next turn is at `next`, both in microseconds since
-    /// 1970. Returns the time of the next turn, or the time to wait for this one.
+    /// 1970. Returns the time of the turn after this one. The error is the time to wait for this
+    /// turn, which is then not taken.
     pub fn take(self, next: Option<i64>, now: i64) -> Result<i64, Duration> {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD)).unwrap_or(now);
@@ -33,8 +34,8 @@ impl Turn {
 
 /// The part of a store that keeps the account's paces.
 pub trait Turns: Send + Sync + 'static {
-    /// Takes the next turn of a pace, in one step. Returns `None` if the caller has it, and
-    /// makes its call now; otherwise the time to wait before it asks again.
+    /// Takes the next turn of a pace, in one step. Returns `None` if the caller has the turn and
+    /// must make its call now. Otherwise, returns the time to wait before asking again.
     fn take_turn<'a>(&'a self, pace: &'a str, turn: Turn) -> StoreFuture<'a, Option<Duration>>;
 }
 

@@ -1,4 +1,4 @@
-//! A store through two handles, which take turns from call to call.
+//! A store that passes its calls to two handles alternately.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

@@ -1,4 +1,5 @@
-//! Statements about claims, batches and turns, with two owners on two handles.
+//! Tests of the statements about claims, batches, leases and turns, with several owners on two
+//! handles.
 
 use std::time::Duration;
 
@@ -36,8 +37,8 @@ fn open_entries(store: &impl Store) -> usize {
     now(store.open_entries()).unwrap().len()
 }
 
-/// `claim`: of two owners, one has it; `release_claim` ends it, and keeps what may have been
-/// asked.
+/// `claim` gives a claim to only one of two owners. `release_claim` ends it, but keeps the entry if
+/// the cloud may have been asked.
 fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(claim(store, 1, "SN-1"));
@@ -54,7 +55,7 @@ fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     assert!(!yours(claim(store, 1, "SN-1")).earlier);
 }
 
-/// `claim` keeps the cloud's offset that was known at the first claim, with its time.
+/// A repeated `claim` keeps the time and the cloud's offset of the first one.
 fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(
@@ -65,7 +66,7 @@ fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     assert_eq!((again.since, again.cloud_offset), (5, Some(-7)));
 }
 
-/// `claim`: only a row that asks for just this registration.
+/// `claim` requires a row that asks for just this registration.
 fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     import(store, [with_certificate("SN-5", "s3cret")]);
@@ -79,7 +80,7 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     for entry in [other_product, other_name] {
         assert_eq!(now(store.claim(&owner(1), &entry, NOW)).unwrap(), Claimed::NotWanted);
     }
-    // An abandoned claim on another name is removed, another owner's is not.
+    // A claim on the former name is removed if it is abandoned, but not if another owner has it.
     yours(claim(store, 1, "SN-3"));
     yours(claim(store, 1, "SN-4"));
     now(store.release_claim(1, &id("SN-4"), true)).unwrap();
@@ -95,7 +96,8 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     assert!(now(store.claim_of(&id("SN-3"))).unwrap().is_some());
 }
 
-/// `claim`: a device that is disabled for a while keeps its claim, as the cloud may have it.
+/// `claim` keeps the abandoned claim of a disabled device, because the cloud may have created the
+/// device.
 fn a_disabled_device_keeps_its_abandoned_claim(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(claim(store, 1, "SN-1"));
@@ -106,7 +108,7 @@ fn a_disabled_device_keeps_its_abandoned_claim(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-1")), Claim { earlier: true, ..first });
 }
 
-/// `settle`: the certificate, no claim, and an audit entry.
+/// `settle` stores the certificate, ends the claim and writes an audit entry.
 fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     register(store, "SN-1", "s3cret");
@@ -124,7 +126,7 @@ fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     assert_eq!(history[0].detail.as_deref(), Some("a1lamp/SN-1"));
 }
 
-/// `settle` again after a lost answer: nothing changes, and no one is told of a failure.
+/// `settle`, repeated after a lost answer, succeeds and changes nothing.
 fn a_settlement_can_be_repeated(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     register(store, "SN-1", "s3cret");
@@ -148,7 +150,7 @@ fn only_the_owner_settles(store: &(impl Store + Bulk)) {
     assert_eq!((device(store, "SN-1"), open_entries(store)), (before, 1));
 }
 
-/// `settle`: a verdict never lands on a row that has a certificate, nor a certificate on another.
+/// `settle` never refuses a device that has a certificate, and never replaces a certificate.
 fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -163,7 +165,7 @@ fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `settle`: the row may have changed since the claim.
+/// `settle` takes account of changes to the row since the claim.
 fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     for device in ["SN-1", "SN-2", "SN-3", "SN-4"] {
@@ -180,10 +182,11 @@ fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
     assert_eq!(device(store, "SN-1"), before);
     is_conflict(settle(store, 1, "SN-2", &Settlement::Refused("no".into())));
     assert_eq!(device(store, "SN-2").unwrap().refusal, None);
-    // The cloud has this device: its certificate is kept, and not handed out while disabled.
+    // The cloud has created this device, so its certificate is stored although the device is
+    // disabled.
     settle(store, 1, "SN-3", &registered("SN-3", "s3cret")).unwrap();
     assert!(device(store, "SN-3").unwrap().certificate.is_some());
-    // The IotId of another device.
+    // This registration has the IotId of another device.
     let twin = Settlement::Registered(crate::store::RegisteredDevice {
         iot_id: Some("iot-SN-3".into()),
         ..registration("SN-4", "0ther")
@@ -195,7 +198,7 @@ fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `settle`: a refusal is stored in the row and ends the claim.
+/// `settle` stores a refusal in the row and ends the claim.
 fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     refuse(store, "SN-1", "name is taken");
@@ -203,7 +206,7 @@ fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `beats`, `fence`: an owner that has beaten since is not ended.
+/// `fence` ends an owner only if it has not beaten since `beats` was called.
 fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -233,7 +236,8 @@ fn a_fenced_owner_that_lives_goes_on_with_what_is_left(store: &(impl Store + Bul
     settle(store, 1, "SN-1", &registered("SN-1", "s3cret")).unwrap();
 }
 
-/// `retire`, `abandoned`: oldest first, up to a limit, none of a living owner.
+/// `abandoned` returns the claims of an owner that was ended by `retire`, oldest first, up to a
+/// limit. It returns no claim of a living owner.
 fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
@@ -246,7 +250,7 @@ fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) 
     assert_eq!(now(store.abandoned(1)).unwrap(), abandoned[..1]);
 }
 
-/// `retire_if_idle`: an owner with claims or a batch stays.
+/// `retire_if_idle` does not end an owner that has claims or a batch.
 fn an_owner_with_claims_is_not_idle(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let owners = || now(store.beats(None)).unwrap().len();
@@ -262,7 +266,7 @@ fn an_owner_with_claims_is_not_idle(store: &(impl Store + Bulk)) {
     assert_eq!(owners(), 0);
 }
 
-/// `claim_of`: the entry, and who has it.
+/// `claim_of` returns the entry and the claim's owner.
 fn a_claim_is_shown_with_its_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     assert_eq!(now(store.claim_of(&id("SN-1"))).unwrap(), None);
@@ -280,7 +284,7 @@ fn batch(id: i64) -> OpenBatch {
     OpenBatch { id, product_key: "a1lamp".into(), apply_id: None }
 }
 
-/// `claim_batch`: an answer for each entry, in one step.
+/// `claim_batch` returns an answer for each entry.
 fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 2, "SN-2"));
@@ -295,13 +299,14 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     let in_batch = open.iter().filter(|open| open.batch == Some(77)).count();
     assert_eq!((open.len(), in_batch), (3, 2));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
-    // The answer was lost.
+    // The call is repeated, as after a lost answer.
     let again = now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
     assert!(matches!(&again[..], [Claimed::Yours(_), Claimed::Held, Claimed::NotWanted, Claimed::Yours(_)]));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
 }
 
-/// `set_apply_id`, `close_batch`: only by the batch's owner; its claims stay.
+/// `set_apply_id` and `close_batch` change a batch only for its owner. The claims of a closed batch
+/// stay.
 fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     now(store.claim_batch(&owner(1), &batch(77), &[entry("SN-1")], NOW)).unwrap();
@@ -317,12 +322,13 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
 }
 
-/// `claim`, `claim_batch`: an entry of a batch without an `ApplyId` was not asked for.
+/// For `claim` and `claim_batch`, an entry of a batch without an `ApplyId` does not count as asked
+/// for.
 fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let later = ClaimTime { at: 2000, cloud_offset: Some(3) };
     let again = |device: &str| yours(now(store.claim(&owner(2), &entry(device), later)).unwrap());
-    // SN-3 was asked for before, alone.
+    // SN-3 was asked for earlier, by a single claim.
     yours(claim(store, 1, "SN-3"));
     now(store.release_claim(1, &id("SN-3"), true)).unwrap();
     let entries = ["SN-1", "SN-3"].map(entry);
@@ -336,7 +342,7 @@ fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, earlier: true });
 }
 
-/// `note_cloud_offset`: of the owner's claims, those that have none.
+/// `note_cloud_offset` changes those of the owner's claims that have no offset.
 fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
@@ -348,7 +354,8 @@ fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
 }
 
-/// `beats`: an owner that comes again is not taken for one that has not beaten since.
+/// `beats` returns a new count for an owner that was ended and claims again, so the owner is not
+/// taken for dead.
 fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let count = || now(store.beats(None)).unwrap()[0].count;
@@ -363,14 +370,14 @@ fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     assert!(![first, last].contains(&count()));
 }
 
-/// `take_batches`, `abandoned`: nothing to take makes no one an owner.
+/// `take_batches` and `abandoned` do not make the caller an owner if there is nothing to take.
 fn one_that_takes_nothing_owns_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.take_batches(&owner(1))).unwrap(), []);
     assert_eq!(now(store.abandoned(9)).unwrap(), []);
     assert_eq!(now(store.beats(None)).unwrap(), []);
 }
 
-/// `abandoned`: a disabled device is left alone.
+/// `abandoned` does not return a disabled device.
 fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2"].map(row));
     for device in ["SN-1", "SN-2"] {
@@ -381,7 +388,7 @@ fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) 
     assert_eq!(now(store.abandoned(1)).unwrap(), [entry("SN-2")]);
 }
 
-/// `take_batches`: the abandoned ones with an `ApplyId`, with their claims.
+/// `take_batches` takes the abandoned batches that have an `ApplyId`, with their claims.
 fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), NOW)).unwrap();
@@ -397,14 +404,15 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
     assert_eq!(devices, ["SN-1", "SN-2"]);
     assert!(claims.iter().all(|(_, claim)| claim.earlier));
-    // The one that was not asked for is gone; its device can be registered alone.
+    // The abandoned batch without an `ApplyId` was removed, so its device can be registered by a
+    // single call.
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
     assert_eq!(now(store.take_batches(&owner(4))).unwrap(), [], "its new owner lives");
 }
 
-/// `take_lease`, `set_cursor`, `give_lease_up`: one owner at a time, and the next one continues.
+/// A lease has one owner at a time, and the next owner gets its cursor.
 fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     let take = |by| now(store.take_lease(&owner(by), "sweep")).unwrap();
     let set = |by, cursor: &str| now(store.set_cursor(by, "sweep", cursor));
@@ -419,13 +427,13 @@ fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     assert_eq!(take(2), None, "its owner has not given it up");
     now(store.give_lease_up(1, "sweep")).unwrap();
     assert_eq!(take(2).as_deref(), Some("SN-1"));
-    // An owner that has died.
+    // An owner that has ended no longer has the lease.
     now(store.retire(2)).unwrap();
     assert_eq!(take(3).as_deref(), Some("SN-1"));
     assert_eq!(now(store.take_lease(&owner(1), "another")).unwrap().as_deref(), Some(""));
 }
 
-/// `take_turn`: one at a time, an interval apart, whichever process takes it.
+/// `take_turn` grants one turn per interval, whichever process asks.
 fn turns_are_shared(store: &(impl Store + Bulk)) {
     let interval = Duration::from_secs(5);
     let turn = Turn { interval, credit: Duration::ZERO };

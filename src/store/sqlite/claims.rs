@@ -32,8 +32,9 @@ macro_rules! abandoned {
     };
 }
 
-/// Notes a sign of life of an owner, so that its claims count. An owner that comes again begins
-/// with another number of beats, so that no one takes it for one that has not beaten since.
+/// Records a beat of an owner, so that its claims are not abandoned. If the owner's row was removed
+/// meanwhile, the number of beats begins at a random number. Otherwise, another process could find
+/// the number that it saw last, and take the owner for dead.
 fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusqlite::Result<()> {
     const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) \
                        VALUES (?1, ?2, abs(random() % 1000000000000), ?3) \
@@ -41,15 +42,15 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
     connection.prepare_cached(SQL)?.execute(params![owner.id, owner.name, now]).map(drop)
 }
 
-/// What a row and its claim say before they are claimed.
+/// State of a row and its claim before a new claim.
 struct Before {
     /// The row asks for the registration.
     wanted: bool,
-    /// The row asks for it, but for being disabled: its claim stays, as the cloud may have been
-    /// asked.
+    /// The row would ask for the registration if it were not disabled. Its claim stays, as the
+    /// cloud may have been asked.
     disabled: bool,
-    /// An entry for the same name that may have been asked for: its time and the offset of the
-    /// cloud's clock.
+    /// Time and cloud offset of an entry for the same name, if the cloud may have been asked for
+    /// it.
     asked: Option<(UnixSeconds, Option<i64>)>,
     /// An entry for another name, which may exist at the cloud.
     other_name: Option<JournalEntry>,
@@ -105,7 +106,7 @@ impl Before {
     }
 }
 
-/// Returns another row with the same name in the same product.
+/// Returns another device that has the same name in the same product, if any.
 pub(super) fn holder_of_name(
     connection: &Connection,
     device: &DeviceId,
@@ -118,7 +119,8 @@ pub(super) fn holder_of_name(
     let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
     while let Some(row) = rows.next()? {
         let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // The name that follows from an ID is not always the ID.
+        // The query takes the ID for the name if the row has no name. But the name that is derived
+        // from an ID can differ from the ID.
         if row.get(1)? || holder.device_name() == device_name {
             return Ok(Some(holder));
         }
@@ -126,7 +128,7 @@ pub(super) fn holder_of_name(
     Ok(None)
 }
 
-/// Returns another row with the same `IotId`.
+/// Returns another device that has the same `IotId`, if any.
 pub(super) fn holder_of_iot_id(
     connection: &Connection,
     device: &DeviceId,
@@ -138,8 +140,8 @@ pub(super) fn holder_of_iot_id(
     Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
 }
 
-/// Devices that share a name in one product, which a version before 5 allowed: the first of each
-/// group, and how many there are. Reads the whole index.
+/// Returns up to `limit` names that several devices of one product share, which versions before 5
+/// allowed, with the first of these devices and their number. Reads the whole index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
                        FROM device_table INDEXED BY device_name GROUP BY productKey, name \
@@ -197,7 +199,8 @@ fn claim(
         cloud_offset,
         batch,
         owner.id,
-        // The call of a single one follows; a batch is asked for with its `ApplyId`.
+        // A single claim counts as asked for, because its call follows. The claims of a batch count
+        // as asked for once the batch has an `ApplyId`.
         earlier || batch.is_none()
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, earlier }))
@@ -210,13 +213,13 @@ pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite:
         .map(drop)
 }
 
-/// Ends a claim for a reason that the caller of [`Claims::settle`] learns.
+/// Ends a claim because of a conflict, whose reason the caller of [`Claims::settle`] gets.
 fn conflict(connection: &Connection, device: &DeviceId, reason: String) -> rusqlite::Result<Settled> {
     end_claim(connection, device)?;
     Ok(Err(StoreError::Conflict(reason)))
 }
 
-/// Result of a settlement that is committed, also if it is an error.
+/// Result of a settlement. The transaction is committed even if the result is an error.
 type Settled = Result<(), StoreError>;
 
 fn settle(
@@ -375,7 +378,7 @@ fn view(row: &Row<'_>) -> rusqlite::Result<ClaimView> {
     })
 }
 
-/// Submits a write whose errors are committed like its results.
+/// Submits a write that is committed even if its result is an error.
 fn settled(
     writer: &Writer,
     work: impl FnOnce(&Connection) -> Result<Settled, WriteError> + Send + 'static,
@@ -385,8 +388,8 @@ fn settled(
 }
 
 impl Sqlite {
-    /// Returns whether a query finds a row. Usually no one registers anything, and the writer is
-    /// left alone; after an error, the writer reports it.
+    /// Returns whether a query finds a row, so that the writer is not used if there is nothing to
+    /// do, which is the usual case. Returns true after an error, so that the writer reports it.
     fn has_any(&self, query: &'static str) -> bool {
         let mut found = self.read(|connection, _| connection.prepare_cached(query)?.exists(()));
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -572,7 +575,7 @@ impl Turns for Sqlite {
         let pace = pace.to_owned();
         self.writer.submit(move |connection| {
             let next = connection.prepare_cached(NEXT)?.query_row([&pace], |row| row.get(0)).optional()?;
-            // Read here, and not before this write had to wait for the table.
+            // The clock is read here, after the write has waited for the table.
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
             match turn.take(next, i64::try_from(now).unwrap_or(i64::MAX)) {
                 Ok(next) => {

@@ -69,9 +69,9 @@ const BACKLOG_CACHE: i64 = 128;
 /// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
-/// Opens the file for writing; creates or migrates it if necessary. A transaction waits for
-/// another process's transaction for at most `wait`. Fails if `check_keys` does, which reads
-/// the table `database_key`; an older database is then not migrated.
+/// Opens the file for writing; creates or migrates it if necessary. A transaction waits for another
+/// process's transaction for at most `wait`. `check_keys` reads the table `database_key`. If it
+/// fails, so does this function, and an older database is not migrated.
 pub(super) fn open(
     path: &Path,
     wait: Duration,
@@ -93,7 +93,7 @@ pub(super) fn open(
     Ok(connection)
 }
 
-/// Opens a connection for low-priority writes, which fail at once while another connection is
+/// Opens a connection for low-priority writes, which fail immediately while another connection is
 /// writing.
 pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, READER_WAIT)?;
@@ -219,7 +219,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     })
 }
 
-/// Examines the file in one transaction. Another process may be creating the file, and a
+/// Examines the file in one transaction, because another process may be creating it, and a
 /// half-created database would look like another program's.
 fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
@@ -262,7 +262,7 @@ pub(super) fn migrate(
     match version.checked_sub(1) {
         None => transaction.execute_batch(SCHEMA).map_err(failed)?,
         Some(done) => {
-            // Another process may have done it meanwhile.
+            // Another process may have migrated the database meanwhile.
             if version < VERSION {
                 tracing::info!(path = %path.display(), from = version, to = VERSION, "the database is brought up to date");
             }
@@ -286,9 +286,9 @@ pub(super) fn migrate(
     transaction.commit().map_err(failed)
 }
 
-/// Repeats work for up to `wait` while the database is busy. Switching to write-ahead logging
-/// needs exclusive access to the file. While another process creates the file, SQLite refuses
-/// that at once, without the connection's usual wait.
+/// Repeats work for up to `wait` while the database is busy. Switching to write-ahead logging needs
+/// exclusive access to the file. While another process creates the file, SQLite refuses the switch
+/// immediately, without the connection's usual wait.
 fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
@@ -377,7 +377,8 @@ mod tests {
         statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// Version 4 with what one process, and two beside each other, could leave in it.
+    /// A database of version 4, with rows that one process could leave, and rows that two processes
+    /// could leave when they used it at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
 
     #[test]
@@ -388,7 +389,7 @@ mod tests {
         let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT, |_| Ok(())).unwrap());
         assert_eq!(columns(&old), columns(&new));
         let text = |sql: &str| old.query_row(sql, (), |row| row.get::<_, Option<String>>(0)).unwrap();
-        // The device is registered: it was never refused.
+        // The device has a certificate, so the migration clears its refusal.
         assert_eq!(text("SELECT refusal FROM device_table WHERE deviceId = 'BOTH-1'"), None);
         assert_eq!(
             text("SELECT deviceSecret FROM device_table WHERE deviceId = 'BOTH-1'").unwrap(),

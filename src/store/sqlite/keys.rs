@@ -1,5 +1,5 @@
-//! Manages the keys under which a database's values are sealed, and changes them beside a
-//! running server. Knows the columns that hold secrets. The module `seal` seals the values.
+//! Manages the keys under which a database's values are sealed, and changes the keys while a server
+//! is running. Knows the columns that hold secrets. The module `seal` seals the values.
 
 use std::{path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Stands for the ID of a key, for values that are not sealed.
+/// Used in place of a key's ID for values that are not sealed.
 pub(super) const CLEAR: &str = "clear";
 
 /// Maximum number of values sealed in one transaction. A transaction holds the write lock for a
@@ -148,8 +148,8 @@ impl Sqlite {
         count(&connection).map_err(|error| store_error(&self.path, error))
     }
 
-    /// Seals all values under the first key: unsealed values, and those under another key.
-    /// Others can read and write meanwhile. An interrupted run keeps the work that it has done.
+    /// Seals all values under the first key: unsealed values, and those under another key. Other
+    /// processes can read and write meanwhile. An interrupted run keeps the work that it has done.
     /// `progress` receives the number of sealed values and the total.
     ///
     /// Finally rewrites the file, so that it keeps no trace of the former values; writers wait

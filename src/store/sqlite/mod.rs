@@ -50,7 +50,7 @@ const WRITER_WAIT: Duration = Duration::from_secs(5);
 const BULK_WAIT: Duration = Duration::from_secs(60);
 
 /// Longest time without an entry, in seconds, after which this machine's clock still counts as
-/// likely.
+/// probably right.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
 /// Pause between two searches for expired entries of the audit log.
@@ -158,10 +158,10 @@ impl Sqlite {
         self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?))
     }
 
-    /// Prunes the audit log once a minute, and whenever the retention changes, until the
-    /// sender of `keep` is dropped. While this machine's clock is unlikely, and `is_confirmed`
-    /// does not say otherwise, nothing is removed for its age: a clock that is a year ahead must
-    /// not remove everything.
+    /// Prunes the audit log once a minute, and whenever the retention changes, until the sender of
+    /// `keep` is dropped. While this machine's clock is probably wrong and `is_confirmed` returns
+    /// false, no entry is removed because of its age. Otherwise, a clock that is a year ahead would
+    /// remove everything.
     pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>, is_confirmed: impl Fn() -> bool) {
         let mut likely = Likely::default();
         loop {
@@ -183,7 +183,8 @@ impl Sqlite {
         }
     }
 
-    /// Prunes once, for age only if the clock is confirmed or likely.
+    /// Prunes once. Removes entries because of their age only if the clock is confirmed or probably
+    /// right.
     async fn prune_likely(
         &self,
         mut kept: Keep,
@@ -202,14 +203,14 @@ impl Sqlite {
         self.prune_audit(kept).await
     }
 
-    /// Returns whether the clock is not much later than the newest entry was when this was first
-    /// asked, plus the time that has passed since. An entry that is written with a wrong clock
-    /// does not make that clock likely.
+    /// Returns whether the clock is probably right. It must not be much later than the newest entry
+    /// at the first call plus the time that has passed since that call. Later entries do not count,
+    /// as they may be written with the same wrong clock.
     async fn has_likely_clock(&self, likely: &mut Likely) -> bool {
         if likely.first.is_none() {
             match self.read(|connection, _| audit::newest(connection)).await {
                 Ok(Some(newest)) => likely.first = Some((newest, Instant::now())),
-                // An empty log loses nothing.
+                // Nothing can be lost from an empty log.
                 Ok(None) => return true,
                 Err(_) => return false,
             }
@@ -258,10 +259,10 @@ impl Sqlite {
     }
 }
 
-/// Knowledge of [`Sqlite::keep_pruned`] about the clock.
+/// Data by which [`Sqlite::keep_pruned`] judges whether the clock is right.
 #[derive(Default)]
 struct Likely {
-    /// Time of the newest entry when the log was first looked at, and when that was.
+    /// Time of the newest entry when the log was first read, and the instant of that reading.
     first: Option<(UnixSeconds, Instant)>,
     has_warned: bool,
 }
@@ -288,7 +289,7 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Records the first issue in the table and in the audit log. A repeated one costs a read and
+/// Records the first issue in the table and in the audit log. A repeated issue costs a read and
 /// writes nothing.
 fn first_issue(
     connection: &Connection,
@@ -324,7 +325,7 @@ fn first_issue(
     Ok(Issue { first: now, is_first: true })
 }
 
-/// Returns the column in which two certificates of a device differ.
+/// Returns the first column in which two certificates of a device differ, if any.
 fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str> {
     [
         ("productKey", stored.product_key == other.product_key),
@@ -440,7 +441,7 @@ impl Store for Sqlite {
     }
 
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
-        // The key and the claim go with it: ON DELETE CASCADE.
+        // ON DELETE CASCADE deletes the key and the claim as well.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
         self.operate(id, AuditEvent::Deleted, by, |connection, id| {
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)

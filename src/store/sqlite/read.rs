@@ -14,7 +14,7 @@ use crate::{
     store::{CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
-/// The columns of a [`DeviceRow`] after its ID, in the order of [`device_row`].
+/// The columns of a [`DeviceRow`] after its ID, in the order in which [`device_row`] reads them.
 macro_rules! device_columns {
     () => {
         "enrollment, productKey, deviceName, deviceSecret, IotId, state, firstIssued, registerTime, \
@@ -176,7 +176,7 @@ pub(super) fn open_entries(connection: &Connection) -> rusqlite::Result<Vec<Open
     connection.prepare_cached(SQL)?.query_map((), open)?.collect()
 }
 
-/// Reads the batches of the journal, by number.
+/// Reads the batches of the journal, in order of their numbers.
 pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
     const SQL: &str = "SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId";
     connection.prepare_cached(SQL)?.query_map((), open_batch)?.collect()

@@ -30,7 +30,7 @@ fn wait<T>(future: StoreFuture<'_, T>) -> Result<T, StoreError> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-/// Returns the result of a future that must be ready at once.
+/// Returns the result of a future that must be ready at its first poll.
 fn at_once<T>(mut future: StoreFuture<'_, T>) -> Result<T, StoreError> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match future.as_mut().poll(&mut context) {
@@ -232,7 +232,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
     let store = open(&directory);
     import(&store, (0..2000).map(|number| with_certificate(&format!("SN-{number}"), "s3cret")));
     for number in 0..2000 {
-        // Dropped at once: no caller waits for the answer.
+        // The future is dropped immediately, so no caller waits for the answer.
         drop(issue(&store, &id(&format!("SN-{number}"))));
     }
     drop(store);
@@ -350,7 +350,7 @@ fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
         }
     }
     assert_eq!(count(&reader), 90);
-    // With the job that held the writer.
+    // The 91st written job is the one that held the writer.
     assert_eq!(outcomes(&writer.metrics()), (91, 0, 10));
 }
 

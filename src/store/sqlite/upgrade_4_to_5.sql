@@ -1,5 +1,5 @@
--- From version 4 of schema.sql to version 5: claims that several processes respect, and
--- indexes of what must be unique.
+-- From version 4 of schema.sql to version 5: adds claims that several processes respect, and
+-- indexes of values that must be unique.
 
 -- An earlier version could mark a device as refused that another process had registered.
 UPDATE device_table SET refusal = NULL WHERE refusal IS NOT NULL AND deviceSecret IS NOT NULL;
@@ -14,7 +14,8 @@ CREATE TABLE registration_owner (
     lastBeat     INTEGER NOT NULL
 ) STRICT;
 
--- A new name: a server of an earlier version that still runs must not go on registering.
+-- The table gets a new name, so that a server of an earlier version that still runs cannot continue
+-- to register devices.
 ALTER TABLE registration_journal RENAME TO registration_claim;
 ALTER TABLE registration_claim RENAME COLUMN batchId TO batchId4;
 ALTER TABLE registration_claim ADD COLUMN cloudOffset INTEGER;

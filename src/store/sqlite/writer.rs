@@ -30,9 +30,9 @@ const QUEUE: usize = 16_384;
 /// cost.
 const GROUP: usize = 512;
 
-/// Time for which the writer collects jobs if the previous group had several. Without this
-/// pause, a fast disk would be synced for every two devices of a crowd, and a sync costs
-/// several times as much as a job. A single job is committed at once.
+/// Time for which the writer collects jobs if the previous group had several. Without this pause, a
+/// fast disk would be synced for every two devices of a crowd, and a sync costs several times as
+/// much as a job. A single job is committed immediately.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Time for which the end of the process waits for another process's transaction, and the pause
@@ -50,7 +50,8 @@ pub(super) trait Backlog: Send + 'static {
     /// retried at the next call.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 
-    /// Keeps what could not be written before the process ends, for the next one.
+    /// Keeps what could not be written before the process ends, so that the next process can write
+    /// it.
     fn keep(&mut self);
 }
 
@@ -113,7 +114,7 @@ impl Writer {
         Arc::clone(&self.metrics)
     }
 
-    /// Queues `work` at once. The future becomes ready when the work is committed, or when it
+    /// Queues `work` immediately. The future becomes ready when the work is committed, or when it
     /// is certain that it was not done.
     pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where

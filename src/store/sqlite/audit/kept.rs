@@ -1,6 +1,7 @@
 //! File of audit entries that a process could not write before it ended, as another process had
-//! the table. It lies beside the database; the next process that opens the table writes its
-//! entries and empties it. The lock of the file keeps processes apart.
+//! locked the table. The file lies beside the database. The next process that opens the table
+//! writes the file's entries to it and empties the file. A lock prevents two processes from using
+//! the file at the same time.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,7 +14,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::store::audit::AuditEntry;
 
-/// Largest file that is read back, in bytes: a full queue of entries.
+/// Maximum number of bytes that are read from the file: enough for a full queue of entries.
 const MAX_LENGTH: u64 = 64 << 20;
 
 /// Returns the path of the file for a database.
@@ -77,7 +78,7 @@ impl Kept {
     }
 }
 
-/// Opens the file; never through a symbolic link, which someone else could have put there.
+/// Opens the file, but not through a symbolic link, as another user could have put it there.
 fn open(path: &Path, create: bool) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     OpenOptions::new()

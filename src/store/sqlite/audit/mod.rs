@@ -1,6 +1,6 @@
-//! The audit log in the database, as blocks of entries. Any writing process may append a block;
-//! it updates the head of the chain in the same transaction. Knows the tables of the log, and
-//! nothing of the events.
+//! The audit log in the database, as blocks of entries. Any writing process may append a block, and
+//! updates the head of the chain in the same transaction. Knows the tables of the log, and nothing
+//! of the events.
 
 mod index;
 mod kept;
@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// Maximum number of entries in a block, about 40 KB: enough that the row adds little to each
-/// entry's cost, and few enough to search.
+/// Maximum number of entries in a block, about 40 KB: enough that the block's row adds little to
+/// the cost of each entry, and few enough to search the block quickly.
 const BLOCK: usize = 256;
 
 /// Maximum number of entries removed in one transaction.
@@ -196,7 +196,7 @@ pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -
     verify_in(&state, hash_at)
 }
 
-/// Verifies the chain in the open transaction. Without a transaction, no one may write
+/// Verifies the chain in the open transaction. Without a transaction, no other connection may write
 /// meanwhile.
 pub(super) fn verify_in(
     connection: &Connection,
@@ -256,8 +256,9 @@ fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))
 }
 
-/// Removes expired blocks, oldest first, up to a limited number of entries; returns that
-/// number. The chain then begins after the removed blocks, and a new entry records the pruning.
+/// Removes expired blocks, oldest first, up to a limited number of entries; returns the number of
+/// removed entries. The chain then begins after the removed blocks, and a new entry records the
+/// pruning.
 pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection

@@ -43,7 +43,7 @@ pub(in crate::store::sqlite) struct Waiting {
     entries: Receiver<String>,
     dropped: Arc<AtomicU64>,
     group: Vec<String>,
-    /// Set once the file of kept entries was looked for.
+    /// Set once this process has looked for the file of kept entries.
     has_looked: bool,
 }
 

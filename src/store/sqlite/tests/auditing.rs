@@ -344,7 +344,7 @@ fn entries_of_a_process_that_ends_while_another_has_the_table_are_not_lost() {
     drop(store);
     other.execute_batch("COMMIT").unwrap();
     drop(other);
-    // The next process writes them.
+    // The next process writes the kept entries.
     let store = open(&directory);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while kept(&store) < 1000 {

@@ -56,7 +56,8 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
     assert_eq!(psk_of(&store, "one").unwrap(), PSK);
     assert_eq!(secret_of(&store, "SN-2").unwrap(), "registered-secret");
-    // The same secret is unchanged and another one a conflict, as in a clear database.
+    // As in an unsealed database, importing the same secret changes nothing, and importing another
+    // secret is a conflict.
     assert_eq!(import(&store, [own("SN-1", "one")]).unchanged, 1);
     assert_eq!(conflicts(&store, [with_certificate("SN-1", "0ther")])[0].1.column, "deviceSecret");
     let mut exported = Vec::new();
