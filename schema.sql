@@ -45,8 +45,8 @@ CREATE TABLE device_table (
     -- known.
     cloudState   TEXT CHECK (cloudState IN ('disabled', 'deleted')),
     -- Random number of the request whose answer was the first to carry the certificate. If the
-    -- database's answer is lost and the request repeats its write, the number identifies it.
-    -- The condition is about the row: no device has both a certificate and a refusal.
+    -- database's answer is lost and the request repeats its write, the number identifies it. The
+    -- CHECK is about the whole row: no device has both a certificate and a refusal.
     issueId      INTEGER CHECK (refusal IS NULL OR deviceSecret IS NULL),
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
@@ -66,12 +66,13 @@ CREATE TABLE device_key (
     psk          TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Processes that claim registrations. Each updates its row every few seconds. Another
--- process removes a row that stays as it is; the claims are then abandoned.
+-- Processes that claim registrations. Each process updates its row every few seconds. If a row
+-- stays unchanged for longer, another process removes it, and the claims of its owner are then
+-- abandoned.
 CREATE TABLE registration_owner (
-    -- A random number, for each start of a process.
+    -- A random number, chosen at each start of a process.
     ownerId      INTEGER PRIMARY KEY,
-    -- Its command and process ID.
+    -- Command and process ID of the process.
     name         TEXT NOT NULL,
     -- Number of updates, and the time of the last one by the owner's clock.
     beats        INTEGER NOT NULL,
@@ -86,7 +87,8 @@ CREATE TABLE registration_batch (
     -- The cloud's number of the batch; NULL: its devices were not requested yet.
     applyId      INTEGER,
     openedAt     INTEGER NOT NULL,
-    -- The process that runs it; NULL, or without a row in registration_owner: abandoned.
+    -- The process that runs the batch. If NULL, or without a row in registration_owner: the batch
+    -- is abandoned.
     owner        INTEGER
 ) STRICT;
 
@@ -96,34 +98,36 @@ CREATE TABLE registration_claim (
     deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
-    -- Time since which this name is in the journal, by the clock of the process that wrote it.
+    -- Time since which this name has been in the journal, by the clock of the process that wrote
+    -- it.
     openedAt     INTEGER NOT NULL,
-    -- Seconds to add to that clock to have IoT Platform's; NULL: not known.
+    -- Seconds to add to openedAt to get IoT Platform's time; NULL: not known.
     cloudOffset  INTEGER,
-    -- The batch that it is a part of.
+    -- The batch to which the claim belongs; NULL: none.
     batchId      INTEGER,
-    -- The process that registers it; NULL, or without a row in registration_owner: abandoned,
-    -- and any process may continue.
+    -- The process that registers the device. If NULL, or without a row in registration_owner: the
+    -- claim is abandoned, and any process may continue.
     owner        INTEGER,
     -- 1: IoT Platform may have been asked to create the device.
     asked        INTEGER NOT NULL DEFAULT 1
 ) STRICT, WITHOUT ROWID;
 
--- When the next call of each kind may leave, for all processes together: IoT Platform limits
--- the calls of an account, action by action.
+-- Time at which the next call of each action may leave. All processes share it, because IoT
+-- Platform limits how often an account may call each action.
 CREATE TABLE call_pace (
     -- The account, as a hash, and the action.
     pace         TEXT NOT NULL PRIMARY KEY,
-    -- Microseconds since 1970.
+    -- Time of the next call, in microseconds since 1970.
     nextMicros   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- Work that only one process at a time does, such as the sweep over all devices.
 CREATE TABLE lease (
     name         TEXT NOT NULL PRIMARY KEY,
-    -- The process that does it; NULL, or without a row in registration_owner: no process.
+    -- The process that does the work. If NULL, or without a row in registration_owner: no process
+    -- does it.
     owner        INTEGER,
-    -- How far the work has come.
+    -- Point that the work has reached, from which the next process continues.
     cursor       TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
@@ -136,9 +140,8 @@ CREATE TABLE database_key (
     firstUsed    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The audit log, in consecutive blocks of entries; read it with `certdist audit`. The
--- oldest blocks may be pruned. `certdist audit verify` checks that the others are
--- unchanged.
+-- The audit log, in consecutive blocks of entries; read it with `certdist audit`. The oldest blocks
+-- may be pruned. `certdist audit verify` checks that the remaining blocks are unchanged.
 CREATE TABLE audit_block (
     -- Numbers of the block's last and first entry. Entries are numbered without gaps.
     lastSeq      INTEGER PRIMARY KEY,
