@@ -46,7 +46,7 @@ enum Fate {
 
 /// Source of the results of calls.
 enum Fates {
-    /// Results of the next `RegisterDevice` calls, in order. All other calls succeed at once.
+    /// Results of the next `RegisterDevice` calls, in order. All other calls succeed immediately.
     Script(VecDeque<Scripted>),
     /// Random results of all calls.
     Dice(Box<StdRng>),
@@ -102,8 +102,8 @@ impl State {
         self.epoch_ms + started.elapsed().as_millis() as i64
     }
 
-    /// Returns the account at the current, perhaps virtual, time, after the batch steps that are
-    /// due.
+    /// Returns the account at the current time, which may be virtual, after ending the batch steps
+    /// that are due.
     fn advance(&mut self) -> &mut Account {
         let now = self.now_ms();
         self.account.advance(now);
@@ -127,7 +127,7 @@ impl State {
 pub(crate) struct Cloud(Mutex<State>);
 
 impl Default for Cloud {
-    /// Makes a cloud whose calls all succeed at once, until a test changes that.
+    /// Makes a cloud whose calls all succeed immediately, until a test changes that.
     fn default() -> Self {
         Self::new(0, Fates::Script(VecDeque::new()))
     }

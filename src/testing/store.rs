@@ -32,12 +32,12 @@ use crate::{
 #[derive(Clone, Default)]
 struct Tables {
     devices: BTreeMap<DeviceId, DeviceRow>,
-    /// Owner and key of each PSK identity.
+    /// Device and key of each PSK identity.
     keys: HashMap<String, (DeviceId, Secret)>,
     journal: claims::Journal,
     /// Time of each pace's next turn, in microseconds since 1970.
     paces: HashMap<String, i64>,
-    /// The request that was the first to have each device's certificate.
+    /// Number of the request that was the first to get each device's certificate.
     issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
 }
@@ -173,7 +173,7 @@ pub(crate) struct Memory {
     tables: Arc<Mutex<Tables>>,
     fuse: Arc<Fuse>,
     clock: Arc<Clock>,
-    /// Time by the system's clock when the table was made; from then on time is virtual.
+    /// Instant and system time at which the tables were made. From then on, time is virtual.
     epoch: (Instant, UnixSeconds),
 }
 

@@ -26,7 +26,7 @@ struct Held {
     open: OpenEntry,
     cloud_offset: Option<i64>,
     owner: Option<OwnerId>,
-    /// The cloud may have been asked.
+    /// Set if the cloud may have been asked for the device.
     asked: bool,
 }
 
@@ -37,7 +37,7 @@ struct Living {
     last_beat: UnixSeconds,
 }
 
-/// The tables of claims.
+/// The tables of claims, batches, owners and leases.
 #[derive(Clone, Default)]
 pub(super) struct Journal {
     /// Number of claims opened so far.
@@ -70,7 +70,7 @@ impl Journal {
 }
 
 impl Tables {
-    /// Returns another row with the same name in the same product.
+    /// Returns another device that has the same name in the same product, if any.
     pub(super) fn holder_of_name(
         &self,
         device: &DeviceId,
@@ -108,7 +108,7 @@ impl Tables {
         });
         match asks.map(|row| row.state) {
             Some(DeviceState::Enabled) => {}
-            // The cloud may have been asked.
+            // The claim stays, because the cloud may have been asked for the device.
             Some(DeviceState::Disabled) => return Claimed::NotWanted,
             None => {
                 if !is_held {
@@ -320,8 +320,8 @@ impl Claims for Memory {
         self.answer(|tables, now| {
             let journal = &mut tables.journal;
             let mut taken = Vec::new();
-            // In the order in which the cloud made them: the IDs here are random, and a run of
-            // one seed resumes its batches in one order.
+            // Batches are taken in the order in which the cloud made them. Their IDs are random, so
+            // by ID, two runs of one seed would take them in different orders.
             let mut batches: Vec<_> = journal.batches.clone().into_iter().collect();
             batches.sort_by_key(|(_, (batch, _))| batch.apply_id);
             for (id, (batch, by)) in batches {
