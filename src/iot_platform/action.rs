@@ -14,7 +14,7 @@ pub enum Action {
     QueryBatchRegisterDeviceStatus,
     /// Second step of a batch: creates the devices.
     BatchRegisterDeviceWithApplyId,
-    /// Returns the certificates of a batch, by pages.
+    /// Returns the certificates of a batch, page by page.
     QueryPageByApplyId,
     /// Returns the certificates and states of up to 100 devices.
     BatchQueryDeviceDetail,

@@ -22,7 +22,7 @@ const MAX_CODE: usize = 100;
 const MAX_FIELD: usize = 128;
 
 /// The fields of an answer that show its kind. An error of the business level has `Success` and
-/// `ErrorMessage`; one of the gateway has `Message`.
+/// `ErrorMessage`; an error of the gateway has `Message`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Envelope {
@@ -161,7 +161,8 @@ fn not_an_answer(status: u16, message: String) -> ApiError {
     ApiError { class: classify(status, None), code: NOT_AN_ANSWER.into(), message }
 }
 
-/// Returns whether a text looks like a code; codes go into logs and metrics as they are.
+/// Returns whether a text looks like a code. Other texts are not accepted, because codes go into
+/// logs and metrics as they are.
 fn is_code(code: &str) -> bool {
     (1..=MAX_CODE).contains(&code.len())
         && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))

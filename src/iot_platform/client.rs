@@ -40,7 +40,8 @@ const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in seconds; the `Date` header has
 /// a resolution of one second.
 const CLOCK_TOLERANCE: u64 = 2;
-/// Time for which the cloud's time in an answer is used. Longer than the pause between two sweeps.
+/// Time for which the cloud's time in an answer is used. Longer than the pause between two sweeps,
+/// whose calls bring newer answers.
 const SEEN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of a [`Client`].
@@ -96,7 +97,7 @@ pub struct Client {
     signature: SignatureVersion,
     timeouts: Timeouts,
     clock_offset: AtomicI64,
-    /// The cloud's time in its last answer, and when that arrived.
+    /// The cloud's time in its last answer, and the instant at which that answer arrived.
     seen: Mutex<Option<(i64, Instant)>>,
     /// Name of the account in shared paces.
     account: String,
@@ -135,8 +136,8 @@ impl Client {
         })
     }
 
-    /// Reads the credentials, so that the log shows at startup if there are none, and not only at
-    /// the first call.
+    /// Reads the credentials, so that an error in them is logged at startup, and not only at the
+    /// first call.
     pub async fn read_credentials(&self) {
         // The error is already in the log.
         let _ = self.credentials.current(self.cloud_now(), Instant::now() + self.timeouts.whole).await;
@@ -146,8 +147,9 @@ impl Client {
         &self.account
     }
 
-    /// Returns the difference of the cloud's clock from this machine's. A clock that is set
-    /// meanwhile changes nothing about the cloud's time.
+    /// Returns the seconds to add to this machine's clock to get the cloud's time, if the last
+    /// answer is recent. The result is right even if this machine's clock was set since that
+    /// answer.
     pub(super) fn seen_offset(&self) -> Option<i64> {
         let (date, at) = (*self.seen())?;
         let age = at.elapsed();
@@ -378,8 +380,8 @@ fn unix_now() -> i64 {
 
 /// Formats a time as `YYYY-MM-DDThh:mm:ssZ`.
 fn timestamp(seconds: i64) -> String {
-    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time
-    // used instead, and the clock offset is then corrected.
+    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time that
+    // replaces it, and the clock offset is then corrected.
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 

@@ -30,8 +30,8 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// Time before their expiry at which credentials are read again, in seconds. It is the same as in
-/// the SDKs, and as long as a clock may be wrong for the gateway.
+/// Time before their expiry at which credentials are read again, in seconds. The SDKs use the same
+/// time. It equals the clock difference that the gateway tolerates.
 pub const READ_AHEAD: i64 = 15 * 60;
 
 /// Code of an [`ApiError`] if there are no credentials for a call.
@@ -96,8 +96,9 @@ pub struct CredentialsFile {
 }
 
 impl Source {
-    /// Returns a name of the account, by which the processes that use the same credentials share
-    /// its limits: a hash, which shows nothing of them.
+    /// Returns a name of the account. Processes that use the same credentials get the same name, by
+    /// which they share the account's limits. The name is a hash that reveals nothing of the
+    /// credentials.
     pub(super) fn account(&self) -> String {
         let (kind, name) = match self {
             Self::Given(credentials) => ("key", credentials.access_key_id.clone()),
@@ -151,7 +152,7 @@ pub(super) struct Holder {
     source: Source,
     metadata: Metadata,
     state: Mutex<State>,
-    /// Held by the call that reads the credentials, so that only one does.
+    /// Held by the call that reads the credentials, so that only one call reads them at a time.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -175,7 +176,7 @@ struct Held {
 /// The most recent failed read.
 struct Failed {
     error: ApiError,
-    /// State of the file at that time. If it has changed since, it is read at once.
+    /// State of the file at that time. If the file has changed since, it is read immediately.
     stamp: Option<Stamp>,
     pause: i64,
     /// Time of the next attempt, in seconds since 1970.
@@ -221,8 +222,8 @@ impl Holder {
         Ok(Self { source, metadata, state: Mutex::new(state), reading: tokio::sync::Mutex::default() })
     }
 
-    /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's clock.
-    /// If they must be read, one call reads them. The other calls wait for it only if there are
+    /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's clock. If
+    /// they must be read, one call reads them. The other calls wait for that read only if there are
     /// no valid credentials.
     ///
     /// # Errors

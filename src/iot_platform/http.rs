@@ -95,7 +95,7 @@ pub(super) fn http_client(
         // With HTTP/1.1, a call that times out ends its connection. With HTTP/2, later calls
         // would share that connection, and all fail if a NAT has dropped it.
         .http1_only();
-    // The file is read even if it is not needed, so that a wrong file is noticed at once.
+    // The file is read even if it is not needed, so that a wrong file is noticed immediately.
     let roots = ca_file.map(read_roots).transpose()?;
     if endpoint.scheme() == "http" {
         // The endpoint does not use TLS, so the system's root certificates, which may be missing,
@@ -111,8 +111,8 @@ pub(super) fn http_client(
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
-/// Makes a client for the metadata service. It never uses a proxy, because it would get the token
-/// of the machine on which the proxy runs.
+/// Makes a client for the metadata service. The client never uses a proxy, because it would then
+/// get the access key of the machine on which the proxy runs.
 pub(super) fn metadata_client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
     let builder = builder().no_proxy().connect_timeout(timeout).timeout(timeout).tls_certs_only([]);
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))

@@ -148,14 +148,14 @@ pub enum ErrorClass {
     Throttled,
     /// No answer came in time; the call may have been carried out.
     TimedOut,
-    /// Used nonce or wrong clock: sign again.
+    /// The nonce was already used, or the clock is wrong: sign again.
     SignAgain,
     /// Only the operator can fix it: credentials, permissions, quota, product.
     Operator,
     /// The error concerns this device only.
     Device,
-    /// An unknown code: try again a limited number of times, then treat as
-    /// [`Device`](Self::Device).
+    /// An unknown code: try again a limited number of times. Then refuse the device, or stop calls
+    /// for its product if several of its devices fail.
     Unknown,
 }
 
@@ -173,8 +173,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// Returns whether the call may have been carried out, or whether its target exists from an
-    /// earlier one.
+    /// Returns whether this call, or an earlier call for the same target, may have been carried
+    /// out.
     pub fn may_be_done(&self) -> bool {
         match self.class {
             ErrorClass::Exists | ErrorClass::TimedOut | ErrorClass::Unknown => true,
@@ -193,14 +193,14 @@ pub const NOT_SENT: &str = "NoConnection";
 
 /// Actions that the registrar calls. [`client::Client`] calls the real cloud.
 pub trait IotPlatform: Send + Sync + 'static {
-    /// Returns a name of the account whose limits the calls share. It is the same in every
-    /// process that uses the same credentials, and shows nothing of them.
+    /// Returns a name of the account whose limits the calls share. It is the same in every process
+    /// that uses the same credentials, and reveals nothing of them.
     fn account(&self) -> String {
         String::new()
     }
 
-    /// Returns the seconds to add to this machine's clock to have the cloud's, as its last answer
-    /// showed; `None` before the first answer.
+    /// Returns the seconds to add to this machine's clock to get the cloud's time, according to the
+    /// cloud's last answer. Returns `None` if no answer has arrived recently.
     fn clock_offset(&self) -> Option<i64> {
         None
     }
@@ -263,8 +263,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     ) -> ApiFuture<'a, BatchPage>;
 
     /// `BatchQueryDeviceDetail`: returns the same as
-    /// [`query_device_detail`](Self::query_device_detail) for 1 to [`MAX_QUERY`] names at
-    /// once. Omits names that do not exist.
+    /// [`query_device_detail`](Self::query_device_detail) for 1 to [`MAX_QUERY`] names in one call.
+    /// Omits names that do not exist.
     fn batch_query_device_detail<'a>(
         &'a self,
         product_key: &'a str,

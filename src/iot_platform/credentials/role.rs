@@ -18,7 +18,7 @@ pub const DEFAULT_METADATA_ENDPOINT: &str = "http://100.100.100.200";
 
 /// Maximum time for each request; the service is on the same machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Lifetime of a token, in seconds. It can be short, because a token is used at once.
+/// Lifetime of a token, in seconds. It can be short, because a token is used immediately.
 const TOKEN_SECONDS: &str = "60";
 /// Maximum length of an answer, in bytes.
 const MAX_ANSWER: usize = 16 * 1024;

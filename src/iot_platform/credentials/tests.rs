@@ -314,7 +314,7 @@ async fn a_file_is_read_again_when_it_has_changed_and_only_then() {
     assert_eq!(id(&holder, NOW).await, "LTAI2");
     fs::remove_file(&path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // A file that is fixed during the pause is read at once.
+    // A file that is fixed during the pause is read immediately.
     write(&path, "LTAI3-longer");
     assert_eq!(id(&holder, NOW).await, "LTAI3-longer");
 }

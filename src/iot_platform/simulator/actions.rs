@@ -181,7 +181,8 @@ fn business(code: &'static str, message: &'static str) -> ActionResult {
     Err(Failure::Business { code, message })
 }
 
-/// Formats a time as `2019-02-28T08:21:03.000Z`; empty if it has not happened.
+/// Formats a time as `2019-02-28T08:21:03.000Z`. Returns an empty text for an event that has not
+/// happened.
 fn utc(ms: Option<i64>) -> String {
     let instant = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     instant.map(|instant| format!("{instant:.3}")).unwrap_or_default()

@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Pause after a failed accept, for example without a free file descriptor.
+/// Pause after a failed accept, for example because no file descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts [`Connection`]s.
@@ -65,8 +65,7 @@ pub(super) struct Connection {
 pub(super) struct Line(Arc<AtomicBool>);
 
 impl Line {
-    /// Makes all later writes fail. The next write closes the connection; every request causes
-    /// one.
+    /// Makes all later writes fail. Every request causes a write, which then closes the connection.
     pub fn cut(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

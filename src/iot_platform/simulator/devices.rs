@@ -95,7 +95,7 @@ pub(crate) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
     /// Number of times that a device with this name was removed. The number is part of the next
-    /// device's secret, so that each device has another one.
+    /// device's secret, so that each device has a different secret.
     removed: BTreeMap<(String, String), u32>,
     seed: u64,
     changes: u64,

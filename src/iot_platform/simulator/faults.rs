@@ -18,7 +18,7 @@ const LATE: Duration = Duration::from_secs(3);
 pub enum Fault {
     /// The connection ends without an answer.
     Drop,
-    /// The call is carried out at once, but the answer is delayed by this time.
+    /// The call is carried out immediately, but the answer is delayed by this time.
     Delay(Duration),
     /// An error of the gateway, such as 400 `Throttling.User`.
     Gateway {

@@ -132,7 +132,7 @@ impl Gateway {
     /// that it lists, and the body's hash.
     fn check_version_3(&self, request: &HttpRequest, authorization: &str) -> Result<(), Refusal> {
         let names = authorization_field(authorization, "SignedHeaders")?;
-        // These must be signed, or they could be changed on the way.
+        // These headers must be signed, because they could otherwise be changed on the way.
         let must = [
             "host",
             "x-acs-action",

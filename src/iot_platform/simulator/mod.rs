@@ -242,7 +242,7 @@ impl Simulator {
         self.shared.world().stats(jiff::Timestamp::now())
     }
 
-    /// Returns the certificate of an existing device, without a call of the API.
+    /// Returns the certificate of an existing device, without an API call.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
         let mut world = self.shared.world();
         let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
@@ -273,8 +273,8 @@ impl Simulator {
         self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
     }
 
-    /// Adds a device with a known certificate, without a call of the API. If the name exists,
-    /// only the secret is replaced.
+    /// Adds a device with a known certificate, without an API call. If the name exists, only the
+    /// secret is replaced.
     pub fn insert(&self, certificate: &Certificate) {
         self.change(|devices, now_ms| {
             let Certificate { product_key, device_name, device_secret } = certificate;
@@ -421,7 +421,7 @@ async fn no_such_path(State(shared): State<Arc<Shared>>) -> Response {
     shared.world().refuse(&refusal, "").into_response()
 }
 
-/// Answers a call of the API.
+/// Answers an API call.
 async fn api(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(line): ConnectInfo<Line>,

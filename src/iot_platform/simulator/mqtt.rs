@@ -32,7 +32,7 @@ const MAX_CONNECTIONS: usize = 4096;
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
 /// Range of `Keep Alive` that the cloud accepts, in seconds.
 const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;
-/// Pause after a failed accept, for example without a free file descriptor.
+/// Pause after a failed accept, for example because no file descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the simulator stops.

@@ -23,8 +23,8 @@ impl HttpRequest {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Returns the parameters of the query and the form as one list; the official SDKs use
-    /// either, or both at once.
+    /// Returns the parameters of the query and the form as one list; the official SDKs use either
+    /// or both.
     pub fn parameters(&self) -> Result<Parameters, Refusal> {
         let mut parameters = Parameters::default();
         parameters.read_form(self.query.as_bytes())?;

@@ -83,7 +83,7 @@ impl World {
         Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    /// Returns the account at the time `now`, after the batch steps that are due.
+    /// Returns the account at the time `now`, after ending the batch steps that are due by then.
     pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
         self.account.advance(now.as_millisecond());
         &mut self.account
