@@ -35,8 +35,8 @@ pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
-/// A socket to receive from. Each socket has its own headers: the system shortens them to
-/// the length that it fills in, which depends on the address family.
+/// A socket to receive from. Each socket has its own headers, because the system shortens them to
+/// the length that it fills in, and that length depends on the address family.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,
@@ -172,8 +172,8 @@ impl Outgoing {
         Self { buffer, datagrams: Vec::with_capacity(GROUP), sender }
     }
 
-    /// Returns the number of datagrams that the system did not accept. Their peers will
-    /// ask again.
+    /// Returns the number of datagrams that the system did not accept. These are lost, so their
+    /// peers will ask again.
     pub(super) fn dropped(&self) -> u64 {
         self.sender.dropped
     }
@@ -228,7 +228,7 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
         let sent = match sendmmsg(socket, waiting, SendFlags::DONTWAIT) {
             Ok(sent) => sent.max(1),
             Err(rustix::io::Errno::INTR) => continue,
-            // The first datagram cannot be sent: its destination is unreachable, or the
+            // The first datagram cannot be sent, because its destination is unreachable or the
             // socket's buffer is full. The others are still tried.
             Err(_) => {
                 dropped += 1;
@@ -256,7 +256,8 @@ fn send_from(
         let sent = match sendmmsg_from(socket.as_raw_fd(), headers, waiting, addresses, control, flags) {
             Ok(sent) => sent.count().max(1),
             Err(nix::Error::EINTR) => continue,
-            // As in `send`, or the source address no longer belongs to the host.
+            // The first datagram cannot be sent, for a reason as in `send`, or because the source
+            // address no longer belongs to the host.
             Err(_) => {
                 dropped += 1;
                 1

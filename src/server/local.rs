@@ -22,9 +22,9 @@ use socket2::SockRef;
 
 use crate::dtls::LocalAddress;
 
-/// Makes a socket that is bound to a wildcard address report the address that each
-/// datagram was sent to. Returns `false` for a socket that is bound to one address: it
-/// always answers from that address.
+/// Makes a socket that is bound to a wildcard address report the address that each datagram was
+/// sent to. Returns `false` for a socket that is bound to one address, because it always answers
+/// from that address.
 pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::Result<bool> {
     match bound {
         _ if !bound.ip().is_unspecified() => return Ok(false),
@@ -91,8 +91,8 @@ impl Source {
             return None;
         }
         let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        // An answer from any other address may leave through another interface than the
-        // one that received the request.
+        // Only a link-local address needs its interface. An answer from any other address may leave
+        // through another interface than the one that received the request.
         Some(Self { address, interface: if is_link_local { interface } else { 0 } })
     }
 

@@ -1,7 +1,7 @@
-//! The server's I/O: sockets, threads and timers, and no rules. There is one worker per
-//! core, with its own sockets on the same ports and its own DTLS and CoAP endpoints, so
-//! that workers rarely wait for one another. Work that takes more than one step stays with
-//! its worker and is polled there.
+//! The server's I/O: sockets, threads and timers, and no rules. There is one worker per core, with
+//! its own sockets on the same ports and its own DTLS and CoAP endpoints, so that workers rarely
+//! wait for one another. Work that takes more than one step is polled by the worker that started
+//! it.
 
 mod datagrams;
 mod in_progress;
@@ -49,9 +49,8 @@ pub const MAX_WORKERS: usize = 256;
 /// worker is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Maximum time for one iteration (round) of a worker's loop after the worker was woken.
-/// Even under load, a round takes less time (see `worker.rs`), so a worker that takes
-/// longer no longer works.
+/// Maximum time for one iteration (round) of a worker's loop after the worker was woken. Even under
+/// load, a round takes less time (see `worker.rs`), so a worker that exceeds this time is stuck.
 pub const ROUND: Duration = Duration::from_secs(2);
 
 /// Modules that the workers use.
@@ -66,8 +65,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Returns a copy for one worker. Each request changes reference counts. Two workers
-    /// that changed the same counts would slow each other down.
+    /// Returns a copy for one worker, with reference counts of its own. Each request changes these
+    /// counts, and workers that shared them would slow each other down.
     fn unshared(&self) -> Self {
         Self {
             enrollments: Arc::new(self.enrollments.unshared()),
@@ -137,7 +136,8 @@ impl Drop for EndNotice {
     }
 }
 
-/// Handle for checking that a worker is alive. An idle worker sleeps until it is woken.
+/// Handle for checking that a worker is alive. An idle worker runs no rounds, so it must be woken
+/// before the check.
 #[derive(Clone)]
 pub struct Pulse {
     mailbox: Mailbox,

@@ -39,7 +39,8 @@ const MAX_TASKS: usize = 1024;
 /// Longest message received, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-/// A client, and the server's address that it sent to, from which the answer leaves.
+/// A client's address, and the server's address that the client sent to. Answers leave from that
+/// server address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Peer {
     address: SocketAddr,
@@ -95,8 +96,8 @@ impl Plain {
                 self.endpoint.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 received = self.socket.async_io(Interest::READABLE, || receive(&self.socket, &mut buffer)) => {
-                    // An error here belongs to an earlier answer that could not be
-                    // delivered.
+                    // An error here is about an earlier answer that could not be delivered, so it
+                    // is ignored.
                     if let Ok((length, peer)) = received {
                         self.receive(Instant::now(), peer, &buffer[..length]);
                     }

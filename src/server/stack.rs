@@ -51,7 +51,8 @@ pub trait Io: dtls::Outbox {
     /// Takes over work. Its result must be passed to [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
 
-    /// Returns the current time. Elsewhere, `now` is the start of the round.
+    /// Returns the current time. In contrast, a `now` argument is the time at which the round
+    /// started.
     fn clock(&self) -> Instant {
         Instant::now()
     }
@@ -110,8 +111,8 @@ pub struct Metrics {
     pub answers_kept: AtomicU64,
     /// Kept answers that were sent once the address was validated.
     pub answers_resumed: AtomicU64,
-    /// Requests dropped or refused because their session had too many requests in progress
-    /// or recently answered.
+    /// Requests dropped or refused because their session had too many requests that were in
+    /// progress or recently answered.
     pub requests_dropped: AtomicU64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: AtomicU64,
@@ -157,8 +158,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns whether the client's key is still valid in these enrollments. After a
-    /// reload, an individual key is not.
+    /// Returns whether the client's key is still valid in these enrollments. An individual key is
+    /// not valid any more after a reload.
     fn is_good(&mut self, enrollments: &Enrollments, generation: u32) -> bool {
         if self.generation == generation {
             return true;
@@ -176,7 +177,7 @@ impl Client {
         Self { principal, generation, in_progress: 0, source: Cell::new(None) }
     }
 
-    /// Returns the source for limits, which is the `address` of the first call.
+    /// Returns the source that limits count by. It is derived from the `address` of the first call.
     fn source(&self, address: SocketAddr) -> Source {
         let source = self.source.get().unwrap_or_else(|| Source::of(address));
         self.source.set(Some(source));
@@ -231,10 +232,9 @@ impl Stack {
         self.metrics.clone()
     }
 
-    /// Replaces the enrollments and limits from now on. Sessions whose enrollment is gone
-    /// or has another key end, and nothing more is served in them. Sessions with
-    /// individual keys end as well, because the table may have changed. All others
-    /// continue under the new policy.
+    /// Replaces the enrollments and limits from now on. A session ends, and is served no more, if
+    /// its enrollment was removed or now has another key. Sessions with individual keys end as
+    /// well, because the table may have changed. All other sessions continue under the new policy.
     pub fn reload(&mut self, services: Services) {
         self.services = services.unshared();
         self.generation = self.generation.wrapping_add(1);
@@ -315,7 +315,7 @@ impl Stack {
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // Due at once while there are sessions to check.
+        // Due immediately while there are sessions to check.
         let revoking = self.revoking.then(Instant::now);
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
@@ -362,9 +362,8 @@ impl Stack {
         self.serve(now, session, held, io);
     }
 
-    /// Holds a request until the device's address is validated. This is for certificates
-    /// that are issued only once: if the answer could not be sent, the device could not
-    /// get another.
+    /// Holds a request until the device's address is validated. This is for certificates that are
+    /// issued only once, because a device whose answer could not be sent could not get another.
     fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
         if let Some(earlier) = self.validation.hold(session, held) {
             let later = Response::empty(Code::ServiceUnavailable).with_max_age(TASKS_PAUSE);
@@ -563,7 +562,8 @@ impl Stack {
         io.spawn(work);
     }
 
-    /// Counts a datagram for a session of another worker, which did not accept it.
+    /// Counts a datagram that was for a session of another worker, but was not accepted by that
+    /// worker.
     pub fn forwarded_dropped(&self) {
         self.metrics.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
@@ -625,7 +625,7 @@ fn suites(codes: &[u16]) -> String {
     codes.join(" ")
 }
 
-/// Polls work once. If the store can finish the work at once, no task is needed.
+/// Polls work once. If the store can finish the work immediately, no task is needed.
 fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     work.poll(&mut Context::from_waker(Waker::noop()))
 }

@@ -1,6 +1,6 @@
-//! Address validation for devices with a connection ID that have moved (RFC 9146 §6). Only
-//! a few bytes are sent to a new address before the device is shown to receive there. For
-//! this, the device is sent a CoAP ping inside its session. Until it answers, longer
+//! Address validation for devices with a connection ID that have moved (RFC 9146 §6). Only a few
+//! bytes are sent to a new address until the device is shown to receive datagrams at that address.
+//! To show this, the device must answer a CoAP ping inside its session. Until it does, longer
 //! answers to its requests wait in the CoAP endpoint.
 
 use std::{
@@ -86,7 +86,8 @@ impl Validation {
         self.withheld.retain(|&other| Some(other) != asked);
     }
 
-    /// Returns the path on which the device has just been shown to receive.
+    /// Returns the path of the session's ping, on which the device has just been shown to receive
+    /// datagrams, and forgets the ping.
     pub(super) fn answered(&mut self, session: SessionId) -> Option<Path> {
         self.asked.remove(&session).map(|(path, _)| path)
     }
@@ -140,7 +141,7 @@ impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
         if delivery == Delivery::Unvalidated {
             self.validation.withheld.push(session);
         }
-        // A session that is gone accepts no message; its exchanges are forgotten with it.
+        // A closed session accepts no message, and its exchanges are forgotten together with it.
         delivery == Delivery::Sent
     }
 

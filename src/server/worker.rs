@@ -30,27 +30,26 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round spends on letters and datagrams that have arrived. One more
-/// datagram may exceed it, and can cost more than a millisecond. Then timers are handled,
-/// answers are sent, and the round is counted.
+/// Maximum time that a round spends on letters and datagrams that have arrived. The last datagram
+/// may exceed this time, even by more than a millisecond. Then timers are handled, answers are
+/// sent, and the round is counted.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
-/// Maximum number of datagrams in a worker's queue that other workers have received for
-/// it.
+/// Maximum number of queued datagrams that other workers have received for a worker.
 const MAX_FORWARDED: usize = 1024;
 /// Number of groups from each source after which timers are handled, even if more
 /// datagrams have arrived.
 const MAX_GROUPS: usize = 16;
 
-/// Number of datagrams that one device may have sent at once: its close_notify and its
-/// next hello. A worker that was woken usually finds no more than these, so it does not
-/// prepare a whole group.
+/// Number of datagrams that one device may send in immediate succession: its close_notify and its
+/// next hello. A worker that was woken usually finds no more than these, so it does not prepare a
+/// whole group.
 const FEW: usize = 2;
 
-/// Time for which a worker under load lets datagrams accumulate, because waking up costs
-/// several times as much as a datagram. With 64 devices at once, waking up for every two
-/// datagrams took half of the server's time. A pause of 200 µs still took a quarter more
-/// time than this pause. A single device is answered without a pause.
+/// Time for which a worker under load lets datagrams accumulate, because waking up costs several
+/// times as much as a datagram. With 64 concurrent devices, waking up for every two datagrams took
+/// half of the server's time. A pause of 200 µs still took a quarter more time than this pause. A
+/// single device is answered without a pause.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Maximum time that a stopping worker continues, so that waiting devices get their
@@ -157,7 +156,7 @@ struct Sides {
     outgoing: Outgoing,
     mailbox: Mailbox,
     tasks: Tasks<Done, Mailbox>,
-    /// New work, which waits for its first poll here.
+    /// IDs of new work that has not been polled yet.
     new_tasks: Vec<TaskId>,
 }
 
@@ -319,10 +318,9 @@ impl Active {
         Ok(())
     }
 
-    /// Sends close_notify to the sessions (RFC 5246 §7.2.1), so that their devices
-    /// reconnect at once instead of waiting for answers. Pauses after each group, so that
-    /// the network does not drop the datagrams. Sessions left after [`LEAVE`] are not
-    /// notified.
+    /// Sends close_notify to the sessions (RFC 5246 §7.2.1), so that their devices reconnect
+    /// immediately instead of waiting for answers. Pauses after each group, so that the network
+    /// does not drop the datagrams. Sessions left after [`LEAVE`] are not notified.
     fn take_leave(&mut self) {
         let deadline = Instant::now() + LEAVE;
         while self.stack.close_oldest(GROUP, &mut self.sides) > 0 && Instant::now() < deadline {
@@ -374,8 +372,8 @@ impl Active {
         }
     }
 
-    /// Returns whether this worker can end: it was asked to stop, and either no work is
-    /// left or its time is over.
+    /// Returns whether this worker can end: it was asked to stop, and either no work is left or
+    /// [`LAST_ANSWERS`] has passed since then.
     fn is_over(&self, ends: &mut Option<Instant>) -> bool {
         if !self.stop.load(Ordering::Relaxed) {
             return false;
@@ -438,7 +436,7 @@ impl Active {
     /// Processes the received datagrams. Returns whether there was time for all of them.
     fn take_group(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
-        // A group is of use only for several datagrams.
+        // Grouping pays off only for several datagrams.
         if count > 1 {
             self.stack.begin_group();
         }
@@ -473,8 +471,8 @@ impl Active {
     }
 }
 
-/// Returns the mailbox of the worker whose session a datagram is for, if that is another
-/// worker. After a device has moved, the kernel may deliver its datagrams to any worker.
+/// Returns the mailbox of the worker that has the session of a datagram, or `None` if that is this
+/// worker or unknown. After a device has moved, the kernel may deliver its datagrams to any worker.
 fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
     let owner = usize::from(dtls::connection_id_prefix(bytes)?);
     if owner == number { None } else { neighbours.get(owner) }

@@ -17,8 +17,8 @@ fn profile() -> Profile {
     Profile { connection_id: Some(Vec::new()), ..Profile::new("plug", psk) }
 }
 
-/// Provisions a device that uses this address of the server. Repeats this with other
-/// addresses of the device itself.
+/// Provisions a device that connects to this address of the server. The device then asks again from
+/// other ports.
 fn provision(server: SocketAddr) {
     let mut device = Device::connect(server, profile());
     assert_eq!(device.ask(1)[1], 0x45, "{server}");

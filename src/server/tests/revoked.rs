@@ -86,9 +86,9 @@ fn sessions_of_an_enrollment_that_is_gone_or_changed_end_with_the_reload() {
         let mut scene = Scene::new(dtls::Config::default(), 3);
         assert_eq!(scene.ask(0, 1), Some(0x84));
         scene.reload(changed.clone());
-        // A session with a revoked key ends at once, before any timer.
+        // A session with a revoked key ends at its next request, before any timer.
         assert_eq!(scene.ask(0, 2), (!ends).then_some(0x84), "{changed:?}");
-        // The others end without any message from their devices.
+        // The other sessions end without any message from their devices.
         while scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()) {
             scene.stack.handle_timeout(scene.now, &mut scene.out);
         }

@@ -129,8 +129,8 @@ fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
     let _busy = device(bench.addresses[1], 3 * GROUP);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // Each round takes one datagram: a group comes from the busy address, and one datagram
-    // from each of the others.
+    // Each round takes one datagram. A whole group comes from the busy address, and one datagram
+    // from each of the other addresses.
     for _ in 0..GROUP + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
@@ -215,7 +215,7 @@ fn letters_leave_time_for_datagrams() {
 #[test]
 fn a_worker_that_cannot_set_up_its_sockets_says_so() {
     let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
-    // The address of this socket is no Internet address.
+    // The address of this socket is a Unix address, not an Internet address.
     let (socket, _other) = UnixStream::pair().unwrap();
     let socket = UdpSocket::from(OwnedFd::from(socket));
     let end = worker(vec![socket], &folder, &runtime).run(&[]).unwrap_err();
