@@ -31,7 +31,7 @@ const LINKS: [Link<'_>; 1] = [Link {
 
 /// Answer to a request.
 pub enum Answer {
-    /// An answer that is available at once.
+    /// An answer that is available immediately.
     Now(Response),
     /// Work that results in the answer.
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
@@ -112,7 +112,8 @@ impl Service {
                 content(form, &certificate)
             }
             Err(refusal) => {
-                // At debug level only, as the server logs a line for each request.
+                // Logged at debug level only, because the server already logs a line for each
+                // request.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, source, principal, device);
@@ -130,7 +131,7 @@ enum Form {
     Json,
 }
 
-/// Returns the device that a request is about, if it can be read.
+/// Returns the device that a request is about, or `None` if the request is invalid.
 pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<DeviceId> {
     read(request, principal).ok().map(|(device, _)| device)
 }

@@ -18,7 +18,7 @@ use crate::{
     device::{Certificate, DeviceId, DeviceIdError},
 };
 
-/// Reads the device ID under one of its keys. Returns `None` for any other key.
+/// Reads the device ID under the key `deviceId`, `sn` or `mac`. Returns `None` for any other key.
 fn device_id(key: &str, value: &str) -> Option<Result<DeviceId, DeviceIdError>> {
     match key {
         "deviceId" => Some(DeviceId::parse(value)),
@@ -58,7 +58,8 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdEr
         }
         match decoder.datatype()? {
             Type::String => {}
-            // A key in chunks could be one of the known keys, but would be skipped.
+            // A key in chunks is an error, because it could be one of the known keys but would be
+            // skipped.
             Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
             _ => {
                 skip(decoder, 0)?;
@@ -118,7 +119,7 @@ fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
 /// The device IDs of a JSON object with the same keys as the CBOR map.
 struct JsonIds(Vec<Result<DeviceId, DeviceIdError>>);
 
-// Written by hand: a derived implementation would also accept an array with the fields in
+// Written by hand, because a derived implementation would also accept an array with the fields in
 // order.
 impl<'de> Deserialize<'de> for JsonIds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -185,7 +186,7 @@ const DEVICE_SECRET: &str = "deviceSecret";
 /// Encodes a certificate as a CBOR map of three texts.
 pub(super) fn certificate_cbor(certificate: &Certificate) -> Vec<u8> {
     let secret = certificate.device_secret.expose();
-    // Allocated large enough at once, so that no reallocation leaves a copy of the secret
+    // Allocated large enough from the start, so that no reallocation leaves a copy of the secret
     // behind.
     let length = 64 + certificate.product_key.len() + certificate.device_name.len() + secret.len();
     let mut encoder = Encoder::new(Vec::with_capacity(length));

@@ -1,6 +1,6 @@
-//! Tests of the service with a real database and a cloud in memory. They cover every row
-//! of the table of answers with its real cause, the three-way logic of `provision`, and
-//! which client may have which certificate.
+//! Tests of the service with a real database and a cloud in memory. They produce every documented
+//! answer by its real cause, and cover the three-way logic of `provision` and which client may have
+//! which certificate.
 
 mod reading;
 

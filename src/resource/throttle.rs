@@ -18,15 +18,15 @@ use crate::{
     rate_limit::{Buckets, Empty, Network, Origin, Rate, Source},
 };
 
-/// Multiple of the limit on refused lookups that a network may have, compared with one
-/// address and port. A client that guesses is slowed down at its own port first, while its
-/// neighbours behind the same NAT are still served.
+/// Factor by which a network's limit on refused lookups exceeds the limit of one address and port.
+/// A client that guesses is slowed down at its own port first, while its neighbours behind the same
+/// NAT are still served.
 const OF_NETWORK: u32 = 10;
 /// Time for which a device is remembered at its address after it was served. During this
 /// time, a client that guesses behind the same NAT does not slow the device down.
 const SERVED: Duration = Duration::from_secs(86_400);
-/// Maximum number of episodes logged per second, one line each. An attacker with many
-/// addresses can start many episodes.
+/// Maximum number of log lines per second about clients that begin to exceed a limit. An attacker
+/// can begin to do so from many addresses.
 const MAX_LINES: u32 = 20;
 
 /// The configured rate limits. `None` means unlimited.
@@ -223,9 +223,9 @@ impl Throttle {
         }
     }
 
-    /// Returns the longest wait required by the limits on refused lookups, for this
-    /// address and port and for its networks. One request counts once, however many
-    /// buckets are empty.
+    /// Returns the longest wait required by the limits on refused lookups, for this address and
+    /// port and for its networks. Combines the waits, so that the request is counted once, however
+    /// many buckets are empty.
     fn guessed_too_often(
         &self,
         now: Instant,
@@ -260,7 +260,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a request for a device that was refused with 4.03 or 4.04.
+    /// Counts a request under a shared identity that was refused with 4.03 or 4.04.
     pub(super) fn refused(&self, now: Instant, source: Source, principal: &Principal, wanted: &DeviceId) {
         if principal.device.is_some() {
             return;
@@ -476,9 +476,9 @@ mod tests {
         assert!((4000..=4000 + 40 * 60).contains(&of_customer), "a /48: {of_customer}");
     }
 
-    /// A client that uses a new port for each guess slows down unknown devices in its
-    /// network, but not the devices that were served there. It cannot itself ask for these
-    /// devices either.
+    /// A client that uses a new port for each guess slows down unknown devices in its network, but
+    /// not the devices that were served there. From a port with many guesses, even a request for a
+    /// served device is refused.
     #[test]
     fn a_served_device_is_served_again_however_much_its_neighbours_guess() {
         let start = Instant::now();

@@ -7,7 +7,7 @@ use super::*;
 
 const MAC: &str = "001A2B3C4D5E";
 
-/// Returns a client with the own key of `device`, or with a shared key.
+/// Returns a client that has proven the key of `device` or, for `None`, a shared key.
 fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
@@ -312,7 +312,7 @@ fn an_unreadable_payload_is_a_bad_request_for_every_client() {
                 refusal.is_err_and(|(code, title)| code == Code::BadRequest && !title.is_empty()),
                 "{what}"
             );
-            // A valid query does not make up for the payload.
+            // A valid query does not make up for a malformed payload.
             let refusal = device_of(&client, &get().body(format, &payload).query("sn=SN-1"));
             assert!(refusal.is_err(), "{what}");
         }
