@@ -18,7 +18,7 @@ use crate::{
     rate_limit::{Buckets, Origin, Rate},
 };
 
-/// Maximum number of concurrent password checks: each takes 19 MiB and a core.
+/// Maximum number of concurrent password checks, because each takes 19 MiB and a core.
 const CHECKS: usize = 2;
 
 /// Creates a token. Returns it together with its hash, in the form of `hash` in the
@@ -79,8 +79,8 @@ impl Gate {
             accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             checks: Arc::new(Semaphore::new(CHECKS)),
-            // Each name has ten attempts at once, then one a minute. Each address has 20 at
-            // once, then one every 10 s, as a whole office may share it.
+            // Each name has a burst of ten attempts, and then one a minute. Each address has a
+            // burst of 20, and then one every 10 s, because a whole office may share it.
             per_user: Rate::new(10, Duration::from_secs(60)),
             per_address: Rate::new(20, Duration::from_secs(10)),
         }

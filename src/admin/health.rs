@@ -1,5 +1,5 @@
-//! Reports whether the process is alive and whether it can serve, with its problems in plain
-//! text. Refusals by IoT Platform are only a note: devices that have a certificate are served
+//! Reports whether the process is alive and whether it can serve, with its problems in plain text.
+//! Refusals by IoT Platform are only a note, because devices that have a certificate are served
 //! without IoT Platform.
 
 use std::{

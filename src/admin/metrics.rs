@@ -1,6 +1,6 @@
 //! Writes the metrics in the Prometheus text format. Each worker updates its own counters; this
-//! module only reads and sums them. Each label has a few values that are known in advance, so
-//! that a stranger cannot create series.
+//! module only reads and sums them. Each label has a few values that are known in advance, so that
+//! a stranger cannot create new time series.
 
 use std::{
     fmt::{Display, Write},

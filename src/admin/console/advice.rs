@@ -21,7 +21,8 @@ pub(super) struct Advice {
 
 /// Returns advice about the device's first problem or, if it has none, about its progress.
 ///
-/// `stopped` is the reason why no calls are made for its product now, if that is so.
+/// `stopped` is the reason why IoT Platform is not called for the device's product at present, or
+/// `None` if it is called.
 pub(super) fn of(
     row: &DeviceRow,
     enrolled: Option<&EnrollmentOutline>,

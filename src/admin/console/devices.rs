@@ -107,8 +107,8 @@ async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Ve
     Ok(found)
 }
 
-/// Returns the text as it is and, if it can begin a MAC address, as the table stores that
-/// address.
+/// Returns the text itself and, if a MAC address can begin with it, the text in the form in which
+/// the table stores a MAC address.
 fn spellings(wanted: &str) -> Vec<DeviceId> {
     let bare: String = wanted.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
     let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
@@ -212,8 +212,8 @@ pub(super) async fn show(
     page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
-/// Finds a device by its ID in any spelling. If there is none, takes the text as a stored ID,
-/// as a serial number may look like a MAC address.
+/// Finds a device by its ID in any spelling. If none is found, looks up the text unchanged, because
+/// a serial number may look like a MAC address.
 async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
     let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
     for id in spellings.into_iter().flatten() {

@@ -19,7 +19,7 @@ use crate::{
     store::{StoreError, Totals},
 };
 
-/// Minimum time for which counts are reused: counting reads the whole table.
+/// Minimum time for which counts are reused, because counting reads the whole table.
 const COUNTS: Duration = Duration::from_secs(3);
 /// Counts are also reused for this multiple of the time that counting took, which is seconds
 /// with millions of rows.

@@ -143,7 +143,7 @@ impl OptionalFromRequestParts<Arc<Shared>> for Visitor {
     }
 }
 
-/// Fields of all small forms.
+/// Fields of all forms except sign-in and file upload.
 #[derive(Deserialize, Default)]
 struct Fields {
     #[serde(default)]

@@ -10,7 +10,8 @@ use maud::{DOCTYPE, Markup, html};
 use super::Visitor;
 use crate::store::StoreError;
 
-/// Kind of a message. The message's words show it, too, so that colour is never the only sign.
+/// Kind of a message. The words of the message express the kind as well, so that colour is never
+/// the only sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Good,
