@@ -73,7 +73,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     }
 }
 
-/// Reports devices that share a name. They do not keep the server from starting.
+/// Reports devices that share a name. Shared names do not keep the server from starting.
 fn report_shared_names(database: &str) -> CommandResult {
     for shared in store::shared_names(database, MAX_SHARED)? {
         let SharedName { product_key, device_name, device, devices } = shared;

@@ -1,4 +1,4 @@
-//! `certdist database`: seals the secrets of the database, and shows their keys.
+//! `certdist database`: seals the secrets of the database, and shows which keys seal them.
 
 use serde_json::json;
 

@@ -25,16 +25,17 @@ use crate::{
     store::{Bulk, DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
 };
 
-/// Number of rows read at once.
+/// Number of rows read at a time.
 const ROWS: usize = 1000;
 /// Maximum number of devices in progress: two batches, so that one can gather devices while the
 /// other runs.
 const IN_PROGRESS: usize = 20_000;
 /// Maximum wait for a registration. Long, because no device is waiting for the result.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// Maximum number of times that a device is tried again later. Each has several calls and pauses.
+/// Maximum number of times that a device is tried again later. Each of these attempts makes several
+/// calls with pauses between them.
 const MAX_LATER: u32 = 10;
-/// Maximum number of changes of one row during a run.
+/// Maximum number of times that a device is tried again because its row has changed.
 const MAX_CHANGES: u32 = 3;
 /// Maximum wait for calls in progress, after an interruption.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -70,7 +71,7 @@ struct Tally {
     twins: AtomicU64,
     /// Devices whose registration could not be tried to its end.
     left: AtomicU64,
-    /// Products for which IoT Platform refuses calls until the operator acts, with its reason.
+    /// Products for which IoT Platform refuses calls until the operator acts, each with the reason.
     stopped: Mutex<BTreeMap<String, String>>,
 }
 
@@ -128,14 +129,15 @@ pub(super) async fn run(args: Args) -> CommandResult {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
     };
-    // Ends every registration in progress: with a certificate, or to be continued later.
+    // Waits for the registrations in progress, at most for `DRAIN`. A later run continues those
+    // that do not finish.
     registrar.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
     bar.finish_and_clear();
     report(&tally, interrupted)
 }
 
-/// Prints the numbers, and what to do about the rest.
+/// Prints the numbers, and what to do about the devices that were not registered.
 fn report(tally: &Tally, interrupted: bool) -> CommandResult {
     let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
         .map(|counter| counter.load(Ordering::Relaxed));
@@ -211,7 +213,8 @@ async fn register_all(
         after = Some(last.id.clone());
         for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
             let place = places.clone().acquire_owned().await?;
-            // A product that is refused holds up no other.
+            // Devices of a product that is refused are skipped, so that they do not hold up other
+            // products.
             if tally.is_stopped(&row.product_key) {
                 tally.left.fetch_add(1, Ordering::Relaxed);
                 bar.inc(1);
@@ -253,14 +256,14 @@ async fn register(registrar: &Arc<Registrar>, store: &dyn Store, mut row: Device
                 tokio::time::sleep(pause).await;
             }
             registrar::Outcome::TimedOut if !registrar.is_draining() => {}
-            // An operator has changed the row meanwhile: it is registered as it is now, if it still
-            // asks for that.
+            // An operator has changed the row meanwhile. The device is tried again with the changed
+            // row, if that row still requires a registration.
             registrar::Outcome::Changed => match store.device(&row.id).await {
                 Ok(Some(changed)) if is_wanted(&changed, None) && changes < MAX_CHANGES => {
                     changes += 1;
                     row = changed;
                 }
-                // The row asks for nothing now.
+                // The changed row no longer requires a registration.
                 Ok(changed) if changed.as_ref().is_none_or(|row| !is_wanted(row, None)) => return,
                 Ok(_) | Err(_) => return tally.note(&row.product_key, registrar::Outcome::TimedOut),
             },

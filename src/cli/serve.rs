@@ -48,7 +48,8 @@ pub async fn run(args: Args) -> CommandResult {
     if config.database_keys.first().is_none() {
         tracing::warn!("secrets in the database are not sealed; set database_key in the configuration");
     }
-    // Done before the announcement, because a program that reads it may send a signal at once.
+    // The handlers are installed before the address is announced, because a program that reads the
+    // announcement may send a signal immediately.
     let mut signals = Signals::new()?;
     let app = start(&config).await?;
     for address in app.addresses() {
@@ -93,7 +94,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
         }
     };
     if let Err(Failure::Failed(problem)) = &outcome {
-        // Before draining, which takes a while.
+        // Logged before draining, which takes a while.
         tracing::error!(error = %format_args!("{problem:#}"), "stopping because of an error");
     }
     notify::stopping();

@@ -94,7 +94,8 @@ enum Limits {
 /// Fails with a sentence for the operator if the simulator cannot start, or cannot save its
 /// state.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    // Done before the announcement, because a program that reads it may send a signal at once.
+    // The handlers are installed before the address is announced, because a program that reads the
+    // announcement may send a signal immediately.
     let mut interrupt = signal(SignalKind::interrupt()).context("could not install the handler of SIGINT")?;
     let mut terminate =
         signal(SignalKind::terminate()).context("could not install the handler of SIGTERM")?;

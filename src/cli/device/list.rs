@@ -12,7 +12,7 @@ use crate::{
     store::{DeviceRow, DeviceState, Store},
 };
 
-/// Number of rows read at once.
+/// Number of rows read at a time.
 const ROWS: usize = 1000;
 
 /// Default number of rows without `--json`.
@@ -111,7 +111,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
             last = None;
             page.push(row);
         }
-        // JSON lines are printed at once. A table is printed at the end, when the widths of its
+        // JSON lines are printed immediately. A table is printed at the end, when the widths of its
         // columns are known.
         if args.json {
             last = page.last().map(|row| row.id.clone()).or(last);

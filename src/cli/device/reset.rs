@@ -9,7 +9,7 @@ use crate::{
     store::{Actor, Store},
 };
 
-/// Rows read, and reset, at once.
+/// Number of rows read at a time, whose refusals are cleared concurrently.
 const ROWS: usize = 1000;
 
 #[derive(clap::Args)]
