@@ -52,9 +52,9 @@ const DEFAULT_WINDOW: u64 = 86_400;
 pub struct Config {
     /// UDP addresses of the DTLS server; at least one, all different.
     pub listen: Vec<SocketAddr>,
-    /// `sqlite:PATH`.
+    /// URL of the database: `sqlite:PATH`.
     pub database: String,
-    /// Keys that seal the database's secrets; without a key, the secrets stay in clear text.
+    /// Keys that seal the database's secrets. Without a key, the secrets are stored in clear text.
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
@@ -128,9 +128,9 @@ pub struct Admin {
 }
 
 impl Config {
-    /// Reads and checks a configuration file, the environment variables that replace its keys,
-    /// and the keys and credentials that it refers to. Relative paths in the file start from
-    /// the file's folder.
+    /// Reads and checks a configuration file, the environment variables that replace its values,
+    /// and the keys and credentials that it refers to. Relative paths in the file start from the
+    /// file's folder.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| {
             format!(
@@ -178,8 +178,8 @@ impl Config {
                 table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
             let requests = read_enrollment_limits(&mut table, all);
-            // All devices of the enrollment know a shared key. So a device that exists at IoT
-            // Platform under the requested name may be a different device.
+            // If the key is shared, all devices of the enrollment know it. So a device that already
+            // exists at IoT Platform under the requested name may be a different device.
             let usual = match table.values.kind {
                 file::Kind::Shared => file::Existing::Refuse,
                 file::Kind::Individual | file::Kind::Derived => file::Existing::Adopt,
@@ -219,8 +219,8 @@ impl Config {
         })
     }
 
-    /// Returns every key, by section. The first section has no name, and has the keys before
-    /// all other sections. `enrollment` may be repeated.
+    /// Returns the names of all keys, by section. The first entry has an empty section name and
+    /// lists the keys that precede all sections. The section `enrollment` may occur more than once.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
@@ -231,7 +231,7 @@ fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>
         bail!("listen has {} addresses, expected 1 to {MAX_LISTEN}", addresses.len());
     }
     let mut seen = HashSet::new();
-    // Port 0 stands for a different port each time.
+    // Port 0 may be repeated, because the system chooses a different port each time.
     if let Some(twice) = addresses.iter().find(|address| address.port() != 0 && !seen.insert(**address)) {
         bail!("listen: {twice} is there twice; expected different addresses");
     }
@@ -273,7 +273,7 @@ fn read_plain_coap(
     Some(PlainCoap { listen, enrollment })
 }
 
-/// Resolves the path of `sqlite:PATH` from the configuration's folder.
+/// Resolves the path in `sqlite:PATH` relative to the configuration's folder.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(format!("sqlite:{}", folder.join(path).display())),

@@ -33,7 +33,7 @@ pub(super) trait Section: DeserializeOwned {
     const REQUIRED: &'static [(&'static str, &'static str)];
 }
 
-/// Name and keys of every section. The first section has no name.
+/// Name and keys of every section. The first section has an empty name.
 type Sections = [(&'static str, &'static [&'static str])];
 
 /// Place of an error.

@@ -20,8 +20,9 @@ use crate::iot_platform::{
 };
 use crate::operators::Role;
 
-/// Returns every section and its keys, in the order of the documentation. The first section has
-/// no name, and has the keys before all other sections. `enrollment` may be repeated.
+/// Returns every section and its keys, in the order of the documentation. The first entry has an
+/// empty section name and lists the keys that precede all sections. The section `enrollment` may
+/// occur more than once.
 pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())
@@ -53,7 +54,7 @@ impl Section for Root {
         &[("listen", "0.0.0.0:5684"), ("database", "sqlite:certdist.db")];
 }
 
-/// `"ADDRESS:PORT"`, or a list of them.
+/// Addresses to listen on: `"ADDRESS:PORT"`, or a list of them.
 pub(super) struct Listen(pub(super) Vec<SocketAddr>);
 
 impl<'de> Deserialize<'de> for Listen {
@@ -119,7 +120,7 @@ pub(super) struct IotPlatformSection {
     pub(super) sweep: Option<Sweep>,
 }
 
-/// `300`, or `"off"`.
+/// Pause between two sweeps: `300`, in seconds, or `"off"`.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(untagged, expecting = "expected whole seconds, or \"off\"")]
 pub(super) enum Sweep {
@@ -147,7 +148,7 @@ pub(super) enum Signature {
     V3,
 }
 
-/// `"env"`, `"file"`, `"file:PATH"`, `"ecs-role"` or `"ecs-role:NAME"`.
+/// Source of the credentials: `"env"`, `"file"`, `"file:PATH"`, `"ecs-role"` or `"ecs-role:NAME"`.
 #[derive(Deserialize, Default)]
 #[serde(try_from = "String")]
 pub(super) enum Credentials {
@@ -175,7 +176,7 @@ impl TryFrom<String> for Credentials {
     }
 }
 
-/// `http://HOST`.
+/// Endpoint of the metadata service: `http://HOST`.
 #[derive(Deserialize, Clone)]
 #[serde(try_from = "String")]
 pub(super) struct MetadataEndpoint(pub(super) String);
@@ -322,7 +323,7 @@ pub(super) enum Extended {
     Required,
 }
 
-/// `{ burst = 10, every = 2.5 }`, or `"off"`.
+/// Rate limit: `{ burst = 10, every = 2.5 }`, or `"off"`.
 #[derive(Clone, Copy)]
 pub(super) enum Rate {
     Off,
