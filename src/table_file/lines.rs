@@ -88,8 +88,8 @@ fn line_end(line: &[u8]) -> usize {
     line.strip_suffix(b"\r").unwrap_or(line).len()
 }
 
-/// Splits a line into its fields (RFC 4180 §2), which are separated by commas. A field that
-/// begins with a quote ends with one, and its own quotes are doubled.
+/// Splits a line into its fields (RFC 4180 §2), which are separated by commas. A field that begins
+/// with a quote ends with one, and quotes inside it are doubled.
 pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     let mut fields = Vec::with_capacity(8);
     let mut rest = line;

@@ -235,7 +235,8 @@ fn cloud_value(column: &'static str, value: Cow<'_, str>) -> Result<String, Faul
     Ok(value.into_owned())
 }
 
-/// Checks the key of an individual device: both parts, or neither.
+/// Checks the PSK identity and the key of an individual device, which must be both present or both
+/// absent.
 fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Option<(String, Secret)>, Fault> {
     let (identity, psk) = match (identity, psk) {
         (None, None) => return Ok(None),
@@ -266,9 +267,9 @@ fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Opti
     Ok(Some((identity.into_owned(), Secret::new(psk))))
 }
 
-/// Remembers the line in which each text first occurred. Takes about 20 bytes per text, for
-/// files of many million lines. Keeps 96 bits of a hash with a random key: in a file of 10
-/// million lines, the chance of a false alarm is one in 10^15.
+/// Remembers the line in which each text first occurred. Takes about 20 bytes per text, so that
+/// files of many million lines fit in memory. Stores only 96 bits of a hash with a random key. In a
+/// file of 10 million lines, the chance of a false alarm is one in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,
@@ -277,7 +278,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns the line in which `text` occurred before, if it did.
+    /// Returns the line in which `text` occurred before. If it did not, remembers `line` for it.
     fn first_line(&mut self, text: &str, line: u64) -> Option<u64> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];
