@@ -73,7 +73,7 @@ impl App {
             Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
-        // Without IoT Platform there is nothing to continue.
+        // Without IoT Platform, no registration in the journal can continue.
         if config.iot_platform.is_some() {
             registrar.recover().await?;
         }
@@ -114,8 +114,8 @@ impl App {
         self.server.worker_ended().await
     }
 
-    /// Queries all devices at IoT Platform now, as the server does regularly. Returns the
-    /// number of devices that have signed in there.
+    /// Queries all devices at IoT Platform now, as the server does regularly. Returns the number of
+    /// devices that have signed in to IoT Platform.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
         self.registrar.sweep().await?;
@@ -128,8 +128,8 @@ impl App {
         }
     }
 
-    /// Applies a changed configuration, except for the keys that [`Config::needs_restart`]
-    /// names. Fails, and changes nothing, if the database keys do not open every secret in the
+    /// Applies a changed configuration, except for the settings that [`Config::needs_restart`]
+    /// names. Fails without changing anything if the database keys do not open every secret in the
     /// database.
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
@@ -146,8 +146,8 @@ impl App {
         Ok(())
     }
 
-    /// Stops the server. Finishes the registrations in progress within a limited time; the
-    /// others stay in the journal.
+    /// Stops the server. Waits a limited time for the registrations in progress to finish. Those
+    /// that do not finish stay in the journal.
     pub async fn stop(self) {
         tracing::info!("draining: finishing registrations, accepting no new ones");
         let left = self.registrar.drain(self.drain).await;

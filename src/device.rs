@@ -26,7 +26,7 @@ pub enum DeviceIdError {
     /// The text has more than 64 bytes.
     #[error("a device ID has more than {MAX_DEVICE_ID} characters")]
     TooLong,
-    /// The text has a character outside the set.
+    /// The text has a character other than `[A-Za-z0-9._:@-]`.
     #[error("a device ID has a character other than A-Z a-z 0-9 . _ : @ -")]
     Character,
     /// The text should be a MAC address, but is not.
@@ -226,7 +226,7 @@ mod tests {
         let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
         assert_eq!(name("SN01"), "SN01");
         assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
-        // "SN1" is too short to be a name, so it is mapped to one: the same each time.
+        // "SN1" is too short to be a name, so it is mapped to a name, which is the same each time.
         assert_eq!(name("SN1"), name("SN1"));
         for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
             let mapped = name(id);

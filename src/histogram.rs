@@ -77,8 +77,8 @@ impl Distribution {
         })
     }
 
-    /// Returns the lowest bound, in seconds, that this share (0 to 1) of the durations did not
-    /// exceed; `None` if there are no durations, or if no bound is high enough.
+    /// Returns the lowest bound, in seconds, that the share `part` (0 to 1) of the durations did
+    /// not exceed. Returns `None` if there are no durations, or if no bound is high enough.
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         self.cumulated().find(|&(_, sum)| sum >= wanted).map(|(bound, _)| bound)

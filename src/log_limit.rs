@@ -20,7 +20,7 @@ impl LogLimit {
     }
 
     /// Returns whether one more line may be written; if not, counts it as suppressed. The first
-    /// line after that second also logs the number of suppressed lines.
+    /// line that is written in a later second also logs the number of suppressed lines.
     pub fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {

@@ -32,14 +32,14 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Returns half of the time after which the service manager considers the service dead; `None`
-/// if it does not watch this process.
+/// Returns half of the time after which the service manager considers the service dead, or `None`
+/// if the service manager does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
 }
 
-/// Feeds the watchdog as often as needed, while the service is alive. Returns at once if
-/// there is no watchdog.
+/// Feeds the watchdog as often as needed, while the service is alive. Returns immediately if there
+/// is no watchdog.
 pub async fn keep_watchdog<F: Future<Output = bool>>(is_alive: impl Fn() -> F) {
     if let Some(interval) = watchdog_interval() {
         watch(interval, is_alive, watchdog).await;
@@ -58,7 +58,8 @@ async fn watch<F: Future<Output = bool>>(interval: Duration, is_alive: impl Fn()
 
 fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duration> {
     let microseconds: u64 = microseconds?.parse().ok().filter(|microseconds| *microseconds > 0)?;
-    // The variables may be inherited from a parent that is the watched process.
+    // This process may have inherited the variables from its parent. Then only the parent is
+    // watched.
     let is_ours = process.is_none_or(|id| id.parse() == Ok(process::id()));
     is_ours.then(|| Duration::from_micros(microseconds) / 2)
 }
@@ -77,7 +78,7 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
         _ => SocketAddr::from_pathname(socket)?,
     };
     let sender = UnixDatagram::unbound()?;
-    // A manager that has stopped reading must not hold up the caller.
+    // A service manager that has stopped reading must not hold up the caller.
     sender.set_nonblocking(true)?;
     sender.send_to_addr(state.as_bytes(), &address).map(drop)
 }

@@ -23,9 +23,9 @@ pub enum Verdict<'r> {
 pub enum Reason<'r> {
     /// The operator has disabled the device.
     Disabled,
-    /// The certificate was issued before, and the reissue policy does not allow it again.
+    /// The certificate was issued before, and the reissue policy does not allow another issue.
     Issued,
-    /// IoT Platform refused to register it, with this message.
+    /// IoT Platform refused to register the device, with this message.
     RefusedByCloud(&'r str),
 }
 

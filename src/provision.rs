@@ -1,7 +1,6 @@
-//! Answers a request for a certificate in one of three ways. A device that is not in the table
-//! is invalid. A device with a certificate in the table gets it. A device without one is
-//! registered first, and then gets its certificate. `policy` decides which devices may have
-//! one.
+//! Answers a request for a certificate in one of three ways. A device that is not in the table is
+//! invalid. A device with a certificate in the table gets it. A device without one is registered
+//! first, and then gets its certificate. `policy` decides which devices may have a certificate.
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -25,7 +24,7 @@ pub enum Refusal {
     /// key. The client must not learn which of the two applies.
     #[error("the device is invalid")]
     Invalid,
-    /// The client has proven that it is another device.
+    /// The client has proven that it is a different device from the one that it asks for.
     #[error("the identity is another device's")]
     NotYours,
     /// The operator has disabled the device.
@@ -71,10 +70,10 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Maximum number of times that an issue is recorded whose answer is lost.
+/// Maximum number of attempts to record an issue. An attempt is repeated if its result is unknown.
 const ISSUE_ATTEMPTS: u32 = 3;
 
-/// Delay before a device should retry whose row was changed during its request, in seconds.
+/// Delay before a device should retry if its row was changed during its request, in seconds.
 const CHANGED_PAUSE: u32 = 1;
 
 /// Delay before a device should retry after a failure of the store, in seconds.
@@ -139,9 +138,9 @@ impl Provisioner {
             Verdict::Register => false,
         };
         let first_issued = row.first_issued;
-        // The caller drops a future that is not ready at once, so the work must not even start:
-        // an issue that is recorded but never sent would lock out a device that may fetch its
-        // certificate only once.
+        // The caller drops a future that is not ready at its first poll, so the work must not even
+        // start. An issue that is recorded but never sent would lock out a device that may fetch
+        // its certificate only once.
         if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
@@ -152,7 +151,7 @@ impl Provisioner {
                 None => return Err(self.changed(principal, device).await),
             },
         };
-        // A device that asks again waits for no write.
+        // A device that has received its certificate before does not wait for a write.
         let again = match first_issued {
             Some(_) => true,
             None => !self.record_issue(origin, principal, device, &certificate).await?.is_first,
@@ -165,7 +164,7 @@ impl Provisioner {
         Ok(certificate)
     }
 
-    /// Has a device registered. Returns `None` if its row has changed meanwhile.
+    /// Has a device registered. Returns `None` if its row has changed in the meantime.
     async fn register(&self, row: DeviceRow) -> Result<Option<Certificate>, Refusal> {
         let device_name = row.name();
         let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
@@ -208,10 +207,11 @@ impl Provisioner {
                         );
                     return if may_have_it { Ok(issue) } else { Err(Refusal::Issued) };
                 }
-                // It may be recorded. The same number shows that it is this one.
+                // The issue may have been recorded. It has the same ID in the next attempt, so the
+                // store then recognizes it.
                 Err(StoreError::Unknown(_)) => {}
-                // The row has changed while the device was registered: its next request is
-                // decided by what the row says then.
+                // The row has changed while the device was being registered, so the device is
+                // refused here. Its next request is decided by the changed row.
                 Err(StoreError::Conflict(_)) => return Err(self.changed(principal, device).await),
                 Err(error) => return Err(error.into()),
             }
@@ -219,7 +219,8 @@ impl Provisioner {
         Err(Refusal::Later(STORE_PAUSE))
     }
 
-    /// Refuses a device whose row has changed since it was read, as the row says now.
+    /// Returns the refusal of a device whose row has changed since it was read, according to the
+    /// row's current contents.
     async fn changed(&self, principal: &Principal, device: &DeviceId) -> Refusal {
         let row = match self.store.device(device).await {
             Ok(Some(row)) if row.enrollment == principal.enrollment.name => row,

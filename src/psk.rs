@@ -53,8 +53,8 @@ impl Key {
     }
 }
 
-/// Stand-in for the key of an unknown identity. It is parsed like a real key, so that the
-/// lookup takes as long.
+/// Stand-in for the key of an unknown identity. It is parsed like a real key, so that the lookup
+/// takes the same time.
 const STAND_IN_KEY: &str = "00000000000000000000000000000000";
 
 impl fmt::Debug for Key {
@@ -301,9 +301,9 @@ impl Enrollments {
         Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
     }
 
-    /// Returns the derived enrollment of a device. If there is only one, nothing is looked
-    /// up: a device that is not in the table still proves its key, and is then answered
-    /// that it is invalid. If there are several, such a device is treated as a device of
+    /// Returns the derived enrollment of a device. If there is only one, the store is not read: a
+    /// device that is not in the table still proves its key, and its request is then refused as
+    /// invalid. If there are several, a device that is not in the table is treated as a device of
     /// the first.
     async fn derived_of<'a>(
         &'a self,

@@ -17,8 +17,8 @@ pub const MIN_EVERY: Duration = Duration::from_micros(10);
 /// Longest time in which a bucket regains one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// Rate of a token bucket: `burst` requests at once, then one request for each token
-/// regained, one per period of `every`.
+/// Rate of a token bucket: up to `burst` requests at the same time, and then one more request per
+/// period of `every`, in which one token is regained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -138,7 +138,7 @@ impl fmt::Debug for Origin {
 pub struct Empty {
     /// Time until there will be a token.
     pub wait: Duration,
-    /// Set if this request starts an episode, which ends when the bucket is full again.
+    /// Set if this is the first request to find the bucket empty since the bucket was last full.
     pub is_first: bool,
 }
 
@@ -172,8 +172,9 @@ type Sets = Box<[[Bucket; WAYS]]>;
 #[derive(Clone, Copy)]
 struct Bucket {
     key: u64,
-    /// Time at which the bucket is full, in microseconds since the table was created,
-    /// shifted left by one. The lowest bit is set during an episode.
+    /// Time at which the bucket is full, in microseconds since the table was created, shifted left
+    /// by one. The lowest bit is set when a request finds the bucket empty, and cleared when the
+    /// bucket is full again.
     full_at: u64,
 }
 
@@ -210,8 +211,8 @@ impl Buckets {
                 return Ok(());
             }
             let is_first = bucket.full_at & 1 == 0;
-            // The time is stored as limited by this rate, so that the reported wait is
-            // correct.
+            // Store the time as capped by this rate, because the reported wait is calculated from
+            // the capped time.
             bucket.full_at = (now + missing) << 1 | 1;
             Err(Empty { wait: Duration::from_micros(wait), is_first })
         })
@@ -224,7 +225,7 @@ impl Buckets {
             let known = set.iter().position(|bucket| bucket.key == hash);
             let (place, before) = match known {
                 Some(place) if set[place].full_at() > now => (place, set[place]),
-                // This bucket is full again, so the key starts afresh in it.
+                // This bucket is full again, so the key starts with all tokens.
                 Some(place) => (place, Bucket { key: hash, full_at: 0 }),
                 None => {
                     let fullest = (0..WAYS).min_by_key(|&place| set[place].full_at()).unwrap_or(0);
@@ -258,7 +259,7 @@ impl Buckets {
     fn with<T>(&self, key: &impl Hash, act: impl FnOnce(u64, &mut [Bucket; WAYS]) -> T) -> T {
         let hash = self.hasher.hash_one(key);
         let Shard(shard) = &self.shards[hash as usize % SHARDS];
-        // Nothing panics while a lock is held.
+        // No code panics while it holds a lock, so no lock is ever poisoned.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         act(hash, &mut shard[(hash >> 32) as usize % SETS])
     }

@@ -184,7 +184,7 @@ impl Keyring {
         ring
     }
 
-    /// Returns the ID of the key that seals.
+    /// Returns the ID of the key that seals new values.
     pub fn first(&self) -> Option<KeyId> {
         self.keys.first().map(DatabaseKey::id)
     }
@@ -200,9 +200,10 @@ impl Keyring {
         &self.decoy
     }
 
-    /// Opens the stored key of an identity. `place` is `None` for an unknown identity, whose
-    /// stored key is the [`decoy`](Self::decoy). If the database has a key, exactly one sealed
-    /// value is opened in both cases, even if the stored key is not sealed yet.
+    /// Opens the stored key of an identity. `place` is `None` for an unknown identity, whose stored
+    /// key is the [`decoy`](Self::decoy). If the database has a key, exactly one sealed value is
+    /// opened in both cases, even if the stored key is not sealed yet, so that both cases take the
+    /// same time.
     pub fn open_one(&self, place: Option<Place<'_>>, stored: &str) -> Result<Secret, SealError> {
         let opened = self.open(place.unwrap_or(DECOY_PLACE), stored)?;
         if !stored.starts_with(PREFIX) && !self.keys.is_empty() {
@@ -211,7 +212,7 @@ impl Keyring {
         Ok(opened)
     }
 
-    /// Seals a value, or returns it unchanged without a key.
+    /// Seals a value. Returns it unchanged if there is no key.
     pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Zeroizing<String>, SealError> {
         let Some(key) = self.keys.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
@@ -230,8 +231,8 @@ impl Keyring {
         Ok(Zeroizing::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
     }
 
-    /// Opens a value that was sealed at this place. Returns a clear value unchanged, so
-    /// that a database can be sealed beside a running server.
+    /// Opens a value that was sealed at this place. Returns a clear value unchanged, so that a
+    /// database can be sealed while a server uses it.
     pub fn open(&self, place: Place<'_>, stored: &str) -> Result<Secret, SealError> {
         let Some(sealed) = stored.strip_prefix(PREFIX) else { return Ok(Secret::new(stored.to_owned())) };
         let (id, sealed) = sealed.split_once(' ').ok_or_else(|| broken(place))?;
@@ -266,7 +267,7 @@ thread_local! {
     pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Returns the beginning of all values that are sealed under this key.
+/// Returns the beginning of all values that are sealed under the key with this ID.
 pub(super) fn beginning(key: &str) -> String {
     format!("{PREFIX}{key} ")
 }

@@ -1,5 +1,5 @@
-//! A simulated device that behaves like firmware, on a foreign DTLS stack. It makes a PSK
-//! handshake, sends one confirmable request for `/cert`, and takes a piggybacked or separate
+//! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a
+//! PSK handshake, sends one confirmable request for `/cert`, and takes a piggybacked or separate
 //! answer. Then it signs in with the certificate. It shares no code with the server except
 //! coap-lite's message format.
 
@@ -61,7 +61,7 @@ impl SimulatedDevice {
     pub async fn fetch(&self) -> Result<Answer> {
         let connected = self.connect().await?;
         let answer = connected.ask().await;
-        // The answer has arrived; a lost close_notify changes nothing.
+        // The answer has arrived, so a lost close_notify does not matter.
         let _ = connected.connection.close().await;
         answer
     }
