@@ -210,8 +210,6 @@ pub struct Endpoint<P> {
     events: VecDeque<Event>,
     /// Index of the table slot at which [`close_where`](Self::close_where) continues.
     walk: u32,
-    /// Set when a session has ended since the stack was last wiped.
-    has_closed: bool,
     counters: Counters,
     /// The datagram being built.
     buffer: Vec<u8>,
@@ -239,7 +237,6 @@ impl<P> Endpoint<P> {
             suspects: VecDeque::new(),
             events: VecDeque::new(),
             walk: 0,
-            has_closed: false,
             counters: Counters::default(),
             buffer: Vec::with_capacity(2048),
             config,
@@ -296,18 +293,6 @@ impl<P> Endpoint<P> {
         self.events.pop_front()
     }
 
-    /// Wipes the stack below the caller if a session has ended since the last wipe.
-    /// [`receive`](Self::receive), [`handle_timeout`](Self::handle_timeout) and the methods
-    /// that close sessions call this method last. If a session ends in another method, such
-    /// as [`send`](Self::send), the next of those calls wipes the stack. This method is
-    /// inlined, because otherwise its own frame would not be wiped.
-    #[inline(always)]
-    fn wipe_after_close(&mut self) {
-        if std::mem::take(&mut self.has_closed) {
-            wipe_stack();
-        }
-    }
-
     /// Continues reading a datagram. Returns the next application data, or `None` at the
     /// end of the datagram. Invalid content is not an error: it is dropped (RFC 6347
     /// §4.1.2.7).
@@ -330,7 +315,6 @@ impl<P> Endpoint<P> {
                 _ => {}
             }
         }
-        self.wipe_after_close();
         None
     }
 
@@ -424,7 +408,6 @@ impl<P> Endpoint<P> {
     /// Sends close_notify and forgets the session.
     pub fn close(&mut self, session: SessionId, out: &mut impl Outbox) {
         self.end_session(session.0, Closed::ByUs, true, out);
-        self.wipe_after_close();
     }
 
     /// Closes up to `most` sessions with a close_notify, those idle longest first. Returns
@@ -435,7 +418,6 @@ impl<P> Endpoint<P> {
             let Some((_, oldest)) = self.sessions.oldest() else { break };
             self.end_session(oldest, Closed::ByUs, true, out);
         }
-        self.wipe_after_close();
         self.sessions.len()
     }
 
@@ -457,7 +439,6 @@ impl<P> Endpoint<P> {
                 self.end_session(handle, Closed::Revoked, true, out);
             }
         }
-        self.wipe_after_close();
         let is_done = end >= self.sessions.places();
         self.walk = if is_done { 0 } else { end as u32 };
         !is_done
@@ -494,7 +475,6 @@ impl<P> Endpoint<P> {
             }
             self.end_session(handle, Closed::Idle, true, out);
         }
-        self.wipe_after_close();
     }
 
     /// Returns whether the endpoint holds no handshake, session or timer of any client.
@@ -515,20 +495,6 @@ impl<P> Endpoint<P> {
             session.set_next_write(sequence);
         }
     }
-}
-
-/// Maximum stack that the ciphers use, in bytes. Without optimization, stack frames are
-/// several times larger.
-const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 << 10 } else { 12 << 10 };
-
-/// Overwrites the part of the stack that the ciphers have used. The ciphers leave copies
-/// of keys in dead frames. If no other session followed, the keys of the last one would
-/// stay there.
-#[inline(never)]
-fn wipe_stack() {
-    // The array is written as a whole, because volatile writes of single bytes took 10 µs
-    // per device.
-    std::hint::black_box(&mut [0u8; CIPHER_STACK]);
 }
 
 /// Returns the size of the IP and UDP headers on a path, in bytes.

@@ -8,7 +8,10 @@ use zeroize::Zeroizing;
 
 #[cfg(any(test, feature = "testing"))]
 use super::wire::Reader;
-use super::wire::{Malformed, put_vector8};
+use super::{
+    clean_stack::on_clean_stack,
+    wire::{Malformed, put_vector8},
+};
 
 /// A named group (RFC 8422 §5.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +52,8 @@ impl EphemeralKey {
         // suffice.
         for _ in 0..4 {
             getrandom::fill(&mut secret[..]).map_err(|_| NoRandomness)?;
-            if group == Group::X25519 || p256::SecretKey::from_slice(&secret[..]).is_ok() {
+            let is_valid = || group == Group::X25519 || p256::SecretKey::from_slice(&secret[..]).is_ok();
+            if on_clean_stack(is_valid) {
                 return Ok(Self { group, secret });
             }
         }
@@ -75,20 +79,20 @@ impl EphemeralKey {
     }
 
     pub(crate) fn public(&self) -> Vec<u8> {
-        match self.group {
+        on_clean_stack(|| match self.group {
             Group::X25519 => x25519_dalek::PublicKey::from(&self.x25519()).to_bytes().to_vec(),
             // `generate` has checked that the secret is valid.
             Group::Secp256r1 => p256::SecretKey::from_slice(&self.secret[..])
                 .map(|secret| secret.public_key().to_sec1_point(false).as_bytes().to_vec())
                 .unwrap_or_default(),
-        }
+        })
     }
 
     /// Computes the shared secret with the client's point. Refuses a point that is not on
     /// the curve, or that leads to an all-zero secret (RFC 7748 §6.1): with such a point,
     /// others could learn the secret.
     pub(crate) fn agree(&self, point: &[u8]) -> Result<SharedSecret, Malformed> {
-        match self.group {
+        on_clean_stack(|| match self.group {
             Group::X25519 => {
                 let point: [u8; 32] = point.try_into().map_err(|_| Malformed)?;
                 let shared = self.x25519().diffie_hellman(&point.into());
@@ -108,7 +112,7 @@ impl EphemeralKey {
                 let shared = p256::ecdh::diffie_hellman(secret.to_nonzero_scalar(), point.as_affine());
                 Ok(Zeroizing::new(shared.raw_secret_bytes().to_vec()))
             }
-        }
+        })
     }
 
     fn x25519(&self) -> x25519_dalek::StaticSecret {

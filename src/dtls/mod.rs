@@ -34,6 +34,7 @@
 //! ```
 
 mod budget;
+mod clean_stack;
 mod connection;
 mod cookie;
 mod endpoint;

@@ -5,7 +5,7 @@ use hmac::{Hmac, KeyInit, Mac, digest::Output};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Psk, key_exchange::SharedSecret, suite::KeyBlock};
+use super::{Psk, clean_stack::on_clean_stack, key_exchange::SharedSecret, suite::KeyBlock};
 
 /// Length of Finished's verify_data in bytes (RFC 5246 §7.4.9).
 pub(crate) const VERIFY_DATA: usize = 12;
@@ -13,6 +13,10 @@ pub(crate) const VERIFY_DATA: usize = 12;
 /// Fills `out` with P_SHA256 (RFC 5246 §5) of the concatenated `seeds`. The first of them
 /// is the label.
 fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
+    on_clean_stack(|| p_sha256(secret, seeds, out));
+}
+
+fn p_sha256(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
     let keyed = keyed(secret);
     let mut a = mac(&keyed, None, seeds);
     let blocks = out.len().div_ceil(32);

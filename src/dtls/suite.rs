@@ -18,7 +18,10 @@ use ccm::{
 };
 use zeroize::Zeroizing;
 
-use super::record::{self, ContentType, Header, MAX_CONNECTION_ID};
+use super::{
+    clean_stack::on_clean_stack,
+    record::{self, ContentType, Header, MAX_CONNECTION_ID},
+};
 
 // CCM and GCM use only the encryption direction of AES, even to open a record, so these
 // types build no key schedule for decryption.
@@ -233,6 +236,11 @@ impl DirectionKey<'_> {
         Ok((kind, EXPLICIT_NONCE..EXPLICIT_NONCE + end))
     }
 
+    #[cfg(test)]
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.key
+    }
+
     fn nonce(&self, explicit: [u8; EXPLICIT_NONCE]) -> [u8; 12] {
         let mut nonce = [0; 12];
         nonce[..4].copy_from_slice(self.salt);
@@ -247,7 +255,7 @@ impl DirectionKey<'_> {
         body: &mut [u8],
     ) -> Option<Tag<A>> {
         let nonce = Nonce::<A>::from(self.nonce(explicit));
-        A::new(self.key.into()).encrypt_inout_detached(&nonce, aad, body.into()).ok()
+        on_clean_stack(|| A::new(self.key.into()).encrypt_inout_detached(&nonce, aad, body.into()).ok())
     }
 
     pub(super) fn decrypt<A: AeadInOut<NonceSize = U12> + KeyInit<KeySize = U16>>(
@@ -259,7 +267,8 @@ impl DirectionKey<'_> {
     ) -> Result<(), BadRecord> {
         let nonce = Nonce::<A>::from(self.nonce(explicit));
         let tag = Tag::<A>::try_from(tag).map_err(|_| BadRecord)?;
-        A::new(self.key.into()).decrypt_inout_detached(&nonce, aad, body.into(), &tag).map_err(|_| BadRecord)
+        on_clean_stack(|| A::new(self.key.into()).decrypt_inout_detached(&nonce, aad, body.into(), &tag))
+            .map_err(|_| BadRecord)
     }
 }
 

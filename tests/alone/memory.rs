@@ -139,12 +139,6 @@ fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
         conversation.back.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
         conversation.back.recv(&mut [0; 100]).expect("an answer to close_notify");
     }
-    // Other devices connect afterwards: padding in an earlier message may hold a part of the
-    // stack until it is overwritten.
-    for _ in 0..8 {
-        let other = converse(&site, server.address);
-        other.back.send(&other.close_notify).expect("sent");
-    }
     assert_eq!(in_memory(server.id(), &secrets), vec![false; 36]);
     assert_eq!(server.stop(), Some(0));
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, hash::BuildHasher, net::SocketAddr, time::Instant};
 
-use super::{ApplicationData, Delivery, Dropped, Endpoint, Holder, SessionId, Spent, ip_and_udp, wipe_stack};
+use super::{ApplicationData, Delivery, Dropped, Endpoint, Holder, SessionId, Spent, ip_and_udp};
 use crate::dtls::{
     Closed, Event, Outbox, Path,
     handshake::Completed,
@@ -83,11 +83,6 @@ impl<P> Endpoint<P> {
                         bytes += ip_and_udp(path);
                     }
                     self.follow(handle, path, bytes, is_newest);
-                    if matches!(opened, Opened::Alert(..)) {
-                        // An alert usually ends the session, so the stack is wiped of its
-                        // keys.
-                        wipe_stack();
-                    }
                     if self.has_aged(now, handle) {
                         self.end_session(handle, Closed::Aged, true, out);
                         return None;
@@ -246,11 +241,7 @@ impl<P> Endpoint<P> {
         if notify {
             let notify = Alert::CloseNotify.to_wire();
             self.send_from_session(handle, out, |session, buffer| {
-                let sealed = session.seal(ContentType::Alert, &notify, buffer);
-                // The stack is wiped before anything is moved to the heap, because the
-                // padding of a moved value may carry along keys from the stack.
-                wipe_stack();
-                sealed
+                session.seal(ContentType::Alert, &notify, buffer)
             });
         }
         self.holders.remove(&mut self.sessions, handle);
@@ -259,7 +250,6 @@ impl<P> Endpoint<P> {
             if let Some(id) = session.connection.own_id() {
                 self.by_connection_id.remove(&id);
             }
-            self.has_closed = true;
             self.events.push_back(Event::Closed { session: SessionId(handle), reason });
         }
     }
