@@ -96,19 +96,27 @@ impl Registrar {
             registrations.iter().map(|registration| registration.entry.clone()).collect();
         let opened = async {
             let journal = OpenBatch { id: new_id()?, product_key: product_key.to_owned(), apply_id: None };
-            let claims = self.store.claim_batch(&self.owner, &journal, &entries, self.claim_time()).await?;
-            Ok((journal, claims))
+            let now = self.claim_time();
+            let claim = || self.store.claim_batch(&self.owner, &journal, &entries, now);
+            let claims = self.repeat(claim).await;
+            if claims.is_err() {
+                self.close(&journal).await;
+            }
+            Ok((claims?, journal))
         };
-        let (journal, claims) = match opened.await {
+        let (claims, journal) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
                 for registration in registrations {
+                    // It may have been claimed all the same.
+                    self.release(&registration.entry.device, false).await;
                     let outcome = self.store_failed(&registration.entry, &error);
                     self.let_go(registration, outcome).await;
                 }
                 return None;
             }
         };
+        super::lock(&self.queue).start_running(journal.id);
         let mut batch = Batch { journal, registrations: HashMap::new() };
         for (mut registration, claimed) in registrations.into_iter().zip(claims) {
             match self.note_claim(&mut registration, claimed).await {
@@ -125,7 +133,8 @@ impl Registrar {
     }
 
     async fn close(&self, batch: &OpenBatch) {
-        if let Err(error) = self.store.close_batch(self.owner.id, batch.id).await {
+        super::lock(&self.queue).stop_running(batch.id);
+        if let Err(error) = self.repeat(|| self.store.close_batch(self.owner.id, batch.id)).await {
             // After this process has ended, another one resumes the batch and finds that it is
             // done.
             tracing::warn!(%error, "could not close a batch in the journal");
@@ -143,7 +152,8 @@ impl Registrar {
 
     async fn note_apply_id(&self, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
         batch.journal.apply_id = Some(apply_id.0);
-        let noted = self.store.set_apply_id(self.owner.id, batch.journal.id, apply_id.0).await;
+        let id = batch.journal.id;
+        let noted = self.repeat(|| self.store.set_apply_id(self.owner.id, id, apply_id.0)).await;
         noted.map_err(|error| abandoned(&format!("the journal failed: {error}")))
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Registrar, registration::Registration};
+use super::{Registrar, lock, registration::Registration};
 use crate::store::{
     StoreError,
     claim::{Beat, OwnerId},
@@ -157,6 +157,9 @@ impl Registrar {
     async fn resume(self: &Arc<Self>) -> Result<(), StoreError> {
         let mut count = 0;
         for (batch, entries) in self.store.take_batches(&self.owner).await? {
+            if !lock(&self.queue).start_running(batch.id) {
+                continue;
+            }
             let mut registrations = Vec::with_capacity(entries.len());
             for (entry, claim) in entries {
                 // A request may have started a registration of this device already.

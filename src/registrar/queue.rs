@@ -1,9 +1,10 @@
 //! Queue of registrations that wait for a call. Products take turns, so that many devices of one
 //! product do not delay those of another. Pure; knows nothing about the calls or their pace.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::registration::Registration;
+use crate::store::BatchId;
 
 #[derive(Default)]
 pub(super) struct Queue {
@@ -13,6 +14,8 @@ pub(super) struct Queue {
     waiting: usize,
     /// Number of tasks that take registrations out of the queue.
     pullers: usize,
+    /// Batches that this process runs.
+    running: HashSet<BatchId>,
 }
 
 /// The queue of one product.
@@ -129,6 +132,16 @@ impl Queue {
         }
         self.waiting = self.waiting.saturating_sub(cleared.len());
         cleared
+    }
+
+    /// Notes that this process runs a batch. Returns whether it did not run it before.
+    pub(super) fn start_running(&mut self, batch: BatchId) -> bool {
+        self.running.insert(batch)
+    }
+
+    /// Notes that this process no longer runs a batch.
+    pub(super) fn stop_running(&mut self, batch: BatchId) {
+        self.running.remove(&batch);
     }
 
     /// Removes the queue of a product when it is empty and has no batch.

@@ -10,7 +10,7 @@ use crate::{
     device::DeviceId,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
-        Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, UnixSeconds,
+        Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
         claim::{ClaimTime, Claimed, Settlement},
         unix_now,
     },
@@ -147,13 +147,18 @@ impl Registrar {
         ahead: SemaphorePermit<'_>,
     ) -> Next {
         if !registration.has_claim() || registration.has_left_batch {
-            match self.store.claim(&self.owner, &registration.entry, self.claim_time()).await {
+            let (entry, now) = (registration.entry.clone(), self.claim_time());
+            match self.repeat(|| self.store.claim(&self.owner, &entry, now)).await {
                 Ok(claimed) => {
                     if let Some(next) = self.note_claim(registration, claimed).await {
                         return next;
                     }
                 }
-                Err(error) => return Next::Done(self.store_failed(&registration.entry, &error)),
+                Err(error) => {
+                    // It may have been claimed all the same.
+                    self.release(&entry.device, false).await;
+                    return Next::Done(self.store_failed(&entry, &error));
+                }
             }
         }
         registration.attempts += 1;
@@ -229,19 +234,29 @@ impl Registrar {
 
     /// Gives a claim up. Until that is stored, no other process can have the claim while this one
     /// lives, so waiting for a busy store is worthwhile.
-    async fn release(&self, device: &DeviceId, asked: bool) {
-        for attempt in 1..=self.config.max_attempts.max(1) {
-            match self.store.release_claim(self.owner.id, device, asked).await {
-                Ok(()) => return,
-                Err(StoreError::Busy(_) | StoreError::Unknown(_)) => {
+    pub(super) async fn release(&self, device: &DeviceId, asked: bool) {
+        let released = self.repeat(|| self.store.release_claim(self.owner.id, device, asked)).await;
+        if let Err(error) = released
+            && self.may_log()
+        {
+            tracing::warn!(%device, %error, "could not release a registration");
+        }
+    }
+
+    /// Repeats an operation of the store while it is busy or its answer is lost, with pauses and
+    /// a limited number of times.
+    pub(super) async fn repeat<'a, T>(
+        &self,
+        mut operation: impl FnMut() -> StoreFuture<'a, T>,
+    ) -> Result<T, StoreError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match operation().await {
+                Err(StoreError::Busy(_) | StoreError::Unknown(_)) if attempt < self.config.max_attempts => {
                     tokio::time::sleep(self.pause(attempt)).await;
                 }
-                Err(error) => {
-                    if self.may_log() {
-                        tracing::warn!(%device, %error, "could not release a registration");
-                    }
-                    return;
-                }
+                answer => return answer,
             }
         }
     }
@@ -367,37 +382,33 @@ impl Registrar {
     /// store is worthwhile.
     async fn settle(&self, registration: &mut Registration, settlement: &Settlement) -> Result<(), Outcome> {
         let entry = registration.entry.clone();
-        for attempt in 1..=self.config.max_attempts.max(1) {
-            match self.store.settle(self.owner.id, &entry, settlement).await {
-                Ok(()) => {
-                    registration.claim = None;
-                    return Ok(());
-                }
-                Err(StoreError::Busy(_) | StoreError::Unknown(_)) => {
-                    tokio::time::sleep(self.pause(attempt)).await;
-                }
-                Err(error @ StoreError::Fenced) => {
-                    registration.claim = None;
-                    if self.may_log() {
-                        tracing::warn!(device = %entry.device, %error, "the result of a registration is not stored");
-                    }
-                    return Err(self.row_says(&entry).await);
-                }
-                Err(error @ StoreError::Conflict(_)) => {
-                    registration.claim = None;
-                    let JournalEntry { device, product_key, device_name } = &entry;
-                    match settlement {
-                        Settlement::Registered(_) => {
-                            tracing::error!(%device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
-                        }
-                        Settlement::Refused(reason) => {
-                            tracing::warn!(%device, reason, %error, "a refusal by IoT Platform is not stored");
-                        }
-                    }
-                    return Err(self.row_says(&entry).await);
-                }
-                Err(error) => return Err(self.store_failed(&entry, &error)),
+        match self.repeat(|| self.store.settle(self.owner.id, &entry, settlement)).await {
+            Ok(()) => {
+                registration.claim = None;
+                return Ok(());
             }
+            Err(error @ StoreError::Fenced) => {
+                registration.claim = None;
+                if self.may_log() {
+                    tracing::warn!(device = %entry.device, %error, "the result of a registration is not stored");
+                }
+                return Err(self.row_says(&entry).await);
+            }
+            Err(error @ StoreError::Conflict(_)) => {
+                registration.claim = None;
+                let JournalEntry { device, product_key, device_name } = &entry;
+                match settlement {
+                    Settlement::Registered(_) => {
+                        tracing::error!(%device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
+                    }
+                    Settlement::Refused(reason) => {
+                        tracing::warn!(%device, reason, %error, "a refusal by IoT Platform is not stored");
+                    }
+                }
+                return Err(self.row_says(&entry).await);
+            }
+            Err(StoreError::Busy(_) | StoreError::Unknown(_)) => {}
+            Err(error) => return Err(self.store_failed(&entry, &error)),
         }
         Err(Outcome::Later(self.config.max_retry_pause))
     }

@@ -180,6 +180,9 @@ pub trait Claims: Send + Sync + 'static {
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, with those of their
     /// claims that are abandoned as well. Removes abandoned batches that have no `ApplyId`; their
     /// claims stay as single ones.
+    ///
+    /// Also returns batches that `owner` has already, because an earlier answer may have been lost.
+    /// The caller knows which of them it runs.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
     /// Returns up to `limit` abandoned entries of enabled devices that are in no batch, oldest

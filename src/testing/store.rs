@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -175,6 +176,8 @@ pub(crate) struct Memory {
     clock: Arc<Clock>,
     /// Instant and system time at which the tables were made. From then on, time is virtual.
     epoch: (Instant, UnixSeconds),
+    /// Dice that decide which answers are lost, and how many in a thousand.
+    lossy: Option<Arc<Mutex<(StdRng, u32)>>>,
 }
 
 impl Default for Memory {
@@ -184,6 +187,7 @@ impl Default for Memory {
             fuse: Arc::new(Fuse::new(usize::MAX)),
             clock: Arc::default(),
             epoch: (Instant::now(), unix_now()),
+            lossy: None,
         }
     }
 }
@@ -197,6 +201,17 @@ impl Memory {
         self.tables().devices.get(id).cloned()
     }
 
+    /// Loses this many of a thousand answers from now on; the operations are carried out.
+    pub(crate) fn lose_answers(&mut self, seed: u64, of_a_thousand: u32) {
+        self.lossy = Some(Arc::new(Mutex::new((StdRng::seed_from_u64(seed), of_a_thousand))));
+    }
+
+    fn is_lost(&self) -> bool {
+        let Some(lossy) = &self.lossy else { return false };
+        let (random, of_a_thousand) = &mut *lossy.lock().unwrap();
+        random.random_range(0..1000) < *of_a_thousand
+    }
+
     /// Returns the clock of this handle.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
@@ -204,7 +219,7 @@ impl Memory {
 
     /// Returns access to the same tables for a process that dies when its fuse has burnt.
     pub(crate) fn in_process(&self, fuse: Arc<Fuse>) -> Self {
-        Self { tables: self.tables.clone(), fuse, clock: Arc::default(), epoch: self.epoch }
+        Self { tables: self.tables.clone(), fuse, clock: Arc::default(), epoch: self.epoch, lossy: None }
     }
 
     /// Kills the process that uses this store: its later calls have no effect and never return.
@@ -231,7 +246,10 @@ impl Memory {
         if !self.fuse.goes_on() {
             return Box::pin(pending());
         }
-        let answer = work(&mut self.tables(), self.now());
+        let mut answer = work(&mut self.tables(), self.now());
+        if answer.is_ok() && self.is_lost() {
+            answer = Err(StoreError::Unknown("the answer is lost".into()));
+        }
         if self.fuse.goes_on() { Box::pin(ready(answer)) } else { Box::pin(pending()) }
     }
 }

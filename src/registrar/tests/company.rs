@@ -28,6 +28,8 @@ struct Company {
     devices: usize,
     config: Config,
     random: StdRng,
+    /// The table is on a network that loses answers.
+    is_lossy: bool,
 }
 
 impl Company {
@@ -45,13 +47,17 @@ impl Company {
         let config = Config { refuse_existing, gather: Duration::from_millis(300), ..Config::default() };
         let cloud = Arc::new(Cloud::with_dice(random.random()));
         cloud.set_batch_delay(Duration::from_secs(random.random_range(1..10)));
-        Self { store, cloud, devices, config, random }
+        let is_lossy = random.random_bool(0.5);
+        Self { store, cloud, devices, config, random, is_lossy }
     }
 
     /// Starts a process. It ends when its fuse has burnt. A `register` run also ends when all its
     /// devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
-        let store = self.store.in_process(fuse.clone());
+        let mut store = self.store.in_process(fuse.clone());
+        if self.is_lossy {
+            store.lose_answers(self.random.random(), 30);
+        }
         let ahead = [-7200, 0, 7200][self.random.random_range(0..3)];
         store.clock().set_ahead(ahead);
         let line = Arc::new(Line { cloud: self.cloud.clone(), fuse: fuse.clone() });
@@ -64,7 +70,9 @@ impl Company {
         let patience = if is_server { Duration::from_secs(10) } else { Duration::from_secs(24 * 3600) };
         tokio::spawn(async move {
             if is_server {
-                registrar.recover().await.unwrap();
+                while registrar.recover().await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
             let asking = asked.into_iter().map(|number| {
                 let registrar = registrar.clone();

@@ -405,6 +405,8 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(devices, ["SN-1", "SN-2"]);
     assert!(claims.iter().all(|(_, claim)| claim.earlier));
     // The abandoned batch without an `ApplyId` was removed, so its device can be registered by a
+    let again = now(store.take_batches(&owner(2))).unwrap();
+    assert_eq!((again.len(), again[0].1.len()), (1, 2), "the answer may have been lost");
     // single call.
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);

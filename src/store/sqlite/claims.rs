@@ -336,14 +336,14 @@ fn take_batches(
     const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId IS NOT NULL \
                           AND batchId NOT IN (SELECT batchId FROM registration_batch)";
     const TAKE: &str = concat!(
-        "UPDATE registration_batch SET owner = ?1 WHERE ",
+        "UPDATE registration_batch SET owner = ?1 WHERE owner = ?1 OR ",
         abandoned!(),
         " RETURNING batchId, productKey, applyId"
     );
     const TAKE_CLAIMS: &str = concat!(
-        "UPDATE registration_claim SET owner = ?1 WHERE batchId = ?2 AND ",
+        "UPDATE registration_claim SET owner = ?1 WHERE batchId = ?2 AND (owner = ?1 OR ",
         abandoned!(),
-        " RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset"
+        ") RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset"
     );
     if connection.prepare_cached(REMOVE)?.execute(())? > 0 {
         connection.prepare_cached(SINGLE)?.execute(())?;

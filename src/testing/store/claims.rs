@@ -325,10 +325,10 @@ impl Claims for Memory {
             let mut batches: Vec<_> = journal.batches.clone().into_iter().collect();
             batches.sort_by_key(|(_, (batch, _))| batch.apply_id);
             for (id, (batch, by)) in batches {
-                if !journal.is_abandoned(by) {
+                if by != Some(owner.id) && !journal.is_abandoned(by) {
                     continue;
                 }
-                if batch.apply_id.is_none() {
+                if by != Some(owner.id) && batch.apply_id.is_none() {
                     journal.batches.remove(&id);
                     let of_it = journal.claims.values_mut().filter(|held| held.open.batch == Some(id));
                     of_it.for_each(|held| held.open.batch = None);
@@ -336,7 +336,8 @@ impl Claims for Memory {
                 }
                 let living = journal.owners.clone();
                 let of_it = journal.claims.values_mut().filter(|held| {
-                    held.open.batch == Some(id) && held.owner.is_none_or(|by| !living.contains_key(&by))
+                    held.open.batch == Some(id)
+                        && held.owner.is_none_or(|by| by == owner.id || !living.contains_key(&by))
                 });
                 let mut entries: Vec<_> = of_it
                     .map(|held| {
