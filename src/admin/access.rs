@@ -1,5 +1,5 @@
-//! Authenticates users by password and scripts by token, and limits the rate of attempts. Knows
-//! no HTTP.
+//! Authenticates users by password and scripts by token, and limits the rate of attempts. Does
+//! not depend on HTTP.
 
 use std::{
     net::IpAddr,
@@ -79,8 +79,8 @@ impl Gate {
             accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             checks: Arc::new(Semaphore::new(CHECKS)),
-            // Each name has a burst of ten attempts, and then one a minute. Each address has a
-            // burst of 20, and then one every 10 s, because a whole office may share it.
+            // A name may be tried ten times at once, and then once a minute. An address may make
+            // 20 attempts at once, and then one every 10 s, because a whole office may share it.
             per_user: Rate::new(10, Duration::from_secs(60)),
             per_address: Rate::new(20, Duration::from_secs(10)),
         }
@@ -169,7 +169,8 @@ impl Gate {
         }
     }
 
-    /// Returns the visitor to whom a session cookie belongs.
+    /// Returns the visitor to whom a session cookie belongs. `touch` says whether the request
+    /// keeps the session from ending.
     pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
         let (key, Session { user, role, csrf, .. }) =
             lock(&self.accounts).sessions.find(Instant::now(), id, touch)?;
@@ -197,7 +198,7 @@ impl Gate {
         }
     }
 
-    /// Ends a session.
+    /// Ends the visitor's session, if there is one.
     pub(super) fn sign_out(&self, visitor: &Visitor) {
         if let Some((key, _)) = &visitor.session {
             lock(&self.accounts).sessions.end(key);
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn a_name_is_tried_ten_times_from_any_addresses_and_then_waits() {
         let (gate, now) = (gate(), Instant::now());
-        // An unknown name behaves the same.
+        // `bob` is no user, but has the same limit as the user `lead`.
         for name in ["lead", "bob"] {
             for attempt in 0..10 {
                 assert_eq!(gate.try_once(now, [10, 0, 0, attempt].into(), Some(name)), Ok(()), "{attempt}");

@@ -1,5 +1,5 @@
 //! Accepts connections, with or without TLS, and serves HTTP on them. Limits their number,
-//! and the time for a TLS handshake and for a request's header. Knows no routes.
+//! and the time for a TLS handshake and for a request's header. The routes are an argument.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 

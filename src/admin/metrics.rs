@@ -35,7 +35,7 @@ pub(super) fn request_latency(sources: &Sources) -> Distribution {
         .fold(Distribution::default(), |sum, one| sum.plus(one))
 }
 
-/// Returns the number of responses of a class: 2, 4 or 5.
+/// Returns the number of responses whose code has this class (2, 4 or 5).
 pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
     (0..32).map(|detail| sum(sources, |worker| worker.responses.of(class << 5 | detail))).sum()
 }

@@ -28,7 +28,7 @@ impl Sample {
         Self { served: of(2), refused: of(4), later: of(5) }
     }
 
-    /// Returns the differences to an earlier sample.
+    /// Returns how much each counter has grown since an earlier sample.
     fn since(self, earlier: Self) -> Self {
         Self {
             served: self.served.saturating_sub(earlier.served),

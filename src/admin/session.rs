@@ -1,5 +1,5 @@
 //! Keeps the console's sessions in memory, and limits their number and lifetime. Stores only a
-//! hash of each session's cookie. Pure: the time is an argument. Knows no HTTP.
+//! hash of each session's cookie. Pure: the time is an argument. Does not depend on HTTP.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,8 @@ use crate::{operators::Role, random::random};
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
 /// Maximum lifetime of a session, even if it is in use.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
-/// Maximum number of sessions. Beyond it, a new session ends the one that was idle longest.
+/// Maximum number of sessions. At the maximum, a new session ends the one that has been idle
+/// longest.
 const MOST: usize = 64;
 
 /// Hash of a session's cookie. Identifies the session without revealing the cookie.
@@ -60,8 +61,8 @@ impl Sessions {
         self.0.insert(key_of(id), session);
     }
 
-    /// Finds the session of a cookie. `touch` is true for a person's request, and false
-    /// for a page that updates itself.
+    /// Finds the session of a cookie. `touch` says whether the request keeps the session from
+    /// ending: true for a person's request, and false for a page that updates itself.
     pub(super) fn find(&mut self, now: Instant, id: &str, touch: bool) -> Option<(SessionKey, Session)> {
         let key = key_of(id);
         let session = self.0.get_mut(&key)?;

@@ -115,7 +115,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // If this fails, the system cleans its temporary folder.
+        // If this fails, the system removes the folder together with other temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -146,8 +146,8 @@ fn serial_number(number: u32) -> String {
     format!("DEMO{number:06}")
 }
 
-/// Returns the certificate that the device already has before the import. Every fifth device
-/// has one, as after a migration.
+/// Returns the certificate that is imported with the device, if any. Every fifth device has one,
+/// as after a migration.
 fn imported(number: u32) -> Option<Certificate> {
     number.is_multiple_of(5).then(|| Certificate {
         product_key: PRODUCT.into(),

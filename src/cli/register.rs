@@ -67,9 +67,9 @@ pub struct Args {
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// Devices that have the name of another one.
+    /// Devices whose device name another device has, too.
     twins: AtomicU64,
-    /// Devices whose registration could not be tried to its end.
+    /// Devices that were neither registered nor refused, and that a later run tries again.
     left: AtomicU64,
     /// Products for which IoT Platform refuses calls until the operator acts, each with the reason.
     stopped: Mutex<BTreeMap<String, String>>,
@@ -213,8 +213,8 @@ async fn register_all(
         after = Some(last.id.clone());
         for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
             let place = places.clone().acquire_owned().await?;
-            // Devices of a product that is refused are skipped, so that they do not hold up other
-            // products.
+            // If IoT Platform refuses calls for a product, its devices are skipped, so that they do
+            // not hold up other products.
             if tally.is_stopped(&row.product_key) {
                 tally.left.fetch_add(1, Ordering::Relaxed);
                 bar.inc(1);

@@ -77,7 +77,7 @@ pub(super) fn of(
             );
             return advice(Tone::Warning, "Waiting for IoT Platform", text);
         }
-        // `Disabled` is reported above, before the state at IoT Platform.
+        // No problem, except for `Disabled`, which was reported before the state at IoT Platform.
         Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
     }
     if row.first_issued.is_none() {

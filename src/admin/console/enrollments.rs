@@ -21,8 +21,8 @@ use crate::{
 
 /// Minimum time for which counts are reused, because counting reads the whole table.
 const COUNTS: Duration = Duration::from_secs(3);
-/// Counts are also reused for this multiple of the time that counting took, which is seconds
-/// with millions of rows.
+/// Minimum time for which counts are reused, as a multiple of the time that counting took. With
+/// millions of rows, counting takes seconds.
 const TIMES: u32 = 10;
 
 /// The most recent counts.
@@ -37,7 +37,7 @@ struct Counted {
 }
 
 impl Counts {
-    /// Returns recent counts. Concurrent requests share one count.
+    /// Returns recent counts. Concurrent requests wait for the same count of the table.
     async fn of(&self, shared: &Shared) -> Result<Counted, StoreError> {
         let mut last = self.0.lock().await;
         if let Some(counted) = &*last

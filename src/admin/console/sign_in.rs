@@ -22,7 +22,7 @@ use crate::{
 
 /// Cookie that ties the sign-in form to its browser, before there is a session.
 const FORM_COOKIE: &str = "certdist-form";
-/// Lifetime of the form, in seconds.
+/// Lifetime of a sign-in form, in seconds.
 const FORM_AGE: u64 = 3600;
 
 /// Verifies that a sign-in form was made by this server, for the browser that sends it.

@@ -85,7 +85,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
-        // Devices of a former enrollment may still be in the table.
+        // Only a warning, because devices of a former enrollment may still be in the table.
         tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
     }
     let after = args.after.as_deref().map(parse).transpose()?;

@@ -33,7 +33,7 @@ pub(super) struct Args {
     reason: Option<String>,
 }
 
-/// Clears the refusals that the arguments name.
+/// Clears the refusals that the arguments select.
 pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Store, by: &Actor) -> CommandResult {
     if let Some(name) = &args.enrollment
         && !config.enrollments.iter().any(|enrollment| enrollment.name == *name)
