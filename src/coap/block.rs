@@ -114,7 +114,7 @@ struct Transfer<K> {
     body: Body,
 }
 
-/// Transfers in progress of all peers.
+/// The transfers in progress, of all peers.
 pub(super) struct Transfers<K> {
     /// Transfers by number. An older transfer has a lower number.
     transfers: BTreeMap<u64, Transfer<K>>,
@@ -252,7 +252,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         }
     }
 
-    /// Returns the youngest transfer of the peer that matches.
+    /// Returns the number of the peer's youngest transfer for which `fits` returns true.
     fn find(&self, peer: K, fits: impl Fn(&Transfer<K>) -> bool) -> Option<u64> {
         let mut numbers = self.of_peer.get(&peer)?.iter().rev();
         numbers.find(|number| self.transfers.get(number).is_some_and(&fits)).copied()

@@ -1,6 +1,6 @@
-//! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives at
-//! its address, so that an attacker cannot direct answers at a victim. DTLS uses its
-//! cookie for this; Echo serves transports without a cookie.
+//! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives
+//! messages at its address, so that an attacker cannot direct answers at a victim. DTLS uses
+//! its cookie for this; Echo serves transports without a cookie.
 
 use std::time::{Duration, Instant};
 
@@ -14,26 +14,27 @@ use super::{
     message::{self, Blocks, ECHO, Head, Incoming},
 };
 
-/// Length of a period. A value is accepted in the period in which it was made and in the
-/// next.
+/// Length of a period. An Echo value is accepted in the period in which it was made and in
+/// the next.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Full length of a value, in bytes (RFC 9175 §2.2.1: 1 to 40).
 const LENGTH: usize = 8;
 /// Length of the shortest value, in bytes. A challenge with such a value is no longer than
 /// the shortest request for `/cert`.
 const MIN_LENGTH: usize = 3;
-/// Number of wrong values in a period after which values shorter than [`LENGTH`] are
-/// refused. This many guesses at a value of [`MIN_LENGTH`] succeed with a probability of 1
-/// in 30,000, because two values are valid at a time.
+/// Maximum number of wrong values in a period. Once it is reached, values shorter than
+/// [`LENGTH`] are refused until the period ends. This many guesses at a value of
+/// [`MIN_LENGTH`] succeed with a probability of 1 in 30,000, because two values are valid at
+/// a time.
 const MAX_WRONG: u32 = 256;
 /// Bytes that the option takes in addition to its value.
 const OVERHEAD: usize = 2;
 
-/// Decision about a message from a peer that has not yet shown that it receives at its
-/// address.
+/// Decision about a message from a peer that has not yet shown that it receives messages at
+/// its address.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The peer has now shown that it receives at its address.
+    /// The peer has now shown that it receives messages at its address.
     Verified,
     /// The caller must answer with this message and keep no state. The message is a 4.01
     /// with a fresh value, which is shortened so that the answer is no longer than the
@@ -59,8 +60,7 @@ impl Echo {
         Self { secret: Zeroizing::new(secret), made: now, wrong: (0, 0) }
     }
 
-    /// Checks a message received from `address`, which may have any form that identifies
-    /// the peer's address.
+    /// Checks a message. `address` is the address of the peer that sent it, in any encoding.
     pub fn verify(&mut self, now: Instant, address: &[u8], bytes: &[u8]) -> Verdict {
         let Incoming::Request(packet, token) = message::read(bytes) else { return Verdict::Pass };
         let period = now.saturating_duration_since(self.made).as_secs() / PERIOD.as_secs();

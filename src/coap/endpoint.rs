@@ -97,8 +97,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
             // A reset with the ping's ID answers the ping. A reset that matches neither the
-            // ping nor an outstanding answer is a guess. This condition ends the ping in
-            // both cases.
+            // ping nor an outstanding answer is a guess. In both cases, `remove` ends the
+            // ping.
             Incoming::Reset(id)
                 if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
             {
@@ -223,9 +223,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     }
 
     /// Sends a ping, an empty confirmable message (RFC 7252 §4.3), to check that a peer
-    /// receives at its current address. The peer's reset must contain the message ID of the
-    /// ping, which no one else knows. While a ping is unanswered, another call sends the
-    /// same message again, unless [`end_ping`](Self::end_ping) was called. Returns whether
+    /// receives messages at its current address. The peer's reset must contain the message ID
+    /// of the ping, which no one else knows. While a ping is unanswered, another call sends
+    /// the same message again, unless [`end_ping`](Self::end_ping) was called. Returns whether
     /// the transport accepted the message.
     pub fn ping(&mut self, peer: K, out: &mut impl Outbox<K>) -> bool {
         let random = &mut self.random;
@@ -238,7 +238,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.pings.remove(&peer);
     }
 
-    /// Returns the peer whose last message answered a ping. Returns each answer only once.
+    /// Returns the peer whose last message answered a ping. Reports each answer only once.
     pub fn take_pong(&mut self) -> Option<K> {
         self.pong.take()
     }
@@ -342,7 +342,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let ExchangeId { peer, .. } = exchange;
         let piggybacked = working.confirmable && !working.acknowledged;
         if message::is_unwanted(working.no_response, response.code) {
-            // RFC 7967 §2: a confirmable request is still acknowledged.
+            // RFC 7967 §2: a confirmable request is acknowledged even if its client wants no
+            // response.
             if piggybacked {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, exchange.id));
             }
@@ -445,8 +446,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         Some(message::response(head, response, blocks, slice))
     }
 
-    /// Handles a repeated request, which is not worked on again (RFC 7252 §4.5). Returns
-    /// whether it was a repetition.
+    /// Returns whether a request repeats an earlier one. If so, handles it here, because it
+    /// must not be worked on again (RFC 7252 §4.5).
     fn repeat(
         &mut self,
         now: Instant,

@@ -49,7 +49,7 @@ pub(super) struct Working {
     pub(super) token: Box<[u8]>,
     pub(super) confirmable: bool,
     pub(super) no_response: u8,
-    /// Set once the empty acknowledgement was sent. The answer will then be separate.
+    /// Set once the empty acknowledgement has been sent. The answer will then be separate.
     pub(super) acknowledged: bool,
     /// The block of the request body in this request.
     pub(super) block1: Option<Block>,
@@ -102,7 +102,7 @@ pub(super) enum Known<'p> {
         acknowledged: bool,
     },
     /// The answer to send again, which is empty if only the acknowledgement is repeated.
-    /// The flag must be set if the transport does not accept the answer.
+    /// The caller must set the flag if the transport does not accept the answer.
     Answered(&'p Message, &'p mut bool),
     /// The answer was dropped.
     Dropped,

@@ -79,8 +79,8 @@ impl Default for Config {
     }
 }
 
-/// Destination of outgoing messages. The endpoint calls `push` once for each message, in
-/// order.
+/// Destination of outgoing messages. The endpoint calls `push` once for each message, in the
+/// order in which they are to be sent.
 pub trait Outbox<K> {
     /// Copies `message` and sends it to `peer`. Returns `false` if the transport does not
     /// send it, because the peer has disconnected or its address is not validated yet.

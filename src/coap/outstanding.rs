@@ -48,9 +48,9 @@ impl Confirmable {
 
 /// Messages to one peer.
 struct Line {
-    /// The current message, which was sent but is not acknowledged.
+    /// The current message, which has been sent but not acknowledged.
     first: Confirmable,
-    /// Other messages, which were not sent yet or wait for their retransmission.
+    /// Other messages, which have not been sent yet or wait for their retransmission.
     waiting: VecDeque<Confirmable>,
 }
 
@@ -115,7 +115,7 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         (Some((id, now + timeout)), sent)
     }
 
-    /// Returns whether a message with this ID was sent to the peer and is not
+    /// Returns whether a message with this ID has been sent to the peer but not
     /// acknowledged.
     pub(super) fn is_outstanding(&self, peer: K, id: u16) -> bool {
         let sent = |message: &Confirmable| message.id == id && message.due.is_some();

@@ -176,7 +176,7 @@ fn blocks_are_as_large_as_the_peer_accepts() {
     for max in 24..=270 {
         let mut transfer = Transfer::new(300);
         transfer.max_message = max;
-        // `send` checks that no message is longer than `max`.
+        // `get` calls `send`, which checks that no message is longer than `max`.
         let response = transfer.get("big", None);
         if code(&response) != CONTENT {
             smallest = max + 1;
@@ -202,8 +202,8 @@ fn the_size_of_the_body_is_sent_to_a_client_that_requests_it() {
     assert_eq!(number(&transfer.get("big", None), CoapOption::Size2), None);
 }
 
-/// The server sends no reset, because it would carry a message ID that the peer does not
-/// know.
+/// The server sends no reset, because the reset would carry a message ID that the peer does
+/// not know.
 #[test]
 fn an_answer_to_a_non_confirmable_request_that_does_not_fit_is_silently_dropped() {
     let mut server = Server::new();

@@ -198,7 +198,8 @@ fn the_endpoints_message_ids_are_counted_per_peer() {
         head(&out.pop().unwrap().1).2
     };
     let first = ask(&mut server, 1, 0);
-    // With one counter for all peers, it would be back at `first` after these messages.
+    // With one counter for all peers, the message ID would be back at `first` after these
+    // messages.
     for id in 0..0x1_0000_u32 - 1 {
         ask(&mut server, 2, id as u16);
     }

@@ -186,8 +186,8 @@ fn a_non_confirmable_request_gets_one_non_confirmable_answer() {
     assert!(server.receive(&get(NON, 11)).1.is_empty(), "nor is it repeated");
 }
 
-/// A ping (RFC 7252 §4.3) checks that a peer receives at its new address, because only a
-/// receiver at that address learns the message ID.
+/// A ping (RFC 7252 §4.3) checks that a peer receives messages at its new address, because
+/// only a receiver at that address learns the message ID.
 #[test]
 fn only_a_reset_with_the_pings_id_answers_a_ping() {
     let mut server = Server::new();
@@ -397,8 +397,8 @@ fn tokens_of_up_to_64_bytes_are_returned_unchanged() {
     for length in [0, 1, 8, 9, 12, 13, 20, 64] {
         let mut server = Server::new();
         let token: Vec<u8> = (0..length).collect();
-        // RFC 8974 §2.1: a length field of 0 to 12 is the token length, one of 13 is followed
-        // by the token length minus 13.
+        // RFC 8974 §2.1: a length field of 0 to 12 is the token length itself. A field of 13 is
+        // followed by one byte, the token length minus 13.
         let announced =
             if length < 13 { vec![0x40 | length, 1, 0, 9] } else { vec![0x4d, 1, 0, 9, length - 13] };
         let request =

@@ -153,7 +153,8 @@ fn an_acknowledgement_of_another_message_settles_nothing() {
     assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
 }
 
-/// A device that resets an answer has not shown that it receives at its current address.
+/// The device may have received the answer at an earlier address, so the reset does not show
+/// that the device receives messages at its current one.
 #[test]
 fn a_reset_of_an_answer_does_not_answer_the_ping() {
     let mut server = Server::new();
