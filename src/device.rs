@@ -1,5 +1,5 @@
 //! The types that every other module uses: a device's ID, its name at IoT Platform and its
-//! certificate. Pure; knows neither wire formats nor where a row is stored.
+//! certificate. Pure; depends on neither the wire formats nor the store.
 
 use std::fmt;
 

@@ -50,7 +50,7 @@ pub(super) const NUMBERS: [Bounds; 19] = [
     number("limits", "retransmission_timeout", 0.1, 60.0, "seconds"),
     number("limits", "session_idle", 1.0, MONTH, "seconds"),
     number("limits", "session_max_age", 1.0, MONTH, "seconds"),
-    // The maximum is a jumbo frame of Ethernet.
+    // The maximum is the size of an Ethernet jumbo frame.
     number("limits", "path_mtu", MIN_PATH_MTU as f64, 9000.0, "bytes"),
     number("limits", "patience", 1.0, HOUR, "seconds"),
     number("limits", "drain", 0.0, HOUR, "seconds"),
@@ -101,8 +101,8 @@ mod tests {
     /// Parses a configuration with one more key, or returns its error.
     fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
         let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
-        // No timeout may be longer than the next one, so the next ones are set to their
-        // maximum.
+        // `connect_timeout` may not exceed `first_byte_timeout`, nor that one `timeout`. So
+        // the timeouts that limit the key under test are set to their maximum.
         let others = match key {
             "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
             "first_byte_timeout" => "timeout = 300\n",

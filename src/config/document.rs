@@ -1,7 +1,7 @@
 //! Reads a configuration as it is written: the sections of the file, and the environment
-//! variables that replace their keys. Collects all errors, each with its place. Knows TOML, but
-//! not what a key means: each section defines its own keys, and [`bounds`] has the ranges of
-//! their numbers.
+//! variables that replace their keys. Collects all errors, each with its place. Depends on TOML,
+//! but not on what a key means: each section defines its own keys, and [`bounds`] has the ranges
+//! of their numbers.
 
 use std::{collections::BTreeMap, fmt};
 

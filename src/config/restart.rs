@@ -1,5 +1,5 @@
-//! Finds the keys of a changed configuration that need a restart. A running server applies
-//! all others.
+//! Finds the changed keys of a configuration that take effect only after a restart. A running
+//! server applies changes to all others.
 
 use super::Config;
 

@@ -227,7 +227,8 @@ fn the_example_is_valid_and_shows_the_defaults() {
     let mut whole = parse_example(&whole_example()).unwrap();
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
-    // These are examples, not defaults, and the comments beside them say so.
+    // In the file, `[admin]`, `[plain_coap]` and `workers` have examples, not defaults, as the
+    // comments beside them say.
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
     whole.limits.workers = as_it_is.limits.workers;
     // Each configuration was parsed in its own folder.
@@ -492,10 +493,10 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
     }
     assert_eq!(config.needs_restart(&config.clone()), [] as [&str; 0]);
 
-    // A running server applies these changes.
     let token = "[[admin.token]]\nname = \"t\"\nrole = \"viewer\"\nhash = \"sha256:HASH\"\n";
     let token = token.replace("HASH", &"5c".repeat(32));
     let before = &format!("{MINIMAL}[audit]\n[admin]\nlisten = \"127.0.0.1:1\"\n{token}");
+    // A running server applies each of these changes.
     for (right, other) in [
         ("000102", "ff0102"),
         ("lamp", "lamps"),

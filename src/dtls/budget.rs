@@ -14,9 +14,9 @@ const WAYS: usize = 8;
 /// Number of sets. Together they have 16,384 buckets of 16 bytes each, or 256 KiB.
 const SETS: usize = 2048;
 
-/// Prefix lengths under which an IPv6 address is counted, each with a multiple of the
-/// budget. They are the networks of a subscriber, a site and a provider's customer (RFC
-/// 6177). An IPv4 address is counted by itself.
+/// Prefix lengths of the networks to which an IPv6 address is charged, each with the multiple
+/// of the budget that such a network gets. They are the networks of a subscriber, a site and a
+/// provider's customer (RFC 6177). An IPv4 address is charged by itself.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 #[derive(Clone, Copy)]
@@ -115,8 +115,8 @@ impl Budget {
     }
 }
 
-/// Returns the networks of an address, each with its multiple of the budget. A network is
-/// given as one number that contains its bits and its prefix length.
+/// Returns the networks of an address, each with its multiple of the budget. Each network is
+/// one number, which contains the network's bits and its prefix length.
 fn prefixes(address: IpAddr) -> impl Iterator<Item = (u128, u32)> + Clone {
     let (bits, levels) = match address.to_canonical() {
         // An IPv4 address becomes an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2), which

@@ -32,7 +32,7 @@ struct Ids {
     client: Box<[u8]>,
     /// Path of the handshake, on which the client returned a cookie.
     home: Option<Path>,
-    /// Path that was validated last: the client has shown that it receives there.
+    /// Path that was validated last: the client has shown that it receives datagrams there.
     validated: Option<Path>,
     /// Number of bytes that may still be sent on the client's current path. `None` (no
     /// limit) if that path is validated.
@@ -95,7 +95,7 @@ impl Connection {
         };
     }
 
-    /// Marks `path` as validated: the client has shown that it receives there. The
+    /// Marks `path` as validated: the client has shown that it receives datagrams there. The
     /// client's current path is `current`.
     pub(crate) fn validate(&mut self, path: Path, current: Path) {
         let Some(ids) = &mut self.ids else { return };
@@ -118,7 +118,7 @@ impl Connection {
 
     /// Spends `bytes`, which include the IP and UDP headers, from the credit for the
     /// client's current path. Returns whether the credit was enough. The credit limits the
-    /// traffic that an attacker can direct at a victim by sending a record of the client
+    /// traffic that an attacker can direct at a victim by sending one of the client's records
     /// from the victim's address (RFC 9146 §6).
     pub(crate) fn may_send(&mut self, bytes: usize) -> bool {
         let Some(credit) = self.ids.as_mut().and_then(|ids| ids.credit.as_mut()) else { return true };

@@ -1,5 +1,5 @@
-//! The stateless cookie (RFC 6347 §4.2.1). With it, a client proves that it receives at
-//! the address it sends from, before the server keeps any state for it.
+//! The stateless cookie (RFC 6347 §4.2.1). With it, a client proves that it receives
+//! datagrams at the address from which it sends. Only then does the server keep state for it.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -30,7 +30,8 @@ use super::{
     table::{Handle, Table},
 };
 
-/// Identifies a handshake in progress and the client's claim that is being checked.
+/// Identifies a handshake in progress and, by a number, the client's claim to an identity that
+/// is being checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandshakeId {
     handle: Handle,
