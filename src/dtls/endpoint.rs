@@ -319,8 +319,8 @@ impl<P> Endpoint<P> {
         None
     }
 
-    /// Sets the holder of a handshake's key, so that the sessions of one holder can be
-    /// limited ([`Config::sessions_per_holder`]). To be called before the key is provided.
+    /// Sets the holder of a handshake's key, so that the sessions of one holder can be limited
+    /// ([`Config::sessions_per_holder`]). Call this before providing the key.
     pub fn bind_holder(&mut self, handshake: HandshakeId, holder: Holder) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
             progress.holder = Some(holder);
@@ -357,8 +357,8 @@ impl<P> Endpoint<P> {
         self.take_step(now, handle, step, &mut Spent::default(), out);
     }
 
-    /// Reports that the key could not be looked up now. When the client repeats its
-    /// flight, the key is requested again.
+    /// Reports that the key cannot be looked up at the moment. When the client repeats its flight,
+    /// the key is requested again.
     pub fn postpone_psk(&mut self, handshake: HandshakeId) {
         if let Some(progress) = self.handshakes.get_mut(handshake.handle) {
             progress.postpone(handshake.claim);
@@ -374,8 +374,8 @@ impl<P> Endpoint<P> {
         self.send_record(session.0, ContentType::ApplicationData, data, out)
     }
 
-    /// Sends data like [`send`](Self::send), but to the client's most recently validated
-    /// address. Needed for a client that moved on while that address was being validated.
+    /// Sends data like [`send`](Self::send), but to the client's most recently validated address.
+    /// Needed if the client moved to yet another address while that one was being validated.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;

@@ -74,7 +74,7 @@ pub(crate) enum Step {
     Fail(Alert, Failure),
     /// The server cannot continue now. It sends no alert, and the client may start again.
     GiveUp(Failure),
-    /// The record was not made with the keys of the claim. It may be an attacker's, so
+    /// The record was not protected with the keys of the claim. An attacker may have sent it, so
     /// the handshake continues.
     BadRecord,
 }
@@ -508,9 +508,9 @@ impl Handshake {
         while Fragment::read(&mut rest).is_ok() {
             records += 1;
         }
-        // RFC 6347 §4.1: sequence numbers do not wrap. After the flight, ChangeCipherSpec
-        // needs one more number. If the hello's record number is so high that the numbers
-        // do not suffice, no part of the flight is sent.
+        // RFC 6347 §4.1: sequence numbers do not wrap. After the flight, ChangeCipherSpec needs one
+        // more number. If the hello's record number is so high that too few numbers are left, no
+        // part of the flight is sent.
         if self.next_record + records > MAX_SEQUENCE {
             self.flight = flight;
             return;

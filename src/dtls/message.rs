@@ -1,6 +1,6 @@
-//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): parses the client's messages with
-//! bounds checks, and writes the server's messages. The module `handshake` decides which
-//! message is expected at which time.
+//! Handshake messages (RFC 6347 §4.2, RFC 5246 §7.4): parses the client's messages with bounds
+//! checks, and writes the server's messages. The module `handshake` decides when each message is
+//! expected.
 
 use super::{
     cookie::COOKIE,
@@ -338,8 +338,8 @@ impl<'a> ClientHello<'a> {
             Some(groups) => groups
                 .chunks_exact(2)
                 .find_map(|code| Group::ALL.into_iter().find(|&group| (group as u16).to_be_bytes() == code)),
-            // RFC 8422 §4: without the extension, the server chooses the group. Stacks old
-            // enough to omit the extension support P-256.
+            // RFC 8422 §4: without the extension, the server chooses the group. Every stack so old
+            // that it omits the extension supports P-256.
             None => Some(Group::Secp256r1),
         }
     }

@@ -1,7 +1,6 @@
-//! A DTLS 1.2 server endpoint for pre-shared keys. It performs no I/O: the caller passes
-//! in the time and the received datagrams, and gets back datagrams to send and events. It
-//! serves many constrained clients at once and keeps no state for a client that has not
-//! yet returned a cookie.
+//! A DTLS 1.2 server endpoint for pre-shared keys. It performs no I/O: the caller passes in the
+//! time and the received datagrams, and gets back events and the datagrams to send. It serves many
+//! constrained clients at once and keeps no state for a client that has not yet returned a cookie.
 //!
 //! It implements what a server needs for PSK suites: RFC 6347 (DTLS 1.2) over RFC 5246,
 //! RFC 4279 (PSK), RFC 5489 and RFC 8442 (ECDHE_PSK), RFC 5487 and RFC 6655 (GCM and CCM
@@ -285,7 +284,7 @@ pub enum Closed {
     ByPeer,
     /// The client sent a fatal alert with this description code.
     ByAlert(u8),
-    /// The application called [`Endpoint::close`].
+    /// The application called [`Endpoint::close`] or [`Endpoint::close_oldest`].
     ByUs,
     /// The session was idle for too long.
     Idle,

@@ -191,8 +191,8 @@ pub(crate) struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Returns whether a record with this number is new and within the window. To be
-    /// called before the record is decrypted.
+    /// Returns whether a record with this number is new and within the window. Call this before
+    /// decrypting the record.
     pub(crate) fn is_new(&self, sequence: u64) -> bool {
         match self.next.checked_sub(sequence + 1) {
             None => true,
@@ -205,7 +205,7 @@ impl ReplayWindow {
         sequence >= self.next
     }
 
-    /// Marks a record as seen. To be called only after the record was authenticated.
+    /// Marks a record as seen. Call this only after the record was authenticated.
     pub(crate) fn note(&mut self, sequence: u64) {
         match self.next.checked_sub(sequence + 1) {
             None => {

@@ -37,9 +37,9 @@ const MAX_EPHEMERAL_CLAIMS: u8 = 4;
 /// Period in which claims are counted. It is shorter than any client's timeout, so that a
 /// client that resends its flight always gets its own claim processed.
 const CLAIM_PERIOD: Duration = Duration::from_millis(500);
-/// Time after which a handshake with a failed record is ended because of a wrong key, as a
-/// multiple of the initial retransmission timeout. It is long enough for RFC 7925 devices,
-/// which repeat their flight after 9 s. A second failed record may end the handshake
+/// Time after which a handshake ends because of a wrong key if one of its records failed to
+/// authenticate, as a multiple of the initial retransmission timeout. It is long enough for RFC
+/// 7925 devices, which repeat their flight after 9 s. A second such record may end the handshake
 /// earlier.
 const SUSPICION: u32 = 12;
 
@@ -56,9 +56,9 @@ pub(super) struct Progress<P> {
     /// Time at which the flight was last sent, and number of times the timer has resent
     /// it.
     sent: Option<(Instant, usize)>,
-    /// Set if the hello that started the handshake has already led to a session, so that it
-    /// is most likely a late copy. The hello is answered, but the timer does not resend the
-    /// flight, and if the handshake does not complete, this does not count as a failure.
+    /// Set if the hello that started the handshake is most likely a late copy, because the same
+    /// hello has already led to a session. The hello is answered, but the timer does not resend the
+    /// flight, and a handshake that does not complete is not counted as failed.
     is_late: bool,
     /// Description code of the last fatal alert sent in the client's name, by the client
     /// or anyone else.

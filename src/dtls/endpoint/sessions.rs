@@ -174,11 +174,11 @@ impl<P> Endpoint<P> {
         out: &mut impl Outbox,
     ) {
         let Some((path, principal, holder)) = self.take_completed(handle) else { return };
-        // Without a principal, the identity was unknown and the key was random.
+        // If there is no principal, the identity was unknown and the key was random.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(path) {
-            // RFC 6347 §4.2.8: the old association is discarded only now. The client no
-            // longer has its keys, so no alert is sent.
+            // RFC 6347 §4.2.8: the old association is discarded only now. The client no longer has
+            // the old keys, so no alert is sent.
             self.end_session(old, Closed::Replaced, false, out);
         }
         if self.sessions.len() >= self.config.max_sessions {

@@ -652,8 +652,8 @@ fn drops_retransmissions_and_refusals_are_counted() {
     assert_eq!(server.endpoint.counters().retransmissions, 1, "by the client's timer");
     server.advance(Duration::from_secs(5));
     assert_eq!(server.endpoint.counters().retransmissions, 2, "by ours");
-    // The budget covers the whole handshake from port 7. From port 8 it covers the hello,
-    // but not the curve operation.
+    // The budget covers the whole handshake from port 7. Of the handshake from port 8, it covers
+    // the hello but not the curve operation.
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 7));
     assert_eq!(server.receive(SocketAddr::new(peer().ip(), 7), &hello).len(), 1);
     let (_, hello) = second_hello(&mut server, ephemeral(29), SocketAddr::new(peer().ip(), 8));

@@ -37,8 +37,8 @@ fn a_server_that_hands_out_no_connection_ids_ignores_the_extension() {
     assert!(!echoes(&mut server, &mut client, elsewhere(), b"lost without an ID"));
 }
 
-/// RFC 9146 §6: with a longer ID, the message that validates a new address would exceed
-/// three times the size of the shortest request.
+/// RFC 9146 §6: with an ID of more than 64 bytes, the message that validates a new address would
+/// exceed three times the size of the shortest request.
 #[test]
 fn an_id_too_long_for_validating_a_new_address_is_not_negotiated() {
     for (length, is_agreed) in [(64, true), (65, false), (255, false)] {

@@ -68,7 +68,7 @@ struct Listener {
     randoms: [[u8; 32]; 2],
     extended_master_secret: bool,
     keys: Option<(MasterSecret, KeyBlock)>,
-    /// Messages that the server and the client have sent, in this order.
+    /// Messages that each side has sent: first the server's, then the client's.
     said: [Said; 2],
 }
 

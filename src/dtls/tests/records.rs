@@ -190,8 +190,8 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }
 
-/// Data that fits into one datagram at the default path MTU, in bytes: 1,280 less 48 for
-/// the IPv6 and UDP headers and 38 for protection.
+/// Maximum length of data that fits into one datagram at the default path MTU, in bytes: 1,280 less
+/// 48 for the IPv6 and UDP headers and 38 for protection.
 const ONE_DATAGRAM: usize = 1280 - 48 - 38;
 
 /// RFC 6066 §4, RFC 8449.

@@ -182,8 +182,8 @@ fn late_flights_leave_the_session_alone() {
     assert!(echoes(&mut server, &mut client, peer(), b"still here"));
 }
 
-/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device whose close_notify is lost may connect again
-/// from the same port, or never. In both cases, nothing is left of the old session.
+/// RFC 5246 §7.2.1, RFC 6347 §4.2.8: a device whose close_notify is lost may connect again from the
+/// same port, or may never connect again. In both cases, nothing is left of the old session.
 #[test]
 fn a_lost_close_notify_leaves_nothing_behind() {
     let (mut server, mut client) = established();
@@ -214,9 +214,9 @@ fn a_cookie_is_not_valid_for_another_hello() {
     assert_eq!(server.endpoint.handshakes(), 0);
 }
 
-/// The fuzzer mutates hellos from the offset that `cookie_end` returns. If this offset were
-/// too small, the fuzzer would test only the answer to an invalid cookie; if it were too
-/// large, the fuzzer would skip bytes.
+/// The fuzzer leaves a hello unchanged up to the offset that `cookie_end` returns, and mutates the
+/// rest. If this offset were too small, the fuzzer would test only the answer to an invalid cookie;
+/// if it were too large, the fuzzer would skip bytes.
 #[test]
 fn the_cookie_ends_in_the_hello_where_the_client_says() {
     for (session_id, fragment) in [(0, usize::MAX), (32, usize::MAX), (0, 70)] {
