@@ -1,5 +1,5 @@
 //! Reads answers of IoT Platform: a device, a batch, or an error and its class. Pure; trusts
-//! neither the status nor the body, and knows no HTTP client.
+//! neither the status nor the body, and does not depend on an HTTP client.
 
 mod batch;
 
@@ -30,8 +30,8 @@ struct Envelope {
     code: Option<String>,
     error_message: Option<String>,
     message: Option<String>,
-    /// The content is parsed later, so that a wrong certificate is not reported like a response
-    /// that is no answer.
+    /// The content is parsed later, so that an answer with a wrong certificate is not reported as a
+    /// response that is not an answer.
     data: Option<IgnoredAny>,
     /// Present in a page, instead of `Data`.
     page_count: Option<IgnoredAny>,
@@ -207,8 +207,8 @@ fn is_field(text: &str) -> bool {
     (1..=MAX_FIELD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Parses an ISO 8601 time into seconds since 1970. Returns `None` for other texts; the text is
-/// empty if the event has not happened.
+/// Parses an ISO 8601 time into seconds since 1970. Returns `None` for any other text, such as the
+/// empty text for an event that has not happened.
 fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }

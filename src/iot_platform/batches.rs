@@ -15,7 +15,7 @@ use crate::device::is_device_name;
 /// First `ApplyId`; real ones are about as large.
 const FIRST: u64 = 1_295_006;
 /// Maximum number of batches. A further batch replaces the oldest batch that has no step in
-/// progress. If all have one, it replaces the oldest batch.
+/// progress. If every batch has a step in progress, it replaces the oldest one.
 const MAX_BATCHES: usize = 1000;
 
 /// The devices that the batches work on.

@@ -40,8 +40,8 @@ const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in seconds; the `Date` header has
 /// a resolution of one second.
 const CLOCK_TOLERANCE: u64 = 2;
-/// Time for which the cloud's time in an answer is used. Longer than the pause between two sweeps,
-/// whose calls bring newer answers.
+/// Time for which the `Date` of an answer is used to estimate the cloud's time. It is longer than
+/// the pause between two sweeps, whose calls bring newer answers.
 const SEEN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of a [`Client`].
@@ -61,8 +61,8 @@ pub struct ClientConfig {
     pub timeouts: Timeouts,
     /// PEM file with root certificates that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Seconds to add to this machine's clock. The client corrects them by the cloud's clock when
-    /// a timestamp is refused.
+    /// Seconds to add to this machine's clock. The client corrects this number by the cloud's clock
+    /// when a timestamp is refused.
     pub clock_offset: i64,
 }
 
@@ -99,7 +99,7 @@ pub struct Client {
     clock_offset: AtomicI64,
     /// The cloud's time in its last answer, and the instant at which that answer arrived.
     seen: Mutex<Option<(i64, Instant)>>,
-    /// Name of the account in shared paces.
+    /// Name by which the processes that share the account's pace identify the account.
     account: String,
     nonces: Nonces,
 }
@@ -260,8 +260,8 @@ impl Client {
         Ok(Answer { status, date, body, credentials })
     }
 
-    /// Adopts the cloud's clock. Warns once for each change, although several calls in progress
-    /// may have used the old clock.
+    /// Adopts the cloud's clock. Warns once for each change, even if several calls in progress have
+    /// used the old clock.
     fn correct_clock(&self, date: Option<i64>) {
         let Some(date) = date else {
             tracing::warn!(
@@ -486,7 +486,7 @@ mod tests {
             let call = async |name: String| client.register_device("a1BwAGVxyz1", &name).await.map(drop);
             call("SN01".into()).await.unwrap();
             assert_eq!(warnings(), 0);
-            // Has the same effect as a clock that goes two hours ahead, and then back.
+            // This has the same effect as a clock that jumps two hours ahead, and then back.
             for (drift, warned) in [(7200, 1), (-7200, 2)] {
                 client.clock_offset.fetch_add(drift, Ordering::Relaxed);
                 for number in 0..3 {

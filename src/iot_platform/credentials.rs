@@ -1,6 +1,6 @@
-//! Credentials of the calls. Their source is fixed credentials, a credentials file, or the RAM
-//! role of an ECS instance. The module caches them, and reads them again before they expire or
-//! when the file has changed. It knows neither signatures nor actions.
+//! Credentials of the calls. Their source is fixed credentials, a credentials file, or the RAM role
+//! of an ECS instance. The module caches them, and reads them again before they expire or when the
+//! file has changed. It does not depend on signatures or actions.
 
 mod file;
 mod role;
@@ -30,8 +30,8 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// Time before their expiry at which credentials are read again, in seconds. The SDKs use the same
-/// time. It equals the clock difference that the gateway tolerates.
+/// Credentials are read again this many seconds before they expire. The SDKs use the same value,
+/// which equals the clock difference that the gateway tolerates.
 pub const READ_AHEAD: i64 = 15 * 60;
 
 /// Code of an [`ApiError`] if there are no credentials for a call.
@@ -110,7 +110,7 @@ impl Source {
     }
 
     /// Reads everything that needs no network call, so that an operator's mistake is found before
-    /// the first device asks.
+    /// the first device asks for a certificate.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ enum Standing {
     Good(Arc<Credentials>),
     /// They are valid, but new ones are to be read.
     Ageing(Arc<Credentials>),
-    /// There are no valid credentials, so they are read.
+    /// There are no valid credentials, so new ones are read.
     None,
     /// There are no valid credentials, and a read has just failed, so the call fails.
     Failed(ApiError),
@@ -200,8 +200,8 @@ impl Holder {
     ///
     /// # Errors
     ///
-    /// Fails if given credentials are incomplete, or the metadata service's address is not a
-    /// URL.
+    /// Fails if [`Source::Given`] credentials are incomplete, or if the metadata service's address
+    /// is not a URL.
     pub fn new(source: Source) -> Result<Self, ClientError> {
         let mut state = State::default();
         let metadata = match &source {

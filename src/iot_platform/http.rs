@@ -1,5 +1,5 @@
-//! HTTP for the calls: root certificates, proxies, timeouts, and explanations for the operator
-//! when a call gets no answer. Knows neither actions nor signatures.
+//! HTTP for the calls: root certificates, proxies, timeouts, and explanations for the operator when
+//! a call gets no answer. Does not depend on actions or signatures.
 
 use std::{
     error::Error,
@@ -92,8 +92,8 @@ pub(super) fn http_client(
     let mut builder = builder()
         .connect_timeout(timeouts.connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
-        // With HTTP/1.1, a call that times out ends its connection. With HTTP/2, later calls
-        // would share that connection, and all fail if a NAT has dropped it.
+        // With HTTP/1.1, a call that times out ends its connection. With HTTP/2, later calls would
+        // share that connection, and all of them would fail if a NAT has dropped it.
         .http1_only();
     // The file is read even if it is not needed, so that a wrong file is noticed immediately.
     let roots = ca_file.map(read_roots).transpose()?;

@@ -1,6 +1,6 @@
-//! IoT Platform's API, version 2018-01-20, as certdist uses it: a signed client, and a
-//! simulator that verifies the client's signatures. Knows calls, answers and classes of
-//! errors; the registrar decides when to call, and what to do about a failure.
+//! IoT Platform's API, version 2018-01-20, as certdist uses it: a signed client, and a simulator
+//! that verifies the client's signatures. This module covers calls, answers and classes of errors;
+//! the registrar decides when to call, and what to do about a failure.
 
 mod action;
 pub(crate) mod answer;
@@ -134,8 +134,8 @@ pub struct BatchPage {
     pub pages: u32,
 }
 
-/// Class of a failed call, by which the registrar acts (docs/cloud.md, "What the cloud says,
-/// and what to do").
+/// Class of a failed call, which decides how the registrar reacts (docs/cloud.md, "What the cloud
+/// says, and what to do").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
     /// The device name is taken: recover through `QueryDeviceDetail`.
@@ -163,7 +163,7 @@ pub enum ErrorClass {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ApiError {
-    /// Class, by which the registrar acts.
+    /// Class, which decides how the registrar reacts.
     pub class: ErrorClass,
     /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `NoConnection`, `Connection`,
     /// `Certificate`, `Credentials` or `NotAnAnswer`.

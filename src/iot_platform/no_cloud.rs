@@ -1,4 +1,4 @@
-//! Stands in for IoT Platform if the configuration has none.
+//! Stands in for IoT Platform if none is configured.
 
 use std::future;
 

@@ -71,7 +71,7 @@ impl Call<'_> {
             ("AccessKeyId", credentials.access_key_id.as_str()),
             ("SignatureMethod", "HMAC-SHA1"),
             ("SignatureVersion", "1.0"),
-            // The official SDK sends this parameter, also empty.
+            // The official SDK also sends this parameter with an empty value.
             ("SignatureType", ""),
             ("SignatureNonce", self.nonce),
             ("Timestamp", self.timestamp),

@@ -1,5 +1,5 @@
-//! Sign-in of a device at IoT Platform with its certificate: the fields of the MQTT CONNECT,
-//! and their verification. Pure; knows neither MQTT nor the clock.
+//! Sign-in of a device at IoT Platform with its certificate: the fields of the MQTT CONNECT, and
+//! their verification. Pure; depends on neither MQTT nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -64,7 +64,7 @@ impl Login {
     }
 }
 
-/// The identity that a CONNECT claims. It is not proven before
+/// The identity that a CONNECT claims. It is not proven until
 /// [`is_signed_with`](Self::is_signed_with) has returned true.
 pub struct Claim<'a> {
     client_id: &'a str,

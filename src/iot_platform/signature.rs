@@ -1,6 +1,6 @@
 //! Version 1 of Alibaba Cloud's request signature (`SignatureVersion=1.0`,
-//! `SignatureMethod=HMAC-SHA1`), which the client makes and the simulator verifies. Pure;
-//! knows neither HTTP nor the clock.
+//! `SignatureMethod=HMAC-SHA1`), which the client makes and the simulator verifies. Pure; depends
+//! on neither HTTP nor the clock.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 /// All characters except the unreserved ones of RFC 3986 §2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Name of the last parameter, the signature of all other parameters.
+/// Name of the last parameter, which holds the signature of all the others.
 pub const SIGNATURE: &str = "Signature";
 
 /// Encodes a text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes

@@ -150,7 +150,7 @@ pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPag
     )
 }
 
-/// Reads the devices of `product_key` that exist among `device_names`.
+/// Reads those devices among `device_names` that exist in the product `product_key`.
 ///
 /// # Errors
 ///

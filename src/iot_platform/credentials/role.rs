@@ -173,7 +173,7 @@ impl Metadata {
         url
     }
 
-    /// Returns a message for the operator that the service does not answer.
+    /// Returns a message that tells the operator that the service does not answer.
     pub fn no_answer(&self) -> String {
         format!(
             "no answer from the metadata service {}; outside an ECS instance, set credentials to \"env\" or \
@@ -193,8 +193,7 @@ fn refusal(status: StatusCode, what: &str, advice: &str) -> Failure {
     }
 }
 
-/// Returns whether a text can be the name of a role: 1–64 letters, digits, `.` and `-`. Accepts
-/// `_` as well.
+/// Returns whether a text can be the name of a role: 1–64 letters, digits, `.`, `-` and `_`.
 pub(crate) fn is_role(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))

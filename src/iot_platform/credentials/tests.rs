@@ -252,7 +252,7 @@ async fn a_token_that_the_cloud_refuses_is_replaced_at_once_and_never_used_again
     assert!(holder.refuse(&first));
     let second = current(&holder, NOW).await.unwrap();
     assert_eq!(second.access_key_id, "STS.2");
-    // A call that was in progress with the first token reports it late.
+    // A call that used the first token reports late that the cloud has refused it.
     assert!(holder.refuse(&first));
     assert!(Arc::ptr_eq(&current(&holder, NOW).await.unwrap(), &second));
     // No other credentials can be read, and the refused ones are not used.
