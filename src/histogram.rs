@@ -1,5 +1,6 @@
 //! Histograms and counters that one thread writes and others may read at any time. They use
-//! atomics, so that threads share no lock. Knows neither what is measured nor how it is shown.
+//! atomics, so that threads share no lock. This module does not depend on what is measured or how
+//! it is shown.
 
 use std::{
     iter,
