@@ -14,7 +14,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 /// Name of the last parameter, which holds the signature of all the others.
 pub const SIGNATURE: &str = "Signature";
 
-/// Encodes a text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes
+/// Percent-encodes text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes
 /// `%20`, never `+`.
 pub fn percent_encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, RESERVED)

@@ -1,6 +1,6 @@
-//! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the newer SDKs
-//! send. The common parameters are headers. The signature covers method, path, query, headers and
-//! the hash of the body. Pure; knows neither HTTP nor the clock.
+//! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the newer SDKs send.
+//! The common parameters are headers. The signature covers method, path, query, headers and the
+//! hash of the body. Pure; depends on neither HTTP nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -104,7 +104,7 @@ mod tests {
         vectors
     }
 
-    /// Returns the pairs in the reverse of the order in which they are signed.
+    /// Returns the pairs in reverse, so that the tests show that they are sorted before signing.
     fn pairs(map: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
         map.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }

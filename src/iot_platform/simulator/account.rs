@@ -53,7 +53,7 @@ impl Account {
         Ok(serde_json::to_vec_pretty(&state)?)
     }
 
-    /// Ends the steps of batches that are due.
+    /// Completes every batch step whose time has come.
     pub fn advance(&mut self, now_ms: i64) {
         self.batches.advance(&mut self.devices, now_ms);
     }

@@ -1,5 +1,5 @@
 //! The business level of the API: carries out an action after the gateway has admitted the call.
-//! Each action has a line in [`carry_out`] and a function. The time is an argument.
+//! Each action has a line in [`carry_out`] and a function. The caller passes the current time.
 
 mod batch;
 

@@ -1,5 +1,5 @@
-//! TCP connections that the simulator can close without an answer, to imitate a network failure
-//! or a crash of the gateway. Knows only bytes.
+//! TCP connections that the simulator can close without an answer, to imitate a network failure or
+//! a crash of the gateway. Handles bytes only, not HTTP.
 
 use std::{
     io,
@@ -36,8 +36,8 @@ impl serve::Listener for Listener {
         loop {
             match self.0.accept().await {
                 Ok((stream, peer)) => {
-                    // Answers are small and are sent without waiting for more data. If this
-                    // fails, the connection is only slower.
+                    // Makes the system send small answers without waiting for more data. If the
+                    // option cannot be set, the connection is only slower.
                     let _ = stream.set_nodelay(true);
                     return (Connection { stream, line: Line::default() }, peer);
                 }
@@ -60,7 +60,7 @@ pub(super) struct Connection {
     line: Line,
 }
 
-/// Handle that closes the connection of a call without an answer.
+/// Handle with which the connection of a call can be closed before the call is answered.
 #[derive(Clone, Default)]
 pub(super) struct Line(Arc<AtomicBool>);
 

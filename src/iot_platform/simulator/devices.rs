@@ -1,4 +1,4 @@
-//! Devices of the simulated cloud. Knows neither calls nor callers.
+//! Devices of the simulated cloud. Does not depend on how the API is called.
 
 use std::{
     collections::{BTreeMap, HashMap},

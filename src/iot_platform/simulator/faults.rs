@@ -1,5 +1,5 @@
-//! Faults of the simulated cloud. A test requests some one by one; `fail_rate` adds others at
-//! random, from a seed. Pure; the caller applies them.
+//! Faults of the simulated cloud. Tests add faults for individual calls; `fail_rate` adds random
+//! ones, from a seed. Pure; the caller applies the faults.
 
 use std::{
     borrow::Cow,
@@ -9,7 +9,7 @@ use std::{
 
 use super::Action;
 
-/// Delay of a call with a random [`Fault::Delay`].
+/// Delay of the answer for a random [`Fault::Delay`].
 const LATE: Duration = Duration::from_secs(3);
 
 /// Fault of a call, which usually replaces its answer. The call is not carried out, unless the
@@ -41,7 +41,7 @@ pub enum Fault {
         /// The whole body.
         body: String,
     },
-    /// The call is carried out twice, as when a proxy repeats it; the second result is the
+    /// The call is carried out twice, as if a proxy had repeated it; the second result is the
     /// answer.
     Twice,
     /// The call is carried out, and then the fault replaces its answer.

@@ -1,7 +1,7 @@
 //! The gateway in front of every action. It checks common parameters, access key, time stamp,
-//! signature and nonce, in that order, and refuses a call with the real gateway's codes. It
-//! accepts both versions of the signature: the older official SDKs send version 1, the newer ones
-//! version 3. The time is an argument.
+//! signature and nonce, in that order, and refuses a call with the real gateway's codes. It accepts
+//! both versions of the signature: the older official SDKs send version 1, the newer ones send
+//! version 3. The caller passes the current time.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -237,7 +237,7 @@ fn read_timestamp(text: &str) -> Option<i64> {
     (instant.to_string() == text).then(|| instant.as_second())
 }
 
-/// Nonces that a repeated call could still contain.
+/// Nonces of earlier calls whose time stamps may still be valid.
 #[derive(Default)]
 struct Nonces {
     known: HashSet<[u8; 16]>,

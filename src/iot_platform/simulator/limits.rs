@@ -1,5 +1,5 @@
 //! Rate limits of the account: each action has a token bucket, which holds one second's worth of
-//! calls. Pure; the time is an argument.
+//! calls. Pure; the caller passes the current time.
 
 use std::{collections::HashMap, time::Duration};
 

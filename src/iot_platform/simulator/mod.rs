@@ -323,8 +323,8 @@ impl Simulator {
     pub async fn shutdown(mut self) -> io::Result<()> {
         self.shared.stopping.send_replace(true);
         if let Some(tasks) = self.tasks.take() {
-            // Errors are ignored: a task that panicked has ended too.
             let abort = tasks.server.abort_handle();
+            // Join errors are ignored, here and below: a task that panicked has ended too.
             if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
                 abort.abort();
             }
@@ -336,7 +336,7 @@ impl Simulator {
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        // The tasks now end by themselves; only `shutdown` waits for them.
+        // This makes the tasks end; only `shutdown` also waits for them.
         self.shared.stopping.send_replace(true);
         if self.tasks.is_some()
             && let Err(error) = self.shared.save()

@@ -28,7 +28,7 @@ const MAX_PACKET: usize = 256 * 1024;
 const LEVEL: u8 = 4;
 /// Maximum number of connections; further ones wait.
 const MAX_CONNECTIONS: usize = 4096;
-/// Maximum time for a connection to sign in.
+/// Time within which a new connection must sign in.
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
 /// Range of `Keep Alive` that the cloud accepts, in seconds.
 const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;

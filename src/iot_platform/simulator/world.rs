@@ -83,7 +83,8 @@ impl World {
         Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    /// Returns the account at the time `now`, after ending the batch steps that are due by then.
+    /// Returns the account at the time `now`, after completing the batch steps that are due by
+    /// then.
     pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
         self.account.advance(now.as_millisecond());
         &mut self.account
@@ -110,7 +111,7 @@ impl World {
         self.saved = self.account.changes().wrapping_sub(1);
     }
 
-    /// Handles a request that arrived at `now`. `uptime` is the time since the start.
+    /// Handles a request that arrived at `now`. `uptime` is the time since the simulator started.
     pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
         self.account.advance(now.as_millisecond());
         let host = request.header("host").unwrap_or_default();
@@ -182,9 +183,9 @@ impl World {
     fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
         match fault {
             Fault::Drop => (Duration::ZERO, None),
-            // The call was carried out; only the answer is lost.
+            // Occurs here only inside `AfterCarryingOut`: the answer is lost.
             Fault::Twice => (Duration::ZERO, None),
-            // The call was carried out; the connection closes late, without an answer.
+            // Likewise, and the connection is closed late.
             Fault::Delay(delay) => (delay, None),
             Fault::Gateway { status, code } => {
                 let reply = self.gateway_error(&Refusal::new(status, code, "Simulated."), host);

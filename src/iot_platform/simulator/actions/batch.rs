@@ -10,7 +10,7 @@ const DEFAULT_PAGE_SIZE: u64 = 10;
 
 pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
-    // A caller may send the names with nicknames, in another list.
+    // The names are in `DeviceNameList` if the caller also sends nicknames, else in `DeviceName`.
     let listed: Vec<_> = parameters
         .numbered("DeviceNameList.", ".DeviceName")
         .take(MAX_BATCH + 1)
@@ -60,7 +60,7 @@ pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> Action
     let size = size as usize;
     let of_page = usize::try_from(page - 1).ok().and_then(|page| names.chunks(size).nth(page));
     let devices = of_page.unwrap_or_default().iter();
-    // Devices that have since been deleted are missing from their page.
+    // Devices that were deleted after the batch created them are left out of the page.
     let devices = devices.filter_map(|name| context.account.devices.get(product_key, name));
     let infos: Vec<Value> = devices
         .map(|device| {
