@@ -194,14 +194,14 @@ impl Registrar {
         mut apply_id: ApplyId,
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
-        // From here on, a device may have been created.
+        // From here on, the cloud may have created any of the devices.
         let left = Instant::now();
         batch.registrations.values_mut().for_each(|registration| registration.may_have_asked(left));
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
-                // This call is not repeated blindly: if the answer is lost, the status shows
-                // whether the creation has begun.
+                // The following call is not repeated blindly: if its answer is lost, the status
+                // shows whether the creation has begun.
                 self.turn(Action::BatchRegisterDeviceWithApplyId).await?;
                 let left = Instant::now();
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
@@ -287,7 +287,7 @@ impl Registrar {
         while let Some(next) = rest.next().await {
             match next {
                 Ok(BatchPage { devices, .. }) => self.finish_devices(batch, devices).await,
-                // The remaining pages are still fetched. Devices on the missing page are
+                // The remaining pages are still fetched. Devices on the page that failed are
                 // registered one by one.
                 Err(error) => failed = Some(error),
             }
@@ -354,7 +354,7 @@ impl Registrar {
         let outcome = match self.adopt(&registration, device).await {
             Ok(device) => self.keep(&mut registration, device).await,
             Err(error) if error.class == ErrorClass::Device => self.refuse(&mut registration, &error).await,
-            // The single call looks it up again.
+            // The registration continues with a single call, which looks the device up again.
             Err(_) => return self.enqueue(registration),
         };
         self.let_go(registration, outcome).await;

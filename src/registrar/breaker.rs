@@ -1,7 +1,7 @@
 //! Circuit breakers: after the cloud has refused a call for a reason that only the operator can
 //! remove, no further calls are made for the same product, or of the same action. After a pause,
 //! one registration is let through as a probe; others are refused until the probe has a result.
-//! Pure: the time is an argument.
+//! Pure; the caller passes the current time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -118,7 +118,7 @@ impl Breakers {
         let longest = self.pause * LONGEST;
         match self.open.get_mut(&scope) {
             // The refusal of a call that was already in progress when the pause began does not
-            // extend it.
+            // extend the pause.
             Some(open) if now < open.until && !open.trying => (open.pause, false),
             Some(open) => {
                 let pause = (open.pause * 2).min(longest);
@@ -158,7 +158,7 @@ impl Breakers {
         self.worked.get(product_key).is_some_and(|at| *at >= since)
     }
 
-    /// Returns the reason of each open breaker, and the product if the breaker is that of a
+    /// Returns the reason of each open breaker, and the product if the breaker concerns a single
     /// product.
     pub(super) fn reasons(&self) -> Vec<(Option<String>, String)> {
         let of = |(scope, open): (&Scope, &Open)| match scope {

@@ -1,9 +1,9 @@
 //! Registers devices at IoT Platform: each device once, however many requests ask for it and
-//! wherever the process crashes. The registrar keeps one queue per product and makes single calls
-//! at an even pace. If single calls would take too long, it makes batches. Failed calls are
-//! retried with jitter. A journal entry is on disk before each call, so that after a crash or a
-//! lost answer the same call is made again. The module `iot_platform` makes the calls;
-//! `provision` decides which devices may be registered.
+//! whenever the process crashes. The registrar keeps one queue per product and makes single calls
+//! at an even pace. If single calls would take too long, it makes batches. Failed calls are retried
+//! with jitter. A journal entry is on disk before each call, so that after a crash or a lost answer
+//! the same call is made again. The module `iot_platform` makes the calls; `provision` decides
+//! which devices may be registered.
 
 mod batch;
 mod breaker;
@@ -53,7 +53,8 @@ const MIN_BATCH: usize = 10;
 
 /// Error code of a call that was not made because its breaker is open.
 const STOPPED: &str = "Stopped";
-/// Maximum number of registrations that are taken from the queue before the turn of their call.
+/// Maximum number of registrations that are taken from the queue before it is their turn to make a
+/// call.
 const AHEAD: usize = 4;
 /// Time after which a call gives up waiting for a store that takes no writes.
 const TURN_DEADLINE: Duration = Duration::from_secs(90);
@@ -82,8 +83,8 @@ pub struct Config {
     pub retry_pause: Duration,
     /// Upper limit of the pause between two calls of a registration.
     pub max_retry_pause: Duration,
-    /// Time for which no calls are made after the cloud has refused for a reason that only the
-    /// operator can remove. The time doubles with each further refusal.
+    /// Time for which no calls are made after the cloud has refused a call for a reason that only
+    /// the operator can remove. The time doubles with each further refusal.
     pub breaker_pause: Duration,
     /// A product's registrations are made in batches if single calls would take longer than this.
     pub batch_after: Duration,
@@ -91,7 +92,8 @@ pub struct Config {
     pub gather: Duration,
     /// Maximum number of batches of one product at once; 0 disables batches.
     pub max_batches: usize,
-    /// Maximum time for one step of a batch. After it, the devices are registered one by one.
+    /// Maximum time for one step of a batch. After this time, the devices are registered one by
+    /// one.
     pub batch_deadline: Duration,
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
@@ -132,8 +134,8 @@ pub enum Outcome {
     Registered(Certificate),
     /// IoT Platform refuses this device; the reason is in its row.
     Refused(String),
-    /// Another device of the table has the same name, for the reason given. Only the operator can
-    /// change that.
+    /// Another device in the table has the same name, as the message explains. Only the operator
+    /// can change that.
     SharedName(String),
     /// The row has changed: it asks for another registration now, or for none.
     Changed,
@@ -192,8 +194,8 @@ pub struct Registrar {
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
-    /// Limits the registrations that are taken from the queue before the turn of their call. They
-    /// are taken early so that their claims are written when the turn comes.
+    /// Limits the registrations that are taken from the queue before it is their turn to make a
+    /// call. They are taken early so that their claims are already written when their turn comes.
     ahead: Semaphore,
     /// A function that needs both this lock and the lock of `queue` takes this one first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
@@ -297,7 +299,7 @@ impl Registrar {
         for device in &left {
             self.finish(device, Outcome::Later(DRAIN_PAUSE));
         }
-        // From now on, other processes may take the claims that this process has not finished.
+        // Lets other processes take over the claims that this process still has.
         if let Err(error) = self.store.retire(self.owner.id).await {
             tracing::warn!(%error, "could not release the registrations in progress; others resume them in a while");
         }
@@ -389,7 +391,8 @@ impl Registrar {
         Some(waiter)
     }
 
-    /// Queues a registration and starts a task to run it, unless enough tasks are running.
+    /// Queues a registration. Also starts a task to run it, unless enough tasks are running
+    /// already.
     fn enqueue(self: &Arc<Self>, registration: Registration) {
         let product_key = registration.entry.product_key.clone();
         if self.draining.load(Ordering::Relaxed) {
@@ -415,8 +418,7 @@ impl Registrar {
         }
     }
 
-    /// Waits until it is the turn of a call of this action. All processes of the account share the
-    /// turns.
+    /// Waits for the next turn to call this action. All processes of the account share the turns.
     ///
     /// # Errors
     ///
@@ -476,7 +478,7 @@ impl Registrar {
         });
     }
 
-    /// Notes that the cloud is called for a device now.
+    /// Notes that the cloud is now being called for a device.
     fn note_called(&self, device: &DeviceId) {
         if let Some(announced) = lock(&self.registrations).get_mut(device) {
             announced.called = true;
@@ -526,7 +528,7 @@ impl Registrar {
         });
     }
 
-    /// Returns the number of single calls that one product can make in this time, as all products
+    /// Returns the number of single calls for one product that fit into this time, as all products
     /// in the queue share the calls equally.
     fn singly(&self, time: Duration) -> usize {
         self.paces.of(Action::RegisterDevice).calls_in(time) / lock(&self.queue).products().max(1)
@@ -606,8 +608,8 @@ impl Registrar {
         lock(&self.breakers).has_worked_since(product_key, since)
     }
 
-    /// Returns the cloud's reason for each open breaker, and the product if the breaker is that of
-    /// a product.
+    /// Returns the cloud's reason for each open breaker, and the product if the breaker concerns a
+    /// single product.
     pub fn refusals(&self) -> Vec<(Option<String>, String)> {
         lock(&self.breakers).reasons()
     }
@@ -635,7 +637,7 @@ impl Registrar {
         }
     }
 
-    /// Notes that the cloud has throttled a call that left at this time.
+    /// Notes that the cloud has throttled a call that was sent at the time `left`.
     fn throttled(&self, action: Action, left: Instant, error: &ApiError) {
         self.paces.of(action).throttled(left);
         self.count(|counters| counters.throttled += 1);

@@ -1,6 +1,6 @@
 //! This process as the owner of its registrations. While it registers devices, it shows by regular
-//! beats that it is alive. It ends owners whose process has died, and resumes the registrations
-//! that they have left. All processes on one table do the same; see `store/claim.rs`.
+//! beats that it is alive. It removes owners whose process has died, and resumes their
+//! registrations. All processes on one table do the same; see `store/claim.rs`.
 
 use std::{
     collections::HashMap,
@@ -19,9 +19,9 @@ use crate::store::{
 /// Time between two beats, by which an owner shows that it is alive.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Number of looks in a row that find no new beat of an owner before it counts as dead. A look
-/// needs the table's write lock, as a beat does, so an owner that cannot beat because the table is
-/// locked is not taken for dead.
+/// Number of consecutive looks without a new beat after which an owner counts as dead. A look needs
+/// the table's write lock, as a beat does, so an owner that cannot beat because the table is locked
+/// is not taken for dead.
 const UNCHANGED: u32 = 6;
 
 /// Tolerated difference between this machine's clock and the cloud's, in seconds.
@@ -40,7 +40,7 @@ pub(super) struct Watch {
     /// Number of the last beat of each other owner, and the number of looks since then that found
     /// no new beat.
     owners: HashMap<OwnerId, (i64, u32)>,
-    /// Set if an owner has ended and its registrations have not been resumed yet.
+    /// Set if an owner was removed and its registrations have not been resumed yet.
     must_resume: bool,
     /// Time of the last search for abandoned registrations.
     resumed: Option<Instant>,
@@ -88,8 +88,8 @@ impl Registrar {
         });
     }
 
-    /// Beats if this process registers or sweeps, so that an idle process writes no beats. Ends the
-    /// owners that have died, and resumes their registrations.
+    /// Beats if this process registers or sweeps, so that an idle process writes no beats. Removes
+    /// the owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
         let owns = self.registrations() > 0 || self.sweeps.load(Ordering::Relaxed);
@@ -128,8 +128,8 @@ impl Registrar {
         self.cloud.clock_offset().is_some()
     }
 
-    /// Makes the store use the cloud's clock if this machine's is wrong. Otherwise a wrong clock
-    /// would open or close reissue windows, and date the audit log wrongly.
+    /// Makes the store use the cloud's clock if this machine's is wrong. Otherwise reissue windows
+    /// would open or close at the wrong time, and entries of the audit log would have wrong dates.
     fn set_clock(&self) {
         let Some(offset) = self.cloud.clock_offset() else { return };
         let ahead = if offset.abs() > CLOCK_TOLERANCE { offset } else { 0 };

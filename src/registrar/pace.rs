@@ -13,10 +13,10 @@ use crate::{iot_platform::Action, store::turn::Turn};
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Minimum time between two changes after which an accepted call raises a lowered pace by
-/// [`RAISE`].
+/// Minimum time between the last change of a lowered pace and its next raise, which an accepted
+/// call causes.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
-/// Fraction of the configured rate by which a lowered pace is raised.
+/// Fraction of the configured rate by which a lowered pace is raised each time.
 const RAISE: f64 = 0.1;
 /// Fraction of the documented limit up to which a pace makes up for late turns. At a faster pace,
 /// two calls close together could exceed the limit.
@@ -123,8 +123,8 @@ impl Pace {
         (time.as_secs_f64() * self.lock().rate) as usize
     }
 
-    /// Notes that the cloud has throttled a call that left at this time. Calls that left before
-    /// the rate was last changed say nothing about the new rate.
+    /// Notes that the cloud has throttled a call that was sent at the time `left`. Calls that were
+    /// sent before the last change of the rate say nothing about the new rate.
     pub(super) fn throttled(&self, left: Instant) {
         let mut state = self.lock();
         if state.changed.is_none_or(|changed| left >= changed) {

@@ -1,5 +1,5 @@
 //! Queue of registrations that wait for a call. Products take turns, so that many devices of one
-//! product do not delay those of another. Pure; knows nothing about the calls or their pace.
+//! product do not delay those of another. Pure; does not depend on the calls or their pace.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

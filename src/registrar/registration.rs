@@ -28,10 +28,10 @@ const CLOCK_TOLERANCE: UnixSeconds = 1;
 const FIRST_HELD_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
 
-/// Time since which the cloud may have been asked for a device.
+/// Earliest time at which the cloud may have been asked to create a device.
 #[derive(Debug, Clone, Copy)]
 enum Since {
-    /// The time that the claim of an earlier registration gives.
+    /// The time that is stored in the claim of an earlier registration.
     Claim(Claim),
     /// The time at which this process's first call left, not counting calls that were certainly not
     /// carried out.
@@ -48,7 +48,7 @@ pub(super) struct Registration {
     /// Set if the registration was claimed in a batch but continues alone. It is then claimed again
     /// before its call.
     has_left_batch: bool,
-    /// Set if an earlier call may have created the device.
+    /// Earliest time of a call that may have created the device; `None` if there was no such call.
     asked: Option<Since>,
     /// Set if the name exists at IoT Platform. Then the device's certificate is looked up.
     exists: bool,
@@ -117,9 +117,10 @@ impl Registration {
         self.asked.get_or_insert(Since::Call(left));
     }
 
-    /// Returns whether certdist can have created an existing device. If so, the device is not older
-    /// than the first call for it. `cloud_now` is the time by the cloud's clock, and `offset` its
-    /// difference from this machine's.
+    /// Returns whether certdist may have created an existing device: a call for the device may have
+    /// been made, and the device is not older than the first such call. `cloud_now` is the current
+    /// time by the cloud's clock, and `offset` is the difference between that clock and this
+    /// machine's.
     pub(super) fn may_be_ours(
         &self,
         created: Option<UnixSeconds>,
@@ -324,7 +325,7 @@ impl Registrar {
         }
     }
 
-    /// Adopts an existing device if certdist can have created it, or if its enrollment allows
+    /// Adopts an existing device if certdist may have created it, or if its enrollment allows
     /// adoption.
     pub(super) async fn adopt(
         &self,

@@ -53,7 +53,7 @@ impl Registrar {
         });
     }
 
-    /// Makes one sweep, unless another process makes one. Continues where a process that ended
+    /// Makes one sweep, unless another process is making one. Continues where a process that ended
     /// during its sweep left off.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.sweeps.store(true, Ordering::Relaxed);
@@ -93,8 +93,8 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // If this process ended now, the few devices that are gathered but not yet looked up
-            // would be left out until the next sweep.
+            // The new cursor is beyond the few devices that are gathered but not yet looked up. If
+            // this process ended now, they would be left out until the next sweep.
             self.store.set_cursor(self.owner.id, LEASE, cursor.as_str()).await?;
             after = Some(cursor);
             // A sweep over many rows without certificates must not occupy the thread.
@@ -107,8 +107,8 @@ impl Registrar {
         Ok(swept)
     }
 
-    /// Looks up at most [`MAX_QUERY`] devices of one product, unless the product or the account
-    /// is refused.
+    /// Looks up at most [`MAX_QUERY`] devices of one product, unless the cloud already refuses
+    /// calls for the product or the account.
     async fn look_at(
         &self,
         rows: &[DeviceRow],

@@ -1,6 +1,6 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
 //! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
-//! disables devices, and the cloud fails in every way. Everything follows from one seed.
+//! disables devices, and the cloud fails in every way. Each run is determined by one seed.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -51,8 +51,8 @@ impl Company {
         Self { store, cloud, devices, config, random, is_lossy }
     }
 
-    /// Starts a process. It ends when its fuse has burnt. A `register` run also ends when all its
-    /// devices are registered.
+    /// Starts a process. It ends when its fuse has burnt out. A `register` run also ends when all
+    /// its devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
         let mut store = self.store.in_process(fuse.clone());
         if self.is_lossy {

@@ -185,7 +185,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     })];
     let by = Actor::system_user();
     bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
-    // This request has read the row before the import.
+    // This request had read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
     assert_eq!(bench.cloud.registrations(), 0);
