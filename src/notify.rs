@@ -1,5 +1,5 @@
 //! Notifies the service manager (sd_notify(3)), by a datagram to the socket in `NOTIFY_SOCKET`.
-//! Does nothing without that variable. Knows nothing of the server.
+//! Does nothing without that variable. Does not depend on the server.
 
 use std::{
     env,
@@ -32,7 +32,7 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Returns half of the time after which the service manager considers the service dead, or `None`
+/// Returns half of `WatchdogSec=`, so that no single late message causes a restart. Returns `None`
 /// if the service manager does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())

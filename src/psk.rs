@@ -229,8 +229,8 @@ impl Enrollments {
 
     /// Returns a copy that shares no memory with this one.
     pub fn unshared(&self) -> Self {
-        // The derived enrollments keep their order, because unknown devices are treated as
-        // devices of the first.
+        // The derived enrollments keep their order, because unknown devices are treated as devices
+        // of the first one.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
@@ -238,16 +238,16 @@ impl Enrollments {
     /// Returns the key of an identity and its principal. Returns `None` if the identity is
     /// unknown.
     ///
-    /// Does the same work for every identity, so that the time of a handshake does not
-    /// reveal the kind of its identity. Depending on which kinds of enrollment are
-    /// configured, it copies a shared key, reads an individual key and derives a key. A
-    /// stand-in replaces a key that does not exist.
+    /// Does the same work for every identity, so that the duration of a handshake does not reveal
+    /// the kind of its identity. Depending on which kinds of enrollment are configured, it copies a
+    /// shared key, reads an individual key and derives a key. A stand-in replaces a key that does
+    /// not exist.
     pub async fn find(
         &self,
         identity: &[u8],
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
-        // An identity that is not UTF-8 cannot exist. That is public, so the time may
+        // An identity that is not UTF-8 cannot exist. That is public, so a faster lookup may
         // reveal it.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
         let individual = self.individual(identity, store).await?;
@@ -292,8 +292,8 @@ impl Enrollments {
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
         let Some(first) = self.derived.first() else { return Ok(None) };
-        // An identity that is not a device ID belongs to no device. That is public, so
-        // the time may reveal it.
+        // An identity that is not a device ID belongs to no device. That is public, so a faster
+        // lookup may reveal it.
         let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
@@ -304,7 +304,7 @@ impl Enrollments {
     /// Returns the derived enrollment of a device. If there is only one, the store is not read: a
     /// device that is not in the table still proves its key, and its request is then refused as
     /// invalid. If there are several, a device that is not in the table is treated as a device of
-    /// the first.
+    /// the first one.
     async fn derived_of<'a>(
         &'a self,
         device: &DeviceId,

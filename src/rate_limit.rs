@@ -1,5 +1,5 @@
-//! Rate limits: token buckets in bounded memory. Performs no I/O: the time is an argument.
-//! Knows only keys and rates, not what is requested or by whom.
+//! Rate limits: token buckets in bounded memory. Performs no I/O; the caller passes the current
+//! time. Does not depend on what is requested or by whom.
 
 use std::{
     fmt,
@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Maximum number of tokens of a bucket.
+/// Maximum capacity of a bucket, in tokens.
 pub const MAX_BURST: u32 = 1_000_000;
-/// Shortest time in which a bucket regains one token.
+/// Shortest time that may be configured for a bucket to regain one token.
 pub const MIN_EVERY: Duration = Duration::from_micros(10);
-/// Longest time in which a bucket regains one token.
+/// Longest time that may be configured for a bucket to regain one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Rate of a token bucket: up to `burst` requests at the same time, and then one more request per
@@ -96,9 +96,9 @@ pub struct Source {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Network(u64, u32);
 
-/// Networks that an IPv6 address is counted under (RFC 6177): a subscriber's /64, a site's
-/// /56, and the /48 of a provider's customer. Each entry is the number of bits by which
-/// the network is shorter than a /64, and the network's multiple of the rate.
+/// Networks that an IPv6 address is counted under (RFC 6177): a subscriber's /64, a site's /56, and
+/// the /48 of a provider's customer. Each entry is the number of bits by which the network is
+/// shorter than a /64, and the factor by which the network's rate is higher.
 const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
 
 impl Source {
@@ -107,8 +107,8 @@ impl Source {
         Self { origin: Origin::of(address.ip()), port: address.port() }
     }
 
-    /// Returns the networks that the source is counted under, each with its multiple of
-    /// the rate.
+    /// Returns the networks that the source is counted under, each with the factor by which its
+    /// rate is higher.
     pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };
@@ -152,11 +152,11 @@ const WAYS: usize = 8;
 /// The buckets of all keys with recent requests: 65,536 buckets of 16 bytes each, 1 MiB in
 /// total.
 ///
-/// A bucket is stored as the time at which it will be full, so a full bucket need not be
-/// stored at all. A new key may find no free or full bucket in its set. It then replaces
-/// the bucket that would be full first. The key of that bucket gains its missing tokens,
-/// and no key ever loses a token. Keys are hashed under a random secret, so no one can
-/// choose whose bucket to replace.
+/// A bucket is stored as the time at which it will be full, so a full bucket need not be stored at
+/// all. A new key may find no free or full bucket in its set. It then replaces the bucket that
+/// would be full first. The replaced bucket's key thereby gains its missing tokens; no key ever
+/// loses a token. Keys are hashed under a random secret, so no one can choose whose bucket to
+/// replace.
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,
@@ -179,8 +179,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// A free bucket. Its bytes are not all zero, so the memory of the table is allocated
-    /// from the start. Otherwise a table that fills would look like a leak.
+    /// A free bucket. Its bytes are not all zero, so the memory of the table is allocated from the
+    /// start. Otherwise its memory would grow as it fills, which would look like a leak.
     const FREE: Self = Self { key: u64::MAX, full_at: 0 };
 
     fn full_at(self) -> u64 {

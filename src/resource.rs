@@ -1,6 +1,6 @@
-//! The CoAP resources `/cert` and `/.well-known/core`. Determines which device a request is
-//! about, asks `provision` for its certificate, and encodes the answer in the requested format.
-//! Knows neither the transport nor the device table.
+//! The CoAP resources `/cert` and `/.well-known/core`. Determines which device a request is about,
+//! asks `provision` for its certificate, and encodes the answer in the requested format. Does not
+//! depend on the transport or the device table.
 
 mod body;
 pub mod throttle;

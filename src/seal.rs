@@ -1,6 +1,6 @@
-//! Seals single values of a database with XChaCha20-Poly1305, under a key that is kept
-//! elsewhere, so that the file alone reveals no secret. Pure, except for the random nonces;
-//! knows neither the tables nor where a key comes from.
+//! Seals single values of a database with XChaCha20-Poly1305, under a key that is kept elsewhere,
+//! so that the file alone reveals no secret. Pure, except for the random nonces; does not depend on
+//! the tables or on where a key comes from.
 
 use std::{fmt, sync::Arc};
 

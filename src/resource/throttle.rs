@@ -58,9 +58,9 @@ impl Default for RequestLimits {
 pub struct EnrollmentLimits {
     /// Requests of all its devices together.
     pub requests: Option<Rate>,
-    /// Refusals (4.03 or 4.04) to one address and port under the shared identity. An
-    /// address with many ports may have ten times as many. Devices in the table are rarely
-    /// refused, but a client that tries device IDs is.
+    /// Refusals (4.03 or 4.04) to one address and port under the shared identity. An address with
+    /// many ports may have ten times as many. Devices in the table are rarely refused, but a client
+    /// that guesses device IDs is often refused.
     pub refused_lookups: Option<Rate>,
 }
 
@@ -109,7 +109,7 @@ impl Limit {
     }
 }
 
-/// Counts of exceeded limits.
+/// Counters of exceeded limits and refused lookups.
 #[derive(Debug, Default)]
 pub struct Counters {
     throttled: [AtomicU64; 4],

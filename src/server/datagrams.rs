@@ -1,5 +1,5 @@
-//! Sends and receives datagrams in groups: one system call handles up to 32 datagrams.
-//! Under load, system calls are half the cost of a provisioning, so datagrams share them.
+//! Sends and receives datagrams in groups: one system call handles up to 32 datagrams. Under load,
+//! system calls are half the cost of serving a device, so datagrams share them.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -256,8 +256,8 @@ fn send_from(
         let sent = match sendmmsg_from(socket.as_raw_fd(), headers, waiting, addresses, control, flags) {
             Ok(sent) => sent.count().max(1),
             Err(nix::Error::EINTR) => continue,
-            // The first datagram cannot be sent, for a reason as in `send`, or because the source
-            // address no longer belongs to the host.
+            // The first datagram cannot be sent, for one of the reasons given in `send`, or because
+            // the source address no longer belongs to the host.
             Err(_) => {
                 dropped += 1;
                 1

@@ -1,5 +1,5 @@
-//! Counts of requests in progress by network, so that one network cannot use a whole
-//! worker. Performs no I/O, and knows neither requests nor sessions.
+//! Counts the requests in progress of each network, so that one network cannot use a whole worker.
+//! Performs no I/O, and does not depend on the request or session types.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
-//! The server's own addresses and their numbers in paths. An answer leaves from the
-//! address that the device sent to, because a device drops datagrams from any other
-//! address (RFC 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a
-//! datagram keeps its path when it is forwarded to another worker.
+//! The server's own addresses, and the numbers that stand for them in a `Path`. An answer leaves
+//! from the address that the device sent to, because a device drops datagrams from any other
+//! address (RFC 6347 §4.1.1, RFC 7252 §5.3.2). All workers use the same numbers, so a datagram
+//! keeps its path when it is forwarded to another worker.
 
 use std::{
     collections::HashMap,
@@ -190,8 +190,8 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // An address that gets no number is not kept, because the number of such
-                // addresses has no limit.
+                // Addresses that get no number are not kept, because there may be arbitrarily many
+                // of them.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

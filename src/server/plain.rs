@@ -1,7 +1,7 @@
-//! Plain CoAP, for test benches. There is no encryption and no authentication, so any
-//! client that reaches the listener gets what the devices of one enrollment get. Echo (RFC
-//! 9175) shows that a client receives at its address. The state is bounded. The listener
-//! is a single task of the runtime and not made for load.
+//! Plain CoAP, for test benches. There is no encryption and no authentication, so any client that
+//! reaches the listener gets what the devices of one enrollment get. The Echo option (RFC 9175)
+//! verifies that a client can receive messages at its address. The state is bounded. The listener
+//! is a single task of the runtime and is not designed for high load.
 
 use std::{
     collections::{HashSet, VecDeque},

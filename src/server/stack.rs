@@ -1,6 +1,6 @@
-//! The protocol stack of a worker, without I/O: DTLS, CoAP and the service. Its input is
-//! datagrams, the time, and the results of work. Its output is datagrams, and work that is
-//! not done at its first step.
+//! The protocol stack of a worker, without I/O: DTLS, CoAP and the service. Its input is datagrams,
+//! the time, and the results of work. Its output is datagrams, and work that needs more than one
+//! step.
 
 use std::{
     cell::Cell,
