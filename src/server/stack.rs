@@ -132,7 +132,7 @@ pub struct Metrics {
     pub responses: ByByte,
     /// Time from a request's arrival to its answer's departure.
     pub request_latency: Histogram,
-    /// Current number of requests in progress, including lookups of keys.
+    /// Current number of requests and key lookups in progress.
     pub in_progress: AtomicU64,
     /// Rounds that the worker has run.
     pub rounds: AtomicU64,
@@ -146,7 +146,7 @@ pub struct Metrics {
 /// Client at the other end of a session.
 pub struct Client {
     principal: Principal,
-    /// Generation of the enrollments in which the client's enrollment was last found.
+    /// Generation of the enrollments in which the client's key was last found valid.
     generation: u32,
     /// Number of the client's requests in progress.
     in_progress: u32,
@@ -158,8 +158,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns whether the client's key is still valid in these enrollments. An individual key is
-    /// not valid any more after a reload.
+    /// Returns whether the client's key is still valid in these enrollments. After a reload, no
+    /// individual key counts as valid.
     fn is_good(&mut self, enrollments: &Enrollments, generation: u32) -> bool {
         if self.generation == generation {
             return true;
@@ -196,7 +196,7 @@ pub struct Stack {
     request_lines: LogLimit,
     hasher: RandomState,
     validation: Validation,
-    /// Requests in progress by network.
+    /// Numbers of requests in progress, by network.
     in_progress: InProgress,
     /// Number of times that the enrollments were reloaded.
     generation: u32,
@@ -281,7 +281,7 @@ impl Stack {
         self.events(now, io);
     }
 
-    /// Processes a result of work passed to [`Io::spawn`].
+    /// Processes the result of work that was passed to [`Io::spawn`].
     pub fn done(&mut self, now: Instant, done: Done, io: &mut impl Io) {
         self.tasks -= 1;
         match done.0 {
@@ -313,7 +313,7 @@ impl Stack {
         left
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         // Due immediately while there are sessions to check.
         let revoking = self.revoking.then(Instant::now);
@@ -340,8 +340,7 @@ impl Stack {
         bytes: &[u8],
         io: &mut impl Io,
     ) {
-        // The key is checked before CoAP gets the message, because CoAP could repeat an
-        // answer that it keeps.
+        // The key is checked before CoAP gets the message, because CoAP may repeat a stored answer.
         if !self.is_good(session, io) {
             return self.events(now, io);
         }
@@ -363,7 +362,8 @@ impl Stack {
     }
 
     /// Holds a request until the device's address is validated. This is for certificates that are
-    /// issued only once, because a device whose answer could not be sent could not get another.
+    /// issued only once, because a device whose answer could not be sent could not get another
+    /// certificate.
     fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
         if let Some(earlier) = self.validation.hold(session, held) {
             let later = Response::empty(Code::ServiceUnavailable).with_max_age(TASKS_PAUSE);
@@ -516,7 +516,7 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // The lookup starts again, because work that waits must own its data.
+                // The lookup is started anew, because work that waits must own its data.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
@@ -556,7 +556,7 @@ impl Stack {
         if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
-    /// Passes on work that was not done at its first step.
+    /// Passes work to `io` because its first step did not finish it.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);

@@ -1,6 +1,7 @@
 //! Work in progress of a worker. Each piece is polled on the worker's own thread when it can
 //! continue. In an earlier version, the runtime's threads polled the work and passed the results
-//! back, which took a fifth of the server's time while many first issues were recorded.
+//! back, which took a fifth of the server's time while many certificates were issued for the first
+//! time.
 
 use std::{
     collections::HashMap,
@@ -26,8 +27,8 @@ pub(super) trait Notify: Send + Sync + 'static {
 struct Wakeup<N> {
     task: TaskId,
     notify: N,
-    /// Set from the sending of a notice to the next poll, so that at most one notice per
-    /// piece of work is waiting.
+    /// Set between a notice and the next poll, so that at most one notice per piece of work is
+    /// waiting.
     notified: AtomicBool,
 }
 

@@ -78,9 +78,8 @@ impl Validation {
         }
     }
 
-    /// Removes the session that [`next_to_ask`](Self::next_to_ask) returned last from the
-    /// list, even if its ping could not be sent. The next message in the session causes
-    /// another attempt.
+    /// Removes from the list the session that [`next_to_ask`](Self::next_to_ask) returned last,
+    /// even if its ping could not be sent. The next message in the session causes another attempt.
     pub(super) fn done(&mut self) {
         let asked = self.withheld.pop();
         self.withheld.retain(|&other| Some(other) != asked);
@@ -103,7 +102,7 @@ impl Validation {
     }
 }
 
-/// Destination of the CoAP endpoint's messages, which are sent in their DTLS sessions.
+/// Outbox of the CoAP endpoint. Sends each message in its DTLS session.
 pub(super) struct Sealing<'s, O> {
     dtls: &'s mut dtls::Endpoint<Client>,
     out: &'s mut O,
@@ -120,8 +119,8 @@ impl<'s, O: dtls::Outbox> Sealing<'s, O> {
         Self { dtls, out, validation, to_validated: false }
     }
 
-    /// Creates an outbox that sends to the address at which the device was last shown to
-    /// receive, even if it has moved again since.
+    /// Creates an outbox that sends to the address at which the device was last shown to receive
+    /// datagrams, even if it has moved again since.
     pub(super) fn to_validated(
         dtls: &'s mut dtls::Endpoint<Client>,
         out: &'s mut O,

@@ -30,8 +30,8 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round spends on letters and datagrams that have arrived. The last datagram
-/// may exceed this time, even by more than a millisecond. Then timers are handled, answers are
+/// Maximum time that a round spends on letters and datagrams that have arrived. Processing the last
+/// datagram may exceed this time by more than a millisecond. Then timers are handled, answers are
 /// sent, and the round is counted.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
@@ -48,8 +48,8 @@ const FEW: usize = 2;
 
 /// Time for which a worker under load lets datagrams accumulate, because waking up costs several
 /// times as much as a datagram. With 64 concurrent devices, waking up for every two datagrams took
-/// half of the server's time. A pause of 200 µs still took a quarter more time than this pause. A
-/// single device is answered without a pause.
+/// half of the server's time. With a pause of 200 µs, the server still took a quarter more time
+/// than with this one. A single device is answered without a pause.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Maximum time that a stopping worker continues, so that waiting devices get their
@@ -71,7 +71,7 @@ enum Load {
     Quiet,
     /// More were waiting, and others will probably follow soon.
     Busy,
-    /// More may be waiting already.
+    /// The round may not have processed everything that has arrived.
     Full,
 }
 
@@ -108,7 +108,7 @@ pub(super) struct Mailbox {
     inbox: Sender<Letter>,
     datagrams: SyncSender<Forwarded>,
     waker: Arc<mio::Waker>,
-    /// Set from waking the worker to its next check, so that it is not woken twice.
+    /// Set between waking the worker and its next round, so that it is not woken twice.
     woken: Arc<AtomicBool>,
 }
 

@@ -61,7 +61,7 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
     }
 }
 
-/// Collects a stack's datagrams. Fails the test if work takes a second step.
+/// Collects a stack's datagrams. Fails the test if any work is not done at its first step.
 struct Collected(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Collected {

@@ -173,7 +173,7 @@ fn the_ping_to_a_device_is_forgotten_with_its_session() {
 }
 
 impl Scene {
-    /// Creates the same scene with an enrollment whose certificates are issued only once.
+    /// Like [`new`](Self::new), but with an enrollment whose certificates are issued only once.
     fn issues_once(own_id: &[u8]) -> Self {
         let mut scene = Self::new(own_id);
         let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
@@ -185,8 +185,8 @@ impl Scene {
     }
 }
 
-/// A certificate that is issued only once is not looked up before its answer may be sent.
-/// If the answer were lost, the device could not get another.
+/// A certificate that is issued only once is looked up only when the answer may be sent. If the
+/// answer were lost, the device could not get another.
 #[test]
 fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated() {
     for own_id in [&[][..], &[7; 8], &[7; 40]] {

@@ -1,5 +1,6 @@
-//! Tests that the time of a handshake does not reveal what its identity is: known but used
-//! with a wrong key, unknown, of a disabled device, or of a certain kind of enrollment.
+//! Tests that the time of a handshake does not reveal whether its identity is known or unknown,
+//! whether its device is disabled, or what kind of enrollment it belongs to. All handshakes use a
+//! wrong key.
 
 use rand::seq::SliceRandom;
 
@@ -13,7 +14,7 @@ use crate::{
 /// Number of handshakes of each identity before the medians are first compared. The order
 /// of the handshakes is shuffled.
 const ROUNDS: usize = 500;
-/// Maximum number of times that the handshakes are doubled before a difference counts as
+/// Maximum number of times that the number of handshakes is doubled before a difference counts as
 /// real. A difference caused by other load shrinks; a real one stays.
 const DOUBLINGS: u32 = 4;
 /// Largest accepted difference of the medians, as a fraction of the smallest. Any of these

@@ -129,8 +129,8 @@ fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
     let _busy = device(bench.addresses[1], 3 * GROUP);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // Each round takes one datagram. A whole group comes from the busy address, and one datagram
-    // from each of the other addresses.
+    // Each round takes one datagram. In these rounds, a whole group comes from the busy address,
+    // and one datagram from each of the other addresses.
     for _ in 0..GROUP + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
