@@ -1,6 +1,7 @@
 //! Format of the audit log. Entries are JSON objects, one per line, in consecutive blocks. Each
 //! block carries a SHA-256 hash of the previous block's hash and of its own content, so that a
-//! changed, removed or inserted block is detected. Pure; a store keeps the blocks.
+//! changed, removed or inserted block is detected. This module does no I/O; a store keeps the
+//! blocks.
 
 use std::fmt;
 
@@ -112,7 +113,7 @@ pub enum AuditEvent {
     Restored,
     /// Old audit entries were removed.
     Pruned,
-    /// Audit entries were dropped, as too many were waiting to be written.
+    /// Audit entries were dropped because too many were waiting to be written.
     Dropped,
 }
 
@@ -179,7 +180,7 @@ impl Asker {
     }
 }
 
-/// An audit entry about a device's request, already serialized, as the hot path creates many.
+/// An audit entry about a device's request, already serialized because the hot path creates many.
 pub struct Asked(String);
 
 impl Asked {

@@ -46,11 +46,11 @@ pub fn new_id() -> Result<i64, StoreError> {
 pub struct Beat {
     /// The owner.
     pub owner: OwnerId,
-    /// Number of its beats so far.
+    /// Number of the owner's beats so far.
     pub count: i64,
 }
 
-/// Time of a claim by the clocks that the claiming process knows.
+/// Time of a claim, by the claiming process's own clock and, if known, by the cloud's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimTime {
     /// Time by the process's own clock.
@@ -89,7 +89,7 @@ pub enum Settlement {
 pub struct ClaimView {
     /// The requested registration.
     pub entry: JournalEntry,
-    /// Time since which the name has been in the journal, by the clock of the process that wrote
+    /// Time at which the name was entered in the journal, by the clock of the process that entered
     /// it.
     pub since: UnixSeconds,
     /// Description of the owner; `None` for an abandoned claim.
@@ -108,26 +108,26 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 /// Each write is one step. After [`StoreError::Unknown`], it can be repeated with the same result.
 pub trait Claims: Send + Sync + 'static {
     /// Returns the last beats of all owners; if `own` is given, that owner beats first. Fails if
-    /// the table has owners but cannot be written now, so that an owner that cannot beat is not
-    /// taken for dead.
+    /// the table has owners but cannot be written now. Otherwise, an owner that cannot beat would
+    /// be taken for dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
-    /// Ends an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
-    /// the owner was ended.
+    /// Fences an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
+    /// the owner was fenced.
     fn fence(&self, seen: Beat) -> StoreFuture<'_, bool>;
 
-    /// Ends an owner whose process stops: its claims are abandoned.
+    /// Retires an owner whose process stops: its claims are abandoned.
     fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Ends an owner that has no claims, batches or leases, so that others need not watch it. Any
-    /// other owner stays.
+    /// Retires an owner that has no claims, batches or leases, so that others need not watch it.
+    /// Any other owner stays.
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
     /// Claims the registration of a device, durably, before IoT Platform is asked for it. The row
-    /// must ask for just this registration, and no other living owner may have the claim. An
-    /// existing entry of the device is replaced. Its time is kept if it has the same product and
-    /// name and the cloud may have been asked for it. A claim outside a batch counts as asked for
-    /// from now on, because its call follows.
+    /// must ask for just this registration, and no other living owner may have the claim. The new
+    /// journal entry replaces an existing one of the device. It keeps the time of the existing
+    /// entry if both have the same product and name and the cloud may have been asked for the
+    /// device. A claim outside a batch counts as asked for from now on, because its call follows.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -151,8 +151,8 @@ pub trait Claims: Send + Sync + 'static {
     /// Fails with [`StoreError::Fenced`] if the batch is not the owner's.
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()>;
 
-    /// Removes the owner's batch; its claims stay as single ones. Another owner's batch stays
-    /// as it is.
+    /// Removes the owner's batch; its claims stay, as claims outside a batch. Another owner's batch
+    /// stays as it is.
     fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()>;
 
     /// Stores the result of a claimed registration and ends the claim, in one durable step.
@@ -179,21 +179,18 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, with those of their
     /// claims that are abandoned as well. Removes abandoned batches that have no `ApplyId`; their
-    /// claims stay as single ones.
-    ///
-    /// Also returns batches that `owner` has already, because an earlier answer may have been lost.
-    /// The caller knows which of them it runs.
+    /// claims stay, as claims outside a batch.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
-    /// Returns up to `limit` abandoned entries of enabled devices that are in no batch, oldest
-    /// first.
+    /// Returns up to `limit` abandoned entries that are in no batch and whose devices are enabled,
+    /// oldest first.
     fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>>;
 
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
 
-    /// Stores the offset of the cloud's clock, once it is known, in those claims of the owner that
-    /// have no offset.
+    /// Stores the offset of the cloud's clock in those claims of the owner that have none. To be
+    /// called when the offset becomes known.
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
     /// Returns all batches, in order of their numbers.

@@ -219,8 +219,8 @@ fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     seen(&row("SN-1"), Sighting { activated: Some(9), ..Sighting::default() });
     let after = row("SN-1");
     assert_eq!((after.registered, after.activated, after.cloud_state), (Some(3), Some(5), None));
-    // Both calls name an earlier state of the row, as if the device had been registered again
-    // since. So the row stays as it is.
+    // Both calls pass an earlier state of the row, as if the device had been registered again since
+    // then. So the row stays as it is.
     seen(&before, Sighting { state: Some(CloudState::Deleted), ..Sighting::default() });
     seen(&DeviceRow { device_name: Some("former".into()), ..row("SN-1") }, first);
     assert_eq!(row("SN-1"), after);

@@ -1,5 +1,5 @@
-//! Rules of an import: how a row merges into the table, and when it contradicts the table.
-//! Pure, and the same for every store. Knows nothing of how a store keeps its rows.
+//! Rules of an import: how a row merges into the table, and when it contradicts the table. They do
+//! no I/O, are the same for every store, and do not depend on how a store keeps its rows.
 
 use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError};
 use crate::device::{DeviceId, Secret};
@@ -71,7 +71,7 @@ pub fn all_rows<E, F>(
     if rejected > 0 { Err(ImportError::Rejected(rejected)) } else { Ok(report) }
 }
 
-/// Values of a device's imported columns in the table after the import.
+/// Values of those columns of a device that an import can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Columns<'r> {
     /// Name of the enrollment.
@@ -102,7 +102,7 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
 pub struct Change<'r> {
     /// The columns after the change.
     pub columns: Columns<'r>,
-    /// Set if the device's key must be deleted, as it belongs to the former enrollment.
+    /// Set if the device's key must be deleted because it belongs to the former enrollment.
     pub drops_key: bool,
 }
 

@@ -1,7 +1,6 @@
-//! Storage of the device table and related data: the keys of individual devices, the
-//! registration journal, and the first issue of each certificate. Other modules use the trait
-//! [`Store`]. Each store is one file or folder here, and one line in [`open`]. A store knows
-//! nothing of policies.
+//! Storage of the device table and related data: the keys of individual devices, the registration
+//! journal, and the first issue of each certificate. Other modules use the trait [`Store`]. Each
+//! store is one file or folder here, and one line in [`open`]. A store does not depend on policies.
 
 mod actor;
 pub mod audit;
@@ -169,7 +168,7 @@ pub enum DeviceState {
 pub struct IndividualKey {
     /// The only device whose certificate may be requested with this key.
     pub device: DeviceId,
-    /// Name of its enrollment.
+    /// Name of the device's enrollment.
     pub enrollment: String,
     /// Pre-shared key, 16–64 bytes, as hex.
     pub psk: Secret,
@@ -199,14 +198,14 @@ pub struct JournalEntry {
 /// A claim, as its owner receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Time since which the journal has an entry for this name, by the clock of the process
-    /// that wrote the entry.
+    /// Time at which this name was entered in the journal, by the clock of the process that entered
+    /// it.
     pub since: UnixSeconds,
-    /// Seconds to add to that clock's time to get the cloud's; `None` if the process did not know
-    /// the cloud's time.
+    /// Seconds to add to `since` to get the cloud's time; `None` if the process did not know the
+    /// cloud's time.
     pub cloud_offset: Option<i64>,
-    /// Set if the entry existed before this claim and the cloud may have been asked, so an earlier
-    /// call may have created the device.
+    /// Set if the entry existed before this claim and the cloud may have been asked for the device,
+    /// so an earlier call may have created the device.
     pub earlier: bool,
 }
 
@@ -252,7 +251,7 @@ pub struct RegisteredDevice {
 pub struct ImportRow {
     /// Primary key.
     pub device: DeviceId,
-    /// Name of its enrollment.
+    /// Name of the device's enrollment.
     pub enrollment: String,
     /// The enrollment's product. It applies to a new device, and to a device that moves to this
     /// enrollment, unless the row has a product of its own.
@@ -357,8 +356,8 @@ pub fn unix_now() -> UnixSeconds {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Clock of one handle of a store: the system's clock plus a correction. The registrar corrects it
-/// by the cloud's clock.
+/// Clock of one handle of a store: the system's clock plus a correction, which the registrar sets
+/// according to the cloud's clock.
 #[derive(Debug, Default)]
 pub struct Clock(AtomicI64);
 
@@ -433,18 +432,18 @@ pub trait Store: Claims + Leases + Turns {
     /// second may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
-    /// Stores the cloud's data of a device that still has the certificate and the times of
-    /// `seen`. A time that the cloud omits keeps its stored value. The first sign-in, once
-    /// stored, is never overwritten.
+    /// Stores the cloud's data about the device of `seen`, if the device still has the certificate
+    /// and the registration time of `seen`. A time that the cloud omits keeps its stored value. The
+    /// first sign-in, once stored, is never overwritten.
     fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()>;
 
-    /// Returns up to `limit` rows in order of device ID, beginning after `after`. Repeated
+    /// Returns up to `limit` rows in order of device ID, beginning after the ID `after`. Repeated
     /// calls, each with the last ID of the previous one, page through the table.
     fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
     -> StoreFuture<'a, Vec<DeviceRow>>;
 
-    /// Enables or disables a device; returns whether the device exists. Writes an audit entry
-    /// with `by` in the same step, as do `reset` and `delete`.
+    /// Enables or disables a device; returns whether the device exists. In the same step, writes an
+    /// audit entry that names `by`, as do `reset` and `delete`.
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Clears the first issue and any refusal, so that the device can fetch its certificate or
@@ -453,7 +452,7 @@ pub trait Store: Claims + Leases + Turns {
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Clears a device's refusal if it is still `refusal`. Returns whether the refusal was cleared.
-    /// Writes an audit entry with `by` in the same step.
+    /// In the same step, writes an audit entry that names `by`.
     fn clear_refusal<'a>(
         &'a self,
         id: &'a DeviceId,
@@ -464,9 +463,9 @@ pub trait Store: Claims + Leases + Turns {
     /// Deletes the row, the key and the claim of a device; returns whether the device existed.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Lets all reads of this thread see the same state of the table, that of the first read, until
-    /// [`release`](Self::release). The store then need not look for newer data at each read. A
-    /// caller must end this soon.
+    /// Until [`release`](Self::release), all reads of this thread see the state that the table has
+    /// at the first of these reads. So the store need not look for newer data at each read. The
+    /// caller must soon call `release`.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).
@@ -497,10 +496,10 @@ pub trait Store: Claims + Leases + Turns {
 /// Operations on the whole table, for the command line. They block, so an asynchronous caller
 /// must run each on its own thread.
 pub trait Bulk {
-    /// Imports all rows in one transaction, or none. An empty column keeps the value in the
-    /// table. A row that changes nothing is not written; a row that changes a device clears the
-    /// device's refusal. If anything changes, the same transaction writes an audit entry with
-    /// `file` and `by`. The rules are in [`merge`].
+    /// Imports all rows in one transaction, or none. An empty column keeps the value in the table.
+    /// A row that changes nothing is not written; a row that changes a device clears the device's
+    /// refusal. If anything changes, the same transaction writes an audit entry that names `file`
+    /// and `by`. The rules are in [`merge`].
     ///
     /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
     /// imported, with the row's index (from 0), before it reads the next row. If any row is

@@ -206,7 +206,7 @@ fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `fence` ends an owner only if it has not beaten since `beats` was called.
+/// `fence` fences an owner only if it has not beaten since `beats` was called.
 fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -236,8 +236,8 @@ fn a_fenced_owner_that_lives_goes_on_with_what_is_left(store: &(impl Store + Bul
     settle(store, 1, "SN-1", &registered("SN-1", "s3cret")).unwrap();
 }
 
-/// `abandoned` returns the claims of an owner that was ended by `retire`, oldest first, up to a
-/// limit. It returns no claim of a living owner.
+/// `abandoned` returns the claims of a retired owner, oldest first, up to a limit. It returns no
+/// claim of a living owner.
 fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
@@ -250,7 +250,7 @@ fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) 
     assert_eq!(now(store.abandoned(1)).unwrap(), abandoned[..1]);
 }
 
-/// `retire_if_idle` does not end an owner that has claims or a batch.
+/// `retire_if_idle` does not retire an owner that has claims or a batch.
 fn an_owner_with_claims_is_not_idle(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let owners = || now(store.beats(None)).unwrap().len();
@@ -354,7 +354,7 @@ fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
 }
 
-/// `beats` returns a new count for an owner that was ended and claims again, so the owner is not
+/// `beats` returns a new count for an owner that was retired and claims again, so the owner is not
 /// taken for dead.
 fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
@@ -429,7 +429,7 @@ fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     assert_eq!(take(2), None, "its owner has not given it up");
     now(store.give_lease_up(1, "sweep")).unwrap();
     assert_eq!(take(2).as_deref(), Some("SN-1"));
-    // An owner that has ended no longer has the lease.
+    // A retired owner no longer has the lease.
     now(store.retire(2)).unwrap();
     assert_eq!(take(3).as_deref(), Some("SN-1"));
     assert_eq!(now(store.take_lease(&owner(1), "another")).unwrap().as_deref(), Some(""));

@@ -1,6 +1,6 @@
-//! Backs up and restores a database while other processes use it. SQLite's backup API copies
-//! one consistent state. Every copy is verified before it is used. Knows files and their modes;
-//! asks the operator no questions.
+//! Backs up and restores a database while other processes use it. SQLite's backup API copies one
+//! consistent state. Every copy is verified before it is used. This module handles files and their
+//! modes, but never asks the operator.
 
 use std::{
     fs::{self, File},
@@ -35,9 +35,9 @@ pub struct Contents {
     pub devices: u64,
     /// Keys of individual devices.
     pub psks: u64,
-    /// IDs of the keys under which its secrets are sealed.
+    /// IDs of the keys under which the database's secrets are sealed.
     pub keys: Vec<String>,
-    /// Its audit log.
+    /// Result of verifying the database's audit log.
     pub audit: audit::Chain,
 }
 
@@ -167,9 +167,9 @@ impl Restorable {
         keys::check(&self.open()?, &self.from, keys)
     }
 
-    /// Copies the backup into the existing database in one transaction, so that its users
-    /// continue with the restored content. Replaces the file instead if the database is
-    /// `damaged` or missing. Writes an audit entry with `by`.
+    /// Copies the backup into the existing database in one transaction, so that its users continue
+    /// with the restored content. Replaces the file instead if the database is `damaged` or
+    /// missing. Writes an audit entry that names `by`.
     pub fn restore(
         &self,
         to: &Path,

@@ -1,6 +1,6 @@
-//! Imports rows in one transaction, and exports them from one state of the table. Both run on
-//! the calling thread over their own connection, while others read and write. Knows nothing of
-//! the file that the rows come from. The rules of an import are in [`merge`].
+//! Imports rows in one transaction, and exports them from one state of the table. Both run on the
+//! calling thread over their own connection, while others read and write. This module does not
+//! depend on the file that the rows come from. The rules of an import are in [`merge`].
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -127,7 +127,7 @@ fn import<E>(
     Ok(report)
 }
 
-/// Returns the audit entry about an import. The list of enrollments is short, as all of them
+/// Returns the audit entry about an import. The list of enrollments is short, because all of them
 /// are in the configuration.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged } = report;

@@ -46,8 +46,8 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
 struct Before {
     /// The row asks for the registration.
     wanted: bool,
-    /// The row would ask for the registration if it were not disabled. Its claim stays, as the
-    /// cloud may have been asked.
+    /// The row would ask for the registration if it were not disabled. Its claim stays, because the
+    /// cloud may have been asked for the device.
     disabled: bool,
     /// Time and cloud offset of an entry for the same name, if the cloud may have been asked for
     /// it.
@@ -119,8 +119,8 @@ pub(super) fn holder_of_name(
     let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
     while let Some(row) = rows.next()? {
         let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // The query takes the ID for the name if the row has no name. But the name that is derived
-        // from an ID can differ from the ID.
+        // For a row without a name, the query compares the ID. But the name that is derived from an
+        // ID can differ from the ID.
         if row.get(1)? || holder.device_name() == device_name {
             return Ok(Some(holder));
         }
@@ -140,8 +140,8 @@ pub(super) fn holder_of_iot_id(
     Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
 }
 
-/// Returns up to `limit` names that several devices of one product share, which versions before 5
-/// allowed, with the first of these devices and their number. Reads the whole index.
+/// Returns up to `limit` names that several devices of one product share, each with the first of
+/// these devices and their number. Versions before 5 allowed such names. Reads the whole index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
                        FROM device_table INDEXED BY device_name GROUP BY productKey, name \
@@ -213,7 +213,7 @@ pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite:
         .map(drop)
 }
 
-/// Ends a claim because of a conflict, whose reason the caller of [`Claims::settle`] gets.
+/// Ends a claim because of a conflict. The caller of [`Claims::settle`] gets the reason.
 fn conflict(connection: &Connection, device: &DeviceId, reason: String) -> rusqlite::Result<Settled> {
     end_claim(connection, device)?;
     Ok(Err(StoreError::Conflict(reason)))
@@ -388,8 +388,8 @@ fn settled(
 }
 
 impl Sqlite {
-    /// Returns whether a query finds a row, so that the writer is not used if there is nothing to
-    /// do, which is the usual case. Returns true after an error, so that the writer reports it.
+    /// Returns whether a query finds a row. Usually it finds none: then there is nothing to do, and
+    /// the writer is not used. Returns true after an error, so that the writer reports it.
     fn has_any(&self, query: &'static str) -> bool {
         let mut found = self.read(|connection, _| connection.prepare_cached(query)?.exists(()));
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));

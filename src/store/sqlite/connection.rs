@@ -1,6 +1,6 @@
-//! Opens certdist's database file: creates a new one, refuses a foreign one without touching
-//! it, migrates an older schema, and configures each kind of connection. Knows the pragmas,
-//! and nothing of the rows.
+//! Opens certdist's database file: creates a new one, refuses a foreign one without touching it,
+//! migrates an older schema, and configures each kind of connection. This module sets the pragmas,
+//! and does not depend on the rows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -70,8 +70,8 @@ const BACKLOG_CACHE: i64 = 128;
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
 /// Opens the file for writing; creates or migrates it if necessary. A transaction waits for another
-/// process's transaction for at most `wait`. `check_keys` reads the table `database_key`. If it
-/// fails, so does this function, and an older database is not migrated.
+/// process's transaction for at most `wait`. `check_keys` reads the table `database_key`. If
+/// `check_keys` fails, so does this function, and an older database is not migrated.
 pub(super) fn open(
     path: &Path,
     wait: Duration,
@@ -107,7 +107,7 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
 }
 
 /// Opens another writing connection, for work on the whole table, to a file that [`open`] has
-/// opened before. This connection maps the file. A server's connections do not, as touched
+/// opened before. This connection maps the file. A server's connections do not, because touched
 /// pages would count as the server's memory.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
@@ -250,7 +250,7 @@ pub(super) fn migrate(
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    // Checked again under the lock, as another process may have migrated the database
+    // Checked again under the lock, because another process may have migrated the database
     // meanwhile.
     let version = match examine(&transaction).map_err(failed)? {
         Found::Version(version) => version,

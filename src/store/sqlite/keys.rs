@@ -1,5 +1,5 @@
 //! Manages the keys under which a database's values are sealed, and changes the keys while a server
-//! is running. Knows the columns that hold secrets. The module `seal` seals the values.
+//! is running. This module lists the columns that hold secrets. The module `seal` seals the values.
 
 use std::{path::Path, time::Duration};
 

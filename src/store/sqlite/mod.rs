@@ -64,7 +64,7 @@ pub struct Sqlite {
     keys: ArcSwap<Keyring>,
     clock: Arc<Clock>,
     entries: audit::Queue,
-    // Dropped before the writer, as the writer's connection must close last: only a writing
+    // Dropped before the writer, because the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
@@ -90,9 +90,8 @@ impl Sqlite {
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
-        // Absolute, as connections are also opened later, when the current directory may have
-        // changed. Besides, SQLite would take the bare path `:memory:` for a database in
-        // memory.
+        // Absolute, because connections are also opened later, when the current directory may have
+        // changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
             .into();
@@ -205,7 +204,7 @@ impl Sqlite {
 
     /// Returns whether the clock is probably right. It must not be much later than the newest entry
     /// at the first call plus the time that has passed since that call. Later entries do not count,
-    /// as they may be written with the same wrong clock.
+    /// because they may be written with the same wrong clock.
     async fn has_likely_clock(&self, likely: &mut Likely) -> bool {
         if likely.first.is_none() {
             match self.read(|connection, _| audit::newest(connection)).await {
@@ -273,7 +272,7 @@ thread_local! {
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Converts an error of SQLite. The message names the file. It reveals no secrets, as SQLite's
+/// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
 /// own messages contain no values.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();

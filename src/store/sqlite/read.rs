@@ -1,5 +1,5 @@
-//! Queries of the table, and conversion of its rows into values. Knows the columns; the caller
-//! chooses the connection.
+//! Queries of the table, and conversion of its rows into values. This module names the columns; the
+//! caller chooses the connection.
 
 use std::cell::Cell;
 
@@ -27,11 +27,11 @@ const DEVICE_COLUMNS: usize = 11;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
-/// Uses subqueries, as SQLite (with STAT4) would plan a join again for each identity, at five
-/// times the cost of the search.
+/// Uses subqueries, because SQLite (with STAT4) would plan a join again for each identity, which
+/// costs five times as much as the search.
 ///
-/// An unknown identity costs the same as a known one: two searches and one row. That row has
-/// the decoy ?2 as its key, and ?3 as its device and enrollment.
+/// An unknown identity costs the same as a known one: two searches and one row. The row for an
+/// unknown identity has the decoy ?2 as its key, and ?3 as its device and enrollment.
 const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, 1 \
      FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
@@ -63,8 +63,8 @@ pub(super) struct Reader {
     held: Cell<Held>,
 }
 
-/// State of the transaction that several reads share. Beginning and ending a transaction takes
-/// half as long as reading a row.
+/// State of the transaction that several reads share, because beginning and ending a transaction
+/// takes half as long as reading a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
     /// Each read has its own transaction.

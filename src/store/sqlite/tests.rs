@@ -47,7 +47,7 @@ fn id(text: &str) -> DeviceId {
 fn issue<'a>(store: &'a Sqlite, device: &'a DeviceId) -> StoreFuture<'a, Issue> {
     let certificate = registration(device.as_str(), "s3cret").certificate;
     let asker = Asker { enrollment: "lamps".into(), ..Asker::default() };
-    // The future lives as long as the certificate.
+    // The future borrows the certificate, so the certificate must not be dropped here.
     store.record_issue(device, Box::leak(Box::new(certificate)), 1, asker)
 }
 
@@ -159,7 +159,7 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
         )
         .unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
-    // Reads still work, and a command can open the database now.
+    // Meanwhile, reads still work, and a command can open the database.
     assert_eq!(open(&directory).count().unwrap(), 1);
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
 
@@ -176,7 +176,7 @@ fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
         if number % 1000 == 999 {
             assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
             assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
-            // And a write fails instead of being lost silently.
+            // A write fails instead of being lost silently.
             assert!(matches!(wait(issue(&store, &id("SN-1"))), Err(StoreError::Busy(_))));
         }
         row(&format!("new-{number}"))
@@ -191,7 +191,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
     const THREADS: usize = 8;
     const EACH: usize = 250;
     let directory = tempfile::tempdir().unwrap();
-    // Opened with the usual long waits, as many threads of one process write.
+    // Opened with the usual long waits, because many threads of one process write.
     let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
     let device = |thread: usize, number: usize| id(&format!("SN-{thread}-{number}"));
     import(
@@ -254,7 +254,7 @@ fn what_is_held_is_one_state_until_it_is_released_and_holds_nobody_up() {
     let state = || at_once(store.device(&id("SN-1"))).unwrap().unwrap().state;
     let disable = |state| wait(store.set_state(&id("SN-1"), state, &Actor::system_user())).unwrap();
     store.hold();
-    // The shared state begins with the first read, so that read sees this change.
+    // The shared state begins with the first read, which therefore sees this change.
     disable(DeviceState::Disabled);
     assert_eq!(state(), DeviceState::Disabled);
     disable(DeviceState::Enabled);
@@ -316,7 +316,7 @@ fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     wait(holding).unwrap();
 }
 
-/// Returns the numbers of writes that were written, refused and failed.
+/// Returns how many writes were committed, refused and failed.
 fn outcomes(metrics: &Metrics) -> (u64, u64, u64) {
     let [written, refused, failed] =
         [&metrics.written, &metrics.refused, &metrics.failed].map(|count| count.load(Ordering::Relaxed));

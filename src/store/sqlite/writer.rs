@@ -1,6 +1,6 @@
 //! Runs all write jobs on one thread. It commits all waiting jobs together, so that a hundred
 //! devices share one disk sync. Each job has its own savepoint, so that a failed job does not
-//! affect the others. Knows nothing of what the jobs write.
+//! affect the others. This module does not depend on what the jobs write.
 
 use std::{
     path::Path,
@@ -35,7 +35,7 @@ const GROUP: usize = 512;
 /// much as a job. A single job is committed immediately.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// Time for which the end of the process waits for another process's transaction, and the pause
+/// Maximum time that an ending process waits for another process's transaction, and the pause
 /// between two attempts.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 const LAST_PAUSE: Duration = Duration::from_millis(20);
@@ -50,8 +50,7 @@ pub(super) trait Backlog: Send + 'static {
     /// retried at the next call.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 
-    /// Keeps what could not be written before the process ends, so that the next process can write
-    /// it.
+    /// Saves what the ending process could not write, so that the next process can write it.
     fn keep(&mut self);
 }
 
@@ -61,7 +60,7 @@ pub(super) enum WriteError {
     Sqlite(rusqlite::Error),
     /// Reason given by the job itself, as a sentence.
     Failed(String),
-    /// An error that the caller decides by.
+    /// Error that is passed to the caller unchanged.
     Store(StoreError),
 }
 
@@ -234,7 +233,7 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;
         if let Err(error) = job.run(&transaction, path) {
-            // A full disk or an I/O error may have ended the whole transaction. Then the
+            // A full disk or an I/O error may have rolled back the whole transaction. Then the
             // remaining jobs would run outside a transaction.
             if transaction.is_autocommit() {
                 return Err(error);

@@ -44,8 +44,8 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds the next part in the open transaction, if there are enough entries for it; returns
-/// whether it did. Adds no part if some of its entries are missing.
+/// Adds the next part in the open transaction, if there are enough entries for it; returns whether
+/// it added one. Adds no part if some of its entries are missing.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;

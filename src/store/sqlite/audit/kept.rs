@@ -1,5 +1,5 @@
-//! File of audit entries that a process could not write before it ended, as another process had
-//! locked the table. The file lies beside the database. The next process that opens the table
+//! File of audit entries that a process could not write before it ended, because another process
+//! had locked the table. The file lies beside the database. The next process that opens the table
 //! writes the file's entries to it and empties the file. A lock prevents two processes from using
 //! the file at the same time.
 
@@ -78,7 +78,7 @@ impl Kept {
     }
 }
 
-/// Opens the file, but not through a symbolic link, as another user could have put it there.
+/// Opens the file, but not through a symbolic link, because another user could have put it there.
 fn open(path: &Path, create: bool) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     OpenOptions::new()

@@ -1,6 +1,6 @@
 //! The audit log in the database, as blocks of entries. Any writing process may append a block, and
-//! updates the head of the chain in the same transaction. Knows the tables of the log, and nothing
-//! of the events.
+//! updates the head of the chain in the same transaction. This module depends on the tables of the
+//! log, but not on the kinds of events.
 
 mod index;
 mod kept;
@@ -196,8 +196,8 @@ pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -
     verify_in(&state, hash_at)
 }
 
-/// Verifies the chain in the open transaction. Without a transaction, no other connection may write
-/// meanwhile.
+/// Verifies the chain over this connection. Unless a transaction is open, no other connection may
+/// write meanwhile.
 pub(super) fn verify_in(
     connection: &Connection,
     mut hash_at: impl FnMut(u64, &Link),
@@ -241,7 +241,7 @@ pub(super) fn verify_in(
     Ok(chain)
 }
 
-/// Returns `entry 7 is missing` or `entries 7 to 9 are missing`.
+/// Returns a sentence such as `entry 7 is missing` or `entries 7 to 9 are missing`.
 fn sentence(first: u64, last: u64, what: &str) -> String {
     if first < last {
         format!("entries {first} to {last} are {what}")
@@ -250,7 +250,7 @@ fn sentence(first: u64, last: u64, what: &str) -> String {
     }
 }
 
-/// Returns the end of the text of an entry about pruning, which must match the anchor of the
+/// Returns the last part of the text of an entry about pruning. It must match the anchor of the
 /// chain.
 fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))

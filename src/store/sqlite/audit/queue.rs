@@ -26,8 +26,8 @@ use crate::store::{
 /// seconds, which is longer than an import holds its lock. A full queue takes about 14 MB.
 const QUEUE: usize = 65_536;
 
-/// Maximum number of entries in one transaction. A transaction takes a few milliseconds, for
-/// which a first issue may have to wait.
+/// Maximum number of entries in one transaction. A transaction takes a few milliseconds, and a
+/// first issue may have to wait for it.
 const GROUP: usize = 4 * BLOCK;
 
 /// Sending end of the queue.
@@ -57,7 +57,7 @@ pub(in crate::store::sqlite) fn queue(path: Arc<Path>) -> Result<(Queue, Waiting
 }
 
 impl Queue {
-    /// Adds an entry, or counts it as dropped if the queue is full. Wakes no thread, as the
+    /// Adds an entry, or counts it as dropped if the queue is full. Wakes no thread, because the
     /// writer checks the queue several times a second.
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         if self.entries.try_send(asked.into_line()).is_err() {

@@ -276,7 +276,7 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     assert_eq!((chain.entries, chain.pruned, chain.fault), (702 - pruned, 300 + pruned, None));
     assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
     drop(store);
-    // The log continues from there.
+    // The pruned log accepts new entries.
     write(&directory, 5, crate::store::unix_now());
     let store = open(&directory);
     assert_eq!(verified(&store).fault, None);

@@ -1,5 +1,5 @@
-//! Tests of sealed secrets: the file without a key, moved values, wrong and lost keys, and a
-//! change of key beside readers.
+//! Tests of sealed secrets: the file without a key, moved values, wrong and lost keys, and a change
+//! of keys while other processes read.
 
 use super::*;
 use crate::seal::{DatabaseKey, Place};
