@@ -1,6 +1,6 @@
-//! Reads lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines.
-//! So a stray quote breaks only its own line, and line numbers match those of an editor. Knows
-//! no columns.
+//! Reads lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines. So
+//! a stray quote breaks only its own line, and line numbers match those of an editor. This module
+//! does not depend on the columns.
 
 use std::{
     borrow::Cow,

@@ -1,5 +1,5 @@
-//! The device table as a CSV file. Import checks the whole file and reports every bad line
-//! before it changes anything; export writes what import reads. Knows the columns and their
+//! The device table as a CSV file. Import checks the whole file and reports every bad line before
+//! it changes anything; export writes what import reads. This module defines the columns and their
 //! rules; the store decides which values in the table may be replaced.
 
 mod lines;
@@ -190,8 +190,8 @@ pub fn import_file(
     import(store, file, total, path, how, progress)
 }
 
-/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`; the audit
-/// log shows its last part.
+/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`; the audit log
+/// shows only its file name.
 pub fn import(
     store: &impl Bulk,
     file: impl io::Read,

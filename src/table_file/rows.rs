@@ -1,5 +1,5 @@
 //! Rows of a table file: the header, the rules of each column, and the rule that a device or an
-//! identity occurs only once. Pure, except that it reads the file. Knows nothing of the rows
+//! identity occurs only once. The only I/O is reading the file. The rules do not depend on the rows
 //! that are already in the table.
 
 use std::{

@@ -141,7 +141,7 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
         let text = format!("deviceId,pskIdentity,psk\nSN-1,{},{good}\n", "ü".repeat(64));
         assert!(only(&text, &plugs()).key.is_some());
     }
-    // A row without a key is accepted here, as the device may already have a key in the table.
+    // A row without a key is accepted here, because the device may already have a key in the table.
     assert_eq!(only("deviceId\nSN-1\n", &plugs()).key, None);
     let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\n");
     assert_eq!(

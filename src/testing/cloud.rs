@@ -102,8 +102,8 @@ impl State {
         self.epoch_ms + started.elapsed().as_millis() as i64
     }
 
-    /// Returns the account at the current time, which may be virtual, after ending the batch steps
-    /// that are due.
+    /// Ends the batch steps that are due at the current time, which may be virtual. Returns the
+    /// account.
     fn advance(&mut self) -> &mut Account {
         let now = self.now_ms();
         self.account.advance(now);

@@ -10,7 +10,7 @@ use crate::dtls::testing::{Client, Profile};
 
 /// Maximum time for a handshake, and for an answer after the request was acknowledged.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// RFC 7252 §4.8.
+/// Retransmission parameters (RFC 7252 §4.8).
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_RETRANSMIT: u32 = 4;
 

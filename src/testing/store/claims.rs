@@ -20,8 +20,8 @@ use crate::{
 
 #[derive(Clone)]
 struct Held {
-    /// Number of claims opened before this one. It gives the order of the claims, because their
-    /// times come from the system's clock, which does not keep to the virtual time of a test.
+    /// Number of claims opened before this one. It determines the order of the claims, because
+    /// their times come from the system's clock, which does not follow the virtual time of a test.
     number: u64,
     open: OpenEntry,
     cloud_offset: Option<i64>,
