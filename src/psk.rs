@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
-/// Shortest key accepted, in bytes: 128 bits.
+/// Shortest key accepted, in bytes (128 bits).
 pub const MIN_KEY: usize = 16;
 /// Longest key accepted, in bytes (RFC 4279 §5.4).
 pub const MAX_KEY: usize = 64;
@@ -235,7 +235,7 @@ impl Enrollments {
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
 
-    /// Returns the key of an identity and its principal. Returns `None` if the identity is
+    /// Looks up an identity. Returns its key and its principal, or `None` if the identity is
     /// unknown.
     ///
     /// Does the same work for every identity, so that the duration of a handshake does not reveal

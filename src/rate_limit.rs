@@ -60,7 +60,7 @@ impl Rate {
     }
 }
 
-/// Network that rate limits count by: an IPv4 address, or the first 64 bits of an IPv6
+/// Smallest network to which a rate limit applies: an IPv4 address, or the first 64 bits of an IPv6
 /// address, because a subscriber owns all addresses with these bits. An IPv4-mapped IPv6
 /// address (RFC 4291 §2.5.5.2) counts as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,8 +97,8 @@ pub struct Source {
 pub struct Network(u64, u32);
 
 /// Networks that an IPv6 address is counted under (RFC 6177): a subscriber's /64, a site's /56, and
-/// the /48 of a provider's customer. Each entry is the number of bits by which the network is
-/// shorter than a /64, and the factor by which the network's rate is higher.
+/// the /48 of a provider's customer. Each entry is the number of bits by which the network's
+/// prefix is shorter than 64, and the factor by which its rate exceeds that of a /64.
 const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
 
 impl Source {
@@ -107,8 +107,8 @@ impl Source {
         Self { origin: Origin::of(address.ip()), port: address.port() }
     }
 
-    /// Returns the networks that the source is counted under, each with the factor by which its
-    /// rate is higher.
+    /// Returns the networks that the source is counted under, each with the factor by which the
+    /// network's rate exceeds that of a single origin.
     pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };

@@ -216,8 +216,9 @@ fn seconds(text: &str) -> Option<i64> {
 /// Makes a message fit for one line of a log: at most [`MAX_MESSAGE`] characters, without
 /// control characters, and without any of `secrets`.
 ///
-/// In one error, the gateway repeats the string that it expected to be signed. That string holds
-/// the security token, percent-encoded twice, so it is cut off.
+/// In one error, the gateway repeats the string that it expected to be signed. That string
+/// contains the security token, percent-encoded twice, which a search for the token would miss.
+/// Therefore the string is removed.
 pub fn sanitized(message: &str, secrets: &[&str]) -> String {
     let mut message = match message.find("string to sign") {
         Some(at) => format!("{}string to sign …", &message[..at]),

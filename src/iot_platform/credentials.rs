@@ -228,7 +228,8 @@ impl Holder {
     ///
     /// # Errors
     ///
-    /// Fails if there are no valid credentials, and says what is expected.
+    /// Fails if there are no valid credentials. The error says where they were expected and in
+    /// which form.
     pub async fn current(&self, now: i64, deadline: Instant) -> Result<Arc<Credentials>, ApiError> {
         let usable = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),

@@ -422,8 +422,8 @@ impl Registrar {
     ///
     /// # Errors
     ///
-    /// Returns an error of class [`ErrorClass::TryAgain`] if the store fails, or takes no writes
-    /// for too long.
+    /// Returns an error of class [`ErrorClass::TryAgain`] if the store fails, or accepts no write
+    /// within [`TURN_DEADLINE`].
     async fn turn(&self, action: Action) -> Result<(), ApiError> {
         let pace = self.paces.of(action);
         let _gate = pace.gate().await;

@@ -47,8 +47,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Notes the beats of all owners. Returns the last beats of the owners that count as dead, and
-    /// whether an owner has disappeared since the last look.
+    /// Notes the beats of all other owners. Returns the latest beat of each owner that counts as
+    /// dead, and whether an owner has disappeared since the previous look.
     fn look(&mut self, beats: &[Beat], own: OwnerId) -> (Vec<Beat>, bool) {
         let before = std::mem::take(&mut self.owners);
         let mut dead = Vec::new();

@@ -8,9 +8,9 @@ use crate::rate_limit::{Network, Source};
 /// Maximum number of requests in progress at one worker; beyond it, devices are asked to
 /// retry later.
 pub const MAX_TASKS: u64 = 50_000;
-/// Maximum number of requests in progress from one address. Enough for a factory of 10,000 devices
-/// behind that address, but only a quarter of a worker's maximum. A larger IPv6 network may have a
-/// multiple of this number.
+/// Maximum number of requests in progress from one address (in IPv6, one /64). Enough for a factory
+/// of 10,000 devices behind that address, but only a quarter of a worker's maximum. An IPv6 network
+/// larger than a /64 may have a multiple of this number.
 const MAX_OF_ADDRESS: u64 = 12_500;
 /// Maximum number of requests in progress from a network of any size, so that even the holder of a
 /// /48 leaves half of a worker free.

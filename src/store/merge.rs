@@ -82,7 +82,7 @@ pub struct Columns<'r> {
     pub device_name: Option<&'r str>,
     /// Device secret, which completes the certificate.
     pub device_secret: Option<&'r Secret>,
-    /// The cloud's own identifier.
+    /// The cloud's own identifier for the device.
     pub iot_id: Option<&'r str>,
 }
 

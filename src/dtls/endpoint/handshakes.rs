@@ -32,7 +32,8 @@ fn cost_of(group: Group) -> Duration {
 /// Maximum number of claims per handshake that are processed in one [`CLAIM_PERIOD`].
 /// Anyone can make a claim in the client's name, and each claim costs the lookup of a key.
 const MAX_CLAIMS: u8 = 16;
-/// The same limit for an ephemeral suite, where each claim also costs a curve operation.
+/// Maximum number of claims per handshake in one [`CLAIM_PERIOD`] with an ephemeral suite. It is
+/// lower because each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
 /// Period in which claims are counted. It is shorter than any client's timeout, so that a
 /// client that resends its flight always gets its own claim processed.

@@ -284,7 +284,8 @@ impl<'c> Table<'c> {
         if self.insert_key.execute([identity, device, &*sealed])? > 0 {
             return Ok(true);
         }
-        // Either the identity is already in the table, or the device has a different identity.
+        // No row was added: either a row already has this identity, or the device already has an
+        // identity other than the imported one.
         let owner = self
             .owner_of_key
             .query_row([identity], |row| {
