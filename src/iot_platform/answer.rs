@@ -260,6 +260,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_gateway_does_not_authorize_is_the_operators_whatever_the_code() {
+        for status in [401, 403] {
+            for code in ["NoPermission", "Strange"] {
+                assert_eq!(classify(status, Some(code)), ErrorClass::Operator, "{status} {code}");
+            }
+            // A known code decides, and a proxy's page has none.
+            assert_eq!(classify(status, Some("Throttling.User")), ErrorClass::Throttled);
+            assert_eq!(classify(status, None), ErrorClass::TryAgain);
+        }
+    }
+
+    #[test]
     fn exists_is_recovered_through_a_query() {
         assert_eq!(classify(200, Some("iot.device.AlreadyExistedDeviceName")), ErrorClass::Exists);
     }

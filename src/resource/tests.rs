@@ -638,3 +638,26 @@ async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_del
     bench.store.delete(&DeviceId::parse("OWN-1").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(ask(get()).await.code, Code::NotFound);
 }
+
+#[tokio::test]
+async fn a_device_that_is_changed_during_its_registration_is_answered_as_its_row_says_then() {
+    for (change, code) in [("disable", Code::Forbidden), ("delete", Code::NotFound)] {
+        let bench = Bench::new();
+        bench.cloud.script([Scripted::Slow(Duration::from_millis(500))]);
+        let device = DeviceId::parse("SN-1").unwrap();
+        let asking = bench.ask_itself("SN-1");
+        let changing = async {
+            while bench.cloud.registrations() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let by = Actor::system_user();
+            let changed = match change {
+                "disable" => bench.store.set_state(&device, DeviceState::Disabled, &by).await,
+                _ => bench.store.delete(&device, &by).await,
+            };
+            assert!(changed.unwrap());
+        };
+        let (response, ()) = tokio::join!(asking, changing);
+        assert_eq!(response.code, code, "{change}");
+    }
+}

@@ -264,3 +264,15 @@ async fn a_registrar_that_ends_sends_away_who_waits_and_leaves_the_rest_to_the_j
     assert_eq!(crowd.registrar.registrations(), 0);
     assert_eq!(crowd.store.open_batches().await.unwrap().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
+    let crowd = Crowd::new(1, Config::default());
+    crowd.registrar.recover().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // It comes and goes faster than anyone looks.
+    leave(&crowd.store, &name(0)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());
+    crowd.journal_is_empty().await;
+}

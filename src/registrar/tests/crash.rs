@@ -162,11 +162,16 @@ impl World {
 /// step, unless it finishes first; a third process must then finish. Returns the number of steps
 /// of a run.
 fn at_every_step(devices: usize, config: &Config) -> usize {
+    at_every_step_of(|| World::new(devices), config)
+}
+
+/// Does the same in a world of one's own.
+fn at_every_step_of(world: impl Fn() -> World, config: &Config) -> usize {
     for steps in 1.. {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let done = runtime.block_on(async {
-            let world = World::new(devices);
+            let world = world();
             let done = world.run(config, steps).await;
             if !done {
                 let again = StdRng::seed_from_u64(steps as u64).random_range(1..2 * steps + 10);
@@ -210,4 +215,25 @@ fn with_existing_names_refused_nothing_of_ours_is_refused_after_a_crash() {
     };
     at_every_step(1, &config);
     at_every_step(55, &config);
+}
+
+/// The devices of a batch that is not permitted are registered one by one, and are ours even if
+/// the process dies in between.
+#[test]
+fn what_leaves_a_batch_is_claimed_before_its_own_call() {
+    let config = Config {
+        refuse_existing: ["lamp".to_owned()].into(),
+        gather: Duration::from_millis(100),
+        qps: 5.0,
+        shared_qps: 5.0,
+        ..config()
+    };
+    at_every_step_of(
+        || {
+            let world = World::new(30);
+            world.cloud.refuse(crate::iot_platform::Action::BatchCheckDeviceNames, "Forbidden.RAM");
+            world
+        },
+        &config,
+    );
 }
