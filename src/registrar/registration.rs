@@ -254,7 +254,12 @@ impl Registrar {
         loop {
             attempt += 1;
             match operation().await {
-                Err(StoreError::Busy(_) | StoreError::Unknown(_)) if attempt < self.config.max_attempts => {
+                Err(error @ (StoreError::Busy(_) | StoreError::Unknown(_)))
+                    if attempt < self.config.max_attempts =>
+                {
+                    if self.may_log() {
+                        tracing::warn!(%error, "a registration cannot be stored now; trying again");
+                    }
                     tokio::time::sleep(self.pause(attempt)).await;
                 }
                 answer => return answer,
