@@ -10,7 +10,11 @@ use std::{
 
 use rusqlite::Connection;
 
-use crate::support::{Process, Site, http_get, stderr, stdout};
+use crate::support::{
+    Process, SHARED_KEY, Site,
+    console::{Visitor, admin, free_address},
+    http, http_get, stderr, stdout,
+};
 
 const KEY: &str = "706c75672d62617463682d372d6b6579";
 
@@ -246,4 +250,38 @@ fn refusals_of_one_cause_are_reset_together() {
     assert_eq!(reset(&["--refused", "--enrollment", "plug"]), (Some(0), "1 refusal cleared\n".into()));
     assert_eq!(reset(&[]).0, Some(2), "an ID or --refused");
     assert_eq!(reset(&["PAR00001", "--refused"]).0, Some(2));
+}
+
+#[test]
+fn a_refusal_that_stops_calls_is_named_where_an_operator_looks() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--product", "a1another"]);
+    let address = free_address();
+    let site = Site::with(&format!(
+        "[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n{}",
+        simulator.address,
+        admin(address, "")
+    ));
+    site.import("deviceId,enrollment\nPLUG0001,plug\n");
+    let server = site.serve();
+    let mut device = site.certdist(&[
+        "device-sim",
+        "--server",
+        &server.address.to_string(),
+        "--identity",
+        "plug-batch",
+        "--sn",
+        "PLUG0001",
+        "--patience",
+        "3",
+    ]);
+    let asked = device.env("CERTDIST_DEVICE_PSK", hex::encode(SHARED_KEY)).output().expect("it runs");
+    let said = stderr(&asked);
+    let (product, reason) = ("product a1plug", "iot.prod.NotExistedProduct");
+    let ready = http::send(address, "GET", "/readyz", &[], &[]);
+    assert_eq!(ready.status, 200, "devices with a certificate are served: {said}");
+    for body in [ready.body, Visitor::new(address, "lead").get("/").body] {
+        assert!(body.contains(product) && body.contains(reason), "{said}{body}");
+    }
+    assert_eq!(server.stop(), Some(0));
 }

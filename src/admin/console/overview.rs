@@ -111,6 +111,9 @@ fn within(read: &Distribution) -> String {
     }
 }
 
+/// Maximum number of refusals by IoT Platform that are shown.
+const MAX_REFUSALS: usize = 5;
+
 fn problems(shared: &Shared) -> Markup {
     let registrar = &shared.sources.registrar;
     let store = shared.sources.store.metrics();
@@ -121,11 +124,11 @@ fn problems(shared: &Shared) -> Markup {
         let text = "It accepts no new registrations, and finishes those in progress.";
         all.push((Tone::Warning, "The server is shutting down", text.to_owned()));
     }
-    if registrar.open_breakers() > 0 {
+    for (product, reason) in registrar.refusals().into_iter().take(MAX_REFUSALS) {
+        let of_product = product.map(|key| format!(" for product {key}")).unwrap_or_default();
         let text = format!(
-            "It refuses {} products or accounts until you fix the cause: credentials, permissions, quota or product. \
-             The log shows the reason. Devices that have no certificate yet wait; all others are served.",
-            registrar.open_breakers()
+            "It refuses calls{of_product} until you fix the cause: {reason}. Devices that have no certificate yet \
+             wait; all others are served."
         );
         all.push((Tone::Bad, "IoT Platform refuses calls", text));
     }
