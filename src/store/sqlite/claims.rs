@@ -42,7 +42,9 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
     connection.prepare_cached(SQL)?.execute(params![owner.id, owner.name, now]).map(drop)
 }
 
-/// State of a row and its claim before a new claim.
+/// State of a row and its claim before a new claim. The default is the state of a device that is
+/// not in the table.
+#[derive(Default)]
 struct Before {
     /// The row asks for the registration.
     wanted: bool,
@@ -96,13 +98,7 @@ impl Before {
                 })
             })
             .optional()?;
-        Ok(before.unwrap_or(Self {
-            wanted: false,
-            disabled: false,
-            asked: None,
-            other_name: None,
-            held: false,
-        }))
+        Ok(before.unwrap_or_default())
     }
 }
 
@@ -395,6 +391,18 @@ impl Sqlite {
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         !matches!(found, Poll::Ready(Ok(false)))
     }
+
+    /// Submits a write of one statement, which may change no row.
+    fn execute(
+        &self,
+        sql: &'static str,
+        values: impl rusqlite::Params + Send + 'static,
+    ) -> StoreFuture<'static, ()> {
+        self.writer.submit(move |connection| {
+            connection.prepare_cached(sql)?.execute(values)?;
+            Ok(())
+        })
+    }
 }
 
 impl Claims for Sqlite {
@@ -423,17 +431,15 @@ impl Claims for Sqlite {
 
     fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
         const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1";
-        self.writer
-            .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([owner]).map(drop)?))
+        self.execute(SQL, [owner])
     }
 
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()> {
         const SQL: &str = "DELETE FROM registration_owner WHERE ownerId = ?1 \
                            AND NOT EXISTS (SELECT 1 FROM registration_claim WHERE owner = ?1) \
                            AND NOT EXISTS (SELECT 1 FROM registration_batch WHERE owner = ?1) \
-                       AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ?1)";
-        self.writer
-            .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([owner]).map(drop)?))
+                           AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ?1)";
+        self.execute(SQL, [owner])
     }
 
     fn claim<'a>(
@@ -511,12 +517,8 @@ impl Claims for Sqlite {
         const ABANDON: &str = "UPDATE registration_claim SET owner = NULL, batchId = NULL \
                                WHERE deviceId = ?1 AND owner = ?2";
         const REMOVE: &str = "DELETE FROM registration_claim WHERE deviceId = ?1 AND owner = ?2";
-        let device = device.clone();
-        self.writer.submit(move |connection| {
-            let sql = if asked { ABANDON } else { REMOVE };
-            connection.prepare_cached(sql)?.execute(params![device.as_str(), owner])?;
-            Ok(())
-        })
+        let sql = if asked { ABANDON } else { REMOVE };
+        self.execute(sql, (device.as_str().to_owned(), owner))
     }
 
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
@@ -553,9 +555,7 @@ impl Claims for Sqlite {
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()> {
         const SQL: &str = "UPDATE registration_claim SET cloudOffset = ?2 \
                            WHERE owner = ?1 AND cloudOffset IS NULL";
-        self.writer.submit(move |connection| {
-            Ok(connection.prepare_cached(SQL)?.execute([owner, offset]).map(drop)?)
-        })
+        self.execute(SQL, (owner, offset))
     }
 
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
@@ -615,9 +615,6 @@ impl Leases for Sqlite {
 
     fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()> {
         const SQL: &str = "UPDATE lease SET owner = NULL WHERE name = ?1 AND owner = ?2";
-        let name = name.to_owned();
-        self.writer.submit(move |connection| {
-            Ok(connection.prepare_cached(SQL)?.execute(params![name, owner]).map(drop)?)
-        })
+        self.execute(SQL, (name.to_owned(), owner))
     }
 }
