@@ -3,7 +3,7 @@
 //! registered one by one. The batch is in the journal before it creates any device, so that it
 //! continues after a crash.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::join_all, stream};
 use tokio::time::Instant;
@@ -58,11 +58,7 @@ fn abandoned(message: &str) -> Abandoned {
 
 impl Registrar {
     /// Runs a batch to its end. Registrations that the batch could not finish are queued again.
-    pub(super) async fn run_batch(
-        self: &std::sync::Arc<Self>,
-        product_key: &str,
-        registrations: Vec<Registration>,
-    ) {
+    pub(super) async fn run_batch(self: &Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
         let Some(mut batch) = self.open_batch(product_key, registrations).await else { return };
         tracing::info!(product_key, devices = batch.registrations.len(), "registering a batch");
         let outcome = self.register_batch(&mut batch).await;
@@ -70,11 +66,7 @@ impl Registrar {
     }
 
     /// Resumes a batch that was in progress when its process ended.
-    pub(super) async fn resume_batch(
-        self: &std::sync::Arc<Self>,
-        journal: OpenBatch,
-        registrations: Vec<Registration>,
-    ) {
+    pub(super) async fn resume_batch(self: &Arc<Self>, journal: OpenBatch, registrations: Vec<Registration>) {
         let Some(apply_id) = journal.apply_id.map(ApplyId) else { return };
         tracing::info!(product_key = journal.product_key, devices = registrations.len(), "resuming a batch");
         let by_name = |registration: Registration| (registration.entry.device_name.clone(), registration);
@@ -87,7 +79,7 @@ impl Registrar {
     /// registration ends here if its row no longer asks for it. Returns `None` if none remain, or
     /// if the journal fails.
     async fn open_batch(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         product_key: &str,
         mut registrations: Vec<Registration>,
     ) -> Option<Batch> {
@@ -142,7 +134,7 @@ impl Registrar {
     }
 
     /// Checks, creates and fetches the devices of a batch.
-    async fn register_batch(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<(), Abandoned> {
+    async fn register_batch(self: &Arc<Self>, batch: &mut Batch) -> Result<(), Abandoned> {
         let Some(apply_id) = self.check(batch).await? else { return Ok(()) };
         // The apply ID is in the journal before any device is created, so that the batch can be
         // resumed after a crash.
@@ -159,7 +151,7 @@ impl Registrar {
 
     /// Repeats the check, each time without the names that failed, until all names of the batch
     /// pass. Names that failed are looked up. Returns `None` when no name is left.
-    async fn check(self: &std::sync::Arc<Self>, batch: &mut Batch) -> Result<Option<ApplyId>, Abandoned> {
+    async fn check(self: &Arc<Self>, batch: &mut Batch) -> Result<Option<ApplyId>, Abandoned> {
         for _ in 0..MAX_CHECKS {
             let product_key = batch.journal.product_key.clone();
             let names = batch.names();
@@ -189,7 +181,7 @@ impl Registrar {
     /// Continues a batch from the step that the cloud reports: creates the devices unless that
     /// has been done, then fetches them.
     async fn create_and_fetch(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         batch: &mut Batch,
         mut apply_id: ApplyId,
     ) -> Result<(), Abandoned> {
@@ -268,11 +260,7 @@ impl Registrar {
     }
 
     /// Fetches all pages of a batch's result and finishes the devices on them.
-    async fn fetch(
-        self: &std::sync::Arc<Self>,
-        batch: &mut Batch,
-        apply_id: ApplyId,
-    ) -> Result<(), Abandoned> {
+    async fn fetch(self: &Arc<Self>, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
         let page = |number| {
             let product_key = &product_key;
@@ -310,7 +298,7 @@ impl Registrar {
 
     /// Looks up names that may already exist, up to [`MAX_QUERY`] per call, and recovers their
     /// certificates. A device that does not exist, or cannot be looked up now, is queued again.
-    async fn look_up(self: &std::sync::Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
+    async fn look_up(self: &Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
         let mut lists: Vec<Vec<Registration>> = Vec::new();
         for registration in registrations {
             match lists.last_mut() {
@@ -344,11 +332,7 @@ impl Registrar {
     }
 
     /// Finishes a registration whose name was looked up, or queues it for a single call.
-    async fn conclude(
-        self: &std::sync::Arc<Self>,
-        mut registration: Registration,
-        device: Option<CloudDevice>,
-    ) {
+    async fn conclude(self: &Arc<Self>, mut registration: Registration, device: Option<CloudDevice>) {
         registration.leave_batch();
         let Some(device) = device else { return self.enqueue(registration) };
         let outcome = match self.adopt(&registration, device).await {
@@ -361,7 +345,7 @@ impl Registrar {
     }
 
     /// Closes the batch in the journal and queues the remaining devices for single calls.
-    async fn end_batch(self: &std::sync::Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
+    async fn end_batch(self: &Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
         let Batch { journal, registrations } = batch;
         if let Err(error) = outcome {
             tracing::warn!(

@@ -630,7 +630,7 @@ impl Registrar {
     /// many calls fail for the same reason.
     fn failed_for_now(&self, device: Option<&DeviceId>, action: Option<Action>, error: &ApiError) {
         let (device, action) = (device.map(tracing::field::display), action.map(Action::name));
-        if lock(&self.failure_lines).admit(Instant::now().into_std()) {
+        if self.may_log() {
             tracing::warn!(device, action, %error, "a call to IoT Platform failed; trying again");
         } else {
             tracing::debug!(device, action, %error, "a call to IoT Platform failed; trying again");

@@ -92,7 +92,7 @@ struct State {
     /// Milliseconds since 1970 at `started`.
     epoch_ms: i64,
     started: Option<Instant>,
-    /// How far the cloud's clock is ahead of this machine's, in seconds.
+    /// Difference by which the cloud's clock is ahead of this machine's, in seconds.
     clock_ahead: i64,
 }
 
