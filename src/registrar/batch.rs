@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use super::{
     Registrar,
-    registration::{Next, Registration},
+    registration::{CLAIM_ATTEMPTS, Next, Registration},
 };
 use crate::{
     iot_platform::{
         Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, BatchStatus, CloudDevice, ErrorClass,
         MAX_QUERY,
     },
-    store::{JournalEntry, OpenBatch, claim::new_id},
+    store::{JournalEntry, OpenBatch, StoreError, claim::new_id},
 };
 
 /// Maximum number of times that the names of one batch are checked. Each repetition omits the
@@ -90,8 +90,8 @@ impl Registrar {
             let journal = OpenBatch { id: new_id()?, product_key: product_key.to_owned(), apply_id: None };
             let now = self.claim_time();
             let claim = || self.store.claim_batch(&self.owner, &journal, &entries, now);
-            let claims = self.repeat(claim).await;
-            if claims.is_err() {
+            let claims = self.repeat(CLAIM_ATTEMPTS, claim).await;
+            if matches!(claims, Err(StoreError::Unknown(_))) {
                 self.close(&journal).await;
             }
             Ok((claims?, journal))
@@ -99,12 +99,12 @@ impl Registrar {
         let (claims, journal) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
-                for registration in registrations {
-                    // It may have been claimed all the same.
-                    self.release(&registration.entry.device, false).await;
+                join_all(registrations.into_iter().map(async |registration| {
+                    self.undo_claim(&registration.entry.device, &error).await;
                     let outcome = self.store_failed(&registration.entry, &error);
                     self.let_go(registration, outcome).await;
-                }
+                }))
+                .await;
                 return None;
             }
         };
@@ -126,7 +126,9 @@ impl Registrar {
 
     async fn close(&self, batch: &OpenBatch) {
         super::lock(&self.queue).stop_running(batch.id);
-        if let Err(error) = self.repeat(|| self.store.close_batch(self.owner.id, batch.id)).await {
+        if let Err(error) =
+            self.repeat(self.config.max_attempts, || self.store.close_batch(self.owner.id, batch.id)).await
+        {
             // After this process has ended, another one resumes the batch and finds that it is
             // done.
             tracing::warn!(%error, "could not close a batch in the journal");
@@ -145,7 +147,9 @@ impl Registrar {
     async fn note_apply_id(&self, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
         batch.journal.apply_id = Some(apply_id.0);
         let id = batch.journal.id;
-        let noted = self.repeat(|| self.store.set_apply_id(self.owner.id, id, apply_id.0)).await;
+        let noted = self
+            .repeat(self.config.max_attempts, || self.store.set_apply_id(self.owner.id, id, apply_id.0))
+            .await;
         noted.map_err(|error| abandoned(&format!("the journal failed: {error}")))
     }
 

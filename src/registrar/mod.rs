@@ -26,6 +26,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     runtime::Handle,
@@ -284,12 +285,15 @@ impl Registrar {
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.draining.store(true, Ordering::Relaxed);
         let waiting = lock(&self.queue).clear(None);
-        for registration in waiting {
-            self.let_go(registration, Outcome::Later(DRAIN_PAUSE)).await;
-        }
         let waiters: Vec<Waiter> =
             lock(&self.registrations).values().map(|registration| registration.outcome.subscribe()).collect();
         let all = async {
+            join_all(
+                waiting
+                    .into_iter()
+                    .map(|registration| self.let_go(registration, Outcome::Later(DRAIN_PAUSE))),
+            )
+            .await;
             for mut waiter in waiters {
                 let _ = waiter.wait_for(Option::is_some).await;
             }

@@ -24,6 +24,10 @@ const MAX_UNKNOWN: u32 = 3;
 /// and an answer takes a moment to arrive.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
+/// Number of attempts to claim a device while the store is busy. Nothing has been asked of the cloud
+/// yet, so the waiting device is better asked to retry later.
+pub(super) const CLAIM_ATTEMPTS: u32 = 3;
+
 /// First and longest pause before a claim that another process holds is tried again.
 const FIRST_HELD_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
@@ -149,15 +153,14 @@ impl Registrar {
     ) -> Next {
         if !registration.has_claim() || registration.has_left_batch {
             let (entry, now) = (registration.entry.clone(), self.claim_time());
-            match self.repeat(|| self.store.claim(&self.owner, &entry, now)).await {
+            match self.repeat(CLAIM_ATTEMPTS, || self.store.claim(&self.owner, &entry, now)).await {
                 Ok(claimed) => {
                     if let Some(next) = self.note_claim(registration, claimed).await {
                         return next;
                     }
                 }
                 Err(error) => {
-                    // It may have been claimed all the same.
-                    self.release(&entry.device, false).await;
+                    self.undo_claim(&entry.device, &error).await;
                     return Next::Done(self.store_failed(&entry, &error));
                 }
             }
@@ -236,7 +239,9 @@ impl Registrar {
     /// Gives a claim up. Until that is stored, no other process can have the claim while this one
     /// lives, so waiting for a busy store is worthwhile.
     pub(super) async fn release(&self, device: &DeviceId, asked: bool) {
-        let released = self.repeat(|| self.store.release_claim(self.owner.id, device, asked)).await;
+        let released = self
+            .repeat(self.config.max_attempts, || self.store.release_claim(self.owner.id, device, asked))
+            .await;
         if let Err(error) = released
             && self.may_log()
         {
@@ -244,19 +249,25 @@ impl Registrar {
         }
     }
 
+    /// Gives up a claim that failed with this error, if the claim may have been stored all the same.
+    pub(super) async fn undo_claim(&self, device: &DeviceId, error: &StoreError) {
+        if matches!(error, StoreError::Unknown(_)) {
+            self.release(device, false).await;
+        }
+    }
+
     /// Repeats an operation of the store while it is busy or its answer is lost, with pauses and
-    /// a limited number of times.
+    /// at most `max_attempts` times.
     pub(super) async fn repeat<'a, T>(
         &self,
+        max_attempts: u32,
         mut operation: impl FnMut() -> StoreFuture<'a, T>,
     ) -> Result<T, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
             match operation().await {
-                Err(error @ (StoreError::Busy(_) | StoreError::Unknown(_)))
-                    if attempt < self.config.max_attempts =>
-                {
+                Err(error @ (StoreError::Busy(_) | StoreError::Unknown(_))) if attempt < max_attempts => {
                     if self.may_log() {
                         tracing::warn!(%error, "a registration cannot be stored now; trying again");
                     }
@@ -388,7 +399,10 @@ impl Registrar {
     /// store is worthwhile.
     async fn settle(&self, registration: &mut Registration, settlement: &Settlement) -> Result<(), Outcome> {
         let entry = registration.entry.clone();
-        match self.repeat(|| self.store.settle(self.owner.id, &entry, settlement)).await {
+        match self
+            .repeat(self.config.max_attempts, || self.store.settle(self.owner.id, &entry, settlement))
+            .await
+        {
             Ok(()) => {
                 registration.claim = None;
                 return Ok(());

@@ -10,7 +10,7 @@ use std::{
     future::{pending, ready},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -178,6 +178,8 @@ pub(crate) struct Memory {
     epoch: (Instant, UnixSeconds),
     /// Dice that decide which answers are lost, and how many in a thousand.
     lossy: Option<Arc<Mutex<(StdRng, u32)>>>,
+    /// Set while every operation fails because the tables are busy.
+    busy: Arc<AtomicBool>,
 }
 
 impl Default for Memory {
@@ -188,6 +190,7 @@ impl Default for Memory {
             clock: Arc::default(),
             epoch: (Instant::now(), unix_now()),
             lossy: None,
+            busy: Arc::default(),
         }
     }
 }
@@ -206,6 +209,11 @@ impl Memory {
         self.lossy = Some(Arc::new(Mutex::new((StdRng::seed_from_u64(seed), of_a_thousand))));
     }
 
+    /// Makes all operations of all processes fail, or lets them succeed again.
+    pub(crate) fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
     fn is_lost(&self) -> bool {
         let Some(lossy) = &self.lossy else { return false };
         let (random, of_a_thousand) = &mut *lossy.lock().unwrap();
@@ -219,7 +227,14 @@ impl Memory {
 
     /// Returns access to the same tables for a process that dies when its fuse has burnt.
     pub(crate) fn in_process(&self, fuse: Arc<Fuse>) -> Self {
-        Self { tables: self.tables.clone(), fuse, clock: Arc::default(), epoch: self.epoch, lossy: None }
+        Self {
+            tables: self.tables.clone(),
+            fuse,
+            clock: Arc::default(),
+            epoch: self.epoch,
+            lossy: None,
+            busy: self.busy.clone(),
+        }
     }
 
     /// Kills the process that uses this store: its later calls have no effect and never return.
@@ -245,6 +260,9 @@ impl Memory {
     ) -> StoreFuture<'a, T> {
         if !self.fuse.goes_on() {
             return Box::pin(pending());
+        }
+        if self.busy.load(Ordering::Relaxed) {
+            return Box::pin(ready(Err(StoreError::Busy("the disk is full".into()))));
         }
         let mut answer = work(&mut self.tables(), self.now());
         if answer.is_ok() && self.is_lost() {

@@ -94,6 +94,48 @@ async fn ten_thousand_are_registered_in_seconds_and_within_the_limits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_busy_store_sends_a_device_away_before_it_gives_up() {
+    let crowd = Crowd::new(1, Config::default());
+    crowd.store.set_busy(true);
+    let outcome = crowd.registrar.register(wanted(&name(0)), PATIENCE).await;
+    assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
+    assert!(crowd.start.elapsed() < Duration::from_secs(2), "{:?}", crowd.start.elapsed());
+    assert_eq!(crowd.cloud.registrations(), 0);
+    crowd.store.set_busy(false);
+    let outcome = crowd.registrar.register(wanted(&name(0)), PATIENCE).await;
+    assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_store_holds_no_batch_up() {
+    let crowd = Crowd::new(1000, Config::default());
+    crowd.store.set_busy(true);
+    let asking: Vec<_> = (0..1000).map(|number| crowd.ask(&name(number), "a1")).collect();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(crowd.registrar.registrations(), 0, "all were asked to retry later");
+    assert_eq!(crowd.cloud.calls(Action::BatchCheckDeviceNames), 0);
+    crowd.store.set_busy(false);
+    for one in asking {
+        assert!(matches!(one.await.unwrap().0, Outcome::Registered(_)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_store_holds_no_shutdown_up() {
+    let crowd = Crowd::new(40, Config { max_batches: 0, ..Config::default() });
+    crowd.cloud.script(vec![Scripted::Refuse(ErrorClass::TryAgain); 1000]);
+    let asking: Vec<_> = (0..40).map(|number| crowd.ask(&name(number), "a1")).collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // After a failed call, registrations wait in the queue with their claims.
+    assert!(crowd.registrar.waiting() > 0);
+    crowd.store.set_busy(true);
+    let begun = Instant::now();
+    crowd.registrar.drain(Duration::from_secs(5)).await;
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    asking.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_line_that_single_calls_serve_soon_makes_no_batch() {
     let crowd = Crowd::new(45, Config::default());
     let took = crowd.all_ask(45).await;
