@@ -29,7 +29,7 @@ use certdist::{
         Services,
         stack::{Done, Io, Stack},
     },
-    store::{self, Actor, Bulk, ImportRow, Store as _, audit::Asker, claim::Owner},
+    store::{self, Actor, Bulk, ImportJob, ImportRow, Store as _, audit::Asker, claim::Owner},
 };
 use tokio::runtime::{Handle, Runtime};
 
@@ -54,8 +54,8 @@ fn certificate(device: &DeviceId) -> Certificate {
 fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Services {
     let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
-    let rows = (0..devices).map(|number| {
-        Ok::<_, ()>(ImportRow {
+    let mut rows = (0..devices).map(|number| {
+        Ok(ImportRow {
             device: DeviceId::parse_sn(&id(number)).expect("an ID"),
             enrollment: "lamp".into(),
             enrollment_product: "a1lamp".into(),
@@ -67,9 +67,8 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
             key: None,
         })
     });
-    store
-        .import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected"))
-        .expect("imported");
+    let job = ImportJob { by: &Actor::system_user(), file: "batch.csv", dry_run: false };
+    store.import(job, &mut rows, &mut |_, _| panic!("rejected")).expect("imported");
     runtime.block_on(async {
         for first in (0..devices).step_by(1000) {
             let some: Vec<_> = (first..devices.min(first + 1000))

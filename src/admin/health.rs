@@ -13,8 +13,11 @@ use axum::{
 };
 use tokio::sync::Mutex;
 
-use super::{Sources, Table};
-use crate::server::{self, Pulse, ROUND};
+use super::Sources;
+use crate::{
+    server::{self, Pulse, ROUND},
+    store::Table,
+};
 
 /// Maximum time for a probe, which reads and writes the table.
 const PROBE: Duration = Duration::from_secs(2);

@@ -9,7 +9,6 @@ mod health;
 mod metrics;
 mod ring;
 mod session;
-mod table;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +32,6 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-pub use self::table::Table;
 use self::{
     access::{Denied, Gate},
     connections::Peer,
@@ -46,7 +44,7 @@ use crate::{
     registrar::Registrar,
     resource::throttle::Counters,
     server::{Metrics, Pulse},
-    store::UnixSeconds,
+    store::{Table, UnixSeconds},
 };
 
 /// Sources of the metrics and the device rows.

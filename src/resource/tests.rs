@@ -20,8 +20,11 @@ use crate::{
     rate_limit::Rate,
     registrar::{self, Registrar},
     resource::throttle::EnrollmentLimits,
-    store::{Actor, Bulk, DeviceState, ImportRow, Store, sqlite::Sqlite},
-    testing::cloud::{Cloud, Scripted},
+    store::{Actor, DeviceState, ImportRow, Store, sqlite::Sqlite},
+    testing::{
+        cloud::{Cloud, Scripted},
+        store::import,
+    },
 };
 
 /// Maximum time that a request waits for its registration. Longer than a commit takes on a
@@ -78,11 +81,7 @@ impl Bench {
                 ..row("SN-KNOWN", "lamp")
             },
         ];
-        store
-            .import(&Actor::system_user(), "batch.csv", rows.map(Ok::<_, ()>).into_iter(), false, |_, _| {
-                panic!("rejected")
-            })
-            .unwrap();
+        import(&*store, rows);
         let enrollments = Enrollments::new([
             enrollment("lamp", Kind::Derived(Key::from_hex(MASTER).unwrap()), Reissue::Always),
             shared("plug", Reissue::Window(Duration::from_secs(60))),
@@ -625,12 +624,7 @@ async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_del
         ImportRow { key: key("another-identity"), ..row("OWN-1", "own") },
         ImportRow { key: key("OWN-1-identity"), ..row("OWN-2", "own") },
     ];
-    bench
-        .store
-        .import(&Actor::system_user(), "keys.csv", rows.map(Ok::<_, ()>).into_iter(), false, |_, _| {
-            panic!("rejected")
-        })
-        .unwrap();
+    import(&*bench.store, rows);
     assert_eq!(bench.principal("OWN-1-identity").await.device.unwrap().as_str(), "OWN-2");
     assert_eq!(name(&ask(get()).await), "OWN-1");
     assert_eq!(ask(get().query("sn=OWN-2")).await.code, Code::Forbidden);

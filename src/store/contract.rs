@@ -6,7 +6,7 @@
 mod alternating;
 mod claims;
 
-use std::convert::Infallible;
+use std::ops::ControlFlow;
 
 use self::alternating::Alternating;
 use super::{
@@ -119,8 +119,15 @@ fn issue(store: &impl Store, device: &str, issue_id: i64) -> Result<Issue, Store
 }
 
 fn import(store: &impl Bulk, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
-    let rows = rows.into_iter().map(Ok::<_, Infallible>);
-    store.import(&by(), "file.csv", rows, false, |index, rejection| panic!("{index}: {rejection:?}")).unwrap()
+    store
+        .import(job(&by()), &mut rows.into_iter().map(Ok), &mut |index, rejection| {
+            panic!("{index}: {rejection:?}")
+        })
+        .unwrap()
+}
+
+fn job(by: &Actor) -> ImportJob<'_> {
+    ImportJob { by, file: "file.csv", dry_run: false }
 }
 
 fn device(store: &impl Store, device: &str) -> Option<DeviceRow> {
@@ -130,10 +137,6 @@ fn device(store: &impl Store, device: &str) -> Option<DeviceRow> {
 fn events(store: &impl Store, device: &str) -> Vec<(AuditEvent, Option<String>)> {
     let history = now(store.history(&id(device), 100)).unwrap();
     history.into_iter().map(|entry| (entry.event, entry.who)).collect()
-}
-
-fn is_failed<T: std::fmt::Debug>(answer: Result<T, StoreError>) {
-    assert!(matches!(answer, Err(StoreError::Failed(_))), "{answer:?}");
 }
 
 /// Tests `device`, `enrollment_of` and `individual_key`.
@@ -310,9 +313,8 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
     let before = now(store.rows_after(None, 99)).unwrap();
     let columns = |rows: Vec<ImportRow>| {
         let mut columns = Vec::new();
-        let rows = rows.into_iter().map(Ok::<_, Infallible>);
-        let outcome = store.import(&by(), "file.csv", rows, false, |index, rejection| {
-            let Rejection::Conflict(conflict) = rejection;
+        let outcome = store.import(job(&by()), &mut rows.into_iter().map(Ok), &mut |index, rejection| {
+            let Rejection::Conflict(conflict) = rejection else { panic!("row {index} was read") };
             assert!(conflict.reason.contains("device SN-"), "{}", conflict.reason);
             columns.push((index, conflict.column));
         });
@@ -400,18 +402,17 @@ fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
     let rows = [
         Ok(row("SN-0")),
         Ok(with_certificate("SN-1", "0ther")),
-        Err("not a row"),
+        Err(Unreadable),
         Ok(with_key("SN-3", "id-2", "00ff")),
         Ok(ImportRow { individual: true, ..row("SN-4") }),
     ];
     let mut rejected = Vec::new();
-    let outcome =
-        store.import(&by(), "file.csv", rows.into_iter(), false, |index, rejection| match rejection {
-            Rejection::Conflict(conflict) => rejected.push((index, conflict.column)),
-            Rejection::Unreadable(error) => rejected.push((index, error)),
-        });
+    let outcome = store.import(job(&by()), &mut rows.into_iter(), &mut |index, rejection| match rejection {
+        Rejection::Conflict(conflict) => rejected.push((index, conflict.column)),
+        Rejection::Unreadable => rejected.push((index, "unreadable")),
+    });
     assert!(matches!(outcome, Err(ImportError::Rejected(4))), "{outcome:?}");
-    let expected = [(1, "deviceSecret"), (2, "not a row"), (3, "pskIdentity"), (4, "pskIdentity")];
+    let expected = [(1, "deviceSecret"), (2, "unreadable"), (3, "pskIdentity"), (4, "pskIdentity")];
     assert_eq!(rejected, expected);
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }
@@ -420,32 +421,32 @@ fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
 fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     let rows = || [row("SN-1"), with_certificate("SN-2", "s3cret"), row("SN-3")];
-    let tried = rows().into_iter().map(Ok::<_, Infallible>);
-    let report = store.import(&by(), "file.csv", tried, true, |_, _| ()).unwrap();
+    let by = by();
+    let dry_run = ImportJob { dry_run: true, ..job(&by) };
+    let report = store.import(dry_run, &mut rows().into_iter().map(Ok), &mut |_, _| ()).unwrap();
     assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
     assert_eq!(device(store, "SN-2").unwrap().certificate, None);
     assert_eq!(store.count().unwrap(), 2);
     assert_eq!(import(store, rows()), report);
 }
 
-/// `export` returns every row with its key, in order of device ID; an error from `each` ends
-/// the export.
+/// `export` returns every row with its key, in order of device ID, until `each` breaks off.
 fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
     let mut seen = Vec::new();
-    let outcome: Result<(), StoreError> = store.export(|row, key| {
+    let each = &mut |row: DeviceRow, key: Option<(String, Secret)>| {
         seen.push((row.id.to_string(), key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
-        Ok(())
-    });
-    outcome.unwrap();
+        ControlFlow::Continue(())
+    };
+    store.export(each).unwrap();
     let key = Some(("id-2".to_owned(), "00ff".to_owned()));
     assert_eq!(seen, [("SN-1".to_owned(), None), ("SN-2".to_owned(), key)]);
     let mut calls = 0;
-    let outcome: Result<(), StoreError> = store.export(|_, _| {
+    let each = &mut |_, _| {
         calls += 1;
-        Err(StoreError::Failed("enough".into()))
-    });
-    is_failed(outcome);
+        ControlFlow::Break(())
+    };
+    store.export(each).unwrap();
     assert_eq!(calls, 1);
 }
 

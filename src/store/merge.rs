@@ -1,7 +1,7 @@
 //! Rules of an import: how a row merges into the table, and when it contradicts the table. They do
 //! no I/O, are the same for every store, and do not depend on how a store keeps its rows.
 
-use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError};
+use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, StoreError};
 use crate::device::{DeviceId, Secret};
 
 /// Effect of one imported row on the table.
@@ -44,11 +44,11 @@ impl<F> From<Conflict> for Unmerged<F> {
 /// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so that
 /// one run shows the operator all faults of the file. After any error, the store must undo the rows
 /// that it has merged.
-pub fn all_rows<E, F>(
-    rows: impl Iterator<Item = Result<ImportRow, E>>,
+pub fn all_rows<F>(
+    rows: Rows<'_>,
     mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
     failed: impl Fn(F) -> StoreError,
-    mut reject: impl FnMut(u64, Rejection<E>),
+    reject: Reject<'_>,
 ) -> Result<ImportReport, ImportError> {
     let (mut report, mut rejected) = (ImportReport::default(), 0);
     for (index, row) in (0..).zip(rows) {
@@ -63,7 +63,7 @@ pub fn all_rows<E, F>(
             }
             Ok(Err(Unmerged::Failed(error))) => return Err(failed(error).into()),
             Ok(Err(Unmerged::Conflict(conflict))) => Rejection::Conflict(conflict),
-            Err(error) => Rejection::Unreadable(error),
+            Err(unreadable) => unreadable.into(),
         };
         rejected += 1;
         reject(index, rejection);

@@ -4,6 +4,7 @@
 
 mod actor;
 pub mod audit;
+mod bulk;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
@@ -22,7 +23,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub use self::actor::Actor;
+pub use self::{
+    actor::Actor,
+    bulk::{
+        Bulk, Conflict, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows,
+        Totals, Unreadable,
+    },
+};
 use self::{
     audit::{Asked, Asker, AuditEntry},
     claim::Claims,
@@ -246,109 +253,6 @@ pub struct RegisteredDevice {
     pub registered: UnixSeconds,
 }
 
-/// One row of an import, whose values are already validated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImportRow {
-    /// Primary key.
-    pub device: DeviceId,
-    /// Name of the device's enrollment.
-    pub enrollment: String,
-    /// The enrollment's product. It applies to a new device, and to a device that moves to this
-    /// enrollment, unless the row has a product of its own.
-    pub enrollment_product: String,
-    /// Set if the enrollment is individual. The device must then have a key after the import,
-    /// from this row or already in the table.
-    pub individual: bool,
-    /// Product given in the row itself, which takes precedence over the enrollment's.
-    pub product_key: Option<String>,
-    /// Device name. If the device has no certificate, it will be registered under this name.
-    pub device_name: Option<String>,
-    /// Device secret, which completes the certificate. A row with a secret also has a device
-    /// name.
-    pub device_secret: Option<Secret>,
-    /// The cloud's own identifier.
-    pub iot_id: Option<String>,
-    /// PSK identity (1–128 bytes) and key (hex) of an individual device.
-    pub key: Option<(String, Secret)>,
-}
-
-impl ImportRow {
-    /// Creates a row without optional values, for an enrollment that is not individual.
-    pub fn new(device: DeviceId, enrollment: &str, enrollment_product: &str) -> Self {
-        Self {
-            device,
-            enrollment: enrollment.to_owned(),
-            enrollment_product: enrollment_product.to_owned(),
-            individual: false,
-            product_key: None,
-            device_name: None,
-            device_secret: None,
-            iot_id: None,
-            key: None,
-        }
-    }
-}
-
-/// Result of an import, or of a dry run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ImportReport {
-    /// Rows that were added.
-    pub added: u64,
-    /// Rows that were changed.
-    pub changed: u64,
-    /// Rows that matched the table already.
-    pub unchanged: u64,
-}
-
-/// Number of devices of one enrollment, in total and by state.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Name of the enrollment.
-    pub enrollment: String,
-    /// All devices of the enrollment.
-    pub devices: u64,
-    /// Devices with a certificate.
-    pub registered: u64,
-    /// Devices whose certificate was issued.
-    pub issued: u64,
-    /// Devices known to have signed in at IoT Platform.
-    pub activated: u64,
-    /// Devices that IoT Platform refuses.
-    pub refused: u64,
-    /// Devices that the operator has disabled.
-    pub disabled: u64,
-}
-
-/// Contradiction between an imported row and the table, for instance a different certificate
-/// for a device that already has one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
-    /// Name of the imported column.
-    pub column: &'static str,
-    /// Explanation for the operator. Never contains a secret.
-    pub reason: String,
-}
-
-/// Reason why a row is rejected.
-#[derive(Debug)]
-pub enum Rejection<E> {
-    /// The row could not be read: the iterator's own error.
-    Unreadable(E),
-    /// The row contradicts the table.
-    Conflict(Conflict),
-}
-
-/// Reason why an import changed nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// Number of rejected rows, each of which was passed to `reject`.
-    #[error("{0} rows were rejected, nothing was imported")]
-    Rejected(u64),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Returns the system clock's time in seconds since 1970; 0 if the clock is set to an earlier
 /// time.
 pub fn unix_now() -> UnixSeconds {
@@ -493,52 +397,10 @@ pub trait Store: Claims + Leases + Turns {
     }
 }
 
-/// Operations on the whole table, for the command line. They block, so an asynchronous caller
-/// must run each on its own thread.
-pub trait Bulk {
-    /// Imports all rows in one transaction, or none. An empty column keeps the value in the table.
-    /// A row that changes nothing is not written; a row that changes a device clears the device's
-    /// refusal. If anything changes, the same transaction writes an audit entry that names `file`
-    /// and `by`. The rules are in [`merge`].
-    ///
-    /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
-    /// imported, with the row's index (from 0), before it reads the next row. If any row is
-    /// rejected, nothing is imported. A `dry_run` reports the same but changes nothing.
-    ///
-    /// A row that would give two devices the same name in one product, or the same `IotId`, is a
-    /// conflict.
-    ///
-    /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
-    /// identifier: a different value in the import is a conflict. A PSK identity that belongs
-    /// to another device is also a conflict.
-    fn import<E>(
-        &self,
-        by: &Actor,
-        file: &str,
-        rows: impl Iterator<Item = Result<ImportRow, E>>,
-        dry_run: bool,
-        reject: impl FnMut(u64, Rejection<E>),
-    ) -> Result<ImportReport, ImportError>;
+/// A store with everything that a server, its console and the command line need.
+pub trait Table: Store + Bulk {}
 
-    /// Calls `each` with every row and its individual key (identity, PSK in hex), if any. The
-    /// rows come in order of device ID, from one consistent state of the table. An error from
-    /// `each` ends the export.
-    fn export<E: From<StoreError>>(
-        &self,
-        each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-    ) -> Result<(), E>;
-
-    /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
-    fn count(&self) -> Result<u64, StoreError>;
-
-    /// Counts the devices of each enrollment by state, in order of the enrollments' names.
-    /// Reads the whole table.
-    fn totals(&self) -> Result<Vec<Totals>, StoreError>;
-
-    /// Counts the devices that may be registered but are not registered yet, in one enrollment
-    /// or in all (`None`). Reads the whole table.
-    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
-}
+impl<S: Store + Bulk> Table for S {}
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
 /// Platform. certdist no longer adds such devices, but an older database may contain some.

@@ -13,6 +13,7 @@ use std::{
     fmt,
     fs::File,
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -20,7 +21,9 @@ pub use self::rows::{ReadError, Rows, read};
 use crate::{
     device::Secret,
     psk::EnrollmentOutline,
-    store::{Actor, Bulk, DeviceRow, ImportError, ImportReport, Rejection, StoreError},
+    store::{
+        Actor, Bulk, DeviceRow, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable,
+    },
 };
 
 /// Names of the columns, in the order of an export.
@@ -179,7 +182,7 @@ pub struct Import<'a> {
 /// Imports a table file, completely or not at all. Calls `progress` regularly with the
 /// number of bytes read and the file's size (0 for a pipe).
 pub fn import_file(
-    store: &impl Bulk,
+    store: &dyn Bulk,
     path: &Path,
     how: Import<'_>,
     progress: impl FnMut(u64, u64),
@@ -193,7 +196,7 @@ pub fn import_file(
 /// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`; the audit log
 /// shows only its file name.
 pub fn import(
-    store: &impl Bulk,
+    store: &dyn Bulk,
     file: impl io::Read,
     total: u64,
     path: &Path,
@@ -207,25 +210,32 @@ pub fn import(
         ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
     })?;
 
-    // Number of the line read last. The store reports a conflict before it reads the next row,
-    // so a conflict is in this line.
-    let line = Cell::new(0);
+    // Number of the line read last, and its error if it could not be read. The store rejects a row
+    // before it reads the next one, so a rejection is about this line.
+    let (line, unreadable) = (Cell::new(0), Cell::new(None));
     let mut reported = 0;
-    let items = std::iter::from_fn(|| {
+    let mut items = std::iter::from_fn(|| {
         let row = rows.next();
         line.set(rows.line());
         if row.is_none() || rows.line() >= reported + PROGRESS_EVERY {
             reported = rows.line();
             progress(rows.bytes(), total);
         }
-        row
+        Some(row?.map_err(|error| {
+            unreadable.set(Some(error));
+            Unreadable
+        }))
     });
     let mut lines = BadLines::default();
     let mut broken = None;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let outcome = store.import(by, &name, items, dry_run, |_, rejection| match rejection {
-        Rejection::Unreadable(ReadError::Line(error)) => lines.push(error),
-        Rejection::Unreadable(ReadError::Io(error)) => broken = Some(error),
+    let job = ImportJob { by, file: &name, dry_run };
+    let outcome = store.import(job, &mut items, &mut |_, rejection| match rejection {
+        Rejection::Unreadable => match unreadable.take() {
+            Some(ReadError::Line(error)) => lines.push(error),
+            Some(ReadError::Io(error)) => broken = Some(error),
+            None => {}
+        },
         Rejection::Conflict(conflict) => {
             lines.push(LineError {
                 line: line.get(),
@@ -255,11 +265,11 @@ pub enum ExportError {
 
 /// Writes the whole table, ordered by device ID, in the form that [`import_file`] reads.
 /// Returns the number of rows. The output holds every secret.
-pub fn export_file(store: &impl Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
+pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
     let mut writer = csv::Writer::from_writer(writer);
     writer.write_record(COLUMNS).map_err(io::Error::from)?;
-    let mut rows = 0;
-    store.export(|row: DeviceRow, key| -> Result<(), ExportError> {
+    let (mut rows, mut written) = (0, Ok(()));
+    store.export(&mut |row: DeviceRow, key| {
         let (identity, psk) = key.as_ref().map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
         let secret = row.certificate.as_ref().map(|certificate| &certificate.device_secret);
         let record: [&str; COLUMNS.len()] = [
@@ -272,10 +282,14 @@ pub fn export_file(store: &impl Bulk, writer: impl io::Write) -> Result<u64, Exp
             identity,
             psk,
         ];
-        writer.write_record(record).map_err(io::Error::from)?;
+        written = writer.write_record(record).map_err(io::Error::from);
+        if written.is_err() {
+            return ControlFlow::Break(());
+        }
         rows += 1;
-        Ok(())
+        ControlFlow::Continue(())
     })?;
+    written?;
     writer.flush()?;
     Ok(rows)
 }

@@ -20,9 +20,9 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Actor, Bulk, Clock, CloudState, Conflict, DeviceRow, DeviceState, ImportError, ImportReport,
-        ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Rejection, Sighting, Store,
-        StoreError, StoreFuture, Totals, UnixSeconds,
+        Actor, Bulk, Clock, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob,
+        ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Reject, Rows,
+        Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent},
         claim::{ClaimTime, Owner, Settlement, new_id},
         merge::{self, Columns, Merged, Unmerged},
@@ -407,37 +407,34 @@ impl Store for Memory {
 }
 
 impl Bulk for Memory {
-    fn import<E>(
+    fn import(
         &self,
-        by: &Actor,
-        file: &str,
-        rows: impl Iterator<Item = Result<ImportRow, E>>,
-        dry_run: bool,
-        reject: impl FnMut(u64, Rejection<E>),
+        job: ImportJob<'_>,
+        rows: Rows<'_>,
+        reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
         let merge = |row: ImportRow| tables.merge(&row).map_err(Unmerged::Conflict);
         let report = merge::all_rows(rows, merge, identity, reject)?;
-        if !dry_run {
+        if !job.dry_run {
             if report.added + report.changed > 0 {
-                let detail = Some(format!("{file}: {report:?}"));
-                tables.audit.push(AuditEntry { detail, ..by.entry(AuditEvent::Imported) });
+                let detail = Some(format!("{}: {report:?}", job.file));
+                tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported) });
             }
             *self.tables() = tables;
         }
         Ok(report)
     }
 
-    fn export<E: From<StoreError>>(
-        &self,
-        mut each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let tables = self.tables().clone();
-        tables.devices.into_values().try_for_each(|row| {
+        // It ends early if `each` breaks off.
+        let _ = tables.devices.into_values().try_for_each(|row| {
             let key = tables.keys.iter().find(|(_, (owner, _))| *owner == row.id);
             let key = key.map(|(identity, (_, psk))| (identity.clone(), psk.clone()));
             each(row, key)
-        })
+        });
+        Ok(())
     }
 
     fn count(&self) -> Result<u64, StoreError> {
@@ -469,6 +466,14 @@ impl Bulk for Memory {
         });
         Ok(unregistered.count() as u64)
     }
+}
+
+/// Imports rows, none of which may be rejected.
+pub(crate) fn import(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
+    let by = Actor::system_user();
+    let job = ImportJob { by: &by, file: "batch.csv", dry_run: false };
+    let reject = &mut |index, rejection| panic!("row {index}: {rejection:?}");
+    store.import(job, &mut rows.into_iter().map(Ok), reject).unwrap()
 }
 
 /// Registers a device through a store, as a registrar does. The row must ask for the name that

@@ -5,7 +5,8 @@ use std::fs;
 use certdist::{
     device::{Certificate, DeviceId, Secret},
     store::{
-        Actor, Bulk, DeviceState, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store, StoreFuture,
+        Actor, Bulk, DeviceState, ImportJob, ImportRow, JournalEntry, OpenBatch, RegisteredDevice, Store,
+        StoreFuture,
         audit::Asker,
         claim::{ClaimTime, Claims, Owner, Settlement},
         sqlite::Sqlite,
@@ -70,10 +71,10 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("certdist.db");
     let store = Sqlite::open(&path).expect("a database");
-    let rows = ["SN-1", "SN-2", "SN-3"].map(|device| Ok::<_, ()>(ImportRow::new(id(device), "lamp", "a1")));
-    store
-        .import(&Actor::system_user(), "batch.csv", rows.into_iter(), false, |_, _| panic!("rejected"))
-        .expect("imported");
+    let mut rows =
+        ["SN-1", "SN-2", "SN-3"].into_iter().map(|device| Ok(ImportRow::new(id(device), "lamp", "a1")));
+    let job = ImportJob { by: &Actor::system_user(), file: "batch.csv", dry_run: false };
+    store.import(job, &mut rows, &mut |_, _| panic!("rejected")).expect("imported");
 
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];

@@ -28,7 +28,7 @@ use crate::{
     },
     psk::EnrollmentOutline,
     store::ImportReport,
-    table_file::{BadLines, Enrollments, Import, ImportFileError},
+    table_file::{self, BadLines, Enrollments, Import, ImportFileError},
 };
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
@@ -260,7 +260,8 @@ async fn run(
     let (store, by) = (shared.sources.store.clone(), visitor.actor());
     let work = move || {
         let how = Import { enrollments: &enrollments, by: &by, dry_run };
-        let outcome = store.import_csv(&file.name, &file.bytes, how);
+        let (size, name) = (file.bytes.len() as u64, file.name.as_ref());
+        let outcome = table_file::import(&*store, &file.bytes[..], size, name, how, |_, _| ());
         (file, outcome)
     };
     // The work does not panic; if it did, only this task would end.

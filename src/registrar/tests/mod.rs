@@ -9,11 +9,14 @@ use super::*;
 use crate::{
     iot_platform::ErrorClass,
     store::{
-        Actor, Bulk, DeviceRow, ImportRow,
+        Actor, DeviceRow, ImportRow,
         claim::{ClaimTime, Claims, Owner},
         sqlite::Sqlite,
     },
-    testing::cloud::{Cloud, Scripted},
+    testing::{
+        self,
+        cloud::{Cloud, Scripted},
+    },
 };
 
 struct Bench {
@@ -49,12 +52,10 @@ async fn leave(store: &impl Claims, device: &str) {
 }
 
 fn import(store: &Sqlite, devices: impl IntoIterator<Item = String>) {
-    let rows = devices
-        .into_iter()
-        .map(|device| Ok::<_, std::convert::Infallible>(ImportRow::new(id(&device), "lamp", "a1")));
-    store
-        .import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("a row was rejected"))
-        .unwrap();
+    testing::store::import(
+        store,
+        devices.into_iter().map(|device| ImportRow::new(id(&device), "lamp", "a1")),
+    );
 }
 
 impl Bench {
@@ -178,13 +179,12 @@ async fn what_a_crash_has_left_is_taken_up_without_a_second_device() {
 async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
     let bench = Bench::new(fast());
     leave(&*bench.store, "SN01").await;
-    let rows = [Ok::<_, std::convert::Infallible>(ImportRow {
+    let row = ImportRow {
         device_name: Some("SN01".into()),
         device_secret: Some(crate::device::Secret::new("imported".into())),
         ..ImportRow::new(id("SN01"), "lamp", "a1")
-    })];
-    let by = Actor::system_user();
-    bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
+    };
+    testing::store::import(&*bench.store, [row]);
     // This request had read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
@@ -194,9 +194,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
 #[tokio::test]
 async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     let bench = Bench::new(Config { breaker_pause: Duration::from_secs(3600), ..fast() });
-    let rows = [Ok::<_, std::convert::Infallible>(ImportRow::new(id("SN99"), "plug", "a2"))];
-    let by = Actor::system_user();
-    bench.store.import(&by, "one.csv", rows.into_iter(), false, |_, _| panic!("rejected")).unwrap();
+    testing::store::import(&*bench.store, [ImportRow::new(id("SN99"), "plug", "a2")]);
     bench.cloud.script([Scripted::RefuseWith("iot.prod.NotExistedProduct")]);
     assert!(matches!(bench.register("SN01").await, Outcome::Operator(_)));
     assert!(matches!(bench.register("SN02").await, Outcome::Operator(_)));

@@ -27,21 +27,16 @@ use crate::{
     rate_limit::Rate,
     registrar::Registrar,
     resource::throttle::{EnrollmentLimits, RequestLimits},
-    store::{Actor, Bulk, ImportRow, sqlite::Sqlite},
-    testing::cloud::Cloud,
+    store::{Actor, ImportRow, sqlite::Sqlite},
+    testing::{cloud::Cloud, store::import},
 };
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
-fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
-    let rows = rows.into_iter().map(Ok::<_, ()>);
-    store.import(&Actor::system_user(), "batch.csv", rows, false, |_, _| panic!("rejected")).unwrap();
-}
-
 pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: RequestLimits) -> Services {
     let store = Arc::new(Sqlite::open(&folder.path().join("certdist.db")).unwrap());
     let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
-    import(&store, [row]);
+    import(&*store, [row]);
     let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
     let enrollment =
         Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };

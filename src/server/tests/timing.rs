@@ -75,7 +75,7 @@ fn site(
                 ..ImportRow::new(DeviceId::parse(&id).unwrap(), enrollment, "a1")
             }
         };
-        import(&store, (0..1000).map(row));
+        import(&*store, (0..1000).map(row));
     }
     for disabled in ["own-0500", "two-0500"] {
         let id = DeviceId::parse(disabled).unwrap();

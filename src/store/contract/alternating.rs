@@ -6,11 +6,11 @@ use std::{
 };
 
 use crate::{
-    device::{Certificate, DeviceId, Secret},
+    device::{Certificate, DeviceId},
     store::{
-        Actor, BatchId, Bulk, DeviceRow, DeviceState, ImportError, ImportReport, ImportRow, IndividualKey,
-        Issue, JournalEntry, OpenBatch, OpenEntry, Rejection, Sighting, Store, StoreError, StoreFuture,
-        Totals,
+        Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
+        IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
+        StoreFuture, Totals,
         audit::{Asked, Asker, AuditEntry},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
@@ -112,21 +112,16 @@ impl<S: Turns> Turns for Alternating<S> {
 }
 
 impl<S: Bulk> Bulk for Alternating<S> {
-    fn import<E>(
+    fn import(
         &self,
-        by: &Actor,
-        file: &str,
-        rows: impl Iterator<Item = Result<ImportRow, E>>,
-        dry_run: bool,
-        reject: impl FnMut(u64, Rejection<E>),
+        job: ImportJob<'_>,
+        rows: Rows<'_>,
+        reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
-        self.next().import(by, file, rows, dry_run, reject)
+        self.next().import(job, rows, reject)
     }
 
-    fn export<E: From<StoreError>>(
-        &self,
-        each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         self.next().export(each)
     }
 

@@ -12,7 +12,7 @@ use crate::{
     device::Secret,
     seal::{Keyring, Place},
     store::{
-        Actor, Bulk, DeviceRow, ImportError, ImportReport, ImportRow, Rejection, StoreError, Totals,
+        Actor, Bulk, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         merge::{self, Change, Columns, Merged},
     },
@@ -24,32 +24,27 @@ use crate::{
 const IMPORT_CACHE: i64 = -131_072;
 
 impl Bulk for Sqlite {
-    fn import<E>(
+    fn import(
         &self,
-        by: &Actor,
-        file: &str,
-        rows: impl Iterator<Item = Result<ImportRow, E>>,
-        dry_run: bool,
-        mut reject: impl FnMut(u64, Rejection<E>),
+        job: ImportJob<'_>,
+        rows: Rows<'_>,
+        reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let failed = |error| store_error(&self.path, error);
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
         // The write-ahead log is emptied once, at the end, rather than during COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
-        let outcome = import(&connection, self, (by, file), rows, dry_run, &mut reject);
+        let outcome = import(&connection, self, job, rows, reject);
         if connection.total_changes() > 0 {
             connection::empty_log(&connection);
         }
         outcome
     }
 
-    fn export<E: From<StoreError>>(
-        &self,
-        each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let connection = connection::open_reader(&self.path)?;
-        read::export(&connection, &self.keys.load(), each).map_err(|error| store_error(&self.path, error))?
+        read::export(&connection, &self.keys.load(), each).map_err(|error| store_error(&self.path, error))
     }
 
     fn count(&self) -> Result<u64, StoreError> {
@@ -94,13 +89,12 @@ impl Sqlite {
     }
 }
 
-fn import<E>(
+fn import(
     connection: &Connection,
     store: &Sqlite,
-    (by, file): (&Actor, &str),
-    rows: impl Iterator<Item = Result<ImportRow, E>>,
-    dry_run: bool,
-    reject: &mut impl FnMut(u64, Rejection<E>),
+    ImportJob { by, file, dry_run }: ImportJob<'_>,
+    rows: Rows<'_>,
+    reject: Reject<'_>,
 ) -> Result<ImportReport, ImportError> {
     let failed = |error| store_error(&store.path, error);
     // Every return before the commit rolls back.

@@ -11,7 +11,7 @@ use rusqlite::{
 use crate::{
     device::{Certificate, DeviceId, Secret},
     seal::{Keyring, Place},
-    store::{CloudState, DeviceRow, DeviceState, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
+    store::{CloudState, DeviceRow, DeviceState, Each, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
 /// The columns of a [`DeviceRow`] after its ID, in the order in which [`device_row`] reads them.
@@ -182,13 +182,8 @@ pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<Open
     connection.prepare_cached(SQL)?.query_map((), open_batch)?.collect()
 }
 
-/// Reads every device and its key, in order of device ID, until `each` returns an error. The
-/// outer error is from the database, the inner error from `each`.
-pub(super) fn export<E>(
-    connection: &Connection,
-    keys: &Keyring,
-    mut each: impl FnMut(DeviceRow, Option<(String, Secret)>) -> Result<(), E>,
-) -> rusqlite::Result<Result<(), E>> {
+/// Reads every device and its key, in order of device ID, until `each` breaks off.
+pub(super) fn export(connection: &Connection, keys: &Keyring, each: Each<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(EXPORT)?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
@@ -201,11 +196,11 @@ pub(super) fn export<E>(
             }
             None => None,
         };
-        if let Err(error) = each(device, key) {
-            return Ok(Err(error));
+        if each(device, key).is_break() {
+            break;
         }
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {

@@ -4,10 +4,7 @@
 mod auditing;
 mod sealing;
 
-use std::{
-    convert::Infallible,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
@@ -15,9 +12,11 @@ use super::*;
 use crate::{
     device::Secret,
     store::{
-        Bulk, Conflict, ImportError, ImportReport, ImportRow, JournalEntry, RegisteredDevice, Rejection,
+        Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, JournalEntry, RegisteredDevice,
+        Rejection,
         claim::{ClaimTime, Claims, Owner, Settlement},
     },
+    testing::store::import,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -83,31 +82,19 @@ fn registration(device: &str, secret: &str) -> RegisteredDevice {
     }
 }
 
-fn import(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
-    store
-        .import(
-            &Actor::system_user(),
-            "batch.csv",
-            rows.into_iter().map(Ok::<_, Infallible>),
-            false,
-            |_, _| (),
-        )
-        .unwrap()
+fn job(by: &Actor) -> ImportJob<'_> {
+    ImportJob { by, file: "batch.csv", dry_run: false }
 }
 
 /// Returns the conflicts of an import that must fail, each with its row's index.
 fn conflicts(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) -> Vec<(u64, Conflict)> {
     let mut conflicts = Vec::new();
-    let outcome = store.import(
-        &Actor::system_user(),
-        "batch.csv",
-        rows.into_iter().map(Ok::<_, Infallible>),
-        false,
-        |index, rejection| {
-            let Rejection::Conflict(conflict) = rejection;
-            conflicts.push((index, conflict));
-        },
-    );
+    let mut rows = rows.into_iter().map(Ok);
+    let outcome =
+        store.import(job(&Actor::system_user()), &mut rows, &mut |index, rejection| match rejection {
+            Rejection::Conflict(conflict) => conflicts.push((index, conflict)),
+            Rejection::Unreadable => panic!("row {index} was read"),
+        });
     assert!(
         matches!(outcome, Err(ImportError::Rejected(count)) if count == conflicts.len() as u64),
         "{outcome:?}"
@@ -149,15 +136,8 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
     let error = wait(issue(&store, &device)).unwrap_err();
     assert!(matches!(error, StoreError::Busy(_)));
     assert!(error.to_string().contains("certdist.db: another process is writing"), "{error}");
-    let error = store
-        .import(
-            &Actor::system_user(),
-            "batch.csv",
-            [Ok::<_, Infallible>(row("SN-2"))].into_iter(),
-            false,
-            |_, _| (),
-        )
-        .unwrap_err();
+    let mut rows = [Ok(row("SN-2"))].into_iter();
+    let error = store.import(job(&Actor::system_user()), &mut rows, &mut |_, _| ()).unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
     // Meanwhile, reads still work, and a command can open the database.
     assert_eq!(open(&directory).count().unwrap(), 1);

@@ -1,6 +1,8 @@
 //! Tests of sealed secrets: the file without a key, moved values, wrong and lost keys, and a change
 //! of keys while other processes read.
 
+use std::ops::ControlFlow;
+
 use super::*;
 use crate::seal::{DatabaseKey, Place};
 use crate::testing::store::register;
@@ -62,10 +64,10 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     assert_eq!(conflicts(&store, [with_certificate("SN-1", "0ther")])[0].1.column, "deviceSecret");
     let mut exported = Vec::new();
     store
-        .export(|row, key| {
+        .export(&mut |row, key| {
             let secret = row.certificate.unwrap().device_secret.expose().to_owned();
             exported.push((secret, key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
-            Ok::<_, StoreError>(())
+            ControlFlow::Continue(())
         })
         .unwrap();
     let key = Some(("one".to_owned(), PSK.to_owned()));
