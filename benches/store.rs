@@ -18,7 +18,7 @@ use certdist::{
     seal::{DatabaseKey, Keyring},
     store::{
         Actor, Store, StoreFuture,
-        audit::{Asked, AuditEvent},
+        audit::{Asked, AuditEvent, AuditLog},
         sqlite::Sqlite,
     },
     table_file::{Enrollments, Import, export_file, import_file},
@@ -92,7 +92,7 @@ fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
     let asker = ("plugs", "SN-1", "192.0.2.1");
     let entry =
         |id: &DeviceId| Asked::new(AuditEvent::Reissued, 1, id, asker, format_args!("a1plugs/name-1"));
-    let before = store.verify_audit(|_, _| ())?.entries;
+    let before = store.verify_audit(&mut |_, _| ())?.entries;
     let cpu = cpu_time()?;
     let mut handing_in = 0.0;
     for some in ids.chunks(2000) {
@@ -104,7 +104,7 @@ fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
     }
     std::thread::sleep(std::time::Duration::from_secs(1));
     let cpu = cpu_time()? - cpu;
-    let written = store.verify_audit(|_, _| ())?.entries - before;
+    let written = store.verify_audit(&mut |_, _| ())?.entries - before;
     let each = 1e6 / ids.len() as f64;
     println!(
         "  audit(): {:.2} µs; with writing {:.2} µs of CPU ({written} written)",

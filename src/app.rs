@@ -20,8 +20,18 @@ use crate::{
     registrar::{self, Registrar},
     resource::Service,
     server::{Pulse, Server, Services, plain::Plain},
-    store::{Store, StoreError, audit::Keep, claim::Owner, sqlite::Sqlite, unix_now},
+    store::{
+        Store, StoreError, Table,
+        audit::Keep,
+        claim::Owner,
+        retention::{self, Retention},
+        sqlite::Sqlite,
+        unix_now,
+    },
 };
+
+/// Pause between two searches for expired entries of the audit log.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// A running server with all its parts.
 pub struct App {
@@ -79,7 +89,8 @@ impl App {
         }
         registrar.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
-        let pruning = pruning(table.clone(), kept_now, registrar.clone());
+        let mut pruning = JoinSet::new();
+        pruning.spawn(keep_pruned(table.clone(), kept_now, registrar.clone()));
         Ok(Self {
             server,
             services,
@@ -162,10 +173,39 @@ impl App {
     }
 }
 
-fn pruning(store: Arc<Sqlite>, keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { store.keep_pruned(keep, || registrar.knows_the_time()).await });
-    tasks
+/// Removes expired entries of the audit log once a minute, and whenever the retention changes, until
+/// the sender of `keep` is dropped.
+async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) {
+    let mut retention = Retention::default();
+    loop {
+        let kept = *keep.borrow_and_update();
+        match prune(&mut retention, &*store, kept, &registrar).await {
+            Ok(0) => {}
+            Ok(pruned) => tracing::info!(entries = pruned, "removed expired entries of the audit log"),
+            Err(error) => {
+                tracing::warn!(%error, "could not remove expired entries of the audit log; trying again");
+            }
+        }
+        if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
+            return;
+        }
+    }
+}
+
+/// Prunes once, unless nothing is due or another process does it. Returns the number of removed
+/// entries.
+async fn prune(
+    retention: &mut Retention,
+    store: &dyn Table,
+    keep: Keep,
+    registrar: &Registrar,
+) -> Result<u64, StoreError> {
+    let is_confirmed = registrar.knows_the_time();
+    if !retention.is_due(store, keep, is_confirmed).await? {
+        return Ok(0);
+    }
+    let work = async |_| retention.apply(store, keep, is_confirmed).await;
+    Ok(registrar.with_lease(retention::LEASE, work).await?.unwrap_or_default())
 }
 
 async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result<JoinSet<()>> {
@@ -211,4 +251,42 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
 /// Returns the retention of the audit log.
 fn kept(section: config::Audit) -> Keep {
     Keep { days: section.keep_days, rows: section.max_rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{DeviceState, ImportRow, claim::Owner, lease::Leases},
+        testing::store::{Memory, import},
+    };
+
+    #[tokio::test]
+    async fn only_one_process_at_a_time_prunes_the_audit_log() {
+        let store = Memory::default();
+        let device = crate::device::DeviceId::parse("SN-1").unwrap();
+        import(&store, [ImportRow::new(device.clone(), "lamp", "a1")]);
+        for _ in 0..5 {
+            store
+                .set_state(&device, DeviceState::Disabled, &crate::store::Actor::system_user())
+                .await
+                .unwrap();
+        }
+        let registrar = Registrar::new(
+            registrar::Config::default(),
+            Owner::new("test").unwrap(),
+            Arc::new(store.clone()),
+            Arc::new(NoCloud),
+            Handle::current(),
+        );
+        let keep = Keep { days: None, rows: Some(3) };
+        let mut retention = Retention::default();
+        let other = Owner::new("other").unwrap();
+        assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
+        assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 0);
+        store.give_lease_up(other.id, retention::LEASE).await.unwrap();
+        assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 4);
+        // The lease is free again.
+        assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
+    }
 }

@@ -1,6 +1,8 @@
 //! `certdist audit`: shows and verifies the log of which device got which certificate, and
 //! when.
 
+use std::ops::ControlFlow;
+
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
@@ -10,8 +12,7 @@ use crate::{
     device::DeviceId,
     store::{
         UnixSeconds,
-        audit::{AuditEntry, Link},
-        sqlite::audit::Filter,
+        audit::{AuditEntry, AuditLog, Filter, Link},
     },
 };
 
@@ -69,7 +70,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
 
 fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
     let mut found = None;
-    let chain = open_store(config)?.verify_audit(|seq, hash| {
+    let chain = open_store(config)?.verify_audit(&mut |seq, hash| {
         if has.is_some_and(|(wanted, _)| wanted == seq) {
             found = Some(*hash);
         }
@@ -92,9 +93,12 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
 fn export(config: &Config, filter: &Filter) -> CommandResult {
     let store = open_store(config)?;
     Ok(print(|out| {
-        store.export_audit(filter, |entry, hash| -> anyhow::Result<()> {
-            Ok(writeln!(out, "{}", as_json(&entry, &hash))?)
-        })
+        let mut written = Ok(());
+        store.export_audit(filter, &mut |entry, hash| {
+            written = writeln!(out, "{}", as_json(&entry, &hash));
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok::<_, anyhow::Error>(written?)
     })?)
 }
 

@@ -20,7 +20,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -210,8 +210,8 @@ pub struct Registrar {
     draining: AtomicBool,
     /// Set while the store may list this process among the owners.
     beats: AtomicBool,
-    /// Set while this process sweeps, which keeps it among the owners.
-    sweeps: AtomicBool,
+    /// Number of leases that this process has, which keep it among the owners.
+    leases: AtomicUsize,
     /// Set once the offset of the cloud's clock is stored in the claims made before it was known.
     has_noted_offset: AtomicBool,
     /// Set if this process resumes the registrations that other processes have left.
@@ -247,7 +247,7 @@ impl Registrar {
             failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
             draining: AtomicBool::new(false),
             beats: AtomicBool::new(false),
-            sweeps: AtomicBool::new(false),
+            leases: AtomicUsize::new(0),
             has_noted_offset: AtomicBool::new(false),
             recovers: AtomicBool::new(false),
             latency: Histogram::default(),

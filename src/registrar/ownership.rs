@@ -4,7 +4,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -66,6 +69,15 @@ impl Watch {
     }
 }
 
+/// Counts down when dropped, also if the work under the lease is cancelled.
+struct Ending<'a>(&'a AtomicUsize);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Registrar {
     /// Starts a task that beats, and watches the other owners, until the registrar is dropped or
     /// drained.
@@ -88,11 +100,11 @@ impl Registrar {
         });
     }
 
-    /// Beats if this process registers or sweeps, so that an idle process writes no beats. Removes
+    /// Beats if this process registers devices or has a lease, so that an idle process writes no beats. Removes
     /// the owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
-        let owns = self.registrations() > 0 || self.sweeps.load(Ordering::Relaxed);
+        let owns = self.registrations() > 0 || self.leases.load(Ordering::Relaxed) > 0;
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;
         }
@@ -120,6 +132,22 @@ impl Registrar {
             watch.must_resume = false;
         }
         Ok(())
+    }
+
+    /// Does work under the lease `name`, which only one process at a time has. The work receives its
+    /// cursor. Returns `None` if another process has the lease.
+    pub async fn with_lease<T>(
+        &self,
+        name: &str,
+        work: impl AsyncFnOnce(String) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.leases.fetch_add(1, Ordering::Relaxed);
+        let _ending = Ending(&self.leases);
+        self.beats.store(true, Ordering::Relaxed);
+        let Some(cursor) = self.store.take_lease(&self.owner, name).await? else { return Ok(None) };
+        let done = work(cursor).await;
+        self.store.give_lease_up(self.owner.id, name).await?;
+        done.map(Some)
     }
 
     /// Returns whether the store's clock is known to be right. It is if the cloud has answered

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
 };
 
 use super::{Registrar, breaker::Scope, registration::scope};
@@ -56,22 +56,12 @@ impl Registrar {
     /// Makes one sweep, unless another process is making one. Continues where a process that ended
     /// during its sweep left off.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
-        self.sweeps.store(true, Ordering::Relaxed);
-        self.beats.store(true, Ordering::Relaxed);
-        let swept = match self.store.take_lease(&self.owner, LEASE).await {
-            Ok(Some(cursor)) => {
-                let swept = self.sweep_from(DeviceId::parse_sn(&cursor).ok()).await;
-                let given_up = self.store.give_lease_up(self.owner.id, LEASE).await;
-                swept.and_then(|swept| given_up.map(|()| swept))
-            }
-            Ok(None) => {
-                tracing::debug!("another process looks up the devices at IoT Platform");
-                Ok(Swept::default())
-            }
-            Err(error) => Err(error),
-        };
-        self.sweeps.store(false, Ordering::Relaxed);
-        swept
+        let sweep = async |cursor: String| self.sweep_from(DeviceId::parse_sn(&cursor).ok()).await;
+        let swept = self.with_lease(LEASE, sweep).await?;
+        if swept.is_none() {
+            tracing::debug!("another process looks up the devices at IoT Platform");
+        }
+        Ok(swept.unwrap_or_default())
     }
 
     /// Sweeps over the devices after this one.

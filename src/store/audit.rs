@@ -1,14 +1,14 @@
 //! Format of the audit log. Entries are JSON objects, one per line, in consecutive blocks. Each
 //! block carries a SHA-256 hash of the previous block's hash and of its own content, so that a
 //! changed, removed or inserted block is detected. This module does no I/O; a store keeps the
-//! blocks.
+//! blocks, as the trait [`AuditLog`] promises.
 
-use std::fmt;
+use std::{fmt, ops::ControlFlow};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
-use super::UnixSeconds;
+use super::{StoreError, StoreFuture, UnixSeconds};
 use crate::device::DeviceId;
 
 /// SHA-256 hash of a block, which links it to the previous block.
@@ -219,6 +219,66 @@ struct Parts<'a, A: fmt::Display> {
 
 fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+/// Selection of entries.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Entries about this device.
+    pub device: Option<DeviceId>,
+    /// Entries from this time on.
+    pub since: Option<UnixSeconds>,
+    /// Entries before this time.
+    pub until: Option<UnixSeconds>,
+}
+
+impl Filter {
+    /// Returns whether the entry is selected.
+    pub fn admits(&self, entry: &AuditEntry) -> bool {
+        self.device.as_ref().is_none_or(|device| entry.device.as_ref() == Some(device))
+            && self.since.is_none_or(|since| entry.at >= since)
+            && self.until.is_none_or(|until| entry.at < until)
+    }
+}
+
+/// Result of verifying the whole log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of the last pruned entry; 0 for none.
+    pub pruned: u64,
+    /// Number of the last entry; 0 for none.
+    pub last: u64,
+    /// Hash of the last block.
+    pub hash: Link,
+    /// First fault, as a sentence; `None` if the chain is intact.
+    pub fault: Option<String>,
+}
+
+/// Receives each entry of an export with the hash of its block. Returns whether the export
+/// continues.
+pub type EachEntry<'a> = &'a mut dyn FnMut(AuditEntry, Link) -> ControlFlow<()>;
+
+/// The part of a store that keeps the audit log.
+pub trait AuditLog: Send + Sync + 'static {
+    /// Returns whether any entry has expired. Does not write.
+    fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool>;
+
+    /// Removes a limited number of expired entries, oldest first; returns how many. In the same
+    /// step, writes an entry about that.
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64>;
+
+    /// Returns the time of the newest entry; `None` if the log is empty.
+    fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>>;
+
+    /// Calls `each` with each entry that the filter selects, oldest first, until `each` breaks off.
+    /// Blocks.
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
+
+    /// Verifies the chain of the whole log. `hash_at` receives the number of each block's last
+    /// entry, and the block's hash. Blocks.
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError>;
 }
 
 /// Retention of the audit log; `None` means no limit.

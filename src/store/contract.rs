@@ -4,6 +4,7 @@
 //! below. The statements about claims are in `contract/claims.rs`.
 
 mod alternating;
+mod audit_log;
 mod claims;
 
 use std::ops::ControlFlow;

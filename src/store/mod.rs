@@ -10,6 +10,7 @@ pub mod claim;
 mod contract;
 pub mod lease;
 pub mod merge;
+pub mod retention;
 pub mod sqlite;
 pub mod turn;
 
@@ -31,7 +32,7 @@ pub use self::{
     },
 };
 use self::{
-    audit::{Asked, Asker, AuditEntry},
+    audit::{Asked, Asker, AuditEntry, AuditLog},
     claim::Claims,
     lease::Leases,
     turn::Turns,
@@ -398,9 +399,9 @@ pub trait Store: Claims + Leases + Turns {
 }
 
 /// A store with everything that a server, its console and the command line need.
-pub trait Table: Store + Bulk {}
+pub trait Table: Store + Bulk + AuditLog {}
 
-impl<S: Store + Bulk> Table for S {}
+impl<S: Store + Bulk + AuditLog> Table for S {}
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
 /// Platform. certdist no longer adds such devices, but an older database may contain some.

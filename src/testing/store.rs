@@ -23,7 +23,7 @@ use crate::{
         Actor, Bulk, Clock, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob,
         ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Reject, Rows,
         Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
-        audit::{Asked, Asker, AuditEntry, AuditEvent},
+        audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
         claim::{ClaimTime, Owner, Settlement, new_id},
         merge::{self, Columns, Merged, Unmerged},
         unix_now,
@@ -41,9 +41,29 @@ struct Tables {
     /// Number of the request that was the first to get each device's certificate.
     issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
+    /// Number of pruned entries, and hash of the last one. Each entry is a block of its own.
+    pruned: (u64, Link),
 }
 
 impl Tables {
+    /// Returns the number of each entry of the audit log, the entry, and its hash.
+    fn chain(&self) -> impl Iterator<Item = (u64, &AuditEntry, Link)> {
+        let (pruned, mut hash) = self.pruned;
+        (pruned + 1..).zip(&self.audit).map(move |(seq, entry)| {
+            hash = link(&hash, seq, &entry.line());
+            (seq, entry, hash)
+        })
+    }
+
+    /// Returns the number of expired entries.
+    fn expired(&self, keep: Keep, now: UnixSeconds) -> usize {
+        let surplus = |rows: u64| (self.audit.len() as u64 + 1).saturating_sub(rows);
+        let surplus = keep.rows.filter(|rows| self.audit.len() as u64 > *rows).map_or(0, surplus);
+        let oldest = keep.days.map_or(i64::MIN, |days| now - i64::from(days) * 86_400);
+        let old = self.audit.iter().take_while(|entry| entry.at < oldest).count();
+        old.max(usize::try_from(surplus).unwrap_or(usize::MAX))
+    }
+
     fn row(&mut self, id: &DeviceId) -> Result<&mut DeviceRow, StoreError> {
         let absent = || StoreError::Failed(format!("device {id} is not in the table"));
         self.devices.get_mut(id).ok_or_else(absent)
@@ -327,7 +347,10 @@ impl Store for Memory {
         self.answer(|tables, _| {
             let about = tables.audit.iter().enumerate().rev();
             let about = about.filter(|(_, entry)| entry.device.as_ref() == Some(id)).take(limit);
-            Ok(about.map(|(index, entry)| AuditEntry { seq: index as u64 + 1, ..entry.clone() }).collect())
+            let first = tables.pruned.0 + 1;
+            Ok(about
+                .map(|(index, entry)| AuditEntry { seq: first + index as u64, ..entry.clone() })
+                .collect())
         })
     }
 
@@ -394,6 +417,14 @@ impl Store for Memory {
         })
     }
 
+    fn now(&self) -> UnixSeconds {
+        Self::now(self)
+    }
+
+    fn set_clock_ahead(&self, seconds: i64) {
+        self.clock.set_ahead(seconds);
+    }
+
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables, now| {
             let found = tables.operate(id, AuditEvent::Deleted, by, now, |_| ());
@@ -403,6 +434,46 @@ impl Store for Memory {
             tables.keys.retain(|_, (owner, _)| owner != id);
             Ok(found)
         })
+    }
+}
+
+impl AuditLog for Memory {
+    fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool> {
+        self.answer(|tables, now| Ok(tables.expired(keep, now) > 0))
+    }
+
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64> {
+        self.answer(|tables, now| {
+            let expired = tables.expired(keep, now);
+            let Some((last, _, hash)) = tables.chain().take(expired).last() else { return Ok(0) };
+            tables.pruned = (last, hash);
+            tables.audit.drain(..expired);
+            tables.audit.push(AuditEntry::new(AuditEvent::Pruned, now));
+            Ok(expired as u64)
+        })
+    }
+
+    fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
+        self.answer(|tables, _| Ok(tables.audit.last().map(|entry| entry.at)))
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        let tables = self.tables().clone();
+        let mut selected = tables.chain().filter(|(_, entry, _)| filter.admits(entry));
+        // It ends early if `each` breaks off.
+        let _ = selected.try_for_each(|(seq, entry, hash)| each(AuditEntry { seq, ..entry.clone() }, hash));
+        Ok(())
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        let tables = self.tables();
+        let (pruned, mut hash) = tables.pruned;
+        let mut last = pruned;
+        for (seq, _, next) in tables.chain() {
+            hash_at(seq, &next);
+            (last, hash) = (seq, next);
+        }
+        Ok(Chain { entries: last - pruned, pruned, last, hash, fault: None })
     }
 }
 

@@ -10,8 +10,8 @@ use crate::{
     store::{
         Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
-        StoreFuture, Totals,
-        audit::{Asked, Asker, AuditEntry},
+        StoreFuture, Totals, UnixSeconds,
+        audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
         turn::{Turn, Turns},
@@ -62,6 +62,14 @@ impl<S: Store> Store for Alternating<S> {
         self.next().audit(asked);
     }
 
+    fn now(&self) -> UnixSeconds {
+        self.handles[0].now()
+    }
+
+    fn set_clock_ahead(&self, seconds: i64) {
+        self.handles.iter().for_each(|handle| handle.set_clock_ahead(seconds));
+    }
+
     fn hold(&self) {
         self.handles.iter().for_each(Store::hold);
     }
@@ -108,6 +116,22 @@ impl<S: Leases> Leases for Alternating<S> {
 impl<S: Turns> Turns for Alternating<S> {
     pass_on! {
         fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
+    }
+}
+
+impl<S: AuditLog> AuditLog for Alternating<S> {
+    pass_on! {
+        fn has_expired(keep: Keep) -> bool;
+        fn prune(keep: Keep) -> u64;
+        fn newest_entry() -> Option<UnixSeconds>;
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        self.next().export_audit(filter, each)
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        self.next().verify_audit(hash_at)
     }
 }
 

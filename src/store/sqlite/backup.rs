@@ -18,7 +18,7 @@ use crate::{
     seal::Keyring,
     store::{
         StoreError,
-        audit::{AuditEntry, AuditEvent},
+        audit::{AuditEntry, AuditEvent, Chain},
     },
 };
 
@@ -38,7 +38,7 @@ pub struct Contents {
     /// IDs of the keys under which the database's secrets are sealed.
     pub keys: Vec<String>,
     /// Result of verifying the database's audit log.
-    pub audit: audit::Chain,
+    pub audit: Chain,
 }
 
 impl Sqlite {

@@ -15,16 +15,11 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
-use tokio::sync::watch;
 
 pub use self::keys::{SealReport, Sealed};
 use self::{
@@ -34,7 +29,7 @@ use self::{
 use super::{
     Actor, Clock, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName,
     Sighting, Store, StoreError, StoreFuture, UnixSeconds,
-    audit::{Asked, Asker, AuditEntry, AuditEvent, Keep, Link},
+    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
 };
 use crate::{
     device::{Certificate, DeviceId},
@@ -48,13 +43,6 @@ const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// Maximum time that an import waits for a transaction of another process: an operator has more
 /// patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
-
-/// Longest time without an entry, in seconds, after which this machine's clock still counts as
-/// probably right.
-const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
-
-/// Pause between two searches for expired entries of the audit log.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// The device table in an SQLite file. Dropping the store first completes all queued writes.
 pub struct Sqlite {
@@ -151,93 +139,6 @@ impl Sqlite {
         Box::pin(std::future::ready(result))
     }
 
-    /// Removes a limited number of expired entries of the audit log; returns how many.
-    pub fn prune_audit(&self, keep: Keep) -> StoreFuture<'_, u64> {
-        let now = self.clock.now();
-        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?))
-    }
-
-    /// Prunes the audit log once a minute, and whenever the retention changes, until the sender of
-    /// `keep` is dropped. While this machine's clock is probably wrong and `is_confirmed` returns
-    /// false, no entry is removed because of its age. Otherwise, a clock that is a year ahead would
-    /// remove everything.
-    pub async fn keep_pruned(&self, mut keep: watch::Receiver<Keep>, is_confirmed: impl Fn() -> bool) {
-        let mut likely = Likely::default();
-        loop {
-            let kept = *keep.borrow_and_update();
-            match self.prune_likely(kept, is_confirmed(), &mut likely).await {
-                Ok(0) => {}
-                // There may be more: each call removes a limited number.
-                Ok(pruned) => {
-                    tracing::info!(entries = pruned, "removed expired entries of the audit log");
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "could not remove expired entries of the audit log; trying again")
-                }
-            }
-            if let Ok(Err(_)) = tokio::time::timeout(PRUNE_EVERY, keep.changed()).await {
-                return;
-            }
-        }
-    }
-
-    /// Prunes once. Removes entries because of their age only if the clock is confirmed or probably
-    /// right.
-    async fn prune_likely(
-        &self,
-        mut kept: Keep,
-        is_confirmed: bool,
-        likely: &mut Likely,
-    ) -> Result<u64, StoreError> {
-        if kept.days.is_some() && !is_confirmed && !self.has_likely_clock(likely).await {
-            kept.days = None;
-            if !likely.has_warned {
-                likely.has_warned = true;
-                tracing::warn!(
-                    "this machine's clock is far ahead of the newest entry of the audit log, so nothing is removed for its age; set the clock (NTP)"
-                );
-            }
-        }
-        self.prune_audit(kept).await
-    }
-
-    /// Returns whether the clock is probably right. It must not be much later than the newest entry
-    /// at the first call plus the time that has passed since that call. Later entries do not count,
-    /// because they may be written with the same wrong clock.
-    async fn has_likely_clock(&self, likely: &mut Likely) -> bool {
-        if likely.first.is_none() {
-            match self.read(|connection, _| audit::newest(connection)).await {
-                Ok(Some(newest)) => likely.first = Some((newest, Instant::now())),
-                // Nothing can be lost from an empty log.
-                Ok(None) => return true,
-                Err(_) => return false,
-            }
-        }
-        likely.first.is_some_and(|(newest, asked)| {
-            let passed = asked.elapsed().as_secs().cast_signed();
-            self.clock.now() <= newest.saturating_add(passed).saturating_add(LONGEST_SILENCE)
-        })
-    }
-
-    /// Calls `each` with each matching entry of the audit log and the hash of its block, oldest
-    /// first.
-    pub fn export_audit<E: From<StoreError>>(
-        &self,
-        filter: &audit::Filter,
-        each: impl FnMut(AuditEntry, Link) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))?
-    }
-
-    /// Verifies the chain of the audit log. `hash_at` receives the number of each block's last
-    /// entry, and the block's hash.
-    pub fn verify_audit(&self, hash_at: impl FnMut(u64, &Link)) -> Result<audit::Chain, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
-    }
-
     /// Makes an operator's change to a device. Also writes an audit entry if the device exists.
     fn operate(
         &self,
@@ -256,14 +157,6 @@ impl Sqlite {
             Ok(found)
         })
     }
-}
-
-/// Data by which [`Sqlite::keep_pruned`] judges whether the clock is right.
-#[derive(Default)]
-struct Likely {
-    /// Time of the newest entry when the log was first read, and the instant of that reading.
-    first: Option<(UnixSeconds, Instant)>,
-    has_warned: bool,
 }
 
 #[cfg(test)]
@@ -483,5 +376,31 @@ impl Store for Sqlite {
 
     fn metrics(&self) -> Option<Arc<Metrics>> {
         Some(self.writer.metrics())
+    }
+}
+
+impl AuditLog for Sqlite {
+    fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool> {
+        let now = self.clock.now();
+        self.read(|connection, _| audit::has_expired(connection, keep, now))
+    }
+
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64> {
+        let now = self.clock.now();
+        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?))
+    }
+
+    fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
+        self.read(|connection, _| audit::newest(connection))
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
     }
 }

@@ -14,12 +14,9 @@ pub(super) use self::{
     queue::{Queue, queue},
     rows::into_blocks,
 };
-use crate::{
-    device::DeviceId,
-    store::{
-        UnixSeconds,
-        audit::{AuditEntry, AuditEvent, Keep, Link, link},
-    },
+use crate::store::{
+    UnixSeconds,
+    audit::{AuditEntry, AuditEvent, Chain, EachEntry, Filter, Keep, Link, link},
 };
 
 /// Maximum number of entries in a block, about 40 KB: enough that the block's row adds little to
@@ -132,60 +129,21 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSec
     Block::read(row)?.lines().last().map(parse).transpose().map(|entry| entry.map(|entry| entry.at))
 }
 
-/// Selection of entries.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Entries about this device.
-    pub device: Option<DeviceId>,
-    /// Entries from this time on.
-    pub since: Option<UnixSeconds>,
-    /// Entries before this time.
-    pub until: Option<UnixSeconds>,
-}
-
-impl Filter {
-    fn admits(&self, entry: &AuditEntry) -> bool {
-        self.device.as_ref().is_none_or(|device| entry.device.as_ref() == Some(device))
-            && self.since.is_none_or(|since| entry.at >= since)
-            && self.until.is_none_or(|until| entry.at < until)
-    }
-}
-
-/// Calls `each` with each matching entry and the hash of its block, oldest first.
-pub(super) fn export<E>(
-    connection: &Connection,
-    filter: &Filter,
-    mut each: impl FnMut(AuditEntry, Link) -> Result<(), E>,
-) -> rusqlite::Result<Result<(), E>> {
+/// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
+/// breaks off.
+pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(BLOCKS)?;
     let mut rows = statement.query(ALL)?;
     while let Some(row) = rows.next()? {
         let block = Block::read(row)?;
         for line in block.lines() {
             let entry = parse(line)?;
-            if filter.admits(&entry)
-                && let Err(error) = each(entry, block.hash)
-            {
-                return Ok(Err(error));
+            if filter.admits(&entry) && each(entry, block.hash).is_break() {
+                return Ok(());
             }
         }
     }
-    Ok(Ok(()))
-}
-
-/// Result of verifying the whole log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
-    /// Number of entries.
-    pub entries: u64,
-    /// Number of the last pruned entry; 0 for none.
-    pub pruned: u64,
-    /// Number of the last entry; 0 for none.
-    pub last: u64,
-    /// Hash of the last block.
-    pub hash: Link,
-    /// First fault, as a sentence; `None` if the chain is intact.
-    pub fault: Option<String>,
+    Ok(())
 }
 
 /// Verifies the chain in one state of the database. `hash_at` receives the number of each
@@ -256,20 +214,28 @@ fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))
 }
 
-/// Removes expired blocks, oldest first, up to a limited number of entries; returns the number of
-/// removed entries. The chain then begins after the removed blocks, and a new entry records the
-/// pruning.
-pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
+/// Expired blocks at the beginning of the log.
+struct Expired {
+    /// Number of the last pruned entry so far.
+    anchor: u64,
+    /// The last of these blocks.
+    last: Head,
+}
+
+/// Returns the expired blocks, up to a limited number of entries, if there are any.
+fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<Option<Expired>> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection
         .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
-    // Removes one percent more than necessary, so that not every new entry causes pruning.
-    let surplus = keep.rows.filter(|rows| head - anchor > *rows).map(|rows| head - rows + rows / 100);
+    // Removes one percent more than necessary, so that not every new entry causes pruning, and at
+    // least one more, for the entry about the pruning.
+    let surplus = |rows: u64| head - rows + (rows / 100).max(1);
+    let surplus = keep.rows.map(|rows| rows.max(1)).filter(|rows| head - anchor > *rows).map(surplus);
     let oldest = keep.days.map(|days| now - i64::from(days) * 86_400);
     if surplus.is_none() && oldest.is_none() {
-        return Ok(0);
+        return Ok(None);
     }
-    let mut pruned: Option<Head> = None;
+    let mut expired: Option<Head> = None;
     let mut statement = connection.prepare_cached(BLOCKS)?;
     let oldest_blocks = [anchor + 1, (anchor + PRUNED_AT_ONCE).min(head)];
     let mut rows = statement.query(oldest_blocks.map(u64::cast_signed))?;
@@ -281,14 +247,27 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
             None => false,
         };
         // Pruning stops at a gap in the numbers, so that `verify` still finds the gap.
-        let follows = block.first == pruned.map_or(anchor, |(last, _)| last) + 1;
+        let follows = block.first == expired.map_or(anchor, |(last, _)| last) + 1;
         if !follows || !(is_surplus || is_old) {
             break;
         }
-        pruned = Some((block.last, block.hash));
+        expired = Some((block.last, block.hash));
     }
-    drop(rows);
-    let Some((last, hash)) = pruned else { return Ok(0) };
+    Ok(expired.map(|last| Expired { anchor, last }))
+}
+
+/// Returns whether there are expired blocks.
+pub(super) fn has_expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<bool> {
+    Ok(expired(connection, keep, now)?.is_some())
+}
+
+/// Removes expired blocks, oldest first, up to a limited number of entries; returns the number of
+/// removed entries. The chain then begins after the removed blocks, and a new entry records the
+/// pruning.
+pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
+    let Some(Expired { anchor, last: (last, hash) }) = expired(connection, keep, now)? else {
+        return Ok(0);
+    };
     for sql in ["DELETE FROM audit_device WHERE lastSeq <= ?1", "DELETE FROM audit_block WHERE lastSeq <= ?1"]
     {
         connection.execute(sql, [last.cast_signed()])?;

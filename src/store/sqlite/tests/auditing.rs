@@ -1,8 +1,10 @@
 //! Tests of the audit log: its entries, the transactions that write them, and the faults that
 //! `verify` finds.
 
+use std::ops::ControlFlow;
+
 use super::*;
-use crate::store::audit::AuditEvent::*;
+use crate::store::{audit::AuditEvent::*, retention::Retention};
 use crate::testing::store::register;
 
 fn asker() -> Asker {
@@ -27,8 +29,8 @@ fn events(store: &Sqlite, device: &str) -> Vec<AuditEvent> {
     at_once(store.history(&id(device), 100)).unwrap().into_iter().map(|entry| entry.event).collect()
 }
 
-fn verified(store: &Sqlite) -> audit::Chain {
-    store.verify_audit(|_, _| ()).unwrap()
+fn verified(store: &Sqlite) -> Chain {
+    store.verify_audit(&mut |_, _| ()).unwrap()
 }
 
 /// Appends `count` refusals of SN-1 with the time `at`, and closes the store.
@@ -64,9 +66,9 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), at: history[0].at, ..lead().entry(Deleted) };
     assert_eq!(history[0], deleted);
     let mut all = Vec::new();
-    let listed = store.export_audit(&Default::default(), |entry, _| {
+    let listed = store.export_audit(&Filter::default(), &mut |entry, _| {
         all.push(entry);
-        Ok::<_, StoreError>(())
+        ControlFlow::Continue(())
     });
     listed.unwrap();
     let detail = "batch.csv: 2 devices added, 0 changed, 0 unchanged";
@@ -90,10 +92,10 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     write(&directory, 300, 5000);
     let store = open(&directory);
     let mut all = Vec::new();
-    let filter = audit::Filter { device: Some(id("SN-1")), ..Default::default() };
-    let exported = store.export_audit(&filter, |entry, _| {
+    let filter = Filter { device: Some(id("SN-1")), ..Default::default() };
+    let exported = store.export_audit(&filter, &mut |entry, _| {
         all.push(entry);
-        Ok::<_, StoreError>(())
+        ControlFlow::Continue(())
     });
     exported.unwrap();
     all.reverse();
@@ -107,7 +109,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     assert_eq!(history(350), all[..350]);
     assert_eq!(history(7), all[..7]);
     assert_eq!(events(&store, "SN-NOBODY"), []);
-    let pruned = wait(store.prune_audit(Keep { days: None, rows: Some(2000) })).unwrap() as usize;
+    let pruned = wait(store.prune(Keep { days: None, rows: Some(2000) })).unwrap() as usize;
     assert!((2700..=3300).contains(&pruned), "{pruned}");
     let left = all.iter().filter(|entry| entry.seq > pruned as u64).count();
     assert_eq!(history(10_000), all[..left]);
@@ -172,12 +174,12 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     drop(store);
     let store = open(&directory);
     let (mut written, mut dropped) = (0, 0);
-    let counted = store.export_audit(&Default::default(), |entry, _| {
+    let counted = store.export_audit(&Filter::default(), &mut |entry, _| {
         match entry.event {
             Dropped => dropped += entry.detail.unwrap().split(' ').next().unwrap().parse::<u64>().unwrap(),
             _ => written += 1,
         }
-        Ok::<_, StoreError>(())
+        ControlFlow::Continue(())
     });
     counted.unwrap();
     assert!(dropped > 0 && written + dropped == sent, "{written} + {dropped}");
@@ -253,8 +255,8 @@ fn what_was_cut_off_is_not_pruned_away() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("DELETE FROM audit_block WHERE lastSeq = 8").unwrap();
     let all_old = Keep { days: Some(1), rows: None };
-    assert_eq!(wait(store.prune_audit(all_old)).unwrap(), 4);
-    assert_eq!(wait(store.prune_audit(all_old)).unwrap(), 0);
+    assert_eq!(wait(store.prune(all_old)).unwrap(), 4);
+    assert_eq!(wait(store.prune(all_old)).unwrap(), 0);
     assert_eq!(verified(&store).fault.as_deref(), Some("entries 5 to 8 are missing"));
 }
 
@@ -265,13 +267,13 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     write(&directory, 700, crate::store::unix_now());
     let store = open(&directory);
     let all = Keep { days: None, rows: None };
-    assert_eq!(wait(store.prune_audit(all)).unwrap(), 0);
-    assert_eq!(wait(store.prune_audit(Keep { days: Some(30), ..all })).unwrap(), 300);
+    assert_eq!(wait(store.prune(all)).unwrap(), 0);
+    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap(), 300);
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.last, chain.fault), (701, 300, 1001, None));
-    assert_eq!(wait(store.prune_audit(Keep { days: Some(30), ..all })).unwrap(), 0);
+    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap(), 0);
     // Only whole blocks are removed, so more than 200 entries may remain.
-    let pruned = wait(store.prune_audit(Keep { rows: Some(200), ..all })).unwrap();
+    let pruned = wait(store.prune(Keep { rows: Some(200), ..all })).unwrap();
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.fault), (702 - pruned, 300 + pruned, None));
     assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
@@ -367,22 +369,23 @@ fn a_clock_that_is_a_year_ahead_removes_nothing_for_its_age() {
     write(&directory, 300, today);
     let store = open(&directory);
     let keep = Keep { days: Some(30), rows: None };
-    let mut likely = Likely::default();
-    let prune =
-        |confirmed, likely: &mut Likely| wait(Box::pin(store.prune_likely(keep, confirmed, likely))).unwrap();
+    let mut retention = Retention::default();
+    let prune = |confirmed, retention: &mut Retention| {
+        wait(Box::pin(retention.apply(&store, keep, confirmed))).unwrap()
+    };
     store.clock().set_ahead(400 * DAY);
-    assert_eq!(prune(false, &mut likely), 0);
+    assert_eq!(prune(false, &mut retention), 0);
     // An entry with the wrong time does not make the clock likely.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     let connection = Connection::open(store.path()).unwrap();
     audit::append(&connection, &AuditEntry::new(Sealed, today + 400 * DAY)).unwrap();
-    assert_eq!(prune(false, &mut likely), 0);
+    assert_eq!(prune(false, &mut retention), 0);
     // The clock is right again.
     store.clock().set_ahead(0);
-    assert_eq!(prune(false, &mut likely), 300);
+    assert_eq!(prune(false, &mut retention), 300);
     // The cloud says that a year has passed.
     store.clock().set_ahead(400 * DAY);
-    assert_eq!(prune(false, &mut likely), 0);
-    assert_eq!(prune(true, &mut likely), 300);
+    assert_eq!(prune(false, &mut retention), 0);
+    assert_eq!(prune(true, &mut retention), 300);
     assert_eq!(verified(&store).fault, None);
 }

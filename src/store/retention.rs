@@ -1,0 +1,94 @@
+//! Retention of the audit log: when entries are removed, and that a wrong clock removes none.
+
+use std::time::Instant;
+
+use super::{
+    StoreError, UnixSeconds,
+    audit::{AuditLog, Keep},
+};
+use crate::store::Store;
+
+/// Name of the lease that lets only one process at a time remove entries.
+pub const LEASE: &str = "prune";
+
+/// Longest time without an entry, in seconds, after which this machine's clock still counts as
+/// probably right.
+const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
+
+/// Removes expired entries, and remembers by which the clock is judged.
+#[derive(Default)]
+pub struct Retention {
+    /// Time of the newest entry when the log was first read, and the instant of that reading.
+    first: Option<(UnixSeconds, Instant)>,
+    has_warned: bool,
+}
+
+impl Retention {
+    /// Returns what may be removed now: nothing because of its age unless the clock is confirmed or
+    /// probably right. Otherwise, a clock that is a year ahead would remove everything.
+    async fn checked(
+        &mut self,
+        log: &(impl Store + AuditLog + ?Sized),
+        keep: Keep,
+        is_confirmed: bool,
+    ) -> Keep {
+        if keep.days.is_none() || is_confirmed || self.has_likely_clock(log).await {
+            return keep;
+        }
+        if !self.has_warned {
+            self.has_warned = true;
+            tracing::warn!(
+                "this machine's clock is far ahead of the newest entry of the audit log, so nothing is removed for its age; set the clock (NTP)"
+            );
+        }
+        Keep { days: None, ..keep }
+    }
+
+    /// Returns whether any entry may be removed now. `is_confirmed` says that the clock is known to
+    /// be right.
+    pub async fn is_due(
+        &mut self,
+        log: &(impl Store + AuditLog + ?Sized),
+        keep: Keep,
+        is_confirmed: bool,
+    ) -> Result<bool, StoreError> {
+        let keep = self.checked(log, keep, is_confirmed).await;
+        log.has_expired(keep).await
+    }
+
+    /// Removes all entries that may be removed now; returns how many.
+    pub async fn apply(
+        &mut self,
+        log: &(impl Store + AuditLog + ?Sized),
+        keep: Keep,
+        is_confirmed: bool,
+    ) -> Result<u64, StoreError> {
+        let keep = self.checked(log, keep, is_confirmed).await;
+        let mut all = 0;
+        // Each step removes a limited number, so that other writers need not wait for long.
+        loop {
+            match log.prune(keep).await? {
+                0 => return Ok(all),
+                some => all += some,
+            }
+        }
+    }
+
+    /// Returns whether the clock is probably right. It must not be much later than the newest entry
+    /// at the first call plus the time that has passed since that call. Later entries do not count,
+    /// because they may be written with the same wrong clock.
+    async fn has_likely_clock(&mut self, log: &(impl Store + AuditLog + ?Sized)) -> bool {
+        if self.first.is_none() {
+            match log.newest_entry().await {
+                Ok(Some(newest)) => self.first = Some((newest, Instant::now())),
+                // Nothing can be lost from an empty log.
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        self.first.is_some_and(|(newest, asked)| {
+            let passed = asked.elapsed().as_secs().cast_signed();
+            log.now() <= newest.saturating_add(passed).saturating_add(LONGEST_SILENCE)
+        })
+    }
+}
