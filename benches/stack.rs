@@ -25,11 +25,12 @@ use certdist::{
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
     registrar::{self, Registrar},
     resource::Service,
+    seal::Keyring,
     server::{
         Services,
         stack::{Done, Io, Stack},
     },
-    store::{self, Actor, Bulk, ImportJob, ImportRow, Store as _, audit::Asker, claim::Owner},
+    store::{self, Actor, ImportJob, ImportRow, audit::Asker, claim::Owner},
 };
 use tokio::runtime::{Handle, Runtime};
 
@@ -53,7 +54,7 @@ fn certificate(device: &DeviceId) -> Certificate {
 /// Returns services with a table of this many devices, whose certificates were issued before.
 fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Services {
     let path = folder.join(format!("{devices}.db"));
-    let store = store::open(&format!("sqlite:{}", path.display())).expect("a database");
+    let store = store::open(&format!("sqlite:{}", path.display()), Keyring::default()).expect("a database");
     let mut rows = (0..devices).map(|number| {
         Ok(ImportRow {
             device: DeviceId::parse_sn(&id(number)).expect("an ID"),
@@ -67,8 +68,10 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
             key: None,
         })
     });
-    let job = ImportJob { by: &Actor::system_user(), file: "batch.csv", dry_run: false };
-    store.import(job, &mut rows, &mut |_, _| panic!("rejected")).expect("imported");
+    let by = Actor::system_user();
+    store
+        .import(ImportJob::new(&by, "batch.csv"), &mut rows, &mut |_, _| panic!("rejected"))
+        .expect("imported");
     runtime.block_on(async {
         for first in (0..devices).step_by(1000) {
             let some: Vec<_> = (first..devices.min(first + 1000))

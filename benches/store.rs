@@ -17,9 +17,8 @@ use certdist::{
     psk::{Enrollment, Kind, Reissue},
     seal::{DatabaseKey, Keyring},
     store::{
-        Actor, Store, StoreFuture,
-        audit::{Asked, AuditEvent, AuditLog},
-        sqlite::Sqlite,
+        self, Actor, StoreFuture, Table,
+        audit::{Asked, AuditEvent},
     },
     table_file::{Enrollments, Import, export_file, import_file},
 };
@@ -59,17 +58,18 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     };
     let enrollments = Enrollments::new([individual.outline()]);
     let keys = if sealed { keys()? } else { Keyring::default() };
-    let store = Sqlite::open_sealed(&directory.path().join("certdist.db"), keys)?;
+    let url = format!("sqlite:{}", directory.path().join("certdist.db").display());
+    let store = &*store::open(&url, keys)?;
 
     let by = Actor::system_user();
     let how = Import { enrollments: &enrollments, by: &by, dry_run: false };
     for name in ["first import", "same again"] {
         let start = Instant::now();
-        let report = import_file(&store, &file, how, |_, _| ())?;
+        let report = import_file(store, &file, how, |_, _| ())?;
         println!("  {name}: {:.2} s ({report:?})", start.elapsed().as_secs_f64());
     }
     let start = Instant::now();
-    export_file(&store, io::sink())?;
+    export_file(store, io::sink())?;
     println!("  export: {:.2} s", start.elapsed().as_secs_f64());
 
     let devices: Vec<_> = (0..READS).map(|read| device(scramble(read) % rows, shuffled)).collect();
@@ -77,10 +77,10 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     time_reads("device()", &ids, |id| store.device(id))?;
     time_reads("individual_key()", &devices, |device| store.individual_key(device))?;
     if !sealed {
-        time_entries(&store, &ids)?;
+        time_entries(store, &ids)?;
         let start = Instant::now();
         store.set_keys(self::keys()?)?;
-        let sealed = store.seal(&by, |_, _| ())?.sealed;
+        let sealed = store.seal_all(&by, &mut |_, _| ())?.sealed;
         println!("  seal(): {:.2} s ({sealed} values)", start.elapsed().as_secs_f64());
     }
     Ok(())
@@ -88,7 +88,7 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
 
 /// Measures the cost of an audit entry: for the caller, and for the whole process until it is
 /// written.
-fn time_entries(store: &Sqlite, ids: &[DeviceId]) -> Outcome<()> {
+fn time_entries(store: &dyn Table, ids: &[DeviceId]) -> Outcome<()> {
     let asker = ("plugs", "SN-1", "192.0.2.1");
     let entry =
         |id: &DeviceId| Asked::new(AuditEvent::Reissued, 1, id, asker, format_args!("a1plugs/name-1"));

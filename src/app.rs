@@ -22,10 +22,9 @@ use crate::{
     server::{Pulse, Server, Services, plain::Plain},
     store::{
         Store, StoreError, Table,
-        audit::Keep,
+        audit::{AuditLog, Keep},
         claim::Owner,
         retention::{self, Retention},
-        sqlite::Sqlite,
         unix_now,
     },
 };
@@ -40,7 +39,7 @@ pub struct App {
     registrar: Arc<Registrar>,
     admin: Option<admin::Admin>,
     drain: Duration,
-    store: Arc<Sqlite>,
+    store: Arc<dyn Table>,
     keep: watch::Sender<Keep>,
     /// Tasks of plain CoAP, which end when the set is dropped.
     _plain: Option<JoinSet<()>>,
@@ -51,7 +50,7 @@ impl App {
     /// Starts to listen, and recovers the registrations that a crash left in the journal.
     pub async fn start(
         config: &Config,
-        table: Arc<Sqlite>,
+        table: Arc<dyn Table>,
         (cloud, limits): (Arc<dyn IotPlatform>, registrar::Config),
     ) -> Result<Self> {
         let store: Arc<dyn Store> = table.clone();
@@ -196,7 +195,7 @@ async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, reg
 /// entries.
 async fn prune(
     retention: &mut Retention,
-    store: &dyn Table,
+    store: &(impl Store + AuditLog + ?Sized),
     keep: Keep,
     registrar: &Registrar,
 ) -> Result<u64, StoreError> {

@@ -179,7 +179,7 @@ impl Keyring {
         let mut ring = Self { keys: keys.into_iter().collect(), decoy: DECOY.into() };
         // Sealing fails only for values of many gigabytes.
         if let Ok(sealed) = ring.seal(DECOY_PLACE, DECOY) {
-            ring.decoy = sealed.as_str().into();
+            ring.decoy = sealed.expose().into();
         }
         ring
     }
@@ -194,27 +194,24 @@ impl Keyring {
         self.keys.iter().map(DatabaseKey::id)
     }
 
-    /// Returns the stored form of a key that belongs to no device. It stands for the
-    /// missing value when an unknown identity is looked up.
-    pub fn decoy(&self) -> &str {
-        &self.decoy
+    /// Opens the key of an identity in place. If the database has a key, exactly one sealed value is
+    /// opened, even if this one is not sealed yet, so that all identities take the same time.
+    pub fn open_one(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
+        if stored.expose().starts_with(PREFIX) {
+            self.open_in_place(place, stored)
+        } else {
+            self.open_decoy()
+        }
     }
 
-    /// Opens the stored key of an identity. `place` is `None` for an unknown identity, whose stored
-    /// key is the [`decoy`](Self::decoy). If the database has a key, exactly one sealed value is
-    /// opened in both cases, even if the stored key is not sealed yet, so that both cases take the
-    /// same time.
-    pub fn open_one(&self, place: Option<Place<'_>>, stored: &str) -> Result<Secret, SealError> {
-        let opened = self.open(place.unwrap_or(DECOY_PLACE), stored)?;
-        if !stored.starts_with(PREFIX) && !self.keys.is_empty() {
-            self.open(DECOY_PLACE, &self.decoy)?;
-        }
-        Ok(opened)
+    /// Opens a key that belongs to no device. To be called when an unknown identity is looked up.
+    pub fn open_decoy(&self) -> Result<(), SealError> {
+        self.open(DECOY_PLACE, &self.decoy).map(drop)
     }
 
     /// Seals a value. Returns it unchanged if there is no key.
-    pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Zeroizing<String>, SealError> {
-        let Some(key) = self.keys.first() else { return Ok(Zeroizing::new(clear.to_owned())) };
+    pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Secret, SealError> {
+        let Some(key) = self.keys.first() else { return Ok(Secret::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
         let (nonce, rest) = bytes.split_at_mut(NONCE);
         let (text, tag) = rest.split_at_mut(clear.len());
@@ -228,7 +225,15 @@ impl Keyring {
             .encrypt_inout_detached(&nonce, &place.associated_data(), text.into())
             .map_err(|_| broken(place))?;
         tag.copy_from_slice(&made);
-        Ok(Zeroizing::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
+        Ok(Secret::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
+    }
+
+    /// Replaces a stored value with the opened one.
+    pub fn open_in_place(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
+        if stored.expose().starts_with(PREFIX) {
+            *stored = self.open(place, stored.expose())?;
+        }
+        Ok(())
     }
 
     /// Opens a value that was sealed at this place. Returns a clear value unchanged, so that a
@@ -267,6 +272,12 @@ thread_local! {
     pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
+/// Returns the ID of the key under which a stored value is sealed; `None` for a value that is not
+/// sealed.
+pub fn key_of(stored: &str) -> Option<&str> {
+    stored.strip_prefix(PREFIX)?.split_once(' ').map(|(key, _)| key)
+}
+
 /// Returns the beginning of all values that are sealed under the key with this ID.
 pub(super) fn beginning(key: &str) -> String {
     format!("{PREFIX}{key} ")
@@ -296,13 +307,15 @@ mod tests {
         let keys = ring(&[1]);
         let [one, other] = [(), ()].map(|()| keys.seal(HERE, SECRET).unwrap());
         assert_ne!(one, other, "a nonce of its own for each value");
-        assert!(!one.contains(SECRET) && one.is_ascii());
-        assert!(one.starts_with(&beginning(&keys.first().unwrap().to_string())));
+        assert!(!one.expose().contains(SECRET) && one.expose().is_ascii());
+        let key = keys.first().unwrap().to_string();
+        assert!(one.expose().starts_with(&beginning(&key)));
+        assert_eq!(key_of(one.expose()), Some(&*key));
         for sealed in [one, other] {
-            assert_eq!(keys.open(HERE, &sealed).unwrap().expose(), SECRET);
+            assert_eq!(keys.open(HERE, sealed.expose()).unwrap().expose(), SECRET);
         }
         let empty = keys.seal(HERE, "").unwrap();
-        assert_eq!(keys.open(HERE, &empty).unwrap().expose(), "");
+        assert_eq!(keys.open(HERE, empty.expose()).unwrap().expose(), "");
     }
 
     #[test]
@@ -318,7 +331,7 @@ mod tests {
             (Place::Psk { device: "SN-1", identity: "two" }, &psk),
             (Place::Psk { device: "SN-2", identity: "one" }, &psk),
         ] {
-            let error = keys.open(elsewhere, sealed).unwrap_err().to_string();
+            let error = keys.open(elsewhere, sealed.expose()).unwrap_err().to_string();
             assert!(error.starts_with(&elsewhere.to_string()), "{error}");
             assert!(error.contains("moved there") && !error.contains(SECRET), "{error}");
         }
@@ -328,6 +341,7 @@ mod tests {
     fn a_value_with_a_changed_character_does_not_open() {
         let keys = ring(&[1]);
         let sealed = keys.seal(HERE, SECRET).unwrap();
+        let sealed = sealed.expose();
         for at in PREFIX.len()..sealed.len() {
             let mut changed = sealed.as_bytes().to_vec();
             changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
@@ -342,19 +356,25 @@ mod tests {
     fn any_of_the_keys_opens_and_the_first_seals() {
         let (old, both) = (ring(&[1]), ring(&[2, 1]));
         let sealed = old.seal(HERE, SECRET).unwrap();
-        assert_eq!(both.open(HERE, &sealed).unwrap().expose(), SECRET);
+        assert_eq!(both.open(HERE, sealed.expose()).unwrap().expose(), SECRET);
         let resealed = both.seal(HERE, SECRET).unwrap();
-        let error = old.open(HERE, &resealed).unwrap_err().to_string();
+        let error = old.open(HERE, resealed.expose()).unwrap_err().to_string();
         assert!(error.contains("database_key_previous"), "{error}");
         assert!(error.contains(&both.first().unwrap().to_string()), "{error}");
     }
 
     #[test]
     fn one_sealed_value_is_opened_for_a_known_identity_and_for_an_unknown_one() {
-        let opened = |keys: &Keyring, place, stored: &str| {
+        let known = |keys: &Keyring, place, mut stored: Secret| {
             let before = OPENED.get();
-            let value = keys.open_one(place, stored).unwrap();
-            (value.expose().len(), OPENED.get() - before)
+            keys.open_one(place, &mut stored).unwrap();
+            assert_eq!(stored.expose(), SECRET);
+            OPENED.get() - before
+        };
+        let unknown = |keys: &Keyring| {
+            let before = OPENED.get();
+            keys.open_decoy().unwrap();
+            OPENED.get() - before
         };
         let place = Place::Psk { device: "SN-1", identity: "one" };
         let (former, both) = (ring(&[1]), ring(&[2, 1]));
@@ -363,19 +383,20 @@ mod tests {
             for stored in
                 [keys.seal(place, SECRET), former.seal(place, SECRET), ring(&[]).seal(place, SECRET)]
             {
-                assert_eq!(opened(keys, Some(place), &stored.unwrap()), (SECRET.len(), 1));
+                assert_eq!(known(keys, place, stored.unwrap()), 1);
             }
-            assert_eq!(opened(keys, None, keys.decoy()), (SECRET.len(), 1));
+            assert_eq!(unknown(keys), 1);
         }
         let clear = Keyring::default();
-        assert_eq!(opened(&clear, Some(place), SECRET), (SECRET.len(), 0));
-        assert_eq!(opened(&clear, None, clear.decoy()), (SECRET.len(), 0));
+        assert_eq!([known(&clear, place, Secret::new(SECRET.into())), unknown(&clear)], [0, 0]);
+        assert_eq!(clear.decoy.len(), SECRET.len());
     }
 
     #[test]
     fn a_clear_value_is_read_with_a_key_and_kept_without_one() {
         assert_eq!(ring(&[1]).open(HERE, SECRET).unwrap().expose(), SECRET);
-        assert_eq!(*Keyring::default().seal(HERE, SECRET).unwrap(), SECRET);
+        let stored = Keyring::default().seal(HERE, SECRET).unwrap();
+        assert_eq!((stored.expose(), key_of(stored.expose())), (SECRET, None));
     }
 
     #[test]

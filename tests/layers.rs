@@ -217,6 +217,33 @@ fn dependencies_point_downward_only() {
     }
 }
 
+/// Returns the lines of code in `text`, up to its tests, that name a kind of store.
+fn kinds_of_store(text: &str) -> Vec<&str> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let names = |line: &&str| ["sqlite::", "::sqlite", "Sqlite"].iter().any(|name| line.contains(name));
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).filter(names).collect()
+}
+
+/// Only the module `store` may name a kind of store. The others know its traits.
+#[test]
+fn no_module_above_the_store_knows_its_kind() {
+    assert_eq!(kinds_of_store("use a::{\n    sqlite::Sqlite,\n};\n// Sqlite\nfn f() {}").len(), 1);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    paths(&root.join("src"), &mut files);
+    let is_above = |path: &&String| {
+        let outside = ["/src/store/", "/src/testing/", "/tests/", "/tests.rs"];
+        path.ends_with(".rs") && !outside.iter().any(|part| path.contains(part))
+    };
+    let mut read = 0;
+    for path in files.iter().filter(is_above) {
+        let text = fs::read_to_string(root.join(&path[1..])).expect("UTF-8");
+        assert_eq!(kinds_of_store(&text), Vec::<&str>::new(), "{path}");
+        read += 1;
+    }
+    assert!(read > 80, "{read} files");
+}
+
 /// The cores must not re-export types of other libraries, so that they can become separate
 /// crates.
 #[test]

@@ -12,7 +12,7 @@ use crate::{
     device::DeviceId,
     store::{
         UnixSeconds,
-        audit::{AuditEntry, AuditLog, Filter, Link},
+        audit::{AuditEntry, Filter, Link},
     },
 };
 

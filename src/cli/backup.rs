@@ -6,11 +6,9 @@ use anyhow::anyhow;
 
 use super::{CommandResult, ConfigArgs, ask, open_store, print, progress::Progress};
 use crate::store::{
-    Actor, Condition, StoreError,
-    sqlite::{
-        Sqlite,
-        backup::{self, Contents, Restorable},
-    },
+    self, Actor, Condition, StoreError,
+    backup::{self, Contents, Restorable},
+    sealed,
 };
 
 const PROGRESS: &str = "{bar:40} {percent}% {pos}/{len} pages {eta} left";
@@ -60,7 +58,7 @@ pub struct RestoreArgs {
 pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
-    let contents = Progress::showing(PROGRESS, |progress| store.backup(&args.file, progress))?;
+    let contents = Progress::showing(PROGRESS, |mut progress| store.back_up(&args.file, &mut progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
         Some(fault) => Err(anyhow!("the copy is written, but its audit log is not complete: {fault}").into()),
@@ -70,21 +68,20 @@ pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
 
 pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read()?;
-    let Some(path) = config.database.strip_prefix("sqlite:").map(Path::new) else {
-        return Err(anyhow!("database = \"{}\": expected sqlite:PATH", config.database).into());
-    };
+    let path = store::file_of(&config.database)?;
     let backup = Progress::showing(PROGRESS, |progress| Restorable::examine(&args.file, path, progress))?;
     if let Some(fault) = &backup.contents.audit.fault {
         tracing::warn!(error = %fault, "the backup's audit log is not complete");
     }
-    backup.check_keys(&config.database_keys)?;
+    sealed::check(&config.database_keys, &backup.contents.keys)
+        .map_err(|error| anyhow!("{}: {error}", args.file.display()))?;
     let upgraded = backup.older.map(|version| format!("; upgraded from version {version}"));
     let upgraded = upgraded.unwrap_or_default();
     print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
     let mut damaged = false;
     if path.exists() {
         let found = backup::examine(path);
-        let is_older = matches!(Sqlite::examine(path), Ok(Condition::Older(_)));
+        let is_older = matches!(store::examine(&config.database), Ok(Condition::Older(_)));
         damaged = found.is_err() && !is_older;
         let reasons = against(path, &backup.contents, &found, damaged)?;
         match &found {

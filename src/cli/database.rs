@@ -48,11 +48,13 @@ pub(super) fn run(args: &Args) -> CommandResult {
     match args.action {
         Action::Seal => {
             let template = "{bar:40} {percent}% {pos}/{len} secrets {eta} left";
-            let report = Progress::showing(template, |progress| store.seal(&Actor::system_user(), progress))?;
+            let report = Progress::showing(template, |mut progress| {
+                store.seal_all(&Actor::system_user(), &mut progress)
+            })?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
         Action::Status { json } => {
-            let counts = store.seal_status()?;
+            let counts = store.key_counts()?;
             if json {
                 let counts: Vec<_> = counts
                     .iter()

@@ -12,11 +12,7 @@ use crate::{
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{
-        Actor, CloudState, DeviceRow, DeviceState, Store,
-        claim::{ClaimView, Claims},
-        unix_now,
-    },
+    store::{Actor, CloudState, DeviceRow, DeviceState, claim::ClaimView, unix_now},
 };
 
 /// Lists devices, and shows or changes one

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     psk::{Enrollment, Kind, Reissue},
     rate_limit::Rate,
-    store::{Bulk, Totals},
+    store::Totals,
 };
 
 /// Lists the enrollments, or shows one, with the number of devices

@@ -39,7 +39,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{self, Config},
-    store::{self, sqlite::Sqlite},
+    store::{self, Table},
 };
 
 /// Gives each device of Alibaba Cloud IoT Platform its certificate at first power-on.
@@ -197,8 +197,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-fn open_store(config: &Config) -> Result<Arc<Sqlite>, Failure> {
-    Ok(store::open_sealed(&config.database, config.database_keys.clone())?)
+fn open_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
+    Ok(store::open(&config.database, config.database_keys.clone())?)
 }
 
 /// Writes results. A reader that closes the pipe early (`| head`) is not an error.

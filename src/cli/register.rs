@@ -22,7 +22,7 @@ use crate::{
     policy::{self, Verdict},
     psk::Reissue,
     registrar::{self, Registrar},
-    store::{Bulk, DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
+    store::{DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
 };
 
 /// Number of rows read at a time.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::{CommandResult, ConfigArgs, aligned, enrollment::counts, open_store, print, progress::Progress};
-use crate::store::{Bulk, Totals};
+use crate::store::{self, Totals};
 
 /// Counts the devices of each enrollment by their progress
 #[derive(clap::Args)]
@@ -30,7 +30,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;
-    let size = size(store.path())?;
+    let path = std::path::absolute(store::file_of(&config.database)?)?;
+    let size = size(&path)?;
     let mut all = Totals::default();
     for one in &totals {
         all.devices += one.devices;
@@ -61,7 +62,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
         table.push(line("all", &all));
     }
     let size = indicatif::BinaryBytes(size);
-    Ok(print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), store.path().display()))?)
+    Ok(print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), path.display()))?)
 }
 
 /// Returns the size of the database and its write-ahead log, in bytes.

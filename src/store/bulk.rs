@@ -1,9 +1,12 @@
 //! Work on the whole table: imports, exports and counts.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::Path};
 
-use super::{Actor, DeviceRow, StoreError};
-use crate::device::{DeviceId, Secret};
+use super::{Actor, DeviceRow, StoreError, backup::Contents};
+use crate::{
+    device::{DeviceId, Secret},
+    seal::Place,
+};
 
 /// Operations on the whole table, for the command line. They block, so an asynchronous caller
 /// must run each on its own thread.
@@ -44,6 +47,15 @@ pub trait Bulk: Send + Sync {
     /// Counts the devices that may be registered but are not registered yet, in one enrollment
     /// or in all (`None`). Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
+
+    /// Copies one state of the store into a new file (mode 0600), verifies the copy, and then gives
+    /// it its final name. `progress` receives the size of the copied part and of the whole. The
+    /// default implementation fails, for a store that is not a file.
+    fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
+        let reason =
+            "a database of this kind has no backup in a file; use its own tools, or `certdist export`";
+        Err(StoreError::Failed(reason.into()))
+    }
 }
 
 /// One row of an import, whose values are already validated.
@@ -89,8 +101,11 @@ impl ImportRow {
     }
 }
 
+/// Compares a stored secret with another one for the same place.
+pub type SameSecret<'a> = &'a dyn Fn(Place<'_>, &Secret, &Secret) -> Result<bool, StoreError>;
+
 /// An import, apart from its rows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct ImportJob<'a> {
     /// Operator who imports, for the audit log.
     pub by: &'a Actor,
@@ -98,6 +113,15 @@ pub struct ImportJob<'a> {
     pub file: &'a str,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
+    /// Comparison of an imported secret with the stored one.
+    pub same_secret: SameSecret<'a>,
+}
+
+impl<'a> ImportJob<'a> {
+    /// Creates a job that compares secrets by their text.
+    pub fn new(by: &'a Actor, file: &'a str) -> Self {
+        Self { by, file, dry_run: false, same_secret: &|_, stored, other| Ok(stored == other) }
+    }
 }
 
 /// Rows of an import in the order of the file. The iterator may block.

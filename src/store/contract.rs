@@ -6,6 +6,7 @@
 mod alternating;
 mod audit_log;
 mod claims;
+mod sealing;
 
 use std::ops::ControlFlow;
 
@@ -15,7 +16,10 @@ use super::{
     claim::{ClaimTime, Owner, Settlement},
     *,
 };
-use crate::testing::store::{Fuse, Memory};
+use crate::{
+    seal::{DatabaseKey, KEY_SIZE},
+    testing::store::{Fuse, Memory},
+};
 
 /// Time at which the tests make their claims.
 const NOW: ClaimTime = ClaimTime { at: 1000, cloud_offset: None };
@@ -42,6 +46,18 @@ fn memory() -> Fresh<Memory> {
     let other = one.in_process(std::sync::Arc::new(Fuse::new(usize::MAX)));
     other.clock().set_ahead(AHEAD);
     Fresh { store: Alternating::new(one, other), _folder: None }
+}
+
+/// Wraps both handles of a store. One of them has another first key, as during a change of keys.
+fn sealed<S>(fresh: Fresh<S>) -> Fresh<Sealed<S>> {
+    let key = |byte: u8| DatabaseKey::parse(&hex::encode([byte; KEY_SIZE])).unwrap();
+    let Fresh { store, _folder } = fresh;
+    let [one, other] = store.into_handles();
+    let (one, other) = (
+        Sealed::new(one, Keyring::new([key(1), key(2)])),
+        Sealed::new(other, Keyring::new([key(2), key(1)])),
+    );
+    Fresh { store: Alternating::new(one, other), _folder }
 }
 
 /// Runs a future to completion, and returns the store's answer.
@@ -128,7 +144,7 @@ fn import(store: &impl Bulk, rows: impl IntoIterator<Item = ImportRow>) -> Impor
 }
 
 fn job(by: &Actor) -> ImportJob<'_> {
-    ImportJob { by, file: "file.csv", dry_run: false }
+    ImportJob::new(by, "file.csv")
 }
 
 fn device(store: &impl Store, device: &str) -> Option<DeviceRow> {
@@ -479,15 +495,15 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
 /// Turns each of the functions into a test on an empty store of each kind.
 macro_rules! contract {
     ($($sentence:ident)*) => {
-        mod on_sqlite {
+        contract!(on_sqlite: crate::store::contract::sqlite(), $($sentence)*);
+        contract!(on_sealed_sqlite: crate::store::contract::sealed(crate::store::contract::sqlite()), $($sentence)*);
+        contract!(in_memory: crate::store::contract::memory(), $($sentence)*);
+        contract!(in_sealed_memory: crate::store::contract::sealed(crate::store::contract::memory()), $($sentence)*);
+    };
+    ($module:ident: $fresh:expr, $($sentence:ident)*) => {
+        mod $module {
             $(#[test] fn $sentence() {
-                let fresh = crate::store::contract::sqlite();
-                super::$sentence(&fresh.store);
-            })*
-        }
-        mod in_memory {
-            $(#[test] fn $sentence() {
-                let fresh = crate::store::contract::memory();
+                let fresh = $fresh;
                 super::$sentence(&fresh.store);
             })*
         }

@@ -1,8 +1,14 @@
 //! Rules of an import: how a row merges into the table, and when it contradicts the table. They do
 //! no I/O, are the same for every store, and do not depend on how a store keeps its rows.
 
-use super::{Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, StoreError};
-use crate::device::{DeviceId, Secret};
+use super::{
+    Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, SameSecret,
+    StoreError,
+};
+use crate::{
+    device::{DeviceId, Secret},
+    seal::Place,
+};
 
 /// Effect of one imported row on the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +114,13 @@ pub struct Change<'r> {
 
 /// Merges a row into a device that is in the table; returns `None` if the row changes nothing.
 /// If the device has a certificate, the columns that the certificate or its key depends on must
-/// not change: a different value is a conflict.
-pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Option<Change<'r>>, Conflict> {
+/// not change: a different value is a conflict. `same_secret` is the answer of
+/// [`has_same_secret`].
+pub fn known_device<'r>(
+    stored: &'r DeviceRow,
+    row: &'r ImportRow,
+    same_secret: bool,
+) -> Result<Option<Change<'r>>, Conflict> {
     let moves = stored.enrollment != row.enrollment;
     let before = Columns {
         enrollment: &stored.enrollment,
@@ -127,7 +138,7 @@ pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Opt
             None => before.product_key,
         },
         device_name: row.device_name.as_deref().or(before.device_name),
-        device_secret: row.device_secret.as_ref().or(before.device_secret),
+        device_secret: row.device_secret.as_ref().filter(|_| !same_secret).or(before.device_secret),
         iot_id: row.iot_id.as_deref().or(before.iot_id),
     };
     if stored.certificate.is_some() {
@@ -135,6 +146,19 @@ pub fn known_device<'r>(stored: &'r DeviceRow, row: &'r ImportRow) -> Result<Opt
     }
     let change = Change { columns: after, drops_key: moves && !row.individual };
     Ok((after != before).then_some(change))
+}
+
+/// Returns whether the row has the secret that the device already has.
+pub fn has_same_secret(
+    stored: &DeviceRow,
+    row: &ImportRow,
+    same_secret: SameSecret<'_>,
+) -> Result<bool, StoreError> {
+    let stored = stored.certificate.as_ref().map(|certificate| &certificate.device_secret);
+    match (stored, &row.device_secret) {
+        (Some(stored), Some(other)) => same_secret(Place::DeviceSecret(row.device.as_str()), stored, other),
+        _ => Ok(false),
+    }
 }
 
 fn fits_certificate(before: &Columns<'_>, after: &Columns<'_>) -> Result<(), Conflict> {
@@ -240,19 +264,19 @@ mod tests {
     #[test]
     fn an_empty_column_leaves_the_table_as_it_is() {
         let stored = DeviceRow { product_key: "a1own".into(), iot_id: Some("i".into()), ..registered() };
-        assert_eq!(known_device(&stored, &row()), Ok(None));
+        assert_eq!(known_device(&stored, &row(), false), Ok(None));
     }
 
     #[test]
     fn a_device_that_moves_takes_the_new_enrollments_product_and_leaves_its_key() {
         let stored = DeviceRow { product_key: "a1own".into(), ..stored() };
         let moved = ImportRow { enrollment: "plugs".into(), enrollment_product: "a1plug".into(), ..row() };
-        let change = known_device(&stored, &moved).unwrap().unwrap();
+        let change = known_device(&stored, &moved, false).unwrap().unwrap();
         assert_eq!((change.columns.enrollment, change.columns.product_key), ("plugs", "a1plug"));
         assert!(change.drops_key);
 
         let own = ImportRow { product_key: Some("a1own".into()), individual: true, ..moved };
-        let change = known_device(&stored, &own).unwrap().unwrap();
+        let change = known_device(&stored, &own, false).unwrap().unwrap();
         assert_eq!((change.columns.product_key, change.drops_key), ("a1own", false));
     }
 
@@ -266,14 +290,14 @@ mod tests {
             ImportRow { iot_id: Some("j".into()), ..row() },
         ];
         for row in rows {
-            let change = known_device(&stored, &row).unwrap().unwrap();
+            let change = known_device(&stored, &row, false).unwrap().unwrap();
             assert!(!change.drops_key, "{row:?}");
         }
     }
 
     #[test]
     fn a_certificate_keeps_what_it_depends_on_and_takes_what_it_lacks() {
-        let conflict = |stored: &DeviceRow, row| known_device(stored, &row).unwrap_err().column;
+        let conflict = |stored: &DeviceRow, row| known_device(stored, &row, false).unwrap_err().column;
         let known = DeviceRow { iot_id: Some("i".into()), ..registered() };
         let other = [
             (ImportRow { enrollment: "plugs".into(), ..row() }, "enrollment"),
@@ -290,14 +314,32 @@ mod tests {
         }
         let identified = ImportRow { iot_id: Some("i".into()), ..row() };
         let (known, before) = (known, registered());
-        assert_eq!(known_device(&known, &identified), Ok(None));
-        assert_eq!(known_device(&before, &identified).unwrap().unwrap().columns.iot_id, Some("i"));
+        assert_eq!(known_device(&known, &identified, false), Ok(None));
+        assert_eq!(known_device(&before, &identified, false).unwrap().unwrap().columns.iot_id, Some("i"));
+    }
+
+    #[test]
+    fn a_secret_that_only_looks_different_is_no_change() {
+        let row = ImportRow {
+            device_name: Some("one".into()),
+            device_secret: Some(secret("looks different")),
+            ..row()
+        };
+        let same: SameSecret<'_> =
+            &|_, stored, other| Ok(stored.expose() == "s3cret" && other.expose() == "looks different");
+        assert!(has_same_secret(&registered(), &row, same).unwrap());
+        assert_eq!(known_device(&registered(), &row, true), Ok(None));
+        // A device without a certificate takes it.
+        assert!(!has_same_secret(&stored(), &row, same).unwrap());
+        let stored = stored();
+        let change = known_device(&stored, &row, false).unwrap().unwrap();
+        assert_eq!(change.columns.device_secret, row.device_secret.as_ref());
     }
 
     #[test]
     fn a_conflict_shows_no_secret() {
         let (known, other) = (registered(), ImportRow { device_secret: Some(secret("0ther")), ..row() });
-        let conflict = known_device(&known, &other).unwrap_err();
+        let conflict = known_device(&known, &other, false).unwrap_err();
         assert!(!conflict.reason.contains("s3cret") && !conflict.reason.contains("0ther"), "{conflict:?}");
     }
 

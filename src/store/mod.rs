@@ -2,8 +2,18 @@
 //! journal, and the first issue of each certificate. Other modules use the trait [`Store`]. Each
 //! store is one file or folder here, and one line in [`open`]. A store does not depend on policies.
 
+/// Passes methods on to the same methods of another store.
+macro_rules! pass_on {
+    ($this:ident to $store:expr; $(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(fn $name<'a>(&'a $this, $($argument: $type),*) -> StoreFuture<'a, $answer> {
+            $store.$name($($argument),*)
+        })*
+    };
+}
+
 mod actor;
 pub mod audit;
+pub mod backup;
 mod bulk;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
@@ -11,11 +21,13 @@ mod contract;
 pub mod lease;
 pub mod merge;
 pub mod retention;
+pub mod sealed;
 pub mod sqlite;
 pub mod turn;
 
 use std::{
     future::Future,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -28,13 +40,15 @@ pub use self::{
     actor::Actor,
     bulk::{
         Bulk, Conflict, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows,
-        Totals, Unreadable,
+        SameSecret, Totals, Unreadable,
     },
 };
 use self::{
     audit::{Asked, Asker, AuditEntry, AuditLog},
     claim::Claims,
     lease::Leases,
+    sealed::{Keys, Sealed},
+    sqlite::Sqlite,
     turn::Turns,
 };
 use crate::{
@@ -399,9 +413,9 @@ pub trait Store: Claims + Leases + Turns {
 }
 
 /// A store with everything that a server, its console and the command line need.
-pub trait Table: Store + Bulk + AuditLog {}
+pub trait Table: Store + Bulk + AuditLog + Keys {}
 
-impl<S: Store + Bulk + AuditLog> Table for S {}
+impl<S: Store + Bulk + AuditLog + Keys> Table for S {}
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
 /// Platform. certdist no longer adds such devices, but an older database may contain some.
@@ -428,36 +442,29 @@ pub enum Condition {
     Older(usize),
 }
 
-/// Examines the store at `url`, the value of `database` in the configuration. Creates and
-/// changes nothing.
+/// Returns the file of the store at `url`, the value of `database` in the configuration.
+pub fn file_of(url: &str) -> Result<&Path, StoreError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) if !path.is_empty() => Ok(path.as_ref()),
+        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
+    }
+}
+
+/// Examines the store at `url`. Creates and changes nothing.
 pub fn examine(url: &str) -> Result<Condition, StoreError> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::examine(path.as_ref()),
-        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
-    }
+    Sqlite::examine(file_of(url)?)
 }
 
-/// Returns up to `limit` names that several devices of one product share in the store at `url`, the
-/// value of `database` in the configuration. Changes nothing, and reads the whole table.
+/// Returns up to `limit` names that several devices of one product share in the store at `url`.
+/// Changes nothing, and reads the whole table.
 pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreError> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => sqlite::Sqlite::shared_names(path.as_ref(), limit),
-        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
-    }
+    Sqlite::shared_names(file_of(url)?, limit)
 }
 
-/// Opens the store at `url`, the value of `database` in the configuration, without a key for
-/// its secrets. Creates the store if it does not exist.
-pub fn open(url: &str) -> Result<Arc<sqlite::Sqlite>, StoreError> {
-    open_sealed(url, Keyring::default())
-}
-
-/// Opens the store like [`open`], with secrets that are sealed under `keys`.
-pub fn open_sealed(url: &str, keys: Keyring) -> Result<Arc<sqlite::Sqlite>, StoreError> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => {
-            Ok(Arc::new(sqlite::Sqlite::open_sealed(path.as_ref(), keys)?))
-        }
-        _ => Err(StoreError::Failed(format!("database = \"{url}\": expected sqlite:PATH"))),
-    }
+/// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates
+/// the store if it does not exist. Fails if the keys do not open every secret in it, and then leaves
+/// a store of an older version as it is.
+pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
+    let sqlite = Sqlite::open_if(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
+    Ok(Arc::new(Sealed::new(sqlite, keys)))
 }

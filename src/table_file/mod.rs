@@ -229,7 +229,7 @@ pub fn import(
     let mut lines = BadLines::default();
     let mut broken = None;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let job = ImportJob { by, file: &name, dry_run };
+    let job = ImportJob { dry_run, ..ImportJob::new(by, &name) };
     let outcome = store.import(job, &mut items, &mut |_, rejection| match rejection {
         Rejection::Unreadable => match unreadable.take() {
             Some(ReadError::Line(error)) => lines.push(error),

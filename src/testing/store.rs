@@ -19,13 +19,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
+    seal::{self, Place},
     store::{
-        Actor, Bulk, Clock, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob,
-        ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Reject, Rows,
-        Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds,
+        Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
+        ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Reject, Rows, SameSecret, Sighting,
+        Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
         claim::{ClaimTime, Owner, Settlement, new_id},
         merge::{self, Columns, Merged, Unmerged},
+        sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         unix_now,
     },
 };
@@ -86,15 +88,18 @@ impl Tables {
         found
     }
 
-    fn merge(&mut self, row: &ImportRow) -> Result<Merged, Conflict> {
+    fn merge(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<Merged, Unmerged<StoreError>> {
         let known = self.devices.get(&row.device).cloned();
         let mut drops_key = false;
         let after = match &known {
             None => Some(merge::new_device(row)),
-            Some(known) => merge::known_device(known, row)?.map(|change| {
-                drops_key = change.drops_key;
-                change.columns
-            }),
+            Some(known) => {
+                let same_secret = merge::has_same_secret(known, row, same).map_err(Unmerged::Failed)?;
+                merge::known_device(known, row, same_secret)?.map(|change| {
+                    drops_key = change.drops_key;
+                    change.columns
+                })
+            }
         };
         let device_changed = after.is_some();
         if let Some(Columns { enrollment, product_key, device_name, device_secret, iot_id }) = after {
@@ -123,24 +128,25 @@ impl Tables {
         if drops_key {
             self.keys.retain(|_, (owner, _)| *owner != row.device);
         }
-        let key_changed = self.merge_key(row)?;
+        let key_changed = self.merge_key(row, same)?;
         Ok(Merged::of(known.is_none(), device_changed, key_changed))
     }
 
-    fn merge_key(&mut self, row: &ImportRow) -> Result<bool, Conflict> {
+    fn merge_key(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<bool, Unmerged<StoreError>> {
         let Some((identity, psk)) = &row.key else {
             let has_key = self.keys.values().any(|(owner, _)| *owner == row.device);
-            return merge::without_key(row, has_key).map(|()| false);
-        };
-        if let Some((owner, _)) = self.keys.get(identity) {
-            merge::identity_of(owner.as_str(), row)?;
-        }
-        let key = (row.device.clone(), psk.clone());
-        if self.keys.get(identity) == Some(&key) {
+            merge::without_key(row, has_key)?;
             return Ok(false);
+        };
+        if let Some((owner, stored)) = self.keys.get(identity) {
+            merge::identity_of(owner.as_str(), row)?;
+            let place = Place::Psk { device: row.device.as_str(), identity };
+            if same(place, stored, psk).map_err(Unmerged::Failed)? {
+                return Ok(false);
+            }
         }
         self.keys.retain(|_, (owner, _)| *owner != row.device);
-        self.keys.insert(identity.clone(), key);
+        self.keys.insert(identity.clone(), (row.device.clone(), psk.clone()));
         Ok(true)
     }
 }
@@ -485,7 +491,7 @@ impl Bulk for Memory {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
-        let merge = |row: ImportRow| tables.merge(&row).map_err(Unmerged::Conflict);
+        let merge = |row: ImportRow| tables.merge(&row, job.same_secret);
         let report = merge::all_rows(rows, merge, identity, reject)?;
         if !job.dry_run {
             if report.added + report.changed > 0 {
@@ -539,10 +545,106 @@ impl Bulk for Memory {
     }
 }
 
+impl Tables {
+    /// Returns the secrets of one column, in order of their primary keys.
+    fn secrets<'t>(&'t self, column: SecretColumn) -> BTreeMap<&'t str, (&'t DeviceId, &'t Secret)> {
+        match column {
+            SecretColumn::DeviceSecret => {
+                let secret = |row: &'t DeviceRow| {
+                    let certificate = row.certificate.as_ref()?;
+                    Some((row.id.as_str(), (&row.id, &certificate.device_secret)))
+                };
+                self.devices.values().filter_map(secret).collect()
+            }
+            SecretColumn::Psk => {
+                self.keys.iter().map(|(identity, (device, psk))| (identity.as_str(), (device, psk))).collect()
+            }
+        }
+    }
+
+    fn counts(&self) -> Vec<UnderKey> {
+        let mut counts = Vec::new();
+        for column in SecretColumn::ALL {
+            for (_, secret) in self.secrets(column).into_values() {
+                UnderKey::add(&mut counts, seal::key_of(secret.expose()).map(str::to_owned), column, 1);
+            }
+        }
+        counts
+    }
+}
+
+/// Reads the keys from the values instead of noting them.
+impl StoredSecrets for Memory {
+    fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.tables().counts().into_iter().filter_map(|count| count.key).collect())
+    }
+
+    fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
+        Ok(self.tables().counts())
+    }
+
+    fn secrets_not_under(
+        &self,
+        column: SecretColumn,
+        key: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredSecret>, StoreError> {
+        let tables = self.tables();
+        let others = tables
+            .secrets(column)
+            .into_iter()
+            .filter(|(primary, (_, value))| *primary > after && seal::key_of(value.expose()) != Some(key));
+        let stored = |(primary, (device, value)): (&str, (&DeviceId, &Secret))| StoredSecret {
+            primary: primary.to_owned(),
+            device: device.to_string(),
+            value: value.clone(),
+        };
+        Ok(others.take(limit).map(stored).collect())
+    }
+
+    fn replace_secrets(
+        &self,
+        column: SecretColumn,
+        values: &[(StoredSecret, Secret)],
+    ) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        for (stored, anew) in values {
+            let value = match column {
+                SecretColumn::DeviceSecret => {
+                    let row = tables.devices.values_mut().find(|row| row.id.as_str() == stored.device);
+                    row.and_then(|row| row.certificate.as_mut())
+                        .map(|certificate| &mut certificate.device_secret)
+                }
+                SecretColumn::Psk => tables.keys.get_mut(&stored.primary).map(|(_, psk)| psk),
+            };
+            if let Some(value) = value.filter(|value| **value == stored.value) {
+                *value = anew.clone();
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        let left = UnderKey::others(&tables.counts(), key);
+        if left > 0 {
+            return Err(StoreError::Failed(format!(
+                "{left} values were written under another key meanwhile"
+            )));
+        }
+        if sealed > 0 {
+            let detail = Some(format!("{sealed} values under key {key}"));
+            tables.audit.push(AuditEntry { detail, ..by.entry(AuditEvent::Sealed) });
+        }
+        Ok(())
+    }
+}
+
 /// Imports rows, none of which may be rejected.
 pub(crate) fn import(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
     let by = Actor::system_user();
-    let job = ImportJob { by: &by, file: "batch.csv", dry_run: false };
+    let job = ImportJob::new(&by, "batch.csv");
     let reject = &mut |index, rejection| panic!("row {index}: {rejection:?}");
     store.import(job, &mut rows.into_iter().map(Ok), reject).unwrap()
 }

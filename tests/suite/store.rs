@@ -10,6 +10,7 @@ use std::{
 use certdist::{
     device::DeviceId,
     psk::{Enrollment, Key, Kind, Reissue},
+    seal::Keyring,
     store::{
         self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
         audit::Asker, sqlite::Sqlite,
@@ -29,7 +30,7 @@ fn id(text: &str) -> DeviceId {
     DeviceId::parse(text).unwrap()
 }
 
-fn device(store: &Sqlite, text: &str) -> Option<DeviceRow> {
+fn device(store: &dyn Store, text: &str) -> Option<DeviceRow> {
     wait(store.device(&id(text)))
 }
 
@@ -106,7 +107,7 @@ fn reopening_keeps_everything() {
     );
     fs::write(&file, text).unwrap();
 
-    let store = store::open(&url).unwrap();
+    let store = store::open(&url, Keyring::default()).unwrap();
     let report = import_file(
         &*store,
         &file,
@@ -115,21 +116,21 @@ fn reopening_keeps_everything() {
     )
     .unwrap();
     assert_eq!(report, ImportReport { added: 3, ..Default::default() });
-    let certificate = device(&store, "SN-1").unwrap().certificate.unwrap();
+    let certificate = device(&*store, "SN-1").unwrap().certificate.unwrap();
     let asker = Asker { enrollment: "lamps".into(), ..Asker::default() };
     let issue = wait(store.record_issue(&id("SN-1"), &certificate, 1, asker));
     assert!(wait(store.set_state(&id("SN-3"), DeviceState::Disabled, &Actor::system_user())));
     drop(store);
 
-    let store = store::open(&url).unwrap();
-    let row = device(&store, "SN-1").unwrap();
+    let store = store::open(&url, Keyring::default()).unwrap();
+    let row = device(&*store, "SN-1").unwrap();
     assert_eq!(row.first_issued, Some(issue.first));
     let certificate = row.certificate.unwrap();
     assert_eq!((certificate.product_key.as_str(), certificate.device_name.as_str()), ("a1lamps", "name-1"));
     assert_eq!(certificate.device_secret.expose(), "s3cret");
     let key = wait(store.individual_key("identity-2")).unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "plugs", PSK));
-    assert_eq!(device(&store, "SN-3").unwrap().state, DeviceState::Disabled);
+    assert_eq!(device(&*store, "SN-3").unwrap().state, DeviceState::Disabled);
 }
 
 #[test]
@@ -170,7 +171,10 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
     assert!(refusal(&path("missing/certdist.db")).contains("cannot be created: No such file"));
     // Not even root can create a file here.
     assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
-    assert!(store::open("postgres://db").is_err_and(|error| error.to_string().contains("sqlite:PATH")));
+    assert!(
+        store::open("postgres://db", Keyring::default())
+            .is_err_and(|error| error.to_string().contains("sqlite:PATH"))
+    );
 }
 
 #[test]

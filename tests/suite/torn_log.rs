@@ -73,8 +73,10 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     let store = Sqlite::open(&path).expect("a database");
     let mut rows =
         ["SN-1", "SN-2", "SN-3"].into_iter().map(|device| Ok(ImportRow::new(id(device), "lamp", "a1")));
-    let job = ImportJob { by: &Actor::system_user(), file: "batch.csv", dry_run: false };
-    store.import(job, &mut rows, &mut |_, _| panic!("rejected")).expect("imported");
+    let by = Actor::system_user();
+    store
+        .import(ImportJob::new(&by, "batch.csv"), &mut rows, &mut |_, _| panic!("rejected"))
+        .expect("imported");
 
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];

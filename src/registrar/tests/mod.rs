@@ -304,14 +304,16 @@ async fn a_crowd_is_sent_away_with_a_time_to_come_back_and_registered_meanwhile(
 async fn the_queue_is_bounded() {
     let bench = Bench::new(Config { max_registrations: 2, ..fast() });
     bench.cloud.script(vec![Scripted::Slow(Duration::from_secs(3600)); 2]);
-    for device in ["SN01", "SN02"] {
-        assert_eq!(
-            bench.registrar.register(wanted(device), Duration::from_millis(50)).await,
-            Outcome::TimedOut
-        );
+    let asking = ["SN01", "SN02"].map(|device| {
+        let registrar = bench.registrar.clone();
+        tokio::spawn(async move { registrar.register(wanted(device), PATIENCE).await })
+    });
+    while bench.cloud.registrations() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(matches!(bench.register("SN03").await, Outcome::Later(_)));
     assert_eq!(bench.registrar.registrations(), 2);
+    asking.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -8,7 +8,11 @@ use super::*;
 use crate::{
     psk,
     seal::{self, DatabaseKey, Keyring},
-    store::{DeviceState, Store, sqlite},
+    store::{
+        DeviceState, Store,
+        sealed::{Keys, Sealed},
+        sqlite,
+    },
 };
 
 /// Number of handshakes of each identity before the medians are first compared. The order
@@ -61,7 +65,7 @@ fn site(
     let ring = || Keyring::new([DatabaseKey::parse(&"5a".repeat(seal::KEY_SIZE)).unwrap()]);
     let written_with = if secrets == Secrets::Sealed { ring() } else { Keyring::default() };
     let path = folder.path().join(format!("{}-{secrets:?}.db", enrollments.concat()));
-    let store = Arc::new(Sqlite::open_sealed(&path, written_with).unwrap());
+    let store = Arc::new(Sealed::new(Sqlite::open(&path).unwrap(), written_with));
     for enrollment in ["own", "one", "two"] {
         let row = |number: u32| {
             let id = format!("{enrollment}-{number:04}");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    device::{Certificate, DeviceId},
+    device::{Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
@@ -14,6 +14,7 @@ use crate::{
         audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
+        sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         turn::{Turn, Turns},
     },
 };
@@ -28,22 +29,18 @@ impl<S> Alternating<S> {
         Self { handles: [one, other], calls: AtomicUsize::new(0) }
     }
 
+    pub(super) fn into_handles(self) -> [S; 2] {
+        self.handles
+    }
+
     fn next(&self) -> &S {
         &self.handles[self.calls.fetch_add(1, Ordering::Relaxed) % 2]
     }
 }
 
-/// Passes each method on to the handle whose turn it is.
-macro_rules! pass_on {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
-        $(fn $name<'a>(&'a self, $($argument: $type),*) -> StoreFuture<'a, $answer> {
-            self.next().$name($($argument),*)
-        })*
-    };
-}
-
 impl<S: Store> Store for Alternating<S> {
     pass_on! {
+        self to self.next();
         fn device(id: &'a DeviceId) -> Option<DeviceRow>;
         fn enrollment_of(id: &'a DeviceId) -> Option<String>;
         fn individual_key(identity: &'a str) -> Option<IndividualKey>;
@@ -81,6 +78,7 @@ impl<S: Store> Store for Alternating<S> {
 
 impl<S: Claims> Claims for Alternating<S> {
     pass_on! {
+        self to self.next();
         fn beats(own: Option<&'a Owner>) -> Vec<Beat>;
         fn fence(seen: Beat) -> bool;
         fn retire(owner: OwnerId) -> ();
@@ -107,6 +105,7 @@ impl<S: Claims> Claims for Alternating<S> {
 
 impl<S: Leases> Leases for Alternating<S> {
     pass_on! {
+        self to self.next();
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
@@ -115,12 +114,14 @@ impl<S: Leases> Leases for Alternating<S> {
 
 impl<S: Turns> Turns for Alternating<S> {
     pass_on! {
+        self to self.next();
         fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
     }
 }
 
 impl<S: AuditLog> AuditLog for Alternating<S> {
     pass_on! {
+        self to self.next();
         fn has_expired(keep: Keep) -> bool;
         fn prune(keep: Keep) -> u64;
         fn newest_entry() -> Option<UnixSeconds>;
@@ -159,5 +160,37 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
         self.next().count_unregistered(enrollment)
+    }
+}
+
+impl<S: StoredSecrets> StoredSecrets for Alternating<S> {
+    fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
+        self.next().keys_in_use()
+    }
+
+    fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
+        self.next().count_secrets()
+    }
+
+    fn secrets_not_under(
+        &self,
+        column: SecretColumn,
+        key: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredSecret>, StoreError> {
+        self.next().secrets_not_under(column, key, after, limit)
+    }
+
+    fn replace_secrets(
+        &self,
+        column: SecretColumn,
+        values: &[(StoredSecret, Secret)],
+    ) -> Result<(), StoreError> {
+        self.next().replace_secrets(column, values)
+    }
+
+    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
+        self.next().keep_only_key(key, sealed, by)
     }
 }

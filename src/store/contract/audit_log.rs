@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::store::{
-    audit::{Chain, Filter, Keep, Link},
+    audit::{AuditLog, Chain, Filter, Keep, Link},
     retention::Retention,
 };
 
@@ -15,14 +15,14 @@ fn keep(rows: u64) -> Keep {
 }
 
 /// Writes an entry each for a number of changes of device SN-1.
-fn changes(store: &impl Table, number: usize) {
+fn changes(store: &(impl Store + Bulk + AuditLog), number: usize) {
     import(store, [row("SN-1")]);
     for _ in 1..number {
         assert!(now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap());
     }
 }
 
-fn exported(store: &impl Table, filter: &Filter) -> Vec<(u64, AuditEvent)> {
+fn exported(store: &(impl Store + Bulk + AuditLog), filter: &Filter) -> Vec<(u64, AuditEvent)> {
     let mut entries = Vec::new();
     let each = &mut |entry: audit::AuditEntry, _: Link| {
         entries.push((entry.seq, entry.event));
@@ -32,7 +32,7 @@ fn exported(store: &impl Table, filter: &Filter) -> Vec<(u64, AuditEvent)> {
     entries
 }
 
-fn verified(store: &impl Table) -> Chain {
+fn verified(store: &(impl Store + Bulk + AuditLog)) -> Chain {
     let mut last = (0, Link::default());
     let chain = store.verify_audit(&mut |seq, hash| last = (seq, *hash)).unwrap();
     assert_eq!(chain.fault, None);
@@ -41,7 +41,7 @@ fn verified(store: &impl Table) -> Chain {
 }
 
 /// `export_audit` gives what the filter selects, oldest first, until `each` breaks off.
-fn an_export_of_the_log_gives_what_the_filter_selects(store: &impl Table) {
+fn an_export_of_the_log_gives_what_the_filter_selects(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let all = [(1, AuditEvent::Imported), (2, AuditEvent::Disabled), (3, AuditEvent::Disabled)];
     assert_eq!(exported(store, &Filter::default()), all);
@@ -61,7 +61,7 @@ fn an_export_of_the_log_gives_what_the_filter_selects(store: &impl Table) {
 }
 
 /// `newest_entry` is the time of the last entry, if there is one.
-fn the_newest_entry_is_known_by_its_time(store: &impl Table) {
+fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(now(store.newest_entry()).unwrap(), None);
     let before = unix_now();
     changes(store, 1);
@@ -71,7 +71,7 @@ fn the_newest_entry_is_known_by_its_time(store: &impl Table) {
 
 /// `prune` removes the oldest entries and logs that; `has_expired` only says whether it would. The
 /// chain then verifies.
-fn expired_entries_are_removed_and_the_chain_holds(store: &impl Table) {
+fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 8);
     for kept in [Keep { days: None, rows: None }, Keep { days: Some(1), rows: None }, keep(8)] {
         assert!(!now(store.has_expired(kept)).unwrap(), "{kept:?}");
@@ -91,7 +91,7 @@ fn expired_entries_are_removed_and_the_chain_holds(store: &impl Table) {
 
 /// A [`Retention`] removes everything that has expired, but nothing for its age if the clock is
 /// probably wrong.
-fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &impl Table) {
+fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let month = Keep { days: Some(30), rows: None };
     let mut retention = Retention::default();

@@ -13,13 +13,11 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, Sqlite, audit, connection, keys, store_error};
-use crate::{
-    seal::Keyring,
-    store::{
-        StoreError,
-        audit::{AuditEntry, AuditEvent, Chain},
-    },
+use super::{Actor, audit, connection, secrets, store_error};
+use crate::store::{
+    StoreError,
+    audit::{AuditEntry, AuditEvent},
+    backup::Contents,
 };
 
 /// Pages copied between two calls of `progress`.
@@ -28,50 +26,33 @@ const PAGES: i32 = 2048;
 /// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Content of a database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contents {
-    /// Devices in the table.
-    pub devices: u64,
-    /// Keys of individual devices.
-    pub psks: u64,
-    /// IDs of the keys under which the database's secrets are sealed.
-    pub keys: Vec<String>,
-    /// Result of verifying the database's audit log.
-    pub audit: Chain,
-}
-
-impl Sqlite {
-    /// Copies one state of the database into a new file (mode 0600). The file gets its final
-    /// name when it is complete. `progress` receives the number of copied pages and the total.
-    pub fn backup(&self, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Contents, StoreError> {
-        if to.exists() {
-            return Err(StoreError::Failed(format!(
-                "{}: is there already and was left as it is",
-                to.display()
-            )));
-        }
-        let part = Part::beside(to, "part")?;
-        let source = connection::open_reader(&self.path)?;
-        let failed = |error| store_error(&self.path, error);
-        // The counts and the copy are both taken from this state, so that they can be compared.
-        let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
-        let before = contents(&state).map_err(failed)?;
-        {
-            let mut copy = Connection::open(&part.path).map_err(|error| store_error(&part.path, error))?;
-            copy_pages(&source, &mut copy, progress).map_err(failed)?;
-            as_one_file(&copy).map_err(|error| store_error(&part.path, error))?;
-        }
-        let after = examine(&part.path)?;
-        if after != before {
-            return Err(StoreError::Failed(format!(
-                "{}: the copy is not what was copied",
-                part.path.display()
-            )));
-        }
-        part.becomes(to)?;
-        Ok(after)
+/// Copies one state of the database `from` into a new file (mode 0600). The file gets its final name
+/// when it is complete. `progress` receives the number of copied pages and the total.
+pub(super) fn back_up(
+    from: &Path,
+    to: &Path,
+    progress: impl FnMut(u64, u64),
+) -> Result<Contents, StoreError> {
+    if to.exists() {
+        return Err(StoreError::Failed(format!("{}: is there already and was left as it is", to.display())));
     }
+    let part = Part::beside(to, "part")?;
+    let source = connection::open_reader(from)?;
+    let failed = |error| store_error(from, error);
+    // The counts and the copy are both taken from this state, so that they can be compared.
+    let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
+    let before = contents(&state).map_err(failed)?;
+    {
+        let mut copy = Connection::open(&part.path).map_err(|error| store_error(&part.path, error))?;
+        copy_pages(&source, &mut copy, progress).map_err(failed)?;
+        as_one_file(&copy).map_err(|error| store_error(&part.path, error))?;
+    }
+    let after = examine(&part.path)?;
+    if after != before {
+        return Err(StoreError::Failed(format!("{}: the copy is not what was copied", part.path.display())));
+    }
+    part.becomes(to)?;
+    Ok(after)
 }
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No
@@ -152,7 +133,7 @@ impl Restorable {
         let mut copy = Connection::open(&part.path).map_err(failed)?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(failed)?;
-        // The keys are checked later, by `check_keys`: a refusal leaves the backup as it is.
+        // The caller checks the keys in the contents: a refusal leaves the backup as it is.
         connection::migrate(&copy, &part.path, |_| Ok(()))?;
         let contents = look_through(&copy, from)?;
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
@@ -160,11 +141,6 @@ impl Restorable {
 
     fn open(&self) -> Result<Connection, StoreError> {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, |part| &part.path))
-    }
-
-    /// Fails if the keys do not open every secret in the backup.
-    pub fn check_keys(&self, keys: &Keyring) -> Result<(), StoreError> {
-        keys::check(&self.open()?, &self.from, keys)
     }
 
     /// Copies the backup into the existing database in one transaction, so that its users continue
@@ -213,11 +189,10 @@ impl Restorable {
 
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
     let count = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0)).map(i64::unsigned_abs);
-    let mut statement = connection.prepare("SELECT keyId FROM database_key WHERE keyId <> 'clear'")?;
     Ok(Contents {
         devices: count("SELECT count(*) FROM device_table")?,
         psks: count("SELECT count(*) FROM device_key")?,
-        keys: statement.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?,
+        keys: secrets::keys_in_use(connection)?,
         audit: audit::verify_in(connection, |_, _| ())?,
     })
 }

@@ -2,18 +2,19 @@
 //! calling thread over their own connection, while others read and write. This module does not
 //! depend on the file that the rows come from. The rules of an import are in [`merge`].
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::Path};
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
-use zeroize::Zeroizing;
 
-use super::{Sqlite, audit, claims, connection, keys, read, store_error};
+use super::{Sqlite, audit, backup, claims, connection, read, secrets, store_error, writer::WriteError};
 use crate::{
     device::Secret,
-    seal::{Keyring, Place},
+    seal::{self, Place},
     store::{
-        Actor, Bulk, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows, StoreError, Totals,
+        Actor, Bulk, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows, SameSecret,
+        StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
+        backup::Contents,
         merge::{self, Change, Columns, Merged},
     },
 };
@@ -44,7 +45,7 @@ impl Bulk for Sqlite {
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let connection = connection::open_reader(&self.path)?;
-        read::export(&connection, &self.keys.load(), each).map_err(|error| store_error(&self.path, error))
+        read::export(&connection, each).map_err(|error| store_error(&self.path, error))
     }
 
     fn count(&self) -> Result<u64, StoreError> {
@@ -78,6 +79,10 @@ impl Bulk for Sqlite {
                            AND state = 'enabled' AND (?1 IS NULL OR enrollment = ?1)";
         self.count_rows(SQL, [enrollment])
     }
+
+    fn back_up(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
+        backup::back_up(&self.path, to, progress)
+    }
 }
 
 impl Sqlite {
@@ -92,7 +97,7 @@ impl Sqlite {
 fn import(
     connection: &Connection,
     store: &Sqlite,
-    ImportJob { by, file, dry_run }: ImportJob<'_>,
+    ImportJob { by, file, dry_run, same_secret }: ImportJob<'_>,
     rows: Rows<'_>,
     reject: Reject<'_>,
 ) -> Result<ImportReport, ImportError> {
@@ -100,7 +105,7 @@ fn import(
     // Every return before the commit rolls back.
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    let mut table = Table::prepare(&transaction, store.keys.load_full()).map_err(failed)?;
+    let mut table = Table::prepare(&transaction, same_secret).map_err(failed)?;
     let mut enrollments = BTreeSet::new();
     let merge = |row: ImportRow| {
         let merged = table.merge(&row)?;
@@ -109,7 +114,8 @@ fn import(
         }
         Ok(merged)
     };
-    let report = merge::all_rows(rows, merge, failed, reject)?;
+    let failed_row = |error: WriteError| error.into_store_error(&store.path);
+    let report = merge::all_rows(rows, merge, failed_row, reject)?;
     drop(table);
     if !dry_run {
         if report.added + report.changed > 0 {
@@ -135,11 +141,11 @@ fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<
     AuditEntry { enrollment: enrollments.pop(), detail: Some(detail), ..by.entry(AuditEvent::Imported) }
 }
 
-type Unmerged = merge::Unmerged<rusqlite::Error>;
+type Unmerged = merge::Unmerged<WriteError>;
 
-impl From<rusqlite::Error> for Unmerged {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Failed(error)
+impl<E: Into<WriteError>> From<E> for Unmerged {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -147,9 +153,9 @@ impl From<rusqlite::Error> for Unmerged {
 /// known device is compared with its row, and written only if it differs.
 struct Table<'c> {
     connection: &'c Connection,
-    keys: Arc<Keyring>,
-    /// Set once `database_key` lists the key under which secrets are sealed.
-    noted: bool,
+    same_secret: SameSecret<'c>,
+    /// Key of the last secret that was written, as `database_key` notes it; `None` before the first.
+    noted: Option<Option<String>>,
     insert: Statement<'c>,
     update: Statement<'c>,
     insert_key: Statement<'c>,
@@ -160,11 +166,11 @@ struct Table<'c> {
 }
 
 impl<'c> Table<'c> {
-    fn prepare(connection: &'c Connection, keys: Arc<Keyring>) -> rusqlite::Result<Self> {
+    fn prepare(connection: &'c Connection, same_secret: SameSecret<'c>) -> rusqlite::Result<Self> {
         Ok(Self {
             connection,
-            keys,
-            noted: false,
+            same_secret,
+            noted: None,
             insert: connection.prepare(
                 "INSERT INTO device_table (deviceId, enrollment, productKey, deviceName, deviceSecret, \
                  IotId) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (deviceId) DO NOTHING",
@@ -186,13 +192,14 @@ impl<'c> Table<'c> {
         })
     }
 
-    /// Seals a secret for the table.
-    fn seal(&mut self, place: Place<'_>, clear: &Secret) -> rusqlite::Result<Zeroizing<String>> {
-        if !self.noted {
-            keys::note(self.connection, &self.keys)?;
-            self.noted = true;
+    /// Notes the key of a secret that is written.
+    fn note(&mut self, stored: &Secret) -> rusqlite::Result<()> {
+        let key = seal::key_of(stored.expose());
+        if self.noted.as_ref().is_none_or(|noted| noted.as_deref() != key) {
+            secrets::note(self.connection, stored.expose())?;
+            self.noted = Some(key.map(str::to_owned));
         }
-        keys::sealed(&self.keys, place, clear.expose())
+        Ok(())
     }
 
     fn merge(&mut self, row: &ImportRow) -> Result<Merged, Unmerged> {
@@ -205,12 +212,12 @@ impl<'c> Table<'c> {
     /// Adds a device; returns false if the device is already in the table.
     fn insert(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
         let columns = merge::new_device(row);
-        let sealed = self.sealed_secret(row, &columns)?;
-        let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
-        let parameters =
-            params![row.device.as_str(), enrollment, product_key, device_name, sealed.as_deref(), iot_id];
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        let secret = device_secret.map(Secret::expose);
+        let parameters = params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id];
         let added = self.insert.execute(parameters)? > 0;
         if added {
+            device_secret.map_or(Ok(()), |secret| self.note(secret))?;
             self.is_unique(row, &columns)?;
         }
         Ok(added)
@@ -230,40 +237,28 @@ impl<'c> Table<'c> {
 
     /// Merges a row into a device that is in the table; returns whether the device has changed.
     fn update(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
-        let Some(stored) = read::device(self.connection, &self.keys, &row.device)? else {
+        let Some(stored) = read::device(self.connection, &row.device)? else {
             return Ok(false);
         };
-        let Some(Change { columns, drops_key }) = merge::known_device(&stored, row)? else {
+        let same_secret = merge::has_same_secret(&stored, row, self.same_secret)?;
+        let Some(Change { columns, drops_key }) = merge::known_device(&stored, row, same_secret)? else {
             return Ok(false);
         };
         self.is_unique(row, &columns)?;
-        let sealed = self.sealed_secret(row, &columns)?;
-        let Columns { enrollment, product_key, device_name, iot_id, .. } = columns;
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        device_secret.map_or(Ok(()), |secret| self.note(secret))?;
         self.update.execute(params![
             row.device.as_str(),
             enrollment,
             product_key,
             device_name,
-            sealed.as_deref(),
+            device_secret.map(Secret::expose),
             iot_id
         ])?;
         if drops_key {
             self.delete_key.execute([row.device.as_str()])?;
         }
         Ok(true)
-    }
-
-    fn sealed_secret(
-        &mut self,
-        row: &ImportRow,
-        columns: &Columns<'_>,
-    ) -> rusqlite::Result<Option<Zeroizing<String>>> {
-        let place = Place::DeviceSecret(row.device.as_str());
-        columns.device_secret.map(|clear| self.seal(place, clear)).transpose()
-    }
-
-    fn is_sealed_of(&self, place: Place<'_>, stored: &str, clear: &Secret) -> rusqlite::Result<bool> {
-        Ok(keys::opened(&self.keys, place, stored)? == *clear)
     }
 
     /// Sets the device's key; returns whether that changed anything.
@@ -274,24 +269,22 @@ impl<'c> Table<'c> {
             merge::without_key(row, has_key)?;
             return Ok(false);
         };
-        let sealed = self.seal(Place::Psk { device, identity }, psk)?;
-        if self.insert_key.execute([identity, device, &*sealed])? > 0 {
+        self.note(psk)?;
+        if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
             return Ok(true);
         }
         // No row was added: either a row already has this identity, or the device already has an
         // identity other than the imported one.
         let owner = self
             .owner_of_key
-            .query_row([identity], |row| {
-                Ok((row.get::<_, String>(0)?, Zeroizing::new(row.get::<_, String>(1)?)))
-            })
+            .query_row([identity], |row| Ok((row.get::<_, String>(0)?, Secret::new(row.get(1)?))))
             .optional()?;
         if let Some((owner, stored)) = owner {
             merge::identity_of(&owner, row)?;
-            if self.is_sealed_of(Place::Psk { device, identity }, &stored, psk)? {
+            if (self.same_secret)(Place::Psk { device, identity }, &stored, psk)? {
                 return Ok(false);
             }
         }
-        Ok(self.update_key.execute([identity, device, &*sealed])? > 0)
+        Ok(self.update_key.execute([identity, device, psk.expose()])? > 0)
     }
 }

@@ -9,12 +9,11 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    Sqlite, audit, difference, keys, read,
+    Sqlite, audit, difference, read, secrets,
     writer::{WriteError, Writer},
 };
 use crate::{
     device::DeviceId,
-    seal::{Keyring, Place},
     store::{
         BatchId, Claim, DeviceState, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, SharedName,
         StoreError, StoreFuture, UnixSeconds,
@@ -220,7 +219,6 @@ type Settled = Result<(), StoreError>;
 
 fn settle(
     connection: &Connection,
-    keys: &Keyring,
     owner: OwnerId,
     entry: &JournalEntry,
     settlement: &Settlement,
@@ -234,7 +232,7 @@ fn settle(
         .query_row([device.as_str(), product_key, device_name], |row| row.get(0))
         .optional()?;
     let is_ours = claimed_by == Some(Some(owner));
-    let row = read::device(connection, keys, device)?;
+    let row = read::device(connection, device)?;
     if let (Some(stored), Settlement::Registered(registered)) =
         (row.as_ref().and_then(|row| row.certificate.as_ref()), settlement)
     {
@@ -274,7 +272,7 @@ fn settle(
                 refuse(connection, device, &reason)?;
                 return Ok(conflict(connection, device, reason)?);
             }
-            register(connection, keys, device, registered, now)?;
+            register(connection, device, registered, now)?;
         }
         Settlement::Refused(reason) => {
             if row.certificate.is_some() || row.state == DeviceState::Disabled {
@@ -298,7 +296,6 @@ fn refuse(connection: &Connection, device: &DeviceId, reason: &str) -> rusqlite:
 /// Writes the certificate of a device that has none, and the audit entry about it.
 fn register(
     connection: &Connection,
-    keys: &Keyring,
     device: &DeviceId,
     registered: &RegisteredDevice,
     now: UnixSeconds,
@@ -307,14 +304,12 @@ fn register(
                        IotId = coalesce(?5, IotId), registerTime = coalesce(registerTime, ?6), refusal = NULL \
                        WHERE deviceId = ?1";
     let RegisteredDevice { certificate, iot_id, registered } = registered;
-    keys::note(connection, keys)?;
-    let place = Place::DeviceSecret(device.as_str());
-    let sealed = keys.seal(place, certificate.device_secret.expose())?;
+    secrets::note(connection, certificate.device_secret.expose())?;
     connection.prepare_cached(SQL)?.execute(params![
         device.as_str(),
         certificate.product_key,
         certificate.device_name,
-        *sealed,
+        certificate.device_secret.expose(),
         iot_id,
         registered
     ])?;
@@ -387,7 +382,7 @@ impl Sqlite {
     /// Returns whether a query finds a row. Usually it finds none: then there is nothing to do, and
     /// the writer is not used. Returns true after an error, so that the writer reports it.
     fn has_any(&self, query: &'static str) -> bool {
-        let mut found = self.read(|connection, _| connection.prepare_cached(query)?.exists(()));
+        let mut found = self.read(|connection| connection.prepare_cached(query)?.exists(()));
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         !matches!(found, Poll::Ready(Ok(false)))
     }
@@ -507,10 +502,8 @@ impl Claims for Sqlite {
         settlement: &'a Settlement,
     ) -> StoreFuture<'a, ()> {
         let (entry, settlement) = (entry.clone(), settlement.clone());
-        let (keys, clock) = (self.keys.load_full(), self.clock.clone());
-        settled(&self.writer, move |connection| {
-            settle(connection, &keys, owner, &entry, &settlement, clock.now())
-        })
+        let clock = self.clock.clone();
+        settled(&self.writer, move |connection| settle(connection, owner, &entry, &settlement, clock.now()))
     }
 
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()> {
@@ -538,7 +531,7 @@ impl Claims for Sqlite {
             " ORDER BY c.openedAt, c.deviceId LIMIT ?1"
         );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.read(move |connection, _| {
+        self.read(move |connection| {
             connection.prepare_cached(SQL)?.query_map([limit], read::journal_entry)?.collect()
         })
     }
@@ -547,9 +540,7 @@ impl Claims for Sqlite {
         const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.openedAt, c.batchId, o.name, \
                            o.lastBeat FROM registration_claim c \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
-        self.read(|connection, _| {
-            connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional()
-        })
+        self.read(|connection| connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional())
     }
 
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()> {
@@ -559,11 +550,11 @@ impl Claims for Sqlite {
     }
 
     fn open_batches(&self) -> StoreFuture<'_, Vec<OpenBatch>> {
-        self.read(|connection, _| read::open_batches(connection))
+        self.read(read::open_batches)
     }
 
     fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
-        self.read(|connection, _| read::open_entries(connection))
+        self.read(read::open_entries)
     }
 }
 

@@ -8,8 +8,8 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
-mod keys;
 mod read;
+mod secrets;
 mod writer;
 
 #[cfg(test)]
@@ -17,11 +17,9 @@ mod tests;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
-pub use self::keys::{SealReport, Sealed};
 use self::{
     read::Reader,
     writer::{WriteError, Writer},
@@ -31,10 +29,7 @@ use super::{
     Sighting, Store, StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
 };
-use crate::{
-    device::{Certificate, DeviceId},
-    seal::Keyring,
-};
+use crate::device::{Certificate, DeviceId};
 
 /// Maximum time that a group of writes waits for a transaction of another process. Then the
 /// writes fail, and waiting devices are asked to retry.
@@ -48,8 +43,6 @@ const BULK_WAIT: Duration = Duration::from_secs(60);
 pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
-    /// Keys under which secrets are sealed. Read without a lock.
-    keys: ArcSwap<Keyring>,
     clock: Arc<Clock>,
     entries: audit::Queue,
     // Dropped before the writer, because the writer's connection must close last: only a writing
@@ -61,20 +54,23 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens a database. Creates it (mode 0600) if the file does not exist or is empty, and
     /// migrates an older version. Refuses a file of another program or of a newer version, and
-    /// leaves it unchanged. Also refuses a database with sealed secrets.
+    /// leaves it unchanged. Secrets are read and written as they are stored.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_sealed(path, Keyring::default())
+        Self::open_if(path, |_| Ok(()))
     }
 
-    /// Opens a database whose secrets are sealed, or will be sealed, under these keys. Fails if
-    /// the keys do not open every secret in it, and then leaves an older version as it is.
-    pub fn open_sealed(path: &Path, keys: Keyring) -> Result<Self, StoreError> {
-        Self::open_waiting(path, keys, WRITER_WAIT, BULK_WAIT)
+    /// Opens a database like [`open`](Self::open), if `accepts` returns no error for the IDs of the
+    /// keys under which its secrets are sealed. Otherwise, an older version is left as it is.
+    pub fn open_if(
+        path: &Path,
+        accepts: impl Fn(&[String]) -> Result<(), String>,
+    ) -> Result<Self, StoreError> {
+        Self::open_waiting(path, accepts, WRITER_WAIT, BULK_WAIT)
     }
 
     fn open_waiting(
         path: &Path,
-        keys: Keyring,
+        accepts: impl Fn(&[String]) -> Result<(), String>,
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
@@ -83,19 +79,14 @@ impl Sqlite {
         let path: Arc<Path> = std::path::absolute(path)
             .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
             .into();
-        let check_keys = |connection: &Connection| keys::check(connection, &path, &keys);
+        let check_keys = |connection: &Connection| {
+            let in_use = secrets::keys_in_use(connection).map_err(|error| store_error(&path, error))?;
+            accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
+        };
         let connection = connection::open(&path, writer_wait, check_keys)?;
         let (entries, waiting) = audit::queue(Arc::clone(&path))?;
         let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
-        Ok(Self {
-            path,
-            bulk_wait,
-            keys: ArcSwap::from_pointee(keys),
-            clock: Arc::default(),
-            entries,
-            readers: ThreadLocal::new(),
-            writer,
-        })
+        Ok(Self { path, bulk_wait, clock: Arc::default(), entries, readers: ThreadLocal::new(), writer })
     }
 
     /// Examines a file without creating or changing it. Fails for a file of another program,
@@ -128,13 +119,13 @@ impl Sqlite {
     /// Runs a query on this thread's connection, and returns a future that is ready.
     fn read<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Connection, &Keyring) -> rusqlite::Result<T>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> StoreFuture<'static, T> {
         #[cfg(test)]
         READS.set(READS.get() + 1);
         let result = self.reader().and_then(|reader| {
             let connection = reader.connection();
-            query(connection, &self.keys.load()).map_err(|error| store_error(&self.path, error))
+            query(connection).map_err(|error| store_error(&self.path, error))
         });
         Box::pin(std::future::ready(result))
     }
@@ -169,9 +160,6 @@ thread_local! {
 /// own messages contain no values.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
-    if let Some(error) = keys::seal_error(&error) {
-        return StoreError::Failed(format!("{path}: {error}"));
-    }
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StoreError::Busy(format!("{path}: another process is writing ({error})"))
@@ -230,15 +218,15 @@ fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str>
 
 impl Store for Sqlite {
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
-        self.read(|connection, keys| read::device(connection, keys, id))
+        self.read(|connection| read::device(connection, id))
     }
 
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
-        self.read(|connection, _| read::enrollment_of(connection, id))
+        self.read(|connection| read::enrollment_of(connection, id))
     }
 
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
-        self.read(|connection, keys| read::individual_key(connection, keys, identity))
+        self.read(|connection| read::individual_key(connection, identity))
     }
 
     fn record_issue<'a>(
@@ -258,7 +246,7 @@ impl Store for Sqlite {
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
-        self.read(|connection, _| audit::history(connection, id, limit))
+        self.read(|connection| audit::history(connection, id, limit))
     }
 
     fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()> {
@@ -292,7 +280,7 @@ impl Store for Sqlite {
         after: Option<&'a DeviceId>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<DeviceRow>> {
-        self.read(|connection, keys| read::rows_after(connection, keys, after, limit))
+        self.read(|connection| read::rows_after(connection, after, limit))
     }
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
@@ -382,7 +370,7 @@ impl Store for Sqlite {
 impl AuditLog for Sqlite {
     fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool> {
         let now = self.clock.now();
-        self.read(|connection, _| audit::has_expired(connection, keep, now))
+        self.read(|connection| audit::has_expired(connection, keep, now))
     }
 
     fn prune(&self, keep: Keep) -> StoreFuture<'_, u64> {
@@ -391,7 +379,7 @@ impl AuditLog for Sqlite {
     }
 
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
-        self.read(|connection, _| audit::newest(connection))
+        self.read(audit::newest)
     }
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {

@@ -10,7 +10,6 @@ use rusqlite::{
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    seal::{Keyring, Place},
     store::{CloudState, DeviceRow, DeviceState, Each, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
@@ -31,7 +30,7 @@ const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table W
 /// costs five times as much as the search.
 ///
 /// An unknown identity costs the same as a known one: two searches and one row. The row for an
-/// unknown identity has the decoy ?2 as its key, and ?3 as its device and enrollment.
+/// unknown identity has ?2 as its key, and ?3 as its device and enrollment.
 const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, 1 \
      FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
@@ -43,6 +42,9 @@ const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId 
 
 /// Placeholder for a device and an enrollment that do not exist.
 const NO_DEVICE: &str = "0000000000";
+
+/// Placeholder for a key that does not exist, as long as a usual key.
+const NO_KEY: &str = "00000000000000000000000000000000";
 
 const EXPORT: &str = concat!(
     "SELECT ",
@@ -107,15 +109,8 @@ impl Reader {
 }
 
 /// Reads the row of a device.
-pub(super) fn device(
-    connection: &Connection,
-    keys: &Keyring,
-    id: &DeviceId,
-) -> rusqlite::Result<Option<DeviceRow>> {
-    connection
-        .prepare_cached(DEVICE)?
-        .query_row([id.as_str()], |row| device_row(keys, id.clone(), row))
-        .optional()
+pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<DeviceRow>> {
+    connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
 }
 
 /// Reads the enrollment of a device, with the same work for an unknown device.
@@ -129,22 +124,17 @@ pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite:
 /// Reads the key of a PSK identity, with the same work for an unknown identity.
 pub(super) fn individual_key(
     connection: &Connection,
-    keys: &Keyring,
     identity: &str,
 ) -> rusqlite::Result<Option<IndividualKey>> {
-    connection.prepare_cached(INDIVIDUAL_KEY)?.query_row([identity, keys.decoy(), NO_DEVICE], |row| {
-        let (device, is_known) = (id(row, 0)?, row.get::<_, bool>(3)?);
-        let place = is_known.then_some(Place::Psk { device: device.as_str(), identity });
-        let psk = keys.open_one(place, row.get_ref(2)?.as_str()?).map_err(|error| unexpected(2, error))?;
-        let found = IndividualKey { device, enrollment: row.get(1)?, psk };
-        Ok(is_known.then_some(found))
+    connection.prepare_cached(INDIVIDUAL_KEY)?.query_row([identity, NO_KEY, NO_DEVICE], |row| {
+        let found = IndividualKey { device: id(row, 0)?, enrollment: row.get(1)?, psk: secret(row, 2)? };
+        Ok(row.get::<_, bool>(3)?.then_some(found))
     })
 }
 
 /// Reads up to `limit` rows in order of device ID, beginning after `after`.
 pub(super) fn rows_after(
     connection: &Connection,
-    keys: &Keyring,
     after: Option<&DeviceId>,
     limit: usize,
 ) -> rusqlite::Result<Vec<DeviceRow>> {
@@ -152,7 +142,7 @@ pub(super) fn rows_after(
     let after = after.map_or("", DeviceId::as_str);
     connection
         .prepare_cached(ROWS_AFTER)?
-        .query_map(params![after, limit as i64], |row| device_row(keys, id(row, DEVICE_COLUMNS)?, row))?
+        .query_map(params![after, limit as i64], |row| device_row(id(row, DEVICE_COLUMNS)?, row))?
         .collect()
 }
 
@@ -183,17 +173,13 @@ pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<Open
 }
 
 /// Reads every device and its key, in order of device ID, until `each` breaks off.
-pub(super) fn export(connection: &Connection, keys: &Keyring, each: Each<'_>) -> rusqlite::Result<()> {
+pub(super) fn export(connection: &Connection, each: Each<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(EXPORT)?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
-        let device = device_row(keys, id(row, DEVICE_COLUMNS)?, row)?;
+        let device = device_row(id(row, DEVICE_COLUMNS)?, row)?;
         let key = match row.get::<_, Option<String>>(DEVICE_COLUMNS + 1)? {
-            Some(identity) => {
-                let place = Place::Psk { device: device.id.as_str(), identity: &identity };
-                let psk = secret(keys, place, row, DEVICE_COLUMNS + 2)?;
-                Some((identity, psk))
-            }
+            Some(identity) => Some((identity, secret(row, DEVICE_COLUMNS + 2)?)),
             None => None,
         };
         if each(device, key).is_break() {
@@ -203,12 +189,12 @@ pub(super) fn export(connection: &Connection, keys: &Keyring, each: Each<'_>) ->
     Ok(())
 }
 
-fn device_row(keys: &Keyring, id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
     let product_key: String = row.get(1)?;
     let device_name: Option<String> = row.get(2)?;
     let device_secret = match row.get_ref(3)? {
         ValueRef::Null => None,
-        _ => Some(secret(keys, Place::DeviceSecret(id.as_str()), row, 3)?),
+        _ => Some(secret(row, 3)?),
     };
     // The schema allows no secret without a name.
     let certificate = device_secret.zip(device_name.as_ref()).map(|(secret, name)| Certificate {
@@ -248,8 +234,9 @@ fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }
 
-fn secret(keys: &Keyring, place: Place<'_>, row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
-    keys.open(place, row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
+/// Reads a secret as it is stored.
+fn secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
+    Ok(Secret::new(row.get_ref(column)?.as_str()?.to_owned()))
 }
 
 fn unexpected(column: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
@@ -266,10 +253,9 @@ mod tests {
     fn what_a_request_asks_is_planned_once() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
-        let keys = Keyring::default();
         for text in ["a-1", "a-2", "a-3"] {
-            device(&connection, &keys, &DeviceId::parse(text).unwrap()).unwrap();
-            individual_key(&connection, &keys, text).unwrap();
+            device(&connection, &DeviceId::parse(text).unwrap()).unwrap();
+            individual_key(&connection, text).unwrap();
             enrollment_of(&connection, &DeviceId::parse(text).unwrap()).unwrap();
         }
         for sql in [DEVICE, INDIVIDUAL_KEY, ENROLLMENT] {
@@ -289,7 +275,6 @@ mod tests {
                  INSERT INTO device_key VALUES ('one', 'SN-1', '000102030405060708090a0b0c0d0e0f')",
             )
             .unwrap();
-        let keys = Keyring::default();
         let steps = |sql: &str, work: &dyn Fn() -> bool| {
             connection.prepare_cached(sql).unwrap().reset_status(StatementStatus::VmStep);
             let found = work();
@@ -297,7 +282,7 @@ mod tests {
         };
         let costs = [
             ["one", "two"].map(|identity| {
-                steps(INDIVIDUAL_KEY, &|| individual_key(&connection, &keys, identity).unwrap().is_some())
+                steps(INDIVIDUAL_KEY, &|| individual_key(&connection, identity).unwrap().is_some())
             }),
             ["SN-1", "SN-2"].map(|device| {
                 let device = DeviceId::parse(device).unwrap();

@@ -17,10 +17,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::store_error;
-use crate::{
-    seal::SealError,
-    store::{Metrics, StoreError, StoreFuture},
-};
+use crate::store::{Metrics, StoreError, StoreFuture};
 
 /// Maximum number of waiting jobs: more than 10,000 devices cause in a second. A full queue
 /// takes about 5 MB. If it is full, a write fails and its device is asked to retry.
@@ -58,15 +55,16 @@ pub(super) trait Backlog: Send + 'static {
 pub(super) enum WriteError {
     /// Error from SQLite.
     Sqlite(rusqlite::Error),
-    /// Reason given by the job itself, as a sentence.
-    Failed(String),
     /// Error that is passed to the caller unchanged.
     Store(StoreError),
 }
 
-impl From<SealError> for WriteError {
-    fn from(error: SealError) -> Self {
-        Self::Failed(error.to_string())
+impl WriteError {
+    pub(super) fn into_store_error(self, path: &Path) -> StoreError {
+        match self {
+            Self::Sqlite(error) => store_error(path, error),
+            Self::Store(error) => error,
+        }
     }
 }
 
@@ -267,11 +265,7 @@ where
 {
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError> {
         let Some(work) = self.work.take() else { return Ok(()) };
-        let outcome = work(connection).map_err(|error| match error {
-            WriteError::Sqlite(error) => store_error(path, error),
-            WriteError::Store(error) => error,
-            WriteError::Failed(reason) => StoreError::Failed(format!("{}: {reason}", path.display())),
-        });
+        let outcome = work(connection).map_err(|error| error.into_store_error(path));
         let done = outcome.as_ref().map(|_| ()).map_err(StoreError::clone);
         self.outcome = Some(outcome);
         done

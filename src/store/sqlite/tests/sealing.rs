@@ -4,8 +4,11 @@
 use std::ops::ControlFlow;
 
 use super::*;
-use crate::seal::{DatabaseKey, Place};
 use crate::testing::store::register;
+use crate::{
+    seal::{DatabaseKey, Keyring, Place},
+    store::sealed::{self, Keys, Sealed, UnderKey},
+};
 
 const SECRET: &str = "the-device-secret-of-one";
 const PSK: &str = "00112233445566778899aabbccddeeff";
@@ -18,8 +21,10 @@ fn key_id(byte: u8) -> String {
     ring(&[byte]).first().unwrap().to_string()
 }
 
-fn open_with(directory: &TempDir, keys: &[u8]) -> Result<Sqlite, StoreError> {
-    Sqlite::open_waiting(&directory.path().join("certdist.db"), ring(keys), SHORT, SHORT)
+fn open_with(directory: &TempDir, keys: &[u8]) -> Result<Sealed<Sqlite>, StoreError> {
+    let (path, keys) = (directory.path().join("certdist.db"), ring(keys));
+    let inner = Sqlite::open_waiting(&path, |in_use| sealed::check(&keys, in_use), SHORT, SHORT)?;
+    Ok(Sealed::new(inner, keys))
 }
 
 fn own(device: &str, identity: &str) -> ImportRow {
@@ -30,12 +35,12 @@ fn own(device: &str, identity: &str) -> ImportRow {
     }
 }
 
-fn secret_of(store: &Sqlite, device: &str) -> Result<String, StoreError> {
+fn secret_of(store: &dyn Store, device: &str) -> Result<String, StoreError> {
     let certificate = at_once(store.device(&id(device)))?.unwrap().certificate.unwrap();
     Ok(certificate.device_secret.expose().to_owned())
 }
 
-fn psk_of(store: &Sqlite, identity: &str) -> Result<String, StoreError> {
+fn psk_of(store: &dyn Store, identity: &str) -> Result<String, StoreError> {
     Ok(at_once(store.individual_key(identity))?.unwrap().psk.expose().to_owned())
 }
 
@@ -88,7 +93,7 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();
     import(&store, [own("SN-1", "one"), own("SN-2", "two")]);
-    let other = Connection::open(store.path()).unwrap();
+    let other = Connection::open(store.inner().path()).unwrap();
     let swaps = [
         "UPDATE device_table SET deviceSecret = (SELECT deviceSecret FROM device_table WHERE deviceId = 'SN-2') \
          WHERE deviceId = 'SN-1'",
@@ -157,7 +162,7 @@ fn an_older_database_that_is_refused_for_its_keys_is_not_migrated() {
                      (deviceId, productKey, deviceName, deviceSecret, enrollment) \
                      VALUES ('SN-7', 'a1lamp', 'SN-7', '{}', 'lamps')",
                     key_id(1),
-                    &*secret
+                    secret.expose()
                 ))
                 .unwrap();
             for keys in [&[][..], &[2]] {
@@ -177,20 +182,22 @@ fn an_older_database_that_is_refused_for_its_keys_is_not_migrated() {
 #[test]
 fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     let directory = tempfile::tempdir().unwrap();
-    let server = open(&directory);
+    let server = open_with(&directory, &[]).unwrap();
     import(&server, [own("GONE-1", "gone")]);
     import(&server, (0..2000).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
     assert!(wait(server.delete(&id("GONE-1"), &Actor::system_user())).unwrap());
-    let clear = Sealed { key: None, device_secrets: 2000, psks: 2000 };
-    assert_eq!(server.seal_status().unwrap(), [clear]);
-    assert!(sentence(server.seal(&Actor::system_user(), |_, _| ())).contains("expected database_key"));
+    let clear = UnderKey { key: None, device_secrets: 2000, psks: 2000 };
+    assert_eq!(server.key_counts().unwrap(), [clear]);
+    assert!(
+        sentence(server.seal_all(&Actor::system_user(), &mut |_, _| ())).contains("expected database_key")
+    );
 
     // The server takes the new key first, as on SIGHUP, and keeps serving requests.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();
     let report = operator
-        .seal(&Actor::system_user(), |done, total| {
+        .seal_all(&Actor::system_user(), &mut |done, total| {
             seen.push((done, total));
             assert_eq!(secret_of(&server, "SN-0").unwrap(), SECRET);
             assert_eq!(psk_of(&server, "identity-1999").unwrap(), PSK);
@@ -198,14 +205,14 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
         .unwrap();
     assert_eq!((report.sealed, report.key.to_string()), (4000, key_id(1)));
     assert!(seen.is_sorted() && seen.last() == Some(&(4000, 4000)), "{seen:?}");
-    let sealed = Sealed { key: Some(key_id(1)), device_secrets: 2000, psks: 2000 };
-    assert_eq!(server.seal_status().unwrap(), [sealed]);
+    let sealed = UnderKey { key: Some(key_id(1)), device_secrets: 2000, psks: 2000 };
+    assert_eq!(server.key_counts().unwrap(), [sealed]);
     assert_eq!(secret_of(&server, "SN-7").unwrap(), SECRET);
     let bytes = bytes_of(&directory);
     assert!(contains(&bytes, "SN-7"));
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
     assert_eq!(
-        operator.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed,
+        operator.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed,
         0,
         "once more changes nothing"
     );
@@ -219,16 +226,19 @@ fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() 
     drop(store);
     let store = open_with(&directory, &[2, 1]).unwrap();
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        store.seal(&Actor::system_user(), |_, _| std::panic::resume_unwind(Box::new("stopped")))
+        store.seal_all(&Actor::system_user(), &mut |_, _| std::panic::resume_unwind(Box::new("stopped")))
     }));
     assert!(stopped.is_err());
-    let halfway = store.seal_status().unwrap();
+    let halfway = store.key_counts().unwrap();
     assert_eq!(halfway.len(), 2, "{halfway:?}");
     assert!(open_with(&directory, &[2]).is_err(), "both keys are needed");
     assert_eq!(secret_of(&store, "SN-0").unwrap(), secret_of(&store, "SN-999").unwrap());
 
     let left = halfway.iter().find(|sealed| sealed.key == Some(key_id(1))).unwrap();
-    assert_eq!(store.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed, left.device_secrets + left.psks);
+    assert_eq!(
+        store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed,
+        left.device_secrets + left.psks
+    );
     drop(store);
     let store = open_with(&directory, &[2]).unwrap();
     assert_eq!(psk_of(&store, "identity-3").unwrap(), PSK);
@@ -241,7 +251,7 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     let server = open_with(&directory, &[1]).unwrap();
     import(&server, [own("SN-1", "one"), row("SN-2")]);
     let operator = open_with(&directory, &[2, 1]).unwrap();
-    let error = sentence(operator.seal(&Actor::system_user(), |done, total| {
+    let error = sentence(operator.seal_all(&Actor::system_user(), &mut |done, total| {
         if done == total {
             wait(Box::pin(register(&server, &id("SN-2"), registration("SN-2", "registered-secret"))))
                 .unwrap();
@@ -249,7 +259,7 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     }));
     assert!(error.contains("1 values were written under another key") && error.contains("SIGHUP"), "{error}");
     server.set_keys(ring(&[2, 1])).unwrap();
-    assert_eq!(operator.seal(&Actor::system_user(), |_, _| ()).unwrap().sealed, 1);
+    assert_eq!(operator.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 1);
     server.set_keys(ring(&[2])).unwrap();
     assert_eq!(secret_of(&server, "SN-2").unwrap(), "registered-secret");
 }

@@ -1,0 +1,185 @@
+//! Contract of the secrets of a store: a test for each statement in the documentation of
+//! `StoredSecrets`, and of `Keys` on it.
+
+use super::*;
+use crate::store::sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey};
+
+const PSK: &str = "00112233445566778899aabbccddeeff";
+
+fn ring(bytes: &[u8]) -> Keyring {
+    Keyring::new(bytes.iter().map(|byte| DatabaseKey::parse(&hex::encode([*byte; KEY_SIZE])).unwrap()))
+}
+
+fn key_id(byte: u8) -> String {
+    ring(&[byte]).first().unwrap().to_string()
+}
+
+/// Wraps a store without its handles' own keys.
+fn with_keys<S>(store: S, keys: &[u8]) -> Sealed<S> {
+    Sealed::new(store, ring(keys))
+}
+
+/// Imports devices that have a certificate and a key.
+fn fill(store: &impl Bulk, devices: std::ops::Range<usize>) {
+    import(
+        store,
+        devices.map(|number| {
+            let device = format!("SN-{number}");
+            ImportRow { ..with_key(&device, &format!("id-{number}"), PSK) }
+        }),
+    );
+}
+
+fn add_certificates(store: &impl Bulk, devices: std::ops::Range<usize>) {
+    import(
+        store,
+        devices.map(|number| ImportRow {
+            individual: true,
+            ..with_certificate(&format!("SN-{number}"), "s3cret")
+        }),
+    );
+}
+
+fn sentence<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
+    answer.unwrap_err().to_string()
+}
+
+/// A value that is sealed names its key; the key is noted with it.
+fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
+    fill(&store, 0..2);
+    assert_eq!(store.keys_in_use().unwrap(), Vec::<String>::new(), "clear values have no key");
+    let store = with_keys(store, &[1]);
+    // One key comes with an import, the other with a registration.
+    add_certificates(&store, 0..1);
+    assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(1)]);
+    store.set_keys(ring(&[2, 1])).unwrap();
+    import(&store, [row("SN-9")]);
+    register(&store, "SN-9", "s3cret");
+    let mut in_use = store.inner().keys_in_use().unwrap();
+    in_use.sort_unstable();
+    let mut expected = [key_id(1), key_id(2)];
+    expected.sort_unstable();
+    assert_eq!(in_use, expected);
+    let count = |byte| {
+        let key = Some(byte).filter(|byte| *byte > 0).map(key_id);
+        let counts = store.key_counts().unwrap();
+        let count = counts.into_iter().find(|count| count.key == key);
+        count.map(|UnderKey { device_secrets, psks, .. }| (device_secrets, psks))
+    };
+    assert_eq!([count(0), count(1), count(2)], [Some((0, 2)), Some((1, 0)), Some((1, 0))]);
+}
+
+/// Values that are not under a key are read in pages, and replaced if they are still the same.
+fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>(store: S) {
+    fill(&store, 0..3);
+    let page =
+        |after: &str, limit| store.secrets_not_under(SecretColumn::Psk, &key_id(1), after, limit).unwrap();
+    let primaries =
+        |page: &[StoredSecret]| page.iter().map(|value| value.primary.clone()).collect::<Vec<_>>();
+    assert_eq!(primaries(&page("", 2)), ["id-0", "id-1"]);
+    assert_eq!(primaries(&page("id-1", 2)), ["id-2"]);
+    assert!(page("id-2", 2).is_empty());
+    let [first, other] = <[StoredSecret; 2]>::try_from(page("", 2)).unwrap();
+    assert_eq!((first.device.as_str(), first.value.expose()), ("SN-0", PSK));
+    // The value of the other device was read before it changed.
+    import(&store, [with_key("SN-1", "id-1", &PSK.replace("00", "99"))]);
+    let anew = |value: StoredSecret| (value, Secret::new(format!("sealed 1 {} AAAA", key_id(1))));
+    store.replace_secrets(SecretColumn::Psk, &[anew(first), anew(other)]).unwrap();
+    assert_eq!(primaries(&page("", 9)), ["id-1", "id-2"]);
+    assert_eq!(store.keys_in_use().unwrap(), [key_id(1)]);
+    let error = sentence(store.keep_only_key(&key_id(1), 1, &by()));
+    assert!(error.contains("2 values were written under another key"), "{error}");
+}
+
+/// `seal_all` seals everything under the first key, beside another process, and says how far it is.
+/// Then no other key is needed.
+fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + AuditLog>(store: S) {
+    fill(&store, 0..700);
+    add_certificates(&store, 0..700);
+    let store = with_keys(store, &[]);
+    assert!(sentence(store.seal_all(&by(), &mut |_, _| ())).contains("expected database_key"));
+    for keys in [&[1][..], &[2, 1]] {
+        store.set_keys(ring(keys)).unwrap();
+        let mut told = Vec::new();
+        let report = store.seal_all(&by(), &mut |done, total| told.push((done, total))).unwrap();
+        assert_eq!((report.key.to_string(), report.sealed), (key_id(keys[0]), 1400));
+        assert!(told.is_sorted() && told.len() >= 4 && told.last() == Some(&(1400, 1400)), "{told:?}");
+        assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(keys[0])]);
+        assert_eq!(store.seal_all(&by(), &mut |_, _| ()).unwrap().sealed, 0, "once more changes nothing");
+    }
+    assert!(sentence(store.set_keys(ring(&[1]))).contains(&key_id(2)), "it keeps the keys that fit");
+    assert_eq!(now(store.individual_key("id-699")).unwrap().unwrap().psk.expose(), PSK);
+    let certificate = device(&store, "SN-0").unwrap().certificate.unwrap();
+    assert_eq!(certificate.device_secret.expose(), "s3cret");
+    let mut sealings = 0;
+    let each = &mut |entry: audit::AuditEntry, _: audit::Link| {
+        sealings += u32::from(entry.event == AuditEvent::Sealed);
+        ControlFlow::Continue(())
+    };
+    store.export_audit(&audit::Filter::default(), each).unwrap();
+    assert_eq!(sealings, 2);
+}
+
+/// The wrapped store never sees a secret, and what it keeps is refused at another place.
+fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
+    let store = with_keys(store, &[1]);
+    fill(&store, 0..1);
+    add_certificates(&store, 0..1);
+    import(&store, [row("SN-9")]);
+    register(&store, "SN-9", "s3cret");
+    let inner = store.inner();
+    for stored in ["SN-0", "SN-9"].map(|name| device(inner, name).unwrap().certificate.unwrap().device_secret)
+    {
+        assert!(stored.expose().starts_with("sealed 1 "), "{}", stored.expose());
+    }
+    assert!(now(inner.individual_key("id-0")).unwrap().unwrap().psk.expose().starts_with("sealed 1 "));
+    // The same secrets again are no change, and others are a conflict.
+    assert_eq!(
+        import(&store, [ImportRow { individual: true, ..with_certificate("SN-0", "s3cret") }]).unchanged,
+        1
+    );
+    assert_eq!(import(&store, [with_key("SN-0", "id-0", PSK)]).unchanged, 1);
+    let other = ImportRow { individual: true, ..with_certificate("SN-0", "0ther") };
+    let mut columns = Vec::new();
+    let reject = &mut |_, rejection| {
+        if let Rejection::Conflict(conflict) = rejection {
+            columns.push(conflict.column);
+        }
+    };
+    assert!(store.import(job(&by()), &mut [Ok(other)].into_iter(), reject).is_err());
+    assert_eq!(columns, ["deviceSecret"]);
+    // A process that has lost the key says which one, for a single row and for all.
+    let blind = with_keys(store.into_inner(), &[2]);
+    for error in [
+        sentence(now(blind.device(&id("SN-0")))),
+        sentence(now(blind.rows_after(None, 9))),
+        sentence(now(blind.individual_key("id-0"))),
+        sentence(blind.export(&mut |_, _| ControlFlow::Continue(()))),
+    ] {
+        assert!(error.contains(&key_id(1)) && error.contains("database_key_previous"), "{error}");
+    }
+}
+
+macro_rules! on_both {
+    ($($sentence:ident)*) => {
+        mod on_sqlite {
+            $(#[test] fn $sentence() {
+                let fresh = crate::store::contract::sqlite();
+                super::$sentence(fresh.store);
+            })*
+        }
+        mod in_memory {
+            $(#[test] fn $sentence() {
+                let fresh = crate::store::contract::memory();
+                super::$sentence(fresh.store);
+            })*
+        }
+    };
+}
+
+on_both! {
+    the_key_of_each_value_is_noted
+    values_are_replaced_unless_they_have_changed
+    all_values_are_sealed_under_the_first_key
+    the_wrapped_store_sees_no_secret
+}

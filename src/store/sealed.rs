@@ -1,0 +1,511 @@
+//! Seals the secrets of any store. A store keeps its secrets as texts that it does not interpret;
+//! [`Sealed`] seals them on the way in and opens them on the way out. It also changes the keys while
+//! other processes use the store. The module `seal` has the cipher.
+
+use std::{
+    ops::ControlFlow,
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
+    IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject, Rows,
+    Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
+    audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+    backup::Contents,
+    claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+    lease::Leases,
+    turn::{Turn, Turns},
+};
+use crate::{
+    device::{Certificate, DeviceId, Secret},
+    seal::{KeyId, Keyring, Place, SealError},
+};
+
+/// Maximum number of values that are sealed anew in one step of the store.
+const BATCH: usize = 500;
+
+/// Pause between two such steps, so that waiting writers get their turn.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A column that holds secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretColumn {
+    /// The device secrets. The primary key is the device ID.
+    DeviceSecret,
+    /// The keys of individual devices. The primary key is the PSK identity.
+    Psk,
+}
+
+impl SecretColumn {
+    /// All columns.
+    pub const ALL: [Self; 2] = [Self::DeviceSecret, Self::Psk];
+
+    fn place<'a>(self, stored: &'a StoredSecret) -> Place<'a> {
+        match self {
+            Self::DeviceSecret => Place::DeviceSecret(&stored.device),
+            Self::Psk => Place::Psk { device: &stored.device, identity: &stored.primary },
+        }
+    }
+}
+
+/// A secret as it is stored, sealed or not.
+#[derive(Debug, Clone)]
+pub struct StoredSecret {
+    /// Primary key of the row.
+    pub primary: String,
+    /// Device ID of the row.
+    pub device: String,
+    /// The stored text.
+    pub value: Secret,
+}
+
+/// Number of values that are sealed under one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnderKey {
+    /// The key's ID; `None` for values that are not sealed.
+    pub key: Option<String>,
+    /// Device secrets.
+    pub device_secrets: u64,
+    /// Keys of individual devices.
+    pub psks: u64,
+}
+
+impl UnderKey {
+    /// Adds a number of values of one column to the counts.
+    pub fn add(counts: &mut Vec<Self>, key: Option<String>, column: SecretColumn, values: u64) {
+        let at = counts.iter().position(|count| count.key == key).unwrap_or_else(|| {
+            counts.push(Self { key, device_secrets: 0, psks: 0 });
+            counts.len() - 1
+        });
+        match column {
+            SecretColumn::DeviceSecret => counts[at].device_secrets += values,
+            SecretColumn::Psk => counts[at].psks += values,
+        }
+    }
+
+    /// Returns the number of values that are not under this key.
+    pub fn others(counts: &[Self], key: &str) -> u64 {
+        let others = counts.iter().filter(|count| count.key.as_deref() != Some(key));
+        others.map(|count| count.device_secrets + count.psks).sum()
+    }
+}
+
+/// Result of sealing all values under one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealReport {
+    /// The key under which all values are sealed now.
+    pub key: KeyId,
+    /// Number of values that were not sealed under it before.
+    pub sealed: u64,
+}
+
+/// The part of a store that [`Sealed`] needs to change the keys. In the same step in which a store
+/// writes a secret, it notes the key that the value names ([`key_of`](crate::seal::key_of)). The
+/// methods block.
+pub trait StoredSecrets: Send + Sync + 'static {
+    /// Returns the IDs of all noted keys.
+    fn keys_in_use(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Counts the values under each key. Reads the whole table.
+    fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError>;
+
+    /// Returns up to `limit` values that are not under `key`, in order of the primary key, beginning
+    /// after `after`.
+    fn secrets_not_under(
+        &self,
+        column: SecretColumn,
+        key: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredSecret>, StoreError>;
+
+    /// Replaces each value that is still the one given, in one step. All new values are under the
+    /// same key.
+    fn replace_secrets(
+        &self,
+        column: SecretColumn,
+        values: &[(StoredSecret, Secret)],
+    ) -> Result<(), StoreError>;
+
+    /// Removes all traces of replaced values, and forgets all noted keys except `key`. Fails if any
+    /// value is not under `key`. If anything changes, writes an audit entry with the number of
+    /// values that were `sealed`.
+    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError>;
+}
+
+/// The keys of a store's secrets. The methods block.
+pub trait Keys {
+    /// Replaces the keys. The first key seals, and any key opens. Fails if the keys do not open
+    /// every secret in the store, and then keeps the former keys.
+    fn set_keys(&self, keys: Keyring) -> Result<(), StoreError>;
+
+    /// Counts the values under each key. Reads the whole table.
+    fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
+
+    /// Seals all values under the first key: unsealed values, and those under another key. Other
+    /// processes can read and write meanwhile. An interrupted run keeps the work that it has done.
+    /// `progress` receives the number of sealed values and the total. After that, the other keys
+    /// are no longer needed, and the store has no trace of the former values.
+    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
+}
+
+/// Checks that these keys open all secrets that are sealed under the keys in use.
+pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
+    let configured: Vec<String> = keys.ids().map(|key| key.to_string()).collect();
+    let Some(missing) = in_use.iter().find(|key| !configured.contains(key)) else { return Ok(()) };
+    Err(match &configured[..] {
+        [] => format!(
+            "its secrets are sealed under key {missing}, and none is configured; expected \
+             database_key = \"file:PATH\", \"env:NAME\" or \"credential:NAME\" with that key"
+        ),
+        configured => format!(
+            "it has secrets that are sealed under key {missing}, and the keys configured are {}; \
+             add that key to database_key_previous, or give it as database_key if another was put there \
+             by mistake",
+            configured.join(", ")
+        ),
+    })
+}
+
+/// A store whose secrets are sealed. Without a key, new secrets are stored as they are.
+pub struct Sealed<S> {
+    inner: S,
+    /// Read without a lock.
+    keys: ArcSwap<Keyring>,
+}
+
+impl<S> Sealed<S> {
+    /// Wraps a store. The keys must open all its secrets; see [`check`].
+    pub fn new(inner: S, keys: Keyring) -> Self {
+        Self { inner, keys: ArcSwap::from_pointee(keys) }
+    }
+
+    /// Returns the wrapped store.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns the wrapped store, without the keys.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    /// Opens the secrets of an answer. An answer that is available at once stays so.
+    fn opened<'a, T: Send + 'a, U>(
+        &'a self,
+        answer: StoreFuture<'a, T>,
+        open: impl FnOnce(&Keyring, T) -> Result<U, SealError> + Send + 'a,
+    ) -> StoreFuture<'a, U> {
+        let keys = &self.keys;
+        Box::pin(async move {
+            let stored = answer.await?;
+            open(&keys.load(), stored).map_err(failed)
+        })
+    }
+}
+
+fn failed(error: SealError) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+fn open_row(keys: &Keyring, mut row: DeviceRow) -> Result<DeviceRow, SealError> {
+    if let Some(certificate) = &mut row.certificate {
+        keys.open_in_place(Place::DeviceSecret(row.id.as_str()), &mut certificate.device_secret)?;
+    }
+    Ok(row)
+}
+
+fn seal_registered(
+    keys: &Keyring,
+    device: &DeviceId,
+    clear: RegisteredDevice,
+) -> Result<RegisteredDevice, SealError> {
+    let secret = keys.seal(Place::DeviceSecret(device.as_str()), clear.certificate.device_secret.expose())?;
+    let certificate = Certificate { device_secret: secret, ..clear.certificate };
+    Ok(RegisteredDevice { certificate, ..clear })
+}
+
+fn seal_row(keys: &Keyring, mut row: ImportRow) -> Result<ImportRow, SealError> {
+    let device = row.device.as_str();
+    if let Some(secret) = &mut row.device_secret {
+        *secret = keys.seal(Place::DeviceSecret(device), secret.expose())?;
+    }
+    if let Some((identity, psk)) = &mut row.key {
+        *psk = keys.seal(Place::Psk { device, identity }, psk.expose())?;
+    }
+    Ok(row)
+}
+
+/// Polls a future once, so that the write that it makes begins.
+fn begun<'a, T: Send + 'a>(mut future: StoreFuture<'a, T>) -> StoreFuture<'a, T> {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
+        Poll::Pending => future,
+    }
+}
+
+impl<S: Store> Store for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn enrollment_of(id: &'a DeviceId) -> Option<String>;
+        fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
+        fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
+        fn store_sighting(seen: &'a DeviceRow, sighting: Sighting) -> ();
+        fn set_state(id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> bool;
+        fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
+        fn clear_refusal(id: &'a DeviceId, refusal: &'a str, by: &'a Actor) -> bool;
+        fn delete(id: &'a DeviceId, by: &'a Actor) -> bool;
+        fn probe() -> ();
+    }
+
+    fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
+        self.opened(self.inner.device(id), |keys, row| row.map(|row| open_row(keys, row)).transpose())
+    }
+
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
+        self.opened(self.inner.individual_key(identity), move |keys, found| {
+            let Some(mut found) = found else {
+                keys.open_decoy()?;
+                return Ok(None);
+            };
+            let place = Place::Psk { device: found.device.as_str(), identity };
+            keys.open_one(place, &mut found.psk)?;
+            Ok(Some(found))
+        })
+    }
+
+    fn audit(&self, asked: Asked) {
+        self.inner.audit(asked);
+    }
+
+    fn rows_after<'a>(
+        &'a self,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<DeviceRow>> {
+        self.opened(self.inner.rows_after(after, limit), |keys, rows| {
+            rows.into_iter().map(|row| open_row(keys, row)).collect()
+        })
+    }
+
+    fn hold(&self) {
+        self.inner.hold();
+    }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+
+    fn now(&self) -> UnixSeconds {
+        self.inner.now()
+    }
+
+    fn set_clock_ahead(&self, seconds: i64) {
+        self.inner.set_clock_ahead(seconds);
+    }
+
+    fn metrics(&self) -> Option<std::sync::Arc<Metrics>> {
+        self.inner.metrics()
+    }
+}
+
+impl<S: Store> Claims for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn beats(own: Option<&'a Owner>) -> Vec<Beat>;
+        fn fence(seen: Beat) -> bool;
+        fn retire(owner: OwnerId) -> ();
+        fn retire_if_idle(owner: OwnerId) -> ();
+        fn claim(owner: &'a Owner, entry: &'a JournalEntry, now: ClaimTime) -> Claimed;
+        fn claim_batch(
+            owner: &'a Owner,
+            batch: &'a OpenBatch,
+            entries: &'a [JournalEntry],
+            now: ClaimTime
+        ) -> Vec<Claimed>;
+        fn set_apply_id(owner: OwnerId, batch: BatchId, apply_id: u64) -> ();
+        fn close_batch(owner: OwnerId, batch: BatchId) -> ();
+        fn release_claim(owner: OwnerId, device: &'a DeviceId, asked: bool) -> ();
+        fn take_batches(owner: &'a Owner) -> Vec<TakenBatch>;
+        fn abandoned(limit: usize) -> Vec<JournalEntry>;
+        fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
+        fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
+        fn open_batches() -> Vec<OpenBatch>;
+        fn open_entries() -> Vec<OpenEntry>;
+    }
+
+    fn settle<'a>(
+        &'a self,
+        owner: OwnerId,
+        entry: &'a JournalEntry,
+        settlement: &'a Settlement,
+    ) -> StoreFuture<'a, ()> {
+        let Settlement::Registered(clear) = settlement else {
+            return self.inner.settle(owner, entry, settlement);
+        };
+        begun(Box::pin(async move {
+            let sealed = seal_registered(&self.keys.load(), &entry.device, clear.clone()).map_err(failed)?;
+            let settled = self.inner.settle(owner, entry, &Settlement::Registered(sealed)).await;
+            // A secret looks different each time that it is sealed. So for the wrapped store, the
+            // same certificate is another one when it is stored again.
+            if matches!(settled, Err(StoreError::Fenced | StoreError::Conflict(_)))
+                && let Some(row) = self.device(&entry.device).await?
+                && row.certificate.as_ref() == Some(&clear.certificate)
+            {
+                return Ok(());
+            }
+            settled
+        }))
+    }
+}
+
+impl<S: Leases> Leases for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
+        fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
+        fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Turns> Turns for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
+    }
+}
+
+impl<S: AuditLog> AuditLog for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn has_expired(keep: Keep) -> bool;
+        fn prune(keep: Keep) -> u64;
+        fn newest_entry() -> Option<UnixSeconds>;
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        self.inner.export_audit(filter, each)
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        self.inner.verify_audit(hash_at)
+    }
+}
+
+impl<S: Bulk> Bulk for Sealed<S> {
+    fn import(
+        &self,
+        job: ImportJob<'_>,
+        rows: Rows<'_>,
+        reject: Reject<'_>,
+    ) -> Result<ImportReport, ImportError> {
+        let keys = self.keys.load_full();
+        // The caller's comparison applies to opened values.
+        let same_secret = |place: Place<'_>, stored: &Secret, other: &Secret| {
+            let open = |secret: &Secret| keys.open(place, secret.expose()).map_err(failed);
+            (job.same_secret)(place, &open(stored)?, &open(other)?)
+        };
+        let mut broken = None;
+        let mut sealed = rows.map(|row| {
+            seal_row(&keys, row?).map_err(|error| {
+                broken = Some(error);
+                Unreadable
+            })
+        });
+        let outcome = self.inner.import(ImportJob { same_secret: &same_secret, ..job }, &mut sealed, reject);
+        drop(sealed);
+        match broken {
+            Some(error) => Err(failed(error).into()),
+            None => outcome,
+        }
+    }
+
+    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
+        let keys = self.keys.load_full();
+        let open = |row: DeviceRow, key: Option<(String, Secret)>| {
+            let row = open_row(&keys, row)?;
+            let Some((identity, mut psk)) = key else { return Ok((row, None)) };
+            let place = Place::Psk { device: row.id.as_str(), identity: &identity };
+            keys.open_in_place(place, &mut psk)?;
+            Ok((row, Some((identity, psk))))
+        };
+        let mut broken = None;
+        self.inner.export(&mut |row, key| match open(row, key) {
+            Ok((row, key)) => each(row, key),
+            Err(error) => {
+                broken = Some(failed(error));
+                ControlFlow::Break(())
+            }
+        })?;
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn count(&self) -> Result<u64, StoreError> {
+        self.inner.count()
+    }
+
+    fn totals(&self) -> Result<Vec<Totals>, StoreError> {
+        self.inner.totals()
+    }
+
+    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
+        self.inner.count_unregistered(enrollment)
+    }
+
+    fn back_up(
+        &self,
+        to: &std::path::Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Contents, StoreError> {
+        self.inner.back_up(to, progress)
+    }
+}
+
+impl<S: StoredSecrets> Keys for Sealed<S> {
+    fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
+        check(&keys, &self.inner.keys_in_use()?).map_err(StoreError::Failed)?;
+        self.keys.store(keys.into());
+        Ok(())
+    }
+
+    fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError> {
+        self.inner.count_secrets()
+    }
+
+    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError> {
+        let keys = self.keys.load_full();
+        let key = keys.first().ok_or_else(|| {
+            StoreError::Failed(
+                "there is no key to seal under: expected database_key in the configuration".into(),
+            )
+        })?;
+        let under_key = key.to_string();
+        let total = UnderKey::others(&self.inner.count_secrets()?, &under_key);
+        let mut done = 0;
+        for column in SecretColumn::ALL {
+            let mut after = String::new();
+            loop {
+                let stored = self.inner.secrets_not_under(column, &under_key, &after, BATCH)?;
+                let Some(last) = stored.last() else { break };
+                after.clone_from(&last.primary);
+                let anew = stored.into_iter().map(|stored| {
+                    let place = column.place(&stored);
+                    let sealed = keys.seal(place, keys.open(place, stored.value.expose())?.expose())?;
+                    Ok((stored, sealed))
+                });
+                let anew: Vec<_> = anew.collect::<Result<_, _>>().map_err(failed)?;
+                self.inner.replace_secrets(column, &anew)?;
+                done += anew.len() as u64;
+                progress(done, total);
+                thread::sleep(PAUSE);
+            }
+        }
+        self.inner.keep_only_key(&under_key, done, by)?;
+        Ok(SealReport { key, sealed: done })
+    }
+}

@@ -1,0 +1,163 @@
+//! Columns that hold secrets, in the form in which they are stored. This module does not know how
+//! secrets are sealed, apart from the key that each value names.
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use super::{Sqlite, audit, connection, store_error};
+use crate::{
+    device::Secret,
+    seal,
+    store::{
+        Actor, StoreError,
+        audit::{AuditEntry, AuditEvent},
+        sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+        unix_now,
+    },
+};
+
+/// Used in place of a key's ID for values that are not sealed.
+const CLEAR: &str = "clear";
+
+/// Statements for one column of secrets. `read` selects the next rows after the primary key ?1
+/// whose value does not begin with ?3, the prefix of values under the wanted key. `write`
+/// replaces a value unless it has changed meanwhile. `count` counts the values by key.
+struct Statements {
+    read: &'static str,
+    write: &'static str,
+    count: &'static str,
+}
+
+fn statements(column: SecretColumn) -> Statements {
+    match column {
+        SecretColumn::DeviceSecret => Statements {
+            read: "SELECT deviceId, deviceId, deviceSecret FROM device_table WHERE deviceId > ?1 \
+                   AND deviceSecret IS NOT NULL AND substr(deviceSecret, 1, length(?3)) <> ?3 \
+                   ORDER BY deviceId LIMIT ?2",
+            write: "UPDATE device_table SET deviceSecret = ?3 WHERE deviceId = ?1 AND deviceSecret = ?2",
+            count: "SELECT CASE WHEN deviceSecret GLOB 'sealed *' THEN substr(deviceSecret, 10, 8) ELSE 'clear' \
+                    END, count(*) FROM device_table WHERE deviceSecret IS NOT NULL GROUP BY 1",
+        },
+        SecretColumn::Psk => Statements {
+            read: "SELECT pskIdentity, deviceId, psk FROM device_key WHERE pskIdentity > ?1 \
+                   AND substr(psk, 1, length(?3)) <> ?3 ORDER BY pskIdentity LIMIT ?2",
+            write: "UPDATE device_key SET psk = ?3 WHERE pskIdentity = ?1 AND psk = ?2",
+            count: "SELECT CASE WHEN psk GLOB 'sealed *' THEN substr(psk, 10, 8) ELSE 'clear' END, \
+                    count(*) FROM device_key GROUP BY 1",
+        },
+    }
+}
+
+/// Notes in the open transaction the key under which a stored value is sealed.
+pub(super) fn note(connection: &Connection, stored: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO database_key VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+        .execute(params![seal::key_of(stored).unwrap_or(CLEAR), unix_now()])
+        .map(drop)
+}
+
+/// Returns the IDs of the keys under which values in the database are sealed.
+pub(super) fn keys_in_use(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    connection
+        .prepare("SELECT keyId FROM database_key WHERE keyId <> ?1")?
+        .query_map([CLEAR], |row| row.get(0))?
+        .collect()
+}
+
+fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
+    let mut counts: Vec<UnderKey> = Vec::new();
+    for column in SecretColumn::ALL {
+        let mut statement = connection.prepare(statements(column).count)?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let (key, values) = (row.get::<_, String>(0)?, row.get::<_, i64>(1)?.unsigned_abs());
+            UnderKey::add(&mut counts, (key != CLEAR).then_some(key), column, values);
+        }
+    }
+    Ok(counts)
+}
+
+impl StoredSecrets for Sqlite {
+    fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        keys_in_use(&connection).map_err(|error| store_error(&self.path, error))
+    }
+
+    fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        count(&connection).map_err(|error| store_error(&self.path, error))
+    }
+
+    fn secrets_not_under(
+        &self,
+        column: SecretColumn,
+        key: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredSecret>, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        let read = || {
+            connection
+                .prepare(statements(column).read)?
+                .query_map(params![after, limit as i64, seal::beginning(key)], |row| {
+                    let value = Secret::new(row.get(2)?);
+                    Ok(StoredSecret { primary: row.get(0)?, device: row.get(1)?, value })
+                })?
+                .collect::<rusqlite::Result<_>>()
+        };
+        read().map_err(|error| store_error(&self.path, error))
+    }
+
+    fn replace_secrets(
+        &self,
+        column: SecretColumn,
+        values: &[(StoredSecret, Secret)],
+    ) -> Result<(), StoreError> {
+        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let write = || {
+            let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+            if let Some((_, anew)) = values.first() {
+                note(&transaction, anew.expose())?;
+            }
+            let mut replace = transaction.prepare(statements(column).write)?;
+            for (stored, anew) in values {
+                replace.execute([&*stored.primary, stored.value.expose(), anew.expose()])?;
+            }
+            drop(replace);
+            transaction.commit()
+        };
+        write().map_err(|error| store_error(&self.path, error))
+    }
+
+    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
+        let failed = |error| store_error(&self.path, error);
+        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let needed: i64 = connection
+            .query_row("SELECT count(*) FROM database_key WHERE keyId <> ?1", [key], |row| row.get(0))
+            .map_err(failed)?;
+        if sealed > 0 || needed > 0 {
+            connection.execute_batch("VACUUM").map_err(failed)?;
+        }
+        // Checked under the lock: a server that has not reloaded its configuration still
+        // writes under the former key.
+        let transaction =
+            Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
+        let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
+        if left > 0 {
+            return Err(StoreError::Failed(format!(
+                "{}: {left} values were written under another key meanwhile; send the servers on this \
+                 database SIGHUP, so that they take key {key}, and run this again",
+                self.path.display()
+            )));
+        }
+        let forgotten =
+            transaction.execute("DELETE FROM database_key WHERE keyId <> ?1", [key]).map_err(failed)?;
+        if sealed > 0 || forgotten > 0 {
+            let detail = Some(format!("{sealed} values under key {key}"));
+            let entry = AuditEntry { detail, ..by.entry(AuditEvent::Sealed) };
+            audit::append(&transaction, &entry).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        connection::empty_log(&connection);
+        Ok(())
+    }
+}
