@@ -379,8 +379,14 @@ fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
 fn a_write_goes_on_without_its_future(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     drop(store.record_issue(&id("SN-1"), &certificate("SN-1", "s3cret"), 1, asker()));
+    import(store, [row("SN-2")]);
+    now(store.claim(&owner(1), &entry("SN-2"), NOW)).unwrap();
+    let settlement = Settlement::Registered(registration("SN-2", "s3cret"));
+    drop(store.settle(1, &entry("SN-2"), &settlement));
+    let is_issued = || device(store, "SN-1").unwrap().first_issued.is_some();
+    let is_registered = || device(store, "SN-2").unwrap().certificate.is_some();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while device(store, "SN-1").unwrap().first_issued.is_none() {
+    while !is_issued() || !is_registered() {
         assert!(std::time::Instant::now() < deadline, "not written");
         std::thread::yield_now();
     }

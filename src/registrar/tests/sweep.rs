@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     registrar::sweep::Swept,
     store::{CloudState, lease::Leases},
+    testing::store::Memory,
 };
 
 #[tokio::test]
@@ -76,4 +77,26 @@ async fn of_two_processes_one_sweeps_and_the_next_goes_on_where_it_ended() {
     bench.store.retire(other.id).await.unwrap();
     assert_eq!(bench.registrar.sweep().await.unwrap().devices, 1, "SN03 is left");
     assert_eq!(bench.registrar.sweep().await.unwrap().devices, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_with_a_lease_beats_and_keeps_it_however_long_it_works() {
+    let (store, cloud) = (Memory::default(), Arc::new(Cloud::default()));
+    let process = || {
+        Registrar::new(Config::default(), owner(), Arc::new(store.clone()), cloud.clone(), Handle::current())
+    };
+    let (one, other) = (process(), process());
+    let long = tokio::spawn(async move {
+        let work = async |_| {
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            Ok(7)
+        };
+        one.with_lease("work", work).await
+    });
+    for _ in 0..29 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(other.with_lease("work", async |_| Ok(1)).await.unwrap(), None);
+    }
+    assert_eq!(long.await.unwrap().unwrap(), Some(7));
+    assert_eq!(other.with_lease("work", async |_| Ok(1)).await.unwrap(), Some(1));
 }
