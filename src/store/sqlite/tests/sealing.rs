@@ -188,7 +188,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     let server = open_with(&directory, &[]).unwrap();
     import(&server, (0..2000).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
     // Deleted by a process that does not overwrite what it deletes.
-    import(&server, (0..500).map(|number| own(&format!("GONE-{number}"), &format!("gone-{number}"))));
+    import(&server, (0..6000).map(|number| own(&format!("GONE-{number}"), &format!("gone-{number}"))));
     let other = Connection::open(server.inner().path()).unwrap();
     let gone = "PRAGMA secure_delete = 0; PRAGMA foreign_keys = 1; DELETE FROM device_table WHERE deviceId LIKE 'GONE-%'";
     other.execute_batch(gone).unwrap();
