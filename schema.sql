@@ -174,6 +174,15 @@ CREATE TABLE audit_device (
     devices      BLOB NOT NULL
 ) STRICT;
 
+-- How far each file of audit entries beside the database has been moved into the log. A process
+-- appends entries to its file at once, and they are moved soon after.
+CREATE TABLE audit_outbox (
+    -- Name of the file.
+    name         TEXT NOT NULL PRIMARY KEY,
+    -- Number of bytes that were moved.
+    moved        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Beginning and end of the chain of hashes: the anchor is the last pruned entry (0:
 -- none), the head is the last entry.
 CREATE TABLE audit_chain (

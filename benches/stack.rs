@@ -3,8 +3,6 @@
 //! time is not counted.
 //!
 //!     cargo bench --features testing --bench stack [-- SESSIONS]
-//!
-//!     cargo bench --features testing --bench stack [-- SESSIONS]
 
 use std::{
     net::SocketAddr,

@@ -343,8 +343,10 @@ pub trait Store: Claims + Leases + Turns {
         asker: Asker,
     ) -> StoreFuture<'a, Issue>;
 
-    /// Queues an entry for the audit log without waiting. If the queue is full, the entry is
-    /// dropped, and the log records the number of dropped entries.
+    /// Adds an entry to the audit log soon, without waiting. The entry outlives this process from the
+    /// time when the method returns, or, between [`hold`](Self::hold) and
+    /// [`release`](Self::release), when the latter returns. If too many entries are waiting, the
+    /// entry is dropped, and the log records the number of dropped entries.
     fn audit(&self, asked: Asked);
 
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
@@ -383,8 +385,8 @@ pub trait Store: Claims + Leases + Turns {
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Until [`release`](Self::release), all reads of this thread see the state that the table has
-    /// at the first of these reads. So the store need not look for newer data at each read. The
-    /// caller must soon call `release`.
+    /// at the first of these reads. So the store need not look for newer data at each read, and can
+    /// keep audit entries together. The caller must soon call `release`, before it sends answers.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).

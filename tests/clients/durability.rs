@@ -70,6 +70,48 @@ fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
 }
 
 #[test]
+fn every_answer_is_in_the_audit_log_whenever_the_server_is_killed() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    let rows: String = (1..=50).map(|number| format!("SN{number:08},lamp\n")).collect();
+    site.import(&format!("deviceId,enrollment\n{rows}"));
+    let load = |port: u16| {
+        let port = port.to_string();
+        let output = coapsload(&[
+            "-p", &port, "-n", "300", "-c", "50", "-W", "50", "-K", MASTER, "-t", "1", "-T", "1",
+        ]);
+        let said = stdout(&output);
+        let (_, answered) = said.split_once("(2.xx ").expect("a count");
+        answered.split(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a number")
+    };
+    let (mut answered, mut killed) = (0, 0);
+    for milliseconds in [10_000, 10, 20, 30, 50, 80] {
+        let mut server = site.serve();
+        let port = server.address.port();
+        let devices = thread::spawn(move || load(port));
+        let begun = Instant::now();
+        while !devices.is_finished() && begun.elapsed() < Duration::from_millis(milliseconds) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        killed += u32::from(!devices.is_finished());
+        assert!(server.is_running());
+        server.kill();
+        answered += devices.join().expect("it ran");
+    }
+    assert!(killed > 0, "the load was always faster");
+    let log = stdout(&site.run(&["audit", "export"]));
+    let is_answer = |line: &&str| {
+        ["issued", "reissued"].iter().any(|event| line.contains(&format!("\"event\":\"{event}\"")))
+    };
+    let entries = log.lines().filter(is_answer).count() as u64;
+    assert!(entries >= answered, "{entries} entries about {answered} answers");
+    // A request may be repeated or its answer be lost when the server is killed.
+    assert!(entries <= answered + 50 * 6, "{entries} entries about {answered} answers");
+    assert!(stdout(&site.run(&["audit", "verify"])).contains("complete"));
+}
+
+#[test]
 fn sigterm_answers_who_waits_and_loses_nothing() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--latency", "4s"]);

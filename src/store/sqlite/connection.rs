@@ -188,7 +188,7 @@ pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
 
 /// Gives a new file to the owner of its folder: an operator may import as root before the
 /// server has ever run as another user. For users other than root this does nothing.
-fn give_to_folders_owner(file: &File, path: &Path) {
+pub(super) fn give_to_folders_owner(file: &File, path: &Path) {
     let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
     if let (Some(folder), Ok(own)) = (folder, file.metadata())
         && folder.uid() != own.uid()

@@ -44,7 +44,7 @@ pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     clock: Arc<Clock>,
-    entries: audit::Queue,
+    outbox: audit::Outbox,
     // Dropped before the writer, because the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
@@ -84,9 +84,10 @@ impl Sqlite {
             accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
         };
         let connection = connection::open(&path, writer_wait, check_keys)?;
-        let (entries, waiting) = audit::queue(Arc::clone(&path))?;
-        let writer = Writer::start(connection, Arc::clone(&path), waiting)?;
-        Ok(Self { path, bulk_wait, clock: Arc::default(), entries, readers: ThreadLocal::new(), writer })
+        let (outbox, mut mover) = audit::outbox(Arc::clone(&path))?;
+        mover.move_left();
+        let writer = Writer::start(connection, Arc::clone(&path), mover)?;
+        Ok(Self { path, bulk_wait, clock: Arc::default(), outbox, readers: ThreadLocal::new(), writer })
     }
 
     /// Examines a file without creating or changing it. Fails for a file of another program,
@@ -242,7 +243,7 @@ impl Store for Sqlite {
     }
 
     fn audit(&self, asked: Asked) {
-        self.entries.push(asked);
+        self.outbox.push(asked);
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
@@ -329,6 +330,7 @@ impl Store for Sqlite {
     }
 
     fn hold(&self) {
+        self.outbox.hold();
         // If no connection can be opened, the next read reports the error.
         if let Ok(reader) = self.reader() {
             reader.hold();
@@ -336,6 +338,7 @@ impl Store for Sqlite {
     }
 
     fn release(&self) {
+        self.outbox.release();
         if let Some(reader) = self.readers.get() {
             reader.release();
         }

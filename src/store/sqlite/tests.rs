@@ -258,7 +258,7 @@ impl writer::Backlog for Nothing {
         Ok(false)
     }
 
-    fn keep(&mut self) {}
+    fn end(&mut self) {}
 }
 
 /// Returns a writer on a database with only the table `t (value)`, and a reader of the same

@@ -33,6 +33,11 @@ CREATE TABLE call_pace (
     nextMicros   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE audit_outbox (
+    name         TEXT NOT NULL PRIMARY KEY,
+    moved        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE lease (
     name         TEXT NOT NULL PRIMARY KEY,
     owner        INTEGER,

@@ -47,8 +47,8 @@ pub(super) trait Backlog: Send + 'static {
     /// retried at the next call.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 
-    /// Saves what the ending process could not write, so that the next process can write it.
-    fn keep(&mut self);
+    /// Ends the backlog, after its last part was written.
+    fn end(&mut self);
 }
 
 /// Failure of a job, whose savepoint is rolled back.
@@ -212,11 +212,11 @@ fn finish_backlog(backlog: &mut impl Backlog) {
     loop {
         match backlog.write_some() {
             Ok(true) => {}
-            Ok(false) => return,
+            Ok(false) => return backlog.end(),
             Err(StoreError::Busy(_)) if Instant::now() < deadline => thread::sleep(LAST_PAUSE),
             Err(error) => {
-                tracing::warn!(%error, "the last entries of the audit log are kept in a file; the next start writes them");
-                return backlog.keep();
+                tracing::warn!(%error, "the last entries of the audit log stay in a file; the next start writes them");
+                return;
             }
         }
     }

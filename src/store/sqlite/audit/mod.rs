@@ -3,15 +3,14 @@
 //! log, but not on the kinds of events.
 
 mod index;
-mod kept;
-mod queue;
+mod outbox;
 mod rows;
 
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
 
 pub(super) use self::{
     index::history,
-    queue::{Queue, queue},
+    outbox::{Outbox, outbox},
     rows::into_blocks,
 };
 use crate::store::{

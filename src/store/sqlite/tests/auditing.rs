@@ -164,7 +164,7 @@ fn what_another_process_holds_up_is_written_later() {
 fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
-    let sent = 100_000;
+    let sent = 150_000;
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for _ in 0..sent {

@@ -1,0 +1,398 @@
+//! Outbox of the audit log: entries for which no caller waits. A thread appends its entries to a
+//! file before their answers are sent, so that no entry is lost when the process ends or is killed.
+//! The writer then moves the entries into the log. What a process leaves behind, the next one moves.
+//!
+//! Each process has files of its own, beside the database. It keeps them locked, so that others can
+//! tell which files are left behind. The table `audit_outbox` says how far a file has been moved. It
+//! changes in the same transaction as the log, so each entry is moved once.
+
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::RefCell,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use thread_local::ThreadLocal;
+
+use self::files::OutboxFile;
+use super::{BLOCK, index, put};
+use crate::store::{
+    StoreError,
+    audit::{Asked, AuditEntry, AuditEvent},
+    sqlite::{connection, store_error, writer::Backlog},
+    unix_now,
+};
+
+/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, it is reached
+/// after ten seconds, which is longer than an import holds its lock.
+const MAX_WAITING: u64 = 16 << 20;
+
+/// Maximum number of bytes that a thread keeps while the disk is full.
+const MAX_KEPT: usize = 1 << 20;
+
+/// Size from which a file is replaced with a new one.
+const FULL: u64 = 1 << 20;
+
+/// Maximum number of bytes moved in one transaction. A transaction takes a few milliseconds, and a
+/// first issue may have to wait for it.
+const AT_ONCE: usize = 160 << 10;
+
+/// Pause between two searches for files that other processes have left behind.
+const SEARCH_EVERY: Duration = Duration::from_secs(10);
+
+/// Maximum time for which opening a database is held up by entries that were left behind.
+const LONGEST_START: Duration = Duration::from_secs(1);
+
+/// State that the threads of a process and its writer share.
+struct Shared {
+    database: Arc<Path>,
+    /// File to which entries are appended; `None` until there is an entry.
+    file: ArcSwapOption<OutboxFile>,
+    /// Held while a new file is made.
+    making: Mutex<()>,
+    /// Bytes that are appended and not moved yet.
+    waiting: AtomicU64,
+    dropped: AtomicU64,
+    has_warned: AtomicBool,
+}
+
+/// Entries of one thread that are not in a file yet.
+#[derive(Default)]
+struct Kept {
+    /// Set between `hold` and `release`.
+    is_held: bool,
+    lines: Vec<u8>,
+}
+
+/// Sending end of the outbox.
+pub(in crate::store::sqlite) struct Outbox {
+    shared: Arc<Shared>,
+    kept: ThreadLocal<RefCell<Kept>>,
+}
+
+impl Outbox {
+    /// Appends an entry to the file, at the latest when this thread calls [`release`](Self::release).
+    pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
+        let mut kept = self.kept.get_or_default().borrow_mut();
+        let line = asked.into_line();
+        if kept.lines.len() + line.len() >= MAX_KEPT {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        kept.lines.extend_from_slice(line.as_bytes());
+        kept.lines.push(b'\n');
+        if !kept.is_held {
+            self.shared.append(&mut kept.lines);
+        }
+    }
+
+    /// Lets this thread's entries wait until it calls [`release`](Self::release).
+    pub(in crate::store::sqlite) fn hold(&self) {
+        self.kept.get_or_default().borrow_mut().is_held = true;
+    }
+
+    /// Appends this thread's entries to the file.
+    pub(in crate::store::sqlite) fn release(&self) {
+        if let Some(kept) = self.kept.get() {
+            let mut kept = kept.borrow_mut();
+            kept.is_held = false;
+            self.shared.append(&mut kept.lines);
+        }
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        for kept in &mut self.kept {
+            self.shared.append(&mut kept.get_mut().lines);
+        }
+    }
+}
+
+impl Shared {
+    /// Appends lines to the file, and removes them from `lines`. Lines that cannot be written now
+    /// stay.
+    fn append(&self, lines: &mut Vec<u8>) {
+        if lines.is_empty() {
+            return;
+        }
+        if self.waiting.load(Ordering::Relaxed) + lines.len() as u64 > MAX_WAITING {
+            let count = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.dropped.fetch_add(count, Ordering::Relaxed);
+            lines.clear();
+            return;
+        }
+        let appended = self.file().and_then(|file| {
+            // Usually one system call. After an error, the rest is appended later, behind what
+            // other threads have written meanwhile.
+            while !lines.is_empty() {
+                let written = file.append(lines)?;
+                self.waiting.fetch_add(written as u64, Ordering::Relaxed);
+                lines.drain(..written);
+            }
+            Ok(())
+        });
+        match appended {
+            Ok(()) => self.has_warned.store(false, Ordering::Relaxed),
+            Err(error) if self.has_warned.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(%error, "entries of the audit log wait in memory");
+            }
+            Err(error) => {
+                tracing::error!(%error, "entries of the audit log wait in memory: they cannot be written to a file");
+            }
+        }
+    }
+
+    fn file(&self) -> io::Result<Arc<OutboxFile>> {
+        if let Some(file) = self.file.load_full() {
+            return Ok(file);
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = self.file.load_full() {
+            return Ok(file);
+        }
+        let file = Arc::new(OutboxFile::create(&self.database)?);
+        self.file.store(Some(file.clone()));
+        Ok(file)
+    }
+}
+
+/// A file, and how far its entries have been moved into the log.
+struct Source {
+    file: Arc<OutboxFile>,
+    moved: u64,
+    /// Set for a file of a process that has ended.
+    is_left: bool,
+}
+
+/// Receiving end of the outbox, used by the writer.
+pub(in crate::store::sqlite) struct Mover {
+    connection: Connection,
+    shared: Arc<Shared>,
+    /// The process's own files, the current one last, and files left by others.
+    sources: Vec<Source>,
+    /// Number of dropped entries that the log does not have yet.
+    dropped: u64,
+    search: Instant,
+    /// Set while a file that was left behind cannot be opened.
+    has_warned: bool,
+    /// Set after a search.
+    must_forget: bool,
+}
+
+/// Creates both ends of the outbox of a database.
+pub(in crate::store::sqlite) fn outbox(database: Arc<Path>) -> Result<(Outbox, Mover), StoreError> {
+    let connection = connection::open_backlog(&database)?;
+    let shared = Arc::new(Shared {
+        database,
+        file: ArcSwapOption::empty(),
+        making: Mutex::new(()),
+        waiting: AtomicU64::new(0),
+        dropped: AtomicU64::new(0),
+        has_warned: AtomicBool::new(false),
+    });
+    let mover = Mover {
+        connection,
+        shared: shared.clone(),
+        sources: Vec::new(),
+        dropped: 0,
+        search: Instant::now(),
+        has_warned: false,
+        must_forget: false,
+    };
+    Ok((Outbox { shared, kept: ThreadLocal::new() }, mover))
+}
+
+impl Backlog for Mover {
+    fn write_some(&mut self) -> Result<bool, StoreError> {
+        let database = self.shared.database.clone();
+        self.find_sources().map_err(|error| {
+            StoreError::Failed(format!("{}: the outbox of the audit log: {error}", database.display()))
+        })?;
+        self.dropped += self.shared.dropped.swap(0, Ordering::Relaxed);
+        let mut has_more = false;
+        for number in 0..self.sources.len() {
+            has_more |= self.move_some(number).map_err(|error| store_error(&database, error))?;
+        }
+        let rest = self
+            .move_dropped()
+            .and_then(|()| self.remove_sources())
+            .and_then(|()| self.forget_removed())
+            .and_then(|()| self.add_part());
+        Ok(rest.map_err(|error| store_error(&database, error))? || has_more)
+    }
+
+    fn end(&mut self) {
+        self.shared.file.store(None);
+        if let Err(error) = self.remove_sources() {
+            tracing::debug!(%error, "could not forget the moved files of the audit log");
+        }
+    }
+}
+
+impl Mover {
+    /// Moves what other processes have left behind, as far as that is possible at once.
+    pub(in crate::store::sqlite) fn move_left(&mut self) {
+        let deadline = Instant::now() + LONGEST_START;
+        while Instant::now() < deadline {
+            match self.write_some() {
+                Ok(true) => {}
+                Ok(false) => return,
+                // The writer tries again later, and logs what does not pass.
+                Err(error) => return tracing::debug!(%error, "the outbox of the audit log is moved later"),
+            }
+        }
+    }
+
+    /// Notes the current file, and looks for files that other processes have left behind.
+    fn find_sources(&mut self) -> io::Result<()> {
+        if let Some(file) = self.shared.file.load_full()
+            && !self.sources.iter().any(|source| Arc::ptr_eq(&source.file, &file))
+        {
+            self.sources.push(Source { file, moved: 0, is_left: false });
+        }
+        if Instant::now() < self.search {
+            return Ok(());
+        }
+        self.search = Instant::now() + SEARCH_EVERY;
+        let (left, failed) = files::left_behind(&self.shared.database)?;
+        if let Some(error) = &failed
+            && !self.has_warned
+        {
+            tracing::warn!(%error, "a file of audit entries that another process has left behind cannot be opened; give it to this user");
+        }
+        self.has_warned = failed.is_some();
+        for file in left {
+            let moved = moved(&self.connection, file.name()).unwrap_or_default();
+            self.sources.push(Source { file: Arc::new(file), moved, is_left: true });
+        }
+        self.must_forget = true;
+        Ok(())
+    }
+
+    /// Forgets files that were removed by a process that ended before it could forget them.
+    fn forget_removed(&mut self) -> rusqlite::Result<()> {
+        if !std::mem::take(&mut self.must_forget) {
+            return Ok(());
+        }
+        let mut names = self.connection.prepare_cached("SELECT name FROM audit_outbox")?;
+        let names: Vec<String> = names.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let removed = |name: &&String| !files::exists(&self.shared.database, name);
+        names.iter().filter(removed).try_for_each(|name| forget(&self.connection, name))
+    }
+
+    /// Moves some entries of a file into the log. Returns whether there are more.
+    fn move_some(&mut self, number: usize) -> rusqlite::Result<bool> {
+        let Some(source) = self.sources.get_mut(number) else { return Ok(false) };
+        let Ok(chunk) = source.file.read(source.moved, AT_ONCE, source.is_left) else {
+            // It stays, and is read again.
+            return Ok(false);
+        };
+        if chunk.length == 0 {
+            return Ok(false);
+        }
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        for block in chunk.lines.chunks(BLOCK) {
+            put(&transaction, block)?;
+        }
+        let moved = source.moved + chunk.length;
+        note_moved(&transaction, source.file.name(), moved)?;
+        transaction.commit()?;
+        source.moved = moved;
+        if !source.is_left {
+            self.shared.waiting.fetch_sub(chunk.length, Ordering::Relaxed);
+        }
+        if chunk.unreadable > 0 {
+            tracing::warn!(
+                lines = chunk.unreadable,
+                "lines in the outbox of the audit log are not readable, for example after a power failure"
+            );
+        }
+        Ok(chunk.has_more)
+    }
+
+    /// Adds a part to the index if it is due. Returns whether another part may be due.
+    fn add_part(&self) -> rusqlite::Result<bool> {
+        if !index::is_behind(&self.connection)? {
+            return Ok(false);
+        }
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let is_behind = index::add_part(&transaction)?;
+        transaction.commit()?;
+        Ok(is_behind)
+    }
+
+    /// Writes an entry about entries that were dropped.
+    fn move_dropped(&mut self) -> rusqlite::Result<()> {
+        if self.dropped == 0 {
+            return Ok(());
+        }
+        let detail = Some(format!("{} entries", self.dropped));
+        let entry = AuditEntry { detail, ..AuditEntry::new(AuditEvent::Dropped, unix_now()) };
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        super::append(&transaction, &entry)?;
+        transaction.commit()?;
+        tracing::warn!(entries = self.dropped, "the audit log has gaps: too many entries were waiting");
+        self.dropped = 0;
+        Ok(())
+    }
+
+    /// Removes files whose entries are all moved, and replaces the current one if it is full.
+    fn remove_sources(&mut self) -> rusqlite::Result<()> {
+        let current = self.shared.file.load_full();
+        let mut kept = Vec::new();
+        for source in std::mem::take(&mut self.sources) {
+            let is_current = current.as_ref().is_some_and(|file| Arc::ptr_eq(file, &source.file));
+            let is_moved = || source.file.length().is_ok_and(|length| length <= source.moved);
+            if is_current && source.file.length().is_ok_and(|length| length >= FULL) {
+                // Threads that have loaded it may still append to it.
+                self.shared.file.store(None);
+            }
+            // No thread appends to a file that only this list has.
+            if is_current || Arc::strong_count(&source.file) > 1 || !is_moved() {
+                kept.push(source);
+                continue;
+            }
+            // In this order, a crash in between cannot make the entries move again.
+            match source.file.remove() {
+                Ok(()) => forget(&self.connection, source.file.name())?,
+                Err(error) => {
+                    tracing::warn!(%error, "could not remove a moved file of the audit log");
+                    kept.push(source);
+                }
+            }
+        }
+        self.sources = kept;
+        Ok(())
+    }
+}
+
+/// Returns how far a file has been moved.
+fn moved(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
+    let moved: Option<i64> = connection
+        .prepare_cached("SELECT moved FROM audit_outbox WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    Ok(moved.unwrap_or_default().unsigned_abs())
+}
+
+fn note_moved(connection: &Connection, name: &str, moved: u64) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO audit_outbox (name, moved) VALUES (?1, ?2) \
+                       ON CONFLICT (name) DO UPDATE SET moved = excluded.moved";
+    connection.prepare_cached(SQL)?.execute(params![name, moved.cast_signed()]).map(drop)
+}
+
+fn forget(connection: &Connection, name: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM audit_outbox WHERE name = ?1")?.execute([name]).map(drop)
+}
