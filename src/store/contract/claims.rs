@@ -167,10 +167,14 @@ fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
 
 /// `settle` takes account of changes to the row since the claim.
 fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
-    import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
-    for device in ["SN-1", "SN-2", "SN-3", "SN-4"] {
+    import(store, ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"].map(row));
+    for device in ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"] {
         yours(claim(store, 1, device));
     }
+    import(store, [with_certificate("SN-5", "s3cret")]);
+    let met = settle(store, 1, "SN-5", &Settlement::Refused("no".into())).unwrap_err();
+    assert!(matches!(&met, StoreError::Conflict(reason) if reason.contains("certificate")), "{met:?}");
+    assert_eq!(device(store, "SN-5").unwrap().refusal, None);
     import(store, [ImportRow { device_name: Some("renamed".into()), ..row("SN-1") }]);
     now(store.set_state(&id("SN-2"), DeviceState::Disabled, &by())).unwrap();
     now(store.set_state(&id("SN-3"), DeviceState::Disabled, &by())).unwrap();

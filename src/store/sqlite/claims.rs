@@ -15,8 +15,8 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        BatchId, Claim, DeviceState, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, SharedName,
-        StoreError, StoreFuture, UnixSeconds,
+        BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice,
+        SharedName, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
@@ -275,9 +275,13 @@ fn settle(
             register(connection, device, registered, now)?;
         }
         Settlement::Refused(reason) => {
-            if row.certificate.is_some() || row.state == DeviceState::Disabled {
-                let reason = format!("device {device} was disabled meanwhile");
-                return Ok(conflict(connection, device, reason)?);
+            let changed = match row {
+                DeviceRow { certificate: Some(_), .. } => Some("has a certificate"),
+                DeviceRow { state: DeviceState::Disabled, .. } => Some("was disabled"),
+                _ => None,
+            };
+            if let Some(changed) = changed {
+                return Ok(conflict(connection, device, format!("device {device} {changed} meanwhile"))?);
             }
             refuse(connection, device, reason)?;
         }

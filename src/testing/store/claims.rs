@@ -194,6 +194,9 @@ impl Tables {
                 let entry = AuditEntry::new(AuditEvent::Registered, now);
                 self.audit.push(AuditEntry { device: Some(device.clone()), detail, ..entry });
             }
+            Settlement::Refused(_) if row.certificate.is_some() => {
+                return Err(StoreError::Conflict("it has a certificate".into()));
+            }
             Settlement::Refused(_) if row.state == DeviceState::Disabled => {
                 return Err(StoreError::Conflict("disabled".into()));
             }
