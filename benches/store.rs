@@ -62,7 +62,7 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     let store = &*store::open(&url, keys)?;
 
     let by = Actor::system_user();
-    let how = Import { enrollments: &enrollments, by: &by, dry_run: false };
+    let how = Import { enrollments: &enrollments, by: &by, dry_run: false, ignores_unknown: false };
     for name in ["first import", "same again"] {
         let start = Instant::now();
         let report = import_file(store, &file, how, |_, _| ())?;

@@ -149,6 +149,8 @@ pub struct EnrollmentOutline {
     pub kind: KindName,
     /// The reissue policy of its devices.
     pub reissue: Reissue,
+    /// The PSK identity that all its devices share, if its key is shared.
+    pub shared_identity: Option<String>,
 }
 
 /// Identity of a session's client, proven by its key.
@@ -171,6 +173,10 @@ impl Enrollment {
             product_key: product_key.clone(),
             kind: kind.name(),
             reissue: *reissue,
+            shared_identity: match kind {
+                Kind::Shared { identity, .. } => Some(identity.clone()),
+                Kind::Individual | Kind::Derived(_) => None,
+            },
         }
     }
 

@@ -169,9 +169,14 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
     }
     file.into_inner().context("could not write the devices' file")?.sync_all()?;
     let enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
-    let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: false };
+    let how = Import {
+        enrollments: &enrollments,
+        by: &Actor::system_user(),
+        dry_run: false,
+        ignores_unknown: false,
+    };
     let report = table_file::import_file(&*open_store(config)?, &path, how, |_, _| {})?;
-    print(|out| writeln!(out, "imported                 {} devices", report.added))?;
+    print(|out| writeln!(out, "imported                 {} devices", report.report.added))?;
     Ok(())
 }
 

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print, remark};
 use crate::{
     psk::Enrollment,
     store::Actor,
-    table_file::{self, Enrollments, Import},
+    table_file::{self, Enrollments, Import, Imported},
 };
 
 /// Imports devices from a CSV file into the table
@@ -18,12 +18,15 @@ Example
   printf 'deviceId\\nSN00000001\\n00:1A:2B:3C:4D:5E\\n' > devices.csv
   certdist import devices.csv --enrollment lamp-2026
 
-Columns, in any order; only deviceId is required:
+Columns, in any order and in the usual spellings (SN, MAC, Device ID, 设备名称); only the
+device ID is required, and the device name stands for it if it is missing:
   deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk
-If any line is bad, nothing changes, and each bad line is reported. Importing the same
-file again changes nothing. Works beside a running server.")]
+Reads UTF-8, UTF-16 and GB18030; commas, semicolons and tabs; JSON lines with the same
+keys; and a bare list of device IDs. If any line is bad, nothing changes, and each bad
+line is reported. Importing the same file again changes nothing. Works beside a running
+server.")]
 pub struct Args {
-    /// CSV file with a header line
+    /// CSV file, JSON lines, or a list of device IDs
     #[arg(value_name = "FILE.csv")]
     file: PathBuf,
     /// Enrollment of rows that name none
@@ -32,6 +35,9 @@ pub struct Args {
     /// Check everything, but change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Ignore columns that certdist does not know
+    #[arg(long)]
+    ignore_unknown: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -47,13 +53,21 @@ pub(super) fn run(args: &Args) -> CommandResult {
         ProgressStyle::with_template("{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    let how = Import { enrollments: &enrollments, by: &Actor::system_user(), dry_run: args.dry_run };
+    let how = Import {
+        enrollments: &enrollments,
+        by: &Actor::system_user(),
+        dry_run: args.dry_run,
+        ignores_unknown: args.ignore_unknown,
+    };
     let report = table_file::import_file(&*store, &args.file, how, |read, total| {
         bar.set_length(total);
         bar.set_position(read);
     });
     bar.finish_and_clear();
-    let report = report?;
+    let Imported { report, remarks } = report?;
+    for sentence in remarks {
+        remark(&format!("note: {sentence}\n"));
+    }
     let done = if args.dry_run { "would be " } else { "" };
     print(|out| {
         writeln!(

@@ -1,40 +1,51 @@
-//! Reads lines and fields of a CSV file (RFC 4180) that people edit. A field never spans lines. So
-//! a stray quote breaks only its own line, and line numbers match those of an editor. This module
-//! does not depend on the columns.
+//! Reads lines and fields of a CSV file (RFC 4180) that people and programs write. A field never
+//! spans lines. So a stray quote breaks only its own line, and line numbers match those of an editor.
+//! This module does not depend on the columns.
 
 use std::{
     borrow::Cow,
     io::{self, BufRead, BufReader, Read},
 };
 
-use zeroize::Zeroizing;
+use encoding_rs::GB18030;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::values::is_blank;
 
 /// Maximum length of a line including its end, in bytes: about fifty times the longest legal
 /// line. Limits the memory for a file that is not a table at all.
 const MAX_LINE: usize = 64 * 1024;
 
-/// A line that is not blank.
+/// A line that is neither blank nor a comment.
 pub(super) struct Line<'l> {
     /// Number in the file, from 1.
     pub(super) number: u64,
-    /// The line without its end and without a byte order mark, or the reason why it is not
-    /// text.
+    /// The line without its end and without a byte order mark, or the reason why it is not text.
     pub(super) text: Result<&'l str, String>,
 }
 
-/// The lines of a file that are not blank.
+/// The lines of a file that are neither blank nor comments.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
-    // May hold keys and secrets of the current line.
+    // Both may hold keys and secrets of the current line.
     buffer: Zeroizing<Vec<u8>>,
+    decoded: Zeroizing<String>,
     number: u64,
     bytes: u64,
+    is_gb18030: bool,
 }
 
 impl<R: Read> Lines<R> {
     pub(super) fn new(reader: R) -> Self {
         let buffer = Zeroizing::new(Vec::with_capacity(1024));
-        Self { reader: BufReader::with_capacity(MAX_LINE, reader), buffer, number: 0, bytes: 0 }
+        let reader = BufReader::with_capacity(MAX_LINE, reader);
+        let decoded = Zeroizing::new(String::new());
+        Self { reader, buffer, decoded, number: 0, bytes: 0, is_gb18030: false }
+    }
+
+    /// Returns whether a line was in GB18030, in which Chinese versions of Excel write CSV.
+    pub(super) fn is_gb18030(&self) -> bool {
+        self.is_gb18030
     }
 
     /// Returns the number of bytes read so far.
@@ -42,70 +53,109 @@ impl<R: Read> Lines<R> {
         self.bytes
     }
 
-    /// Returns the next line that is not blank. Lines end with `\n` or `\r\n`.
+    /// Returns the next line that is neither blank nor a comment (`#`). Lines end with `\n`, `\r\n` or
+    /// `\r`.
     pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
-            self.buffer.clear();
-            let limit = MAX_LINE as u64;
-            let length = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.buffer)?;
-            if length == 0 {
-                return Ok(None);
-            }
+            let Some(is_too_long) = self.read_line()? else { return Ok(None) };
             self.number += 1;
-            self.bytes += length as u64;
-            if length == MAX_LINE && !self.buffer.ends_with(b"\n") {
-                self.skip_line()?;
+            if is_too_long {
                 let text = Err(format!("longer than {MAX_LINE} bytes"));
                 return Ok(Some(Line { number: self.number, text }));
             }
-            let start = if self.number == 1 && self.buffer.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-            let end = line_end(&self.buffer);
-            if !self.buffer[start..end].iter().all(u8::is_ascii_whitespace) {
-                let text = std::str::from_utf8(&self.buffer[start..end])
-                    .map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to() + 1));
-                return Ok(Some(Line { number: self.number, text }));
+            if std::str::from_utf8(&self.buffer).is_err() {
+                self.decode();
             }
+            let is_nothing = |text: &str| {
+                let text = text.trim_matches(is_blank);
+                text.is_empty() || text.starts_with('#')
+            };
+            if !self.text().is_ok_and(is_nothing) {
+                break;
+            }
+        }
+        Ok(Some(Line { number: self.number, text: self.text() }))
+    }
+
+    fn text(&self) -> Result<&str, String> {
+        match std::str::from_utf8(&self.buffer) {
+            Ok(text) => Ok(text.strip_prefix('\u{FEFF}').unwrap_or(text)),
+            Err(error) => Err(format!("not UTF-8 from byte {} on, nor GB18030", error.valid_up_to() + 1)),
         }
     }
 
-    /// Reads to the end of a line without keeping it.
-    fn skip_line(&mut self) -> io::Result<()> {
+    /// Replaces a line in GB18030 with UTF-8. A line in another encoding stays.
+    fn decode(&mut self) {
+        let Some(text) = GB18030.decode_without_bom_handling_and_without_replacement(&self.buffer) else {
+            return;
+        };
+        self.decoded.zeroize();
+        self.decoded.push_str(&text);
+        if let Cow::Owned(mut text) = text {
+            text.zeroize();
+        }
+        self.buffer.clear();
+        self.buffer.extend_from_slice(self.decoded.as_bytes());
+        self.is_gb18030 = true;
+    }
+
+    /// Reads a line into the buffer, without its end. Returns whether the line is too long, in which
+    /// case the buffer has only its beginning; `None` at the end of the file.
+    fn read_line(&mut self) -> io::Result<Option<bool>> {
+        self.buffer.clear();
+        let (mut is_too_long, mut is_empty) = (false, true);
         loop {
             let chunk = self.reader.fill_buf()?;
-            let newline = chunk.iter().position(|&byte| byte == b'\n');
-            let used = newline.map_or(chunk.len(), |at| at + 1);
+            if chunk.is_empty() {
+                return Ok((!is_empty).then_some(is_too_long));
+            }
+            is_empty = false;
+            let end = chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let part = end.unwrap_or(chunk.len());
+            if self.buffer.len() + part > MAX_LINE {
+                is_too_long = true;
+            } else {
+                self.buffer.extend_from_slice(&chunk[..part]);
+            }
+            let is_return = end.is_some_and(|end| chunk[end] == b'\r');
+            let used = end.map_or(part, |end| end + 1);
             self.reader.consume(used);
             self.bytes += used as u64;
-            if used == 0 || newline.is_some() {
-                return Ok(());
+            if is_return && self.reader.fill_buf()?.first() == Some(&b'\n') {
+                self.reader.consume(1);
+                self.bytes += 1;
+            }
+            if end.is_some() {
+                return Ok(Some(is_too_long));
             }
         }
     }
 }
 
-fn line_end(line: &[u8]) -> usize {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line).len()
-}
-
-/// Splits a line into its fields (RFC 4180 §2), which are separated by commas. A field that begins
-/// with a quote ends with one, and quotes inside it are doubled.
-pub(super) fn fields(line: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
+/// Splits a line into its fields (RFC 4180 §2). A field that begins with a quote ends with one, and
+/// quotes inside it are doubled. Blanks around a quoted field are ignored. Excel's `="001"` is a field
+/// without such quotes.
+pub(super) fn fields(line: &str, separator: char) -> Result<Vec<Cow<'_, str>>, &'static str> {
     let mut fields = Vec::with_capacity(8);
     let mut rest = line;
     loop {
-        let (field, after) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted_field(quoted)?,
-            None => {
-                let end = rest.find(',').unwrap_or(rest.len());
-                if rest[..end].contains('"') {
-                    return Err("a quote within a field that does not begin with one");
-                }
-                (Cow::Borrowed(&rest[..end]), &rest[end..])
+        let is_space = |character: char| is_blank(character) && character != separator;
+        let begun = rest.trim_start_matches(is_space);
+        let (field, after) = if let Some(quoted) = begun.strip_prefix('"') {
+            let (field, after) = quoted_field(quoted)?;
+            (field, after.trim_start_matches(is_space))
+        } else if let Some(formula) = begun.strip_prefix("=\"") {
+            let (field, after) = quoted_field(formula)?;
+            (field, after.trim_start_matches(is_space))
+        } else {
+            let end = rest.find(separator).unwrap_or(rest.len());
+            if rest[..end].contains('"') {
+                return Err("a quote within a field that does not begin with one");
             }
+            (Cow::Borrowed(&rest[..end]), &rest[end..])
         };
         fields.push(field);
-        match after.strip_prefix(',') {
+        match after.strip_prefix(separator) {
             Some(next) => rest = next,
             None if after.is_empty() => return Ok(fields),
             None => return Err("text after a closing quote"),
@@ -147,10 +197,12 @@ mod tests {
 
     #[test]
     fn lines_have_the_numbers_that_an_editor_shows() {
-        let text = b"\xEF\xBB\xBFhead\r\n\r\n  \na\n\nb\r\nlast";
+        let text = b"\xEF\xBB\xBFhead\r\n\r\n  \na \n\n # a comment\nb\r\n\x1A\nlast";
         let expected =
-            [(1, "head"), (4, "a"), (6, "b"), (7, "last")].map(|(number, line)| (number, Ok(line.into())));
+            [(1, "head"), (4, "a "), (7, "b"), (9, "last")].map(|(number, line)| (number, Ok(line.into())));
         assert_eq!(all(text), expected);
+        let returns = [(1, "a"), (3, "b")].map(|(number, line)| (number, Ok(line.into())));
+        assert_eq!(all(b"a\r\rb\r"), returns);
         assert_eq!(all(b""), []);
     }
 
@@ -160,18 +212,20 @@ mod tests {
         text.extend([b'x'; 3 * MAX_LINE]);
         text.extend(b"\nd\n");
         let lines = all(&text);
-        assert_eq!(lines[1], (2, Err("not UTF-8 from byte 2 on".into())));
+        assert_eq!(lines[1], (2, Err("not UTF-8 from byte 2 on, nor GB18030".into())));
         assert_eq!(lines[2], (3, Err("longer than 65536 bytes".into())));
         assert_eq!(lines[3], (4, Ok("d".into())));
     }
 
     #[test]
     fn fields_are_separated_by_commas_and_may_be_quoted() {
-        assert_eq!(fields("a,,c").unwrap(), ["a", "", "c"]);
-        assert_eq!(fields(",").unwrap(), ["", ""]);
-        assert_eq!(fields("\"a,b\",\"say \"\"hi\"\"\",\"\"").unwrap(), ["a,b", "say \"hi\"", ""]);
+        assert_eq!(fields("a,,c", ',').unwrap(), ["a", "", "c"]);
+        assert_eq!(fields(",", ',').unwrap(), ["", ""]);
+        assert_eq!(fields("\"a,b\", \"say \"\"hi\"\"\" ,\"\"", ',').unwrap(), ["a,b", "say \"hi\"", ""]);
+        assert_eq!(fields("=\"001\";2", ';').unwrap(), ["001", "2"]);
+        assert_eq!(fields("a\t\tb", '\t').unwrap(), ["a", "", "b"]);
         for bad in [r#""open"#, r#"a"b,c"#, r#""a"b,c"#, r#""a"""#] {
-            assert!(fields(bad).is_err(), "{bad}");
+            assert!(fields(bad, ',').is_err(), "{bad}");
         }
     }
 
@@ -182,12 +236,12 @@ mod tests {
             writer.write_record(&record).unwrap();
             let bytes = writer.into_inner().unwrap();
             let line = std::str::from_utf8(&bytes).unwrap().trim_end_matches('\n');
-            prop_assert_eq!(fields(line).unwrap(), record);
+            prop_assert_eq!(fields(line, ',').unwrap(), record);
         }
 
         #[test]
         fn no_line_causes_a_panic(line in "[a\",]{0,20}") {
-            let _ = fields(&line);
+            let _ = fields(&line, ',');
         }
     }
 }

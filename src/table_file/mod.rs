@@ -2,8 +2,12 @@
 //! it changes anything; export writes what import reads. This module defines the columns and their
 //! rules; the store decides which values in the table may be replaced.
 
+mod encoding;
+mod header;
 mod lines;
+mod remarks;
 mod rows;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -71,6 +75,17 @@ impl Enrollments {
 
     fn named(&self, name: &str) -> Option<&EnrollmentOutline> {
         self.known.iter().find(|enrollment| enrollment.name == name)
+    }
+
+    /// Returns a name that differs from this one only in the case of letters.
+    fn similar(&self, name: &str) -> Option<&str> {
+        let mut names = self.known.iter().map(|enrollment| enrollment.name.as_str());
+        names.find(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// Returns the enrollment whose devices share this PSK identity.
+    fn sharing(&self, identity: &str) -> Option<&EnrollmentOutline> {
+        self.known.iter().find(|enrollment| enrollment.shared_identity.as_deref() == Some(identity))
     }
 
     fn default(&self) -> Option<&EnrollmentOutline> {
@@ -177,6 +192,18 @@ pub struct Import<'a> {
     pub by: &'a Actor,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
+    /// Set to ignore columns that are not known.
+    pub ignores_unknown: bool,
+}
+
+/// Result of an import, or of a dry run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// Number of rows by what they changed.
+    pub report: ImportReport,
+    /// Sentences that the operator should read: rows that were left out, and values that look as if
+    /// they were changed by accident.
+    pub remarks: Vec<String>,
 }
 
 /// Imports a table file, completely or not at all. Calls `progress` regularly with the
@@ -186,7 +213,7 @@ pub fn import_file(
     path: &Path,
     how: Import<'_>,
     progress: impl FnMut(u64, u64),
-) -> Result<ImportReport, ImportFileError> {
+) -> Result<Imported, ImportFileError> {
     let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(unread)?;
     let total = file.metadata().map_err(unread)?.len();
@@ -200,12 +227,12 @@ pub fn import(
     file: impl io::Read,
     total: u64,
     path: &Path,
-    Import { enrollments, by, dry_run }: Import<'_>,
+    Import { enrollments, by, dry_run, ignores_unknown }: Import<'_>,
     mut progress: impl FnMut(u64, u64),
-) -> Result<ImportReport, ImportFileError> {
+) -> Result<Imported, ImportFileError> {
     let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
     let bad = |lines| ImportFileError::Lines { path: path.to_owned(), lines };
-    let mut rows = read(file, enrollments).map_err(|error| match error {
+    let mut rows = read(file, enrollments, ignores_unknown).map_err(|error| match error {
         ReadError::Io(error) => unread(error),
         ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
     })?;
@@ -245,7 +272,7 @@ pub fn import(
         }
     });
     match (outcome, broken) {
-        (Ok(report), _) => Ok(report),
+        (Ok(report), _) => Ok(Imported { report, remarks: rows.remarks() }),
         (Err(ImportError::Store(error)), _) => Err(error.into()),
         (Err(ImportError::Rejected(_)), Some(error)) => Err(unread(error)),
         (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),

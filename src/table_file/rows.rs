@@ -1,33 +1,28 @@
-//! Rows of a table file: the header, the rules of each column, and the rule that a device or an
-//! identity occurs only once. The only I/O is reading the file. The rules do not depend on the rows
-//! that are already in the table.
+//! Rows of a table file: which columns need each other, and the rule that a device or an identity
+//! occurs only once. The only I/O is reading the file. The rules do not depend on the rows that are
+//! already in the table.
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
     io::{self, Read},
 };
 
+use zeroize::Zeroizing;
+
 use super::{
     COLUMNS, Enrollments, LineError,
+    encoding::{self, Text},
+    header::{self, Header, Meaning},
     lines::{self, Line, Lines},
+    remarks::Remarks,
+    values,
 };
 use crate::{
-    device::{DeviceId, MAX_DEVICE_NAME, Secret},
     psk::{EnrollmentOutline, KindName},
     store::ImportRow,
 };
-
-/// Number of hex digits of a key of 16 to 64 bytes.
-const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
-
-/// Maximum length of a PSK identity, in bytes (RFC 4279 §5.3).
-const MAX_IDENTITY: usize = 128;
-
-/// Maximum length of a product key, device secret or IotId, in bytes: several times what
-/// IoT Platform assigns.
-const MAX_CLOUD_VALUE: usize = 128;
 
 /// Reason why a row could not be read.
 #[derive(Debug)]
@@ -38,29 +33,79 @@ pub enum ReadError {
     Io(io::Error),
 }
 
+/// Form in which a file has its rows.
+enum Form {
+    /// Lines of fields.
+    Csv(Header),
+    /// A JSON object on each line.
+    Json,
+}
+
 /// Iterator over the rows of a table file, in their order. After a bad line, it continues with
-/// the next line.
+/// the next line. A row that is there twice is returned once.
 pub struct Rows<'e, R> {
-    lines: Lines<R>,
+    lines: Lines<Text<R>>,
     line: u64,
     rules: Rules<'e>,
+    /// A first line that is already a row.
+    first: Option<Zeroizing<String>>,
     broken: bool,
 }
 
-/// Reads the header; the returned iterator reads the rows.
-pub fn read<R: Read>(reader: R, enrollments: &Enrollments) -> Result<Rows<'_, R>, ReadError> {
-    let mut lines = Lines::new(reader);
-    let (number, columns) = match lines.next().map_err(ReadError::Io)? {
-        Some(Line { number, text: Ok(text) }) => (number, header(text)),
-        Some(Line { number, text: Err(reason) }) => (number, Err(Fault::line(reason))),
-        None => {
-            let reason = format!("the file is empty; expected the header {}", COLUMNS.join(","));
-            (1, Err(Fault::line(reason)))
+/// Reads the header, if the file has one; the returned iterator reads the rows. Unknown columns are
+/// errors, or are ignored on request.
+pub fn read<R: Read>(
+    reader: R,
+    enrollments: &Enrollments,
+    ignores_unknown: bool,
+) -> Result<Rows<'_, R>, ReadError> {
+    let fault = |line, reason| ReadError::Line(Fault::line(reason).at(line));
+    let text = encoding::recognized(reader).map_err(ReadError::Io)?.map_err(|reason| fault(1, reason))?;
+    let mut lines = Lines::new(text);
+    let mut named = None;
+    let (line, first) = loop {
+        match lines.next().map_err(ReadError::Io)? {
+            Some(Line { number, text: Ok(text) }) => match header::named_separator(text) {
+                Some(separator) if named.is_none() => named = Some(separator),
+                _ => break (number, Zeroizing::new(text.to_owned())),
+            },
+            Some(Line { number, text: Err(reason) }) => return Err(fault(number, reason)),
+            None => {
+                let reason = format!("the file is empty; expected the header {}", COLUMNS.join(","));
+                return Err(fault(1, reason));
+            }
         }
     };
-    let columns = columns.map_err(|fault| ReadError::Line(fault.at(number)))?;
-    let rules = Rules { columns, enrollments, devices: Seen::default(), identities: Seen::default() };
-    Ok(Rows { lines, line: number, rules, broken: false })
+    let mut remarks = Remarks::default();
+    let begins = |character| first.trim_start_matches(values::is_blank).starts_with(character);
+    if begins('[') {
+        let reason = "this is a JSON array; write one object on each line: jq -c '.[]' FILE".to_owned();
+        return Err(fault(line, reason));
+    }
+    let (form, is_row) = if begins('{') {
+        (Form::Json, true)
+    } else if named.is_none() && header::is_bare_device(&first) {
+        remarks.has_no_header = true;
+        (Form::Csv(Header { separator: ',', columns: vec![Meaning::Column(0)], ignored: Vec::new() }), true)
+    } else {
+        let separator = named.unwrap_or_else(|| header::separator(&first));
+        let header =
+            header::read(&first, separator, ignores_unknown).map_err(|reason| fault(line, reason))?;
+        remarks.ignored.clone_from(&header.ignored);
+        (Form::Csv(header), false)
+    };
+    let rules = Rules {
+        form,
+        header_line: first.clone(),
+        enrollments,
+        ignores_unknown,
+        devices: Seen::default(),
+        identities: Seen::default(),
+        remarks,
+    };
+    // The number of the first line is set again when the line is read as a row.
+    let line = if is_row { line.saturating_sub(1) } else { line };
+    Ok(Rows { lines, line, rules, first: is_row.then_some(first), broken: false })
 }
 
 impl<R: Read> Rows<'_, R> {
@@ -73,27 +118,41 @@ impl<R: Read> Rows<'_, R> {
     pub fn bytes(&self) -> u64 {
         self.lines.bytes()
     }
+
+    /// Returns what an operator should know about the rows that were read.
+    pub fn remarks(&self) -> Vec<String> {
+        self.rules.remarks.sentences(self.lines.is_gb18030())
+    }
 }
 
 impl<R: Read> Iterator for Rows<'_, R> {
     type Item = Result<ImportRow, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.broken {
-            return None;
-        }
-        match self.lines.next() {
-            Ok(line) => {
-                let Line { number, text } = line?;
-                self.line = number;
-                let row = text.map_err(Fault::line).and_then(|text| self.rules.row(text, number));
-                Some(row.map_err(|fault| ReadError::Line(fault.at(number))))
+        while !self.broken {
+            let row = if let Some(first) = self.first.take() {
+                self.line += 1;
+                self.rules.row(&first, self.line)
+            } else {
+                match self.lines.next() {
+                    Ok(line) => {
+                        let Line { number, text } = line?;
+                        self.line = number;
+                        text.map_err(Fault::line).and_then(|text| self.rules.row(text, number))
+                    }
+                    Err(error) => {
+                        self.broken = true;
+                        return Some(Err(ReadError::Io(error)));
+                    }
+                }
+            };
+            match row {
+                Ok(None) => {}
+                Ok(Some(row)) => return Some(Ok(row)),
+                Err(fault) => return Some(Err(ReadError::Line(fault.at(self.line)))),
             }
-            Err(error) => {
-                self.broken = true;
-                Some(Err(ReadError::Io(error)))
-            }
         }
+        None
     }
 }
 
@@ -117,71 +176,109 @@ impl Fault {
     }
 }
 
-/// Reads the header. Returns, for each field of the file, the index of its column in
-/// [`COLUMNS`].
-fn header(text: &str) -> Result<Vec<usize>, Fault> {
-    let mut columns = Vec::with_capacity(COLUMNS.len());
-    for name in lines::fields(text).map_err(Fault::line)? {
-        let legal = || format!("the columns are {}", COLUMNS.join(", "));
-        let Some(column) = COLUMNS.iter().position(|column| *column == name) else {
-            let name = name.escape_debug();
-            let hint = if text.contains(',') { "" } else { ", separated by commas" };
-            return Err(Fault::line(format!("unknown column \"{name}\"; {}{hint}", legal())));
-        };
-        if columns.contains(&column) {
-            return Err(Fault::line(format!("the column {name} is there twice; {}", legal())));
-        }
-        columns.push(column);
-    }
-    if !columns.contains(&0) {
-        return Err(Fault::line(format!("the column {} is missing", COLUMNS[0])));
-    }
-    Ok(columns)
-}
+/// Values of a line, by column. An empty field and a missing column mean the same.
+type Values<'l> = [Option<Cow<'l, str>>; COLUMNS.len()];
 
 /// State that is needed to check a line.
 struct Rules<'e> {
-    columns: Vec<usize>,
+    form: Form,
+    /// The first line of the file.
+    header_line: Zeroizing<String>,
     enrollments: &'e Enrollments,
+    ignores_unknown: bool,
     devices: Seen,
     identities: Seen,
+    remarks: Remarks,
 }
 
 impl Rules<'_> {
-    fn row(&mut self, text: &str, line: u64) -> Result<ImportRow, Fault> {
-        let fields = lines::fields(text).map_err(Fault::line)?;
-        if fields.len() != self.columns.len() {
-            let (found, expected) = (fields.len(), self.columns.len());
-            return Err(Fault::line(format!("{found} fields, the header has {expected}")));
+    /// Reads a row; returns `None` for a line that adds nothing: one without values, the header
+    /// again, or a row that is already there.
+    fn row(&mut self, text: &str, line: u64) -> Result<Option<ImportRow>, Fault> {
+        self.remarks.line = line;
+        let values = match &self.form {
+            Form::Csv(_) if line > 1 && text == &**self.header_line && !self.remarks.has_no_header => {
+                self.remarks.headers.note(line);
+                return Ok(None);
+            }
+            Form::Csv(header) => csv_values(header, text)?,
+            Form::Json => json_values(text, self.ignores_unknown)?,
+        };
+        if values.iter().all(Option::is_none) {
+            return Ok(None);
         }
-        // An empty field and a missing column mean the same.
-        let mut values: [Option<Cow<'_, str>>; COLUMNS.len()] = Default::default();
-        for (field, &column) in fields.into_iter().zip(&self.columns) {
-            values[column] = (!field.is_empty()).then_some(field);
+        let is_named_by_name =
+            values[0].is_none() && matches!(&self.form, Form::Csv(header) if !header.has(0));
+        self.remarks.has_rows = true;
+        let row = self.checked(values, is_named_by_name)?;
+        let mut rest = self.devices.low.hash_one((
+            &row.enrollment,
+            &row.product_key,
+            &row.device_name,
+            row.device_secret.as_ref().map(crate::device::Secret::expose),
+            &row.iot_id,
+            row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
+        ));
+        // Zero stands for no row.
+        rest |= 1;
+        match self.devices.first(row.device.as_str(), line, rest) {
+            Some((_, same)) if same == rest => {
+                self.remarks.repeated.note(line);
+                return Ok(None);
+            }
+            Some((first, _)) => {
+                let reason = format!("device {} is already in line {first}, with other values", row.device);
+                return Err(Fault::column("deviceId", reason));
+            }
+            None => {}
         }
-        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
+        if let Some((identity, _)) = &row.key
+            && let Some((first, _)) = self.identities.first(identity, line, 0)
+        {
+            return Err(Fault::column("pskIdentity", format!("this identity is already in line {first}")));
+        }
+        Ok(Some(row))
+    }
 
+    /// Checks the values of a row by themselves.
+    fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
+        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
+        let in_column = |column| move |reason: String| Fault::column(column, reason);
+        let device = if is_named_by_name { device_name.clone() } else { device };
         let device = device.unwrap_or_default();
-        let device =
-            DeviceId::parse(&device).map_err(|error| Fault::column("deviceId", error.to_string()))?;
-        if let Some(first) = self.devices.first_line(device.as_str(), line) {
-            let reason = format!("device {device} is already in line {first}");
-            return Err(Fault::column("deviceId", reason));
-        }
+        let device = values::device_id(&device).map_err(in_column("deviceId")).inspect(|id| {
+            self.remarks.look_at(&device, id);
+        })?;
         let enrollment = self.enrollment(enrollment.as_deref())?;
+        let key = match (identity, psk) {
+            (None, None) => None,
+            (Some(identity), Some(psk)) => Some((
+                values::psk_identity(&identity).map_err(in_column("pskIdentity"))?,
+                values::psk(&psk).map_err(in_column("psk"))?,
+            )),
+            (Some(_), None) => return Err(Fault::column("psk", "empty, but there is a pskIdentity")),
+            (None, Some(_)) => return Err(Fault::column("pskIdentity", "empty, but there is a psk")),
+        };
         let row = ImportRow {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
             individual: enrollment.kind == KindName::Individual,
-            product_key: product_key.map(|value| cloud_value("productKey", value)).transpose()?,
-            device_name: device_name.map(legal_device_name).transpose()?,
-            device_secret: device_secret
-                .map(|value| cloud_value("deviceSecret", value).map(Secret::new))
+            product_key: product_key
+                .map(|value| values::product_key(&value).map_err(in_column("productKey")))
                 .transpose()?,
-            iot_id: iot_id.map(|value| cloud_value("iotId", value)).transpose()?,
-            key: key(identity, psk)?,
+            device_name: device_name
+                .map(|value| values::device_name(&value).map_err(in_column("deviceName")))
+                .transpose()?,
+            device_secret: device_secret
+                .map(|value| values::device_secret(&value).map_err(in_column("deviceSecret")))
+                .transpose()?,
+            iot_id: iot_id.map(|value| values::iot_id(&value).map_err(in_column("iotId"))).transpose()?,
+            key,
             device,
         };
+        if row.product_key.as_ref().is_some_and(|product_key| *product_key != row.enrollment_product) {
+            self.remarks.other_products.note(self.remarks.line);
+        }
         if row.device_secret.is_some() && row.device_name.is_none() {
             return Err(Fault::column("deviceName", "empty, but there is a deviceSecret"));
         }
@@ -194,11 +291,12 @@ impl Rules<'_> {
                 );
                 return Err(Fault::column("pskIdentity", reason));
             }
-            if let Some(first) = self.identities.first_line(identity, line) {
-                return Err(Fault::column(
-                    "pskIdentity",
-                    format!("this identity is already in line {first}"),
-                ));
+            if let Some(shared) = self.enrollments.sharing(identity) {
+                let reason = format!(
+                    "this is the shared identity of enrollment \"{}\"; expected one of the device's own",
+                    shared.name
+                );
+                return Err(Fault::column("pskIdentity", reason));
             }
         }
         Ok(row)
@@ -207,87 +305,116 @@ impl Rules<'_> {
     fn enrollment(&self, name: Option<&str>) -> Result<&EnrollmentOutline, Fault> {
         let fault = |reason: String| Fault::column("enrollment", format!("{reason}; {}", self.enrollments));
         match name {
-            Some(name) => self
-                .enrollments
-                .named(name)
-                .ok_or_else(|| fault(format!("unknown enrollment \"{}\"", name.escape_debug()))),
-            None => self.enrollments.default().ok_or_else(|| fault("empty, and there is no default".into())),
+            Some(name) => self.enrollments.named(name).ok_or_else(|| {
+                let similar = self.enrollments.similar(name);
+                let hint = similar.map(|name| format!(", did you mean \"{name}\"?")).unwrap_or_default();
+                fault(format!("unknown enrollment \"{}\"{hint}", name.escape_debug()))
+            }),
+            None => self.enrollments.default().ok_or_else(|| {
+                fault("empty, and there is no default; add the column, or use --enrollment NAME".into())
+            }),
         }
     }
 }
 
-/// Checks IoT Platform's rule for a DeviceName.
-fn legal_device_name(name: Cow<'_, str>) -> Result<String, Fault> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@-".contains(&byte);
-    if !(4..=MAX_DEVICE_NAME).contains(&name.len()) || !name.bytes().all(legal) {
-        let reason = format!("expected 4 to {MAX_DEVICE_NAME} of A-Z a-z 0-9 _ . : @ -");
-        return Err(Fault::column("deviceName", reason));
+/// Removes what surrounds a value. A PSK identity stays as it is, because devices send it byte for
+/// byte.
+fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    const ENROLLMENT: usize = 1;
+    const IDENTITY: usize = 6;
+    let bare = values::unwrapped(&field);
+    if bare.is_empty() {
+        return None;
     }
-    Ok(name.into_owned())
+    if column == IDENTITY {
+        return Some(field);
+    }
+    let bare = if column == ENROLLMENT { Cow::Borrowed(bare) } else { values::folded(bare) };
+    Some(Cow::Owned(bare.into_owned()))
 }
 
-/// Accepts any value that IoT Platform may have assigned, unchanged.
-fn cloud_value(column: &'static str, value: Cow<'_, str>) -> Result<String, Fault> {
-    if value.len() > MAX_CLOUD_VALUE || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let reason = format!("expected 1 to {MAX_CLOUD_VALUE} printable ASCII characters without spaces");
-        return Err(Fault::column(column, reason));
+fn csv_values<'l>(header: &Header, text: &'l str) -> Result<Values<'l>, Fault> {
+    let fields = lines::fields(text, header.separator).map_err(Fault::line)?;
+    let mut values = Values::default();
+    let expected = header.columns.len();
+    let found = fields.len();
+    let mut is_too_long = false;
+    for (at, field) in fields.into_iter().enumerate() {
+        match header.columns.get(at) {
+            Some(Meaning::Column(column)) => values[*column] = cleaned(*column, field),
+            Some(Meaning::Ignored) => {}
+            Some(Meaning::Unnamed) if values::unwrapped(&field).is_empty() => {}
+            Some(Meaning::Unnamed) => {
+                return Err(Fault::line(format!("column {} has a value but no name in the header", at + 1)));
+            }
+            None => is_too_long |= !values::unwrapped(&field).is_empty(),
+        }
     }
-    Ok(value.into_owned())
+    // A line of separators has no values, however many there are.
+    let is_empty = values.iter().all(Option::is_none);
+    if is_too_long || (found < expected && !is_empty) {
+        return Err(Fault::line(format!("{found} fields, the header has {expected}")));
+    }
+    Ok(values)
 }
 
-/// Checks the PSK identity and the key of an individual device, which must be both present or both
-/// absent.
-fn key(identity: Option<Cow<'_, str>>, psk: Option<Cow<'_, str>>) -> Result<Option<(String, Secret)>, Fault> {
-    let (identity, psk) = match (identity, psk) {
-        (None, None) => return Ok(None),
-        (Some(identity), Some(psk)) => (identity, psk),
-        (Some(_), None) => {
-            return Err(Fault::column("psk", "empty, but there is a pskIdentity"));
-        }
-        (None, Some(_)) => {
-            return Err(Fault::column("pskIdentity", "empty, but there is a psk"));
-        }
+fn json_values(text: &str, ignores_unknown: bool) -> Result<Values<'_>, Fault> {
+    let fault = |error: serde_json::Error| {
+        let at = error.column();
+        Fault::line(format!("not a JSON object on one line (character {at})"))
     };
-    if identity.len() > MAX_IDENTITY || identity.chars().any(char::is_control) {
-        let reason = format!("expected 1 to {MAX_IDENTITY} bytes of UTF-8 without control characters");
-        return Err(Fault::column("pskIdentity", reason));
+    let object: BTreeMap<String, serde_json::Value> = serde_json::from_str(text).map_err(fault)?;
+    let mut values = Values::default();
+    for (name, value) in object {
+        let column = match header::meaning(&name) {
+            Some(Meaning::Column(column)) => column,
+            Some(_) => continue,
+            None if ignores_unknown => continue,
+            None => {
+                let (name, legal) = (name.escape_debug(), COLUMNS.join(", "));
+                return Err(Fault::line(format!(
+                    "unknown key \"{name}\"; the columns are {legal}; remove it, or ignore it with --ignore-unknown"
+                )));
+            }
+        };
+        let value = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(value) => value,
+            _ => return Err(Fault::column(COLUMNS[column], "expected a JSON string")),
+        };
+        if values[column].is_some() {
+            return Err(Fault::column(COLUMNS[column], "the object has it twice"));
+        }
+        values[column] = cleaned(column, Cow::Owned(value));
     }
-    if let Some(at) = psk.chars().position(|character| !character.is_ascii_hexdigit()) {
-        return Err(Fault::column("psk", format!("character {} is not a hex digit", at + 1)));
-    }
-    let (digits, least, most) = (psk.len(), PSK_DIGITS.start(), PSK_DIGITS.end());
-    if !PSK_DIGITS.contains(&digits) {
-        return Err(Fault::column("psk", format!("{digits} hex digits, expected {least} to {most}")));
-    }
-    if digits % 2 == 1 {
-        return Err(Fault::column("psk", format!("{digits} hex digits, expected an even number")));
-    }
-    let mut psk = psk.into_owned();
-    psk.make_ascii_lowercase();
-    Ok(Some((identity.into_owned(), Secret::new(psk))))
+    Ok(values)
 }
 
-/// Remembers the line in which each text first occurred. Takes about 20 bytes per text, so that
+/// Remembers the line in which each text first occurred. Takes about 30 bytes per text, so that
 /// files of many million lines fit in memory. Stores only 96 bits of a hash with a random key. In a
 /// file of 10 million lines, the chance of a false alarm is one in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,
     high: RandomState,
-    lines: HashMap<[u32; 3], u32>,
+    lines: HashMap<[u32; 3], (u32, u64)>,
 }
 
 impl Seen {
-    /// Returns the line in which `text` occurred before. If it did not, remembers `line` for it.
-    fn first_line(&mut self, text: &str, line: u64) -> Option<u64> {
+    /// Returns the line in which `text` occurred before, and the hash of the rest of that line. If it
+    /// did not, remembers this line for it.
+    fn first(&mut self, text: &str, line: u64, rest: u64) -> Option<(u64, u64)> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];
         // Beyond 4 billion lines, only the line number in the message is wrong.
         let line = u32::try_from(line).unwrap_or(u32::MAX);
         match self.lines.entry(key) {
-            std::collections::hash_map::Entry::Occupied(first) => Some(u64::from(*first.get())),
+            std::collections::hash_map::Entry::Occupied(first) => {
+                let (line, rest) = *first.get();
+                Some((u64::from(line), rest))
+            }
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(line);
+                place.insert((line, rest));
                 None
             }
         }

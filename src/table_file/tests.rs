@@ -7,6 +7,8 @@ use crate::{
 };
 
 const PSK: &str = "00112233445566778899AABBCCDDEEFF";
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const IOT_ID: &str = "waFtX5kugLy1Nlkrut2h000001";
 
 fn enrollment(name: &str, kind: Kind) -> EnrollmentOutline {
     let product_key = format!("a1{name}");
@@ -35,7 +37,7 @@ fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>
         ReadError::Line(error) => error.to_string(),
         ReadError::Io(error) => panic!("{error}"),
     };
-    match read(text.as_bytes(), enrollments) {
+    match read(text.as_bytes(), enrollments, false) {
         Ok(rows) => rows.map(|row| row.map_err(reported)).collect(),
         Err(error) => vec![Err(reported(error))],
     }
@@ -65,14 +67,14 @@ fn a_device_id_is_all_that_a_row_needs() {
 fn columns_may_be_in_any_order() {
     let text = format!(
         "psk,pskIdentity,iotId,deviceSecret,deviceName,productKey,enrollment,deviceId\n\
-         {PSK},\"lamp, 1\",iot-1,s3cret,name-1,a1own,plugs,00:1a:2b:3c:4d:5e"
+         {PSK},\"lamp, 1\",{IOT_ID},{SECRET},name-1,a1BwAGVxyz1,plugs,00:1a:2b:3c:4d:5e"
     );
     let row = only(&text, &both());
     assert_eq!((row.device.as_str(), row.enrollment.as_str()), ("001A2B3C4D5E", "plugs"));
-    assert_eq!(row.product_key.as_deref(), Some("a1own"));
+    assert_eq!(row.product_key.as_deref(), Some("a1BwAGVxyz1"));
     assert_eq!(row.device_name.as_deref(), Some("name-1"));
-    assert_eq!(row.device_secret, Some(Secret::new("s3cret".into())));
-    assert_eq!(row.iot_id.as_deref(), Some("iot-1"));
+    assert_eq!(row.device_secret, Some(Secret::new(SECRET.into())));
+    assert_eq!(row.iot_id.as_deref(), Some(IOT_ID));
     assert_eq!(row.key, Some(("lamp, 1".into(), Secret::new(PSK.to_lowercase()))));
 }
 
@@ -82,14 +84,16 @@ fn a_wrong_header_is_reported_with_what_is_expected() {
     let reported = |text| fault(text, &lamps());
     assert_eq!(
         reported("deviceId,colour\nSN-1,red\n"),
-        format!("line 1: unknown column \"colour\"; the columns are {legal}")
+        format!(
+            "line 1: unknown column \"colour\"; the columns are {legal}; remove it, or ignore it with --ignore-unknown"
+        )
     );
     assert_eq!(
         reported("deviceId,psk,deviceId\n"),
         format!("line 1: the column deviceId is there twice; the columns are {legal}")
     );
-    assert_eq!(reported("\n\nenrollment\nlamps\n"), "line 3: the column deviceId is missing");
-    assert!(reported("deviceId;psk\n").ends_with("psk, separated by commas"));
+    let missing = format!("line 3: the column deviceId is missing; the columns are {legal}");
+    assert_eq!(reported("\n\nenrollment\nlamps\n"), missing);
     assert!(reported("").starts_with("line 1: the file is empty; expected the header deviceId,enrollment,"));
 }
 
@@ -105,7 +109,9 @@ fn the_only_enrollment_is_the_default_and_among_several_there_is_none() {
     assert_eq!(only("deviceId,enrollment\nSN-1,\n", &lamps()).enrollment, "lamps");
     let among = "configured: \"lamps\", \"plugs\"";
     for text in ["deviceId\nSN-1\n", "deviceId,enrollment\nSN-1,\n"] {
-        let expected = format!("line 2, column enrollment: empty, and there is no default; {among}");
+        let expected = format!(
+            "line 2, column enrollment: empty, and there is no default; add the column, or use --enrollment NAME; {among}"
+        );
         assert_eq!(fault(text, &both()), expected);
     }
     assert_eq!(
@@ -133,11 +139,11 @@ fn a_key_is_16_to_64_bytes_of_hex_and_belongs_to_an_individual_device() {
     assert_eq!(reported("i", ""), format!("{psk}empty, but there is a pskIdentity"));
     let identity = "line 2, column pskIdentity: ";
     assert_eq!(reported("", PSK), format!("{identity}empty, but there is a psk"));
-    for bad in ["i".repeat(129), "a\tb".to_owned(), "a\u{85}b".to_owned()] {
+    for bad in ["i".repeat(129), "a\u{7}b".to_owned(), "a\u{85}b".to_owned()] {
         let expected = "expected 1 to 128 bytes of UTF-8 without control characters";
         assert_eq!(reported(&bad, PSK), format!("{identity}{expected}"));
     }
-    for good in [PSK.to_owned(), "b".repeat(128)] {
+    for good in [PSK.to_owned(), "b1".repeat(64)] {
         let text = format!("deviceId,pskIdentity,psk\nSN-1,{},{good}\n", "ü".repeat(64));
         assert!(only(&text, &plugs()).key.is_some());
     }
@@ -159,9 +165,14 @@ fn a_certificate_is_complete_and_legal() {
         fault(&format!("deviceId,deviceName,deviceSecret\nSN-1,{name},{secret}\n"), &lamps())
     };
     let name = "line 2, column deviceName: ";
-    assert_eq!(reported("", "s3cret"), format!("{name}empty, but there is a deviceSecret"));
-    for bad in ["abc", "a name", "näme", &"x".repeat(33)] {
-        assert_eq!(reported(bad, "s3cret"), format!("{name}expected 4 to 32 of A-Z a-z 0-9 _ . : @ -"));
+    assert_eq!(reported("", SECRET), format!("{name}empty, but there is a deviceSecret"));
+    for (bad, expected) in [
+        ("abc", "3 characters, expected 4 to 32"),
+        ("a name", "character 2 is U+0020; expected only A-Z a-z 0-9 _ . : @ - in a device name"),
+        ("näme", "character 2 is \"ä\" (U+00E4); expected only A-Z a-z 0-9 _ . : @ - in a device name"),
+        (&"x".repeat(33), "33 characters, expected 4 to 32"),
+    ] {
+        assert_eq!(reported(bad, SECRET), format!("{name}{expected}"));
     }
     let error = reported("name-1", "s3 cret");
     assert!(error.starts_with("line 2, column deviceSecret: ") && !error.contains("s3"), "{error}");
@@ -171,14 +182,21 @@ fn a_certificate_is_complete_and_legal() {
 
 #[test]
 fn a_repeated_device_or_identity_is_reported_with_both_lines() {
-    let text = "deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n\n001A-2B3C\n001a.2b3c.4d5e\nSN-1\nsn-1\n";
+    let text = "deviceId,deviceName\n00:1a:2b:3c:4d:5e,\nSN-1,\n\n001A-2B3C,\n001a.2b3c.4d5e,other\nSN-1,other\n\
+                sn-1,\n";
     let faults: Vec<_> = parse(text, &lamps()).into_iter().filter_map(Result::err).collect();
     assert_eq!(
         faults,
         [
-            "line 6, column deviceId: device 001A2B3C4D5E is already in line 2",
-            "line 7, column deviceId: device SN-1 is already in line 3",
+            "line 6, column deviceId: device 001A2B3C4D5E is already in line 2, with other values",
+            "line 7, column deviceId: device SN-1 is already in line 3, with other values",
         ]
+    );
+    // The same row again is taken once.
+    let rows = parse("deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n001A2B3C4D5E\n SN-1\n", &lamps());
+    assert_eq!(
+        rows.into_iter().map(|row| row.unwrap().device.to_string()).collect::<Vec<_>>(),
+        ["001A2B3C4D5E", "SN-1"]
     );
     let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\nSN-2,I,{PSK}\nSN-3,i,{PSK}\n");
     let expected = "line 4, column pskIdentity: this identity is already in line 2";
@@ -187,14 +205,14 @@ fn a_repeated_device_or_identity_is_reported_with_both_lines() {
 
 #[test]
 fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
-    let text = "deviceId,deviceName\nSN 1,\nSN-2,abc\nSN-3\n\"SN-4,\nSN-5,\nSN-6,,\n,\n";
+    let text = "deviceId,deviceName\nSN 1,\nSN-2,abc\nSN-3\n\"SN-4,\nSN-5,\nSN-6,,x\n,name-1\n";
     let rows = parse(text, &lamps());
     let faults: Vec<_> = rows.iter().filter_map(|row| row.as_ref().err()).collect();
     assert_eq!(
         faults,
         [
-            "line 2, column deviceId: a device ID has a character other than A-Z a-z 0-9 . _ : @ -",
-            "line 3, column deviceName: expected 4 to 32 of A-Z a-z 0-9 _ . : @ -",
+            "line 2, column deviceId: character 3 is U+0020; expected only A-Z a-z 0-9 . _ : @ - in a device ID",
+            "line 3, column deviceName: 3 characters, expected 4 to 32",
             "line 4: 1 fields, the header has 2",
             "line 5: a quote is not closed on the same line",
             "line 7: 3 fields, the header has 2",

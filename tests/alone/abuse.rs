@@ -29,7 +29,7 @@ fn server() -> (Site, Process) {
     let site = Site::new();
     let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
     for number in 1..=DEVICES {
-        csv.push_str(&format!("SN{number:08},lamp,lamp-{number},secret-{number}\n"));
+        csv.push_str(&format!("SN{number:08},lamp,lamp-{number},secret{number:026}\n"));
     }
     site.import(&csv);
     let server = site.serve();
@@ -373,7 +373,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     let site = Site::with(&format!("[admin]\nlisten = \"{admin}\"\n"));
     let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
     for number in 1..=DEVICES {
-        csv.push_str(&format!("SN{number:08},lamp,lamp-{number},secret-{number}\n"));
+        csv.push_str(&format!("SN{number:08},lamp,lamp-{number},secret{number:026}\n"));
     }
     site.import(&csv);
     let watchdog = UnixDatagram::bind(site.path("notify")).expect("a socket");

@@ -60,7 +60,7 @@ fn site(listen: &str, sections: &str) -> Site {
          [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
          identity = \"{SHARED_IDENTITY}\"\nkey = \"hex:{key}\"\nreissue = \"always\"\n",
     ));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPG00000001,plug,plug-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nPG00000001,plug,plug-1,a0000000000000000000000000secret\n");
     site
 }
 

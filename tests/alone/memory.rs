@@ -123,7 +123,9 @@ fn in_memory(process: u32, secrets: &[&Vec<u8>]) -> Vec<bool> {
 fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
     let _alone = alone();
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secretofplug10000000000000000000\n",
+    );
     let server = site.serve();
     let conversations: Vec<_> = (0..12).map(|_| converse(&site, server.address)).collect();
     let secrets: Vec<_> = conversations.iter().flat_map(|conversation| &conversation.secrets).collect();

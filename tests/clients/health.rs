@@ -58,7 +58,7 @@ fn until(address: SocketAddr, path: &str, text: &str) -> Answer {
 fn metrics_are_as_prometheus_wants_them_and_count_what_was_done() {
     let port = free_address();
     let site = Site::with(&admin(port, ""));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let server = site.serve();
     let written = |body: &str| -> [u64; 2] {
         ["certdist_store_writes_total{outcome=\"written\"} ", "certdist_store_commit_duration_seconds_count "]
@@ -174,7 +174,7 @@ fn health_and_metrics_take_a_token_where_the_operator_wants_one() {
 #[test]
 fn each_request_is_a_line_until_there_are_too_many_and_then_they_are_counted() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let mut command = site.certdist(&["serve", "--log-format", "json"]);
     let log = File::create(site.path("log")).expect("a log");
     let server = Process::start(command.stderr(Stdio::from(log)));

@@ -27,7 +27,7 @@ const INTRODUCTION: &str = "\
 | stack | suite | with | direct | bad network | bad cookie once | new address | RFC 7925 timers | slow cloud |
 |---|---|---|---|---|---|---|---|---|
 ";
-const SECRET: &str = "secret-of-plug-1";
+const SECRET: &str = "secretofplug10000000000000000000";
 /// A device with a derived key of its own. Its certificate has the same secret.
 const LAMP: &str = "LAMP-1";
 /// Number of concurrent tries.

@@ -16,12 +16,12 @@ use crate::support::{MASTER, Process, Site, coapsload, http_get, stderr, stdout}
 
 const KEY: &str = "1111111111111111111111111111111122222222222222222222222222222222";
 const NEXT_KEY: &str = "3333333333333333333333333333333344444444444444444444444444444444";
-const SECRET: &str = "the-secret-of-this-device";
+const SECRET: &str = "thesecretofthisdevice00000000000";
 const PSK: &str = "0123456789abcdef0123456789abcdef";
 
 const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
-                       SN00000001,lamp,lamp-1,the-secret-of-this-device,,\n\
-                       OWN-1,own,own-1,the-secret-of-this-device,one,0123456789abcdef0123456789abcdef\n";
+                       SN00000001,lamp,lamp-1,thesecretofthisdevice00000000000,,\n\
+                       OWN-1,own,own-1,thesecretofthisdevice00000000000,one,0123456789abcdef0123456789abcdef\n";
 
 /// Creates a site whose configuration begins with these lines. The database key is in
 /// `database.key`.

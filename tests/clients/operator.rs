@@ -80,21 +80,24 @@ fn a_failing_cloud_costs_time_and_no_device() {
 fn import_export_and_show_work_beside_a_running_server() {
     let site = Site::new();
     let server = site.serve();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\n00:1a:2b:3c:4d:5e,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\n00:1a:2b:3c:4d:5e,lamp,lamp-1,a0000000000000000000000000secret\n");
     let shown = site.run(&["device", "show", "00-1A-2B-3C-4D-5E"]);
     assert!(
         stdout(&shown).contains("001A2B3C4D5E") && stdout(&shown).contains("lamp-1"),
         "{}",
         stdout(&shown)
     );
-    assert!(!stdout(&shown).contains("a-secret"));
+    assert!(!stdout(&shown).contains("a0000000000000000000000000secret"));
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&site.run(&["device", "show", "--json", "001A2B3C4D5E"])))
             .expect("JSON");
     assert_eq!(json["hasCertificate"], true);
 
     let exported = stdout(&site.run(&["export"]));
-    assert!(exported.contains("001A2B3C4D5E,lamp,a1lamp,lamp-1,a-secret"), "{exported}");
+    assert!(
+        exported.contains("001A2B3C4D5E,lamp,a1lamp,lamp-1,a0000000000000000000000000secret"),
+        "{exported}"
+    );
     site.write("export.csv", &exported);
     let again = site.run(&["import", "export.csv"]);
     assert_eq!(stdout(&again), "export.csv: 0 devices added, 0 changed, 1 unchanged\n");
@@ -120,7 +123,7 @@ fn change(site: &Site, action: &str, id: &str) -> std::process::Output {
 #[test]
 fn a_device_is_disabled_enabled_reset_and_deleted() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let server = site.serve();
     let port = server.address.port().to_string();
     let classes = || stdout(&coapsload(&["-p", &port, "-n", "1", "-c", "1", "-K", MASTER]));
@@ -141,7 +144,7 @@ fn a_device_is_disabled_enabled_reset_and_deleted() {
 #[test]
 fn what_was_answered_is_recorded_however_the_server_ends() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let shown = || -> serde_json::Value {
         let output = site.run(&["device", "show", "--json", "SN00000001"]);
         serde_json::from_str(&stdout(&output)).expect("JSON")
@@ -263,7 +266,7 @@ fn a_cloud_that_answers_html_is_survived() {
 #[test]
 fn garbage_from_the_network_is_survived() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let mut server = site.serve();
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(server.address).expect("connected");
@@ -288,7 +291,9 @@ fn garbage_from_the_network_is_survived() {
 #[test]
 fn enrollments_are_read_anew_on_sighup_and_a_broken_configuration_is_not_taken() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,a-secret\n");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,a0000000000000000000000000secret\n",
+    );
     let server = site.serve();
     let port = server.address.port().to_string();
     let served = |key: &str| {
@@ -347,7 +352,10 @@ fn with_keys(keys: &[(&str, &str)]) -> String {
     let mut csv = String::from("deviceId,deviceName,deviceSecret,pskIdentity,psk\n");
     for (number, (identity, key)) in keys.iter().enumerate() {
         let number = number + 1;
-        csv.push_str(&format!("SN-{number},name-{number},secret-{number},{identity},{}\n", hex::encode(key)));
+        csv.push_str(&format!(
+            "SN-{number},name-{number},secret{number:026},{identity},{}\n",
+            hex::encode(key)
+        ));
     }
     csv
 }
@@ -420,8 +428,8 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     site.write("certdist.toml", &format!("{configuration}refused_lookups = {{ burst = 5, every = 3600 }}\n"));
     site.import(
-        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,s1\nRIGHT-1,plug,right-1,s3\n\
-         SN00000001,lamp,lamp-1,s2\n",
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,s1000000000000000000000000000000\nRIGHT-1,plug,right-1,s3000000000000000000000000000000\n\
+         SN00000001,lamp,lamp-1,s2000000000000000000000000000000\n",
     );
     let mut command = site.certdist(&["serve"]);
     let log = std::fs::File::create(site.path("log")).expect("a log");
@@ -457,7 +465,7 @@ fn ten_thousand_devices_behind_one_address_are_served_with_the_default_limits() 
     let site = Site::new();
     let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
     for number in 1..=10_000 {
-        csv.push_str(&format!("PLUG-{number},plug,plug-{number},secret-{number}\n"));
+        csv.push_str(&format!("PLUG-{number},plug,plug-{number},secret{number:026}\n"));
     }
     site.import(&csv);
     let server = site.serve();
@@ -482,7 +490,9 @@ fn ten_thousand_devices_behind_one_address_are_served_with_the_default_limits() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
     let site = Site::new();
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,a-secret\n");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,a0000000000000000000000000secret\n",
+    );
     let server = site.serve();
     let device = SimulatedDevice {
         server: server.address,
@@ -529,7 +539,7 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
 fn health_and_metrics_are_told() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let site = Site::with(&format!("[admin]\nlisten = \"{port}\"\n"));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a-secret\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,a0000000000000000000000000secret\n");
     let server = site.serve();
     load(&server, 1, &[]);
     assert_eq!(http_get(port, "/healthz"), "ok\n");
@@ -545,7 +555,7 @@ fn no_secret_is_in_any_output() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--access-key-id", "test-id", "--access-key-secret", "test-secret"]);
     let site = Site::with_cloud(&format!("http://{}", simulator.address));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,the-device-secret\nSN00000002,lamp,,\n");
+    site.import("deviceId,enrollment,deviceName,deviceSecret\nSN00000001,lamp,lamp-1,thedevicesecret00000000000000000\nSN00000002,lamp,,\n");
     let mut command = site.certdist(&["serve"]);
     let log = std::fs::File::create(site.path("log")).expect("a log");
     let server = support::Process::start(command.env("RUST_LOG", "trace").stderr(Stdio::from(log)));
@@ -560,9 +570,13 @@ fn no_secret_is_in_any_output() {
         .lines()
         .find(|line| line.starts_with("SN00000002"))
         .and_then(|line| line.split(',').nth(4));
-    for secret in
-        ["the-device-secret", "test-secret", MASTER, &hex::encode(SHARED_KEY), secret.expect("registered")]
-    {
+    for secret in [
+        "thedevicesecret00000000000000000",
+        "test-secret",
+        MASTER,
+        &hex::encode(SHARED_KEY),
+        secret.expect("registered"),
+    ] {
         assert!(!log.contains(secret), "a secret is in the log");
     }
 }

@@ -12,16 +12,16 @@ use crate::support::{CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Sit
 /// Devices SN00000001 to SN00000005 of `lamp`, the last three with certificates, and two
 /// devices of `plug`.
 const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
-                       SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,lamp-3,secret-3\n\
-                       SN00000004,lamp,lamp-4,secret-4\nSN00000005,lamp,lamp-5,secret-5\n\
-                       PLUG-1,plug,,\nPLUG-2,plug,plug-2,secret-p2\n";
+                       SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,lamp-3,secret30000000000000000000000000\n\
+                       SN00000004,lamp,lamp-4,secret40000000000000000000000000\nSN00000005,lamp,lamp-5,secret50000000000000000000000000\n\
+                       PLUG-1,plug,,\nPLUG-2,plug,plug-2,secretp2000000000000000000000000\n";
 
 fn listed(site: &Site, arguments: &[&str]) -> Vec<String> {
     let mut all = vec!["device", "list", "--json"];
     all.extend(arguments);
     let output = site.run(&all);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(!stdout(&output).contains("secret-"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("secret"), "{}", stdout(&output));
     let id = |line: &str| {
         let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
         row["deviceId"].as_str().expect("a text").to_owned()
@@ -129,7 +129,7 @@ fn a_server_whose_log_nobody_reads_serves_on() {
     for _ in 0..3 {
         let device = ["device-sim", "--server", &address, "--identity", SHARED_IDENTITY, "--psk", &key];
         let output = site.certdist(&device).args(["--sn", "PLUG-2"]).output().expect("certdist runs");
-        assert!(stdout(&output).contains("secret-p2"), "{}", stderr(&output));
+        assert!(stdout(&output).contains("secretp2000000000000000000000000"), "{}", stderr(&output));
     }
     assert_eq!(server.stop(), Some(0));
 }

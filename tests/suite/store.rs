@@ -68,9 +68,15 @@ impl Operator {
         import_file(
             &self.store,
             &self.file("batch.csv", text),
-            Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+            Import {
+                enrollments: &enrollments(),
+                by: &Actor::system_user(),
+                dry_run: false,
+                ignores_unknown: false,
+            },
             |_, _| (),
         )
+        .map(|imported| imported.report)
     }
 
     fn bad_lines(&self, text: impl AsRef<[u8]>) -> Vec<LineError> {
@@ -103,7 +109,7 @@ fn reopening_keeps_everything() {
     let file = directory.path().join("batch.csv");
     let text = format!(
         "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
-         SN-1,,name-1,s3cret,,\nSN-2,plugs,,,identity-2,{PSK}\nSN-3,,,,,\n"
+         SN-1,,name-1,s3cret00000000000000000000000000,,\nSN-2,plugs,,,identity-2,{PSK}\nSN-3,,,,,\n"
     );
     fs::write(&file, text).unwrap();
 
@@ -111,10 +117,16 @@ fn reopening_keeps_everything() {
     let report = import_file(
         &*store,
         &file,
-        Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+        Import {
+            enrollments: &enrollments(),
+            by: &Actor::system_user(),
+            dry_run: false,
+            ignores_unknown: false,
+        },
         |_, _| (),
     )
-    .unwrap();
+    .unwrap()
+    .report;
     assert_eq!(report, ImportReport { added: 3, ..Default::default() });
     let certificate = device(&*store, "SN-1").unwrap().certificate.unwrap();
     let asker = Asker { enrollment: "lamps".into(), ..Asker::default() };
@@ -127,7 +139,7 @@ fn reopening_keeps_everything() {
     assert_eq!(row.first_issued, Some(issue.first));
     let certificate = row.certificate.unwrap();
     assert_eq!((certificate.product_key.as_str(), certificate.device_name.as_str()), ("a1lamps", "name-1"));
-    assert_eq!(certificate.device_secret.expose(), "s3cret");
+    assert_eq!(certificate.device_secret.expose(), "s3cret00000000000000000000000000");
     let key = wait(store.individual_key("identity-2")).unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "plugs", PSK));
     assert_eq!(device(&*store, "SN-3").unwrap().state, DeviceState::Disabled);
@@ -212,7 +224,7 @@ fn bad_lines_and_contradictions_are_told_together_in_the_files_order() {
     operator
         .import(format!(
             "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
-             SN-1,lamps,name-1,s3cret,,\nSN-2,plugs,,,identity-2,{PSK}\n"
+             SN-1,lamps,name-1,s3cret00000000000000000000000000,,\nSN-2,plugs,,,identity-2,{PSK}\n"
         ))
         .unwrap();
     let before = operator.export();
@@ -220,7 +232,7 @@ fn bad_lines_and_contradictions_are_told_together_in_the_files_order() {
         "deviceId,enrollment,deviceName,deviceSecret,pskIdentity,psk\n\
          SN-9,lamps,,,,\n\
          \n\
-         SN-1,lamps,name-1,0ther,,\n\
+         SN-1,lamps,name-1,0ther000000000000000000000000000,,\n\
          SN 3,lamps,,,,\n\
          SN-4,plugs,,,identity-2,{PSK}\n\
          SN-5,plugs,,,,\n\
@@ -242,8 +254,9 @@ fn bad_lines_and_contradictions_are_told_together_in_the_files_order() {
 #[test]
 fn two_spellings_of_a_mac_are_one_device_in_the_file_and_in_the_table() {
     let operator = Operator::new();
-    let lines = operator.bad_lines("deviceId\n00:1a:2b:3c:4d:5e\n001A2B3C4D5E\n");
-    assert_eq!(lines[0].to_string(), "line 3, column deviceId: device 001A2B3C4D5E is already in line 2");
+    let lines = operator.bad_lines("deviceId,deviceName\n00:1a:2b:3c:4d:5e,\n001A2B3C4D5E,other\n");
+    let expected = "line 3, column deviceId: device 001A2B3C4D5E is already in line 2, with other values";
+    assert_eq!(lines[0].to_string(), expected);
     assert_eq!(operator.import("deviceId\n00:1a:2b:3c:4d:5e\n").unwrap().added, 1);
     assert_eq!(operator.import("deviceId\n001a.2b3c.4d5e\n").unwrap().unchanged, 1);
     assert_eq!(device(&operator.store, "00-1A-2B-3C-4D-5E").unwrap().id.as_str(), "001A2B3C4D5E");
@@ -256,7 +269,7 @@ fn an_export_can_be_imported_unchanged() {
         .import(format!(
             "\u{FEFF}deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk\r\n\
              SN-2,plugs,a1own,,,,\"say \"\"hi\"\", plug ü\",{PSK}\r\n\
-             SN-1,,,name-1,s3cret,iot-1,,\r\n\
+             SN-1,,,name-1,s3cret00000000000000000000000000,waFtX5kugLy1Nlkrut2h000001,,\r\n\
              00:1a:2b:3c:4d:5e,,,to-be-named,,,,\r\n"
         ))
         .unwrap();
@@ -266,7 +279,7 @@ fn an_export_can_be_imported_unchanged() {
         format!(
             "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk\n\
              001A2B3C4D5E,lamps,a1lamps,to-be-named,,,,\n\
-             SN-1,lamps,a1lamps,name-1,s3cret,iot-1,,\n\
+             SN-1,lamps,a1lamps,name-1,s3cret00000000000000000000000000,waFtX5kugLy1Nlkrut2h000001,,\n\
              SN-2,plugs,a1own,,,,\"say \"\"hi\"\", plug ü\",{PSK}\n"
         )
     );
@@ -288,12 +301,17 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
     let report = import_file(
         &operator.store,
         &path,
-        Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: true },
+        Import {
+            enrollments: &enrollments(),
+            by: &Actor::system_user(),
+            dry_run: true,
+            ignores_unknown: false,
+        },
         |read, total| {
             seen.push((read, total));
         },
     );
-    assert_eq!(report.unwrap().added, 3000);
+    assert_eq!(report.unwrap().report.added, 3000);
     assert_eq!(operator.store.count().unwrap(), 0);
     let total = text.len() as u64;
     assert_eq!(seen.last(), Some(&(total, total)));
@@ -307,7 +325,12 @@ fn a_file_that_cannot_be_read_is_named() {
         let outcome = import_file(
             &operator.store,
             &path,
-            Import { enrollments: &enrollments(), by: &Actor::system_user(), dry_run: false },
+            Import {
+                enrollments: &enrollments(),
+                by: &Actor::system_user(),
+                dry_run: false,
+                ignores_unknown: false,
+            },
             |_, _| (),
         );
         let Err(error @ ImportFileError::Read { .. }) = outcome else { panic!("{outcome:?}") };

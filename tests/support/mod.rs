@@ -204,7 +204,9 @@ pub fn serve_plain_coap() -> (Site, Process, SocketAddr) {
     // A port that is free now. No other test uses this address.
     let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
     let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
-    site.import("deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secret-of-plug-1\n");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,plug-1,secretofplug10000000000000000000\n",
+    );
     let server = site.serve();
     (site, server, free)
 }

@@ -28,7 +28,7 @@ use crate::{
     },
     psk::EnrollmentOutline,
     store::ImportReport,
-    table_file::{self, BadLines, Enrollments, Import, ImportFileError},
+    table_file::{self, BadLines, Enrollments, Import, ImportFileError, Imported},
 };
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
@@ -105,7 +105,7 @@ fn form(visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
             // Placed before the file, because the token is checked before the file is read.
             input type="hidden" name="csrf" value=(visitor.csrf());
             label for="file" { "CSV file" }
-            input #file type="file" name="file" accept=".csv,text/csv" required aria-describedby="file-hint";
+            input #file type="file" name="file" accept=".csv,.txt,.jsonl,text/csv,text/plain" required aria-describedby="file-hint";
             p.hint #file-hint { "Up to 16 MiB; import larger files with " code { "certdist import" } ". The first line is a header, in which only "
                 code { "deviceId" } " is required: " code { "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk" } }
             label for="enrollment" { "Enrollment of lines without one" }
@@ -131,15 +131,16 @@ pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, 
     let dry_run = dry_run || !visitor.is_script();
     let (file, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
-        (Ok(report), None) => {
+        (Ok(Imported { report, remarks }), None) => {
             log_import(&visitor, &file, report, dry_run);
-            plain(StatusCode::OK, sentence(report, dry_run))
+            let notes = remarks.iter().map(|remark| format!("\nnote: {remark}"));
+            plain(StatusCode::OK, sentence(report, dry_run) + &notes.collect::<String>())
         }
-        (Ok(report), Some((owner, _))) => {
+        (Ok(Imported { report, remarks }), Some((owner, _))) => {
             let Ok(token) = session::token() else {
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             };
-            let result = preview(&visitor, &file, report, &token);
+            let result = preview(&visitor, &file, (report, &remarks), &token);
             shared.pages.uploads.keep(token, *owner, file);
             show(&shared, &visitor, StatusCode::OK, &result)
         }
@@ -164,9 +165,9 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     };
     let (file, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
-        Ok(report) => {
+        Ok(Imported { report, remarks }) => {
             log_import(&visitor, &file, report, false);
-            let text = html! { p { (file.name) ": " (sentence(report, false)) "." } p { a href="/enrollments" { "Progress of the enrollments" } } };
+            let text = html! { (notes(&remarks)) p { (file.name) ": " (sentence(report, false)) "." } p { a href="/enrollments" { "Progress of the enrollments" } } };
             show(&shared, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
         }
         Err(error) => refused(&shared, &visitor, &file, &error),
@@ -256,10 +257,10 @@ async fn run(
     file: CsvFile,
     enrollments: Enrollments,
     dry_run: bool,
-) -> (CsvFile, Result<ImportReport, ImportFileError>) {
+) -> (CsvFile, Result<Imported, ImportFileError>) {
     let (store, by) = (shared.sources.store.clone(), visitor.actor());
     let work = move || {
-        let how = Import { enrollments: &enrollments, by: &by, dry_run };
+        let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown: false };
         let (size, name) = (file.bytes.len() as u64, file.name.as_ref());
         let outcome = table_file::import(&*store, &file.bytes[..], size, name, how, |_, _| ());
         (file, outcome)
@@ -281,9 +282,24 @@ fn sentence(report: ImportReport, dry_run: bool) -> String {
     )
 }
 
-fn preview(visitor: &Visitor, file: &CsvFile, report: ImportReport, token: &str) -> Markup {
+/// Shows what the operator should know about a file.
+fn notes(remarks: &[String]) -> Markup {
+    html! {
+        @if !remarks.is_empty() {
+            ul { @for remark in remarks { li { (remark) } } }
+        }
+    }
+}
+
+fn preview(
+    visitor: &Visitor,
+    file: &CsvFile,
+    (report, remarks): (ImportReport, &[String]),
+    token: &str,
+) -> Markup {
     let text = html! {
         p { b { (file.name) } ": " (sentence(report, true)) "." }
+        (notes(remarks))
         @if report.added + report.changed == 0 {
             p { "The table already has all of it." }
         } @else {

@@ -1,0 +1,137 @@
+//! What an operator should know about a file that could be read: rows that were taken once, columns
+//! that were ignored, and device IDs that look as if a spreadsheet had changed them. Nothing here
+//! refuses a row.
+
+use std::collections::BTreeMap;
+
+use crate::device::DeviceId;
+
+/// Maximum number of lines that a remark lists.
+const LISTED: usize = 20;
+
+/// Lines that have something in common: the first ones, and how many.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    first: Vec<u64>,
+    count: u64,
+}
+
+impl Noted {
+    pub(super) fn note(&mut self, line: u64) {
+        if self.first.len() < LISTED {
+            self.first.push(line);
+        }
+        self.count += 1;
+    }
+
+    /// Returns a text such as `2 rows (lines 7, 9)`.
+    fn rows(&self) -> String {
+        let lines: Vec<String> = self.first.iter().map(u64::to_string).collect();
+        let more = if self.count > self.first.len() as u64 { ", …" } else { "" };
+        let (rows, line) = if self.count == 1 { ("row", "line") } else { ("rows", "lines") };
+        format!("{} {rows} ({line} {}{more})", self.count, lines.join(", "))
+    }
+}
+
+/// Everything that was noticed about a file.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    /// Rows that are there already, with the same values.
+    pub(super) repeated: Noted,
+    /// Lines that repeat the header.
+    pub(super) headers: Noted,
+    /// Set if the first line is a device.
+    pub(super) has_no_header: bool,
+    /// Columns that are ignored.
+    pub(super) ignored: Vec<String>,
+    /// Rows with a product other than their enrollment's.
+    pub(super) other_products: Noted,
+    /// Set once a line has values.
+    pub(super) has_rows: bool,
+    /// Number of the line that is read.
+    pub(super) line: u64,
+    /// Number of device IDs of each length.
+    lengths: BTreeMap<usize, u64>,
+    /// Device IDs of digits only, by their length.
+    digits: BTreeMap<usize, Noted>,
+    /// Device IDs of 8 to 11 hex digits with a letter: perhaps a MAC that has lost its zeros.
+    short_hex: Noted,
+    /// Device IDs that have the digits of a MAC but are taken as a serial number.
+    odd_macs: Noted,
+}
+
+impl Remarks {
+    /// Looks at a device ID, as it is in the file and as it was read.
+    pub(super) fn look_at(&mut self, text: &str, id: &DeviceId) {
+        let line = self.line;
+        let length = text.len();
+        *self.lengths.entry(length).or_default() += 1;
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            self.digits.entry(length).or_default().note(line);
+        } else if (8..12).contains(&length) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            self.short_hex.note(line);
+        }
+        let bare = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+        let mut digits = 0;
+        let is_mac = bare.bytes().filter(|byte| !b":-._".contains(byte)).all(|byte| {
+            digits += 1;
+            byte.is_ascii_hexdigit()
+        });
+        if is_mac && digits == 12 && DeviceId::parse_mac(text).is_err() && id.as_str() == text {
+            self.odd_macs.note(line);
+        }
+    }
+
+    /// Returns a sentence for each remark.
+    pub(super) fn sentences(&self, is_gb18030: bool) -> Vec<String> {
+        let mut sentences = Vec::new();
+        if is_gb18030 {
+            sentences.push("the file is not UTF-8 and was read as GB18030".to_owned());
+        }
+        if self.has_no_header {
+            sentences.push("the file has no header and was read as a list of device IDs".to_owned());
+        }
+        if !self.ignored.is_empty() {
+            sentences.push(format!("ignored columns: {}", self.ignored.join(", ")));
+        }
+        if self.headers.count > 0 {
+            sentences.push(format!("the header is repeated: {} left out", self.headers.rows()));
+        }
+        if self.repeated.count > 0 {
+            sentences.push(format!(
+                "rows with a device and values that are already there: {} left out",
+                self.repeated.rows()
+            ));
+        }
+        if !self.has_rows {
+            sentences.push("the file has no rows".to_owned());
+        }
+        if self.other_products.count > 0 {
+            sentences.push(format!("{}: the product is not the enrollment's", self.other_products.rows()));
+        }
+        let most = self.lengths.iter().max_by_key(|(_, count)| **count).map(|(length, _)| *length);
+        for (length, noted) in &self.digits {
+            if most.is_some_and(|most| *length < most) {
+                sentences.push(format!(
+                    "{}: the device ID has digits only and is shorter than most; a spreadsheet may have removed zeros \
+                     at its beginning",
+                    noted.rows()
+                ));
+            }
+        }
+        if self.short_hex.count > 0 {
+            sentences.push(format!(
+                "{}: the device ID has 8 to 11 hex digits; if it is a MAC address, zeros are missing at its beginning",
+                self.short_hex.rows()
+            ));
+        }
+        if self.odd_macs.count > 0 {
+            sentences.push(format!(
+                "{}: the device ID has the digits of a MAC address in an unusual spelling and is taken as a serial \
+                 number; write 12 hex digits if it is a MAC address",
+                self.odd_macs.rows()
+            ));
+        }
+        sentences
+    }
+}
