@@ -269,8 +269,8 @@ impl<'c> Table<'c> {
             merge::without_key(row, has_key)?;
             return Ok(false);
         };
-        self.note(psk)?;
         if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
+            self.note(psk)?;
             return Ok(true);
         }
         // No row was added: either a row already has this identity, or the device already has an
@@ -285,6 +285,7 @@ impl<'c> Table<'c> {
                 return Ok(false);
             }
         }
+        self.note(psk)?;
         Ok(self.update_key.execute([identity, device, psk.expose()])? > 0)
     }
 }

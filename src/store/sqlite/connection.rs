@@ -88,8 +88,9 @@ pub(super) fn open(
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
-    patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
+    // Before anything in the file changes, as the journal mode may.
     check_keys(&connection)?;
+    patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -355,10 +356,17 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
 /// if a reader or a writer is active. In that case the next writer empties the log; nothing
 /// depends on it.
 pub(super) fn empty_log(connection: &Connection) {
+    let _ = is_log_empty(connection);
+}
+
+/// Empties the write-ahead log like [`empty_log`], and returns whether that succeeded.
+pub(super) fn is_log_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.busy_timeout(Duration::from_secs(1))?;
+    let mut is_busy = true;
     for mode in ["PASSIVE", "TRUNCATE"] {
-        let _ = connection.busy_timeout(Duration::from_secs(1));
-        let _ = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |_| Ok(()));
+        is_busy = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| row.get(0))?;
     }
+    Ok(!is_busy)
 }
 
 #[cfg(test)]

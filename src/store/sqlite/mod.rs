@@ -84,7 +84,9 @@ impl Sqlite {
             accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
         };
         let connection = connection::open(&path, writer_wait, check_keys)?;
-        let (outbox, mut mover) = audit::outbox(Arc::clone(&path))?;
+        // All processes look for files of the outbox beside the same file, whatever links they follow.
+        let file = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
+        let (outbox, mut mover) = audit::outbox(file)?;
         mover.move_left();
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
         Ok(Self { path, bulk_wait, clock: Arc::default(), outbox, readers: ThreadLocal::new(), writer })

@@ -1,6 +1,8 @@
 //! Columns that hold secrets, in the form in which they are stored. This module does not know how
 //! secrets are sealed, apart from the key that each value names.
 
+use std::time::Instant;
+
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::{Sqlite, audit, connection, store_error};
@@ -136,6 +138,18 @@ impl StoredSecrets for Sqlite {
             .map_err(failed)?;
         if sealed > 0 || needed > 0 {
             connection.execute_batch("VACUUM").map_err(failed)?;
+            // The log has former values until it is emptied, and so has the file. A long read by
+            // another process delays that.
+            let deadline = Instant::now() + self.bulk_wait;
+            while !connection::is_log_empty(&connection).map_err(failed)? {
+                if Instant::now() >= deadline {
+                    return Err(StoreError::Busy(format!(
+                        "{}: another process reads the database for long, so its log still has values that were \
+                         replaced; when that process has ended, run this again",
+                        self.path.display()
+                    )));
+                }
+            }
         }
         // Checked under the lock: a server that has not reloaded its configuration still
         // writes under the former key.

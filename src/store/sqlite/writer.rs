@@ -211,8 +211,8 @@ fn finish_backlog(backlog: &mut impl Backlog) {
     let deadline = Instant::now() + LAST_WAIT;
     loop {
         match backlog.write_some() {
-            Ok(true) => {}
-            Ok(false) => return backlog.end(),
+            Ok(true) if Instant::now() < deadline => {}
+            Ok(_) => return backlog.end(),
             Err(StoreError::Busy(_)) if Instant::now() < deadline => thread::sleep(LAST_PAUSE),
             Err(error) => {
                 tracing::warn!(%error, "the last entries of the audit log stay in a file; the next start writes them");

@@ -87,6 +87,9 @@ impl Outbox {
         let mut kept = self.kept.get_or_default().borrow_mut();
         let line = asked.into_line();
         if kept.lines.len() + line.len() >= MAX_KEPT {
+            self.shared.append(&mut kept.lines);
+        }
+        if kept.lines.len() + line.len() >= MAX_KEPT {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -114,10 +117,25 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
+        let mut lost = 0;
         for kept in &mut self.kept {
-            self.shared.append(&mut kept.get_mut().lines);
+            let lines = &mut kept.get_mut().lines;
+            self.shared.append(lines);
+            lost += entries(lines);
+        }
+        if lost > 0 {
+            tracing::error!(
+                entries = lost,
+                "the last entries of the audit log are lost: they cannot be written to a file"
+            );
+            self.shared.dropped.fetch_add(lost, Ordering::Relaxed);
         }
     }
+}
+
+/// Returns the number of entries in lines that each end.
+fn entries(lines: &[u8]) -> u64 {
+    lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count() as u64
 }
 
 impl Shared {
@@ -128,18 +146,13 @@ impl Shared {
             return;
         }
         if self.waiting.load(Ordering::Relaxed) + lines.len() as u64 > MAX_WAITING {
-            let count = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-            self.dropped.fetch_add(count, Ordering::Relaxed);
+            self.dropped.fetch_add(entries(lines), Ordering::Relaxed);
             lines.clear();
             return;
         }
         let appended = self.file().and_then(|file| {
-            // Usually one system call. After an error, the rest is appended later, behind what
-            // other threads have written meanwhile.
             while !lines.is_empty() {
-                let written = file.append(lines)?;
-                self.waiting.fetch_add(written as u64, Ordering::Relaxed);
-                lines.drain(..written);
+                self.append_once(&file, lines)?;
             }
             Ok(())
         });
@@ -152,6 +165,28 @@ impl Shared {
                 tracing::error!(%error, "entries of the audit log wait in memory: they cannot be written to a file");
             }
         }
+    }
+
+    /// Appends with one system call. A line that was cut off is appended again as a whole. Each
+    /// append begins with a line end, so that a line that another thread's append has cut off ends
+    /// there.
+    fn append_once(&self, file: &OutboxFile, lines: &mut Vec<u8>) -> io::Result<()> {
+        if lines.first() != Some(&b'\n') {
+            lines.insert(0, b'\n');
+        }
+        // Counted first, because the writer may move the lines before this thread goes on.
+        let length = lines.len() as u64;
+        self.waiting.fetch_add(length, Ordering::Relaxed);
+        let appended = file.append(lines);
+        let written = *appended.as_ref().unwrap_or(&0);
+        self.waiting.fetch_sub(length - written as u64, Ordering::Relaxed);
+        let whole = lines[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let is_cut = written < lines.len();
+        lines.drain(..whole);
+        if !is_cut {
+            lines.clear();
+        }
+        appended.map(drop)
     }
 
     fn file(&self) -> io::Result<Arc<OutboxFile>> {
@@ -174,6 +209,16 @@ struct Source {
     moved: u64,
     /// Set for a file of a process that has ended.
     is_left: bool,
+    /// Number of lines that were no entries.
+    unreadable: u64,
+    /// Set once it could not be removed.
+    has_warned: bool,
+}
+
+impl Source {
+    fn new(file: Arc<OutboxFile>, moved: u64, is_left: bool) -> Self {
+        Self { file, moved, is_left, unreadable: 0, has_warned: false }
+    }
 }
 
 /// Receiving end of the outbox, used by the writer.
@@ -260,7 +305,7 @@ impl Mover {
         if let Some(file) = self.shared.file.load_full()
             && !self.sources.iter().any(|source| Arc::ptr_eq(&source.file, &file))
         {
-            self.sources.push(Source { file, moved: 0, is_left: false });
+            self.sources.push(Source::new(file, 0, false));
         }
         if Instant::now() < self.search {
             return Ok(());
@@ -274,8 +319,9 @@ impl Mover {
         }
         self.has_warned = failed.is_some();
         for file in left {
-            let moved = moved(&self.connection, file.name()).unwrap_or_default();
-            self.sources.push(Source { file: Arc::new(file), moved, is_left: true });
+            // After an error, the file is let go, and found again by the next search.
+            let Ok(moved) = moved(&self.connection, file.name()) else { continue };
+            self.sources.push(Source::new(Arc::new(file), moved, true));
         }
         self.must_forget = true;
         Ok(())
@@ -313,12 +359,7 @@ impl Mover {
         if !source.is_left {
             self.shared.waiting.fetch_sub(chunk.length, Ordering::Relaxed);
         }
-        if chunk.unreadable > 0 {
-            tracing::warn!(
-                lines = chunk.unreadable,
-                "lines in the outbox of the audit log are not readable, for example after a power failure"
-            );
-        }
+        source.unreadable += chunk.unreadable;
         Ok(chunk.has_more)
     }
 
@@ -352,7 +393,7 @@ impl Mover {
     fn remove_sources(&mut self) -> rusqlite::Result<()> {
         let current = self.shared.file.load_full();
         let mut kept = Vec::new();
-        for source in std::mem::take(&mut self.sources) {
+        for mut source in std::mem::take(&mut self.sources) {
             let is_current = current.as_ref().is_some_and(|file| Arc::ptr_eq(file, &source.file));
             let is_moved = || source.file.length().is_ok_and(|length| length <= source.moved);
             if is_current && source.file.length().is_ok_and(|length| length >= FULL) {
@@ -365,13 +406,23 @@ impl Mover {
                 continue;
             }
             // In this order, a crash in between cannot make the entries move again.
-            match source.file.remove() {
-                Ok(()) => forget(&self.connection, source.file.name())?,
-                Err(error) => {
+            if let Err(error) = source.file.remove() {
+                if !source.has_warned {
                     tracing::warn!(%error, "could not remove a moved file of the audit log");
-                    kept.push(source);
                 }
+                source.has_warned = true;
+                kept.push(source);
+                continue;
             }
+            if source.unreadable > 0 && source.is_left {
+                let lines = source.unreadable;
+                tracing::warn!(
+                    lines,
+                    "lines in the outbox of the audit log are not readable, for example after a power failure"
+                );
+                self.dropped += lines;
+            }
+            forget(&self.connection, source.file.name())?;
         }
         self.sources = kept;
         Ok(())

@@ -226,6 +226,22 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
 }
 
 #[test]
+fn sealing_does_not_succeed_while_a_reader_keeps_former_values_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[]).unwrap();
+    import(&store, (0..100).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
+    store.set_keys(ring(&[1])).unwrap();
+    let reader = Connection::open(store.inner().path()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM device_table").unwrap();
+    let error = store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap_err();
+    assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("run this again")), "{error}");
+    drop(reader);
+    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    let bytes = bytes_of(&directory);
+    assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
+}
+
+#[test]
 fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();

@@ -2,15 +2,15 @@
 //! that has locked it. The system releases the lock when the process ends, however it ends.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use serde::de::IgnoredAny;
 
 use crate::store::{audit::AuditEntry, claim::new_id, sqlite::connection};
 
@@ -40,16 +40,24 @@ pub(super) struct OutboxFile {
     file: File,
     path: PathBuf,
     name: String,
-    /// Set if lines may be cut off or mixed, because an append has failed or another process wrote
-    /// the file.
-    is_doubtful: AtomicBool,
 }
+
+/// Number of hex digits at the end of a file's name.
+const DIGITS: usize = 16;
 
 /// Returns the beginning of the names of all files of a database.
 fn prefix(database: &Path) -> OsString {
     let mut prefix = database.file_name().unwrap_or_default().to_owned();
-    prefix.push("-audit");
+    prefix.push("-audit-");
     prefix
+}
+
+/// Returns whether this is exactly a name that [`OutboxFile::create`] makes. An operator's own files
+/// may have similar names.
+fn is_name(prefix: &OsStr, name: &OsStr) -> bool {
+    let digits = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    digits.is_some_and(|digits| digits.len() == DIGITS && digits.iter().all(is_digit))
 }
 
 fn folder(database: &Path) -> &Path {
@@ -80,20 +88,16 @@ pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Optio
     for entry in fs::read_dir(folder(database))? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_ours = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
-        if !is_ours || !entry.file_type()?.is_file() {
+        if !is_name(&prefix, &name) || !entry.file_type()?.is_file() {
             continue;
         }
         if found.len() == MAX_FOUND {
             break;
         }
         match options().open(entry.path()).and_then(|file| Ok((locked(&file)?, file))) {
-            Ok((true, file)) => found.push(OutboxFile {
-                file,
-                path: entry.path(),
-                name: name.to_string_lossy().into_owned(),
-                is_doubtful: AtomicBool::new(true),
-            }),
+            Ok((true, file)) => {
+                found.push(OutboxFile { file, path: entry.path(), name: name.to_string_lossy().into_owned() })
+            }
             Ok((false, _)) => {}
             // Another process has moved and removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -113,13 +117,13 @@ impl OutboxFile {
     pub(super) fn create(database: &Path) -> io::Result<Self> {
         for _ in 0..MAX_NAMES {
             let mut name = prefix(database);
-            name.push(format!("-{:016x}", new_id().map_err(io::Error::other)?));
+            name.push(format!("{:0DIGITS$x}", new_id().map_err(io::Error::other)?));
             let path = folder(database).join(&name);
             let file = options().create_new(true).open(&path)?;
             connection::give_to_folders_owner(&file, &path);
             if locked(&file)? {
                 let name = name.to_string_lossy().into_owned();
-                return Ok(Self { file, path, name, is_doubtful: AtomicBool::new(false) });
+                return Ok(Self { file, path, name });
             }
         }
         Err(io::Error::other("another process takes each new file of the outbox"))
@@ -138,19 +142,11 @@ impl OutboxFile {
     /// Appends the beginning of some lines, usually all of them. Returns the number of bytes.
     pub(super) fn append(&self, lines: &[u8]) -> io::Result<usize> {
         loop {
-            let error = match (&self.file).write(lines) {
-                Ok(0) => io::ErrorKind::WriteZero.into(),
-                Ok(written) => {
-                    if written < lines.len() {
-                        self.is_doubtful.store(true, Ordering::Relaxed);
-                    }
-                    return Ok(written);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => error,
-            };
-            self.is_doubtful.store(true, Ordering::Relaxed);
-            return Err(error);
+            match (&self.file).write(lines) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return written,
+            }
         }
     }
 
@@ -175,8 +171,13 @@ impl OutboxFile {
         };
         let whole = if is_left && filled < max { filled } else { whole };
         let mut chunk = Chunk { length: whole as u64, has_more: filled == max, ..Chunk::default() };
-        let is_doubtful = self.is_doubtful.load(Ordering::Relaxed);
-        let is_entry = |line: &&str| !is_doubtful || serde_json::from_str::<AuditEntry>(line).is_ok();
+        // A line may be cut off. This process writes only entries, so it is enough that its lines are
+        // whole objects.
+        let is_whole = |line: &str| match is_left {
+            true => serde_json::from_str::<AuditEntry>(line).is_ok(),
+            false => serde_json::from_str::<IgnoredAny>(line).is_ok(),
+        };
+        let is_entry = |line: &&str| line.starts_with('{') && is_whole(line);
         for line in bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match std::str::from_utf8(line).ok().filter(is_entry) {
                 Some(line) => chunk.lines.push(line.to_owned()),
@@ -249,16 +250,40 @@ mod tests {
     fn what_a_power_failure_leaves_is_counted_and_passed_over() {
         let (_folder, database) = database();
         let file = OutboxFile::create(&database).unwrap();
-        let bytes =
-            [&lines(1)[..], &[0; 40], b"\n", &lines(1), b"\xff\n{\"at\":5}\n", &lines(1)[..9]].concat();
+        let bytes = [
+            &lines(1)[..],
+            b"[5,\"refused\"]\n",
+            &[0; 40],
+            b"\n",
+            &lines(1),
+            b"\xff\n{\"at\":5}\n",
+            &lines(1)[..9],
+        ]
+        .concat();
         file.append(&bytes).unwrap();
         drop(file);
         let left = left_behind(&database).unwrap().0.pop().unwrap();
         let chunk = left.read(0, 1000, true).unwrap();
-        assert_eq!((chunk.lines.len(), chunk.unreadable, chunk.length), (2, 4, bytes.len() as u64));
+        assert_eq!((chunk.lines.len(), chunk.unreadable, chunk.length), (2, 5, bytes.len() as u64));
         // A line that is longer than a chunk does not stop the reader.
         let long = left.read(1, 10, true).unwrap();
         assert_eq!((long.length, long.unreadable, long.has_more), (10, 1, true));
+    }
+
+    #[test]
+    fn an_operators_files_with_similar_names_are_left_alone() {
+        let (folder, database) = database();
+        for name in [
+            "-audit",
+            "-audit-test.db",
+            "-audit-2026-11.txt",
+            "-audited",
+            "-audit-0123456789ABCDEF",
+            "-audit-0123456789abcdef0",
+        ] {
+            fs::write(folder.path().join(format!("certdist.db{name}")), "precious").unwrap();
+        }
+        assert!(left_behind(&database).unwrap().0.is_empty());
     }
 
     #[test]
@@ -266,8 +291,8 @@ mod tests {
         let (folder, database) = database();
         let other = folder.path().join("other");
         fs::write(&other, "precious").unwrap();
-        std::os::unix::fs::symlink(&other, folder.path().join("certdist.db-audit-1")).unwrap();
-        fs::create_dir(folder.path().join("certdist.db-audit-2")).unwrap();
+        std::os::unix::fs::symlink(&other, folder.path().join("certdist.db-audit-0000000000000001")).unwrap();
+        fs::create_dir(folder.path().join("certdist.db-audit-0000000000000002")).unwrap();
         assert!(left_behind(&database).unwrap().0.is_empty());
         assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
     }

@@ -171,6 +171,36 @@ fn a_full_file_is_replaced_while_threads_append_and_no_entry_is_lost() {
 }
 
 #[test]
+fn a_line_that_an_append_has_cut_off_spoils_no_other_and_is_appended_again() {
+    let site = Site::new();
+    let (outbox, mut mover) = site.outbox();
+    outbox.push(entry(1));
+    let line = format!("{}\n", entry(2).into_line()).into_bytes();
+    // Half of the line fits on the disk. Then another thread appends.
+    outbox.shared.file().unwrap().append(&line[..line.len() / 2]).unwrap();
+    outbox.push(entry(3));
+    let mut rest = line.clone();
+    outbox.shared.append(&mut rest);
+    assert!(rest.is_empty());
+    mover.write_some().unwrap();
+    drop((outbox, mover));
+    assert_eq!(site.log(), [1, 3, 2]);
+}
+
+#[test]
+fn the_database_is_the_same_behind_a_symbolic_link() {
+    let site = Site::new();
+    let other = tempfile::tempdir().unwrap();
+    let link = other.path().join("link.db");
+    std::os::unix::fs::symlink(site.path(), &link).unwrap();
+    let store = Sqlite::open(&link).unwrap();
+    store.audit(entry(1));
+    assert_eq!(site.files().len(), 1, "beside the file itself");
+    drop(store);
+    assert_eq!(site.log(), [1]);
+}
+
+#[test]
 fn a_full_file_stays_while_a_thread_may_still_append_to_it() {
     let site = Site::new();
     let (outbox, mut mover) = site.outbox();
