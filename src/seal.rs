@@ -138,8 +138,8 @@ impl fmt::Display for Place<'_> {
 pub enum SealError {
     /// The value is not the one that was sealed at this place.
     #[error(
-        "{0}: the value was changed, or moved there from another row or column; import the device's line \
-         again, or restore a backup"
+        "{0}: the value was changed, or moved there from another row or column; restore a backup, or delete the \
+         device and import its line again"
     )]
     Broken(String),
     /// The key of the value is not configured.

@@ -12,7 +12,7 @@ use crate::{
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{Actor, CloudState, DeviceRow, DeviceState, claim::ClaimView, unix_now},
+    store::{Actor, CloudState, DeviceRow, DeviceState, StoreError, claim::ClaimView, unix_now},
 };
 
 /// Lists devices, and shows or changes one
@@ -105,8 +105,13 @@ pub(super) async fn run(args: Args) -> CommandResult {
         },
         Action::Delete { id, yes } => {
             let id = parse(id)?;
-            let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
-            let certificate = if row.certificate.is_some() { " and its certificate" } else { "" };
+            let certificate = match store.device(&id).await {
+                Ok(Some(DeviceRow { certificate: None, .. })) => "",
+                // A certificate that cannot be opened is no reason to keep the device.
+                Ok(Some(_)) | Err(StoreError::Failed(_)) => " and its certificate",
+                Ok(None) => return Err(not_there(&id).into()),
+                Err(error) => return Err(error.into()),
+            };
             ask::sure(*yes, &format!("Delete {id}{certificate} from the table?"))?;
             let found = store.delete(&id, &by).await?;
             (id, found, "deleted")

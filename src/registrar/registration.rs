@@ -161,6 +161,9 @@ impl Registrar {
                 }
                 Err(error) => {
                     self.undo_claim(&entry.device, &error).await;
+                    if matches!(error, StoreError::Busy(_)) {
+                        self.turn_away();
+                    }
                     return Next::Done(self.store_failed(&entry, &error));
                 }
             }
@@ -247,6 +250,13 @@ impl Registrar {
         {
             tracing::warn!(%device, %error, "could not release a registration");
         }
+    }
+
+    /// Asks all devices in the queue to retry later, because the store takes no claim. Each would
+    /// otherwise wait for attempts of its own.
+    fn turn_away(self: &Arc<Self>) {
+        let waiting = super::lock(&self.queue).clear(None);
+        self.let_all_go(waiting, &Outcome::Later(self.config.max_retry_pause));
     }
 
     /// Gives up a claim that failed with this error, if the claim may have been stored all the same.

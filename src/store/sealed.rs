@@ -288,8 +288,27 @@ impl<S: Store> Store for Sealed<S> {
         after: Option<&'a DeviceId>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<DeviceRow>> {
-        self.opened(self.inner.rows_after(after, limit), |keys, rows| {
-            rows.into_iter().map(|row| open_row(keys, row)).collect()
+        Box::pin(async move {
+            let mut after = after.cloned();
+            loop {
+                let stored = self.inner.rows_after(after.as_ref(), limit).await?;
+                let Some(last) = stored.last() else { return Ok(Vec::new()) };
+                after = Some(last.id.clone());
+                let (keys, mut rows) = (self.keys.load_full(), Vec::with_capacity(stored.len()));
+                for row in stored {
+                    match open_row(&keys, row) {
+                        Ok(row) => rows.push(row),
+                        // A row whose secret was damaged must not hide the others.
+                        Err(error @ SealError::Broken(_)) => {
+                            tracing::error!(%error, "a row is left out");
+                        }
+                        Err(error) => return Err(failed(error)),
+                    }
+                }
+                if !rows.is_empty() {
+                    return Ok(rows);
+                }
+            }
         })
     }
 

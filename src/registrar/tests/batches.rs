@@ -107,6 +107,19 @@ async fn a_busy_store_sends_a_device_away_before_it_gives_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_busy_store_turns_all_that_wait_away_together() {
+    let crowd = Crowd::new(64, Config { max_batches: 0, ..Config::default() });
+    crowd.store.set_busy(true);
+    let all = (0..64).map(|number| {
+        let registrar = crowd.registrar.clone();
+        async move { registrar.register(wanted(&name(number)), PATIENCE).await }
+    });
+    let outcomes = futures_util::future::join_all(all).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Later(_))), "{outcomes:?}");
+    assert!(crowd.start.elapsed() < Duration::from_secs(2), "{:?}", crowd.start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_store_holds_no_batch_up() {
     let crowd = Crowd::new(1000, Config::default());
     crowd.store.set_busy(true);

@@ -108,6 +108,11 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
             "{error}"
         );
         assert!(!error.contains(SECRET) && !error.contains("sealed 1"), "{error}");
+        // The other rows are read, even in pages that would have only the damaged one.
+        for limit in [1, 9] {
+            let rows = wait(store.rows_after(None, limit)).unwrap();
+            assert_eq!(rows.into_iter().map(|row| row.id).collect::<Vec<_>>(), [id("SN-2")]);
+        }
         assert_eq!(secret_of(&store, "SN-2").unwrap(), SECRET, "the others are served");
     }
     let swaps = [
