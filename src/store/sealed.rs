@@ -289,23 +289,22 @@ impl<S: Store> Store for Sealed<S> {
         limit: usize,
     ) -> StoreFuture<'a, Vec<DeviceRow>> {
         Box::pin(async move {
-            let mut after = after.cloned();
+            let (mut after, mut rows) = (after.cloned(), Vec::new());
             loop {
-                let stored = self.inner.rows_after(after.as_ref(), limit).await?;
-                let Some(last) = stored.last() else { return Ok(Vec::new()) };
+                let stored = self.inner.rows_after(after.as_ref(), limit - rows.len()).await?;
+                let Some(last) = stored.last() else { return Ok(rows) };
                 after = Some(last.id.clone());
-                let (keys, mut rows) = (self.keys.load_full(), Vec::with_capacity(stored.len()));
+                let (keys, expected) = (self.keys.load_full(), rows.len() + stored.len());
                 for row in stored {
                     match open_row(&keys, row) {
                         Ok(row) => rows.push(row),
                         // A row whose secret was damaged must not hide the others.
-                        Err(error @ SealError::Broken(_)) => {
-                            tracing::error!(%error, "a row is left out");
-                        }
+                        Err(error @ SealError::Broken(_)) => tracing::error!(%error, "a row is left out"),
                         Err(error) => return Err(failed(error)),
                     }
                 }
-                if !rows.is_empty() {
+                // Others take the place of rows that were left out, so that a short page is the last.
+                if rows.len() == expected {
                     return Ok(rows);
                 }
             }
