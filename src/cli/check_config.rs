@@ -43,7 +43,12 @@ pub(super) async fn run(args: Args) -> CommandResult {
     };
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     print(|out| writeln!(out, "{path}: {enrollments}, listen {}", listen.join(", ")))?;
-    let database = store::examine(&config.database);
+    let database = store::examine(&config.database).and_then(|condition| {
+        if condition == Condition::Current {
+            store::check_keys(&config.database, &config.database_keys)?;
+        }
+        Ok(condition)
+    });
     if let Ok(condition) = &database {
         let says = match condition {
             Condition::Missing => {
@@ -57,6 +62,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         print(|out| writeln!(out, "{}: {says}", config.database))?;
         if *condition == Condition::Current {
             report_shared_names(&config.database)?;
+            report_unconfigured(&config)?;
         }
     }
     // Called even if the database failed, so that both results are reported.
@@ -82,6 +88,25 @@ fn report_shared_names(database: &str) -> CommandResult {
                 out,
                 "{database}: {devices} devices, such as {device}, have the name {device_name} in product \
                  {product_key}; those without a certificate are refused: import a deviceName of its own for each"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Reports devices of enrollments that are not in the configuration, for example because one was
+/// renamed there. They do not keep the server from starting.
+fn report_unconfigured(config: &Config) -> CommandResult {
+    let is_configured = |name: &str| config.enrollments.iter().any(|enrollment| enrollment.name == name);
+    let all = store::devices_by_enrollment(&config.database)?;
+    for (enrollment, devices) in all.iter().filter(|(enrollment, _)| !is_configured(enrollment)) {
+        let enrollment = enrollment.escape_debug();
+        print(|out| {
+            writeln!(
+                out,
+                "{}: {devices} devices are in enrollment \"{enrollment}\", which is not configured, so they get no \
+                 certificate; add the [[enrollment]], or import them into another one",
+                config.database
             )
         })?;
     }

@@ -463,6 +463,19 @@ pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreErr
     Sqlite::shared_names(file_of(url)?, limit)
 }
 
+/// Fails if these keys do not open every secret in the store at `url`, which has the current version.
+/// Changes nothing.
+pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
+    let in_use = Sqlite::keys_in_use_of(file_of(url)?)?;
+    sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
+}
+
+/// Counts the devices of each enrollment in the store at `url`, which has the current version.
+/// Changes nothing, and reads the whole table.
+pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    Sqlite::devices_by_enrollment(file_of(url)?)
+}
+
 /// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates
 /// the store if it does not exist. Fails if the keys do not open every secret in it, and then leaves
 /// a store of an older version as it is.

@@ -3,6 +3,7 @@
 #![cfg(feature = "simulation")]
 
 use std::{
+    os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -293,6 +294,39 @@ fn check_config_looks_at_the_database_and_changes_nothing() {
         code == Some(1) && error.contains("nowhere/certdist.db: the folder cannot be written"),
         "{error}"
     );
+}
+
+#[test]
+fn check_config_says_which_devices_and_which_secrets_the_configuration_does_not_fit() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let check = |configuration: &str| {
+        site.write("certdist.toml", configuration);
+        let output = site.run(&["check-config"]);
+        (output.status.code(), stdout(&output), stderr(&output))
+    };
+    let (code, said, _) = check(&configuration.replace("name = \"plug\"", "name = \"plugs\""));
+    assert!(
+        code == Some(0) && said.contains("2 devices are in enrollment \"plug\", which is not configured"),
+        "{said}"
+    );
+    // The database is sealed under a key that is not configured.
+    let key = |byte: &str| format!("database_key = \"file:{byte}.key\"\n{configuration}");
+    for byte in ["01", "02"] {
+        site.write(&format!("{byte}.key"), &byte.repeat(32));
+        std::fs::set_permissions(site.path(&format!("{byte}.key")), std::fs::Permissions::from_mode(0o600))
+            .expect("mode");
+    }
+    site.write("certdist.toml", &key("01"));
+    let sealed = site.run(&["database", "seal"]);
+    assert!(sealed.status.success(), "{}", stderr(&sealed));
+    let (code, said, error) = check(&key("01"));
+    assert!(code == Some(0) && said.contains("good"), "{said}{error}");
+    for other in [key("02"), configuration.clone()] {
+        let (code, _, error) = check(&other);
+        assert!(code == Some(1) && error.contains("sealed under key"), "{error}");
+    }
 }
 
 #[test]

@@ -110,6 +110,24 @@ impl Sqlite {
         claims::shared_names(&connection, limit).map_err(|error| store_error(path, error))
     }
 
+    /// Returns the IDs of the keys under which secrets in a file of the current version are sealed.
+    /// Changes nothing.
+    pub fn keys_in_use_of(path: &Path) -> Result<Vec<String>, StoreError> {
+        let connection = connection::open_reader(path)?;
+        secrets::keys_in_use(&connection).map_err(|error| store_error(path, error))
+    }
+
+    /// Counts the devices of each enrollment in a file of the current version. Changes nothing, and
+    /// reads the whole table.
+    pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {
+        const SQL: &str =
+            "SELECT enrollment, count(*) FROM device_table GROUP BY enrollment ORDER BY enrollment";
+        let connection = connection::open_reader(path)?;
+        let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
+        let counts = || connection.prepare(SQL)?.query_map((), count)?.collect::<rusqlite::Result<_>>();
+        counts().map_err(|error| store_error(path, error))
+    }
+
     /// Returns the file's absolute path.
     pub fn path(&self) -> &Path {
         &self.path
