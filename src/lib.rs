@@ -19,6 +19,7 @@ pub mod dtls;
 pub mod histogram;
 pub mod iot_platform;
 pub mod log_limit;
+pub mod new_file;
 pub mod notify;
 pub mod operators;
 pub mod password;

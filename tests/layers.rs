@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate from the top down, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 29] = [
+const MAY_USE: [(&str, &[&str]); 30] = [
     (
         "cli",
         &[
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 29] = [
             "device",
             "device_view",
             "iot_platform",
+            "new_file",
             "rate_limit",
             "notify",
             "password",
@@ -105,10 +106,11 @@ const MAY_USE: [(&str, &[&str]); 29] = [
     ("table_file", &["device", "psk", "store"]),
     ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),
-    ("store", &["device", "histogram", "random", "seal"]),
+    ("store", &["device", "histogram", "new_file", "random", "seal"]),
     ("simulated_device", &["device", "iot_platform"]),
     ("iot_platform", &["device"]),
     ("password", &["device"]),
+    ("new_file", &["random"]),
     ("seal", &["device"]),
     // The cores use no other module of the crate.
     ("dtls", &[]),

@@ -1,16 +1,14 @@
 //! `certdist export`: writes the table as CSV, which `certdist import` reads.
 
 use std::{
-    fs::OpenOptions,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
 
 use anyhow::Context;
 
 use super::{CommandResult, ConfigArgs, open_store, print, progress::Progress};
-use crate::table_file;
+use crate::{new_file::NewFile, table_file};
 
 /// Writes the table as CSV, secrets included
 #[derive(clap::Args)]
@@ -34,12 +32,13 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let mut progress = Progress::new("{bytes} written");
     match &args.output {
         Some(path) => {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            let file = options.open(path).with_context(|| format!("could not create {}", path.display()))?;
-            let mut writer = progress.counting(io::BufWriter::new(file));
+            let new =
+                NewFile::create(path).with_context(|| format!("could not create {}", path.display()))?;
+            let mut writer = progress.counting(io::BufWriter::new(new.file()));
             table_file::export_file(&*store, &mut writer)?;
             writer.flush().with_context(|| format!("could not write {}", path.display()))?;
+            drop(writer);
+            new.complete().with_context(|| format!("could not write {}", path.display()))?;
         }
         None => {
             print(|out| table_file::export_file(&*store, progress.counting(out)).map(drop))?;

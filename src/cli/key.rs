@@ -2,9 +2,7 @@
 //! Keys are never arguments, because a command line is public.
 
 use std::{
-    fs::OpenOptions,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
 
@@ -14,6 +12,7 @@ use zeroize::Zeroizing;
 use super::{CommandResult, ConfigArgs, Failure, print};
 use crate::{
     device::DeviceId,
+    new_file::NewFile,
     psk::{Kind, MAX_KEY, MIN_KEY},
 };
 
@@ -69,9 +68,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
         None => Ok(print(|out| writeln!(out, "{}", key.as_str()))?),
         Some(path) => {
             let write = || -> io::Result<()> {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                writeln!(file, "{}", key.as_str())?;
-                file.sync_all()
+                let new = NewFile::create(path)?;
+                writeln!(new.file(), "{}", key.as_str())?;
+                new.complete()
             };
             Ok(write().with_context(|| format!("could not write {}", path.display()))?)
         }

@@ -330,6 +330,55 @@ fn check_config_says_which_devices_and_which_secrets_the_configuration_does_not_
 }
 
 #[test]
+fn a_command_that_is_interrupted_leaves_no_half_written_file() {
+    let site = Site::new();
+    let rows: String = (0..30_000).map(|number| format!("SN{number:08},lamp\n")).collect();
+    site.import(&format!("deviceId,enrollment\n{rows}"));
+    let files = |ending: &str| {
+        let names = std::fs::read_dir(site.path("")).expect("the folder");
+        let names = names.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+        names.filter(|name| name.contains(ending)).collect::<Vec<_>>()
+    };
+    let mut interrupted = 0;
+    for (signal, command) in [
+        ("-INT", "export"),
+        ("-TERM", "export"),
+        ("-HUP", "export"),
+        ("-TERM", "backup"),
+        ("-KILL", "export"),
+    ] {
+        let arguments = match command {
+            "export" => &["export", "--output", "out"][..],
+            _ => &["backup", "out"],
+        };
+        let mut running = site
+            .certdist(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("certdist runs");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while files(".part").is_empty() && running.try_wait().expect("a state").is_none() {
+            assert!(Instant::now() < deadline, "no file was begun");
+        }
+        let killed = Command::new("kill").args([signal, &running.id().to_string()]).status().expect("kill");
+        let status = running.wait().expect("it ended");
+        assert!(killed.success() || status.success());
+        if status.success() {
+            std::fs::remove_file(site.path("out")).expect("it is complete");
+        } else {
+            interrupted += 1;
+            assert!(!site.path("out").exists(), "half of a file has the final name");
+            assert_eq!(files(".part").is_empty(), signal != "-KILL", "{signal}: {:?}", files(".part"));
+        }
+    }
+    assert!(interrupted >= 3, "{interrupted} were interrupted");
+    // The next command removes what the killed one has left behind.
+    assert!(site.run(&["export", "--output", "out"]).status.success());
+    assert!(files(".part").is_empty() && site.path("out").exists());
+}
+
+#[test]
 fn check_config_online_tells_what_the_cloud_says() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--access-key-id", "test-id", "--access-key-secret", "test-secret"]);

@@ -3,7 +3,7 @@
 //! modes, but never asks the operator.
 
 use std::{
-    fs::{self, File},
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,10 +14,13 @@ use rusqlite::{
 };
 
 use super::{Actor, audit, connection, secrets, store_error};
-use crate::store::{
-    StoreError,
-    audit::{AuditEntry, AuditEvent},
-    backup::Contents,
+use crate::{
+    new_file::NewFile,
+    store::{
+        StoreError,
+        audit::{AuditEntry, AuditEvent},
+        backup::Contents,
+    },
 };
 
 /// Pages copied between two calls of `progress`.
@@ -33,25 +36,25 @@ pub(super) fn back_up(
     to: &Path,
     progress: impl FnMut(u64, u64),
 ) -> Result<Contents, StoreError> {
-    if to.exists() {
-        return Err(StoreError::Failed(format!("{}: is there already and was left as it is", to.display())));
-    }
-    let part = Part::beside(to, "part")?;
+    let part = begin(to, NewFile::create)?;
     let source = connection::open_reader(from)?;
     let failed = |error| store_error(from, error);
     // The counts and the copy are both taken from this state, so that they can be compared.
     let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
     let before = contents(&state).map_err(failed)?;
     {
-        let mut copy = Connection::open(&part.path).map_err(|error| store_error(&part.path, error))?;
+        let mut copy = Connection::open(part.path()).map_err(|error| store_error(part.path(), error))?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
-        as_one_file(&copy).map_err(|error| store_error(&part.path, error))?;
+        as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
     }
-    let after = examine(&part.path)?;
+    let after = examine(part.path())?;
     if after != before {
-        return Err(StoreError::Failed(format!("{}: the copy is not what was copied", part.path.display())));
+        return Err(StoreError::Failed(format!(
+            "{}: the copy is not what was copied",
+            part.path().display()
+        )));
     }
-    part.becomes(to)?;
+    part.complete().map_err(|error| unwritten(to, &error))?;
     Ok(after)
 }
 
@@ -114,7 +117,7 @@ pub struct Restorable {
     /// Version of the backup, if it is older than the current one.
     pub older: Option<usize>,
     /// Migrated copy of an older backup.
-    upgraded: Option<Part>,
+    upgraded: Option<NewFile>,
 }
 
 impl Restorable {
@@ -128,19 +131,19 @@ impl Restorable {
             return Ok(Self { from: from.to_owned(), contents, older: None, upgraded: None });
         };
         is_undamaged(&source, from)?;
-        let part = Part::beside(to, "upgrade")?;
-        let failed = |error| store_error(&part.path, error);
-        let mut copy = Connection::open(&part.path).map_err(failed)?;
+        let part = begin(to, NewFile::replacing)?;
+        let failed = |error| store_error(part.path(), error);
+        let mut copy = Connection::open(part.path()).map_err(failed)?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(failed)?;
         // The caller checks the keys in the contents: a refusal leaves the backup as it is.
-        connection::migrate(&copy, &part.path, |_| Ok(()))?;
+        connection::migrate(&copy, part.path(), |_| Ok(()))?;
         let contents = look_through(&copy, from)?;
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
     }
 
     fn open(&self) -> Result<Connection, StoreError> {
-        open_as_it_is(self.upgraded.as_ref().map_or(&self.from, |part| &part.path))
+        open_as_it_is(self.upgraded.as_ref().map_or(&self.from, NewFile::path))
     }
 
     /// Copies the backup into the existing database in one transaction, so that its users continue
@@ -161,10 +164,10 @@ impl Restorable {
             connection::empty_log(&target);
             return Ok(());
         }
-        let part = Part::beside(to, "part")?;
-        let failed = |error| store_error(&part.path, error);
+        let part = begin(to, NewFile::replacing)?;
+        let failed = |error| store_error(part.path(), error);
         {
-            let mut copy = Connection::open(&part.path).map_err(failed)?;
+            let mut copy = Connection::open(part.path()).map_err(failed)?;
             copy_pages(&source, &mut copy, progress).map_err(failed)?;
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
@@ -175,7 +178,7 @@ impl Restorable {
             log.push(suffix);
             let _ = fs::remove_file(PathBuf::from(log));
         }
-        part.becomes(to)
+        part.complete().map_err(|error| unwritten(to, &error))
     }
 
     fn note(&self, connection: &Connection, by: &Actor) -> rusqlite::Result<()> {
@@ -185,6 +188,19 @@ impl Restorable {
         audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Restored) })?;
         transaction.commit()
     }
+}
+
+fn begin(to: &Path, new: fn(&Path) -> io::Result<NewFile>) -> Result<NewFile, StoreError> {
+    let new = new(to).map_err(|error| unwritten(to, &error))?;
+    Ok(new.with_companions(&["-journal", "-wal", "-shm"]))
+}
+
+fn unwritten(to: &Path, error: &io::Error) -> StoreError {
+    let to = to.display();
+    StoreError::Failed(match error.kind() {
+        io::ErrorKind::AlreadyExists => format!("{to}: is there already and was left as it is"),
+        _ => format!("{to}: {error}"),
+    })
 }
 
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
@@ -223,35 +239,4 @@ fn copy_pages(
 /// Turns off write-ahead logging, so that the backup is a single file.
 fn as_one_file(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()))
-}
-
-/// An incomplete file, removed when dropped.
-struct Part {
-    path: PathBuf,
-}
-
-impl Part {
-    fn beside(whole: &Path, what: &str) -> Result<Self, StoreError> {
-        let mut path = whole.as_os_str().to_owned();
-        path.push(format!(".{what}-{}", std::process::id()));
-        let part = Self { path: path.into() };
-        connection::create_private(&part.path)?;
-        Ok(part)
-    }
-
-    fn becomes(&self, whole: &Path) -> Result<(), StoreError> {
-        let folder = whole.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(&self.path)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(&self.path, whole))
-            .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
-            .map_err(|error| StoreError::Failed(format!("{}: {error}", whole.display())))
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        // A complete file has been renamed, so there is nothing to remove.
-        let _ = fs::remove_file(&self.path);
-    }
 }
