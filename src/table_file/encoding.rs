@@ -12,8 +12,11 @@ const HEAD: usize = 4096;
 /// Number of bytes that are decoded at once.
 const CHUNK: usize = 16 * 1024;
 
+/// What to do with a file that has no text.
+const NO_TEXT: &str = "this is no text file; expected a table as CSV, JSON lines or a list of device IDs";
+
 /// Kinds of files that are no tables, each by its first bytes, and what to do with them.
-const REFUSED: [(&[u8], &str); 6] = [
+const REFUSED: [(&[u8], &str); 12] = [
     (
         b"PK\x03\x04",
         "this is an Excel workbook (.xlsx) or another zip archive; in Excel, choose File > Save As > CSV UTF-8, and import that file",
@@ -26,6 +29,18 @@ const REFUSED: [(&[u8], &str); 6] = [
     (b"BZh", "this file is compressed with bzip2; unpack it first: bunzip2 FILE.bz2"),
     (b"\xFD7zXZ\0", "this file is compressed with xz; unpack it first: unxz FILE.xz"),
     (b"%PDF", "this is a PDF file; export the table as CSV from the program that made it"),
+    (b"7z\xBC\xAF", NO_TEXT),
+    (b"\x28\xB5\x2F\xFD", NO_TEXT),
+    (b"\x89PNG", NO_TEXT),
+    (b"SQLite format 3\0", NO_TEXT),
+    (
+        b"\xFF\xFE\0\0",
+        "this file is in UTF-32; save it as CSV UTF-8, or convert it: iconv -f UTF-32 -t UTF-8",
+    ),
+    (
+        b"\0\0\xFE\xFF",
+        "this file is in UTF-32; save it as CSV UTF-8, or convert it: iconv -f UTF-32 -t UTF-8",
+    ),
 ];
 
 /// A file as UTF-8, or in the encoding that its lines have if that is not UTF-16.

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::{
     COLUMNS,
     lines::fields,
-    values::{folded, is_blank, unwrapped},
+    values::{self, folded, is_blank, shown, unwrapped, visible},
 };
 use crate::device::DeviceId;
 
@@ -88,8 +88,11 @@ pub(super) fn meaning(name: &str) -> Option<Meaning> {
 
 /// Returns the separator in a line `sep=;`, by which Excel is told the separator.
 pub(super) fn named_separator(line: &str) -> Option<char> {
-    let rest =
-        unwrapped(line.trim_matches('"')).strip_prefix("sep=").or_else(|| line.strip_prefix("SEP="))?;
+    let line = line.trim_matches('"');
+    let (name, rest) = line.split_at_checked(4)?;
+    if !name.eq_ignore_ascii_case("sep=") {
+        return None;
+    }
     let mut characters = rest.chars();
     characters.next().filter(|_| characters.next().is_none())
 }
@@ -111,10 +114,29 @@ pub(super) fn separator(line: &str) -> char {
 /// Returns whether a first line is no header but the first device of a bare list: a single value that
 /// no column is called, with a digit, which no name of a column has.
 pub(super) fn is_bare_device(line: &str) -> bool {
-    let value = folded(unwrapped(line));
+    let value = folded(unwrapped(line.trim_end_matches([',', ';', '\t'])));
+    let value = folded(unwrapped(value.trim_matches('"'))).into_owned();
+    if values::device_id(&value).is_ok_and(|id| DeviceId::parse_mac(id.as_str()).is_ok()) {
+        return true;
+    }
+    // A numbered header, such as `Column1` or `SN.1`, is no device.
+    let name: String = value.chars().filter(|character| !character.is_ascii_digit()).collect();
+    let digits = value.chars().filter(char::is_ascii_digit).count();
+    let is_known = meaning(&name).is_some_and(|meaning| meaning != Meaning::Unnamed)
+        || ["column", "col", "field", "eui", "eui-"].contains(&&*name.to_lowercase());
+    let is_numbered = digits <= 2 && is_known;
     meaning(&value).is_none()
+        && !is_numbered
         && value.contains(|character: char| character.is_ascii_digit())
         && DeviceId::parse(&value).is_ok()
+}
+
+/// Returns whether a line is a header: each of its fields is the name of a column or empty.
+pub(super) fn is_header(line: &str, separator: char) -> bool {
+    let Ok(fields) = fields(line, separator) else { return false };
+    let meanings: Vec<_> = fields.iter().map(|field| meaning(field)).collect();
+    meanings.iter().all(Option::is_some)
+        && meanings.iter().any(|meaning| matches!(meaning, Some(Meaning::Column(_))))
 }
 
 /// Reads a header. Unknown columns are ignored on request, and otherwise all named in one error.
@@ -127,7 +149,7 @@ pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result
         let meaning = match meaning(&name) {
             Some(meaning) => meaning,
             None => {
-                unknown.push(format!("\"{}\"", name.escape_debug()));
+                unknown.push(shown(&name));
                 Meaning::Ignored
             }
         };
@@ -145,10 +167,14 @@ pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result
             });
         }
         if meaning == Meaning::Ignored {
-            header.ignored.push(name.clone().into_owned());
+            header.ignored.push(visible(&name));
         }
         header.columns.push(meaning);
         names.push(name);
+    }
+    if !header.columns.iter().any(|meaning| matches!(meaning, Meaning::Column(_))) {
+        // Nothing is repeated, because the line may be a row with a secret.
+        return Err(format!("the line names no column; expected a header: {}", legal()));
     }
     if !unknown.is_empty() && !ignores_unknown {
         let columns = if unknown.len() == 1 { "unknown column" } else { "unknown columns" };
@@ -203,14 +229,30 @@ mod tests {
         assert_eq!(separator("deviceId"), ',');
         assert_eq!(named_separator("sep=;"), Some(';'));
         assert_eq!(named_separator("\"sep=,\""), Some(','));
+        assert_eq!(named_separator("Sep=\t"), Some('\t'));
         assert_eq!(named_separator("sep="), None);
         assert_eq!(named_separator("deviceId"), None);
     }
 
     #[test]
     fn a_list_of_devices_needs_no_header() {
-        assert!(["00:1a:2b:3c:4d:5e", "SN00000001"].into_iter().all(is_bare_device));
-        assert!(!["deviceId", "SN", "colour", "device 1", "a,b1"].into_iter().any(is_bare_device));
+        assert!(
+            [
+                "00:1a:2b:3c:4d:5e",
+                "SN00000001",
+                "AABBCCDDEEFF",
+                "\"SN00000001\"",
+                "SN00000001;",
+                "00 1a 2b 3c 4d 5e"
+            ]
+            .into_iter()
+            .all(is_bare_device)
+        );
+        assert!(
+            !["deviceId", "SN", "colour", "device 1", "a,b1", "Column1", "SN.1", "MAC1", "EUI48", "EUI-64"]
+                .into_iter()
+                .any(is_bare_device)
+        );
     }
 
     #[test]
@@ -223,6 +265,11 @@ mod tests {
         assert!(error.ends_with("or ignore them with --ignore-unknown"), "{error}");
         let header = read("deviceId,batch,remark", ',', true).unwrap();
         assert_eq!(header.ignored, ["batch", "remark"]);
+        let secret = "8d1f0cbf2f3a4e6d9b7c5a4e3d2c1b0a";
+        for line in [format!("SN00000001,lamp-0001,{secret}"), format!("deviceId,{secret}")] {
+            let error = read(&line, ',', false).unwrap_err();
+            assert!(!error.contains(secret), "{error}");
+        }
         let error = read("SN,MAC", ',', false).unwrap_err();
         assert!(error.starts_with("the columns SN and MAC are both taken as deviceId"), "{error}");
     }

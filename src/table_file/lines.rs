@@ -16,15 +16,17 @@ use super::values::is_blank;
 /// line. Limits the memory for a file that is not a table at all.
 const MAX_LINE: usize = 64 * 1024;
 
-/// A line that is neither blank nor a comment.
+/// A line that is not blank.
 pub(super) struct Line<'l> {
     /// Number in the file, from 1.
     pub(super) number: u64,
     /// The line without its end and without a byte order mark, or the reason why it is not text.
     pub(super) text: Result<&'l str, String>,
+    /// Set if the line was decoded from GB18030. Another encoding may look the same.
+    pub(super) is_guessed: bool,
 }
 
-/// The lines of a file that are neither blank nor comments.
+/// The lines of a file that are not blank.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
     // Both may hold keys and secrets of the current line.
@@ -32,7 +34,8 @@ pub(super) struct Lines<R> {
     decoded: Zeroizing<String>,
     number: u64,
     bytes: u64,
-    is_gb18030: bool,
+    /// Set once a byte order mark or a character beyond ASCII shows that the file is UTF-8.
+    is_utf8: bool,
 }
 
 impl<R: Read> Lines<R> {
@@ -40,12 +43,7 @@ impl<R: Read> Lines<R> {
         let buffer = Zeroizing::new(Vec::with_capacity(1024));
         let reader = BufReader::with_capacity(MAX_LINE, reader);
         let decoded = Zeroizing::new(String::new());
-        Self { reader, buffer, decoded, number: 0, bytes: 0, is_gb18030: false }
-    }
-
-    /// Returns whether a line was in GB18030, in which Chinese versions of Excel write CSV.
-    pub(super) fn is_gb18030(&self) -> bool {
-        self.is_gb18030
+        Self { reader, buffer, decoded, number: 0, bytes: 0, is_utf8: false }
     }
 
     /// Returns the number of bytes read so far.
@@ -53,41 +51,44 @@ impl<R: Read> Lines<R> {
         self.bytes
     }
 
-    /// Returns the next line that is neither blank nor a comment (`#`). Lines end with `\n`, `\r\n` or
-    /// `\r`.
+    /// Returns the next line that is not blank. Lines end with `\n`, `\r\n` or `\r`.
     pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             let Some(is_too_long) = self.read_line()? else { return Ok(None) };
             self.number += 1;
+            let number = self.number;
             if is_too_long {
                 let text = Err(format!("longer than {MAX_LINE} bytes"));
-                return Ok(Some(Line { number: self.number, text }));
+                return Ok(Some(Line { number, text, is_guessed: false }));
             }
-            if std::str::from_utf8(&self.buffer).is_err() {
-                self.decode();
-            }
-            let is_nothing = |text: &str| {
-                let text = text.trim_matches(is_blank);
-                text.is_empty() || text.starts_with('#')
+            let is_guessed = match std::str::from_utf8(&self.buffer) {
+                Ok(text) => {
+                    self.is_utf8 |= !text.is_ascii();
+                    false
+                }
+                Err(_) => !self.is_utf8 && self.decode(),
             };
-            if !self.text().is_ok_and(is_nothing) {
-                break;
+            if !self.text().is_ok_and(|text| text.trim_matches(is_blank).is_empty()) {
+                return Ok(Some(Line { number, text: self.text(), is_guessed }));
             }
         }
-        Ok(Some(Line { number: self.number, text: self.text() }))
     }
 
     fn text(&self) -> Result<&str, String> {
         match std::str::from_utf8(&self.buffer) {
             Ok(text) => Ok(text.strip_prefix('\u{FEFF}').unwrap_or(text)),
-            Err(error) => Err(format!("not UTF-8 from byte {} on, nor GB18030", error.valid_up_to() + 1)),
+            Err(error) => Err(format!(
+                "not UTF-8 from byte {} on; save the file as CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8",
+                error.valid_up_to() + 1
+            )),
         }
     }
 
-    /// Replaces a line in GB18030 with UTF-8. A line in another encoding stays.
-    fn decode(&mut self) {
+    /// Replaces a line in GB18030 with UTF-8. Returns false for a line in another encoding, which
+    /// stays.
+    fn decode(&mut self) -> bool {
         let Some(text) = GB18030.decode_without_bom_handling_and_without_replacement(&self.buffer) else {
-            return;
+            return false;
         };
         self.decoded.zeroize();
         self.decoded.push_str(&text);
@@ -96,7 +97,7 @@ impl<R: Read> Lines<R> {
         }
         self.buffer.clear();
         self.buffer.extend_from_slice(self.decoded.as_bytes());
-        self.is_gb18030 = true;
+        true
     }
 
     /// Reads a line into the buffer, without its end. Returns whether the line is too long, in which
@@ -197,9 +198,9 @@ mod tests {
 
     #[test]
     fn lines_have_the_numbers_that_an_editor_shows() {
-        let text = b"\xEF\xBB\xBFhead\r\n\r\n  \na \n\n # a comment\nb\r\n\x1A\nlast";
-        let expected =
-            [(1, "head"), (4, "a "), (7, "b"), (9, "last")].map(|(number, line)| (number, Ok(line.into())));
+        let text = b"\xEF\xBB\xBFhead\r\n\r\n  \na \n\n# a comment\nb\r\n\x1A\nlast";
+        let expected = [(1, "head"), (4, "a "), (6, "# a comment"), (7, "b"), (9, "last")]
+            .map(|(number, line)| (number, Ok(line.into())));
         assert_eq!(all(text), expected);
         let returns = [(1, "a"), (3, "b")].map(|(number, line)| (number, Ok(line.into())));
         assert_eq!(all(b"a\r\rb\r"), returns);
@@ -212,7 +213,7 @@ mod tests {
         text.extend([b'x'; 3 * MAX_LINE]);
         text.extend(b"\nd\n");
         let lines = all(&text);
-        assert_eq!(lines[1], (2, Err("not UTF-8 from byte 2 on, nor GB18030".into())));
+        assert_eq!(lines[1], (2, Err("not UTF-8 from byte 2 on; save the file as CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8".into())));
         assert_eq!(lines[2], (3, Err("longer than 65536 bytes".into())));
         assert_eq!(lines[3], (4, Ok("d".into())));
     }

@@ -163,12 +163,12 @@ impl fmt::Display for BadLines {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportFileError {
     /// The file could not be opened or read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Read {
         /// Path of the file.
         path: PathBuf,
         /// Error of the system.
-        source: io::Error,
+        error: io::Error,
     },
     /// Lines are wrong, or contradict the table. The message has one sentence for each line.
     #[error("{path}: nothing was imported\n{lines}", path = path.display())]
@@ -214,7 +214,7 @@ pub fn import_file(
     how: Import<'_>,
     progress: impl FnMut(u64, u64),
 ) -> Result<Imported, ImportFileError> {
-    let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
+    let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
     let file = File::open(path).map_err(unread)?;
     let total = file.metadata().map_err(unread)?.len();
     import(store, file, total, path, how, progress)
@@ -230,7 +230,7 @@ pub fn import(
     Import { enrollments, by, dry_run, ignores_unknown }: Import<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Imported, ImportFileError> {
-    let unread = |source| ImportFileError::Read { path: path.to_owned(), source };
+    let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
     let bad = |lines| ImportFileError::Lines { path: path.to_owned(), lines };
     let mut rows = read(file, enrollments, ignores_unknown).map_err(|error| match error {
         ReadError::Io(error) => unread(error),

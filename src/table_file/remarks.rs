@@ -40,8 +40,14 @@ pub(super) struct Remarks {
     pub(super) repeated: Noted,
     /// Lines that repeat the header.
     pub(super) headers: Noted,
-    /// Set if the first line is a device.
-    pub(super) has_no_header: bool,
+    /// The first line, if it is a device.
+    pub(super) first_device: Option<String>,
+    /// Lines that were decoded from GB18030.
+    pub(super) guessed: Noted,
+    /// Lines after the header that begin with `#`.
+    pub(super) comments: Noted,
+    /// Rows with values only in columns that are ignored.
+    pub(super) only_ignored: Noted,
     /// Columns that are ignored.
     pub(super) ignored: Vec<String>,
     /// Rows with a product other than their enrollment's.
@@ -83,13 +89,23 @@ impl Remarks {
     }
 
     /// Returns a sentence for each remark.
-    pub(super) fn sentences(&self, is_gb18030: bool) -> Vec<String> {
+    pub(super) fn sentences(&self) -> Vec<String> {
         let mut sentences = Vec::new();
-        if is_gb18030 {
-            sentences.push("the file is not UTF-8 and was read as GB18030".to_owned());
+        if self.guessed.count > 0 {
+            sentences.push(format!("the file is not UTF-8: {} read as GB18030", self.guessed.rows()));
         }
-        if self.has_no_header {
-            sentences.push("the file has no header and was read as a list of device IDs".to_owned());
+        if let Some(first) = &self.first_device {
+            sentences.push(format!(
+                "the file has no header and was read as a list of device IDs, the first being {first}"
+            ));
+        }
+        for (noted, what) in [
+            (&self.comments, "lines that begin with # are comments"),
+            (&self.only_ignored, "values only in columns that are ignored"),
+        ] {
+            if noted.count > 0 {
+                sentences.push(format!("{what}: {} left out", noted.rows()));
+            }
         }
         if !self.ignored.is_empty() {
             sentences.push(format!("ignored columns: {}", self.ignored.join(", ")));

@@ -4,11 +4,16 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
+    fmt,
     hash::{BuildHasher, RandomState},
     io::{self, Read},
 };
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -65,11 +70,13 @@ pub fn read<R: Read>(
     let mut named = None;
     let (line, first) = loop {
         match lines.next().map_err(ReadError::Io)? {
-            Some(Line { number, text: Ok(text) }) => match header::named_separator(text) {
+            Some(Line { number, text: Ok(text), .. }) => match header::named_separator(text) {
                 Some(separator) if named.is_none() => named = Some(separator),
+                // A header may have a column that is called `#`.
+                _ if is_comment(text) && header::read(text, header::separator(text), true).is_err() => {}
                 _ => break (number, Zeroizing::new(text.to_owned())),
             },
-            Some(Line { number, text: Err(reason) }) => return Err(fault(number, reason)),
+            Some(Line { number, text: Err(reason), .. }) => return Err(fault(number, reason)),
             None => {
                 let reason = format!("the file is empty; expected the header {}", COLUMNS.join(","));
                 return Err(fault(1, reason));
@@ -85,7 +92,7 @@ pub fn read<R: Read>(
     let (form, is_row) = if begins('{') {
         (Form::Json, true)
     } else if named.is_none() && header::is_bare_device(&first) {
-        remarks.has_no_header = true;
+        remarks.first_device = Some(values::shown(values::unwrapped(&first)));
         (Form::Csv(Header { separator: ',', columns: vec![Meaning::Column(0)], ignored: Vec::new() }), true)
     } else {
         let separator = named.unwrap_or_else(|| header::separator(&first));
@@ -96,7 +103,6 @@ pub fn read<R: Read>(
     };
     let rules = Rules {
         form,
-        header_line: first.clone(),
         enrollments,
         ignores_unknown,
         devices: Seen::default(),
@@ -121,7 +127,7 @@ impl<R: Read> Rows<'_, R> {
 
     /// Returns what an operator should know about the rows that were read.
     pub fn remarks(&self) -> Vec<String> {
-        self.rules.remarks.sentences(self.lines.is_gb18030())
+        self.rules.remarks.sentences()
     }
 }
 
@@ -132,13 +138,13 @@ impl<R: Read> Iterator for Rows<'_, R> {
         while !self.broken {
             let row = if let Some(first) = self.first.take() {
                 self.line += 1;
-                self.rules.row(&first, self.line)
+                self.rules.row(&first, self.line, false)
             } else {
                 match self.lines.next() {
                     Ok(line) => {
-                        let Line { number, text } = line?;
+                        let Line { number, text, is_guessed } = line?;
                         self.line = number;
-                        text.map_err(Fault::line).and_then(|text| self.rules.row(text, number))
+                        text.map_err(Fault::line).and_then(|text| self.rules.row(text, number, is_guessed))
                     }
                     Err(error) => {
                         self.broken = true;
@@ -182,8 +188,6 @@ type Values<'l> = [Option<Cow<'l, str>>; COLUMNS.len()];
 /// State that is needed to check a line.
 struct Rules<'e> {
     form: Form,
-    /// The first line of the file.
-    header_line: Zeroizing<String>,
     enrollments: &'e Enrollments,
     ignores_unknown: bool,
     devices: Seen,
@@ -192,24 +196,38 @@ struct Rules<'e> {
 }
 
 impl Rules<'_> {
-    /// Reads a row; returns `None` for a line that adds nothing: one without values, the header
-    /// again, or a row that is already there.
-    fn row(&mut self, text: &str, line: u64) -> Result<Option<ImportRow>, Fault> {
+    /// Reads a row; returns `None` for a line that adds nothing: one without values, a comment, the
+    /// header again, or a row that is already there.
+    fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
         self.remarks.line = line;
+        if is_guessed {
+            self.remarks.guessed.note(line);
+        }
         let values = match &self.form {
-            Form::Csv(_) if line > 1 && text == &**self.header_line && !self.remarks.has_no_header => {
+            _ if self.is_comment(text) => {
+                self.remarks.comments.note(line);
+                return Ok(None);
+            }
+            Form::Csv(header) if header::is_header(text, header.separator) => {
+                let again = header::read(text, header.separator, true).map_err(Fault::line)?;
+                if again.columns != header.columns || self.remarks.first_device.is_some() {
+                    return Err(Fault::line("another header; put these rows into a file of their own"));
+                }
                 self.remarks.headers.note(line);
                 return Ok(None);
             }
-            Form::Csv(header) => csv_values(header, text)?,
-            Form::Json => json_values(text, self.ignores_unknown)?,
+            Form::Csv(header) => csv_values(header, text, &mut self.remarks)?,
+            Form::Json => json_values(text, self.ignores_unknown, &mut self.remarks)?,
         };
-        if values.iter().all(Option::is_none) {
-            return Ok(None);
-        }
-        let is_named_by_name =
-            values[0].is_none() && matches!(&self.form, Form::Csv(header) if !header.has(0));
+        let Some(values) = values else { return Ok(None) };
         self.remarks.has_rows = true;
+        const IDENTITY: usize = 6;
+        if is_guessed && values[IDENTITY].as_ref().is_some_and(|identity| !identity.is_ascii()) {
+            let reason = "the line is not UTF-8, so the identity is uncertain; save the file as CSV UTF-8";
+            return Err(Fault::column("pskIdentity", reason));
+        }
+        let has_ids = matches!(&self.form, Form::Csv(header) if header.has(0));
+        let is_named_by_name = values[0].is_none() && !has_ids;
         let row = self.checked(values, is_named_by_name)?;
         let mut rest = self.devices.low.hash_one((
             &row.enrollment,
@@ -263,8 +281,12 @@ impl Rules<'_> {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
             individual: enrollment.kind == KindName::Individual,
+            // The configuration has accepted its own product key.
             product_key: product_key
-                .map(|value| values::product_key(&value).map_err(in_column("productKey")))
+                .map(|value| match *value == *enrollment.product_key {
+                    true => Ok(value.into_owned()),
+                    false => values::product_key(&value).map_err(in_column("productKey")),
+                })
                 .transpose()?,
             device_name: device_name
                 .map(|value| values::device_name(&value).map_err(in_column("deviceName")))
@@ -302,19 +324,40 @@ impl Rules<'_> {
         Ok(row)
     }
 
+    /// Returns whether a line after the header is a comment. A line with several fields is a row, and
+    /// `#N/A` is a value that a spreadsheet could not compute.
+    fn is_comment(&self, text: &str) -> bool {
+        let is_row = match &self.form {
+            Form::Csv(header) => header.columns.len() > 1 && text.contains(header.separator),
+            Form::Json => false,
+        };
+        is_comment(text)
+            && !is_row
+            && values::device_id(values::unwrapped(text))
+                .is_err_and(|error| !error.contains("stands for no value"))
+    }
+
     fn enrollment(&self, name: Option<&str>) -> Result<&EnrollmentOutline, Fault> {
         let fault = |reason: String| Fault::column("enrollment", format!("{reason}; {}", self.enrollments));
         match name {
-            Some(name) => self.enrollments.named(name).ok_or_else(|| {
-                let similar = self.enrollments.similar(name);
-                let hint = similar.map(|name| format!(", did you mean \"{name}\"?")).unwrap_or_default();
-                fault(format!("unknown enrollment \"{}\"{hint}", name.escape_debug()))
-            }),
+            Some(name) => self
+                .enrollments
+                .named(name)
+                .or_else(|| self.enrollments.named(values::unwrapped(name)))
+                .ok_or_else(|| {
+                    let similar = self.enrollments.similar(name);
+                    let hint = similar.map(|name| format!(", did you mean \"{name}\"?")).unwrap_or_default();
+                    fault(format!("unknown enrollment {}{hint}", values::shown(name)))
+                }),
             None => self.enrollments.default().ok_or_else(|| {
                 fault("empty, and there is no default; add the column, or use --enrollment NAME".into())
             }),
         }
     }
+}
+
+fn is_comment(text: &str) -> bool {
+    text.trim_start_matches(values::is_blank).starts_with('#')
 }
 
 /// Removes what surrounds a value. A PSK identity stays as it is, because devices send it byte for
@@ -326,68 +369,115 @@ fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if bare.is_empty() {
         return None;
     }
-    if column == IDENTITY {
+    // The name of an enrollment is first looked up as it is.
+    if column == IDENTITY || column == ENROLLMENT {
         return Some(field);
     }
-    let bare = if column == ENROLLMENT { Cow::Borrowed(bare) } else { values::folded(bare) };
-    Some(Cow::Owned(bare.into_owned()))
+    Some(Cow::Owned(values::folded(bare).into_owned()))
 }
 
-fn csv_values<'l>(header: &Header, text: &'l str) -> Result<Values<'l>, Fault> {
+fn csv_values<'l>(
+    header: &Header,
+    text: &'l str,
+    remarks: &mut Remarks,
+) -> Result<Option<Values<'l>>, Fault> {
     let fields = lines::fields(text, header.separator).map_err(Fault::line)?;
     let mut values = Values::default();
     let expected = header.columns.len();
     let found = fields.len();
-    let mut is_too_long = false;
+    let (mut is_too_long, mut has_ignored) = (false, false);
     for (at, field) in fields.into_iter().enumerate() {
+        let is_empty = values::unwrapped(&field).is_empty();
         match header.columns.get(at) {
             Some(Meaning::Column(column)) => values[*column] = cleaned(*column, field),
-            Some(Meaning::Ignored) => {}
-            Some(Meaning::Unnamed) if values::unwrapped(&field).is_empty() => {}
+            Some(Meaning::Ignored) => has_ignored |= !is_empty,
+            Some(Meaning::Unnamed) if is_empty => {}
             Some(Meaning::Unnamed) => {
                 return Err(Fault::line(format!("column {} has a value but no name in the header", at + 1)));
             }
-            None => is_too_long |= !values::unwrapped(&field).is_empty(),
+            None => is_too_long |= !is_empty,
         }
     }
+    let has_values = values.iter().any(Option::is_some);
     // A line of separators has no values, however many there are.
-    let is_empty = values.iter().all(Option::is_none);
-    if is_too_long || (found < expected && !is_empty) {
+    if is_too_long || (found < expected && has_values) {
         return Err(Fault::line(format!("{found} fields, the header has {expected}")));
     }
-    Ok(values)
+    if !has_values && has_ignored {
+        remarks.only_ignored.note(remarks.line);
+    }
+    Ok(has_values.then_some(values))
 }
 
-fn json_values(text: &str, ignores_unknown: bool) -> Result<Values<'_>, Fault> {
+/// Members of a JSON object in their order, also if a name is there twice.
+struct Members(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+fn json_values<'l>(
+    text: &str,
+    ignores_unknown: bool,
+    remarks: &mut Remarks,
+) -> Result<Option<Values<'l>>, Fault> {
     let fault = |error: serde_json::Error| {
         let at = error.column();
-        Fault::line(format!("not a JSON object on one line (character {at})"))
+        Fault::line(format!(
+            "not a JSON object on one line (character {at}); write one on each line: jq -c . FILE"
+        ))
     };
-    let object: BTreeMap<String, serde_json::Value> = serde_json::from_str(text).map_err(fault)?;
+    let Members(members) = serde_json::from_str(text).map_err(fault)?;
     let mut values = Values::default();
-    for (name, value) in object {
+    for (name, value) in members {
         let column = match header::meaning(&name) {
             Some(Meaning::Column(column)) => column,
-            Some(_) => continue,
-            None if ignores_unknown => continue,
-            None => {
-                let (name, legal) = (name.escape_debug(), COLUMNS.join(", "));
+            None if !ignores_unknown => {
+                let (name, legal) = (values::shown(&name), COLUMNS.join(", "));
                 return Err(Fault::line(format!(
-                    "unknown key \"{name}\"; the columns are {legal}; remove it, or ignore it with --ignore-unknown"
+                    "unknown key {name}; the columns are {legal}; remove it, or ignore it with --ignore-unknown"
                 )));
+            }
+            Some(Meaning::Unnamed) => return Err(Fault::line("a value without a name")),
+            Some(Meaning::Ignored) | None => {
+                let name = values::visible(&name);
+                if !remarks.ignored.contains(&name) && remarks.ignored.len() < COLUMNS.len() {
+                    remarks.ignored.push(name);
+                }
+                continue;
             }
         };
         let value = match value {
             serde_json::Value::Null => continue,
             serde_json::Value::String(value) => value,
-            _ => return Err(Fault::column(COLUMNS[column], "expected a JSON string")),
+            _ => return Err(Fault::column(COLUMNS[column], "expected a JSON string, in quotes")),
         };
         if values[column].is_some() {
             return Err(Fault::column(COLUMNS[column], "the object has it twice"));
         }
         values[column] = cleaned(column, Cow::Owned(value));
     }
-    Ok(values)
+    Ok(values.iter().any(Option::is_some).then_some(values))
 }
 
 /// Remembers the line in which each text first occurred. Takes about 30 bytes per text, so that

@@ -232,3 +232,127 @@ fn more_than_a_thousand_bad_lines_are_counted() {
     assert!(lines.to_string().starts_with("line 1: no\nline 2: no\n"));
     assert!(lines.to_string().ends_with("line 1000: no\nand 500 more bad lines"));
 }
+
+/// Returns the devices and names of a file, or its errors, and the remarks.
+fn outcome(bytes: &[u8], ignores_unknown: bool) -> (Vec<String>, Vec<String>) {
+    let enrollments = both().with_default("lamps").unwrap();
+    let mut rows = match read(bytes, &enrollments, ignores_unknown) {
+        Ok(rows) => rows,
+        Err(ReadError::Line(error)) => return (vec![error.to_string()], Vec::new()),
+        Err(ReadError::Io(error)) => panic!("{error}"),
+    };
+    let mut found = Vec::new();
+    for row in rows.by_ref() {
+        found.push(match row {
+            Ok(row) => format!("{}/{}", row.device, row.device_name.unwrap_or_default()),
+            Err(ReadError::Line(error)) => error.to_string(),
+            Err(ReadError::Io(error)) => panic!("{error}"),
+        });
+    }
+    (found, rows.remarks())
+}
+
+#[test]
+fn a_line_that_begins_with_a_hash_is_never_dropped_in_silence() {
+    let (found, remarks) =
+        outcome(b"deviceId,deviceName\n#N/A,lamp-1\n#REF!,lamp-2\nSN-4,lamp-4\n# a comment\n", false);
+    assert!(found[0].starts_with("line 2, column deviceId: \"#N/A\" stands for no value"), "{found:?}");
+    assert!(found[1].starts_with("line 3, column deviceId: \"#REF!\" stands for no value"), "{found:?}");
+    assert_eq!(found[2..], ["SN-4/lamp-4"]);
+    assert_eq!(remarks, ["lines that begin with # are comments: 1 row (line 5) left out"]);
+    let (found, remarks) = outcome(b"#,deviceId\n#1,SN-1\n2,SN-2\n", true);
+    assert_eq!(found, ["SN-1/", "SN-2/"]);
+    assert_eq!(remarks, ["ignored columns: #"]);
+    let (found, remarks) = outcome(b"SN00001\n#00002\n", false);
+    assert_eq!(found, ["SN00001/"]);
+    assert!(
+        remarks[0].ends_with("the first being \"SN00001\"") && remarks[1].contains("line 2"),
+        "{remarks:?}"
+    );
+}
+
+#[test]
+fn a_second_header_is_no_device() {
+    for again in ["DeviceId,DeviceName", "\"deviceId\",\"deviceName\"", "deviceId, deviceName "] {
+        let text = format!("deviceId,deviceName\nSN-1,lamp-1\n{again}\nSN-2,lamp-2\n");
+        let (found, remarks) = outcome(text.as_bytes(), false);
+        assert_eq!(found, ["SN-1/lamp-1", "SN-2/lamp-2"], "{again}");
+        assert_eq!(remarks, ["the header is repeated: 1 row (line 3) left out"]);
+    }
+    let other = "line 3: another header; put these rows into a file of their own";
+    for text in ["deviceId,deviceName\nSN-1,lamp-1\ndeviceName,deviceId\n", "SN-0001\nSN-0002\nMAC\n"] {
+        assert_eq!(outcome(text.as_bytes(), false).0.last().map(String::as_str), Some(other));
+    }
+}
+
+#[test]
+fn a_line_that_may_hold_a_secret_is_not_repeated() {
+    for text in [
+        format!("SN00000001,lamp-0001,{SECRET}\n"),
+        format!("deviceId,{SECRET}\nSN-1,x\n"),
+        format!("deviceId,enrollment\nSN-1,{SECRET}\n"),
+        format!("deviceId,deviceName,deviceSecret\nSN-1,lamp-1,{}.0\n", "12345678".repeat(4)),
+        format!("deviceId,productKey\nSN-1,{SECRET}\n"),
+        format!("deviceId,iotId\nSN-1,{SECRET}{SECRET}\n"),
+        format!("{{\"deviceId\":\"SN-1\",\"{SECRET}\":\"x\"}}\n"),
+    ] {
+        let (found, _) = outcome(text.as_bytes(), false);
+        assert!(found.len() == 1 && found[0].starts_with("line "), "{found:?}");
+        assert!(!found[0].contains(SECRET) && !found[0].contains("12345678123"), "{found:?}");
+    }
+}
+
+#[test]
+fn a_guessed_encoding_decides_no_identity() {
+    let text = format!("deviceId,enrollment,pskIdentity,psk\nSN-1,plugs,B\u{e4}r,{PSK}\n");
+    // As Windows writes it in Europe.
+    let bytes: Vec<u8> = text.chars().map(|character| character as u8).collect();
+    let (found, _) = outcome(&bytes, false);
+    assert!(found[0].starts_with("line 2, column pskIdentity: the line is not UTF-8"), "{found:?}");
+    // After a line in UTF-8, another encoding is an error.
+    let mixed =
+        [text.as_bytes(), &bytes[bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1..]].concat();
+    let (found, _) = outcome(&mixed, false);
+    assert!(found[1].starts_with("line 3: not UTF-8 from byte") && found[1].contains("iconv"), "{found:?}");
+    // A name in Chinese, as Excel in China writes it.
+    let gbk = b"deviceId,\xb1\xb8\xd7\xa2\nSN-1,\xb5\xc6\n";
+    let (found, remarks) = outcome(gbk, true);
+    assert_eq!(found, ["SN-1/"]);
+    assert!(
+        remarks.iter().any(|remark| remark == "the file is not UTF-8: 1 row (line 2) read as GB18030"),
+        "{remarks:?}"
+    );
+}
+
+#[test]
+fn json_lines_follow_the_rules_of_csv() {
+    let said = |text: &str| outcome(text.as_bytes(), false).0.remove(0);
+    assert_eq!(said("{\"deviceId\":\"SN-1\",\"deviceName\":\"lamp-1\"}\n"), "SN-1/lamp-1");
+    assert_eq!(said("{\"DeviceName\":\"lamp-1\"}\n"), "lamp-1/lamp-1");
+    assert!(said("{\"deviceId\":\"SN-1\",\"deviceId\":\"SN-2\"}\n").ends_with("the object has it twice"));
+    assert!(said("{\"deviceId\":\"SN-1\",\"\":\"x\"}\n").ends_with("a value without a name"));
+    assert!(said("{\"deviceId\":1}\n").ends_with("expected a JSON string, in quotes"));
+    assert!(said("{\n\"deviceId\": \"SN-1\"\n}\n").contains("jq -c ."));
+    let (found, remarks) = outcome(b"{\"deviceId\":\"SN-1\",\"devName\":\"x\"}\n", true);
+    assert_eq!((found, remarks), (vec!["SN-1/".to_owned()], vec!["ignored columns: devName".to_owned()]));
+}
+
+#[test]
+fn rows_without_values_of_their_own_are_named() {
+    let (found, remarks) = outcome(b"Nr,deviceId\n1,SN-1\n2,\n", true);
+    assert_eq!(found, ["SN-1/"]);
+    assert_eq!(remarks[0], "values only in columns that are ignored: 1 row (line 3) left out");
+}
+
+#[test]
+fn what_the_configuration_accepts_can_be_imported() {
+    let odd = Enrollment {
+        name: " 'odd' ".into(),
+        product_key: "sim_product-1".into(),
+        kind: derived(),
+        reissue: Reissue::Always,
+    };
+    let enrollments = Enrollments::new([odd.outline()]);
+    let row = only("deviceId,enrollment,productKey\nSN-1, 'odd' ,sim_product-1\n", &enrollments);
+    assert_eq!((row.enrollment.as_str(), row.product_key.as_deref()), (" 'odd' ", Some("sim_product-1")));
+}

@@ -15,13 +15,13 @@ const MAX_IDENTITY: usize = 128;
 const SECRET: usize = 32;
 
 /// Lengths of a product key. IoT Platform's have 11; those of a simulation may have others.
-const PRODUCT_KEY: std::ops::RangeInclusive<usize> = 2..=32;
+const PRODUCT_KEY: std::ops::RangeInclusive<usize> = 2..=24;
 
 /// Lengths of an IotId of IoT Platform: 26 or, with the product's index, up to 32.
 const IOT_ID: std::ops::RangeInclusive<usize> = 16..=32;
 
 /// Words that programs write for a value that is missing, in lower case.
-const NO_VALUE: [&str; 16] = [
+const NO_VALUE: [&str; 21] = [
     "null",
     "(null)",
     "nil",
@@ -33,6 +33,11 @@ const NO_VALUE: [&str; 16] = [
     "\\n",
     "-",
     "--",
+    "#div/0!",
+    "#num!",
+    "#spill!",
+    "#calc!",
+    "#####",
     "#n/a",
     "#null!",
     "#ref!",
@@ -75,6 +80,31 @@ pub(super) fn folded(value: &str) -> Cow<'_, str> {
     Cow::Owned(value.chars().map(narrow).collect())
 }
 
+/// Longest value that a message repeats. Secrets and keys are longer.
+const SHOWN: usize = 24;
+
+/// Returns a value for a message, unless it may be a secret in the wrong column.
+pub(super) fn shown(value: &str) -> String {
+    match value.chars().count() {
+        count if count > SHOWN => format!("a value of {count} characters"),
+        _ => format!("\"{}\"", visible(value)),
+    }
+}
+
+/// Replaces characters that cannot be seen, or that change how a terminal shows the others.
+pub(super) fn visible(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for character in value.chars() {
+        match character {
+            ' ' => text.push(' '),
+            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => text.extend(character.escape_unicode()),
+            _ if character.is_control() || is_blank(character) => text.extend(character.escape_unicode()),
+            _ => text.push(character),
+        }
+    }
+    text
+}
+
 /// Describes a character so that it can be found, even if it cannot be seen.
 fn described(character: char) -> String {
     let code = u32::from(character);
@@ -99,7 +129,7 @@ fn only(value: &str, is_legal: impl Fn(char) -> bool, legal: &str) -> Result<(),
 fn is_a_value(value: &str) -> Result<(), String> {
     let lower = value.to_ascii_lowercase();
     if value.bytes().all(|byte| byte == b'0') || NO_VALUE.contains(&&*lower) {
-        return Err(format!("\"{value}\" stands for no value; leave the field empty"));
+        return Err(format!("{} stands for no value; leave the field empty", shown(value)));
     }
     Ok(())
 }
@@ -122,8 +152,9 @@ fn is_no_number(value: &str) -> Result<(), String> {
     });
     if rounded || decimal {
         return Err(format!(
-            "\"{value}\" is a number as a spreadsheet writes it, and its digits may be lost; format the column as \
-             text, and enter the values again"
+            "{} is a number as a spreadsheet writes it, and its digits may be lost; format the column as \
+             text, and enter the values again",
+            shown(value)
         ));
     }
     Ok(())
@@ -177,10 +208,7 @@ pub(super) fn product_key(value: &str) -> Result<String, String> {
     only(value, |character| character.is_ascii_alphanumeric(), "A-Z a-z 0-9 in a product key")?;
     if !PRODUCT_KEY.contains(&value.len()) {
         let (least, most) = (PRODUCT_KEY.start(), PRODUCT_KEY.end());
-        return Err(format!(
-            "\"{value}\" has {} characters, and a product key {least} to {most}",
-            value.len()
-        ));
+        return Err(format!("{} characters; a product key has {least} to {most}", value.len()));
     }
     Ok(value.to_owned())
 }
@@ -205,7 +233,7 @@ pub(super) fn iot_id(value: &str) -> Result<String, String> {
     only(value, |character| character.is_ascii_alphanumeric(), "A-Z a-z 0-9 in an iotId")?;
     if !IOT_ID.contains(&value.len()) {
         let (least, most) = (IOT_ID.start(), IOT_ID.end());
-        return Err(format!("\"{value}\" has {} characters, and an iotId {least} to {most}", value.len()));
+        return Err(format!("{} characters; an iotId has {least} to {most}", value.len()));
     }
     Ok(value.to_owned())
 }
@@ -214,7 +242,8 @@ pub(super) fn iot_id(value: &str) -> Result<String, String> {
 pub(super) fn psk_identity(value: &str) -> Result<String, String> {
     is_a_value(value)?;
     if value.trim_matches(is_blank) != value {
-        let blank = value.chars().find(|character| is_blank(*character)).unwrap_or(' ');
+        let edges = [value.chars().next(), value.chars().next_back()];
+        let blank = edges.into_iter().flatten().find(|character| is_blank(*character)).unwrap_or(' ');
         return Err(format!(
             "it begins or ends with a blank, {}; firmware with exactly this identity is unlikely, so remove the blank",
             described(blank)
@@ -318,7 +347,7 @@ mod tests {
             assert!(bad.len() < 16 || !error.contains(bad), "{error}");
         }
         assert_eq!(product_key("a1BwAGVxyz1").unwrap(), "a1BwAGVxyz1");
-        assert!(product_key("a").unwrap_err().contains("has 1 characters"));
+        assert!(product_key("a").unwrap_err().contains("1 characters; a product key"));
         assert!(product_key("a1 BwAGVxyz").unwrap_err().starts_with("character 3 is U+0020"));
         assert_eq!(iot_id("waFtX5kugLy1Nlkrut2h000001").unwrap().len(), 26);
         assert!(iot_id("-").is_err() && iot_id("1.2E+20").is_err() && iot_id("x").is_err());

@@ -325,7 +325,7 @@ fn refused(shared: &Shared, visitor: &Visitor, file: &CsvFile, error: &ImportFil
     let lines = match error {
         ImportFileError::Lines { lines, .. } => lines,
         ImportFileError::Store(error) => return page::store_failed(visitor, error),
-        ImportFileError::Read { source, .. } => return complain(shared, visitor, &source.to_string()),
+        ImportFileError::Read { error, .. } => return complain(shared, visitor, &error.to_string()),
     };
     if visitor.is_script() {
         return plain(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing was imported\n{lines}"));
