@@ -250,6 +250,13 @@ fn main() {
     let of_speed = services(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
+    // For counting instructions: valgrind --tool=callgrind BENCH count 1000
+    let mut arguments = std::env::args().skip_while(|argument| argument != "count").skip(1);
+    if let Some(count) = arguments.next().and_then(|count| count.parse().ok()) {
+        let mut server = Server::new(of_speed, 100_000);
+        return server.round(0..count);
+    }
+
     // Measures one and two threads in turn, because the machine may be busy at times.
     let pairs: Vec<_> =
         (0..9).map(|_| [1, 2].map(|threads| provisionings(&of_speed, runtime.handle(), threads))).collect();

@@ -453,8 +453,63 @@ fn turns_are_shared(store: &(impl Store + Bulk)) {
     assert_eq!(take("you/RegisterDevice"), None, "another account");
 }
 
+/// Each write whose answer was lost can be repeated, by another handle, and leaves what it would have
+/// left once.
+fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    let claims = [(); 2].map(|()| yours(claim(store, 1, "SN-1")).since);
+    assert_eq!(claims, [NOW.at; 2]);
+    for _ in 0..2 {
+        now(store.note_cloud_offset(1, 7)).unwrap();
+    }
+    let entries = [entry("SN-2"), entry("SN-3")];
+    let batch = OpenBatch { id: 5, product_key: "a1lamp".into(), apply_id: None };
+    for _ in 0..2 {
+        let claimed = now(store.claim_batch(&owner(1), &batch, &entries, NOW)).unwrap();
+        assert!(claimed.iter().all(|claimed| matches!(claimed, Claimed::Yours(_))), "{claimed:?}");
+    }
+    for _ in 0..2 {
+        now(store.set_apply_id(1, 5, 9)).unwrap();
+    }
+    assert_eq!(now(store.open_batches()).unwrap(), [OpenBatch { apply_id: Some(9), ..batch }]);
+    assert_eq!(open_entries(store), 3);
+    let taken = [(); 2].map(|()| now(store.take_batches(&owner(1))).unwrap());
+    assert_eq!(taken[0], taken[1]);
+    for _ in 0..2 {
+        now(store.close_batch(1, 5)).unwrap();
+    }
+    assert_eq!((now(store.open_batches()).unwrap().len(), open_entries(store)), (0, 3));
+    for _ in 0..2 {
+        settle(store, 1, "SN-2", &registered("SN-2", "s3cret")).unwrap();
+    }
+    assert_eq!(events(store, "SN-2").len(), 1);
+    // The claim ended with the first of these. The row says the rest.
+    settle(store, 1, "SN-3", &Settlement::Refused("no".into())).unwrap();
+    assert!(matches!(settle(store, 1, "SN-3", &Settlement::Refused("no".into())), Err(StoreError::Fenced)));
+    assert_eq!(device(store, "SN-3").unwrap().refusal.as_deref(), Some("no"));
+    for _ in 0..2 {
+        now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    }
+    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-1")]);
+    let leases = [(); 2].map(|()| now(store.take_lease(&owner(1), "work")).unwrap());
+    assert_eq!(leases, [Some(String::new()), Some(String::new())]);
+    for _ in 0..2 {
+        now(store.set_cursor(1, "work", "SN-2")).unwrap();
+    }
+    for _ in 0..2 {
+        now(store.give_lease_up(1, "work")).unwrap();
+    }
+    assert_eq!(now(store.take_lease(&owner(2), "work")).unwrap().as_deref(), Some("SN-2"));
+    for _ in 0..2 {
+        now(store.give_lease_up(1, "work")).unwrap();
+        now(store.retire(1)).unwrap();
+    }
+    assert_eq!(now(store.take_lease(&owner(3), "work")).unwrap(), None, "it is another's");
+}
+
 contract! {
     a_claim_has_one_owner
+    a_write_whose_answer_was_lost_can_be_repeated
     a_claim_keeps_the_clocks_of_the_first
     a_row_that_does_not_ask_is_not_claimed
     a_disabled_device_keeps_its_abandoned_claim
