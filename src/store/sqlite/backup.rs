@@ -192,6 +192,8 @@ impl Restorable {
 
 fn begin(to: &Path, new: fn(&Path) -> io::Result<NewFile>) -> Result<NewFile, StoreError> {
     let new = new(to).map_err(|error| unwritten(to, &error))?;
+    // An operator may restore as root what the server must read as another user.
+    connection::give_to_folders_owner(new.file(), new.path());
     Ok(new.with_companions(&["-journal", "-wal", "-shm"]))
 }
 
