@@ -12,7 +12,7 @@ const HEAD: usize = 4096;
 /// Number of bytes that are decoded at once.
 const CHUNK: usize = 16 * 1024;
 
-/// What to do with a file that has no text.
+/// Refusal of a file that has no text.
 const NO_TEXT: &str = "this is no text file; expected a table as CSV, JSON lines or a list of device IDs";
 
 /// Kinds of files that are no tables, each by its first bytes, and what to do with them.

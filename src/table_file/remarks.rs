@@ -1,5 +1,5 @@
-//! What an operator should know about a file that could be read: rows that were taken once, columns
-//! that were ignored, and device IDs that look as if a spreadsheet had changed them. Nothing here
+//! Remarks for the operator on a file that could be read: rows that were taken once, columns that
+//! were ignored, and device IDs that look as if a spreadsheet had changed them. Nothing here
 //! refuses a row.
 
 use std::collections::BTreeMap;
