@@ -108,7 +108,8 @@ pub fn is_device_name(text: &str) -> bool {
     (4..=MAX_DEVICE_NAME).contains(&text.len()) && text.bytes().all(is_id_character)
 }
 
-fn is_id_character(byte: u8) -> bool {
+/// Returns whether a device ID or a device name may contain the byte.
+pub(crate) fn is_id_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
 }
 

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::device::{DeviceId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret};
+use crate::device::{DeviceId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret, is_id_character};
 
 /// Number of hex digits of a key of 16 to 64 bytes.
 const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
@@ -160,6 +160,11 @@ fn is_no_number(value: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns whether a device ID or a device name may contain the character.
+fn is_legal(character: char) -> bool {
+    u8::try_from(character).is_ok_and(is_id_character)
+}
+
 /// Parses a device ID.
 pub(super) fn device_id(value: &str) -> Result<DeviceId, String> {
     if value.is_empty() {
@@ -185,7 +190,6 @@ pub(super) fn device_id(value: &str) -> Result<DeviceId, String> {
                 .into(),
         );
     }
-    let is_legal = |character: char| character.is_ascii_alphanumeric() || "._:@-".contains(character);
     only(value, is_legal, "A-Z a-z 0-9 . _ : @ - in a device ID")?;
     DeviceId::parse(value)
         .map_err(|_| format!("{} characters; a device ID has at most {MAX_DEVICE_ID}", value.len()))
@@ -194,7 +198,6 @@ pub(super) fn device_id(value: &str) -> Result<DeviceId, String> {
 /// Checks IoT Platform's rule for a DeviceName.
 pub(super) fn device_name(value: &str) -> Result<String, String> {
     is_a_value(value)?;
-    let is_legal = |character: char| character.is_ascii_alphanumeric() || "_.:@-".contains(character);
     only(value, is_legal, "A-Z a-z 0-9 _ . : @ - in a device name")?;
     if !(4..=MAX_DEVICE_NAME).contains(&value.len()) {
         return Err(format!("{} characters, expected 4 to {MAX_DEVICE_NAME}", value.len()));
