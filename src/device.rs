@@ -30,7 +30,7 @@ pub enum DeviceIdError {
     #[error("a device ID has a character other than A-Z a-z 0-9 . _ : @ -")]
     Character,
     /// The text should be a MAC address, but is not.
-    #[error("a MAC address is 12 hex digits, bare or as aa:bb:cc:dd:ee:ff, aa-bb-… or aabb.ccdd.eeff")]
+    #[error("a MAC address is 12 hex digits, with or without separators: 001A2B3C4D5E, 00:1A:2B:3C:4D:5E")]
     Mac,
 }
 
@@ -58,7 +58,8 @@ impl DeviceId {
         Ok(Self(text.into()))
     }
 
-    /// Parses a MAC address in any usual spelling.
+    /// Parses a MAC address in any spelling: 12 hex digits, with or without `0x` before them and
+    /// `:`, `-`, `.`, `_` or spaces between them.
     pub fn parse_mac(text: &str) -> Result<Self, DeviceIdError> {
         canonical_mac(text).map(|mac| Self(mac.into())).ok_or(DeviceIdError::Mac)
     }
@@ -113,31 +114,107 @@ pub(crate) fn is_id_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
 }
 
-/// Returns 12 upper-case hex digits if the text is a MAC address in a usual spelling:
-/// bare, pairs separated by `:` or `-`, or three groups of four separated by `.`.
+/// Longest spelling of a MAC address, in bytes. A longer text is not examined.
+const MAX_MAC: usize = MAX_DEVICE_ID;
+
+/// Returns 12 upper-case hex digits if the text is a MAC address in any spelling.
 fn canonical_mac(text: &str) -> Option<String> {
-    let bytes = text.as_bytes();
-    let (group, separators): (usize, &[u8]) = match bytes.len() {
+    if !(12..=MAX_MAC).contains(&text.len()) {
+        return None;
+    }
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    let mut mac = String::with_capacity(12);
+    for byte in digits.bytes().filter(|byte| !b":-._ ".contains(byte)) {
+        if !byte.is_ascii_hexdigit() || mac.len() == 12 {
+            return None;
+        }
+        mac.push(char::from(byte.to_ascii_uppercase()));
+    }
+    (mac.len() == 12).then_some(mac)
+}
+
+/// Returns whether a MAC address is spelled as IEEE 802 or network equipment does: bare, in pairs
+/// separated by `:` or `-`, or in three groups of four separated by `.`.
+fn is_usual_mac(text: &str) -> bool {
+    let (group, separators): (usize, &[u8]) = match text.len() {
         12 => (12, b""),
         17 => (2, b":-"),
         14 => (4, b"."),
-        _ => return None,
+        _ => return false,
     };
-    let separator = bytes.get(group).copied();
-    let mut mac = String::with_capacity(12);
-    for (at, &byte) in bytes.iter().enumerate() {
-        if at % (group + 1) == group {
-            // All separators must be the same.
-            if !separators.contains(&byte) || Some(byte) != separator {
-                return None;
-            }
-        } else if byte.is_ascii_hexdigit() {
-            mac.push(char::from(byte.to_ascii_uppercase()));
-        } else {
-            return None;
+    let separator = text.as_bytes().get(group);
+    text.bytes().enumerate().all(|(at, byte)| match at % (group + 1) == group {
+        // All separators must be the same.
+        true => separators.contains(&byte) && Some(&byte) == separator,
+        false => byte.is_ascii_hexdigit(),
+    })
+}
+
+/// Device ID as it is asked for. A text with the digits of a MAC address may also be a serial
+/// number of the table, so it can stand for two IDs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedId {
+    id: DeviceId,
+    /// The MAC address that the text may stand for, if it is not `id`.
+    mac: Option<DeviceId>,
+}
+
+impl AskedId {
+    /// Parses an ID of either kind. A MAC address in an unusual spelling is looked up as a serial
+    /// number first, because versions before 0.2 stored it as one.
+    pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
+        match DeviceId::parse(text)? {
+            mac if canonical_mac(text).is_some() && !is_usual_mac(text) => Ok(Self::either(text, mac)),
+            id => Ok(id.into()),
         }
     }
-    Some(mac)
+
+    /// Parses a serial number. One with the digits of a MAC address is looked up as that address
+    /// if it is not in the table.
+    pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
+        let serial_number = DeviceId::parse_sn(text)?;
+        Ok(match DeviceId::parse_mac(text) {
+            Ok(mac) => Self::either(text, mac),
+            Err(_) => serial_number.into(),
+        })
+    }
+
+    /// Parses a MAC address in any spelling.
+    pub fn parse_mac(text: &str) -> Result<Self, DeviceIdError> {
+        DeviceId::parse_mac(text)?;
+        Self::parse(text)
+    }
+
+    /// Returns the ID of the text itself and that of the MAC address, if they differ. A text with
+    /// spaces cannot be in the table.
+    fn either(text: &str, mac: DeviceId) -> Self {
+        match DeviceId::parse_sn(text) {
+            Ok(id) if id != mac => Self { id, mac: Some(mac) },
+            _ => mac.into(),
+        }
+    }
+
+    /// Returns the IDs to look up, one or two, in this order.
+    pub fn ids(&self) -> impl Iterator<Item = &DeviceId> {
+        std::iter::once(&self.id).chain(&self.mac)
+    }
+
+    /// Returns the ID that is looked up first.
+    pub fn first(&self) -> &DeviceId {
+        &self.id
+    }
+
+    /// Returns the one ID that all spellings of a MAC address have in common.
+    pub fn canonical(&self) -> &DeviceId {
+        self.mac.as_ref().unwrap_or(&self.id)
+    }
+}
+
+impl From<DeviceId> for AskedId {
+    /// Asks for exactly this ID.
+    fn from(id: DeviceId) -> Self {
+        Self { id, mac: None }
+    }
 }
 
 /// Encodes in base32 (RFC 4648 §6), in lower case and without padding.
@@ -202,12 +279,19 @@ mod tests {
 
     #[test]
     fn a_text_that_only_resembles_a_mac_is_not_a_mac() {
-        for text in
-            ["00:1a-2b:3c:4d:5e", "00:1a:2b:3c:4d:5g", "001a2b3c4d5", "001a:2b3c:4d5e", ":0:1a:2b:3c:4d:5"]
-        {
+        for text in [
+            "00:1a:2b:3c:4d:5g",
+            "001a2b3c4d5",
+            "001a2b3c4d5e6",
+            ":0:1a:2b:3c:4d:5",
+            "0x1a2b3c4d5e",
+            "x001a2b3c4d5e",
+            "00001a2b3c4d5e6f",
+        ] {
             assert_eq!(DeviceId::parse_mac(text), Err(DeviceIdError::Mac), "{text}");
+            assert_eq!(AskedId::parse(text).unwrap().ids().count(), 1, "{text}");
         }
-        assert_eq!(DeviceId::parse("00:1a-2b:3c:4d:5e").unwrap().as_str(), "00:1a-2b:3c:4d:5e");
+        assert_eq!(DeviceId::parse("00:1a:2b:3c:4d:5g").unwrap().as_str(), "00:1a:2b:3c:4d:5g");
     }
 
     #[test]

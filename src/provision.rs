@@ -5,7 +5,7 @@
 use std::{future, sync::Arc, time::Duration};
 
 use crate::{
-    device::{Certificate, DeviceId},
+    device::{AskedId, Certificate, DeviceId},
     policy::{self, Reason, Verdict},
     psk::Principal,
     rate_limit::Origin,
@@ -94,18 +94,21 @@ impl Provisioner {
         Self { store, registrar, patience }
     }
 
-    /// Returns the certificate of `device` to a client at `origin` that has proven to be
-    /// `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false, but
+    /// Returns the certificate of the device `asked` for to a client at `origin` that has proven to
+    /// be `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false, but
     /// the device must be registered or its first issue recorded, the future starts no work and
     /// never becomes ready.
     pub async fn certificate(
         &self,
         origin: Origin,
         principal: &Principal,
-        device: &DeviceId,
+        asked: &AskedId,
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
-        let answer = self.decide(origin, principal, device, may_wait).await;
+        let (device, answer) = match self.row_of(principal, asked).await {
+            Ok((device, row)) => (device, self.decide(origin, principal, device, row, may_wait).await),
+            Err(refusal) => (asked.first(), Err(refusal)),
+        };
         if let Err(refusal) = &answer
             && refusal.is_final()
         {
@@ -116,21 +119,34 @@ impl Provisioner {
         answer
     }
 
+    /// Returns the first ID asked for that is in the client's enrollment, and its row. For a device
+    /// of another enrollment, reads as many rows as for one that is not in the table.
+    async fn row_of<'a>(
+        &self,
+        principal: &Principal,
+        asked: &'a AskedId,
+    ) -> Result<(&'a DeviceId, DeviceRow), Refusal> {
+        let own = principal.device.as_ref();
+        let mut ids = asked.ids().filter(|id| own.is_none_or(|own| own.ids().any(|own| own == *id)));
+        // Checked before the table is read, so that the answer reveals nothing about the table.
+        let mut next = Some(ids.next().ok_or(Refusal::NotYours)?);
+        while let Some(id) = next {
+            match self.store.device(id).await? {
+                Some(row) if row.enrollment == principal.enrollment.name => return Ok((id, row)),
+                _ => next = ids.next(),
+            }
+        }
+        Err(Refusal::Invalid)
+    }
+
     async fn decide(
         &self,
         origin: Origin,
         principal: &Principal,
         device: &DeviceId,
+        row: DeviceRow,
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
-        // Checked before the table is read, so that the answer reveals nothing about the table.
-        if principal.device.as_ref().is_some_and(|own| own != device) {
-            return Err(Refusal::NotYours);
-        }
-        let row = self.store.device(device).await?.ok_or(Refusal::Invalid)?;
-        if row.enrollment != principal.enrollment.name {
-            return Err(Refusal::Invalid);
-        }
         let now = self.store.now();
         let has_certificate = match policy::verdict(&row, principal.enrollment.reissue, now) {
             Verdict::Refuse(reason) => return Err(reason.into()),

@@ -9,7 +9,7 @@ use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    device::DeviceId,
+    device::AskedId,
     store::{Store, StoreError},
 };
 
@@ -158,8 +158,9 @@ pub struct EnrollmentOutline {
 pub struct Principal {
     /// Enrollment whose key the client has proven.
     pub enrollment: Arc<Enrollment>,
-    /// The client's device; `None` when the key is shared.
-    pub device: Option<DeviceId>,
+    /// The client's device; `None` when the key is shared. A derived key belongs to the device whose
+    /// ID is the identity, so this may be one of two IDs.
+    pub device: Option<AskedId>,
     /// PSK identity that the client presented, if its key is individual.
     pub own_identity: Option<Arc<str>>,
 }
@@ -193,7 +194,7 @@ impl Principal {
     pub fn identity(&self) -> &str {
         match (&self.own_identity, &self.device, &self.enrollment.kind) {
             (Some(identity), ..) => identity,
-            (None, Some(device), _) => device.as_str(),
+            (None, Some(device), _) => device.first().as_str(),
             (None, None, Kind::Shared { identity, .. }) => identity,
             (None, None, _) => "",
         }
@@ -286,7 +287,7 @@ impl Enrollments {
         let is_known = found.is_some() && enrollment.kind == Kind::Individual;
         let principal = Principal {
             enrollment: enrollment.clone(),
-            device: found.map(|found| found.device),
+            device: found.map(|found| found.device.into()),
             own_identity: Some(identity.into()),
         };
         Ok(is_known.then_some((key, principal)))
@@ -300,7 +301,7 @@ impl Enrollments {
         let Some(first) = self.derived.first() else { return Ok(None) };
         // An identity that is not a device ID belongs to no device. That is public, so a faster
         // lookup may reveal it.
-        let Ok(device) = DeviceId::parse(identity) else { return Ok(None) };
+        let Ok(device) = AskedId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
         let key = master.derive(identity.as_bytes());
@@ -313,15 +314,21 @@ impl Enrollments {
     /// the first one.
     async fn derived_of<'a>(
         &'a self,
-        device: &DeviceId,
+        device: &AskedId,
         first: &'a Arc<Enrollment>,
         store: &dyn Store,
     ) -> Result<&'a Arc<Enrollment>, StoreError> {
         if self.derived.len() == 1 {
             return Ok(first);
         }
-        let name = store.enrollment_of(device).await?;
-        let own = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
+        let mut own = None;
+        // Looks up both IDs of an ambiguous identity, whichever is in the table, so that the
+        // duration does not reveal it.
+        for id in device.ids() {
+            let name = store.enrollment_of(id).await?;
+            let found = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
+            own = own.or(found);
+        }
         Ok(own.unwrap_or(first))
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         Code, Method, Request, Response, content_format as format,
         link::{self, Link},
     },
-    device::{Certificate, DeviceId},
+    device::{AskedId, Certificate, DeviceId},
     provision::{Provisioner, Refusal},
     psk::Principal,
     rate_limit::Source,
@@ -78,14 +78,14 @@ impl Service {
                 Answer::Now(Response::problem(Code::PreconditionFailed, "If-Match or If-None-Match"))
             }
             ["cert"] => match read(request, principal) {
-                Ok((device, form)) => {
-                    if let Err(seconds) = self.throttle.admit(now, source, principal, &device) {
+                Ok((asked, form)) => {
+                    if let Err(seconds) = self.throttle.admit(now, source, principal, asked.canonical()) {
                         let busy = Response::problem(Code::TooManyRequests, "too many requests");
                         return Answer::Now(busy.with_max_age(seconds));
                     }
                     let (service, principal) = (self.clone(), principal.clone());
                     Answer::Later(Box::pin(async move {
-                        service.certificate(now, source, &principal, &device, form, may_wait).await
+                        service.certificate(now, source, &principal, &asked, form, may_wait).await
                     }))
                 }
                 Err(refusal) => Answer::Now(refusal),
@@ -100,12 +100,13 @@ impl Service {
         now: Instant,
         source: Source,
         principal: &Principal,
-        device: &DeviceId,
+        asked: &AskedId,
         form: Form,
         may_wait: bool,
     ) -> Response {
-        let enrollment = &principal.enrollment.name;
-        match self.provisioner.certificate(source.origin, principal, device, may_wait).await {
+        // The limits count all spellings of a MAC address as one device.
+        let (enrollment, device) = (&principal.enrollment.name, asked.canonical());
+        match self.provisioner.certificate(source.origin, principal, asked, may_wait).await {
             Ok(certificate) => {
                 self.throttle.served(now, source, principal, device);
                 tracing::debug!(%device, enrollment, "certificate handed out");
@@ -131,14 +132,15 @@ enum Form {
     Json,
 }
 
-/// Returns the device that a request is about, or `None` if the request is invalid.
+/// Returns the device that a request is about, or `None` if the request is invalid. A MAC address
+/// in an unusual spelling is returned as it is spelled.
 pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<DeviceId> {
-    read(request, principal).ok().map(|(device, _)| device)
+    read(request, principal).ok().map(|(asked, _)| asked.first().clone())
 }
 
 /// Returns the device that a request is about and the requested format, or the response
 /// that refuses the request.
-fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, Form), Response> {
+fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(AskedId, Form), Response> {
     if !matches!(request.method, Method::Get | Method::Fetch | Method::Post) {
         return Err(Response::problem(Code::MethodNotAllowed, "GET, FETCH or POST"));
     }
@@ -162,15 +164,15 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(DeviceId, For
         }
     };
     ids.extend(body::query(&request.query)?);
-    let device = match (ids.pop(), &principal.device) {
-        (Some(id), _) if ids.iter().any(|other| *other != id) => {
+    let asked = match (ids.pop(), &principal.device) {
+        (Some(id), _) if ids.iter().any(|other| other.canonical() != id.canonical()) => {
             return Err(bad_request("two device IDs that differ"));
         }
         (Some(id), _) => id,
         (None, Some(own)) => own.clone(),
         (None, None) => return Err(bad_request("deviceId, sn or mac is missing")),
     };
-    Ok((device, form))
+    Ok((asked, form))
 }
 
 /// Returns whether the conditions of a request hold (RFC 7252 §5.10.8) for a resource that

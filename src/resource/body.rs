@@ -15,15 +15,15 @@ use zeroize::Zeroize;
 use super::bad_request;
 use crate::{
     coap::Response,
-    device::{Certificate, DeviceId, DeviceIdError},
+    device::{AskedId, Certificate, DeviceIdError},
 };
 
 /// Reads the device ID under the key `deviceId`, `sn` or `mac`. Returns `None` for any other key.
-fn device_id(key: &str, value: &str) -> Option<Result<DeviceId, DeviceIdError>> {
+fn device_id(key: &str, value: &str) -> Option<Result<AskedId, DeviceIdError>> {
     match key {
-        "deviceId" => Some(DeviceId::parse(value)),
-        "sn" => Some(DeviceId::parse_sn(value)),
-        "mac" => Some(DeviceId::parse_mac(value)),
+        "deviceId" => Some(AskedId::parse(value)),
+        "sn" => Some(AskedId::parse_sn(value)),
+        "mac" => Some(AskedId::parse_mac(value)),
         _ => None,
     }
 }
@@ -33,7 +33,7 @@ fn unreadable(error: DeviceIdError) -> Response {
 }
 
 /// Reads the device IDs of a CBOR map. Other keys are skipped with their values.
-pub(super) fn cbor(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
+pub(super) fn cbor(payload: &[u8]) -> Result<Vec<AskedId>, Response> {
     let not_a_map = || bad_request("the payload is not a CBOR map");
     let mut decoder = Decoder::new(payload);
     let ids = cbor_ids(&mut decoder).map_err(|_| not_a_map())?;
@@ -43,7 +43,7 @@ pub(super) fn cbor(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
     ids.into_iter().collect::<Result<_, _>>().map_err(unreadable)
 }
 
-fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<DeviceId, DeviceIdError>>, decode::Error> {
+fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<AskedId, DeviceIdError>>, decode::Error> {
     let (mut ids, mut seen) = (Vec::new(), Vec::new());
     let mut left = decoder.map()?;
     loop {
@@ -117,7 +117,7 @@ fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
 }
 
 /// The device IDs of a JSON object with the same keys as the CBOR map.
-struct JsonIds(Vec<Result<DeviceId, DeviceIdError>>);
+struct JsonIds(Vec<Result<AskedId, DeviceIdError>>);
 
 // Written by hand, because a derived implementation would also accept an array with the fields in
 // order.
@@ -155,7 +155,7 @@ impl<'de> Deserialize<'de> for JsonIds {
 }
 
 /// Reads the device IDs of a JSON object.
-pub(super) fn json(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
+pub(super) fn json(payload: &[u8]) -> Result<Vec<AskedId>, Response> {
     let not_an_object = || bad_request("the payload is not a JSON object with text values");
     // The whole payload must be UTF-8. serde_json does not check strings that it skips.
     let payload = std::str::from_utf8(payload).map_err(|_| not_an_object())?;
@@ -164,13 +164,13 @@ pub(super) fn json(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
 }
 
 /// Reads a text that consists of a device ID and optional surrounding white space.
-pub(super) fn text(payload: &[u8]) -> Result<Vec<DeviceId>, Response> {
+pub(super) fn text(payload: &[u8]) -> Result<Vec<AskedId>, Response> {
     let text = std::str::from_utf8(payload).map_err(|_| bad_request("the payload is not UTF-8"))?;
-    Ok(vec![DeviceId::parse(text.trim()).map_err(unreadable)?])
+    Ok(vec![AskedId::parse(text.trim()).map_err(unreadable)?])
 }
 
 /// Reads the device IDs of Uri-Query options; other queries are skipped.
-pub(super) fn query(options: &[String]) -> Result<Vec<DeviceId>, Response> {
+pub(super) fn query(options: &[String]) -> Result<Vec<AskedId>, Response> {
     options
         .iter()
         .filter_map(|option| option.split_once('='))

@@ -188,7 +188,7 @@ impl Throttle {
         let enrollment = principal.enrollment.name.as_str();
         let limits = self.enrollment(principal);
         let identity: Option<Key<'_>> =
-            principal.device.as_ref().map(|device| Key::Identity(enrollment, device.as_str()));
+            principal.device.as_ref().map(|own| Key::Identity(enrollment, own.canonical().as_str()));
         let requests = [
             (Limit::Identity, self.limits.per_identity, identity),
             (Limit::Address, self.limits.per_address, Some(Key::Address(origin))),
@@ -295,7 +295,7 @@ impl Throttle {
             return;
         }
         let (enrollment, device) = (&principal.enrollment.name, principal.device.as_ref());
-        let device = device.map(tracing::field::display);
+        let device = device.map(|own| tracing::field::display(own.first()));
         match limit {
             Limit::RefusedLookups => tracing::warn!(
                 network = %origin, enrollment,
@@ -341,7 +341,7 @@ mod tests {
             kind: Kind::Shared { identity: "plug".into(), key: psk },
             reissue: Reissue::Always,
         };
-        let device = device.map(|device| DeviceId::parse(device).unwrap());
+        let device = device.map(|device| DeviceId::parse(device).unwrap().into());
         Principal { enrollment: Arc::new(enrollment), device, own_identity: None }
     }
 

@@ -643,7 +643,7 @@ impl RequestLine {
             (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
             // A device with its own key is logged by its device ID instead of its PSK
             // identity.
-            (_, device) => device.as_ref().map(DeviceId::to_string).unwrap_or_default(),
+            (_, device) => device.as_ref().map(|own| own.first().to_string()).unwrap_or_default(),
         };
         Self { device: resource::device_of(request, principal), identity, address }
     }

@@ -11,7 +11,7 @@ const MAC: &str = "001A2B3C4D5E";
 fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
-        device: device.map(|device| DeviceId::parse(device).unwrap()),
+        device: device.map(|device| AskedId::parse(device).unwrap()),
         own_identity: None,
     }
 }
@@ -19,7 +19,7 @@ fn client(device: Option<&str>) -> Principal {
 /// Returns the device that a request is about, or the code and title of its refusal.
 fn device_of(client: &Principal, request: &Ask) -> Result<String, (Code, String)> {
     match read(&request.0, client) {
-        Ok((device, _)) => Ok(device.as_str().to_owned()),
+        Ok((asked, _)) => Ok(asked.first().to_string()),
         Err(refusal) => Err((refusal.code, title(&refusal))),
     }
 }
@@ -125,6 +125,7 @@ fn different_ids_contradict_each_other_in_every_source() {
     for request in [
         get().cbor(&[("mac", "00:1a:2b:3c:4d:5e")]).query("deviceId=001A.2B3C.4D5E"),
         json(r#"{"deviceId": "00-1a-2b-3c-4d-5e", "mac": "001A2B3C4D5E", "sn": "001A2B3C4D5E"}"#),
+        get().cbor(&[("sn", "001a-2b3c-4d5e")]).query("mac=001A2B3C4D5E"),
     ] {
         assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC));
     }
@@ -145,8 +146,20 @@ fn every_spelling_of_a_mac_is_canonical_in_every_source() {
             assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC), "{mac}");
         }
         assert_eq!(device_of(&client(Some(mac)), &get()).as_deref(), Ok(MAC), "{mac} as identity");
-        // Under `sn`, the same text is a serial number and stays unchanged.
+        // Under `sn`, the same text is a serial number first.
         assert_eq!(device_of(&client(None), &get().query(&format!("sn={mac}"))).as_deref(), Ok(mac));
+    }
+    for mac in ["001a-2b3c-4d5e", "00_1a_2b_3c_4d_5e", "0x001a2b3c4d5e", "00:1a-2b:3c:4d:5e"] {
+        for request in [
+            get().cbor(&[("mac", mac)]),
+            json(&format!(r#"{{"deviceId": "{mac}"}}"#)),
+            text(mac),
+            get().query(&format!("sn={mac}")),
+        ] {
+            let (asked, _) = read(&request.0, &client(None)).unwrap_or_else(|_| panic!("{mac}"));
+            let ids: Vec<&str> = asked.ids().map(DeviceId::as_str).collect();
+            assert_eq!((ids, asked.canonical().as_str()), (vec![mac, MAC], MAC));
+        }
     }
 }
 
@@ -176,7 +189,7 @@ fn a_serial_number_has_1_to_64_allowed_characters() {
             }
         }
     }
-    for bad in ["SN-1", "00:1a:2b:3c:4d", "00:1a:2b:3c:4d:5e:6f", "00:1a-2b:3c:4d:5e", "0g1a2b3c4d5e"] {
+    for bad in ["SN-1", "00:1a:2b:3c:4d", "00:1a:2b:3c:4d:5e:6f", "0:1a:2b:3c:4d:5e", "0g1a2b3c4d5e"] {
         let refusal = device_of(&client(None), &get().query(&format!("mac={bad}")));
         assert!(
             refusal.is_err_and(|(code, title)| code == Code::BadRequest && title.contains("MAC")),
@@ -355,7 +368,9 @@ proptest! {
             request.query = query;
         });
         match read(&request.0, &client(Some("SN-1"))) {
-            Ok((device, _)) => prop_assert!(DeviceId::parse_sn(device.as_str()).is_ok()),
+            Ok((asked, _)) => {
+                prop_assert!(asked.ids().all(|id| DeviceId::parse_sn(id.as_str()).is_ok()));
+            }
             Err(refusal) => prop_assert!(matches!(
                 refusal.code,
                 Code::BadRequest | Code::RequestEntityTooLarge | Code::UnsupportedContentFormat
@@ -380,7 +395,9 @@ proptest! {
         }
         payload.truncate(cut.index(payload.len() + 1));
         match read(&get().body(format, &payload).0, &client(Some("SN-1"))) {
-            Ok((device, _)) => prop_assert!(DeviceId::parse_sn(device.as_str()).is_ok()),
+            Ok((asked, _)) => {
+                prop_assert!(asked.ids().all(|id| DeviceId::parse_sn(id.as_str()).is_ok()));
+            }
             Err(refusal) => prop_assert_eq!(refusal.code, Code::BadRequest),
         }
     }
