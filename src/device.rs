@@ -161,7 +161,7 @@ pub struct AskedId {
 
 impl AskedId {
     /// Parses an ID of either kind. A MAC address in an unusual spelling is looked up as a serial
-    /// number first, because versions before 0.2 stored it as one.
+    /// number first, because earlier versions stored it as one.
     pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
         match DeviceId::parse(text)? {
             mac if canonical_mac(text).is_some() && !is_usual_mac(text) => Ok(Self::either(text, mac)),
@@ -183,6 +183,12 @@ impl AskedId {
     pub fn parse_mac(text: &str) -> Result<Self, DeviceIdError> {
         DeviceId::parse_mac(text)?;
         Self::parse(text)
+    }
+
+    /// Parses what an operator reads from a label: any ID that the text can stand for.
+    pub fn parse_label(text: &str) -> Result<Self, DeviceIdError> {
+        let text = text.trim();
+        Self::parse_sn(text).or_else(|_| Self::parse(text))
     }
 
     /// Returns the ID of the text itself and that of the MAC address, if they differ. A text with
@@ -268,13 +274,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_usual_spelling_of_a_mac_is_one_device() {
-        for spelling in
-            ["00:1a:2B:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "001a2b3c4d5e", "001A2B3C4D5E"]
-        {
+    fn every_spelling_of_a_mac_is_one_device() {
+        let usual =
+            ["00:1a:2B:3c:4d:5e", "00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "001a2b3c4d5e", "001A2B3C4D5E"];
+        let unusual = [
+            "001a-2b3c-4d5e",
+            "001a2b-3c4d5e",
+            "001a:2b3c:4d5e",
+            "00.1a.2b.3c.4d.5e",
+            "00_1a_2b_3c_4d_5e",
+            "00:1a-2b:3c:4d:5e",
+            "00 1a 2b 3c 4d 5e",
+            "0x001a2b3c4d5e",
+            "0X001A2B3C4D5E",
+        ];
+        for spelling in usual.into_iter().chain(unusual) {
             assert_eq!(DeviceId::parse(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
             assert_eq!(DeviceId::parse_mac(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
+            let asked = AskedId::parse(spelling).unwrap();
+            assert_eq!(asked.canonical().as_str(), "001A2B3C4D5E", "{spelling}");
+            // A serial number has no spaces, so a text with spaces can only be a MAC address.
+            let is_one = usual.contains(&spelling) || spelling.contains(' ');
+            assert_eq!(asked.first().as_str(), if is_one { "001A2B3C4D5E" } else { spelling });
+            assert_eq!(asked.ids().count(), if is_one { 1 } else { 2 }, "{spelling}");
+            assert_eq!(AskedId::parse_mac(spelling), Ok(asked));
         }
+    }
+
+    #[test]
+    fn a_serial_number_with_the_digits_of_a_mac_is_asked_for_as_both() {
+        let ids = |text: &str| -> Vec<String> {
+            AskedId::parse_sn(text).unwrap().ids().map(DeviceId::to_string).collect()
+        };
+        assert_eq!(ids("001a2b3c4d5e"), ["001a2b3c4d5e", "001A2B3C4D5E"]);
+        assert_eq!(ids("00:1a:2b:3c:4d:5e"), ["00:1a:2b:3c:4d:5e", "001A2B3C4D5E"]);
+        assert_eq!(ids("001A2B3C4D5E"), ["001A2B3C4D5E"]);
+        assert_eq!(ids("SN-1"), ["SN-1"]);
+        assert_eq!(AskedId::parse_sn("00 1a 2b 3c 4d 5e"), Err(DeviceIdError::Character));
+        let label = AskedId::parse_label(" 00 1a 2b 3c 4d 5e ").unwrap();
+        assert_eq!(label, DeviceId::parse("001A2B3C4D5E").unwrap().into());
+        assert_eq!(AskedId::parse_label("001a2b3c4d5e"), AskedId::parse_sn("001a2b3c4d5e"));
     }
 
     #[test]

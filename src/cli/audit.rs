@@ -3,15 +3,15 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print};
+use super::{CommandResult, ConfigArgs, device::in_table, open_store, print};
 use crate::{
     config::Config,
     device::DeviceId,
     store::{
-        UnixSeconds,
+        Table, UnixSeconds,
         audit::{AuditEntry, Filter, Link},
     },
 };
@@ -61,9 +61,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
     match &args.action {
         Action::Verify { has } => verify(&config, *has),
         Action::Export { device, since, until } => {
-            let device = device.as_deref().map(DeviceId::parse).transpose();
-            let device = device.context("--device").map_err(Failure::Usage)?;
-            export(&config, &Filter { device, since: *since, until: *until })
+            let store = open_store(&config)?;
+            let device = device.as_deref().map(|id| in_table(&*store, id)).transpose()?;
+            export(&*store, &Filter { device, since: *since, until: *until })
         }
     }
 }
@@ -90,8 +90,7 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
     Ok(())
 }
 
-fn export(config: &Config, filter: &Filter) -> CommandResult {
-    let store = open_store(config)?;
+fn export(store: &dyn Table, filter: &Filter) -> CommandResult {
     Ok(print(|out| {
         let mut written = Ok(());
         store.export_audit(filter, &mut |entry, hash| {

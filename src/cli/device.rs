@@ -8,11 +8,11 @@ use anyhow::{Context, anyhow};
 use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print, progress};
 use crate::{
     config::Config,
-    device::DeviceId,
+    device::{AskedId, DeviceId},
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{Actor, CloudState, DeviceRow, DeviceState, StoreError, claim::ClaimView, unix_now},
+    store::{Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, claim::ClaimView, unix_now},
 };
 
 /// Lists devices, and shows or changes one
@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let (id, found, done) = match &args.action {
         Action::List(args) => return list::run(args, &config, &*store).await,
         Action::Show { id, json } => {
-            let id = parse(id)?;
+            let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
             let claim = store.claim_of(&id).await?;
             return Ok(print(|out| match json {
@@ -86,25 +86,25 @@ pub(super) async fn run(args: Args) -> CommandResult {
             })?);
         }
         Action::Disable { id } => {
-            let id = parse(id)?;
+            let id = in_table(&*store, id)?;
             let found = store.set_state(&id, DeviceState::Disabled, &by).await?;
             (id, found, "disabled")
         }
         Action::Enable { id } => {
-            let id = parse(id)?;
+            let id = in_table(&*store, id)?;
             let found = store.set_state(&id, DeviceState::Enabled, &by).await?;
             (id, found, "enabled")
         }
         Action::Reset(args) => match &args.id {
             Some(id) => {
-                let id = parse(id)?;
+                let id = in_table(&*store, id)?;
                 let found = store.reset(&id, &by).await?;
                 (id, found, "reset")
             }
             None => return reset::refused(args, &config, &*store, &by).await,
         },
         Action::Delete { id, yes } => {
-            let id = parse(id)?;
+            let id = in_table(&*store, id)?;
             let certificate = match store.device(&id).await {
                 Ok(Some(DeviceRow { certificate: None, .. })) => "",
                 // A certificate that cannot be opened is no reason to keep the device.
@@ -124,8 +124,18 @@ pub(super) async fn run(args: Args) -> CommandResult {
     Ok(())
 }
 
-fn parse(id: &str) -> Result<DeviceId, Failure> {
-    DeviceId::parse(id).with_context(|| format!("\"{}\"", id.escape_debug())).map_err(Failure::Usage)
+/// Parses a device ID in any spelling. Returns the ID under which the table has the device, or, if
+/// it has none, the ID that a new device would have.
+pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> {
+    let asked = AskedId::parse_label(id)
+        .with_context(|| format!("\"{}\"", id.escape_debug()))
+        .map_err(Failure::Usage)?;
+    for id in asked.ids() {
+        if store.has_device(id)? {
+            return Ok(id.clone());
+        }
+    }
+    Ok(asked.canonical().clone())
 }
 
 fn not_there(id: &DeviceId) -> anyhow::Error {

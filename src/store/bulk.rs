@@ -37,6 +37,9 @@ pub trait Bulk: Send + Sync {
     /// of the table. The export ends if `each` breaks off.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
 
+    /// Returns whether the table has a device.
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError>;
+
     /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
     fn count(&self) -> Result<u64, StoreError>;
 

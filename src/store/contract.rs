@@ -156,11 +156,12 @@ fn events(store: &impl Store, device: &str) -> Vec<(AuditEvent, Option<String>)>
     history.into_iter().map(|entry| (entry.event, entry.who)).collect()
 }
 
-/// Tests `device`, `enrollment_of` and `individual_key`.
+/// Tests `device`, `has_device`, `enrollment_of` and `individual_key`.
 fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), with_key("SN-2", "id-2", "00ff")]);
     let expected = DeviceRow::imported(id("SN-1"), "lamps", "a1lamp");
     assert_eq!(device(store, "SN-1"), Some(expected));
+    assert!(store.has_device(&id("SN-1")).unwrap() && !store.has_device(&id("SN-3")).unwrap());
     assert_eq!(now(store.enrollment_of(&id("SN-1"))).unwrap().as_deref(), Some("lamps"));
     let key = now(store.individual_key("id-2")).unwrap().unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "lamps", "00ff"));

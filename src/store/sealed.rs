@@ -443,6 +443,10 @@ impl<S: Bulk> Bulk for Sealed<S> {
         }
     }
 
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
+        self.inner.has_device(id)
+    }
+
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let keys = self.keys.load_full();
         let open = |row: DeviceRow, key: Option<(String, Secret)>| {

@@ -116,7 +116,7 @@ pub(super) fn separator(line: &str) -> char {
 pub(super) fn is_bare_device(line: &str) -> bool {
     let value = folded(unwrapped(line.trim_end_matches([',', ';', '\t'])));
     let value = folded(unwrapped(value.trim_matches('"'))).into_owned();
-    if values::device_id(&value).is_ok_and(|id| DeviceId::parse_mac(id.as_str()).is_ok()) {
+    if DeviceId::parse_mac(&value).is_ok() && values::device_id(&value).is_ok() {
         return true;
     }
     // A numbered header, such as `Column1` or `SN.1`, is no device.

@@ -240,7 +240,7 @@ pub fn import(
     // Number of the line read last, and its error if it could not be read. The store rejects a row
     // before it reads the next one, so a rejection is about this line.
     let (line, unreadable) = (Cell::new(0), Cell::new(None));
-    let mut reported = 0;
+    let (mut reported, mut failed) = (0, None);
     let mut items = std::iter::from_fn(|| {
         let row = rows.next();
         line.set(rows.line());
@@ -248,10 +248,22 @@ pub fn import(
             reported = rows.line();
             progress(rows.bytes(), total);
         }
-        Some(row?.map_err(|error| {
+        let mut row = row?.map_err(|error| {
             unreadable.set(Some(error));
             Unreadable
-        }))
+        });
+        // An earlier version has stored this device as a serial number, and it stays one.
+        if let (Ok(row), Some(spelled)) = (&mut row, rows.spelled()) {
+            match store.has_device(spelled) {
+                Ok(true) => row.device = spelled.clone(),
+                Ok(false) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    return Some(Err(Unreadable));
+                }
+            }
+        }
+        Some(row)
     });
     let mut lines = BadLines::default();
     let mut broken = None;
@@ -271,6 +283,10 @@ pub fn import(
             });
         }
     });
+    drop(items);
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
     match (outcome, broken) {
         (Ok(report), _) => Ok(Imported { report, remarks: rows.remarks() }),
         (Err(ImportError::Store(error)), _) => Err(error.into()),

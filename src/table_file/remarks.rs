@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::DeviceId;
+use crate::device::AskedId;
 
 /// Maximum number of lines that a remark lists.
 const LISTED: usize = 20;
@@ -62,13 +62,13 @@ pub(super) struct Remarks {
     digits: BTreeMap<usize, Noted>,
     /// Device IDs of 8 to 11 hex digits with a letter: perhaps a MAC that has lost its zeros.
     short_hex: Noted,
-    /// Device IDs that have the digits of a MAC but are taken as a serial number.
+    /// MAC addresses in an unusual spelling, which may be serial numbers.
     odd_macs: Noted,
 }
 
 impl Remarks {
     /// Looks at a device ID, as it is in the file and as it was read.
-    pub(super) fn look_at(&mut self, text: &str, id: &DeviceId) {
+    pub(super) fn look_at(&mut self, text: &str, asked: &AskedId) {
         let line = self.line;
         let length = text.len();
         *self.lengths.entry(length).or_default() += 1;
@@ -77,13 +77,7 @@ impl Remarks {
         } else if (8..12).contains(&length) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             self.short_hex.note(line);
         }
-        let bare = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
-        let mut digits = 0;
-        let is_mac = bare.bytes().filter(|byte| !b":-._".contains(byte)).all(|byte| {
-            digits += 1;
-            byte.is_ascii_hexdigit()
-        });
-        if is_mac && digits == 12 && DeviceId::parse_mac(text).is_err() && id.as_str() == text {
+        if asked.first() != asked.canonical() {
             self.odd_macs.note(line);
         }
     }
@@ -143,8 +137,7 @@ impl Remarks {
         }
         if self.odd_macs.count > 0 {
             sentences.push(format!(
-                "{}: the device ID has the digits of a MAC address in an unusual spelling and is taken as a serial \
-                 number; write 12 hex digits if it is a MAC address",
+                "{}: the device ID has 12 hex digits and is taken as a MAC address, whatever separates them",
                 self.odd_macs.rows()
             ));
         }

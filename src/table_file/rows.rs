@@ -25,6 +25,7 @@ use super::{
     values,
 };
 use crate::{
+    device::DeviceId,
     psk::{EnrollmentOutline, KindName},
     store::ImportRow,
 };
@@ -108,6 +109,7 @@ pub fn read<R: Read>(
         devices: Seen::default(),
         identities: Seen::default(),
         remarks,
+        spelled: None,
     };
     // The number of the first line is set again when the line is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
@@ -123,6 +125,12 @@ impl<R: Read> Rows<'_, R> {
     /// Returns the number of bytes read so far.
     pub fn bytes(&self) -> u64 {
         self.lines.bytes()
+    }
+
+    /// Returns the text of the last row's device ID, if it is a MAC address in an unusual spelling.
+    /// Earlier versions stored it as a serial number.
+    pub fn spelled(&self) -> Option<&DeviceId> {
+        self.rules.spelled.as_ref()
     }
 
     /// Returns what an operator should know about the rows that were read.
@@ -193,6 +201,8 @@ struct Rules<'e> {
     devices: Seen,
     identities: Seen,
     remarks: Remarks,
+    /// Text of the last row's device ID, if it is a MAC address in an unusual spelling.
+    spelled: Option<DeviceId>,
 }
 
 impl Rules<'_> {
@@ -262,11 +272,11 @@ impl Rules<'_> {
     fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
         let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
-        let device = if is_named_by_name { device_name.clone() } else { device };
-        let device = device.unwrap_or_default();
-        let device = values::device_id(&device).map_err(in_column("deviceId")).inspect(|id| {
-            self.remarks.look_at(&device, id);
-        })?;
+        let text = if is_named_by_name { device_name.clone() } else { device }.unwrap_or_default();
+        let asked = values::device_id(&text).map_err(in_column("deviceId"))?;
+        self.remarks.look_at(&text, &asked);
+        let device = asked.canonical().clone();
+        self.spelled = (*asked.first() != device).then(|| asked.first().clone());
         let enrollment = self.enrollment(enrollment.as_deref())?;
         let key = match (identity, psk) {
             (None, None) => None,

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::{
+    device::DeviceId,
     psk::{Enrollment, Key, Kind, Reissue},
     store::ImportRow,
+    testing::store::Memory,
 };
 
 const PSK: &str = "00112233445566778899AABBCCDDEEFF";
@@ -355,4 +357,26 @@ fn what_the_configuration_accepts_can_be_imported() {
     let enrollments = Enrollments::new([odd.outline()]);
     let row = only("deviceId,enrollment,productKey\nSN-1, 'odd' ,sim_product-1\n", &enrollments);
     assert_eq!((row.enrollment.as_str(), row.product_key.as_deref()), (" 'odd' ", Some("sim_product-1")));
+}
+
+/// Imports a text that has no bad lines.
+fn imported(store: &Memory, text: &str) -> ImportReport {
+    let by = Actor::system_user();
+    let how = Import { enrollments: &lamps(), by: &by, dry_run: false, ignores_unknown: false };
+    import(store, text.as_bytes(), 0, Path::new("lamps.csv"), how, |_, _| ()).unwrap().report
+}
+
+#[test]
+fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
+    let store = Memory::default();
+    let spelled = DeviceId::parse_sn("001a-2b3c-4d5e").unwrap();
+    crate::testing::store::import(&store, [ImportRow::new(spelled.clone(), "lamps", "a1lamps")]);
+    assert_eq!(imported(&store, "deviceId\n001a-2b3c-4d5e\n").unchanged, 1);
+    let report = imported(&store, "deviceId,deviceName\n001a-2b3c-4d5e,lamp-1\n");
+    assert_eq!((report.changed, store.count().unwrap()), (1, 1));
+    // In another table, the same line is the MAC address.
+    let other = Memory::default();
+    assert_eq!(imported(&other, "deviceId\n001a-2b3c-4d5e\n").added, 1);
+    assert!(other.has_device(&DeviceId::parse("001A2B3C4D5E").unwrap()).unwrap());
+    assert!(!other.has_device(&spelled).unwrap());
 }

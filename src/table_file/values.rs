@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::device::{DeviceId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret, is_id_character};
+use crate::device::{AskedId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret, is_id_character};
 
 /// Number of hex digits of a key of 16 to 64 bytes.
 const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
@@ -165,20 +165,14 @@ fn is_legal(character: char) -> bool {
     u8::try_from(character).is_ok_and(is_id_character)
 }
 
-/// Parses a device ID.
-pub(super) fn device_id(value: &str) -> Result<DeviceId, String> {
+/// Parses a device ID. A MAC address in an unusual spelling may be in the table as a serial number.
+pub(super) fn device_id(value: &str) -> Result<AskedId, String> {
     if value.is_empty() {
         return Err("a device ID is empty".into());
     }
     is_a_value(value)?;
     is_no_number(value)?;
-    if let Ok(device) = DeviceId::parse_mac(value) {
-        return Ok(device);
-    }
-    // A serial number has no spaces.
-    if value.contains(' ')
-        && let Ok(device) = DeviceId::parse_mac(&value.replace(' ', ""))
-    {
+    if let Ok(device) = AskedId::parse_mac(value) {
         return Ok(device);
     }
     let groups = || value.split([':', '-']);
@@ -191,7 +185,7 @@ pub(super) fn device_id(value: &str) -> Result<DeviceId, String> {
         );
     }
     only(value, is_legal, "A-Z a-z 0-9 . _ : @ - in a device ID")?;
-    DeviceId::parse(value)
+    AskedId::parse(value)
         .map_err(|_| format!("{} characters; a device ID has at most {MAX_DEVICE_ID}", value.len()))
 }
 

@@ -514,6 +514,10 @@ impl Bulk for Memory {
         Ok(())
     }
 
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
+        Ok(self.tables().devices.contains_key(id))
+    }
+
     fn count(&self) -> Result<u64, StoreError> {
         Ok(self.tables().devices.len() as u64)
     }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::Shared,
-    device::DeviceId,
+    device::{AskedId, DeviceId},
     device_view::{self, as_json},
     psk::EnrollmentOutline,
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, claim::ClaimView, unix_now},
@@ -110,7 +110,8 @@ async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Ve
 /// Returns the text itself and, if a MAC address can begin with it, the text in the form in which
 /// the table stores a MAC address.
 fn spellings(wanted: &str) -> Vec<DeviceId> {
-    let bare: String = wanted.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
+    let digits = wanted.strip_prefix("0x").or_else(|| wanted.strip_prefix("0X")).unwrap_or(wanted);
+    let bare: String = digits.chars().filter(|c| !matches!(c, ':' | '-' | '.' | '_' | ' ')).collect();
     let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
     let mac = is_mac.then(|| bare.to_ascii_uppercase());
     let all = [Some(wanted.to_owned()), mac].into_iter().flatten();
@@ -212,13 +213,12 @@ pub(super) async fn show(
     page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
-/// Finds a device by its ID in any spelling. If none is found, looks up the text unchanged, because
-/// a serial number may look like a MAC address.
+/// Finds a device by its ID in any spelling.
 async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
-    let spellings = [DeviceId::parse(id.trim()), DeviceId::parse_sn(id.trim())];
-    for id in spellings.into_iter().flatten() {
-        if let Some(row) = shared.sources.store.device(&id).await? {
-            return Ok(Some((id, row)));
+    let Ok(asked) = AskedId::parse_label(id) else { return Ok(None) };
+    for id in asked.ids() {
+        if let Some(row) = shared.sources.store.device(id).await? {
+            return Ok(Some((id.clone(), row)));
         }
     }
     Ok(None)

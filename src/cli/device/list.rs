@@ -3,11 +3,11 @@
 use anyhow::anyhow;
 use clap::ValueEnum;
 
-use super::{CommandResult, Failure, aligned, parse, print, progress::Progress, reissue};
+use super::{CommandResult, Failure, aligned, print, progress::Progress, reissue};
 use crate::{
     cli::remark,
     config::Config,
-    device::DeviceId,
+    device::{AskedId, DeviceId},
     device_view::{as_json, state, time},
     store::{DeviceRow, DeviceState, Store},
 };
@@ -88,7 +88,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
         // Only a warning, because devices of a former enrollment may still be in the table.
         tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
     }
-    let after = args.after.as_deref().map(parse).transpose()?;
+    let after = args.after.as_deref().map(after).transpose()?;
     let prefix = args.prefix.as_deref().map(prefix).transpose()?;
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
@@ -165,6 +165,13 @@ impl Rows<'_> {
         }
         Ok(rows)
     }
+}
+
+/// Parses the ID after which a list continues.
+fn after(text: &str) -> Result<DeviceId, Failure> {
+    AskedId::parse(text)
+        .map(|asked| asked.first().clone())
+        .map_err(|error| Failure::Usage(anyhow!("--after \"{}\": {error}", text.escape_debug())))
 }
 
 /// Parses the beginning of an ID; fails if no ID can begin with it. Case matters, even for a

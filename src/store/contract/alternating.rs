@@ -150,6 +150,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
         self.next().export(each)
     }
 
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
+        self.next().has_device(id)
+    }
+
     fn count(&self) -> Result<u64, StoreError> {
         self.next().count()
     }

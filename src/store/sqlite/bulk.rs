@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, Tr
 
 use super::{Sqlite, audit, backup, claims, connection, read, secrets, store_error, writer::WriteError};
 use crate::{
-    device::Secret,
+    device::{DeviceId, Secret},
     seal::{self, Place},
     store::{
         Actor, Bulk, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows, SameSecret,
@@ -46,6 +46,10 @@ impl Bulk for Sqlite {
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let connection = connection::open_reader(&self.path)?;
         read::export(&connection, each).map_err(|error| store_error(&self.path, error))
+    }
+
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
+        self.read_now(|connection| read::has_device(connection, id))
     }
 
     fn count(&self) -> Result<u64, StoreError> {

@@ -144,11 +144,12 @@ impl Sqlite {
     ) -> StoreFuture<'static, T> {
         #[cfg(test)]
         READS.set(READS.get() + 1);
-        let result = self.reader().and_then(|reader| {
-            let connection = reader.connection();
-            query(connection).map_err(|error| store_error(&self.path, error))
-        });
-        Box::pin(std::future::ready(result))
+        Box::pin(std::future::ready(self.read_now(query)))
+    }
+
+    fn read_now<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let reader = self.reader()?;
+        query(reader.connection()).map_err(|error| store_error(&self.path, error))
     }
 
     /// Makes an operator's change to a device. Also writes an audit entry if the device exists.

@@ -113,6 +113,11 @@ pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
 }
 
+/// Returns whether the table has a device.
+pub(super) fn has_device(connection: &Connection, id: &DeviceId) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM device_table WHERE deviceId = ?1")?.exists([id.as_str()])
+}
+
 /// Reads the enrollment of a device, with the same work for an unknown device.
 pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<String>> {
     connection.prepare_cached(ENROLLMENT)?.query_row([id.as_str(), NO_DEVICE], |row| {
