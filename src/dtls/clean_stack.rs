@@ -1,21 +1,21 @@
-//! Leaves no secret on the stack. The ciphers, the hash and the curves work on copies of keys
-//! in their stack frames, and do not wipe all of them. A value that is built later in the same
-//! place may have padding or unused variants, so a move of it would carry such a copy along,
-//! for example into a box. There nobody would wipe it.
+//! Leaves no secret on the stack. The ciphers, the hash and the curves work on copies of keys in
+//! their stack frames, and do not wipe all of these copies. A value that later occupies the same
+//! memory may have padding or unused variants, which still hold such a copy. If that value is then
+//! moved, for example into a box, the copy moves along and is never wiped.
 
-/// Maximum stack that one use of a key takes, in bytes. Without optimization, stack frames are
-/// several times larger.
+/// Maximum amount of stack that one use of a key takes, in bytes. Without optimization, stack
+/// frames are several times larger.
 const DEPTH: usize = if cfg!(debug_assertions) { 64 << 10 } else { 12 << 10 };
 
-/// Uses a key, and then overwrites the stack that this took. `work` captures secrets only by
-/// reference, and returns none that is not on the heap.
+/// Calls `work`, which uses a key, and then overwrites the stack that the call used. `work` may
+/// capture secrets only by reference, and may return secrets only on the heap.
 pub(super) fn on_clean_stack<T>(work: impl FnOnce() -> T) -> T {
     let result = apart(work);
     wipe();
     result
 }
 
-/// Calls `work` in a frame of its own, which begins where that of [`wipe`] will.
+/// Calls `work` in a stack frame that begins at the same address as the frame of [`wipe`].
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -77,7 +77,8 @@ mod tests {
                 assert_left_none(suite.name(), &secrets[16..32], || {
                     keys.server().open(suite, header, &[], &mut out[HEADER..]).unwrap();
                 });
-                // With another key the record fails.
+                // The record was sealed under the server's key, so it does not open under the
+                // client's.
                 assert_left_none(suite.name(), &secrets[..16], || {
                     keys.client().open(suite, header, &[], &mut out[HEADER..]).unwrap_err();
                 });

@@ -9,8 +9,9 @@ use super::{
     record::{ConnectionId, MAX_PLAINTEXT},
 };
 
-/// Number of bytes that may be sent to an address that is not validated, for each byte
-/// received from it. RFC 9000 §8 sets the same limit for QUIC, for the same reason.
+/// Number of bytes that may be sent to an address that is not validated, for each byte received
+/// from it. The limit keeps an attacker from amplifying traffic to a victim; RFC 9000 §8 sets the
+/// same limit for QUIC.
 const AMPLIFICATION: usize = 3;
 
 /// Longest client connection ID that is accepted, in bytes. With a longer ID, the message

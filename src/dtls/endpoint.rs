@@ -194,9 +194,9 @@ pub struct Endpoint<P> {
     budget: Budget,
     over_budget_reported: Option<Instant>,
     completions: Completions,
-    /// Sessions. When a client that has lost its state makes a new handshake, its old
-    /// session stays alive until the handshake completes (RFC 6347 §4.2.8), so a path may
-    /// be both in this table and in `handshakes`.
+    /// Sessions. While a client that has lost its state makes a new handshake, its old session
+    /// stays alive until the handshake completes (RFC 6347 §4.2.8). So a path may be both in this
+    /// table and in `handshakes`.
     sessions: Table<Session<P>>,
     by_connection_id: HashMap<ConnectionId, Handle>,
     holders: Holders,
@@ -375,7 +375,7 @@ impl<P> Endpoint<P> {
     }
 
     /// Sends data like [`send`](Self::send), but to the client's most recently validated address.
-    /// Needed if the client moved to yet another address while that one was being validated.
+    /// Needed if the client moved on to another address while that address was being validated.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;
@@ -383,9 +383,9 @@ impl<P> Endpoint<P> {
         self.send_record_validated(session.0, data, out)
     }
 
-    /// Marks a path of a session's client as validated: the client has shown that it
-    /// receives there, for example by echoing a number that no one else could know (RFC
-    /// 9146 §6).
+    /// Marks a path of a session's client as validated. Call this when the client has shown that it
+    /// receives datagrams on the path, for example by echoing a number that no one else could know
+    /// (RFC 9146 §6).
     pub fn validate(&mut self, session: SessionId, path: Path) {
         let Some(current) = self.sessions.path(session.0) else { return };
         if let Some(session) = self.sessions.get_mut(session.0) {

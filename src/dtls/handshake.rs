@@ -1,6 +1,6 @@
-//! One handshake, from a ClientHello with a valid cookie to the client's Finished (RFC
-//! 6347 §4.2, RFC 4279 §2). It knows nothing of other handshakes, addresses or timers,
-//! which are the business of the endpoint.
+//! One handshake, from a ClientHello with a valid cookie to the client's Finished (RFC 6347 §4.2,
+//! RFC 4279 §2). This module does not know about other handshakes, addresses or timers, which the
+//! endpoint handles.
 //!
 //! Until the client's Finished is verified, anyone can send messages in the client's name.
 //! Therefore no unauthenticated message ends a handshake or destroys state that the
@@ -193,9 +193,9 @@ impl Handshake {
         }
     }
 
-    /// Returns details of a failed handshake for the log: the first suites that the client
-    /// offers, if none can be chosen, and the length of the client's identity, if it is
-    /// longer than 128 bytes.
+    /// Returns details of a failed handshake for the log. The first part is the first suites that
+    /// the client offers; it is empty unless none of them can be chosen. The second part is the
+    /// length of the client's identity, if the identity is longer than 128 bytes.
     pub(crate) fn hints(&self) -> (Box<[u16]>, Option<usize>) {
         (self.suites.clone(), self.identity_length)
     }

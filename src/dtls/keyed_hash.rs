@@ -1,6 +1,6 @@
-//! Hashes under a key derived from the endpoint's seed. In `Completions`, for example, a collision
-//! of two hashes changes what the endpoint does. With the random key of a `RandomState`, two runs
-//! with the same seed could therefore differ.
+//! Hashing with a key that is derived from the endpoint's seed, so that two runs with the same seed
+//! behave alike. With the random key of a `RandomState`, two hashes could collide in only one of
+//! the runs. A collision, for example in `Completions`, changes what the endpoint does.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 

@@ -101,9 +101,9 @@ const EXPLICIT_NONCE: usize = 8;
 /// Length of the key block in bytes: two keys of 16 bytes and two salts of 4 bytes.
 const KEY_BLOCK: usize = 40;
 
-/// Keys of both directions, in the order of RFC 5246 §6.3. They are boxed so that they
-/// never move in memory: a table that moves its entries moves only a pointer, and no copy
-/// of the keys escapes the wiping on drop.
+/// Keys of both directions, in the order of RFC 5246 §6.3. They are boxed, so a table that moves
+/// its entries moves only a pointer. Otherwise, each move would leave behind a copy of the keys
+/// that is never wiped.
 pub(crate) struct KeyBlock(Box<Zeroizing<[u8; KEY_BLOCK]>>);
 
 impl KeyBlock {

@@ -1,5 +1,5 @@
-//! Attackers who own an address, know a client's address, or hold a key of their own. Also
-//! network faults that make an honest client look like an attacker.
+//! Attackers who own an address, know a client's address, or hold a key of their own, and network
+//! faults that make an honest client look like an attacker.
 
 use super::*;
 use crate::dtls::{Holder, handshake::MAX_EARLY, message, record};
@@ -198,8 +198,8 @@ fn forged_messages_and_records_do_not_end_an_honest_handshake() {
                         }
                         converse(&mut server, &mut client, peer(), vec![datagram.clone()]);
                     }
-                    // If the forged claim came between the client's messages, the client
-                    // resends them.
+                    // If the forged claim came between the client's messages, the client resends
+                    // its own.
                     if !client.is_established() {
                         server.now += Duration::from_secs(1);
                         let again = client.handle_timeout(server.now);
@@ -663,8 +663,8 @@ fn drops_retransmissions_and_refusals_are_counted() {
     assert_eq!(server.failures(), [Failure::OverBudget]);
 }
 
-/// Only a copy of an earlier hello is late. For any other hello, the timer resends the
-/// flight.
+/// A hello counts as late only if it is a copy of an earlier one. For any other hello, the timer
+/// resends the flight.
 #[test]
 fn another_hello_is_not_late_because_there_is_a_session() {
     let mut server = Server::new(Config::default());

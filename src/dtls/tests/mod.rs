@@ -1,6 +1,6 @@
-//! Tests of the endpoint as a black box, in memory and in virtual time: whole handshakes
-//! over networks that lose, repeat, reorder and fragment messages, with clients that
-//! reboot, lie or go silent.
+//! Tests of the endpoint as a black box, in memory and in virtual time. Whole handshakes run over
+//! networks that lose, repeat, reorder and fragment messages, with clients that reboot, lie or go
+//! silent.
 
 mod adversary;
 mod connection_id;
