@@ -10,14 +10,13 @@ use super::block::{Block, TransferKey};
 /// A message that may hold a secret.
 pub(super) type Message = Zeroizing<Box<[u8]>>;
 
-/// Maximum memory for the kept answers of a peer and their entries, in bytes. The newest
-/// answer is always kept. A client that sends one request at a time (NSTART 1) never
-/// repeats an older one.
+/// Maximum memory for the kept answers of a peer and their entries, in bytes. The newest answer is
+/// always kept, because a client that sends one request at a time (NSTART 1) repeats only its
+/// newest request.
 const MAX_KEPT: usize = 512;
-/// Maximum number of exchanges and ranges of message IDs of one peer. A peer that has
-/// reached it is asked to retry later. A client whose message IDs count up adds only one
-/// range a minute. A client with random IDs can still send a body of 512 bytes in blocks
-/// of 16 and fetch an answer.
+/// Maximum number of exchanges and ranges of message IDs of one peer. A peer at this maximum is
+/// asked to retry later. A client whose message IDs count up adds only one range a minute. A client
+/// with random IDs can still send a body of 512 bytes in blocks of 16 and fetch an answer.
 const MAX_REMEMBERED: usize = 64;
 /// Length of a span of time, in seconds. Message IDs whose lifetime ends in the same span
 /// expire together.
@@ -214,10 +213,10 @@ impl Peer {
         })
     }
 
-    /// Returns a message ID for a message from this endpoint. The ID is not used again for
-    /// this peer within EXCHANGE_LIFETIME (RFC 7252 §4.4): each such message answers a
-    /// request, and the peer cannot send more than 2^16 requests within that time without
-    /// using a message ID again itself.
+    /// Returns a message ID for a message from this endpoint. The ID is not used again for this
+    /// peer within EXCHANGE_LIFETIME (RFC 7252 §4.4). Each such message answers a request, and the
+    /// peer cannot send more than 2^16 requests within that time without using a message ID again
+    /// itself.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);

@@ -1,7 +1,7 @@
-//! The server's I/O: sockets, threads and timers, and no rules. There is one worker per core, with
-//! its own sockets on the same ports and its own DTLS and CoAP endpoints, so that workers rarely
-//! wait for one another. Work that takes more than one step is polled by the worker that started
-//! it.
+//! The server's I/O: sockets, threads and timers. Contains no rules about devices or certificates.
+//! There is one worker per core, with its own sockets on the same ports and its own DTLS and CoAP
+//! endpoints, so that workers rarely wait for one another. Work that takes more than one step is
+//! polled by the worker that started it.
 
 mod datagrams;
 mod in_progress;

@@ -315,7 +315,7 @@ impl Stack {
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // Due immediately while there are sessions to check.
+        // While there are sessions to check, the next call is due immediately.
         let revoking = self.revoking.then(Instant::now);
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
@@ -516,7 +516,7 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // The lookup is started anew, because work that waits must own its data.
+                // The lookup is started again, because work that waits must own its data.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {

@@ -1,6 +1,6 @@
 //! Work in progress of a worker. Each piece is polled on the worker's own thread when it can
 //! continue. In an earlier version, the runtime's threads polled the work and passed the results
-//! back, which took a fifth of the server's time while many certificates were issued for the first
+//! back. That took a fifth of the server's time while many certificates were issued for the first
 //! time.
 
 use std::{

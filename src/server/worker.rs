@@ -101,8 +101,8 @@ impl Round {
 /// A datagram that another worker's socket received.
 type Forwarded = (dtls::Path, Box<[u8]>);
 
-/// Handle for sending letters and datagrams to a worker, for tasks, other workers and the
-/// server. Anything sent to a worker that has ended is lost, as intended.
+/// Handle with which tasks, other workers and the server send letters and datagrams to a worker.
+/// Anything sent to a worker that has ended is lost, as intended.
 #[derive(Clone)]
 pub(super) struct Mailbox {
     inbox: Sender<Letter>,
@@ -227,8 +227,8 @@ impl Worker {
     }
 }
 
-/// Reason why a worker ends before it is stopped. Its message is a line of the log, for an
-/// operator; the error of the system is another field of that line.
+/// Reason why a worker ends before it is stopped. The message is logged for the operator, with the
+/// system's error in another field.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RunError {
     #[error(

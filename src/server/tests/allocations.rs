@@ -1,4 +1,4 @@
-//! Test of the number of allocations that a provisioning makes on the server.
+//! Tests how many allocations the server makes for one provisioning.
 
 use super::*;
 

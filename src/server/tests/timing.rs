@@ -26,9 +26,9 @@ const DOUBLINGS: u32 = 4;
 /// decrypted, a MAC is not verified.
 const TOLERANCE: f64 = 0.06;
 
-/// Description of the identity whose key is longer than 30 bytes. Its premaster secret is
-/// longer than one block of SHA-256, which shows in the time. This time is printed but may
-/// exceed the tolerance; `docs/security.md` has the measurement.
+/// Description of the identity whose key is longer than 30 bytes. Its premaster secret is longer
+/// than one block of SHA-256, so its handshake takes measurably longer. The difference is printed
+/// but may exceed the tolerance; `docs/security.md` has the measurement.
 const LONG_KEY: &str = "individual, 64 bytes";
 
 /// Identities of every kind: description, identity and enrollment. All identities have the
