@@ -1,4 +1,4 @@
-//! Circuit breakers: after the cloud has refused a call for a reason that only the operator can
+//! Circuit breakers. When the cloud has refused a call for a reason that only the operator can
 //! remove, no further calls are made for the same product, or of the same action. After a pause,
 //! one registration is let through as a probe; others are refused until the probe has a result.
 //! Pure; the caller passes the current time.
@@ -90,8 +90,8 @@ impl Breakers {
     }
 
     fn admit_all(&mut self, scopes: &[Scope], now: Instant) -> Result<(), String> {
-        // All breakers are checked first, as a registration that one refuses cannot be another's
-        // probe.
+        // All breakers are checked before any of them admits a probe, because a registration that
+        // one breaker refuses cannot be the probe of another.
         for scope in scopes {
             if let Some(open) = self.open.get(scope).filter(|open| now < open.until) {
                 return Err(open.reason.clone());
@@ -147,8 +147,8 @@ impl Breakers {
         }
     }
 
-    /// Closes the breaker of an action after the cloud has refused one of its calls because of the
-    /// call's product, as the action itself works.
+    /// Closes the breaker of an action. To be called when the cloud has refused a call of the
+    /// action because of its product, which shows that the action itself works.
     pub(super) fn admits(&mut self, action: Action) {
         self.open.remove(&Scope::Action(action));
     }

@@ -48,8 +48,8 @@ use registration::{Next, Registration};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
-/// A batch is considered only if more registrations of a product wait than this; for fewer, the
-/// several calls that a batch itself takes are not worthwhile.
+/// Number of waiting registrations of a product above which a batch is considered. For fewer
+/// registrations, the several calls of a batch are not worthwhile.
 const MIN_BATCH: usize = 10;
 
 /// Error code of a call that was not made because its breaker is open.

@@ -69,7 +69,7 @@ impl Watch {
     }
 }
 
-/// Counts down when dropped, also if the work under the lease is cancelled.
+/// Decrements the number of leases when dropped, even if the work under the lease is cancelled.
 struct Ending<'a>(&'a AtomicUsize);
 
 impl Drop for Ending<'_> {
@@ -100,8 +100,8 @@ impl Registrar {
         });
     }
 
-    /// Beats if this process registers devices or has a lease, so that an idle process writes no beats. Removes
-    /// the owners that have died, and resumes their registrations.
+    /// Beats if this process registers devices or has a lease, so that an idle process writes no
+    /// beats. Removes the owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
         let owns = self.registrations() > 0 || self.leases.load(Ordering::Relaxed) > 0;
@@ -134,8 +134,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Does work under the lease `name`, which only one process at a time has. The work receives its
-    /// cursor. Returns `None` if another process has the lease.
+    /// Does work under the lease `name`, which only one process at a time has. `work` receives the
+    /// lease's cursor. Returns `None` if another process has the lease.
     pub async fn with_lease<T>(
         &self,
         name: &str,

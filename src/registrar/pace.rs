@@ -13,13 +13,13 @@ use crate::{iot_platform::Action, store::turn::Turn};
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Minimum time between the last change of a lowered pace and its next raise, which an accepted
-/// call causes.
+/// Minimum time between a change of a rate and the next raise of this rate. A lowered rate is
+/// raised when the cloud accepts a call.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
 /// Fraction of the configured rate by which a lowered pace is raised each time.
 const RAISE: f64 = 0.1;
-/// Fraction of the documented limit up to which a pace makes up for late turns. At a faster pace,
-/// two calls close together could exceed the limit.
+/// Highest fraction of the documented limit at which a pace makes up for late turns. At a higher
+/// rate, two calls close together could exceed the limit.
 const CREDIT_UP_TO: f64 = 0.9;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.

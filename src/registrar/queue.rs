@@ -134,7 +134,7 @@ impl Queue {
         cleared
     }
 
-    /// Notes that this process runs a batch. Returns whether it did not run it before.
+    /// Notes that this process runs a batch. Returns false if it was already running the batch.
     pub(super) fn start_running(&mut self, batch: BatchId) -> bool {
         self.running.insert(batch)
     }

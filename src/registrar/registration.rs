@@ -24,8 +24,8 @@ const MAX_UNKNOWN: u32 = 3;
 /// and an answer takes a moment to arrive.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
-/// Number of attempts to claim a device while the store is busy. Nothing has been asked of the cloud
-/// yet, so the waiting device is better asked to retry later.
+/// Number of attempts to claim a device while the store is busy. Nothing has been asked of the
+/// cloud yet, so it is better that the device retries later than that it waits longer.
 pub(super) const CLAIM_ATTEMPTS: u32 = 3;
 
 /// First and longest pause before a claim that another process holds is tried again.
@@ -223,7 +223,7 @@ impl Registrar {
         match self.store.device(&entry.device).await {
             Ok(Some(DeviceRow { certificate: Some(certificate), .. })) => Outcome::Registered(certificate),
             Ok(Some(DeviceRow { refusal: Some(reason), .. })) => Outcome::Refused(reason),
-            // It is disabled, has another product or name, or is not in the table.
+            // The device is disabled, has another product or name, or is not in the table.
             Ok(_) => Outcome::Changed,
             Err(error) => self.store_failed(entry, &error),
         }
@@ -239,8 +239,8 @@ impl Registrar {
         self.finish(device, outcome);
     }
 
-    /// Gives a claim up. Until that is stored, no other process can have the claim while this one
-    /// lives, so waiting for a busy store is worthwhile.
+    /// Gives up a claim. Until this is stored, no other process can get the claim while this
+    /// process runs, so it is worth waiting for a busy store.
     pub(super) async fn release(&self, device: &DeviceId, asked: bool) {
         let released = self
             .repeat(self.config.max_attempts, || self.store.release_claim(self.owner.id, device, asked))
@@ -252,14 +252,15 @@ impl Registrar {
         }
     }
 
-    /// Asks all devices in the queue to retry later, because the store takes no claim. Each would
-    /// otherwise wait for attempts of its own.
+    /// Asks all devices in the queue to retry later, because the store accepts no claims.
+    /// Otherwise, each device would wait for attempts of its own.
     fn turn_away(self: &Arc<Self>) {
         let waiting = super::lock(&self.queue).clear(None);
         self.let_all_go(waiting, &Outcome::Later(self.config.max_retry_pause));
     }
 
-    /// Gives up a claim that failed with this error, if the claim may have been stored all the same.
+    /// Gives up a claim after an error that leaves it unknown whether the claim was stored. Does
+    /// nothing after any other error.
     pub(super) async fn undo_claim(&self, device: &DeviceId, error: &StoreError) {
         if matches!(error, StoreError::Unknown(_)) {
             self.release(device, false).await;
@@ -391,7 +392,7 @@ impl Registrar {
         }
     }
 
-    /// Refuses a device for good: the reason is stored in its row. Ends the claim.
+    /// Refuses a device permanently: the reason is stored in its row. Ends the claim.
     pub(super) async fn refuse(&self, registration: &mut Registration, error: &ApiError) -> Outcome {
         let device = registration.entry.device.clone();
         self.count(|counters| counters.failed += 1);
@@ -461,8 +462,8 @@ impl Registrar {
                     return Next::After(self.pause(registration.attempts));
                 }
                 let JournalEntry { device, product_key, .. } = &registration.entry;
-                // The device is to blame only if others of its product are registered meanwhile,
-                // and the product only if several devices fail.
+                // The fault is the device's only if other devices of its product are registered
+                // meanwhile, and the product's only if several of its devices fail.
                 if self.has_worked_since(product_key, first) {
                     Next::Done(self.refuse(registration, &error).await)
                 } else if self.suspect(product_key, device) {

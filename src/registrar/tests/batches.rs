@@ -325,7 +325,7 @@ async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
     let crowd = Crowd::new(1, Config::default());
     crowd.registrar.recover().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    // It comes and goes faster than anyone looks.
+    // Another process claims the device and ends, both between two looks of this process.
     leave(&crowd.store, &name(0)).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());

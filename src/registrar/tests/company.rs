@@ -51,7 +51,7 @@ impl Company {
         Self { store, cloud, devices, config, random, is_lossy }
     }
 
-    /// Starts a process. It ends when its fuse has burnt out. A `register` run also ends when all
+    /// Starts a process. It dies when its fuse has burnt out. A `register` run also ends when all
     /// its devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
         let mut store = self.store.in_process(fuse.clone());

@@ -158,14 +158,14 @@ impl World {
     }
 }
 
-/// For each step of a run, lets one process die at that step and the next process die at a random
-/// step, unless it finishes first; a third process must then finish. Returns the number of steps
-/// of a run.
+/// Repeats a run of up to three processes. The first process dies one step later in each
+/// repetition, until it no longer dies. The second process dies at a random step, unless it
+/// finishes first, and the last one must finish. Returns the number of steps of a whole run.
 fn at_every_step(devices: usize, config: &Config) -> usize {
     at_every_step_of(|| World::new(devices), config)
 }
 
-/// Does the same in a world of one's own.
+/// Does the same as [`at_every_step`], but starts each repetition in a new world from `world`.
 fn at_every_step_of(world: impl Fn() -> World, config: &Config) -> usize {
     for steps in 1.. {
         let runtime =
