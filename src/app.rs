@@ -167,13 +167,13 @@ impl App {
                 "unfinished registrations stay in the journal; another server, the next start or the devices' next requests continue them"
             );
         }
-        // Joining threads blocks.
+        // Joining threads blocks, so it is done on a thread for blocking work.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
 }
 
-/// Removes expired entries of the audit log once a minute, and whenever the retention changes, until
-/// the sender of `keep` is dropped.
+/// Removes expired entries of the audit log once a minute, and whenever the retention changes,
+/// until the sender of `keep` is dropped.
 async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) {
     let mut retention = Retention::default();
     loop {

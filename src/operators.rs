@@ -40,7 +40,7 @@ impl fmt::Debug for User {
     }
 }
 
-/// A script that carries a token with each request.
+/// A script that sends a token with each request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// Name in logs.

@@ -25,8 +25,8 @@ const TAG: usize = 16;
 
 /// Key that belongs to no device. It is as long as a usual key: 16 bytes, as hex.
 const DECOY: &str = "00000000000000000000000000000000";
-/// Place for which the decoy is sealed, with a device ID and an identity of usual length. The
-/// decoy is never written to a database, so no row can refer to it.
+/// Place for which the decoy is sealed, with a device ID and an identity of usual length. A real
+/// device may have the same ID, because the decoy is never written to a database.
 const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
 
 /// Identifies a key without revealing it: the first 4 bytes of a hash.
@@ -194,8 +194,9 @@ impl Keyring {
         self.keys.iter().map(DatabaseKey::id)
     }
 
-    /// Opens the key of an identity in place. If the database has a key, exactly one sealed value is
-    /// opened, even if this one is not sealed yet, so that all identities take the same time.
+    /// Opens the key of an identity in place if it is sealed; otherwise opens the decoy. If the
+    /// database has a key, this always opens exactly one sealed value, so that all identities take
+    /// the same time.
     pub fn open_one(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
         if stored.expose().starts_with(PREFIX) {
             self.open_in_place(place, stored)

@@ -265,7 +265,7 @@ mod tests {
             for code in ["NoPermission", "Strange"] {
                 assert_eq!(classify(status, Some(code)), ErrorClass::Operator, "{status} {code}");
             }
-            // A known code decides, and a proxy's page has none.
+            // A known code decides, whatever the status. A proxy's page has no code.
             assert_eq!(classify(status, Some("Throttling.User")), ErrorClass::Throttled);
             assert_eq!(classify(status, None), ErrorClass::TryAgain);
         }

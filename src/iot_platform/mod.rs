@@ -165,8 +165,8 @@ pub enum ErrorClass {
 pub struct ApiError {
     /// Class, which decides how the registrar reacts.
     pub class: ErrorClass,
-    /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `NoConnection`, `Connection`,
-    /// `Certificate`, `Credentials` or `NotAnAnswer`.
+    /// `Code` of the cloud, or one of certdist's own codes, such as `Timeout`, `NoConnection`,
+    /// `Connection`, `Certificate`, `Credentials` or `NotAnAnswer`.
     pub code: String,
     /// The cloud's message: one line of at most 200 characters, without secrets.
     pub message: String,

@@ -466,7 +466,7 @@ impl AuditLog for Memory {
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         let tables = self.tables().clone();
         let mut selected = tables.chain().filter(|(_, entry, _)| filter.admits(entry));
-        // It ends early if `each` breaks off.
+        // `try_for_each` stops early if `each` returns a break.
         let _ = selected.try_for_each(|(seq, entry, hash)| each(AuditEntry { seq, ..entry.clone() }, hash));
         Ok(())
     }
@@ -505,7 +505,7 @@ impl Bulk for Memory {
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let tables = self.tables().clone();
-        // It ends early if `each` breaks off.
+        // `try_for_each` stops early if `each` returns a break.
         let _ = tables.devices.into_values().try_for_each(|row| {
             let key = tables.keys.iter().find(|(_, (owner, _))| *owner == row.id);
             let key = key.map(|(identity, (_, psk))| (identity.clone(), psk.clone()));
@@ -577,7 +577,7 @@ impl Tables {
     }
 }
 
-/// Reads the keys from the values instead of noting them.
+/// Reads the key of each secret from the stored value; keeps no list of the keys in use.
 impl StoredSecrets for Memory {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
         Ok(self.tables().counts().into_iter().filter_map(|count| count.key).collect())

@@ -102,9 +102,8 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Makes an empty collection. The secret and ID of a device depend only on the seed, its
-    /// product and name, and earlier removals of the name, so that the order of calls does not
-    /// matter.
+    /// Makes an empty collection. A device's secret and ID depend only on the seed, on its product
+    /// and name, and on earlier removals of the name. So the order of calls does not matter.
     pub fn new(seed: u64) -> Self {
         Self {
             rows: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Simulator of IoT Platform's API on a local port. It verifies signatures, has rate limits and
-//! failures on demand, and needs no account. It must accept the requests of the official SDKs,
-//! and their parsers must accept its answers. Its only signing code in common with the client is
-//! [`super::signature`]; it checks version 3 with code of its own.
+//! failures on demand, and needs no account. It must accept the requests of the official SDKs, and
+//! their parsers must accept its answers. It shares only [`super::signature`] with the client's
+//! signing code; it checks version 3 with code of its own.
 //!
 //! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
 //! and `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.

@@ -183,9 +183,10 @@ impl World {
     fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
         match fault {
             Fault::Drop => (Duration::ZERO, None),
-            // Occurs here only inside `AfterCarryingOut`: the answer is lost.
+            // Reached only from `AfterCarryingOut`. The answer is lost, and the connection closed.
             Fault::Twice => (Duration::ZERO, None),
-            // Likewise, and the connection is closed late.
+            // Reached only from `AfterCarryingOut`. The answer is lost, and the connection closed
+            // late.
             Fault::Delay(delay) => (delay, None),
             Fault::Gateway { status, code } => {
                 let reply = self.gateway_error(&Refusal::new(status, code, "Simulated."), host);

@@ -324,7 +324,7 @@ impl Claims for Memory {
             let journal = &mut tables.journal;
             let mut taken = Vec::new();
             // Batches are taken in the order in which the cloud made them. Their IDs are random, so
-            // by ID, two runs of one seed would take them in different orders.
+            // an order by ID would differ between two runs with the same seed.
             let mut batches: Vec<_> = journal.batches.clone().into_iter().collect();
             batches.sort_by_key(|(_, (batch, _))| batch.apply_id);
             for (id, (batch, by)) in batches {
