@@ -257,7 +257,7 @@ fn main() {
         return server.round(0..count);
     }
 
-    // Measures one and two threads in turn, because the machine may be busy at times.
+    // Alternates between one and two threads, because the machine may be busy at times.
     let pairs: Vec<_> =
         (0..9).map(|_| [1, 2].map(|threads| provisionings(&of_speed, runtime.handle(), threads))).collect();
     let one = median(pairs.iter().map(|pair| pair[0]));

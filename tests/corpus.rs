@@ -1,8 +1,8 @@
 //! Runs the fuzzer's corpus as tests.
 //!
-//! Each file in `fuzz/corpus` with a single malformed or odd message names its expected
-//! outcome. The endpoints alone decide it, before any request is processed. The fuzzer starts
-//! from the same files.
+//! Each file in `fuzz/corpus` whose name begins with `coap-` or `dtls-` has a single malformed or
+//! odd message, and the expected reaction. The reaction comes from the endpoints alone, because it
+//! precedes the processing of any request. The fuzzer starts from the same files.
 //!
 //! The other files contain programs, one per line. Those in `scenarios.hex` were written by
 //! hand. libFuzzer kept those in `programs.hex` because each reaches code that no other program
@@ -79,7 +79,7 @@ fn every_datagram_of_a_stranger_comes_to_what_its_file_says() {
     }
 }
 
-/// The counts matter because a rule about code that is never reached always holds.
+/// The counts matter because a rule about code that is never reached is never broken.
 #[test]
 #[cfg(feature = "testing")]
 fn programs_that_were_kept_break_no_rule_and_reach_what_the_rules_are_about() {

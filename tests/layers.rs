@@ -284,8 +284,8 @@ fn paths(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Returns whether a word of a document is, or does not look like, a file, folder or module
-/// that exists. A document may leave out the first folders of a path.
+/// Returns false if a word of a document looks like a file, folder or module, but there is none of
+/// this name. A document may leave out the first folders of a path.
 fn exists(word: &str, paths: &[String]) -> bool {
     let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if let Some((module, _)) = word.split_once("::") {

@@ -1,4 +1,4 @@
-//! What strangers, and devices with a valid key, can do to other devices. Load stays on
+//! Tests how far strangers, and devices with a valid key, can harm other devices. Load stays on
 //! loopback and ends by itself.
 
 use std::{
@@ -128,7 +128,7 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let port = server.address.port().to_string();
     let count = DEVICES.to_string();
     let arguments = ["-p", &port, "-n", &count, "-c", "50", "-K", MASTER];
-    // The first run pays for work that is done only once.
+    // The first run includes work that is done only once, so it is not measured.
     assert!(all_served(&coapsload(&arguments), DEVICES));
     let begun = computed(&server);
     assert!(all_served(&coapsload(&arguments), DEVICES));
@@ -161,8 +161,8 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     assert!(grown <= 2048, "{grown} KiB more after the flood");
 }
 
-/// Starts a handshake from an address of its own and abandons it once the server keeps state
-/// for it. Returns `None` when the server accepts no more.
+/// Starts a handshake from the address that belongs to `number`, and abandons it once the server
+/// keeps state for it. Returns `None` when the server accepts no more.
 fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
     let address = [127, 8, (number >> 8) as u8, number as u8];
     let socket = UdpSocket::bind(SocketAddr::from((address, 0))).expect("a socket");
@@ -181,8 +181,8 @@ fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
 }
 
 /// Returns how many of 100 devices are served while an attacker with many addresses leaves
-/// handshakes half open. The attacker starts with 300, or as many as the server accepts, and
-/// keeps adding more.
+/// handshakes half open. The attacker starts with 300 handshakes, or as many as the server accepts,
+/// and keeps adding more.
 fn served_beside_half_open(server: SocketAddr, load: &[&str]) -> u32 {
     let mut half_open: Vec<_> = (0..300).map_while(|number| leave_half_open(server, number)).collect();
     let done = Arc::new(AtomicBool::new(false));
@@ -296,10 +296,10 @@ fn ephemeral_hello(random: u32, cookie: &[u8]) -> Vec<u8> {
     record(1, u8::from(!cookie.is_empty()), u8::from(!cookie.is_empty()), &body)
 }
 
-/// Sends the datagrams that cost a server most, until `is_over` is set. They come from many
-/// ports of one real address: ECDHE handshakes with one claim after another, datagrams packed
-/// with hellos and empty messages, records that one worker has to forward to another, and
-/// hellos without a cookie. Returns the number of bytes sent.
+/// Sends the datagrams that cost a server most, until `is_over` is set, from many ports of one real
+/// address. They are ECDHE handshakes with one claim after another, datagrams packed with hellos
+/// and empty messages, records that one worker has to forward to another, and hellos without a
+/// cookie. Returns the number of bytes sent.
 fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     let sockets: Vec<_> = (0..64)
         .map(|_| {
@@ -401,7 +401,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         while !devices.is_finished() {
             let health = http_get(admin, "/healthz");
             assert_eq!(health, "ok\n");
-            // The socket holds about ten messages, and a server blocks while it is full.
+            // The socket holds about ten messages. Further ones are lost until the test reads some.
             told += fed(&watchdog);
             thread::sleep(Duration::from_millis(200));
         }

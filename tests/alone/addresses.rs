@@ -36,9 +36,9 @@ fn in_a_network(what: impl FnOnce() + Send) {
                 assert!(
                     ip(&format!("addr replace {device} dev lo")) && ip(&format!("addr add {address} dev lo"))
                 );
-                // Without this, a device would use the server's address as its own source, and
-                // the system would answer from there. An IPv6 address becomes usable a moment
-                // after it was added.
+                // Replaces the route that the system made. With that route, a device would use the
+                // server's address as its own source, and the system would answer from there. An
+                // IPv6 address becomes usable a moment after it was added.
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !ip(&format!("route del local {address} dev lo table local")) {
                     assert!(Instant::now() < deadline, "{address}");

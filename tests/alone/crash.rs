@@ -1,11 +1,13 @@
-//! The server is killed (SIGKILL) at every step of a registration, in half of the runs beside
-//! a second server or `certdist register` on the same table, while the cloud
-//! loses answers, gives them late or twice, or fails after it has created the device.
-//! Each run follows from its seed, and ends with one certificate and one device for
-//! each device of the table.
+//! The server is killed (SIGKILL) at every step of a registration. Meanwhile, the cloud loses
+//! answers, gives them late or twice, or fails after it has created the device. In half of the
+//! runs, a second server or `certdist register` works on the same table. Each run follows from its
+//! seed. In the end, each device of the table has one certificate and exists once at the cloud.
 //!
-//!     CERTDIST_RUNS=500 cargo test --test alone crash:: -- --nocapture     as many as are recorded
-//!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test alone crash::     one of them again
+//! The first command does as many runs as docs/performance.md records. The second one repeats a
+//! single run.
+//!
+//!     CERTDIST_RUNS=500 cargo test --test alone crash:: -- --nocapture
+//!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test alone crash::
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -28,7 +30,7 @@ use rusqlite::{Connection, OpenFlags};
 const RUNS: u64 = 15;
 /// Maximum wait for a step, after which the server is killed anyway.
 const STEP: Duration = Duration::from_secs(8);
-/// Maximum time for the devices to get their certificates in the end, in seconds.
+/// Maximum time for the devices to get their certificates after the last start, in seconds.
 const END: &str = "60";
 
 /// Step after which the server is killed.
@@ -71,7 +73,7 @@ struct Run {
     devices: u32,
     latency: Duration,
     random: StdRng,
-    /// Another process on the same table, which lives on when the server is killed.
+    /// Another process on the same table, which keeps running when the server is killed.
     companion: Option<Companion>,
 }
 
@@ -238,7 +240,7 @@ impl Run {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let count = self.devices;
         assert!(said.contains(&format!("ok {count} (2.xx {count} ")), "{said}");
-        // What the companion has left is resumed as well.
+        // Registrations that the companion has left behind are resumed as well.
         if let Some(companion) = self.companion.take() {
             companion.kill();
         }

@@ -130,7 +130,7 @@ fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
     let conversations: Vec<_> = (0..12).map(|_| converse(&site, server.address)).collect();
     let secrets: Vec<_> = conversations.iter().flat_map(|conversation| &conversation.secrets).collect();
     let kinds: Vec<_> = in_memory(server.id(), &secrets).chunks(3).map(<[bool]>::to_vec).collect();
-    // While the sessions are open, the search finds their traffic keys, so it works.
+    // While the sessions are open, the search finds their traffic keys, which shows that it works.
     assert_eq!(kinds, vec![vec![true, true, false]; 12]);
     for conversation in &conversations {
         conversation.back.send(&conversation.close_notify).expect("sent");

@@ -1,6 +1,6 @@
-//! What certdist is delivered in: the package, manual pages, the systemd unit, the container
-//! image, the Kubernetes manifests, alerts and dashboards. Each is checked by the program that
-//! it is made for, if that program runs here.
+//! Checks everything that is delivered: the package, manual pages, the systemd unit, the container
+//! image, the Kubernetes manifests, alerts and dashboards. Each is checked by the program that it
+//! is made for, if that program runs here.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -57,8 +57,8 @@ fn completions_and_manual_pages_are_made() {
 #[test]
 fn the_unit_exposes_little() {
     let _alone = alone();
-    // The threshold is in tenths: 2.0. systemd-analyze also verifies the unit, as far as it
-    // can.
+    // The threshold is in tenths, so 20 stands for an exposure of 2.0. systemd-analyze also
+    // verifies the unit, as far as it can.
     let mut analyze = Command::new("systemd-analyze");
     let output = run(analyze
         .args(["security", "--offline=true", "--threshold=20"])

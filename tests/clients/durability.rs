@@ -32,7 +32,7 @@ fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
     site.write("certdist.toml", &configuration.replace("sqlite:certdist.db", "sqlite:disk/certdist.db"));
     site.write("batch.csv", "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n");
     fs::create_dir(site.path("disk")).expect("a folder");
-    // A disk in its own mount namespace, so that nothing is left behind.
+    // The disk is mounted in a mount namespace of its own, so that nothing is left behind.
     let script =
         "mount -t tmpfs -o size=1m tmpfs disk && \"$0\" import batch.csv >&2 && exec \"$0\" serve 2>log";
     let mut command = site.certdist(&[]);
@@ -106,7 +106,8 @@ fn every_answer_is_in_the_audit_log_whenever_the_server_is_killed() {
     };
     let entries = log.lines().filter(is_answer).count() as u64;
     assert!(entries >= answered, "{entries} entries about {answered} answers");
-    // A request may be repeated or its answer be lost when the server is killed.
+    // The log may have more entries than there are answers: devices repeat requests, and answers
+    // are lost when the server is killed.
     assert!(entries <= answered + 50 * 6, "{entries} entries about {answered} answers");
     assert!(stdout(&site.run(&["audit", "verify"])).contains("complete"));
 }

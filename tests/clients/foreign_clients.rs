@@ -163,7 +163,7 @@ fn every_command_of_the_document_gets_the_code_that_it_promises() {
             run(build, code, command);
         }
     }
-    // More devices than can be registered while a device waits.
+    // Makes more devices ask than can be registered during the time that a device waits.
     let (port, key) = (server.address.port().to_string(), hex::encode("plug-batch-7-key"));
     coapsload(&[
         "-p",
@@ -218,7 +218,7 @@ fn openssl_s_client_connects_with_every_suite() {
     }
 }
 
-/// RFC 5246 §7.2.1: a stopping server sends close_notify, so its clients notice at once.
+/// RFC 5246 §7.2.1: a stopping server sends close_notify, so its clients notice immediately.
 #[test]
 fn a_server_that_stops_tells_its_sessions() {
     let (_site, server) = server();

@@ -26,8 +26,8 @@ fn load(server: &Process, devices: u32) -> String {
     stdout(&coapsload(&["-p", &port, "-n", &count, "-c", "16", "-K", MASTER]))
 }
 
-/// Starts a server of this cloud with one device that is not registered. Returns the admin
-/// address as well.
+/// Starts a server that uses this cloud and has one device, which is not registered. Returns the
+/// admin address as well.
 fn unregistered_device(cloud: &Process) -> (Site, Process, SocketAddr) {
     let port = free_address();
     let sections = format!(

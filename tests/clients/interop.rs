@@ -36,7 +36,7 @@ const AT_ONCE: usize = 12;
 const WAITING_AT_ONCE: usize = 64;
 /// Maximum time that a device keeps trying.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Maximum time where the answer comes at once or never.
+/// Maximum time that a device keeps trying if the answer comes immediately or never.
 const SHORT_PATIENCE: Duration = Duration::from_secs(20);
 /// First retransmission time-out of RFC 7925 §11.
 const RFC7925_TIMER: Duration = Duration::from_secs(9);
@@ -54,7 +54,7 @@ const FIXED_TIMERS: [&str; 8] = [
     "Erlang/OTP 25",
     "node-dtls-client 1.1",
     "webrtc-dtls 0.12",
-    // Its time-out can be set, but then it does not succeed in every run.
+    // The time-out of dimpl can be set, but then dimpl does not succeed in every run.
     "dimpl 0.9",
 ];
 
@@ -170,8 +170,8 @@ impl Column {
     }
 }
 
-/// Returns the ID of a device that is not registered yet, one per cell. Its device name is the
-/// same.
+/// Returns the ID of a device that is not registered yet, one per cell. Its device name equals its
+/// ID.
 fn unregistered(number: usize) -> String {
     format!("SLOW-{number:03}")
 }
@@ -489,8 +489,8 @@ fn site() -> (Site, Process) {
     (site, server)
 }
 
-/// The counterpart of the cells with connection IDs: without one, a network that changes
-/// addresses ends the session.
+/// The opposite of the cells with connection IDs: without an ID, a change of the device's address
+/// ends the session.
 #[test]
 fn without_a_connection_id_a_change_of_address_ends_the_session() {
     let (_site, server) = site();

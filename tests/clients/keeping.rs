@@ -1,4 +1,4 @@
-//! What certdist stores and how an operator maintains it, beside a running server: sealed
+//! Tests of what certdist stores, and of how an operator maintains it while a server runs: sealed
 //! secrets, the audit log and backups.
 
 use std::{
@@ -218,9 +218,9 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
 
 #[test]
 fn no_core_is_dumped_of_a_server_and_no_process_of_its_user_looks_into_its_memory() {
-    // Files of a process in /proc belong to its user and group, or to root if it may not be
-    // dumped. If the tests run as root, their processes get another group, so that the two
-    // cases differ.
+    // The files of a process in /proc show whether it may be dumped: they belong to the process's
+    // user and group, or else to root. If the tests run as root, their processes get another group,
+    // so that the two cases differ.
     let owner = |process: u32| {
         let shown = fs::metadata(format!("/proc/{process}/environ")).expect("it runs");
         (shown.uid(), shown.gid())
@@ -312,7 +312,7 @@ fn a_server_prunes_what_need_not_be_kept() {
         .expect("old");
     let server = serve(&site, "info");
     assert_eq!(entries(&site, &[]).len(), 2, "for ever");
-    // A limit that is reloaded applies at once. Keys that need a restart are named in the log.
+    // A limit that is reloaded applies immediately. Keys that need a restart are named in the log.
     configure(&site, "keep_days = 0", "keep_days = 30");
     configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
     reload(&server, &site, 1);

@@ -1,5 +1,5 @@
-//! What an operator does, and what can go wrong: commands, signals, a cloud that fails, a
-//! database that cannot be used, garbage from the network.
+//! Tests of what an operator does, and of what can go wrong: commands, signals, a cloud that fails,
+//! a database that cannot be used, garbage from the network.
 
 use std::{
     io::{Read, Write},

@@ -55,8 +55,8 @@ async fn both_sdks_take_a_batch_in_full_size() {
 
 #[tokio::test]
 async fn the_older_sdk_raises_what_the_gateway_refuses() {
-    // A wrong secret, an unknown key, no product, and two requests that were changed on the
-    // way.
+    // The refused requests have a wrong secret, an unknown key or no product, or (two of them) were
+    // changed on the way.
     let simulator = judge("core", "gateway", Limits::None).await;
     assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 5));
 }

@@ -1,1 +1,1 @@
-//! Nothing: this package exists for its lock file. See Cargo.toml.
+//! This package has no code. It exists for its lock file; see Cargo.toml.

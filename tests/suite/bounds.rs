@@ -1,5 +1,5 @@
-//! A server whose numbers are all at the upper end of the documented ranges starts, overflows
-//! no clock and hands out certificates.
+//! A server whose settings are all at the upper end of their documented ranges starts, overflows no
+//! clock and hands out certificates.
 
 use std::collections::BTreeMap;
 

@@ -156,7 +156,8 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
     key("revoked");
     site.import("deviceId,enrollment\nPLUG-1,plug\n");
     let server = site.serve();
-    // The server read the file at the start; the key has changed since.
+    // The server has read the file with the revoked key when it started. Now the file has another
+    // key.
     key("test-id");
     let device = SimulatedDevice {
         server: server.address,

@@ -1,4 +1,4 @@
-//! How the client reaches IoT Platform: signature version 3, temporary credentials, TLS,
+//! Tests of the ways to reach IoT Platform: signature version 3, temporary credentials, TLS,
 //! proxies and time-outs. Each is tested against a peer on loopback.
 #![cfg(feature = "simulation")]
 

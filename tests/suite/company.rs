@@ -1,5 +1,5 @@
-//! Several processes on one table, alive at once: servers, `register`, `import` and `device`.
-//! Each device ends with one certificate, its own, and no healthy device is refused.
+//! Tests of several processes that use one table at the same time: servers, `register`, `import`
+//! and `device`. Each device ends with one certificate, its own, and no healthy device is refused.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -18,7 +18,7 @@ use crate::support::{
 
 const KEY: &str = "706c75672d62617463682d372d6b6579";
 
-/// A table of this many devices of a shared enrollment, which refuses names that exist.
+/// Creates a site with this many devices of a shared enrollment, which refuses names that exist.
 fn site(simulator: &Process, devices: u32) -> Site {
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
@@ -80,7 +80,7 @@ fn two_runs_of_register_share_the_work_and_the_limit() {
     let site = site(&simulator, 600);
     let first = spawn(&mut site.certdist(&["register"]));
     let second = spawn(&mut site.certdist(&["register"]));
-    // Both wait for all devices, whoever registers them.
+    // Both runs wait for all devices, no matter which run registers a device.
     let [first, second] = [first, second].map(registered);
     assert!(first <= 600 && second <= 600 && first + second >= 600, "{first} and {second}");
     all_is_well(&site, &simulator, 600);
@@ -129,7 +129,8 @@ fn a_server_goes_on_with_what_a_killed_run_has_left() {
             "SELECT (SELECT count(*) FROM registration_claim) + (SELECT count(*) FROM registration_batch)";
         table(&site).query_row(sql, (), |row| row.get(0)).expect("a number")
     };
-    // No device asks for them: the server resumes them because their owner has ended.
+    // No device asks for these registrations. The server resumes them because their owner has
+    // ended.
     while open() > 0 {
         assert!(Instant::now() < deadline, "{} claims and batches are left", open());
         thread::sleep(Duration::from_millis(50));
@@ -168,7 +169,7 @@ fn a_device_that_is_disabled_during_its_registration_gets_no_certificate() {
     assert!(site.run(&["device", "disable", "PAR00001"]).status.success());
     let output = device.wait_with_output().expect("it ended");
     assert!(!output.status.success(), "{}", stdout(&output));
-    // The cloud has the device, and the table its certificate, which was not handed out.
+    // The device is registered and its certificate is in the table, but was not handed out.
     while count(&site, "deviceSecret IS NOT NULL") == 0 {
         assert!(Instant::now() < deadline, "not registered");
         thread::sleep(Duration::from_millis(10));
@@ -208,7 +209,7 @@ fn devices_that_share_a_name_since_an_older_version_are_reported() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&[]);
     let site = site(&simulator, 3);
-    // An import would refuse them.
+    // Writes the names without an import, which would refuse names that several devices share.
     let write = Connection::open(site.path("certdist.db")).expect("the table");
     let sql = "UPDATE device_table SET deviceName = 'lamp' WHERE deviceId <> 'PAR00003'";
     assert_eq!(write.execute(sql, ()).expect("written"), 2);

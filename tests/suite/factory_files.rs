@@ -1,5 +1,5 @@
-//! Files as factories, spreadsheets and clouds write them: each is either taken as what it means, or
-//! refused with a sentence that says how to mend it.
+//! Tests of files as factories, spreadsheets and clouds write them. Each file is either imported
+//! with its intended meaning, or refused with a message that says how to fix it.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -12,9 +12,11 @@ use certdist::{
 
 /// Outcome of importing a file.
 enum Expected {
-    /// The devices, as `ID`, `ID/name` or, with a certificate, `ID/name!`, and beginnings of the remarks.
+    /// The file is imported. Holds the devices as `ID`, `ID/name` or, with a certificate,
+    /// `ID/name!`, and the beginnings of the remarks.
     Taken(&'static [&'static str], &'static [&'static str]),
-    /// Beginnings of the sentences.
+    /// The file is refused. Holds the beginnings of the lines of the error message, without the
+    /// first line.
     Refused(&'static [&'static str]),
 }
 use Expected::{Refused, Taken};

@@ -321,7 +321,7 @@ async fn an_answer_without_bound_is_not_read_to_its_end() {
     let error = register_error(&client).await;
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "NotAnAnswer"));
 
-    // An answer without a length that never ends.
+    // The server's answer has no length and never ends.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let endless = tokio::spawn(async move {

@@ -33,7 +33,7 @@ fn an_enrollment_is_registered_in_batches_and_the_other_is_left_alone() {
     let site = site(&simulator);
     site.import(&csv(1500, "lamp"));
     site.import(&csv(20, "plug"));
-    // A run for one enrollment leaves the others alone.
+    // A run for one enrollment does not affect the others.
     let done = site.run(&["register", "--enrollment", "lamp"]);
     assert_eq!(stdout(&done), "1500 registered, 0 refused\n", "{}", stderr(&done));
     assert_eq!(done.status.code(), Some(0));

@@ -57,8 +57,8 @@ fn state(store: &Sqlite) -> String {
     format!("{rows:#?}{secrets:?}{journal:#?}{batches:#?}")
 }
 
-/// Returns forms of a log of which only the first `kept` bytes were written before the power
-/// failed: cut off there, or at full length with zeros or garbage for the rest.
+/// Returns three forms of a log of which only the first `kept` bytes were written before a power
+/// failure. The log is cut off there, or has its full length with zeros or garbage for the rest.
 fn torn(log: &[u8], kept: usize) -> [Vec<u8>; 3] {
     let rest = log.len() - kept;
     let cut = log[..kept].to_vec();
@@ -110,9 +110,9 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     places.sort_unstable();
     let (mut cuts, mut before) = (0, 0);
     for kept in places {
-        // The last step that was answered by then. The next step may already be complete,
-        // although its recorded length is larger: the audit log writes in between, and a page
-        // may end in the zeros that stand for the lost part.
+        // The last step that is complete in what was kept. The next step may be complete as well.
+        // Its recorded length can include later pages of the audit log, and a page may end in the
+        // zeros that stand for the lost part.
         let answered = written.iter().rposition(|(length, _)| *length <= kept).unwrap_or(0);
         for torn in torn(&log, kept) {
             let after = tempfile::tempdir().expect("a folder");

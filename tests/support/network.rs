@@ -1,6 +1,6 @@
-//! Simulated networks between a device and the server. One loses, repeats and reorders
-//! datagrams. One changes the device's address again and again, and another does so once,
-//! during the cookie exchange. One has an outage. Of a datagram, they read only the type of the
+//! Simulated networks between a device and the server. One network loses, repeats and reorders
+//! datagrams, and one has an outage. Two others change the device's address: one again and again,
+//! and one only once, during the cookie exchange. A network reads only the type of a datagram's
 //! first record.
 
 use std::{
@@ -79,9 +79,9 @@ impl Line {
     }
 }
 
-/// A network with an address translator that forgets its mapping at once. After the server's
-/// last flight, each datagram of the one device behind it leaves from a new port, and datagrams
-/// to older ports are lost.
+/// A network with an address translator that forgets its mapping immediately. After the server's
+/// last flight, each datagram of the one device behind it leaves from a new port, and datagrams to
+/// older ports are lost.
 pub struct ForgetfulNetwork {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
@@ -138,7 +138,7 @@ impl ForgetfulNetwork {
 pub struct RebindingNetwork {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
-    /// Whether the second datagram left from a new port.
+    /// Set if the second datagram left from a new port.
     pub rebound: Arc<AtomicBool>,
 }
 
@@ -204,7 +204,7 @@ impl Outage {
     }
 }
 
-/// What the translator does with a device's datagram.
+/// Decision of the translator about a device's datagram.
 enum Fate {
     Pass,
     /// Sends the datagram from a new port; datagrams to the old one are lost.
@@ -212,9 +212,9 @@ enum Fate {
     Lose,
 }
 
-/// Starts an address translator in front of a server, for one device at a time. `returns`
-/// decides whether a datagram of the server is passed on, and `fate` what happens to each
-/// datagram of the device.
+/// Starts an address translator in front of a server, for one device at a time. `returns` decides
+/// whether a datagram of the server is passed on, and `fate` what is done with each datagram of the
+/// device.
 fn translator(
     server: SocketAddr,
     returns: impl Fn() -> bool + Clone + Send + 'static,

@@ -11,8 +11,8 @@ fn start() -> (Plugtest, Client) {
     (server, client)
 }
 
-/// Fetches the blocks that follow `body` and returns the whole body. Checks of each of them
-/// what BLOCK_01, 02, 05 and 06 require.
+/// Fetches the blocks that follow `body` and returns the whole body. Checks that each block meets
+/// the requirements of BLOCK_01, 02, 05 and 06.
 fn fetch_rest(
     client: &mut Client,
     (method, path): (Method, &str),
