@@ -254,8 +254,8 @@ impl Enrollments {
         identity: &[u8],
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
-        // An identity that is not UTF-8 cannot exist. That is public, so a faster lookup may
-        // reveal it.
+        // An identity that is not UTF-8 cannot exist. Everyone knows this, so a faster lookup
+        // reveals nothing.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
         let individual = self.individual(identity, store).await?;
         let derived = self.derived(identity, store).await?;
@@ -299,8 +299,8 @@ impl Enrollments {
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
         let Some(first) = self.derived.first() else { return Ok(None) };
-        // An identity that is not a device ID belongs to no device. That is public, so a faster
-        // lookup may reveal it.
+        // An identity that is not a device ID belongs to no device. Everyone knows this, so a
+        // faster lookup reveals nothing.
         let Ok(device) = AskedId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };

@@ -114,8 +114,8 @@ pub enum Place<'a> {
 
 impl Place<'_> {
     fn associated_data(self) -> Vec<u8> {
-        // A device ID has no zero byte, and the identity comes last, so that the bytes of
-        // two places always differ.
+        // A device ID has no zero byte, and the identity comes last. So different places always
+        // have different bytes.
         let (column, device, identity) = match self {
             Self::DeviceSecret(device) => ("deviceSecret", device, ""),
             Self::Psk { device, identity } => ("psk", device, identity),

@@ -375,7 +375,7 @@ impl<P> Endpoint<P> {
     }
 
     /// Sends data like [`send`](Self::send), but to the client's most recently validated address.
-    /// Needed if the client moved on to another address while that address was being validated.
+    /// By the time that an address is validated, the client may have moved on to another.
     pub fn send_validated(&mut self, session: SessionId, data: &[u8], out: &mut impl Outbox) -> Delivery {
         if self.max_data(session).is_none_or(|most| data.len() > most) {
             return Delivery::Lost;

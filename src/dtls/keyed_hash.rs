@@ -6,8 +6,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use sha2::{Digest, Sha256};
 
-/// Creates hashers that have already hashed the key. Without the key, no one can choose values that
-/// collide.
+/// Creates hashers that have already hashed the key. Someone who does not know the key cannot
+/// choose values that collide.
 pub(crate) struct KeyedState([u8; 32]);
 
 impl KeyedState {

@@ -198,7 +198,7 @@ pub struct Registrar {
     /// Limits the registrations that are taken from the queue before it is their turn to make a
     /// call. They are taken early so that their claims are already written when their turn comes.
     ahead: Semaphore,
-    /// A function that needs both this lock and the lock of `queue` takes this one first.
+    /// A function that needs both this lock and the lock of `queue` takes this lock first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
     queue: Mutex<Queue>,
     breakers: Mutex<Breakers>,

@@ -64,7 +64,7 @@ impl Registrar {
         Ok(swept.unwrap_or_default())
     }
 
-    /// Sweeps over the devices after this one.
+    /// Sweeps over the devices that follow `after`, or over all devices.
     async fn sweep_from(&self, mut after: Option<DeviceId>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();

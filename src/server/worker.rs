@@ -49,7 +49,7 @@ const FEW: usize = 2;
 /// Time for which a worker under load lets datagrams accumulate, because waking up costs several
 /// times as much as a datagram. With 64 concurrent devices, waking up for every two datagrams took
 /// half of the server's time. With a pause of 200 µs, the server still took a quarter more time
-/// than with this one. A single device is answered without a pause.
+/// than with 500 µs. A single device is answered without a pause.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Maximum time that a stopping worker continues, so that waiting devices get their

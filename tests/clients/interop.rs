@@ -28,7 +28,7 @@ const INTRODUCTION: &str = "\
 |---|---|---|---|---|---|---|---|---|
 ";
 const SECRET: &str = "secretofplug10000000000000000000";
-/// A device with a derived key of its own. Its certificate has the same secret.
+/// A device with a derived key of its own. Its certificate has the same secret as that of PLUG-1.
 const LAMP: &str = "LAMP-1";
 /// Number of concurrent tries.
 const AT_ONCE: usize = 12;
@@ -489,8 +489,8 @@ fn site() -> (Site, Process) {
     (site, server)
 }
 
-/// The opposite of the cells with connection IDs: without an ID, a change of the device's address
-/// ends the session.
+/// Complements the cells with connection IDs: without an ID, a change of the device's address ends
+/// the session.
 #[test]
 fn without_a_connection_id_a_change_of_address_ends_the_session() {
     let (_site, server) = site();

@@ -439,7 +439,7 @@ fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
         let names: Vec<_> = left.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         assert!(!names.iter().any(|name| name.contains(".part") || name.contains(".upgrade")), "{names:?}");
 
-        // The opposite: restores a current backup over the old database.
+        // Conversely, restores a current backup over the old database.
         succeeds(&site, &["backup", "new.db"]);
         fs::copy(site.path("old.db"), site.path("certdist.db")).expect("copied");
         let told = fails(&site, &["restore", "new.db", "--yes"], 1);

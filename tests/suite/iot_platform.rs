@@ -402,8 +402,8 @@ async fn half_a_request_does_not_hold_a_shutdown_up() {
     let (simulator, _) = cloud().await;
     let mut stream = TcpStream::connect(simulator.addr()).await.unwrap();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nA").await.unwrap();
-    // The simulator accepts this connection after the other, so it has the incomplete request
-    // by the time it answers.
+    // The simulator accepts this connection after the one above. So when it answers, it has the
+    // incomplete request as well.
     exchange(&simulator, "GET /stats", "").await;
     tokio::time::timeout(Duration::from_secs(20), simulator.shutdown()).await.unwrap().unwrap();
 }

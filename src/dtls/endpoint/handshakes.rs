@@ -436,9 +436,7 @@ impl<P> Endpoint<P> {
         sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
     }
 
-    /// Removes stale entries from the front of the queues. This keeps the queues short:
-    /// they hold no entry older than the entry of the oldest handshake that is still
-    /// waiting.
+    /// Removes the stale entries at the front of each queue, which keeps the queues short.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {

@@ -309,7 +309,7 @@ impl Simulator {
         self.shared.world().faults.script(action, fault);
     }
 
-    /// Sets a fault for every call without a scripted one, until it is set to `None`.
+    /// Sets a fault for every call without a scripted fault; `None` removes it.
     pub fn set_outage(&self, fault: Option<Fault>) {
         self.shared.world().faults.set_standing(fault);
     }
