@@ -169,8 +169,8 @@ impl AskedId {
         }
     }
 
-    /// Parses a serial number. One with the digits of a MAC address is looked up as that address
-    /// if it is not in the table.
+    /// Parses a serial number. If it is not in the table and has the digits of a MAC address, it is
+    /// looked up as that address.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         let serial_number = DeviceId::parse_sn(text)?;
         Ok(match DeviceId::parse_mac(text) {

@@ -128,7 +128,8 @@ impl Provisioner {
     ) -> Result<(&'a DeviceId, DeviceRow), Refusal> {
         let own = principal.device.as_ref();
         let mut ids = asked.ids().filter(|id| own.is_none_or(|own| own.ids().any(|own| own == *id)));
-        // Checked before the table is read, so that the answer reveals nothing about the table.
+        // This is checked before the table is read, so that the answer reveals nothing about the
+        // table.
         let mut next = Some(ids.next().ok_or(Refusal::NotYours)?);
         while let Some(id) = next {
             match self.store.device(id).await? {

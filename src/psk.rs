@@ -322,8 +322,8 @@ impl Enrollments {
             return Ok(first);
         }
         let mut own = None;
-        // Looks up both IDs of an ambiguous identity, whichever is in the table, so that the
-        // duration does not reveal it.
+        // Both IDs of an ambiguous identity are looked up in any case, so that the duration does
+        // not reveal which of them is in the table.
         for id in device.ids() {
             let name = store.enrollment_of(id).await?;
             let found = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
