@@ -175,7 +175,7 @@ fn import(folder: &Folder, config: &Config, devices: u32) -> Result<(), Failure>
         dry_run: false,
         ignores_unknown: false,
     };
-    let report = table_file::import_file(&*open_store(config)?, &path, how, |_, _| {})?;
+    let report = table_file::import_file(&*open_store(config)?, &path, how)?;
     print(|out| writeln!(out, "imported                 {} devices", report.report.added))?;
     Ok(())
 }

@@ -1,17 +1,22 @@
-//! `certdist import`: imports devices from a CSV file into the table, all or none.
+//! `certdist import`: imports devices from table files, each completely or not at all.
 
-use std::path::PathBuf;
-
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, remark};
-use crate::{
-    psk::Enrollment,
-    store::Actor,
-    table_file::{self, Enrollments, Import, Imported},
+use std::{
+    io,
+    path::{Path, PathBuf},
 };
 
-/// Imports devices from a CSV file into the table
+use anyhow::{Context, anyhow};
+
+use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Progress, remark};
+use crate::{
+    config::Config,
+    new_file::NewFile,
+    psk::Enrollment,
+    store::{self, Actor, Condition, ImportReport, Table},
+    table_file::{self, Enrollments, Feedback, Import, Imported, LineError, Source},
+};
+
+/// Imports devices from CSV files into the table
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
@@ -22,13 +27,13 @@ Columns, in any order and in the usual spellings (SN, MAC, Device ID, 设备名�
 device ID is required, and the device name stands for it if it is missing:
   deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk
 Reads UTF-8, UTF-16 and GB18030; commas, semicolons and tabs; JSON lines with the same
-keys; and a bare list of device IDs. If any line is bad, nothing changes, and each bad
-line is reported. Importing the same file again changes nothing. Works beside a running
-server.")]
+keys; and a bare list of device IDs. If any line of any file is bad, nothing changes, and
+the bad lines are reported. Importing the same file again changes nothing. Works beside a
+running server. A pipe is read to its end first, and its last line must have a line end.")]
 pub struct Args {
-    /// CSV file, JSON lines, or a list of device IDs
-    #[arg(value_name = "FILE.csv")]
-    file: PathBuf,
+    /// CSV files, JSON lines, or lists of device IDs; - is standard input
+    #[arg(value_name = "FILE.csv", required = true)]
+    files: Vec<PathBuf>,
     /// Enrollment of rows that name none
     #[arg(long, value_name = "NAME")]
     enrollment: Option<String>,
@@ -38,6 +43,9 @@ pub struct Args {
     /// Ignore columns that certdist does not know
     #[arg(long)]
     ignore_unknown: bool,
+    /// Write all bad lines to a new file, as CSV
+    #[arg(long, value_name = "FILE.csv")]
+    errors: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -48,36 +56,151 @@ pub(super) fn run(args: &Args) -> CommandResult {
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }
-    let store = open_store(&config)?;
-    let bar = ProgressBar::no_length().with_style(
-        ProgressStyle::with_template("{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    let how = Import {
-        enrollments: &enrollments,
-        by: &Actor::system_user(),
-        dry_run: args.dry_run,
-        ignores_unknown: args.ignore_unknown,
+    // Read before the database is opened, because a pipe may take its time.
+    let sources = args.files.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
+    let store = open_or_create(&config)?;
+    let by = Actor::system_user();
+    let mut import = |source: &Source, dry_run| {
+        let ignores_unknown = args.ignore_unknown;
+        let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown };
+        run_one(&*store, source, how, errors.as_mut())
     };
-    let report = table_file::import_file(&*store, &args.file, how, |read, total| {
-        bar.set_length(total);
-        bar.set_position(read);
+    let outcome = if args.dry_run || sources.len() > 1 {
+        check_all(&sources, args.dry_run, |source| import(source, true))
+    } else {
+        Ok(())
+    };
+    let outcome = outcome.and_then(|()| {
+        if args.dry_run {
+            return Ok(());
+        }
+        sources.iter().try_for_each(|source| {
+            let imported = import(source, false)?;
+            Ok(say(source, &imported, false)?)
+        })
     });
-    bar.finish_and_clear();
-    let Imported { report, remarks } = report?;
+    match (outcome, errors) {
+        (Err(failure), Some(errors)) => Err(errors.complete(failure)),
+        (outcome, _) => outcome,
+    }
+}
+
+fn open(path: &Path) -> Result<Source, Failure> {
+    Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
+}
+
+/// Opens the table. Says so if that creates one, as a wrong path does.
+fn open_or_create(config: &Config) -> Result<std::sync::Arc<dyn Table>, Failure> {
+    let is_new = matches!(store::examine(&config.database), Ok(Condition::Missing));
+    let store = open_store(config)?;
+    if is_new {
+        let path = std::path::absolute(store::file_of(&config.database)?)?;
+        remark(&format!("note: created a new database, {}\n", path.display()));
+    }
+    Ok(store)
+}
+
+/// Imports each file without changing anything. Continues after a file with bad lines, so that all are
+/// reported at once.
+fn check_all(
+    sources: &[Source],
+    is_result: bool,
+    mut import: impl FnMut(&Source) -> Result<Imported, Failure>,
+) -> CommandResult {
+    let mut failed = Vec::new();
+    for source in sources {
+        match import(source) {
+            Ok(imported) if is_result => say(source, &imported, true)?,
+            Ok(_) => {}
+            Err(Failure::Failed(error)) => failed.push(format!("{error:#}")),
+            Err(failure) => return Err(failure),
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!(failed.join("\n")).into()),
+    }
+}
+
+fn run_one(
+    store: &dyn Table,
+    source: &Source,
+    how: Import<'_>,
+    mut errors: Option<&mut Errors>,
+) -> Result<Imported, Failure> {
+    let input = source.input().with_context(|| source.name().display().to_string())?;
+    let mut broken = None;
+    let mut bad_line = |error: &LineError| {
+        if let Some(errors) = &mut errors
+            && let Err(error) = errors.write(source.name(), error)
+        {
+            broken = Some(error);
+        }
+    };
+    let template = "{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left";
+    let outcome = Progress::showing(template, |progress| {
+        table_file::import(store, input, how, Feedback { progress, bad_line: &mut bad_line })
+    });
+    match broken {
+        Some(error) => Err(anyhow!(error).context("could not write the bad lines").into()),
+        None => Ok(outcome?),
+    }
+}
+
+/// Prints the result of an import, and what the operator should know about the file.
+fn say(source: &Source, imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
+    let Imported { report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
     for sentence in remarks {
         remark(&format!("note: {sentence}\n"));
     }
-    let done = if args.dry_run { "would be " } else { "" };
+    let done = if dry_run { "would be " } else { "" };
+    let name = source.name().display();
     print(|out| {
-        writeln!(
-            out,
-            "{}: {} devices {done}added, {} {done}changed, {} unchanged",
-            args.file.display(),
-            report.added,
-            report.changed,
-            report.unchanged
-        )
-    })?;
-    Ok(())
+        writeln!(out, "{name}: {added} devices {done}added, {changed} {done}changed, {unchanged} unchanged")
+    })
+}
+
+/// File of all bad lines: their file, line, column and error.
+struct Errors {
+    path: PathBuf,
+    file: NewFile,
+    writer: csv::Writer<io::BufWriter<std::fs::File>>,
+}
+
+impl Errors {
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let create = || {
+            let file = NewFile::create(path)?;
+            let writer = csv::Writer::from_writer(io::BufWriter::new(file.file().try_clone()?));
+            let mut errors = Self { path: path.to_owned(), file, writer };
+            errors.writer.write_record(["file", "line", "column", "error"])?;
+            Ok::<_, io::Error>(errors)
+        };
+        create().with_context(|| format!("--errors {}", path.display())).map_err(Failure::Usage)
+    }
+
+    fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
+        let (name, line) = (name.to_string_lossy(), error.line.to_string());
+        let record = [&*name, &*line, error.column.unwrap_or_default(), &*error.reason];
+        Ok(self.writer.write_record(record)?)
+    }
+
+    /// Gives the file its name, and adds it to the failure that the lines caused.
+    fn complete(mut self, failure: Failure) -> Failure {
+        let complete = || {
+            self.writer.flush()?;
+            drop(self.writer);
+            self.file.complete()
+        };
+        match (complete(), failure) {
+            (Ok(()), Failure::Failed(error)) => {
+                Failure::Failed(anyhow!("{error:#}\nall bad lines are in {}", self.path.display()))
+            }
+            (Err(error), _) => {
+                Failure::Failed(anyhow!(error).context(format!("could not write {}", self.path.display())))
+            }
+            (Ok(()), failure) => failure,
+        }
+    }
 }

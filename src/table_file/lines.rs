@@ -34,8 +34,21 @@ pub(super) struct Lines<R> {
     decoded: Zeroizing<String>,
     number: u64,
     bytes: u64,
+    /// Set if the last line that was returned is the last of the file and has no line end.
+    is_unended: bool,
     /// Set once a byte order mark or a character beyond ASCII shows that the file is UTF-8.
     is_utf8: bool,
+}
+
+/// End of a line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The line has its end.
+    OfLine,
+    /// The file ends before the line does.
+    OfFile,
+    /// The line is too long.
+    TooLong,
 }
 
 impl<R: Read> Lines<R> {
@@ -43,7 +56,13 @@ impl<R: Read> Lines<R> {
         let buffer = Zeroizing::new(Vec::with_capacity(1024));
         let reader = BufReader::with_capacity(MAX_LINE, reader);
         let decoded = Zeroizing::new(String::new());
-        Self { reader, buffer, decoded, number: 0, bytes: 0, is_utf8: false }
+        Self { reader, buffer, decoded, number: 0, bytes: 0, is_unended: false, is_utf8: false }
+    }
+
+    /// Returns whether the last line that was returned is the last of the file and has no line end. A
+    /// file that was cut off ends like this. A line that ends with ^Z is complete.
+    pub(super) fn is_unended(&self) -> bool {
+        self.is_unended
     }
 
     /// Returns the number of bytes read so far.
@@ -54,10 +73,12 @@ impl<R: Read> Lines<R> {
     /// Returns the next line that is not blank. Lines end with `\n`, `\r\n` or `\r`.
     pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
-            let Some(is_too_long) = self.read_line()? else { return Ok(None) };
+            let Some(end) = self.read_line()? else { return Ok(None) };
             self.number += 1;
             let number = self.number;
-            if is_too_long {
+            let is_unended = end == End::OfFile && self.buffer.last() != Some(&0x1A);
+            if end == End::TooLong {
+                self.is_unended = false;
                 let text = Err(format!("longer than {MAX_LINE} bytes"));
                 return Ok(Some(Line { number, text, is_guessed: false }));
             }
@@ -69,6 +90,7 @@ impl<R: Read> Lines<R> {
                 Err(_) => !self.is_utf8 && self.decode(),
             };
             if !self.text().is_ok_and(|text| text.trim_matches(is_blank).is_empty()) {
+                self.is_unended = is_unended;
                 return Ok(Some(Line { number, text: self.text(), is_guessed }));
             }
         }
@@ -100,15 +122,16 @@ impl<R: Read> Lines<R> {
         true
     }
 
-    /// Reads a line into the buffer, without its end. Returns whether the line is too long, in which
-    /// case the buffer has only its beginning; `None` at the end of the file.
-    fn read_line(&mut self) -> io::Result<Option<bool>> {
+    /// Reads a line into the buffer, without its end. If the line is too long, the buffer has only its
+    /// beginning. Returns `None` at the end of the file.
+    fn read_line(&mut self) -> io::Result<Option<End>> {
         self.buffer.clear();
         let (mut is_too_long, mut is_empty) = (false, true);
         loop {
             let chunk = self.reader.fill_buf()?;
             if chunk.is_empty() {
-                return Ok((!is_empty).then_some(is_too_long));
+                let end = if is_too_long { End::TooLong } else { End::OfFile };
+                return Ok((!is_empty).then_some(end));
             }
             is_empty = false;
             let end = chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
@@ -127,7 +150,7 @@ impl<R: Read> Lines<R> {
                 self.bytes += 1;
             }
             if end.is_some() {
-                return Ok(Some(is_too_long));
+                return Ok(Some(if is_too_long { End::TooLong } else { End::OfLine }));
             }
         }
     }

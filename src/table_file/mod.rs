@@ -2,11 +2,13 @@
 //! it changes anything; export writes what import reads. This module defines the columns and their
 //! rules; the store decides which values in the table may be replaced.
 
+mod bad_lines;
 mod encoding;
 mod header;
 mod lines;
 mod remarks;
 mod rows;
+mod source;
 mod values;
 
 #[cfg(test)]
@@ -14,16 +16,18 @@ mod tests;
 
 use std::{
     cell::Cell,
-    fmt,
-    fs::File,
-    io,
+    fmt, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-pub use self::rows::{ReadError, Rows, read};
+pub use self::{
+    bad_lines::{BadLines, LineError},
+    rows::{ReadError, Rows, read},
+    source::{Input, Source},
+};
 use crate::{
-    device::Secret,
+    device::{AskedId, Secret},
     psk::EnrollmentOutline,
     store::{
         Actor, Bulk, DeviceRow, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable,
@@ -33,9 +37,6 @@ use crate::{
 /// Names of the columns, in the order of an export.
 pub const COLUMNS: [&str; 8] =
     ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
-
-/// Maximum number of bad lines that are listed; more would not help to understand the file.
-const MAX_LISTED: usize = 1000;
 
 /// Number of lines between two calls of an import's `progress`.
 const PROGRESS_EVERY: u64 = 1000;
@@ -107,58 +108,6 @@ impl fmt::Display for Enrollments {
     }
 }
 
-/// An error in a line of the file. Never holds a key or a device secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LineError {
-    /// Line number from 1, as in an editor.
-    pub line: u64,
-    /// One of [`COLUMNS`]; `None` if the whole line is wrong.
-    pub column: Option<&'static str>,
-    /// Error, and what is expected.
-    pub reason: String,
-}
-
-impl fmt::Display for LineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.column {
-            Some(column) => write!(f, "line {}, column {column}: {}", self.line, self.reason),
-            None => write!(f, "line {}: {}", self.line, self.reason),
-        }
-    }
-}
-
-/// Bad lines in the file's order: the first 1,000, and the number of further ones.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BadLines {
-    /// The first bad lines.
-    pub listed: Vec<LineError>,
-    /// Number of further bad lines.
-    pub more: u64,
-}
-
-impl BadLines {
-    fn push(&mut self, error: LineError) {
-        if self.listed.len() < MAX_LISTED {
-            self.listed.push(error);
-        } else {
-            self.more += 1;
-        }
-    }
-}
-
-impl fmt::Display for BadLines {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.listed.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "\n" };
-            write!(f, "{separator}{error}")?;
-        }
-        match self.more {
-            0 => Ok(()),
-            more => write!(f, "\nand {more} more bad lines"),
-        }
-    }
-}
-
 /// Error of an import. The table is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportFileError {
@@ -170,8 +119,8 @@ pub enum ImportFileError {
         /// Error of the system.
         error: io::Error,
     },
-    /// Lines are wrong, or contradict the table. The message has one sentence for each line.
-    #[error("{path}: nothing was imported\n{lines}", path = path.display())]
+    /// Lines are wrong, or contradict the table. The message has a sentence for each of the first lines.
+    #[error("{path}: {}, nothing was changed\n{lines}", lines.heading(), path = path.display())]
     Lines {
         /// Path of the file.
         path: PathBuf,
@@ -206,35 +155,38 @@ pub struct Imported {
     pub remarks: Vec<String>,
 }
 
-/// Imports a table file, completely or not at all. Calls `progress` regularly with the
-/// number of bytes read and the file's size (0 for a pipe).
-pub fn import_file(
-    store: &dyn Bulk,
-    path: &Path,
-    how: Import<'_>,
-    progress: impl FnMut(u64, u64),
-) -> Result<Imported, ImportFileError> {
-    let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
-    let file = File::open(path).map_err(unread)?;
-    let total = file.metadata().map_err(unread)?.len();
-    import(store, file, total, path, how, progress)
+/// Functions that an import calls while it runs.
+pub struct Feedback<'a> {
+    /// Receives the number of bytes read and the size of the file, regularly.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+    /// Receives every bad line, including those that the error does not list.
+    pub bad_line: &'a mut dyn FnMut(&LineError),
 }
 
-/// Imports from a reader of `total` bytes, like [`import_file`]. Errors show `path`; the audit log
-/// shows only its file name.
+/// Imports a table file, completely or not at all, without feedback.
+pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imported, ImportFileError> {
+    let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
+    let source = Source::open(path).map_err(unread)?;
+    let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_| () };
+    import(store, source.input().map_err(unread)?, how, feedback)
+}
+
+/// Imports a table, completely or not at all. Errors show the input's name; the audit log shows only
+/// its last part.
 pub fn import(
     store: &dyn Bulk,
-    file: impl io::Read,
-    total: u64,
-    path: &Path,
+    Input { name: path, size, is_stream, reader }: Input<'_>,
     Import { enrollments, by, dry_run, ignores_unknown }: Import<'_>,
-    mut progress: impl FnMut(u64, u64),
+    Feedback { progress, bad_line }: Feedback<'_>,
 ) -> Result<Imported, ImportFileError> {
     let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
     let bad = |lines| ImportFileError::Lines { path: path.to_owned(), lines };
-    let mut rows = read(file, enrollments, ignores_unknown).map_err(|error| match error {
+    let mut rows = read(reader, enrollments, ignores_unknown, is_stream).map_err(|error| match error {
         ReadError::Io(error) => unread(error),
-        ReadError::Line(error) => bad(BadLines { listed: vec![error], more: 0 }),
+        ReadError::Line(error) => {
+            bad_line(&error);
+            bad(error.into())
+        }
     })?;
 
     // Number of the line read last, and its error if it could not be read. The store rejects a row
@@ -246,7 +198,7 @@ pub fn import(
         line.set(rows.line());
         if row.is_none() || rows.line() >= reported + PROGRESS_EVERY {
             reported = rows.line();
-            progress(rows.bytes(), total);
+            progress(rows.bytes(), size);
         }
         let mut row = row?.map_err(|error| {
             unreadable.set(Some(error));
@@ -269,19 +221,20 @@ pub fn import(
     let mut broken = None;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let job = ImportJob { dry_run, ..ImportJob::new(by, &name) };
-    let outcome = store.import(job, &mut items, &mut |_, rejection| match rejection {
-        Rejection::Unreadable => match unreadable.take() {
-            Some(ReadError::Line(error)) => lines.push(error),
-            Some(ReadError::Io(error)) => broken = Some(error),
-            None => {}
-        },
-        Rejection::Conflict(conflict) => {
-            lines.push(LineError {
-                line: line.get(),
-                column: Some(conflict.column),
-                reason: conflict.reason,
-            });
-        }
+    let outcome = store.import(job, &mut items, &mut |_, rejection| {
+        let error = match rejection {
+            Rejection::Unreadable => match unreadable.take() {
+                Some(ReadError::Line(error)) => error,
+                Some(ReadError::Io(error)) => return broken = Some(error),
+                None => return,
+            },
+            Rejection::Conflict(conflict) => {
+                let reason = conflict.reason;
+                LineError { line: line.get(), column: Some(conflict.column), reason }
+            }
+        };
+        bad_line(&error);
+        lines.push(error);
     });
     drop(items);
     if let Some(error) = failed {
@@ -292,6 +245,37 @@ pub fn import(
         (Err(ImportError::Store(error)), _) => Err(error.into()),
         (Err(ImportError::Rejected(_)), Some(error)) => Err(unread(error)),
         (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),
+    }
+}
+
+/// Reads the device IDs of a table, in any form that an import reads. Other columns are ignored. All
+/// lines must be right.
+pub fn device_ids(
+    Input { name: path, is_stream, reader, .. }: Input<'_>,
+) -> Result<Vec<AskedId>, ImportFileError> {
+    let enrollments = Enrollments::new([]);
+    let (mut ids, mut lines) = (Vec::new(), BadLines::default());
+    let failed = |error, lines: &mut BadLines| match error {
+        ReadError::Io(error) => Err(ImportFileError::Read { path: path.to_owned(), error }),
+        ReadError::Line(error) => {
+            lines.push(error);
+            Ok(())
+        }
+    };
+    match read(reader, &enrollments, true, is_stream) {
+        Ok(mut rows) => {
+            while let Some(id) = rows.next_id() {
+                match id {
+                    Ok(id) => ids.push(id),
+                    Err(error) => failed(error, &mut lines)?,
+                }
+            }
+        }
+        Err(error) => failed(error, &mut lines)?,
+    }
+    match lines.count() {
+        0 => Ok(ids),
+        _ => Err(ImportFileError::Lines { path: path.to_owned(), lines }),
     }
 }
 

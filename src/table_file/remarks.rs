@@ -56,8 +56,9 @@ pub(super) struct Remarks {
     pub(super) has_rows: bool,
     /// Number of the line that is read.
     pub(super) line: u64,
-    /// Number of device IDs of each length.
+    /// Number of device IDs of each length, and the length of the last one.
     lengths: BTreeMap<usize, u64>,
+    last_length: usize,
     /// Device IDs of digits only, by their length.
     digits: BTreeMap<usize, Noted>,
     /// Device IDs of 8 to 11 hex digits with a letter: perhaps a MAC that has lost its zeros.
@@ -72,6 +73,7 @@ impl Remarks {
         let line = self.line;
         let length = text.len();
         *self.lengths.entry(length).or_default() += 1;
+        self.last_length = length;
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             self.digits.entry(length).or_default().note(line);
         } else if (8..12).contains(&length) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -80,6 +82,13 @@ impl Remarks {
         if asked.first() != asked.canonical() {
             self.odd_macs.note(line);
         }
+    }
+
+    /// Returns whether the last device ID is shorter than all others, of which there are several with
+    /// the same length.
+    pub(super) fn is_last_shorter(&self) -> bool {
+        let lengths: Vec<_> = self.lengths.iter().map(|(length, count)| (*length, *count)).collect();
+        matches!(lengths[..], [(last, 1), (_, others)] if last == self.last_length && others > 1)
     }
 
     /// Returns a sentence for each remark.

@@ -25,7 +25,7 @@ use super::{
     values,
 };
 use crate::{
-    device::DeviceId,
+    device::{AskedId, DeviceId},
     psk::{EnrollmentOutline, KindName},
     store::ImportRow,
 };
@@ -55,15 +55,19 @@ pub struct Rows<'e, R> {
     rules: Rules<'e>,
     /// A first line that is already a row.
     first: Option<Zeroizing<String>>,
-    broken: bool,
+    is_stream: bool,
+    /// Set if the last line was bad.
+    is_bad: bool,
+    is_over: bool,
 }
 
 /// Reads the header, if the file has one; the returned iterator reads the rows. Unknown columns are
-/// errors, or are ignored on request.
+/// errors, or are ignored on request. A stream must end with a line end.
 pub fn read<R: Read>(
     reader: R,
     enrollments: &Enrollments,
     ignores_unknown: bool,
+    is_stream: bool,
 ) -> Result<Rows<'_, R>, ReadError> {
     let fault = |line, reason| ReadError::Line(Fault::line(reason).at(line));
     let text = encoding::recognized(reader).map_err(ReadError::Io)?.map_err(|reason| fault(1, reason))?;
@@ -113,7 +117,8 @@ pub fn read<R: Read>(
     };
     // The number of the first line is set again when the line is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
-    Ok(Rows { lines, line, rules, first: is_row.then_some(first), broken: false })
+    let first = is_row.then_some(first);
+    Ok(Rows { lines, line, rules, first, is_stream, is_bad: false, is_over: false })
 }
 
 impl<R: Read> Rows<'_, R> {
@@ -143,23 +148,45 @@ impl<R: Read> Iterator for Rows<'_, R> {
     type Item = Result<ImportRow, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.broken {
+        self.next_with(Rules::row)
+    }
+}
+
+impl<'e, R: Read> Rows<'e, R> {
+    /// Returns the device ID of the next row. Ignores its other values.
+    pub(super) fn next_id(&mut self) -> Option<Result<AskedId, ReadError>> {
+        self.next_with(Rules::id)
+    }
+
+    /// Reads lines until one of them is something, or an error.
+    fn next_with<T>(
+        &mut self,
+        read: impl Fn(&mut Rules<'e>, &str, u64, bool) -> Result<Option<T>, Fault>,
+    ) -> Option<Result<T, ReadError>> {
+        while !self.is_over {
             let row = if let Some(first) = self.first.take() {
                 self.line += 1;
-                self.rules.row(&first, self.line, false)
+                read(&mut self.rules, &first, self.line, false)
             } else {
                 match self.lines.next() {
-                    Ok(line) => {
-                        let Line { number, text, is_guessed } = line?;
+                    Ok(Some(Line { number, text, is_guessed })) => {
                         self.line = number;
-                        text.map_err(Fault::line).and_then(|text| self.rules.row(text, number, is_guessed))
+                        text.map_err(Fault::line)
+                            .and_then(|text| read(&mut self.rules, text, number, is_guessed))
+                    }
+                    Ok(None) => {
+                        self.is_over = true;
+                        let is_cut = self.lines.is_unended() && !self.is_bad;
+                        let reason = is_cut.then(|| self.rules.cut(self.is_stream)).flatten()?;
+                        Err(Fault::line(reason))
                     }
                     Err(error) => {
-                        self.broken = true;
+                        self.is_over = true;
                         return Some(Err(ReadError::Io(error)));
                     }
                 }
             };
+            self.is_bad = row.is_err();
             match row {
                 Ok(None) => {}
                 Ok(Some(row)) => return Some(Ok(row)),
@@ -206,17 +233,41 @@ struct Rules<'e> {
 }
 
 impl Rules<'_> {
-    /// Reads a row; returns `None` for a line that adds nothing: one without values, a comment, the
-    /// header again, or a row that is already there.
-    fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
+    /// Returns why the file may be cut off, if its last line has no line end. Spreadsheets and editors
+    /// also write such files, so a file is refused only if its last device ID is shorter than all
+    /// others, which have the same length.
+    fn cut(&self, is_stream: bool) -> Option<String> {
+        const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
+        // A JSON object that is cut off cannot be read.
+        let is_csv = matches!(self.form, Form::Csv(_));
+        match is_stream {
+            true if is_csv => {
+                Some(format!("the input ends without a line end, so it may be cut off; {REMEDY}"))
+            }
+            false if is_csv && self.remarks.is_last_shorter() => Some(format!(
+                "the file ends without a line end, and this device ID is shorter than the others, so the file \
+                 may be cut off; {REMEDY}"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Reads the values of a line; returns `None` for a line that adds nothing: one without values, a
+    /// comment, or the header again.
+    fn values<'l>(
+        &mut self,
+        text: &'l str,
+        line: u64,
+        is_guessed: bool,
+    ) -> Result<Option<Values<'l>>, Fault> {
         self.remarks.line = line;
         if is_guessed {
             self.remarks.guessed.note(line);
         }
-        let values = match &self.form {
+        match &self.form {
             _ if self.is_comment(text) => {
                 self.remarks.comments.note(line);
-                return Ok(None);
+                Ok(None)
             }
             Form::Csv(header) if header::is_header(text, header.separator) => {
                 let again = header::read(text, header.separator, true).map_err(Fault::line)?;
@@ -224,20 +275,42 @@ impl Rules<'_> {
                     return Err(Fault::line("another header; put these rows into a file of their own"));
                 }
                 self.remarks.headers.note(line);
-                return Ok(None);
+                Ok(None)
             }
-            Form::Csv(header) => csv_values(header, text, &mut self.remarks)?,
-            Form::Json => json_values(text, self.ignores_unknown, &mut self.remarks)?,
-        };
-        let Some(values) = values else { return Ok(None) };
+            Form::Csv(header) => csv_values(header, text, &mut self.remarks),
+            Form::Json => json_values(text, self.ignores_unknown, &mut self.remarks),
+        }
+    }
+
+    /// Reads the device ID of a row.
+    fn id(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<AskedId>, Fault> {
+        let Some([device, _, _, name, ..]) = self.values(text, line, is_guessed)? else { return Ok(None) };
+        let text = if self.is_named_by_name(device.as_deref()) { name } else { device };
+        self.device(text.as_deref().unwrap_or_default()).map(Some)
+    }
+
+    /// Returns whether the device name stands for a device ID that is missing.
+    fn is_named_by_name(&self, device: Option<&str>) -> bool {
+        device.is_none() && !matches!(&self.form, Form::Csv(header) if header.has(0))
+    }
+
+    fn device(&mut self, text: &str) -> Result<AskedId, Fault> {
+        let asked = values::device_id(text).map_err(|reason| Fault::column("deviceId", reason))?;
+        self.remarks.has_rows = true;
+        self.remarks.look_at(text, &asked);
+        Ok(asked)
+    }
+
+    /// Reads a row; returns `None` for a line that adds nothing, also because it is already there.
+    fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
+        let Some(values) = self.values(text, line, is_guessed)? else { return Ok(None) };
         self.remarks.has_rows = true;
         const IDENTITY: usize = 6;
         if is_guessed && values[IDENTITY].as_ref().is_some_and(|identity| !identity.is_ascii()) {
             let reason = "the line is not UTF-8, so the identity is uncertain; save the file as CSV UTF-8";
             return Err(Fault::column("pskIdentity", reason));
         }
-        let has_ids = matches!(&self.form, Form::Csv(header) if header.has(0));
-        let is_named_by_name = values[0].is_none() && !has_ids;
+        let is_named_by_name = self.is_named_by_name(values[0].as_deref());
         let row = self.checked(values, is_named_by_name)?;
         let mut rest = self.devices.low.hash_one((
             &row.enrollment,
@@ -273,8 +346,7 @@ impl Rules<'_> {
         let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
         let text = if is_named_by_name { device_name.clone() } else { device }.unwrap_or_default();
-        let asked = values::device_id(&text).map_err(in_column("deviceId"))?;
-        self.remarks.look_at(&text, &asked);
+        let asked = self.device(&text)?;
         let device = asked.canonical().clone();
         self.spelled = (*asked.first() != device).then(|| asked.first().clone());
         let enrollment = self.enrollment(enrollment.as_deref())?;

@@ -39,7 +39,7 @@ fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>
         ReadError::Line(error) => error.to_string(),
         ReadError::Io(error) => panic!("{error}"),
     };
-    match read(text.as_bytes(), enrollments, false) {
+    match read(text.as_bytes(), enrollments, false, false) {
         Ok(rows) => rows.map(|row| row.map_err(reported)).collect(),
         Err(error) => vec![Err(reported(error))],
     }
@@ -224,21 +224,10 @@ fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
     assert_eq!(rows.iter().flatten().count(), 1);
 }
 
-#[test]
-fn more_than_a_thousand_bad_lines_are_counted() {
-    let mut lines = BadLines::default();
-    for line in 1..=1500 {
-        lines.push(LineError { line, column: None, reason: "no".into() });
-    }
-    assert_eq!((lines.listed.len(), lines.more), (1000, 500));
-    assert!(lines.to_string().starts_with("line 1: no\nline 2: no\n"));
-    assert!(lines.to_string().ends_with("line 1000: no\nand 500 more bad lines"));
-}
-
 /// Returns the devices and names of a file, or its errors, and the remarks.
 fn outcome(bytes: &[u8], ignores_unknown: bool) -> (Vec<String>, Vec<String>) {
     let enrollments = both().with_default("lamps").unwrap();
-    let mut rows = match read(bytes, &enrollments, ignores_unknown) {
+    let mut rows = match read(bytes, &enrollments, ignores_unknown, false) {
         Ok(rows) => rows,
         Err(ReadError::Line(error)) => return (vec![error.to_string()], Vec::new()),
         Err(ReadError::Io(error)) => panic!("{error}"),
@@ -363,7 +352,9 @@ fn what_the_configuration_accepts_can_be_imported() {
 fn imported(store: &Memory, text: &str) -> ImportReport {
     let by = Actor::system_user();
     let how = Import { enrollments: &lamps(), by: &by, dry_run: false, ignores_unknown: false };
-    import(store, text.as_bytes(), 0, Path::new("lamps.csv"), how, |_, _| ()).unwrap().report
+    let reader = Box::new(text.as_bytes());
+    let input = Input { name: Path::new("lamps.csv"), size: 0, is_stream: false, reader };
+    import(store, input, how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_| () }).unwrap().report
 }
 
 #[test]

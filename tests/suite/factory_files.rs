@@ -282,7 +282,7 @@ fn every_file_of_a_factory_is_taken_for_what_it_means_or_refused_with_a_remedy()
             dry_run: false,
             ignores_unknown: false,
         };
-        let outcome = import_file(&*store, &files.join(name), how, |_, _| ());
+        let outcome = import_file(&*store, &files.join(name), how);
         let (devices, is_right) = (
             devices(&*store),
             match (&outcome, expected) {

@@ -9,6 +9,7 @@ mod company;
 mod conformance;
 mod console;
 mod factory_files;
+mod importing;
 mod iot_platform;
 mod register;
 mod sign_in;

@@ -15,7 +15,9 @@ use certdist::{
         self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
         audit::Asker, sqlite::Sqlite,
     },
-    table_file::{Enrollments, Import, ImportFileError, LineError, export_file, import_file},
+    table_file::{
+        Enrollments, Feedback, Import, ImportFileError, LineError, Source, export_file, import, import_file,
+    },
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -74,7 +76,6 @@ impl Operator {
                 dry_run: false,
                 ignores_unknown: false,
             },
-            |_, _| (),
         )
         .map(|imported| imported.report)
     }
@@ -123,7 +124,6 @@ fn reopening_keeps_everything() {
             dry_run: false,
             ignores_unknown: false,
         },
-        |_, _| (),
     )
     .unwrap()
     .report;
@@ -209,7 +209,7 @@ fn a_broken_line_of_a_long_file_is_named_and_nothing_has_changed() {
         text += &format!("SN-{line},plugs,identity-{line},{psk}\r\n");
     }
     let error = operator.import(&text).unwrap_err().to_string();
-    assert!(error.contains("batch.csv: nothing was imported\n"), "{error}");
+    assert!(error.contains("batch.csv: 1 bad line, nothing was changed\n"), "{error}");
     assert!(error.ends_with("\nline 70001, column psk: 31 hex digits, expected 32 to 128"), "{error}");
     assert_eq!(operator.export(), before);
 
@@ -298,18 +298,17 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
     }
     let path = operator.file("batch.csv", &text);
     let mut seen = Vec::new();
-    let report = import_file(
+    let source = Source::open(&path).unwrap();
+    let report = import(
         &operator.store,
-        &path,
+        source.input().unwrap(),
         Import {
             enrollments: &enrollments(),
             by: &Actor::system_user(),
             dry_run: true,
             ignores_unknown: false,
         },
-        |read, total| {
-            seen.push((read, total));
-        },
+        Feedback { progress: &mut |read, total| seen.push((read, total)), bad_line: &mut |_| () },
     );
     assert_eq!(report.unwrap().report.added, 3000);
     assert_eq!(operator.store.count().unwrap(), 0);
@@ -331,7 +330,6 @@ fn a_file_that_cannot_be_read_is_named() {
                 dry_run: false,
                 ignores_unknown: false,
             },
-            |_, _| (),
         );
         let Err(error @ ImportFileError::Read { .. }) = outcome else { panic!("{outcome:?}") };
         assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");

@@ -28,7 +28,7 @@ use crate::{
     },
     psk::EnrollmentOutline,
     store::ImportReport,
-    table_file::{self, BadLines, Enrollments, Import, ImportFileError, Imported},
+    table_file::{self, BadLines, Enrollments, Feedback, Import, ImportFileError, Imported, Input},
 };
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
@@ -261,8 +261,14 @@ async fn run(
     let (store, by) = (shared.sources.store.clone(), visitor.actor());
     let work = move || {
         let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown: false };
-        let (size, name) = (file.bytes.len() as u64, file.name.as_ref());
-        let outcome = table_file::import(&*store, &file.bytes[..], size, name, how, |_, _| ());
+        let input = Input {
+            name: file.name.as_ref(),
+            size: file.bytes.len() as u64,
+            is_stream: false,
+            reader: Box::new(&file.bytes[..]),
+        };
+        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_| () };
+        let outcome = table_file::import(&*store, input, how, feedback);
         (file, outcome)
     };
     // The work does not panic; if it did, only this task would end.
@@ -335,7 +341,7 @@ fn refused(shared: &Shared, visitor: &Visitor, file: &CsvFile, error: &ImportFil
 }
 
 fn bad_lines(name: &str, lines: &BadLines) -> Markup {
-    let count = lines.listed.len() as u64 + lines.more;
+    let count = lines.count();
     html! {
         p { b { (name) } " has " (grouped(count)) (if count == 1 { " bad line" } else { " bad lines" })
             ". Fix them and send the file again." }
@@ -351,6 +357,6 @@ fn bad_lines(name: &str, lines: &BadLines) -> Markup {
                 }
             }
         }
-        @if lines.more > 0 { p { "And " (grouped(lines.more)) " more." } }
+        @for (more, first) in lines.more() { p { "And " (grouped(more)) " more like line " (grouped(first)) "." } }
     }
 }

@@ -1,0 +1,175 @@
+//! Errors in the lines of a table file, grouped by kind, so that a file with a million errors of one
+//! kind is described by a few. Pure.
+
+use std::fmt;
+
+/// Maximum number of bad lines of one kind that are listed.
+const LISTED: u64 = 20;
+
+/// Maximum number of kinds; further ones are counted as the last.
+const KINDS: usize = 50;
+
+/// An error in a line of the file. Never holds a key or a device secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineError {
+    /// Line number from 1, as in an editor.
+    pub line: u64,
+    /// One of the columns; `None` if the whole line is wrong.
+    pub column: Option<&'static str>,
+    /// Error, and what is expected.
+    pub reason: String,
+}
+
+impl fmt::Display for LineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.column {
+            Some(column) => write!(f, "line {}, column {column}: {}", self.line, self.reason),
+            None => write!(f, "line {}: {}", self.line, self.reason),
+        }
+    }
+}
+
+/// Bad lines of the same column and the same sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kind {
+    column: Option<&'static str>,
+    sentence: String,
+    /// The first line of this kind.
+    first: u64,
+    count: u64,
+}
+
+/// Bad lines: the first 20 of each kind, in the file's order, and the number of further ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BadLines {
+    /// The first bad lines of each kind.
+    pub listed: Vec<LineError>,
+    kinds: Vec<Kind>,
+}
+
+impl BadLines {
+    /// Adds a bad line. Lines are added in the file's order.
+    pub(super) fn push(&mut self, error: LineError) {
+        let sentence = without_values(&error.reason);
+        let is_like = |kind: &Kind| kind.column == error.column && kind.sentence == sentence;
+        let kind = match self.kinds.iter().position(is_like) {
+            Some(at) => at,
+            None if self.kinds.len() < KINDS => {
+                self.kinds.push(Kind { column: error.column, sentence, first: error.line, count: 0 });
+                self.kinds.len() - 1
+            }
+            None => KINDS - 1,
+        };
+        let kind = &mut self.kinds[kind];
+        kind.count += 1;
+        if kind.count <= LISTED {
+            self.listed.push(error);
+        }
+    }
+
+    /// Returns the number of all bad lines.
+    pub fn count(&self) -> u64 {
+        self.kinds.iter().map(|kind| kind.count).sum()
+    }
+
+    /// Returns a text such as `2 bad lines`.
+    pub fn heading(&self) -> String {
+        match self.count() {
+            1 => "1 bad line".to_owned(),
+            count => format!("{count} bad lines"),
+        }
+    }
+
+    /// Returns the number of lines that are not listed, of each kind, and the first line of that kind.
+    pub fn more(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.kinds.iter().filter(|kind| kind.count > LISTED).map(|kind| (kind.count - LISTED, kind.first))
+    }
+}
+
+impl From<LineError> for BadLines {
+    fn from(error: LineError) -> Self {
+        let mut lines = Self::default();
+        lines.push(error);
+        lines
+    }
+}
+
+impl fmt::Display for BadLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.listed.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        for (more, first) in self.more() {
+            let lines = if more == 1 { "line" } else { "lines" };
+            write!(f, "\nand {more} more {lines} like line {first}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns a sentence without its values, so that the sentences of one kind are equal: without what is
+/// in quotes, and without words that contain anything but lower-case letters.
+fn without_values(sentence: &str) -> String {
+    let mut kept = String::with_capacity(sentence.len());
+    let unquoted = sentence.split('"').step_by(2);
+    let words = unquoted.flat_map(str::split_whitespace).map(|word| word.trim_matches([',', ';', ':', '.']));
+    for word in words.filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())) {
+        kept.push_str(word);
+        kept.push(' ');
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(line: u64, reason: &str) -> LineError {
+        LineError { line, column: Some("deviceId"), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn lines_of_one_kind_are_listed_up_to_twenty_times() {
+        let mut lines = BadLines::default();
+        for line in 1..=1000 {
+            lines.push(error(
+                2 * line,
+                &format!("device SN-{line} is already in line {line}, with other values"),
+            ));
+            lines.push(error(2 * line + 1, "a device ID is empty"));
+        }
+        lines.push(LineError { line: 5000, column: None, reason: "a device ID is empty".into() });
+        assert_eq!((lines.listed.len(), lines.count()), (41, 2001));
+        assert!(lines.listed.is_sorted_by_key(|error| error.line));
+        assert_eq!(lines.more().collect::<Vec<_>>(), [(980, 2), (980, 3)]);
+        let text = lines.to_string();
+        assert!(text.starts_with("line 2, column deviceId: device SN-1 is"), "{text}");
+        assert!(text.ends_with("\nand 980 more lines like line 2\nand 980 more lines like line 3"), "{text}");
+    }
+
+    #[test]
+    fn kinds_are_bounded() {
+        let mut lines = BadLines::default();
+        for (line, letters) in (0..200).zip('a'..) {
+            let word: String = letters.to_string().bytes().map(|byte| char::from(b'a' + byte % 26)).collect();
+            lines.push(error(line, &format!("reason {word} {}", "x".repeat(line as usize + 1))));
+        }
+        assert_eq!((lines.kinds.len(), lines.count()), (KINDS, 200));
+        assert!(lines.listed.len() <= KINDS * LISTED as usize);
+    }
+
+    #[test]
+    fn values_do_not_make_another_kind() {
+        for (one, other) in [
+            ("\"1.23E+11\" is a number", "\"8E+14\" is a number"),
+            ("character 3 is \"/\" (U+002F); expected only", "character 9 is U+0000; expected only"),
+            ("device SN-1 is already in line 2", "device 001A2B3C4D5E is already in line 77"),
+            ("31 characters; expected 32 of A-Z", "a value of 3 characters; expected 32 of A-Z"),
+        ] {
+            let same = without_values(one) == without_values(other);
+            assert!(same || one.starts_with("31"), "{one}: {other}");
+        }
+        assert_ne!(without_values("a device ID is empty"), without_values("stands for no value"));
+    }
+}
