@@ -236,7 +236,6 @@ pub fn import(
         bad_line(&error);
         lines.push(error);
     });
-    drop(items);
     if let Some(error) = failed {
         return Err(error.into());
     }
