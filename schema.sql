@@ -1,4 +1,4 @@
--- certdist's database, version 5.
+-- certdist's database, version 6.
 --
 -- `certdist serve` and `certdist import` create it automatically. To create it by hand:
 --     sqlite3 certdist.db < schema.sql
@@ -11,7 +11,7 @@
 
 -- Mark the file as certdist's ("cert"), and set the version of its schema.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 
 -- One row for each device that may ask for a certificate. The first seven columns are
 -- those of the Tablestore table of the same name.
@@ -48,6 +48,9 @@ CREATE TABLE device_table (
     -- database's answer is lost and the request repeats its write, the number identifies it. The
     -- CHECK is about the whole row: no device has both a certificate and a refusal.
     issueId      INTEGER CHECK (refusal IS NULL OR deviceSecret IS NULL),
+    -- The import that added the row or was the last to change it; NULL: the device has got its
+    -- certificate since, or the import cannot be undone.
+    importId     INTEGER,
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
 ) STRICT, WITHOUT ROWID;
@@ -64,6 +67,40 @@ CREATE TABLE device_key (
     deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
     -- Key of 16 to 64 bytes: as lower-case hex, or sealed.
     psk          TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Imports, the newest thousand.
+CREATE TABLE import (
+    -- A random number of 32 bits.
+    importId     INTEGER PRIMARY KEY,
+    at           INTEGER NOT NULL,
+    -- The operator, and the name of the file.
+    who          TEXT NOT NULL,
+    file         TEXT NOT NULL,
+    -- Number of devices that were added, and that were changed.
+    added        INTEGER NOT NULL,
+    changed      INTEGER NOT NULL,
+    -- Time at which the import was undone.
+    undone       INTEGER
+) STRICT;
+CREATE INDEX import_at ON import (at);
+
+-- Rows as they were before an import changed them, for 30 days.
+CREATE TABLE import_before (
+    importId     INTEGER NOT NULL,
+    deviceId     TEXT NOT NULL,
+    -- The row's importId before.
+    former       INTEGER,
+    enrollment   TEXT NOT NULL,
+    productKey   TEXT NOT NULL,
+    deviceName   TEXT,
+    IotId        TEXT,
+    refusal      TEXT,
+    -- 1: the row had a deviceSecret.
+    hadSecret    INTEGER NOT NULL,
+    -- `added`: the device had no key before; `lost`: it had another one.
+    keyChange    TEXT CHECK (keyChange IN ('added', 'lost')),
+    PRIMARY KEY (importId, deviceId)
 ) STRICT, WITHOUT ROWID;
 
 -- Processes that claim registrations. Each process updates its row every few seconds. If a row

@@ -1,10 +1,12 @@
 //! `certdist device`: lists, shows and changes rows of the table.
 
 mod list;
+mod many;
 mod reset;
 
 use anyhow::{Context, anyhow};
 
+use self::many::{Chosen, Which};
 use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print, progress};
 use crate::{
     config::Config,
@@ -12,7 +14,7 @@ use crate::{
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, claim::ClaimView, unix_now},
+    store::{Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, unix_now},
 };
 
 /// Lists devices, and shows or changes one
@@ -42,28 +44,23 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Disables the device, so that it gets no certificate
-    Disable {
-        /// Serial number or MAC address, in any spelling
-        id: String,
-    },
-    /// Re-enables the device
-    Enable {
-        /// Serial number or MAC address, in any spelling
-        id: String,
-    },
+    /// Disables devices, so that they get no certificate
+    Disable(Which),
+    /// Re-enables devices
+    Enable(Which),
     /// Clears the first issue and any refusal by IoT Platform, so that the device can ask again
     Reset(reset::Args),
-    /// Removes the device and its certificate from the table; IoT Platform keeps it
+    /// Removes devices and their certificates from the table; IoT Platform keeps them
     #[command(after_help = "\
 Example
   certdist device delete SN00000001
 
-A certificate that the device already has remains valid: delete the device at IoT
-Platform as well, or use `certdist device disable` so that it gets no certificate.")]
+A certificate that a device already has remains valid: delete the device at IoT Platform
+as well, or use `certdist device disable` so that it gets no certificate. Deleted devices
+do not come back with `certdist import undo`: export the table first.")]
     Delete {
-        /// Serial number or MAC address, in any spelling
-        id: String,
+        #[command(flatten)]
+        which: Which,
         /// Do not ask for confirmation; needed without a terminal
         #[arg(long)]
         yes: bool,
@@ -74,54 +71,76 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     let store = open_store(&config)?;
     let by = Actor::system_user();
-    let (id, found, done) = match &args.action {
-        Action::List(args) => return list::run(args, &config, &*store).await,
+    match &args.action {
+        Action::List(args) => list::run(args, &config, &*store).await,
         Action::Show { id, json } => {
             let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
             let claim = store.claim_of(&id).await?;
-            return Ok(print(|out| match json {
+            Ok(print(|out| match json {
                 true => writeln!(out, "{}", as_json(&row, reissue(&config, &row), claim.as_ref())),
                 false => write!(out, "{}", as_text(&row, reissue(&config, &row), claim.as_ref())),
-            })?);
+            })?)
         }
-        Action::Disable { id } => {
-            let id = in_table(&*store, id)?;
-            let found = store.set_state(&id, DeviceState::Disabled, &by).await?;
-            (id, found, "disabled")
+        Action::Disable(which) => {
+            let disable = async |id: &DeviceId| store.set_state(id, DeviceState::Disabled, &by).await;
+            change(Chosen::read(&which.id, &which.many, &*store)?, "disabled", disable).await
         }
-        Action::Enable { id } => {
-            let id = in_table(&*store, id)?;
-            let found = store.set_state(&id, DeviceState::Enabled, &by).await?;
-            (id, found, "enabled")
+        Action::Enable(which) => {
+            let enable = async |id: &DeviceId| store.set_state(id, DeviceState::Enabled, &by).await;
+            change(Chosen::read(&which.id, &which.many, &*store)?, "enabled", enable).await
         }
-        Action::Reset(args) => match &args.id {
-            Some(id) => {
-                let id = in_table(&*store, id)?;
-                let found = store.reset(&id, &by).await?;
-                (id, found, "reset")
-            }
-            None => return reset::refused(args, &config, &*store, &by).await,
-        },
-        Action::Delete { id, yes } => {
-            let id = in_table(&*store, id)?;
-            let certificate = match store.device(&id).await {
-                Ok(Some(DeviceRow { certificate: None, .. })) => "",
-                // A certificate that cannot be opened is no reason to keep the device.
-                Ok(Some(_)) | Err(StoreError::Failed(_)) => " and its certificate",
-                Ok(None) => return Err(not_there(&id).into()),
-                Err(error) => return Err(error.into()),
-            };
-            ask::sure(*yes, &format!("Delete {id}{certificate} from the table?"))?;
-            let found = store.delete(&id, &by).await?;
-            (id, found, "deleted")
+        Action::Reset(args) if args.refused => reset::refused(args, &config, &*store, &by).await,
+        Action::Reset(args) => {
+            let reset = async |id: &DeviceId| store.reset(id, &by).await;
+            change(Chosen::read(&args.id, &args.many, &*store)?, "reset", reset).await
+        }
+        Action::Delete { which, yes } => {
+            let chosen = Chosen::read(&which.id, &which.many, &*store)?;
+            sure_to_delete(&*store, &chosen, *yes).await?;
+            let delete = async |id: &DeviceId| store.delete(id, &by).await;
+            change(chosen, "deleted", delete).await
+        }
+    }
+}
+
+/// Changes the chosen devices, and says what was done.
+async fn change(
+    chosen: Chosen,
+    done: &str,
+    change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,
+) -> CommandResult {
+    match chosen {
+        Chosen::One(id) if change(&id).await? => Ok(print(|out| writeln!(out, "{id}: {done}"))?),
+        Chosen::One(id) => Err(not_there(&id).into()),
+        Chosen::Many(file, devices) => {
+            let changed = many::change(&devices, change).await?;
+            let noun = if changed == 1 { "device" } else { "devices" };
+            Ok(print(|out| writeln!(out, "{}: {changed} {noun} {done}", file.display()))?)
+        }
+    }
+}
+
+/// Asks for confirmation, with the number of certificates that would be deleted.
+async fn sure_to_delete(store: &dyn Table, chosen: &Chosen, yes: bool) -> Result<(), Failure> {
+    let mut certificates = 0;
+    for id in chosen.devices() {
+        match store.device(id).await {
+            Ok(Some(DeviceRow { certificate: None, .. })) => {}
+            // A certificate that cannot be opened is no reason to keep the device.
+            Ok(Some(_)) | Err(StoreError::Failed(_)) => certificates += 1,
+            Ok(None) => return Err(not_there(id).into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let question = match chosen {
+        Chosen::One(id) if certificates == 0 => format!("Delete {id} from the table?"),
+        Chosen::One(id) => format!("Delete {id} and its certificate from the table?"),
+        Chosen::Many(_, all) => {
+            format!("Delete {} devices from the table, {certificates} of them with a certificate?", all.len())
         }
     };
-    if !found {
-        return Err(not_there(&id).into());
-    }
-    print(|out| writeln!(out, "{id}: {done}"))?;
-    Ok(())
+    ask::sure(yes, &question)
 }
 
 /// Parses a device ID in any spelling. Returns the ID under which the table has the device, or, if
@@ -130,12 +149,7 @@ pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> 
     let asked = AskedId::parse_label(id)
         .with_context(|| format!("\"{}\"", id.escape_debug()))
         .map_err(Failure::Usage)?;
-    for id in asked.ids() {
-        if store.has_device(id)? {
-            return Ok(id.clone());
-        }
-    }
-    Ok(asked.canonical().clone())
+    Ok(many::in_table(store, &asked)?.unwrap_or(asked.canonical()).clone())
 }
 
 fn not_there(id: &DeviceId) -> anyhow::Error {

@@ -1,5 +1,7 @@
 //! `certdist import`: imports devices from table files, each completely or not at all.
 
+mod undo;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -29,8 +31,14 @@ device ID is required, and the device name stands for it if it is missing:
 Reads UTF-8, UTF-16 and GB18030; commas, semicolons and tabs; JSON lines with the same
 keys; and a bare list of device IDs. If any line of any file is bad, nothing changes, and
 the bad lines are reported. Importing the same file again changes nothing. Works beside a
-running server. A pipe is read to its end first, and its last line must have a line end.")]
+running server. A pipe is read to its end first, and its last line must have a line end.
+
+Each import has a number, by which it can be undone while none of its devices has got its
+certificate; ./undo is a file of that name.")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    action: Option<undo::Action>,
     /// CSV files, JSON lines, or lists of device IDs; - is standard input
     #[arg(value_name = "FILE.csv", required = true)]
     files: Vec<PathBuf>,
@@ -52,6 +60,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
+    if let Some(action) = &args.action {
+        return undo::run(action, &*open_store(&config)?);
+    }
     let mut enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
@@ -150,9 +161,12 @@ fn run_one(
 
 /// Prints the result of an import, and what the operator should know about the file.
 fn say(source: &Source, imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
-    let Imported { report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
+    let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
     for sentence in remarks {
         remark(&format!("note: {sentence}\n"));
+    }
+    if let Some(id) = id {
+        remark(&format!("note: to undo this import: certdist import undo {id}\n"));
     }
     let done = if dry_run { "would be " } else { "" };
     let name = source.name().display();

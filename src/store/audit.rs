@@ -107,6 +107,8 @@ pub enum AuditEvent {
     Deleted,
     /// The operator imported a file.
     Imported,
+    /// The operator undid an import.
+    Undone,
     /// The operator sealed the secrets under a key.
     Sealed,
     /// The operator restored the database from a backup.
@@ -119,7 +121,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -129,6 +131,7 @@ impl AuditEvent {
         Self::Reset,
         Self::Deleted,
         Self::Imported,
+        Self::Undone,
         Self::Sealed,
         Self::Restored,
         Self::Pruned,
@@ -147,6 +150,7 @@ impl AuditEvent {
             Self::Reset => "reset",
             Self::Deleted => "deleted",
             Self::Imported => "imported",
+            Self::Undone => "undone",
             Self::Sealed => "sealed",
             Self::Restored => "restored",
             Self::Pruned => "pruned",

@@ -2,7 +2,11 @@
 
 use std::{ops::ControlFlow, path::Path};
 
-use super::{Actor, DeviceRow, StoreError, backup::Contents};
+use super::{
+    Actor, DeviceRow, StoreError,
+    backup::Contents,
+    undo::{ImportId, ImportRecord, Undo, UndoError, Undone},
+};
 use crate::{
     device::{DeviceId, Secret},
     seal::Place,
@@ -32,6 +36,16 @@ pub trait Bulk: Send + Sync {
         rows: Rows<'_>,
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError>;
+
+    /// Returns the imports that had a number and changed something, newest first, at most
+    /// [`undo::REMEMBERED`](super::undo::REMEMBERED).
+    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
+
+    /// Undoes an import in one step: removes the devices that it added, with their keys, and gives
+    /// those that it changed their former values. Writes an audit entry. Fails if a device was
+    /// registered, issued, deleted or changed by another import since, or is being registered, unless
+    /// the rest is asked for. The rules are in [`undo`](super::undo).
+    fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
     /// Calls `each` with every row. The rows come in order of device ID, from one consistent state
     /// of the table. The export ends if `each` breaks off.
@@ -114,6 +128,8 @@ pub struct ImportJob<'a> {
     pub by: &'a Actor,
     /// Name of the imported file, for the audit log.
     pub file: &'a str,
+    /// Number by which the import can be undone; `None` if it need not be.
+    pub id: Option<ImportId>,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
     /// Comparison of an imported secret with the stored one.
@@ -123,7 +139,7 @@ pub struct ImportJob<'a> {
 impl<'a> ImportJob<'a> {
     /// Creates a job that compares secrets by their text.
     pub fn new(by: &'a Actor, file: &'a str) -> Self {
-        Self { by, file, dry_run: false, same_secret: &|_, stored, other| Ok(stored == other) }
+        Self { by, file, id: None, dry_run: false, same_secret: &|_, stored, other| Ok(stored == other) }
     }
 }
 
@@ -146,6 +162,8 @@ pub struct ImportReport {
     pub changed: u64,
     /// Rows that matched the table already.
     pub unchanged: u64,
+    /// Changed rows whose device was in another enrollment.
+    pub moved: u64,
 }
 
 /// Number of devices of one enrollment, in total and by state.

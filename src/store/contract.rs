@@ -6,6 +6,7 @@
 mod alternating;
 mod audit_log;
 mod claims;
+mod imports;
 mod sealing;
 
 use std::ops::ControlFlow;
@@ -448,7 +449,7 @@ fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     let by = by();
     let dry_run = ImportJob { dry_run: true, ..job(&by) };
     let report = store.import(dry_run, &mut rows().into_iter().map(Ok), &mut |_, _| ()).unwrap();
-    assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1 });
+    assert_eq!(report, ImportReport { added: 1, changed: 1, unchanged: 1, moved: 0 });
     assert_eq!(device(store, "SN-2").unwrap().certificate, None);
     assert_eq!(store.count().unwrap(), 2);
     assert_eq!(import(store, rows()), report);

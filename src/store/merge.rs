@@ -17,15 +17,17 @@ pub enum Merged {
     Added,
     /// The device or its key has changed.
     Changed,
+    /// The device has changed, and was in another enrollment.
+    Moved,
     /// The row matched the table already.
     Unchanged,
 }
 
 impl Merged {
-    /// Returns the effect of a row, from the kinds of change that it made.
-    pub fn of(added: bool, device_changed: bool, key_changed: bool) -> Self {
-        match (added, device_changed || key_changed) {
-            (true, _) => Self::Added,
+    /// Returns the effect of a row on a device that is in the table, from what has changed.
+    pub fn of(moves: bool, device_changed: bool, key_changed: bool) -> Self {
+        match (moves, device_changed || key_changed) {
+            (true, _) => Self::Moved,
             (false, true) => Self::Changed,
             (false, false) => Self::Unchanged,
         }
@@ -63,6 +65,10 @@ pub fn all_rows<F>(
                 match merged {
                     Merged::Added => report.added += 1,
                     Merged::Changed => report.changed += 1,
+                    Merged::Moved => {
+                        report.changed += 1;
+                        report.moved += 1;
+                    }
                     Merged::Unchanged => report.unchanged += 1,
                 }
                 continue;
@@ -360,8 +366,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_was_added_counts_as_added_whatever_else_changed() {
-        assert_eq!(Merged::of(true, false, true), Merged::Added);
+    fn a_device_that_moves_counts_as_moved_whatever_else_changed() {
+        assert_eq!(Merged::of(true, true, true), Merged::Moved);
         assert_eq!(Merged::of(false, true, false), Merged::Changed);
         assert_eq!(Merged::of(false, false, true), Merged::Changed);
         assert_eq!(Merged::of(false, false, false), Merged::Unchanged);

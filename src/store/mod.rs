@@ -24,6 +24,7 @@ pub mod retention;
 pub mod sealed;
 pub mod sqlite;
 pub mod turn;
+pub mod undo;
 
 use std::{
     future::Future,

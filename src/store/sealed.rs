@@ -20,6 +20,7 @@ use super::{
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     lease::Leases,
     turn::{Turn, Turns},
+    undo::{ImportRecord, Undo, UndoError, Undone},
 };
 use crate::{
     device::{Certificate, DeviceId, Secret},
@@ -441,6 +442,14 @@ impl<S: Bulk> Bulk for Sealed<S> {
             Some(error) => Err(failed(error).into()),
             None => outcome,
         }
+    }
+
+    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
+        self.inner.imports()
+    }
+
+    fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
+        self.inner.undo_import(how)
     }
 
     fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {

@@ -31,6 +31,7 @@ use crate::{
     psk::EnrollmentOutline,
     store::{
         Actor, Bulk, DeviceRow, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable,
+        undo::ImportId,
     },
 };
 
@@ -148,6 +149,8 @@ pub struct Import<'a> {
 /// Result of an import, or of a dry run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
+    /// Number by which the import can be undone; `None` if it changed nothing.
+    pub id: Option<ImportId>,
     /// Number of rows by what they changed.
     pub report: ImportReport,
     /// Sentences that the operator should read: rows that were left out, and values that look as if
@@ -220,7 +223,8 @@ pub fn import(
     let mut lines = BadLines::default();
     let mut broken = None;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let job = ImportJob { dry_run, ..ImportJob::new(by, &name) };
+    let id = ImportId::random()?;
+    let job = ImportJob { dry_run, id: Some(id), ..ImportJob::new(by, &name) };
     let outcome = store.import(job, &mut items, &mut |_, rejection| {
         let error = match rejection {
             Rejection::Unreadable => match unreadable.take() {
@@ -240,10 +244,26 @@ pub fn import(
         return Err(error.into());
     }
     match (outcome, broken) {
-        (Ok(report), _) => Ok(Imported { report, remarks: rows.remarks() }),
+        (Ok(report), _) => {
+            let mut remarks = rows.remarks();
+            remarks.extend(moved(report.moved));
+            let id = Some(id).filter(|_| !dry_run && report.added + report.changed > 0);
+            Ok(Imported { id, report, remarks })
+        }
         (Err(ImportError::Store(error)), _) => Err(error.into()),
         (Err(ImportError::Rejected(_)), Some(error)) => Err(unread(error)),
         (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),
+    }
+}
+
+/// Returns a sentence about devices that were in another enrollment.
+fn moved(count: u64) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some("1 device is in the table with another enrollment, and moves to the one of its row".into()),
+        _ => Some(format!(
+            "{count} devices are in the table with another enrollment, and move to the one of their row"
+        )),
     }
 }
 

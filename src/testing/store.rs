@@ -2,11 +2,11 @@
 //! written, and outlives the simulated process that wrote it. The store keeps the contract that
 //! `store/contract.rs` checks.
 
+mod bulk;
 mod claims;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    convert::identity,
     future::{pending, ready},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -19,15 +19,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     device::{Certificate, DeviceId, Secret},
-    seal::{self, Place},
+    seal,
     store::{
-        Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
-        ImportRow, IndividualKey, Issue, JournalEntry, RegisteredDevice, Reject, Rows, SameSecret, Sighting,
-        Store, StoreError, StoreFuture, Totals, UnixSeconds,
+        Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, ImportJob, ImportReport, ImportRow,
+        IndividualKey, Issue, JournalEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture,
+        UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
         claim::{ClaimTime, Owner, Settlement, new_id},
-        merge::{self, Columns, Merged, Unmerged},
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+        undo::{ImportId, ImportRecord},
         unix_now,
     },
 };
@@ -43,6 +43,10 @@ struct Tables {
     /// Number of the request that was the first to get each device's certificate.
     issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
+    /// Imports, in their order, each with the rows that it changed as they were before.
+    imports: Vec<(ImportRecord, bulk::Before)>,
+    /// The import that each row comes from, unless the device has got its certificate since.
+    labels: HashMap<DeviceId, ImportId>,
     /// Number of pruned entries, and hash of the last one. Each entry is a block of its own.
     pruned: (u64, Link),
 }
@@ -86,68 +90,6 @@ impl Tables {
             self.audit.push(AuditEntry { device: Some(id.clone()), at: now, ..by.entry(event) });
         }
         found
-    }
-
-    fn merge(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<Merged, Unmerged<StoreError>> {
-        let known = self.devices.get(&row.device).cloned();
-        let mut drops_key = false;
-        let after = match &known {
-            None => Some(merge::new_device(row)),
-            Some(known) => {
-                let same_secret = merge::has_same_secret(known, row, same).map_err(Unmerged::Failed)?;
-                merge::known_device(known, row, same_secret)?.map(|change| {
-                    drops_key = change.drops_key;
-                    change.columns
-                })
-            }
-        };
-        let device_changed = after.is_some();
-        if let Some(Columns { enrollment, product_key, device_name, device_secret, iot_id }) = after {
-            let blank = || DeviceRow::imported(row.device.clone(), enrollment, product_key);
-            let before = known.clone().unwrap_or_else(blank);
-            let certificate = device_secret.zip(device_name).map(|(secret, name)| Certificate {
-                product_key: product_key.to_owned(),
-                device_name: name.to_owned(),
-                device_secret: secret.clone(),
-            });
-            let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id };
-            let name = merge::name_of(&row.device, &columns);
-            merge::unique_name(self.holder_of_name(&row.device, product_key, &name), &name)?;
-            merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(&row.device, iot_id)))?;
-            let merged = DeviceRow {
-                enrollment: enrollment.to_owned(),
-                product_key: product_key.to_owned(),
-                device_name: device_name.map(str::to_owned),
-                certificate,
-                iot_id: iot_id.map(str::to_owned),
-                refusal: None,
-                ..before
-            };
-            self.devices.insert(row.device.clone(), merged);
-        }
-        if drops_key {
-            self.keys.retain(|_, (owner, _)| *owner != row.device);
-        }
-        let key_changed = self.merge_key(row, same)?;
-        Ok(Merged::of(known.is_none(), device_changed, key_changed))
-    }
-
-    fn merge_key(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<bool, Unmerged<StoreError>> {
-        let Some((identity, psk)) = &row.key else {
-            let has_key = self.keys.values().any(|(owner, _)| *owner == row.device);
-            merge::without_key(row, has_key)?;
-            return Ok(false);
-        };
-        if let Some((owner, stored)) = self.keys.get(identity) {
-            merge::identity_of(owner.as_str(), row)?;
-            let place = Place::Psk { device: row.device.as_str(), identity };
-            if same(place, stored, psk).map_err(Unmerged::Failed)? {
-                return Ok(false);
-            }
-        }
-        self.keys.retain(|_, (owner, _)| *owner != row.device);
-        self.keys.insert(identity.clone(), (row.device.clone(), psk.clone()));
-        Ok(true)
     }
 }
 
@@ -338,6 +280,7 @@ impl Store for Memory {
                 return Ok(Issue { first, is_first: tables.issues.get(id) == Some(&issue_id) });
             }
             row.first_issued = Some(now);
+            tables.labels.remove(id);
             tables.issues.insert(id.clone(), issue_id);
             let detail = format!("{}/{}", certificate.product_key, certificate.device_name);
             tables.audit.push(asker.entry(AuditEvent::Issued, now, id.clone(), detail));
@@ -437,6 +380,7 @@ impl Store for Memory {
             tables.devices.remove(id);
             tables.journal.forget(id);
             tables.issues.remove(id);
+            tables.labels.remove(id);
             tables.keys.retain(|_, (owner, _)| owner != id);
             Ok(found)
         })
@@ -480,72 +424,6 @@ impl AuditLog for Memory {
             (last, hash) = (seq, next);
         }
         Ok(Chain { entries: last - pruned, pruned, last, hash, fault: None })
-    }
-}
-
-impl Bulk for Memory {
-    fn import(
-        &self,
-        job: ImportJob<'_>,
-        rows: Rows<'_>,
-        reject: Reject<'_>,
-    ) -> Result<ImportReport, ImportError> {
-        let mut tables = self.tables().clone();
-        let merge = |row: ImportRow| tables.merge(&row, job.same_secret);
-        let report = merge::all_rows(rows, merge, identity, reject)?;
-        if !job.dry_run {
-            if report.added + report.changed > 0 {
-                let detail = Some(format!("{}: {report:?}", job.file));
-                tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported) });
-            }
-            *self.tables() = tables;
-        }
-        Ok(report)
-    }
-
-    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
-        let tables = self.tables().clone();
-        // `try_for_each` stops early if `each` returns a break.
-        let _ = tables.devices.into_values().try_for_each(|row| {
-            let key = tables.keys.iter().find(|(_, (owner, _))| *owner == row.id);
-            let key = key.map(|(identity, (_, psk))| (identity.clone(), psk.clone()));
-            each(row, key)
-        });
-        Ok(())
-    }
-
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
-        Ok(self.tables().devices.contains_key(id))
-    }
-
-    fn count(&self) -> Result<u64, StoreError> {
-        Ok(self.tables().devices.len() as u64)
-    }
-
-    fn totals(&self) -> Result<Vec<Totals>, StoreError> {
-        let mut totals: BTreeMap<String, Totals> = BTreeMap::new();
-        for row in self.tables().devices.values() {
-            let new = || Totals { enrollment: row.enrollment.clone(), ..Totals::default() };
-            let of = totals.entry(row.enrollment.clone()).or_insert_with(new);
-            of.devices += 1;
-            of.registered += u64::from(row.certificate.is_some());
-            of.issued += u64::from(row.first_issued.is_some());
-            of.activated += u64::from(row.activated.is_some());
-            of.refused += u64::from(row.refusal.is_some());
-            of.disabled += u64::from(row.state == DeviceState::Disabled);
-        }
-        Ok(totals.into_values().collect())
-    }
-
-    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
-        let tables = self.tables();
-        let unregistered = tables.devices.values().filter(|row| {
-            row.certificate.is_none()
-                && row.refusal.is_none()
-                && row.state == DeviceState::Enabled
-                && enrollment.is_none_or(|enrollment| row.enrollment == enrollment)
-        });
-        Ok(unregistered.count() as u64)
     }
 }
 

@@ -142,6 +142,116 @@ fn an_import_says_that_the_database_is_new_and_where_it_is() {
     let output = site.run(&["import", "one.csv"]);
     let place = site.path("certdist.db");
     let expected = format!("note: created a new database, {}\n", place.display());
-    assert_eq!(stderr(&output), expected);
+    assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
     assert_eq!(stderr(&site.run(&["import", "one.csv"])), "");
+}
+
+/// Returns the number of an import, from its note.
+fn number(output: &Output) -> String {
+    let notes = stderr(output);
+    let (_, number) = notes.split_once("note: to undo this import: certdist import undo ").expect("a number");
+    number.trim_end().to_owned()
+}
+
+#[test]
+fn an_import_is_undone_by_its_number_while_nothing_of_it_was_issued() {
+    let site = Site::new();
+    let secret = "secretoflamp10000000000000000000";
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    site.write("wrong.csv", "deviceId,enrollment\nSN00000001,plug\nSN00000002,plug\nSN00000003,plug\n");
+    let wrong = site.run(&["import", "wrong.csv"]);
+    assert!(stderr(&wrong).contains("note: 1 device is in the table with another enrollment, and moves"));
+    let number = number(&wrong);
+    let list = stdout(&site.run(&["import", "list"]));
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines.len() == 3 && lines[1..].iter().any(|line| line.starts_with(&number)), "{list}");
+
+    let undo = |arguments: &[&str]| site.run(&[&["import", "undo", &number], arguments].concat());
+    let asked = undo(&[]);
+    assert_eq!(asked.status.code(), Some(2), "there is no terminal");
+    let would = stdout(&undo(&["--dry-run"]));
+    assert_eq!(would, format!("import {number}: 2 devices would be removed, 1 would be restored\n"));
+    assert_eq!(count(&site), 3);
+    let done = stdout(&undo(&["--yes"]));
+    assert_eq!(done, format!("import {number}: 2 devices removed, 1 restored\n"));
+    assert_eq!(count(&site), 1);
+    assert!(stdout(&site.run(&["device", "show", "SN00000001"])).contains("enrollment    lamp\n"));
+    let again = undo(&["--yes"]);
+    assert_eq!(
+        (again.status.code(), stderr(&again)),
+        (Some(1), format!("error: import {number} was undone already\n"))
+    );
+    let unknown = site.run(&["import", "undo", "00000000"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        stderr(&unknown).contains("no import has the number 00000000; `certdist import list` shows them")
+    );
+    assert!(stdout(&site.run(&["audit", "export"])).contains("\"event\":\"undone\""));
+
+    site.write("right.csv", &format!("deviceId,enrollment,deviceName,deviceSecret\nSN00000004,lamp,lamp-4,{secret}\nSN00000005,lamp,,\n"));
+    let right = self::number(&site.run(&["import", "right.csv"]));
+    let server = site.serve();
+    let device = ["device-sim", "--server", &server.address.to_string(), "--identity", "SN00000004", "--psk"];
+    let key = stdout(&site.run(&["key", "new", "--derive", "SN00000004", "--enrollment", "lamp"]));
+    let asked = site.run(&[&device[..], &[key.trim()]].concat());
+    assert!(asked.status.success(), "{}", stderr(&asked));
+    let refused = site.run(&["import", "undo", &right, "--yes"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("1 of the 2 devices of import"), "{}", stderr(&refused));
+    let rest = site.run(&["import", "undo", &right, "--rest", "--yes"]);
+    assert_eq!(stdout(&rest), format!("import {right}: 1 devices removed, 0 restored, 1 left as they are\n"));
+    assert_eq!(count(&site), 2);
+}
+
+#[test]
+fn devices_of_a_file_are_changed_together_or_not_at_all() {
+    let site = Site::new();
+    site.import(
+        "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n001A2B3C4D5E,lamp\nSN00000003,lamp\n",
+    );
+    // A label reader's list, and a sheet with other columns.
+    site.write("line.txt", "SN00000001\n00:1a:2b:3c:4d:5e\nSN00000001\n");
+    site.write("sheet.csv", "SN;Place\nSN00000002;Hall 1\nSN00000099;Hall 2\n");
+    let states = || -> Vec<bool> {
+        let list = stdout(&site.run(&["device", "list", "--json"]));
+        let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        list.lines().map(|line| row(line)["state"] == "disabled").collect()
+    };
+    let done = site.run(&["device", "disable", "--file", "line.txt"]);
+    assert_eq!(stdout(&done), "line.txt: 2 devices disabled\n", "{}", stderr(&done));
+    assert_eq!(states(), [true, true, false, false]);
+
+    let refused = site.run(&["device", "disable", "--file", "sheet.csv"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let expected =
+        "1 of 2 devices are not in the table (SN00000099), so nothing was changed; to leave them out, use";
+    assert!(stderr(&refused).contains(expected), "{}", stderr(&refused));
+    assert_eq!(states(), [true, true, false, false]);
+    let done = site.run(&["device", "disable", "--file", "sheet.csv", "--ignore-missing"]);
+    assert_eq!(stdout(&done), "sheet.csv: 1 device disabled\n");
+    assert!(site.run(&["device", "enable", "--file", "line.txt"]).status.success());
+    assert_eq!(states(), [false, false, true, false]);
+    assert!(site.run(&["device", "reset", "--file", "line.txt"]).status.success());
+
+    let bad = piped(&site, &["device", "delete", "--yes", "--file", "-"], "SN00000001\nSN 2\n");
+    assert!(
+        stderr(&bad).contains("standard input: 1 bad line, nothing was changed\nline 2,"),
+        "{}",
+        stderr(&bad)
+    );
+    let asked = piped(&site, &["device", "delete", "--file", "-"], "SN00000001\nSN00000003\n");
+    assert_eq!(asked.status.code(), Some(2));
+    assert!(stderr(&asked).contains("Delete 2 devices from the table, 0 of them with a certificate?"));
+    assert_eq!(count(&site), 4);
+    let done = piped(&site, &["device", "delete", "--yes", "--file", "-"], "SN00000001\nSN00000003\n");
+    assert_eq!(stdout(&done), "-: 2 devices deleted\n");
+    assert_eq!(count(&site), 2);
+    let usage = [
+        vec!["device", "disable"],
+        vec!["device", "disable", "SN00000002", "--file", "line.txt"],
+        vec!["device", "reset"],
+    ];
+    for usage in usage {
+        assert_eq!(site.run(&usage).status.code(), Some(2), "{usage:?}");
+    }
 }

@@ -131,12 +131,13 @@ pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, 
     let dry_run = dry_run || !visitor.is_script();
     let (file, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
-        (Ok(Imported { report, remarks }), None) => {
+        (Ok(Imported { id, report, mut remarks }), None) => {
+            remarks.extend(id.map(|id| format!("to undo this import: certdist import undo {id}")));
             log_import(&visitor, &file, report, dry_run);
             let notes = remarks.iter().map(|remark| format!("\nnote: {remark}"));
             plain(StatusCode::OK, sentence(report, dry_run) + &notes.collect::<String>())
         }
-        (Ok(Imported { report, remarks }), Some((owner, _))) => {
+        (Ok(Imported { report, remarks, .. }), Some((owner, _))) => {
             let Ok(token) = session::token() else {
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             };
@@ -165,9 +166,10 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     };
     let (file, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
-        Ok(Imported { report, remarks }) => {
+        Ok(Imported { id, report, remarks }) => {
             log_import(&visitor, &file, report, false);
-            let text = html! { (notes(&remarks)) p { (file.name) ": " (sentence(report, false)) "." } p { a href="/enrollments" { "Progress of the enrollments" } } };
+            let text = html! { (notes(&remarks)) p { (file.name) ": " (sentence(report, false)) "." }
+            @if let Some(id) = id { p { "To undo this import: " code { "certdist import undo " (id) } } } p { a href="/enrollments" { "Progress of the enrollments" } } };
             show(&shared, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
         }
         Err(error) => refused(&shared, &visitor, &file, &error),
@@ -176,7 +178,7 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
 
 fn log_import(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) {
     if !dry_run {
-        let ImportReport { added, changed, unchanged } = report;
+        let ImportReport { added, changed, unchanged, .. } = report;
         tracing::info!(
             user = visitor.name,
             file = file.name,

@@ -3,7 +3,10 @@
 
 use futures_util::future::try_join_all;
 
-use super::super::{CommandResult, Failure, print};
+use super::{
+    super::{CommandResult, Failure, print},
+    many::Many,
+};
 use crate::{
     config::Config,
     store::{Actor, Store},
@@ -20,11 +23,13 @@ Example: the account had no permission, and has it now
 With --refused, clears only the refusals: the first issue of a certificate stays.")]
 pub(super) struct Args {
     /// Serial number or MAC address, in any spelling
-    #[arg(required_unless_present = "refused", conflicts_with = "refused")]
+    #[arg(required_unless_present_any = ["refused", "file"], conflicts_with_all = ["refused", "file"])]
     pub(super) id: Option<String>,
+    #[command(flatten)]
+    pub(super) many: Many,
     /// All devices that IoT Platform refuses
-    #[arg(long)]
-    refused: bool,
+    #[arg(long, conflicts_with = "file")]
+    pub(super) refused: bool,
     /// With --refused: only those of this enrollment
     #[arg(long, value_name = "NAME", requires = "refused")]
     enrollment: Option<String>,

@@ -16,6 +16,7 @@ use crate::{
         lease::Leases,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         turn::{Turn, Turns},
+        undo::{ImportRecord, Undo, UndoError, Undone},
     },
 };
 
@@ -148,6 +149,14 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         self.next().export(each)
+    }
+
+    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
+        self.next().imports()
+    }
+
+    fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
+        self.next().undo_import(how)
     }
 
     fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {

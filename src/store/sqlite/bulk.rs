@@ -6,16 +6,19 @@ use std::{collections::BTreeSet, path::Path};
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 
-use super::{Sqlite, audit, backup, claims, connection, read, secrets, store_error, writer::WriteError};
+use super::{
+    Sqlite, audit, backup, claims, connection, imports, read, secrets, store_error, writer::WriteError,
+};
 use crate::{
     device::{DeviceId, Secret},
     seal::{self, Place},
     store::{
-        Actor, Bulk, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows, SameSecret,
-        StoreError, Totals,
+        Actor, Bulk, DeviceRow, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows,
+        SameSecret, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         backup::Contents,
         merge::{self, Change, Columns, Merged},
+        undo::{ImportId, ImportRecord, KeyChange, Undo, UndoError, Undone},
     },
 };
 
@@ -46,6 +49,16 @@ impl Bulk for Sqlite {
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let connection = connection::open_reader(&self.path)?;
         read::export(&connection, each).map_err(|error| store_error(&self.path, error))
+    }
+
+    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
+        self.read_now(imports::all)
+    }
+
+    fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
+        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let outcome = imports::undo(&connection, how, self.clock.now());
+        Ok(outcome.map_err(|error| error.into_store_error(&self.path))??)
     }
 
     fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
@@ -101,7 +114,7 @@ impl Sqlite {
 fn import(
     connection: &Connection,
     store: &Sqlite,
-    ImportJob { by, file, dry_run, same_secret }: ImportJob<'_>,
+    ImportJob { by, file, id, dry_run, same_secret }: ImportJob<'_>,
     rows: Rows<'_>,
     reject: Reject<'_>,
 ) -> Result<ImportReport, ImportError> {
@@ -109,7 +122,7 @@ fn import(
     // Every return before the commit rolls back.
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    let mut table = Table::prepare(&transaction, same_secret).map_err(failed)?;
+    let mut table = Table::prepare(&transaction, id, same_secret).map_err(failed)?;
     let mut enrollments = BTreeSet::new();
     let merge = |row: ImportRow| {
         let merged = table.merge(&row)?;
@@ -125,6 +138,12 @@ fn import(
         if report.added + report.changed > 0 {
             let entry = imported(by, file, report, enrollments);
             audit::append(&transaction, &entry).map_err(failed)?;
+            if let Some(id) = id {
+                let ImportReport { added, changed, .. } = report;
+                let (at, who, file) = (store.clock.now(), by.name.clone(), file.to_owned());
+                let record = ImportRecord { id, at, who, file, added, changed, undone: None };
+                imports::record(&transaction, &record, at).map_err(failed)?;
+            }
         }
         transaction.commit().map_err(failed)?;
     }
@@ -134,7 +153,7 @@ fn import(
 /// Returns the audit entry about an import. The list of enrollments is short, because all of them
 /// are in the configuration.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
-    let ImportReport { added, changed, unchanged } = report;
+    let ImportReport { added, changed, unchanged, .. } = report;
     let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");
     let mut enrollments: Vec<_> = enrollments.into_iter().collect();
     if enrollments.len() > 1 {
@@ -157,6 +176,7 @@ impl<E: Into<WriteError>> From<E> for Unmerged {
 /// known device is compared with its row, and written only if it differs.
 struct Table<'c> {
     connection: &'c Connection,
+    id: Option<ImportId>,
     same_secret: SameSecret<'c>,
     /// Key of the last secret that was written, as `database_key` notes it; `None` before the first.
     noted: Option<Option<String>>,
@@ -170,14 +190,19 @@ struct Table<'c> {
 }
 
 impl<'c> Table<'c> {
-    fn prepare(connection: &'c Connection, same_secret: SameSecret<'c>) -> rusqlite::Result<Self> {
+    fn prepare(
+        connection: &'c Connection,
+        id: Option<ImportId>,
+        same_secret: SameSecret<'c>,
+    ) -> rusqlite::Result<Self> {
         Ok(Self {
             connection,
+            id,
             same_secret,
             noted: None,
             insert: connection.prepare(
                 "INSERT INTO device_table (deviceId, enrollment, productKey, deviceName, deviceSecret, \
-                 IotId) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (deviceId) DO NOTHING",
+                 IotId, importId) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (deviceId) DO NOTHING",
             )?,
             update: connection.prepare(
                 "UPDATE device_table SET enrollment = ?2, productKey = ?3, deviceName = ?4, \
@@ -207,10 +232,22 @@ impl<'c> Table<'c> {
     }
 
     fn merge(&mut self, row: &ImportRow) -> Result<Merged, Unmerged> {
-        let added = self.insert(row)?;
-        let device_changed = !added && self.update(row)?;
-        let key_changed = self.merge_key(row, added)?;
-        Ok(Merged::of(added, device_changed, key_changed))
+        if self.insert(row)? {
+            self.merge_key(row, true)?;
+            return Ok(Merged::Added);
+        }
+        let absent = || StoreError::Failed(format!("device {} cannot be read", row.device));
+        let stored = read::device(self.connection, &row.device)?.ok_or_else(absent)?;
+        let (device_changed, lost_key) = self.update(&stored, row)?;
+        let key_change = match self.merge_key(row, false)? {
+            KeyChange::None if lost_key => KeyChange::Lost,
+            change => change,
+        };
+        let key_changed = key_change != KeyChange::None;
+        if device_changed || key_changed {
+            imports::note_before(self.connection, self.id, &stored, key_change)?;
+        }
+        Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_changed))
     }
 
     /// Adds a device; returns false if the device is already in the table.
@@ -218,7 +255,9 @@ impl<'c> Table<'c> {
         let columns = merge::new_device(row);
         let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
         let secret = device_secret.map(Secret::expose);
-        let parameters = params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id];
+        let id = self.id.map(|id| id.0);
+        let parameters =
+            params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id, id];
         let added = self.insert.execute(parameters)? > 0;
         if added {
             device_secret.map_or(Ok(()), |secret| self.note(secret))?;
@@ -239,14 +278,12 @@ impl<'c> Table<'c> {
         Ok(merge::unique_iot_id(holder)?)
     }
 
-    /// Merges a row into a device that is in the table; returns whether the device has changed.
-    fn update(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
-        let Some(stored) = read::device(self.connection, &row.device)? else {
-            return Ok(false);
-        };
-        let same_secret = merge::has_same_secret(&stored, row, self.same_secret)?;
-        let Some(Change { columns, drops_key }) = merge::known_device(&stored, row, same_secret)? else {
-            return Ok(false);
+    /// Merges a row into a device that is in the table. Returns whether the device has changed, and
+    /// whether it has lost its key.
+    fn update(&mut self, stored: &DeviceRow, row: &ImportRow) -> Result<(bool, bool), Unmerged> {
+        let same_secret = merge::has_same_secret(stored, row, self.same_secret)?;
+        let Some(Change { columns, drops_key }) = merge::known_device(stored, row, same_secret)? else {
+            return Ok((false, false));
         };
         self.is_unique(row, &columns)?;
         let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
@@ -259,23 +296,21 @@ impl<'c> Table<'c> {
             device_secret.map(Secret::expose),
             iot_id
         ])?;
-        if drops_key {
-            self.delete_key.execute([row.device.as_str()])?;
-        }
-        Ok(true)
+        let lost_key = drops_key && self.delete_key.execute([row.device.as_str()])? > 0;
+        Ok((true, lost_key))
     }
 
-    /// Sets the device's key; returns whether that changed anything.
-    fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<bool, Unmerged> {
+    /// Sets the device's key; returns what that changed.
+    fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<KeyChange, Unmerged> {
         let device = row.device.as_str();
         let Some((identity, psk)) = &row.key else {
             let has_key = row.individual && !added && self.has_key.exists([device])?;
             merge::without_key(row, has_key)?;
-            return Ok(false);
+            return Ok(KeyChange::None);
         };
         if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
             self.note(psk)?;
-            return Ok(true);
+            return Ok(KeyChange::Added);
         }
         // No row was added: either a row already has this identity, or the device already has an
         // identity other than the imported one.
@@ -286,10 +321,11 @@ impl<'c> Table<'c> {
         if let Some((owner, stored)) = owner {
             merge::identity_of(&owner, row)?;
             if (self.same_secret)(Place::Psk { device, identity }, &stored, psk)? {
-                return Ok(false);
+                return Ok(KeyChange::None);
             }
         }
         self.note(psk)?;
-        Ok(self.update_key.execute([identity, device, psk.expose()])? > 0)
+        let changed = self.update_key.execute([identity, device, psk.expose()])?;
+        Ok(if changed > 0 { KeyChange::Lost } else { KeyChange::None })
     }
 }

@@ -8,6 +8,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+mod imports;
 mod read;
 mod secrets;
 mod writer;
@@ -220,7 +221,9 @@ fn first_issue(
         return Ok(Issue { first, is_first: known_issue == Some(issue_id) });
     }
     connection
-        .prepare_cached("UPDATE device_table SET firstIssued = ?2, issueId = ?3 WHERE deviceId = ?1")?
+        .prepare_cached(
+            "UPDATE device_table SET firstIssued = ?2, issueId = ?3, importId = NULL WHERE deviceId = ?1",
+        )?
         .execute(params![id.as_str(), now, issue_id])?;
     let detail = format!("{product_key}/{device_name}");
     audit::append(connection, &asker.entry(AuditEvent::Issued, now, id, detail))?;

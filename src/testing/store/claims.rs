@@ -51,6 +51,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    pub(super) fn is_claimed(&self, device: &DeviceId) -> bool {
+        self.claims.contains_key(device)
+    }
+
     pub(super) fn forget(&mut self, device: &DeviceId) {
         self.claims.remove(device);
     }
@@ -191,6 +195,7 @@ impl Tables {
                     ..row
                 };
                 self.devices.insert(device.clone(), row);
+                self.labels.remove(device);
                 let entry = AuditEntry::new(AuditEvent::Registered, now);
                 self.audit.push(AuditEntry { device: Some(device.clone()), detail, ..entry });
             }

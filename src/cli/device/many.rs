@@ -1,0 +1,127 @@
+//! Changes of many devices that a file names: all of them, or none if one is not in the table.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use futures_util::future::try_join_all;
+
+use super::super::{Failure, progress::Progress};
+use crate::{
+    device::{AskedId, DeviceId},
+    store::{Bulk, StoreError},
+    table_file::{self, Source},
+};
+
+/// Number of devices that are changed concurrently, with one sync of the disk.
+const AT_ONCE: usize = 1000;
+
+/// Number of devices that a message names.
+const NAMED: usize = 20;
+
+/// The devices that a command is about.
+#[derive(clap::Args)]
+pub(super) struct Which {
+    /// Serial number or MAC address, in any spelling
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub(super) id: Option<String>,
+    #[command(flatten)]
+    pub(super) many: Many,
+}
+
+/// The devices of a file.
+#[derive(clap::Args)]
+pub(super) struct Many {
+    /// All devices of a file, of which only the device IDs are read; - is standard input
+    #[arg(long, value_name = "FILE.csv")]
+    pub(super) file: Option<PathBuf>,
+    /// With --file: leave out devices that are not in the table
+    #[arg(long, requires = "file")]
+    ignore_missing: bool,
+}
+
+/// The devices that a command changes, under the IDs that they have in the table.
+pub(super) enum Chosen {
+    /// A device, which may not be there.
+    One(DeviceId),
+    /// The devices of a file, each once.
+    Many(PathBuf, Vec<DeviceId>),
+}
+
+impl Chosen {
+    /// Reads the arguments of a command, and the file, if one is given.
+    pub(super) fn read(id: &Option<String>, many: &Many, store: &dyn Bulk) -> Result<Self, Failure> {
+        match &many.file {
+            Some(path) => Ok(Self::Many(path.clone(), many.devices(path, store)?)),
+            None => super::in_table(store, id.as_deref().unwrap_or_default()).map(Self::One),
+        }
+    }
+
+    /// Returns the devices.
+    pub(super) fn devices(&self) -> &[DeviceId] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Many(_, devices) => devices,
+        }
+    }
+}
+
+impl Many {
+    /// Returns the devices of the file. Fails if one is not in the table.
+    fn devices(&self, path: &Path, store: &dyn Bulk) -> Result<Vec<DeviceId>, Failure> {
+        let source = Source::open(path).with_context(|| path.display().to_string())?;
+        let asked = table_file::device_ids(source.input().with_context(|| path.display().to_string())?)?;
+        let mut progress = Progress::new("{pos} devices looked up");
+        let (mut found, mut missing) = (Vec::with_capacity(asked.len()), Vec::new());
+        for asked in &asked {
+            match in_table(store, asked)? {
+                Some(id) => found.push(id.clone()),
+                None => missing.push(asked.first()),
+            }
+            progress.add(1);
+        }
+        drop(progress);
+        if !missing.is_empty() && !self.ignore_missing {
+            let named: Vec<_> = missing.iter().take(NAMED).map(|id| id.as_str()).collect();
+            let more = if missing.len() > NAMED { ", …" } else { "" };
+            return Err(anyhow!(
+                "{}: {} of {} devices are not in the table ({}{more}), so nothing was changed; to leave them out, use \
+                 --ignore-missing",
+                path.display(),
+                missing.len(),
+                asked.len(),
+                named.join(", ")
+            )
+            .into());
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+}
+
+/// Returns the ID under which the table has a device.
+pub(super) fn in_table<'a>(store: &dyn Bulk, asked: &'a AskedId) -> Result<Option<&'a DeviceId>, StoreError> {
+    for id in asked.ids() {
+        if store.has_device(id)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// Changes each device. Returns the number of those that were there. The error says how many were
+/// changed before; the command can be repeated.
+pub(super) async fn change(
+    devices: &[DeviceId],
+    change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,
+) -> anyhow::Result<usize> {
+    let mut progress = Progress::new("{pos} devices changed");
+    let mut changed = 0;
+    for some in devices.chunks(AT_ONCE) {
+        let done = try_join_all(some.iter().map(async |id| change(id).await)).await;
+        let done = done.with_context(|| format!("{changed} of {} devices were changed", devices.len()))?;
+        changed += done.into_iter().filter(|found| *found).count();
+        progress.add(some.len() as u64);
+    }
+    Ok(changed)
+}

@@ -1,0 +1,87 @@
+//! `certdist import undo` and `certdist import list`: the way back from an import.
+
+use super::super::{CommandResult, Failure, aligned, ask, print};
+use crate::{
+    device_view::time,
+    store::{
+        Actor, Table,
+        undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone},
+    },
+};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Action {
+    /// Undoes an import: removes the devices that it added, and restores those that it changed
+    #[command(after_help = "\
+Example: the wrong file was imported
+  certdist import list
+  certdist import undo 3f2a91c0
+
+Works for 30 days, while none of the devices was registered or issued, deleted, or changed
+by another import. Former keys are not kept, so an import that replaced some cannot be
+undone. Reads the whole table, and locks it meanwhile: a second for a million devices.")]
+    Undo {
+        /// Number of the import
+        #[arg(value_name = "ID")]
+        id: ImportId,
+        /// Leave out devices that have changed since, instead of failing
+        #[arg(long)]
+        rest: bool,
+        /// Show what would change, but change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask for confirmation; needed without a terminal
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lists the last thousand imports, the newest first
+    List,
+}
+
+pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
+    match action {
+        Action::Undo { id, rest, dry_run, yes } => {
+            let by = Actor::system_user();
+            let how = Undo { id: *id, by: &by, dry_run: true, rest: *rest };
+            let would = store.undo_import(how).map_err(failure)?;
+            if *dry_run {
+                return Ok(print(|out| writeln!(out, "import {id}: {}", sentence(would, "would be ")))?);
+            }
+            ask::sure(*yes, &format!("Undo import {id}? {}.", sentence(would, "would be ")))?;
+            let undone = store.undo_import(Undo { dry_run: false, ..how }).map_err(failure)?;
+            Ok(print(|out| writeln!(out, "import {id}: {}", sentence(undone, "")))?)
+        }
+        Action::List => {
+            let imports = store.imports()?;
+            let head = ["IMPORT", "TIME", "ADDED", "CHANGED", "UNDONE", "BY", "FILE"].map(String::from);
+            let lines: Vec<_> = [head].into_iter().chain(imports.iter().map(line)).collect();
+            Ok(print(|out| write!(out, "{}", aligned(&lines)))?)
+        }
+    }
+}
+
+/// Returns the failure of an attempt to undo an import. A wrong number is wrong usage.
+fn failure(error: UndoError) -> Failure {
+    match error {
+        UndoError::NotUndone(reason @ NotUndone::Unknown(_)) => Failure::Usage(reason.into()),
+        error => Failure::Failed(error.into()),
+    }
+}
+
+fn sentence(Undone { removed, restored, left }: Undone, would: &str) -> String {
+    let left = if left == 0 { String::new() } else { format!(", {left} left as they are") };
+    format!("{removed} devices {would}removed, {restored} {would}restored{left}")
+}
+
+fn line(import: &ImportRecord) -> [String; 7] {
+    let ImportRecord { id, at, who, file, added, changed, undone } = import;
+    [
+        id.to_string(),
+        time(Some(*at)).unwrap_or_default(),
+        added.to_string(),
+        changed.to_string(),
+        time(*undone).unwrap_or_else(|| "-".into()),
+        who.clone(),
+        file.escape_debug().to_string(),
+    ]
+}

@@ -1,0 +1,164 @@
+//! Contract of [`Bulk::undo_import`]: what an import that is undone leaves, and when it is not undone.
+
+use super::*;
+use crate::store::undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone};
+
+const ID: ImportId = ImportId(7);
+
+fn import_as(store: &impl Bulk, id: u32, rows: impl IntoIterator<Item = ImportRow>) -> ImportReport {
+    let by = by();
+    let job = ImportJob { id: Some(ImportId(id)), ..job(&by) };
+    let reject = &mut |index, rejection| panic!("{index}: {rejection:?}");
+    store.import(job, &mut rows.into_iter().map(Ok), reject).unwrap()
+}
+
+fn undo(store: &impl Bulk, id: u32) -> Result<Undone, NotUndone> {
+    undo_with(store, Undo { id: ImportId(id), by: &by(), dry_run: false, rest: false })
+}
+
+fn undo_with(store: &impl Bulk, how: Undo<'_>) -> Result<Undone, NotUndone> {
+    store.undo_import(how).map_err(|error| match error {
+        UndoError::NotUndone(reason) => reason,
+        UndoError::Store(error) => panic!("{error}"),
+    })
+}
+
+fn renamed(device: &str, name: &str) -> ImportRow {
+    ImportRow { device_name: Some(name.into()), ..row(device) }
+}
+
+/// Undoing an import removes what it added, and restores what it changed.
+fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-0"), row("SN-1"), with_key("SN-2", "id-2", "00ff"), row("SN-3")]);
+    refuse(store, "SN-1", "name is taken");
+    let before = now(store.rows_after(None, 9)).unwrap();
+    let rows = || {
+        [
+            ImportRow { iot_id: Some("iot-0".into()), ..with_certificate("SN-0", "s3cret") },
+            renamed("SN-1", "other"),
+            ImportRow { iot_id: Some("iot-2".into()), ..with_key("SN-2", "id-2", "00ff") },
+            ImportRow::new(id("SN-3"), "plugs", "a1plug"),
+            row("SN-4"),
+            with_certificate("SN-5", "s3cret"),
+            with_key("SN-6", "id-6", "00ff"),
+        ]
+    };
+    assert_eq!(import_as(store, 7, rows()), ImportReport { added: 3, changed: 4, unchanged: 0, moved: 1 });
+    let after = now(store.rows_after(None, 9)).unwrap();
+    let dry_run = Undo { id: ID, by: &by(), dry_run: true, rest: false };
+    let undone = Undone { removed: 3, restored: 4, left: 0 };
+    assert_eq!(undo_with(store, dry_run), Ok(undone));
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), after);
+
+    assert_eq!(undo(store, 7), Ok(undone));
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+    assert!(now(store.individual_key("id-6")).unwrap().is_none());
+    assert_eq!(now(store.individual_key("id-2")).unwrap().unwrap().psk.expose(), "00ff");
+    assert_eq!(undo(store, 7), Err(NotUndone::Again(ID)));
+    assert_eq!(undo(store, 8), Err(NotUndone::Unknown(ImportId(8))));
+    // The file can be imported again, under another number.
+    import_as(store, 9, rows());
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), after);
+}
+
+/// `imports` returns the imports with a number that changed something, newest first.
+fn imports_are_remembered_with_their_numbers(store: &(impl Store + Bulk)) {
+    import_as(store, 1, [row("SN-1")]);
+    import_as(store, 2, [row("SN-1")]);
+    import(store, [row("SN-2")]);
+    import_as(store, 3, [renamed("SN-1", "other"), row("SN-3")]);
+    undo(store, 3).unwrap();
+    let mut imports = store.imports().unwrap();
+    imports.sort_by_key(|import| import.id);
+    let counts = |import: &ImportRecord| (import.id.0, import.added, import.changed, import.undone.is_some());
+    assert_eq!(imports.iter().map(counts).collect::<Vec<_>>(), [(1, 1, 0, false), (3, 1, 1, true)]);
+    assert!(imports.iter().all(|import| import.file == "file.csv" && import.who == by().name));
+}
+
+/// An import is not undone if one of its devices has changed since; with `rest`, the others are.
+fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
+    let all = ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5", "SN-6", "SN-7"];
+    import_as(store, 7, all.map(row));
+    import(store, [row("SN-0")]);
+    let changed = |count| Err(NotUndone::Changed { id: ID, count, all: 7 });
+    register(store, "SN-1", "s3cret");
+    assert_eq!(undo(store, 7), changed(1));
+    now(store.claim(&owner(1), &entry("SN-2"), NOW)).unwrap();
+    assert_eq!(undo(store, 7), changed(2));
+    assert!(now(store.delete(&id("SN-3"), &by())).unwrap());
+    assert_eq!(undo(store, 7), changed(3));
+    import_as(store, 8, [renamed("SN-4", "other")]);
+    assert_eq!(undo(store, 7), changed(4));
+    import(store, [renamed("SN-7", "others")]);
+    assert_eq!(undo(store, 7), changed(5));
+    // What an operator or the cloud's refusal changes can be undone.
+    assert!(now(store.set_state(&id("SN-5"), DeviceState::Disabled, &by())).unwrap());
+    refuse(store, "SN-6", "name is taken");
+    assert_eq!(undo(store, 7), changed(5));
+
+    let rest = Undo { id: ID, by: &by(), dry_run: false, rest: true };
+    assert_eq!(undo_with(store, rest), Ok(Undone { removed: 2, restored: 0, left: 5 }));
+    let left: Vec<_> = now(store.rows_after(None, 9)).unwrap().into_iter().map(|row| row.id).collect();
+    assert_eq!(left, ["SN-0", "SN-1", "SN-2", "SN-4", "SN-7"].map(id));
+}
+
+/// An import is not undone if a certificate that it brought was issued since.
+fn an_issue_is_not_undone(store: &(impl Store + Bulk)) {
+    import_as(store, 7, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
+    issue(store, "SN-1", 1).unwrap();
+    assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
+    // A reset does not bring the right back.
+    assert!(now(store.reset(&id("SN-1"), &by())).unwrap());
+    assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
+}
+
+/// Imports are undone one after another, the newest first.
+fn imports_are_undone_in_turn(store: &(impl Store + Bulk)) {
+    import_as(store, 1, [row("SN-1"), row("SN-2")]);
+    let first = now(store.rows_after(None, 9)).unwrap();
+    import_as(store, 2, [renamed("SN-1", "second")]);
+    import_as(store, 3, [renamed("SN-1", "third")]);
+    assert!(matches!(undo(store, 1), Err(NotUndone::Changed { count: 1, .. })));
+    assert!(matches!(undo(store, 2), Err(NotUndone::Changed { count: 1, .. })));
+    undo(store, 3).unwrap();
+    assert_eq!(device(store, "SN-1").unwrap().name(), "second");
+    undo(store, 2).unwrap();
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), first);
+    assert_eq!(undo(store, 1), Ok(Undone { removed: 2, restored: 0, left: 0 }));
+    assert_eq!(store.count().unwrap(), 0);
+}
+
+/// An import that replaced or removed keys is not undone, because former keys are not kept; a key that
+/// it added is removed.
+fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "00ff"), row("SN-3")]);
+    import_as(store, 7, [with_key("SN-1", "id-1", "11ee"), ImportRow::new(id("SN-2"), "plugs", "a1plug")]);
+    assert_eq!(undo(store, 7), Err(NotUndone::Keys { id: ID, count: 2 }));
+    assert_eq!(now(store.individual_key("id-1")).unwrap().unwrap().psk.expose(), "11ee");
+
+    import_as(store, 8, [with_key("SN-3", "id-3", "00ff")]);
+    assert_eq!(undo(store, 8), Ok(Undone { removed: 0, restored: 1, left: 0 }));
+    assert!(now(store.individual_key("id-3")).unwrap().is_none());
+}
+
+/// An import is not undone if that gave two devices one name.
+fn a_former_name_that_is_taken_cannot_come_back(store: &(impl Store + Bulk)) {
+    import(store, [renamed("SN-1", "name")]);
+    import_as(store, 7, [renamed("SN-1", "other"), row("SN-2")]);
+    import(store, [renamed("SN-3", "name")]);
+    let before = now(store.rows_after(None, 9)).unwrap();
+    let refused = undo(store, 7);
+    assert!(matches!(&refused, Err(NotUndone::Conflict { device, .. }) if device == "SN-1"), "{refused:?}");
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+    assert_eq!(store.imports().unwrap()[0].undone, None);
+}
+
+contract! {
+    an_import_that_is_undone_leaves_nothing
+    imports_are_remembered_with_their_numbers
+    what_has_happened_since_is_not_undone
+    an_issue_is_not_undone
+    imports_are_undone_in_turn
+    keys_that_an_import_replaced_cannot_come_back
+    a_former_name_that_is_taken_cannot_come_back
+}

@@ -1,0 +1,28 @@
+-- From version 5 of schema.sql to version 6: adds what is needed to undo an import.
+
+ALTER TABLE device_table ADD COLUMN importId INTEGER;
+
+CREATE TABLE import (
+    importId     INTEGER PRIMARY KEY,
+    at           INTEGER NOT NULL,
+    who          TEXT NOT NULL,
+    file         TEXT NOT NULL,
+    added        INTEGER NOT NULL,
+    changed      INTEGER NOT NULL,
+    undone       INTEGER
+) STRICT;
+CREATE INDEX import_at ON import (at);
+
+CREATE TABLE import_before (
+    importId     INTEGER NOT NULL,
+    deviceId     TEXT NOT NULL,
+    former       INTEGER,
+    enrollment   TEXT NOT NULL,
+    productKey   TEXT NOT NULL,
+    deviceName   TEXT,
+    IotId        TEXT,
+    refusal      TEXT,
+    hadSecret    INTEGER NOT NULL,
+    keyChange    TEXT CHECK (keyChange IN ('added', 'lost')),
+    PRIMARY KEY (importId, deviceId)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,211 @@
+//! Numbers of imports, and how an import is undone. The rules do no I/O and are the same for every
+//! store.
+
+use std::{fmt, str::FromStr};
+
+use super::{Actor, StoreError, UnixSeconds, claim::new_id};
+
+/// Time for which an import can be undone, in seconds: 30 days.
+pub const UNDOABLE: UnixSeconds = 30 * 86_400;
+
+/// Number of imports that a store remembers.
+pub const REMEMBERED: usize = 1000;
+
+/// Number of an import, shown as 8 hex digits. It is random, so that two processes never choose the
+/// same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImportId(pub u32);
+
+impl ImportId {
+    /// Returns a random number.
+    pub fn random() -> Result<Self, StoreError> {
+        // The low 32 bits of 63 random ones.
+        new_id().map(|id| Self(id as u32))
+    }
+}
+
+impl fmt::Display for ImportId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+impl FromStr for ImportId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_hex = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let id = is_hex.then(|| u32::from_str_radix(text, 16).ok()).flatten();
+        id.map(Self).ok_or_else(|| "expected 8 hex digits, as `certdist import list` shows them".to_owned())
+    }
+}
+
+/// Effect of an import on the key of a device that was in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChange {
+    /// The key stays, or there is none.
+    None,
+    /// The device had no key before.
+    Added,
+    /// The former key is no longer there.
+    Lost,
+}
+
+/// An import that added or changed devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportRecord {
+    /// Number of the import.
+    pub id: ImportId,
+    /// Time of the import.
+    pub at: UnixSeconds,
+    /// Operator who imported.
+    pub who: String,
+    /// Name of the file.
+    pub file: String,
+    /// Devices that it added.
+    pub added: u64,
+    /// Devices that it changed.
+    pub changed: u64,
+    /// Time at which it was undone.
+    pub undone: Option<UnixSeconds>,
+}
+
+/// Request to undo an import.
+#[derive(Debug, Clone, Copy)]
+pub struct Undo<'a> {
+    /// Number of the import.
+    pub id: ImportId,
+    /// Operator who undoes it, for the audit log.
+    pub by: &'a Actor,
+    /// Set to report what would change, without changing it.
+    pub dry_run: bool,
+    /// Set to leave out devices that have changed since the import, instead of failing.
+    pub rest: bool,
+}
+
+/// Number of devices of an import by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Undone {
+    /// Devices that the import had added, and that were removed.
+    pub removed: u64,
+    /// Devices that the import had changed, and that are as before.
+    pub restored: u64,
+    /// Devices that stay as they are, or are no longer there.
+    pub left: u64,
+}
+
+/// Reason why an import was not undone. The table is unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotUndone {
+    /// The store has no record of it.
+    #[error("no import has the number {0}; `certdist import list` shows them")]
+    Unknown(ImportId),
+    /// It was undone before.
+    #[error("import {0} was undone already")]
+    Again(ImportId),
+    /// It is too old.
+    #[error("import {0} is more than 30 days old, so its former values are no longer there")]
+    TooOld(ImportId),
+    /// Devices have changed since.
+    #[error(
+        "{count} of the {all} devices of import {id} were registered, issued, deleted, or changed by another import \
+         since, or are being registered; to undo the rest, use --rest"
+    )]
+    Changed {
+        /// Number of the import.
+        id: ImportId,
+        /// Devices that have changed since.
+        count: u64,
+        /// All devices that the import added or changed.
+        all: u64,
+    },
+    /// The import replaced or removed keys, which are not kept.
+    #[error(
+        "import {id} replaced or removed the keys of {count} devices, and former keys are not kept; import their \
+         former file again instead"
+    )]
+    Keys {
+        /// Number of the import.
+        id: ImportId,
+        /// Devices that lost their key.
+        count: u64,
+    },
+    /// The former name or `IotId` of a device belongs to another device now.
+    #[error("device {device} cannot be restored: {reason}")]
+    Conflict {
+        /// The device.
+        device: String,
+        /// Explanation for the operator.
+        reason: String,
+    },
+}
+
+/// Error of an attempt to undo an import.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// The import cannot be undone.
+    #[error(transparent)]
+    NotUndone(#[from] NotUndone),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Checks whether an import may be undone. `untouched` is the number of its devices that nothing has
+/// happened to since, and `lost_keys` of those whose key the import replaced or removed. Returns the
+/// number of devices that are left.
+pub fn may_undo(
+    record: &ImportRecord,
+    how: Undo<'_>,
+    untouched: u64,
+    lost_keys: u64,
+    now: UnixSeconds,
+) -> Result<u64, NotUndone> {
+    let id = record.id;
+    if record.undone.is_some() {
+        return Err(NotUndone::Again(id));
+    }
+    if now.saturating_sub(record.at) > UNDOABLE {
+        return Err(NotUndone::TooOld(id));
+    }
+    if lost_keys > 0 {
+        return Err(NotUndone::Keys { id, count: lost_keys });
+    }
+    let all = record.added + record.changed;
+    match all.saturating_sub(untouched) {
+        0 => Ok(0),
+        left if how.rest => Ok(left),
+        count => Err(NotUndone::Changed { id, count, all }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_eight_hex_digits() {
+        assert_eq!(ImportId(0x1f).to_string(), "0000001f");
+        assert_eq!("0000001F".parse(), Ok(ImportId(0x1f)));
+        for text in ["", "1f", "0000001g", "+000001f", "0000001f0"] {
+            assert!(text.parse::<ImportId>().is_err(), "{text}");
+        }
+        assert_ne!(ImportId::random().unwrap(), ImportId::random().unwrap());
+    }
+
+    #[test]
+    fn an_import_is_undone_only_whole_unless_the_rest_is_asked_for() {
+        let by = Actor::system_user();
+        let (id, file, who) = (ImportId(7), "a.csv".to_owned(), "root".to_owned());
+        let record = ImportRecord { id, at: 1000, who, file, added: 5, changed: 2, undone: None };
+        let how = Undo { id, by: &by, dry_run: false, rest: false };
+        assert_eq!(may_undo(&record, how, 7, 0, 1000), Ok(0));
+        assert_eq!(may_undo(&record, how, 4, 0, 1000), Err(NotUndone::Changed { id, count: 3, all: 7 }));
+        assert_eq!(may_undo(&record, Undo { rest: true, ..how }, 4, 0, 1000), Ok(3));
+        assert_eq!(may_undo(&record, how, 7, 1, 1000), Err(NotUndone::Keys { id, count: 1 }));
+        assert_eq!(may_undo(&record, how, 7, 0, 1000 + UNDOABLE), Ok(0));
+        assert_eq!(may_undo(&record, how, 7, 0, 1001 + UNDOABLE), Err(NotUndone::TooOld(id)));
+        let undone = ImportRecord { undone: Some(1001), ..record };
+        assert_eq!(may_undo(&undone, how, 0, 0, 1000), Err(NotUndone::Again(id)));
+    }
+}

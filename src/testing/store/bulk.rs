@@ -1,0 +1,247 @@
+//! Imports, exports and counts of the store in memory.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::identity,
+};
+
+use super::{Memory, Tables};
+use crate::{
+    device::{Certificate, DeviceId},
+    seal::Place,
+    store::{
+        Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows,
+        SameSecret, StoreError, Totals, UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        merge::{self, Columns, Merged, Unmerged},
+        undo::{ImportId, ImportRecord, KeyChange, NotUndone, Undo, UndoError, Undone, may_undo},
+    },
+};
+
+/// Rows that an import changed, as they were before, with the import that each came from, and the
+/// change of its key.
+pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
+
+impl Tables {
+    /// Merges a row, and notes what it was before in `before`.
+    fn merge(
+        &mut self,
+        row: &ImportRow,
+        id: Option<ImportId>,
+        same: SameSecret<'_>,
+        before: &mut Before,
+    ) -> Result<Merged, Unmerged<StoreError>> {
+        let known = self.devices.get(&row.device).cloned();
+        let mut drops_key = false;
+        let after = match &known {
+            None => Some(merge::new_device(row)),
+            Some(known) => {
+                let same_secret = merge::has_same_secret(known, row, same).map_err(Unmerged::Failed)?;
+                merge::known_device(known, row, same_secret)?.map(|change| {
+                    drops_key = change.drops_key;
+                    change.columns
+                })
+            }
+        };
+        let device_changed = after.is_some();
+        if let Some(Columns { enrollment, product_key, device_name, device_secret, iot_id }) = after {
+            let blank = || DeviceRow::imported(row.device.clone(), enrollment, product_key);
+            let before = known.clone().unwrap_or_else(blank);
+            let certificate = device_secret.zip(device_name).map(|(secret, name)| Certificate {
+                product_key: product_key.to_owned(),
+                device_name: name.to_owned(),
+                device_secret: secret.clone(),
+            });
+            let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id };
+            let name = merge::name_of(&row.device, &columns);
+            merge::unique_name(self.holder_of_name(&row.device, product_key, &name), &name)?;
+            merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(&row.device, iot_id)))?;
+            let merged = DeviceRow {
+                enrollment: enrollment.to_owned(),
+                product_key: product_key.to_owned(),
+                device_name: device_name.map(str::to_owned),
+                certificate,
+                iot_id: iot_id.map(str::to_owned),
+                refusal: None,
+                ..before
+            };
+            self.devices.insert(row.device.clone(), merged);
+        }
+        let had_key = self.keys.values().any(|(owner, _)| *owner == row.device);
+        if drops_key {
+            self.keys.retain(|_, (owner, _)| *owner != row.device);
+        }
+        let key_changed = self.merge_key(row, same)?;
+        if device_changed || key_changed {
+            let former = self.labels.remove(&row.device);
+            self.labels.extend(id.map(|id| (row.device.clone(), id)));
+            if let Some(known) = &known {
+                let key_change = match (had_key, key_changed || drops_key) {
+                    (_, false) => KeyChange::None,
+                    (false, true) if key_changed => KeyChange::Added,
+                    (false, true) => KeyChange::None,
+                    (true, true) => KeyChange::Lost,
+                };
+                before.insert(row.device.clone(), (known.clone(), former, key_change));
+            }
+        }
+        Ok(match known {
+            None => Merged::Added,
+            Some(known) => Merged::of(known.enrollment != row.enrollment, device_changed, key_changed),
+        })
+    }
+
+    fn merge_key(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<bool, Unmerged<StoreError>> {
+        let Some((identity, psk)) = &row.key else {
+            let has_key = self.keys.values().any(|(owner, _)| *owner == row.device);
+            merge::without_key(row, has_key)?;
+            return Ok(false);
+        };
+        if let Some((owner, stored)) = self.keys.get(identity) {
+            merge::identity_of(owner.as_str(), row)?;
+            let place = Place::Psk { device: row.device.as_str(), identity };
+            if same(place, stored, psk).map_err(Unmerged::Failed)? {
+                return Ok(false);
+            }
+        }
+        self.keys.retain(|_, (owner, _)| *owner != row.device);
+        self.keys.insert(identity.clone(), (row.device.clone(), psk.clone()));
+        Ok(true)
+    }
+
+    fn undo(&mut self, how: Undo<'_>, now: UnixSeconds) -> Result<Undone, NotUndone> {
+        let at = self.imports.iter().position(|(record, _)| record.id == how.id);
+        let at = at.ok_or(NotUndone::Unknown(how.id))?;
+        let (record, mut before) = self.imports[at].clone();
+        let is_untouched =
+            |(device, id): &(&DeviceId, &ImportId)| **id == how.id && !self.journal.is_claimed(device);
+        let untouched = self.labels.iter().filter(is_untouched);
+        let untouched: Vec<DeviceId> = untouched.map(|(device, _)| device.clone()).collect();
+        let is_lost = |device: &&DeviceId| matches!(before.get(*device), Some((.., KeyChange::Lost)));
+        let lost = untouched.iter().filter(is_lost).count() as u64;
+        let mut undone =
+            Undone { left: may_undo(&record, how, untouched.len() as u64, lost, now)?, ..Undone::default() };
+        for device in &untouched {
+            self.labels.remove(device);
+            let Some((row, former, key_change)) = before.remove(device) else {
+                self.devices.remove(device);
+                self.keys.retain(|_, (owner, _)| owner != device);
+                undone.removed += 1;
+                continue;
+            };
+            if key_change != KeyChange::None {
+                self.keys.retain(|_, (owner, _)| owner != device);
+            }
+            self.labels.extend(former.map(|former| (device.clone(), former)));
+            let now_there = self.devices.get(device).cloned().unwrap_or_else(|| row.clone());
+            let DeviceRow { enrollment, product_key, device_name, iot_id, refusal, certificate, .. } = row;
+            let certificate = certificate.and(now_there.certificate.clone());
+            let changed =
+                DeviceRow { enrollment, product_key, device_name, iot_id, refusal, certificate, ..now_there };
+            self.devices.insert(device.clone(), changed);
+            undone.restored += 1;
+        }
+        for device in &untouched {
+            let Some(row) = self.devices.get(device) else { continue };
+            let name = row.name();
+            let named = self.holder_of_name(device, &row.product_key, &name);
+            let identified = row.iot_id.as_ref().and_then(|iot_id| self.holder_of_iot_id(device, iot_id));
+            merge::unique_name(named, &name).and_then(|()| merge::unique_iot_id(identified)).map_err(
+                |conflict| NotUndone::Conflict { device: device.to_string(), reason: conflict.reason },
+            )?;
+        }
+        self.imports[at].0.undone = Some(now);
+        self.audit
+            .push(AuditEntry { detail: Some(format!("{undone:?}")), ..how.by.entry(AuditEvent::Undone) });
+        Ok(undone)
+    }
+}
+
+impl Bulk for Memory {
+    fn import(
+        &self,
+        job: ImportJob<'_>,
+        rows: Rows<'_>,
+        reject: Reject<'_>,
+    ) -> Result<ImportReport, ImportError> {
+        let mut tables = self.tables().clone();
+        let mut before = Before::new();
+        let merge = |row: ImportRow| tables.merge(&row, job.id, job.same_secret, &mut before);
+        let report = merge::all_rows(rows, merge, identity, reject)?;
+        if !job.dry_run {
+            if report.added + report.changed > 0 {
+                let detail = Some(format!("{}: {report:?}", job.file));
+                tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported) });
+                if let Some(id) = job.id {
+                    let ImportReport { added, changed, .. } = report;
+                    let (at, who, file) = (self.clock.now(), job.by.name.clone(), job.file.to_owned());
+                    let record = ImportRecord { id, at, who, file, added, changed, undone: None };
+                    tables.imports.push((record, before));
+                }
+            }
+            *self.tables() = tables;
+        }
+        Ok(report)
+    }
+
+    fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
+        let tables = self.tables().clone();
+        // `try_for_each` stops early if `each` returns a break.
+        let _ = tables.devices.into_values().try_for_each(|row| {
+            let key = tables.keys.iter().find(|(_, (owner, _))| *owner == row.id);
+            let key = key.map(|(identity, (_, psk))| (identity.clone(), psk.clone()));
+            each(row, key)
+        });
+        Ok(())
+    }
+
+    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
+        let tables = self.tables();
+        let mut imports: Vec<_> = tables.imports.iter().map(|(record, _)| record.clone()).collect();
+        imports.sort_by_key(|record| std::cmp::Reverse(record.at));
+        Ok(imports)
+    }
+
+    fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
+        let mut tables = self.tables().clone();
+        let undone = tables.undo(how, self.clock.now())?;
+        if !how.dry_run {
+            *self.tables() = tables;
+        }
+        Ok(undone)
+    }
+
+    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
+        Ok(self.tables().devices.contains_key(id))
+    }
+
+    fn count(&self) -> Result<u64, StoreError> {
+        Ok(self.tables().devices.len() as u64)
+    }
+
+    fn totals(&self) -> Result<Vec<Totals>, StoreError> {
+        let mut totals: BTreeMap<String, Totals> = BTreeMap::new();
+        for row in self.tables().devices.values() {
+            let new = || Totals { enrollment: row.enrollment.clone(), ..Totals::default() };
+            let of = totals.entry(row.enrollment.clone()).or_insert_with(new);
+            of.devices += 1;
+            of.registered += u64::from(row.certificate.is_some());
+            of.issued += u64::from(row.first_issued.is_some());
+            of.activated += u64::from(row.activated.is_some());
+            of.refused += u64::from(row.refusal.is_some());
+            of.disabled += u64::from(row.state == DeviceState::Disabled);
+        }
+        Ok(totals.into_values().collect())
+    }
+
+    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
+        let tables = self.tables();
+        let unregistered = tables.devices.values().filter(|row| {
+            row.certificate.is_none()
+                && row.refusal.is_none()
+                && row.state == DeviceState::Enabled
+                && enrollment.is_none_or(|enrollment| row.enrollment == enrollment)
+        });
+        Ok(unregistered.count() as u64)
+    }
+}
