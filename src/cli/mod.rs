@@ -37,6 +37,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use self::progress::Stderr;
 use crate::{
     config::{self, Config},
     store::{self, Table},
@@ -140,6 +141,11 @@ pub type CommandResult = Result<(), Failure>;
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log(arguments.log_format);
+    // Most commands have secrets in their memory.
+    if let Err(error) = core_dumps::forbid() {
+        remark(&format!("error: could not turn off core dumps: {error}\n"));
+        return ExitCode::from(1);
+    }
     let outcome = match arguments.command {
         #[cfg(feature = "simulation")]
         Command::Demo(args) => runtime().and_then(|runtime| runtime.block_on(demo::run(args))),
@@ -186,7 +192,7 @@ fn log(format: LogFormat) {
     // Internal errors of the logger would go to `eprintln!`, which panics if standard error
     // cannot be written.
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -217,11 +223,18 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
 
 /// Writes a remark to standard error, apart from the results; ignores errors.
 fn remark(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = Stderr.write_all(text.as_bytes());
 }
 
-/// Aligns cells in columns.
+/// Aligns cells in columns. On a terminal, lines are as long as it is wide at most.
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+    let width = io::stdout().is_terminal().then(|| rustix::termios::tcgetwinsize(io::stdout()).ok());
+    // A terminal without a size reports 0.
+    let width = width.flatten().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
+    aligned_within(lines, width.unwrap_or(usize::MAX))
+}
+
+fn aligned_within<const N: usize>(lines: &[[String; N]], most: usize) -> String {
     let mut widths = [0; N];
     for line in lines {
         for (width, cell) in widths.iter_mut().zip(line) {
@@ -232,8 +245,37 @@ fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     for line in lines {
         let cells: Vec<String> =
             line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
+        let line = cells.join("  ");
+        let line = line.trim_end();
+        match line.char_indices().nth(most) {
+            // The last place shows that the line goes on.
+            Some(_) => {
+                text.extend(line.chars().take(most.saturating_sub(1)));
+                text.push('…');
+            }
+            None => text.push_str(line),
+        }
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_fits_its_terminal() {
+        let line = |cells: [&str; 3]| cells.map(String::from);
+        let lines =
+            [line(["DEVICE", "STATE", "REFUSED"]), line(["SN-1", "enabled", "NoPermission: not authorized"])];
+        let whole = "DEVICE  STATE    REFUSED\nSN-1    enabled  NoPermission: not authorized\n";
+        assert_eq!(aligned_within(&lines, usize::MAX), whole);
+        assert_eq!(aligned_within(&lines, 45), whole);
+        assert_eq!(
+            aligned_within(&lines, 44),
+            "DEVICE  STATE    REFUSED\nSN-1    enabled  NoPermission: not authoriz…\n"
+        );
+        assert_eq!(aligned_within(&lines, 1), "…\n…\n");
+    }
 }

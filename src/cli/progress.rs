@@ -1,8 +1,9 @@
-//! Shows progress on a terminal, for work that takes longer than a second.
+//! Shows progress on a terminal, for work that takes longer than a second. Other lines on standard
+//! error, such as those of the log, go above the progress bar.
 
 use std::{
     io::{self, Write},
-    sync::mpsc,
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -12,11 +13,52 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Time after which progress is shown; shorter work shows none.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The bar that is on the terminal now.
+static ON_TERMINAL: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+fn on_terminal() -> MutexGuard<'static, Option<ProgressBar>> {
+    ON_TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bar that is on the terminal until this is dropped.
+pub(super) struct Shown(ProgressBar);
+
+impl Shown {
+    pub(super) fn new(bar: &ProgressBar) -> Self {
+        *on_terminal() = Some(bar.clone());
+        Self(bar.clone())
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        *on_terminal() = None;
+        self.0.finish_and_clear();
+    }
+}
+
+/// Standard error, for whole lines. A progress bar is moved out of their way.
+pub(super) struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let write = || io::stderr().write(bytes);
+        match &*on_terminal() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 /// A progress bar, removed when dropped.
 pub(super) struct Progress {
     bar: ProgressBar,
     since: Instant,
-    is_shown: bool,
+    shown: Option<Shown>,
 }
 
 impl Progress {
@@ -25,14 +67,14 @@ impl Progress {
         let style = ProgressStyle::with_template(&format!("{{spinner}} {template}"));
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
             .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        Self { bar, since: Instant::now(), is_shown: false }
+        Self { bar, since: Instant::now(), shown: None }
     }
 
     /// Adds to the amount of work that is done.
     pub(super) fn add(&mut self, more: u64) {
-        if !self.is_shown && self.since.elapsed() > PATIENCE {
+        if self.shown.is_none() && self.since.elapsed() > PATIENCE {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
-            self.is_shown = true;
+            self.shown = Some(Shown::new(&self.bar));
         }
         self.bar.inc(more);
     }
@@ -58,9 +100,9 @@ impl Progress {
                 if let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(PATIENCE) {
                     let bar = ProgressBar::new_spinner().with_message(what);
                     bar.enable_steady_tick(Duration::from_millis(100));
+                    let _shown = Shown::new(&bar);
                     // Returns when the sender is dropped.
                     let _ = is_done.recv();
-                    bar.finish_and_clear();
                 }
             });
             let result = work();
@@ -72,12 +114,6 @@ impl Progress {
     /// Wraps a writer, to count the bytes written.
     pub(super) fn counting<W: Write>(&mut self, writer: W) -> Counting<'_, W> {
         Counting { writer, progress: self }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 
@@ -96,5 +132,35 @@ impl<W: Write> Write for Counting<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::{InMemoryTerm, TermLike};
+
+    use super::*;
+
+    /// A terminal that is drawn to, and lines that are written to it while the bar is suspended.
+    #[test]
+    fn a_line_goes_above_the_bar_and_the_bar_is_drawn_again() {
+        let terminal = InMemoryTerm::new(5, 40);
+        let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
+        let bar = ProgressBar::with_draw_target(Some(10), target)
+            .with_style(ProgressStyle::with_template("{pos} of {len}").unwrap());
+        bar.set_position(3);
+        let shown = Shown::new(&bar);
+        assert_eq!(terminal.contents(), "3 of 10");
+        match &*on_terminal() {
+            Some(bar) => bar.suspend(|| {
+                assert_eq!(terminal.contents(), "");
+                terminal.write_line("a line").unwrap();
+            }),
+            None => panic!("it is on the terminal"),
+        }
+        assert_eq!(terminal.contents(), "a line\n3 of 10");
+        drop(shown);
+        assert_eq!(terminal.contents(), "a line");
+        assert!(on_terminal().is_none());
     }
 }

@@ -13,9 +13,14 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+    task::JoinSet,
+};
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, remark};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Shown, remark};
 use crate::{
     app,
     config::{Config, QPS},
@@ -48,7 +53,7 @@ Example
 
 Registers every device that has no certificate, is not disabled and was not refused, in
 batches of 10,000, within IoT Platform's limits. Ctrl-C interrupts; the same command
-continues later. Works beside a running server and beside other runs: all of them together
+continues later. Exit code 1 if a device was not registered. Works beside a running server and beside other runs: all of them together
 keep the limits of the account.")]
 pub struct Args {
     /// Only this enrollment
@@ -119,21 +124,24 @@ pub(super) async fn run(args: Args) -> CommandResult {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.enable_steady_tick(Duration::from_millis(200));
+    let shown = Shown::new(&bar);
     let owner = Owner::new("register")?;
     let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
     let tally = Arc::new(Tally::default());
     let mut tasks = JoinSet::new();
     let table: Arc<dyn Store> = store.clone();
+    let mut terminated = signal(SignalKind::terminate())?;
     let work = register_all(&table, &registrar, args.enrollment.as_deref(), &bar, &tally, &mut tasks);
     let interrupted = tokio::select! {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
+        _ = terminated.recv() => true,
     };
     // Waits for the registrations in progress, at most for `DRAIN`. A later run continues those
     // that do not finish.
     registrar.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
-    bar.finish_and_clear();
+    drop(shown);
     report(&tally, interrupted)
 }
 
@@ -142,12 +150,6 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
     let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
         .map(|counter| counter.load(Ordering::Relaxed));
     print(|out| writeln!(out, "{registered} registered, {refused} refused"))?;
-    if refused > 0 {
-        remark(
-            "`certdist device show ID` shows the reason. Fix it, run `certdist device reset --refused`, then run \
-             this again\n",
-        );
-    }
     if twins > 0 {
         remark(&format!(
             "{twins} devices have the name of another one: `certdist check-config` lists the names\n"
@@ -175,6 +177,13 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
         return Err(
             anyhow!("{twins} devices were not registered; import a deviceName of its own for each").into()
         );
+    }
+    if refused > 0 {
+        return Err(anyhow!(
+            "IoT Platform refused {refused} devices; `certdist device list --refused` shows them with the reasons; fix \
+             the cause, run `certdist device reset --refused`, then run this again"
+        )
+        .into());
     }
     Ok(())
 }

@@ -2,10 +2,10 @@
 
 use std::{io, sync::Arc};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CommandResult, ConfigArgs, Failure, core_dumps, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, open_store, print};
 use crate::{
     app::{self, App},
     config::Config,
@@ -43,7 +43,6 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> CommandResult {
-    core_dumps::forbid().context("could not turn off core dumps")?;
     let config = args.config.read()?;
     if config.database_keys.first().is_none() {
         tracing::warn!("secrets in the database are not sealed; set database_key in the configuration");

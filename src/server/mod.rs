@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{runtime::Handle, sync::mpsc};
 
@@ -291,7 +291,7 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
         // bound to the same port for IPv4.
         let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
         let bound = bind(wanted, only_v6, workers)
-            .with_context(|| format!("cannot listen on {wanted}{}", port_hint(wanted)))?;
+            .map_err(|error| anyhow!("cannot listen on {wanted}: {}", bind_failure(&error, wanted)))?;
         addresses.push(bound.first().context("no worker")?.local_addr()?);
         for (of_worker, socket) in iter::zip(&mut sockets, bound) {
             of_worker.push(socket);
@@ -321,6 +321,23 @@ fn socket(address: SocketAddr, only_v6: bool, reuse_port: bool) -> io::Result<Ud
     Ok(socket.into())
 }
 
-fn port_hint(listen: SocketAddr) -> String {
-    if listen.port() == 0 { String::new() } else { format!(" (is port {} in use?)", listen.port()) }
+/// Describes why a port could not be opened, and what to do.
+pub fn bind_failure(error: &io::Error, listen: SocketAddr) -> String {
+    let port = listen.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(
+                "another process uses this port (`ss -lnp sport = :{port}` shows which); end it, or choose another port"
+            )
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "this user may not open port {port}; choose one from 1024 on, or grant CAP_NET_BIND_SERVICE"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("this machine has no address {}; `ip address` shows those that it has", listen.ip())
+        }
+        _ => error.to_string(),
+    }
 }

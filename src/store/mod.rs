@@ -71,7 +71,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 pub enum StoreError {
     /// A temporary failure, for example because another process has locked the database, or because
     /// the disk is full. The same call may succeed later.
-    #[error("the database is busy: {0}")]
+    #[error("the database is not available now: {0}")]
     Busy(String),
     /// The row is not, or is no longer, as the operation requires. Contains the reason.
     #[error("{0}")]

@@ -434,3 +434,24 @@ fn each_command_explains_itself_with_an_example() {
         assert!(help.contains("Example") && help.contains("certdist "), "{command:?}: {help}");
     }
 }
+
+/// A command that waits for its input may have secrets in its memory.
+#[test]
+fn no_command_leaves_a_core_dump() {
+    let site = Site::new();
+    let mut command = site.certdist(&["import", "-", "--enrollment", "lamp"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("certdist runs");
+    let limits = format!("/proc/{}/limits", child.id());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let is_forbidden = || {
+        let limits = std::fs::read_to_string(&limits).expect("it runs");
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+        line.split_whitespace().rev().take(3).skip(1).all(|limit| limit == "0")
+    };
+    while !is_forbidden() {
+        assert!(Instant::now() < deadline, "core dumps are allowed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(child.stdin.take());
+    assert_eq!(child.wait().expect("its status").code(), Some(1), "the input is empty");
+}

@@ -78,7 +78,10 @@ fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     second.import(&csv(100, "plug"));
     let done = second.run(&["register"]);
     assert_eq!(stdout(&done), "100 registered, 100 refused\n", "{}", stderr(&done));
-    assert!(stderr(&done).contains("certdist device show ID"));
+    assert_eq!(done.status.code(), Some(1));
+    let expected =
+        "error: IoT Platform refused 100 devices; `certdist device list --refused` shows them with the";
+    assert!(stderr(&done).contains(expected), "{}", stderr(&done));
     let shown = stdout(&second.run(&["device", "show", "plug-00001"]));
     assert!(shown.contains("was not registered by this server"), "{shown}");
     assert_eq!(stats(&simulator)["devices"], 200);

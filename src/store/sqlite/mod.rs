@@ -185,9 +185,11 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StoreError::Busy(format!("{path}: another process is writing ({error})"))
+            StoreError::Busy(format!("{path}: another process is writing ({error}); try again"))
         }
-        Some(ErrorCode::DiskFull) => StoreError::Busy(format!("{path}: {error}")),
+        Some(ErrorCode::DiskFull) => {
+            StoreError::Busy(format!("{path}: the disk is full ({error}); free some space on it"))
+        }
         _ => StoreError::Failed(format!("{path}: {error}")),
     }
 }
