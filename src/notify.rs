@@ -27,9 +27,14 @@ pub fn watchdog() {
     tell("WATCHDOG=1");
 }
 
-/// Reports that the service is shutting down on purpose.
-pub fn stopping() {
-    tell("STOPPING=1");
+/// Reports that the service is shutting down on purpose, and that this may take up to `most`. The
+/// service manager then waits so long, even if its own time-out (`TimeoutStopSec=`) is shorter.
+pub fn stopping(most: Duration) {
+    tell(&stopping_within(most));
+}
+
+fn stopping_within(most: Duration) -> String {
+    format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", most.as_micros())
 }
 
 /// Returns half of `WatchdogSec=`, so that no single late message causes a restart. Returns `None`
@@ -103,6 +108,8 @@ mod tests {
         let manager = UnixDatagram::bind(&path).unwrap();
         send(path.as_os_str(), "READY=1").unwrap();
         assert_eq!(received(&manager), "READY=1");
+        send(path.as_os_str(), &stopping_within(Duration::from_secs(90))).unwrap();
+        assert_eq!(received(&manager), "STOPPING=1\nEXTEND_TIMEOUT_USEC=90000000");
 
         let name = format!("certdist-test-{}", process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();

@@ -1,6 +1,6 @@
 //! `certdist serve`: runs the server until a signal ends it.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,6 +12,10 @@ use crate::{
     notify,
     server::{self, Pulse},
 };
+
+/// Time that a stop takes at most after the registrations are drained: the last answers and audit
+/// entries.
+const AFTER_DRAIN: Duration = Duration::from_secs(20);
 
 /// Runs the server
 #[derive(clap::Args)]
@@ -96,7 +100,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
         // Logged before draining, which takes a while.
         tracing::error!(error = %format_args!("{problem:#}"), "stopping because of an error");
     }
-    notify::stopping();
+    notify::stopping(config.limits.drain + AFTER_DRAIN);
     app.stop().await;
     outcome
 }
@@ -169,8 +173,6 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test]
