@@ -123,7 +123,7 @@ pub struct Admin {
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Set if health and metrics need a token even from this machine.
+    /// Set if metrics, and the reasons for the health, need a token even from this machine.
     pub require_token: bool,
 }
 

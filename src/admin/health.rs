@@ -1,4 +1,5 @@
-//! Reports whether the process is alive and whether it can serve, with its problems in plain text.
+//! Reports whether the process is alive and whether it can serve. Programs that restart it or
+//! route to it learn this without a token; the problems are only for those who may read them.
 //! Refusals by IoT Platform are only a note, because devices that have a certificate are served
 //! without IoT Platform.
 
@@ -27,25 +28,37 @@ const PROBE_COUNTS: Duration = Duration::from_secs(1);
 /// Maximum number of refusals that are shown.
 const MAX_NOTES: usize = 10;
 
+/// Line in place of the problems, for clients that may not read them.
+const HIDDEN: &str = "the reasons are shown on the server itself, and to requests with a token";
+
 /// Time and result of the last probe.
 #[derive(Default)]
 pub(super) struct Health {
     probed: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
+/// Amount that an answer reveals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// The state, without a word about its reasons.
+    StateOnly,
+    /// The state and its reasons, which name products and describe the database.
+    Reasons,
+}
+
 /// Answers `/healthz`, which checks that every worker makes progress.
-pub(super) async fn live(pulses: &[Pulse]) -> Response {
+pub(super) async fn live(pulses: &[Pulse], detail: Detail) -> Response {
     let silent = server::silent_workers(pulses).await;
     let problems = silent.into_iter().map(|number| {
         format!("worker {number} has made no progress for {} s; restart certdist", ROUND.as_secs())
     });
-    answer("ok", problems.collect(), &[])
+    answer("ok", problems.collect(), &[], detail)
 }
 
 impl Health {
     /// Answers `/readyz`, which checks that the server is listening, that the table can be read
     /// and written, and that the server is not draining.
-    pub(super) async fn ready(&self, sources: &Sources) -> Response {
+    pub(super) async fn ready(&self, sources: &Sources, detail: Detail) -> Response {
         let mut problems = Vec::new();
         // The sockets are bound before the workers start, so a live worker is listening.
         for number in server::silent_workers(&sources.pulses).await {
@@ -69,7 +82,7 @@ impl Health {
         if !notes.is_empty() {
             notes.push("note: devices that have no certificate yet wait, all others are served".into());
         }
-        answer("ready", problems, &notes)
+        answer("ready", problems, &notes, detail)
     }
 
     async fn probe(&self, store: &Arc<dyn Table>) -> Result<(), String> {
@@ -94,15 +107,15 @@ impl Health {
     }
 }
 
-fn answer(good: &str, problems: Vec<String>, notes: &[String]) -> Response {
-    let (status, mut lines) = if problems.is_empty() {
-        (StatusCode::OK, vec![good.to_owned()])
-    } else {
-        let mut lines = vec![format!("not {good}")];
-        lines.extend(problems);
-        (StatusCode::SERVICE_UNAVAILABLE, lines)
-    };
-    lines.extend(notes.iter().cloned());
+fn answer(good: &str, problems: Vec<String>, notes: &[String], detail: Detail) -> Response {
+    let is_good = problems.is_empty();
+    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut lines = vec![if is_good { good.to_owned() } else { format!("not {good}") }];
+    match detail {
+        Detail::Reasons => lines.extend(problems.into_iter().chain(notes.iter().cloned())),
+        Detail::StateOnly if is_good => {}
+        Detail::StateOnly => lines.push(HIDDEN.to_owned()),
+    }
     let text = lines.join("\n") + "\n";
     (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }

@@ -35,7 +35,7 @@ use tokio::net::TcpListener;
 use self::{
     access::{Denied, Gate},
     connections::Peer,
-    health::Health,
+    health::{Detail, Health},
     ring::{Ring, Sample},
 };
 use crate::{
@@ -193,10 +193,7 @@ async fn healthz(
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
-    match may_read(&shared, peer, &headers) {
-        Ok(()) => health::live(&shared.sources.pulses).await,
-        Err(refusal) => refusal,
-    }
+    health::live(&shared.sources.pulses, detail(&shared, peer, &headers)).await
 }
 
 async fn readyz(
@@ -204,10 +201,7 @@ async fn readyz(
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
-    match may_read(&shared, peer, &headers) {
-        Ok(()) => shared.health.ready(&shared.sources).await,
-        Err(refusal) => refusal,
-    }
+    shared.health.ready(&shared.sources, detail(&shared, peer, &headers)).await
 }
 
 async fn metrics(
@@ -224,8 +218,15 @@ async fn metrics(
     }
 }
 
-/// Checks whether a client may read health and metrics; the error is the response. Programs on
-/// this machine need no token, unless the configuration requires one. All others need a token.
+/// Returns how much of the server's health a client may know. A wrong token reveals no more
+/// than none: an answer of 401 would let a probe with an old token restart a healthy server.
+fn detail(shared: &Shared, peer: Peer, headers: &HeaderMap) -> Detail {
+    if may_read(shared, peer, headers).is_ok() { Detail::Reasons } else { Detail::StateOnly }
+}
+
+/// Checks whether a client may read the metrics, and the reasons for its health; the error is
+/// the response. Programs on this machine need no token, unless the configuration requires one.
+/// All others need a token.
 #[expect(clippy::result_large_err, reason = "the error is the response itself")]
 fn may_read(shared: &Shared, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
     if !shared.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {

@@ -22,7 +22,7 @@ fn ip(arguments: &str) -> bool {
 
 /// Runs a closure in a network namespace with two server addresses of each family. Devices use
 /// another address.
-fn in_a_network(what: impl FnOnce() + Send) {
+pub(super) fn in_a_network(what: impl FnOnce() + Send) {
     thread::scope(|scope| {
         scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network");

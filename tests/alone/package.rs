@@ -6,14 +6,15 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use crate::{
-    alone,
-    support::{CERTDIST, Site, http_get, stderr, stdout},
+    addresses, alone,
+    support::{CERTDIST, Site, http, http_get, stderr, stdout},
 };
 use certdist::{config::Config, server::Limits};
 use yaml_rust2::{Yaml, YamlLoader};
@@ -243,6 +244,8 @@ fn the_clusters_manifests_hold_together() {
     assert!(
         configuration.contains(&format!(":{}\"", port("admin")["containerPort"].as_i64().expect("a port")))
     );
+    let grace = pod["terminationGracePeriodSeconds"].as_i64().expect("a time");
+    assert!(grace > config.limits.drain.as_secs() as i64, "the pod is killed while it drains");
     let service = &named(&documents, "Service")["spec"];
     assert_eq!(service["ports"][0]["targetPort"].as_str(), Some("coaps"));
     let labels = &named(&documents, "Deployment")["spec"]["template"]["metadata"]["labels"];
@@ -250,4 +253,52 @@ fn the_clusters_manifests_hold_together() {
 
     assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
+}
+
+/// Sends the manifest's probes as a kubelet does: from another address, to the pod's address,
+/// without a token.
+#[test]
+fn the_clusters_probes_are_answered_and_learn_no_more_than_they_need() {
+    let _alone = alone();
+    let documents = YamlLoader::load_from_str(&read("packaging/kubernetes/certdist.yaml")).expect("YAML");
+    let container = &named(&documents, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let path = |probe: &str| container[probe]["httpGet"]["path"].as_str().expect("a path").to_owned();
+    let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(path);
+    let configuration = named(&documents, "ConfigMap")["data"]["certdist.toml"].as_str().expect("a text");
+    let configuration = configuration
+        .replace("/etc/certdist-keys/", "")
+        .replace("/var/lib/certdist/", "")
+        .replace("[iot_platform]", "[limits]\nworkers = 2\n[iot_platform]");
+    addresses::in_a_network(|| {
+        let site = Site::configured(&configuration);
+        site.write("lamp-2026.key", &"00".repeat(32));
+        let _server = site.serve();
+        let pod: SocketAddr = "192.0.2.1:9684".parse().expect("an address");
+        let get = |path: &str| {
+            let stream = TcpStream::connect(pod).expect("it listens");
+            assert_eq!(stream.local_addr().expect("an address").ip().to_string(), "192.0.2.9");
+            stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+            http::exchange(stream, "GET", path, &[("Host", "192.0.2.1:9684")], b"")
+        };
+        for (path, body) in std::iter::zip(&probes, ["ok\n", "ok\n", "ready\n"]) {
+            let answer = get(path);
+            assert_eq!((answer.status, answer.body.as_str()), (200, body), "{path}");
+        }
+        for (path, expected) in [("/metrics", 401), ("/devices", 404)] {
+            assert_eq!(get(path).status, expected, "{path}");
+        }
+        let other = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+        other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let unready = loop {
+            let answer = get(&probes[2]);
+            if answer.status == 503 {
+                break answer;
+            }
+            assert!(Instant::now() < deadline, "it stays ready");
+        };
+        assert!(unready.body.starts_with("not ready\n"), "{}", unready.body);
+        assert!(!unready.body.contains("database"), "a stranger learns it: {}", unready.body);
+        assert_eq!(get(&probes[1]).status, 200, "a restart would not help");
+    });
 }

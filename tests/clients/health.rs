@@ -153,21 +153,33 @@ fn a_cloud_that_refuses_makes_a_server_not_unready_but_is_told() {
 }
 
 #[test]
-fn health_and_metrics_take_a_token_where_the_operator_wants_one() {
+fn metrics_and_the_reasons_for_health_take_a_token_where_the_operator_wants_one() {
     let port = free_address();
     let site = Site::with(&admin(port, "require_token = true\n"));
     let _server = site.serve();
-    for path in ["/metrics", "/healthz", "/readyz"] {
-        let refused = get(port, path);
-        assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"), "{path}");
-        let bearer = format!("Bearer {TOKEN}");
-        assert_eq!(http::send(port, "GET", path, &[("Authorization", &bearer)], b"").status, 200, "{path}");
-        let wrong = http::send(port, "GET", path, &[("Authorization", "Bearer wrong")], b"");
-        assert_eq!(wrong.status, 401, "{path}");
+    let bearer = |token: &str| format!("Bearer {token}");
+    let with =
+        |path: &str, token: &str| http::send(port, "GET", path, &[("Authorization", &bearer(token))], b"");
+    let refused = get(port, "/metrics");
+    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
+    assert_eq!((with("/metrics", TOKEN).status, with("/metrics", "wrong").status), (200, 401));
+
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    until(port, "/readyz", "not ready");
+    let reasons = with("/readyz", TOKEN);
+    assert!(reasons.status == 503 && reasons.body.contains("database"), "{}", reasons.body);
+    for stranger in [get(port, "/readyz"), with("/readyz", "wrong")] {
+        assert_eq!(stranger.status, 503);
+        assert!(stranger.body.starts_with("not ready\n"), "{}", stranger.body);
+        assert!(!stranger.body.contains("database"), "a stranger learns it: {}", stranger.body);
     }
+    for stranger in [get(port, "/healthz"), with("/healthz", "wrong")] {
+        assert_eq!((stranger.status, stranger.body.as_str()), (200, "ok\n"));
+    }
+
     // This address has used three of its twenty attempts.
-    let mut tries =
-        (0..40).map(|_| http::send(port, "GET", "/metrics", &[("Authorization", "Bearer x")], b"").status);
+    let mut tries = (0..40).map(|_| with("/metrics", "x").status);
     assert!(tries.any(|status| status == 429), "a token can be tried without end");
 }
 

@@ -43,7 +43,8 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
     exchange(stream, method, path, headers, body)
 }
 
-/// Does the same as [`send`] over an existing connection.
+/// Does the same as [`send`] over an existing connection. The host is `localhost`, unless a
+/// header names another.
 pub fn exchange(
     mut stream: impl Read + Write,
     method: &str,
@@ -51,7 +52,10 @@ pub fn exchange(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Answer {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str("Host: localhost\r\n");
+    }
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -224,8 +224,11 @@ pub fn stdout(output: &Output) -> String {
 /// Sends a GET request over HTTP/1.0 and returns the body.
 pub fn http_get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes())
-        .expect("sent");
+    std::io::Write::write_all(
+        &mut stream,
+        format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes(),
+    )
+    .expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answered");
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
