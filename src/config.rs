@@ -10,6 +10,7 @@ mod file;
 mod iot_platform;
 mod restart;
 
+pub use admin::normal_host;
 pub use bounds::QPS;
 
 use std::{
@@ -117,6 +118,9 @@ impl Default for Audit {
 pub struct Admin {
     /// TCP address to listen on.
     pub listen: SocketAddr,
+    /// Hosts that requests may name, in the form of [`normal_host`], in addition to the
+    /// machine's own.
+    pub hosts: Vec<String>,
     /// TLS configuration for HTTPS; `None` for HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Users who sign in with a password.

@@ -1,7 +1,12 @@
 //! Accepts connections, with or without TLS, and serves HTTP on them. Limits their number,
 //! and the time for a TLS handshake and for a request's header. The routes are an argument.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use axum::{Extension, Router};
@@ -26,9 +31,14 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Pause after the system failed to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Address from which a request comes.
+/// Addresses of the connection on which a request comes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct Peer {
+    /// Address of the client, or of the proxy in front of it.
+    pub(super) address: SocketAddr,
+    /// Address of this machine at which the connection arrived.
+    pub(super) local: IpAddr,
+}
 
 /// Serves until the future is dropped. Each new connection uses the current TLS configuration.
 pub(super) async fn serve(
@@ -49,7 +59,9 @@ pub(super) async fn serve(
             }
         };
         let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
-        let routes = routes.clone().layer(Extension(Peer(peer)));
+        // The connection may have ended already.
+        let Ok(local) = stream.local_addr() else { continue };
+        let routes = routes.clone().layer(Extension(Peer { address: peer, local: local.ip() }));
         tokio::spawn(async move {
             let _place = place;
             let Some(acceptor) = acceptor else { return answer(stream, routes).await };

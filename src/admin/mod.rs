@@ -6,6 +6,7 @@ pub mod access;
 mod connections;
 mod console;
 mod health;
+mod hosts;
 mod metrics;
 mod ring;
 mod session;
@@ -24,9 +25,9 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -36,6 +37,7 @@ use self::{
     access::{Denied, Gate},
     connections::Peer,
     health::{Detail, Health},
+    hosts::{Hosts, Named},
     ring::{Ring, Sample},
 };
 use crate::{
@@ -69,6 +71,7 @@ struct Shared {
     sources: Sources,
     enrollments: RwLock<Vec<EnrollmentOutline>>,
     gate: Gate,
+    hosts: ArcSwap<Hosts>,
     health: Health,
     ring: std::sync::Mutex<Ring>,
     pages: console::PageState,
@@ -105,11 +108,12 @@ impl Admin {
     /// enrollments. Without an `[admin]` section, no one can sign in any more.
     pub fn reload(&self, section: Option<&config::Admin>, enrollments: &[Enrollment]) {
         self.set_enrollments(enrollments);
-        let Some(config::Admin { tls, users, tokens, require_token, .. }) = section else {
+        let Some(config::Admin { hosts, tls, users, tokens, require_token, .. }) = section else {
             return self.shared.gate.reload(Vec::new(), Vec::new());
         };
         self.shared.gate.reload(users.clone(), tokens.clone());
         self.shared.require_token.store(*require_token, Ordering::Relaxed);
+        self.shared.hosts.store(Arc::new(known_hosts(self.address, hosts)));
         if let (Some(own), Some(tls)) = (&self.tls, tls) {
             own.store(tls.clone());
         }
@@ -119,6 +123,11 @@ impl Admin {
         let enrollments = enrollments.iter().map(Enrollment::outline).collect();
         *self.shared.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
     }
+}
+
+fn known_hosts(address: SocketAddr, configured: &[String]) -> Hosts {
+    let machine = rustix::system::uname();
+    Hosts::new(address.ip(), &machine.nodename().to_string_lossy(), configured)
 }
 
 /// Opens the port, and serves it in tasks of the current runtime.
@@ -131,6 +140,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
         sources,
         enrollments: RwLock::default(),
         gate: Gate::new(section.users.clone(), section.tokens.clone()),
+        hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
         pages: console::PageState::new()?,
@@ -151,8 +161,36 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(console::routes(&shared))
+        .layer(middleware::from_fn_with_state(shared.clone(), named))
         .layer(middleware::map_response(guarded))
         .with_state(shared)
+}
+
+/// Refuses requests that name another host. Health is answered nevertheless, because load
+/// balancers use names of their own; it then reveals no reasons.
+async fn named(State(shared): SharedState, mut request: Request, next: Next) -> Response {
+    let Some(Peer { local, .. }) = request.extensions().get() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let host =
+        shared.hosts.load().check(request.version(), request.uri(), request.headers(), local.to_canonical());
+    let is_health = matches!(request.uri().path(), "/healthz" | "/readyz");
+    match &host {
+        Named::Unknown(host) if !is_health => {
+            let text = format!(
+                "this server does not know the host \"{host}\"; to reach it under this name, add it to the \
+                 [admin] section of certdist.toml, hosts = [\"{host}\"], and reload certdist\n"
+            );
+            (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+        }
+        Named::Invalid if !is_health => {
+            (StatusCode::BAD_REQUEST, "expected one Host header with a name or an address\n").into_response()
+        }
+        _ => {
+            request.extensions_mut().insert(host);
+            next.run(request).await
+        }
+    }
 }
 
 /// Adds the security headers to every answer.
@@ -191,17 +229,19 @@ type SharedState = State<Arc<Shared>>;
 async fn healthz(
     State(shared): SharedState,
     Extension(peer): Extension<Peer>,
+    Extension(host): Extension<Named>,
     headers: HeaderMap,
 ) -> Response {
-    health::live(&shared.sources.pulses, detail(&shared, peer, &headers)).await
+    health::live(&shared.sources.pulses, detail(&shared, peer, &host, &headers)).await
 }
 
 async fn readyz(
     State(shared): SharedState,
     Extension(peer): Extension<Peer>,
+    Extension(host): Extension<Named>,
     headers: HeaderMap,
 ) -> Response {
-    shared.health.ready(&shared.sources, detail(&shared, peer, &headers)).await
+    shared.health.ready(&shared.sources, detail(&shared, peer, &host, &headers)).await
 }
 
 async fn metrics(
@@ -220,20 +260,22 @@ async fn metrics(
 
 /// Returns how much of the server's health a client may know. A wrong token reveals no more
 /// than none: an answer of 401 would let a probe with an old token restart a healthy server.
-fn detail(shared: &Shared, peer: Peer, headers: &HeaderMap) -> Detail {
-    if may_read(shared, peer, headers).is_ok() { Detail::Reasons } else { Detail::StateOnly }
+fn detail(shared: &Shared, peer: Peer, host: &Named, headers: &HeaderMap) -> Detail {
+    let is_allowed = *host == Named::Known && may_read(shared, peer, headers).is_ok();
+    if is_allowed { Detail::Reasons } else { Detail::StateOnly }
 }
 
 /// Checks whether a client may read the metrics, and the reasons for its health; the error is
 /// the response. Programs on this machine need no token, unless the configuration requires one.
 /// All others need a token.
 #[expect(clippy::result_large_err, reason = "the error is the response itself")]
-fn may_read(shared: &Shared, Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Response> {
-    if !shared.require_token.load(Ordering::Relaxed) && peer.ip().to_canonical().is_loopback() {
+fn may_read(shared: &Shared, peer: Peer, headers: &HeaderMap) -> Result<(), Response> {
+    let address = peer.address.ip();
+    if !shared.require_token.load(Ordering::Relaxed) && address.to_canonical().is_loopback() {
         return Ok(());
     }
     let denied = match bearer(headers) {
-        Some(token) => match shared.gate.by_token(peer.ip(), token) {
+        Some(token) => match shared.gate.by_token(address, token) {
             Ok(_) => return Ok(()),
             Err(denied) => denied,
         },

@@ -38,7 +38,7 @@ with ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET in the
 environment, or credentials = \"file:PATH\" or \"ecs-role\" in [iot_platform]. Prints
 `listening on coaps://ADDR:PORT` for each address of `listen`, once it is ready.
 SIGTERM finishes the work in progress, then ends. SIGHUP reloads the enrollments, the rate
-limits, the database keys, [audit], and the users, tokens and certificate of [admin]; it
+limits, the database keys, [audit], and the users, tokens, hosts and certificate of [admin]; it
 reports other changes, which need a restart.")]
 pub struct Args {
     #[command(flatten)]
@@ -78,7 +78,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
                         continue;
                     }
                     tracing::info!(
-                        "reloaded the enrollments, the rate limits, [audit], the users and tokens of [admin], and \
+                        "reloaded the enrollments, the rate limits, [audit], the users, tokens and hosts of [admin], and \
                          the database keys"
                     );
                     let keys = config.needs_restart(&changed);

@@ -1,6 +1,6 @@
 //! `[admin]`: the address of the operator's port, and its users and tokens.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -18,10 +18,12 @@ use crate::{
 /// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
 /// error.
 pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut Problems) -> Option<Admin> {
-    let file::Admin { user, token, .. } = &mut table.values;
-    let (user, token) = (std::mem::take(user), std::mem::take(token));
+    let file::Admin { user, token, hosts, .. } = &mut table.values;
+    let (user, token, hosts) = (std::mem::take(user), std::mem::take(token), std::mem::take(hosts));
     let tls = read_listen(&table.values, folder);
     let tls = table.checked(problems, &["listen", "tls_certificate", "tls_key", "exposed"], tls);
+    let hosts = hosts.iter().map(|host| read_host(host)).collect::<Result<Vec<_>>>();
+    let hosts = table.checked(problems, &["hosts"], hosts);
     let users = table.checked(problems, &["user"], read_users(user));
     let tokens = token.into_iter().map(read_token).collect::<Result<Vec<_>>>();
     let tokens = table.checked(problems, &["token"], tokens);
@@ -30,7 +32,7 @@ pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut 
         let expected = "require_token = true: expected at least one [[admin.token]]";
         table.wrong(problems, &["require_token"], expected);
     }
-    Some(Admin { listen, tls: tls?, users: users?, tokens: tokens?, require_token })
+    Some(Admin { listen, hosts: hosts?, tls: tls?, users: users?, tokens: tokens?, require_token })
 }
 
 /// Checks the address, and reads the certificate if there is one.
@@ -47,6 +49,29 @@ fn read_listen(section: &file::Admin, folder: &Path) -> Result<Option<Arc<rustls
          a loopback address, or tls_certificate and tls_key, or exposed = true behind a proxy with TLS"
     );
     Ok(tls)
+}
+
+fn read_host(host: &str) -> Result<String> {
+    normal_host(host).with_context(|| {
+        format!(
+            "hosts: \"{host}\": expected a name or an address without scheme and port, such as \
+             \"console.example.com\""
+        )
+    })
+}
+
+/// Returns a host in the form in which hosts are compared: a name in lower case without its
+/// final dot, or an address without brackets. Returns `None` if it is neither (RFC 1123 §2.1;
+/// underscores are in use too).
+pub fn normal_host(host: &str) -> Option<String> {
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if let Ok(address) = literal.parse::<IpAddr>() {
+        return Some(address.to_canonical().to_string());
+    }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let is_legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_legal);
+    (name.len() <= 253 && name.split('.').all(is_label)).then_some(name)
 }
 
 fn read_users(users: Vec<file::User>) -> Result<Vec<User>> {

@@ -223,6 +223,8 @@ pub(super) struct Admin {
     pub(super) listen: SocketAddr,
     #[serde(default)]
     pub(super) exposed: bool,
+    #[serde(default)]
+    pub(super) hosts: Vec<String>,
     pub(super) tls_certificate: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
     #[serde(default)]

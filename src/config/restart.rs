@@ -6,8 +6,8 @@ use super::Config;
 impl Config {
     /// Returns the keys that differ between the configurations and that a running server cannot
     /// apply, with the names of their sections in brackets. A running server can apply the
-    /// enrollments, their keys, the rate limits, `[audit]`, and the users, tokens and
-    /// certificate of `[admin]`, so these are never returned.
+    /// enrollments, their keys, the rate limits, `[audit]`, and the users, tokens,
+    /// hosts and certificate of `[admin]`, so these are never returned.
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         let mut changed = Vec::new();
         let mut compare = |key, same: bool| {

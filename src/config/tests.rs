@@ -505,6 +505,7 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
         ("\"viewer\"", "\"operator\""),
         (&token, ""),
         ("[admin]", "[admin]\nrequire_token = true"),
+        ("[admin]", "[admin]\nhosts = [\"console.example.com\"]"),
         (
             &token,
             "[[admin.user]]\nname = \"u\"\nrole = \"viewer\"\npassword_hash = \

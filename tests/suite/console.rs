@@ -225,6 +225,56 @@ fn browsers_are_told_to_be_strict_on_every_answer() {
 }
 
 #[test]
+fn a_page_of_another_site_reads_nothing_under_its_own_name() {
+    let console = console();
+    let Console { site, server, address } = &console;
+    let lead = Visitor::new(*address, "lead");
+    let as_host = |host: &str, path: &str| {
+        http::send(*address, "GET", path, &[("Cookie", &lead.cookie), ("Host", host)], b"")
+    };
+    for path in PAGES.iter().chain(&["/metrics", "/sign-in", "/console.js", "/nowhere"]) {
+        let answer = as_host("rebound.example", path);
+        assert_eq!(answer.status, 421, "{path}");
+        assert!(answer.body.contains("hosts = [\"rebound.example\"]"), "what to do: {}", answer.body);
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+    }
+    assert_eq!(as_host("<script>", "/").status, 400);
+    // Load balancers check the health under any name.
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    for host in ["rebound.example", "<script>"] {
+        assert_eq!((as_host(host, "/healthz").status, as_host(host, "/readyz").status), (200, 200), "{host}");
+    }
+    other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while as_host("localhost", "/readyz").status == 200 {
+        assert!(Instant::now() < deadline, "it stays ready");
+    }
+    let told = as_host("rebound.example", "/readyz");
+    assert!(told.status == 503 && !told.body.contains("database"), "{}", told.body);
+    other.execute_batch("ROLLBACK").expect("unlocked");
+
+    let known = ["localhost:1", "127.0.0.1", "[::1]:9684", &address.to_string()].map(str::to_owned);
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("the machine's name");
+    for host in known.iter().map(String::as_str).chain([machine.trim()]) {
+        assert_eq!(as_host(host, "/").status, 200, "{host}");
+    }
+    let hosts = "[admin]\nhosts = [\"rebound.example\"]\n";
+    reload(site, server, "[admin]\n", hosts, || as_host("rebound.example", "/").status == 200);
+    assert_eq!(as_host("other.example", "/").status, 421);
+}
+
+#[test]
+fn a_host_of_the_configuration_is_a_name_and_no_address_of_a_page() {
+    for wrong in ["https://console.example.com", "console.example.com:443", "", "a b", "*.example.com"] {
+        let site = Site::with(&admin(free_address(), &format!("hosts = [\"{wrong}\"]\n")));
+        let refused = site.run(&["check-config"]);
+        assert_eq!(refused.status.code(), Some(2), "{wrong}");
+        assert!(stderr(&refused).contains("[admin] hosts"), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("such as \"console.example.com\""), "{}", stderr(&refused));
+    }
+}
+
+#[test]
 fn no_secret_is_on_any_page() {
     let console = console();
     let lead = Visitor::new(console.address, "lead");

@@ -111,8 +111,8 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
 fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
-    let Some(Peer(peer)) = parts.extensions.get() else { return Err(Denied::Wrong) };
-    let (address, headers) = (peer.ip(), &parts.headers);
+    let Some(Peer { address, .. }) = parts.extensions.get() else { return Err(Denied::Wrong) };
+    let (address, headers) = (address.ip(), &parts.headers);
     if let Some(token) = bearer(headers) {
         return shared.gate.by_token(address, token).map(Some);
     }

@@ -15,7 +15,7 @@ use sha2::Sha256;
 
 use super::{From, SubmittedForm, Visitor, cookie, cookie_name, page, page::Tone, set_cookie};
 use crate::{
-    admin::{Shared, access::Denied, connections::Peer, session},
+    admin::{Shared, access::Denied, session},
     device::Secret,
     random::random,
 };
@@ -88,7 +88,7 @@ pub(super) struct Credentials {
 
 pub(super) async fn take(
     State(shared): State<Arc<Shared>>,
-    Extension(Peer(peer)): From,
+    Extension(peer): From,
     headers: HeaderMap,
     Form(Credentials { csrf, name, password }): Form<Credentials>,
 ) -> Response {
@@ -98,7 +98,7 @@ pub(super) async fn take(
         let complaint = "The form has expired, or cookies are turned off. Try again.";
         return form(&shared, StatusCode::FORBIDDEN, Some(complaint), &name);
     }
-    match shared.gate.sign_in(peer.ip(), &name, password).await {
+    match shared.gate.sign_in(peer.address.ip(), &name, password).await {
         Ok(begun) => {
             let cookie = set_cookie(&shared, cookie_name(&shared), &begun.id, session::LONGEST.as_secs());
             ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
