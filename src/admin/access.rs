@@ -1,25 +1,35 @@
-//! Authenticates users by password and scripts by token, and limits the rate of attempts. Does
-//! not depend on HTTP.
+//! Authenticates users by password and scripts by token, and limits the rate of attempts: of an
+//! address, of an address for a name, of all addresses for a name, and of a browser in which the
+//! user has signed in before. Does not depend on HTTP.
 
 use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use super::session::{self, Session, SessionKey, Sessions};
+use super::{
+    browsers::{self, Browser},
+    session::{self, Session, SessionKey, Sessions},
+};
 use crate::{
     device::Secret,
     operators::{Role, Token, User},
     password,
-    rate_limit::{Buckets, Origin, Rate},
+    rate_limit::{Buckets, Network, Origin, Rate, Source},
+    store::unix_now,
 };
 
 /// Maximum number of concurrent password checks, because each takes 19 MiB and a core.
 const CHECKS: usize = 2;
+/// Further password checks for those whom strangers must not delay: known browsers, and
+/// programs on this machine.
+const RESERVED_CHECKS: usize = 1;
+/// Maximum number of password checks in progress or waiting, for each of the two groups.
+const MOST_WAITING: usize = 32;
 
 /// Creates a token. Returns it together with its hash, in the form of `hash` in the
 /// configuration.
@@ -55,6 +65,42 @@ pub(super) enum Denied {
 pub(super) struct NewSession {
     /// Value of the session's cookie.
     pub(super) id: String,
+    /// Value of the cookie by which the browser is known from now on.
+    pub(super) browser: String,
+}
+
+/// Bucket that an attempt takes a token from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Bucket<'a> {
+    /// Sign-ins from a network, under any name.
+    Network(Network),
+    /// Wrong tokens from a network.
+    Tokens(Network),
+    /// Sign-ins under a name from one origin.
+    Pair(Origin, &'a str),
+    /// Sign-ins under a name from everywhere else, or from this machine.
+    Name { is_local: bool, name: &'a str },
+    /// Sign-ins under a name from a browser that is known to its user.
+    Browser(Browser, &'a str),
+}
+
+/// Rates of the attempts.
+struct Rates {
+    address: Option<Rate>,
+    pair: Option<Rate>,
+    name: Option<Rate>,
+}
+
+/// Password checks of one group of clients.
+struct Checks {
+    running: Semaphore,
+    waiting: Semaphore,
+}
+
+impl Checks {
+    fn new(running: usize) -> Self {
+        Self { running: Semaphore::new(running), waiting: Semaphore::new(MOST_WAITING) }
+    }
 }
 
 /// Accounts and their sessions; the user of each session is one of `users`.
@@ -68,9 +114,9 @@ struct Accounts {
 pub(super) struct Gate {
     accounts: Mutex<Accounts>,
     attempts: Mutex<Buckets>,
-    checks: Arc<Semaphore>,
-    per_user: Option<Rate>,
-    per_address: Option<Rate>,
+    rates: Rates,
+    strangers: Checks,
+    reserved: Checks,
 }
 
 impl Gate {
@@ -78,11 +124,18 @@ impl Gate {
         Self {
             accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
-            checks: Arc::new(Semaphore::new(CHECKS)),
-            // A name may be tried ten times at once, and then once a minute. An address may make
-            // 20 attempts at once, and then one every 10 s, because a whole office may share it.
-            per_user: Rate::new(10, Duration::from_secs(60)),
-            per_address: Rate::new(20, Duration::from_secs(10)),
+            rates: Rates {
+                // An address may make 20 attempts at once, and then one every 10 s, because a
+                // whole office may share it.
+                address: Rate::new(20, Duration::from_secs(10)),
+                // From one address, or from one known browser, a name may be tried ten times at
+                // once, and then once a minute.
+                pair: Rate::new(10, Duration::from_secs(60)),
+                // Many addresses together may try a name 100 times, and then 2,880 times a day.
+                name: Rate::new(100, Duration::from_secs(30)),
+            },
+            strangers: Checks::new(CHECKS),
+            reserved: Checks::new(RESERVED_CHECKS),
         }
     }
 
@@ -108,65 +161,104 @@ impl Gate {
         }
     }
 
-    /// Counts an attempt against the rate limits of the address and of the name.
-    fn try_once(&self, now: Instant, address: IpAddr, name: Option<&str>) -> Result<(), Denied> {
+    /// Takes a token from each bucket, if all of them have one.
+    fn take(&self, now: Instant, buckets: &[(Option<Rate>, Bucket)]) -> Result<(), Denied> {
         let attempts = lock(&self.attempts);
-        let by_address = (self.per_address, (Origin::of(address), ""));
-        let by_name = name.map(|name| (self.per_user, (Origin::of(IpAddr::from([0; 4])), name)));
-        let buckets = [Some(by_address), by_name].into_iter().flatten();
-        let buckets: Vec<_> = buckets.filter_map(|(rate, key)| Some((rate?, key))).collect();
-        for (rate, key) in &buckets {
-            if let Err(empty) = attempts.check(now, *rate, key) {
+        let limited = || buckets.iter().filter_map(|(rate, bucket)| Some(((*rate)?, bucket)));
+        for (rate, bucket) in limited() {
+            if let Err(empty) = attempts.check(now, rate, bucket) {
                 return Err(Denied::TooOften(empty.wait.as_secs() + 1));
             }
         }
-        for (rate, key) in &buckets {
-            attempts.take(now, *rate, key);
-        }
+        limited().for_each(|(rate, bucket)| attempts.take(now, rate, bucket));
         Ok(())
     }
 
-    /// Begins a session if the password is right.
+    /// Counts an attempt to sign in. A known browser has a bucket of its own and no other, so
+    /// that attempts from elsewhere cannot lock its user out. Nor can they lock out this
+    /// machine's users, whose attempts under a name are counted separately.
+    fn try_name(
+        &self,
+        now: Instant,
+        address: IpAddr,
+        name: &str,
+        browser: Option<Browser>,
+    ) -> Result<(), Denied> {
+        if let Some(browser) = browser {
+            return self.take(now, &[(self.rates.pair, Bucket::Browser(browser, name))]);
+        }
+        let mut buckets = self.of_address(address, Bucket::Network);
+        buckets.push((self.rates.pair, Bucket::Pair(Origin::of(address), name)));
+        buckets.push((self.rates.name, Bucket::Name { is_local: is_local(address), name }));
+        self.take(now, &buckets)
+    }
+
+    /// Counts a wrong token.
+    fn try_token(&self, now: Instant, address: IpAddr) -> Result<(), Denied> {
+        self.take(now, &self.of_address(address, Bucket::Tokens))
+    }
+
+    /// Returns the buckets of an address: one for IPv4, and those of three networks for IPv6.
+    fn of_address(
+        &self,
+        address: IpAddr,
+        bucket: fn(Network) -> Bucket<'static>,
+    ) -> Vec<(Option<Rate>, Bucket<'static>)> {
+        let networks = Source::of(SocketAddr::new(address, 0)).networks();
+        networks
+            .map(|(network, times)| (self.rates.address.map(|rate| rate.times(times)), bucket(network)))
+            .collect()
+    }
+
+    /// Begins a session if the password is right. `known` is the cookie of a browser in which a
+    /// user has signed in before.
     pub(super) async fn sign_in(
         &self,
         address: IpAddr,
         name: &str,
         password: Secret,
+        known: Option<&str>,
     ) -> Result<NewSession, Denied> {
         let user = lock(&self.accounts).users.iter().find(|user| user.name == name).cloned();
+        let known = known.zip(user.as_ref());
+        let browser = known.and_then(|(cookie, user)| browsers::recognize(user, cookie, unix_now()));
+        let checks = if browser.is_some() || is_local(address) { &self.reserved } else { &self.strangers };
+        let turn = checks.waiting.try_acquire().map_err(|_| Denied::TooOften(1));
         // Unknown names have the same rate limit; otherwise the limit would reveal which names
         // exist.
-        self.try_once(Instant::now(), address, Some(name)).inspect_err(|_| {
+        let counted =
+            turn.and_then(|turn| self.try_name(Instant::now(), address, name, browser).map(|()| turn));
+        let _turn = counted.inspect_err(|_| {
             tracing::warn!(peer = %address, user = name, "could not sign in to the console: too many attempts");
         })?;
         let hash =
             user.as_ref().map_or(password::UNKNOWN_USER, |user| user.password_hash.as_str()).to_owned();
-        let Ok(_permit) = self.checks.acquire().await else { return Err(Denied::Wrong) };
+        let Ok(_permit) = checks.running.acquire().await else { return Err(Denied::Wrong) };
         let check = move || password::is_right(&password, &hash);
         let is_right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
-        match user.filter(|_| is_right) {
-            Some(user) => {
-                let fresh = || {
-                    session::token().map_err(|error| {
-                        tracing::error!(%error, "could not sign in to the console: the system gives no random numbers");
-                        Denied::Wrong
-                    })
-                };
-                let (id, csrf) = (fresh()?, fresh()?);
-                let mut accounts = lock(&self.accounts);
-                // The configuration may have changed while the password was checked.
-                if !accounts.users.contains(&user) {
-                    return Err(Denied::Wrong);
-                }
-                accounts.sessions.begin(Instant::now(), &id, csrf, &user.name, user.role);
-                tracing::info!(peer = %address, user = user.name, role = %user.role, "signed in to the console");
-                Ok(NewSession { id })
-            }
-            None => {
-                tracing::warn!(peer = %address, user = name, "could not sign in to the console: wrong name or password");
-                Err(Denied::Wrong)
-            }
+        let Some(user) = user.filter(|_| is_right) else {
+            tracing::warn!(peer = %address, user = name, "could not sign in to the console: wrong name or password");
+            return Err(Denied::Wrong);
+        };
+        let (session, csrf) = Self::begin(&user, browser).map_err(|error| {
+            tracing::error!(%error, "could not sign in to the console: the system gives no random numbers");
+            Denied::Wrong
+        })?;
+        let mut accounts = lock(&self.accounts);
+        // The configuration may have changed while the password was checked.
+        if !accounts.users.contains(&user) {
+            return Err(Denied::Wrong);
         }
+        accounts.sessions.begin(Instant::now(), &session.id, csrf, &user.name, user.role);
+        tracing::info!(peer = %address, user = user.name, role = %user.role, "signed in to the console");
+        Ok(session)
+    }
+
+    /// Makes the cookies and the CSRF token of a new session.
+    fn begin(user: &User, browser: Option<Browser>) -> anyhow::Result<(NewSession, String)> {
+        let browser = browser.map_or_else(browsers::new_browser, Ok)?;
+        let browser = browsers::cookie(user, browser, unix_now());
+        Ok((NewSession { id: session::token()?, browser }, session::token()?))
     }
 
     /// Returns the visitor to whom a session cookie belongs. `touch` says whether the request
@@ -191,7 +283,7 @@ impl Gate {
             Some(known) => Ok(Visitor { name: known.name.clone(), role: known.role, address, session: None }),
             None => {
                 drop(accounts);
-                self.try_once(Instant::now(), address, None)?;
+                self.try_token(Instant::now(), address)?;
                 tracing::warn!(peer = %address, "rejected a request to the console: wrong token");
                 Err(Denied::Wrong)
             }
@@ -204,6 +296,10 @@ impl Gate {
             lock(&self.accounts).sessions.end(key);
         }
     }
+}
+
+fn is_local(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -225,34 +321,69 @@ mod tests {
 
     fn try_in(gate: &Gate, address: [u8; 4], name: &str, password: &str) -> Option<Denied> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(gate.sign_in(address.into(), name, Secret::new(password.into()))).err()
+        runtime.block_on(gate.sign_in(address.into(), name, Secret::new(password.into()), None)).err()
+    }
+
+    fn user(gate: &Gate) -> User {
+        lock(&gate.accounts).users[0].clone()
     }
 
     #[test]
-    fn a_name_is_tried_ten_times_from_any_addresses_and_then_waits() {
+    fn a_name_is_tried_ten_times_from_an_address_and_another_address_does_not_wait() {
         let (gate, now) = (gate(), Instant::now());
+        let stranger = [10, 0, 0, 1].into();
         // `bob` is no user, but has the same limit as the user `lead`.
         for name in ["lead", "bob"] {
+            let later = if name == "bob" { now + Duration::from_secs(1000) } else { now };
             for attempt in 0..10 {
-                assert_eq!(gate.try_once(now, [10, 0, 0, attempt].into(), Some(name)), Ok(()), "{attempt}");
+                assert_eq!(gate.try_name(later, stranger, name, None), Ok(()), "{attempt}");
             }
-            let denied = gate.try_once(now, [10, 0, 0, 99].into(), Some(name));
+            let denied = gate.try_name(later, stranger, name, None);
             assert!(matches!(denied, Err(Denied::TooOften(50..=61))), "{denied:?}");
-            let later = now + Duration::from_secs(61);
-            assert_eq!(gate.try_once(later, [10, 0, 0, 99].into(), Some(name)), Ok(()));
+            assert_eq!(gate.try_name(later, [10, 0, 0, 2].into(), name, None), Ok(()));
+            assert_eq!(gate.try_name(later + Duration::from_secs(61), stranger, name, None), Ok(()));
         }
     }
 
     #[test]
-    fn an_address_has_twenty_attempts_with_any_names() {
+    fn an_address_has_twenty_attempts_with_any_names_and_an_ipv6_network_no_more_than_its_share() {
         let (gate, now) = (gate(), Instant::now());
         for attempt in 0..20 {
             let name = format!("user-{attempt}");
-            assert_eq!(gate.try_once(now, [10, 0, 0, 1].into(), Some(&name)), Ok(()));
+            assert_eq!(gate.try_name(now, [10, 0, 0, 1].into(), &name, None), Ok(()));
         }
-        let denied = gate.try_once(now, [10, 0, 0, 1].into(), Some("lead"));
+        let denied = gate.try_name(now, [10, 0, 0, 1].into(), "lead", None);
         assert!(matches!(denied, Err(Denied::TooOften(1..=11))), "{denied:?}");
-        assert_eq!(gate.try_once(now, [10, 0, 0, 2].into(), Some("lead")), Ok(()));
+        assert_eq!(gate.try_name(now, [10, 0, 0, 2].into(), "lead", None), Ok(()));
+        assert_eq!(gate.try_token(now, [10, 0, 0, 1].into()), Ok(()), "tokens are counted separately");
+
+        // The 65,536 networks of a /48 have four times the attempts of one.
+        let tried = (0..1000u16).filter(|&network| {
+            let address = IpAddr::from([0x2001, 0xdb8, 7, network, 0, 0, 0, 1]);
+            gate.try_name(now, address, &format!("user-{network}"), None).is_ok()
+        });
+        assert_eq!(tried.count(), 80);
+    }
+
+    #[test]
+    fn many_addresses_exhaust_a_name_but_lock_out_no_known_browser_and_not_this_machine() {
+        let (gate, now) = (gate(), Instant::now());
+        let tried = (0..100_000u32).filter(|&number| {
+            let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+            gate.try_name(now, address, "lead", None).is_ok()
+        });
+        assert_eq!(tried.count(), 100);
+        assert!(gate.try_name(now, [192, 0, 2, 1].into(), "lead", None).is_err());
+        assert_eq!(gate.try_name(now, [192, 0, 2, 1].into(), "guest", None), Ok(()));
+        // A flood from this machine has a limit, too, and does not lock out a known browser.
+        let tried = (0..1000u16).filter(|&number| {
+            let [high, low] = number.to_be_bytes();
+            gate.try_name(now, [127, 0, high, low].into(), "lead", None).is_ok()
+        });
+        assert_eq!(tried.count(), 100);
+        let known = |browser| gate.try_name(now, [192, 0, 2, 1].into(), "lead", Some([browser; 32]));
+        assert_eq!((0..20).filter(|_| known(1).is_ok()).count(), 10, "a stolen cookie is no free pass");
+        assert_eq!(known(2), Ok(()));
     }
 
     #[test]
@@ -261,9 +392,46 @@ mod tests {
         assert_eq!(try_in(&gate, [10, 0, 0, 1], "lead", "wrong"), Some(Denied::Wrong));
         assert_eq!(try_in(&gate, [10, 0, 0, 1], "bob", PASSWORD), Some(Denied::Wrong));
         assert_eq!(try_in(&gate, [10, 0, 0, 1], "lead", PASSWORD), None);
-        while gate.try_once(Instant::now(), [10, 0, 0, 2].into(), Some("lead")).is_ok() {}
-        let denied = try_in(&gate, [10, 0, 0, 3], "lead", PASSWORD);
+        while gate.try_name(Instant::now(), [10, 0, 0, 2].into(), "lead", None).is_ok() {}
+        let denied = try_in(&gate, [10, 0, 0, 2], "lead", PASSWORD);
         assert!(matches!(denied, Some(Denied::TooOften(_))), "even the right one: {denied:?}");
+        assert_eq!(try_in(&gate, [10, 0, 0, 3], "lead", PASSWORD), None);
+    }
+
+    #[test]
+    fn a_known_browser_signs_in_while_its_address_and_its_name_are_exhausted() {
+        let gate = gate();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let sign_in = |known: Option<&str>| {
+            let password = Secret::new(PASSWORD.into());
+            runtime.block_on(gate.sign_in([10, 0, 0, 1].into(), "lead", password, known))
+        };
+        let first = sign_in(None).ok().unwrap();
+        while gate.try_name(Instant::now(), [10, 0, 0, 1].into(), "lead", None).is_ok() {}
+        assert!(matches!(sign_in(None), Err(Denied::TooOften(_))));
+        assert!(matches!(sign_in(Some("made-up")), Err(Denied::TooOften(_))));
+        let again = sign_in(Some(&first.browser)).ok().unwrap();
+        let browser = |cookie: &str| browsers::recognize(&user(&gate), cookie, unix_now()).unwrap();
+        assert_eq!(browser(&again.browser), browser(&first.browser), "its bucket stays the same");
+        assert_ne!(again.id, first.id);
+    }
+
+    #[test]
+    fn strangers_who_wait_for_a_check_are_few_and_hold_up_neither_this_machine_nor_known_browsers() {
+        let gate = gate();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let _busy = gate.strangers.running.acquire_many(CHECKS as u32).await.unwrap();
+            let _waiting = gate.strangers.waiting.acquire_many(MOST_WAITING as u32).await.unwrap();
+            let sign_in = |address: [u8; 4], known: Option<String>| {
+                let (gate, password) = (&gate, Secret::new(PASSWORD.into()));
+                async move { gate.sign_in(address.into(), "lead", password, known.as_deref()).await.err() }
+            };
+            assert_eq!(sign_in([10, 0, 0, 1], None).await, Some(Denied::TooOften(1)));
+            assert_eq!(sign_in([127, 0, 0, 1], None).await, None);
+            let known = browsers::cookie(&user(&gate), [7; 32], unix_now());
+            assert_eq!(sign_in([10, 0, 0, 1], Some(known)).await, None);
+        });
     }
 
     #[test]
@@ -272,8 +440,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let came_in = |meanwhile: fn(&Gate)| {
             runtime.block_on(async {
-                let busy = gate.checks.acquire_many(CHECKS as u32).await.unwrap();
-                let entering = gate.sign_in([10, 0, 0, 1].into(), "lead", Secret::new(PASSWORD.into()));
+                let busy = gate.strangers.running.acquire_many(CHECKS as u32).await.unwrap();
+                let entering = gate.sign_in([10, 0, 0, 1].into(), "lead", Secret::new(PASSWORD.into()), None);
                 let changing = async {
                     meanwhile(&gate);
                     drop(busy);

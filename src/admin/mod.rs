@@ -3,6 +3,7 @@
 //! modules that it uses.
 
 pub mod access;
+mod browsers;
 mod connections;
 mod console;
 mod health;

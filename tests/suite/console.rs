@@ -2,7 +2,7 @@
 //! restrict browsers.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +10,9 @@ use std::{
 
 use crate::support::{
     MASTER, Process, SHARED_KEY, Site,
-    console::{PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in},
+    console::{
+        PASSWORD, TOKEN, VIEWER_TOKEN, Visitor, admin, free_address, password_hash, sign_in, sign_in_from,
+    },
     http::{self, FORM, MULTIPART},
     stderr, stdout,
 };
@@ -139,6 +141,42 @@ fn passwords_cannot_be_tried_without_end() {
     assert_eq!(sign_in(console.address, "guest", PASSWORD).status, 303);
     let mut all = (0..20).map(|number| sign_in(console.address, &format!("user-{number}"), "wrong").status);
     assert!(all.any(|status| status == 429));
+}
+
+#[test]
+fn wrong_passwords_from_elsewhere_lock_out_neither_an_address_nor_a_known_browser() {
+    let console = console();
+    let [office, stranger] = [2, 3].map(|last| IpAddr::from([127, 0, 0, last]));
+    let attempt = |from, name: &str, password: &str, known: Option<&str>| {
+        sign_in_from(from, console.address, name, password, known)
+    };
+    let first = attempt(office, "lead", PASSWORD, None);
+    let known = first.cookie("certdist-browser").expect("a cookie for the next time");
+    assert!(
+        first.headers("set-cookie").all(|cookie| cookie.contains("HttpOnly; SameSite=Strict")),
+        "no script and no other site has it"
+    );
+    let tried = (0..12).map(|_| attempt(stranger, "lead", "wrong", None).status).collect::<Vec<_>>();
+    assert_eq!(tried, [[401; 10].as_slice(), &[429; 2]].concat());
+    assert_eq!(attempt(office, "lead", PASSWORD, None).status, 303, "another address");
+
+    // Others in the operator's office exhaust its address.
+    while attempt(office, "lead", "wrong", None).status != 429 {}
+    assert_eq!(attempt(office, "lead", PASSWORD, None).status, 429);
+    assert_eq!(attempt(office, "lead", PASSWORD, Some(&known)).status, 303);
+    // The cookie is its user's, and does not replace the password.
+    while attempt(office, "guest", "wrong", Some(&known)).status != 429 {}
+    assert_eq!(attempt(office, "lead", "wrong", Some(&known)).status, 401);
+
+    // A restart does not forget the browser, and a changed password does.
+    let Console { site, server, address } = console;
+    assert_eq!(server.stop(), Some(0));
+    let server = site.serve();
+    let attempt = |password: &str| sign_in_from(office, address, "lead", password, Some(&known)).status;
+    while sign_in_from(office, address, "lead", "wrong", None).status != 429 {}
+    assert_eq!(attempt(PASSWORD), 303);
+    let hash = certdist::password::hash(&Secret::new("another long password".into())).expect("a hash");
+    reload(&site, &server, password_hash(), &hash, || attempt("another long password") == 429);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     iter,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process,
     sync::{
         OnceLock,
@@ -103,9 +103,24 @@ impl Visitor {
 
 /// Requests the sign-in form and submits it.
 pub fn sign_in(address: SocketAddr, name: &str, password: &str) -> Answer {
-    let form = http::send(address, "GET", "/sign-in", &[], b"");
-    let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
+    sign_in_from(Ipv4Addr::LOCALHOST.into(), address, name, password, None)
+}
+
+/// Does the same as [`sign_in`] from this address of the machine, in a browser with this cookie.
+pub fn sign_in_from(
+    source: IpAddr,
+    address: SocketAddr,
+    name: &str,
+    password: &str,
+    known: Option<&str>,
+) -> Answer {
+    let connect = || http::connect_from(source, address);
+    let form = http::exchange(connect(), "GET", "/sign-in", &[], b"");
+    let mut cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
+    if let Some(known) = known {
+        cookie = format!("{cookie}; certdist-browser={known}");
+    }
     let fields = [("csrf", form.field("csrf")), ("name", name.into()), ("password", password.into())];
     let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
-    http::send(address, "POST", "/sign-in", &[("Cookie", &cookie), FORM], &http::form(&fields))
+    http::exchange(connect(), "POST", "/sign-in", &[("Cookie", &cookie), FORM], &http::form(&fields))
 }

@@ -93,6 +93,11 @@ fn cookie_name(shared: &Shared) -> &'static str {
     if shared.is_secure { "__Host-certdist" } else { "certdist" }
 }
 
+/// Returns the name of the cookie by which a browser is known to a user who has signed in.
+fn browser_cookie_name(shared: &Shared) -> &'static str {
+    if shared.is_secure { "__Host-certdist-browser" } else { "certdist-browser" }
+}
+
 /// Returns a cookie that scripts cannot read, and that browsers do not send with requests from
 /// other sites.
 fn set_cookie(shared: &Shared, name: &str, value: &str, seconds: u64) -> String {

@@ -6,16 +6,22 @@ use axum::{
     Extension, Form,
     extract::State,
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Redirect, Response},
+    response::{AppendHeaders, IntoResponse, Redirect, Response},
 };
 use hmac::{Hmac, KeyInit, Mac};
 use maud::html;
 use serde::Deserialize;
 use sha2::Sha256;
 
-use super::{From, SubmittedForm, Visitor, cookie, cookie_name, page, page::Tone, set_cookie};
+use super::{
+    From, SubmittedForm, Visitor, browser_cookie_name, cookie, cookie_name, page, page::Tone, set_cookie,
+};
 use crate::{
-    admin::{Shared, access::Denied, session},
+    admin::{
+        Shared,
+        access::{Denied, NewSession},
+        browsers, session,
+    },
     device::Secret,
     random::random,
 };
@@ -98,16 +104,25 @@ pub(super) async fn take(
         let complaint = "The form has expired, or cookies are turned off. Try again.";
         return form(&shared, StatusCode::FORBIDDEN, Some(complaint), &name);
     }
-    match shared.gate.sign_in(peer.address.ip(), &name, password).await {
-        Ok(begun) => {
-            let cookie = set_cookie(&shared, cookie_name(&shared), &begun.id, session::LONGEST.as_secs());
-            ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
+    let known = cookie(&headers, browser_cookie_name(&shared));
+    match shared.gate.sign_in(peer.address.ip(), &name, password, known).await {
+        Ok(NewSession { id, browser }) => {
+            let cookies = [
+                (cookie_name(&shared), id, session::LONGEST),
+                (browser_cookie_name(&shared), browser, browsers::KNOWN),
+            ];
+            let cookies = cookies.map(|(name, value, age)| {
+                (header::SET_COOKIE, set_cookie(&shared, name, &value, age.as_secs()))
+            });
+            (AppendHeaders(cookies), Redirect::to("/")).into_response()
         }
         Err(Denied::Wrong) => {
             form(&shared, StatusCode::UNAUTHORIZED, Some("Name or password is wrong."), &name)
         }
         Err(Denied::TooOften(seconds)) => {
-            let complaint = format!("Too many attempts. Try again in {seconds} s.");
+            let complaint = format!(
+                "Too many attempts. Try again in {seconds} s, or in a browser in which you have signed in before."
+            );
             let mut response = form(&shared, StatusCode::TOO_MANY_REQUESTS, Some(&complaint), &name);
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             response
