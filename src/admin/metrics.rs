@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::Sources;
+use super::{Sources, connections::Connections};
 use crate::{
     coap::Code,
     dtls::{Dropped, Failure, Suite},
@@ -41,7 +41,7 @@ pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
 }
 
 /// Returns all metrics.
-pub(super) fn exposition(sources: &Sources) -> String {
+pub(super) fn exposition(sources: &Sources, connections: &Connections) -> String {
     let mut page = Page(String::with_capacity(16_384));
     process(&mut page, sources);
     handshakes(&mut page, sources);
@@ -51,6 +51,7 @@ pub(super) fn exposition(sources: &Sources) -> String {
     if let Some(metrics) = sources.store.metrics() {
         table(&mut page, &metrics);
     }
+    admin(&mut page, connections);
     page.0
 }
 
@@ -199,6 +200,14 @@ fn table(page: &mut Page, metrics: &store::Metrics) {
     page.metric("certdist_store_writes_total", "counter", "Writes to the database, by outcome.", outcomes);
     let help = "Time for a commit to the database, which may contain many writes.";
     page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&metrics.commit_latency));
+}
+
+fn admin(page: &mut Page, connections: &Connections) {
+    page.one("certdist_admin_connections", "gauge", "Connections to the admin port.", connections.open());
+    let lost = connections.lost().map(|(loss, count)| (format!("{{reason=\"{}\"}}", loss.name()), count));
+    let help =
+        "Connections to the admin port that were refused, made room for others or were too slow, by reason.";
+    page.metric("certdist_admin_connections_dropped_total", "counter", help, lost);
 }
 
 fn load(counter: &AtomicU64) -> u64 {

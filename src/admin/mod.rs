@@ -9,6 +9,7 @@ mod console;
 mod health;
 mod hosts;
 mod metrics;
+mod places;
 mod ring;
 mod session;
 #[cfg(test)]
@@ -26,17 +27,16 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::net::TcpListener;
 
 use self::{
     access::{Denied, Gate},
-    connections::Peer,
+    connections::{Connections, Peer},
     health::{Detail, Health},
     hosts::{Hosts, Named},
     ring::{Ring, Sample},
@@ -49,6 +49,9 @@ use crate::{
     server::{Metrics, Pulse},
     store::{Table, UnixSeconds},
 };
+
+/// Maximum size of the body of a request, in bytes; an import's has its own.
+const MAX_FORM: usize = 16 << 10;
 
 /// Sources of the metrics and the device rows.
 #[derive(Clone)]
@@ -72,6 +75,7 @@ struct Shared {
     sources: Sources,
     enrollments: RwLock<Vec<EnrollmentOutline>>,
     gate: Gate,
+    connections: Arc<Connections>,
     hosts: ArcSwap<Hosts>,
     health: Health,
     ring: std::sync::Mutex<Ring>,
@@ -133,15 +137,16 @@ fn known_hosts(address: SocketAddr, configured: &[String]) -> Hosts {
 
 /// Opens the port, and serves it in tasks of the current runtime.
 pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
-    let listener = TcpListener::bind(section.listen)
-        .await
+    let listener = connections::listen(section.listen)
         .with_context(|| format!("[admin] could not listen on {}", section.listen))?;
     let address = listener.local_addr()?;
+    let connections = Arc::<Connections>::default();
     let shared = Arc::new(Shared {
         sources,
         enrollments: RwLock::default(),
         gate: Gate::new(section.users.clone(), section.tokens.clone()),
         hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
+        connections: connections.clone(),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
         pages: console::PageState::new()?,
@@ -152,7 +157,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
     tokio::spawn(sample(shared.clone()));
-    tokio::spawn(connections::serve(listener, tls, routes(shared)));
+    tokio::spawn(connections::serve(listener, tls, connections, routes(shared)));
     Ok(admin)
 }
 
@@ -162,6 +167,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(console::routes(&shared))
+        .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(middleware::from_fn_with_state(shared.clone(), named))
         .layer(middleware::map_response(guarded))
         .with_state(shared)
@@ -252,7 +258,7 @@ async fn metrics(
 ) -> Response {
     match may_read(&shared, peer, &headers) {
         Ok(()) => {
-            let text = metrics::exposition(&shared.sources);
+            let text = metrics::exposition(&shared.sources, &shared.connections);
             ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
         }
         Err(refusal) => refusal,

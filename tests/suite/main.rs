@@ -1,5 +1,6 @@
 //! Tests that need only Rust: no other program and no root. They run in parallel.
 
+mod admin_port;
 mod bounds;
 mod cloud_batches;
 mod cloud_config;

@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::{
@@ -44,9 +45,20 @@ pub(super) fn limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(MAX_FILE + REST)
 }
 
-/// Previewed files that wait for confirmation.
-#[derive(Default)]
-pub(super) struct Uploads(Mutex<VecDeque<Upload>>);
+/// Maximum number of files that are received or imported at once. Each is in memory.
+const MOST_AT_ONCE: usize = 4;
+
+/// Previewed files that wait for confirmation, and places for files that are being received.
+pub(super) struct Uploads {
+    previewed: Mutex<VecDeque<Upload>>,
+    receiving: Semaphore,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { previewed: Mutex::default(), receiving: Semaphore::new(MOST_AT_ONCE) }
+    }
+}
 
 struct Upload {
     token: String,
@@ -65,7 +77,7 @@ struct CsvFile {
 
 impl Uploads {
     fn keep(&self, token: String, owner: SessionKey, file: CsvFile) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.previewed.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         all.retain(|upload| now < upload.at + KEPT);
         if all.len() == MOST {
@@ -75,7 +87,7 @@ impl Uploads {
     }
 
     fn take(&self, token: &str, owner: &SessionKey) -> Option<CsvFile> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.previewed.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         all.retain(|upload| now < upload.at + KEPT);
         let index =
@@ -120,6 +132,13 @@ fn form(visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
 }
 
 pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, form: Multipart) -> Response {
+    if !visitor.is_operator() {
+        return page::not_allowed(&visitor);
+    }
+    let Ok(_receiving) = shared.pages.uploads.receiving.try_acquire() else {
+        let text = "Other files are being sent and imported. Try again when they are finished, or use `certdist import`.";
+        return plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    };
     let Received { file, dry_run } = match receive(&visitor, form).await {
         Ok(received) => received,
         Err(refusal) => return refusal,
@@ -197,9 +216,6 @@ struct Received {
 
 /// Reads the form. Checks its CSRF token before it reads the file.
 async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Response> {
-    if !visitor.is_operator() {
-        return Err(page::not_allowed(visitor));
-    }
     let (mut is_genuine, mut file, mut enrollment, mut dry_run) =
         (visitor.has_csrf(""), None, String::new(), false);
     while let Some(mut field) = form.next_field().await.map_err(|error| unreadable(visitor, &error))? {

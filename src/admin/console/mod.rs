@@ -28,7 +28,7 @@ use super::{
     Shared,
     access::{Denied, Visitor},
     bearer,
-    connections::Peer,
+    connections::{Peer, Place},
     session, unauthorised,
 };
 use crate::{operators::Role, store::Actor};
@@ -118,11 +118,15 @@ const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
     let Some(Peer { address, .. }) = parts.extensions.get() else { return Err(Denied::Wrong) };
     let (address, headers) = (address.ip(), &parts.headers);
-    if let Some(token) = bearer(headers) {
-        return shared.gate.by_token(address, token).map(Some);
+    let visitor = match bearer(headers) {
+        Some(token) => Some(shared.gate.by_token(address, token)?),
+        None => cookie(headers, cookie_name(shared))
+            .and_then(|id| shared.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))),
+    };
+    if let (Some(_), Some(place)) = (&visitor, parts.extensions.get::<Place>()) {
+        place.authenticate();
     }
-    let id = cookie(headers, cookie_name(shared));
-    Ok(id.and_then(|id| shared.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))))
+    Ok(visitor)
 }
 
 impl FromRequestParts<Arc<Shared>> for Visitor {

@@ -1,0 +1,196 @@
+//! Strangers who hold the connections of the admin port with slow requests. Health, pages and
+//! uploads must be answered meanwhile.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Process, Site,
+    console::{TOKEN, Visitor, admin, free_address},
+    http::{self, MULTIPART},
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// The ways to hold a connection: what the client sends before it falls silent.
+fn ways() -> [(&'static str, String); 6] {
+    let body = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+             Content-Length: 9000\r\n\r\nname=lead&password="
+        )
+    };
+    let page = "GET /console.css HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    [
+        ("silence", String::new()),
+        ("a header without an end", "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ".to_owned()),
+        ("a form without an end", body("/sign-in")),
+        ("a file without an end", body("/import")),
+        ("a body for health", body("/healthz").replace("POST", "GET")),
+        ("answers that no one reads", page.repeat(400)),
+    ]
+}
+
+/// The admin port of a server.
+#[derive(Clone, Copy)]
+struct Port {
+    address: SocketAddr,
+}
+
+fn serve() -> (Port, Site, Process) {
+    // Each test has a few thousand connections.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(4096.min(hard)), hard).expect("a higher limit");
+    let address = free_address();
+    let site = Site::with(&admin(address, ""));
+    let server = site.serve();
+    (Port { address }, site, server)
+}
+
+impl Port {
+    fn get(&self, from: IpAddr, path: &str) -> http::Answer {
+        http::exchange(http::connect_from(from, self.address), "GET", path, &[], b"")
+    }
+
+    fn metric(&self, from: IpAddr, name: &str) -> u64 {
+        let metrics = self.get(from, "/metrics").body;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
+    }
+
+    /// Opens a connection, sends this, and keeps the connection.
+    fn hold(&self, from: IpAddr, sent: &str) -> TcpStream {
+        let mut stream = http::connect_from(from, self.address);
+        // The server may have ended the connection, or read no further.
+        stream.set_write_timeout(Some(Duration::from_millis(1))).expect("a time-out");
+        let _ = stream.write_all(sent.as_bytes());
+        stream
+    }
+}
+
+const PROBER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1));
+const OPERATOR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
+
+fn stranger(number: usize) -> IpAddr {
+    IpAddr::from([127, 9, (number / 250) as u8, 1 + (number % 250) as u8])
+}
+
+#[test]
+fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
+    let (port, _site, _server) = serve();
+    let lead = Visitor::new(port.address, "lead");
+    for (way, sent) in ways() {
+        for (count, addresses) in [(140, 1), (140, 140), (1000, 1), (1000, 1000)] {
+            let case = format!("{way}, {count} from {addresses} addresses");
+            let held: Vec<_> =
+                (0..count).map(|number| port.hold(stranger(number % addresses), &sent)).collect();
+            // Probes may come from the strangers' own address as well, as from behind a NAT.
+            for from in [PROBER, stranger(0)] {
+                for (path, expected) in [("/healthz", "ok\n"), ("/readyz", "ready\n")] {
+                    let answer = port.get(from, path);
+                    assert_eq!((answer.status, answer.body.as_str()), (200, expected), "{case}");
+                }
+            }
+            let places = port.metric(PROBER, "certdist_admin_connections");
+            assert!(places <= 128, "{case}: {places}");
+            assert_eq!(lead.get("/devices").status, 200, "{case}");
+            let preview = lead.upload("good.csv", b"deviceId\nSN00000010\n", "lamp");
+            assert!(preview.body.contains("1 devices would be added"), "{case}: {}", preview.body);
+            drop(held);
+        }
+    }
+    let displaced = "certdist_admin_connections_dropped_total{reason=\"displaced\"}";
+    assert!(port.metric(PROBER, displaced) > 1000);
+}
+
+#[test]
+fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile() {
+    let (port, site, _server) = serve();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let rows: String = (0..3000).map(|number| format!("SN-{number:08}\n")).collect();
+    let body = http::multipart(&[("enrollment", "lamp")], ("x.csv", format!("deviceId\n{rows}").as_bytes()));
+    thread::scope(|scope| {
+        // These come from the operator's own network and from others, without a pause.
+        let strangers = scope.spawn({
+            let is_over = is_over.clone();
+            move || {
+                let mut held = std::collections::VecDeque::new();
+                let sent = &ways()[2].1;
+                let mut opened = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let from = if opened % 2 == 0 { OPERATOR } else { stranger(opened % 7) };
+                    held.push_back(port.hold(from, sent));
+                    opened += 1;
+                    if held.len() > 500 {
+                        held.pop_front();
+                    }
+                }
+                opened
+            }
+        });
+        let mut upload = http::connect_from(OPERATOR, port.address);
+        let head = format!(
+            "POST /import HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
+             {}: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            MULTIPART.0,
+            MULTIPART.1,
+            body.len()
+        );
+        upload.write_all(head.as_bytes()).expect("sent");
+        let displaced = "certdist_admin_connections_dropped_total{reason=\"displaced\"}";
+        // After each part, strangers have taken all places again.
+        for part in body.chunks(body.len() / 8) {
+            upload.write_all(part).expect("the connection is there");
+            let before = port.metric(PROBER, displaced);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while port.metric(PROBER, displaced) < before + 128 {
+                assert!(Instant::now() < deadline, "strangers come too slowly for this test");
+            }
+        }
+        let mut answer = String::new();
+        upload.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("3,000 devices added"), "{answer}");
+        is_over.store(true, Ordering::Relaxed);
+        assert!(strangers.join().expect("it ended") > 1000);
+    });
+    let listed = site.run(&["device", "list", "--json", "--limit", "1"]);
+    assert!(listed.status.success());
+}
+
+#[test]
+fn slow_handshakes_hold_up_no_other() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+    let address = free_address();
+    let site = Site::with(&admin(address, "tls_certificate = \"cert.pem\"\ntls_key = \"key.pem\"\n"));
+    site.write("cert.pem", &certified.cert.pem());
+    site.write("key.pem", &certified.key_pair.serialize_pem());
+    let (port, _server) = (Port { address }, site.serve());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = Arc::new(config);
+    for addresses in [1, 300] {
+        // A record of a handshake that never comes to its end.
+        let held: Vec<_> = (0..300)
+            .map(|number| port.hold(stranger(number % addresses), "\x16\x03\x01\x02\x00\x01"))
+            .collect();
+        let name = "localhost".try_into().expect("a name");
+        let connection = rustls::ClientConnection::new(config.clone(), name).expect("a connection");
+        let stream = rustls::StreamOwned::new(connection, http::connect_from(PROBER, address));
+        assert_eq!(http::exchange(stream, "GET", "/healthz", &[], b"").body, "ok\n");
+        drop(held);
+    }
+}
