@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, look_at_store, print};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
 
 fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
     let mut found = None;
-    let chain = open_store(config)?.verify_audit(&mut |seq, hash| {
+    let chain = look_at_store(config)?.verify_audit(&mut |seq, hash| {
         if has.is_some_and(|(wanted, _)| wanted == seq) {
             found = Some(*hash);
         }
@@ -91,7 +91,7 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
 }
 
 fn export(config: &Config, filter: &Filter) -> CommandResult {
-    let store = open_store(config)?;
+    let store = look_at_store(config)?;
     Ok(print(|out| {
         let mut written = Ok(());
         store.export_audit(filter, &mut |entry, hash| {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
-use super::{CommandResult, ConfigArgs, ask, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, ask, look_at_store, print, progress::Progress};
 use crate::store::{
     self, Actor, Condition, StoreError,
     backup::{self, Contents, Restorable},
@@ -57,7 +57,7 @@ pub struct RestoreArgs {
 
 pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
     let contents = Progress::showing(PROGRESS, |mut progress| store.back_up(&args.file, &mut progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {

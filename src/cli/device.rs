@@ -5,7 +5,9 @@ mod reset;
 
 use anyhow::{Context, anyhow};
 
-use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print, progress};
+use super::{
+    CommandResult, ConfigArgs, Failure, aligned, ask, look_at_store, open_existing, print, progress,
+};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -72,7 +74,10 @@ Platform as well, or use `certdist device disable` so that it gets no certificat
 
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = match &args.action {
+        Action::List(_) | Action::Show { .. } => look_at_store(&config)?,
+        _ => open_existing(&config)?,
+    };
     let by = Actor::system_user();
     let (id, found, done) = match &args.action {
         Action::List(args) => return list::run(args, &config, &*store).await,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{CommandResult, ConfigArgs, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, look_at_store, print, progress::Progress};
 use crate::{new_file::NewFile, table_file};
 
 /// Writes the table as CSV, secrets included
@@ -28,7 +28,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
     let mut progress = Progress::new("{bytes} written");
     match &args.output {
         Some(path) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, remark};
+use super::{CommandResult, ConfigArgs, Failure, open_store, preview_store, print, remark};
 use crate::{
     psk::Enrollment,
     store::Actor,
@@ -48,7 +48,10 @@ pub(super) fn run(args: &Args) -> CommandResult {
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }
-    let store = open_store(&config)?;
+    let store = match args.dry_run {
+        true => preview_store(&config)?,
+        false => open_store(&config)?,
+    };
     let bar = ProgressBar::no_length().with_style(
         ProgressStyle::with_template("{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),

@@ -10,6 +10,7 @@ mod conformance;
 mod console;
 mod factory_files;
 mod iot_platform;
+mod looking;
 mod register;
 mod sign_in;
 mod store;

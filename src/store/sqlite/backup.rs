@@ -29,33 +29,46 @@ const PAGES: i32 = 2048;
 /// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Copies one state of the database `from` into a new file (mode 0600). The file gets its final name
-/// when it is complete. `progress` receives the number of copied pages and the total.
+/// A verified copy that does not have its final name yet.
+pub(super) struct Copy {
+    part: NewFile,
+    contents: Contents,
+}
+
+impl Copy {
+    /// Gives the copy its final name, and returns its content.
+    pub(super) fn complete(self, to: &Path) -> Result<Contents, StoreError> {
+        self.part.complete().map_err(|error| unwritten(to, &error))?;
+        Ok(self.contents)
+    }
+}
+
+/// Copies one state of the database `from`, which `source` has open, into a new file (mode 0600) beside
+/// `to`. `progress` receives the number of copied pages and the total.
 pub(super) fn back_up(
+    source: &Connection,
     from: &Path,
     to: &Path,
     progress: impl FnMut(u64, u64),
-) -> Result<Contents, StoreError> {
+) -> Result<Copy, StoreError> {
     let part = begin(to, NewFile::create)?;
-    let source = connection::open_reader(from)?;
     let failed = |error| store_error(from, error);
     // The counts and the copy are both taken from this state, so that they can be compared.
-    let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
+    let state = Transaction::new_unchecked(source, TransactionBehavior::Deferred).map_err(failed)?;
     let before = contents(&state).map_err(failed)?;
     {
         let mut copy = Connection::open(part.path()).map_err(|error| store_error(part.path(), error))?;
-        copy_pages(&source, &mut copy, progress).map_err(failed)?;
+        copy_pages(source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
     }
-    let after = examine(part.path())?;
-    if after != before {
+    let contents = examine(part.path())?;
+    if contents != before {
         return Err(StoreError::Failed(format!(
             "{}: the copy is not what was copied",
             part.path().display()
         )));
     }
-    part.complete().map_err(|error| unwritten(to, &error))?;
-    Ok(after)
+    Ok(Copy { part, contents })
 }
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No

@@ -8,6 +8,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+mod look;
 mod read;
 mod secrets;
 mod writer;
@@ -21,6 +22,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
 use self::{
+    look::Place,
     read::Reader,
     writer::{WriteError, Writer},
 };
@@ -44,11 +46,24 @@ pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     clock: Arc<Clock>,
-    outbox: audit::Outbox,
+    /// Absent if this process only looks.
+    outbox: Option<audit::Outbox>,
+    access: Access,
     // Dropped before the writer, because the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
+}
+
+/// Kind of access to a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Reads and writes.
+    Full,
+    /// Only reads. Creates and changes no file.
+    Looks,
+    /// Previews imports into a database that does not exist yet.
+    PreviewsNew,
 }
 
 impl Sqlite {
@@ -74,11 +89,7 @@ impl Sqlite {
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
-        // Absolute, because connections are also opened later, when the current directory may have
-        // changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
-        let path: Arc<Path> = std::path::absolute(path)
-            .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
-            .into();
+        let path = absolute(path)?;
         let check_keys = |connection: &Connection| {
             let in_use = secrets::keys_in_use(connection).map_err(|error| store_error(&path, error))?;
             accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
@@ -89,13 +100,47 @@ impl Sqlite {
         let (outbox, mut mover) = audit::outbox(file)?;
         mover.move_left();
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
-        Ok(Self { path, bulk_wait, clock: Arc::default(), outbox, readers: ThreadLocal::new(), writer })
+        let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
+        Ok(Self { path, bulk_wait, clock, outbox, access: Access::Full, readers, writer })
+    }
+
+    /// Opens a database of the current version only to read it, if `accepts` returns no error, as for
+    /// [`open_if`](Self::open_if). Creates and changes no file. Writes fail, except that an import can be
+    /// previewed.
+    pub fn look(path: &Path, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
+        let path = absolute(path)?;
+        let in_use = look::at(&path, secrets::keys_in_use)?;
+        accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+        Ok(Self::reading(path, Access::Looks))
+    }
+
+    /// Opens a database like [`look`](Self::look) to preview an import. If the database does not exist
+    /// but can be created, the import is previewed as into an empty one.
+    pub fn preview(
+        path: &Path,
+        accepts: impl Fn(&[String]) -> Result<(), String>,
+    ) -> Result<Self, StoreError> {
+        match look::place(path)? {
+            Place::File => Self::look(path, accepts),
+            Place::Empty | Place::Nothing => Ok(Self::reading(absolute(path)?, Access::PreviewsNew)),
+        }
+    }
+
+    fn reading(path: Arc<Path>, access: Access) -> Self {
+        let writer = Writer::none(Arc::clone(&path));
+        let (clock, readers) = (Arc::default(), ThreadLocal::new());
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox: None, access, readers, writer }
+    }
+
+    /// Fails, with a sentence, unless there is a database or another file with content at this path.
+    pub fn is_there(path: &Path) -> Result<(), StoreError> {
+        look::is_there(path)
     }
 
     /// Examines a file without creating or changing it. Fails for a file of another program,
     /// for a newer version, and for a file that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
-        connection::look(path)
+        connection::condition(path)
     }
 
     /// Returns the clock of this handle.
@@ -106,15 +151,13 @@ impl Sqlite {
     /// Returns up to `limit` names that several devices of one product share, from a file of the
     /// current version. Changes nothing, and reads the whole table.
     pub fn shared_names(path: &Path, limit: usize) -> Result<Vec<SharedName>, StoreError> {
-        let connection = connection::open_reader(path)?;
-        claims::shared_names(&connection, limit).map_err(|error| store_error(path, error))
+        look::at(path, |connection| claims::shared_names(connection, limit))
     }
 
     /// Returns the IDs of the keys under which secrets in a file of the current version are sealed.
     /// Changes nothing.
     pub fn keys_in_use_of(path: &Path) -> Result<Vec<String>, StoreError> {
-        let connection = connection::open_reader(path)?;
-        secrets::keys_in_use(&connection).map_err(|error| store_error(path, error))
+        look::at(path, secrets::keys_in_use)
     }
 
     /// Counts the devices of each enrollment in a file of the current version. Changes nothing, and
@@ -122,10 +165,8 @@ impl Sqlite {
     pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {
         const SQL: &str =
             "SELECT enrollment, count(*) FROM device_table GROUP BY enrollment ORDER BY enrollment";
-        let connection = connection::open_reader(path)?;
         let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
-        let counts = || connection.prepare(SQL)?.query_map((), count)?.collect::<rusqlite::Result<_>>();
-        counts().map_err(|error| store_error(path, error))
+        look::at(path, |connection| connection.prepare(SQL)?.query_map((), count)?.collect())
     }
 
     /// Returns the file's absolute path.
@@ -137,6 +178,17 @@ impl Sqlite {
         self.readers.get_or_try(|| Ok(Reader::new(connection::open_reader(&self.path)?)))
     }
 
+    /// Runs a query over a connection of its own.
+    fn query<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        match self.access {
+            Access::Full => {
+                let connection = connection::open_reader(&self.path)?;
+                query(&connection).map_err(|error| store_error(&self.path, error))
+            }
+            Access::Looks | Access::PreviewsNew => look::at(&self.path, query),
+        }
+    }
+
     /// Runs a query on this thread's connection, and returns a future that is ready.
     fn read<T: Send + 'static>(
         &self,
@@ -144,10 +196,13 @@ impl Sqlite {
     ) -> StoreFuture<'static, T> {
         #[cfg(test)]
         READS.set(READS.get() + 1);
-        let result = self.reader().and_then(|reader| {
-            let connection = reader.connection();
-            query(connection).map_err(|error| store_error(&self.path, error))
-        });
+        let result = match self.access {
+            Access::Full => self.reader().and_then(|reader| {
+                let connection = reader.connection();
+                query(connection).map_err(|error| store_error(&self.path, error))
+            }),
+            Access::Looks | Access::PreviewsNew => self.query(query),
+        };
         Box::pin(std::future::ready(result))
     }
 
@@ -175,6 +230,15 @@ impl Sqlite {
 thread_local! {
     /// Number of queries that this thread has run.
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Returns the absolute path, because connections are also opened later, when the current directory
+/// may have changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
+fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
+    match std::path::absolute(path) {
+        Ok(path) => Ok(path.into()),
+        Err(error) => Err(StoreError::Failed(format!("{}: {error}", path.display()))),
+    }
 }
 
 /// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
@@ -263,7 +327,9 @@ impl Store for Sqlite {
     }
 
     fn audit(&self, asked: Asked) {
-        self.outbox.push(asked);
+        if let Some(outbox) = &self.outbox {
+            outbox.push(asked);
+        }
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
@@ -350,7 +416,8 @@ impl Store for Sqlite {
     }
 
     fn hold(&self) {
-        self.outbox.hold();
+        let Some(outbox) = &self.outbox else { return };
+        outbox.hold();
         // If no connection can be opened, the next read reports the error.
         if let Ok(reader) = self.reader() {
             reader.hold();
@@ -358,7 +425,9 @@ impl Store for Sqlite {
     }
 
     fn release(&self) {
-        self.outbox.release();
+        if let Some(outbox) = &self.outbox {
+            outbox.release();
+        }
         if let Some(reader) = self.readers.get() {
             reader.release();
         }
@@ -406,12 +475,10 @@ impl AuditLog for Sqlite {
     }
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))
+        self.query(|connection| audit::export(connection, filter, each))
     }
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
+        self.query(|connection| audit::verify(connection, hash_at))
     }
 }

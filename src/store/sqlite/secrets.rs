@@ -80,13 +80,11 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
 
 impl StoredSecrets for Sqlite {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        keys_in_use(&connection).map_err(|error| store_error(&self.path, error))
+        self.query(keys_in_use)
     }
 
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        count(&connection).map_err(|error| store_error(&self.path, error))
+        self.query(count)
     }
 
     fn secrets_not_under(

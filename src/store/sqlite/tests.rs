@@ -2,6 +2,7 @@
 //! failing jobs. Tests for all stores are in `store/contract.rs`.
 
 mod auditing;
+mod looking;
 mod sealing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
