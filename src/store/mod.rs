@@ -396,6 +396,12 @@ pub trait Store: Claims + Leases + Turns {
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
+    /// Fails if what this handle has open is no longer what others find under the store's name, because
+    /// its file was removed or replaced.
+    fn is_in_place(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Checks that the store can be read and written durably; changes nothing. The default
     /// implementation only reads.
     fn probe(&self) -> StoreFuture<'_, ()> {

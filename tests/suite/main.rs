@@ -12,6 +12,7 @@ mod factory_files;
 mod iot_platform;
 mod looking;
 mod register;
+mod restoring;
 mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]

@@ -9,17 +9,17 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior,
+    Connection, OpenFlags, Transaction, TransactionBehavior,
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, audit, connection, secrets, store_error};
+use super::{Actor, audit, connection, identity, lock::Lock, secrets, store_error, undone};
 use crate::{
     new_file::NewFile,
     store::{
         StoreError,
         audit::{AuditEntry, AuditEvent},
-        backup::Contents,
+        backup::{Contents, Undone},
     },
 };
 
@@ -104,24 +104,6 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     }
 }
 
-/// Returns whether another connection has the database open.
-pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
-    // In WAL mode, this lock is not granted while another connection is open.
-    let exclusive = || {
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.busy_timeout(Duration::ZERO)?;
-        connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
-        connection.execute_batch("BEGIN EXCLUSIVE; ROLLBACK")
-    };
-    match exclusive() {
-        Ok(()) => Ok(false),
-        Err(error) => match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Ok(true),
-            _ => Err(store_error(path, error)),
-        },
-    }
-}
-
 /// A verified backup that can be restored.
 pub struct Restorable {
     from: PathBuf,
@@ -138,6 +120,10 @@ impl Restorable {
     /// beside `to`, and the copy is migrated. `progress` receives the number of copied pages
     /// and the total.
     pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
+        if identity(from).is_ok_and(|from| identity(to).is_ok_and(|to| from == to)) {
+            let reason = "this is the database itself; expected a file that `certdist backup` wrote";
+            return Err(StoreError::Unusable(format!("{}: {reason}", from.display())));
+        }
         let source = open_as_it_is(from)?;
         let Some(version) = connection::older(&source, from)? else {
             let contents = look_through(&source, from)?;
@@ -155,17 +141,23 @@ impl Restorable {
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
     }
 
+    /// Lists what a restore into the undamaged database of the current version at `to` would undo.
+    pub fn undone(&self, to: &Path) -> Result<Undone, StoreError> {
+        undone::list(&open_as_it_is(to)?, to, &self.open()?, &self.contents.audit)
+    }
+
     fn open(&self) -> Result<Connection, StoreError> {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, NewFile::path))
     }
 
-    /// Copies the backup into the existing database in one transaction, so that its users continue
-    /// with the restored content. Replaces the file instead if the database is `damaged` or
-    /// missing. Writes an audit entry that names `by`.
+    /// Copies the backup into the existing database in one transaction. Replaces the file instead if
+    /// the database is `damaged` or missing. Writes an audit entry that names `by`. The caller holds the
+    /// database's lock alone.
     pub fn restore(
         &self,
         to: &Path,
         damaged: bool,
+        _lock: &Lock,
         by: &Actor,
         progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {

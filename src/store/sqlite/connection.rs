@@ -222,11 +222,15 @@ pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
 /// Gives a new file to the owner of its folder: an operator may import as root before the
 /// server has ever run as another user. For users other than root this does nothing.
 pub(super) fn give_to_folders_owner(file: &File, path: &Path) {
-    let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
-    if let (Some(folder), Ok(own)) = (folder, file.metadata())
-        && folder.uid() != own.uid()
+    give_to_owner(file, folder(path));
+}
+
+/// Gives a new file to the owner of another file or folder, like [`give_to_folders_owner`].
+pub(super) fn give_to_owner(file: &File, of: &Path) {
+    if let (Ok(of), Ok(own)) = (fs::metadata(of), file.metadata())
+        && of.uid() != own.uid()
     {
-        let _ = std::os::unix::fs::fchown(file, Some(folder.uid()), Some(folder.gid()));
+        let _ = std::os::unix::fs::fchown(file, Some(of.uid()), Some(of.gid()));
     }
 }
 

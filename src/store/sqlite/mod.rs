@@ -8,20 +8,23 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+pub mod lock;
 mod look;
 mod read;
 mod secrets;
+mod undone;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
 use self::{
+    lock::Lock,
     look::Place,
     read::Reader,
     writer::{WriteError, Writer},
@@ -53,6 +56,10 @@ pub struct Sqlite {
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
+    /// The file that is open, by device and inode; `None` if this process only looks.
+    file: Option<(u64, u64)>,
+    /// Released last.
+    _lock: Option<Lock>,
 }
 
 /// Kind of access to a database.
@@ -94,14 +101,23 @@ impl Sqlite {
             let in_use = secrets::keys_in_use(connection).map_err(|error| store_error(&path, error))?;
             accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
         };
+        look::place(&path)?;
+        let lock = Lock::share(&path)?;
         let connection = connection::open(&path, writer_wait, check_keys)?;
+        let file = Some(identity(&path).map_err(|error| {
+            StoreError::Failed(format!("{}: {error}; it was removed meanwhile", path.display()))
+        })?);
+        if let Some(lock) = &lock {
+            lock.note_database();
+        }
         // All processes look for files of the outbox beside the same file, whatever links they follow.
-        let file = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
-        let (outbox, mut mover) = audit::outbox(file)?;
+        let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
+        let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
-        Ok(Self { path, bulk_wait, clock, outbox, access: Access::Full, readers, writer })
+        let access = Access::Full;
+        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, file, _lock: lock })
     }
 
     /// Opens a database of the current version only to read it, if `accepts` returns no error, as for
@@ -129,7 +145,8 @@ impl Sqlite {
     fn reading(path: Arc<Path>, access: Access) -> Self {
         let writer = Writer::none(Arc::clone(&path));
         let (clock, readers) = (Arc::default(), ThreadLocal::new());
-        Self { path, bulk_wait: BULK_WAIT, clock, outbox: None, access, readers, writer }
+        let (outbox, file, _lock) = (None, None, None);
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, file, _lock }
     }
 
     /// Fails, with a sentence, unless there is a database or another file with content at this path.
@@ -239,6 +256,11 @@ fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
         Ok(path) => Ok(path.into()),
         Err(error) => Err(StoreError::Failed(format!("{}: {error}", path.display()))),
     }
+}
+
+/// Returns the device and the inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
@@ -433,9 +455,30 @@ impl Store for Sqlite {
         }
     }
 
+    fn is_in_place(&self) -> Result<(), StoreError> {
+        let Some(file) = self.file else { return Ok(()) };
+        let what = match identity(&self.path) {
+            Ok(found) if found == file => return Ok(()),
+            Ok(_) => "was replaced with another file",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed or moved",
+            // It may be there nevertheless.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "could not look for the database");
+                return Ok(());
+            }
+        };
+        let path = self.path.display();
+        Err(StoreError::Unusable(format!(
+            "{path}: the database {what} while this process had it open; put the right file there, for example \
+             with `certdist restore`, and start certdist again"
+        )))
+    }
+
     fn probe(&self) -> StoreFuture<'_, ()> {
+        let in_place = self.is_in_place();
         let read = self.rows_after(None, 1);
         Box::pin(async {
+            in_place?;
             read.await?;
             let write = self.writer.submit(|connection| {
                 // SQLite writes the file's header even if the version does not change.

@@ -145,6 +145,36 @@ pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'
     Ok(())
 }
 
+/// Calls `each` with each entry after the number `seq`, oldest first.
+pub(super) fn entries_after(
+    connection: &Connection,
+    seq: u64,
+    each: &mut dyn FnMut(AuditEntry, Link) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query([(seq + 1).cast_signed(), i64::MAX])?;
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        for line in block.lines().filter(|(number, _)| *number > seq) {
+            each(parse(line)?, block.hash)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the number of the last entry that was pruned.
+pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT anchorSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
+}
+
+/// Returns whether the log has grown from one whose last entry had this number and hash, as far as it
+/// was not pruned.
+pub(super) fn continues(connection: &Connection, seq: u64, hash: &Link) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT anchorSeq > ?1 OR (anchorSeq = ?1 AND anchorHash = ?2) OR \
+                       EXISTS (SELECT 1 FROM audit_block WHERE lastSeq = ?1 AND hash = ?2) FROM audit_chain";
+    connection.query_row(SQL, params![seq.cast_signed(), hash], |row| row.get(0))
+}
+
 /// Verifies the chain in one state of the database. `hash_at` receives the number of each
 /// block's last entry and the block's hash, for comparison with a hash that an operator has
 /// noted.
