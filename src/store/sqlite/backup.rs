@@ -61,6 +61,8 @@ pub(super) fn back_up(
         copy_pages(source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
     }
+    // The copy may take long to verify, and the state would keep the log from being emptied.
+    drop(state);
     let contents = examine(part.path())?;
     if contents != before {
         return Err(StoreError::Failed(format!(

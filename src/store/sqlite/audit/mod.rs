@@ -25,6 +25,9 @@ const BLOCK: usize = 256;
 /// Maximum number of entries removed in one transaction.
 const PRUNED_AT_ONCE: u64 = 10_000;
 
+/// Number of blocks that an export reads at a time, about 2.5 MB.
+const EXPORTED_AT_ONCE: i64 = 64;
+
 /// Separator between the entries of a block.
 const BETWEEN: &str = ",\n";
 
@@ -129,20 +132,33 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSec
 }
 
 /// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
-/// breaks off.
+/// breaks off. No transaction is open meanwhile, however long that takes. Entries that are added after
+/// the beginning are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare_cached(BLOCKS)?;
-    let mut rows = statement.query(ALL)?;
-    while let Some(row) = rows.next()? {
-        let block = Block::read(row)?;
-        for line in block.lines() {
-            let entry = parse(line)?;
-            if filter.admits(&entry) && each(entry, block.hash).is_break() {
-                return Ok(());
+    const HEAD: &str = "SELECT headSeq FROM audit_chain";
+    const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                       WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq LIMIT ?3";
+    let end: i64 = connection.query_row(HEAD, (), |row| row.get(0))?;
+    let mut after = 0;
+    loop {
+        let blocks: Vec<(u64, u64, Link, String)> = connection
+            .prepare_cached(SQL)?
+            .query_map(params![after, end, EXPORTED_AT_ONCE], |row| {
+                let [first, last] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
+                Ok((first, last, row.get(2)?, row.get(3)?))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let Some((_, last, ..)) = blocks.last() else { return Ok(()) };
+        after = last.cast_signed();
+        for (first, last, hash, entries) in &blocks {
+            for line in (Block { first: *first, last: *last, hash: *hash, entries }).lines() {
+                let entry = parse(line)?;
+                if filter.admits(&entry) && each(entry, *hash).is_break() {
+                    return Ok(());
+                }
             }
         }
     }
-    Ok(())
 }
 
 /// Calls `each` with each entry after the number `seq`, oldest first.
