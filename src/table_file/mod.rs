@@ -3,6 +3,7 @@
 //! rules; the store decides which values in the table may be replaced.
 
 mod encoding;
+mod export;
 mod header;
 mod lines;
 mod remarks;
@@ -17,17 +18,16 @@ use std::{
     fmt,
     fs::File,
     io,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-pub use self::rows::{ReadError, Rows, read};
+pub use self::{
+    export::{ExportError, Form, TABLESTORE_COLUMNS, export_as, export_file},
+    rows::{ReadError, Rows, read},
+};
 use crate::{
-    device::Secret,
     psk::EnrollmentOutline,
-    store::{
-        Actor, Bulk, DeviceRow, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable,
-    },
+    store::{Actor, Bulk, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable},
 };
 
 /// Names of the columns, in the order of an export.
@@ -277,46 +277,4 @@ pub fn import(
         (Err(ImportError::Rejected(_)), Some(error)) => Err(unread(error)),
         (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),
     }
-}
-
-/// Error of an export.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The output could not be written.
-    #[error("could not write the export: {0}")]
-    Write(#[from] io::Error),
-}
-
-/// Writes the whole table, ordered by device ID, in the form that [`import_file`] reads.
-/// Returns the number of rows. The output holds every secret.
-pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
-    let mut writer = csv::Writer::from_writer(writer);
-    writer.write_record(COLUMNS).map_err(io::Error::from)?;
-    let (mut rows, mut written) = (0, Ok(()));
-    store.export(&mut |row: DeviceRow, key| {
-        let (identity, psk) = key.as_ref().map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
-        let secret = row.certificate.as_ref().map(|certificate| &certificate.device_secret);
-        let record: [&str; COLUMNS.len()] = [
-            row.id.as_str(),
-            &row.enrollment,
-            &row.product_key,
-            row.device_name.as_deref().unwrap_or_default(),
-            secret.map_or("", Secret::expose),
-            row.iot_id.as_deref().unwrap_or_default(),
-            identity,
-            psk,
-        ];
-        written = writer.write_record(record).map_err(io::Error::from);
-        if written.is_err() {
-            return ControlFlow::Break(());
-        }
-        rows += 1;
-        ControlFlow::Continue(())
-    })?;
-    written?;
-    writer.flush()?;
-    Ok(rows)
 }

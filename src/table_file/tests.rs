@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    device::Secret,
     psk::{Enrollment, Key, Kind, Reissue},
     store::ImportRow,
 };

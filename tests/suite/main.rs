@@ -8,6 +8,7 @@ mod command_line;
 mod company;
 mod conformance;
 mod console;
+mod exporting;
 mod factory_files;
 mod iot_platform;
 mod looking;
