@@ -6,13 +6,13 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use rustix::fs::{FileType, fstat};
 
 use super::{CommandResult, ConfigArgs, look_at_store, print, progress::Progress};
 use crate::{
     new_file::NewFile,
-    table_file::{self, Form},
+    table_file::{self, ExportError, Form},
 };
 
 /// Writes the table as CSV, secrets included
@@ -63,7 +63,15 @@ pub(super) fn run(args: &Args) -> CommandResult {
                 let folder = std::env::temp_dir();
                 format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())
             })?;
-            table_file::export_as(&*store, form, progress.counting(io::BufWriter::new(&spool)))?;
+            let written = table_file::export_as(&*store, form, progress.counting(io::BufWriter::new(&spool)));
+            if let Err(ExportError::Write(error)) = written {
+                let folder = std::env::temp_dir();
+                let folder = folder.display();
+                return Err(
+                    anyhow!("{folder}: {error}; set TMPDIR to a folder with room for the table").into()
+                );
+            }
+            written?;
             drop(progress);
             spool.rewind()?;
             print(|out| io::copy(&mut spool, out).map(drop))?;

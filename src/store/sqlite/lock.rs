@@ -81,7 +81,8 @@ fn is_same(found: &fs::Metadata, file: &File) -> bool {
 
 impl Lock {
     /// Shares the lock with other processes that may write. Fails while a database is being restored.
-    pub(super) fn share(database: &Path) -> Result<Option<Self>, StoreError> {
+    /// Returns the system's error if the lock file cannot be used.
+    pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
         match attempt(database, FlockOperation::NonBlockingLockShared) {
             Ok(Attempt::Held(lock)) if lock.has_lost_database() => Err(StoreError::Unusable(format!(
                 "{}: there is no database, but there was one when {} was made; restore a backup with `certdist \
@@ -89,17 +90,12 @@ impl Lock {
                 database.display(),
                 lock.path.display()
             ))),
-            Ok(Attempt::Held(lock)) => Ok(Some(lock)),
+            Ok(Attempt::Held(lock)) => Ok(Ok(lock)),
             Ok(Attempt::Excluded) => Err(StoreError::Busy(format!(
                 "{}: it is being restored; try again later",
                 database.display()
             ))),
-            Err(error) => {
-                // SQLite's own locks still show this process to a restore, unless the file is replaced.
-                let path = path_of(database);
-                tracing::warn!(path = %path.display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
-                Ok(None)
-            }
+            Err(error) => Ok(Err(error)),
         }
     }
 

@@ -107,9 +107,13 @@ impl Sqlite {
         let file = Some(identity(&path).map_err(|error| {
             StoreError::Failed(format!("{}: {error}; it was removed meanwhile", path.display()))
         })?);
-        if let Some(lock) = &lock {
-            lock.note_database();
-        }
+        // Without the lock, only SQLite's own locks show this process to a restore.
+        let lock = lock
+            .inspect(Lock::note_database)
+            .inspect_err(|error| {
+                tracing::warn!(path = %path.display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
+            })
+            .ok();
         // All processes look for files of the outbox beside the same file, whatever links they follow.
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
         let (outbox, mut mover) = audit::outbox(real)?;
