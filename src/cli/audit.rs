@@ -105,7 +105,7 @@ fn export(config: &Config, filter: &Filter) -> CommandResult {
 fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
     let at = jiff::Timestamp::from_second(entry.at).map(|time| time.to_string());
     json!({
-        "seq": entry.seq,
+        "seq": (entry.seq > 0).then_some(entry.seq),
         "at": at.unwrap_or_else(|_| entry.at.to_string()),
         "event": entry.event.name(),
         "deviceId": entry.device.as_ref().map(DeviceId::as_str),
@@ -113,7 +113,7 @@ fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
         "who": entry.who,
         "address": entry.address,
         "detail": entry.detail,
-        "hash": hex::encode(hash),
+        "hash": (entry.seq > 0).then(|| hex::encode(hash)),
     })
 }
 

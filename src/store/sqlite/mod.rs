@@ -522,7 +522,13 @@ impl AuditLog for Sqlite {
     }
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
-        self.query(|connection| audit::export(connection, filter, each))
+        match self.access {
+            Access::Full => self.query(|connection| audit::export(connection, filter, each)),
+            // What processes have left behind is not moved by one that only looks.
+            Access::Looks | Access::PreviewsNew => look::check(&self.path, |connection| {
+                audit::export_with_waiting(connection, &self.path, filter, each)
+            }),
+        }
     }
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {

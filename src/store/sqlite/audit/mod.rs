@@ -6,15 +6,19 @@ mod index;
 mod outbox;
 mod rows;
 
+use std::{ops::ControlFlow, path::Path};
+
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
 
+use self::outbox::Waiting;
 pub(super) use self::{
     index::history,
     outbox::{Outbox, outbox},
     rows::into_blocks,
 };
+use super::store_error;
 use crate::store::{
-    UnixSeconds,
+    StoreError, UnixSeconds,
     audit::{AuditEntry, AuditEvent, Chain, EachEntry, Filter, Keep, Link, link},
 };
 
@@ -131,30 +135,65 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSec
     Block::read(row)?.lines().last().map(parse).transpose().map(|entry| entry.map(|entry| entry.at))
 }
 
+/// Returns the number of the last entry.
+pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT headSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
+}
+
 /// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
 /// breaks off. No transaction is open meanwhile, however long that takes. Entries that are added after
 /// the beginning are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
-    const HEAD: &str = "SELECT headSeq FROM audit_chain";
+    let end = head(connection)?;
+    export_until(connection, end, filter, each).map(drop)
+}
+
+/// Exports like [`export`], and then the entries that processes have left behind. They have number 0 and
+/// no hash.
+pub(super) fn export_with_waiting(
+    connection: &Connection,
+    path: &Path,
+    filter: &Filter,
+    each: EachEntry<'_>,
+) -> Result<(), StoreError> {
+    let waiting = Waiting::find(connection, path)?;
+    let exported = export_until(connection, waiting.end, filter, each);
+    if exported.map_err(|error| store_error(path, error))?.is_break() {
+        return Ok(());
+    }
+    let mut each = |entry: AuditEntry| match filter.admits(&entry) {
+        true => each(entry, Link::default()),
+        false => ControlFlow::Continue(()),
+    };
+    waiting.read(&mut each).map_err(|error| {
+        StoreError::Failed(format!("{}: the outbox of the audit log: {error}", path.display()))
+    })
+}
+
+fn export_until(
+    connection: &Connection,
+    end: u64,
+    filter: &Filter,
+    each: EachEntry<'_>,
+) -> rusqlite::Result<ControlFlow<()>> {
     const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
                        WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq LIMIT ?3";
-    let end: i64 = connection.query_row(HEAD, (), |row| row.get(0))?;
     let mut after = 0;
     loop {
         let blocks: Vec<(u64, u64, Link, String)> = connection
             .prepare_cached(SQL)?
-            .query_map(params![after, end, EXPORTED_AT_ONCE], |row| {
+            .query_map(params![after, end.cast_signed(), EXPORTED_AT_ONCE], |row| {
                 let [first, last] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
                 Ok((first, last, row.get(2)?, row.get(3)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        let Some((_, last, ..)) = blocks.last() else { return Ok(()) };
+        let Some((_, last, ..)) = blocks.last() else { return Ok(ControlFlow::Continue(())) };
         after = last.cast_signed();
         for (first, last, hash, entries) in &blocks {
             for line in (Block { first: *first, last: *last, hash: *hash, entries }).lines() {
                 let entry = parse(line)?;
                 if filter.admits(&entry) && each(entry, *hash).is_break() {
-                    return Ok(());
+                    return Ok(ControlFlow::Break(()));
                 }
             }
         }

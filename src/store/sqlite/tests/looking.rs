@@ -150,3 +150,64 @@ fn a_preview_changes_nothing_whether_there_is_a_database_or_not() {
     }
     assert_eq!(look(copy.path()), DeviceState::Disabled);
 }
+
+#[test]
+fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = filled(&directory);
+    let path = directory.path().join("certdist.db");
+    // Another process holds the lock, so that the entries stay in the file.
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for device in ["SN-1", "SN-2"] {
+        store.audit(Asked::new(
+            AuditEvent::Refused,
+            5,
+            &id(device),
+            ("lamps", "one", "127.0.0.1"),
+            format_args!("no"),
+        ));
+    }
+    // As after a killed process.
+    let copy = tempfile::tempdir().unwrap();
+    for file in files(directory.path()).keys().filter(|path| !path.ends_with("certdist.db-lock")) {
+        fs::copy(file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let looks = Sqlite::look(&copy.path().join("certdist.db"), |_| Ok(())).unwrap();
+    let entries = |filter: &Filter| {
+        let mut entries = Vec::new();
+        looks
+            .export_audit(filter, &mut |entry, hash| {
+                assert_eq!(entry.seq == 0, hash == Link::default());
+                entries.push((entry.event, entry.seq));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        entries
+    };
+    let all = [AuditEvent::Imported, AuditEvent::Disabled, AuditEvent::Refused, AuditEvent::Refused];
+    assert_eq!(entries(&Filter::default()), all.into_iter().zip([1, 2, 0, 0]).collect::<Vec<_>>());
+    let filter = Filter { device: Some(id("SN-2")), ..Filter::default() };
+    assert_eq!(entries(&filter), [(AuditEvent::Refused, 0)]);
+    let outbox = || files(copy.path()).keys().filter(|path| is_outbox(path)).count();
+    assert_eq!(outbox(), 1);
+    // Once they are moved, they are in the log.
+    drop(open(&copy));
+    assert_eq!(outbox(), 0);
+    assert_eq!(entries(&Filter::default()), all.into_iter().zip([1, 2, 3, 4]).collect::<Vec<_>>());
+    // Those of a living process are shown when they are in the log.
+    let looks = Sqlite::look(&path, |_| Ok(())).unwrap();
+    let mut living = 0;
+    looks
+        .export_audit(&Filter::default(), &mut |_, _| {
+            living += 1;
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(living, 2);
+    other.execute_batch("COMMIT").unwrap();
+}
+
+fn is_outbox(path: &Path) -> bool {
+    path.to_string_lossy().contains("-audit-")
+}
