@@ -72,10 +72,8 @@ pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
 pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read()?;
     let path = store::file_of(&config.database)?;
+    backup::can_be_at(path)?;
     let condition = store::examine(&config.database);
-    if let (Err(error @ StoreError::Unusable(_)), false) = (&condition, path.is_file()) {
-        return Err(error.clone().into());
-    }
     // Held until the database is replaced, so that no server starts meanwhile.
     let lock = match args.dry_run {
         true => Lock::holder(path).map_or(Ok(None), |who| {

@@ -2,7 +2,7 @@
 
 use super::audit::Chain;
 pub use super::sqlite::{
-    backup::{Restorable, examine},
+    backup::{Restorable, can_be_at, examine},
     lock::Lock,
 };
 

@@ -69,7 +69,12 @@ fn a_database_that_is_not_there_is_named_with_its_path_and_created_by_no_command
         if name != "certdist.db" {
             // Nor by those that create a database where one can be created.
             site.write("rows.csv", "deviceId,enrollment\nSN00000001,lamp\n");
-            for line in ["import rows.csv", "import rows.csv --dry-run", "serve"] {
+            fs::write(site.path("copy.db"), "").expect("written");
+            let mut lines = vec!["import rows.csv", "import rows.csv --dry-run", "serve"];
+            if name != "letter.db" {
+                lines.push("restore copy.db --yes --force");
+            }
+            for line in lines {
                 let output = site.run(&words(line));
                 assert_eq!(output.status.code(), Some(1), "{line}: {}", stderr(&output));
                 assert!(stderr(&output).contains(expected), "{line}: {}", stderr(&output));

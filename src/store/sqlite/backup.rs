@@ -13,7 +13,7 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, audit, connection, identity, lock::Lock, secrets, store_error, undone};
+use super::{Actor, audit, connection, identity, lock::Lock, look, secrets, store_error, undone};
 use crate::{
     new_file::NewFile,
     store::{
@@ -104,6 +104,11 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
         "ok" => Ok(()),
         _ => Err(StoreError::Failed(format!("{}: the database is damaged: {found}", path.display()))),
     }
+}
+
+/// Fails, with a sentence, if there cannot be a database at a path.
+pub fn can_be_at(path: &Path) -> Result<(), StoreError> {
+    look::place(path).map(drop)
 }
 
 /// A verified backup that can be restored.

@@ -48,7 +48,7 @@ enum Attempt {
 
 /// Returns the path of the lock file. It is beside the file that links lead to, so that all paths to a
 /// database have one lock.
-fn path_of(database: &Path) -> PathBuf {
+pub(super) fn path_of(database: &Path) -> PathBuf {
     let file = database.canonicalize();
     look::beside(file.as_deref().unwrap_or(database), "-lock")
 }
@@ -60,6 +60,9 @@ fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits().cast_signed());
         let file = options.open(&path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("this is not a regular file"));
+        }
         match flock(&file, how) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(Attempt::Excluded),
@@ -84,12 +87,14 @@ impl Lock {
     /// Returns the system's error if the lock file cannot be used.
     pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
         match attempt(database, FlockOperation::NonBlockingLockShared) {
-            Ok(Attempt::Held(lock)) if lock.has_lost_database() => Err(StoreError::Unusable(format!(
-                "{}: there is no database, but there was one when {} was made; restore a backup with `certdist \
-                 restore`, or remove that file to begin with an empty database",
-                database.display(),
-                lock.path.display()
-            ))),
+            Ok(Attempt::Held(lock)) if lock.has_lost_database() => {
+                let made = lock.path.display();
+                let reason = format!(
+                    "there is no database, but there was one when {made} was made; restore a backup with `certdist \
+                     restore`, or remove that file to begin with an empty database"
+                );
+                Err(look::unusable(database, &reason))
+            }
             Ok(Attempt::Held(lock)) => Ok(Ok(lock)),
             Ok(Attempt::Excluded) => Err(StoreError::Busy(format!(
                 "{}: it is being restored; try again later",
@@ -118,11 +123,8 @@ impl Lock {
     /// file was moved or replaced.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
         let in_use = |who: &str| {
-            StoreError::Unusable(format!(
-                "{}: it is in use by {who}; stop the server first, for example with `systemctl stop certdist`; \
-                 --force does not replace a database in use",
-                database.display()
-            ))
+            let stop = "stop the server first, for example with `systemctl stop certdist`";
+            look::unusable(database, &format!("it is in use by {who}; {stop}; --force does not change this"))
         };
         let failed =
             |error: io::Error| StoreError::Failed(format!("{}: {error}", path_of(database).display()));

@@ -67,7 +67,8 @@ pub(super) fn place(path: &Path) -> Result<Place, StoreError> {
     }
 }
 
-fn unusable(path: &Path, what: &str) -> StoreError {
+/// Returns an error about a file, with its absolute path.
+pub(super) fn unusable(path: &Path, what: &str) -> StoreError {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     StoreError::Unusable(format!("{}: {what}", path.display()))
 }

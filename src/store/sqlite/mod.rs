@@ -111,7 +111,7 @@ impl Sqlite {
         let lock = lock
             .inspect(Lock::note_database)
             .inspect_err(|error| {
-                tracing::warn!(path = %path.display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
+                tracing::warn!(path = %lock::path_of(&path).display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
             })
             .ok();
         // All processes look for files of the outbox beside the same file, whatever links they follow.
