@@ -32,6 +32,21 @@ use crate::{
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
+/// Pause between two looks at the database's file.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Number of looks in a row that must not find the file, because a program may replace it in two steps.
+const LOOKS: u32 = 3;
+
+/// Reason why a server cannot go on.
+#[derive(Debug)]
+pub enum Failed {
+    /// The worker with this number has ended.
+    Worker(usize),
+    /// The database was removed or replaced.
+    Database(StoreError),
+}
+
 /// A running server with all its parts.
 pub struct App {
     server: Server,
@@ -41,6 +56,8 @@ pub struct App {
     drain: Duration,
     store: Arc<dyn Table>,
     keep: watch::Sender<Keep>,
+    /// Ends when the database was removed or replaced.
+    watching: JoinSet<StoreError>,
     /// Tasks of plain CoAP, which end when the set is dropped.
     _plain: Option<JoinSet<()>>,
     _pruning: JoinSet<()>,
@@ -90,6 +107,8 @@ impl App {
         let (keep, kept_now) = watch::channel(kept(config.audit));
         let mut pruning = JoinSet::new();
         pruning.spawn(keep_pruned(table.clone(), kept_now, registrar.clone()));
+        let mut watching = JoinSet::new();
+        watching.spawn(database_lost(services.store.clone()));
         Ok(Self {
             server,
             services,
@@ -100,6 +119,7 @@ impl App {
             keep,
             _pruning: pruning,
             store: table,
+            watching,
         })
     }
 
@@ -119,9 +139,12 @@ impl App {
         self.server.fail_worker(number);
     }
 
-    /// Waits until a worker ends, and returns its number. In normal operation no worker ends.
-    pub async fn worker_ended(&mut self) -> usize {
-        self.server.worker_ended().await
+    /// Waits until the server cannot go on. In normal operation this does not happen.
+    pub async fn failed(&mut self) -> Failed {
+        tokio::select! {
+            number = self.server.worker_ended() => Failed::Worker(number),
+            Some(Ok(error)) = self.watching.join_next() => Failed::Database(error),
+        }
     }
 
     /// Queries all devices at IoT Platform now, as the server does regularly. Returns the number of
@@ -172,8 +195,28 @@ impl App {
     }
 }
 
-/// Removes expired entries of the audit log once a minute, and whenever the retention changes,
-/// until the sender of `keep` is dropped.
+/// Waits until the file of the database was removed or replaced, and returns the error. As long as it
+/// has only been missing for a moment, the server goes on.
+async fn database_lost(store: Arc<dyn Store>) -> StoreError {
+    let mut missed = 0;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let store = store.clone();
+        // A look may block.
+        match tokio::task::spawn_blocking(move || store.is_in_place()).await {
+            Ok(Err(error)) => {
+                missed += 1;
+                if missed >= LOOKS {
+                    return error;
+                }
+            }
+            _ => missed = 0,
+        }
+    }
+}
+
+/// Removes expired entries of the audit log once a minute, and whenever the retention changes, until
+/// the sender of `keep` is dropped.
 async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) {
     let mut retention = Retention::default();
     loop {

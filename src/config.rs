@@ -277,12 +277,26 @@ fn read_plain_coap(
     Some(PlainCoap { listen, enrollment })
 }
 
-/// Resolves the path in `sqlite:PATH` relative to the configuration's folder.
+/// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that mean
+/// something else in other programs.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(format!("sqlite:{}", folder.join(path).display())),
-        _ => bail!("database = \"{url}\": expected \"sqlite:PATH\""),
+    let Some(("sqlite", path)) = url.split_once(':') else {
+        bail!("database = \"{url}\": expected \"sqlite:PATH\"");
+    };
+    if let Some(rest) = path.strip_prefix("//") {
+        let meant = match rest.trim_start_matches('/') {
+            name if name.len() < rest.len() => format!("/{name}"),
+            name => name.to_owned(),
+        };
+        bail!(
+            "database = \"{url}\": expected a path directly after the colon, such as \"sqlite:{meant}\"; a relative \
+             path begins in the folder of this file"
+        );
     }
+    if path.is_empty() || path == ":memory:" || path.starts_with("file:") || path.contains('?') {
+        bail!("database = \"{url}\": expected \"sqlite:PATH\", with the path of a file and no parameters");
+    }
+    Ok(format!("sqlite:{}", folder.join(path).display()))
 }
 
 fn read_enrollment(

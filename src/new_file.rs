@@ -158,8 +158,9 @@ fn remove_signalled() {
     });
 }
 
-/// Removes incomplete files for the same final name whose commands have ended.
-fn remove_left_behind(to: &Path) {
+/// Removes incomplete files for the same final name whose commands have ended, with the files that
+/// SQLite makes beside them.
+pub fn remove_left_behind(to: &Path) {
     let mut prefix = to.file_name().unwrap_or_default().to_owned();
     prefix.push(".");
     let is_incomplete = |name: &OsString| {
@@ -175,6 +176,11 @@ fn remove_left_behind(to: &Path) {
         if let Ok(file) = options.open(entry.path())
             && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
+            for ending in ["-journal", "-wal", "-shm"] {
+                let mut companion = entry.path().into_os_string();
+                companion.push(ending);
+                let _ = fs::remove_file(companion);
+            }
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -240,6 +246,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("backup.db");
         fs::write(folder.path().join("backup.db.0123456789abcdef.part"), "left").unwrap();
+        fs::write(folder.path().join("backup.db.0123456789abcdef.part-wal"), "left").unwrap();
         fs::write(folder.path().join("backup.db.mine.part"), "precious").unwrap();
         let living = NewFile::create(&to).unwrap();
         let other = NewFile::create(&to).unwrap();

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{anyhow, bail};
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, device::in_table, open_store, print};
+use super::{CommandResult, ConfigArgs, device::in_table, look_at_store, print};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     match &args.action {
         Action::Verify { has } => verify(&config, *has),
         Action::Export { device, since, until } => {
-            let store = open_store(&config)?;
+            let store = look_at_store(&config)?;
             let device = device.as_deref().map(|id| in_table(&*store, id)).transpose()?;
             export(&*store, &Filter { device, since: *since, until: *until })
         }
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
 
 fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
     let mut found = None;
-    let chain = open_store(config)?.verify_audit(&mut |seq, hash| {
+    let chain = look_at_store(config)?.verify_audit(&mut |seq, hash| {
         if has.is_some_and(|(wanted, _)| wanted == seq) {
             found = Some(*hash);
         }
@@ -104,7 +104,7 @@ fn export(store: &dyn Table, filter: &Filter) -> CommandResult {
 fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
     let at = jiff::Timestamp::from_second(entry.at).map(|time| time.to_string());
     json!({
-        "seq": entry.seq,
+        "seq": (entry.seq > 0).then_some(entry.seq),
         "at": at.unwrap_or_else(|_| entry.at.to_string()),
         "event": entry.event.name(),
         "deviceId": entry.device.as_ref().map(DeviceId::as_str),
@@ -112,7 +112,7 @@ fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
         "who": entry.who,
         "address": entry.address,
         "detail": entry.detail,
-        "hash": hex::encode(hash),
+        "hash": (entry.seq > 0).then(|| hex::encode(hash)),
     })
 }
 

@@ -1,13 +1,13 @@
 //! `certdist backup` and `certdist restore`: copy the whole database to and from one file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::anyhow;
 
-use super::{CommandResult, ConfigArgs, ask, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, ask, look_at_store, print, progress::Progress};
 use crate::store::{
     self, Actor, Condition, StoreError,
-    backup::{self, Contents, Restorable},
+    backup::{self, Contents, Lock, Restorable, Sample, Undone},
     sealed,
 };
 
@@ -38,16 +38,19 @@ Example
   certdist restore certdist-2026-11-25.db
 
 A backup of an older version is upgraded, in a copy. Everything that was issued,
-registered or imported since the backup is lost. --force is needed to replace a database
-that is newer than the backup, in use, or damaged; a server that has it open then
-continues with the restored data.")]
+registered or imported since the backup is lost: it is listed first, and --dry-run only
+lists it. --force is needed to replace a database that is newer than the backup, or
+damaged. A database in use is never replaced: stop all servers first.")]
 pub struct RestoreArgs {
     /// File that `certdist backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Replace a database that is newer, in use or damaged
+    /// Replace a database that is newer or damaged
     #[arg(long)]
     force: bool,
+    /// Check the backup and list what would be undone, but change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
@@ -57,7 +60,7 @@ pub struct RestoreArgs {
 
 pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
     let contents = Progress::showing(PROGRESS, |mut progress| store.back_up(&args.file, &mut progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
     match contents.audit.fault {
@@ -69,6 +72,17 @@ pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
 pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read()?;
     let path = store::file_of(&config.database)?;
+    backup::can_be_at(path)?;
+    let condition = store::examine(&config.database);
+    // Held until the database is replaced, so that no server starts meanwhile.
+    let lock = match args.dry_run {
+        true => Lock::holder(path).map_or(Ok(None), |who| {
+            let path = path.display();
+            print(|out| writeln!(out, "{path}: in use by {who}; stop the server before you restore"))?;
+            Ok::<_, Failure>(None)
+        })?,
+        false => Some(Lock::alone(path)?),
+    };
     let backup = Progress::showing(PROGRESS, |progress| Restorable::examine(&args.file, path, progress))?;
     if let Some(fault) = &backup.contents.audit.fault {
         tracing::warn!(error = %fault, "the backup's audit log is not complete");
@@ -81,48 +95,84 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let mut damaged = false;
     if path.exists() {
         let found = backup::examine(path);
-        let is_older = matches!(store::examine(&config.database), Ok(Condition::Older(_)));
-        damaged = found.is_err() && !is_older;
-        let reasons = against(path, &backup.contents, &found, damaged)?;
+        damaged = found.is_err() && !matches!(condition, Ok(Condition::Older(_)));
         match &found {
-            Ok(contents) => print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?,
+            Ok(contents) => {
+                print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
+                let undone = backup.undone(path)?;
+                print(|out| out.write_all(listed(&undone).as_bytes()))?;
+            }
             Err(error) => print(|out| writeln!(out, "{error}"))?,
         }
-        if !reasons.is_empty() && !args.force {
-            let reasons = reasons.join(", and ");
-            return Err(anyhow!("{}: {reasons}; use --force to replace it anyway", path.display()).into());
+        let reason = against(&backup.contents, &found, damaged);
+        match (reason, args.dry_run) {
+            (Some(reason), true) => {
+                print(|out| writeln!(out, "{}: {reason}: needs --force", path.display()))?
+            }
+            (Some(reason), false) if !args.force => {
+                let path = path.display();
+                return Err(anyhow!("{path}: {reason}; use --force to replace it anyway").into());
+            }
+            _ => {}
         }
+    }
+    let Some(lock) = lock else {
+        return Ok(print(|out| writeln!(out, "{}: would be restored", path.display()))?);
+    };
+    if path.exists() {
         ask::sure(args.yes, &format!("Replace the database {}?", path.display()))?;
     }
     let by = Actor::system_user();
-    Progress::showing(PROGRESS, |progress| backup.restore(path, damaged, &by, progress))?;
+    Progress::showing(PROGRESS, |progress| backup.restore(path, damaged, &lock, &by, progress))?;
     print(|out| writeln!(out, "{}: restored", path.display()))?;
     Ok(())
 }
 
-/// Returns the reasons against replacing the database at `path`.
-fn against(
-    path: &Path,
-    backup: &Contents,
-    found: &Result<Contents, StoreError>,
-    damaged: bool,
-) -> Result<Vec<String>, StoreError> {
-    if damaged {
-        return Ok(vec!["it is damaged, or not a database of this version".into()]);
-    }
-    let mut reasons = Vec::new();
-    if backup::is_in_use(path)? {
-        reasons.push("it is in use (stop the server first)".to_owned());
-    }
+/// Returns the reason against replacing the database that was `found`, if there is one.
+fn against(backup: &Contents, found: &Result<Contents, StoreError>, damaged: bool) -> Option<String> {
     match found {
+        _ if damaged => Some("it is damaged, or not a database of this version".into()),
         Ok(contents) if contents.audit.last > backup.audit.last => {
             let newer = contents.audit.last - backup.audit.last;
-            reasons.push(format!("its audit log is {newer} entries newer than the backup"));
+            Some(format!("its audit log is {newer} entries newer than the backup"))
         }
-        Ok(_) => {}
-        Err(_) => reasons.push("it is of an older version, and may be newer than the backup".to_owned()),
+        Ok(_) => None,
+        Err(_) => Some("it is of an older version, and may be newer than the backup".to_owned()),
     }
-    Ok(reasons)
+}
+
+/// Returns the list of what a restore would undo, one kind on each line.
+fn listed(undone: &Undone) -> String {
+    if undone.is_other {
+        return "everything in it would be lost: its audit log does not continue that of the backup\n".into();
+    }
+    let mut lines = String::new();
+    let mut line = |sample: &Sample, what: &str| {
+        if sample.count > 0 {
+            let first: Vec<_> = sample.first.iter().map(|text| text.escape_debug().to_string()).collect();
+            let more = match sample.count - first.len() as u64 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            lines.push_str(&format!("  {}: {what}: {}{more}\n", sample.count, first.join(", ")));
+        }
+    };
+    line(&undone.disabled, "disabled devices would become enabled");
+    line(&undone.enabled, "enabled devices would become disabled");
+    line(&undone.deleted, "deleted devices would come back");
+    line(&undone.issued, "first issues would be forgotten, and may happen once more");
+    line(&undone.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
+    line(&undone.imported, "imports would be undone");
+    if undone.pruned > 0 {
+        let pruned = undone.pruned;
+        lines.push_str(&format!(
+            "  {pruned} older entries since the backup were pruned and cannot be listed\n"
+        ));
+    }
+    if lines.is_empty() {
+        return lines;
+    }
+    format!("a restore would undo these changes since the backup:\n{lines}")
 }
 
 fn as_text(contents: &Contents) -> String {

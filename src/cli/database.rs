@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, look_at_store, open_existing, print, progress::Progress};
 use crate::store::Actor;
 
 /// Seals the database's secrets, and shows which keys seal them
@@ -44,7 +44,10 @@ pub(super) fn run(args: &Args) -> CommandResult {
             args.config.path().display()
         )));
     }
-    let store = open_store(&config)?;
+    let store = match args.action {
+        Action::Seal => open_existing(&config)?,
+        Action::Status { .. } => look_at_store(&config)?,
+    };
     match args.action {
         Action::Seal => {
             let template = "{bar:40} {percent}% {pos}/{len} secrets {eta} left";

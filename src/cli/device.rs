@@ -7,7 +7,9 @@ mod reset;
 use anyhow::{Context, anyhow};
 
 use self::many::{Chosen, Which};
-use super::{CommandResult, ConfigArgs, Failure, aligned, ask, open_store, print, progress};
+use super::{
+    CommandResult, ConfigArgs, Failure, aligned, ask, look_at_store, open_existing, print, progress,
+};
 use crate::{
     config::Config,
     device::{AskedId, DeviceId},
@@ -69,7 +71,10 @@ do not come back with `certdist import undo`: export the table first.")]
 
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = match &args.action {
+        Action::List(_) | Action::Show { .. } => look_at_store(&config)?,
+        _ => open_existing(&config)?,
+    };
     let by = Actor::system_user();
     match &args.action {
         Action::List(args) => list::run(args, &config, &*store).await,

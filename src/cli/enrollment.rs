@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, aligned, open_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, aligned, look_at_store, print, progress::Progress};
 use crate::{
     config::Config,
     psk::{Enrollment, Kind, Reissue},
@@ -47,7 +47,7 @@ enum Action {
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;
     let mut totals: BTreeMap<String, Totals> =
         totals.into_iter().map(|totals| (totals.enrollment.clone(), totals)).collect();

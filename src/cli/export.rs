@@ -1,14 +1,19 @@
 //! `certdist export`: writes the table as CSV, which `certdist import` reads.
 
 use std::{
-    io::{self, Write},
+    io::{self, Seek, Write},
+    os::fd::AsFd,
     path::PathBuf,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use rustix::fs::{FileType, fstat};
 
-use super::{CommandResult, ConfigArgs, open_store, print, progress::Progress};
-use crate::{new_file::NewFile, table_file};
+use super::{CommandResult, ConfigArgs, look_at_store, print, progress::Progress};
+use crate::{
+    new_file::NewFile,
+    table_file::{self, ExportError, Form},
+};
 
 /// Writes the table as CSV, secrets included
 #[derive(clap::Args)]
@@ -17,32 +22,65 @@ Example
   certdist export --output backup.csv
   certdist import backup.csv --dry-run
 
-The file holds every device secret and key. Only its owner can read it.")]
+The file holds every device secret and key, in clear text. Only its owner can read it.
+An export to a pipe is first written to an unnamed file in the folder TMPDIR (/tmp).")]
 pub struct Args {
     /// File to write, which must not exist yet; standard output if absent
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
+    /// Write the columns of Tablestore's device_table, with times as seconds since 1970
+    #[arg(long)]
+    tablestore: bool,
+    /// Put ' before cells that a spreadsheet would run as formulas, and quote all cells
+    #[arg(long)]
+    for_spreadsheet: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
+    let form = Form { tablestore: args.tablestore, for_spreadsheet: args.for_spreadsheet };
     let mut progress = Progress::new("{bytes} written");
     match &args.output {
         Some(path) => {
             let new =
                 NewFile::create(path).with_context(|| format!("could not create {}", path.display()))?;
             let mut writer = progress.counting(io::BufWriter::new(new.file()));
-            table_file::export_file(&*store, &mut writer)?;
+            table_file::export_as(&*store, form, &mut writer)?;
             writer.flush().with_context(|| format!("could not write {}", path.display()))?;
             drop(writer);
             new.complete().with_context(|| format!("could not write {}", path.display()))?;
         }
+        None if is_regular(io::stdout()) => {
+            print(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
+        }
         None => {
-            print(|out| table_file::export_file(&*store, progress.counting(out)).map(drop))?;
+            // The state that is exported keeps the database's log from being emptied. So the export does
+            // not wait for its reader.
+            let mut spool = tempfile::tempfile().with_context(|| {
+                let folder = std::env::temp_dir();
+                format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())
+            })?;
+            let written = table_file::export_as(&*store, form, progress.counting(io::BufWriter::new(&spool)));
+            if let Err(ExportError::Write(error)) = written {
+                let folder = std::env::temp_dir();
+                let folder = folder.display();
+                return Err(
+                    anyhow!("{folder}: {error}; set TMPDIR to a folder with room for the table").into()
+                );
+            }
+            written?;
+            drop(progress);
+            spool.rewind()?;
+            print(|out| io::copy(&mut spool, out).map(drop))?;
         }
     }
     Ok(())
+}
+
+/// Returns whether a file is a regular one, so that writing to it waits only for the disk.
+fn is_regular(file: impl AsFd) -> bool {
+    fstat(file).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
 }

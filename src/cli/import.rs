@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context, anyhow};
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Progress, remark};
+use super::{
+    CommandResult, ConfigArgs, Failure, look_at_store, open_existing, open_store, preview_store, print,
+    progress::Progress, remark,
+};
 use crate::{
     config::Config,
     new_file::NewFile,
@@ -61,7 +64,8 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
     if let Some(action) = &args.action {
-        return undo::run(action, &*open_store(&config)?);
+        let store = if action.looks() { look_at_store(&config)? } else { open_existing(&config)? };
+        return undo::run(action, &*store);
     }
     let mut enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
     if let Some(name) = &args.enrollment {
@@ -70,7 +74,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     // Read before the database is opened, because a pipe may take its time.
     let sources = args.files.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
-    let store = open_or_create(&config)?;
+    let store = if args.dry_run { preview_store(&config)? } else { open_or_create(&config)? };
     let by = Actor::system_user();
     let mut import = |source: &Source, dry_run| {
         let ignores_unknown = args.ignore_unknown;

@@ -203,8 +203,25 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
+/// Opens the database; creates it if it does not exist.
 fn open_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::open(&config.database, config.database_keys.clone())?)
+}
+
+/// Opens the database to change it; fails if it does not exist.
+fn open_existing(config: &Config) -> Result<Arc<dyn Table>, Failure> {
+    store::is_there(&config.database)?;
+    open_store(config)
+}
+
+/// Opens the database only to read it; fails if it does not exist. No file is created or changed.
+fn look_at_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
+    Ok(store::look(&config.database, config.database_keys.clone())?)
+}
+
+/// Opens the database only to preview an import. No file is created or changed.
+fn preview_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
+    Ok(store::preview(&config.database, config.database_keys.clone())?)
 }
 
 /// Writes results. A reader that closes the pipe early (`| head`) is not an error.

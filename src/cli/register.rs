@@ -20,7 +20,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print, progress::Shown, remark};
+use super::{CommandResult, ConfigArgs, Failure, open_existing, print, progress::Shown, remark};
 use crate::{
     app,
     config::{Config, QPS},
@@ -110,7 +110,7 @@ impl Tally {
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
-    let store = open_store(&config)?;
+    let store = open_existing(&config)?;
     let (cloud, limits) = app::cloud(&config).map_err(Failure::Usage)?;
     let limits = registrar::Config {
         qps: args.qps.unwrap_or(limits.qps),

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CommandResult, ConfigArgs, Failure, open_store, print};
 use crate::{
-    app::{self, App},
+    app::{self, App, Failed},
     config::Config,
     notify,
     server::{self, Pulse},
@@ -71,6 +71,11 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
         match order(&mut app, signals).await {
             Order::Stop => break Ok(()),
             Order::GiveUp(problem) => break Err(Failure::Failed(problem)),
+            Order::Abandon(problem) => {
+                tracing::error!(error = %format_args!("{problem:#}"), "stopping at once because of an error");
+                notify::stopping(AFTER_DRAIN);
+                return Err(Failure::Failed(problem));
+            }
             Order::Reload => match file.read() {
                 Ok(changed) => {
                     if let Err(error) = app.reload(&changed) {
@@ -128,15 +133,18 @@ pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     Ok(App::start(config, store, cloud).await?)
 }
 
-/// Waits for a signal, or for the end of a worker. If a worker has ended, the server gives up,
-/// as it would serve only some of the devices.
+/// Waits for a signal, for the end of a worker, or for the loss of the database. If a worker has
+/// ended, the server gives up, as it would serve only some of the devices.
 async fn order(app: &mut App, signals: &mut Signals) -> Order {
     tokio::select! {
         order = signals.next() => order,
-        number = app.worker_ended() => Order::GiveUp(anyhow!(
-            "worker {number} ended unexpectedly, so its devices are no longer served; see the log above for the \
-             reason, and restart certdist"
-        )),
+        failed = app.failed() => match failed {
+            Failed::Worker(number) => Order::GiveUp(anyhow!(
+                "worker {number} ended unexpectedly, so its devices are no longer served; see the log above for \
+                 the reason, and restart certdist"
+            )),
+            Failed::Database(error) => Order::Abandon(error.into()),
+        },
     }
 }
 
@@ -144,6 +152,8 @@ async fn order(app: &mut App, signals: &mut Signals) -> Order {
 enum Order {
     Stop,
     GiveUp(anyhow::Error),
+    /// Ends at once, because what the server would still do is lost.
+    Abandon(anyhow::Error),
     Reload,
 }
 

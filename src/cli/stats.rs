@@ -6,7 +6,9 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, aligned, enrollment::counts, open_store, print, progress::Progress};
+use super::{
+    CommandResult, ConfigArgs, aligned, enrollment::counts, look_at_store, print, progress::Progress,
+};
 use crate::store::{self, Totals};
 
 /// Counts the devices of each enrollment by their progress
@@ -28,7 +30,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read()?;
-    let store = open_store(&config)?;
+    let store = look_at_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;
     let path = std::path::absolute(store::file_of(&config.database)?)?;
     let size = size(&path)?;

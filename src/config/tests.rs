@@ -47,6 +47,11 @@ fn a_missing_key_is_named() {
 fn errors_of_values_say_what_is_expected() {
     for (right, wrong, expected) in [
         ("sqlite:certdist.db", "certdist.db", "expected \"sqlite:PATH\""),
+        ("sqlite:certdist.db", "sqlite://certdist.db", "such as \"sqlite:certdist.db\""),
+        ("sqlite:certdist.db", "sqlite:///var/lib/c.db", "such as \"sqlite:/var/lib/c.db\""),
+        ("sqlite:certdist.db", "sqlite:////var/lib/c.db", "such as \"sqlite:/var/lib/c.db\""),
+        ("sqlite:certdist.db", "sqlite::memory:", "the path of a file"),
+        ("sqlite:certdist.db", "sqlite:c.db?mode=ro", "no parameters"),
         ("derived", "derive", "unknown variant `derive`"),
         (
             "hex:000102030405060708090a0b0c0d0e0f",

@@ -27,7 +27,7 @@ pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
 /// One entry: who did what, when, and from where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// Number from 1, without gaps; 0 until the entry is written.
+    /// Number from 1, without gaps; 0 until the entry is in the log.
     #[serde(skip)]
     pub seq: u64,
     /// Time of the event.
@@ -260,8 +260,8 @@ pub struct Chain {
     pub fault: Option<String>,
 }
 
-/// Receives each entry of an export with the hash of its block. Returns whether the export
-/// continues.
+/// Receives each entry of an export with the hash of its block, or with zeros if the entry is not in the
+/// log yet. Returns whether the export continues.
 pub type EachEntry<'a> = &'a mut dyn FnMut(AuditEntry, Link) -> ControlFlow<()>;
 
 /// The part of a store that keeps the audit log.

@@ -82,6 +82,10 @@ pub enum StoreError {
     /// Another process has taken the claim or the batch over.
     #[error("another process has taken this registration over")]
     Fenced,
+    /// The database does not exist, or must be changed by the operator before it can be used. Contains a
+    /// sentence that names the file.
+    #[error("{0}")]
+    Unusable(String),
     /// Any other failure, for example because the file is read-only, damaged or not a database.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -393,6 +397,12 @@ pub trait Store: Claims + Leases + Turns {
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
+    /// Fails if what this handle has open is no longer what others find under the store's name, because
+    /// its file was removed or replaced.
+    fn is_in_place(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Checks that the store can be read and written durably; changes nothing. The default
     /// implementation only reads.
     fn probe(&self) -> StoreFuture<'_, ()> {
@@ -475,6 +485,25 @@ pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
 /// Changes nothing, and reads the whole table.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
+}
+
+/// Fails, with a sentence, unless there is a store, or another file with content, at `url`.
+pub fn is_there(url: &str) -> Result<(), StoreError> {
+    Sqlite::is_there(file_of(url)?)
+}
+
+/// Opens the store at `url` only to read it. Creates and changes no file. Fails if the store does not
+/// exist, has another version, or has secrets that these keys do not open.
+pub fn look(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
+    let sqlite = Sqlite::look(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
+    Ok(Arc::new(Sealed::new(sqlite, keys)))
+}
+
+/// Opens the store at `url` only to preview an import. Creates and changes no file. If the store does
+/// not exist but can be created, the preview is that of an import into an empty store.
+pub fn preview(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
+    let sqlite = Sqlite::preview(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
+    Ok(Arc::new(Sealed::new(sqlite, keys)))
 }
 
 /// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates

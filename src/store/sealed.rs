@@ -320,6 +320,10 @@ impl<S: Store> Store for Sealed<S> {
         self.inner.release();
     }
 
+    fn is_in_place(&self) -> Result<(), StoreError> {
+        self.inner.is_in_place()
+    }
+
     fn now(&self) -> UnixSeconds {
         self.inner.now()
     }

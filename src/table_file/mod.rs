@@ -4,6 +4,7 @@
 
 mod bad_lines;
 mod encoding;
+mod export;
 mod header;
 mod lines;
 mod remarks;
@@ -17,21 +18,20 @@ mod tests;
 use std::{
     cell::Cell,
     fmt, io,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
 pub use self::{
     bad_lines::{BadLines, LineError},
+    export::{ExportError, Form, TABLESTORE_COLUMNS, export_as, export_file},
     rows::{ReadError, Rows, read},
     source::{Input, Source},
 };
 use crate::{
-    device::{AskedId, Secret},
+    device::AskedId,
     psk::EnrollmentOutline,
     store::{
-        Actor, Bulk, DeviceRow, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable,
-        undo::ImportId,
+        Actor, Bulk, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable, undo::ImportId,
     },
 };
 
@@ -255,7 +255,6 @@ pub fn import(
         (Err(ImportError::Rejected(_)), None) => Err(bad(lines)),
     }
 }
-
 /// Returns a sentence about devices that were in another enrollment.
 fn moved(count: u64) -> Option<String> {
     match count {
@@ -296,46 +295,4 @@ pub fn device_ids(
         0 => Ok(ids),
         _ => Err(ImportFileError::Lines { path: path.to_owned(), lines }),
     }
-}
-
-/// Error of an export.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The output could not be written.
-    #[error("could not write the export: {0}")]
-    Write(#[from] io::Error),
-}
-
-/// Writes the whole table, ordered by device ID, in the form that [`import_file`] reads.
-/// Returns the number of rows. The output holds every secret.
-pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
-    let mut writer = csv::Writer::from_writer(writer);
-    writer.write_record(COLUMNS).map_err(io::Error::from)?;
-    let (mut rows, mut written) = (0, Ok(()));
-    store.export(&mut |row: DeviceRow, key| {
-        let (identity, psk) = key.as_ref().map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
-        let secret = row.certificate.as_ref().map(|certificate| &certificate.device_secret);
-        let record: [&str; COLUMNS.len()] = [
-            row.id.as_str(),
-            &row.enrollment,
-            &row.product_key,
-            row.device_name.as_deref().unwrap_or_default(),
-            secret.map_or("", Secret::expose),
-            row.iot_id.as_deref().unwrap_or_default(),
-            identity,
-            psk,
-        ];
-        written = writer.write_record(record).map_err(io::Error::from);
-        if written.is_err() {
-            return ControlFlow::Break(());
-        }
-        rows += 1;
-        ControlFlow::Continue(())
-    })?;
-    written?;
-    writer.flush()?;
-    Ok(rows)
 }

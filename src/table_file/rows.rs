@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::{
     COLUMNS, Enrollments, LineError,
     encoding::{self, Text},
+    export,
     header::{self, Header, Meaning},
     lines::{self, Line, Lines},
     remarks::Remarks,
@@ -471,6 +472,9 @@ fn csv_values<'l>(
     for (at, field) in fields.into_iter().enumerate() {
         let is_empty = values::unwrapped(&field).is_empty();
         match header.columns.get(at) {
+            Some(Meaning::Column(column @ export::IDENTITY)) => {
+                values[*column] = cleaned(*column, export::unmarked(field));
+            }
             Some(Meaning::Column(column)) => values[*column] = cleaned(*column, field),
             Some(Meaning::Ignored) => has_ignored |= !is_empty,
             Some(Meaning::Unnamed) if is_empty => {}

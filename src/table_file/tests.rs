@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    device::DeviceId,
+    device::{DeviceId, Secret},
     psk::{Enrollment, Key, Kind, Reissue},
     store::ImportRow,
     testing::store::Memory,

@@ -9,10 +9,13 @@ mod command_line;
 mod company;
 mod conformance;
 mod console;
+mod exporting;
 mod factory_files;
 mod importing;
 mod iot_platform;
+mod looking;
 mod register;
+mod restoring;
 mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]

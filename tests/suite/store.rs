@@ -97,7 +97,9 @@ impl Operator {
 /// Returns why a file is refused as a database. Checks that the file is unchanged.
 fn refusal(path: &Path) -> String {
     let before = fs::read(path).ok();
-    let Err(StoreError::Failed(reason)) = Sqlite::open(path) else { panic!("{} was opened", path.display()) };
+    let Err(StoreError::Failed(reason) | StoreError::Unusable(reason)) = Sqlite::open(path) else {
+        panic!("{} was opened", path.display())
+    };
     assert_eq!(fs::read(path).ok(), before);
     assert!(reason.starts_with(&path.display().to_string()), "{reason}");
     reason
@@ -180,7 +182,7 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
     assert!(reason.contains("schema version 1000") && reason.contains("use a newer certdist"), "{reason}");
 
     assert!(refusal(directory.path()).contains("this is a directory"));
-    assert!(refusal(&path("missing/certdist.db")).contains("cannot be created: No such file"));
+    assert!(refusal(&path("missing/certdist.db")).contains("there is no folder"));
     // Not even root can create a file here.
     assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
     assert!(

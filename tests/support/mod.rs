@@ -82,8 +82,13 @@ impl Process {
     }
 
     /// Sends SIGTERM and returns the exit code.
-    pub fn stop(mut self) -> Option<i32> {
+    pub fn stop(self) -> Option<i32> {
         self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits until the process ends, and returns the exit code.
+    pub fn ended(mut self) -> Option<i32> {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("its status") {
@@ -91,7 +96,7 @@ impl Process {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        panic!("still running 30 s after SIGTERM");
+        panic!("still running after 30 s");
     }
 
     /// Ends the process with SIGKILL.

@@ -38,6 +38,13 @@ undone. Reads the whole table, and locks it meanwhile: a second for a million de
     List,
 }
 
+impl Action {
+    /// Returns whether the action changes nothing.
+    pub(super) fn looks(&self) -> bool {
+        matches!(self, Self::List)
+    }
+}
+
 pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
     match action {
         Action::Undo { id, rest, dry_run, yes } => {

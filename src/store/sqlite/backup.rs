@@ -9,17 +9,17 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior,
+    Connection, OpenFlags, Transaction, TransactionBehavior,
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, audit, connection, secrets, store_error};
+use super::{Actor, audit, connection, identity, lock::Lock, look, secrets, store_error, undone};
 use crate::{
     new_file::NewFile,
     store::{
         StoreError,
         audit::{AuditEntry, AuditEvent},
-        backup::Contents,
+        backup::{Contents, Undone},
     },
 };
 
@@ -29,33 +29,48 @@ const PAGES: i32 = 2048;
 /// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Copies one state of the database `from` into a new file (mode 0600). The file gets its final name
-/// when it is complete. `progress` receives the number of copied pages and the total.
+/// A verified copy that does not have its final name yet.
+pub(super) struct Copy {
+    part: NewFile,
+    contents: Contents,
+}
+
+impl Copy {
+    /// Gives the copy its final name, and returns its content.
+    pub(super) fn complete(self, to: &Path) -> Result<Contents, StoreError> {
+        self.part.complete().map_err(|error| unwritten(to, &error))?;
+        Ok(self.contents)
+    }
+}
+
+/// Copies one state of the database `from`, which `source` has open, into a new file (mode 0600) beside
+/// `to`. `progress` receives the number of copied pages and the total.
 pub(super) fn back_up(
+    source: &Connection,
     from: &Path,
     to: &Path,
     progress: impl FnMut(u64, u64),
-) -> Result<Contents, StoreError> {
+) -> Result<Copy, StoreError> {
     let part = begin(to, NewFile::create)?;
-    let source = connection::open_reader(from)?;
     let failed = |error| store_error(from, error);
     // The counts and the copy are both taken from this state, so that they can be compared.
-    let state = Transaction::new_unchecked(&source, TransactionBehavior::Deferred).map_err(failed)?;
+    let state = Transaction::new_unchecked(source, TransactionBehavior::Deferred).map_err(failed)?;
     let before = contents(&state).map_err(failed)?;
     {
         let mut copy = Connection::open(part.path()).map_err(|error| store_error(part.path(), error))?;
-        copy_pages(&source, &mut copy, progress).map_err(failed)?;
+        copy_pages(source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
     }
-    let after = examine(part.path())?;
-    if after != before {
+    // The copy may take long to verify, and the state would keep the log from being emptied.
+    drop(state);
+    let contents = examine(part.path())?;
+    if contents != before {
         return Err(StoreError::Failed(format!(
             "{}: the copy is not what was copied",
             part.path().display()
         )));
     }
-    part.complete().map_err(|error| unwritten(to, &error))?;
-    Ok(after)
+    Ok(Copy { part, contents })
 }
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No
@@ -91,22 +106,9 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     }
 }
 
-/// Returns whether another connection has the database open.
-pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
-    // In WAL mode, this lock is not granted while another connection is open.
-    let exclusive = || {
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.busy_timeout(Duration::ZERO)?;
-        connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
-        connection.execute_batch("BEGIN EXCLUSIVE; ROLLBACK")
-    };
-    match exclusive() {
-        Ok(()) => Ok(false),
-        Err(error) => match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Ok(true),
-            _ => Err(store_error(path, error)),
-        },
-    }
+/// Fails, with a sentence, if there cannot be a database at a path.
+pub fn can_be_at(path: &Path) -> Result<(), StoreError> {
+    look::place(path).map(drop)
 }
 
 /// A verified backup that can be restored.
@@ -125,6 +127,10 @@ impl Restorable {
     /// beside `to`, and the copy is migrated. `progress` receives the number of copied pages
     /// and the total.
     pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
+        if identity(from).is_ok_and(|from| identity(to).is_ok_and(|to| from == to)) {
+            let reason = "this is the database itself; expected a file that `certdist backup` wrote";
+            return Err(StoreError::Unusable(format!("{}: {reason}", from.display())));
+        }
         let source = open_as_it_is(from)?;
         let Some(version) = connection::older(&source, from)? else {
             let contents = look_through(&source, from)?;
@@ -142,17 +148,23 @@ impl Restorable {
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
     }
 
+    /// Lists what a restore into the undamaged database of the current version at `to` would undo.
+    pub fn undone(&self, to: &Path) -> Result<Undone, StoreError> {
+        undone::list(&open_as_it_is(to)?, to, &self.open()?, &self.contents.audit)
+    }
+
     fn open(&self) -> Result<Connection, StoreError> {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, NewFile::path))
     }
 
-    /// Copies the backup into the existing database in one transaction, so that its users continue
-    /// with the restored content. Replaces the file instead if the database is `damaged` or
-    /// missing. Writes an audit entry that names `by`.
+    /// Copies the backup into the existing database in one transaction. Replaces the file instead if
+    /// the database is `damaged` or missing. Writes an audit entry that names `by`. The caller holds the
+    /// database's lock alone.
     pub fn restore(
         &self,
         to: &Path,
         damaged: bool,
+        _lock: &Lock,
         by: &Actor,
         progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {

@@ -7,7 +7,8 @@ use std::{collections::BTreeSet, path::Path};
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 
 use super::{
-    Sqlite, audit, backup, claims, connection, imports, read, secrets, store_error, writer::WriteError,
+    Access, Sqlite, audit, backup, claims, connection, imports, look, read, secrets, store_error,
+    writer::WriteError,
 };
 use crate::{
     device::{DeviceId, Secret},
@@ -35,20 +36,27 @@ impl Bulk for Sqlite {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let failed = |error| store_error(&self.path, error);
-        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let connection = match self.access {
+            Access::Full => connection::open_again(&self.path, self.bulk_wait)?,
+            _ if !job.dry_run => {
+                let reason = format!("{}: it was opened only to be read", self.path.display());
+                return Err(StoreError::Failed(reason).into());
+            }
+            Access::Looks => connection::open_preview(&self.path, self.bulk_wait)?,
+            Access::PreviewsNew => connection::open_empty().map_err(failed)?,
+        };
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
         // The write-ahead log is emptied once, at the end, rather than during COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
         let outcome = import(&connection, self, job, rows, reject);
-        if connection.total_changes() > 0 {
+        if self.access == Access::Full && connection.total_changes() > 0 {
             connection::empty_log(&connection);
         }
         outcome
     }
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        read::export(&connection, each).map_err(|error| store_error(&self.path, error))
+        self.query(|connection| read::export(connection, each))
     }
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
@@ -73,10 +81,7 @@ impl Bulk for Sqlite {
         const SQL: &str = "SELECT enrollment, count(*), count(deviceSecret), count(firstIssued), \
                            count(activateTime), count(refusal), sum(state = 'disabled') \
                            FROM device_table GROUP BY enrollment ORDER BY enrollment";
-        let connection = connection::open_reader(&self.path)?;
-        let failed = |error| store_error(&self.path, error);
-        let mut statement = connection.prepare(SQL).map_err(failed)?;
-        let rows = statement.query_map((), |row| {
+        let totals = |row: &rusqlite::Row<'_>| {
             let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
             Ok(Totals {
                 enrollment: row.get(0)?,
@@ -87,8 +92,8 @@ impl Bulk for Sqlite {
                 refused: count(5)?,
                 disabled: count(6)?,
             })
-        });
-        rows.and_then(Iterator::collect).map_err(failed)
+        };
+        self.query(|connection| connection.prepare(SQL)?.query_map((), totals)?.collect())
     }
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
@@ -98,16 +103,23 @@ impl Bulk for Sqlite {
     }
 
     fn back_up(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
-        backup::back_up(&self.path, to, progress)
+        match self.access {
+            Access::Full => {
+                let source = connection::open_reader(&self.path)?;
+                backup::back_up(&source, &self.path, to, progress)
+            }
+            Access::Looks | Access::PreviewsNew => {
+                look::check(&self.path, |source| backup::back_up(source, &self.path, to, progress))
+            }
+        }?
+        .complete(to)
     }
 }
 
 impl Sqlite {
     fn count_rows(&self, sql: &str, parameters: impl Params) -> Result<u64, StoreError> {
-        connection::open_reader(&self.path)?
-            .query_row(sql, parameters, |row| row.get::<_, i64>(0))
-            .map(i64::unsigned_abs)
-            .map_err(|error| store_error(&self.path, error))
+        let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0).map(i64::unsigned_abs);
+        self.query(|connection| connection.query_row(sql, parameters, count))
     }
 }
 

@@ -11,10 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, config::DbConfig};
 use rustix::fs::Access;
 
-use super::{audit, claims, store_error};
+use super::{
+    audit, claims,
+    look::{self, Place},
+    store_error,
+};
 use crate::store::{Condition, SharedName, StoreError};
 
 /// Application ID of a certdist database: "cert", as in `schema.sql`.
@@ -133,25 +137,55 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Examines the file without creating or changing it.
-pub(super) fn look(path: &Path) -> Result<Condition, StoreError> {
+/// Opens a connection that imports into a file of the current version, only to roll the import
+/// back. Settings that are kept in the file stay as they are.
+pub(super) fn open_preview(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
+    look::is_there(path)?;
+    let failed = |error| store_error(path, error);
+    let keeps_log = look::has_log_in_use(path);
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
+    // The log of a killed process stays as it is.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keeps_log).map_err(failed)?;
+    if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
+        return Err(StoreError::Failed(format!(
+            "{}: the file is write-protected; a preview needs the rights of an import",
+            path.display()
+        )));
+    }
+    is_current(&connection, path)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    Ok(connection)
+}
+
+/// Creates an empty database of the current version in memory.
+pub(super) fn open_empty() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    connection.execute_batch(SCHEMA)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+/// Returns the folder of a file.
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Examines whether a server can open the file, or create it. Creates and changes nothing.
+pub(super) fn condition(path: &Path) -> Result<Condition, StoreError> {
     let failed = |what: String| StoreError::Failed(format!("{}: {what}", path.display()));
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
     // SQLite keeps its log beside the file, so the folder must be writable, too.
-    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+    rustix::fs::access(folder(path), Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|error| failed(format!("the folder cannot be written ({})", io::Error::from(error))))?;
-    if !path.try_exists().map_err(|error| failed(error.to_string()))? {
+    if look::place(path)? == Place::Nothing {
         return Ok(Condition::Missing);
     }
     rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK)
         .map_err(|error| failed(format!("cannot be read and written ({})", io::Error::from(error))))?;
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
-    match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
+    if look::place(path)? == Place::Empty {
+        return Ok(Condition::Missing);
+    }
+    match look::found(path)? {
         Found::Version(VERSION) => Ok(Condition::Current),
-        // An empty file, as a crash may leave it, counts as missing.
         Found::Version(0) => Ok(Condition::Missing),
         Found::Version(older) => Ok(Condition::Older(older)),
         other => Err(refusal(path, &other)),
@@ -175,9 +209,7 @@ fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection,
 /// the same mode. An existing file is not even opened: closing it would drop the POSIX locks
 /// that this process's other connections hold on it.
 pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
-    if path.is_dir() {
-        return Err(StoreError::Failed(format!("{}: this is a directory, not a database", path.display())));
-    }
+    look::place(path)?;
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => {
             give_to_folders_owner(&file, path);
@@ -191,16 +223,20 @@ pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
 /// Gives a new file to the owner of its folder: an operator may import as root before the
 /// server has ever run as another user. For users other than root this does nothing.
 pub(super) fn give_to_folders_owner(file: &File, path: &Path) {
-    let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
-    if let (Some(folder), Ok(own)) = (folder, file.metadata())
-        && folder.uid() != own.uid()
+    give_to_owner(file, folder(path));
+}
+
+/// Gives a new file to the owner of another file or folder, like [`give_to_folders_owner`].
+pub(super) fn give_to_owner(file: &File, of: &Path) {
+    if let (Ok(of), Ok(own)) = (fs::metadata(of), file.metadata())
+        && of.uid() != own.uid()
     {
-        let _ = std::os::unix::fs::fchown(file, Some(folder.uid()), Some(folder.gid()));
+        let _ = std::os::unix::fs::fchown(file, Some(of.uid()), Some(of.gid()));
     }
 }
 
 /// Content of a file.
-enum Found {
+pub(super) enum Found {
     /// A database of certdist, or an empty one (version 0).
     Version(usize),
     /// A database of certdist, of a version that this program does not know.
@@ -223,7 +259,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
 
 /// Examines the file in one transaction, because another process may be creating it, and a
 /// half-created database would look like another program's.
-fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
+pub(super) fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let found = examine(&transaction)?;
     transaction.commit()?;
@@ -239,6 +275,18 @@ pub(super) fn older(connection: &Connection, path: &Path) -> Result<Option<usize
         }
         Found::Version(older) => Ok(Some(older)),
         other => Err(refusal(path, &other)),
+    }
+}
+
+/// Fails unless the database has the current version.
+pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    match older(connection, path)? {
+        None => Ok(()),
+        Some(version) => Err(StoreError::Unusable(format!(
+            "{}: the database has version {version}, and this certdist needs version {VERSION}; `certdist serve` \
+             and `certdist import` upgrade it, and nothing is changed before",
+            path.display()
+        ))),
     }
 }
 
@@ -328,7 +376,7 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
 
-fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
+pub(super) fn unreadable(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => StoreError::Failed(format!(
             "{}: this file is not an SQLite database; it was left as it is",

@@ -9,19 +9,24 @@ mod bulk;
 mod claims;
 mod connection;
 mod imports;
+pub mod lock;
+mod look;
 mod read;
 mod secrets;
+mod undone;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
 use self::{
+    lock::Lock,
+    look::Place,
     read::Reader,
     writer::{WriteError, Writer},
 };
@@ -45,11 +50,28 @@ pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     clock: Arc<Clock>,
-    outbox: audit::Outbox,
+    /// Absent if this process only looks.
+    outbox: Option<audit::Outbox>,
+    access: Access,
     // Dropped before the writer, because the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
+    /// The file that is open, by device and inode; `None` if this process only looks.
+    file: Option<(u64, u64)>,
+    /// Released last.
+    _lock: Option<Lock>,
+}
+
+/// Kind of access to a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Reads and writes.
+    Full,
+    /// Only reads. Creates and changes no file.
+    Looks,
+    /// Previews imports into a database that does not exist yet.
+    PreviewsNew,
 }
 
 impl Sqlite {
@@ -75,28 +97,72 @@ impl Sqlite {
         writer_wait: Duration,
         bulk_wait: Duration,
     ) -> Result<Self, StoreError> {
-        // Absolute, because connections are also opened later, when the current directory may have
-        // changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
-        let path: Arc<Path> = std::path::absolute(path)
-            .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?
-            .into();
+        let path = absolute(path)?;
         let check_keys = |connection: &Connection| {
             let in_use = secrets::keys_in_use(connection).map_err(|error| store_error(&path, error))?;
             accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))
         };
+        look::place(&path)?;
+        let lock = Lock::share(&path)?;
         let connection = connection::open(&path, writer_wait, check_keys)?;
+        let file = Some(identity(&path).map_err(|error| {
+            StoreError::Failed(format!("{}: {error}; it was removed meanwhile", path.display()))
+        })?);
+        // Without the lock, only SQLite's own locks show this process to a restore.
+        let lock = lock
+            .inspect(Lock::note_database)
+            .inspect_err(|error| {
+                tracing::warn!(path = %lock::path_of(&path).display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
+            })
+            .ok();
         // All processes look for files of the outbox beside the same file, whatever links they follow.
-        let file = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
-        let (outbox, mut mover) = audit::outbox(file)?;
+        let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
+        let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
-        Ok(Self { path, bulk_wait, clock: Arc::default(), outbox, readers: ThreadLocal::new(), writer })
+        let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
+        let access = Access::Full;
+        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, file, _lock: lock })
+    }
+
+    /// Opens a database of the current version only to read it, if `accepts` returns no error, as for
+    /// [`open_if`](Self::open_if). Creates and changes no file. Writes fail, except that an import can be
+    /// previewed.
+    pub fn look(path: &Path, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
+        let path = absolute(path)?;
+        let in_use = look::at(&path, secrets::keys_in_use)?;
+        accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+        Ok(Self::reading(path, Access::Looks))
+    }
+
+    /// Opens a database like [`look`](Self::look) to preview an import. If the database does not exist
+    /// but can be created, the import is previewed as into an empty one.
+    pub fn preview(
+        path: &Path,
+        accepts: impl Fn(&[String]) -> Result<(), String>,
+    ) -> Result<Self, StoreError> {
+        match look::place(path)? {
+            Place::File => Self::look(path, accepts),
+            Place::Empty | Place::Nothing => Ok(Self::reading(absolute(path)?, Access::PreviewsNew)),
+        }
+    }
+
+    fn reading(path: Arc<Path>, access: Access) -> Self {
+        let writer = Writer::none(Arc::clone(&path));
+        let (clock, readers) = (Arc::default(), ThreadLocal::new());
+        let (outbox, file, _lock) = (None, None, None);
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, file, _lock }
+    }
+
+    /// Fails, with a sentence, unless there is a database or another file with content at this path.
+    pub fn is_there(path: &Path) -> Result<(), StoreError> {
+        look::is_there(path)
     }
 
     /// Examines a file without creating or changing it. Fails for a file of another program,
     /// for a newer version, and for a file that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
-        connection::look(path)
+        connection::condition(path)
     }
 
     /// Returns the clock of this handle.
@@ -107,15 +173,13 @@ impl Sqlite {
     /// Returns up to `limit` names that several devices of one product share, from a file of the
     /// current version. Changes nothing, and reads the whole table.
     pub fn shared_names(path: &Path, limit: usize) -> Result<Vec<SharedName>, StoreError> {
-        let connection = connection::open_reader(path)?;
-        claims::shared_names(&connection, limit).map_err(|error| store_error(path, error))
+        look::at(path, |connection| claims::shared_names(connection, limit))
     }
 
     /// Returns the IDs of the keys under which secrets in a file of the current version are sealed.
     /// Changes nothing.
     pub fn keys_in_use_of(path: &Path) -> Result<Vec<String>, StoreError> {
-        let connection = connection::open_reader(path)?;
-        secrets::keys_in_use(&connection).map_err(|error| store_error(path, error))
+        look::at(path, secrets::keys_in_use)
     }
 
     /// Counts the devices of each enrollment in a file of the current version. Changes nothing, and
@@ -123,10 +187,8 @@ impl Sqlite {
     pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {
         const SQL: &str =
             "SELECT enrollment, count(*) FROM device_table GROUP BY enrollment ORDER BY enrollment";
-        let connection = connection::open_reader(path)?;
         let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
-        let counts = || connection.prepare(SQL)?.query_map((), count)?.collect::<rusqlite::Result<_>>();
-        counts().map_err(|error| store_error(path, error))
+        look::at(path, |connection| connection.prepare(SQL)?.query_map((), count)?.collect())
     }
 
     /// Returns the file's absolute path.
@@ -136,6 +198,17 @@ impl Sqlite {
 
     fn reader(&self) -> Result<&Reader, StoreError> {
         self.readers.get_or_try(|| Ok(Reader::new(connection::open_reader(&self.path)?)))
+    }
+
+    /// Runs a query over a connection of its own.
+    fn query<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        match self.access {
+            Access::Full => {
+                let connection = connection::open_reader(&self.path)?;
+                query(&connection).map_err(|error| store_error(&self.path, error))
+            }
+            Access::Looks | Access::PreviewsNew => look::at(&self.path, query),
+        }
     }
 
     /// Runs a query on this thread's connection, and returns a future that is ready.
@@ -149,8 +222,13 @@ impl Sqlite {
     }
 
     fn read_now<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let reader = self.reader()?;
-        query(reader.connection()).map_err(|error| store_error(&self.path, error))
+        match self.access {
+            Access::Full => {
+                let reader = self.reader()?;
+                query(reader.connection()).map_err(|error| store_error(&self.path, error))
+            }
+            Access::Looks | Access::PreviewsNew => self.query(query),
+        }
     }
 
     /// Makes an operator's change to a device. Also writes an audit entry if the device exists.
@@ -177,6 +255,20 @@ impl Sqlite {
 thread_local! {
     /// Number of queries that this thread has run.
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Returns the absolute path, because connections are also opened later, when the current directory
+/// may have changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
+fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
+    match std::path::absolute(path) {
+        Ok(path) => Ok(path.into()),
+        Err(error) => Err(StoreError::Failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Returns the device and the inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
@@ -269,7 +361,9 @@ impl Store for Sqlite {
     }
 
     fn audit(&self, asked: Asked) {
-        self.outbox.push(asked);
+        if let Some(outbox) = &self.outbox {
+            outbox.push(asked);
+        }
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
@@ -356,7 +450,8 @@ impl Store for Sqlite {
     }
 
     fn hold(&self) {
-        self.outbox.hold();
+        let Some(outbox) = &self.outbox else { return };
+        outbox.hold();
         // If no connection can be opened, the next read reports the error.
         if let Ok(reader) = self.reader() {
             reader.hold();
@@ -364,15 +459,38 @@ impl Store for Sqlite {
     }
 
     fn release(&self) {
-        self.outbox.release();
+        if let Some(outbox) = &self.outbox {
+            outbox.release();
+        }
         if let Some(reader) = self.readers.get() {
             reader.release();
         }
     }
 
+    fn is_in_place(&self) -> Result<(), StoreError> {
+        let Some(file) = self.file else { return Ok(()) };
+        let what = match identity(&self.path) {
+            Ok(found) if found == file => return Ok(()),
+            Ok(_) => "was replaced with another file",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed or moved",
+            // It may be there nevertheless.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "could not look for the database");
+                return Ok(());
+            }
+        };
+        let path = self.path.display();
+        Err(StoreError::Unusable(format!(
+            "{path}: the database {what} while this process had it open; put the right file there, for example \
+             with `certdist restore`, and start certdist again"
+        )))
+    }
+
     fn probe(&self) -> StoreFuture<'_, ()> {
+        let in_place = self.is_in_place();
         let read = self.rows_after(None, 1);
         Box::pin(async {
+            in_place?;
             read.await?;
             let write = self.writer.submit(|connection| {
                 // SQLite writes the file's header even if the version does not change.
@@ -412,12 +530,16 @@ impl AuditLog for Sqlite {
     }
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::export(&connection, filter, each).map_err(|error| store_error(&self.path, error))
+        match self.access {
+            Access::Full => self.query(|connection| audit::export(connection, filter, each)),
+            // What processes have left behind is not moved by one that only looks.
+            Access::Looks | Access::PreviewsNew => look::check(&self.path, |connection| {
+                audit::export_with_waiting(connection, &self.path, filter, each)
+            }),
+        }
     }
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        audit::verify(&connection, hash_at).map_err(|error| store_error(&self.path, error))
+        self.query(|connection| audit::verify(connection, hash_at))
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use super::{Sqlite, audit, connection, store_error};
 use crate::{
     device::Secret,
-    seal,
+    new_file, seal,
     store::{
         Actor, StoreError,
         audit::{AuditEntry, AuditEvent},
@@ -80,13 +80,11 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
 
 impl StoredSecrets for Sqlite {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        keys_in_use(&connection).map_err(|error| store_error(&self.path, error))
+        self.query(keys_in_use)
     }
 
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
-        let connection = connection::open_reader(&self.path)?;
-        count(&connection).map_err(|error| store_error(&self.path, error))
+        self.query(count)
     }
 
     fn secrets_not_under(
@@ -133,45 +131,86 @@ impl StoredSecrets for Sqlite {
     fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
         let failed = |error| store_error(&self.path, error);
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
-        let needed: i64 = connection
-            .query_row("SELECT count(*) FROM database_key WHERE keyId <> ?1", [key], |row| row.get(0))
-            .map_err(failed)?;
-        if sealed > 0 || needed > 0 {
+        if self.is_only_key(&connection, key, sealed, by)? {
             connection.execute_batch("VACUUM").map_err(failed)?;
-            // The log has former values until it is emptied, and so has the file. A long read by
-            // another process delays that.
-            let deadline = Instant::now() + self.bulk_wait;
-            while !connection::is_log_empty(&connection).map_err(failed)? {
-                if Instant::now() >= deadline {
-                    return Err(StoreError::Busy(format!(
-                        "{}: another process reads the database for long, so its log still has values that were \
-                         replaced; when that process has ended, run this again",
-                        self.path.display()
-                    )));
-                }
+            connection.execute("DELETE FROM database_key WHERE keyId = ?1", [CLEAR]).map_err(failed)?;
+        }
+        // The log has former values until it is emptied, and so has the file. An earlier run may have been
+        // stopped before that. A long read by another process delays it.
+        let deadline = Instant::now() + self.bulk_wait;
+        while !connection::is_log_empty(&connection).map_err(failed)? {
+            if Instant::now() >= deadline {
+                return Err(StoreError::Busy(format!(
+                    "{}: another process reads the database for long, so its log still has values that were \
+                     replaced; when that process has ended, run this again",
+                    self.path.display()
+                )));
             }
         }
-        // Checked under the lock: a server that has not reloaded its configuration still
-        // writes under the former key.
-        let transaction =
+        // A process that does not know the key may have written values since the file was rewritten, and
+        // replaced them again.
+        let state =
             Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
-        let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
-        if left > 0 {
-            return Err(StoreError::Failed(format!(
-                "{}: {left} values were written under another key meanwhile; send the servers on this \
-                 database SIGHUP, so that they take key {key}, and run this again",
-                self.path.display()
-            )));
+        let left = UnderKey::others(&count(&state).map_err(failed)?, key);
+        if left > 0 || notes_others(&state, key).map_err(failed)? {
+            return Err(self.written_meanwhile(left, key));
         }
-        let forgotten =
-            transaction.execute("DELETE FROM database_key WHERE keyId <> ?1", [key]).map_err(failed)?;
-        if sealed > 0 || forgotten > 0 {
-            let detail = Some(format!("{sealed} values under key {key}"));
-            let entry = AuditEntry { detail, ..by.entry(AuditEvent::Sealed) };
-            audit::append(&transaction, &entry).map_err(failed)?;
-        }
-        transaction.commit().map_err(failed)?;
-        connection::empty_log(&connection);
+        drop(state);
+        // Copies that killed commands have left beside the database.
+        let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
+        new_file::remove_left_behind(&file);
         Ok(())
     }
+}
+
+impl Sqlite {
+    /// Makes sure, under the lock, that all values are under `key`, and forgets the other keys. Returns
+    /// whether the file may have traces of former values. It is then noted that there are values in clear
+    /// text, until the traces are removed.
+    pub(super) fn is_only_key(
+        &self,
+        connection: &Connection,
+        key: &str,
+        sealed: u64,
+        by: &Actor,
+    ) -> Result<bool, StoreError> {
+        let failed = |error| store_error(&self.path, error);
+        let transaction =
+            Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+        // A server that has not reloaded its configuration still writes under the former key.
+        let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
+        if left > 0 {
+            return Err(self.written_meanwhile(left, key));
+        }
+        if sealed == 0 && !notes_others(&transaction, key).map_err(failed)? {
+            return Ok(false);
+        }
+        let forget = || {
+            transaction.execute("DELETE FROM database_key WHERE keyId <> ?1", [key])?;
+            note(&transaction, CLEAR)?;
+            let detail = Some(format!("{sealed} values under key {key}"));
+            audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Sealed) })
+        };
+        forget().map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+        Ok(true)
+    }
+
+    fn written_meanwhile(&self, left: u64, key: &str) -> StoreError {
+        let what = match left {
+            0 => "values were".to_owned(),
+            left => format!("{left} values were"),
+        };
+        StoreError::Failed(format!(
+            "{}: {what} written under another key meanwhile; send the servers on this database SIGHUP, so that \
+             they take key {key}, and run this again",
+            self.path.display()
+        ))
+    }
+}
+
+/// Returns whether a key other than this one, or clear text, is noted.
+fn notes_others(connection: &Connection, key: &str) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM database_key WHERE keyId <> ?1)";
+    connection.query_row(SQL, [key], |row| row.get(0))
 }

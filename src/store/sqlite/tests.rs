@@ -2,6 +2,7 @@
 //! failing jobs. Tests for all stores are in `store/contract.rs`.
 
 mod auditing;
+mod looking;
 mod sealing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -441,4 +442,73 @@ fn a_probe_writes_to_the_disk_changes_nothing_and_meets_a_lock() {
     assert!(matches!(wait(store.probe()), Err(StoreError::Busy(_))));
     let metrics = store.metrics().unwrap();
     assert_eq!((outcomes(&metrics), metrics.waiting.load(Ordering::Relaxed)), ((1, 0, 1), 0));
+}
+
+#[test]
+fn a_probe_fails_once_the_file_was_replaced_or_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let (path, aside) = (directory.path().join("certdist.db"), directory.path().join("aside.db"));
+    wait(store.probe()).unwrap();
+    std::fs::rename(&path, &aside).unwrap();
+    let probe = || sentence(wait(store.probe()));
+    assert!(probe().contains("was removed or moved") && store.is_in_place().is_err());
+    std::fs::copy(&aside, &path).unwrap();
+    assert!(probe().contains("was replaced with another file") && probe().contains("certdist restore"));
+    std::fs::rename(&aside, &path).unwrap();
+    wait(store.probe()).unwrap();
+    assert!(store.is_in_place().is_ok());
+}
+
+#[test]
+fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certdist.db");
+    let names = || {
+        let names = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let (one, two) = (open(&directory), open(&directory));
+    assert!(sentence(Lock::alone(&path)).contains("in use"));
+    drop(one);
+    assert!(sentence(Lock::alone(&path)).contains("in use"));
+    // The database was moved away, and another file has its name.
+    std::fs::rename(&path, directory.path().join("moved.db")).unwrap();
+    std::fs::write(&path, "damaged").unwrap();
+    assert!(sentence(Lock::alone(&path)).contains("in use by another process"));
+    drop(two);
+    for name in names() {
+        std::fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    drop(open(&directory));
+    assert_eq!(names(), ["certdist.db"], "the last one removes the lock file");
+    // A killed process leaves it.
+    std::fs::write(directory.path().join("certdist.db-lock"), "").unwrap();
+    let lock = Lock::alone(&path).unwrap();
+    let error = Sqlite::open(&path).map(drop).unwrap_err();
+    assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("being restored")), "{error}");
+    drop(lock);
+    let store = open(&directory);
+    // The database is removed under a server: no other process, and not the next start either, creates an
+    // empty one.
+    std::fs::remove_file(&path).unwrap();
+    let refused = || {
+        let error = sentence(Sqlite::open(&path).map(drop));
+        assert!(error.contains("there was one") && error.contains("certdist restore"), "{error}");
+        assert!(!path.exists());
+    };
+    refused();
+    drop(store);
+    refused();
+    for ending in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(look::beside(&path, ending));
+    }
+    assert_eq!(names(), ["certdist.db-lock"]);
+    drop(Lock::alone(&path).unwrap());
+    assert_eq!(names(), ["certdist.db-lock"], "a restore that fails changes nothing");
+    std::fs::remove_file(directory.path().join("certdist.db-lock")).unwrap();
+    drop(open(&directory));
+    assert_eq!(names(), ["certdist.db"]);
 }

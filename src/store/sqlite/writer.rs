@@ -106,6 +106,11 @@ impl Writer {
         Ok(Self { path, queue: Some(queue), metrics, thread: Some(thread) })
     }
 
+    /// Creates a writer that refuses every job, for a process that only reads.
+    pub(super) fn none(path: Arc<Path>) -> Self {
+        Self { path, queue: None, metrics: Arc::default(), thread: None }
+    }
+
     /// Returns the writer's metrics.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
@@ -129,7 +134,7 @@ impl Writer {
                 }
                 TrySendError::Disconnected(_) => writer_ended(&self.path),
             }),
-            None => Err(writer_ended(&self.path)),
+            None => Err(StoreError::Failed(format!("{path}: it was opened only to be read"))),
         };
         if let Err(error) = queued {
             self.metrics.waiting.fetch_sub(1, Ordering::Relaxed);

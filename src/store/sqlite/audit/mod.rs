@@ -6,15 +6,19 @@ mod index;
 mod outbox;
 mod rows;
 
+use std::{ops::ControlFlow, path::Path};
+
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
 
+use self::outbox::Waiting;
 pub(super) use self::{
     index::history,
     outbox::{Outbox, outbox},
     rows::into_blocks,
 };
+use super::store_error;
 use crate::store::{
-    UnixSeconds,
+    StoreError, UnixSeconds,
     audit::{AuditEntry, AuditEvent, Chain, EachEntry, Filter, Keep, Link, link},
 };
 
@@ -24,6 +28,9 @@ const BLOCK: usize = 256;
 
 /// Maximum number of entries removed in one transaction.
 const PRUNED_AT_ONCE: u64 = 10_000;
+
+/// Number of blocks that an export reads at a time, about 2.5 MB.
+const EXPORTED_AT_ONCE: i64 = 64;
 
 /// Separator between the entries of a block.
 const BETWEEN: &str = ",\n";
@@ -128,21 +135,99 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSec
     Block::read(row)?.lines().last().map(parse).transpose().map(|entry| entry.map(|entry| entry.at))
 }
 
+/// Returns the number of the last entry.
+pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT headSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
+}
+
 /// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
-/// breaks off.
+/// breaks off. No transaction is open meanwhile, however long that takes. Entries that are added after
+/// the beginning are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare_cached(BLOCKS)?;
-    let mut rows = statement.query(ALL)?;
-    while let Some(row) = rows.next()? {
-        let block = Block::read(row)?;
-        for line in block.lines() {
-            let entry = parse(line)?;
-            if filter.admits(&entry) && each(entry, block.hash).is_break() {
-                return Ok(());
+    let end = head(connection)?;
+    export_until(connection, end, filter, each).map(drop)
+}
+
+/// Exports like [`export`], and then the entries that processes have left behind. They have number 0 and
+/// no hash.
+pub(super) fn export_with_waiting(
+    connection: &Connection,
+    path: &Path,
+    filter: &Filter,
+    each: EachEntry<'_>,
+) -> Result<(), StoreError> {
+    let waiting = Waiting::find(connection, path)?;
+    let exported = export_until(connection, waiting.end, filter, each);
+    if exported.map_err(|error| store_error(path, error))?.is_break() {
+        return Ok(());
+    }
+    let mut each = |entry: AuditEntry| match filter.admits(&entry) {
+        true => each(entry, Link::default()),
+        false => ControlFlow::Continue(()),
+    };
+    waiting.read(&mut each).map_err(|error| {
+        StoreError::Failed(format!("{}: the outbox of the audit log: {error}", path.display()))
+    })
+}
+
+fn export_until(
+    connection: &Connection,
+    end: u64,
+    filter: &Filter,
+    each: EachEntry<'_>,
+) -> rusqlite::Result<ControlFlow<()>> {
+    const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                       WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq LIMIT ?3";
+    let mut after = 0;
+    loop {
+        let blocks: Vec<(u64, u64, Link, String)> = connection
+            .prepare_cached(SQL)?
+            .query_map(params![after, end.cast_signed(), EXPORTED_AT_ONCE], |row| {
+                let [first, last] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
+                Ok((first, last, row.get(2)?, row.get(3)?))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let Some((_, last, ..)) = blocks.last() else { return Ok(ControlFlow::Continue(())) };
+        after = last.cast_signed();
+        for (first, last, hash, entries) in &blocks {
+            for line in (Block { first: *first, last: *last, hash: *hash, entries }).lines() {
+                let entry = parse(line)?;
+                if filter.admits(&entry) && each(entry, *hash).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
         }
     }
+}
+
+/// Calls `each` with each entry after the number `seq`, oldest first.
+pub(super) fn entries_after(
+    connection: &Connection,
+    seq: u64,
+    each: &mut dyn FnMut(AuditEntry, Link) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(BLOCKS)?;
+    let mut rows = statement.query([(seq + 1).cast_signed(), i64::MAX])?;
+    while let Some(row) = rows.next()? {
+        let block = Block::read(row)?;
+        for line in block.lines().filter(|(number, _)| *number > seq) {
+            each(parse(line)?, block.hash)?;
+        }
+    }
     Ok(())
+}
+
+/// Returns the number of the last entry that was pruned.
+pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT anchorSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
+}
+
+/// Returns whether the log has grown from one whose last entry had this number and hash, as far as it
+/// was not pruned.
+pub(super) fn continues(connection: &Connection, seq: u64, hash: &Link) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT anchorSeq > ?1 OR (anchorSeq = ?1 AND anchorHash = ?2) OR \
+                       EXISTS (SELECT 1 FROM audit_block WHERE lastSeq = ?1 AND hash = ?2) FROM audit_chain";
+    connection.query_row(SQL, params![seq.cast_signed(), hash], |row| row.get(0))
 }
 
 /// Verifies the chain in one state of the database. `hash_at` receives the number of each

@@ -13,6 +13,7 @@ mod tests;
 use std::{
     cell::RefCell,
     io,
+    ops::ControlFlow,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -50,6 +51,9 @@ const AT_ONCE: usize = 160 << 10;
 
 /// Pause between two searches for files that other processes have left behind.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
+
+/// Maximum number of times that files are looked for, because one is removed meanwhile.
+const MAX_TRIES: usize = 16;
 
 /// Maximum time for which opening a database is held up by entries that were left behind.
 const LONGEST_START: Duration = Duration::from_secs(1);
@@ -425,6 +429,71 @@ impl Mover {
             forget(&self.connection, source.file.name())?;
         }
         self.sources = kept;
+        Ok(())
+    }
+}
+
+/// Entries that processes have left behind in their files, and that are not in the log yet.
+pub(in crate::store::sqlite) struct Waiting {
+    /// Each file, and how far it has been moved.
+    files: Vec<(OutboxFile, u64)>,
+    /// Number of the last entry of the log in the same state.
+    pub(in crate::store::sqlite) end: u64,
+}
+
+impl Waiting {
+    /// Finds the entries, without moving them. The database is opened only for reading.
+    pub(in crate::store::sqlite) fn find(connection: &Connection, path: &Path) -> Result<Self, StoreError> {
+        let failed = |error| store_error(path, error);
+        let unread = |error: io::Error| {
+            StoreError::Unusable(format!(
+                "entries of the audit log wait in a file that cannot be read: {error}; run this as its owner or as root"
+            ))
+        };
+        let database = path.canonicalize().map_err(unread)?;
+        // The files are opened first, because entries that are moved meanwhile are then seen in the log, and
+        // others in the files.
+        for _ in 0..MAX_TRIES {
+            let found = files::readable(&database).map_err(unread)?;
+            let state =
+                Transaction::new_unchecked(connection, TransactionBehavior::Deferred).map_err(failed)?;
+            let end = super::head(&state).map_err(failed)?;
+            let mut files = Vec::with_capacity(found.len());
+            for file in found {
+                let moved = moved(&state, file.name()).map_err(failed)?;
+                files.push((file, moved));
+            }
+            drop(state);
+            // Of a file that was removed, it is not known whether the state was before or after that.
+            let is_removed = |(file, _): &(OutboxFile, u64)| file.is_removed().unwrap_or(true);
+            if !files.iter().any(is_removed) {
+                return Ok(Self { files, end });
+            }
+        }
+        Err(StoreError::Busy(format!("{}: the audit log changes too fast; run this again", path.display())))
+    }
+
+    /// Calls `each` with each entry, until `each` breaks off.
+    pub(in crate::store::sqlite) fn read(
+        self,
+        each: &mut dyn FnMut(AuditEntry) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        for (file, mut from) in self.files {
+            loop {
+                let chunk = file.read(from, AT_ONCE, false)?;
+                from += chunk.length;
+                for line in &chunk.lines {
+                    // A line that was cut off by a crash is no entry.
+                    let Ok(entry) = serde_json::from_str(line) else { continue };
+                    if each(entry).is_break() {
+                        return Ok(());
+                    }
+                }
+                if !chunk.has_more || chunk.length == 0 {
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 }

@@ -291,3 +291,81 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     server.set_keys(ring(&[2])).unwrap();
     assert_eq!(secret_of(&server, "SN-2").unwrap(), "registered-secret");
 }
+
+#[test]
+fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, [own("SN-1", "one")]);
+    // As after a run that was killed when the values were sealed, but their traces not removed.
+    let other = Connection::open(store.inner().path()).unwrap();
+    other.execute_batch("PRAGMA secure_delete = 1; PRAGMA synchronous = off").unwrap();
+    let reader = Connection::open(store.inner().path()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM device_table").unwrap();
+    other.execute_batch(&format!("UPDATE device_table SET refusal = NULL, IotId = '{SECRET}'")).unwrap();
+    other.execute_batch("UPDATE device_table SET IotId = NULL").unwrap();
+    assert!(contains(&bytes_of(&directory), SECRET));
+    let error = store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap_err();
+    assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("run this again")), "{error}");
+    drop(reader);
+    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 0);
+    assert!(!contains(&bytes_of(&directory), SECRET), "a trace of the clear values");
+}
+
+#[test]
+fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[]).unwrap();
+    import(&store, [own("SN-1", "one")]);
+    store.set_keys(ring(&[1])).unwrap();
+    // Notes a clear value when the file has been rewritten, as a server without the key does.
+    let other = Connection::open(store.inner().path()).unwrap();
+    let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
+                   BEGIN INSERT INTO database_key VALUES ('clear', 0); END";
+    other.execute_batch(trigger).unwrap();
+    let error = sentence(store.seal_all(&Actor::system_user(), &mut |_, _| ()));
+    assert!(error.contains("written under another key meanwhile") && error.contains("SIGHUP"), "{error}");
+    other.execute_batch("DROP TRIGGER late").unwrap();
+    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+}
+
+#[test]
+fn copies_that_a_killed_command_has_left_are_removed_with_the_clear_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[]).unwrap();
+    import(&store, [own("SN-1", "one")]);
+    for ending in ["", "-wal"] {
+        let left = directory.path().join(format!("certdist.db.0123456789abcdef.part{ending}"));
+        std::fs::write(left, SECRET).unwrap();
+    }
+    store.set_keys(ring(&[1])).unwrap();
+    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    assert!(!contains(&bytes_of(&directory), SECRET), "a trace of the clear values");
+}
+
+#[test]
+fn a_run_that_was_stopped_before_the_file_was_rewritten_rewrites_it_when_repeated() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[]).unwrap();
+    import(&store, (0..100).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
+    store.set_keys(ring(&[1])).unwrap();
+    // All is sealed and noted, and then the process is killed.
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        store.seal_all(&Actor::system_user(), &mut |done, total| {
+            if done == total {
+                std::panic::resume_unwind(Box::new("stopped"));
+            }
+        })
+    }));
+    assert!(stopped.is_err());
+    let (by, path) = (Actor::system_user(), store.inner().path());
+    let connection = connection::open_again(path, SHORT).unwrap();
+    assert!(store.inner().is_only_key(&connection, &key_id(1), 200, &by).unwrap());
+    drop(connection);
+    assert!(contains(&bytes_of(&directory), SECRET));
+    drop(store);
+    let store = open_with(&directory, &[1]).unwrap();
+    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 0);
+    let bytes = bytes_of(&directory);
+    assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
+}

@@ -17,6 +17,9 @@ use crate::store::{audit::AuditEntry, claim::new_id, sqlite::connection};
 /// Maximum number of files that one search returns. The next search returns the rest.
 const MAX_FOUND: usize = 64;
 
+/// Maximum number of files that are read without moving them.
+const MAX_READ: usize = 1024;
+
 /// Maximum number of names that are tried for a new file. A name is taken only if another process
 /// finds the file before it is locked.
 const MAX_NAMES: usize = 16;
@@ -107,6 +110,36 @@ pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Optio
     Ok((found, failed))
 }
 
+/// Returns the files that processes have left behind, open only for reading and not locked. Fails for a
+/// file that cannot be read, with its path.
+pub(super) fn readable(database: &Path) -> io::Result<Vec<OutboxFile>> {
+    let (prefix, mut found) = (prefix(database), Vec::new());
+    for entry in fs::read_dir(folder(database))? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), entry.path());
+        if !is_name(&prefix, &name) || !entry.file_type()?.is_file() {
+            continue;
+        }
+        if found.len() == MAX_READ {
+            break;
+        }
+        let mut options = OpenOptions::new();
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match options.read(true).custom_flags(flags.bits().cast_signed()).open(&path) {
+            Ok(file) => {
+                // The entries of a living process are in the log in a moment.
+                if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                    flock(&file, FlockOperation::Unlock)?;
+                    found.push(OutboxFile { file, path, name: name.to_string_lossy().into_owned() });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        }
+    }
+    Ok(found)
+}
+
 /// Returns whether a file exists, or may exist.
 pub(super) fn exists(database: &Path, name: &str) -> bool {
     folder(database).join(name).try_exists().unwrap_or(true)
@@ -132,6 +165,11 @@ impl OutboxFile {
     /// Returns the name by which the table `audit_outbox` knows the file.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns whether the file was removed, so that all of it has been moved.
+    pub(super) fn is_removed(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
     }
 
     /// Returns the file's length in bytes.

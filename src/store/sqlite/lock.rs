@@ -1,0 +1,166 @@
+//! Lock file of a database. Each process that may write to the database shares the lock, however the
+//! database is damaged, moved or replaced meanwhile, and a restore takes it alone. The system releases
+//! a lock when its process ends, however it ends. A lock file with content shows that the database was
+//! there, so that no process creates an empty one in its place. Processes of other programs are known only by the
+//! locks of SQLite, which this module reads without SQLite.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+    process::{Flock, FlockType, fcntl_getlk},
+};
+
+use super::{connection, look};
+use crate::store::StoreError;
+
+/// Bytes of a database on which SQLite sets its locks, from `PENDING_BYTE` on, and those of the
+/// shared memory beside it.
+const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
+const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
+
+/// Maximum number of times that a lock file is opened again because another process has removed it.
+const MAX_TRIES: usize = 16;
+
+/// Content of a lock file, once there is a database.
+const MARK: &[u8] = b"certdist has the database beside this file open, or was killed\n";
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+    database: PathBuf,
+}
+
+/// Result of an attempt to take a lock.
+enum Attempt {
+    Held(Lock),
+    /// Another process holds a lock that excludes this one.
+    Excluded,
+}
+
+/// Returns the path of the lock file. It is beside the file that links lead to, so that all paths to a
+/// database have one lock.
+pub(super) fn path_of(database: &Path) -> PathBuf {
+    let file = database.canonicalize();
+    look::beside(file.as_deref().unwrap_or(database), "-lock")
+}
+
+fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
+    let path = path_of(database);
+    for _ in 0..MAX_TRIES {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits().cast_signed());
+        let file = options.open(&path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("this is not a regular file"));
+        }
+        match flock(&file, how) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(Attempt::Excluded),
+            Err(error) => return Err(error.into()),
+        }
+        // The last process to use a lock file removes it.
+        if fs::metadata(&path).is_ok_and(|found| is_same(&found, &file)) {
+            let owner = if database.exists() { database } else { &path };
+            connection::give_to_owner(&file, owner);
+            return Ok(Attempt::Held(Lock { file, path, database: database.to_owned() }));
+        }
+    }
+    Err(io::Error::other("other processes remove the lock file again and again"))
+}
+
+fn is_same(found: &fs::Metadata, file: &File) -> bool {
+    file.metadata().is_ok_and(|file| (file.dev(), file.ino()) == (found.dev(), found.ino()))
+}
+
+impl Lock {
+    /// Shares the lock with other processes that may write. Fails while a database is being restored.
+    /// Returns the system's error if the lock file cannot be used.
+    pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
+        match attempt(database, FlockOperation::NonBlockingLockShared) {
+            Ok(Attempt::Held(lock)) if lock.has_lost_database() => {
+                let made = lock.path.display();
+                let reason = format!(
+                    "there is no database, but there was one when {made} was made; restore a backup with `certdist \
+                     restore`, or remove that file to begin with an empty database"
+                );
+                Err(look::unusable(database, &reason))
+            }
+            Ok(Attempt::Held(lock)) => Ok(Ok(lock)),
+            Ok(Attempt::Excluded) => Err(StoreError::Busy(format!(
+                "{}: it is being restored; try again later",
+                database.display()
+            ))),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Notes in the lock file that there is a database.
+    pub(super) fn note_database(&self) {
+        if self.file.metadata().is_ok_and(|file| file.len() == 0)
+            && let Err(error) = (&self.file).write_all(MARK)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "could not write the lock file");
+        }
+    }
+
+    /// Returns whether there was a database, but no longer is.
+    fn has_lost_database(&self) -> bool {
+        self.file.metadata().is_ok_and(|file| file.len() > 0)
+            && fs::metadata(&self.database).map_or(true, |database| database.len() == 0)
+    }
+
+    /// Takes the lock alone. Fails if any other process has the database open, or had it open when its
+    /// file was moved or replaced.
+    pub fn alone(database: &Path) -> Result<Self, StoreError> {
+        let in_use = |who: &str| {
+            let stop = "stop the server first, for example with `systemctl stop certdist`";
+            look::unusable(database, &format!("it is in use by {who}; {stop}; --force does not change this"))
+        };
+        let failed =
+            |error: io::Error| StoreError::Failed(format!("{}: {error}", path_of(database).display()));
+        match attempt(database, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
+            Attempt::Held(lock) => match Self::holder(database) {
+                Some(who) => Err(in_use(&who)),
+                None => Ok(lock),
+            },
+            Attempt::Excluded => Err(in_use(Self::holder(database).as_deref().unwrap_or("another process"))),
+        }
+    }
+
+    /// Returns a process that has set one of SQLite's locks on the files of a database. This process must
+    /// have no connection to it: closing the file would end the locks of that connection.
+    pub fn holder(database: &Path) -> Option<String> {
+        let files = [("", DATABASE_LOCKS), ("-shm", SHARED_MEMORY_LOCKS)];
+        let file = database.canonicalize().ok()?;
+        files.into_iter().find_map(|(ending, (start, length))| {
+            let file = File::open(look::beside(&file, ending)).ok()?;
+            let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
+            let found = fcntl_getlk(&file, &wanted).ok()??;
+            // A process in another container has no number here.
+            let process = found.pid.map(|pid| format!("process {}", pid.as_raw_nonzero()));
+            Some(process.unwrap_or_else(|| "another process".into()))
+        })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Only if no other process shares the lock. The next one to open the file notices its removal.
+        if !self.has_lost_database()
+            && flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && fs::metadata(&self.path).is_ok_and(|found| is_same(&found, &self.file))
+        {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

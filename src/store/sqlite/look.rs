@@ -1,0 +1,293 @@
+//! Opens a database that is only looked at. No file is created or changed: not the database, not its
+//! log, and no file beside them. So a database can also be read on a read-only file system, or in a
+//! folder of another user. This module chooses the connection, and does not depend on the queries.
+
+use std::{
+    fs::{self, Metadata},
+    io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rustix::fs::Access;
+
+use super::{
+    connection::{self, Found},
+    store_error,
+};
+use crate::store::StoreError;
+
+/// Maximum wait for another process that opens, recovers or closes the database.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Time within which a file system may give two changes of a file the same time stamp.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What is at the path of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A file with content.
+    File,
+    /// An empty file, as a crash may leave it.
+    Empty,
+    /// Nothing, in a folder that exists.
+    Nothing,
+}
+
+/// Examines a path. Fails if there is no database at it and none can be created.
+pub(super) fn place(path: &Path) -> Result<Place, StoreError> {
+    let failed = |what: String| Err(unusable(path, &what));
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => failed("this is a directory, not a database".into()),
+        Ok(found) if !found.is_file() => failed("this is not a regular file".into()),
+        Ok(found) if found.len() == 0 => Ok(Place::Empty),
+        Ok(_) => Ok(Place::File),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Ok(target) = fs::read_link(path) {
+                let target = target.display();
+                return failed(format!(
+                    "this link leads to {target}, which does not exist; correct the link, or mount the disk that it \
+                     leads to"
+                ));
+            }
+            let folder = connection::folder(path);
+            if fs::metadata(folder).is_ok_and(|folder| folder.is_dir()) {
+                return Ok(Place::Nothing);
+            }
+            failed(format!(
+                "there is no folder {}; create it, or correct `database` in the configuration",
+                folder.display()
+            ))
+        }
+        Err(error) => failed(format!("{error}; run this as its owner or as root")),
+    }
+}
+
+/// Returns an error about a file, with its absolute path.
+pub(super) fn unusable(path: &Path, what: &str) -> StoreError {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    StoreError::Unusable(format!("{}: {what}", path.display()))
+}
+
+/// Fails unless there is a database, or another file with content, at the path.
+pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
+    let what = match place(path)? {
+        Place::File => return Ok(()),
+        Place::Empty => "the file is empty",
+        Place::Nothing => "there is no database",
+    };
+    let create = "`certdist import` or `certdist serve` creates it";
+    let reason = format!("{what}; {create}; if yours is elsewhere, correct `database` in the configuration");
+    Err(unusable(path, &reason))
+}
+
+/// Way to read a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Beside other processes: the log and its shared memory are there.
+    Shared,
+    /// No process has the database open, and its log is missing or empty.
+    Still,
+    /// No process has the database open, but its log has content, as on a copy of the files or after
+    /// a killed process.
+    WithLog,
+}
+
+/// State of the files of a database that no other process has open. It is the same before and after
+/// a query, unless another process has opened the database meanwhile.
+#[derive(PartialEq, Eq)]
+struct State {
+    database: Stamp,
+    log: Option<Stamp>,
+    has_shared_memory: bool,
+}
+
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    length: u64,
+    // Not the time of the last change of the file's metadata: SQLite gives the log to the database's
+    // owner when root opens it, even if it belongs to that user.
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            file: (file.dev(), file.ino()),
+            length: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
+}
+
+/// Returns the path of a file that SQLite keeps beside a database.
+pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
+fn metadata(path: &Path) -> io::Result<Option<Metadata>> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl State {
+    fn of(database: &Path) -> io::Result<Self> {
+        Ok(Self {
+            database: Stamp::of(&fs::metadata(database)?),
+            log: metadata(&beside(database, "-wal"))?.as_ref().map(Stamp::of),
+            has_shared_memory: metadata(&beside(database, "-shm"))?.is_some(),
+        })
+    }
+
+    /// Returns the state once the database has not been written for a moment, so that the next write
+    /// changes its time stamp.
+    fn at_rest(database: &Path) -> io::Result<Self> {
+        let modified = fs::metadata(database)?.modified()?;
+        let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+        if age < TICK {
+            thread::sleep(TICK - age);
+        }
+        Self::of(database)
+    }
+
+    fn way(&self) -> Way {
+        let logged = self.log.as_ref().map(|log| log.length);
+        match logged {
+            Some(_) if self.has_shared_memory => Way::Shared,
+            Some(1..) => Way::WithLog,
+            _ => Way::Still,
+        }
+    }
+}
+
+/// Returns whether a database has a log and its shared memory, in use or left behind.
+pub(super) fn has_log_in_use(path: &Path) -> bool {
+    let state = path.canonicalize().and_then(|file| State::of(&file));
+    state.is_ok_and(|state| state.way() == Way::Shared)
+}
+
+/// A database that is only read.
+pub(super) struct Look {
+    connection: Connection,
+    file: PathBuf,
+    /// State that must not change while this connection is used; `None` if SQLite's locks keep
+    /// what it reads.
+    state: Option<State>,
+}
+
+impl Look {
+    /// Opens a database for reading. Fails if there is none.
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        is_there(path)?;
+        let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
+        // SQLite looks for the log beside the file that links lead to.
+        let file = path.canonicalize().map_err(failed)?;
+        let state = State::at_rest(&file).map_err(failed)?;
+        let way = state.way();
+        if metadata(&beside(&file, "-journal")).map_err(failed)?.is_some_and(|journal| journal.len() > 0) {
+            return Err(StoreError::Busy(format!(
+                "{}: another process is creating or upgrading it, or was interrupted; try again, or run \
+                 `certdist serve`, which completes an interrupted upgrade",
+                path.display()
+            )));
+        }
+        readable(&file, "")?;
+        let connection = match way {
+            Way::Shared => {
+                readable(&file, "-wal")?;
+                readable(&file, "-shm")?;
+                open(&file, &[], None)
+            }
+            Way::Still => open(&file, &["immutable=1"], None),
+            Way::WithLog => {
+                readable(&file, "-wal")?;
+                // Without locks, and alone: so SQLite keeps the index of the log in memory, and makes no
+                // file.
+                open(&file, &[], Some("unix-none")).and_then(|connection| {
+                    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+                    connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
+                    Ok(connection)
+                })
+            }
+        };
+        let connection = connection.map_err(|error| store_error(path, error))?;
+        Ok(Self { connection, file, state: (way != Way::Shared).then_some(state) })
+    }
+
+    /// Runs a query. Its result counts only if no other process has changed the database meanwhile
+    /// without SQLite's locks being in effect.
+    fn run<T>(
+        &self,
+        path: &Path,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let result = query(&self.connection);
+        match &self.state {
+            Some(state) if State::of(&self.file).ok().as_ref() != Some(state) => Err(StoreError::Busy(
+                format!("{}: another process has opened it meanwhile; run this again", path.display()),
+            )),
+            _ => result,
+        }
+    }
+}
+
+fn open(file: &Path, parameters: &[&str], vfs: Option<&str>) -> rusqlite::Result<Connection> {
+    let path = percent_encode(file.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    let uri = format!("file:{path}?mode=ro&{}", parameters.join("&"));
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(uri, flags, vfs)?,
+        None => Connection::open_with_flags(uri, flags)?,
+    };
+    connection.busy_timeout(WAIT)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// Fails if this process may not read the database or a file beside it.
+fn readable(file: &Path, ending: &str) -> Result<(), StoreError> {
+    let path = beside(file, ending);
+    let Err(error) = rustix::fs::access(&path, Access::READ_OK) else { return Ok(()) };
+    let what = if ending.is_empty() { "" } else { ", and without it the newest changes would be missing" };
+    let error = io::Error::from(error);
+    Err(unusable(&path, &format!("cannot be read ({error}){what}; run this as its owner or as root")))
+}
+
+/// Runs a query on a database of the current version.
+pub(super) fn at<T>(
+    path: &Path,
+    query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, StoreError> {
+    check(path, |connection| query(connection).map_err(|error| store_error(path, error)))
+}
+
+/// Runs a query like [`at`], which fails with an error of its own.
+pub(super) fn check<T>(
+    path: &Path,
+    query: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let look = Look::open(path)?;
+    look.run(path, |connection| {
+        connection::is_current(connection, path)?;
+        query(connection)
+    })
+}
+
+/// Returns what kind of database is in a file that [`is_there`].
+pub(super) fn found(path: &Path) -> Result<Found, StoreError> {
+    let look = Look::open(path)?;
+    look.run(path, |connection| {
+        connection::examine_at_once(connection).map_err(|error| connection::unreadable(path, error))
+    })
+}

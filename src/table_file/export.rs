@@ -1,0 +1,242 @@
+//! Forms of an export: certdist's own, which an import reads back, and Tablestore's. Decides which
+//! cells a spreadsheet would take for a formula.
+
+use std::{borrow::Cow, io, ops::ControlFlow};
+
+use csv::{QuoteStyle, WriterBuilder};
+
+use super::COLUMNS;
+use crate::{
+    device::Secret,
+    store::{Bulk, DeviceRow, StoreError, UnixSeconds},
+};
+
+/// Columns of the Tablestore table `device_table`, in the order of `schema.sql`.
+pub const TABLESTORE_COLUMNS: [&str; 7] =
+    ["deviceId", "registerTime", "activateTime", "productKey", "deviceName", "deviceSecret", "IotId"];
+
+/// Place of the PSK identity in [`COLUMNS`].
+pub(super) const IDENTITY: usize = 6;
+
+/// Characters with which a formula begins, or after which a spreadsheet looks for one: those of OWASP's
+/// page on CSV injection, and their full-width forms.
+const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
+
+/// What is put before such a cell.
+const MARK: char = '\'';
+
+/// Form of an export.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Form {
+    /// Set to write Tablestore's columns instead of certdist's own.
+    pub tablestore: bool,
+    /// Set to mark cells that a spreadsheet would take for a formula, and to quote every cell.
+    pub for_spreadsheet: bool,
+}
+
+/// Error of an export.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The output could not be written.
+    #[error("could not write the export: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// Writes the whole table, ordered by device ID, in the form that [`import_file`](super::import_file)
+/// reads. Returns the number of rows. The output holds every secret.
+pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
+    export_as(store, Form::default(), writer)
+}
+
+/// Writes the whole table like [`export_file`], in the given form.
+pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result<u64, ExportError> {
+    let quotes = if form.for_spreadsheet { QuoteStyle::Always } else { QuoteStyle::Necessary };
+    let mut writer = WriterBuilder::new().quote_style(quotes).from_writer(writer);
+    let header = if form.tablestore { &TABLESTORE_COLUMNS[..] } else { &COLUMNS };
+    writer.write_record(header).map_err(io::Error::from)?;
+    let (mut rows, mut written) = (0, Ok(()));
+    store.export(&mut |row: DeviceRow, key| {
+        let times = form.tablestore.then(|| [row.registered, row.activated].map(seconds));
+        let cells = match &times {
+            Some([registered, activated]) => tablestore(&row, registered, activated).to_vec(),
+            None => own(&row, key.as_ref()).to_vec(),
+        };
+        let is_marked =
+            |cell: &str| form.for_spreadsheet && needs_mark(cell) || !form.tablestore && has_mark(cell);
+        let cells = cells.into_iter().map(|cell| match is_marked(cell) {
+            true => Cow::Owned(format!("{MARK}{cell}")),
+            false => Cow::Borrowed(cell),
+        });
+        written = writer.write_record(cells.map(Cell)).map_err(io::Error::from);
+        if written.is_err() {
+            return ControlFlow::Break(());
+        }
+        rows += 1;
+        ControlFlow::Continue(())
+    })?;
+    written?;
+    writer.flush()?;
+    Ok(rows)
+}
+
+/// A cell, as the writer takes it.
+struct Cell<'a>(Cow<'a, str>);
+
+impl AsRef<[u8]> for Cell<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+fn own<'a>(row: &'a DeviceRow, key: Option<&'a (String, Secret)>) -> [&'a str; COLUMNS.len()] {
+    let (identity, psk) = key.map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
+    [
+        row.id.as_str(),
+        &row.enrollment,
+        &row.product_key,
+        row.device_name.as_deref().unwrap_or_default(),
+        secret(row),
+        row.iot_id.as_deref().unwrap_or_default(),
+        identity,
+        psk,
+    ]
+}
+
+fn tablestore<'a>(
+    row: &'a DeviceRow,
+    registered: &'a str,
+    activated: &'a str,
+) -> [&'a str; TABLESTORE_COLUMNS.len()] {
+    [
+        row.id.as_str(),
+        registered,
+        activated,
+        &row.product_key,
+        row.device_name.as_deref().unwrap_or_default(),
+        secret(row),
+        row.iot_id.as_deref().unwrap_or_default(),
+    ]
+}
+
+fn secret(row: &DeviceRow) -> &str {
+    row.certificate.as_ref().map_or("", |certificate| certificate.device_secret.expose())
+}
+
+fn seconds(time: Option<UnixSeconds>) -> String {
+    time.map(|time| time.to_string()).unwrap_or_default()
+}
+
+/// Returns whether a spreadsheet would take a cell for a formula, or drop its first character.
+fn needs_mark(cell: &str) -> bool {
+    cell.starts_with(FORMULA) || cell.starts_with(MARK)
+}
+
+/// Returns whether a cell begins with a mark. In any form, such a value gets another one, which an import
+/// removes.
+fn has_mark(cell: &str) -> bool {
+    cell.strip_prefix(MARK).is_some_and(needs_mark)
+}
+
+/// Removes the mark of a cell. For PSK identities, from which nothing else is removed.
+pub(super) fn unmarked(cell: Cow<'_, str>) -> Cow<'_, str> {
+    match has_mark(&cell) {
+        true => Cow::Owned(cell[MARK.len_utf8()..].to_owned()),
+        false => cell,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        device::DeviceId,
+        store::{ImportRow, Sighting, Store},
+        testing::store::{Memory, import},
+    };
+
+    fn exported(store: &Memory, form: Form) -> String {
+        let mut text = Vec::new();
+        export_as(store, form, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn row(device: &str) -> ImportRow {
+        ImportRow::new(DeviceId::parse_sn(device).unwrap(), "lamp", "a1lamp")
+    }
+
+    #[test]
+    fn a_cell_that_a_spreadsheet_would_run_is_marked_and_every_cell_is_quoted() {
+        let store = Memory::default();
+        let psk = Secret::new("00112233445566778899aabbccddeeff".into());
+        let identities = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "＝1", "'x", "a=1", "x\"y"];
+        import(
+            &store,
+            identities.iter().enumerate().map(|(number, identity)| ImportRow {
+                individual: true,
+                key: Some(((*identity).to_owned(), psk.clone())),
+                ..row(&format!("@SN-{number:02}"))
+            }),
+        );
+        let text = exported(&store, Form { for_spreadsheet: true, tablestore: false });
+        let cells = |text: &str| -> Vec<(String, String)> {
+            let mut reader = csv::Reader::from_reader(text.as_bytes());
+            reader.records().map(|row| row.unwrap()).map(|row| (row[0].into(), row[6].into())).collect()
+        };
+        for ((device, identity), known) in cells(&text).iter().zip(identities) {
+            assert!(device.starts_with("'@SN-"), "{device}");
+            let is_marked = !matches!(known, "a=1" | "x\"y");
+            assert_eq!(*identity, if is_marked { format!("'{known}") } else { known.to_owned() });
+        }
+        let header = "\"deviceId\",\"enrollment\",\"productKey\",";
+        assert!(text.starts_with(header) && text.contains(",\"x\"\"y\","), "{text}");
+        // Without the option, the values are as they are.
+        let plain = cells(&exported(&store, Form::default()));
+        assert!(plain.iter().zip(identities).all(|((_, identity), known)| identity == known), "{plain:?}");
+    }
+
+    #[test]
+    fn an_identity_that_looks_marked_comes_back_as_it_is() {
+        let store = Memory::default();
+        let psk = Secret::new("00112233445566778899aabbccddeeff".into());
+        let identities = ["'=1", "''x", "'x", "'", "=1'"];
+        import(
+            &store,
+            identities.iter().enumerate().map(|(number, identity)| ImportRow {
+                individual: true,
+                key: Some(((*identity).to_owned(), psk.clone())),
+                ..row(&format!("SN-{number}"))
+            }),
+        );
+        for for_spreadsheet in [true, false] {
+            let text = exported(&store, Form { for_spreadsheet, tablestore: false });
+            let mut reader = csv::Reader::from_reader(text.as_bytes());
+            for (row, known) in reader.records().zip(identities) {
+                assert_eq!(unmarked(row.unwrap()[6].into()), known);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn tablestores_columns_have_the_times_as_seconds_and_no_key() {
+        let store = Memory::default();
+        let device = DeviceId::parse_sn("SN-1").unwrap();
+        let secret = Some(Secret::new("8d1f0cbf2f3a4e6d9b7c5a4e3d2c1b0a".into()));
+        let registered =
+            ImportRow { device_name: Some("lamp-1".into()), device_secret: secret, ..row("SN-1") };
+        import(&store, [registered, row("SN-2")]);
+        let seen = store.device(&device).await.unwrap().unwrap();
+        let sighting =
+            Sighting { registered: Some(1_795_681_600), activated: Some(1_795_681_700), state: None };
+        store.store_sighting(&seen, sighting).await.unwrap();
+        let text = exported(&store, Form { tablestore: true, for_spreadsheet: false });
+        assert_eq!(
+            text,
+            "deviceId,registerTime,activateTime,productKey,deviceName,deviceSecret,IotId\n\
+             SN-1,1795681600,1795681700,a1lamp,lamp-1,8d1f0cbf2f3a4e6d9b7c5a4e3d2c1b0a,\n\
+             SN-2,,,a1lamp,,,\n"
+        );
+    }
+}

@@ -1,0 +1,125 @@
+//! Exports: what nobody reads keeps no state of the database, and what was exported can be imported.
+#![cfg(feature = "simulation")]
+
+use std::{
+    fs,
+    io::Read,
+    process::{Child, Stdio},
+};
+
+use crate::support::{Site, stderr, stdout};
+
+/// Number of devices, whose export is many times as large as what a pipe takes.
+const DEVICES: usize = 12_000;
+
+fn site() -> Site {
+    let site = Site::new();
+    let rows: String = (0..DEVICES).map(|number| format!("SN{number:08},lamp\n")).collect();
+    site.import(&format!("deviceId,enrollment\n{rows}"));
+    site
+}
+
+/// Starts a command, and reads the first byte of its output but no more.
+fn begun(site: &Site, arguments: &[&str]) -> Child {
+    let mut child = site.certdist(arguments).stdout(Stdio::piped()).spawn().expect("certdist runs");
+    let stdout = child.stdout.as_mut().expect("its output");
+    stdout.read_exact(&mut [0]).expect("a byte");
+    child
+}
+
+/// Writes the whole table many times, as a busy server does in hours, and returns the size of the log
+/// in pages. An idle database's log is emptied when it has 1000 pages.
+fn pages_after_writing(site: &Site) -> u64 {
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    database.execute_batch("PRAGMA synchronous = off").expect("set");
+    for time in 0..20 {
+        database.execute("UPDATE device_table SET activateTime = ?1", [time]).expect("written");
+    }
+    let length = fs::metadata(site.path("certdist.db-wal")).expect("a log").len();
+    length / 4096
+}
+
+#[test]
+fn an_export_that_nobody_reads_does_not_keep_the_log_from_being_emptied() {
+    let site = site();
+    // The log exists while another process has the database open.
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    other.query_row("SELECT count(*) FROM device_table", (), |row| row.get::<_, i64>(0)).expect("read");
+    let idle = pages_after_writing(&site);
+    let mut child = begun(&site, &["export"]);
+    let pages = pages_after_writing(&site);
+    assert!(pages <= 2 * idle, "{pages} pages, and {idle} without an export");
+    // The export is of the moment at which it began.
+    let mut rest = String::new();
+    child.stdout.take().expect("its output").read_to_string(&mut rest).expect("UTF-8");
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(rest.lines().count(), DEVICES + 1);
+}
+
+#[test]
+fn an_audit_log_that_nobody_reads_to_its_end_does_not_keep_the_log_from_being_emptied() {
+    let site = site();
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    other.query_row("SELECT count(*) FROM device_table", (), |row| row.get::<_, i64>(0)).expect("read");
+    let ids: Vec<String> = (0..600).map(|number| format!("SN{number:08}")).collect();
+    let store = certdist::store::sqlite::Sqlite::open(&site.path("certdist.db")).expect("it opens");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    for id in &ids {
+        use certdist::store::{Actor, DeviceState, Store};
+        let id = certdist::device::DeviceId::parse(id).expect("an ID");
+        let by = Actor::system_user();
+        assert!(runtime.block_on(store.set_state(&id, DeviceState::Disabled, &by)).expect("written"));
+    }
+    drop(store);
+    let idle = pages_after_writing(&site);
+    let mut child = begun(&site, &["audit", "export"]);
+    let pages = pages_after_writing(&site);
+    assert!(pages <= 2 * idle, "{pages} pages, and {idle} without an export");
+    let mut rest = String::new();
+    child.stdout.take().expect("its output").read_to_string(&mut rest).expect("UTF-8");
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(rest.lines().count(), ids.len() + 1, "an import and its devices");
+}
+
+#[test]
+fn every_form_of_an_export_can_be_imported_again() {
+    let site = Site::configured(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\ndatabase_key = \"file:database.key\"\n\
+         [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n",
+    );
+    site.write("database.key", &"42".repeat(32));
+    let psk = "00112233445566778899aabbccddeeff";
+    let secret = "8d1f0cbf2f3a4e6d9b7c5a4e3d2c1b0a";
+    site.import(&format!(
+        "deviceId,deviceName,deviceSecret,pskIdentity,psk\n\
+         @SN-1,-lamp-1,{secret},+factory=1,{psk}\n-SN-2,,,=1+1,{psk}\n.SN-3,,,\"a,\"\"b\",{psk}\n"
+    ));
+    for (name, options) in [
+        ("own.csv", &[][..]),
+        ("spreadsheet.csv", &["--for-spreadsheet"]),
+        ("tablestore.csv", &["--tablestore"]),
+        ("both.csv", &["--tablestore", "--for-spreadsheet"]),
+    ] {
+        let output = site.run(&[&["export"], options].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.contains(secret) && text.lines().count() == 4, "{text}");
+        assert_eq!(text.contains("\"'@SN-1\""), options.contains(&"--for-spreadsheet"), "{text}");
+        assert_eq!(text.contains(psk), !options.contains(&"--tablestore"), "{text}");
+        site.write(name, &text);
+        let output = site.run(&["import", name, "--dry-run"]);
+        assert!(stdout(&output).contains("0 would be changed, 3 unchanged"), "{name}: {}", stderr(&output));
+        // A file has the same content as a pipe.
+        let file = format!("file-{name}");
+        assert!(
+            site.run(&[&["export", "--output", &file], options].concat()).status.success(),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(fs::read_to_string(site.path(&file)).expect("it is there"), text);
+        let redirected = fs::File::create(site.path("redirected")).expect("a file");
+        let status = site.certdist(&[&["export"], options].concat()).stdout(redirected).status();
+        assert!(status.expect("it runs").success());
+        assert_eq!(fs::read_to_string(site.path("redirected")).expect("it is there"), text);
+    }
+}

@@ -1,0 +1,165 @@
+//! A restore never replaces a database that is in use, and says what it undoes. A server whose
+//! database was replaced or removed ends.
+#![cfg(feature = "simulation")]
+
+use std::{fs, os::unix::fs::symlink};
+
+use crate::support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
+
+const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
+                       SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,,\nSN00000004,lamp,,\n\
+                       PLUG-1,plug,plug-1,secretp1000000000000000000000000\n";
+
+fn succeeds(site: &Site, arguments: &[&str]) -> String {
+    let output = site.run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+fn refused(site: &Site, arguments: &[&str]) -> String {
+    let output = site.run(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", stdout(&output));
+    stderr(&output)
+}
+
+fn serve(site: &Site, log: &str) -> Process {
+    let log = fs::File::create(site.path(log)).expect("a log");
+    Process::start(site.certdist(&["serve"]).stderr(log))
+}
+
+#[test]
+fn a_database_in_use_is_not_replaced_by_any_path_and_whatever_became_of_its_file() {
+    let site = Site::new();
+    site.import(DEVICES);
+    succeeds(&site, &["backup", "copy.db"]);
+    symlink(site.path("certdist.db"), site.path("link.db")).expect("a link");
+    let by_link = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("link.toml", &by_link.replace("sqlite:certdist.db", "sqlite:link.db"));
+    let restore = ["restore", "copy.db", "--yes", "--force"];
+    let by_link = ["restore", "copy.db", "--yes", "--force", "--config", "link.toml"];
+
+    let server = serve(&site, "log");
+    for arguments in [&restore[..], &by_link] {
+        let told = refused(&site, arguments);
+        assert!(told.contains("in use by process") && told.contains("stop the server first"), "{told}");
+    }
+    let whole = fs::read(site.path("certdist.db")).expect("the database");
+    fs::write(site.path("certdist.db"), "damaged").expect("it can be written");
+    assert!(refused(&site, &restore).contains("in use"), "damaged");
+    fs::write(site.path("certdist.db"), &whole).expect("it can be written");
+    server.kill();
+
+    // A killed server does not keep the database from being restored.
+    fs::write(site.path("certdist.db"), "damaged").expect("it can be written");
+    succeeds(&site, &restore);
+    let server = serve(&site, "log");
+    assert!(refused(&site, &by_link).contains("in use"));
+    assert_eq!(server.stop(), Some(0));
+    assert!(!site.path("certdist.db-lock").exists(), "the last process removes the lock file");
+    succeeds(&site, &by_link);
+    let itself = refused(&site, &["restore", "link.db", "--yes", "--force"]);
+    assert!(itself.contains("this is the database itself"), "{itself}");
+}
+
+#[test]
+fn no_server_starts_while_a_database_is_restored() {
+    let site = Site::new();
+    site.import(DEVICES);
+    succeeds(&site, &["backup", "copy.db"]);
+    let lock = certdist::store::backup::Lock::alone(&site.path("certdist.db")).expect("no one has it");
+    let told = refused(&site, &["serve"]);
+    assert!(told.contains("it is being restored"), "{told}");
+    drop(lock);
+    assert_eq!(site.serve().stop(), Some(0));
+}
+
+#[test]
+fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
+    for replaces in [true, false] {
+        let site = Site::new();
+        site.import(DEVICES);
+        succeeds(&site, &["backup", "copy.db"]);
+        let mut server = serve(&site, "log");
+        // A file that is replaced by itself, and one that is missing for a moment, are no loss.
+        fs::rename(site.path("certdist.db"), site.path("aside.db")).expect("moved");
+        fs::rename(site.path("aside.db"), site.path("certdist.db")).expect("moved back");
+        match replaces {
+            true => fs::rename(site.path("copy.db"), site.path("certdist.db")).expect("replaced"),
+            false => fs::remove_file(site.path("certdist.db")).expect("removed"),
+        }
+        let restore = site.run(&["restore", "copy.db", "--yes", "--force"]);
+        // On a slow machine, the server may have ended before.
+        assert!(!restore.status.success() || !server.is_running(), "the server has it");
+        assert_eq!(server.ended(), Some(1));
+        let log = fs::read_to_string(site.path("log")).expect("a log");
+        let what = if replaces { "was replaced with another file" } else { "was removed or moved" };
+        assert!(log.contains(what) && log.contains("certdist restore"), "{log}");
+        // A service manager starts it again. It must not begin with an empty database then.
+        if !replaces && !restore.status.success() {
+            assert!(refused(&site, &["serve"]).contains("but there was one"));
+            succeeds(&site, &["restore", "copy.db"]);
+        }
+        assert_eq!(site.serve().stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_restore_lists_what_it_undoes() {
+    let site = Site::new();
+    site.import(DEVICES);
+    succeeds(&site, &["device", "disable", "SN00000002"]);
+    succeeds(&site, &["device", "disable", "SN00000004"]);
+    succeeds(&site, &["backup", "copy.db"]);
+    assert!(!succeeds(&site, &["restore", "copy.db", "--dry-run"]).contains("undo"), "nothing has changed");
+    for arguments in [
+        &["device", "disable", "SN00000001"][..],
+        &["device", "enable", "SN00000002"],
+        &["device", "delete", "SN00000003", "--yes"],
+        // What was changed back counts as unchanged.
+        &["device", "enable", "SN00000004"],
+        &["device", "disable", "SN00000004"],
+    ] {
+        succeeds(&site, arguments);
+    }
+    let rows: String = (0..25).map(|number| format!("NEW-{number:02},lamp\n")).collect();
+    site.write("batch.csv", &format!("deviceId,enrollment\n{rows}"));
+    succeeds(&site, &["import", "batch.csv"]);
+    for number in 0..25 {
+        succeeds(&site, &["device", "disable", &format!("NEW-{number:02}")]);
+    }
+    let server = site.serve();
+    let (address, key) = (server.address.to_string(), hex::encode(SHARED_KEY));
+    let device = ["device-sim", "--server", &address, "--identity", SHARED_IDENTITY, "--psk", &key];
+    assert!(site.certdist(&device).args(["--sn", "PLUG-1"]).output().expect("it runs").status.success());
+
+    let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
+    assert!(told.contains("in use by process") && told.contains("needs --force"), "{told}");
+    assert_eq!(server.stop(), Some(0));
+    let expected = "a restore would undo these changes since the backup:\n  \
+                    1: disabled devices would become enabled: SN00000001\n  \
+                    1: enabled devices would become disabled: SN00000002\n  \
+                    1: deleted devices would come back: SN00000003\n  \
+                    1: first issues would be forgotten, and may happen once more: PLUG-1\n  \
+                    1: imports would be undone: batch.csv: 25 devices added, 0 changed, 0 unchanged\n";
+    assert!(told.contains(expected), "{told}");
+    let output = site.run(&["restore", "copy.db", "--yes"]);
+    assert!(output.status.code() == Some(1) && stdout(&output).contains(expected), "{}", stdout(&output));
+
+    // Of many, the first are named.
+    succeeds(&site, &["backup", "many.db"]);
+    for number in 0..25 {
+        succeeds(&site, &["device", "enable", &format!("NEW-{number:02}")]);
+    }
+    let told = succeeds(&site, &["restore", "many.db", "--yes", "--force"]);
+    assert!(told.contains("25: enabled devices would become disabled: NEW-00, "), "{told}");
+    assert!(told.contains("NEW-19 and 5 more") && !told.contains("NEW-20"), "{told}");
+
+    // A backup of another database has nothing in common with this one.
+    let other = Site::new();
+    other.import("deviceId,enrollment\nOTHER,lamp\n");
+    let copy = site.path("other.db").display().to_string();
+    succeeds(&other, &["backup", &copy]);
+    assert!(
+        succeeds(&site, &["restore", "other.db", "--dry-run"]).contains("everything in it would be lost")
+    );
+}
