@@ -34,7 +34,7 @@ fn ways() -> [(&'static str, String); 6] {
         ("a form without an end", body("/sign-in")),
         ("a file without an end", body("/import")),
         ("a body for health", body("/healthz").replace("POST", "GET")),
-        ("answers that no one reads", page.repeat(400)),
+        ("answers that no one reads", page.repeat(60)),
     ]
 }
 
@@ -68,6 +68,8 @@ impl Port {
     /// Opens a connection, sends this, and keeps the connection.
     fn hold(&self, from: IpAddr, sent: &str) -> TcpStream {
         let mut stream = http::connect_from(from, self.address);
+        // A small buffer, so that the server cannot get rid of all answers.
+        let _ = socket2::SockRef::from(&stream).set_recv_buffer_size(4096);
         // The server may have ended the connection, or read no further.
         stream.set_write_timeout(Some(Duration::from_millis(1))).expect("a time-out");
         let _ = stream.write_all(sent.as_bytes());
@@ -87,7 +89,7 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
     let (port, _site, _server) = serve();
     let lead = Visitor::new(port.address, "lead");
     for (way, sent) in ways() {
-        for (count, addresses) in [(140, 1), (140, 140), (1000, 1), (1000, 1000)] {
+        for (count, addresses) in [(140, 1), (1000, 1), (1000, 1000)] {
             let case = format!("{way}, {count} from {addresses} addresses");
             let held: Vec<_> =
                 (0..count).map(|number| port.hold(stranger(number % addresses), &sent)).collect();
@@ -110,16 +112,39 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
     assert!(port.metric(PROBER, displaced) > 1000);
 }
 
+/// Ends the strangers, also if the test fails.
+#[derive(Default)]
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile() {
     let (port, site, _server) = serve();
-    let is_over = Arc::new(AtomicBool::new(false));
+    let is_over = Over::default();
     let rows: String = (0..3000).map(|number| format!("SN-{number:08}\n")).collect();
     let body = http::multipart(&[("enrollment", "lamp")], ("x.csv", format!("deviceId\n{rows}").as_bytes()));
-    thread::scope(|scope| {
+    let mut upload = http::connect_from(OPERATOR, port.address);
+    let head = format!(
+        "POST /import HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Expect: 100-continue\r\n{}: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        MULTIPART.0,
+        MULTIPART.1,
+        body.len()
+    );
+    upload.write_all(head.as_bytes()).expect("sent");
+    // Now it is authenticated.
+    let mut go_on = [0; 25];
+    upload.read_exact(&mut go_on).expect("an answer");
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    thread::scope(move |scope| {
         // These come from the operator's own network and from others, without a pause.
         let strangers = scope.spawn({
-            let is_over = is_over.clone();
+            let is_over = is_over.0.clone();
             move || {
                 let mut held = std::collections::VecDeque::new();
                 let sent = &ways()[2].1;
@@ -135,21 +160,12 @@ fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile()
                 opened
             }
         });
-        let mut upload = http::connect_from(OPERATOR, port.address);
-        let head = format!(
-            "POST /import HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
-             {}: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            MULTIPART.0,
-            MULTIPART.1,
-            body.len()
-        );
-        upload.write_all(head.as_bytes()).expect("sent");
         let displaced = "certdist_admin_connections_dropped_total{reason=\"displaced\"}";
         // After each part, strangers have taken all places again.
-        for part in body.chunks(body.len() / 8) {
+        for part in body.chunks(body.len() / 4) {
             upload.write_all(part).expect("the connection is there");
             let before = port.metric(PROBER, displaced);
-            let deadline = Instant::now() + Duration::from_secs(60);
+            let deadline = Instant::now() + Duration::from_secs(300);
             while port.metric(PROBER, displaced) < before + 128 {
                 assert!(Instant::now() < deadline, "strangers come too slowly for this test");
             }
@@ -158,7 +174,7 @@ fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile()
         upload.read_to_string(&mut answer).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("3,000 devices added"), "{answer}");
-        is_over.store(true, Ordering::Relaxed);
+        drop(is_over);
         assert!(strangers.join().expect("it ended") > 1000);
     });
     let listed = site.run(&["device", "list", "--json", "--limit", "1"]);
