@@ -493,6 +493,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_connection_is_a_users_only_while_its_requests_are() {
+        let mut client = connect();
+        for path in ["/user", "/stranger"] {
+            client.post(path, 4).await;
+            client.send("body").await;
+            assert!(client.answer().await.ends_with('4'));
+        }
+        let began = Instant::now();
+        client.serving.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_old_connection_takes_no_further_request_but_ends_none() {
         let mut client = connect();
         client.post("/user", 700 * 3000).await;
