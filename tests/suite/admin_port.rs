@@ -1,5 +1,5 @@
-//! Strangers who hold the connections of the admin port with slow requests. Health, pages and
-//! uploads must be answered meanwhile.
+//! Strangers at the admin port. They hold its connections with slow requests while health, pages
+//! and uploads must be answered, and they try passwords, which must lock out no one else.
 
 use std::{
     io::{Read, Write},
@@ -12,10 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{
-    Process, Site,
-    console::{TOKEN, Visitor, admin, free_address},
-    http::{self, MULTIPART},
+use certdist::device::Secret;
+
+use crate::{
+    console::reload,
+    support::{
+        Process, Site,
+        console::{PASSWORD, TOKEN, Visitor, admin, free_address, password_hash, sign_in_from},
+        http::{self, MULTIPART},
+        stderr,
+    },
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -208,5 +214,52 @@ fn slow_handshakes_hold_up_no_other() {
         let stream = rustls::StreamOwned::new(connection, http::connect_from(PROBER, address));
         assert_eq!(http::exchange(stream, "GET", "/healthz", &[], b"").body, "ok\n");
         drop(held);
+    }
+}
+
+#[test]
+fn wrong_passwords_from_elsewhere_lock_out_neither_an_address_nor_a_known_browser() {
+    let (port, site, server) = serve();
+    let address = port.address;
+    let [office, stranger] = [2, 3].map(|last| IpAddr::from([127, 0, 0, last]));
+    let attempt = |from, name: &str, password: &str, known: Option<&str>| {
+        sign_in_from(from, address, name, password, known)
+    };
+    let first = attempt(office, "lead", PASSWORD, None);
+    let known = first.cookie("certdist-browser").expect("a cookie for the next time");
+    assert!(
+        first.headers("set-cookie").all(|cookie| cookie.contains("HttpOnly; SameSite=Strict")),
+        "no script and no other site has it"
+    );
+    let tried = (0..12).map(|_| attempt(stranger, "lead", "wrong", None).status).collect::<Vec<_>>();
+    assert_eq!(tried, [[401; 10].as_slice(), &[429; 2]].concat());
+    assert_eq!(attempt(office, "lead", PASSWORD, None).status, 303, "another address");
+
+    // Others in the operator's office exhaust its address.
+    while attempt(office, "lead", "wrong", None).status != 429 {}
+    assert_eq!(attempt(office, "lead", PASSWORD, None).status, 429);
+    assert_eq!(attempt(office, "lead", PASSWORD, Some(&known)).status, 303);
+    // The cookie is its user's, and does not replace the password.
+    while attempt(office, "guest", "wrong", Some(&known)).status != 429 {}
+    assert_eq!(attempt(office, "lead", "wrong", Some(&known)).status, 401);
+
+    // A restart does not forget the browser, and a changed password does.
+    assert_eq!(server.stop(), Some(0));
+    let server = site.serve();
+    let attempt = |password: &str| sign_in_from(office, address, "lead", password, Some(&known)).status;
+    while sign_in_from(office, address, "lead", "wrong", None).status != 429 {}
+    assert_eq!(attempt(PASSWORD), 303);
+    let hash = certdist::password::hash(&Secret::new("another long password".into())).expect("a hash");
+    reload(&site, &server, password_hash(), &hash, || attempt("another long password") == 429);
+}
+
+#[test]
+fn a_host_of_the_configuration_is_a_name_and_no_address_of_a_page() {
+    for wrong in ["https://console.example.com", "console.example.com:443", "", "a b", "*.example.com"] {
+        let site = Site::with(&admin(free_address(), &format!("hosts = [\"{wrong}\"]\n")));
+        let refused = site.run(&["check-config"]);
+        assert_eq!(refused.status.code(), Some(2), "{wrong}");
+        assert!(stderr(&refused).contains("[admin] hosts"), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("such as \"console.example.com\""), "{}", stderr(&refused));
     }
 }
