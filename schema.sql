@@ -69,10 +69,12 @@ CREATE TABLE device_key (
     psk          TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Imports, the newest thousand.
+-- Imports that can be undone: those of the last 30 days, at most a thousand.
 CREATE TABLE import (
+    -- Order of the imports.
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
     -- A random number of 32 bits.
-    importId     INTEGER PRIMARY KEY,
+    importId     INTEGER NOT NULL UNIQUE,
     at           INTEGER NOT NULL,
     -- The operator, and the name of the file.
     who          TEXT NOT NULL,
@@ -83,9 +85,8 @@ CREATE TABLE import (
     -- Time at which the import was undone.
     undone       INTEGER
 ) STRICT;
-CREATE INDEX import_at ON import (at);
 
--- Rows as they were before an import changed them, for 30 days.
+-- Rows as they were before an import changed them, as long as the import can be undone.
 CREATE TABLE import_before (
     importId     INTEGER NOT NULL,
     deviceId     TEXT NOT NULL,

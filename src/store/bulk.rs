@@ -164,6 +164,8 @@ pub struct ImportReport {
     pub unchanged: u64,
     /// Changed rows whose device was in another enrollment.
     pub moved: u64,
+    /// Changed rows whose device has lost its former key, so that the import cannot be undone.
+    pub lost_keys: u64,
 }
 
 /// Number of devices of one enrollment, in total and by state.

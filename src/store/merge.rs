@@ -3,7 +3,7 @@
 
 use super::{
     Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, SameSecret,
-    StoreError,
+    StoreError, undo::KeyChange,
 };
 use crate::{
     device::{DeviceId, Secret},
@@ -16,20 +16,22 @@ pub enum Merged {
     /// The device was not in the table.
     Added,
     /// The device or its key has changed.
-    Changed,
-    /// The device has changed, and was in another enrollment.
-    Moved,
+    Changed {
+        /// Set if the device was in another enrollment.
+        moves: bool,
+        /// Set if the device has lost its former key.
+        loses_key: bool,
+    },
     /// The row matched the table already.
     Unchanged,
 }
 
 impl Merged {
     /// Returns the effect of a row on a device that is in the table, from what has changed.
-    pub fn of(moves: bool, device_changed: bool, key_changed: bool) -> Self {
-        match (moves, device_changed || key_changed) {
-            (true, _) => Self::Moved,
-            (false, true) => Self::Changed,
-            (false, false) => Self::Unchanged,
+    pub fn of(moves: bool, device_changed: bool, key_change: KeyChange) -> Self {
+        match device_changed || key_change != KeyChange::None {
+            true => Self::Changed { moves, loses_key: key_change == KeyChange::Lost },
+            false => Self::Unchanged,
         }
     }
 }
@@ -64,10 +66,10 @@ pub fn all_rows<F>(
             Ok(Ok(merged)) => {
                 match merged {
                     Merged::Added => report.added += 1,
-                    Merged::Changed => report.changed += 1,
-                    Merged::Moved => {
+                    Merged::Changed { moves, loses_key } => {
                         report.changed += 1;
-                        report.moved += 1;
+                        report.moved += u64::from(moves);
+                        report.lost_keys += u64::from(loses_key);
                     }
                     Merged::Unchanged => report.unchanged += 1,
                 }
@@ -366,10 +368,11 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_moves_counts_as_moved_whatever_else_changed() {
-        assert_eq!(Merged::of(true, true, true), Merged::Moved);
-        assert_eq!(Merged::of(false, true, false), Merged::Changed);
-        assert_eq!(Merged::of(false, false, true), Merged::Changed);
-        assert_eq!(Merged::of(false, false, false), Merged::Unchanged);
+    fn a_row_that_changes_nothing_neither_moves_nor_loses_a_key() {
+        let of = |moves, changed, key| Merged::of(moves, changed, key);
+        assert_eq!(of(false, false, KeyChange::None), Merged::Unchanged);
+        assert_eq!(of(true, true, KeyChange::Lost), Merged::Changed { moves: true, loses_key: true });
+        assert_eq!(of(false, true, KeyChange::None), Merged::Changed { moves: false, loses_key: false });
+        assert_eq!(of(false, false, KeyChange::Added), Merged::Changed { moves: false, loses_key: false });
     }
 }

@@ -5,10 +5,11 @@ use std::{fmt, str::FromStr};
 
 use super::{Actor, StoreError, UnixSeconds, claim::new_id};
 
-/// Time for which an import can be undone, in seconds: 30 days.
+/// Time for which a store remembers an import at least, in seconds: 30 days. The next import after that
+/// removes its record and, in the same step, the former values of its rows.
 pub const UNDOABLE: UnixSeconds = 30 * 86_400;
 
-/// Number of imports that a store remembers.
+/// Maximum number of imports that a store remembers.
 pub const REMEMBERED: usize = 1000;
 
 /// Number of an import, shown as 8 hex digits. It is random, so that two processes never choose the
@@ -88,6 +89,8 @@ pub struct Undo<'a> {
 pub struct Undone {
     /// Devices that the import had added, and that were removed.
     pub removed: u64,
+    /// Removed devices whose certificate the import had brought, and that is removed with them.
+    pub certificates: u64,
     /// Devices that the import had changed, and that are as before.
     pub restored: u64,
     /// Devices that stay as they are, or are no longer there.
@@ -97,19 +100,16 @@ pub struct Undone {
 /// Reason why an import was not undone. The table is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotUndone {
-    /// The store has no record of it.
-    #[error("no import has the number {0}; `certdist import list` shows them")]
+    /// The store has no record of it, or no longer.
+    #[error("no import of the last 30 days has the number {0}; `certdist import list` shows them")]
     Unknown(ImportId),
     /// It was undone before.
     #[error("import {0} was undone already")]
     Again(ImportId),
-    /// It is too old.
-    #[error("import {0} is more than 30 days old, so its former values are no longer there")]
-    TooOld(ImportId),
     /// Devices have changed since.
     #[error(
-        "{count} of the {all} devices of import {id} were registered, issued, deleted, or changed by another import \
-         since, or are being registered; to undo the rest, use --rest"
+        "{count} of the {all} devices of import {id} were registered, issued, disabled, enabled, deleted, or changed by \
+         another import since, or are being registered; to undo the rest, use --rest"
     )]
     Changed {
         /// Number of the import.
@@ -131,7 +131,7 @@ pub enum NotUndone {
         count: u64,
     },
     /// The former name or `IotId` of a device belongs to another device now.
-    #[error("device {device} cannot be restored: {reason}")]
+    #[error("device {device} cannot be restored: {reason}; give one of them another name first")]
     Conflict {
         /// The device.
         device: String,
@@ -159,14 +159,10 @@ pub fn may_undo(
     how: Undo<'_>,
     untouched: u64,
     lost_keys: u64,
-    now: UnixSeconds,
 ) -> Result<u64, NotUndone> {
     let id = record.id;
     if record.undone.is_some() {
         return Err(NotUndone::Again(id));
-    }
-    if now.saturating_sub(record.at) > UNDOABLE {
-        return Err(NotUndone::TooOld(id));
     }
     if lost_keys > 0 {
         return Err(NotUndone::Keys { id, count: lost_keys });
@@ -199,13 +195,11 @@ mod tests {
         let (id, file, who) = (ImportId(7), "a.csv".to_owned(), "root".to_owned());
         let record = ImportRecord { id, at: 1000, who, file, added: 5, changed: 2, undone: None };
         let how = Undo { id, by: &by, dry_run: false, rest: false };
-        assert_eq!(may_undo(&record, how, 7, 0, 1000), Ok(0));
-        assert_eq!(may_undo(&record, how, 4, 0, 1000), Err(NotUndone::Changed { id, count: 3, all: 7 }));
-        assert_eq!(may_undo(&record, Undo { rest: true, ..how }, 4, 0, 1000), Ok(3));
-        assert_eq!(may_undo(&record, how, 7, 1, 1000), Err(NotUndone::Keys { id, count: 1 }));
-        assert_eq!(may_undo(&record, how, 7, 0, 1000 + UNDOABLE), Ok(0));
-        assert_eq!(may_undo(&record, how, 7, 0, 1001 + UNDOABLE), Err(NotUndone::TooOld(id)));
+        assert_eq!(may_undo(&record, how, 7, 0), Ok(0));
+        assert_eq!(may_undo(&record, how, 4, 0), Err(NotUndone::Changed { id, count: 3, all: 7 }));
+        assert_eq!(may_undo(&record, Undo { rest: true, ..how }, 4, 0), Ok(3));
+        assert_eq!(may_undo(&record, how, 7, 1), Err(NotUndone::Keys { id, count: 1 }));
         let undone = ImportRecord { undone: Some(1001), ..record };
-        assert_eq!(may_undo(&undone, how, 0, 0, 1000), Err(NotUndone::Again(id)));
+        assert_eq!(may_undo(&undone, how, 0, 0), Err(NotUndone::Again(id)));
     }
 }

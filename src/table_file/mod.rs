@@ -149,7 +149,7 @@ pub struct Import<'a> {
 /// Result of an import, or of a dry run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
-    /// Number by which the import can be undone; `None` if it changed nothing.
+    /// Number by which the import can be undone; `None` if it changed nothing, or replaced keys.
     pub id: Option<ImportId>,
     /// Number of rows by what they changed.
     pub report: ImportReport,
@@ -247,7 +247,9 @@ pub fn import(
         (Ok(report), _) => {
             let mut remarks = rows.remarks();
             remarks.extend(moved(report.moved));
-            let id = Some(id).filter(|_| !dry_run && report.added + report.changed > 0);
+            remarks.extend(lost_keys(report.lost_keys));
+            let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
+            let id = Some(id).filter(|_| !dry_run && can_be_undone);
             Ok(Imported { id, report, remarks })
         }
         (Err(ImportError::Store(error)), _) => Err(error.into()),
@@ -264,6 +266,14 @@ fn moved(count: u64) -> Option<String> {
             "{count} devices are in the table with another enrollment, and move to the one of their row"
         )),
     }
+}
+
+/// Returns a sentence about devices that have lost their key.
+fn lost_keys(count: u64) -> Option<String> {
+    let devices = if count == 1 { "device gets" } else { "devices get" };
+    (count > 0).then(|| {
+        format!("{count} {devices} another key, or none; former keys are not kept, so this import cannot be undone")
+    })
 }
 
 /// Reads the device IDs of a table, in any form that an import reads. Other columns are ignored. All

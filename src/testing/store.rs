@@ -336,7 +336,10 @@ impl Store for Memory {
             DeviceState::Enabled => AuditEvent::Enabled,
             DeviceState::Disabled => AuditEvent::Disabled,
         };
-        self.answer(|tables, now| Ok(tables.operate(id, event, by, now, |row| row.state = state)))
+        self.answer(|tables, now| {
+            tables.labels.remove(id);
+            Ok(tables.operate(id, event, by, now, |row| row.state = state))
+        })
     }
 
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {

@@ -17,8 +17,8 @@ Example: the wrong file was imported
   certdist import list
   certdist import undo 3f2a91c0
 
-Works for 30 days, while none of the devices was registered or issued, deleted, or changed
-by another import. Former keys are not kept, so an import that replaced some cannot be
+Works for 30 days, while none of the devices was registered or issued, disabled, deleted,
+or changed by another import. Former keys are not kept, so an import that replaced some cannot be
 undone. Reads the whole table, and locks it meanwhile: a second for a million devices.")]
     Undo {
         /// Number of the import
@@ -34,7 +34,7 @@ undone. Reads the whole table, and locks it meanwhile: a second for a million de
         #[arg(long)]
         yes: bool,
     },
-    /// Lists the last thousand imports, the newest first
+    /// Lists the imports of the last 30 days, the newest first
     List,
 }
 
@@ -75,9 +75,13 @@ fn failure(error: UndoError) -> Failure {
     }
 }
 
-fn sentence(Undone { removed, restored, left }: Undone, would: &str) -> String {
+fn sentence(Undone { removed, certificates, restored, left }: Undone, would: &str) -> String {
     let left = if left == 0 { String::new() } else { format!(", {left} left as they are") };
-    format!("{removed} devices {would}removed, {restored} {would}restored{left}")
+    let certificates = match certificates {
+        0 => String::new(),
+        count => format!(" ({count} with the certificate that the import brought)"),
+    };
+    format!("{removed} devices {would}removed{certificates}, {restored} {would}restored{left}")
 }
 
 fn line(import: &ImportRecord) -> [String; 7] {

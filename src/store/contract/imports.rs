@@ -43,10 +43,13 @@ fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
             with_key("SN-6", "id-6", "00ff"),
         ]
     };
-    assert_eq!(import_as(store, 7, rows()), ImportReport { added: 3, changed: 4, unchanged: 0, moved: 1 });
+    assert_eq!(
+        import_as(store, 7, rows()),
+        ImportReport { added: 3, changed: 4, moved: 1, ..Default::default() }
+    );
     let after = now(store.rows_after(None, 9)).unwrap();
     let dry_run = Undo { id: ID, by: &by(), dry_run: true, rest: false };
-    let undone = Undone { removed: 3, restored: 4, left: 0 };
+    let undone = Undone { removed: 3, certificates: 1, restored: 4, left: 0 };
     assert_eq!(undo_with(store, dry_run), Ok(undone));
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), after);
 
@@ -68,10 +71,9 @@ fn imports_are_remembered_with_their_numbers(store: &(impl Store + Bulk)) {
     import(store, [row("SN-2")]);
     import_as(store, 3, [renamed("SN-1", "other"), row("SN-3")]);
     undo(store, 3).unwrap();
-    let mut imports = store.imports().unwrap();
-    imports.sort_by_key(|import| import.id);
+    let imports = store.imports().unwrap();
     let counts = |import: &ImportRecord| (import.id.0, import.added, import.changed, import.undone.is_some());
-    assert_eq!(imports.iter().map(counts).collect::<Vec<_>>(), [(1, 1, 0, false), (3, 1, 1, true)]);
+    assert_eq!(imports.iter().map(counts).collect::<Vec<_>>(), [(3, 1, 1, true), (1, 1, 0, false)]);
     assert!(imports.iter().all(|import| import.file == "file.csv" && import.who == by().name));
 }
 
@@ -91,15 +93,17 @@ fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
     assert_eq!(undo(store, 7), changed(4));
     import(store, [renamed("SN-7", "others")]);
     assert_eq!(undo(store, 7), changed(5));
-    // What an operator or the cloud's refusal changes can be undone.
+    // Undoing the import and importing the device again would enable it.
     assert!(now(store.set_state(&id("SN-5"), DeviceState::Disabled, &by())).unwrap());
+    assert_eq!(undo(store, 7), changed(6));
+    // What the cloud refuses is not registered.
     refuse(store, "SN-6", "name is taken");
-    assert_eq!(undo(store, 7), changed(5));
+    assert_eq!(undo(store, 7), changed(6));
 
     let rest = Undo { id: ID, by: &by(), dry_run: false, rest: true };
-    assert_eq!(undo_with(store, rest), Ok(Undone { removed: 2, restored: 0, left: 5 }));
+    assert_eq!(undo_with(store, rest), Ok(Undone { removed: 1, left: 6, ..Undone::default() }));
     let left: Vec<_> = now(store.rows_after(None, 9)).unwrap().into_iter().map(|row| row.id).collect();
-    assert_eq!(left, ["SN-0", "SN-1", "SN-2", "SN-4", "SN-7"].map(id));
+    assert_eq!(left, ["SN-0", "SN-1", "SN-2", "SN-4", "SN-5", "SN-7"].map(id));
 }
 
 /// An import is not undone if a certificate that it brought was issued since.
@@ -124,7 +128,7 @@ fn imports_are_undone_in_turn(store: &(impl Store + Bulk)) {
     assert_eq!(device(store, "SN-1").unwrap().name(), "second");
     undo(store, 2).unwrap();
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), first);
-    assert_eq!(undo(store, 1), Ok(Undone { removed: 2, restored: 0, left: 0 }));
+    assert_eq!(undo(store, 1), Ok(Undone { removed: 2, ..Undone::default() }));
     assert_eq!(store.count().unwrap(), 0);
 }
 
@@ -132,13 +136,23 @@ fn imports_are_undone_in_turn(store: &(impl Store + Bulk)) {
 /// it added is removed.
 fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "00ff"), row("SN-3")]);
-    import_as(store, 7, [with_key("SN-1", "id-1", "11ee"), ImportRow::new(id("SN-2"), "plugs", "a1plug")]);
+    let rows = [with_key("SN-1", "id-1", "11ee"), ImportRow::new(id("SN-2"), "plugs", "a1plug")];
+    assert_eq!(import_as(store, 7, rows).lost_keys, 2);
     assert_eq!(undo(store, 7), Err(NotUndone::Keys { id: ID, count: 2 }));
     assert_eq!(now(store.individual_key("id-1")).unwrap().unwrap().psk.expose(), "11ee");
 
     import_as(store, 8, [with_key("SN-3", "id-3", "00ff")]);
-    assert_eq!(undo(store, 8), Ok(Undone { removed: 0, restored: 1, left: 0 }));
+    assert_eq!(undo(store, 8), Ok(Undone { restored: 1, ..Undone::default() }));
     assert!(now(store.individual_key("id-3")).unwrap().is_none());
+}
+
+/// Names that an import exchanged are exchanged back.
+fn exchanged_names_come_back(store: &(impl Store + Bulk)) {
+    import(store, [renamed("SN-1", "aaaa"), renamed("SN-2", "bbbb")]);
+    let before = now(store.rows_after(None, 9)).unwrap();
+    import_as(store, 7, [renamed("SN-1", "cccc"), renamed("SN-2", "aaaa")]);
+    assert_eq!(undo(store, 7), Ok(Undone { restored: 2, ..Undone::default() }));
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }
 
 /// An import is not undone if that gave two devices one name.
@@ -160,5 +174,6 @@ contract! {
     an_issue_is_not_undone
     imports_are_undone_in_turn
     keys_that_an_import_replaced_cannot_come_back
+    exchanged_names_come_back
     a_former_name_that_is_taken_cannot_come_back
 }

@@ -255,11 +255,10 @@ impl<'c> Table<'c> {
             KeyChange::None if lost_key => KeyChange::Lost,
             change => change,
         };
-        let key_changed = key_change != KeyChange::None;
-        if device_changed || key_changed {
+        if device_changed || key_change != KeyChange::None {
             imports::note_before(self.connection, self.id, &stored, key_change)?;
         }
-        Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_changed))
+        Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_change))
     }
 
     /// Adds a device; returns false if the device is already in the table.

@@ -3,13 +3,13 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{audit, claims, writer::WriteError};
+use super::{audit, claims, read, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
         Actor, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        merge::{self, Columns},
+        merge,
         undo::{ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, Undone, may_undo},
     },
 };
@@ -21,7 +21,7 @@ macro_rules! untouched {
     };
 }
 
-/// Writes the record of an import. Removes what is too old to be undone.
+/// Writes the record of an import. Forgets those that are too old to be undone.
 pub(super) fn record(
     connection: &Connection,
     record: &ImportRecord,
@@ -32,14 +32,13 @@ pub(super) fn record(
         "INSERT INTO import (importId, at, who, file, added, changed, undone) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![id.0, at, who, file, added.cast_signed(), changed.cast_signed(), undone],
     )?;
-    connection.execute(
-        "DELETE FROM import_before WHERE importId IN (SELECT importId FROM import WHERE at < ?1)",
-        [now.saturating_sub(UNDOABLE)],
-    )?;
-    connection.execute(
-        "DELETE FROM import WHERE importId IN (SELECT importId FROM import ORDER BY at DESC LIMIT -1 OFFSET ?1)",
-        [REMEMBERED.cast_signed()],
-    )?;
+    // An import is forgotten with its former values. Without them, its changed rows would look added.
+    const FORGOTTEN: &str = "SELECT importId FROM import WHERE at < ?1 \
+                             OR number <= (SELECT max(number) FROM import) - ?2";
+    for table in ["import_before", "import"] {
+        let sql = format!("DELETE FROM {table} WHERE importId IN ({FORGOTTEN})");
+        connection.execute(&sql, params![now.saturating_sub(UNDOABLE), REMEMBERED.cast_signed()])?;
+    }
     Ok(())
 }
 
@@ -79,7 +78,7 @@ pub(super) fn note_before(
 
 /// Returns the imports, newest first.
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<ImportRecord>> {
-    let sql = "SELECT importId, at, who, file, added, changed, undone FROM import ORDER BY at DESC, importId";
+    let sql = "SELECT importId, at, who, file, added, changed, undone FROM import ORDER BY number DESC";
     let mut statement = connection.prepare(sql)?;
     statement.query_map((), import_record)?.collect()
 }
@@ -111,27 +110,30 @@ pub(super) fn undo(
         untouched!(),
         ")"
     );
-    const REMOVE: &str = concat!(
-        "DELETE FROM device_table WHERE ",
+    const ADDED: &str = concat!(
         untouched!(),
         " AND deviceId NOT IN (SELECT deviceId FROM import_before WHERE importId = ?1)"
     );
+    let certificates = format!("SELECT count(deviceSecret) FROM device_table WHERE {ADDED}");
+    let remove = format!("DELETE FROM device_table WHERE {ADDED}");
     // Every return before the commit rolls back.
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let id = how.id;
     let record = transaction.query_row(RECORD, [id.0], import_record).optional()?;
     let Some(record) = record else { return Ok(Err(NotUndone::Unknown(id))) };
-    let count = |sql| transaction.query_row(sql, [id.0], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
-    let left = match may_undo(&record, how, count(UNTOUCHED)?, count(LOST_KEYS)?, now) {
+    let count =
+        |sql: &str| transaction.query_row(sql, [id.0], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
+    let left = match may_undo(&record, how, count(UNTOUCHED)?, count(LOST_KEYS)?) {
         Ok(left) => left,
         Err(reason) => return Ok(Err(reason)),
     };
-    let removed = transaction.execute(REMOVE, [id.0])? as u64;
+    let certificates = count(&certificates)?;
+    let removed = transaction.execute(&remove, [id.0])? as u64;
     let restored = match restore(&transaction, id)? {
         Ok(restored) => restored,
         Err(reason) => return Ok(Err(reason)),
     };
-    let undone = Undone { removed, restored, left };
+    let undone = Undone { removed, certificates, restored, left };
     if !how.dry_run {
         transaction.execute("DELETE FROM import_before WHERE importId = ?1", [id.0])?;
         transaction.execute("UPDATE import SET undone = ?2 WHERE importId = ?1", params![id.0, now])?;
@@ -152,46 +154,42 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
     const RESTORE: &str = "UPDATE device_table SET importId = ?2, enrollment = ?3, productKey = ?4, deviceName = ?5, \
                            IotId = ?6, refusal = ?7, deviceSecret = iif(?8, deviceSecret, NULL) \
                            WHERE deviceId = ?1";
-    let (mut restored, mut read) = (0, connection.prepare(BEFORE)?);
+    let (mut restored, mut read) = (Vec::new(), connection.prepare(BEFORE)?);
     let mut rows = read.query([id.0])?;
     while let Some(row) = rows.next()? {
         let text = |column| row.get::<_, Option<String>>(column);
-        let (device, product_key): (String, String) = (row.get(0)?, row.get(3)?);
-        let (name, iot_id) = (text(4)?, text(5)?);
+        let device: String = row.get(0)?;
         connection.prepare_cached(RESTORE)?.execute(params![
             device,
             row.get::<_, Option<u32>>(1)?,
             row.get::<_, String>(2)?,
-            product_key,
-            name,
-            iot_id,
+            row.get::<_, String>(3)?,
+            text(4)?,
+            text(5)?,
             text(6)?,
             row.get::<_, bool>(7)?,
         ])?;
         if text(8)?.is_some() {
             connection.prepare_cached("DELETE FROM device_key WHERE deviceId = ?1")?.execute([&device])?;
         }
-        if let Some(reason) = shared(connection, &device, &product_key, name.as_deref(), iot_id.as_deref())? {
-            return Ok(Err(NotUndone::Conflict { device, reason }));
-        }
-        restored += 1;
+        restored.push(device);
     }
-    Ok(Ok(restored))
+    // Checked when all are as before: two devices may have exchanged their names.
+    for device in &restored {
+        if let Some(reason) = shared(connection, device)? {
+            return Ok(Err(NotUndone::Conflict { device: device.clone(), reason }));
+        }
+    }
+    Ok(Ok(restored.len() as u64))
 }
 
-/// Returns why a device cannot have this name or `IotId`, if another device has it.
-fn shared(
-    connection: &Connection,
-    device: &str,
-    product_key: &str,
-    device_name: Option<&str>,
-    iot_id: Option<&str>,
-) -> rusqlite::Result<Option<String>> {
+/// Returns why a device cannot have its name or `IotId`, if another device has it.
+fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
-    let columns = Columns { enrollment: "", product_key, device_name, device_secret: None, iot_id };
-    let name = merge::name_of(&device, &columns);
-    let named = claims::holder_of_name(connection, &device, product_key, &name)?;
-    let identified = match iot_id {
+    let Some(row) = read::device(connection, &device)? else { return Ok(None) };
+    let name = row.name();
+    let named = claims::holder_of_name(connection, &device, &row.product_key, &name)?;
+    let identified = match &row.iot_id {
         Some(iot_id) => claims::holder_of_iot_id(connection, &device, iot_id)?,
         None => None,
     };
@@ -200,7 +198,7 @@ fn shared(
 }
 
 fn entry(by: &Actor, record: &ImportRecord, undone: Undone) -> AuditEntry {
-    let Undone { removed, restored, left } = undone;
+    let Undone { removed, restored, left, .. } = undone;
     let (id, file) = (record.id, &record.file);
     let detail =
         format!("import {id} of {file}: {removed} devices removed, {restored} restored, {left} left");

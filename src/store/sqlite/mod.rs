@@ -405,7 +405,7 @@ impl Store for Sqlite {
     }
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
-        const SQL: &str = "UPDATE device_table SET state = ?2 WHERE deviceId = ?1";
+        const SQL: &str = "UPDATE device_table SET state = ?2, importId = NULL WHERE deviceId = ?1";
         let (event, state) = match state {
             DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
             DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),

@@ -512,3 +512,30 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     drop(open(&directory));
     assert_eq!(names(), ["certdist.db"]);
 }
+
+/// A clock that runs ahead makes the store forget imports. It must not forget only a part of them.
+#[test]
+fn an_import_is_forgotten_as_a_whole() {
+    use crate::store::undo::{ImportId, NotUndone, UNDOABLE, Undo, UndoError};
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&folder.path().join("certdist.db")).unwrap();
+    let by = Actor::system_user();
+    let import = |id: u32, row: ImportRow| {
+        let job = ImportJob { id: Some(ImportId(id)), ..ImportJob::new(&by, "a.csv") };
+        store.import(job, &mut [Ok(row)].into_iter(), &mut |_, _| panic!("it is good")).unwrap()
+    };
+    let row = |device: &str, name: &str| ImportRow {
+        device_name: Some(name.into()),
+        ..ImportRow::new(DeviceId::parse(device).unwrap(), "lamp", "a1lamp")
+    };
+    import(1, row("SN-1", "name"));
+    assert_eq!(import(2, row("SN-1", "other")).changed, 1);
+    store.clock().set_ahead(UNDOABLE + 1);
+    import(3, row("SN-2", "ahead"));
+    store.clock().set_ahead(0);
+    let undo = store.undo_import(Undo { id: ImportId(2), by: &by, dry_run: false, rest: true });
+    assert!(matches!(undo, Err(UndoError::NotUndone(NotUndone::Unknown(ImportId(2))))), "{undo:?}");
+    assert!(store.has_device(&DeviceId::parse("SN-1").unwrap()).unwrap());
+    assert_eq!(store.imports().unwrap().len(), 1);
+}

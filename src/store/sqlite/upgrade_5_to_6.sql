@@ -3,7 +3,8 @@
 ALTER TABLE device_table ADD COLUMN importId INTEGER;
 
 CREATE TABLE import (
-    importId     INTEGER PRIMARY KEY,
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
+    importId     INTEGER NOT NULL UNIQUE,
     at           INTEGER NOT NULL,
     who          TEXT NOT NULL,
     file         TEXT NOT NULL,
@@ -11,7 +12,6 @@ CREATE TABLE import (
     changed      INTEGER NOT NULL,
     undone       INTEGER
 ) STRICT;
-CREATE INDEX import_at ON import (at);
 
 CREATE TABLE import_before (
     importId     INTEGER NOT NULL,

@@ -14,7 +14,10 @@ use crate::{
         SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         merge::{self, Columns, Merged, Unmerged},
-        undo::{ImportId, ImportRecord, KeyChange, NotUndone, Undo, UndoError, Undone, may_undo},
+        undo::{
+            ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, UndoError, Undone,
+            may_undo,
+        },
     },
 };
 
@@ -72,22 +75,21 @@ impl Tables {
             self.keys.retain(|_, (owner, _)| *owner != row.device);
         }
         let key_changed = self.merge_key(row, same)?;
+        let key_change = match (had_key, key_changed || drops_key) {
+            (true, true) => KeyChange::Lost,
+            (false, _) if key_changed => KeyChange::Added,
+            _ => KeyChange::None,
+        };
         if device_changed || key_changed {
             let former = self.labels.remove(&row.device);
             self.labels.extend(id.map(|id| (row.device.clone(), id)));
             if let Some(known) = &known {
-                let key_change = match (had_key, key_changed || drops_key) {
-                    (_, false) => KeyChange::None,
-                    (false, true) if key_changed => KeyChange::Added,
-                    (false, true) => KeyChange::None,
-                    (true, true) => KeyChange::Lost,
-                };
                 before.insert(row.device.clone(), (known.clone(), former, key_change));
             }
         }
         Ok(match known {
             None => Merged::Added,
-            Some(known) => Merged::of(known.enrollment != row.enrollment, device_changed, key_changed),
+            Some(known) => Merged::of(known.enrollment != row.enrollment, device_changed, key_change),
         })
     }
 
@@ -120,11 +122,12 @@ impl Tables {
         let is_lost = |device: &&DeviceId| matches!(before.get(*device), Some((.., KeyChange::Lost)));
         let lost = untouched.iter().filter(is_lost).count() as u64;
         let mut undone =
-            Undone { left: may_undo(&record, how, untouched.len() as u64, lost, now)?, ..Undone::default() };
+            Undone { left: may_undo(&record, how, untouched.len() as u64, lost)?, ..Undone::default() };
         for device in &untouched {
             self.labels.remove(device);
             let Some((row, former, key_change)) = before.remove(device) else {
-                self.devices.remove(device);
+                let removed = self.devices.remove(device);
+                undone.certificates += u64::from(removed.is_some_and(|row| row.certificate.is_some()));
                 self.keys.retain(|_, (owner, _)| owner != device);
                 undone.removed += 1;
                 continue;
@@ -177,6 +180,9 @@ impl Bulk for Memory {
                     let (at, who, file) = (self.clock.now(), job.by.name.clone(), job.file.to_owned());
                     let record = ImportRecord { id, at, who, file, added, changed, undone: None };
                     tables.imports.push((record, before));
+                    let beyond = tables.imports.len().saturating_sub(REMEMBERED);
+                    tables.imports.drain(..beyond);
+                    tables.imports.retain(|(record, _)| record.at >= at - UNDOABLE);
                 }
             }
             *self.tables() = tables;
@@ -197,9 +203,7 @@ impl Bulk for Memory {
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
         let tables = self.tables();
-        let mut imports: Vec<_> = tables.imports.iter().map(|(record, _)| record.clone()).collect();
-        imports.sort_by_key(|record| std::cmp::Reverse(record.at));
-        Ok(imports)
+        Ok(tables.imports.iter().rev().map(|(record, _)| record.clone()).collect())
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
