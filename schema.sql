@@ -60,6 +60,14 @@ CREATE TABLE device_table (
 CREATE INDEX device_name ON device_table (productKey, coalesce(deviceName, deviceId));
 CREATE INDEX device_iot_id ON device_table (IotId) WHERE IotId IS NOT NULL;
 
+-- Rows with a MAC address in an unusual spelling, such as 001a-2b3c-4d5e, by that address. Earlier
+-- versions stored it as a serial number. Usually there are none.
+CREATE INDEX device_spelled ON device_table (
+    upper(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', ''))
+) WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
+    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12
+    AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]';
+
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (
     -- PSK identity that the device presents in its handshake, 1 to 128 bytes.

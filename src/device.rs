@@ -122,15 +122,10 @@ fn canonical_mac(text: &str) -> Option<String> {
     if !(12..=MAX_MAC).contains(&text.len()) {
         return None;
     }
-    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
-    let mut mac = String::with_capacity(12);
-    for byte in digits.bytes().filter(|byte| !b":-._ ".contains(byte)) {
-        if !byte.is_ascii_hexdigit() || mac.len() == 12 {
-            return None;
-        }
-        mac.push(char::from(byte.to_ascii_uppercase()));
-    }
-    (mac.len() == 12).then_some(mac)
+    let bare = |group| str::strip_prefix(group, "0x").or_else(|| group.strip_prefix("0X")).unwrap_or(group);
+    let digits = || text.split([':', '-', '.', '_', ' ']).map(bare).flat_map(str::bytes);
+    let is_mac = digits().all(|byte| byte.is_ascii_hexdigit()) && digits().count() == 12;
+    is_mac.then(|| digits().map(|byte| char::from(byte.to_ascii_uppercase())).collect())
 }
 
 /// Returns whether a MAC address is spelled as IEEE 802 or network equipment does: bare, in pairs
@@ -169,14 +164,13 @@ impl AskedId {
         }
     }
 
-    /// Parses a serial number. If it is not in the table and has the digits of a MAC address, it is
-    /// looked up as that address.
+    /// Parses a serial number. One with the digits of a MAC address is looked up as that address
+    /// if it is not in the table.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
-        let serial_number = DeviceId::parse_sn(text)?;
-        Ok(match DeviceId::parse_mac(text) {
-            Ok(mac) => Self::either(text, mac),
-            Err(_) => serial_number.into(),
-        })
+        match DeviceId::parse_mac(text) {
+            Ok(mac) => Ok(Self::either(text, mac)),
+            Err(_) => DeviceId::parse_sn(text).map(Self::from),
+        }
     }
 
     /// Parses a MAC address in any spelling.
@@ -208,6 +202,11 @@ impl AskedId {
     /// Returns the ID that is looked up first.
     pub fn first(&self) -> &DeviceId {
         &self.id
+    }
+
+    /// Returns the MAC address, if the text has the digits of one.
+    pub fn mac(&self) -> Option<DeviceId> {
+        self.mac.clone().or_else(|| DeviceId::parse_mac(self.id.as_str()).ok())
     }
 
     /// Returns the one ID that all spellings of a MAC address have in common.
@@ -287,6 +286,7 @@ mod tests {
             "00 1a 2b 3c 4d 5e",
             "0x001a2b3c4d5e",
             "0X001A2B3C4D5E",
+            "0x00:0x1a:0x2b:0x3c:0x4d:0x5e",
         ];
         for spelling in usual.into_iter().chain(unusual) {
             assert_eq!(DeviceId::parse(spelling).unwrap().as_str(), "001A2B3C4D5E", "{spelling}");
@@ -310,7 +310,8 @@ mod tests {
         assert_eq!(ids("00:1a:2b:3c:4d:5e"), ["00:1a:2b:3c:4d:5e", "001A2B3C4D5E"]);
         assert_eq!(ids("001A2B3C4D5E"), ["001A2B3C4D5E"]);
         assert_eq!(ids("SN-1"), ["SN-1"]);
-        assert_eq!(AskedId::parse_sn("00 1a 2b 3c 4d 5e"), Err(DeviceIdError::Character));
+        assert_eq!(ids("00 1a 2b 3c 4d 5e"), ["001A2B3C4D5E"]);
+        assert_eq!(AskedId::parse_sn("SN 1"), Err(DeviceIdError::Character));
         let label = AskedId::parse_label(" 00 1a 2b 3c 4d 5e ").unwrap();
         assert_eq!(label, DeviceId::parse("001A2B3C4D5E").unwrap().into());
         assert_eq!(AskedId::parse_label("001a2b3c4d5e"), AskedId::parse_sn("001a2b3c4d5e"));

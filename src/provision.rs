@@ -7,7 +7,7 @@ use std::{future, sync::Arc, time::Duration};
 use crate::{
     device::{AskedId, Certificate, DeviceId},
     policy::{self, Reason, Verdict},
-    psk::Principal,
+    psk::{Kind, Principal},
     rate_limit::Origin,
     registrar::{Outcome, Registrar},
     store::{
@@ -106,38 +106,59 @@ impl Provisioner {
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
         let (device, answer) = match self.row_of(principal, asked).await {
-            Ok((device, row)) => (device, self.decide(origin, principal, device, row, may_wait).await),
-            Err(refusal) => (asked.first(), Err(refusal)),
+            Ok(row) => {
+                let device = row.id.clone();
+                let answer = self.decide(origin, principal, &device, row, may_wait).await;
+                (device, answer)
+            }
+            Err(refusal) => (asked.first().clone(), Err(refusal)),
         };
         if let Err(refusal) = &answer
             && refusal.is_final()
         {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let reason = format_args!("{refusal}");
-            self.store.audit(Asked::new(AuditEvent::Refused, self.store.now(), device, asker, reason));
+            self.store.audit(Asked::new(AuditEvent::Refused, self.store.now(), &device, asker, reason));
         }
         answer
     }
 
-    /// Returns the first ID asked for that is in the client's enrollment, and its row. For a device
-    /// of another enrollment, reads as many rows as for one that is not in the table.
-    async fn row_of<'a>(
-        &self,
-        principal: &Principal,
-        asked: &'a AskedId,
-    ) -> Result<(&'a DeviceId, DeviceRow), Refusal> {
+    /// Returns the row of the first ID asked for that is in the client's enrollment. For a device of
+    /// another enrollment, reads as many rows as for one that is not in the table.
+    async fn row_of(&self, principal: &Principal, asked: &AskedId) -> Result<DeviceRow, Refusal> {
+        let mac = asked.mac();
         let own = principal.device.as_ref();
-        let mut ids = asked.ids().filter(|id| own.is_none_or(|own| own.ids().any(|own| own == *id)));
-        // This is checked before the table is read, so that the answer reveals nothing about the
-        // table.
-        let mut next = Some(ids.next().ok_or(Refusal::NotYours)?);
-        while let Some(id) = next {
-            match self.store.device(id).await? {
-                Some(row) if row.enrollment == principal.enrollment.name => return Ok((id, row)),
-                _ => next = ids.next(),
+        let is_own = |id: &DeviceId| own.is_none_or(|own| own.ids().any(|own| own == id));
+        let is_own_mac = own.is_none_or(|own| mac.is_some() && own.mac() == mac);
+        // Checked before the table is read, so that the answer reveals nothing about the table.
+        if !is_own_mac && !asked.ids().any(is_own) {
+            return Err(Refusal::NotYours);
+        }
+        for id in asked.ids().filter(|id| is_own(id)) {
+            if let Some(row) = self.in_enrollment(principal, id).await? {
+                return Ok(row);
             }
         }
+        // The table may have the MAC address in another spelling. An individual key belongs to one row,
+        // any other to whichever row has the MAC address.
+        let is_individual = principal.enrollment.kind == Kind::Individual;
+        if let Some(mac) = mac
+            && let Some(spelled) = self.store.spelled(&mac).await?
+            && (is_own(&spelled) || (is_own_mac && !is_individual))
+            && let Some(row) = self.in_enrollment(principal, &spelled).await?
+        {
+            return Ok(row);
+        }
         Err(Refusal::Invalid)
+    }
+
+    /// Returns the row of a device if it is in the client's enrollment.
+    async fn in_enrollment(
+        &self,
+        principal: &Principal,
+        id: &DeviceId,
+    ) -> Result<Option<DeviceRow>, StoreError> {
+        Ok(self.store.device(id).await?.filter(|row| row.enrollment == principal.enrollment.name))
     }
 
     async fn decide(

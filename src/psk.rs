@@ -329,6 +329,12 @@ impl Enrollments {
             let found = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
             own = own.or(found);
         }
+        if let Some(mac) = device.mac()
+            && let Some(spelled) = store.spelled(&mac).await?
+        {
+            let name = store.enrollment_of(&spelled).await?;
+            own = own.or(self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref()));
+        }
         Ok(own.unwrap_or(first))
     }
 }

@@ -12,11 +12,12 @@ use super::{
 };
 use crate::{
     config::Config,
-    device::{AskedId, DeviceId},
+    device::DeviceId,
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
     store::{Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, unix_now},
+    table_file,
 };
 
 /// Lists devices, and shows or changes one
@@ -151,10 +152,10 @@ async fn sure_to_delete(store: &dyn Table, chosen: &Chosen, yes: bool) -> Result
 /// Parses a device ID in any spelling. Returns the ID under which the table has the device, or, if
 /// it has none, the ID that a new device would have.
 pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> {
-    let asked = AskedId::parse_label(id)
+    let asked = table_file::device_id(id)
         .with_context(|| format!("\"{}\"", id.escape_debug()))
         .map_err(Failure::Usage)?;
-    Ok(many::in_table(store, &asked)?.unwrap_or(asked.canonical()).clone())
+    Ok(store.known_as(&asked)?.unwrap_or_else(|| asked.canonical().clone()))
 }
 
 fn not_there(id: &DeviceId) -> anyhow::Error {

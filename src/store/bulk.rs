@@ -8,7 +8,7 @@ use super::{
     undo::{ImportId, ImportRecord, Undo, UndoError, Undone},
 };
 use crate::{
-    device::{DeviceId, Secret},
+    device::{AskedId, DeviceId, Secret},
     seal::Place,
 };
 
@@ -51,8 +51,9 @@ pub trait Bulk: Send + Sync {
     /// of the table. The export ends if `each` breaks off.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
 
-    /// Returns whether the table has a device.
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError>;
+    /// Returns the ID under which the table has a device: the first of those asked for, or another
+    /// spelling of the MAC address, as [`Store::spelled`](super::Store::spelled) finds it.
+    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError>;
 
     /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
     fn count(&self) -> Result<u64, StoreError>;

@@ -18,6 +18,7 @@ use super::{
     *,
 };
 use crate::{
+    device::AskedId,
     seal::{DatabaseKey, KEY_SIZE},
     testing::store::{Fuse, Memory},
 };
@@ -157,12 +158,11 @@ fn events(store: &impl Store, device: &str) -> Vec<(AuditEvent, Option<String>)>
     history.into_iter().map(|entry| (entry.event, entry.who)).collect()
 }
 
-/// Tests `device`, `has_device`, `enrollment_of` and `individual_key`.
+/// Tests `device`, `enrollment_of` and `individual_key`.
 fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), with_key("SN-2", "id-2", "00ff")]);
     let expected = DeviceRow::imported(id("SN-1"), "lamps", "a1lamp");
     assert_eq!(device(store, "SN-1"), Some(expected));
-    assert!(store.has_device(&id("SN-1")).unwrap() && !store.has_device(&id("SN-3")).unwrap());
     assert_eq!(now(store.enrollment_of(&id("SN-1"))).unwrap().as_deref(), Some("lamps"));
     let key = now(store.individual_key("id-2")).unwrap().unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "lamps", "00ff"));
@@ -170,6 +170,35 @@ fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     assert_eq!(device(store, "SN-3"), None);
     assert_eq!(now(store.enrollment_of(&id("SN-3"))).unwrap(), None);
     assert!(now(store.individual_key("id-1")).unwrap().is_none());
+}
+
+/// `spelled` and `known_as` find a MAC address that is in the table as a serial number.
+fn a_mac_is_found_in_the_spelling_that_the_table_has(store: &(impl Store + Bulk)) {
+    let spelling = |text: &str| DeviceId::parse_sn(text).unwrap();
+    let rows =
+        ["001a-2b3c-4d5e", "00.1A.2b.3c.4d.5f", "0x001a2b3c4d60", "001a2b3c4d61", "001A2B3C4D62", "SN-1"];
+    import(store, rows.map(|text| ImportRow { device: spelling(text), ..row("SN") }));
+    for (mac, known) in [
+        ("001A2B3C4D5E", Some("001a-2b3c-4d5e")),
+        ("001A2B3C4D5F", Some("00.1A.2b.3c.4d.5f")),
+        ("001A2B3C4D60", Some("0x001a2b3c4d60")),
+        ("001A2B3C4D61", Some("001a2b3c4d61")),
+        ("001A2B3C4D63", None),
+    ] {
+        assert_eq!(now(store.spelled(&id(mac))).unwrap(), known.map(spelling), "{mac}");
+        let asked = AskedId::parse_label(&mac.to_lowercase()).unwrap();
+        assert_eq!(store.known_as(&asked).unwrap(), known.map(spelling), "{mac}");
+    }
+    assert_eq!(now(store.spelled(&id("001A2B3C4D62"))).unwrap(), None, "it is not another spelling");
+    assert_eq!(store.known_as(&id("001A2B3C4D62").into()).unwrap(), Some(id("001A2B3C4D62")));
+    assert_eq!(store.known_as(&id("SN-2").into()).unwrap(), None);
+    // The literal text comes first.
+    import(store, [row("001A2B3C4D61")]);
+    assert_eq!(
+        store.known_as(&AskedId::parse_sn("001a2b3c4d61").unwrap()).unwrap(),
+        Some(spelling("001a2b3c4d61"))
+    );
+    assert_eq!(store.known_as(&AskedId::parse("001a2b3c4d61").unwrap()).unwrap(), Some(id("001A2B3C4D61")));
 }
 
 /// `record_issue` keeps the first issue until a reset, and writes its audit entry in the same
@@ -521,6 +550,7 @@ use contract;
 
 contract! {
     a_device_is_found_by_its_id_and_its_key
+    a_mac_is_found_in_the_spelling_that_the_table_has
     the_first_issue_is_recorded_once_until_a_reset
     an_issue_needs_the_row_as_it_was_seen
     the_history_of_a_device_is_its_own_and_begins_with_the_newest

@@ -326,6 +326,10 @@ pub trait Store: Claims + Leases + Turns {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
+    /// Returns the ID of a device that is in the table under another spelling of this MAC address.
+    /// Earlier versions stored an unusual spelling as a serial number.
+    fn spelled<'a>(&'a self, mac: &'a DeviceId) -> StoreFuture<'a, Option<DeviceId>>;
+
     /// Returns the enrollment of a device. The duration must not reveal whether the device
     /// exists, nor what else is in its row. Therefore no secret is opened.
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;

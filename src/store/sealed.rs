@@ -23,7 +23,7 @@ use super::{
     undo::{ImportRecord, Undo, UndoError, Undone},
 };
 use crate::{
-    device::{Certificate, DeviceId, Secret},
+    device::{AskedId, Certificate, DeviceId, Secret},
     seal::{KeyId, Keyring, Place, SealError},
 };
 
@@ -253,6 +253,7 @@ fn begun<'a, T: Send + 'a>(mut future: StoreFuture<'a, T>) -> StoreFuture<'a, T>
 impl<S: Store> Store for Sealed<S> {
     pass_on! {
         self to self.inner;
+        fn spelled(mac: &'a DeviceId) -> Option<DeviceId>;
         fn enrollment_of(id: &'a DeviceId) -> Option<String>;
         fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
         fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
@@ -456,8 +457,8 @@ impl<S: Bulk> Bulk for Sealed<S> {
         self.inner.undo_import(how)
     }
 
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
-        self.inner.has_device(id)
+    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
+        self.inner.known_as(asked)
     }
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {

@@ -28,7 +28,7 @@ pub use self::{
     source::{Input, Source},
 };
 use crate::{
-    device::AskedId,
+    device::{AskedId, DeviceIdError},
     psk::EnrollmentOutline,
     store::{
         Actor, Bulk, ImportError, ImportJob, ImportReport, Rejection, StoreError, Unreadable, undo::ImportId,
@@ -207,11 +207,11 @@ pub fn import(
             unreadable.set(Some(error));
             Unreadable
         });
-        // An earlier version has stored this device as a serial number, and it stays one.
-        if let (Ok(row), Some(spelled)) = (&mut row, rows.spelled()) {
-            match store.has_device(spelled) {
-                Ok(true) => row.device = spelled.clone(),
-                Ok(false) => {}
+        // An earlier version may have stored a MAC address as a serial number, and it stays one.
+        if let (Ok(row), Some(asked)) = (&mut row, rows.asked().filter(|asked| asked.mac().is_some())) {
+            match store.known_as(asked) {
+                Ok(Some(id)) => row.device = id,
+                Ok(None) => {}
                 Err(error) => {
                     failed = Some(error);
                     return Some(Err(Unreadable));
@@ -274,6 +274,12 @@ fn lost_keys(count: u64) -> Option<String> {
     (count > 0).then(|| {
         format!("{count} {devices} another key, or none; former keys are not kept, so this import cannot be undone")
     })
+}
+
+/// Parses a device ID as an operator copies it from a label or a spreadsheet: without what surrounds it,
+/// and in any spelling.
+pub fn device_id(text: &str) -> Result<AskedId, DeviceIdError> {
+    AskedId::parse_label(&values::folded(values::unwrapped(text)))
 }
 
 /// Reads the device IDs of a table, in any form that an import reads. Other columns are ignored. All

@@ -26,7 +26,7 @@ use super::{
     values,
 };
 use crate::{
-    device::{AskedId, DeviceId},
+    device::AskedId,
     psk::{EnrollmentOutline, KindName},
     store::ImportRow,
 };
@@ -114,7 +114,7 @@ pub fn read<R: Read>(
         devices: Seen::default(),
         identities: Seen::default(),
         remarks,
-        spelled: None,
+        asked: None,
     };
     // The number of the first line is set again when the line is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
@@ -133,10 +133,9 @@ impl<R: Read> Rows<'_, R> {
         self.lines.bytes()
     }
 
-    /// Returns the text of the last row's device ID, if it is a MAC address in an unusual spelling.
-    /// Earlier versions stored it as a serial number.
-    pub fn spelled(&self) -> Option<&DeviceId> {
-        self.rules.spelled.as_ref()
+    /// Returns the device ID of the last row, as it is spelled.
+    pub fn asked(&self) -> Option<&AskedId> {
+        self.rules.asked.as_ref()
     }
 
     /// Returns what an operator should know about the rows that were read.
@@ -229,8 +228,8 @@ struct Rules<'e> {
     devices: Seen,
     identities: Seen,
     remarks: Remarks,
-    /// Text of the last row's device ID, if it is a MAC address in an unusual spelling.
-    spelled: Option<DeviceId>,
+    /// Device ID of the last row, as it is spelled.
+    asked: Option<AskedId>,
 }
 
 impl Rules<'_> {
@@ -349,7 +348,7 @@ impl Rules<'_> {
         let text = if is_named_by_name { device_name.clone() } else { device }.unwrap_or_default();
         let asked = self.device(&text)?;
         let device = asked.canonical().clone();
-        self.spelled = (*asked.first() != device).then(|| asked.first().clone());
+        self.asked = Some(asked);
         let enrollment = self.enrollment(enrollment.as_deref())?;
         let key = match (identity, psk) {
             (None, None) => None,

@@ -365,9 +365,15 @@ fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
     assert_eq!(imported(&store, "deviceId\n001a-2b3c-4d5e\n").unchanged, 1);
     let report = imported(&store, "deviceId,deviceName\n001a-2b3c-4d5e,lamp-1\n");
     assert_eq!((report.changed, store.count().unwrap()), (1, 1));
+    for other in ["00:1A:2B:3C:4D:5E", "001a2b3c4d5e", "0x001A2B3C4D5E", "00 1a 2b 3c 4d 5e"] {
+        assert_eq!(imported(&store, &format!("deviceId\n{other}\n")).unchanged, 1, "{other}");
+    }
     // In another table, the same line is the MAC address.
     let other = Memory::default();
     assert_eq!(imported(&other, "deviceId\n001a-2b3c-4d5e\n").added, 1);
-    assert!(other.has_device(&DeviceId::parse("001A2B3C4D5E").unwrap()).unwrap());
-    assert!(!other.has_device(&spelled).unwrap());
+    assert_eq!(
+        other.row(&DeviceId::parse("001A2B3C4D5E").unwrap()).map(|row| row.id.to_string()).as_deref(),
+        Some("001A2B3C4D5E")
+    );
+    assert_eq!(other.row(&spelled), None);
 }

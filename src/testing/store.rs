@@ -245,6 +245,10 @@ impl Store for Memory {
         self.answer(|tables, _| Ok(tables.devices.get(id).cloned()))
     }
 
+    fn spelled<'a>(&'a self, mac: &'a DeviceId) -> StoreFuture<'a, Option<DeviceId>> {
+        self.answer(|tables, _| Ok(tables.spelled(mac)))
+    }
+
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
         self.answer(|tables, _| Ok(tables.devices.get(id).map(|row| row.enrollment.clone())))
     }

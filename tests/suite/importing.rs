@@ -184,7 +184,8 @@ fn an_import_is_undone_by_its_number_while_nothing_of_it_was_issued() {
     let unknown = site.run(&["import", "undo", "00000000"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(
-        stderr(&unknown).contains("no import has the number 00000000; `certdist import list` shows them")
+        stderr(&unknown)
+            .contains("no import of the last 30 days has the number 00000000; `certdist import list`")
     );
     assert!(stdout(&site.run(&["audit", "export"])).contains("\"event\":\"undone\""));
 

@@ -18,10 +18,11 @@ use super::{
 };
 use crate::{
     admin::Shared,
-    device::{AskedId, DeviceId},
+    device::DeviceId,
     device_view::{self, as_json},
     psk::EnrollmentOutline,
     store::{CloudState, DeviceRow, DeviceState, Store, StoreError, claim::ClaimView, unix_now},
+    table_file,
 };
 
 /// Maximum number of devices on a page of search results.
@@ -215,13 +216,16 @@ pub(super) async fn show(
 
 /// Finds a device by its ID in any spelling.
 async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
-    let Ok(asked) = AskedId::parse_label(id) else { return Ok(None) };
+    let Ok(asked) = table_file::device_id(id) else { return Ok(None) };
+    let store = &shared.sources.store;
     for id in asked.ids() {
-        if let Some(row) = shared.sources.store.device(id).await? {
+        if let Some(row) = store.device(id).await? {
             return Ok(Some((id.clone(), row)));
         }
     }
-    Ok(None)
+    let Some(mac) = asked.mac() else { return Ok(None) };
+    let Some(id) = store.spelled(&mac).await? else { return Ok(None) };
+    Ok(store.device(&id).await?.map(|row| (id, row)))
 }
 
 fn absent(visitor: &Visitor, id: &str) -> Response {

@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 
 use super::super::{Failure, progress::Progress};
 use crate::{
-    device::{AskedId, DeviceId},
+    device::DeviceId,
     store::{Bulk, StoreError},
     table_file::{self, Source},
 };
@@ -73,8 +73,8 @@ impl Many {
         let mut progress = Progress::new("{pos} devices looked up");
         let (mut found, mut missing) = (Vec::with_capacity(asked.len()), Vec::new());
         for asked in &asked {
-            match in_table(store, asked)? {
-                Some(id) => found.push(id.clone()),
+            match store.known_as(asked)? {
+                Some(id) => found.push(id),
                 None => missing.push(asked.first()),
             }
             progress.add(1);
@@ -97,16 +97,6 @@ impl Many {
         found.dedup();
         Ok(found)
     }
-}
-
-/// Returns the ID under which the table has a device.
-pub(super) fn in_table<'a>(store: &dyn Bulk, asked: &'a AskedId) -> Result<Option<&'a DeviceId>, StoreError> {
-    for id in asked.ids() {
-        if store.has_device(id)? {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
 }
 
 /// Changes each device. Returns the number of those that were there. The error says how many were

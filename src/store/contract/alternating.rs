@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    device::{Certificate, DeviceId, Secret},
+    device::{AskedId, Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
@@ -43,6 +43,7 @@ impl<S: Store> Store for Alternating<S> {
     pass_on! {
         self to self.next();
         fn device(id: &'a DeviceId) -> Option<DeviceRow>;
+        fn spelled(mac: &'a DeviceId) -> Option<DeviceId>;
         fn enrollment_of(id: &'a DeviceId) -> Option<String>;
         fn individual_key(identity: &'a str) -> Option<IndividualKey>;
         fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
@@ -159,8 +160,8 @@ impl<S: Bulk> Bulk for Alternating<S> {
         self.next().undo_import(how)
     }
 
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
-        self.next().has_device(id)
+    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
+        self.next().known_as(asked)
     }
 
     fn count(&self) -> Result<u64, StoreError> {

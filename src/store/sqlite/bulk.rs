@@ -11,7 +11,7 @@ use super::{
     writer::WriteError,
 };
 use crate::{
-    device::{DeviceId, Secret},
+    device::{AskedId, DeviceId, Secret},
     seal::{self, Place},
     store::{
         Actor, Bulk, DeviceRow, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows,
@@ -69,8 +69,8 @@ impl Bulk for Sqlite {
         Ok(outcome.map_err(|error| error.into_store_error(&self.path))??)
     }
 
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
-        self.read_now(|connection| read::has_device(connection, id))
+    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
+        self.read_now(|connection| read::known_as(connection, asked))
     }
 
     fn count(&self) -> Result<u64, StoreError> {

@@ -340,6 +340,10 @@ impl Store for Sqlite {
         self.read(|connection| read::device(connection, id))
     }
 
+    fn spelled<'a>(&'a self, mac: &'a DeviceId) -> StoreFuture<'a, Option<DeviceId>> {
+        self.read(|connection| read::spelled(connection, mac))
+    }
+
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
         self.read(|connection| read::enrollment_of(connection, id))
     }

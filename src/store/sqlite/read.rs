@@ -9,7 +9,7 @@ use rusqlite::{
 };
 
 use crate::{
-    device::{Certificate, DeviceId, Secret},
+    device::{AskedId, Certificate, DeviceId, Secret},
     store::{CloudState, DeviceRow, DeviceState, Each, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
 };
 
@@ -113,9 +113,45 @@ pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
 }
 
-/// Returns whether the table has a device.
-pub(super) fn has_device(connection: &Connection, id: &DeviceId) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM device_table WHERE deviceId = ?1")?.exists([id.as_str()])
+/// Returns the first of the IDs under which the table has a device. A MAC address may be there in
+/// another spelling.
+pub(super) fn known_as(connection: &Connection, asked: &AskedId) -> rusqlite::Result<Option<DeviceId>> {
+    let mut statement = connection.prepare_cached("SELECT 1 FROM device_table WHERE deviceId = ?1")?;
+    for id in asked.ids() {
+        if statement.exists([id.as_str()])? {
+            return Ok(Some(id.clone()));
+        }
+    }
+    asked.mac().map_or(Ok(None), |mac| spelled(connection, &mac))
+}
+
+/// The digits of a device ID that is a MAC address, as in the index `device_spelled`.
+macro_rules! digits {
+    () => {
+        "replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')"
+    };
+}
+
+/// Query for a MAC address that is spelled as a serial number. The conditions are those of the index, so
+/// that SQLite can use it.
+const SPELLED: &str = concat!(
+    "SELECT deviceId FROM device_table INDEXED BY device_spelled WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*' \
+     AND length(",
+    digits!(),
+    ") = 12 AND deviceId NOT GLOB \
+     '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]' \
+     AND upper(",
+    digits!(),
+    ") = ?1 LIMIT 1"
+);
+
+/// Returns the ID under which the table has a MAC address in an unusual spelling.
+pub(super) fn spelled(connection: &Connection, mac: &DeviceId) -> rusqlite::Result<Option<DeviceId>> {
+    let found: Option<String> =
+        connection.prepare_cached(SPELLED)?.query_row([mac.as_str()], |row| row.get(0)).optional()?;
+    // The query finds only legal IDs; the index does not check that they are MAC addresses.
+    let id = found.and_then(|found| DeviceId::parse_sn(&found).ok());
+    Ok(id.filter(|id| DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac)))
 }
 
 /// Reads the enrollment of a device, with the same work for an unknown device.

@@ -1,6 +1,13 @@
--- From version 5 of schema.sql to version 6: adds what is needed to undo an import.
+-- From version 5 of schema.sql to version 6: adds what is needed to undo an import, and an index of
+-- MAC addresses that are spelled as serial numbers.
 
 ALTER TABLE device_table ADD COLUMN importId INTEGER;
+
+CREATE INDEX device_spelled ON device_table (
+    upper(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', ''))
+) WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
+    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12
+    AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]';
 
 CREATE TABLE import (
     number       INTEGER PRIMARY KEY AUTOINCREMENT,

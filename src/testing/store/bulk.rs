@@ -7,7 +7,7 @@ use std::{
 
 use super::{Memory, Tables};
 use crate::{
-    device::{Certificate, DeviceId},
+    device::{AskedId, Certificate, DeviceId},
     seal::Place,
     store::{
         Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows,
@@ -26,6 +26,12 @@ use crate::{
 pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
 
 impl Tables {
+    /// Returns the ID of a device that has this MAC address in another spelling.
+    pub(super) fn spelled(&self, mac: &DeviceId) -> Option<DeviceId> {
+        let is_it = |id: &&DeviceId| *id != mac && DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac);
+        self.devices.keys().find(is_it).cloned()
+    }
+
     /// Merges a row, and notes what it was before in `before`.
     fn merge(
         &mut self,
@@ -215,8 +221,10 @@ impl Bulk for Memory {
         Ok(undone)
     }
 
-    fn has_device(&self, id: &DeviceId) -> Result<bool, StoreError> {
-        Ok(self.tables().devices.contains_key(id))
+    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
+        let tables = self.tables();
+        let known = asked.ids().find(|id| tables.devices.contains_key(id)).cloned();
+        Ok(known.or_else(|| tables.spelled(&asked.mac()?)))
     }
 
     fn count(&self) -> Result<u64, StoreError> {
