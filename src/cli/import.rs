@@ -76,28 +76,12 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
     let store = if args.dry_run { preview_store(&config)? } else { open_or_create(&config)? };
     let by = Actor::system_user();
-    let mut import = |source: &Source, dry_run| {
-        let ignores_unknown = args.ignore_unknown;
-        let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown };
-        run_one(&*store, source, how, errors.as_mut())
-    };
-    let outcome = if args.dry_run || sources.len() > 1 {
-        check_all(&sources, args.dry_run, |source| import(source, true))
-    } else {
-        Ok(())
-    };
-    let outcome = outcome.and_then(|()| {
-        if args.dry_run {
-            return Ok(());
-        }
-        sources.iter().try_for_each(|source| {
-            let imported = import(source, false)?;
-            Ok(say(source, &imported, false)?)
-        })
-    });
-    match (outcome, errors) {
+    let (dry_run, ignores_unknown) = (args.dry_run, args.ignore_unknown);
+    let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown };
+    match (run_all(&*store, &sources, how, errors.as_mut()), errors) {
+        (Ok(imported), _) => Ok(say(&sources, &imported, dry_run)?),
         (Err(failure), Some(errors)) => Err(errors.complete(failure)),
-        (outcome, _) => outcome,
+        (Err(failure), None) => Err(failure),
     }
 }
 
@@ -116,55 +100,39 @@ fn open_or_create(config: &Config) -> Result<std::sync::Arc<dyn Table>, Failure>
     Ok(store)
 }
 
-/// Imports each file without changing anything. Continues after a file with bad lines, so that all are
-/// reported at once.
-fn check_all(
-    sources: &[Source],
-    is_result: bool,
-    mut import: impl FnMut(&Source) -> Result<Imported, Failure>,
-) -> CommandResult {
-    let mut failed = Vec::new();
-    for source in sources {
-        match import(source) {
-            Ok(imported) if is_result => say(source, &imported, true)?,
-            Ok(_) => {}
-            Err(Failure::Failed(error)) => failed.push(format!("{error:#}")),
-            Err(failure) => return Err(failure),
-        }
-    }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(anyhow!(failed.join("\n")).into()),
-    }
-}
-
-fn run_one(
+fn run_all(
     store: &dyn Table,
-    source: &Source,
+    sources: &[Source],
     how: Import<'_>,
     mut errors: Option<&mut Errors>,
 ) -> Result<Imported, Failure> {
-    let input = source.input().with_context(|| source.name().display().to_string())?;
+    let mut inputs = Vec::with_capacity(sources.len());
+    for source in sources {
+        inputs.push(source.input().with_context(|| source.name().display().to_string())?);
+    }
     let mut broken = None;
-    let mut bad_line = |error: &LineError| {
+    let mut bad_line = |name: &Path, error: &LineError| {
         if let Some(errors) = &mut errors
-            && let Err(error) = errors.write(source.name(), error)
+            && let Err(error) = errors.write(name, error)
         {
             broken = Some(error);
         }
     };
     let template = "{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left";
     let outcome = Progress::showing(template, |progress| {
-        table_file::import(store, input, how, Feedback { progress, bad_line: &mut bad_line })
+        table_file::import(store, inputs, how, Feedback { progress, bad_line: &mut bad_line })
     });
-    match broken {
-        Some(error) => Err(anyhow!(error).context("could not write the bad lines").into()),
-        None => Ok(outcome?),
+    match (outcome, broken) {
+        // The lines are shown, even if they cannot be written.
+        (Err(failure), Some(error)) => {
+            Err(anyhow!("{failure}\ncould not write the bad lines: {error}").into())
+        }
+        (outcome, _) => Ok(outcome?),
     }
 }
 
-/// Prints the result of an import, and what the operator should know about the file.
-fn say(source: &Source, imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
+/// Prints the result of an import, and what the operator should know about the files.
+fn say(sources: &[Source], imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
     let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
     for sentence in remarks {
         remark(&format!("note: {sentence}\n"));
@@ -173,14 +141,16 @@ fn say(source: &Source, imported: &Imported, dry_run: bool) -> anyhow::Result<()
         remark(&format!("note: to undo this import: certdist import undo {id}\n"));
     }
     let done = if dry_run { "would be " } else { "" };
-    let name = source.name().display();
+    let names: Vec<String> = sources.iter().map(|source| source.name().display().to_string()).collect();
+    let names = names.join(", ");
     print(|out| {
-        writeln!(out, "{name}: {added} devices {done}added, {changed} {done}changed, {unchanged} unchanged")
+        writeln!(out, "{names}: {added} devices {done}added, {changed} {done}changed, {unchanged} unchanged")
     })
 }
 
 /// File of all bad lines: their file, line, column and error.
 struct Errors {
+    count: u64,
     path: PathBuf,
     file: NewFile,
     writer: csv::Writer<io::BufWriter<std::fs::File>>,
@@ -191,21 +161,35 @@ impl Errors {
         let create = || {
             let file = NewFile::create(path)?;
             let writer = csv::Writer::from_writer(io::BufWriter::new(file.file().try_clone()?));
-            let mut errors = Self { path: path.to_owned(), file, writer };
+            let mut errors = Self { count: 0, path: path.to_owned(), file, writer };
             errors.writer.write_record(["file", "line", "column", "error"])?;
             Ok::<_, io::Error>(errors)
         };
-        create().with_context(|| format!("--errors {}", path.display())).map_err(Failure::Usage)
+        create()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    anyhow!("it exists already; choose another name, or remove it")
+                }
+                _ => error.into(),
+            })
+            .with_context(|| format!("--errors {}", path.display()))
+            .map_err(Failure::Usage)
     }
 
     fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
-        let (name, line) = (name.to_string_lossy(), error.line.to_string());
-        let record = [&*name, &*line, error.column.unwrap_or_default(), &*error.reason];
+        self.count += 1;
+        // A spreadsheet would run a name such as `=cmd.csv`.
+        let name = table_file::for_spreadsheet(&name.to_string_lossy()).into_owned();
+        let record = [&*name, &*error.line.to_string(), error.column.unwrap_or_default(), &*error.reason];
         Ok(self.writer.write_record(record)?)
     }
 
-    /// Gives the file its name, and adds it to the failure that the lines caused.
+    /// Gives the file its name, and adds it to the failure that the lines caused. Without bad lines,
+    /// there is no file.
     fn complete(mut self, failure: Failure) -> Failure {
+        if self.count == 0 {
+            return failure;
+        }
         let complete = || {
             self.writer.flush()?;
             drop(self.writer);

@@ -1,7 +1,9 @@
 //! Errors in the lines of a table file, grouped by kind, so that a file with a million errors of one
 //! kind is described by a few. Pure.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
+
+use super::values;
 
 /// Maximum number of bad lines of one kind that are listed.
 const LISTED: u64 = 20;
@@ -86,12 +88,22 @@ impl BadLines {
     }
 }
 
-impl From<LineError> for BadLines {
-    fn from(error: LineError) -> Self {
-        let mut lines = Self::default();
-        lines.push(error);
-        lines
-    }
+/// A file with bad lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadFile {
+    /// Path of the file, or name of the stream.
+    pub path: PathBuf,
+    /// Its bad lines.
+    pub lines: BadLines,
+}
+
+/// Lists the bad lines of files.
+pub(super) fn listed(files: &[BadFile]) -> String {
+    let text = |BadFile { path, lines }: &BadFile| {
+        let name = values::visible(&path.to_string_lossy());
+        format!("{name}: {}, nothing was changed\n{lines}", lines.heading())
+    };
+    files.iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
 impl fmt::Display for BadLines {

@@ -82,6 +82,11 @@ pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result
     Ok(rows)
 }
 
+/// Marks a cell that a spreadsheet would take for a formula.
+pub fn for_spreadsheet(cell: &str) -> Cow<'_, str> {
+    if needs_mark(cell) { Cow::Owned(format!("{MARK}{cell}")) } else { Cow::Borrowed(cell) }
+}
+
 /// A cell, as the writer takes it.
 struct Cell<'a>(Cow<'a, str>);
 

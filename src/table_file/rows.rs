@@ -4,10 +4,12 @@
 
 use std::{
     borrow::Cow,
+    cell::RefCell,
     collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
     io::{self, Read},
+    path::PathBuf,
 };
 
 use serde::{
@@ -62,14 +64,55 @@ pub struct Rows<'e, R> {
     is_over: bool,
 }
 
+/// Devices and identities of the rows that were read, each with its place, in one or several files.
+pub struct SeenRows {
+    devices: Seen,
+    identities: Seen,
+    names: Vec<String>,
+    /// Number of files that were begun.
+    begun: usize,
+}
+
+impl SeenRows {
+    /// Begins with files of these names, none of which was read yet.
+    pub fn new(files: &[PathBuf]) -> Self {
+        let names = files.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
+        Self { devices: Seen::default(), identities: Seen::default(), names, begun: 0 }
+    }
+
+    /// Counts the rows that follow to the next file.
+    pub(super) fn next_file(&mut self) {
+        self.begun += 1;
+    }
+
+    /// Returns the number of the file that is read, from 0.
+    pub(super) fn file(&self) -> usize {
+        self.begun.saturating_sub(1)
+    }
+
+    /// Describes a place, which is in another file or in this one.
+    fn place(&self, (file, line): Place) -> String {
+        match self.names.get(file as usize).filter(|_| file as usize != self.file()) {
+            Some(name) => format!("line {line} of {name}"),
+            None => format!("line {line}"),
+        }
+    }
+
+    fn here(&self, line: u64) -> Place {
+        // Beyond 4 billion lines, only the line number in the message is wrong.
+        (self.file() as u32, u32::try_from(line).unwrap_or(u32::MAX))
+    }
+}
+
 /// Reads the header, if the file has one; the returned iterator reads the rows. Unknown columns are
 /// errors, or are ignored on request. A stream must end with a line end.
-pub fn read<R: Read>(
+pub fn read<'e, R: Read>(
     reader: R,
-    enrollments: &Enrollments,
+    enrollments: &'e Enrollments,
     ignores_unknown: bool,
     is_stream: bool,
-) -> Result<Rows<'_, R>, ReadError> {
+    seen: &'e RefCell<SeenRows>,
+) -> Result<Rows<'e, R>, ReadError> {
     let fault = |line, reason| ReadError::Line(Fault::line(reason).at(line));
     let text = encoding::recognized(reader).map_err(ReadError::Io)?.map_err(|reason| fault(1, reason))?;
     let mut lines = Lines::new(text);
@@ -107,15 +150,7 @@ pub fn read<R: Read>(
         remarks.ignored.clone_from(&header.ignored);
         (Form::Csv(header), false)
     };
-    let rules = Rules {
-        form,
-        enrollments,
-        ignores_unknown,
-        devices: Seen::default(),
-        identities: Seen::default(),
-        remarks,
-        asked: None,
-    };
+    let rules = Rules { form, enrollments, ignores_unknown, seen, remarks, asked: None };
     // The number of the first line is set again when the line is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
     let first = is_row.then_some(first);
@@ -225,8 +260,7 @@ struct Rules<'e> {
     form: Form,
     enrollments: &'e Enrollments,
     ignores_unknown: bool,
-    devices: Seen,
-    identities: Seen,
+    seen: &'e RefCell<SeenRows>,
     remarks: Remarks,
     /// Device ID of the last row, as it is spelled.
     asked: Option<AskedId>,
@@ -312,7 +346,8 @@ impl Rules<'_> {
         }
         let is_named_by_name = self.is_named_by_name(values[0].as_deref());
         let row = self.checked(values, is_named_by_name)?;
-        let mut rest = self.devices.low.hash_one((
+        let mut seen = self.seen.borrow_mut();
+        let mut rest = seen.devices.low.hash_one((
             &row.enrollment,
             &row.product_key,
             &row.device_name,
@@ -322,21 +357,26 @@ impl Rules<'_> {
         ));
         // Zero stands for no row.
         rest |= 1;
-        match self.devices.first(row.device.as_str(), line, rest) {
+        let here = seen.here(line);
+        match seen.devices.first(row.device.as_str(), here, rest) {
             Some((_, same)) if same == rest => {
                 self.remarks.repeated.note(line);
                 return Ok(None);
             }
             Some((first, _)) => {
-                let reason = format!("device {} is already in line {first}, with other values", row.device);
-                return Err(Fault::column("deviceId", reason));
+                let (device, first) = (values::device(&row.device), seen.place(first));
+                return Err(Fault::column(
+                    "deviceId",
+                    format!("{device} is already in {first}, with other values"),
+                ));
             }
             None => {}
         }
         if let Some((identity, _)) = &row.key
-            && let Some((first, _)) = self.identities.first(identity, line, 0)
+            && let Some((first, _)) = seen.identities.first(identity, here, 0)
         {
-            return Err(Fault::column("pskIdentity", format!("this identity is already in line {first}")));
+            let reason = format!("this identity is already in {}", seen.place(first));
+            return Err(Fault::column("pskIdentity", reason));
         }
         Ok(Some(row))
     }
@@ -565,6 +605,9 @@ fn json_values<'l>(
     Ok(values.iter().any(Option::is_some).then_some(values))
 }
 
+/// Number of a file, from 0, and of a line, from 1.
+type Place = (u32, u32);
+
 /// Remembers the line in which each text first occurred. Takes about 30 bytes per text, so that
 /// files of many million lines fit in memory. Stores only 96 bits of a hash with a random key. In a
 /// file of 10 million lines, the chance of a false alarm is one in 10^15.
@@ -572,24 +615,19 @@ fn json_values<'l>(
 struct Seen {
     low: RandomState,
     high: RandomState,
-    lines: HashMap<[u32; 3], (u32, u64)>,
+    lines: HashMap<[u32; 3], (Place, u64)>,
 }
 
 impl Seen {
-    /// Returns the line in which `text` occurred before, and the hash of the rest of that line. If it
-    /// did not, remembers this line for it.
-    fn first(&mut self, text: &str, line: u64, rest: u64) -> Option<(u64, u64)> {
+    /// Returns the place in which `text` occurred before, and the hash of the rest of that line. If it
+    /// did not, remembers this place for it.
+    fn first(&mut self, text: &str, here: Place, rest: u64) -> Option<(Place, u64)> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];
-        // Beyond 4 billion lines, only the line number in the message is wrong.
-        let line = u32::try_from(line).unwrap_or(u32::MAX);
         match self.lines.entry(key) {
-            std::collections::hash_map::Entry::Occupied(first) => {
-                let (line, rest) = *first.get();
-                Some((u64::from(line), rest))
-            }
+            std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert((line, rest));
+                place.insert((here, rest));
                 None
             }
         }

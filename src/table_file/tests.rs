@@ -1,10 +1,12 @@
 //! Tests of the file's rules, without a store.
 
+use std::{cell::RefCell, path::Path};
+
 use super::*;
 use crate::{
     device::{DeviceId, Secret},
     psk::{Enrollment, Key, Kind, Reissue},
-    store::ImportRow,
+    store::{Actor, Bulk, ImportReport, ImportRow},
     testing::store::Memory,
 };
 
@@ -39,7 +41,8 @@ fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>
         ReadError::Line(error) => error.to_string(),
         ReadError::Io(error) => panic!("{error}"),
     };
-    match read(text.as_bytes(), enrollments, false, false) {
+    let seen = RefCell::new(SeenRows::new(&[]));
+    match read(text.as_bytes(), enrollments, false, false, &seen) {
         Ok(rows) => rows.map(|row| row.map_err(reported)).collect(),
         Err(error) => vec![Err(reported(error))],
     }
@@ -227,7 +230,8 @@ fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
 /// Returns the devices and names of a file, or its errors, and the remarks.
 fn outcome(bytes: &[u8], ignores_unknown: bool) -> (Vec<String>, Vec<String>) {
     let enrollments = both().with_default("lamps").unwrap();
-    let mut rows = match read(bytes, &enrollments, ignores_unknown, false) {
+    let seen = RefCell::new(SeenRows::new(&[]));
+    let mut rows = match read(bytes, &enrollments, ignores_unknown, false, &seen) {
         Ok(rows) => rows,
         Err(ReadError::Line(error)) => return (vec![error.to_string()], Vec::new()),
         Err(ReadError::Io(error)) => panic!("{error}"),
@@ -348,13 +352,22 @@ fn what_the_configuration_accepts_can_be_imported() {
     assert_eq!((row.enrollment.as_str(), row.product_key.as_deref()), (" 'odd' ", Some("sim_product-1")));
 }
 
+#[test]
+fn an_id_that_may_be_a_secret_is_not_repeated() {
+    let text = format!("deviceId,deviceName\n{SECRET},lamp-1\n{SECRET},lamp-2\n");
+    let expected = "line 3, column deviceId: this device is already in line 2, with other values";
+    assert_eq!(fault(&text, &lamps()), expected);
+}
+
 /// Imports a text that has no bad lines.
 fn imported(store: &Memory, text: &str) -> ImportReport {
     let by = Actor::system_user();
     let how = Import { enrollments: &lamps(), by: &by, dry_run: false, ignores_unknown: false };
     let reader = Box::new(text.as_bytes());
     let input = Input { name: Path::new("lamps.csv"), size: 0, is_stream: false, reader };
-    import(store, input, how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_| () }).unwrap().report
+    import(store, vec![input], how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () })
+        .unwrap()
+        .report
 }
 
 #[test]

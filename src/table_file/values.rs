@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::device::{AskedId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret, is_id_character};
+use crate::device::{AskedId, DeviceId, MAX_DEVICE_ID, MAX_DEVICE_NAME, Secret, is_id_character};
 
 /// Number of hex digits of a key of 16 to 64 bytes.
 const PSK_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
@@ -88,6 +88,14 @@ pub(super) fn shown(value: &str) -> String {
     match value.chars().count() {
         count if count > SHOWN => format!("a value of {count} characters"),
         _ => format!("\"{}\"", visible(value)),
+    }
+}
+
+/// Returns a device for a message. An ID that may be a secret in the wrong column is not repeated.
+pub(super) fn device(id: &DeviceId) -> String {
+    match id.as_str().len() {
+        ..=SHOWN => format!("device {id}"),
+        _ => "this device".to_owned(),
     }
 }
 

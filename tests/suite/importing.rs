@@ -96,11 +96,40 @@ fn several_files_are_imported_only_if_all_are_right() {
     assert_eq!(count(&site), 0);
     site.write("two.csv", "deviceId,enrollment\nSN00000002,lamp\n");
     let output = site.run(&["import", "one.csv", "two.csv", "--dry-run"]);
-    assert_eq!(stdout(&output).lines().filter(|line| line.contains("1 devices would be added")).count(), 2);
+    assert_eq!(
+        stdout(&output),
+        "one.csv, two.csv: 2 devices would be added, 0 would be changed, 0 unchanged\n"
+    );
     assert_eq!(count(&site), 0);
     let output = site.run(&["import", "one.csv", "two.csv"]);
-    assert_eq!(stdout(&output).lines().filter(|line| line.contains("1 devices added")).count(), 2);
+    assert_eq!(stdout(&output), "one.csv, two.csv: 2 devices added, 0 changed, 0 unchanged\n");
     assert_eq!(count(&site), 2);
+
+    // What contradicts another file is bad as well; what is there again is taken once.
+    site.write("three.csv", "deviceId,enrollment,deviceName\nSN00000003,lamp,same\n");
+    site.write("four.csv", "deviceId,enrollment,deviceName\nSN00000004,lamp,same\nSN00000003,lamp,other\n");
+    for arguments in
+        [vec!["import", "three.csv", "four.csv"], vec!["import", "three.csv", "four.csv", "--dry-run"]]
+    {
+        let output = site.run(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let shown = stderr(&output);
+        assert!(
+            shown.contains("four.csv: 2 bad lines, nothing was changed\nline 2, column deviceName:"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("line 3, column deviceId: device SN00000003 is already in line 2 of three.csv,"),
+            "{shown}"
+        );
+    }
+    assert_eq!(count(&site), 2);
+    let output = site.run(&["import", "three.csv", "three.csv"]);
+    assert!(
+        stderr(&output)
+            .contains("note: three.csv: rows with a device and values that are already there: 1 row")
+    );
+    assert_eq!(stdout(&output), "three.csv, three.csv: 1 devices added, 0 changed, 0 unchanged\n");
 }
 
 #[test]

@@ -82,7 +82,9 @@ impl Operator {
 
     fn bad_lines(&self, text: impl AsRef<[u8]>) -> Vec<LineError> {
         match self.import(text) {
-            Err(ImportFileError::Lines { lines, .. }) => lines.listed,
+            Err(ImportFileError::Lines { files }) => {
+                files.into_iter().flat_map(|file| file.lines.listed).collect()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -303,14 +305,14 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
     let source = Source::open(&path).unwrap();
     let report = import(
         &operator.store,
-        source.input().unwrap(),
+        vec![source.input().unwrap()],
         Import {
             enrollments: &enrollments(),
             by: &Actor::system_user(),
             dry_run: true,
             ignores_unknown: false,
         },
-        Feedback { progress: &mut |read, total| seen.push((read, total)), bad_line: &mut |_| () },
+        Feedback { progress: &mut |read, total| seen.push((read, total)), bad_line: &mut |_, _| () },
     );
     assert_eq!(report.unwrap().report.added, 3000);
     assert_eq!(operator.store.count().unwrap(), 0);

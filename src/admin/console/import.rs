@@ -285,8 +285,8 @@ async fn run(
             is_stream: false,
             reader: Box::new(&file.bytes[..]),
         };
-        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_| () };
-        let outcome = table_file::import(&*store, input, how, feedback);
+        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () };
+        let outcome = table_file::import(&*store, vec![input], how, feedback);
         (file, outcome)
     };
     // The work does not panic; if it did, only this task would end.
@@ -347,7 +347,10 @@ fn complain(shared: &Shared, visitor: &Visitor, sentence: &str) -> Response {
 
 fn refused(shared: &Shared, visitor: &Visitor, file: &CsvFile, error: &ImportFileError) -> Response {
     let lines = match error {
-        ImportFileError::Lines { lines, .. } => lines,
+        ImportFileError::Lines { files } => match &files[..] {
+            [file] => &file.lines,
+            _ => return complain(shared, visitor, &error.to_string()),
+        },
         ImportFileError::Store(error) => return page::store_failed(visitor, error),
         ImportFileError::Read { error, .. } => return complain(shared, visitor, &error.to_string()),
     };

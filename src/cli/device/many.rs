@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use futures_util::future::try_join_all;
 
-use super::super::{Failure, progress::Progress};
+use super::super::{Failure, progress::Progress, remark};
 use crate::{
     device::DeviceId,
     store::{Bulk, StoreError},
@@ -35,7 +35,7 @@ pub(super) struct Many {
     #[arg(long, value_name = "FILE.csv")]
     pub(super) file: Option<PathBuf>,
     /// With --file: leave out devices that are not in the table
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "file", conflicts_with = "id")]
     ignore_missing: bool,
 }
 
@@ -69,7 +69,11 @@ impl Many {
     /// Returns the devices of the file. Fails if one is not in the table.
     fn devices(&self, path: &Path, store: &dyn Bulk) -> Result<Vec<DeviceId>, Failure> {
         let source = Source::open(path).with_context(|| path.display().to_string())?;
-        let asked = table_file::device_ids(source.input().with_context(|| path.display().to_string())?)?;
+        let input = source.input().with_context(|| path.display().to_string())?;
+        let (asked, remarks) = table_file::device_ids(input)?;
+        for sentence in remarks {
+            remark(&format!("note: {sentence}\n"));
+        }
         let mut progress = Progress::new("{pos} devices looked up");
         let (mut found, mut missing) = (Vec::with_capacity(asked.len()), Vec::new());
         for asked in &asked {
@@ -80,18 +84,23 @@ impl Many {
             progress.add(1);
         }
         drop(progress);
-        if !missing.is_empty() && !self.ignore_missing {
+        if !missing.is_empty() {
             let named: Vec<_> = missing.iter().take(NAMED).map(|id| id.as_str()).collect();
             let more = if missing.len() > NAMED { ", …" } else { "" };
-            return Err(anyhow!(
-                "{}: {} of {} devices are not in the table ({}{more}), so nothing was changed; to leave them out, use \
-                 --ignore-missing",
-                path.display(),
+            let sentence = format!(
+                "{} of {} devices are not in the table ({}{more})",
                 missing.len(),
                 asked.len(),
                 named.join(", ")
-            )
-            .into());
+            );
+            if !self.ignore_missing {
+                return Err(anyhow!(
+                    "{}: {sentence}, so nothing was changed; to leave them out, use --ignore-missing",
+                    path.display()
+                )
+                .into());
+            }
+            remark(&format!("note: {sentence} and are left out\n"));
         }
         found.sort();
         found.dedup();

@@ -1,0 +1,288 @@
+//! Imports table files, all of them or none. The rules of a row are in `rows`, those of the table in the
+//! store.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    BadLines, Enrollments, ImportFileError, Input, LineError, ReadError, Rows, SeenRows, Source,
+    bad_lines::BadFile, read, values,
+};
+use crate::{
+    device::AskedId,
+    store::{
+        Actor, Bulk, ImportError, ImportJob, ImportReport, ImportRow, Rejection, StoreError, Unreadable,
+        undo::ImportId,
+    },
+};
+
+/// Number of lines between two calls of an import's `progress`.
+const PROGRESS_EVERY: u64 = 1000;
+
+/// Number of files that the audit log names.
+const NAMED: usize = 10;
+
+/// Settings of an import.
+#[derive(Debug, Clone, Copy)]
+pub struct Import<'a> {
+    /// Enrollments to which the rows may belong.
+    pub enrollments: &'a Enrollments,
+    /// Operator who imports, for the audit log.
+    pub by: &'a Actor,
+    /// Set to report what would change, without changing it.
+    pub dry_run: bool,
+    /// Set to ignore columns that are not known.
+    pub ignores_unknown: bool,
+}
+
+/// Result of an import, or of a dry run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// Number by which the import can be undone; `None` if it changed nothing, or replaced keys.
+    pub id: Option<ImportId>,
+    /// Number of rows by what they changed.
+    pub report: ImportReport,
+    /// Sentences that the operator should read: rows that were left out, and values that look as if
+    /// they were changed by accident.
+    pub remarks: Vec<String>,
+}
+
+/// Functions that an import calls while it runs.
+pub struct Feedback<'a> {
+    /// Receives the number of bytes read and the size of all files, regularly.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+    /// Receives every bad line with its file, including those that the error does not list.
+    pub bad_line: &'a mut dyn FnMut(&Path, &LineError),
+}
+
+/// Imports a table file, completely or not at all, without feedback.
+pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imported, ImportFileError> {
+    let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
+    let source = Source::open(path).map_err(unread)?;
+    let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () };
+    import(store, vec![source.input().map_err(unread)?], how, feedback)
+}
+
+/// Imports tables in one step, all of them or none. Errors show the inputs' names; the audit log shows
+/// only their last parts.
+pub fn import(
+    store: &dyn Bulk,
+    inputs: Vec<Input<'_>>,
+    how: Import<'_>,
+    Feedback { progress, bad_line }: Feedback<'_>,
+) -> Result<Imported, ImportFileError> {
+    let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
+    let seen = RefCell::new(SeenRows::new(&names));
+    let mut tables = Tables::new(inputs, how, &seen);
+    // Place of the row read last, and its error if it could not be read. The store rejects a row before
+    // it reads the next one, so a rejection is about this line.
+    let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
+    let mut failed = None;
+    let mut items = std::iter::from_fn(|| {
+        let row = tables.next();
+        place.set(tables.place());
+        tables.report(row.is_none(), progress);
+        let mut row = row?.map_err(|error| {
+            unreadable.set(Some(error));
+            Unreadable
+        });
+        if let Ok(row) = &mut row
+            && let Err(error) = tables.recognize(row, store)
+        {
+            failed = Some(error);
+            return Some(Err(Unreadable));
+        }
+        Some(row)
+    });
+    let mut files: Vec<BadLines> = names.iter().map(|_| BadLines::default()).collect();
+    let mut broken = None;
+    let (id, file) = (ImportId::random()?, file_names(&names));
+    let job = ImportJob { dry_run: how.dry_run, id: Some(id), ..ImportJob::new(how.by, &file) };
+    let outcome = store.import(job, &mut items, &mut |_, rejection| {
+        let (file, line) = place.get();
+        let error = match rejection {
+            Rejection::Unreadable => match unreadable.take() {
+                Some(ReadError::Line(error)) => error,
+                Some(ReadError::Io(error)) => return broken = Some((file, error)),
+                None => return,
+            },
+            Rejection::Conflict(conflict) => {
+                LineError { line, column: Some(conflict.column), reason: conflict.reason }
+            }
+        };
+        if let (Some(name), Some(lines)) = (names.get(file), files.get_mut(file)) {
+            bad_line(name, &error);
+            lines.push(error);
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    match (outcome, broken) {
+        (Ok(report), _) => {
+            let mut remarks = tables.remarks;
+            remarks.extend(moved(report.moved));
+            remarks.extend(lost_keys(report.lost_keys));
+            let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
+            let id = Some(id).filter(|_| !how.dry_run && can_be_undone);
+            Ok(Imported { id, report, remarks })
+        }
+        (Err(ImportError::Store(error)), _) => Err(error.into()),
+        (Err(ImportError::Rejected(_)), Some((file, error))) => {
+            Err(ImportFileError::Read { path: names.into_iter().nth(file).unwrap_or_default(), error })
+        }
+        (Err(ImportError::Rejected(_)), None) => {
+            let files = std::iter::zip(names, files).map(|(path, lines)| BadFile { path, lines });
+            Err(ImportFileError::Lines { files: files.filter(|file| file.lines.count() > 0).collect() })
+        }
+    }
+}
+
+/// The rows of several inputs, one after another.
+struct Tables<'a> {
+    inputs: std::vec::IntoIter<Input<'a>>,
+    how: Import<'a>,
+    seen: &'a RefCell<SeenRows>,
+    current: Option<Rows<'a, Box<dyn Read + 'a>>>,
+    /// Name of the current input, for remarks if there are several.
+    name: Option<String>,
+    has_several: bool,
+    remarks: Vec<String>,
+    /// Bytes of the inputs that were read, and of all.
+    bytes: u64,
+    size: u64,
+    /// Line of the last report.
+    reported: u64,
+}
+
+impl<'a> Tables<'a> {
+    fn new(inputs: Vec<Input<'a>>, how: Import<'a>, seen: &'a RefCell<SeenRows>) -> Self {
+        Self {
+            has_several: inputs.len() > 1,
+            size: inputs.iter().map(|input| input.size).sum(),
+            inputs: inputs.into_iter(),
+            how,
+            seen,
+            current: None,
+            name: None,
+            remarks: Vec::new(),
+            bytes: 0,
+            reported: 0,
+        }
+    }
+
+    /// Returns the next row, of whichever input has one.
+    fn next(&mut self) -> Option<Result<ImportRow, ReadError>> {
+        loop {
+            if let Some(rows) = &mut self.current {
+                if let Some(row) = rows.next() {
+                    return Some(row);
+                }
+                let name = self.name.as_ref().filter(|_| self.has_several);
+                let named = |remark: String| match name {
+                    Some(name) => format!("{name}: {remark}"),
+                    None => remark,
+                };
+                self.remarks.extend(rows.remarks().into_iter().map(named));
+                self.bytes += rows.bytes();
+                (self.current, self.reported) = (None, 0);
+            }
+            let Input { name, is_stream, reader, .. } = self.inputs.next()?;
+            self.name = Some(values::visible(&name.to_string_lossy()));
+            self.seen.borrow_mut().next_file();
+            let Import { enrollments, ignores_unknown, .. } = self.how;
+            match read(reader, enrollments, ignores_unknown, is_stream, self.seen) {
+                Ok(rows) => self.current = Some(rows),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Returns the place of the row read last: number of its input, from 0, and its line.
+    fn place(&self) -> (usize, u64) {
+        (self.seen.borrow().file(), self.current.as_ref().map_or(0, Rows::line))
+    }
+
+    fn report(&mut self, is_last: bool, progress: &mut dyn FnMut(u64, u64)) {
+        let (line, bytes) = self.current.as_ref().map_or((0, 0), |rows| (rows.line(), rows.bytes()));
+        if is_last || line >= self.reported + PROGRESS_EVERY {
+            self.reported = line;
+            progress(self.bytes + bytes, self.size);
+        }
+    }
+
+    /// Gives the row the ID under which the table has its device: an earlier version may have stored a
+    /// MAC address as a serial number, and it stays one.
+    fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
+        let asked = self.current.as_ref().and_then(Rows::asked);
+        if let Some(asked) = asked.filter(|asked| asked.mac().is_some())
+            && let Some(id) = store.known_as(asked)?
+        {
+            row.device = id;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the names of files for the audit log.
+fn file_names(names: &[PathBuf]) -> String {
+    let name = |path: &PathBuf| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let mut text = names.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+    if names.len() > NAMED {
+        text.push_str(&format!(" and {} more", names.len() - NAMED));
+    }
+    text
+}
+
+/// Returns a sentence about devices that were in another enrollment.
+fn moved(count: u64) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some("1 device is in the table with another enrollment, and moves to the one of its row".into()),
+        _ => Some(format!(
+            "{count} devices are in the table with another enrollment, and move to the one of their row"
+        )),
+    }
+}
+
+/// Returns a sentence about devices that have lost their key.
+fn lost_keys(count: u64) -> Option<String> {
+    let devices = if count == 1 { "device gets" } else { "devices get" };
+    (count > 0).then(|| {
+        format!(
+            "{count} {devices} another key, or none; former keys are not kept, so this import cannot be undone"
+        )
+    })
+}
+
+/// Reads the device IDs of a table, in any form that an import reads, and what the operator should know
+/// about them. Other columns are ignored. All lines must be right.
+pub fn device_ids(
+    Input { name: path, is_stream, reader, .. }: Input<'_>,
+) -> Result<(Vec<AskedId>, Vec<String>), ImportFileError> {
+    let enrollments = Enrollments::new([]);
+    let seen = RefCell::new(SeenRows::new(&[path.to_owned()]));
+    let (mut ids, mut lines, mut remarks) = (Vec::new(), BadLines::default(), Vec::new());
+    let unread = |error: io::Error| ImportFileError::Read { path: path.to_owned(), error };
+    match read(reader, &enrollments, true, is_stream, &seen) {
+        Ok(mut rows) => {
+            while let Some(id) = rows.next_id() {
+                match id {
+                    Ok(id) => ids.push(id),
+                    Err(ReadError::Line(error)) => lines.push(error),
+                    Err(ReadError::Io(error)) => return Err(unread(error)),
+                }
+            }
+            remarks = rows.remarks();
+        }
+        Err(ReadError::Line(error)) => lines.push(error),
+        Err(ReadError::Io(error)) => return Err(unread(error)),
+    }
+    match lines.count() {
+        0 => Ok((ids, remarks)),
+        _ => Err(ImportFileError::Lines { files: vec![BadFile { path: path.to_owned(), lines }] }),
+    }
+}
