@@ -56,9 +56,11 @@ pub(super) struct Remarks {
     pub(super) has_rows: bool,
     /// Number of the line that is read.
     pub(super) line: u64,
-    /// Number of device IDs of each length, and the length of the last one.
+    /// Number of device IDs of each length.
     lengths: BTreeMap<usize, u64>,
-    last_length: usize,
+    /// Number of rows by the length of their last value, and that of the last row.
+    ends: BTreeMap<usize, u64>,
+    last_end: usize,
     /// Device IDs of digits only, by their length.
     digits: BTreeMap<usize, Noted>,
     /// Device IDs of 8 to 11 hex digits with a letter: perhaps a MAC that has lost its zeros.
@@ -73,7 +75,6 @@ impl Remarks {
         let line = self.line;
         let length = text.len();
         *self.lengths.entry(length).or_default() += 1;
-        self.last_length = length;
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             self.digits.entry(length).or_default().note(line);
         } else if (8..12).contains(&length) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -84,11 +85,17 @@ impl Remarks {
         }
     }
 
-    /// Returns whether the last device ID is shorter than all others, of which there are several with
-    /// the same length.
+    /// Notes the length of a row's value in the last column; 0 if it is empty.
+    pub(super) fn note_end(&mut self, length: usize) {
+        *self.ends.entry(length).or_default() += 1;
+        self.last_end = length;
+    }
+
+    /// Returns whether the last value of the last row is shorter than those of all other rows, of which
+    /// there are several with the same length.
     pub(super) fn is_last_shorter(&self) -> bool {
-        let lengths: Vec<_> = self.lengths.iter().map(|(length, count)| (*length, *count)).collect();
-        matches!(lengths[..], [(last, 1), (_, others)] if last == self.last_length && others > 1)
+        let ends: Vec<_> = self.ends.iter().map(|(length, count)| (*length, *count)).collect();
+        matches!(ends[..], [(last, 1), (_, others)] if last == self.last_end && others > 1)
     }
 
     /// Returns a sentence for each remark.

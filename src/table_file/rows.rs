@@ -268,8 +268,8 @@ struct Rules<'e> {
 
 impl Rules<'_> {
     /// Returns why the file may be cut off, if its last line has no line end. Spreadsheets and editors
-    /// also write such files, so a file is refused only if its last device ID is shorter than all
-    /// others, which have the same length.
+    /// also write such files, so a file is refused only if its last value is shorter than those of all
+    /// other rows, which have the same length.
     fn cut(&self, is_stream: bool) -> Option<String> {
         const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
         // A JSON object that is cut off cannot be read.
@@ -279,8 +279,8 @@ impl Rules<'_> {
                 Some(format!("the input ends without a line end, so it may be cut off; {REMEDY}"))
             }
             false if is_csv && self.remarks.is_last_shorter() => Some(format!(
-                "the file ends without a line end, and this device ID is shorter than the others, so the file \
-                 may be cut off; {REMEDY}"
+                "the file ends without a line end, and the last value is shorter than those of the other lines, so \
+                 the file may be cut off; {REMEDY}"
             )),
             _ => None,
         }
@@ -524,6 +524,11 @@ fn csv_values<'l>(
         }
     }
     let has_values = values.iter().any(Option::is_some);
+    if let Some(Meaning::Column(last)) = header.columns.last()
+        && has_values
+    {
+        remarks.note_end(values[*last].as_ref().map_or(0, |value| value.len()));
+    }
     // A line of separators has no values, however many there are.
     if is_too_long || (found < expected && has_values) {
         return Err(Fault::line(format!("{found} fields, the header has {expected}")));

@@ -59,20 +59,27 @@ fn input_that_was_cut_off_is_refused() {
     let expected = "line 3: the input ends without a line end, so it may be cut off; if it is complete, add a line end: \
                     sed -i -e '$a\\' FILE\n";
     assert!(stderr(&output).ends_with(expected), "{}", stderr(&output));
-    // A file is refused only if its last device ID is shorter than all others.
-    site.write("cut.csv", "deviceId\nPLUG0001\nPLUG0002\nPLUG000");
-    let output = site.run(&["import", "cut.csv", "--enrollment", "plug"]);
-    assert!(
-        stderr(&output).contains("line 4: the file ends without a line end, and this device ID is shorter")
-    );
-    for (name, text) in [
-        ("a.csv", "PLUG0001\nPLUG0002\nPLUG0003"),
-        ("b.csv", "PLUG-10\nPLUG-9"),
-        ("c.csv", "deviceId\nPLUG1"),
+    // A file is refused only if its last value is shorter than all others.
+    let secret = "0123456789abcdef0123456789abcdef";
+    for (text, line) in [
+        ("deviceId\nPLUG0001\nPLUG0002\nPLUG000".to_owned(), 4),
+        ("deviceId,deviceName\nP1,plug-0001\nP2,plug-0002\nP3,plug".to_owned(), 4),
+        ("deviceId,deviceName\nP1,plug-0001\nP2,plug-0002\nP3,".to_owned(), 4),
+        (format!("deviceId,deviceName,deviceSecret\nP1,plug-1,{secret}\nP2,plug-2,{secret}\nP3,,"), 4),
     ] {
-        site.write(name, text);
-        let output = site.run(&["import", name, "--enrollment", "plug", "--dry-run"]);
-        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        site.write("cut.csv", &text);
+        let output = site.run(&["import", "cut.csv", "--enrollment", "plug"]);
+        let expected =
+            format!("line {line}: the file ends without a line end, and the last value is shorter");
+        assert!(stderr(&output).contains(&expected), "{text}: {}", stderr(&output));
+        site.write("whole.csv", &format!("{text}\n"));
+        assert!(site.run(&["import", "whole.csv", "--enrollment", "plug", "--dry-run"]).status.success());
+    }
+    let good = ["PLUG0001\nPLUG0002\nPLUG0003", "PLUG-10\nPLUG-9", "deviceId\nPLUG1", "P1\nP2\nPLUG\u{1a}"];
+    for text in good {
+        site.write("good.csv", text);
+        let output = site.run(&["import", "good.csv", "--enrollment", "plug", "--dry-run"]);
+        assert!(output.status.success(), "{text}: {}", stderr(&output));
     }
     let lines = "{\"deviceId\":\"PLUG1\"}\n{\"deviceId\":\"PLUG2\"}";
     assert!(piped(&site, &["import", "-", "--enrollment", "plug"], lines).status.success());
