@@ -131,11 +131,32 @@ pub struct Admin {
     pub require_token: bool,
 }
 
+/// Treatment of keys of enrollments, credentials and TLS keys that are not there, because the
+/// environment is another one, or because another user owns their files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    /// They are errors: the server and `register` need them.
+    Required,
+    /// They are left out: a command that neither serves devices nor calls IoT Platform does without.
+    IfThere,
+}
+
 impl Config {
     /// Reads and checks a configuration file, the environment variables that replace its values,
     /// and the keys and credentials that it refers to. Relative paths in the file start from the
     /// file's folder.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with(path, Secrets::Required)
+    }
+
+    /// Reads a configuration like [`read`](Self::read), for a command that neither serves devices nor
+    /// calls IoT Platform. Keys of enrollments, credentials and TLS keys need not be there; database
+    /// keys must be.
+    pub fn read_offline(path: &Path) -> Result<Self> {
+        Self::read_with(path, Secrets::IfThere)
+    }
+
+    fn read_with(path: &Path, secrets: Secrets) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| {
             format!(
                 "{}: could not read the configuration (`certdist serve --help` shows one to begin with)",
@@ -146,17 +167,22 @@ impl Config {
         let variables: Vec<(String, String)> = env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self::parse_with(&text, folder, &variables)
+        Self::parse_with(&text, folder, &variables, secrets)
             .map_err(|problems| anyhow::anyhow!("{}: not a valid configuration: {problems}", path.display()))
     }
 
     /// Checks a configuration. Relative paths in it start from `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
-        Ok(Self::parse_with(text, folder, &[])?)
+        Ok(Self::parse_with(text, folder, &[], Secrets::Required)?)
     }
 
     /// Checks a configuration, with environment variables that may replace its keys.
-    fn parse_with(text: &str, folder: &Path, variables: &[(String, String)]) -> Result<Self, Problems> {
+    fn parse_with(
+        text: &str,
+        folder: &Path,
+        variables: &[(String, String)],
+        secrets: Secrets,
+    ) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let mut document = Document::parse(text, variables, &file::sections(), &mut problems)?;
         let all = &mut problems;
@@ -191,7 +217,7 @@ impl Config {
             if table.values.existing.unwrap_or(usual) == file::Existing::Refuse {
                 refuse_existing.insert(name.clone());
             }
-            let enrollment = read_enrollment(&mut table, folder, &enrollments, all);
+            let enrollment = read_enrollment(&mut table, (folder, secrets), &enrollments, all);
             limits.requests.enrollments.insert(name.clone(), requests);
             names.push(name);
             enrollments.extend(enrollment);
@@ -203,9 +229,9 @@ impl Config {
         let file::Root { database_key, database_key_previous, .. } = &root.values;
         let database_keys = database_key::read(database_key.as_deref(), database_key_previous, folder);
         let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
-        let iot_platform = cloud.map(|section| iot_platform::read(section, folder, all));
+        let iot_platform = cloud.map(|section| iot_platform::read(section, (folder, secrets), all));
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
-        let admin = admin.map(|section| admin::read(section, folder, all));
+        let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
         problems.check()?;
 
         // There are no problems, so every value that the configuration sets is present.
@@ -301,7 +327,7 @@ fn absolute_database(url: &str, folder: &Path) -> Result<String> {
 
 fn read_enrollment(
     table: &mut Table<file::Enrollment>,
-    folder: &Path,
+    (folder, secrets): (&Path, Secrets),
     others: &[Enrollment],
     problems: &mut Problems,
 ) -> Option<Enrollment> {
@@ -309,7 +335,7 @@ fn read_enrollment(
     let (name, product_key, kind) = (name.clone(), product_key.clone(), *kind);
     let (identity, reissue) = (identity.clone(), reissue.clone());
     let has_key = source.is_some();
-    let key = source.as_ref().map(|source| read_key(source, folder));
+    let key = source.as_ref().map(|source| read_key(source, folder, secrets));
     for (key, value) in [("name", &name), ("product_key", &product_key)] {
         if value.is_empty() {
             table.wrong(problems, &[key], format!("{key} is empty; expected a text"));
@@ -414,18 +440,26 @@ fn read_reissue(text: &str) -> Result<Reissue> {
 }
 
 /// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`; in each case, the key is in hex.
-fn read_key(source: &str, folder: &Path) -> Result<Key> {
+fn read_key(source: &str, folder: &Path, secrets: Secrets) -> Result<Key> {
+    let unknown = || Key::unknown().map_err(anyhow::Error::msg);
     let (digits, place) = match source.split_once(':') {
         Some(("hex", digits)) => (digits.to_owned(), "key = \"hex:…\"".to_owned()),
         Some(("env", name)) => {
-            let digits = env::var(name)
-                .with_context(|| format!("key = \"{source}\": the environment has no {name}"))?;
+            let digits = match env::var(name) {
+                Err(_) if secrets == Secrets::IfThere => return unknown(),
+                digits => {
+                    digits.with_context(|| format!("key = \"{source}\": the environment has no {name}"))?
+                }
+            };
             (digits, format!("key = \"{source}\""))
         }
         Some(("file", path)) => {
             let path: PathBuf = folder.join(path);
-            let digits = fs::read_to_string(&path)
-                .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?;
+            let digits = match fs::read_to_string(&path) {
+                Err(_) if secrets == Secrets::IfThere => return unknown(),
+                digits => digits
+                    .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?,
+            };
             (digits, format!("key = \"{source}\""))
         }
         // The text may be the key itself, so the error does not repeat it.

@@ -34,6 +34,13 @@ impl Key {
         Ok(Self(bytes))
     }
 
+    /// Makes a random key in place of one that is not there, for commands that serve no device.
+    pub fn unknown() -> Result<Self, String> {
+        let mut bytes = Zeroizing::new(vec![0; MIN_KEY]);
+        getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+        Ok(Self(bytes))
+    }
+
     /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

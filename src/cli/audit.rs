@@ -57,7 +57,7 @@ enum Action {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     match &args.action {
         Action::Verify { has } => verify(&config, *has),
         Action::Export { device, since, until } => {

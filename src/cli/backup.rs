@@ -59,7 +59,7 @@ pub struct RestoreArgs {
 }
 
 pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
     let contents = Progress::showing(PROGRESS, |mut progress| store.back_up(&args.file, &mut progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;
@@ -70,7 +70,7 @@ pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
 }
 
 pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let path = store::file_of(&config.database)?;
     backup::can_be_at(path)?;
     let condition = store::examine(&config.database);

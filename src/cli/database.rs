@@ -36,7 +36,7 @@ enum Action {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     if matches!(args.action, Action::Seal) && config.database_keys.first().is_none() {
         return Err(Failure::Usage(anyhow::anyhow!(
             "there is no key to seal with; expected database_key = \"file:PATH\", \"env:NAME\" or \

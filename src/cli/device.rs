@@ -71,7 +71,7 @@ do not come back with `certdist import undo`: export the table first.")]
 }
 
 pub(super) async fn run(args: Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let store = match &args.action {
         Action::List(_) | Action::Show { .. } => look_at_store(&config)?,
         _ => open_existing(&config)?,

@@ -46,7 +46,7 @@ enum Action {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;
     let mut totals: BTreeMap<String, Totals> =

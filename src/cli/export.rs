@@ -39,7 +39,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
     let form = Form { tablestore: args.tablestore, for_spreadsheet: args.for_spreadsheet };
     let mut progress = Progress::new("{bytes} written");

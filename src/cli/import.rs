@@ -62,7 +62,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     if let Some(action) = &args.action {
         let store = if action.looks() { look_at_store(&config)? } else { open_existing(&config)? };
         return undo::run(action, &*store);

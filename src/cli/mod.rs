@@ -110,6 +110,11 @@ impl ConfigArgs {
         Config::read(&self.path()).map_err(Failure::Usage)
     }
 
+    /// Reads the configuration for a command that neither serves devices nor calls IoT Platform.
+    fn read_offline(&self) -> Result<Config, Failure> {
+        Config::read_offline(&self.path()).map_err(Failure::Usage)
+    }
+
     /// Returns the path of the configuration: the path given, or else the file in the current
     /// folder, or else the installed file.
     fn path(&self) -> PathBuf {

@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> CommandResult {
-    let config = args.config.read()?;
+    let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
     let totals = Progress::during("reading the table", || store.totals())?;
     let path = std::path::absolute(store::file_of(&config.database)?)?;

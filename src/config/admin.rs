@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{
-    Admin,
+    Admin, Secrets,
     document::{Problems, Table},
     file,
 };
@@ -17,10 +17,14 @@ use crate::{
 
 /// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
 /// error.
-pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut Problems) -> Option<Admin> {
+pub(super) fn read(
+    mut table: Table<file::Admin>,
+    (folder, secrets): (&Path, Secrets),
+    problems: &mut Problems,
+) -> Option<Admin> {
     let file::Admin { user, token, hosts, .. } = &mut table.values;
     let (user, token, hosts) = (std::mem::take(user), std::mem::take(token), std::mem::take(hosts));
-    let tls = read_listen(&table.values, folder);
+    let tls = read_listen(&table.values, folder, secrets);
     let tls = table.checked(problems, &["listen", "tls_certificate", "tls_key", "exposed"], tls);
     let hosts = hosts.iter().map(|host| read_host(host)).collect::<Result<Vec<_>>>();
     let hosts = table.checked(problems, &["hosts"], hosts);
@@ -36,10 +40,16 @@ pub(super) fn read(mut table: Table<file::Admin>, folder: &Path, problems: &mut 
 }
 
 /// Checks the address, and reads the certificate if there is one.
-fn read_listen(section: &file::Admin, folder: &Path) -> Result<Option<Arc<rustls::ServerConfig>>> {
+fn read_listen(
+    section: &file::Admin,
+    folder: &Path,
+    secrets: Secrets,
+) -> Result<Option<Arc<rustls::ServerConfig>>> {
     let file::Admin { listen, exposed, tls_certificate, tls_key, .. } = section;
     let tls = match (tls_certificate, tls_key) {
         (None, None) => None,
+        // The files may belong to another user.
+        (Some(_), Some(_)) if secrets == Secrets::IfThere => return Ok(None),
         (Some(certificate), Some(key)) => Some(read_tls(&folder.join(certificate), &folder.join(key))?),
         _ => anyhow::bail!("expected both tls_certificate and tls_key, or neither"),
     };

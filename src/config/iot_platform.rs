@@ -6,7 +6,7 @@ use std::{env, path::Path, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    IotPlatformSettings,
+    IotPlatformSettings, Secrets,
     document::{Problems, Table},
     file,
 };
@@ -27,17 +27,20 @@ const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
 /// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
-/// error.
+/// error, or if there are no credentials and none are required.
 pub(super) fn read(
     mut table: Table<file::IotPlatformSection>,
-    folder: &Path,
+    (folder, secrets): (&Path, Secrets),
     problems: &mut Problems,
 ) -> Option<IotPlatformSettings> {
     let timeouts = read_timeouts(&table.values);
     let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
-    let credentials = read_credentials(&table.values, folder);
-    let credentials =
-        table.checked(problems, &["credentials", "metadata_endpoint", "metadata_token"], credentials);
+    let credentials = match read_credentials(&table.values, folder) {
+        Err(_) if secrets == Secrets::IfThere => None,
+        credentials => {
+            table.checked(problems, &["credentials", "metadata_endpoint", "metadata_token"], credentials)
+        }
+    };
     let ca_file = table.values.ca_file.as_ref().map(|path| folder.join(path));
     if let Some(path) = &ca_file {
         let roots = http::read_roots(path).map_err(anyhow::Error::new);

@@ -357,7 +357,7 @@ fn a_section_in_the_wrong_brackets_is_reported() {
 
 fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config> {
     let variables: Vec<_> = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    Ok(Config::parse_with(text, Path::new("/etc/certdist"), &variables)?)
+    Ok(Config::parse_with(text, Path::new("/etc/certdist"), &variables, Secrets::Required)?)
 }
 
 #[test]

@@ -455,3 +455,49 @@ fn no_command_leaves_a_core_dump() {
     drop(child.stdin.take());
     assert_eq!(child.wait().expect("its status").code(), Some(1), "the input is empty");
 }
+
+/// An operator's shell has neither the variables of the service nor the right to read its keys.
+#[test]
+fn commands_that_serve_nothing_need_no_credentials_and_no_keys_of_enrollments() {
+    let configuration = format!(
+        "database = \"sqlite:certdist.db\"\nlisten = \"127.0.0.1:0\"\n\
+         [iot_platform]\nendpoint = \"http://127.0.0.1:1\"\nregion = \"cn-shanghai\"\n\
+         [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"derived\"\nkey = \"env:LAMP_MASTER\"\n\
+         [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\nidentity = \"plug\"\n\
+         key = \"file:absent.key\"\n# {MASTER}\n"
+    );
+    let site = Site::configured(&configuration);
+    site.write("devices.csv", "deviceId,enrollment\nSN00000001,lamp\nPLUG-1,plug\n");
+    let run = |line: &str| {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let mut command = site.certdist(&arguments);
+        for name in ["ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"] {
+            command.env_remove(name);
+        }
+        command.output().expect("certdist runs")
+    };
+    for line in [
+        "import devices.csv",
+        "import list",
+        "device list",
+        "device disable PLUG-1",
+        "enrollment list",
+        "stats",
+        "audit verify",
+        "export",
+        "backup backup.db",
+        "database status",
+        "restore backup.db --dry-run",
+    ] {
+        let output = run(line);
+        assert!(output.status.success(), "{line}: {}", stderr(&output));
+    }
+    for line in ["serve", "register", "check-config", "key new --derive SN00000001 --enrollment lamp"] {
+        let output = run(line);
+        let complaint = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}: {complaint}");
+        for missing in ["ALIBABA_CLOUD_ACCESS_KEY_ID", "LAMP_MASTER", "absent.key"] {
+            assert!(complaint.contains(missing), "{line}: {complaint}");
+        }
+    }
+}
