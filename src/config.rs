@@ -73,6 +73,10 @@ pub struct Config {
     pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
+    /// Files with keys and credentials that the configuration refers to.
+    pub secret_files: Vec<PathBuf>,
+    /// Set if the configuration has a key of an enrollment itself (`hex:`).
+    pub has_inline_keys: bool,
 }
 
 /// CoAP without DTLS: anyone who reaches the address is treated as a device of the enrollment.
@@ -201,12 +205,14 @@ impl Config {
             all.of_file("no [[enrollment]]; expected at least one, because a device needs one to sign in");
         }
         let mut names = Vec::new();
+        let mut sources: Vec<String> = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         for mut table in tables {
             let name = table.values.name.clone();
             if names.contains(&name) {
                 table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
+            sources.extend(table.values.key.clone());
             let requests = read_enrollment_limits(&mut table, all);
             // If the key is shared, all devices of the enrollment know it. So a device that already
             // exists at IoT Platform under the requested name may be a different device.
@@ -228,6 +234,15 @@ impl Config {
         let database = root.checked(all, &["database"], database);
         let file::Root { database_key, database_key_previous, .. } = &root.values;
         let database_keys = database_key::read(database_key.as_deref(), database_key_previous, folder);
+        let keys = database_key.iter().chain(database_key_previous).chain(&sources);
+        let mut secret_files: Vec<PathBuf> = keys.filter_map(|source| file_of(source, folder)).collect();
+        if let Some(section) = &cloud {
+            secret_files.extend(iot_platform::secret_file(&section.values, folder));
+        }
+        if let Some(section) = &admin {
+            secret_files.extend(section.values.tls_key.as_ref().map(|path| folder.join(path)));
+        }
+        let has_inline_keys = sources.iter().any(|source| source.starts_with("hex:"));
         let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
         let iot_platform = cloud.map(|section| iot_platform::read(section, (folder, secrets), all));
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
@@ -246,6 +261,8 @@ impl Config {
             enrollments,
             refuse_existing,
             limits,
+            secret_files,
+            has_inline_keys,
         })
     }
 
@@ -254,6 +271,11 @@ impl Config {
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
+}
+
+/// Returns the path of a key that stands in a file.
+fn file_of(source: &str, folder: &Path) -> Option<PathBuf> {
+    source.strip_prefix("file:").map(|path| folder.join(path))
 }
 
 fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>> {

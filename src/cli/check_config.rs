@@ -3,7 +3,7 @@
 
 use anyhow::{Context, anyhow};
 
-use super::{CommandResult, ConfigArgs, Failure, print};
+use super::{CommandResult, ConfigArgs, Failure, concerns, print, remark};
 use crate::{
     config::{Config, IotPlatformSettings},
     iot_platform::{ErrorClass, IotPlatform as _, client::Client},
@@ -62,8 +62,13 @@ pub(super) async fn run(args: Args) -> CommandResult {
         print(|out| writeln!(out, "{}: {says}", config.database))?;
         if *condition == Condition::Current {
             report_shared_names(&config.database)?;
-            report_unconfigured(&config)?;
         }
+    }
+    for concern in concerns::of_configuration(&config, &args.config.path())
+        .into_iter()
+        .chain(concerns::of_table(&config))
+    {
+        remark(&format!("warning: {concern}\n"));
     }
     // Called even if the database failed, so that both results are reported.
     let cloud = match args.online {
@@ -88,25 +93,6 @@ fn report_shared_names(database: &str) -> CommandResult {
                 out,
                 "{database}: {devices} devices, such as {device}, have the name {device_name} in product \
                  {product_key}; those without a certificate are refused: import a deviceName of its own for each"
-            )
-        })?;
-    }
-    Ok(())
-}
-
-/// Reports devices of enrollments that are not in the configuration, for example because one was
-/// renamed there. They do not keep the server from starting.
-fn report_unconfigured(config: &Config) -> CommandResult {
-    let is_configured = |name: &str| config.enrollments.iter().any(|enrollment| enrollment.name == name);
-    let all = store::devices_by_enrollment(&config.database)?;
-    for (enrollment, devices) in all.iter().filter(|(enrollment, _)| !is_configured(enrollment)) {
-        let enrollment = enrollment.escape_debug();
-        print(|out| {
-            writeln!(
-                out,
-                "{}: {devices} devices are in enrollment \"{enrollment}\", which is not configured, so they get no \
-                 certificate; add the [[enrollment]], or import them into another one",
-                config.database
             )
         })?;
     }

@@ -9,6 +9,7 @@ mod ask;
 mod audit;
 mod backup;
 mod check_config;
+mod concerns;
 mod core_dumps;
 mod database;
 #[cfg(feature = "simulation")]

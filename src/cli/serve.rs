@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use anyhow::anyhow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CommandResult, ConfigArgs, Failure, open_store, print};
+use super::{CommandResult, ConfigArgs, Failure, concerns, open_store, print};
 use crate::{
     app::{self, App, Failed},
     config::Config,
@@ -15,7 +15,7 @@ use crate::{
 
 /// Time that a stop takes at most after the registrations are drained: the last answers and audit
 /// entries.
-const AFTER_DRAIN: Duration = Duration::from_secs(20);
+pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(20);
 
 /// Runs the server
 #[derive(clap::Args)]
@@ -48,8 +48,8 @@ pub struct Args {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
-    if config.database_keys.first().is_none() {
-        tracing::warn!("secrets in the database are not sealed; set database_key in the configuration");
+    for concern in concerns::of_configuration(&config, &args.config.path()) {
+        tracing::warn!(concern, "the server runs, but something needs attention");
     }
     // The handlers are installed before the address is announced, because a program that reads the
     // announcement may send a signal immediately.
@@ -59,10 +59,21 @@ pub async fn run(args: Args) -> CommandResult {
         print(|out| writeln!(out, "listening on coaps://{address}"))?;
     }
     notify::ready();
+    look_at_table(&config);
     let watchdog = tokio::spawn(keep_watchdog(app.pulses().into()));
     let outcome = follow(app, &args.config, &config, &mut signals).await;
     watchdog.abort();
     outcome
+}
+
+/// Logs the concerns about the table, beside the server's work.
+fn look_at_table(config: &Config) {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || {
+        for concern in concerns::of_table(&config) {
+            tracing::warn!(concern, "the server runs, but something needs attention");
+        }
+    });
 }
 
 /// Handles signals until the server ends.
@@ -86,6 +97,10 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
                         "reloaded the enrollments, the rate limits, [audit], the users, tokens and hosts of [admin], and \
                          the database keys"
                     );
+                    for concern in concerns::of_configuration(&changed, &file.path()) {
+                        tracing::warn!(concern, "the server runs, but something needs attention");
+                    }
+                    look_at_table(&changed);
                     let keys = config.needs_restart(&changed);
                     if !keys.is_empty() {
                         tracing::warn!(

@@ -1,7 +1,11 @@
 //! `[iot_platform]`: the settings of the calls to IoT Platform, and where their credentials
 //! are.
 
-use std::{env, path::Path, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -65,6 +69,15 @@ pub(super) fn read(
     };
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
     Some(IotPlatformSettings { client, qps, batches, sweep })
+}
+
+/// Returns the file of the credentials, if they stand in one.
+pub(super) fn secret_file(section: &file::IotPlatformSection, folder: &Path) -> Option<PathBuf> {
+    match &section.credentials {
+        file::Credentials::File(Some(path)) => Some(folder.join(path)),
+        file::Credentials::File(None) => credentials::usual_path(),
+        file::Credentials::Env | file::Credentials::EcsRole(_) => None,
+    }
 }
 
 fn read_timeouts(section: &file::IotPlatformSection) -> Result<Timeouts> {

@@ -1,0 +1,64 @@
+//! What an operator should know about a configuration that is right: nothing here keeps a server from
+//! starting. `check-config` prints it; the server logs it at its start and after each reload.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use crate::{
+    config::Config,
+    store::{self, Condition},
+};
+
+/// Permission of other users to read a file.
+const OTHERS_READ: u32 = 0o004;
+
+/// Longest `drain` that a service manager's usual time-out of 30 s allows.
+const USUAL_DRAIN: Duration = Duration::from_secs(10);
+
+/// Returns the concerns about a configuration, which stands in the file at `path`.
+pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
+    let mut concerns = Vec::new();
+    if config.database_keys.first().is_none() {
+        concerns
+            .push("secrets in the database are not sealed; set database_key in the configuration".to_owned());
+    }
+    let own = config.has_inline_keys.then_some(path);
+    let files = config.secret_files.iter().map(|file| &**file).chain(own);
+    for file in files.filter(|file| is_public(file)) {
+        let file = file.display();
+        concerns.push(format!("{file} has a secret, and every user can read it: chmod o= {file}"));
+    }
+    let drain = config.limits.drain;
+    if drain > USUAL_DRAIN {
+        concerns.push(format!(
+            "a stop takes up to {} s (drain = {}): systemd is asked for that time, but a service manager such as \
+             Kubernetes must be given it (terminationGracePeriodSeconds)",
+            drain.as_secs() + super::serve::AFTER_DRAIN.as_secs(),
+            drain.as_secs()
+        ));
+    }
+    concerns
+}
+
+fn is_public(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
+}
+
+/// Returns the concerns about the devices in the table. Reads the whole table, and fails in silence,
+/// because an error of the database is reported where it matters.
+pub(super) fn of_table(config: &Config) -> Vec<String> {
+    if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
+        return Vec::new();
+    }
+    let is_configured = |name: &str| config.enrollments.iter().any(|enrollment| enrollment.name == name);
+    let all = store::devices_by_enrollment(&config.database).unwrap_or_default();
+    let unknown = all.into_iter().filter(|(enrollment, _)| !is_configured(enrollment));
+    unknown
+        .map(|(enrollment, devices)| {
+            format!(
+                "{devices} devices are in enrollment \"{}\", which is not configured, so they get no certificate; add \
+                 the [[enrollment]], or import them into another one",
+                enrollment.escape_debug()
+            )
+        })
+        .collect()
+}
