@@ -23,7 +23,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
@@ -46,7 +46,7 @@ use crate::{
     psk::{Enrollment, EnrollmentOutline},
     registrar::Registrar,
     resource::throttle::Counters,
-    server::{Metrics, Pulse},
+    server::{Metrics, Pulse, bind_failure},
     store::{Table, UnixSeconds},
 };
 
@@ -137,8 +137,9 @@ fn known_hosts(address: SocketAddr, configured: &[String]) -> Hosts {
 
 /// Opens the port, and serves it in tasks of the current runtime.
 pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enrollment]) -> Result<Admin> {
-    let listener = connections::listen(section.listen)
-        .with_context(|| format!("[admin] could not listen on {}", section.listen))?;
+    let listener = connections::listen(section.listen).map_err(|error| {
+        anyhow!("[admin] cannot listen on {}: {}", section.listen, bind_failure(&error, section.listen))
+    })?;
     let address = listener.local_addr()?;
     let connections = Arc::<Connections>::default();
     let shared = Arc::new(Shared {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{anyhow, bail};
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, device::in_table, look_at_store, print};
+use super::{CommandResult, ConfigArgs, device::in_table, look_at_store, print, print_whole};
 use crate::{
     config::Config,
     device::DeviceId,
@@ -91,7 +91,7 @@ fn verify(config: &Config, has: Option<(u64, Link)>) -> CommandResult {
 }
 
 fn export(store: &dyn Table, filter: &Filter) -> CommandResult {
-    Ok(print(|out| {
+    Ok(print_whole(|out| {
         let mut written = Ok(());
         store.export_audit(filter, &mut |entry, hash| {
             written = writeln!(out, "{}", as_json(&entry, &hash));

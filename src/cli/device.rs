@@ -81,7 +81,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         Action::List(args) => list::run(args, &config, &*store).await,
         Action::Show { id, json } => {
             let id = in_table(&*store, id)?;
-            let row = store.device(&id).await?.ok_or_else(|| not_there(&id))?;
+            let row = store.device(&id).await?.ok_or_else(|| not_there(&id, &config))?;
             let claim = store.claim_of(&id).await?;
             Ok(print(|out| match json {
                 true => writeln!(out, "{}", as_json(&row, reissue(&config, &row), claim.as_ref())),
@@ -90,35 +90,36 @@ pub(super) async fn run(args: Args) -> CommandResult {
         }
         Action::Disable(which) => {
             let disable = async |id: &DeviceId| store.set_state(id, DeviceState::Disabled, &by).await;
-            change(Chosen::read(&which.id, &which.many, &*store)?, "disabled", disable).await
+            change(&config, Chosen::read(&which.id, &which.many, &*store)?, "disabled", disable).await
         }
         Action::Enable(which) => {
             let enable = async |id: &DeviceId| store.set_state(id, DeviceState::Enabled, &by).await;
-            change(Chosen::read(&which.id, &which.many, &*store)?, "enabled", enable).await
+            change(&config, Chosen::read(&which.id, &which.many, &*store)?, "enabled", enable).await
         }
         Action::Reset(args) if args.refused => reset::refused(args, &config, &*store, &by).await,
         Action::Reset(args) => {
             let reset = async |id: &DeviceId| store.reset(id, &by).await;
-            change(Chosen::read(&args.id, &args.many, &*store)?, "reset", reset).await
+            change(&config, Chosen::read(&args.id, &args.many, &*store)?, "reset", reset).await
         }
         Action::Delete { which, yes } => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;
-            sure_to_delete(&*store, &chosen, *yes).await?;
+            sure_to_delete(&config, &*store, &chosen, *yes).await?;
             let delete = async |id: &DeviceId| store.delete(id, &by).await;
-            change(chosen, "deleted", delete).await
+            change(&config, chosen, "deleted", delete).await
         }
     }
 }
 
 /// Changes the chosen devices, and says what was done.
 async fn change(
+    config: &Config,
     chosen: Chosen,
     done: &str,
     change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,
 ) -> CommandResult {
     match chosen {
         Chosen::One(id) if change(&id).await? => Ok(print(|out| writeln!(out, "{id}: {done}"))?),
-        Chosen::One(id) => Err(not_there(&id).into()),
+        Chosen::One(id) => Err(not_there(&id, config).into()),
         Chosen::Many(file, devices) => {
             let changed = many::change(&devices, change).await?;
             let noun = if changed == 1 { "device" } else { "devices" };
@@ -128,14 +129,19 @@ async fn change(
 }
 
 /// Asks for confirmation, with the number of certificates that would be deleted.
-async fn sure_to_delete(store: &dyn Table, chosen: &Chosen, yes: bool) -> Result<(), Failure> {
+async fn sure_to_delete(
+    config: &Config,
+    store: &dyn Table,
+    chosen: &Chosen,
+    yes: bool,
+) -> Result<(), Failure> {
     let mut certificates = 0;
     for id in chosen.devices() {
         match store.device(id).await {
             Ok(Some(DeviceRow { certificate: None, .. })) => {}
             // A certificate that cannot be opened is no reason to keep the device.
             Ok(Some(_)) | Err(StoreError::Failed(_)) => certificates += 1,
-            Ok(None) => return Err(not_there(id).into()),
+            Ok(None) => return Err(not_there(id, config).into()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -158,8 +164,9 @@ pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> 
     Ok(store.known_as(&asked)?.unwrap_or_else(|| asked.canonical().clone()))
 }
 
-fn not_there(id: &DeviceId) -> anyhow::Error {
-    anyhow!("{id} is not in the table; add it with `certdist import`")
+/// Returns the error for a device that is not in the table, and says which table that is.
+fn not_there(id: &DeviceId, config: &Config) -> anyhow::Error {
+    anyhow!("{id} is not in the table ({}); add it with `certdist import`", config.database)
 }
 
 /// Describes a device's state at IoT Platform, and says what to do.

@@ -1,7 +1,7 @@
 //! `certdist export`: writes the table as CSV, which `certdist import` reads.
 
 use std::{
-    io::{self, Seek, Write},
+    io::{self, Write},
     os::fd::AsFd,
     path::PathBuf,
 };
@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use rustix::fs::{FileType, fstat};
 
-use super::{CommandResult, ConfigArgs, look_at_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, look_at_store, print_whole, progress::Progress, spool::Spool};
 use crate::{
     new_file::NewFile,
     table_file::{self, ExportError, Form},
@@ -54,27 +54,26 @@ pub(super) fn run(args: &Args) -> CommandResult {
             new.complete().with_context(|| format!("could not write {}", path.display()))?;
         }
         None if is_regular(io::stdout()) => {
-            print(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
+            print_whole(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
         }
         None => {
             // The state that is exported keeps the database's log from being emptied. So the export does
             // not wait for its reader.
-            let mut spool = tempfile::tempfile().with_context(|| {
-                let folder = std::env::temp_dir();
+            let folder = std::env::temp_dir();
+            let mut spool = Spool::create().with_context(|| {
                 format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())
             })?;
-            let written = table_file::export_as(&*store, form, progress.counting(io::BufWriter::new(&spool)));
-            if let Err(ExportError::Write(error)) = written {
-                let folder = std::env::temp_dir();
+            let written = table_file::export_as(&*store, form, progress.counting(&mut spool));
+            let spooled = match written {
+                Err(ExportError::Write(error)) => Err(error),
+                written => written.map(|_| spool.into_reader())?,
+            };
+            let mut spooled = spooled.map_err(|error| {
                 let folder = folder.display();
-                return Err(
-                    anyhow!("{folder}: {error}; set TMPDIR to a folder with room for the table").into()
-                );
-            }
-            written?;
+                anyhow!("{folder}: {error}; set TMPDIR to a folder with room for the table")
+            })?;
             drop(progress);
-            spool.rewind()?;
-            print(|out| io::copy(&mut spool, out).map(drop))?;
+            print_whole(|out| io::copy(&mut spooled, out).map(drop))?;
         }
     }
     Ok(())

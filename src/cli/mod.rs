@@ -27,6 +27,7 @@ mod register;
 pub mod serve;
 #[cfg(feature = "simulation")]
 pub mod simulator;
+mod spool;
 mod stats;
 
 use std::{
@@ -242,6 +243,21 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
         Err(error) if error.is::<io::Error>() => Err(error.context("could not write to standard output")),
         written => written,
     }
+}
+
+/// Writes results of which a part is of no use. Fails if their reader closes the pipe early.
+fn print_whole<E: Into<anyhow::Error>>(
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> anyhow::Result<()> {
+    let mut is_whole = false;
+    print(|out| {
+        write(out).map_err(Into::into)?;
+        out.flush()?;
+        is_whole = true;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    anyhow::ensure!(is_whole, "standard output was closed early, so what was read of it is not complete");
+    Ok(())
 }
 
 /// Writes a remark to standard error, apart from the results; ignores errors.

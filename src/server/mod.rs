@@ -327,7 +327,7 @@ pub fn bind_failure(error: &io::Error, listen: SocketAddr) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!(
-                "another process uses this port (`ss -lnp sport = :{port}` shows which); end it, or choose another port"
+                "another process uses this port (`ss -lnp 'sport = :{port}'` shows which); end it, or choose another port"
             )
         }
         io::ErrorKind::PermissionDenied => {
