@@ -1,6 +1,6 @@
 //! Work on the whole table: imports, exports and counts.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{collections::HashSet, ops::ControlFlow, path::Path};
 
 use super::{
     Actor, DeviceRow, StoreError,
@@ -50,6 +50,10 @@ pub trait Bulk: Send + Sync {
     /// Calls `each` with every row. The rows come in order of device ID, from one consistent state
     /// of the table. The export ends if `each` breaks off.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
+
+    /// Returns the MAC addresses that the table has in another spelling, as
+    /// [`Store::spelled`](super::Store::spelled) finds them. Usually there are none.
+    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError>;
 
     /// Returns the ID under which the table has a device: the first of those asked for, or another
     /// spelling of the MAC address, as [`Store::spelled`](super::Store::spelled) finds it.

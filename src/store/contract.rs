@@ -189,6 +189,8 @@ fn a_mac_is_found_in_the_spelling_that_the_table_has(store: &(impl Store + Bulk)
         let asked = AskedId::parse_label(&mac.to_lowercase()).unwrap();
         assert_eq!(store.known_as(&asked).unwrap(), known.map(spelling), "{mac}");
     }
+    let macs = ["001A2B3C4D5E", "001A2B3C4D5F", "001A2B3C4D60", "001A2B3C4D61"].map(id);
+    assert_eq!(store.spelled_macs().unwrap(), macs.into());
     assert_eq!(now(store.spelled(&id("001A2B3C4D62"))).unwrap(), None, "it is not another spelling");
     assert_eq!(store.known_as(&id("001A2B3C4D62").into()).unwrap(), Some(id("001A2B3C4D62")));
     assert_eq!(store.known_as(&id("SN-2").into()).unwrap(), None);

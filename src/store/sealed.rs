@@ -3,6 +3,7 @@
 //! other processes use the store. The module `seal` has the cipher.
 
 use std::{
+    collections::HashSet,
     ops::ControlFlow,
     task::{Context, Poll, Waker},
     thread,
@@ -455,6 +456,10 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         self.inner.undo_import(how)
+    }
+
+    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
+        self.inner.spelled_macs()
     }
 
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {

@@ -3,6 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -12,7 +13,7 @@ use super::{
     bad_lines::BadFile, read, values,
 };
 use crate::{
-    device::AskedId,
+    device::{AskedId, DeviceId},
     store::{
         Actor, Bulk, ImportError, ImportJob, ImportReport, ImportRow, Rejection, StoreError, Unreadable,
         undo::ImportId,
@@ -76,7 +77,7 @@ pub fn import(
 ) -> Result<Imported, ImportFileError> {
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let seen = RefCell::new(SeenRows::new(&names));
-    let mut tables = Tables::new(inputs, how, &seen);
+    let mut tables = Tables::new(inputs, how, &seen, store.spelled_macs()?);
     // Place of the row read last, and its error if it could not be read. The store rejects a row before
     // it reads the next one, so a rejection is about this line.
     let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
@@ -146,6 +147,8 @@ struct Tables<'a> {
     inputs: std::vec::IntoIter<Input<'a>>,
     how: Import<'a>,
     seen: &'a RefCell<SeenRows>,
+    /// MAC addresses that the table has in another spelling.
+    spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
     /// Name of the current input, for remarks if there are several.
     name: Option<String>,
@@ -159,8 +162,14 @@ struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    fn new(inputs: Vec<Input<'a>>, how: Import<'a>, seen: &'a RefCell<SeenRows>) -> Self {
+    fn new(
+        inputs: Vec<Input<'a>>,
+        how: Import<'a>,
+        seen: &'a RefCell<SeenRows>,
+        spelled: HashSet<DeviceId>,
+    ) -> Self {
         Self {
+            spelled,
             has_several: inputs.len() > 1,
             size: inputs.iter().map(|input| input.size).sum(),
             inputs: inputs.into_iter(),
@@ -218,7 +227,7 @@ impl<'a> Tables<'a> {
     /// MAC address as a serial number, and it stays one.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);
-        if let Some(asked) = asked.filter(|asked| asked.mac().is_some())
+        if let Some(asked) = asked.filter(|_| self.spelled.contains(&row.device))
             && let Some(id) = store.known_as(asked)?
         {
             row.device = id;

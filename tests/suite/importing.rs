@@ -172,6 +172,16 @@ fn bad_lines_are_shown_by_kind_and_all_of_them_are_written_on_request() {
 }
 
 #[test]
+fn a_dry_run_needs_no_database() {
+    let site = Site::new();
+    site.write("macs.txt", "00:1a:2b:3c:4d:5e\n001a-2b3c-4d5f\n");
+    let output = site.run(&["import", "macs.txt", "--enrollment", "lamp", "--dry-run"]);
+    assert!(stdout(&output).starts_with("macs.txt: 2 devices would be added"), "{}", stderr(&output));
+    assert!(!site.path("certdist.db").exists());
+    assert!(site.run(&["import", "macs.txt", "--enrollment", "lamp"]).status.success());
+}
+
+#[test]
 fn an_import_says_that_the_database_is_new_and_where_it_is() {
     let site = Site::new();
     site.write("one.csv", "deviceId,enrollment\nSN00000001,lamp\n");

@@ -1,6 +1,7 @@
 //! A store that passes its calls to two handles alternately.
 
 use std::{
+    collections::HashSet,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -158,6 +159,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         self.next().undo_import(how)
+    }
+
+    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
+        self.next().spelled_macs()
     }
 
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {

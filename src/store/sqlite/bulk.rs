@@ -2,7 +2,10 @@
 //! calling thread over their own connection, while others read and write. This module does not
 //! depend on the file that the rows come from. The rules of an import are in [`merge`].
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::Path,
+};
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 
@@ -67,6 +70,13 @@ impl Bulk for Sqlite {
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         let outcome = imports::undo(&connection, how, self.clock.now());
         Ok(outcome.map_err(|error| error.into_store_error(&self.path))??)
+    }
+
+    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
+        match self.access {
+            Access::PreviewsNew => Ok(HashSet::new()),
+            Access::Full | Access::Looks => self.query(read::spelled_macs),
+        }
     }
 
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {

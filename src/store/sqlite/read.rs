@@ -1,7 +1,7 @@
 //! Queries of the table, and conversion of its rows into values. This module names the columns; the
 //! caller chooses the connection.
 
-use std::cell::Cell;
+use std::{cell::Cell, collections::HashSet};
 
 use rusqlite::{
     Connection, OptionalExtension, Row, params,
@@ -132,18 +132,32 @@ macro_rules! digits {
     };
 }
 
-/// Query for a MAC address that is spelled as a serial number. The conditions are those of the index, so
+/// Query for MAC addresses that are spelled as serial numbers. The conditions are those of the index, so
 /// that SQLite can use it.
-const SPELLED: &str = concat!(
-    "SELECT deviceId FROM device_table INDEXED BY device_spelled WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*' \
-     AND length(",
-    digits!(),
-    ") = 12 AND deviceId NOT GLOB \
-     '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]' \
-     AND upper(",
-    digits!(),
-    ") = ?1 LIMIT 1"
-);
+macro_rules! all_spelled {
+    () => {
+        concat!(
+            "SELECT deviceId FROM device_table INDEXED BY device_spelled \
+             WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*' AND length(",
+            digits!(),
+            ") = 12 AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'"
+        )
+    };
+}
+
+/// Query for one of them.
+const SPELLED: &str = concat!(all_spelled!(), " AND upper(", digits!(), ") = ?1 LIMIT 1");
+
+/// Returns the MAC addresses that are in the table in an unusual spelling.
+pub(super) fn spelled_macs(connection: &Connection) -> rusqlite::Result<HashSet<DeviceId>> {
+    let mut statement = connection.prepare(all_spelled!())?;
+    let mut rows = statement.query(())?;
+    let mut macs = HashSet::new();
+    while let Some(row) = rows.next()? {
+        macs.extend(DeviceId::parse_mac(row.get_ref(0)?.as_str()?));
+    }
+    Ok(macs)
+}
 
 /// Returns the ID under which the table has a MAC address in an unusual spelling.
 pub(super) fn spelled(connection: &Connection, mac: &DeviceId) -> rusqlite::Result<Option<DeviceId>> {

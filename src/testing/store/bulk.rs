@@ -1,7 +1,7 @@
 //! Imports, exports and counts of the store in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     convert::identity,
 };
 
@@ -219,6 +219,12 @@ impl Bulk for Memory {
             *self.tables() = tables;
         }
         Ok(undone)
+    }
+
+    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
+        let tables = self.tables();
+        let mac = |id: &DeviceId| DeviceId::parse_mac(id.as_str()).ok().filter(|mac| mac != id);
+        Ok(tables.devices.keys().filter_map(mac).collect())
     }
 
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
