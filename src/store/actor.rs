@@ -22,7 +22,7 @@ impl Actor {
         let uid = nix::unistd::Uid::current();
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name = name.unwrap_or_else(|| "?".into());
-        // `SUDO_USER` proves nothing, so it does not replace the user ID.
+        // Any user can set `SUDO_USER`, so it is shown beside the user ID but does not replace it.
         let name = match std::env::var("SUDO_USER") {
             Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
                 format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())

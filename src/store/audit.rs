@@ -34,7 +34,7 @@ pub struct AuditEntry {
     pub at: UnixSeconds,
     /// The event.
     pub event: AuditEvent,
-    /// The device; `None` for an event about more than one.
+    /// The device; `None` if the event is not about a single device.
     #[serde(rename = "deviceId", default, skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "device_text", deserialize_with = "device")]
     pub device: Option<DeviceId>,
@@ -260,8 +260,8 @@ pub struct Chain {
     pub fault: Option<String>,
 }
 
-/// Receives each entry of an export with the hash of its block, or with zeros if the entry is not in the
-/// log yet. Returns whether the export continues.
+/// Receives each entry of an export with the hash of its block, or with zeros if the entry is not
+/// in the log yet. Returns whether the export continues.
 pub type EachEntry<'a> = &'a mut dyn FnMut(AuditEntry, Link) -> ControlFlow<()>;
 
 /// The part of a store that keeps the audit log.
@@ -269,15 +269,15 @@ pub trait AuditLog: Send + Sync + 'static {
     /// Returns whether any entry has expired. Does not write.
     fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool>;
 
-    /// Removes a limited number of expired entries, oldest first; returns how many. In the same
-    /// step, writes an entry about that.
+    /// Removes a limited number of expired entries, oldest first, and returns how many. In the same
+    /// step, adds an entry that reports the pruning.
     fn prune(&self, keep: Keep) -> StoreFuture<'_, u64>;
 
     /// Returns the time of the newest entry; `None` if the log is empty.
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>>;
 
-    /// Calls `each` with each entry that the filter selects, oldest first, until `each` breaks off.
-    /// Blocks.
+    /// Calls `each` with each entry that the filter selects, oldest first, until `each` returns
+    /// `Break`. Blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
 
     /// Verifies the chain of the whole log. `hash_at` receives the number of each block's last
@@ -318,7 +318,7 @@ mod tests {
             |entry| entry.who = None,
             |entry| entry.address = Some(String::new()),
             |entry| entry.detail = Some("a1/m".into()),
-            // The same letters, divided differently between the two fields.
+            // The same characters, split differently between the two fields.
             |entry| (entry.enrollment, entry.who) = (Some("lampo".into()), Some("ne".into())),
         ];
         for change in changed {

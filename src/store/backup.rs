@@ -19,15 +19,15 @@ pub struct Contents {
     pub audit: Chain,
 }
 
-/// What a restore would undo, as far as the audit log of the database says.
+/// Changes that a restore would undo, according to the database's audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Undone {
     /// Number of audit entries since the backup that the database still has.
     pub entries: u64,
     /// Number of audit entries since the backup that were pruned.
     pub pruned: u64,
-    /// Set if the audit log of the database does not continue that of the backup. Then nothing is
-    /// listed.
+    /// Set if the database's audit log does not continue the backup's. In this case, the other
+    /// fields are empty.
     pub is_other: bool,
     /// Devices that are disabled and would become enabled.
     pub disabled: Sample,
@@ -43,16 +43,16 @@ pub struct Undone {
     pub imported: Sample,
 }
 
-/// The first of several things, and their number.
+/// Number of items in a list, and the first of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Number of all.
+    /// Number of all items.
     pub count: u64,
-    /// The first [`SHOWN`](Self::SHOWN).
+    /// The first items, at most [`SHOWN`](Self::SHOWN).
     pub first: Vec<String>,
 }
 
 impl Sample {
-    /// Maximum number of things that are named.
+    /// Maximum number of items in `first`.
     pub const SHOWN: usize = 20;
 }

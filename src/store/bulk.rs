@@ -41,14 +41,15 @@ pub trait Bulk: Send + Sync {
     /// [`undo::REMEMBERED`](super::undo::REMEMBERED).
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
 
-    /// Undoes an import in one step: removes the devices that it added, with their keys, and gives
-    /// those that it changed their former values. Writes an audit entry. Fails if a device was
-    /// registered, issued, deleted or changed by another import since, or is being registered, unless
-    /// the rest is asked for. The rules are in [`undo`](super::undo).
+    /// Undoes an import in one step: removes the devices that the import added, with their keys,
+    /// and restores the former values of the devices that it changed. Writes an audit entry. Unless
+    /// [`Undo::rest`] is set, fails if one of these devices was registered, issued, disabled,
+    /// enabled, deleted or changed by another import since, or is being registered. The rules are
+    /// in [`undo`](super::undo).
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
-    /// Calls `each` with every row. The rows come in order of device ID, from one consistent state
-    /// of the table. The export ends if `each` breaks off.
+    /// Calls `each` with every row until `each` returns `Break`. The rows come in order of device
+    /// ID, from one consistent state of the table.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
 
     /// Returns the MAC addresses that the table has in another spelling, as
@@ -123,7 +124,7 @@ impl ImportRow {
     }
 }
 
-/// Compares a stored secret with another one for the same place.
+/// Compares the secret that is stored at a [`Place`] with another secret.
 pub type SameSecret<'a> = &'a dyn Fn(Place<'_>, &Secret, &Secret) -> Result<bool, StoreError>;
 
 /// An import, apart from its rows.
@@ -133,7 +134,7 @@ pub struct ImportJob<'a> {
     pub by: &'a Actor,
     /// Name of the imported file, for the audit log.
     pub file: &'a str,
-    /// Number by which the import can be undone; `None` if it need not be.
+    /// Number by which the import can be undone later; `None` for an import that cannot be undone.
     pub id: Option<ImportId>,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,

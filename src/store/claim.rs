@@ -41,7 +41,7 @@ pub fn new_id() -> Result<i64, StoreError> {
     Ok(i64::from_be_bytes([a, b, c, d, e, f, g, h]) & i64::MAX)
 }
 
-/// An owner's signs of life, as [`Claims::beats`] returns them.
+/// Number of an owner's beats, as [`Claims::beats`] returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
     /// The owner.
@@ -107,9 +107,9 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 ///
 /// Each write is one step. After [`StoreError::Unknown`], it can be repeated with the same result.
 pub trait Claims: Send + Sync + 'static {
-    /// Returns the last beats of all owners; if `own` is given, that owner beats first. Fails if
-    /// the table has owners but cannot be written now. Otherwise, an owner that cannot beat would
-    /// be taken for dead.
+    /// Returns the last beats of all owners. If `own` is given, records a beat of that owner first.
+    /// Fails if the table has owners but cannot be written now, so that an owner that cannot beat
+    /// is not taken for dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
     /// Fences an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
@@ -124,10 +124,11 @@ pub trait Claims: Send + Sync + 'static {
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
     /// Claims the registration of a device, durably, before IoT Platform is asked for it. The row
-    /// must ask for just this registration, and no other living owner may have the claim. The new
-    /// journal entry replaces an existing one of the device. It keeps the time of the existing
+    /// must ask for exactly this registration, and no other living owner may have the claim. The
+    /// new journal entry replaces an existing one of the device. It keeps the time of the existing
     /// entry if both have the same product and name and the cloud may have been asked for the
-    /// device. A claim outside a batch counts as asked for from now on, because its call follows.
+    /// device. A claim outside a batch counts as asked for as soon as it is made, because the call
+    /// to the cloud follows.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,

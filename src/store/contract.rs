@@ -194,7 +194,7 @@ fn a_mac_is_found_in_the_spelling_that_the_table_has(store: &(impl Store + Bulk)
     assert_eq!(now(store.spelled(&id("001A2B3C4D62"))).unwrap(), None, "it is not another spelling");
     assert_eq!(store.known_as(&id("001A2B3C4D62").into()).unwrap(), Some(id("001A2B3C4D62")));
     assert_eq!(store.known_as(&id("SN-2").into()).unwrap(), None);
-    // The literal text comes first.
+    // The exact text takes precedence over another spelling of the same MAC address.
     import(store, [row("001A2B3C4D61")]);
     assert_eq!(
         store.known_as(&AskedId::parse_sn("001a2b3c4d61").unwrap()).unwrap(),
@@ -486,7 +486,7 @@ fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(import(store, rows()), report);
 }
 
-/// `export` returns every row with its key, in order of device ID, until `each` breaks off.
+/// `export` returns every row with its key, in order of device ID, until `each` returns `Break`.
 fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
     let mut seen = Vec::new();

@@ -111,7 +111,7 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
     }
 }
 
-/// A change of a device that is in the table. It clears the cloud's refusal.
+/// A change of a device that is in the table. Making it also clears the cloud's refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change<'r> {
     /// The columns after the change.
@@ -337,7 +337,7 @@ mod tests {
             &|_, stored, other| Ok(stored.expose() == "s3cret" && other.expose() == "looks different");
         assert!(has_same_secret(&registered(), &row, same).unwrap());
         assert_eq!(known_device(&registered(), &row, true), Ok(None));
-        // A device without a certificate takes it.
+        // A device without a certificate accepts the imported secret.
         assert!(!has_same_secret(&stored(), &row, same).unwrap());
         let stored = stored();
         let change = known_device(&stored, &row, false).unwrap().unwrap();

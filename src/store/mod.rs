@@ -82,8 +82,8 @@ pub enum StoreError {
     /// Another process has taken the claim or the batch over.
     #[error("another process has taken this registration over")]
     Fenced,
-    /// The database does not exist, or must be changed by the operator before it can be used. Contains a
-    /// sentence that names the file.
+    /// The database does not exist, or must be changed by the operator before it can be used.
+    /// Contains a sentence that names the file.
     #[error("{0}")]
     Unusable(String),
     /// Any other failure, for example because the file is read-only, damaged or not a database.
@@ -352,10 +352,10 @@ pub trait Store: Claims + Leases + Turns {
         asker: Asker,
     ) -> StoreFuture<'a, Issue>;
 
-    /// Adds an entry to the audit log soon, without waiting. The entry outlives this process from the
-    /// time when the method returns, or, between [`hold`](Self::hold) and
-    /// [`release`](Self::release), when the latter returns. If too many entries are waiting, the
-    /// entry is dropped, and the log records the number of dropped entries.
+    /// Adds an entry to the audit log soon, without waiting for the log. Once this method returns,
+    /// the entry outlives this process. Between [`hold`](Self::hold) and
+    /// [`release`](Self::release), it does so once `release` returns. If too many entries are
+    /// waiting, the entry is dropped, and the log records the number of dropped entries.
     fn audit(&self, asked: Asked);
 
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
@@ -394,15 +394,16 @@ pub trait Store: Claims + Leases + Turns {
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
     /// Until [`release`](Self::release), all reads of this thread see the state that the table has
-    /// at the first of these reads. So the store need not look for newer data at each read, and can
-    /// keep audit entries together. The caller must soon call `release`, before it sends answers.
+    /// at the first of these reads. The store can therefore omit the check for newer data at each
+    /// read, and can write the thread's audit entries together. The caller must soon call
+    /// `release`, before it sends answers.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
-    /// Fails if what this handle has open is no longer what others find under the store's name, because
-    /// its file was removed or replaced.
+    /// Fails if the file that this handle has open was removed or replaced, so that other processes
+    /// no longer find it under the store's name.
     fn is_in_place(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -478,8 +479,8 @@ pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreErr
     Sqlite::shared_names(file_of(url)?, limit)
 }
 
-/// Fails if these keys do not open every secret in the store at `url`, which has the current version.
-/// Changes nothing.
+/// Fails if these keys do not open every secret in the store at `url`, which has the current
+/// version. Changes nothing.
 pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
     let in_use = Sqlite::keys_in_use_of(file_of(url)?)?;
     sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
@@ -491,28 +492,28 @@ pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError
     Sqlite::devices_by_enrollment(file_of(url)?)
 }
 
-/// Fails, with a sentence, unless there is a store, or another file with content, at `url`.
+/// Fails with a message for the operator unless a store, or another file with content, is at `url`.
 pub fn is_there(url: &str) -> Result<(), StoreError> {
     Sqlite::is_there(file_of(url)?)
 }
 
-/// Opens the store at `url` only to read it. Creates and changes no file. Fails if the store does not
-/// exist, has another version, or has secrets that these keys do not open.
+/// Opens the store at `url` for reading only. Creates and changes no file. Fails if the store does
+/// not exist, has another version, or has secrets that these keys do not open.
 pub fn look(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::look(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     Ok(Arc::new(Sealed::new(sqlite, keys)))
 }
 
-/// Opens the store at `url` only to preview an import. Creates and changes no file. If the store does
-/// not exist but can be created, the preview is that of an import into an empty store.
+/// Opens the store at `url` only to preview an import. Creates and changes no file. If the store
+/// does not exist but can be created, the import is previewed for an empty store.
 pub fn preview(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::preview(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     Ok(Arc::new(Sealed::new(sqlite, keys)))
 }
 
 /// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates
-/// the store if it does not exist. Fails if the keys do not open every secret in it, and then leaves
-/// a store of an older version as it is.
+/// the store if it does not exist. Fails if the keys do not open every secret in it, and then
+/// leaves a store of an older version as it is.
 pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::open_if(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     Ok(Arc::new(Sealed::new(sqlite, keys)))

@@ -1,4 +1,5 @@
-//! Retention of the audit log: when entries are removed, and that a wrong clock removes none.
+//! Retention of the audit log: removes expired entries, but none because of its age if the clock is
+//! probably wrong.
 
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ pub const LEASE: &str = "prune";
 /// probably right.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
-/// Removes expired entries, and remembers by which the clock is judged.
+/// Removes expired entries, and keeps what is needed to judge the clock.
 #[derive(Default)]
 pub struct Retention {
     /// Time of the newest entry when the log was first read, and the instant of that reading.
@@ -24,8 +25,8 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Returns what may be removed now: nothing because of its age unless the clock is confirmed or
-    /// probably right. Otherwise, a clock that is a year ahead would remove everything.
+    /// Returns the limits that apply now. The age limit applies only if the clock is confirmed or
+    /// probably right, because a clock that is a year ahead would otherwise remove everything.
     async fn checked(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),

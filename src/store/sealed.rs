@@ -1,6 +1,6 @@
 //! Seals the secrets of any store. A store keeps its secrets as texts that it does not interpret;
-//! [`Sealed`] seals them on the way in and opens them on the way out. It also changes the keys while
-//! other processes use the store. The module `seal` has the cipher.
+//! [`Sealed`] seals them on the way in and opens them on the way out. It also changes the keys
+//! while other processes use the store. The module `seal` has the cipher.
 
 use std::{
     collections::HashSet,
@@ -28,10 +28,10 @@ use crate::{
     seal::{KeyId, Keyring, Place, SealError},
 };
 
-/// Maximum number of values that are sealed anew in one step of the store.
+/// Maximum number of values that one step of [`Keys::seal_all`] seals.
 const BATCH: usize = 500;
 
-/// Pause between two such steps, so that waiting writers get their turn.
+/// Pause between two steps of [`Keys::seal_all`], so that waiting writers get their turn.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A column that holds secrets.
@@ -116,8 +116,8 @@ pub trait StoredSecrets: Send + Sync + 'static {
     /// Counts the values under each key. Reads the whole table.
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError>;
 
-    /// Returns up to `limit` values that are not under `key`, in order of the primary key, beginning
-    /// after `after`.
+    /// Returns up to `limit` values that are not under `key`, in order of the primary key,
+    /// beginning after `after`.
     fn secrets_not_under(
         &self,
         column: SecretColumn,
@@ -126,8 +126,8 @@ pub trait StoredSecrets: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<StoredSecret>, StoreError>;
 
-    /// Replaces each value that is still the one given, in one step. All new values are under the
-    /// same key.
+    /// Replaces, in one step, each value that has not changed since it was read. All new values are
+    /// under the same key.
     fn replace_secrets(
         &self,
         column: SecretColumn,
@@ -151,8 +151,8 @@ pub trait Keys {
 
     /// Seals all values under the first key: unsealed values, and those under another key. Other
     /// processes can read and write meanwhile. An interrupted run keeps the work that it has done.
-    /// `progress` receives the number of sealed values and the total. After that, the other keys
-    /// are no longer needed, and the store has no trace of the former values.
+    /// `progress` receives the number of sealed values and the total. After a complete run, the
+    /// other keys are no longer needed, and the store has no trace of the former values.
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
 }
 
@@ -177,7 +177,7 @@ pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
 /// A store whose secrets are sealed. Without a key, new secrets are stored as they are.
 pub struct Sealed<S> {
     inner: S,
-    /// Read without a lock.
+    /// The current keys, which are read without a lock.
     keys: ArcSwap<Keyring>,
 }
 
@@ -197,7 +197,7 @@ impl<S> Sealed<S> {
         self.inner
     }
 
-    /// Opens the secrets of an answer. An answer that is available at once stays so.
+    /// Opens the secrets of an answer. If the answer is available at once, so is the result.
     fn opened<'a, T: Send + 'a, U>(
         &'a self,
         answer: StoreFuture<'a, T>,
@@ -243,7 +243,7 @@ fn seal_row(keys: &Keyring, mut row: ImportRow) -> Result<ImportRow, SealError> 
     Ok(row)
 }
 
-/// Polls a future once, so that the write that it makes begins.
+/// Polls a future once, so that its write begins.
 fn begun<'a, T: Send + 'a>(mut future: StoreFuture<'a, T>) -> StoreFuture<'a, T> {
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
@@ -306,7 +306,8 @@ impl<S: Store> Store for Sealed<S> {
                         Err(error) => return Err(failed(error)),
                     }
                 }
-                // Others take the place of rows that were left out, so that a short page is the last.
+                // Further rows are read in place of rows that were left out, so that only the last
+                // page is shorter than `limit`.
                 if rows.len() == expected {
                     return Ok(rows);
                 }
@@ -376,8 +377,8 @@ impl<S: Store> Claims for Sealed<S> {
         begun(Box::pin(async move {
             let sealed = seal_registered(&self.keys.load(), &entry.device, clear.clone()).map_err(failed)?;
             let settled = self.inner.settle(owner, entry, &Settlement::Registered(sealed)).await;
-            // A secret looks different each time that it is sealed. So for the wrapped store, the
-            // same certificate is another one when it is stored again.
+            // Sealing a secret twice gives different values, so the wrapped store takes the same
+            // certificate for a different one.
             if matches!(settled, Err(StoreError::Fenced | StoreError::Conflict(_)))
                 && let Some(row) = self.device(&entry.device).await?
                 && row.certificate.as_ref() == Some(&clear.certificate)

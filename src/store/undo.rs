@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr};
 
 use super::{Actor, StoreError, UnixSeconds, claim::new_id};
 
-/// Time for which a store remembers an import at least, in seconds: 30 days. The next import after that
-/// removes its record and, in the same step, the former values of its rows.
+/// Minimum time for which a store remembers an import, in seconds: 30 days. The next import after
+/// that time removes the record and, in the same step, the former values of its rows.
 pub const UNDOABLE: UnixSeconds = 30 * 86_400;
 
 /// Maximum number of imports that a store remembers.
@@ -63,11 +63,11 @@ pub struct ImportRecord {
     pub who: String,
     /// Name of the file.
     pub file: String,
-    /// Devices that it added.
+    /// Devices that the import added.
     pub added: u64,
-    /// Devices that it changed.
+    /// Devices that the import changed.
     pub changed: u64,
-    /// Time at which it was undone.
+    /// Time at which the import was undone.
     pub undone: Option<UnixSeconds>,
 }
 
@@ -84,14 +84,14 @@ pub struct Undo<'a> {
     pub rest: bool,
 }
 
-/// Number of devices of an import by what became of them.
+/// Result of undoing an import: its devices by how they were treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Undone {
     /// Devices that the import had added, and that were removed.
     pub removed: u64,
-    /// Removed devices whose certificate the import had brought, and that is removed with them.
+    /// Removed devices whose certificate came with the import. The certificate is removed, too.
     pub certificates: u64,
-    /// Devices that the import had changed, and that are as before.
+    /// Devices that the import had changed, and that have their former values again.
     pub restored: u64,
     /// Devices that stay as they are, or are no longer there.
     pub left: u64,
@@ -100,13 +100,13 @@ pub struct Undone {
 /// Reason why an import was not undone. The table is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotUndone {
-    /// The store has no record of it, or no longer.
+    /// The store never had a record of the import, or has already removed it.
     #[error("no import of the last 30 days has the number {0}; `certdist import list` shows them")]
     Unknown(ImportId),
-    /// It was undone before.
+    /// The import was already undone.
     #[error("import {0} was undone already")]
     Again(ImportId),
-    /// Devices have changed since.
+    /// Devices have changed since the import.
     #[error(
         "{count} of the {all} devices of import {id} were registered, issued, disabled, enabled, deleted, or changed by \
          another import since, or are being registered; to undo the rest, use --rest"
@@ -151,9 +151,9 @@ pub enum UndoError {
     Store(#[from] StoreError),
 }
 
-/// Checks whether an import may be undone. `untouched` is the number of its devices that nothing has
-/// happened to since, and `lost_keys` of those whose key the import replaced or removed. Returns the
-/// number of devices that are left.
+/// Checks whether an import may be undone. `untouched` is the number of its devices to which
+/// nothing has happened since the import. `lost_keys` is the number of its devices whose key the
+/// import replaced or removed. Returns the number of devices that stay as they are.
 pub fn may_undo(
     record: &ImportRecord,
     how: Undo<'_>,

@@ -14,7 +14,7 @@ fn keep(rows: u64) -> Keep {
     Keep { days: None, rows: Some(rows) }
 }
 
-/// Writes an entry each for a number of changes of device SN-1.
+/// Imports and changes device SN-1, so that the log has `number` entries.
 fn changes(store: &(impl Store + Bulk + AuditLog), number: usize) {
     import(store, [row("SN-1")]);
     for _ in 1..number {
@@ -40,7 +40,8 @@ fn verified(store: &(impl Store + Bulk + AuditLog)) -> Chain {
     chain
 }
 
-/// `export_audit` gives what the filter selects, oldest first, until `each` breaks off.
+/// `export_audit` passes on the entries that the filter selects, oldest first, until `each` returns
+/// `Break`.
 fn an_export_of_the_log_gives_what_the_filter_selects(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let all = [(1, AuditEvent::Imported), (2, AuditEvent::Disabled), (3, AuditEvent::Disabled)];
@@ -69,8 +70,8 @@ fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog))
     assert!((before..=before + AHEAD + 60).contains(&newest), "{newest}");
 }
 
-/// `prune` removes the oldest entries and logs that; `has_expired` only says whether it would. The
-/// chain then verifies.
+/// `prune` removes the oldest entries and adds an entry about the pruning. `has_expired` returns
+/// whether `prune` would remove any. After pruning, the chain still verifies.
 fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 8);
     for kept in [Keep { days: None, rows: None }, Keep { days: Some(1), rows: None }, keep(8)] {
@@ -89,8 +90,8 @@ fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + 
     assert_eq!(verified(store).last, 10);
 }
 
-/// A [`Retention`] removes everything that has expired, but nothing for its age if the clock is
-/// probably wrong.
+/// A [`Retention`] removes all expired entries. If the clock is probably wrong, it removes none
+/// because of its age.
 fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let month = Keep { days: Some(30), rows: None };
@@ -101,7 +102,7 @@ fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + B
     assert_eq!(now(Box::pin(retention.apply(store, month, false))).unwrap(), 0);
     // The size limit does not depend on the clock.
     assert_eq!(now(Box::pin(retention.apply(store, keep(2), false))).unwrap(), 2);
-    // The cloud says that a year has passed.
+    // The cloud's clock confirms that a year has passed.
     assert!(now(Box::pin(retention.is_due(store, month, true))).unwrap());
     assert!(now(Box::pin(retention.apply(store, month, true))).unwrap() > 0);
     verified(store);

@@ -408,9 +408,9 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
     assert_eq!(devices, ["SN-1", "SN-2"]);
     assert!(claims.iter().all(|(_, claim)| claim.earlier));
-    // The abandoned batch without an `ApplyId` was removed, so its device can be registered by a
     let again = now(store.take_batches(&owner(2))).unwrap();
     assert_eq!((again.len(), again[0].1.len()), (1, 2), "the answer may have been lost");
+    // The abandoned batch without an `ApplyId` was removed, so its device can be registered by a
     // single call.
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
@@ -453,8 +453,8 @@ fn turns_are_shared(store: &(impl Store + Bulk)) {
     assert_eq!(take("you/RegisterDevice"), None, "another account");
 }
 
-/// Each write whose answer was lost can be repeated, by another handle, and leaves what it would have
-/// left once.
+/// Each write whose answer was lost can be repeated through another handle. The result is the same
+/// as that of a single write.
 fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let claims = [(); 2].map(|()| yours(claim(store, 1, "SN-1")).since);
@@ -483,7 +483,8 @@ fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
         settle(store, 1, "SN-2", &registered("SN-2", "s3cret")).unwrap();
     }
     assert_eq!(events(store, "SN-2").len(), 1);
-    // The claim ended with the first of these. The row says the rest.
+    // The first call ended the claim, so the second one fails. The row shows that the refusal is
+    // stored.
     settle(store, 1, "SN-3", &Settlement::Refused("no".into())).unwrap();
     assert!(matches!(settle(store, 1, "SN-3", &Settlement::Refused("no".into())), Err(StoreError::Fenced)));
     assert_eq!(device(store, "SN-3").unwrap().refusal.as_deref(), Some("no"));

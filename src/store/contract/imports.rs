@@ -1,4 +1,5 @@
-//! Contract of [`Bulk::undo_import`]: what an import that is undone leaves, and when it is not undone.
+//! Contract of [`Bulk::undo_import`]: the state after an import is undone, and the reasons against
+//! undoing it.
 
 use super::*;
 use crate::store::undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone};
@@ -77,7 +78,8 @@ fn imports_are_remembered_with_their_numbers(store: &(impl Store + Bulk)) {
     assert!(imports.iter().all(|import| import.file == "file.csv" && import.who == by().name));
 }
 
-/// An import is not undone if one of its devices has changed since; with `rest`, the others are.
+/// An import is not undone if one of its devices has changed since. With `rest`, the devices that
+/// have not changed are restored or removed.
 fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
     let all = ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5", "SN-6", "SN-7"];
     import_as(store, 7, all.map(row));
@@ -93,10 +95,11 @@ fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
     assert_eq!(undo(store, 7), changed(4));
     import(store, [renamed("SN-7", "others")]);
     assert_eq!(undo(store, 7), changed(5));
-    // Undoing the import and importing the device again would enable it.
+    // Disabling counts as a change: if the import were undone and repeated, the device would be
+    // enabled.
     assert!(now(store.set_state(&id("SN-5"), DeviceState::Disabled, &by())).unwrap());
     assert_eq!(undo(store, 7), changed(6));
-    // What the cloud refuses is not registered.
+    // A refusal does not count as a change, because a refused device is not registered.
     refuse(store, "SN-6", "name is taken");
     assert_eq!(undo(store, 7), changed(6));
 
@@ -111,7 +114,7 @@ fn an_issue_is_not_undone(store: &(impl Store + Bulk)) {
     import_as(store, 7, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     issue(store, "SN-1", 1).unwrap();
     assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
-    // A reset does not bring the right back.
+    // Even after a reset, the import cannot be undone.
     assert!(now(store.reset(&id("SN-1"), &by())).unwrap());
     assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
 }
@@ -132,8 +135,8 @@ fn imports_are_undone_in_turn(store: &(impl Store + Bulk)) {
     assert_eq!(store.count().unwrap(), 0);
 }
 
-/// An import that replaced or removed keys is not undone, because former keys are not kept; a key that
-/// it added is removed.
+/// An import that replaced or removed keys cannot be undone, because former keys are not kept. If
+/// an import only added a key, undoing it removes the key.
 fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "00ff"), row("SN-3")]);
     let rows = [with_key("SN-1", "id-1", "11ee"), ImportRow::new(id("SN-2"), "plugs", "a1plug")];
@@ -155,7 +158,7 @@ fn exchanged_names_come_back(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }
 
-/// An import is not undone if that gave two devices one name.
+/// An import is not undone if two devices would then have the same name.
 fn a_former_name_that_is_taken_cannot_come_back(store: &(impl Store + Bulk)) {
     import(store, [renamed("SN-1", "name")]);
     import_as(store, 7, [renamed("SN-1", "other"), row("SN-2")]);

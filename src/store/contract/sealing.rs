@@ -1,5 +1,5 @@
-//! Contract of the secrets of a store: a test for each statement in the documentation of
-//! `StoredSecrets`, and of `Keys` on it.
+//! Contract of a store's secrets: a test for each statement in the documentation of
+//! `StoredSecrets`, and of `Keys` as [`Sealed`] implements it.
 
 use super::*;
 use crate::store::sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey};
@@ -14,7 +14,7 @@ fn key_id(byte: u8) -> String {
     ring(&[byte]).first().unwrap().to_string()
 }
 
-/// Wraps a store without its handles' own keys.
+/// Wraps a store so that its secrets are sealed under the given keys.
 fn with_keys<S>(store: S, keys: &[u8]) -> Sealed<S> {
     Sealed::new(store, ring(keys))
 }
@@ -44,7 +44,7 @@ fn sentence<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
     answer.unwrap_err().to_string()
 }
 
-/// A value that is sealed names its key; the key is noted with it.
+/// A sealed value names its key, and the store notes that key when it writes the value.
 fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..2);
     assert_eq!(store.keys_in_use().unwrap(), Vec::<String>::new(), "clear values have no key");
@@ -64,14 +64,16 @@ fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
         count.map(|UnderKey { device_secrets, psks, .. }| (device_secrets, psks))
     };
     assert_eq!([count(0), count(1), count(2)], [Some((0, 2)), Some((1, 0)), Some((1, 0))]);
-    // One import writes a secret under a former key again, and a new one under the first key.
+    // The import writes SN-0's secret again, under its former key, and a new secret under the first
+    // key.
     store.set_keys(ring(&[3, 2, 1])).unwrap();
     let changed = ImportRow { individual: true, iot_id: Some("iot-0".into()), ..row("SN-0") };
     assert_eq!(import(&store, [changed, with_certificate("SN-8", "s3cret")]).changed, 1);
     assert!([1, 2, 3].into_iter().all(is_used));
 }
 
-/// Values that are not under a key are read in pages, and replaced if they are still the same.
+/// Values that are not under a key are read in pages, and are replaced unless they have changed
+/// meanwhile.
 fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..3);
     let page =
@@ -93,8 +95,8 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     assert!(error.contains("2 values were written under another key"), "{error}");
 }
 
-/// `seal_all` seals everything under the first key, beside another process, and says how far it is.
-/// Then no other key is needed.
+/// `seal_all` seals all values under the first key while another process uses the store, and
+/// reports its progress. Afterwards, no other key is needed.
 fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + AuditLog>(store: S) {
     fill(&store, 0..700);
     add_certificates(&store, 0..700);
@@ -122,7 +124,7 @@ fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + A
     assert_eq!(sealings, 2);
 }
 
-/// The wrapped store never sees a secret, and what it keeps is refused at another place.
+/// The wrapped store receives only sealed secrets.
 fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     let store = with_keys(store, &[1]);
     fill(&store, 0..1);
@@ -135,7 +137,7 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
         assert!(stored.expose().starts_with("sealed 1 "), "{}", stored.expose());
     }
     assert!(now(inner.individual_key("id-0")).unwrap().unwrap().psk.expose().starts_with("sealed 1 "));
-    // The same secrets again are no change, and others are a conflict.
+    // Importing the same secrets again changes nothing, and importing another one is a conflict.
     assert_eq!(
         import(&store, [ImportRow { individual: true, ..with_certificate("SN-0", "s3cret") }]).unchanged,
         1
@@ -150,7 +152,7 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     };
     assert!(store.import(job(&by()), &mut [Ok(other)].into_iter(), reject).is_err());
     assert_eq!(columns, ["deviceSecret"]);
-    // A process that has lost the key says which one, for a single row and for all.
+    // Without the key, each error names the missing key, for a single row and for all rows.
     let blind = with_keys(store.into_inner(), &[2]);
     for error in [
         sentence(now(blind.device(&id("SN-0")))),

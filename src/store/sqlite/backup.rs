@@ -43,8 +43,8 @@ impl Copy {
     }
 }
 
-/// Copies one state of the database `from`, which `source` has open, into a new file (mode 0600) beside
-/// `to`. `progress` receives the number of copied pages and the total.
+/// Copies one state of the database `from`, which `source` has open, into a new file (mode 0600)
+/// beside `to`. `progress` receives the number of copied pages and the total.
 pub(super) fn back_up(
     source: &Connection,
     from: &Path,
@@ -61,7 +61,8 @@ pub(super) fn back_up(
         copy_pages(source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
     }
-    // The copy may take long to verify, and the state would keep the log from being emptied.
+    // Verifying the copy may take long. The open transaction would keep the write-ahead log from
+    // being emptied meanwhile.
     drop(state);
     let contents = examine(part.path())?;
     if contents != before {
@@ -106,7 +107,7 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     }
 }
 
-/// Fails, with a sentence, if there cannot be a database at a path.
+/// Fails with a message for the operator if there cannot be a database at a path.
 pub fn can_be_at(path: &Path) -> Result<(), StoreError> {
     look::place(path).map(drop)
 }
@@ -142,7 +143,8 @@ impl Restorable {
         let mut copy = Connection::open(part.path()).map_err(failed)?;
         copy_pages(&source, &mut copy, progress).map_err(failed)?;
         as_one_file(&copy).map_err(failed)?;
-        // The caller checks the keys in the contents: a refusal leaves the backup as it is.
+        // No keys are checked here, because the migration changes only the copy. The caller checks
+        // the keys in `contents`.
         connection::migrate(&copy, part.path(), |_| Ok(()))?;
         let contents = look_through(&copy, from)?;
         Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
@@ -157,9 +159,9 @@ impl Restorable {
         open_as_it_is(self.upgraded.as_ref().map_or(&self.from, NewFile::path))
     }
 
-    /// Copies the backup into the existing database in one transaction. Replaces the file instead if
-    /// the database is `damaged` or missing. Writes an audit entry that names `by`. The caller holds the
-    /// database's lock alone.
+    /// Copies the backup into the existing database in one transaction. Replaces the file instead
+    /// if the database is `damaged` or missing. Writes an audit entry that names `by`. The caller
+    /// must have the database's exclusive lock.
     pub fn restore(
         &self,
         to: &Path,

@@ -93,7 +93,7 @@ pub(super) fn open(
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
-    // Before anything in the file changes, as the journal mode may.
+    // The keys are checked before the connection is set up, because the set-up may change the file.
     check_keys(&connection)?;
     patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
     Ok(connection)

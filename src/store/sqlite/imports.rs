@@ -1,5 +1,5 @@
-//! Imports that can be undone: which import a row comes from, and what the row was before. The rules
-//! are in [`undo`](crate::store::undo).
+//! Imports that can be undone: which import a row comes from, and what the row was before. The
+//! rules are in [`undo`](crate::store::undo).
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -14,14 +14,14 @@ use crate::{
     },
 };
 
-/// Rows of an import that nothing has happened to since.
+/// Condition for the rows of import ?1 to which nothing has happened since.
 macro_rules! untouched {
     () => {
         "importId = ?1 AND deviceId NOT IN (SELECT deviceId FROM registration_claim)"
     };
 }
 
-/// Writes the record of an import. Forgets those that are too old to be undone.
+/// Writes the record of an import. Deletes the records of imports that are too old to be undone.
 pub(super) fn record(
     connection: &Connection,
     record: &ImportRecord,
@@ -32,7 +32,8 @@ pub(super) fn record(
         "INSERT INTO import (importId, at, who, file, added, changed, undone) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![id.0, at, who, file, added.cast_signed(), changed.cast_signed(), undone],
     )?;
-    // An import is forgotten with its former values. Without them, its changed rows would look added.
+    // A record is deleted together with the former values of its rows. Without these values, the
+    // rows that the import changed would look like rows that it added.
     const FORGOTTEN: &str = "SELECT importId FROM import WHERE at < ?1 \
                              OR number <= (SELECT max(number) FROM import) - ?2";
     for table in ["import_before", "import"] {
@@ -174,7 +175,8 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
         }
         restored.push(device);
     }
-    // Checked when all are as before: two devices may have exchanged their names.
+    // Names are checked only after all rows are restored, because devices may have exchanged their
+    // names.
     for device in &restored {
         if let Some(reason) = shared(connection, device)? {
             return Ok(Err(NotUndone::Conflict { device: device.clone(), reason }));
@@ -183,7 +185,7 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
     Ok(Ok(restored.len() as u64))
 }
 
-/// Returns why a device cannot have its name or `IotId`, if another device has it.
+/// Returns the reason why a device cannot have its name or `IotId`, if another device has it.
 fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };

@@ -1,8 +1,8 @@
-//! Lock file of a database. Each process that may write to the database shares the lock, however the
-//! database is damaged, moved or replaced meanwhile, and a restore takes it alone. The system releases
-//! a lock when its process ends, however it ends. A lock file with content shows that the database was
-//! there, so that no process creates an empty one in its place. Processes of other programs are known only by the
-//! locks of SQLite, which this module reads without SQLite.
+//! Lock file of a database. Each process that may write to the database shares the lock, even if
+//! the database is damaged, moved or replaced meanwhile. A restore takes the lock exclusively. The
+//! system releases a lock when its process ends, however it ends. A lock file with content shows
+//! that there was a database, so that no process creates an empty one in its place. Processes of
+//! other programs are known only by SQLite's own locks, which this module reads without SQLite.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,8 +20,8 @@ use rustix::{
 use super::{connection, look};
 use crate::store::StoreError;
 
-/// Bytes of a database on which SQLite sets its locks, from `PENDING_BYTE` on, and those of the
-/// shared memory beside it.
+/// Ranges of bytes (start and length) on which SQLite sets its locks: in the database from
+/// `PENDING_BYTE` on, and in the shared memory beside it.
 const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
 const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
 
@@ -46,8 +46,8 @@ enum Attempt {
     Excluded,
 }
 
-/// Returns the path of the lock file. It is beside the file that links lead to, so that all paths to a
-/// database have one lock.
+/// Returns the path of the lock file. Links to the database are resolved first, so that all paths
+/// to a database have one lock.
 pub(super) fn path_of(database: &Path) -> PathBuf {
     let file = database.canonicalize();
     look::beside(file.as_deref().unwrap_or(database), "-lock")
@@ -68,7 +68,7 @@ fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
             Err(Errno::WOULDBLOCK) => return Ok(Attempt::Excluded),
             Err(error) => return Err(error.into()),
         }
-        // The last process to use a lock file removes it.
+        // The last process that uses a lock file removes it, so this file may already be removed.
         if fs::metadata(&path).is_ok_and(|found| is_same(&found, &file)) {
             let owner = if database.exists() { database } else { &path };
             connection::give_to_owner(&file, owner);
@@ -83,8 +83,8 @@ fn is_same(found: &fs::Metadata, file: &File) -> bool {
 }
 
 impl Lock {
-    /// Shares the lock with other processes that may write. Fails while a database is being restored.
-    /// Returns the system's error if the lock file cannot be used.
+    /// Shares the lock with other processes that may write. Fails while a database is being
+    /// restored. Returns the system's error if the lock file cannot be used.
     pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
         match attempt(database, FlockOperation::NonBlockingLockShared) {
             Ok(Attempt::Held(lock)) if lock.has_lost_database() => {
@@ -113,14 +113,14 @@ impl Lock {
         }
     }
 
-    /// Returns whether there was a database, but no longer is.
+    /// Returns whether there was a database that no longer exists.
     fn has_lost_database(&self) -> bool {
         self.file.metadata().is_ok_and(|file| file.len() > 0)
             && fs::metadata(&self.database).map_or(true, |database| database.len() == 0)
     }
 
-    /// Takes the lock alone. Fails if any other process has the database open, or had it open when its
-    /// file was moved or replaced.
+    /// Takes the lock exclusively. Fails if any other process has the database open, or had it open
+    /// when its file was moved or replaced.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
         let in_use = |who: &str| {
             let stop = "stop the server first, for example with `systemctl stop certdist`";
@@ -137,8 +137,9 @@ impl Lock {
         }
     }
 
-    /// Returns a process that has set one of SQLite's locks on the files of a database. This process must
-    /// have no connection to it: closing the file would end the locks of that connection.
+    /// Returns a process that has set one of SQLite's locks on the files of a database. This
+    /// process must have no connection to the database: closing a file here would end that
+    /// connection's locks.
     pub fn holder(database: &Path) -> Option<String> {
         let files = [("", DATABASE_LOCKS), ("-shm", SHARED_MEMORY_LOCKS)];
         let file = database.canonicalize().ok()?;
@@ -155,7 +156,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Only if no other process shares the lock. The next one to open the file notices its removal.
+        // The file is removed only if no other process shares the lock. A process that has just
+        // opened the file notices the removal.
         if !self.has_lost_database()
             && flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
             && fs::metadata(&self.path).is_ok_and(|found| is_same(&found, &self.file))

@@ -1,5 +1,5 @@
-//! Opens a database that is only looked at. No file is created or changed: not the database, not its
-//! log, and no file beside them. So a database can also be read on a read-only file system, or in a
+//! Opens a database for reading only. No file is created or changed: not the database, not its log,
+//! and no file beside them. So a database can also be read on a read-only file system, or in a
 //! folder of another user. This module chooses the connection, and does not depend on the queries.
 
 use std::{
@@ -38,7 +38,7 @@ pub(super) enum Place {
     Nothing,
 }
 
-/// Examines a path. Fails if there is no database at it and none can be created.
+/// Examines a path. Fails if there is no database at the path and none can be created there.
 pub(super) fn place(path: &Path) -> Result<Place, StoreError> {
     let failed = |what: String| Err(unusable(path, &what));
     match fs::metadata(path) {
@@ -92,8 +92,8 @@ enum Way {
     Shared,
     /// No process has the database open, and its log is missing or empty.
     Still,
-    /// No process has the database open, but its log has content, as on a copy of the files or after
-    /// a killed process.
+    /// No process has the database open, but its log has content, as on a copy of the files or
+    /// after a killed process.
     WithLog,
 }
 
@@ -110,8 +110,8 @@ struct State {
 struct Stamp {
     file: (u64, u64),
     length: u64,
-    // Not the time of the last change of the file's metadata: SQLite gives the log to the database's
-    // owner when root opens it, even if it belongs to that user.
+    // The time of the last metadata change is not compared: when root opens the database, SQLite
+    // sets the log's owner even if it does not change.
     modified: (i64, i64),
 }
 
@@ -149,8 +149,8 @@ impl State {
         })
     }
 
-    /// Returns the state once the database has not been written for a moment, so that the next write
-    /// changes its time stamp.
+    /// Returns the state once the database has not been written for a moment, so that the next
+    /// write changes its time stamp.
     fn at_rest(database: &Path) -> io::Result<Self> {
         let modified = fs::metadata(database)?.modified()?;
         let age = SystemTime::now().duration_since(modified).unwrap_or_default();
@@ -180,13 +180,13 @@ pub(super) fn has_log_in_use(path: &Path) -> bool {
 pub(super) struct Look {
     connection: Connection,
     file: PathBuf,
-    /// State that must not change while this connection is used; `None` if SQLite's locks keep
-    /// what it reads.
+    /// State that must not change while this connection is used; `None` if SQLite's locks protect
+    /// the data that is read.
     state: Option<State>,
 }
 
 impl Look {
-    /// Opens a database for reading. Fails if there is none.
+    /// Opens a database for reading. Fails if the database does not exist.
     fn open(path: &Path) -> Result<Self, StoreError> {
         is_there(path)?;
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
@@ -211,8 +211,8 @@ impl Look {
             Way::Still => open(&file, &["immutable=1"], None),
             Way::WithLog => {
                 readable(&file, "-wal")?;
-                // Without locks, and alone: so SQLite keeps the index of the log in memory, and makes no
-                // file.
+                // Exclusive access without locks: SQLite then keeps the index of the log in memory
+                // and creates no file.
                 open(&file, &[], Some("unix-none")).and_then(|connection| {
                     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
                     connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -272,7 +272,7 @@ pub(super) fn at<T>(
     check(path, |connection| query(connection).map_err(|error| store_error(path, error)))
 }
 
-/// Runs a query like [`at`], which fails with an error of its own.
+/// Runs a query like [`at`], but one that can fail with a [`StoreError`] of its own.
 pub(super) fn check<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -284,7 +284,7 @@ pub(super) fn check<T>(
     })
 }
 
-/// Returns what kind of database is in a file that [`is_there`].
+/// Returns the kind of database in a file, which must exist ([`is_there`]).
 pub(super) fn found(path: &Path) -> Result<Found, StoreError> {
     let look = Look::open(path)?;
     look.run(path, |connection| {

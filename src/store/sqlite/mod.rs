@@ -50,14 +50,14 @@ pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     clock: Arc<Clock>,
-    /// Absent if this process only looks.
+    /// `None` if this process only reads.
     outbox: Option<audit::Outbox>,
     access: Access,
     // Dropped before the writer, because the writer's connection must close last: only a writing
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
-    /// The file that is open, by device and inode; `None` if this process only looks.
+    /// The open file, by device and inode; `None` if this process only reads.
     file: Option<(u64, u64)>,
     /// Released last.
     _lock: Option<Lock>,
@@ -115,7 +115,8 @@ impl Sqlite {
                 tracing::warn!(path = %lock::path_of(&path).display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
             })
             .ok();
-        // All processes look for files of the outbox beside the same file, whatever links they follow.
+        // All processes look for files of the outbox beside the same file, whichever links they
+        // follow.
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
         let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
@@ -125,9 +126,9 @@ impl Sqlite {
         Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, file, _lock: lock })
     }
 
-    /// Opens a database of the current version only to read it, if `accepts` returns no error, as for
-    /// [`open_if`](Self::open_if). Creates and changes no file. Writes fail, except that an import can be
-    /// previewed.
+    /// Opens a database of the current version for reading only, if `accepts` returns no error, as
+    /// for [`open_if`](Self::open_if). Creates and changes no file. Writes fail, except that an
+    /// import can be previewed.
     pub fn look(path: &Path, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
         let path = absolute(path)?;
         let in_use = look::at(&path, secrets::keys_in_use)?;
@@ -135,8 +136,8 @@ impl Sqlite {
         Ok(Self::reading(path, Access::Looks))
     }
 
-    /// Opens a database like [`look`](Self::look) to preview an import. If the database does not exist
-    /// but can be created, the import is previewed as into an empty one.
+    /// Opens a database like [`look`](Self::look) to preview an import. If the database does not
+    /// exist but can be created, the import is previewed for an empty one.
     pub fn preview(
         path: &Path,
         accepts: impl Fn(&[String]) -> Result<(), String>,
@@ -154,7 +155,8 @@ impl Sqlite {
         Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, file, _lock }
     }
 
-    /// Fails, with a sentence, unless there is a database or another file with content at this path.
+    /// Fails with a message for the operator unless a database, or another file with content, is at
+    /// this path.
     pub fn is_there(path: &Path) -> Result<(), StoreError> {
         look::is_there(path)
     }
@@ -477,7 +479,7 @@ impl Store for Sqlite {
             Ok(found) if found == file => return Ok(()),
             Ok(_) => "was replaced with another file",
             Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed or moved",
-            // It may be there nevertheless.
+            // After any other error, the database may still be there.
             Err(error) => {
                 tracing::debug!(path = %self.path.display(), %error, "could not look for the database");
                 return Ok(());
@@ -536,7 +538,7 @@ impl AuditLog for Sqlite {
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         match self.access {
             Access::Full => self.query(|connection| audit::export(connection, filter, each)),
-            // What processes have left behind is not moved by one that only looks.
+            // A process that only reads exports entries from the outbox without moving them.
             Access::Looks | Access::PreviewsNew => look::check(&self.path, |connection| {
                 audit::export_with_waiting(connection, &self.path, filter, each)
             }),

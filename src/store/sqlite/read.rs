@@ -85,7 +85,7 @@ impl Reader {
     /// Returns the connection for a query; begins the shared transaction if it is due.
     pub(super) fn connection(&self) -> &Connection {
         if self.held.get() == Held::FromTheNext {
-            // If it fails, each read has its own transaction again.
+            // If `BEGIN` fails, each read has its own transaction again.
             self.held.set(if self.run("BEGIN") { Held::Yes } else { Held::No });
         }
         &self.connection
@@ -125,15 +125,16 @@ pub(super) fn known_as(connection: &Connection, asked: &AskedId) -> rusqlite::Re
     asked.mac().map_or(Ok(None), |mac| spelled(connection, &mac))
 }
 
-/// The digits of a device ID that is a MAC address, as in the index `device_spelled`.
+/// SQL expression for the digits of a device ID that is a MAC address, the same as in the index
+/// `device_spelled`.
 macro_rules! digits {
     () => {
         "replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')"
     };
 }
 
-/// Query for MAC addresses that are spelled as serial numbers. The conditions are those of the index, so
-/// that SQLite can use it.
+/// Query for the MAC addresses that are spelled as serial numbers. The conditions are those of the
+/// index, so that SQLite can use it.
 macro_rules! all_spelled {
     () => {
         concat!(
@@ -145,7 +146,7 @@ macro_rules! all_spelled {
     };
 }
 
-/// Query for one of them.
+/// Query for the MAC address ?1, if it is spelled as a serial number.
 const SPELLED: &str = concat!(all_spelled!(), " AND upper(", digits!(), ") = ?1 LIMIT 1");
 
 /// Returns the MAC addresses that are in the table in an unusual spelling.
@@ -227,7 +228,7 @@ pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<Open
     connection.prepare_cached(SQL)?.query_map((), open_batch)?.collect()
 }
 
-/// Reads every device and its key, in order of device ID, until `each` breaks off.
+/// Reads every device and its key, in order of device ID, until `each` returns `Break`.
 pub(super) fn export(connection: &Connection, each: Each<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(EXPORT)?;
     let mut rows = statement.query(())?;

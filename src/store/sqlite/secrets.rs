@@ -135,8 +135,8 @@ impl StoredSecrets for Sqlite {
             connection.execute_batch("VACUUM").map_err(failed)?;
             connection.execute("DELETE FROM database_key WHERE keyId = ?1", [CLEAR]).map_err(failed)?;
         }
-        // The log has former values until it is emptied, and so has the file. An earlier run may have been
-        // stopped before that. A long read by another process delays it.
+        // The write-ahead log still has former values until it is emptied, even if an earlier run
+        // has already rewritten the file. A long read by another process delays the emptying.
         let deadline = Instant::now() + self.bulk_wait;
         while !connection::is_log_empty(&connection).map_err(failed)? {
             if Instant::now() >= deadline {
@@ -147,8 +147,8 @@ impl StoredSecrets for Sqlite {
                 )));
             }
         }
-        // A process that does not know the key may have written values since the file was rewritten, and
-        // replaced them again.
+        // A process that does not know the key may have written values since the file was
+        // rewritten. Such values are noted even if they have been replaced again.
         let state =
             Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
         let left = UnderKey::others(&count(&state).map_err(failed)?, key);
@@ -156,7 +156,7 @@ impl StoredSecrets for Sqlite {
             return Err(self.written_meanwhile(left, key));
         }
         drop(state);
-        // Copies that killed commands have left beside the database.
+        // Killed commands may have left copies beside the database, which have former values, too.
         let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
         new_file::remove_left_behind(&file);
         Ok(())
@@ -164,9 +164,9 @@ impl StoredSecrets for Sqlite {
 }
 
 impl Sqlite {
-    /// Makes sure, under the lock, that all values are under `key`, and forgets the other keys. Returns
-    /// whether the file may have traces of former values. It is then noted that there are values in clear
-    /// text, until the traces are removed.
+    /// Checks, under the lock, that all values are under `key`, and forgets the other keys. Returns
+    /// whether the file may have traces of former values. In that case, clear text is noted as in
+    /// use until the traces are removed.
     pub(super) fn is_only_key(
         &self,
         connection: &Connection,

@@ -484,15 +484,15 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     }
     drop(open(&directory));
     assert_eq!(names(), ["certdist.db"], "the last one removes the lock file");
-    // A killed process leaves it.
+    // A killed process leaves its lock file behind.
     std::fs::write(directory.path().join("certdist.db-lock"), "").unwrap();
     let lock = Lock::alone(&path).unwrap();
     let error = Sqlite::open(&path).map(drop).unwrap_err();
     assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("being restored")), "{error}");
     drop(lock);
     let store = open(&directory);
-    // The database is removed under a server: no other process, and not the next start either, creates an
-    // empty one.
+    // The database is removed while a server runs. Neither another process nor the next start
+    // creates an empty one.
     std::fs::remove_file(&path).unwrap();
     let refused = || {
         let error = sentence(Sqlite::open(&path).map(drop));

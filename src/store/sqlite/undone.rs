@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// Lists what the database at `path`, whose current version `now` has open, has that the backup does
-/// not have. `chain` is the backup's audit log.
+/// Lists what has happened since the backup. `now` is a connection to the database at `path`, and
+/// `chain` the backup's audit log.
 pub(super) fn list(
     now: &Connection,
     path: &Path,
@@ -44,7 +44,7 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
             AuditEvent::Registered => &mut undone.registered,
             AuditEvent::Imported | AuditEvent::Undone => &mut undone.imported,
             AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted => {
-                // A device may have changed more than once. What counts is its last state.
+                // A device may have changed more than once; only its last state counts.
                 let Some(id) = &entry.device else { return Ok(()) };
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
                 let sample = match (before.as_deref(), now.as_deref()) {

@@ -141,15 +141,15 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 /// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
-/// breaks off. No transaction is open meanwhile, however long that takes. Entries that are added after
-/// the beginning are left out.
+/// returns `Break`. No transaction is open while `each` runs. Entries that are added after the
+/// beginning are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
     let end = head(connection)?;
     export_until(connection, end, filter, each).map(drop)
 }
 
-/// Exports like [`export`], and then the entries that processes have left behind. They have number 0 and
-/// no hash.
+/// Exports like [`export`], and then exports the entries that ended processes have left in the
+/// outbox. These entries have the number 0 and no hash.
 pub(super) fn export_with_waiting(
     connection: &Connection,
     path: &Path,
@@ -222,8 +222,8 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT anchorSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
 }
 
-/// Returns whether the log has grown from one whose last entry had this number and hash, as far as it
-/// was not pruned.
+/// Returns whether this log continues a log whose last entry had this number and hash. If the log
+/// is pruned beyond that entry, there is nothing to compare, and the answer is true.
 pub(super) fn continues(connection: &Connection, seq: u64, hash: &Link) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT anchorSeq > ?1 OR (anchorSeq = ?1 AND anchorHash = ?2) OR \
                        EXISTS (SELECT 1 FROM audit_block WHERE lastSeq = ?1 AND hash = ?2) FROM audit_chain";

@@ -1,10 +1,11 @@
-//! Outbox of the audit log: entries for which no caller waits. A thread appends its entries to a
-//! file before their answers are sent, so that no entry is lost when the process ends or is killed.
-//! The writer then moves the entries into the log. What a process leaves behind, the next one moves.
+//! Outbox of the audit log, for entries that no caller waits for. A thread appends its entries to a
+//! file before it sends the answers that the entries are about. So no entry is lost when the
+//! process ends or is killed. The writer then moves the entries into the log. Entries that a
+//! process leaves behind are moved by the next process.
 //!
 //! Each process has files of its own, beside the database. It keeps them locked, so that others can
-//! tell which files are left behind. The table `audit_outbox` says how far a file has been moved. It
-//! changes in the same transaction as the log, so each entry is moved once.
+//! tell which files are left behind. The table `audit_outbox` says how far a file has been moved.
+//! It changes in the same transaction as the log, so each entry is moved once.
 
 mod files;
 #[cfg(test)]
@@ -35,8 +36,8 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, it is reached
-/// after ten seconds, which is longer than an import holds its lock.
+/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, it is
+/// reached after ten seconds, which is longer than an import holds its lock.
 const MAX_WAITING: u64 = 16 << 20;
 
 /// Maximum number of bytes that a thread keeps while the disk is full.
@@ -52,10 +53,10 @@ const AT_ONCE: usize = 160 << 10;
 /// Pause between two searches for files that other processes have left behind.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
 
-/// Maximum number of times that files are looked for, because one is removed meanwhile.
+/// Maximum number of searches for files. A search is repeated if a file is removed meanwhile.
 const MAX_TRIES: usize = 16;
 
-/// Maximum time for which opening a database is held up by entries that were left behind.
+/// Maximum time that opening a database spends on entries that were left behind.
 const LONGEST_START: Duration = Duration::from_secs(1);
 
 /// State that the threads of a process and its writer share.
@@ -86,7 +87,8 @@ pub(in crate::store::sqlite) struct Outbox {
 }
 
 impl Outbox {
-    /// Appends an entry to the file, at the latest when this thread calls [`release`](Self::release).
+    /// Appends an entry to the file, at the latest when this thread calls
+    /// [`release`](Self::release).
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         let mut kept = self.kept.get_or_default().borrow_mut();
         let line = asked.into_line();
@@ -137,7 +139,7 @@ impl Drop for Outbox {
     }
 }
 
-/// Returns the number of entries in lines that each end.
+/// Counts the entries in lines. Each entry is a line that is not empty.
 fn entries(lines: &[u8]) -> u64 {
     lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count() as u64
 }
@@ -172,13 +174,13 @@ impl Shared {
     }
 
     /// Appends with one system call. A line that was cut off is appended again as a whole. Each
-    /// append begins with a line end, so that a line that another thread's append has cut off ends
-    /// there.
+    /// append begins with a line end, which ends a line of another thread that was cut off.
     fn append_once(&self, file: &OutboxFile, lines: &mut Vec<u8>) -> io::Result<()> {
         if lines.first() != Some(&b'\n') {
             lines.insert(0, b'\n');
         }
-        // Counted first, because the writer may move the lines before this thread goes on.
+        // The bytes are counted first, because the writer may move the lines before this thread
+        // continues.
         let length = lines.len() as u64;
         self.waiting.fetch_add(length, Ordering::Relaxed);
         let appended = file.append(lines);
@@ -215,7 +217,7 @@ struct Source {
     is_left: bool,
     /// Number of lines that were no entries.
     unreadable: u64,
-    /// Set once it could not be removed.
+    /// Set once an attempt to remove the file has failed and was logged.
     has_warned: bool,
 }
 
@@ -236,7 +238,7 @@ pub(in crate::store::sqlite) struct Mover {
     search: Instant,
     /// Set while a file that was left behind cannot be opened.
     has_warned: bool,
-    /// Set after a search.
+    /// Set after a search, so that [`forget_removed`](Self::forget_removed) runs.
     must_forget: bool,
 }
 
@@ -291,14 +293,15 @@ impl Backlog for Mover {
 }
 
 impl Mover {
-    /// Moves what other processes have left behind, as far as that is possible at once.
+    /// Moves the entries that other processes have left behind, until an error or
+    /// [`LONGEST_START`].
     pub(in crate::store::sqlite) fn move_left(&mut self) {
         let deadline = Instant::now() + LONGEST_START;
         while Instant::now() < deadline {
             match self.write_some() {
                 Ok(true) => {}
                 Ok(false) => return,
-                // The writer tries again later, and logs what does not pass.
+                // The writer retries later, and logs an error that persists.
                 Err(error) => return tracing::debug!(%error, "the outbox of the audit log is moved later"),
             }
         }
@@ -323,7 +326,7 @@ impl Mover {
         }
         self.has_warned = failed.is_some();
         for file in left {
-            // After an error, the file is let go, and found again by the next search.
+            // After an error, the file is released, and the next search finds it again.
             let Ok(moved) = moved(&self.connection, file.name()) else { continue };
             self.sources.push(Source::new(Arc::new(file), moved, true));
         }
@@ -331,7 +334,8 @@ impl Mover {
         Ok(())
     }
 
-    /// Forgets files that were removed by a process that ended before it could forget them.
+    /// Deletes the rows of files that no longer exist. A process that ends after it has removed a
+    /// file, and before it has deleted the file's row, leaves such a row.
     fn forget_removed(&mut self) -> rusqlite::Result<()> {
         if !std::mem::take(&mut self.must_forget) {
             return Ok(());
@@ -346,7 +350,7 @@ impl Mover {
     fn move_some(&mut self, number: usize) -> rusqlite::Result<bool> {
         let Some(source) = self.sources.get_mut(number) else { return Ok(false) };
         let Ok(chunk) = source.file.read(source.moved, AT_ONCE, source.is_left) else {
-            // It stays, and is read again.
+            // The file stays and is read again later.
             return Ok(false);
         };
         if chunk.length == 0 {
@@ -401,15 +405,16 @@ impl Mover {
             let is_current = current.as_ref().is_some_and(|file| Arc::ptr_eq(file, &source.file));
             let is_moved = || source.file.length().is_ok_and(|length| length <= source.moved);
             if is_current && source.file.length().is_ok_and(|length| length >= FULL) {
-                // Threads that have loaded it may still append to it.
+                // Threads that have loaded the file may still append to it.
                 self.shared.file.store(None);
             }
-            // No thread appends to a file that only this list has.
+            // No thread appends to a file if `source` has the only reference to it.
             if is_current || Arc::strong_count(&source.file) > 1 || !is_moved() {
                 kept.push(source);
                 continue;
             }
-            // In this order, a crash in between cannot make the entries move again.
+            // The file is removed before its row, so that its entries are not moved again after a
+            // crash in between.
             if let Err(error) = source.file.remove() {
                 if !source.has_warned {
                     tracing::warn!(%error, "could not remove a moved file of the audit log");
@@ -437,7 +442,7 @@ impl Mover {
 pub(in crate::store::sqlite) struct Waiting {
     /// Each file, and how far it has been moved.
     files: Vec<(OutboxFile, u64)>,
-    /// Number of the last entry of the log in the same state.
+    /// Number of the log's last entry when `files` were examined.
     pub(in crate::store::sqlite) end: u64,
 }
 
@@ -451,8 +456,8 @@ impl Waiting {
             ))
         };
         let database = path.canonicalize().map_err(unread)?;
-        // The files are opened first, because entries that are moved meanwhile are then seen in the log, and
-        // others in the files.
+        // The files are opened before the log is read. An entry that is moved in between is then
+        // found in the log, and any other entry in a file.
         for _ in 0..MAX_TRIES {
             let found = files::readable(&database).map_err(unread)?;
             let state =
@@ -464,7 +469,8 @@ impl Waiting {
                 files.push((file, moved));
             }
             drop(state);
-            // Of a file that was removed, it is not known whether the state was before or after that.
+            // The row of a removed file may have been deleted before it was read here. The file's
+            // entries would then be exported twice, so the search is repeated.
             let is_removed = |(file, _): &(OutboxFile, u64)| file.is_removed().unwrap_or(true);
             if !files.iter().any(is_removed) {
                 return Ok(Self { files, end });
@@ -473,7 +479,7 @@ impl Waiting {
         Err(StoreError::Busy(format!("{}: the audit log changes too fast; run this again", path.display())))
     }
 
-    /// Calls `each` with each entry, until `each` breaks off.
+    /// Calls `each` with each entry, until `each` returns `Break`.
     pub(in crate::store::sqlite) fn read(
         self,
         each: &mut dyn FnMut(AuditEntry) -> ControlFlow<()>,

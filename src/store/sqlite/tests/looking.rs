@@ -1,11 +1,12 @@
-//! Tests of a database that is only looked at: its files stay as they are, and what is read is the
-//! newest state, whatever processes have left behind.
+//! Tests of a database that is opened for reading only: its files stay as they are, and its newest
+//! state is read, whatever other processes have left behind.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use super::*;
 
-/// Returns the names of all files in a folder, with their inode, time of the last write, and content.
+/// Returns the names of all files in a folder, with their inode, time of the last write, and
+/// content.
 fn files(folder: &Path) -> BTreeMap<PathBuf, (u64, i64, Vec<u8>)> {
     let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
     files
@@ -17,7 +18,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, (u64, i64, Vec<u8>)> {
         .collect()
 }
 
-/// Reads in all ways, and returns the state of device SN-1. Checks that nothing else has changed.
+/// Reads in all ways, and returns the state of device SN-1. Checks that no file has changed.
 fn look(folder: &Path) -> DeviceState {
     let path = folder.join("certdist.db");
     let before = files(folder);
@@ -43,7 +44,7 @@ fn look(folder: &Path) -> DeviceState {
     assert!(sentence(wait(store.reset(&id("SN-1"), &Actor::system_user()))).contains("only to be read"));
     drop(store);
     let mut after = files(folder);
-    // The index of the log is no data, and SQLite may write it anew.
+    // The index of the log contains no data, and SQLite may rewrite it.
     let index = folder.join("certdist.db-shm");
     if let (Some(before), Some(after)) = (before.get(&index), after.get_mut(&index)) {
         *after = before.clone();
@@ -64,7 +65,8 @@ fn whoever_looks_sees_the_newest_state_and_leaves_every_file_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(&directory);
     assert_eq!(look(directory.path()), DeviceState::Disabled, "beside a server");
-    // As after a killed process, and as on a copy without the index of the log.
+    // A killed process leaves the first set of files. The second one is a copy without the index of
+    // the log.
     for files in [&["", "-wal", "-shm"][..], &["", "-wal"]] {
         let copy = tempfile::tempdir().unwrap();
         for ending in files {
@@ -94,7 +96,7 @@ fn what_another_process_changes_meanwhile_is_not_shown_by_halves() {
         matches!(&outcome, Err(StoreError::Busy(reason)) if reason.contains("run this again")),
         "{outcome:?}"
     );
-    // From then on, the log is there, and SQLite's locks protect what is read.
+    // Once a server has the database open, there is a log, and SQLite's locks protect what is read.
     let server = open(&directory);
     wait(server.set_state(&id("SN-2"), DeviceState::Disabled, &Actor::system_user())).unwrap();
     assert_eq!(at_once(looks.device(&id("SN-2"))).unwrap().unwrap().state, DeviceState::Disabled);
@@ -168,7 +170,7 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
             format_args!("no"),
         ));
     }
-    // As after a killed process.
+    // The copy has the files that a killed process would leave.
     let copy = tempfile::tempdir().unwrap();
     for file in files(directory.path()).keys().filter(|path| !path.ends_with("certdist.db-lock")) {
         fs::copy(file, copy.path().join(file.file_name().unwrap())).unwrap();
@@ -191,11 +193,11 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
     assert_eq!(entries(&filter), [(AuditEvent::Refused, 0)]);
     let outbox = || files(copy.path()).keys().filter(|path| is_outbox(path)).count();
     assert_eq!(outbox(), 1);
-    // Once they are moved, they are in the log.
+    // Once the entries are moved, they are in the log.
     drop(open(&copy));
     assert_eq!(outbox(), 0);
     assert_eq!(entries(&Filter::default()), all.into_iter().zip([1, 2, 3, 4]).collect::<Vec<_>>());
-    // Those of a living process are shown when they are in the log.
+    // The entries of a living process are not exported before they are in the log.
     let looks = Sqlite::look(&path, |_| Ok(())).unwrap();
     let mut living = 0;
     looks

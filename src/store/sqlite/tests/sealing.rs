@@ -125,7 +125,7 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
         let error = sentence(psk_of(&store, "one"));
         assert!(error.contains("device SN-1, column psk: the value was changed, or moved"), "{error}");
     }
-    // A row whose identity was changed by hand, so that another device's key would be used.
+    // The identity in a row was changed by hand, so that another device's key would be used.
     other.execute_batch("UPDATE device_key SET pskIdentity = 'three' WHERE deviceId = 'SN-2'").unwrap();
     assert!(sentence(psk_of(&store, "three")).contains("device SN-2, column psk"));
 }
@@ -192,7 +192,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     let directory = tempfile::tempdir().unwrap();
     let server = open_with(&directory, &[]).unwrap();
     import(&server, (0..2000).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
-    // Deleted by a process that does not overwrite what it deletes.
+    // These devices are deleted by a process that does not overwrite deleted content.
     import(&server, (0..6000).map(|number| own(&format!("GONE-{number}"), &format!("gone-{number}"))));
     let other = Connection::open(server.inner().path()).unwrap();
     let gone = "PRAGMA secure_delete = 0; PRAGMA foreign_keys = 1; DELETE FROM device_table WHERE deviceId LIKE 'GONE-%'";
@@ -297,7 +297,8 @@ fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();
     import(&store, [own("SN-1", "one")]);
-    // As after a run that was killed when the values were sealed, but their traces not removed.
+    // This is the state after a run that was killed when all values were sealed, but their traces
+    // not yet removed.
     let other = Connection::open(store.inner().path()).unwrap();
     other.execute_batch("PRAGMA secure_delete = 1; PRAGMA synchronous = off").unwrap();
     let reader = Connection::open(store.inner().path()).unwrap();
@@ -318,7 +319,8 @@ fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
     let store = open_with(&directory, &[]).unwrap();
     import(&store, [own("SN-1", "one")]);
     store.set_keys(ring(&[1])).unwrap();
-    // Notes a clear value when the file has been rewritten, as a server without the key does.
+    // The trigger notes a clear value after the file was rewritten, as a server without the key
+    // does.
     let other = Connection::open(store.inner().path()).unwrap();
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
                    BEGIN INSERT INTO database_key VALUES ('clear', 0); END";
@@ -349,7 +351,7 @@ fn a_run_that_was_stopped_before_the_file_was_rewritten_rewrites_it_when_repeate
     let store = open_with(&directory, &[]).unwrap();
     import(&store, (0..100).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
     store.set_keys(ring(&[1])).unwrap();
-    // All is sealed and noted, and then the process is killed.
+    // The process is killed after all values are sealed and noted.
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         store.seal_all(&Actor::system_user(), &mut |done, total| {
             if done == total {

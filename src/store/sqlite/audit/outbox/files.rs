@@ -17,7 +17,7 @@ use crate::store::{audit::AuditEntry, claim::new_id, sqlite::connection};
 /// Maximum number of files that one search returns. The next search returns the rest.
 const MAX_FOUND: usize = 64;
 
-/// Maximum number of files that are read without moving them.
+/// Maximum number of files that are read without moving their entries.
 const MAX_READ: usize = 1024;
 
 /// Maximum number of names that are tried for a new file. A name is taken only if another process
@@ -55,8 +55,8 @@ fn prefix(database: &Path) -> OsString {
     prefix
 }
 
-/// Returns whether this is exactly a name that [`OutboxFile::create`] makes. An operator's own files
-/// may have similar names.
+/// Returns whether this is exactly a name that [`OutboxFile::create`] makes. An operator's own
+/// files may have similar names.
 fn is_name(prefix: &OsStr, name: &OsStr) -> bool {
     let digits = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -85,7 +85,7 @@ fn locked(file: &File) -> io::Result<bool> {
 }
 
 /// Returns the files that processes have left behind and that can be opened, and the first error
-/// for one that cannot.
+/// for a file that cannot be opened.
 pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Option<io::Error>)> {
     let (prefix, mut found, mut failed) = (prefix(database), Vec::new(), None);
     for entry in fs::read_dir(folder(database))? {
@@ -102,7 +102,7 @@ pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Optio
                 found.push(OutboxFile { file, path: entry.path(), name: name.to_string_lossy().into_owned() })
             }
             Ok((false, _)) => {}
-            // Another process has moved and removed it.
+            // Another process has moved the entries and removed the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failed = failed.or(Some(error)),
         }
@@ -110,8 +110,8 @@ pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Optio
     Ok((found, failed))
 }
 
-/// Returns the files that processes have left behind, open only for reading and not locked. Fails for a
-/// file that cannot be read, with its path.
+/// Returns the files that processes have left behind, opened for reading only and not locked. If a
+/// file cannot be read, the error names its path.
 pub(super) fn readable(database: &Path) -> io::Result<Vec<OutboxFile>> {
     let (prefix, mut found) = (prefix(database), Vec::new());
     for entry in fs::read_dir(folder(database))? {
@@ -127,7 +127,8 @@ pub(super) fn readable(database: &Path) -> io::Result<Vec<OutboxFile>> {
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match options.read(true).custom_flags(flags.bits().cast_signed()).open(&path) {
             Ok(file) => {
-                // The entries of a living process are in the log in a moment.
+                // A file that cannot be locked belongs to a living process, which soon moves the
+                // entries into the log itself.
                 if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
                     flock(&file, FlockOperation::Unlock)?;
                     found.push(OutboxFile { file, path, name: name.to_string_lossy().into_owned() });
@@ -140,7 +141,7 @@ pub(super) fn readable(database: &Path) -> io::Result<Vec<OutboxFile>> {
     Ok(found)
 }
 
-/// Returns whether a file exists, or may exist.
+/// Returns whether a file exists; true if that is not known.
 pub(super) fn exists(database: &Path, name: &str) -> bool {
     folder(database).join(name).try_exists().unwrap_or(true)
 }
@@ -167,7 +168,7 @@ impl OutboxFile {
         &self.name
     }
 
-    /// Returns whether the file was removed, so that all of it has been moved.
+    /// Returns whether the file was removed, which happens only once all of it has been moved.
     pub(super) fn is_removed(&self) -> io::Result<bool> {
         Ok(self.file.metadata()?.nlink() == 0)
     }
@@ -188,8 +189,8 @@ impl OutboxFile {
         }
     }
 
-    /// Reads whole lines from a position, up to about `max` bytes. If the file `is_left` behind, the
-    /// rest after its last line end counts as an unreadable line; otherwise, it may still grow.
+    /// Reads whole lines from a position, up to about `max` bytes. If the file `is_left` behind,
+    /// the rest after its last line end counts as an unreadable line; otherwise, it may still grow.
     pub(super) fn read(&self, from: u64, max: usize, is_left: bool) -> io::Result<Chunk> {
         let mut bytes = vec![0; max];
         let mut filled = 0;
@@ -209,8 +210,8 @@ impl OutboxFile {
         };
         let whole = if is_left && filled < max { filled } else { whole };
         let mut chunk = Chunk { length: whole as u64, has_more: filled == max, ..Chunk::default() };
-        // A line may be cut off. This process writes only entries, so it is enough that its lines are
-        // whole objects.
+        // A line may be cut off. Unless the file was left behind, it suffices that a line is
+        // complete JSON, because this process writes only entries.
         let is_whole = |line: &str| match is_left {
             true => serde_json::from_str::<AuditEntry>(line).is_ok(),
             false => serde_json::from_str::<IgnoredAny>(line).is_ok(),

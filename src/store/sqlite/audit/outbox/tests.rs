@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Returns an entry that is known by its time.
+/// Returns an entry that the tests recognize by its time.
 fn entry(at: i64) -> Asked {
     let device = DeviceId::parse("SN-1").unwrap();
     Asked::new(AuditEvent::Refused, at, &device, ("lamps", "one", "192.0.2.1"), format_args!("disabled"))
@@ -50,8 +50,8 @@ impl Site {
         files.map(|file| file.metadata().unwrap().len()).collect()
     }
 
-    /// Opens the database as the next process does, closes it, and returns the times of all entries.
-    /// Then nothing is left of the outbox.
+    /// Opens and closes the database as the next process does, checks that nothing is left of the
+    /// outbox, and returns the times of all entries.
     fn log(&self) -> Vec<i64> {
         drop(self.open());
         assert!(self.files().is_empty());
@@ -84,7 +84,7 @@ fn entries_of_a_process_that_was_killed_are_moved_by_the_next() {
 fn a_process_that_is_killed_between_two_steps_of_moving_moves_nothing_twice() {
     let number = 2 * AT_ONCE as i64 / 100;
     let expected: Vec<i64> = (0..number).collect();
-    // The steps of the mover, and then its end.
+    // The process ends after each number of steps of the mover.
     for steps in 0..4 {
         let site = Site::new();
         let (outbox, mut mover) = site.outbox();
@@ -97,7 +97,7 @@ fn a_process_that_is_killed_between_two_steps_of_moving_moves_nothing_twice() {
         drop((outbox, mover));
         assert_eq!(site.log(), expected, "{steps} steps");
     }
-    // Killed after the file was removed, and before its row was.
+    // The process is killed after it has removed the file and before it deletes the file's row.
     let site = Site::new();
     let (outbox, mut mover) = site.outbox();
     (0..3).for_each(|at| outbox.push(entry(at)));
@@ -242,13 +242,13 @@ fn too_many_entries_are_dropped_and_counted() {
     assert!(site.files()[0] <= MAX_WAITING);
     let dropped = outbox.shared.dropped.load(Ordering::Relaxed);
     assert!(dropped > 0);
-    // Once they are moved, there is room again.
+    // Once the entries are moved, there is room for new ones.
     while mover.write_some().unwrap() {}
     outbox.push(entry(sent));
     while mover.write_some().unwrap() {}
     assert_eq!(outbox.shared.dropped.load(Ordering::Relaxed), 0);
     drop((outbox, mover));
-    // One entry says how many are missing.
+    // One entry records how many were dropped.
     let log = site.log();
     assert_eq!(log.len() as i64, sent - dropped as i64 + 2);
     assert_eq!(log.last(), Some(&sent));
