@@ -1,5 +1,5 @@
-//! Errors in the lines of a table file, grouped by kind, so that a file with a million errors of one
-//! kind is described by a few. Pure.
+//! Errors in the lines of a table file, grouped by kind, so that a file with a million errors of
+//! one kind is described by a few. Pure.
 
 use std::{fmt, path::PathBuf};
 
@@ -8,7 +8,7 @@ use super::values;
 /// Maximum number of bad lines of one kind that are listed.
 const LISTED: u64 = 20;
 
-/// Maximum number of kinds; further ones are counted as the last.
+/// Maximum number of kinds. Lines of further kinds are counted as lines of the last one.
 const KINDS: usize = 50;
 
 /// An error in a line of the file. Never holds a key or a device secret.
@@ -31,7 +31,7 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Bad lines of the same column and the same sentence.
+/// Bad lines that have the same column and, apart from values, the same sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kind {
     column: Option<&'static str>,
@@ -82,7 +82,8 @@ impl BadLines {
         }
     }
 
-    /// Returns the number of lines that are not listed, of each kind, and the first line of that kind.
+    /// Returns, for each kind with lines that are not listed, their number and the first line of
+    /// the kind.
     pub fn more(&self) -> impl Iterator<Item = (u64, u64)> {
         self.kinds.iter().filter(|kind| kind.count > LISTED).map(|kind| (kind.count - LISTED, kind.first))
     }
@@ -120,8 +121,8 @@ impl fmt::Display for BadLines {
     }
 }
 
-/// Returns a sentence without its values, so that the sentences of one kind are equal: without what is
-/// in quotes, and without words that contain anything but lower-case letters.
+/// Returns a sentence without its values, so that the sentences of one kind are equal: without what
+/// is in quotes, and without words that contain anything but lower-case letters.
 fn without_values(sentence: &str) -> String {
     let mut kept = String::with_capacity(sentence.len());
     let unquoted = sentence.split('"').step_by(2);

@@ -1,5 +1,6 @@
-//! Recognizes what kind of file a table comes in, by its first bytes, and decodes UTF-16. Files that
-//! are no text are refused with the way out. This module does not depend on lines or columns.
+//! Recognizes by its first bytes what kind of file a table comes in, and decodes UTF-16. Refuses
+//! files that are not text, and says what to do with them. This module does not depend on lines or
+//! columns.
 
 use std::io::{self, Cursor, Read};
 
@@ -15,7 +16,7 @@ const CHUNK: usize = 16 * 1024;
 /// Refusal of a file that has no text.
 const NO_TEXT: &str = "this is no text file; expected a table as CSV, JSON lines or a list of device IDs";
 
-/// Kinds of files that are no tables, each by its first bytes, and what to do with them.
+/// First bytes of each kind of file that is not a table, and what to do with such a file.
 const REFUSED: [(&[u8], &str); 12] = [
     (
         b"PK\x03\x04",
@@ -43,7 +44,7 @@ const REFUSED: [(&[u8], &str); 12] = [
     ),
 ];
 
-/// A file as UTF-8, or in the encoding that its lines have if that is not UTF-16.
+/// Content of a file: decoded to UTF-8 from UTF-16, or unchanged in any other encoding.
 pub(super) enum Text<R> {
     /// The file as it is.
     Plain(io::Chain<Cursor<Vec<u8>>, R>),
@@ -106,11 +107,11 @@ impl<R: Read> Read for Text<R> {
     }
 }
 
-/// Decodes UTF-16. What is not UTF-16 becomes U+FFFD, which no column accepts.
+/// Decodes UTF-16. Invalid UTF-16 becomes U+FFFD, which no column accepts.
 pub(super) struct Utf16<R> {
     reader: R,
     decoder: Decoder,
-    // Both may hold secrets.
+    // Both buffers may hold secrets.
     encoded: Zeroizing<Vec<u8>>,
     decoded: Zeroizing<Vec<u8>>,
     /// Beginning of the decoded bytes that were not read yet.

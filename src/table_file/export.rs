@@ -15,14 +15,14 @@ use crate::{
 pub const TABLESTORE_COLUMNS: [&str; 7] =
     ["deviceId", "registerTime", "activateTime", "productKey", "deviceName", "deviceSecret", "IotId"];
 
-/// Place of the PSK identity in [`COLUMNS`].
+/// Index of the PSK identity in [`COLUMNS`].
 pub(super) const IDENTITY: usize = 6;
 
-/// Characters with which a formula begins, or after which a spreadsheet looks for one: those of OWASP's
-/// page on CSV injection, and their full-width forms.
+/// Characters with which a formula begins, or after which a spreadsheet looks for one: those of
+/// OWASP's page on CSV injection, and their full-width forms.
 const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
 
-/// What is put before such a cell.
+/// Mark before a cell that a spreadsheet would take for a formula.
 const MARK: char = '\'';
 
 /// Form of an export.
@@ -45,8 +45,9 @@ pub enum ExportError {
     Write(#[from] io::Error),
 }
 
-/// Writes the whole table, ordered by device ID, in the form that [`import_file`](super::import_file)
-/// reads. Returns the number of rows. The output holds every secret.
+/// Writes the whole table, ordered by device ID, in the form that
+/// [`import_file`](super::import_file) reads. Returns the number of rows. The output holds every
+/// secret.
 pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
     export_as(store, Form::default(), writer)
 }
@@ -87,7 +88,7 @@ pub fn for_spreadsheet(cell: &str) -> Cow<'_, str> {
     if needs_mark(cell) { Cow::Owned(format!("{MARK}{cell}")) } else { Cow::Borrowed(cell) }
 }
 
-/// A cell, as the writer takes it.
+/// A cell, in the form that the CSV writer takes.
 struct Cell<'a>(Cow<'a, str>);
 
 impl AsRef<[u8]> for Cell<'_> {
@@ -139,13 +140,14 @@ fn needs_mark(cell: &str) -> bool {
     cell.starts_with(FORMULA) || cell.starts_with(MARK)
 }
 
-/// Returns whether a cell begins with a mark. In any form, such a value gets another one, which an import
-/// removes.
+/// Returns whether a value already begins with a mark. An import removes one mark, so certdist's
+/// own form of an export adds another one.
 fn has_mark(cell: &str) -> bool {
     cell.strip_prefix(MARK).is_some_and(needs_mark)
 }
 
-/// Removes the mark of a cell. For PSK identities, from which nothing else is removed.
+/// Removes the mark of a cell. Needed for PSK identities, from which an import removes nothing
+/// else.
 pub(super) fn unmarked(cell: Cow<'_, str>) -> Cow<'_, str> {
     match has_mark(&cell) {
         true => Cow::Owned(cell[MARK.len_utf8()..].to_owned()),
@@ -197,7 +199,7 @@ mod tests {
         }
         let header = "\"deviceId\",\"enrollment\",\"productKey\",";
         assert!(text.starts_with(header) && text.contains(",\"x\"\"y\","), "{text}");
-        // Without the option, the values are as they are.
+        // Without `for_spreadsheet`, the values are written unchanged.
         let plain = cells(&exported(&store, Form::default()));
         assert!(plain.iter().zip(identities).all(|((_, identity), known)| identity == known), "{plain:?}");
     }

@@ -86,7 +86,7 @@ pub(super) fn meaning(name: &str) -> Option<Meaning> {
     SPELLINGS.iter().position(|spellings| spellings.contains(&&*plain)).map(Meaning::Column)
 }
 
-/// Returns the separator in a line `sep=;`, by which Excel is told the separator.
+/// Returns the separator that a line such as `sep=;` names, which is meant for Excel.
 pub(super) fn named_separator(line: &str) -> Option<char> {
     let line = line.trim_matches('"');
     let (name, rest) = line.split_at_checked(4)?;
@@ -111,8 +111,8 @@ pub(super) fn separator(line: &str) -> char {
     counts.iter().position(|count| *count == most).map_or(',', |at| SEPARATORS[at])
 }
 
-/// Returns whether a first line is no header but the first device of a bare list: a single value that
-/// no column is called, with a digit, which no name of a column has.
+/// Returns whether a first line is the first device of a list without a header. Such a line is a
+/// single value that is not a column's name and contains a digit, which no column's name does.
 pub(super) fn is_bare_device(line: &str) -> bool {
     let value = folded(unwrapped(line.trim_end_matches([',', ';', '\t'])));
     let value = folded(unwrapped(value.trim_matches('"'))).into_owned();
@@ -139,7 +139,8 @@ pub(super) fn is_header(line: &str, separator: char) -> bool {
         && meanings.iter().any(|meaning| matches!(meaning, Some(Meaning::Column(_))))
 }
 
-/// Reads a header. Unknown columns are ignored on request, and otherwise all named in one error.
+/// Reads a header. Unknown columns are ignored if `ignores_unknown` is set; otherwise, one error
+/// names all of them.
 pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result<Header, String> {
     let legal = || format!("the columns are {}", COLUMNS.join(", "));
     let mut header = Header { separator, columns: Vec::new(), ignored: Vec::new() };
@@ -173,7 +174,7 @@ pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result
         names.push(name);
     }
     if !header.columns.iter().any(|meaning| matches!(meaning, Meaning::Column(_))) {
-        // Nothing is repeated, because the line may be a row with a secret.
+        // The error does not repeat the line, which may be a row with a secret.
         return Err(format!("the line names no column; expected a header: {}", legal()));
     }
     if !unknown.is_empty() && !ignores_unknown {
@@ -185,7 +186,8 @@ pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result
             legal()
         ));
     }
-    // IoT Platform's own download has names only. A name is a legal device ID.
+    // IoT Platform's own download has device names, but no device IDs. A device name is also a
+    // legal device ID.
     if !header.has(0) && !header.has(3) {
         return Err(format!("the column {} is missing; {}", COLUMNS[0], legal()));
     }

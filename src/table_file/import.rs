@@ -1,5 +1,5 @@
-//! Imports table files, all of them or none. The rules of a row are in `rows`, those of the table in the
-//! store.
+//! Imports table files, all of them or none. The rules of a row are in `rows`, and those of the
+//! table in the store.
 
 use std::{
     cell::{Cell, RefCell},
@@ -67,8 +67,8 @@ pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imp
     import(store, vec![source.input().map_err(unread)?], how, feedback)
 }
 
-/// Imports tables in one step, all of them or none. Errors show the inputs' names; the audit log shows
-/// only their last parts.
+/// Imports tables in one step, all of them or none. Errors show the inputs' names; the audit log
+/// shows only the last parts of the names.
 pub fn import(
     store: &dyn Bulk,
     inputs: Vec<Input<'_>>,
@@ -78,8 +78,8 @@ pub fn import(
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let seen = RefCell::new(SeenRows::new(&names));
     let mut tables = Tables::new(inputs, how, &seen, store.spelled_macs()?);
-    // Place of the row read last, and its error if it could not be read. The store rejects a row before
-    // it reads the next one, so a rejection is about this line.
+    // Place of the row read last, and its error if it could not be read. The store rejects a row
+    // before it reads the next one, so a rejection is about this row.
     let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
     let mut failed = None;
     let mut items = std::iter::from_fn(|| {
@@ -154,10 +154,10 @@ struct Tables<'a> {
     name: Option<String>,
     has_several: bool,
     remarks: Vec<String>,
-    /// Bytes of the inputs that were read, and of all.
+    /// Bytes of the inputs that are finished (`bytes`), and of all inputs (`size`).
     bytes: u64,
     size: u64,
-    /// Line of the last report.
+    /// Line at which progress was last reported.
     reported: u64,
 }
 
@@ -183,7 +183,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Returns the next row, of whichever input has one.
+    /// Returns the next row. Goes on to the next input when the current one has no more rows.
     fn next(&mut self) -> Option<Result<ImportRow, ReadError>> {
         loop {
             if let Some(rows) = &mut self.current {
@@ -223,8 +223,8 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Gives the row the ID under which the table has its device: an earlier version may have stored a
-    /// MAC address as a serial number, and it stays one.
+    /// Gives the row the ID under which the table has its device. An earlier version may have
+    /// stored the device's MAC address as a serial number, and the ID stays as it is.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);
         if let Some(asked) = asked.filter(|_| self.spelled.contains(&row.device))
@@ -267,8 +267,8 @@ fn lost_keys(count: u64) -> Option<String> {
     })
 }
 
-/// Reads the device IDs of a table, in any form that an import reads, and what the operator should know
-/// about them. Other columns are ignored. All lines must be right.
+/// Reads the device IDs of a table in any form that an import reads. Returns them with remarks for
+/// the operator. Ignores other columns. Fails if a line is bad.
 pub fn device_ids(
     Input { name: path, is_stream, reader, .. }: Input<'_>,
 ) -> Result<(Vec<AskedId>, Vec<String>), ImportFileError> {

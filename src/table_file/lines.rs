@@ -1,6 +1,6 @@
 //! Reads lines and fields of a CSV file (RFC 4180) that people and programs write. A field never
-//! spans lines. So a stray quote breaks only its own line, and line numbers match those of an editor.
-//! This module does not depend on the columns.
+//! spans lines. So a stray quote breaks only its own line, and line numbers match those of an
+//! editor. This module does not depend on the columns.
 
 use std::{
     borrow::Cow,
@@ -59,8 +59,8 @@ impl<R: Read> Lines<R> {
         Self { reader, buffer, decoded, number: 0, bytes: 0, is_unended: false, is_utf8: false }
     }
 
-    /// Returns whether the last line that was returned is the last of the file and has no line end. A
-    /// file that was cut off ends like this. A line that ends with ^Z is complete.
+    /// Returns whether the last line that was returned is the last of the file and has no line end.
+    /// A file that was cut off ends like this. A line that ends with ^Z is complete.
     pub(super) fn is_unended(&self) -> bool {
         self.is_unended
     }
@@ -122,8 +122,8 @@ impl<R: Read> Lines<R> {
         true
     }
 
-    /// Reads a line into the buffer, without its end. If the line is too long, the buffer has only its
-    /// beginning. Returns `None` at the end of the file.
+    /// Reads a line into the buffer, without its end. If the line is too long, the buffer has only
+    /// its beginning. Returns `None` at the end of the file.
     fn read_line(&mut self) -> io::Result<Option<End>> {
         self.buffer.clear();
         let (mut is_too_long, mut is_empty) = (false, true);
@@ -157,8 +157,8 @@ impl<R: Read> Lines<R> {
 }
 
 /// Splits a line into its fields (RFC 4180 §2). A field that begins with a quote ends with one, and
-/// quotes inside it are doubled. Blanks around a quoted field are ignored. Excel's `="001"` is a field
-/// without such quotes.
+/// quotes inside it are doubled. Blanks around a quoted field are ignored. Excel's `="001"` does
+/// not begin with a quote, so its quotes are part of the field.
 pub(super) fn fields(line: &str, separator: char) -> Result<Vec<Cow<'_, str>>, &'static str> {
     let mut fields = Vec::with_capacity(8);
     let mut rest = line;

@@ -1,4 +1,4 @@
-//! Remarks for the operator on a file that could be read: rows that were taken once, columns that
+//! Remarks for the operator on a file that could be read: rows that were repeated, columns that
 //! were ignored, and device IDs that look as if a spreadsheet had changed them. Nothing here
 //! refuses a row.
 
@@ -36,7 +36,7 @@ impl Noted {
 /// Everything that was noticed about a file.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
-    /// Rows that are there already, with the same values.
+    /// Rows that repeat an earlier row with the same values.
     pub(super) repeated: Noted,
     /// Lines that repeat the header.
     pub(super) headers: Noted,
@@ -58,7 +58,8 @@ pub(super) struct Remarks {
     pub(super) line: u64,
     /// Number of device IDs of each length.
     lengths: BTreeMap<usize, u64>,
-    /// Number of rows by the length of their last value, and that of the last row.
+    /// Number of rows by the length of their last value (`ends`), and that length in the last row
+    /// (`last_end`).
     ends: BTreeMap<usize, u64>,
     last_end: usize,
     /// Device IDs of digits only, by their length.
@@ -70,7 +71,7 @@ pub(super) struct Remarks {
 }
 
 impl Remarks {
-    /// Looks at a device ID, as it is in the file and as it was read.
+    /// Examines a device ID: `text` as it is in the file, and `asked` as it was parsed.
     pub(super) fn look_at(&mut self, text: &str, asked: &AskedId) {
         let line = self.line;
         let length = text.len();
@@ -91,8 +92,8 @@ impl Remarks {
         self.last_end = length;
     }
 
-    /// Returns whether the last value of the last row is shorter than those of all other rows, of which
-    /// there are several with the same length.
+    /// Returns whether the last value of the last row is shorter than that of all other rows. There
+    /// must be several other rows, and their last values must have the same length.
     pub(super) fn is_last_shorter(&self) -> bool {
         let ends: Vec<_> = self.ends.iter().map(|(length, count)| (*length, *count)).collect();
         matches!(ends[..], [(last, 1), (_, others)] if last == self.last_end && others > 1)

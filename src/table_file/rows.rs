@@ -50,13 +50,13 @@ enum Form {
     Json,
 }
 
-/// Iterator over the rows of a table file, in their order. After a bad line, it continues with
-/// the next line. A row that is there twice is returned once.
+/// Iterator over the rows of a table file, in their order. After a bad line, it continues with the
+/// next line. A repeated row is returned once.
 pub struct Rows<'e, R> {
     lines: Lines<Text<R>>,
     line: u64,
     rules: Rules<'e>,
-    /// A first line that is already a row.
+    /// The first line, if it is a row instead of a header.
     first: Option<Zeroizing<String>>,
     is_stream: bool,
     /// Set if the last line was bad.
@@ -74,13 +74,13 @@ pub struct SeenRows {
 }
 
 impl SeenRows {
-    /// Begins with files of these names, none of which was read yet.
+    /// Creates a record for files of these names, none of which was read yet.
     pub fn new(files: &[PathBuf]) -> Self {
         let names = files.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
         Self { devices: Seen::default(), identities: Seen::default(), names, begun: 0 }
     }
 
-    /// Counts the rows that follow to the next file.
+    /// Begins the next file, to which the rows that follow belong.
     pub(super) fn next_file(&mut self) {
         self.begun += 1;
     }
@@ -90,7 +90,7 @@ impl SeenRows {
         self.begun.saturating_sub(1)
     }
 
-    /// Describes a place, which is in another file or in this one.
+    /// Describes a place. Names the file only if it is not the current one.
     fn place(&self, (file, line): Place) -> String {
         match self.names.get(file as usize).filter(|_| file as usize != self.file()) {
             Some(name) => format!("line {line} of {name}"),
@@ -193,7 +193,7 @@ impl<'e, R: Read> Rows<'e, R> {
         self.next_with(Rules::id)
     }
 
-    /// Reads lines until one of them is something, or an error.
+    /// Reads lines until `read` returns a value or an error for one of them.
     fn next_with<T>(
         &mut self,
         read: impl Fn(&mut Rules<'e>, &str, u64, bool) -> Result<Option<T>, Fault>,
@@ -267,9 +267,10 @@ struct Rules<'e> {
 }
 
 impl Rules<'_> {
-    /// Returns why the file may be cut off, if its last line has no line end. Spreadsheets and editors
-    /// also write such files, so a file is refused only if its last value is shorter than those of all
-    /// other rows, which have the same length.
+    /// Returns why a file whose last line has no line end may be cut off; `None` if it is probably
+    /// whole. Spreadsheets and editors also omit the last line end. So a file, unlike a stream, is
+    /// refused only if its last value is shorter than those of all other rows, which have the same
+    /// length.
     fn cut(&self, is_stream: bool) -> Option<String> {
         const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
         // A JSON object that is cut off cannot be read.
@@ -286,8 +287,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Reads the values of a line; returns `None` for a line that adds nothing: one without values, a
-    /// comment, or the header again.
+    /// Reads the values of a line; returns `None` for a line that adds nothing: one without values,
+    /// a comment, or the header again.
     fn values<'l>(
         &mut self,
         text: &'l str,
@@ -335,7 +336,8 @@ impl Rules<'_> {
         Ok(asked)
     }
 
-    /// Reads a row; returns `None` for a line that adds nothing, also because it is already there.
+    /// Reads a row. Returns `None` for a line that adds nothing, for example because it repeats a
+    /// row.
     fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
         let Some(values) = self.values(text, line, is_guessed)? else { return Ok(None) };
         self.remarks.has_rows = true;
@@ -355,7 +357,7 @@ impl Rules<'_> {
             &row.iot_id,
             row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
         ));
-        // Zero stands for no row.
+        // An identity is stored with zero, so the hash of a row is never zero.
         rest |= 1;
         let here = seen.here(line);
         match seen.devices.first(row.device.as_str(), here, rest) {
@@ -381,7 +383,7 @@ impl Rules<'_> {
         Ok(Some(row))
     }
 
-    /// Checks the values of a row by themselves.
+    /// Checks the values of a row, without regard to other rows.
     fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
         let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
@@ -446,8 +448,8 @@ impl Rules<'_> {
         Ok(row)
     }
 
-    /// Returns whether a line after the header is a comment. A line with several fields is a row, and
-    /// `#N/A` is a value that a spreadsheet could not compute.
+    /// Returns whether a line after the header is a comment. A line with several fields is a row,
+    /// and `#N/A` is a value that a spreadsheet could not compute.
     fn is_comment(&self, text: &str) -> bool {
         let is_row = match &self.form {
             Form::Csv(header) => header.columns.len() > 1 && text.contains(header.separator),
@@ -539,7 +541,7 @@ fn csv_values<'l>(
     Ok(has_values.then_some(values))
 }
 
-/// Members of a JSON object in their order, also if a name is there twice.
+/// Members of a JSON object in their order, even if a name occurs twice.
 struct Members(Vec<(String, serde_json::Value)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -624,8 +626,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns the place in which `text` occurred before, and the hash of the rest of that line. If it
-    /// did not, remembers this place for it.
+    /// Returns the place in which `text` first occurred, and the hash of the rest of that line. If
+    /// `text` is new, stores `here` and `rest` for it and returns `None`.
     fn first(&mut self, text: &str, here: Place, rest: u64) -> Option<(Place, u64)> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];

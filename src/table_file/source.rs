@@ -1,5 +1,6 @@
 //! Files and streams that a table comes from. A stream is read to its end before anything else
-//! happens: nothing waits for it, and it can be read again. This module does not depend on the format.
+//! happens. So nothing waits for the stream, and its content can be read again. This module does
+//! not depend on the format.
 
 use std::{
     fs::File,
@@ -43,8 +44,8 @@ enum Content {
 }
 
 impl Source {
-    /// Opens a file, or standard input for `-`. Reads a pipe and anything else that is no regular file
-    /// to its end, and fails if it has more than 256 MiB.
+    /// Opens a file, or standard input for `-`. Reads a pipe and anything else that is no regular
+    /// file to its end, and fails if it has more than 256 MiB.
     pub fn open(path: &Path) -> io::Result<Self> {
         if path == Path::new(STDIN) {
             let stdin = io::stdin().lock();
@@ -61,7 +62,8 @@ impl Source {
     fn kept(name: PathBuf, mut reader: impl Read) -> io::Result<Self> {
         let (mut parts, mut size) = (Vec::new(), 0);
         loop {
-            // Allocated in its full size, so that no copy is left behind.
+            // The buffer has its full size from the start, so that no reallocation leaves a copy of
+            // a secret behind.
             let mut part = Zeroizing::new(Vec::with_capacity(PART));
             reader.by_ref().take(PART as u64).read_to_end(&mut part)?;
             size += part.len();

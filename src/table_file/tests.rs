@@ -197,7 +197,7 @@ fn a_repeated_device_or_identity_is_reported_with_both_lines() {
             "line 7, column deviceId: device SN-1 is already in line 3, with other values",
         ]
     );
-    // The same row again is taken once.
+    // A repeated row is returned once.
     let rows = parse("deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n001A2B3C4D5E\n SN-1\n", &lamps());
     assert_eq!(
         rows.into_iter().map(|row| row.unwrap().device.to_string()).collect::<Vec<_>>(),
@@ -300,7 +300,7 @@ fn a_line_that_may_hold_a_secret_is_not_repeated() {
 #[test]
 fn a_guessed_encoding_decides_no_identity() {
     let text = format!("deviceId,enrollment,pskIdentity,psk\nSN-1,plugs,B\u{e4}r,{PSK}\n");
-    // As Windows writes it in Europe.
+    // The text is in the encoding that Windows uses in Europe.
     let bytes: Vec<u8> = text.chars().map(|character| character as u8).collect();
     let (found, _) = outcome(&bytes, false);
     assert!(found[0].starts_with("line 2, column pskIdentity: the line is not UTF-8"), "{found:?}");
@@ -381,7 +381,7 @@ fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
     for other in ["00:1A:2B:3C:4D:5E", "001a2b3c4d5e", "0x001A2B3C4D5E", "00 1a 2b 3c 4d 5e"] {
         assert_eq!(imported(&store, &format!("deviceId\n{other}\n")).unchanged, 1, "{other}");
     }
-    // In another table, the same line is the MAC address.
+    // A table without this serial number takes the same line for a MAC address.
     let other = Memory::default();
     assert_eq!(imported(&other, "deviceId\n001a-2b3c-4d5e\n").added, 1);
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Values of a table file: what spreadsheets and programs put around a value, and the form that each
-//! value must have. Pure; does not depend on lines or on the header.
+//! Values of a table file: what spreadsheets and programs put around a value, and the form that
+//! each value must have. Pure; does not depend on lines or on the header.
 
 use std::borrow::Cow;
 
@@ -51,8 +51,8 @@ pub(super) fn is_blank(character: char) -> bool {
         || matches!(character, '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}' | '\u{00AD}' | '\u{1A}')
 }
 
-/// Removes what surrounds a value: blanks, quotes that a word processor has changed, and the marks by
-/// which Excel keeps a text (`="001"`, `'001`).
+/// Removes what surrounds a value: blanks, quotes that a word processor has changed, and the marks
+/// by which Excel keeps a text (`="001"`, `'001`).
 pub(super) fn unwrapped(value: &str) -> &str {
     let mut value = value.trim_matches(is_blank);
     if let Some(text) = value.strip_prefix("=\"").and_then(|text| text.strip_suffix('"')) {
@@ -73,7 +73,7 @@ pub(super) fn folded(value: &str) -> Cow<'_, str> {
         return Cow::Borrowed(value);
     }
     let narrow = |character: char| {
-        // The full-width forms have the order of ASCII, from `!` on.
+        // The full-width forms are in the order of ASCII, beginning with `!`.
         let narrow = u32::from(character).wrapping_sub(0xFF01).wrapping_add(0x21);
         if is_wide(character) { char::from_u32(narrow).unwrap_or(character) } else { character }
     };
