@@ -74,7 +74,7 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let path = store::file_of(&config.database)?;
     backup::can_be_at(path)?;
     let condition = store::examine(&config.database);
-    // Held until the database is replaced, so that no server starts meanwhile.
+    // The lock is held until the database is replaced, so that no server starts meanwhile.
     let lock = match args.dry_run {
         true => Lock::holder(path).map_or(Ok(None), |who| {
             let path = path.display();

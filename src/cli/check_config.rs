@@ -106,7 +106,7 @@ async fn online(config: &Config) -> CommandResult {
     };
     let endpoint = client.endpoint.clone();
     let client = Client::new(client.clone()).context("[iot_platform]").map_err(Failure::Usage)?;
-    // Any product will do, and there is one, because each configuration has an enrollment.
+    // Any product will do. There is one, because each configuration has an enrollment.
     let products = config.enrollments.iter().map(|enrollment| enrollment.product_key.as_str());
     let product = products.into_iter().next().unwrap_or_default();
     let says = match client.query_device_detail(product, UNUSED_NAME).await {

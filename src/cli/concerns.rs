@@ -1,5 +1,5 @@
-//! What an operator should know about a configuration that is right: nothing here keeps a server from
-//! starting. `check-config` prints it; the server logs it at its start and after each reload.
+//! Concerns about a valid configuration, which do not keep a server from starting. `check-config`
+//! prints them; the server logs them at its start and after each reload.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ const OTHERS_READ: u32 = 0o004;
 /// Longest `drain` that a service manager's usual time-out of 30 s allows.
 const USUAL_DRAIN: Duration = Duration::from_secs(10);
 
-/// Returns the concerns about a configuration, which stands in the file at `path`.
+/// Returns the concerns about a configuration, which was read from the file at `path`.
 pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
     let mut concerns = Vec::new();
     if config.database_keys.first().is_none() {
@@ -43,8 +43,8 @@ fn is_public(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
 
-/// Returns the concerns about the devices in the table. Reads the whole table, and fails in silence,
-/// because an error of the database is reported where it matters.
+/// Returns the concerns about the devices in the table. Reads the whole table. Returns none if the
+/// database fails, because that error is reported elsewhere.
 pub(super) fn of_table(config: &Config) -> Vec<String> {
     if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
         return Vec::new();

@@ -110,7 +110,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     }
 }
 
-/// Changes the chosen devices, and says what was done.
+/// Changes the chosen devices, and reports the changes.
 async fn change(
     config: &Config,
     chosen: Chosen,
@@ -164,7 +164,7 @@ pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> 
     Ok(store.known_as(&asked)?.unwrap_or_else(|| asked.canonical().clone()))
 }
 
-/// Returns the error for a device that is not in the table, and says which table that is.
+/// Returns the error for a device that is not in the table. The error names the database.
 fn not_there(id: &DeviceId, config: &Config) -> anyhow::Error {
     anyhow!("{id} is not in the table ({}); add it with `certdist import`", config.database)
 }

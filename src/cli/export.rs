@@ -57,8 +57,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
             print_whole(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
         }
         None => {
-            // The state that is exported keeps the database's log from being emptied. So the export does
-            // not wait for its reader.
+            // While an export reads the database, the write-ahead log cannot be emptied. So the
+            // export goes to a temporary file first, and does not wait for its reader.
             let folder = std::env::temp_dir();
             let mut spool = Spool::create().with_context(|| {
                 format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())

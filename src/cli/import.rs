@@ -1,4 +1,4 @@
-//! `certdist import`: imports devices from table files, each completely or not at all.
+//! `certdist import`: imports devices from table files, all of them or none.
 
 mod undo;
 
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }
-    // Read before the database is opened, because a pipe may take its time.
+    // Pipes are read before the database is opened, because a pipe may be slow.
     let sources = args.files.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
     let store = if args.dry_run { preview_store(&config)? } else { open_or_create(&config)? };
@@ -89,7 +89,7 @@ fn open(path: &Path) -> Result<Source, Failure> {
     Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
 }
 
-/// Opens the table. Says so if that creates one, as a wrong path does.
+/// Opens the table. Prints a note if the table is new, because a wrong path also creates one.
 fn open_or_create(config: &Config) -> Result<std::sync::Arc<dyn Table>, Failure> {
     let is_new = matches!(store::examine(&config.database), Ok(Condition::Missing));
     let store = open_store(config)?;
@@ -123,7 +123,7 @@ fn run_all(
         table_file::import(store, inputs, how, Feedback { progress, bad_line: &mut bad_line })
     });
     match (outcome, broken) {
-        // The lines are shown, even if they cannot be written.
+        // The bad lines are printed even if they could not be written to the file.
         (Err(failure), Some(error)) => {
             Err(anyhow!("{failure}\ncould not write the bad lines: {error}").into())
         }
@@ -184,8 +184,8 @@ impl Errors {
         Ok(self.writer.write_record(record)?)
     }
 
-    /// Gives the file its name, and adds it to the failure that the lines caused. Without bad lines,
-    /// there is no file.
+    /// Gives the file its final name, and adds that name to the failure that the bad lines caused.
+    /// If there are no bad lines, no file is left.
     fn complete(mut self, failure: Failure) -> Failure {
         if self.count == 0 {
             return failure;

@@ -245,7 +245,7 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
     }
 }
 
-/// Writes results of which a part is of no use. Fails if their reader closes the pipe early.
+/// Writes results that are useless unless complete. Fails if their reader closes the pipe early.
 fn print_whole<E: Into<anyhow::Error>>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> anyhow::Result<()> {
@@ -265,7 +265,7 @@ fn remark(text: &str) {
     let _ = Stderr.write_all(text.as_bytes());
 }
 
-/// Aligns cells in columns. On a terminal, lines are as long as it is wide at most.
+/// Aligns cells in columns. On a terminal, cuts lines to its width.
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     let width = io::stdout().is_terminal().then(|| rustix::termios::tcgetwinsize(io::stdout()).ok());
     // A terminal without a size reports 0.
@@ -287,7 +287,7 @@ fn aligned_within<const N: usize>(lines: &[[String; N]], most: usize) -> String 
         let line = cells.join("  ");
         let line = line.trim_end();
         match line.char_indices().nth(most) {
-            // The last place shows that the line goes on.
+            // The last character shows that the line was cut.
             Some(_) => {
                 text.extend(line.chars().take(most.saturating_sub(1)));
                 text.push('…');

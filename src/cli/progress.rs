@@ -20,7 +20,7 @@ fn on_terminal() -> MutexGuard<'static, Option<ProgressBar>> {
     ON_TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A bar that is on the terminal until this is dropped.
+/// A bar that stays on the terminal until this value is dropped.
 pub(super) struct Shown(ProgressBar);
 
 impl Shown {
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// A terminal that is drawn to, and lines that are written to it while the bar is suspended.
+    /// Draws a bar on a terminal in memory, and writes a line to it while the bar is suspended.
     #[test]
     fn a_line_goes_above_the_bar_and_the_bar_is_drawn_again() {
         let terminal = InMemoryTerm::new(5, 40);

@@ -13,8 +13,8 @@ use crate::{
     server::{self, Pulse},
 };
 
-/// Time that a stop takes at most after the registrations are drained: the last answers and audit
-/// entries.
+/// Maximum time that a stop takes after the registrations are drained, for the last answers and
+/// audit entries.
 pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(20);
 
 /// Runs the server
@@ -167,7 +167,7 @@ async fn order(app: &mut App, signals: &mut Signals) -> Order {
 enum Order {
     Stop,
     GiveUp(anyhow::Error),
-    /// Ends at once, because what the server would still do is lost.
+    /// Ends the server immediately, because the database is lost, and with it any further work.
     Abandon(anyhow::Error),
     Reload,
 }

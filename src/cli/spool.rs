@@ -1,5 +1,5 @@
-//! A temporary file for an export that waits for its reader. The file has no name, and its content is
-//! encrypted with a key that only this process has, so that no secret stays on the disk.
+//! A temporary file for an export that waits for its reader. The file has no name, and its content
+//! is encrypted with a key that only this process has, so that no secret stays on the disk.
 
 use std::{
     fs::File,
@@ -30,7 +30,8 @@ pub(super) struct SpoolReader {
     read: usize,
 }
 
-/// Encrypts and decrypts parts in their order. The key encrypts one spool, so a counter is a nonce.
+/// Encrypts and decrypts parts in their order. A key encrypts only one spool, so the nonce is a
+/// counter.
 struct Parts {
     cipher: ChaCha20Poly1305,
     next: u64,
@@ -91,7 +92,8 @@ impl Write for Spool {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // A part is written when it is full, and the last one at the end.
+        // Nothing is written here: a part is written when it is full, and the last one by
+        // `into_reader`.
         Ok(())
     }
 }

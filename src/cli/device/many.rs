@@ -41,7 +41,7 @@ pub(super) struct Many {
 
 /// The devices that a command changes, under the IDs that they have in the table.
 pub(super) enum Chosen {
-    /// A device, which may not be there.
+    /// A device, whether or not it is in the table.
     One(DeviceId),
     /// The devices of a file, each once.
     Many(PathBuf, Vec<DeviceId>),
@@ -108,8 +108,8 @@ impl Many {
     }
 }
 
-/// Changes each device. Returns the number of those that were there. The error says how many were
-/// changed before; the command can be repeated.
+/// Changes each device. Returns the number of devices that were in the table. The error says how
+/// many were changed before it occurred; the command can be repeated.
 pub(super) async fn change(
     devices: &[DeviceId],
     change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,

@@ -1,4 +1,4 @@
-//! `certdist import undo` and `certdist import list`: the way back from an import.
+//! `certdist import undo` and `certdist import list`: undo an import, and list recent ones.
 
 use super::super::{CommandResult, Failure, aligned, ask, print};
 use crate::{
@@ -67,7 +67,7 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
     }
 }
 
-/// Returns the failure of an attempt to undo an import. A wrong number is wrong usage.
+/// Returns the failure of an attempt to undo an import. An unknown number is wrong usage.
 fn failure(error: UndoError) -> Failure {
     match error {
         UndoError::NotUndone(reason @ NotUndone::Unknown(_)) => Failure::Usage(reason.into()),
