@@ -1,6 +1,6 @@
-//! Authenticates users by password and scripts by token, and limits the rate of attempts: of an
-//! address, of an address for a name, of all addresses for a name, and of a browser in which the
-//! user has signed in before. Does not depend on HTTP.
+//! Authenticates users by password and scripts by token, and limits the rate of attempts: from an
+//! address, from an address under one name, from all addresses under one name, and from a browser
+//! in which the user has signed in before. Does not depend on HTTP.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(gate.try_name(now, [10, 0, 0, 2].into(), "lead", None), Ok(()));
         assert_eq!(gate.try_token(now, [10, 0, 0, 1].into()), Ok(()), "tokens are counted separately");
 
-        // The 65,536 networks of a /48 have four times the attempts of one.
+        // Together, the 65,536 networks of a /48 have four times the attempts of a single one.
         let tried = (0..1000u16).filter(|&network| {
             let address = IpAddr::from([0x2001, 0xdb8, 7, network, 0, 0, 0, 1]);
             gate.try_name(now, address, &format!("user-{network}"), None).is_ok()

@@ -18,7 +18,7 @@ const PURPOSE: &[u8] = b"certdist known browser 1\n";
 /// Bytes of the ID, the time and the signature in a cookie.
 const PARTS: (usize, usize, usize) = (32, 8, 32);
 
-/// Random name of a browser. It permits nothing; the browser only has limits of its own.
+/// Random ID of a browser. It grants no access, only rate limits of its own.
 pub(super) type Browser = [u8; PARTS.0];
 
 /// Chooses the ID of a browser that is not known yet.

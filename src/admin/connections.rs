@@ -112,7 +112,7 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// The place of a connection, among the extensions of its requests.
+/// The place of a connection. Each of its requests carries it as an extension.
 #[derive(Clone)]
 pub(super) struct Place {
     connections: Arc<Connections>,
@@ -120,8 +120,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Notes that a user or a script sends the current request. Its body has more time then, and
-    /// the connection does not make room for strangers.
+    /// Notes that a user or a script sends the current request. The request's body then has more
+    /// time, and the connection is not ended to make room for strangers.
     pub(super) fn authenticate(&self) {
         self.connections.places().authenticate(self.id, true);
     }
@@ -215,7 +215,7 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pl
     let routes = routes.layer(middleware::from_fn_with_state(place.clone(), follow));
     let stream = Followed { stream, place: place.clone() };
     let mut builder = Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-    // The first header has less time than this; see `Places`.
+    // `Places` gives the first header less time than this.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(BUFFER);
     let mut connection =
         pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)));
@@ -372,7 +372,7 @@ mod tests {
         next.run(request).await
     }
 
-    /// Connects to a server whose system keeps only 8 KiB of what a client has not read.
+    /// Connects to a server whose system buffers at most 8 KiB that the client has not read.
     fn connect() -> Client {
         let users = Router::new().route("/user", post(length)).layer(middleware::from_fn(user));
         let routes = Router::new()
@@ -478,7 +478,7 @@ mod tests {
 
         for (path, seconds) in [("/stranger", 10), ("/user", 60)] {
             let mut client = connect();
-            // A request now and then keeps the connection.
+            // Occasional requests keep the connection open.
             for _ in 0..5 {
                 client.post(path, 4).await;
                 client.send("body").await;

@@ -1,7 +1,7 @@
-//! Reports whether the process is alive and whether it can serve. Programs that restart it or
-//! route to it learn this without a token; the problems are only for those who may read them.
-//! Refusals by IoT Platform are only a note, because devices that have a certificate are served
-//! without IoT Platform.
+//! Reports whether the process is alive and whether it can serve. A program that restarts the
+//! process or routes requests to it needs no token for this. The problems are shown only to clients
+//! that may read them. Refusals by IoT Platform are only a note, because devices that have a
+//! certificate are served without IoT Platform.
 
 use std::{
     sync::Arc,
@@ -37,10 +37,10 @@ pub(super) struct Health {
     probed: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
-/// Amount that an answer reveals.
+/// Amount of detail in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detail {
-    /// The state, without a word about its reasons.
+    /// The state, without its reasons.
     StateOnly,
     /// The state and its reasons, which name products and describe the database.
     Reasons,

@@ -40,8 +40,8 @@ impl Hosts {
         let mut hosts = headers.get_all(header::HOST).iter();
         let first = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host.to_str().ok(),
-            // RFC 9112 §3.2: HTTP/1.1 requires exactly one. Browsers always send one, so a
-            // request without it is not from a page.
+            // RFC 9112 §3.2: HTTP/1.1 requires exactly one Host header. Browsers always send one,
+            // so a request without it is not from a page.
             (None, _) if version < Version::HTTP_11 => Some("localhost"),
             _ => None,
         };
@@ -68,7 +68,7 @@ impl Hosts {
     }
 }
 
-/// Removes the port, which tells nothing: a tunnel or a container may have another.
+/// Removes the port, which is not checked: a tunnel or a container may use another one.
 fn without_port(host: &str) -> Option<&str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,

@@ -50,7 +50,7 @@ use crate::{
     store::{Table, UnixSeconds},
 };
 
-/// Maximum size of the body of a request, in bytes; an import's has its own.
+/// Maximum size of the body of a request, in bytes. The body of an import has its own limit.
 const MAX_FORM: usize = 16 << 10;
 
 /// Sources of the metrics and the device rows.
@@ -266,8 +266,8 @@ async fn metrics(
     }
 }
 
-/// Returns how much of the server's health a client may know. A wrong token reveals no more
-/// than none: an answer of 401 would let a probe with an old token restart a healthy server.
+/// Returns how much of the server's health a client may know. A wrong token counts as no token,
+/// because an answer of 401 would let a probe with an old token restart a healthy server.
 fn detail(shared: &Shared, peer: Peer, host: &Named, headers: &HeaderMap) -> Detail {
     let is_allowed = *host == Named::Known && may_read(shared, peer, headers).is_ok();
     if is_allowed { Detail::Reasons } else { Detail::StateOnly }

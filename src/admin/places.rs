@@ -19,15 +19,15 @@ use crate::rate_limit::{Network, Source};
 pub(super) const PLACES: usize = 256;
 /// Places for connections from this machine, which no other machine can take.
 pub(super) const LOCAL_PLACES: usize = 128;
-/// Part of the places that one origin may have: a quarter.
+/// Divisor for the places that one origin may have: a quarter of them.
 const SHARE: usize = 4;
 /// Maximum time for a TLS handshake, for a request's header, and for the body of a request that
 /// is not authenticated.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum time between the requests of a client whose last request was authenticated.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// Maximum time without progress while a client sends a body or takes an answer, and the time
-/// that it has in addition to that of [`PACE`].
+/// Maximum time without progress while a client sends a body or takes an answer. A transfer may
+/// also last this much longer than [`PACE`] allows.
 const STALL: Duration = Duration::from_secs(30);
 /// Minimum average rate of a body or an answer, in bytes a second: what a modem of 1995 does.
 const PACE: u64 = 2048;
@@ -58,7 +58,7 @@ pub(super) enum Stage {
 pub(super) enum Loss {
     /// All places that it could have are in use by authenticated requests.
     Full,
-    /// It made room for another.
+    /// The connection made room for another one.
     Displaced,
     /// The TLS handshake took too long.
     SlowHandshake,
@@ -105,7 +105,7 @@ struct Entry {
     stage: Stage,
     /// Beginning of the stage.
     since: Instant,
-    /// Last progress in this stage, and the bytes of all progress in it.
+    /// Time of the last progress in this stage (`moved`), and bytes moved in this stage (`bytes`).
     moved: Instant,
     bytes: u64,
     /// Set if the current or last request is of a user or a script.
@@ -168,14 +168,14 @@ impl Pool {
         Some(entry)
     }
 
-    /// Makes room for a connection from `source`, if there is none. Returns whether another
+    /// Makes room for a connection from `source`, if no place is free. Returns whether another
     /// connection was ended for it.
     fn make_room(&mut self, source: Source) -> Result<bool, Loss> {
         let has_share = |&(network, times): &(Network, u32)| {
             self.count(network) >= (self.size / SHARE * times as usize).min(self.size)
         };
-        // A network within another has fewer places, so one connection of the first that has its
-        // share is enough.
+        // The networks are in order of size. A smaller one has fewer places and is part of the
+        // larger ones, so it is enough to end a connection of the first network that has its share.
         let within = source.networks().find(has_share).map(|(network, _)| network);
         if within.is_none() && self.entries.len() < self.size {
             return Ok(false);
@@ -185,11 +185,11 @@ impl Pool {
         Ok(true)
     }
 
-    /// Returns the connection that is ended first, within a network if one is given: idle ones,
-    /// then those that wait for their client, then those that wait for us; last, idle ones of
-    /// users. Among these it is one of the network with the most connections for its size, and
-    /// the one whose stage has lasted longest. Requests of users are never ended, unless they
-    /// have more than half of the places.
+    /// Returns the connection to end, in the network `within` if one is given. Idle connections are
+    /// ended first, then those that wait for their client, then those that wait for the server, and
+    /// then idle ones of users. Of these, the connection is from the network with the most
+    /// connections for its size, and its stage has lasted longest. Requests of users are ended
+    /// last, and only if they have more than half of the places.
     fn victim(&self, within: Option<Network>) -> Option<Id> {
         let is_protected = |entry: &Entry| entry.is_authenticated && entry.is_busy();
         let protects = self.entries.values().filter(|entry| is_protected(entry)).count() <= self.size / 2;
@@ -228,7 +228,7 @@ impl Default for Places {
     }
 }
 
-/// A place that a new connection has got.
+/// The place of a new connection.
 pub(super) struct Admitted {
     pub(super) id: Id,
     /// Rung when the connection must make room for another.
@@ -298,16 +298,17 @@ impl Places {
         }
     }
 
-    /// Returns the time at which more of a request's body must have come.
+    /// Returns the time by which more of a request's body must have arrived.
     pub(super) fn deadline(&mut self, id: Id) -> Option<Instant> {
         self.entry(id).map(|entry| entry.deadline())
     }
 
-    /// Returns whether a connection must end because its client, or the server, takes too long,
-    /// and what is lost with it: nothing with an idle connection.
+    /// Returns `Some` if a connection must end because its client, or the server, takes too long.
+    /// The inner value is the loss to count; `None` for an idle connection, which loses nothing.
     pub(super) fn overdue(&mut self, now: Instant, id: Id) -> Option<Option<Loss>> {
         let entry = self.entry(id)?;
-        // The request's handler learns that a body is late, and answers, before this.
+        // Before the connection ends, the request's handler learns that the body is late, and
+        // answers.
         let grace = if entry.stage == Stage::Body { GRACE } else { Duration::ZERO };
         (now >= entry.deadline() + grace).then_some(match entry.stage {
             Stage::Handshake => Some(Loss::SlowHandshake),
@@ -474,7 +475,7 @@ mod tests {
         assert_eq!((port.places.len(), port.places.remote.counts.len()), (0, 0));
     }
 
-    /// Returns the seconds until a connection ends in which `bytes` move each second.
+    /// Returns the seconds until a connection that moves `bytes` each second ends, and its loss.
     fn lasts(stage: Stage, is_user: bool, bytes: usize) -> (u64, Option<Loss>) {
         let mut port = Port::new();
         let id = port.connect("192.0.2.1", stage).unwrap();

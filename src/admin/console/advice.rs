@@ -77,7 +77,8 @@ pub(super) fn of(
             );
             return advice(Tone::Warning, "Waiting for IoT Platform", text);
         }
-        // No problem, except for `Disabled`, which was reported before the state at IoT Platform.
+        // `Disabled` was reported above, before the state at IoT Platform; the other verdicts are
+        // no problem.
         Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
     }
     if row.first_issued.is_none() {
