@@ -135,13 +135,14 @@ pub struct Admin {
     pub require_token: bool,
 }
 
-/// Treatment of keys of enrollments, credentials and TLS keys that are not there, because the
-/// environment is another one, or because another user owns their files.
+/// Treatment of enrollment keys, credentials and TLS keys that cannot be read here, for example
+/// because an environment variable is not set, or because another user owns the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Secrets {
-    /// They are errors: the server and `register` need them.
+    /// A missing secret is an error, because the server and `register` need it.
     Required,
-    /// They are left out: a command that neither serves devices nor calls IoT Platform does without.
+    /// A missing secret is left out, for a command that neither serves devices nor calls IoT
+    /// Platform.
     IfThere,
 }
 
@@ -153,9 +154,9 @@ impl Config {
         Self::read_with(path, Secrets::Required)
     }
 
-    /// Reads a configuration like [`read`](Self::read), for a command that neither serves devices nor
-    /// calls IoT Platform. Keys of enrollments, credentials and TLS keys need not be there; database
-    /// keys must be.
+    /// Reads a configuration like [`read`](Self::read), for a command that neither serves devices
+    /// nor calls IoT Platform. Keys of enrollments, credentials and TLS keys may be missing;
+    /// database keys may not.
     pub fn read_offline(path: &Path) -> Result<Self> {
         Self::read_with(path, Secrets::IfThere)
     }
@@ -273,7 +274,7 @@ impl Config {
     }
 }
 
-/// Returns the path of a key that stands in a file.
+/// Returns the path of the file from which a key is read; `None` if the key is not in a file.
 fn file_of(source: &str, folder: &Path) -> Option<PathBuf> {
     source.strip_prefix("file:").map(|path| folder.join(path))
 }
@@ -325,8 +326,8 @@ fn read_plain_coap(
     Some(PlainCoap { listen, enrollment })
 }
 
-/// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that mean
-/// something else in other programs.
+/// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that
+/// mean something else in other programs.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
     let Some(("sqlite", path)) = url.split_once(':') else {
         bail!("database = \"{url}\": expected \"sqlite:PATH\"");

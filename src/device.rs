@@ -164,8 +164,8 @@ impl AskedId {
         }
     }
 
-    /// Parses a serial number. One with the digits of a MAC address is looked up as that address
-    /// if it is not in the table.
+    /// Parses a serial number. If the table does not have it, and it has the digits of a MAC
+    /// address, it is looked up as that address.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         match DeviceId::parse_mac(text) {
             Ok(mac) => Ok(Self::either(text, mac)),
@@ -186,7 +186,7 @@ impl AskedId {
     }
 
     /// Returns the ID of the text itself and that of the MAC address, if they differ. A text with
-    /// spaces cannot be in the table.
+    /// spaces is no serial number, so it stands for the MAC address only.
     fn either(text: &str, mac: DeviceId) -> Self {
         match DeviceId::parse_sn(text) {
             Ok(id) if id != mac => Self { id, mac: Some(mac) },

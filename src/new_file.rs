@@ -1,7 +1,7 @@
 //! Files that commands write: private, never half-written under their final name, and never through
-//! another user's link. A file is written under a random name beside its final one, and renamed when it
-//! is complete. If the command fails or is interrupted by a signal, it is removed. This module does
-//! not depend on what the files contain.
+//! another user's link. A file is written under a random name beside its final one, and renamed
+//! when it is complete. If the command fails or is interrupted by a signal, the incomplete file is
+//! removed. This module does not depend on what the files contain.
 
 use std::{
     ffi::OsString,
@@ -35,17 +35,18 @@ pub struct NewFile {
     path: PathBuf,
     to: PathBuf,
     file: File,
-    /// Set if another file may have the final name and is then replaced.
+    /// Set if the file replaces another file that has the final name.
     replaces: bool,
     /// Files that a library makes beside the incomplete file.
     companions: Vec<PathBuf>,
 }
 
 impl NewFile {
-    /// Begins a file that will be called `to`. Fails with [`io::ErrorKind::AlreadyExists`] if that name
-    /// is taken. Removes incomplete files of the same name that killed commands have left behind.
+    /// Begins a file that will be called `to`. Fails with [`io::ErrorKind::AlreadyExists`] if that
+    /// name is taken. Removes incomplete files of the same name that killed commands have left
+    /// behind.
     pub fn create(to: &Path) -> io::Result<Self> {
-        // Not even a link that leads nowhere may be there.
+        // Even a link to a file that does not exist takes the name.
         match to.symlink_metadata() {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::begin(to, false),
@@ -73,14 +74,14 @@ impl NewFile {
             .mode(0o600)
             .custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed())
             .open(&path)?;
-        // Tells other commands that this one is alive.
+        // The lock tells other commands that this one is still running.
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         incomplete().push(path.clone());
         Ok(Self { path, to: to.to_owned(), file, replaces, companions: Vec::new() })
     }
 
-    /// Also removes files that a library makes beside the incomplete file, with these endings added to
-    /// its name.
+    /// Also removes files that a library makes beside the incomplete file, with these endings added
+    /// to its name.
     pub fn with_companions(mut self, endings: &[&str]) -> Self {
         for ending in endings {
             let mut path = self.path.clone().into_os_string();
@@ -115,7 +116,8 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // A complete file has been renamed, so there is nothing to remove.
+        // A complete file keeps its final name; only the name of the incomplete file is removed, if
+        // it is still there.
         for path in self.companions.iter().chain([&self.path]) {
             let _ = fs::remove_file(path);
         }
@@ -134,17 +136,17 @@ fn folder(path: &Path) -> &Path {
 /// Renames a file unless the name is taken.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system without such a rename has links.
+        // A file system without such a rename has hard links, which also fail if the name is taken.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::hard_link(from, to),
         renamed => Ok(renamed?),
     }
 }
 
-/// Starts, once, to remove incomplete files at a signal that ends the process.
+/// Starts a thread, once, that removes incomplete files when a signal ends the process.
 fn remove_signalled() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        // Without it, only files of interrupted commands stay, until the next command.
+        // If this fails, files of interrupted commands stay until the next command removes them.
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         let wait = move || {
             for signal in signals.forever() {
@@ -158,8 +160,8 @@ fn remove_signalled() {
     });
 }
 
-/// Removes incomplete files for the same final name whose commands have ended, with the files that
-/// SQLite makes beside them.
+/// Removes the incomplete files with the final name `to` whose commands have ended, and the files
+/// that SQLite makes beside them.
 pub fn remove_left_behind(to: &Path) {
     let mut prefix = to.file_name().unwrap_or_default().to_owned();
     prefix.push(".");

@@ -28,7 +28,7 @@ pub fn watchdog() {
 }
 
 /// Reports that the service is shutting down on purpose, and that this may take up to `most`. The
-/// service manager then waits so long, even if its own time-out (`TimeoutStopSec=`) is shorter.
+/// service manager then waits that long, even if its own time-out (`TimeoutStopSec=`) is shorter.
 pub fn stopping(most: Duration) {
     tell(&stopping_within(most));
 }

@@ -94,7 +94,7 @@ impl Provisioner {
         Self { store, registrar, patience }
     }
 
-    /// Returns the certificate of the device `asked` for to a client at `origin` that has proven to
+    /// Returns the certificate of the device `asked`, for a client at `origin` that has proven to
     /// be `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false, but
     /// the device must be registered or its first issue recorded, the future starts no work and
     /// never becomes ready.
@@ -123,8 +123,9 @@ impl Provisioner {
         answer
     }
 
-    /// Returns the row of the first ID asked for that is in the client's enrollment. For a device of
-    /// another enrollment, reads as many rows as for one that is not in the table.
+    /// Returns the row of the device `asked` if it is in the client's enrollment; if `asked` stands
+    /// for several IDs, the first such row. For a device of another enrollment, reads as many rows
+    /// as for one that is not in the table.
     async fn row_of(&self, principal: &Principal, asked: &AskedId) -> Result<DeviceRow, Refusal> {
         let mac = asked.mac();
         let own = principal.device.as_ref();
@@ -139,8 +140,8 @@ impl Provisioner {
                 return Ok(row);
             }
         }
-        // The table may have the MAC address in another spelling. An individual key belongs to one row,
-        // any other to whichever row has the MAC address.
+        // The table may have the MAC address in another spelling. An individual key gives access to
+        // one row only, and any other key to whichever row has the MAC address.
         let is_individual = principal.enrollment.kind == Kind::Individual;
         if let Some(mac) = mac
             && let Some(spelled) = self.store.spelled(&mac).await?
@@ -202,7 +203,7 @@ impl Provisioner {
         Ok(certificate)
     }
 
-    /// Has a device registered. Returns `None` if its row has changed in the meantime.
+    /// Registers a device. Returns `None` if its row has changed meanwhile.
     async fn register(&self, row: DeviceRow) -> Result<Option<Certificate>, Refusal> {
         let device_name = row.name();
         let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };

@@ -48,7 +48,8 @@ fn read_listen(
     let file::Admin { listen, exposed, tls_certificate, tls_key, .. } = section;
     let tls = match (tls_certificate, tls_key) {
         (None, None) => None,
-        // The files may belong to another user.
+        // The files may belong to another user, so a command that does not need them does not read
+        // them.
         (Some(_), Some(_)) if secrets == Secrets::IfThere => return Ok(None),
         (Some(certificate), Some(key)) => Some(read_tls(&folder.join(certificate), &folder.join(key))?),
         _ => anyhow::bail!("expected both tls_certificate and tls_key, or neither"),

@@ -101,8 +101,8 @@ mod tests {
     /// Parses a configuration with one more key, or returns its error.
     fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
         let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
-        // `connect_timeout` may not exceed `first_byte_timeout`, nor that one `timeout`. So
-        // the timeouts that limit the key under test are set to their maximum.
+        // `connect_timeout` may not exceed `first_byte_timeout`, and `first_byte_timeout` may not
+        // exceed `timeout`. So the timeouts that limit the key under test are set to their maximum.
         let others = match key {
             "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
             "first_byte_timeout" => "timeout = 300\n",

@@ -71,7 +71,7 @@ pub(super) fn read(
     Some(IotPlatformSettings { client, qps, batches, sweep })
 }
 
-/// Returns the file of the credentials, if they stand in one.
+/// Returns the path of the credentials file; `None` if the credentials are not in a file.
 pub(super) fn secret_file(section: &file::IotPlatformSection, folder: &Path) -> Option<PathBuf> {
     match &section.credentials {
         file::Credentials::File(Some(path)) => Some(folder.join(path)),
