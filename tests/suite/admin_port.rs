@@ -71,10 +71,10 @@ impl Port {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
     }
 
-    /// Opens a connection, sends this, and keeps the connection.
+    /// Opens a connection, sends `sent`, and returns the open connection.
     fn hold(&self, from: IpAddr, sent: &str) -> TcpStream {
         let mut stream = http::connect_from(from, self.address);
-        // A small buffer, so that the server cannot get rid of all answers.
+        // The small buffer keeps the server from sending a whole long answer.
         let _ = socket2::SockRef::from(&stream).set_recv_buffer_size(4096);
         // The server may have ended the connection, or read no further.
         stream.set_write_timeout(Some(Duration::from_millis(1))).expect("a time-out");
@@ -118,7 +118,7 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
     assert!(port.metric(PROBER, displaced) > 1000);
 }
 
-/// Ends the strangers, also if the test fails.
+/// Ends the strangers' threads when dropped, even if the test fails.
 #[derive(Default)]
 struct Over(Arc<AtomicBool>);
 
@@ -143,12 +143,12 @@ fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile()
         body.len()
     );
     upload.write_all(head.as_bytes()).expect("sent");
-    // Now it is authenticated.
+    // `100 Continue` shows that the upload is authenticated.
     let mut go_on = [0; 25];
     upload.read_exact(&mut go_on).expect("an answer");
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     thread::scope(move |scope| {
-        // These come from the operator's own network and from others, without a pause.
+        // Strangers connect from the operator's own network and from others, without a pause.
         let strangers = scope.spawn({
             let is_over = is_over.0.clone();
             move || {
@@ -205,7 +205,7 @@ fn slow_handshakes_hold_up_no_other() {
         .with_no_client_auth();
     let config = Arc::new(config);
     for addresses in [1, 300] {
-        // A record of a handshake that never comes to its end.
+        // Strangers send only the beginning of a handshake record.
         let held: Vec<_> = (0..300)
             .map(|number| port.hold(stranger(number % addresses), "\x16\x03\x01\x02\x00\x01"))
             .collect();
@@ -239,7 +239,7 @@ fn wrong_passwords_from_elsewhere_lock_out_neither_an_address_nor_a_known_browse
     while attempt(office, "lead", "wrong", None).status != 429 {}
     assert_eq!(attempt(office, "lead", PASSWORD, None).status, 429);
     assert_eq!(attempt(office, "lead", PASSWORD, Some(&known)).status, 303);
-    // The cookie is its user's, and does not replace the password.
+    // The cookie is valid for its user only, and does not replace the password.
     while attempt(office, "guest", "wrong", Some(&known)).status != 429 {}
     assert_eq!(attempt(office, "lead", "wrong", Some(&known)).status, 401);
 

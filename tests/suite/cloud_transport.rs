@@ -40,7 +40,7 @@ use tokio_rustls::{
 const PRODUCT: &str = "a1BwAGVxyz1";
 /// A name that does not resolve: only a proxy can reach it.
 const CLOUD: &str = "iot.cn-shanghai.test.invalid";
-/// Set in a child process that a test starts to make one call.
+/// Environment variable of a child process that makes one call for a test. It has the endpoint.
 const ENDPOINT: &str = "CERTDIST_TEST_ENDPOINT";
 
 async fn simulator() -> Simulator {

@@ -531,7 +531,8 @@ fn what_an_operator_should_know_is_said_by_check_config_and_by_the_server() {
     assert!(file.contains("certdist.toml has a secret"), "{file}");
     assert!(drain.starts_with("a stop takes up to 80 s (drain = 60)"), "{drain}");
 
-    // Mended but for the first, and with an enrollment that is no longer there.
+    // All problems but the first are fixed, and the configuration no longer has a device's
+    // enrollment.
     set_mode("lamp.key", 0o640);
     set_mode("certdist.toml", 0o600);
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");

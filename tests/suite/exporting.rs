@@ -1,4 +1,5 @@
-//! Exports: what nobody reads keeps no state of the database, and what was exported can be imported.
+//! Exports: one that is not read does not keep the write-ahead log from being emptied, and an
+//! exported file can be imported.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -9,7 +10,7 @@ use std::{
 
 use crate::support::{Site, stderr, stdout};
 
-/// Number of devices, whose export is many times as large as what a pipe takes.
+/// Number of devices. Their export is many times as large as the buffer of a pipe.
 const DEVICES: usize = 12_000;
 
 fn site() -> Site {
@@ -27,8 +28,9 @@ fn begun(site: &Site, arguments: &[&str]) -> Child {
     child
 }
 
-/// Writes the whole table many times, as a busy server does in hours, and returns the size of the log
-/// in pages. An idle database's log is emptied when it has 1000 pages.
+/// Writes the whole table many times, as a busy server does in hours, and returns the size of the
+/// write-ahead log in pages. Unless a reader prevents it, the log is emptied when it has 1000
+/// pages.
 fn pages_after_writing(site: &Site) -> u64 {
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     database.execute_batch("PRAGMA synchronous = off").expect("set");
@@ -49,7 +51,7 @@ fn an_export_that_nobody_reads_does_not_keep_the_log_from_being_emptied() {
     let mut child = begun(&site, &["export"]);
     let pages = pages_after_writing(&site);
     assert!(pages <= 2 * idle, "{pages} pages, and {idle} without an export");
-    // The export is of the moment at which it began.
+    // The export has the state of the table at the time when the export began.
     let mut rest = String::new();
     child.stdout.take().expect("its output").read_to_string(&mut rest).expect("UTF-8");
     assert!(child.wait().expect("it ends").success());
@@ -109,7 +111,7 @@ fn every_form_of_an_export_can_be_imported_again() {
         site.write(name, &text);
         let output = site.run(&["import", name, "--dry-run"]);
         assert!(stdout(&output).contains("0 would be changed, 3 unchanged"), "{name}: {}", stderr(&output));
-        // A file has the same content as a pipe.
+        // An export to a file has the same content as one to a pipe.
         let file = format!("file-{name}");
         assert!(
             site.run(&[&["export", "--output", &file], options].concat()).status.success(),

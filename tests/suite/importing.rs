@@ -1,5 +1,5 @@
-//! `certdist import` as an operator runs it: pipes, several files, lists of bad lines, and the way
-//! back.
+//! `certdist import` as an operator runs it: pipes, several files, lists of bad lines, and undoing
+//! an import.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::{Site, stderr, stdout};
 
-/// Runs a command with this text on a pipe.
+/// Runs a command with `text` on standard input, which is a pipe.
 fn piped(site: &Site, arguments: &[&str], text: &str) -> Output {
     let mut command = site.certdist(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -112,7 +112,8 @@ fn several_files_are_imported_only_if_all_are_right() {
     assert_eq!(stdout(&output), "one.csv, two.csv: 2 devices added, 0 changed, 0 unchanged\n");
     assert_eq!(count(&site), 2);
 
-    // What contradicts another file is bad as well; what is there again is taken once.
+    // A row that contradicts another file is bad, too. A row that is repeated in another file is
+    // imported once.
     site.write("three.csv", "deviceId,enrollment,deviceName\nSN00000003,lamp,same\n");
     site.write("four.csv", "deviceId,enrollment,deviceName\nSN00000004,lamp,same\nSN00000003,lamp,other\n");
     for arguments in
@@ -163,7 +164,7 @@ fn bad_lines_are_shown_by_kind_and_all_of_them_are_written_on_request() {
     let mode = fs::metadata(site.path("errors.csv")).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    // An existing file is not replaced, and without bad lines there is no file.
+    // An existing file is not replaced. Without bad lines, no file is written.
     let output = site.run(&["import", "bad.csv", "--errors", "errors.csv"]);
     assert_eq!((output.status.code(), stderr(&output).contains("--errors errors.csv")), (Some(2), true));
     site.write("good.csv", "deviceId,enrollment\nSN00000001,lamp\n");
@@ -256,7 +257,7 @@ fn devices_of_a_file_are_changed_together_or_not_at_all() {
     site.import(
         "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n001A2B3C4D5E,lamp\nSN00000003,lamp\n",
     );
-    // A label reader's list, and a sheet with other columns.
+    // One file is the list of a label reader, and the other a sheet with further columns.
     site.write("line.txt", "SN00000001\n00:1a:2b:3c:4d:5e\nSN00000001\n");
     site.write("sheet.csv", "SN;Place\nSN00000002;Hall 1\nSN00000099;Hall 2\n");
     let states = || -> Vec<bool> {

@@ -1,4 +1,4 @@
-//! Commands that only look: they change no file, and name a database that is not there.
+//! Commands that only read: they change no file, and their errors name a missing database.
 #![cfg(feature = "simulation")]
 
 use std::{fs, os::unix::fs::symlink};
@@ -67,7 +67,7 @@ fn a_database_that_is_not_there_is_named_with_its_path_and_created_by_no_command
             assert_eq!(names(&site), before, "{line}");
         }
         if name != "certdist.db" {
-            // Nor by those that create a database where one can be created.
+            // Commands that can create a database do not create one here either.
             site.write("rows.csv", "deviceId,enrollment\nSN00000001,lamp\n");
             fs::write(site.path("copy.db"), "").expect("written");
             let mut lines = vec!["import rows.csv", "import rows.csv --dry-run", "serve"];

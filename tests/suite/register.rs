@@ -69,8 +69,8 @@ fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     first.import(&csv(100, "lamp"));
     first.import(&csv(100, "plug"));
     assert_eq!(stdout(&first.run(&["register"])), "200 registered, 0 refused\n");
-    // A device that is not older than the first call for it could be ours; times at the cloud are
-    // known to the second.
+    // A device that is not older than the first call for it may have been created by that call.
+    // Times at the cloud are known only to the second, so the devices must be clearly older.
     std::thread::sleep(std::time::Duration::from_secs(3));
     // Another server has a table of its own and does not know of these registrations.
     let second = site(&simulator);

@@ -80,7 +80,7 @@ fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
         site.import(DEVICES);
         succeeds(&site, &["backup", "copy.db"]);
         let mut server = serve(&site, "log");
-        // A file that is replaced by itself, and one that is missing for a moment, are no loss.
+        // A database that is moved away and back at once is not lost.
         fs::rename(site.path("certdist.db"), site.path("aside.db")).expect("moved");
         fs::rename(site.path("aside.db"), site.path("certdist.db")).expect("moved back");
         match replaces {
@@ -88,13 +88,14 @@ fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
             false => fs::remove_file(site.path("certdist.db")).expect("removed"),
         }
         let restore = site.run(&["restore", "copy.db", "--yes", "--force"]);
-        // On a slow machine, the server may have ended before.
+        // On a slow machine, the server may have ended before the restore.
         assert!(!restore.status.success() || !server.is_running(), "the server has it");
         assert_eq!(server.ended(), Some(1));
         let log = fs::read_to_string(site.path("log")).expect("a log");
         let what = if replaces { "was replaced with another file" } else { "was removed or moved" };
         assert!(log.contains(what) && log.contains("certdist restore"), "{log}");
-        // A service manager starts it again. It must not begin with an empty database then.
+        // A service manager would start the server again. The server must not begin with an empty
+        // database.
         if !replaces && !restore.status.success() {
             assert!(refused(&site, &["serve"]).contains("but there was one"));
             succeeds(&site, &["restore", "copy.db"]);
@@ -115,7 +116,7 @@ fn a_restore_lists_what_it_undoes() {
         &["device", "disable", "SN00000001"][..],
         &["device", "enable", "SN00000002"],
         &["device", "delete", "SN00000003", "--yes"],
-        // What was changed back counts as unchanged.
+        // A device that was changed back counts as unchanged.
         &["device", "enable", "SN00000004"],
         &["device", "disable", "SN00000004"],
     ] {
@@ -145,7 +146,7 @@ fn a_restore_lists_what_it_undoes() {
     let output = site.run(&["restore", "copy.db", "--yes"]);
     assert!(output.status.code() == Some(1) && stdout(&output).contains(expected), "{}", stdout(&output));
 
-    // Of many, the first are named.
+    // Of many changes, only the first are named.
     succeeds(&site, &["backup", "many.db"]);
     for number in 0..25 {
         succeeds(&site, &["device", "enable", &format!("NEW-{number:02}")]);

@@ -96,7 +96,7 @@ impl Operator {
     }
 }
 
-/// Returns why a file is refused as a database. Checks that the file is unchanged.
+/// Returns the reason why a file is refused as a database. Checks that the file is unchanged.
 fn refusal(path: &Path) -> String {
     let before = fs::read(path).ok();
     let Err(StoreError::Failed(reason) | StoreError::Unusable(reason)) = Sqlite::open(path) else {

@@ -110,9 +110,9 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     places.sort_unstable();
     let (mut cuts, mut before) = (0, 0);
     for kept in places {
-        // The last step that is complete in what was kept. The next step may be complete as well.
-        // Its recorded length can include later pages of the audit log, and a page may end in the
-        // zeros that stand for the lost part.
+        // Number of the last step whose part of the log was kept whole. The next step may be
+        // complete as well. Its recorded length can include later pages of the audit log, and its
+        // last page may end with the same zeros that replace the lost part.
         let answered = written.iter().rposition(|(length, _)| *length <= kept).unwrap_or(0);
         for torn in torn(&log, kept) {
             let after = tempfile::tempdir().expect("a folder");
