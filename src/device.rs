@@ -164,8 +164,8 @@ impl AskedId {
         }
     }
 
-    /// Parses a serial number. If the table does not have it, and it has the digits of a MAC
-    /// address, it is looked up as that address.
+    /// Parses a serial number. If it has the digits of a MAC address and is not in the table, the
+    /// device is looked up under that address.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         match DeviceId::parse_mac(text) {
             Ok(mac) => Ok(Self::either(text, mac)),

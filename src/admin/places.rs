@@ -56,7 +56,7 @@ pub(super) enum Stage {
 /// Reason why a connection was refused or ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// All places that it could have are in use by authenticated requests.
+    /// All places that the connection could have are in use by authenticated requests.
     Full,
     /// The connection made room for another one.
     Displaced,
@@ -110,7 +110,7 @@ struct Entry {
     bytes: u64,
     /// Set if the current or last request is of a user or a script.
     is_authenticated: bool,
-    /// Rung when the connection makes room for another.
+    /// Notified when the connection makes room for another.
     bell: Arc<Notify>,
 }
 
@@ -187,9 +187,9 @@ impl Pool {
 
     /// Returns the connection to end, in the network `within` if one is given. Idle connections are
     /// ended first, then those that wait for their client, then those that wait for the server, and
-    /// then idle ones of users. Of these, the connection is from the network with the most
-    /// connections for its size, and its stage has lasted longest. Requests of users are ended
-    /// last, and only if they have more than half of the places.
+    /// then idle ones of users. Requests of users are ended last, and only if they have more than
+    /// half of the places. Among equals, the network with the most connections for its size loses
+    /// the connection whose stage has lasted longest.
     fn victim(&self, within: Option<Network>) -> Option<Id> {
         let is_protected = |entry: &Entry| entry.is_authenticated && entry.is_busy();
         let protects = self.entries.values().filter(|entry| is_protected(entry)).count() <= self.size / 2;
@@ -231,7 +231,7 @@ impl Default for Places {
 /// The place of a new connection.
 pub(super) struct Admitted {
     pub(super) id: Id,
-    /// Rung when the connection must make room for another.
+    /// Notified when the connection must make room for another.
     pub(super) bell: Arc<Notify>,
     /// Set if another connection was ended.
     pub(super) has_displaced: bool,
@@ -429,7 +429,7 @@ mod tests {
             port.connect("192.0.2.1", Stage::Header).unwrap();
         }
         assert!(port.has(upload) && port.has(idle));
-        // A request without a token on the same connection is a stranger's again.
+        // Another request on the same connection, without a token, counts as a stranger's.
         port.places.authenticate(upload, false);
         port.connect("192.0.2.1", Stage::Header).unwrap();
         assert!(!port.has(upload));

@@ -56,8 +56,9 @@ pub trait Bulk: Send + Sync {
     /// [`Store::spelled`](super::Store::spelled) finds them. Usually there are none.
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError>;
 
-    /// Returns the ID under which the table has a device: the first of those asked for, or another
-    /// spelling of the MAC address, as [`Store::spelled`](super::Store::spelled) finds it.
+    /// Returns the ID under which the table has a device: the first ID of `asked` that is in the
+    /// table, or another spelling of the MAC address, as [`Store::spelled`](super::Store::spelled)
+    /// finds it.
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError>;
 
     /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.

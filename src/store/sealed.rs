@@ -102,7 +102,7 @@ impl UnderKey {
 pub struct SealReport {
     /// The key under which all values are sealed now.
     pub key: KeyId,
-    /// Number of values that were not sealed under it before.
+    /// Number of values that were not sealed under that key before.
     pub sealed: u64,
 }
 

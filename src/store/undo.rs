@@ -12,8 +12,8 @@ pub const UNDOABLE: UnixSeconds = 30 * 86_400;
 /// Maximum number of imports that a store remembers.
 pub const REMEMBERED: usize = 1000;
 
-/// Number of an import, shown as 8 hex digits. It is random, so that two processes never choose the
-/// same.
+/// Number of an import, shown as 8 hex digits. It is random, so that two processes do not choose
+/// the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImportId(pub u32);
 

@@ -66,7 +66,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Returns whether the file gives this column.
+    /// Returns whether the file has this column.
     pub(super) fn has(&self, column: usize) -> bool {
         self.columns.contains(&Meaning::Column(column))
     }

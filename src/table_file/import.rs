@@ -223,8 +223,8 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Gives the row the ID under which the table has its device. An earlier version may have
-    /// stored the device's MAC address as a serial number, and the ID stays as it is.
+    /// Replaces the row's device ID with the one under which the table has the device. An earlier
+    /// version may have stored the device's MAC address as a serial number.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);
         if let Some(asked) = asked.filter(|_| self.spelled.contains(&row.device))

@@ -484,8 +484,8 @@ fn is_comment(text: &str) -> bool {
     text.trim_start_matches(values::is_blank).starts_with('#')
 }
 
-/// Removes what surrounds a value. A PSK identity stays as it is, because devices send it byte for
-/// byte.
+/// Removes blanks, quotes and marks around a value. A PSK identity stays as it is, because devices
+/// send it byte for byte.
 fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     const ENROLLMENT: usize = 1;
     const IDENTITY: usize = 6;

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 /// Path that stands for standard input.
 const STDIN: &str = "-";
 
-/// Maximum size of a stream, in bytes. It is kept in memory, because it may hold secrets.
+/// Maximum size of a stream, in bytes. A stream is kept in memory, because it may hold secrets.
 const MAX_STREAM: usize = 256 << 20;
 
 /// Size of the parts in which a stream is kept, in bytes.

@@ -52,7 +52,7 @@ pub(super) fn is_blank(character: char) -> bool {
 }
 
 /// Removes what surrounds a value: blanks, quotes that a word processor has changed, and the marks
-/// by which Excel keeps a text (`="001"`, `'001`).
+/// of a text in Excel (`="001"`, `'001`).
 pub(super) fn unwrapped(value: &str) -> &str {
     let mut value = value.trim_matches(is_blank);
     if let Some(text) = value.strip_prefix("=\"").and_then(|text| text.strip_suffix('"')) {

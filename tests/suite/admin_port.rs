@@ -243,7 +243,7 @@ fn wrong_passwords_from_elsewhere_lock_out_neither_an_address_nor_a_known_browse
     while attempt(office, "guest", "wrong", Some(&known)).status != 429 {}
     assert_eq!(attempt(office, "lead", "wrong", Some(&known)).status, 401);
 
-    // A restart does not forget the browser, and a changed password does.
+    // The server recognizes the browser after a restart, but not after a change of the password.
     assert_eq!(server.stop(), Some(0));
     let server = site.serve();
     let attempt = |password: &str| sign_in_from(office, address, "lead", password, Some(&known)).status;

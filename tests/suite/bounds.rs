@@ -1,5 +1,5 @@
-//! A server whose settings are all at the upper end of their documented ranges starts, overflows no
-//! clock and hands out certificates.
+//! Test that a server whose settings are all at the upper end of their documented ranges starts,
+//! overflows no clock, and hands out certificates.
 
 use std::collections::BTreeMap;
 

@@ -87,7 +87,7 @@ pub struct ForgetfulNetwork {
     pub address: SocketAddr,
     /// Number of datagrams that left from a new port.
     pub moved: Arc<AtomicU32>,
-    /// Number of these that began with a handshake record.
+    /// Number of those datagrams that began with a handshake record.
     pub handshakes: Arc<AtomicU32>,
 }
 
@@ -170,8 +170,9 @@ pub struct Outage {
     pub address: SocketAddr,
     /// Number of datagrams of the device that were lost.
     pub lost: Arc<AtomicU32>,
-    /// Number of these sent between one and six seconds after the first. A device with the
-    /// timers of RFC 7925 §11 sends none then, even if its timers are a quarter shorter.
+    /// Number of lost datagrams that the device sent between one and six seconds after the outage
+    /// began. A device with the timers of RFC 7925 §11 sends none then, even if its timers are a
+    /// quarter shorter.
     pub hurried: Arc<AtomicU32>,
 }
 

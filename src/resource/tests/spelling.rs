@@ -1,5 +1,5 @@
-//! Tests of MAC addresses in any spelling, also of those that an earlier version stored as a serial
-//! number.
+//! Tests of MAC addresses in any spelling, including those that an earlier version stored as a
+//! serial number.
 
 use super::*;
 

@@ -66,7 +66,7 @@ fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     assert_eq!((again.since, again.cloud_offset), (5, Some(-7)));
 }
 
-/// `claim` requires a row that asks for just this registration.
+/// `claim` requires a row that asks for exactly this registration.
 fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     import(store, [with_certificate("SN-5", "s3cret")]);

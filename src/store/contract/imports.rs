@@ -149,7 +149,7 @@ fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
     assert!(now(store.individual_key("id-3")).unwrap().is_none());
 }
 
-/// Names that an import exchanged are exchanged back.
+/// Device names that an import exchanged are exchanged back when the import is undone.
 fn exchanged_names_come_back(store: &(impl Store + Bulk)) {
     import(store, [renamed("SN-1", "aaaa"), renamed("SN-2", "bbbb")]);
     let before = now(store.rows_after(None, 9)).unwrap();

@@ -85,7 +85,7 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     assert!(page("id-2", 2).is_empty());
     let [first, other] = <[StoredSecret; 2]>::try_from(page("", 2)).unwrap();
     assert_eq!((first.device.as_str(), first.value.expose()), ("SN-0", PSK));
-    // The value of the other device was read before it changed.
+    // `other` was read before this change, so it must not be replaced.
     import(&store, [with_key("SN-1", "id-1", &PSK.replace("00", "99"))]);
     let anew = |value: StoredSecret| (value, Secret::new(format!("sealed 1 {} AAAA", key_id(1))));
     store.replace_secrets(SecretColumn::Psk, &[anew(first), anew(other)]).unwrap();

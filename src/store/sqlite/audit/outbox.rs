@@ -3,9 +3,10 @@
 //! process ends or is killed. The writer then moves the entries into the log. Entries that a
 //! process leaves behind are moved by the next process.
 //!
-//! Each process has files of its own, beside the database. It keeps them locked, so that others can
-//! tell which files are left behind. The table `audit_outbox` says how far a file has been moved.
-//! It changes in the same transaction as the log, so each entry is moved once.
+//! Each process has files of its own, beside the database. It keeps them locked, so that other
+//! processes can tell which files are left behind. The table `audit_outbox` has the number of bytes
+//! of each file that are in the log already. It changes in the same transaction as the log, so each
+//! entry is moved once.
 
 mod files;
 #[cfg(test)]
@@ -209,7 +210,7 @@ impl Shared {
     }
 }
 
-/// A file, and how far its entries have been moved into the log.
+/// A file, and the number of its bytes that have been moved into the log.
 struct Source {
     file: Arc<OutboxFile>,
     moved: u64,
@@ -440,7 +441,7 @@ impl Mover {
 
 /// Entries that processes have left behind in their files, and that are not in the log yet.
 pub(in crate::store::sqlite) struct Waiting {
-    /// Each file, and how far it has been moved.
+    /// Each file, and the number of its bytes that have been moved into the log.
     files: Vec<(OutboxFile, u64)>,
     /// Number of the log's last entry when `files` were examined.
     pub(in crate::store::sqlite) end: u64,
