@@ -284,6 +284,10 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
         Some(ErrorCode::DiskFull) => {
             StoreError::Busy(format!("{path}: the disk is full ({error}); free some space on it"))
         }
+        Some(ErrorCode::ReadOnly) => StoreError::Failed(format!(
+            "{path}: this user may not write it ({error}); run the command as the user of the server, for example with \
+             sudo -u certdist"
+        )),
         _ => StoreError::Failed(format!("{path}: {error}")),
     }
 }
