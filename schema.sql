@@ -64,9 +64,9 @@ CREATE INDEX device_iot_id ON device_table (IotId) WHERE IotId IS NOT NULL;
 -- versions stored it as a serial number. Usually there are none.
 CREATE INDEX device_spelled ON device_table (
     upper(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', ''))
-) WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
-    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12
-    AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]';
+) WHERE deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'
+    AND deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
+    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12;
 
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (

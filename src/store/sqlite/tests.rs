@@ -365,7 +365,12 @@ fn a_database_that_cannot_be_written_fails_with_a_sentence() {
     let (writer, reader) = bare_writer(&directory, "PRAGMA query_only = on");
     let error = wait(writer.submit(put(vec![1], false))).unwrap_err();
     assert!(matches!(error, StoreError::Failed(_)), "{error}");
-    assert!(error.to_string().contains("bare.db: attempt to write a readonly database"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("bare.db: this user may not write it (attempt to write a readonly database)"),
+        "{error}"
+    );
     assert_eq!(count(&reader), 0);
 }
 

@@ -5,9 +5,9 @@ ALTER TABLE device_table ADD COLUMN importId INTEGER;
 
 CREATE INDEX device_spelled ON device_table (
     upper(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', ''))
-) WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
-    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12
-    AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]';
+) WHERE deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'
+    AND deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
+    AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12;
 
 CREATE TABLE import (
     number       INTEGER PRIMARY KEY AUTOINCREMENT,
