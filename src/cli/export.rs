@@ -23,7 +23,7 @@ Example
   certdist import backup.csv --dry-run
 
 The file holds every device secret and key, in clear text. Only its owner can read it.
-An export to a pipe is first written to an unnamed file in the folder TMPDIR (/tmp).")]
+An export to a pipe is first written to an unnamed, encrypted file in TMPDIR (/tmp).")]
 pub struct Args {
     /// File to write, which must not exist yet; standard output if absent
     #[arg(long, value_name = "FILE.csv")]

@@ -52,9 +52,9 @@ Example
   certdist register --enrollment plug-batch-7
 
 Registers every device that has no certificate, is not disabled and was not refused, in
-batches of 10,000, within IoT Platform's limits. Ctrl-C interrupts; the same command
-continues later. Exit code 1 if a device was not registered. Works beside a running server and beside other runs: all of them together
-keep the limits of the account.")]
+batches of 10,000, within IoT Platform's limits. Exit code 1 if a device was not
+registered. Ctrl-C interrupts; the same command continues later. Works beside a running
+server and beside other runs: all of them together keep the limits of the account.")]
 pub struct Args {
     /// Only this enrollment
     #[arg(long, value_name = "NAME")]
