@@ -1,6 +1,6 @@
-//! Decides which hosts a request may name. A page of another site can point its own name at
-//! this server (DNS rebinding), and its scripts would then read the answers as if they were
-//! the site's own. Its requests still carry the site's name. Performs no I/O.
+//! Decides which hosts a request may name. The owner of a foreign site can point its name at the
+//! address of this server (DNS rebinding). Scripts of that site may then read this server's answers.
+//! Their requests name the foreign site as their host, and are refused for this. Performs no I/O.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ pub(super) struct Hosts {
 pub(super) enum Named {
     /// The request names this server.
     Known,
-    /// The request names this other host.
+    /// The request names another host: this one.
     Unknown(String),
     /// The request names no host where it must, or no legal one.
     Invalid,

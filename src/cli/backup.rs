@@ -128,7 +128,8 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     Ok(())
 }
 
-/// Returns the reason against replacing the database that was `found`, if there is one.
+/// Returns the reason why the database, whose contents are `found`, must not be replaced; `None` if it
+/// may be.
 fn against(backup: &Contents, found: &Result<Contents, StoreError>, damaged: bool) -> Option<String> {
     match found {
         _ if damaged => Some("it is damaged, or not a database of this version".into()),

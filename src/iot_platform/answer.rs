@@ -33,7 +33,7 @@ struct Envelope {
     /// The content is parsed later, so that an answer with a wrong certificate is not reported as a
     /// response that is not an answer.
     data: Option<IgnoredAny>,
-    /// Present in a page, instead of `Data`.
+    /// Present, instead of `Data`, in an answer that is one page of a list of devices.
     page_count: Option<IgnoredAny>,
 }
 

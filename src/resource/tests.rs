@@ -609,7 +609,8 @@ async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     assert_eq!(poll("SN-KNOWN").await.map(|answer| name(&answer)).as_deref(), Some("known"));
 }
 
-/// A session holds the principal that its handshake has proven.
+/// An open session keeps the device that its handshake has proven, even if the identity then gets
+/// another device.
 #[tokio::test]
 async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_deleted() {
     let bench = Bench::new();

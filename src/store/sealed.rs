@@ -71,9 +71,9 @@ pub struct StoredSecret {
 pub struct UnderKey {
     /// The key's ID; `None` for values that are not sealed.
     pub key: Option<String>,
-    /// Device secrets.
+    /// Number of device secrets.
     pub device_secrets: u64,
-    /// Keys of individual devices.
+    /// Number of pre-shared keys of individual devices.
     pub psks: u64,
 }
 
@@ -102,7 +102,7 @@ impl UnderKey {
 pub struct SealReport {
     /// The key under which all values are sealed now.
     pub key: KeyId,
-    /// Number of values that were not sealed under that key before.
+    /// Number of values that this run sealed under `key`.
     pub sealed: u64,
 }
 

@@ -172,8 +172,8 @@ fn import(
     Ok(report)
 }
 
-/// Returns the audit entry about an import. The list of enrollments is short, because all of them
-/// are in the configuration.
+/// Returns the audit entry about an import. The entry names all enrollments: a configuration has
+/// few.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged, .. } = report;
     let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");

@@ -1,5 +1,5 @@
 //! Lists what a restore would undo: what the audit log of the database says has happened since the
-//! backup. Reads both databases, and changes nothing.
+//! backup. Reads the database and the backup, and changes neither.
 
 use std::{collections::HashSet, path::Path};
 
