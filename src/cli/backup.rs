@@ -92,7 +92,7 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let upgraded = backup.older.map(|version| format!("; upgraded from version {version}"));
     let upgraded = upgraded.unwrap_or_default();
     print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
-    let mut damaged = false;
+    let (mut damaged, mut is_other) = (false, false);
     if path.exists() {
         let found = backup::examine(path);
         damaged = found.is_err() && !matches!(condition, Ok(Condition::Older(_)));
@@ -100,11 +100,13 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
             Ok(contents) => {
                 print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
                 let undone = backup.undone(path)?;
+                // A database without devices, as a first start makes it, has nothing to lose.
+                is_other = undone.is_other && contents.devices > 0;
                 print(|out| out.write_all(listed(&undone).as_bytes()))?;
             }
             Err(error) => print(|out| writeln!(out, "{error}"))?,
         }
-        let reason = against(&backup.contents, &found, damaged);
+        let reason = against(&backup.contents, &found, damaged, is_other);
         match (reason, args.dry_run) {
             (Some(reason), true) => {
                 print(|out| writeln!(out, "{}: {reason}: needs --force", path.display()))?
@@ -130,13 +132,19 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
 
 /// Returns the reason why the database, whose contents are `found`, must not be replaced; `None` if it
 /// may be.
-fn against(backup: &Contents, found: &Result<Contents, StoreError>, damaged: bool) -> Option<String> {
+fn against(
+    backup: &Contents,
+    found: &Result<Contents, StoreError>,
+    damaged: bool,
+    is_other: bool,
+) -> Option<String> {
     match found {
         _ if damaged => Some("it is damaged, or not a database of this version".into()),
         Ok(contents) if contents.audit.last > backup.audit.last => {
             let newer = contents.audit.last - backup.audit.last;
             Some(format!("its audit log is {newer} entries newer than the backup"))
         }
+        Ok(_) if is_other => Some("it is another database than the one that was backed up".into()),
         Ok(_) => None,
         Err(_) => Some("it is of an older version, and may be newer than the backup".to_owned()),
     }

@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::symlink};
 use crate::support::{Site, stderr, stdout};
 
 /// Commands that need a database, but create none.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "stats",
     "device list",
     "device show SN00000001",
@@ -22,6 +22,8 @@ const COMMANDS: [&str; 16] = [
     "audit export",
     "backup out.db",
     "database status",
+    "import list",
+    "import undo 00000000 --dry-run",
     "register",
 ];
 

@@ -163,4 +163,11 @@ fn a_restore_lists_what_it_undoes() {
     assert!(
         succeeds(&site, &["restore", "other.db", "--dry-run"]).contains("everything in it would be lost")
     );
+    let third = Site::new();
+    third.import("deviceId,enrollment\nTHIRD,lamp\nFOURTH,lamp\n");
+    let refused = third.run(&["restore", &copy, "--yes"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let reason = "it is another database than the one that was backed up; use --force to replace it anyway";
+    assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
+    assert!(third.run(&["device", "show", "THIRD"]).status.success());
 }

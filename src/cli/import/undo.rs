@@ -41,7 +41,7 @@ undone. Reads the whole table, and locks it meanwhile: a second for a million de
 impl Action {
     /// Returns whether the action changes nothing.
     pub(super) fn looks(&self) -> bool {
-        matches!(self, Self::List)
+        matches!(self, Self::List | Self::Undo { dry_run: true, .. })
     }
 }
 

@@ -67,7 +67,10 @@ impl Bulk for Sqlite {
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
-        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let connection = match self.access {
+            Access::Looks if how.dry_run => connection::open_preview(&self.path, self.bulk_wait)?,
+            _ => connection::open_again(&self.path, self.bulk_wait)?,
+        };
         let outcome = imports::undo(&connection, how, self.clock.now());
         Ok(outcome.map_err(|error| error.into_store_error(&self.path))??)
     }
