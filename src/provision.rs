@@ -106,10 +106,9 @@ impl Provisioner {
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
         let (device, answer) = match self.row_of(principal, asked).await {
-            Ok(row) => {
-                let device = row.id.clone();
-                let answer = self.decide(origin, principal, &device, row, may_wait).await;
-                (device, answer)
+            Ok(mut row) => {
+                let answer = self.decide(origin, principal, &mut row, may_wait).await;
+                (row.id, answer)
             }
             Err(refusal) => (asked.first().clone(), Err(refusal)),
         };
@@ -127,12 +126,11 @@ impl Provisioner {
     /// for several IDs, the first such row. For a device of another enrollment, reads as many rows
     /// as for one that is not in the table.
     async fn row_of(&self, principal: &Principal, asked: &AskedId) -> Result<DeviceRow, Refusal> {
-        let mac = asked.mac();
         let own = principal.device.as_ref();
         let is_own = |id: &DeviceId| own.is_none_or(|own| own.ids().any(|own| own == id));
-        let is_own_mac = own.is_none_or(|own| mac.is_some() && own.mac() == mac);
+        let is_own_mac = || own.is_none_or(|own| own.mac().is_some_and(|own| asked.mac() == Some(own)));
         // Checked before the table is read, so that the answer reveals nothing about the table.
-        if !is_own_mac && !asked.ids().any(is_own) {
+        if !asked.ids().any(is_own) && !is_own_mac() {
             return Err(Refusal::NotYours);
         }
         for id in asked.ids().filter(|id| is_own(id)) {
@@ -143,9 +141,9 @@ impl Provisioner {
         // The table may have the MAC address in another spelling. An individual key gives access to
         // one row only, and any other key to whichever row has the MAC address.
         let is_individual = principal.enrollment.kind == Kind::Individual;
-        if let Some(mac) = mac
+        if let Some(mac) = asked.mac()
             && let Some(spelled) = self.store.spelled(&mac).await?
-            && (is_own(&spelled) || (is_own_mac && !is_individual))
+            && (is_own(&spelled) || (!is_individual && is_own_mac()))
             && let Some(row) = self.in_enrollment(principal, &spelled).await?
         {
             return Ok(row);
@@ -162,16 +160,16 @@ impl Provisioner {
         Ok(self.store.device(id).await?.filter(|row| row.enrollment == principal.enrollment.name))
     }
 
+    /// Decides about a row, and takes its certificate out of it.
     async fn decide(
         &self,
         origin: Origin,
         principal: &Principal,
-        device: &DeviceId,
-        row: DeviceRow,
+        row: &mut DeviceRow,
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
         let now = self.store.now();
-        let has_certificate = match policy::verdict(&row, principal.enrollment.reissue, now) {
+        let has_certificate = match policy::verdict(row, principal.enrollment.reissue, now) {
             Verdict::Refuse(reason) => return Err(reason.into()),
             Verdict::HandOut => true,
             Verdict::Register => false,
@@ -183,7 +181,9 @@ impl Provisioner {
         if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
-        let certificate = match row.certificate {
+        let certificate = row.certificate.take();
+        let device = &row.id;
+        let certificate = match certificate {
             Some(certificate) => certificate,
             None => match self.register(row).await? {
                 Some(certificate) => certificate,
@@ -204,9 +204,9 @@ impl Provisioner {
     }
 
     /// Registers a device. Returns `None` if its row has changed meanwhile.
-    async fn register(&self, row: DeviceRow) -> Result<Option<Certificate>, Refusal> {
-        let device_name = row.name();
-        let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
+    async fn register(&self, row: &DeviceRow) -> Result<Option<Certificate>, Refusal> {
+        let (device, product_key) = (row.id.clone(), row.product_key.clone());
+        let wanted = JournalEntry { device, product_key, device_name: row.name() };
         match self.registrar.register(wanted, self.patience).await {
             Outcome::Registered(certificate) => Ok(Some(certificate)),
             Outcome::Changed => Ok(None),

@@ -328,19 +328,17 @@ impl Enrollments {
         if self.derived.len() == 1 {
             return Ok(first);
         }
+        let spelled = match device.mac() {
+            Some(mac) => store.spelled(&mac).await?,
+            None => None,
+        };
         let mut own = None;
-        // Both IDs of an ambiguous identity are looked up in any case, so that the duration does
+        // All IDs of an ambiguous identity are looked up in any case, so that the duration does
         // not reveal which of them is in the table.
-        for id in device.ids() {
+        for id in device.ids().chain(&spelled) {
             let name = store.enrollment_of(id).await?;
             let found = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
             own = own.or(found);
-        }
-        if let Some(mac) = device.mac()
-            && let Some(spelled) = store.spelled(&mac).await?
-        {
-            let name = store.enrollment_of(&spelled).await?;
-            own = own.or(self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref()));
         }
         Ok(own.unwrap_or(first))
     }
