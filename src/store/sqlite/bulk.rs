@@ -293,13 +293,8 @@ impl<'c> Table<'c> {
     /// Checks that no other device has the name or the `IotId`.
     fn is_unique(&self, row: &ImportRow, columns: &Columns<'_>) -> Result<(), Unmerged> {
         let name = merge::name_of(&row.device, columns);
-        let holder = claims::holder_of_name(self.connection, &row.device, columns.product_key, &name)?;
-        merge::unique_name(holder, &name)?;
-        let holder = match columns.iot_id {
-            Some(iot_id) => claims::holder_of_iot_id(self.connection, &row.device, iot_id)?,
-            None => None,
-        };
-        Ok(merge::unique_iot_id(holder)?)
+        let Columns { product_key, iot_id, .. } = *columns;
+        Ok(claims::is_unique(self.connection, &row.device, product_key, &name, iot_id)??)
     }
 
     /// Merges a row into a device that is in the table. Returns whether the device has changed, and

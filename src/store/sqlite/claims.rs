@@ -15,11 +15,12 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice,
-        SharedName, StoreError, StoreFuture, UnixSeconds,
+        BatchId, Claim, Conflict, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
+        RegisteredDevice, SharedName, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
+        merge,
         turn::{Turn, Turns},
     },
 };
@@ -133,6 +134,22 @@ pub(super) fn holder_of_iot_id(
     let holder: Option<String> =
         connection.prepare_cached(SQL)?.query_row([iot_id, device.as_str()], |row| row.get(0)).optional()?;
     Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
+}
+
+/// Checks that no other device has this name in this product, or this `IotId`.
+pub(super) fn is_unique(
+    connection: &Connection,
+    device: &DeviceId,
+    product_key: &str,
+    device_name: &str,
+    iot_id: Option<&str>,
+) -> rusqlite::Result<Result<(), Conflict>> {
+    let named = holder_of_name(connection, device, product_key, device_name)?;
+    let identified = match iot_id {
+        Some(iot_id) => holder_of_iot_id(connection, device, iot_id)?,
+        None => None,
+    };
+    Ok(merge::unique_name(named, device_name).and_then(|()| merge::unique_iot_id(identified)))
 }
 
 /// Returns up to `limit` names that several devices of one product share, each with the first of

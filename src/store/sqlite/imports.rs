@@ -9,7 +9,6 @@ use crate::{
     store::{
         Actor, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        merge,
         undo::{ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, Undone, may_undo},
     },
 };
@@ -18,6 +17,13 @@ use crate::{
 macro_rules! untouched {
     () => {
         "importId = ?1 AND deviceId NOT IN (SELECT deviceId FROM registration_claim)"
+    };
+}
+
+/// Query for the columns that [`import_record`] reads.
+macro_rules! records {
+    () => {
+        "SELECT importId, at, who, file, added, changed, undone FROM import"
     };
 }
 
@@ -79,8 +85,7 @@ pub(super) fn note_before(
 
 /// Returns the imports, newest first.
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<ImportRecord>> {
-    let sql = "SELECT importId, at, who, file, added, changed, undone FROM import ORDER BY number DESC";
-    let mut statement = connection.prepare(sql)?;
+    let mut statement = connection.prepare(concat!(records!(), " ORDER BY number DESC"))?;
     statement.query_map((), import_record)?.collect()
 }
 
@@ -102,8 +107,7 @@ pub(super) fn undo(
     how: Undo<'_>,
     now: UnixSeconds,
 ) -> Result<Result<Undone, NotUndone>, WriteError> {
-    const RECORD: &str =
-        "SELECT importId, at, who, file, added, changed, undone FROM import WHERE importId = ?1";
+    const RECORD: &str = concat!(records!(), " WHERE importId = ?1");
     const UNTOUCHED: &str = concat!("SELECT count(*) FROM device_table WHERE ", untouched!());
     const LOST_KEYS: &str = concat!(
         "SELECT count(*) FROM import_before WHERE importId = ?1 AND keyChange = 'lost' AND deviceId IN \
@@ -189,13 +193,8 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
 fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };
-    let name = row.name();
-    let named = claims::holder_of_name(connection, &device, &row.product_key, &name)?;
-    let identified = match &row.iot_id {
-        Some(iot_id) => claims::holder_of_iot_id(connection, &device, iot_id)?,
-        None => None,
-    };
-    let unique = merge::unique_name(named, &name).and_then(|()| merge::unique_iot_id(identified));
+    let (name, iot_id) = (row.name(), row.iot_id.as_deref());
+    let unique = claims::is_unique(connection, &device, &row.product_key, &name, iot_id)?;
     Ok(unique.err().map(|conflict| conflict.reason))
 }
 

@@ -27,7 +27,7 @@ const WAIT: Duration = Duration::from_secs(5);
 /// Time within which a file system may give two changes of a file the same time stamp.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What is at the path of a database.
+/// Kind of object at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// A file with content.

@@ -10,8 +10,8 @@ use crate::{
     device::{AskedId, Certificate, DeviceId},
     seal::Place,
     store::{
-        Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rows,
-        SameSecret, StoreError, Totals, UnixSeconds,
+        Bulk, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
+        Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         merge::{self, Columns, Merged, Unmerged},
         undo::{
@@ -26,6 +26,18 @@ use crate::{
 pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
 
 impl Tables {
+    /// Checks that no other device has this name in this product, or this `IotId`.
+    fn is_unique(
+        &self,
+        device: &DeviceId,
+        product_key: &str,
+        name: &str,
+        iot_id: Option<&str>,
+    ) -> Result<(), Conflict> {
+        merge::unique_name(self.holder_of_name(device, product_key, name), name)?;
+        merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(device, iot_id)))
+    }
+
     /// Returns the ID of a device that has this MAC address in another spelling.
     pub(super) fn spelled(&self, mac: &DeviceId) -> Option<DeviceId> {
         let is_it = |id: &&DeviceId| *id != mac && DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac);
@@ -63,8 +75,7 @@ impl Tables {
             });
             let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id };
             let name = merge::name_of(&row.device, &columns);
-            merge::unique_name(self.holder_of_name(&row.device, product_key, &name), &name)?;
-            merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(&row.device, iot_id)))?;
+            self.is_unique(&row.device, product_key, &name, iot_id)?;
             let merged = DeviceRow {
                 enrollment: enrollment.to_owned(),
                 product_key: product_key.to_owned(),
@@ -152,10 +163,7 @@ impl Tables {
         }
         for device in &untouched {
             let Some(row) = self.devices.get(device) else { continue };
-            let name = row.name();
-            let named = self.holder_of_name(device, &row.product_key, &name);
-            let identified = row.iot_id.as_ref().and_then(|iot_id| self.holder_of_iot_id(device, iot_id));
-            merge::unique_name(named, &name).and_then(|()| merge::unique_iot_id(identified)).map_err(
+            self.is_unique(device, &row.product_key, &row.name(), row.iot_id.as_deref()).map_err(
                 |conflict| NotUndone::Conflict { device: device.to_string(), reason: conflict.reason },
             )?;
         }
