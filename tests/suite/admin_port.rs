@@ -195,15 +195,7 @@ fn slow_handshakes_hold_up_no_other() {
     site.write("cert.pem", &certified.cert.pem());
     site.write("key.pem", &certified.key_pair.serialize_pem());
     let (port, _server) = (Port { address }, site.serve());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).expect("a root");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let config = Arc::new(config);
+    let config = http::tls_client(&[&certified]);
     for addresses in [1, 300] {
         // Strangers send only the beginning of a handshake record.
         let held: Vec<_> = (0..300)

@@ -4,7 +4,6 @@
 use std::{
     net::SocketAddr,
     process::Stdio,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -456,17 +455,7 @@ fn over_tls_cookies_are_for_tls_only_and_a_renewed_certificate_is_taken_over() {
     };
     install(&first);
     let server = site.serve();
-    let mut roots = rustls::RootCertStore::empty();
-    for certified in [&first, &renewed] {
-        roots.add(certified.cert.der().clone()).expect("a root");
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let config = Arc::new(config);
+    let config = http::tls_client(&[&first, &renewed]);
     let connect = || {
         let connection =
             rustls::ClientConnection::new(config.clone(), "localhost".try_into().expect("a name"));

@@ -4,10 +4,26 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
+
+/// Returns the TLS configuration of a client that trusts these certificates.
+pub fn tls_client(trusted: &[&rcgen::CertifiedKey]) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certified in trusted {
+        roots.add(certified.cert.der().clone()).expect("a root");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
 
 /// A response.
 pub struct Answer {
