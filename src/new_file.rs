@@ -48,7 +48,10 @@ impl NewFile {
     pub fn create(to: &Path) -> io::Result<Self> {
         // Even a link to a file that does not exist takes the name.
         match to.symlink_metadata() {
-            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Ok(_) => {
+                let reason = "it exists already; choose another name, or remove it";
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, reason))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::begin(to, false),
             Err(error) => Err(error),
         }

@@ -166,15 +166,7 @@ impl Errors {
             errors.writer.write_record(["file", "line", "column", "error"])?;
             Ok::<_, io::Error>(errors)
         };
-        create()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => {
-                    anyhow!("it exists already; choose another name, or remove it")
-                }
-                _ => error.into(),
-            })
-            .with_context(|| format!("--errors {}", path.display()))
-            .map_err(Failure::Usage)
+        create().with_context(|| format!("--errors {}", path.display())).map_err(Failure::Usage)
     }
 
     fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
