@@ -88,6 +88,7 @@ impl App {
                     throttle: services.service.counters(),
                     store: table.clone(),
                     started: unix_now(),
+                    database: config.database.clone(),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");

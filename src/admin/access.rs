@@ -261,11 +261,11 @@ impl Gate {
         Ok((NewSession { id: session::token()?, browser }, session::token()?))
     }
 
-    /// Returns the visitor to whom a session cookie belongs. `touch` says whether the request
-    /// keeps the session from ending.
-    pub(super) fn by_cookie(&self, address: IpAddr, id: &str, touch: bool) -> Option<Visitor> {
+    /// Returns the visitor to whom a session cookie belongs, if the session permits this kind of
+    /// request.
+    pub(super) fn by_cookie(&self, address: IpAddr, id: &str, request: session::Request) -> Option<Visitor> {
         let (key, Session { user, role, csrf, .. }) =
-            lock(&self.accounts).sessions.find(Instant::now(), id, touch)?;
+            lock(&self.accounts).sessions.find(Instant::now(), id, request)?;
         Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 

@@ -68,6 +68,8 @@ pub struct Sources {
     pub store: Arc<dyn Table>,
     /// Start time of the process.
     pub started: UnixSeconds,
+    /// Location of the device table, as the console shows it; without credentials.
+    pub database: String,
 }
 
 /// State that all requests to the port share.
@@ -77,6 +79,8 @@ struct Shared {
     gate: Gate,
     connections: Arc<Connections>,
     hosts: ArcSwap<Hosts>,
+    /// Name of this machine.
+    host: String,
     health: Health,
     ring: std::sync::Mutex<Ring>,
     pages: console::PageState,
@@ -130,9 +134,12 @@ impl Admin {
     }
 }
 
+fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 fn known_hosts(address: SocketAddr, configured: &[String]) -> Hosts {
-    let machine = rustix::system::uname();
-    Hosts::new(address.ip(), &machine.nodename().to_string_lossy(), configured)
+    Hosts::new(address.ip(), &machine_name(), configured)
 }
 
 /// Opens the port, and serves it in tasks of the current runtime.
@@ -147,6 +154,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
         enrollments: RwLock::default(),
         gate: Gate::new(section.users.clone(), section.tokens.clone()),
         hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
+        host: machine_name(),
         connections: connections.clone(),
         health: Health::default(),
         ring: std::sync::Mutex::default(),

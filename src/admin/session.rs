@@ -12,7 +12,8 @@ use subtle::ConstantTimeEq;
 
 use crate::{operators::Role, random::random};
 
-/// Time without a request after which a session ends.
+/// Time without a person's request after which a session is idle. An idle session permits only that
+/// an open page updates itself; for anything else, the user must sign in again.
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
 /// Maximum lifetime of a session, even if it is in use.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
@@ -37,10 +38,23 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn is_over(&self, now: Instant) -> bool {
+    fn is_idle(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.last) >= IDLE
-            || now.saturating_duration_since(self.began) >= LONGEST
     }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.began) >= LONGEST
+    }
+}
+
+/// Kind of a request within a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    /// A person's request, which keeps the session from becoming idle.
+    Action,
+    /// A request by which an open page updates itself. It is permitted in an idle session, so that
+    /// an overview on a wall goes on showing the truth.
+    Renewal,
 }
 
 /// All sessions.
@@ -61,16 +75,18 @@ impl Sessions {
         self.0.insert(key_of(id), session);
     }
 
-    /// Finds the session of a cookie. `touch` says whether the request keeps the session from
-    /// ending: true for a person's request, and false for a page that updates itself.
-    pub(super) fn find(&mut self, now: Instant, id: &str, touch: bool) -> Option<(SessionKey, Session)> {
+    /// Finds the session of a cookie, if it permits this kind of request.
+    pub(super) fn find(&mut self, now: Instant, id: &str, request: Request) -> Option<(SessionKey, Session)> {
         let key = key_of(id);
         let session = self.0.get_mut(&key)?;
         if session.is_over(now) {
             self.0.remove(&key);
             return None;
         }
-        if touch {
+        if request == Request::Action {
+            if session.is_idle(now) {
+                return None;
+            }
             session.last = now;
         }
         Some((key, session.clone()))
@@ -118,25 +134,33 @@ mod tests {
     fn a_session_ends_when_it_is_idle_and_always_after_its_maximum_lifetime() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
-        assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", true).is_some());
-        assert!(sessions.find(now + IDLE + Duration::from_secs(1), "one", true).is_some(), "it was touched");
+        assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", Request::Action).is_some());
+        assert!(
+            sessions.find(now + IDLE + Duration::from_secs(1), "one", Request::Action).is_some(),
+            "it was touched"
+        );
         begin(&mut sessions, now, "two");
-        assert!(sessions.find(now + IDLE, "two", true).is_none());
+        assert!(sessions.find(now + IDLE, "two", Request::Action).is_none());
         begin(&mut sessions, now, "three");
         let mut at = now;
         while at < now + LONGEST {
-            assert!(sessions.find(at, "three", true).is_some());
+            assert!(sessions.find(at, "three", Request::Action).is_some());
             at += Duration::from_secs(60);
         }
-        assert!(sessions.find(now + LONGEST, "three", true).is_none());
+        assert!(sessions.find(now + LONGEST, "three", Request::Action).is_none());
     }
 
     #[test]
-    fn a_page_that_updates_itself_keeps_no_session_alive() {
+    fn an_open_page_updates_itself_in_an_idle_session_but_keeps_it_no_longer() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
-        assert!(sessions.find(now + IDLE - Duration::from_secs(1), "one", false).is_some());
-        assert!(sessions.find(now + IDLE, "one", false).is_none());
+        let mut at = now;
+        while at < now + LONGEST {
+            assert!(sessions.find(at, "one", Request::Renewal).is_some());
+            at += Duration::from_secs(60);
+        }
+        assert!(sessions.find(now + IDLE, "one", Request::Action).is_none());
+        assert!(sessions.find(now + LONGEST, "one", Request::Renewal).is_none());
     }
 
     #[test]
@@ -146,8 +170,8 @@ mod tests {
             begin(&mut sessions, now + Duration::from_secs(number as u64), &number.to_string());
         }
         let later = now + Duration::from_secs(100);
-        assert!(sessions.find(later, "0", true).is_none());
-        assert!(sessions.find(later, "1", true).is_some());
+        assert!(sessions.find(later, "0", Request::Action).is_none());
+        assert!(sessions.find(later, "1", Request::Action).is_some());
         assert_eq!(sessions.0.len(), MOST);
     }
 
@@ -155,11 +179,11 @@ mod tests {
     fn an_unknown_cookie_has_no_session() {
         let (mut sessions, now) = (Sessions::default(), Instant::now());
         begin(&mut sessions, now, "one");
-        assert!(sessions.find(now, "", true).is_none());
-        let (key, session) = sessions.find(now, "one", true).unwrap();
+        assert!(sessions.find(now, "", Request::Action).is_none());
+        let (key, session) = sessions.find(now, "one", Request::Action).unwrap();
         assert!(same(&session.csrf, "csrf") && !same(&session.csrf, ""));
         sessions.end(&key);
-        assert!(sessions.find(now, "one", true).is_none());
+        assert!(sessions.find(now, "one", Request::Action).is_none());
         assert_ne!(token().unwrap(), token().unwrap());
     }
 }

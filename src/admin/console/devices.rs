@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     OperatorForm, Visitor, advice, history,
-    page::{self, Tone},
+    page::{self, Frame, Tone},
     plain, time, wants_json,
 };
 use crate::{
@@ -38,13 +38,14 @@ pub(super) struct Search {
 
 pub(super) async fn search(
     State(shared): State<Arc<Shared>>,
+    frame: Frame,
     visitor: Visitor,
     Query(search): Query<Search>,
 ) -> Response {
     let wanted = search.q.trim();
     let found = match find(shared.sources.store.as_ref(), wanted, search.after.as_deref()).await {
         Ok(found) => found,
-        Err(error) => return page::store_failed(&visitor, &error),
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
     let (rows, more) = (&found[..found.len().min(PAGE)], found.len() > PAGE);
     let body = html! {
@@ -83,7 +84,7 @@ pub(super) async fn search(
             }
         }
     };
-    page::page("Devices", Some(&visitor), "/devices", &body).into_response()
+    frame.page("Devices", Some(&visitor), "/devices", &body).into_response()
 }
 
 /// Finds the devices for a page, and at least one more if another page follows. `wanted` is a
@@ -159,21 +160,22 @@ pub(super) struct Which {
 
 pub(super) async fn show(
     State(shared): State<Arc<Shared>>,
+    frame: Frame,
     visitor: Visitor,
     headers: HeaderMap,
     Query(which): Query<Which>,
 ) -> Response {
     let Some((id, row)) = (match row_of(&shared, &which.id).await {
         Ok(found) => found,
-        Err(error) => return page::store_failed(&visitor, &error),
+        Err(error) => return frame.store_failed(&visitor, &error),
     }) else {
-        return absent(&visitor, &which.id);
+        return absent(&frame, &visitor, &which.id);
     };
     let enrollments = shared.enrollments();
     let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
     let claim = match shared.sources.store.claim_of(&id).await {
         Ok(claim) => claim,
-        Err(error) => return page::store_failed(&visitor, &error),
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
     if wants_json(&headers) {
         return Json(as_json(&row, enrolled.map(|enrolled| enrolled.reissue), claim.as_ref()))
@@ -181,7 +183,7 @@ pub(super) async fn show(
     }
     let events = match history::of(shared.sources.store.as_ref(), &id).await {
         Ok(events) => events,
-        Err(error) => return page::store_failed(&visitor, &error),
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
     let refusals = shared.sources.registrar.refusals();
     let stopped =
@@ -200,7 +202,7 @@ pub(super) async fn show(
             }
             section.card aria-labelledby="change" {
                 h2 #change { "Actions" }
-                @if visitor.is_operator() { (actions(&visitor, &row)) }
+                @if visitor.is_operator() { (actions(&frame, &visitor, &row)) }
                 @else { p { "You are signed in as a viewer. Only operators can change devices." } }
             }
         }
@@ -211,7 +213,7 @@ pub(super) async fn show(
             }
         }
     };
-    page::page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
+    frame.page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
 }
 
 /// Finds a device by its ID in any spelling.
@@ -228,7 +230,7 @@ async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow
     Ok(store.device(&id).await?.map(|row| (id, row)))
 }
 
-fn absent(visitor: &Visitor, id: &str) -> Response {
+fn absent(frame: &Frame, visitor: &Visitor, id: &str) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
     }
@@ -237,7 +239,7 @@ fn absent(visitor: &Visitor, id: &str) -> Response {
         p { a href="/import" { "Import it" } ", or " a href="/devices" { "search for another" } "." }
     };
     let body = html! { h1 { "Not in the table" } (page::message(Tone::Note, "No such device", &text)) };
-    (StatusCode::NOT_FOUND, page::page("Not in the table", Some(visitor), "/devices", &body)).into_response()
+    (StatusCode::NOT_FOUND, frame.page("Not in the table", Some(visitor), "/devices", &body)).into_response()
 }
 
 fn facts(row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, claim: Option<&ClaimView>) -> Markup {
@@ -268,11 +270,11 @@ fn facts(row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, claim: Option<&C
     html! { dl.facts { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } } }
 }
 
-fn actions(visitor: &Visitor, row: &DeviceRow) -> Markup {
+fn actions(frame: &Frame, visitor: &Visitor, row: &DeviceRow) -> Markup {
     let form = |action: &str, name: &str, class: &str, about: &str| {
         html! {
             form.action method="post" action={ "/device/" (action) } {
-                input type="hidden" name="csrf" value=(visitor.csrf());
+                (frame.hidden(visitor))
                 input type="hidden" name="id" value=(row.id);
                 button class=(class) type="submit" aria-describedby={ "about-" (action) } { (name) }
                 p.hint #{ "about-" (action) } { (about) }
@@ -311,11 +313,11 @@ pub(super) async fn reset(State(shared): State<Arc<Shared>>, order: OperatorForm
 }
 
 async fn change(shared: &Shared, OperatorForm(sent): OperatorForm, what: &'static str) -> Response {
-    let (visitor, store) = (sent.visitor, &shared.sources.store);
+    let (frame, visitor, store) = (sent.frame, sent.visitor, &shared.sources.store);
     let id = match row_of(shared, &sent.fields.id).await {
         Ok(Some((id, _))) => id,
-        Ok(None) => return absent(&visitor, &sent.fields.id),
-        Err(error) => return page::store_failed(&visitor, &error),
+        Ok(None) => return absent(&frame, &visitor, &sent.fields.id),
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
     let by = visitor.actor();
     let outcome = match what {
@@ -331,8 +333,8 @@ async fn change(shared: &Shared, OperatorForm(sent): OperatorForm, what: &'stati
             }
             Redirect::to(&format!("{}&done={what}", link(&id))).into_response()
         }
-        Ok(false) => absent(&visitor, id.as_str()),
-        Err(error) => page::store_failed(&visitor, &error),
+        Ok(false) => absent(&frame, &visitor, id.as_str()),
+        Err(error) => frame.store_failed(&visitor, &error),
     }
 }
 

@@ -12,7 +12,10 @@ use axum::{
 use maud::{Markup, html};
 use tokio::sync::Mutex;
 
-use super::{Visitor, advice, grouped, page, page::Tone};
+use super::{
+    Visitor, advice, grouped,
+    page::{self, Frame, Tone},
+};
 use crate::{
     admin::Shared,
     psk::EnrollmentOutline,
@@ -54,10 +57,10 @@ impl Counts {
     }
 }
 
-pub(super) async fn show(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
+pub(super) async fn show(State(shared): State<Arc<Shared>>, frame: Frame, visitor: Visitor) -> Response {
     let counted = match shared.pages.enrollments.of(&shared).await {
         Ok(counted) => counted,
-        Err(error) => return page::store_failed(&visitor, &error),
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
     let enrollments = shared.enrollments();
     let unknown = counted
@@ -74,7 +77,7 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, visitor: Visitor) ->
         }
         @for progress in unknown { (card(&progress.enrollment, None, progress)) }
     };
-    page::page("Enrollments", Some(&visitor), "/enrollments", &body).into_response()
+    frame.page("Enrollments", Some(&visitor), "/enrollments", &body).into_response()
 }
 
 fn card(name: &str, enrolled: Option<&EnrollmentOutline>, progress: &Totals) -> Markup {

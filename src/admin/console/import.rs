@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{
     OperatorForm, Visitor, grouped,
-    page::{self, Tone},
+    page::{self, Frame, Tone},
     plain,
 };
 use crate::{
@@ -96,26 +96,26 @@ impl Uploads {
     }
 }
 
-pub(super) async fn ask(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
-    show(&shared, &visitor, StatusCode::OK, &html! {})
+pub(super) async fn ask(State(shared): State<Arc<Shared>>, frame: Frame, visitor: Visitor) -> Response {
+    show(&shared, &frame, &visitor, StatusCode::OK, &html! {})
 }
 
-fn show(shared: &Shared, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
+fn show(shared: &Shared, frame: &Frame, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
     let enrollments = shared.enrollments();
     let body = html! {
         h1 { "Import" }
         (result)
-        @if visitor.is_operator() { (form(visitor, &enrollments)) }
+        @if visitor.is_operator() { (form(frame, visitor, &enrollments)) }
         @else { (page::message(Tone::Note, "Only operators can import", &html! { p { "You are signed in as a viewer." } })) }
     };
-    (status, page::page("Import", Some(visitor), "/import", &body)).into_response()
+    (status, frame.page("Import", Some(visitor), "/import", &body)).into_response()
 }
 
-fn form(visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
+fn form(frame: &Frame, visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
     html! {
         form.card.stack method="post" action="/import" enctype="multipart/form-data" {
             // Placed before the file, because the token is checked before the file is read.
-            input type="hidden" name="csrf" value=(visitor.csrf());
+            (frame.hidden(visitor))
             label for="file" { "CSV file" }
             input #file type="file" name="file" accept=".csv,.txt,.jsonl,text/csv,text/plain" required aria-describedby="file-hint";
             p.hint #file-hint { "Up to 16 MiB; import larger files with " code { "certdist import" } ". The first line is a header, in which only "
@@ -131,21 +131,26 @@ fn form(visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
     }
 }
 
-pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, form: Multipart) -> Response {
+pub(super) async fn upload(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Visitor,
+    form: Multipart,
+) -> Response {
     if !visitor.is_operator() {
-        return page::not_allowed(&visitor);
+        return frame.not_allowed(&visitor);
     }
     let Ok(_receiving) = shared.pages.uploads.receiving.try_acquire() else {
         let text = "Other files are being sent and imported. Try again when they are finished, or use `certdist import`.";
         return plain(StatusCode::SERVICE_UNAVAILABLE, text);
     };
-    let Received { file, dry_run } = match receive(&visitor, form).await {
+    let Received { file, dry_run } = match receive(&frame, &visitor, form).await {
         Ok(received) => received,
         Err(refusal) => return refusal,
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &frame, &visitor, &sentence),
     };
     let dry_run = dry_run || !visitor.is_script();
     let (file, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
@@ -160,28 +165,29 @@ pub(super) async fn upload(State(shared): State<Arc<Shared>>, visitor: Visitor, 
             let Ok(token) = session::token() else {
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             };
-            let result = preview(&visitor, &file, (report, &remarks), &token);
+            let result = preview(&frame, &visitor, &file, (report, &remarks), &token);
             shared.pages.uploads.keep(token, *owner, file);
-            show(&shared, &visitor, StatusCode::OK, &result)
+            show(&shared, &frame, &visitor, StatusCode::OK, &result)
         }
-        (Err(error), _) => refused(&shared, &visitor, &file, &error),
+        (Err(error), _) => refused(&shared, &frame, &visitor, &file, &error),
     }
 }
 
 pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent): OperatorForm) -> Response {
-    let visitor = sent.visitor;
+    let (frame, visitor) = (sent.frame, sent.visitor);
     let file =
         visitor.session.as_ref().and_then(|(owner, _)| shared.pages.uploads.take(&sent.fields.upload, owner));
     let Some(file) = file else {
         return complain(
             &shared,
+            &frame,
             &visitor,
             "The file is no longer here: it was already imported, or the confirmation came too late. Send it again.",
         );
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &frame, &visitor, &sentence),
     };
     let (file, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
@@ -189,9 +195,9 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
             log_import(&visitor, &file, report, false);
             let text = html! { (notes(&remarks)) p { (file.name) ": " (sentence(report, false)) "." }
             @if let Some(id) = id { p { "To undo this import: " code { "certdist import undo " (id) } } } p { a href="/enrollments" { "Progress of the enrollments" } } };
-            show(&shared, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
+            show(&shared, &frame, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
         }
-        Err(error) => refused(&shared, &visitor, &file, &error),
+        Err(error) => refused(&shared, &frame, &visitor, &file, &error),
     }
 }
 
@@ -215,22 +221,26 @@ struct Received {
 }
 
 /// Reads the form. Checks its CSRF token before it reads the file.
-async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Response> {
+async fn receive(frame: &Frame, visitor: &Visitor, mut form: Multipart) -> Result<Received, Response> {
     let (mut is_genuine, mut file, mut enrollment, mut dry_run) =
         (visitor.has_csrf(""), None, String::new(), false);
-    while let Some(mut field) = form.next_field().await.map_err(|error| unreadable(visitor, &error))? {
+    while let Some(mut field) = form.next_field().await.map_err(|error| unreadable(frame, visitor, &error))? {
         match field.name().unwrap_or_default() {
             "csrf" => {
-                let csrf = field.text().await.map_err(|error| unreadable(visitor, &error))?;
+                let csrf = field.text().await.map_err(|error| unreadable(frame, visitor, &error))?;
                 is_genuine = visitor.has_csrf(&csrf);
             }
-            _ if !is_genuine => return Err(page::stale_form()),
-            "enrollment" => enrollment = field.text().await.map_err(|error| unreadable(visitor, &error))?,
+            _ if !is_genuine => return Err(frame.stale_form(Some(visitor))),
+            "enrollment" => {
+                enrollment = field.text().await.map_err(|error| unreadable(frame, visitor, &error))?
+            }
             "dry_run" => dry_run = true,
             "file" => {
                 let name: String = field.file_name().unwrap_or("the file").chars().take(80).collect();
                 let mut bytes = Zeroizing::new(Vec::new());
-                while let Some(chunk) = field.chunk().await.map_err(|error| unreadable(visitor, &error))? {
+                while let Some(chunk) =
+                    field.chunk().await.map_err(|error| unreadable(frame, visitor, &error))?
+                {
                     bytes.extend_from_slice(&chunk);
                 }
                 file = Some((name, bytes));
@@ -239,7 +249,7 @@ async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Res
         }
     }
     if !is_genuine {
-        return Err(page::stale_form());
+        return Err(frame.stale_form(Some(visitor)));
     }
     let Some((name, bytes)) = file else {
         return Err(plain(StatusCode::BAD_REQUEST, "the field \"file\" with the CSV file is missing"));
@@ -247,14 +257,14 @@ async fn receive(visitor: &Visitor, mut form: Multipart) -> Result<Received, Res
     Ok(Received { file: CsvFile { name, bytes, enrollment }, dry_run })
 }
 
-fn unreadable(visitor: &Visitor, error: &MultipartError) -> Response {
+fn unreadable(frame: &Frame, visitor: &Visitor, error: &MultipartError) -> Response {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let text = "The file is larger than 16 MiB. Import it with `certdist import`, which works beside a running server.";
         if visitor.is_script() {
             return plain(StatusCode::PAYLOAD_TOO_LARGE, text);
         }
         let body = html! { h1 { "Import" } (page::message(Tone::Bad, "The file is too large", &html! { p { (text) } p { a href="/import" { "Back" } } })) };
-        return (StatusCode::PAYLOAD_TOO_LARGE, page::page("Import", Some(visitor), "/import", &body))
+        return (StatusCode::PAYLOAD_TOO_LARGE, frame.page("Import", Some(visitor), "/import", &body))
             .into_response();
     }
     plain(StatusCode::BAD_REQUEST, "could not read the form; send it as multipart/form-data")
@@ -316,6 +326,7 @@ fn notes(remarks: &[String]) -> Markup {
 }
 
 fn preview(
+    frame: &Frame,
     visitor: &Visitor,
     file: &CsvFile,
     (report, remarks): (ImportReport, &[String]),
@@ -328,7 +339,7 @@ fn preview(
             p { "The table already has all of it." }
         } @else {
             form method="post" action="/import/confirm" {
-                input type="hidden" name="csrf" value=(visitor.csrf());
+                (frame.hidden(visitor))
                 input type="hidden" name="upload" value=(token);
                 button type="submit" { "Import it" }
             }
@@ -337,28 +348,34 @@ fn preview(
     page::message(Tone::Note, "Nothing has changed yet", &text)
 }
 
-fn complain(shared: &Shared, visitor: &Visitor, sentence: &str) -> Response {
+fn complain(shared: &Shared, frame: &Frame, visitor: &Visitor, sentence: &str) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::UNPROCESSABLE_ENTITY, sentence);
     }
     let result = page::message(Tone::Bad, "Nothing was imported", &html! { p { (sentence) } });
-    show(shared, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+    show(shared, frame, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
 }
 
-fn refused(shared: &Shared, visitor: &Visitor, file: &CsvFile, error: &ImportFileError) -> Response {
+fn refused(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    file: &CsvFile,
+    error: &ImportFileError,
+) -> Response {
     let lines = match error {
         ImportFileError::Lines { files } => match &files[..] {
             [file] => &file.lines,
-            _ => return complain(shared, visitor, &error.to_string()),
+            _ => return complain(shared, frame, visitor, &error.to_string()),
         },
-        ImportFileError::Store(error) => return page::store_failed(visitor, error),
-        ImportFileError::Read { error, .. } => return complain(shared, visitor, &error.to_string()),
+        ImportFileError::Store(error) => return frame.store_failed(visitor, error),
+        ImportFileError::Read { error, .. } => return complain(shared, frame, visitor, &error.to_string()),
     };
     if visitor.is_script() {
         return plain(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing was imported\n{lines}"));
     }
     let result = page::message(Tone::Bad, "Nothing was imported", &bad_lines(&file.name, lines));
-    show(shared, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+    show(shared, frame, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
 }
 
 fn bad_lines(name: &str, lines: &BadLines) -> Markup {

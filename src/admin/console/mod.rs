@@ -8,6 +8,7 @@ mod devices;
 mod enrollments;
 mod history;
 mod import;
+mod language;
 mod overview;
 mod page;
 mod sign_in;
@@ -17,13 +18,14 @@ use std::{future::Future, sync::Arc};
 use axum::{
     Extension, Form, Router,
     extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
 
+use self::page::Frame;
 use super::{
     Shared,
     access::{Denied, Visitor},
@@ -69,16 +71,17 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/import/confirm", post(import::confirm))
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
         .route("/sign-out", post(sign_in::out))
+        .route("/language", get(page::choose_language))
         .fallback(page::not_found)
         .layer(middleware::from_fn_with_state(shared.clone(), open));
     assets.merge(pages)
 }
 
 /// Serves the pages only while the configuration has a user or a token.
-async fn open(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn open(State(shared): State<Arc<Shared>>, frame: Frame, request: Request, next: Next) -> Response {
     match request.uri().path() {
         _ if shared.gate.has_accounts() => next.run(request).await,
-        "/" => page::no_accounts(),
+        "/" => frame.no_accounts(),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -115,13 +118,22 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// Header of the requests that the page's script makes to update the page.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
+/// End of the paths of the parts of pages that update themselves.
+const LIVE: &str = "/live";
+
+fn is_renewal(parts: &Parts) -> bool {
+    parts.method == Method::GET && parts.headers.contains_key(RENEWAL) && parts.uri.path().ends_with(LIVE)
+}
+
 fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
     let Some(Peer { address, .. }) = parts.extensions.get() else { return Err(Denied::Wrong) };
     let (address, headers) = (address.ip(), &parts.headers);
+    let request = if is_renewal(parts) { session::Request::Renewal } else { session::Request::Action };
     let visitor = match bearer(headers) {
         Some(token) => Some(shared.gate.by_token(address, token)?),
-        None => cookie(headers, cookie_name(shared))
-            .and_then(|id| shared.gate.by_cookie(address, id, !headers.contains_key(RENEWAL))),
+        None => {
+            cookie(headers, cookie_name(shared)).and_then(|id| shared.gate.by_cookie(address, id, request))
+        }
     };
     if let (Some(_), Some(place)) = (&visitor, parts.extensions.get::<Place>()) {
         place.authenticate();
@@ -135,10 +147,13 @@ impl FromRequestParts<Arc<Shared>> for Visitor {
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
         match visitor(shared, parts) {
             Ok(Some(visitor)) => Ok(visitor),
-            Ok(None) if parts.method == axum::http::Method::GET && !wants_json(&parts.headers) => {
-                Err(Redirect::to("/sign-in").into_response())
+            Ok(None) if wants_json(&parts.headers) || is_renewal(parts) => Err(unauthorised(Denied::Wrong)),
+            Ok(None) if parts.method == Method::GET => {
+                let here = parts.uri.path_and_query().map_or("/", |here| here.as_str());
+                Err(Redirect::to(&page::sign_in_path(page::local(here))).into_response())
             }
-            Ok(None) => Err(unauthorised(Denied::Wrong)),
+            // A form with a file. Its page has the same path.
+            Ok(None) => Err(Frame::of(parts, shared).signed_out(parts.uri.path())),
             Err(denied) => Err(unauthorised(denied)),
         }
     }
@@ -163,6 +178,9 @@ struct Fields {
     /// Token of an upload.
     #[serde(default)]
     upload: String,
+    /// Path of the page that the form is on.
+    #[serde(default)]
+    back: String,
 }
 
 impl Visitor {
@@ -200,6 +218,7 @@ impl Visitor {
 /// A form with the right CSRF token. The handler of every POST except sign-in takes this type,
 /// or calls [`Visitor::has_csrf`] itself if the form carries files.
 struct SubmittedForm {
+    frame: Frame,
     visitor: Visitor,
     fields: Fields,
 }
@@ -213,15 +232,19 @@ impl FromRequest<Arc<Shared>> for SubmittedForm {
     ) -> impl Future<Output = Result<Self, Response>> + Send {
         let shared = shared.clone();
         async move {
-            let (mut parts, body) = request.into_parts();
-            let visitor =
-                <Visitor as FromRequestParts<Arc<Shared>>>::from_request_parts(&mut parts, &shared).await?;
+            let (parts, body) = request.into_parts();
+            let (frame, visitor) = (Frame::of(&parts, &shared), visitor(&shared, &parts));
+            let visitor = visitor.map_err(unauthorised)?;
+            if visitor.is_none() && wants_json(&parts.headers) {
+                return Err(unauthorised(Denied::Wrong));
+            }
             let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &shared).await;
             let Form(fields) = form.map_err(IntoResponse::into_response)?;
+            let Some(visitor) = visitor else { return Err(frame.signed_out(&fields.back)) };
             if !visitor.has_csrf(&fields.csrf) {
-                return Err(page::stale_form());
+                return Err(frame.stale_form(Some(&visitor)));
             }
-            Ok(Self { visitor, fields })
+            Ok(Self { frame, visitor, fields })
         }
     }
 }
@@ -234,7 +257,7 @@ impl FromRequest<Arc<Shared>> for OperatorForm {
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Response> {
         let sent = SubmittedForm::from_request(request, shared).await?;
-        if sent.visitor.is_operator() { Ok(Self(sent)) } else { Err(page::not_allowed(&sent.visitor)) }
+        if sent.visitor.is_operator() { Ok(Self(sent)) } else { Err(sent.frame.not_allowed(&sent.visitor)) }
     }
 }
 

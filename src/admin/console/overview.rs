@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Visitor, chart, grouped,
-    page::{self, Tone},
+    page::{self, Frame, Tone},
     wants_json,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
 
 pub(super) async fn show(
     State(shared): State<Arc<Shared>>,
+    frame: Frame,
     visitor: Visitor,
     headers: HeaderMap,
 ) -> Response {
@@ -34,9 +35,9 @@ pub(super) async fn show(
     }
     let body = html! {
         h1 { "Overview" }
-        div #live data-every=(ring::EVERY.as_secs()) { (content(&shared)) }
+        (frame.live("/live", ring::EVERY, &content(&shared)))
     };
-    page::page("Overview", Some(&visitor), "/", &body).into_response()
+    frame.page("Overview", Some(&visitor), "/", &body).into_response()
 }
 
 /// Serves the part of the page that its script updates regularly.

@@ -1,18 +1,29 @@
-//! Parts that all pages share: head, navigation, messages, and the error pages. All text
-//! goes through the template, which escapes it.
+//! Parts that all pages share: the frame with navigation and footer, messages, and the error pages.
+//! All text goes through the template, which escapes it.
+
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    http::StatusCode,
-    response::{IntoResponse, Response},
+    extract::FromRequestParts,
+    http::{HeaderMap, Method, StatusCode, header, request::Parts},
+    response::{IntoResponse, Redirect, Response},
 };
 use maud::{DOCTYPE, Markup, html};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::Visitor;
-use crate::store::StoreError;
+use super::{
+    Visitor, cookie,
+    language::{Language, Texts},
+    set_cookie,
+};
+use crate::{
+    admin::Shared,
+    store::{StoreError, UnixSeconds, unix_now},
+};
 
 /// Kind of a message. The words of the message express the kind as well, so that colour is never
 /// the only sign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tone {
     Good,
     Note,
@@ -31,47 +42,266 @@ impl Tone {
     }
 }
 
-const PAGES: [(&str, &str); 4] =
-    [("/", "Overview"), ("/devices", "Devices"), ("/enrollments", "Enrollments"), ("/import", "Import")];
+/// Paths of the pages in the navigation, with the keys of their names.
+const PAGES: [(&str, &str); 4] = [
+    ("/", "nav-overview"),
+    ("/devices", "nav-devices"),
+    ("/enrollments", "nav-enrollments"),
+    ("/import", "nav-import"),
+];
 
-/// Renders a whole page; `here` is the path of its navigation entry.
-pub(super) fn page(title: &str, visitor: Option<&Visitor>, here: &str, body: &Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { (title) " · certdist" }
-                link rel="icon" href="/icon.svg" type="image/svg+xml";
-                link rel="stylesheet" href="/console.css";
-                script src="/console.js" defer {}
-            }
-            body {
-                a.skip href="#main" { "Skip to the content" }
-                header.top {
-                    div.wide {
-                        a.brand href="/" { img src="/icon.svg" alt="" width="28" height="28"; "certdist" }
-                        @if let Some(visitor) = visitor {
-                            nav aria-label="Pages" {
-                                @for (path, name) in PAGES {
-                                    @if path == here { a href=(path) aria-current="page" { (name) } }
-                                    @else { a href=(path) { (name) } }
+/// Name of the cookie that keeps the language that a user has chosen.
+const LANGUAGE_COOKIE: &str = "certdist-language";
+/// Lifetime of that cookie, in seconds.
+const LANGUAGE_AGE: u64 = 365 * 86_400;
+/// Maximum length of a path to which a form or a link may lead back, in bytes.
+const MAX_PATH: usize = 1024;
+
+/// Surroundings of a page: its language, and what its header and footer show.
+pub(super) struct Frame {
+    /// The sentences in the reader's language.
+    pub(super) texts: Texts,
+    shared: Arc<Shared>,
+    /// Path and query of the page; `None` if the request was a form.
+    here: Option<String>,
+}
+
+impl FromRequestParts<Arc<Shared>> for Frame {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Infallible> {
+        Ok(Self::of(parts, shared))
+    }
+}
+
+impl Frame {
+    /// Returns the frame of the answer to a request.
+    pub(super) fn of(parts: &Parts, shared: &Arc<Shared>) -> Self {
+        let here = (parts.method == Method::GET)
+            .then(|| parts.uri.path_and_query().map(|here| here.as_str().to_owned()))
+            .flatten();
+        Self { texts: Texts(language(&parts.headers)), shared: shared.clone(), here }
+    }
+
+    /// Renders a whole page; `nav` is the path of its navigation entry.
+    pub(super) fn page(&self, title: &str, visitor: Option<&Visitor>, nav: &str, body: &Markup) -> Markup {
+        let t = self.texts;
+        html! {
+            (DOCTYPE)
+            html lang=(t.0.tag()) {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (title) " · certdist" }
+                    link rel="icon" href="/icon.svg" type="image/svg+xml";
+                    link rel="stylesheet" href="/console.css";
+                    script src="/console.js" defer {}
+                }
+                body {
+                    a.skip href="#main" { (t.say("nav-skip")) }
+                    header.top {
+                        div.wide {
+                            a.brand href="/" { img src="/icon.svg" alt="" width="28" height="28"; "certdist" }
+                            @if let Some(visitor) = visitor {
+                                nav aria-label=(t.say("nav-pages")) {
+                                    @for (path, name) in PAGES {
+                                        @if path == nav { a href=(path) aria-current="page" { (t.say(name)) } }
+                                        @else { a href=(path) { (t.say(name)) } }
+                                    }
                                 }
-                            }
-                            form.who method="post" action="/sign-out" {
-                                input type="hidden" name="csrf" value=(visitor.csrf());
-                                span { (visitor.name) " · " (visitor.role) }
-                                button.quiet type="submit" { "Sign out" }
+                                form.who method="post" action="/sign-out" {
+                                    (self.hidden(visitor))
+                                    span { (visitor.name) " · " (role(t, visitor)) }
+                                    button.quiet type="submit" { (t.say("sign-out")) }
+                                }
                             }
                         }
                     }
+                    main.wide #main tabindex="-1" { (body) }
+                    (self.footer(visitor, nav))
                 }
-                main.wide #main tabindex="-1" { (body) }
             }
         }
     }
+
+    /// Renders the footer. The details of the server are only for those who have signed in.
+    fn footer(&self, visitor: Option<&Visitor>, nav: &str) -> Markup {
+        let (t, sources) = (self.texts, &self.shared.sources);
+        let here = self.here.as_deref().unwrap_or(nav);
+        html! {
+            footer.wide {
+                @if visitor.is_some() {
+                    p { (t.rich("footer-server", [
+                        ("now", moment(unix_now()).into()),
+                        ("version", env!("CARGO_PKG_VERSION").into()),
+                        ("started", moment(sources.started).into()),
+                        ("host", (&self.shared.host).into()),
+                        ("database", (&sources.database).into()),
+                    ])) }
+                }
+                p.languages {
+                    @for language in Language::ALL {
+                        @if language == t.0 { b lang=(language.tag()) aria-current="true" { (language.own_name()) } }
+                        @else {
+                            a href={ "/language?to=" (language.tag()) "&back=" (encoded(here)) } lang=(language.tag())
+                                hreflang=(language.tag()) { (language.own_name()) }
+                        }
+                        " "
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renders the hidden fields of a form: its CSRF token, and the page that it is on, to which the
+    /// user returns if the session has ended meanwhile.
+    pub(super) fn hidden(&self, visitor: &Visitor) -> Markup {
+        html! {
+            input type="hidden" name="csrf" value=(visitor.csrf());
+            @if let Some(here) = &self.here { input type="hidden" name="back" value=(here); }
+        }
+    }
+
+    /// Renders a part of a page that the page's script requests again from `path` every few
+    /// seconds. If the script cannot get it, the page says so.
+    pub(super) fn live(&self, path: &str, every: std::time::Duration, content: &Markup) -> Markup {
+        let t = self.texts;
+        html! {
+            div #stale role="alert" {}
+            div #live data-path=(path) data-every=(every.as_secs()) data-stale=(t.say("live-stale"))
+                data-ended=(t.say("live-ended")) data-sign-in=(t.say("sign-in")) { (content) }
+        }
+    }
+
+    fn plain(
+        &self,
+        status: StatusCode,
+        visitor: Option<&Visitor>,
+        title: &'static str,
+        text: &Markup,
+    ) -> Response {
+        let title = self.texts.say(title);
+        let body = html! { h1 { (title) } div.card { (text) } };
+        (status, self.page(&title, visitor, "", &body)).into_response()
+    }
+
+    /// Rejects a form that does not belong to the session that sends it.
+    pub(super) fn stale_form(&self, visitor: Option<&Visitor>) -> Response {
+        let t = self.texts;
+        let text =
+            html! { p { (t.say("form-expired-text")) } p { a href="/" { (t.say("go-to-overview")) } } };
+        self.plain(StatusCode::FORBIDDEN, visitor, "form-expired", &text)
+    }
+
+    /// Answers a form that was sent after the session had ended.
+    pub(super) fn signed_out(&self, back: &str) -> Response {
+        let t = self.texts;
+        let text = html! {
+            p { (t.say("signed-out-text")) }
+            p { a.button href=(sign_in_path(local(back))) autofocus { (t.say("sign-in")) } }
+        };
+        self.plain(StatusCode::UNAUTHORIZED, None, "signed-out", &text)
+    }
+
+    /// Rejects a change by a viewer.
+    pub(super) fn not_allowed(&self, visitor: &Visitor) -> Response {
+        let text = self
+            .texts
+            .rich("operators-only-text", [("role", html! { code { "role = \"operator\"" } }.into())]);
+        self.plain(StatusCode::FORBIDDEN, Some(visitor), "operators-only", &html! { p { (text) } })
+    }
+
+    /// Reports that the table failed.
+    pub(super) fn store_failed(&self, visitor: &Visitor, error: &StoreError) -> Response {
+        tracing::error!(%error, "the console could not use the database");
+        let t = self.texts;
+        let text = html! {
+            p { (t.say("database-failed-text")) }
+            pre { code { (error) } }
+            p { (t.say("database-failed-advice")) }
+        };
+        self.plain(StatusCode::SERVICE_UNAVAILABLE, Some(visitor), "database-failed", &text)
+    }
+
+    /// Explains how to turn the console on, if the configuration has no user and no token.
+    pub(super) fn no_accounts(&self) -> Response {
+        let t = self.texts;
+        let code = |text: &str| html! { code { (text) } };
+        let text = html! {
+            p { (t.rich("console-off-text", [
+                ("health", html! { a href="/readyz" { "/readyz" } }.into()),
+                ("metrics", html! { a href="/metrics" { "/metrics" } }.into()),
+            ])) }
+            p { (t.say("console-off-hash")) }
+            pre { code { "certdist admin hash-password" } }
+            p { (t.rich("console-off-config", [("file", code("certdist.toml").into()), ("command", code("systemctl reload certdist").into())])) }
+            pre { code { "[[admin.user]]\nname          = \"lead\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
+        };
+        self.plain(StatusCode::OK, None, "console-off", &text)
+    }
+}
+
+fn role(t: Texts, visitor: &Visitor) -> String {
+    if visitor.is_operator() { t.say("role-operator") } else { t.say("role-viewer") }
+}
+
+fn language(headers: &HeaderMap) -> Language {
+    let chosen = cookie(headers, LANGUAGE_COOKIE).and_then(Language::tagged);
+    let accepted =
+        || headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    chosen.unwrap_or_else(|| Language::accepted(accepted()))
+}
+
+/// Choice of a language.
+#[derive(serde::Deserialize)]
+pub(super) struct Choice {
+    /// Tag of the language.
+    #[serde(default)]
+    to: String,
+    /// Page to return to.
+    #[serde(default)]
+    back: String,
+}
+
+/// Keeps the chosen language in a cookie, and returns to the page.
+pub(super) async fn choose_language(
+    axum::extract::State(shared): axum::extract::State<Arc<Shared>>,
+    axum::extract::Query(Choice { to, back }): axum::extract::Query<Choice>,
+) -> Response {
+    let back = Redirect::to(local(&back));
+    match Language::tagged(&to) {
+        Some(language) => {
+            let cookie = set_cookie(&shared, LANGUAGE_COOKIE, language.tag(), LANGUAGE_AGE);
+            ([(header::SET_COOKIE, cookie)], back).into_response()
+        }
+        None => back.into_response(),
+    }
+}
+
+/// Returns a path on this server, or the overview's if the text is none. A browser takes `//host`
+/// and `/\host` for another server.
+pub(super) fn local(path: &str) -> &str {
+    let is_local = path.starts_with('/')
+        && !path.starts_with("//")
+        && path.len() <= MAX_PATH
+        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    if is_local { path } else { "/" }
+}
+
+fn encoded(text: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
+}
+
+/// Returns the path of the sign-in page that then leads to `back`.
+pub(super) fn sign_in_path(back: &str) -> String {
+    if back == "/" { "/sign-in".to_owned() } else { format!("/sign-in?back={}", encoded(back)) }
+}
+
+/// Renders a time in UTC. The page's script adds the local time.
+pub(super) fn moment(seconds: UnixSeconds) -> Markup {
+    let Ok(time) = jiff::Timestamp::from_second(seconds) else { return html! { "–" } };
+    html! { time datetime=(time.strftime("%Y-%m-%dT%H:%M:%SZ")) { (time.strftime("%Y-%m-%d %H:%M:%S UTC")) } }
 }
 
 /// Renders a message.
@@ -84,55 +314,27 @@ pub(super) fn message(tone: Tone, title: &str, text: &Markup) -> Markup {
     }
 }
 
-fn plain_page(status: StatusCode, visitor: Option<&Visitor>, title: &str, text: &Markup) -> Response {
-    let body = html! { h1 { (title) } div.card { (text) } };
-    (status, page(title, visitor, "", &body)).into_response()
+pub(super) async fn not_found(frame: Frame, visitor: Option<Visitor>) -> Response {
+    let t = frame.texts;
+    let link = html! { a href="/" { (t.say("go-to-overview")) } };
+    let text = html! { p { (t.rich("page-not-found", [("link", link.into())])) } };
+    frame.plain(StatusCode::NOT_FOUND, visitor.as_ref(), "page-not-found-title", &text)
 }
 
-pub(super) async fn not_found(visitor: Option<Visitor>) -> Response {
-    let text = html! { p { "There is no page at this address. " a href="/" { "Go to the overview" } } };
-    plain_page(StatusCode::NOT_FOUND, visitor.as_ref(), "No such page", &text)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Explains how to turn the console on, if the configuration has no user and no token.
-pub(super) fn no_accounts() -> Response {
-    let text = html! {
-        p { "The console is off, because no user is configured yet. Health and metrics are at "
-            a href="/readyz" { "/readyz" } " and " a href="/metrics" { "/metrics" } "." }
-        p { "To turn it on, make the hash of a password:" }
-        pre { code { "certdist admin hash-password" } }
-        p { "Put it into certdist.toml, then reload certdist (" code { "systemctl reload certdist" } ", or SIGHUP)." }
-        pre { code { "[[admin.user]]\nname          = \"lead\"\npassword_hash = \"$argon2id$…\"\nrole          = \"operator\"   # or \"viewer\"" } }
-    };
-    plain_page(StatusCode::OK, None, "No user can sign in yet", &text)
-}
-
-/// Rejects a form that does not belong to the session that sends it.
-pub(super) fn stale_form() -> Response {
-    let text = html! {
-        p { "The form was not made for this session, so nothing was changed. Open the page again and repeat "
-            "the action." }
-        p { a href="/" { "Go to the overview" } }
-    };
-    plain_page(StatusCode::FORBIDDEN, None, "This form has expired", &text)
-}
-
-/// Rejects a change by a viewer.
-pub(super) fn not_allowed(visitor: &Visitor) -> Response {
-    let text = html! {
-        p { "You are signed in as a viewer, who can see everything but change nothing. Changes need "
-            code { "role = \"operator\"" } " in the configuration." }
-    };
-    plain_page(StatusCode::FORBIDDEN, Some(visitor), "Only operators can do this", &text)
-}
-
-/// Reports that the table failed.
-pub(super) fn store_failed(visitor: &Visitor, error: &StoreError) -> Response {
-    tracing::error!(%error, "the console could not use the database");
-    let text = html! {
-        p { "Nothing was changed. The database reported:" }
-        pre { code { (error) } }
-        p { "If this persists, check that the disk is not full, and that no other process holds the file." }
-    };
-    plain_page(StatusCode::SERVICE_UNAVAILABLE, Some(visitor), "The database failed", &text)
+    #[test]
+    fn a_page_leads_back_only_to_this_server() {
+        for path in ["/", "/device?id=SN%2D1", "/devices?q=a&after=b"] {
+            assert_eq!(local(path), path);
+        }
+        for path in
+            ["", "//evil.example", "/\\evil.example", "https://evil.example", "/a\nb", "/ü", "javascript:x"]
+        {
+            assert_eq!(local(path), "/", "{path}");
+        }
+        assert_eq!(local(&format!("/{}", "a".repeat(MAX_PATH))), "/");
+    }
 }

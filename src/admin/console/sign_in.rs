@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Form,
-    extract::State,
+    extract::{Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{AppendHeaders, IntoResponse, Redirect, Response},
 };
@@ -14,7 +14,9 @@ use serde::Deserialize;
 use sha2::Sha256;
 
 use super::{
-    From, SubmittedForm, Visitor, browser_cookie_name, cookie, cookie_name, page, page::Tone, set_cookie,
+    From, SubmittedForm, Visitor, browser_cookie_name, cookie, cookie_name,
+    page::{self, Frame, Tone},
+    set_cookie,
 };
 use crate::{
     admin::{
@@ -51,37 +53,60 @@ impl Forms {
     }
 }
 
-pub(super) async fn ask(State(shared): State<Arc<Shared>>, visitor: Option<Visitor>) -> Response {
+/// Page to return to after signing in.
+#[derive(Deserialize)]
+pub(super) struct Back {
+    #[serde(default)]
+    back: String,
+}
+
+pub(super) async fn ask(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Option<Visitor>,
+    Query(Back { back }): Query<Back>,
+) -> Response {
     match visitor {
-        Some(_) => Redirect::to("/").into_response(),
-        None => form(&shared, StatusCode::OK, None, ""),
+        Some(_) => Redirect::to(page::local(&back)).into_response(),
+        None => form(&shared, &frame, StatusCode::OK, None, "", &back),
     }
 }
 
-fn form(shared: &Shared, status: StatusCode, complaint: Option<&str>, name: &str) -> Response {
+/// Renders the form. After a complaint, the name stands there already, and the focus is in the empty
+/// field.
+fn form(
+    shared: &Shared,
+    frame: &Frame,
+    status: StatusCode,
+    complaint: Option<&str>,
+    name: &str,
+    back: &str,
+) -> Response {
     let Ok(nonce) = session::token() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let t = frame.texts;
     let body = html! {
         div.narrow {
-            h1 { "Sign in" }
+            h1 { (t.say("sign-in")) }
             @if let Some(complaint) = complaint {
-                (page::message(Tone::Bad, "You are not signed in", &html! { p { (complaint) } }))
+                (page::message(Tone::Bad, &t.say("not-signed-in"), &html! { p { (complaint) } }))
             }
             form.card.stack method="post" action="/sign-in" {
                 input type="hidden" name="csrf" value=(shared.pages.sign_in.token(&nonce));
-                label for="name" { "Name" }
+                input type="hidden" name="back" value=(page::local(back));
+                label for="name" { (t.say("sign-in-name")) }
                 input #name name="name" value=(name) autocomplete="username" autocapitalize="none"
-                    spellcheck="false" maxlength="64" required autofocus;
-                label for="password" { "Password" }
+                    spellcheck="false" maxlength="64" required autofocus[name.is_empty()];
+                label for="password" { (t.say("sign-in-password")) }
                 input #password name="password" type="password" autocomplete="current-password"
-                    maxlength="256" required;
-                button type="submit" { "Sign in" }
+                    maxlength="256" required autofocus[!name.is_empty()];
+                button type="submit" { (t.say("sign-in")) }
             }
-            p.hint { "Users are configured in certdist.toml. Forgotten your password? Make a new hash with "
-                code { "certdist admin hash-password" } "." }
+            p.hint { (t.rich("sign-in-hint", [("command", html! { code { "certdist admin hash-password" } }.into())])) }
         }
     };
     let cookie = set_cookie(shared, FORM_COOKIE, &nonce, FORM_AGE);
-    (status, [(header::SET_COOKIE, cookie)], page::page("Sign in", None, "", &body)).into_response()
+    let page = frame.page(&t.say("sign-in"), None, "", &body);
+    (status, [(header::SET_COOKIE, cookie)], page).into_response()
 }
 
 #[derive(Deserialize)]
@@ -90,19 +115,23 @@ pub(super) struct Credentials {
     csrf: String,
     name: String,
     password: String,
+    #[serde(default)]
+    back: String,
 }
 
 pub(super) async fn take(
     State(shared): State<Arc<Shared>>,
     Extension(peer): From,
+    frame: Frame,
     headers: HeaderMap,
-    Form(Credentials { csrf, name, password }): Form<Credentials>,
+    Form(Credentials { csrf, name, password, back }): Form<Credentials>,
 ) -> Response {
+    let t = frame.texts;
+    let again = |status, complaint: &str| form(&shared, &frame, status, Some(complaint), &name, &back);
     let password = Secret::new(password);
     let nonce = cookie(&headers, FORM_COOKIE).unwrap_or_default();
     if nonce.is_empty() || !session::same(&shared.pages.sign_in.token(nonce), &csrf) {
-        let complaint = "The form has expired, or cookies are turned off. Try again.";
-        return form(&shared, StatusCode::FORBIDDEN, Some(complaint), &name);
+        return again(StatusCode::FORBIDDEN, &t.say("sign-in-form-expired"));
     }
     let known = cookie(&headers, browser_cookie_name(&shared));
     match shared.gate.sign_in(peer.address.ip(), &name, password, known).await {
@@ -114,16 +143,12 @@ pub(super) async fn take(
             let cookies = cookies.map(|(name, value, age)| {
                 (header::SET_COOKIE, set_cookie(&shared, name, &value, age.as_secs()))
             });
-            (AppendHeaders(cookies), Redirect::to("/")).into_response()
+            (AppendHeaders(cookies), Redirect::to(page::local(&back))).into_response()
         }
-        Err(Denied::Wrong) => {
-            form(&shared, StatusCode::UNAUTHORIZED, Some("Name or password is wrong."), &name)
-        }
+        Err(Denied::Wrong) => again(StatusCode::UNAUTHORIZED, &t.say("sign-in-wrong")),
         Err(Denied::TooOften(seconds)) => {
-            let complaint = format!(
-                "Too many attempts. Try again in {seconds} s, or in a browser in which you have signed in before."
-            );
-            let mut response = form(&shared, StatusCode::TOO_MANY_REQUESTS, Some(&complaint), &name);
+            let complaint = t.with("sign-in-too-often", [("seconds", seconds.into())]);
+            let mut response = again(StatusCode::TOO_MANY_REQUESTS, &complaint);
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             response
         }
