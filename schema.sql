@@ -1,4 +1,4 @@
--- certdist's database, version 6.
+-- certdist's database, version 7.
 --
 -- `certdist serve` and `certdist import` create it automatically. To create it by hand:
 --     sqlite3 certdist.db < schema.sql
@@ -11,7 +11,7 @@
 
 -- Mark the file as certdist's ("cert"), and set the version of its schema.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 6;
+PRAGMA user_version = 7;
 
 -- One row for each device that may ask for a certificate. The first seven columns are
 -- those of the Tablestore table of the same name.
@@ -67,6 +67,16 @@ CREATE INDEX device_spelled ON device_table (
 ) WHERE deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'
     AND deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*'
     AND length(replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')) = 12;
+
+-- Devices of an enrollment, and devices by the last 4 characters of their ID: an operator reads
+-- these from a label.
+CREATE INDEX device_enrollment ON device_table (enrollment);
+CREATE INDEX device_end ON device_table (upper(substr(deviceId, -4)));
+
+-- The few devices that need an operator, in order of their IDs.
+CREATE INDEX device_refused ON device_table (deviceId, enrollment, refusal) WHERE refusal IS NOT NULL;
+CREATE INDEX device_disabled ON device_table (deviceId) WHERE state = 'disabled';
+CREATE INDEX device_cloud_state ON device_table (deviceId, cloudState) WHERE cloudState IS NOT NULL;
 
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (

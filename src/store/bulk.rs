@@ -1,10 +1,11 @@
 //! Work on the whole table: imports, exports and counts.
 
-use std::{collections::HashSet, ops::ControlFlow, path::Path};
+use std::{collections::HashSet, ops::ControlFlow, path::Path, time::Duration};
 
 use super::{
     Actor, DeviceRow, StoreError,
     backup::Contents,
+    filter::{Cursor, Filter, Found, Held, Tally},
     undo::{ImportId, ImportRecord, Undo, UndoError, Undone},
 };
 use crate::{
@@ -71,6 +72,20 @@ pub trait Bulk: Send + Sync {
     /// Counts the devices that may be registered but are not registered yet, in one enrollment
     /// or in all (`None`). Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
+
+    /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search ends
+    /// when it has looked at some devices and `time` is over. So that a caller who continues it comes
+    /// to the end, each call looks at a few devices at least.
+    fn find(&self, filter: &Filter, from: &Cursor, limit: usize, time: Duration)
+    -> Result<Found, StoreError>;
+
+    /// Counts the devices that the filter admits, for about `time` at most.
+    fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError>;
+
+    /// Counts the devices whose registration has begun, by enrollment, and those that IoT Platform
+    /// refuses, by enrollment and reason. Returns up to `limit` groups of each kind, the largest
+    /// first.
+    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError>;
 
     /// Copies one state of the store into a new file (mode 0600), verifies the copy, and then gives
     /// it its final name. `progress` receives the size of the copied part and of the whole. The

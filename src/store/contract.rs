@@ -6,6 +6,7 @@
 mod alternating;
 mod audit_log;
 mod claims;
+mod finding;
 mod imports;
 mod sealing;
 

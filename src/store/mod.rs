@@ -18,6 +18,7 @@ mod bulk;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
+pub mod filter;
 pub mod lease;
 pub mod merge;
 pub mod retention;

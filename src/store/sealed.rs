@@ -19,6 +19,7 @@ use super::{
     audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+    filter::{self, Cursor, Found, Held, Tally},
     lease::Leases,
     turn::{Turn, Turns},
     undo::{ImportRecord, Undo, UndoError, Undone},
@@ -497,6 +498,24 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
         self.inner.count_unregistered(enrollment)
+    }
+
+    fn find(
+        &self,
+        filter: &filter::Filter,
+        from: &Cursor,
+        limit: usize,
+        time: Duration,
+    ) -> Result<Found, StoreError> {
+        self.inner.find(filter, from, limit, time)
+    }
+
+    fn tally(&self, filter: &filter::Filter, time: Duration) -> Result<Tally, StoreError> {
+        self.inner.tally(filter, time)
+    }
+
+    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
+        self.inner.held(limit)
     }
 
     fn back_up(

@@ -14,6 +14,7 @@ use crate::{
         StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        filter::{self, Cursor, Found, Held, Tally},
         lease::Leases,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         turn::{Turn, Turns},
@@ -179,6 +180,24 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
         self.next().count_unregistered(enrollment)
+    }
+
+    fn find(
+        &self,
+        filter: &filter::Filter,
+        from: &Cursor,
+        limit: usize,
+        time: Duration,
+    ) -> Result<Found, StoreError> {
+        self.next().find(filter, from, limit, time)
+    }
+
+    fn tally(&self, filter: &filter::Filter, time: Duration) -> Result<Tally, StoreError> {
+        self.next().tally(filter, time)
+    }
+
+    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
+        self.next().held(limit)
     }
 }
 

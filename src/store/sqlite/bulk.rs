@@ -5,12 +5,13 @@
 use std::{
     collections::{BTreeSet, HashSet},
     path::Path,
+    time::Duration,
 };
 
 use rusqlite::{Connection, OptionalExtension, Params, Statement, Transaction, TransactionBehavior, params};
 
 use super::{
-    Access, Sqlite, audit, backup, claims, connection, imports, look, read, secrets, store_error,
+    Access, Sqlite, audit, backup, claims, connection, find, imports, look, read, secrets, store_error,
     writer::WriteError,
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
         SameSecret, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         backup::Contents,
+        filter::{Cursor, Filter, Found, Held, Tally},
         merge::{self, Change, Columns, Merged},
         undo::{ImportId, ImportRecord, KeyChange, Undo, UndoError, Undone},
     },
@@ -91,9 +93,9 @@ impl Bulk for Sqlite {
     }
 
     fn totals(&self) -> Result<Vec<Totals>, StoreError> {
-        const SQL: &str = "SELECT enrollment, count(*), count(deviceSecret), count(firstIssued), \
+        const SQL: &str = "SELECT +enrollment, count(*), count(deviceSecret), count(firstIssued), \
                            count(activateTime), count(refusal), sum(state = 'disabled') \
-                           FROM device_table GROUP BY enrollment ORDER BY enrollment";
+                           FROM device_table GROUP BY +enrollment ORDER BY 1";
         let totals = |row: &rusqlite::Row<'_>| {
             let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
             Ok(Totals {
@@ -113,6 +115,24 @@ impl Bulk for Sqlite {
         const SQL: &str = "SELECT count(*) FROM device_table WHERE deviceSecret IS NULL AND refusal IS NULL \
                            AND state = 'enabled' AND (?1 IS NULL OR enrollment = ?1)";
         self.count_rows(SQL, [enrollment])
+    }
+
+    fn find(
+        &self,
+        filter: &Filter,
+        from: &Cursor,
+        limit: usize,
+        time: Duration,
+    ) -> Result<Found, StoreError> {
+        self.query(|connection| find::find(connection, filter, from, limit, time))
+    }
+
+    fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError> {
+        self.query(|connection| find::tally(connection, filter, time))
+    }
+
+    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
+        self.query(|connection| find::held(connection, limit))
     }
 
     fn back_up(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {

@@ -35,6 +35,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_3_to_4.sql"), then: Some(audit::into_blocks) },
     Upgrade { script: include_str!("upgrade_4_to_5.sql"), then: None },
     Upgrade { script: include_str!("upgrade_5_to_6.sql"), then: None },
+    Upgrade { script: include_str!("upgrade_6_to_7.sql"), then: None },
 ];
 
 /// A step from one version to the next.

@@ -8,6 +8,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+mod find;
 mod imports;
 pub mod lock;
 mod look;

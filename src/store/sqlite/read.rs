@@ -258,17 +258,6 @@ fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         device_name: name.clone(),
         device_secret: secret,
     });
-    let state = match row.get_ref(5)?.as_str()? {
-        "enabled" => DeviceState::Enabled,
-        "disabled" => DeviceState::Disabled,
-        _ => return Err(unexpected(5, "state is neither enabled nor disabled")),
-    };
-    let cloud_state = match row.get_ref(10)?.as_str_or_null()? {
-        None => None,
-        Some("disabled") => Some(CloudState::Disabled),
-        Some("deleted") => Some(CloudState::Deleted),
-        Some(_) => return Err(unexpected(10, "cloudState is neither disabled nor deleted")),
-    };
     Ok(DeviceRow {
         id,
         enrollment: row.get(0)?,
@@ -276,17 +265,36 @@ fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         device_name,
         certificate,
         iot_id: row.get(4)?,
-        state,
+        state: device_state(row, 5)?,
         first_issued: row.get(6)?,
         registered: row.get(7)?,
         activated: row.get(8)?,
         refusal: row.get(9)?,
-        cloud_state,
+        cloud_state: cloud_state(row, 10)?,
     })
 }
 
+/// Reads the state that the operator has set.
+pub(super) fn device_state(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceState> {
+    match row.get_ref(column)?.as_str()? {
+        "enabled" => Ok(DeviceState::Enabled),
+        "disabled" => Ok(DeviceState::Disabled),
+        _ => Err(unexpected(column, "state is neither enabled nor disabled")),
+    }
+}
+
+/// Reads the state at IoT Platform.
+pub(super) fn cloud_state(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<CloudState>> {
+    match row.get_ref(column)?.as_str_or_null()? {
+        None => Ok(None),
+        Some("disabled") => Ok(Some(CloudState::Disabled)),
+        Some("deleted") => Ok(Some(CloudState::Deleted)),
+        Some(_) => Err(unexpected(column, "cloudState is neither disabled nor deleted")),
+    }
+}
+
 /// Parses a stored ID, which is already normalized, unlike an ID in an import.
-fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
+pub(super) fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     convert::identity,
+    time::Duration,
 };
 
 use super::{Memory, Tables};
@@ -13,6 +14,7 @@ use crate::{
         Bulk, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
         Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
+        filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
         merge::{self, Columns, Merged, Unmerged},
         undo::{
             ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, UndoError, Undone,
@@ -269,5 +271,61 @@ impl Bulk for Memory {
                 && enrollment.is_none_or(|enrollment| row.enrollment == enrollment)
         });
         Ok(unregistered.count() as u64)
+    }
+
+    fn find(
+        &self,
+        filter: &Filter,
+        from: &Cursor,
+        limit: usize,
+        _time: Duration,
+    ) -> Result<Found, StoreError> {
+        let tables = self.tables();
+        let is_admitted =
+            |row: &&DeviceRow| filter.admits(&row.seen(), || tables.journal.is_claimed(&row.id));
+        let listed =
+            |row: &DeviceRow| Listed::new(row.id.clone(), &row.seen(), tables.journal.is_claimed(&row.id));
+        let admitted = tables.devices.values().filter(is_admitted);
+        let mut devices: Vec<Listed> = match from {
+            Cursor::First => admitted.take(limit + 1).map(listed).collect(),
+            Cursor::After(id) => admitted.filter(|row| row.id > *id).take(limit + 1).map(listed).collect(),
+            Cursor::Before(id) => {
+                admitted.rev().filter(|row| row.id < *id).take(limit + 1).map(listed).collect()
+            }
+        };
+        let end = if devices.len() > limit { End::More } else { End::Complete };
+        devices.truncate(limit);
+        if matches!(from, Cursor::Before(_)) {
+            devices.reverse();
+        }
+        Ok(Found { devices, end })
+    }
+
+    fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError> {
+        let found = self.find(filter, &Cursor::First, usize::MAX - 1, time)?;
+        Ok(Tally { devices: found.devices.len() as u64, is_complete: true })
+    }
+
+    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
+        let tables = self.tables();
+        let mut groups: BTreeMap<(String, Option<String>), u64> = BTreeMap::new();
+        for row in tables.devices.values() {
+            let is_waiting = row.certificate.is_none() && tables.journal.is_claimed(&row.id);
+            if row.refusal.is_some() {
+                *groups.entry((row.enrollment.clone(), row.refusal.clone())).or_default() += 1;
+            }
+            if is_waiting {
+                *groups.entry((row.enrollment.clone(), None)).or_default() += 1;
+            }
+        }
+        let held = |((enrollment, refusal), devices)| Held { enrollment, refusal, devices };
+        let (mut waiting, mut refused): (Vec<Held>, Vec<Held>) =
+            groups.into_iter().map(held).partition(|held| held.refusal.is_none());
+        for groups in [&mut waiting, &mut refused] {
+            groups.sort_by_key(|held| std::cmp::Reverse(held.devices));
+            groups.truncate(limit);
+        }
+        waiting.append(&mut refused);
+        Ok(waiting)
     }
 }

@@ -1,0 +1,382 @@
+//! Selection of devices by their state, their enrollment and what is written on their label. Pure: a
+//! store finds the rows, and this module decides which of them a filter admits. It sees no secrets.
+
+use super::{CloudState, DeviceRow, DeviceState, UnixSeconds};
+use crate::device::DeviceId;
+
+/// Number of characters at the end of a device ID by which a store finds the device without reading
+/// the whole table.
+pub const INDEXED_END: usize = 4;
+
+/// State of a device. A device can be in several: one that was activated was also issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Neither registered nor refused, and no registration has begun.
+    Imported,
+    /// Its registration has begun, and its certificate is not stored yet.
+    Waiting,
+    /// Has a certificate.
+    Registered,
+    /// Has a certificate that was never issued.
+    Unissued,
+    /// Its certificate was issued.
+    Issued,
+    /// Is known to have signed in at IoT Platform.
+    Activated,
+    /// IoT Platform refuses it.
+    Refused,
+    /// The operator has disabled it.
+    Disabled,
+    /// Disabled at IoT Platform.
+    DisabledAtCloud,
+    /// Deleted at IoT Platform.
+    DeletedAtCloud,
+}
+
+impl State {
+    /// All states, in the order of a device's life.
+    pub const ALL: [Self; 10] = [
+        Self::Imported,
+        Self::Waiting,
+        Self::Registered,
+        Self::Unissued,
+        Self::Issued,
+        Self::Activated,
+        Self::Refused,
+        Self::Disabled,
+        Self::DisabledAtCloud,
+        Self::DeletedAtCloud,
+    ];
+
+    /// Returns the name of the state in URLs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Imported => "imported",
+            Self::Waiting => "waiting",
+            Self::Registered => "registered",
+            Self::Unissued => "unissued",
+            Self::Issued => "issued",
+            Self::Activated => "activated",
+            Self::Refused => "refused",
+            Self::Disabled => "disabled",
+            Self::DisabledAtCloud => "cloud-disabled",
+            Self::DeletedAtCloud => "cloud-deleted",
+        }
+    }
+
+    /// Returns the state of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// Text by which a device is found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Text {
+    /// Beginning of the device ID, in its own case.
+    Begins(String),
+    /// End of the device ID, in either case.
+    Ends(String),
+    /// The whole device name. A device without one goes by its ID.
+    Name(String),
+    /// The whole `IotId`.
+    IotId(String),
+}
+
+/// Conditions that a device must meet; the default admits every device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    /// Name of the enrollment.
+    pub enrollment: Option<String>,
+    /// The product.
+    pub product_key: Option<String>,
+    /// The state.
+    pub state: Option<State>,
+    /// The reason for the refusal, as the row has it.
+    pub refusal: Option<String>,
+    /// Time of the first issue, or later.
+    pub issued_from: Option<UnixSeconds>,
+    /// Time before which the first issue was.
+    pub issued_before: Option<UnixSeconds>,
+    /// Text of the label.
+    pub text: Option<Text>,
+}
+
+/// The columns by which a filter decides, borrowed from a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'r> {
+    /// The device ID.
+    pub id: &'r str,
+    /// Name of the enrollment.
+    pub enrollment: &'r str,
+    /// The product.
+    pub product_key: &'r str,
+    /// The device name, if it is set.
+    pub device_name: Option<&'r str>,
+    /// Set if the device has a certificate.
+    pub is_registered: bool,
+    /// The cloud's own identifier.
+    pub iot_id: Option<&'r str>,
+    /// State that the operator has set.
+    pub state: DeviceState,
+    /// Time of the first issue.
+    pub first_issued: Option<UnixSeconds>,
+    /// Time of the first sign-in at IoT Platform.
+    pub activated: Option<UnixSeconds>,
+    /// Reason why IoT Platform refuses the device.
+    pub refusal: Option<&'r str>,
+    /// Abnormal state at IoT Platform.
+    pub cloud_state: Option<CloudState>,
+}
+
+impl Filter {
+    /// Returns whether the filter admits a device. `is_claimed` returns whether its registration is
+    /// in the journal; it is called only if that matters.
+    pub fn admits(&self, seen: &Seen<'_>, is_claimed: impl FnOnce() -> bool) -> bool {
+        let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
+        is(&self.enrollment, seen.enrollment)
+            && is(&self.product_key, seen.product_key)
+            && self.refusal.as_ref().is_none_or(|reason| seen.refusal == Some(reason))
+            && self.issued_from.is_none_or(|from| seen.first_issued.is_some_and(|at| at >= from))
+            && self.issued_before.is_none_or(|before| seen.first_issued.is_some_and(|at| at < before))
+            && self.text.as_ref().is_none_or(|text| text.fits(seen))
+            && self.state.is_none_or(|state| state.fits(seen, is_claimed))
+    }
+}
+
+impl State {
+    fn fits(self, seen: &Seen<'_>, is_claimed: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::Imported => !seen.is_registered && seen.refusal.is_none() && !is_claimed(),
+            Self::Waiting => !seen.is_registered && is_claimed(),
+            Self::Registered => seen.is_registered,
+            Self::Unissued => seen.is_registered && seen.first_issued.is_none(),
+            Self::Issued => seen.first_issued.is_some(),
+            Self::Activated => seen.activated.is_some(),
+            Self::Refused => seen.refusal.is_some(),
+            Self::Disabled => seen.state == DeviceState::Disabled,
+            Self::DisabledAtCloud => seen.cloud_state == Some(CloudState::Disabled),
+            Self::DeletedAtCloud => seen.cloud_state == Some(CloudState::Deleted),
+        }
+    }
+}
+
+impl Text {
+    fn fits(&self, seen: &Seen<'_>) -> bool {
+        match self {
+            Self::Begins(text) => seen.id.starts_with(text.as_str()),
+            Self::Ends(text) => {
+                let (id, end) = (seen.id.as_bytes(), text.as_bytes());
+                id.len() >= end.len() && id[id.len() - end.len()..].eq_ignore_ascii_case(end)
+            }
+            Self::Name(text) => seen.device_name.unwrap_or(seen.id) == text,
+            Self::IotId(text) => seen.iot_id == Some(text),
+        }
+    }
+}
+
+impl DeviceRow {
+    /// Returns the columns by which a filter decides.
+    pub fn seen(&self) -> Seen<'_> {
+        Seen {
+            id: self.id.as_str(),
+            enrollment: &self.enrollment,
+            product_key: &self.product_key,
+            device_name: self.device_name.as_deref(),
+            is_registered: self.certificate.is_some(),
+            iot_id: self.iot_id.as_deref(),
+            state: self.state,
+            first_issued: self.first_issued,
+            activated: self.activated,
+            refusal: self.refusal.as_deref(),
+            cloud_state: self.cloud_state,
+        }
+    }
+}
+
+/// A device as a list shows it. Without its secret, so that a row whose secret is damaged is listed,
+/// too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The device ID.
+    pub id: DeviceId,
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// The product.
+    pub product_key: String,
+    /// The device name, if it is set.
+    pub device_name: Option<String>,
+    /// Set if the device has a certificate.
+    pub is_registered: bool,
+    /// The cloud's own identifier.
+    pub iot_id: Option<String>,
+    /// State that the operator has set.
+    pub state: DeviceState,
+    /// Time of the first issue.
+    pub first_issued: Option<UnixSeconds>,
+    /// Time of the first sign-in at IoT Platform.
+    pub activated: Option<UnixSeconds>,
+    /// Reason why IoT Platform refuses the device.
+    pub refusal: Option<String>,
+    /// Abnormal state at IoT Platform.
+    pub cloud_state: Option<CloudState>,
+    /// Set if the device's registration is in the journal.
+    pub is_claimed: bool,
+}
+
+impl Listed {
+    /// Copies the columns of a row.
+    pub fn new(id: DeviceId, seen: &Seen<'_>, is_claimed: bool) -> Self {
+        Self {
+            id,
+            enrollment: seen.enrollment.to_owned(),
+            product_key: seen.product_key.to_owned(),
+            device_name: seen.device_name.map(str::to_owned),
+            is_registered: seen.is_registered,
+            iot_id: seen.iot_id.map(str::to_owned),
+            state: seen.state,
+            first_issued: seen.first_issued,
+            activated: seen.activated,
+            refusal: seen.refusal.map(str::to_owned),
+            cloud_state: seen.cloud_state,
+            is_claimed,
+        }
+    }
+}
+
+/// Place in the table from which a search goes on, in order of device ID.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Cursor {
+    /// The first device.
+    #[default]
+    First,
+    /// After this ID, which need not be in the table.
+    After(DeviceId),
+    /// Before this ID, backward.
+    Before(DeviceId),
+}
+
+/// Devices that a search has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The devices, in order of device ID, also if the search went backward.
+    pub devices: Vec<Listed>,
+    /// Reason why the search ended.
+    pub end: End,
+}
+
+/// Reason why a search ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// There are no more devices in this direction.
+    Complete,
+    /// There is at least one more device.
+    More,
+    /// The time was up. The search has come as far as this device, which it has looked at.
+    TimeUp(DeviceId),
+}
+
+/// Number of devices that a filter admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Number of devices found.
+    pub devices: u64,
+    /// Set if the whole table was searched; otherwise there may be more.
+    pub is_complete: bool,
+}
+
+/// Devices of one enrollment that do not get on by themselves, or not yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// Reason of IoT Platform for refusing them; `None`: their registration has begun.
+    pub refusal: Option<String>,
+    /// Number of devices.
+    pub devices: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceId;
+
+    fn row(id: &str) -> DeviceRow {
+        DeviceRow::imported(DeviceId::parse_sn(id).unwrap(), "lamps", "a1lamp")
+    }
+
+    fn admits(filter: &Filter, row: &DeviceRow, is_claimed: bool) -> bool {
+        filter.admits(&row.seen(), || is_claimed)
+    }
+
+    #[test]
+    fn each_state_admits_the_devices_that_are_in_it() {
+        let registered = row("SN-1").with_certificate("SN-1", "s3cret");
+        let issued = DeviceRow { first_issued: Some(5), ..registered.clone() };
+        let activated = DeviceRow { activated: Some(6), ..issued.clone() };
+        let refused = DeviceRow { refusal: Some("odd".into()), ..row("SN-1") };
+        let disabled = DeviceRow { state: DeviceState::Disabled, ..row("SN-1") };
+        let off = DeviceRow { cloud_state: Some(CloudState::Disabled), ..registered.clone() };
+        let gone = DeviceRow { cloud_state: Some(CloudState::Deleted), ..registered.clone() };
+        use State::*;
+        for (row, is_claimed, states) in [
+            (row("SN-1"), false, &[Imported][..]),
+            (row("SN-1"), true, &[Waiting]),
+            (registered.clone(), false, &[Registered, Unissued]),
+            // The claim of an earlier attempt may outlive the registration.
+            (registered, true, &[Registered, Unissued]),
+            (issued, false, &[Registered, Issued]),
+            (activated, false, &[Registered, Issued, Activated]),
+            (refused, false, &[Refused]),
+            (disabled, false, &[Imported, Disabled]),
+            (off, false, &[Registered, Unissued, DisabledAtCloud]),
+            (gone, false, &[Registered, Unissued, DeletedAtCloud]),
+        ] {
+            let fits = |state| admits(&Filter { state: Some(state), ..Filter::default() }, &row, is_claimed);
+            let found: Vec<State> = State::ALL.into_iter().filter(|state| fits(*state)).collect();
+            assert_eq!(found, states, "{row:?} {is_claimed}");
+        }
+        for state in State::ALL {
+            assert_eq!(State::named(state.name()), Some(state));
+        }
+    }
+
+    #[test]
+    fn each_condition_must_be_met() {
+        let row = DeviceRow {
+            device_name: Some("lamp-1".into()),
+            iot_id: Some("iot-1".into()),
+            first_issued: Some(100),
+            refusal: Some("odd".into()),
+            ..row("001A2B3C4D5E")
+        };
+        let text = |text| Filter { text: Some(text), ..Filter::default() };
+        let some = |text: &str| Some(text.to_owned());
+        for (filter, is_admitted) in [
+            (Filter::default(), true),
+            (Filter { enrollment: some("lamps"), ..Filter::default() }, true),
+            (Filter { enrollment: some("lamp"), ..Filter::default() }, false),
+            (Filter { product_key: some("a1lamp"), ..Filter::default() }, true),
+            (Filter { product_key: some("a1"), ..Filter::default() }, false),
+            (Filter { refusal: some("odd"), ..Filter::default() }, true),
+            (Filter { refusal: some("od"), ..Filter::default() }, false),
+            (Filter { issued_from: Some(100), issued_before: Some(101), ..Filter::default() }, true),
+            (Filter { issued_from: Some(101), ..Filter::default() }, false),
+            (Filter { issued_before: Some(100), ..Filter::default() }, false),
+            (text(Text::Begins("001A".into())), true),
+            (text(Text::Begins("001a".into())), false),
+            (text(Text::Ends("4d5e".into())), true),
+            (text(Text::Ends("4d5".into())), false),
+            (text(Text::Ends("X001A2B3C4D5E".into())), false),
+            (text(Text::Name("lamp-1".into())), true),
+            (text(Text::Name("001A2B3C4D5E".into())), false),
+            (text(Text::IotId("iot-1".into())), true),
+            (text(Text::IotId("iot-".into())), false),
+            (Filter { enrollment: some("plugs"), ..text(Text::IotId("iot-1".into())) }, false),
+        ] {
+            assert_eq!(admits(&filter, &row, false), is_admitted, "{filter:?}");
+        }
+        let unissued = DeviceRow { first_issued: None, ..row };
+        assert!(!admits(&Filter { issued_before: Some(200), ..Filter::default() }, &unissued, false));
+    }
+}

@@ -1,0 +1,344 @@
+//! Searches of the table for an operator. This module chooses the index and reads the columns; the
+//! filter decides about each row, so that all stores agree. A search stops when its time is over.
+
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
+
+use rusqlite::{CachedStatement, Connection, Row, types::ValueRef};
+
+use super::read::{cloud_state, device_state, id};
+use crate::{
+    device::DeviceId,
+    store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
+};
+
+/// Number of rows after which a search looks at the clock, and so the least number that it looks at.
+const ROWS: u64 = 128;
+
+/// The columns of [`seen`], in its order.
+const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
+     d.firstIssued, d.activateTime, d.refusal, d.cloudState";
+
+/// Way to the rows that a filter may admit, in order of device ID.
+struct Path<'f> {
+    /// Tables and conditions, after `FROM`. ?1 and ?2 are the bounds of the IDs, and ?3 is the text.
+    rows: &'static str,
+    /// The value of ?3.
+    text: Option<Cow<'f, str>>,
+    /// Beginning of the IDs.
+    prefix: &'f str,
+}
+
+/// Returns the way that leads past the fewest rows.
+fn path<'f>(filter: &'f Filter) -> Path<'f> {
+    let with = |rows, text: Cow<'f, str>| Path { rows, text: Some(text), prefix: "" };
+    let without = |rows| Path { rows, text: None, prefix: "" };
+    match (&filter.text, filter.state) {
+        (Some(Text::IotId(text)), _) => with(
+            "device_table d INDEXED BY device_iot_id WHERE d.IotId IS NOT NULL AND d.IotId = ?3",
+            text.into(),
+        ),
+        // The index begins with the product, so each product is looked up.
+        (Some(Text::Name(text)), _) => with(
+            "(WITH RECURSIVE product(key) AS (SELECT min(productKey) FROM device_table \
+             UNION ALL SELECT (SELECT min(productKey) FROM device_table WHERE productKey > key) \
+             FROM product WHERE key IS NOT NULL) \
+             SELECT n.* FROM product CROSS JOIN device_table n INDEXED BY device_name \
+             ON n.productKey = key AND coalesce(n.deviceName, n.deviceId) = ?3) d WHERE true",
+            text.into(),
+        ),
+        (Some(Text::Ends(text)), _) if text.len() >= INDEXED_END && text.is_ascii() => {
+            let end = text[text.len() - INDEXED_END..].to_ascii_uppercase();
+            with("device_table d INDEXED BY device_end WHERE upper(substr(d.deviceId, -4)) = ?3", end.into())
+        }
+        (Some(Text::Begins(text)), _) => {
+            Path { prefix: text, ..without("device_table d WHERE true") }
+        }
+        (_, Some(State::Waiting)) => without(
+            "registration_claim c CROSS JOIN device_table d ON d.deviceId = c.deviceId \
+             WHERE d.deviceSecret IS NULL",
+        ),
+        _ if filter.refusal.is_some() || filter.state == Some(State::Refused) => {
+            without("device_table d INDEXED BY device_refused WHERE d.refusal IS NOT NULL")
+        }
+        (_, Some(State::Disabled)) => {
+            without("device_table d INDEXED BY device_disabled WHERE d.state = 'disabled'")
+        }
+        (_, Some(State::DisabledAtCloud | State::DeletedAtCloud)) => {
+            without("device_table d INDEXED BY device_cloud_state WHERE d.cloudState IS NOT NULL")
+        }
+        _ => match &filter.enrollment {
+            Some(name) => {
+                with("device_table d INDEXED BY device_enrollment WHERE d.enrollment = ?3", name.into())
+            }
+            None => without("device_table d WHERE true"),
+        },
+    }
+}
+
+/// Returns the query for a way, and its order.
+fn query(path: &Path<'_>, is_backward: bool) -> String {
+    // A join with the claims is read in their order.
+    let id = if path.rows.starts_with("registration_claim") { "c.deviceId" } else { "d.deviceId" };
+    let order = if is_backward { "DESC" } else { "ASC" };
+    format!("SELECT {COLUMNS} FROM {} AND {id} >= ?1 AND {id} < ?2 ORDER BY {id} {order}", path.rows)
+}
+
+/// Returns the bounds of the IDs: the first one, and the one before which the last one is.
+fn bounds(prefix: &str, from: &Cursor) -> (String, String) {
+    // Any character of an ID comes after `!` and before the last one of ASCII.
+    let (first, end) = (prefix.to_owned(), format!("{prefix}\x7f"));
+    match from {
+        Cursor::First => (first, end),
+        Cursor::After(id) => (first.max(format!("{id}!")), end),
+        Cursor::Before(id) => (first, end.min(id.to_string())),
+    }
+}
+
+/// Reads the columns by which a filter decides.
+fn seen<'r>(row: &'r Row<'_>) -> rusqlite::Result<Seen<'r>> {
+    let text = |column| row.get_ref(column).and_then(|value| Ok(value.as_str()?));
+    let optional = |column| row.get_ref(column).and_then(|value| Ok(value.as_str_or_null()?));
+    let time = |column| {
+        row.get_ref(column).and_then(|value| match value {
+            ValueRef::Null => Ok(None),
+            value => Ok(Some(value.as_i64()?)),
+        })
+    };
+    Ok(Seen {
+        id: text(0)?,
+        enrollment: text(1)?,
+        product_key: text(2)?,
+        device_name: optional(3)?,
+        is_registered: row.get(4)?,
+        iot_id: optional(5)?,
+        state: device_state(row, 6)?,
+        first_issued: time(7)?,
+        activated: time(8)?,
+        refusal: optional(9)?,
+        cloud_state: cloud_state(row, 10)?,
+    })
+}
+
+/// Calls `each` with each device that the filter admits, until `each` returns false, the time is over
+/// or there are no more. Returns the last device that was looked at if the time is over.
+fn search(
+    connection: &Connection,
+    filter: &Filter,
+    from: &Cursor,
+    time: Duration,
+    mut each: impl FnMut(&Row<'_>, &Seen<'_>) -> rusqlite::Result<bool>,
+) -> rusqlite::Result<Option<DeviceId>> {
+    let begun = Instant::now();
+    let mut claims = claims(connection)?;
+    let path = path(filter);
+    let (first, end) = bounds(path.prefix, from);
+    let is_backward = matches!(from, Cursor::Before(_));
+    let mut statement = connection.prepare_cached(&query(&path, is_backward))?;
+    let mut rows = match path.text.as_deref() {
+        Some(text) => statement.query([&first, &end, text])?,
+        None => statement.query([&first, &end])?,
+    };
+    let mut looked_at = 0;
+    while let Some(row) = rows.next()? {
+        let seen = seen(row)?;
+        let mut failed = Ok(());
+        let is_admitted = filter.admits(&seen, || {
+            is_claimed(&mut claims, seen.id).unwrap_or_else(|error| {
+                failed = Err(error);
+                false
+            })
+        });
+        failed?;
+        if is_admitted && !each(row, &seen)? {
+            return Ok(None);
+        }
+        looked_at += 1;
+        if looked_at % ROWS == 0 && begun.elapsed() >= time {
+            return id(row, 0).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn claims(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
+    connection.prepare_cached("SELECT 1 FROM registration_claim WHERE deviceId = ?1")
+}
+
+fn is_claimed(claims: &mut CachedStatement<'_>, id: &str) -> rusqlite::Result<bool> {
+    claims.exists([id])
+}
+
+/// Finds devices, as [`Bulk::find`](crate::store::Bulk::find) says.
+pub(super) fn find(
+    connection: &Connection,
+    filter: &Filter,
+    from: &Cursor,
+    limit: usize,
+    time: Duration,
+) -> rusqlite::Result<Found> {
+    let (mut devices, mut is_more) = (Vec::new(), false);
+    let mut claimed = claims(connection)?;
+    let stopped = search(connection, filter, from, time, |row, seen| {
+        is_more = devices.len() == limit;
+        if !is_more {
+            devices.push(Listed::new(id(row, 0)?, seen, is_claimed(&mut claimed, seen.id)?));
+        }
+        Ok(!is_more)
+    })?;
+    if matches!(from, Cursor::Before(_)) {
+        devices.reverse();
+    }
+    let end = match stopped {
+        Some(last) => End::TimeUp(last),
+        None if is_more => End::More,
+        None => End::Complete,
+    };
+    Ok(Found { devices, end })
+}
+
+/// Counts devices, as [`Bulk::tally`](crate::store::Bulk::tally) says.
+pub(super) fn tally(connection: &Connection, filter: &Filter, time: Duration) -> rusqlite::Result<Tally> {
+    let mut devices = 0;
+    let stopped = search(connection, filter, &Cursor::First, time, |_, _| {
+        devices += 1;
+        Ok(true)
+    })?;
+    Ok(Tally { devices, is_complete: stopped.is_none() })
+}
+
+/// Counts devices by their reason, as [`Bulk::held`](crate::store::Bulk::held) says.
+pub(super) fn held(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Held>> {
+    const WAITING: &str = "SELECT d.enrollment, NULL, count(*) FROM registration_claim c \
+                           CROSS JOIN device_table d ON d.deviceId = c.deviceId \
+                           WHERE d.deviceSecret IS NULL GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ?1";
+    const REFUSED: &str = "SELECT enrollment, refusal, count(*) FROM device_table INDEXED BY device_refused \
+                           WHERE refusal IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT ?1";
+    let group = |row: &Row<'_>| {
+        let devices = row.get::<_, i64>(2)?.unsigned_abs();
+        Ok(Held { enrollment: row.get(0)?, refusal: row.get(1)?, devices })
+    };
+    let mut all = Vec::new();
+    for sql in [WAITING, REFUSED] {
+        let mut statement = connection.prepare(sql)?;
+        let groups = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], group)?;
+        all.extend(groups.collect::<rusqlite::Result<Vec<_>>>()?);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
+        connection
+    }
+
+    fn insert(connection: &Connection, count: u32) {
+        const SQL: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+                           INSERT INTO device_table (deviceId, productKey, enrollment) \
+                           SELECT printf('SN-%06d', i), 'a1', 'lamps' FROM n";
+        connection.execute(SQL, [count]).unwrap();
+    }
+
+    fn filters() -> Vec<Filter> {
+        let text = |text| Filter { text: Some(text), ..Filter::default() };
+        let state = |state| Filter { state: Some(state), ..Filter::default() };
+        let mut all = vec![
+            Filter::default(),
+            Filter { enrollment: Some("lamps".into()), ..Filter::default() },
+            Filter { refusal: Some("odd".into()), ..Filter::default() },
+            text(Text::Begins("SN-".into())),
+            text(Text::Ends("0001".into())),
+            text(Text::Ends("1".into())),
+            text(Text::IotId("iot-1".into())),
+            text(Text::Name("SN-000001".into())),
+        ];
+        all.extend(State::ALL.map(state));
+        all
+    }
+
+    #[test]
+    fn every_way_is_in_order_of_the_ids_without_sorting() {
+        let connection = database();
+        for filter in filters() {
+            for is_backward in [false, true] {
+                let path = path(&filter);
+                let sql = format!("EXPLAIN QUERY PLAN {}", query(&path, is_backward));
+                let mut statement = connection.prepare(&sql).unwrap();
+                let count = statement.parameter_count();
+                let plan: Vec<String> = statement
+                    .query_map(rusqlite::params_from_iter(vec![""; count]), |row| row.get(3))
+                    .unwrap()
+                    .collect::<Result<_, _>>()
+                    .unwrap();
+                // A name occurs at most once in each product.
+                let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+                assert_eq!(sorts, matches!(filter.text, Some(Text::Name(_))), "{filter:?} {plan:?}");
+                // The search begins at the ID, and does not read what is before it.
+                let last = plan.iter().rfind(|step| !step.contains("TEMP")).unwrap();
+                let begins = plan.iter().any(|step| step.contains("deviceId>? AND deviceId<?"));
+                assert!(begins || sorts, "{filter:?} {plan:?}");
+                assert!(last.starts_with("SEARCH"), "{filter:?} {plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_whose_time_is_over_says_how_far_it_came_and_goes_on_from_there() {
+        let connection = database();
+        insert(&connection, 1000);
+        let wanted = Filter { text: Some(Text::Ends("5".into())), ..Filter::default() };
+        for is_backward in [false, true] {
+            let last = DeviceId::parse("SN-z").unwrap();
+            let mut from = if is_backward { Cursor::Before(last) } else { Cursor::First };
+            let (mut all, mut calls) = (Vec::new(), 0);
+            loop {
+                let found = find(&connection, &wanted, &from, 1000, Duration::ZERO).unwrap();
+                all.extend(found.devices.into_iter().map(|listed| listed.id));
+                calls += 1;
+                from = match found.end {
+                    End::TimeUp(id) if is_backward => Cursor::Before(id),
+                    End::TimeUp(id) => Cursor::After(id),
+                    End::Complete => break,
+                    End::More => panic!("the limit is not reached"),
+                };
+            }
+            all.sort();
+            all.dedup();
+            assert_eq!((all.len(), calls), (100, 1000 / ROWS as usize + 1));
+        }
+        let partly = tally(&connection, &wanted, Duration::ZERO).unwrap();
+        assert!(!partly.is_complete && partly.devices < 100, "{partly:?}");
+        let wholly = tally(&connection, &wanted, Duration::from_secs(600)).unwrap();
+        assert_eq!(wholly, Tally { devices: 100, is_complete: true });
+    }
+
+    #[test]
+    fn an_upgraded_database_has_the_indexes_of_a_new_one() {
+        let new = database();
+        let upgraded = database();
+        let names = |connection: &Connection| -> Vec<(String, String)> {
+            let sql =
+                "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY 1";
+            let mut statement = connection.prepare(sql).unwrap();
+            statement
+                .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
+        };
+        for name in
+            ["device_enrollment", "device_end", "device_refused", "device_disabled", "device_cloud_state"]
+        {
+            upgraded.execute(&format!("DROP INDEX {name}"), ()).unwrap();
+        }
+        upgraded.execute_batch(include_str!("upgrade_6_to_7.sql")).unwrap();
+        assert_eq!(names(&upgraded), names(&new));
+    }
+}
