@@ -13,7 +13,11 @@ use tokio::{net::UdpSocket, runtime::Handle, sync::watch, task::JoinSet};
 use crate::{
     admin,
     config::{self, Config},
-    iot_platform::{IotPlatform, NoCloud, client::Client},
+    iot_platform::{
+        IotPlatform, NoCloud,
+        calls::{Calls, Recorded},
+        client::Client,
+    },
     provision::Provisioner,
     psk::Enrollments,
     random::random,
@@ -71,6 +75,8 @@ impl App {
         (cloud, limits): (Arc<dyn IotPlatform>, registrar::Config),
     ) -> Result<Self> {
         let store: Arc<dyn Store> = table.clone();
+        let calls = Arc::<Calls>::default();
+        let cloud = Arc::new(Recorded::new(cloud, calls.clone()));
         let registrar = Registrar::new(limits, Owner::new("serve")?, store.clone(), cloud, Handle::current());
         let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
         let services = Services {
@@ -85,10 +91,13 @@ impl App {
                     workers: server.metrics(),
                     pulses: server.pulses(),
                     registrar: registrar.clone(),
+                    calls,
                     throttle: services.service.counters(),
+                    failures: services.service.failures(),
                     store: table.clone(),
                     started: unix_now(),
                     database: config.database.clone(),
+                    has_cloud: config.iot_platform.is_some(),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");

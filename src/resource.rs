@@ -3,6 +3,7 @@
 //! depend on the transport or the device table.
 
 mod body;
+pub mod failures;
 pub mod throttle;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
@@ -17,6 +18,7 @@ use crate::{
     psk::Principal,
     rate_limit::Source,
 };
+use failures::{Failures, Reason};
 use throttle::{Counters, RequestLimits, Throttle};
 
 /// Longest request payload accepted, in bytes: enough for a device ID of 64 bytes in any
@@ -42,23 +44,30 @@ pub enum Answer {
 pub struct Service {
     provisioner: Arc<Provisioner>,
     throttle: Throttle,
+    failures: Arc<Failures>,
 }
 
 impl Service {
     /// Creates a service that hands out the certificates of `provisioner`, within
     /// `limits`.
     pub fn new(now: Instant, provisioner: Provisioner, limits: RequestLimits) -> Self {
-        Self { provisioner: Arc::new(provisioner), throttle: Throttle::new(now, limits) }
+        let throttle = Throttle::new(now, limits);
+        Self { provisioner: Arc::new(provisioner), throttle, failures: Arc::default() }
     }
 
     /// Returns the same service with other limits; both share the state of the rate limits.
     pub fn with_limits(&self, limits: RequestLimits) -> Self {
-        Self { provisioner: self.provisioner.clone(), throttle: self.throttle.with(limits) }
+        Self { throttle: self.throttle.with(limits), ..self.clone() }
     }
 
     /// Returns the counters of the rate limits.
     pub fn counters(&self) -> Arc<Counters> {
         self.throttle.counters()
+    }
+
+    /// Returns the devices that were not served recently.
+    pub fn failures(&self) -> Arc<Failures> {
+        self.failures.clone()
     }
 
     /// Answers a request of an authenticated client. `source` is the address at which the
@@ -80,6 +89,7 @@ impl Service {
             ["cert"] => match read(request, principal) {
                 Ok((asked, form)) => {
                     if let Err(seconds) = self.throttle.admit(now, source, principal, asked.canonical()) {
+                        self.failures.note(Reason::TooMany, asked.canonical(), principal, source.origin, "");
                         let busy = Response::problem(Code::TooManyRequests, "too many requests");
                         return Answer::Now(busy.with_max_age(seconds));
                     }
@@ -119,9 +129,24 @@ impl Service {
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, source, principal, device);
                 }
+                let (reason, message) = reason(&refusal);
+                self.failures.note(reason, device, principal, source.origin, message);
                 refused(&refusal)
             }
         }
+    }
+}
+
+/// Returns the reason for a refusal, and the message of IoT Platform if it refuses.
+fn reason(refusal: &Refusal) -> (Reason, &str) {
+    match refusal {
+        Refusal::Invalid => (Reason::Invalid, ""),
+        Refusal::NotYours => (Reason::NotYours, ""),
+        Refusal::Disabled => (Reason::Disabled, ""),
+        Refusal::Issued => (Reason::Issued, ""),
+        Refusal::Operator(message) => (Reason::Operator, message),
+        Refusal::Later(_) => (Reason::Later, ""),
+        Refusal::TimedOut => (Reason::TimedOut, ""),
     }
 }
 

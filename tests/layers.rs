@@ -57,6 +57,7 @@ const MAY_USE: [(&str, &[&str]); 30] = [
             "device_view",
             "dtls",
             "histogram",
+            "iot_platform",
             "rate_limit",
             "operators",
             "password",

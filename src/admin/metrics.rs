@@ -13,6 +13,7 @@ use crate::{
     coap::Code,
     dtls::{Dropped, Failure, Suite},
     histogram::{Distribution, Histogram},
+    iot_platform::{Action, calls::Ended},
     resource::throttle::{Counters, Limit},
     server::Metrics,
     store,
@@ -20,6 +21,17 @@ use crate::{
 
 /// Media type of the Prometheus text format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Actions of IoT Platform that certdist calls.
+const CALLED: [Action; 7] = [
+    Action::RegisterDevice,
+    Action::QueryDeviceDetail,
+    Action::BatchCheckDeviceNames,
+    Action::QueryBatchRegisterDeviceStatus,
+    Action::BatchRegisterDeviceWithApplyId,
+    Action::QueryPageByApplyId,
+    Action::BatchQueryDeviceDetail,
+];
 
 /// Sums a metric over all workers.
 pub(super) fn sum(sources: &Sources, counter: impl Fn(&Metrics) -> u64) -> u64 {
@@ -173,6 +185,13 @@ fn registrations(page: &mut Page, sources: &Sources) {
     page.metric("certdist_registrations_total", "counter", "Registrations, by outcome.", outcomes);
     let help = "Time from a registration's start to its certificate on disk.";
     page.histogram("certdist_registration_duration_seconds", help, &registrar.latency());
+    let calls = CALLED.into_iter().flat_map(|action| {
+        let Ended { worked, failed, timed_out } = sources.calls.ended(action);
+        let labels = move |outcome| format!("{{action=\"{}\",outcome=\"{outcome}\"}}", action.name());
+        [(labels("worked"), worked), (labels("failed"), failed), (labels("timed_out"), timed_out)]
+    });
+    let help = "Calls of IoT Platform, by action and outcome.";
+    page.metric("certdist_cloud_calls_total", "counter", help, calls);
     let help = "Repeated calls to IoT Platform.";
     page.one("certdist_registration_retries_total", "counter", help, counters.retries);
     page.one(

@@ -4,6 +4,7 @@
 
 pub mod access;
 mod browsers;
+mod census;
 mod connections;
 mod console;
 mod health;
@@ -43,11 +44,12 @@ use self::{
 };
 use crate::{
     config,
+    iot_platform::calls::Calls,
     psk::{Enrollment, EnrollmentOutline},
     registrar::Registrar,
-    resource::throttle::Counters,
+    resource::{failures::Failures, throttle::Counters},
     server::{Metrics, Pulse, bind_failure},
-    store::{Table, UnixSeconds},
+    store::{Table, UnixSeconds, unix_now},
 };
 
 /// Maximum size of the body of a request, in bytes. The body of an import has its own limit.
@@ -62,14 +64,20 @@ pub struct Sources {
     pub pulses: Vec<Pulse>,
     /// Registrations at IoT Platform.
     pub registrar: Arc<Registrar>,
+    /// Results of the calls of IoT Platform.
+    pub calls: Arc<Calls>,
     /// Counters of the rate limits.
     pub throttle: Arc<Counters>,
+    /// Devices that were not served recently.
+    pub failures: Arc<Failures>,
     /// The device table.
     pub store: Arc<dyn Table>,
     /// Start time of the process.
     pub started: UnixSeconds,
     /// Location of the device table, as the console shows it; without credentials.
     pub database: String,
+    /// Set if the configuration has an `[iot_platform]`.
+    pub has_cloud: bool,
 }
 
 /// State that all requests to the port share.
@@ -83,6 +91,7 @@ struct Shared {
     host: String,
     health: Health,
     ring: std::sync::Mutex<Ring>,
+    census: census::Counter,
     pages: console::PageState,
     /// Set if TLS is on, so that cookies carry `Secure`.
     is_secure: bool,
@@ -158,6 +167,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
         connections: connections.clone(),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
+        census: census::Counter::default(),
         pages: console::PageState::new()?,
         is_secure: section.tls.is_some(),
         require_token: AtomicBool::new(section.require_token),
@@ -231,11 +241,13 @@ async fn guarded(mut response: Response) -> Response {
 
 /// Samples the counters for the console's chart.
 async fn sample(shared: Arc<Shared>) {
+    // Counted once at the start, so that the first overview knows the numbers.
+    shared.census.last(&shared.sources.store);
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let sample = Sample::of(&shared.sources);
+        let sample = Sample::of(&shared.sources, unix_now());
         shared.ring().push(sample);
     }
 }

@@ -6,6 +6,7 @@ mod action;
 pub(crate) mod answer;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod batches;
+pub mod calls;
 pub mod client;
 pub mod credentials;
 pub(crate) mod http;
@@ -160,7 +161,7 @@ pub enum ErrorClass {
 }
 
 /// A call that failed.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ApiError {
     /// Class, which decides how the registrar reacts.

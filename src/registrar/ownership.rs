@@ -150,10 +150,16 @@ impl Registrar {
         done.map(Some)
     }
 
+    /// Returns the seconds to add to this machine's clock to get the cloud's time, if the cloud has
+    /// answered recently.
+    pub fn clock_offset(&self) -> Option<i64> {
+        self.cloud.clock_offset()
+    }
+
     /// Returns whether the store's clock is known to be right. It is if the cloud has answered
     /// recently, because each answer shows the cloud's time.
     pub fn knows_the_time(&self) -> bool {
-        self.cloud.clock_offset().is_some()
+        self.clock_offset().is_some()
     }
 
     /// Makes the store use the cloud's clock if this machine's is wrong. Otherwise reissue windows

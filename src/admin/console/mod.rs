@@ -4,8 +4,10 @@
 
 mod advice;
 mod chart;
+mod concerns;
 mod devices;
 mod enrollments;
+mod failures;
 mod history;
 mod import;
 mod language;
@@ -61,6 +63,8 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
     let pages = Router::new()
         .route("/", get(overview::show))
         .route("/live", get(overview::live))
+        .route("/failures", get(failures::show))
+        .route("/failures.csv", get(failures::download))
         .route("/devices", get(devices::search))
         .route("/device", get(devices::show))
         .route("/device/disable", post(devices::disable))

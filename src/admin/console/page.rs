@@ -289,7 +289,8 @@ pub(super) fn local(path: &str) -> &str {
     if is_local { path } else { "/" }
 }
 
-fn encoded(text: &str) -> impl std::fmt::Display {
+/// Encodes a text for the query of a URL.
+pub(super) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 

@@ -53,9 +53,7 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
             let end = text[text.len() - INDEXED_END..].to_ascii_uppercase();
             with("device_table d INDEXED BY device_end WHERE upper(substr(d.deviceId, -4)) = ?3", end.into())
         }
-        (Some(Text::Begins(text)), _) => {
-            Path { prefix: text, ..without("device_table d WHERE true") }
-        }
+        (Some(Text::Begins(text)), _) => Path { prefix: text, ..without("device_table d WHERE true") },
         (_, Some(State::Waiting)) => without(
             "registration_claim c CROSS JOIN device_table d ON d.deviceId = c.deviceId \
              WHERE d.deviceSecret IS NULL",

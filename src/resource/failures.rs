@@ -1,0 +1,318 @@
+//! Remembers which devices were not served recently, and why, so that an operator can see it. Each
+//! thread writes to a part of its own, so that workers do not wait for one another. The memory is
+//! bounded: when a part is full, the devices that failed longest ago are forgotten.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use thread_local::ThreadLocal;
+
+use crate::{device::DeviceId, psk::Principal, rate_limit::Origin};
+
+/// Maximum number of failures that each thread remembers.
+const MOST: usize = 4096;
+
+/// Maximum length of a remembered message of IoT Platform, in bytes.
+const MAX_MESSAGE: usize = 300;
+
+/// Reason why a request for a certificate was not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// 4.04: the device is not in the table, or it belongs to another enrollment than the key.
+    Invalid,
+    /// 4.03: the key belongs to another device.
+    NotYours,
+    /// 4.03: the operator has disabled the device.
+    Disabled,
+    /// 4.03: the certificate was issued, and the reissue policy permits no other issue.
+    Issued,
+    /// 4.29: too many requests.
+    TooMany,
+    /// 5.02: IoT Platform refuses, until the operator acts.
+    Operator,
+    /// 5.03: the device is asked to retry later.
+    Later,
+    /// 5.04: IoT Platform did not answer in time.
+    TimedOut,
+}
+
+impl Reason {
+    /// All reasons, in the order in which they are declared.
+    pub const ALL: [Self; 8] = [
+        Self::Invalid,
+        Self::NotYours,
+        Self::Disabled,
+        Self::Issued,
+        Self::TooMany,
+        Self::Operator,
+        Self::Later,
+        Self::TimedOut,
+    ];
+
+    /// Returns the CoAP code of the answer.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Invalid => "4.04",
+            Self::NotYours | Self::Disabled | Self::Issued => "4.03",
+            Self::TooMany => "4.29",
+            Self::Operator => "5.02",
+            Self::Later => "5.03",
+            Self::TimedOut => "5.04",
+        }
+    }
+}
+
+/// Requests of one device that were not served for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The device, by the first of the IDs that the request can stand for.
+    pub device: DeviceId,
+    /// The reason.
+    pub reason: Reason,
+    /// Enrollment whose key the client has proven to have.
+    pub enrollment: String,
+    /// Origin of the last request.
+    pub origin: Origin,
+    /// Message of IoT Platform for [`Reason::Operator`]; otherwise empty.
+    pub message: String,
+    /// Time of the first remembered request.
+    pub first: i64,
+    /// Time of the last request.
+    pub last: i64,
+    /// Number of requests.
+    pub count: u64,
+}
+
+/// Number of requests that were not served since the start, in the order of [`Reason::ALL`].
+pub type Counts = [u64; Reason::ALL.len()];
+
+#[derive(Debug, Default)]
+struct Part {
+    counts: Counts,
+    failures: HashMap<(DeviceId, Reason), Failure>,
+    forgotten: u64,
+}
+
+impl Part {
+    /// Forgets the half of the failures that are longest ago.
+    fn make_room(&mut self) {
+        let mut times: Vec<i64> = self.failures.values().map(|failure| failure.last).collect();
+        let half = times.len() / 2;
+        let (_, median, _) = times.select_nth_unstable(half);
+        let (median, mut surplus) = (*median, half);
+        let before = self.failures.len();
+        // Many may have failed in the same second as the median; of these, only as many go as are
+        // needed.
+        self.failures.retain(|_, failure| {
+            let goes = failure.last <= median && surplus > 0;
+            surplus -= usize::from(goes);
+            !goes
+        });
+        self.forgotten += (before - self.failures.len()) as u64;
+    }
+}
+
+/// The failures of all threads.
+#[derive(Debug, Default)]
+pub struct Failures(ThreadLocal<Mutex<Part>>);
+
+impl Failures {
+    /// Notes a request that was not served.
+    pub fn note(
+        &self,
+        reason: Reason,
+        device: &DeviceId,
+        principal: &Principal,
+        origin: Origin,
+        message: &str,
+    ) {
+        self.note_at(now(), reason, device, &principal.enrollment.name, origin, message);
+    }
+
+    fn note_at(
+        &self,
+        now: i64,
+        reason: Reason,
+        device: &DeviceId,
+        enrollment: &str,
+        origin: Origin,
+        message: &str,
+    ) {
+        let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
+        part.counts[reason as usize] += 1;
+        let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
+        if let Some(known) = part.failures.get_mut(&(device.clone(), reason)) {
+            known.last = now;
+            known.origin = origin;
+            known.count += 1;
+            if known.enrollment != enrollment {
+                enrollment.clone_into(&mut known.enrollment);
+            }
+            if known.message != message {
+                message.clone_into(&mut known.message);
+            }
+            return;
+        }
+        if part.failures.len() == MOST {
+            part.make_room();
+        }
+        let failure = Failure {
+            device: device.clone(),
+            reason,
+            enrollment: enrollment.to_owned(),
+            origin,
+            message: message.to_owned(),
+            first: now,
+            last: now,
+            count: 1,
+        };
+        part.failures.insert((device.clone(), reason), failure);
+    }
+
+    /// Returns the numbers of requests that were not served since the start.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for part in self.0.iter() {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.iter_mut().zip(part.counts).for_each(|(sum, count)| *sum += count);
+        }
+        sum
+    }
+
+    /// Returns the failures since `from`, the latest first, and whether earlier ones were forgotten
+    /// for lack of room. Failures of a device that several threads have seen are added up.
+    pub fn since(&self, from: i64) -> (Vec<Failure>, bool) {
+        let (mut all, mut forgotten) = (HashMap::<_, Failure>::new(), false);
+        for part in self.0.iter() {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            forgotten |= part.forgotten > 0;
+            for (key, failure) in part.failures.iter().filter(|(_, failure)| failure.last >= from) {
+                match all.get_mut(key) {
+                    Some(known) => known.add(failure),
+                    None => _ = all.insert(key.clone(), failure.clone()),
+                }
+            }
+        }
+        let mut all: Vec<Failure> = all.into_values().collect();
+        all.sort_unstable_by(|a, b| (b.last, &a.device).cmp(&(a.last, &b.device)));
+        (all, forgotten)
+    }
+
+    /// Returns the last failure of a device that is remembered.
+    pub fn last_of(&self, device: &DeviceId) -> Option<Failure> {
+        let keys = Reason::ALL.map(|reason| (device.clone(), reason));
+        let mut last: Option<Failure> = None;
+        for part in self.0.iter() {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            for failure in keys.iter().filter_map(|key| part.failures.get(key)) {
+                if last.as_ref().is_none_or(|last| failure.last > last.last) {
+                    last = Some(failure.clone());
+                }
+            }
+        }
+        last
+    }
+}
+
+impl Failure {
+    fn add(&mut self, other: &Self) {
+        let (first, count) = (self.first.min(other.first), self.count + other.count);
+        if other.last > self.last {
+            *self = other.clone();
+        }
+        (self.first, self.count) = (first, count);
+    }
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_secs().cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(id: &str) -> DeviceId {
+        DeviceId::parse_sn(id).unwrap()
+    }
+
+    fn origin() -> Origin {
+        Origin::of([192, 0, 2, 1].into())
+    }
+
+    #[test]
+    fn requests_for_the_same_reason_are_one_failure_with_its_first_and_last_time() {
+        let failures = Failures::default();
+        let sn = device("SN-1");
+        failures.note_at(100, Reason::Later, &sn, "lamp", origin(), "");
+        failures.note_at(160, Reason::Later, &sn, "lamp", origin(), "");
+        failures.note_at(130, Reason::Operator, &sn, "lamp", origin(), "no such product");
+        let (all, forgotten) = failures.since(0);
+        assert!(!forgotten);
+        let seen: Vec<_> = all
+            .iter()
+            .map(|one| (one.reason, one.first, one.last, one.count, one.message.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [(Reason::Later, 100, 160, 2, ""), (Reason::Operator, 130, 130, 1, "no such product")]
+        );
+        assert_eq!(failures.last_of(&sn).unwrap().reason, Reason::Later);
+        assert_eq!(failures.last_of(&device("SN-2")), None);
+        assert_eq!(failures.since(131).0.len(), 1);
+        assert_eq!(failures.counts()[Reason::Later as usize], 2);
+    }
+
+    #[test]
+    fn threads_have_parts_of_their_own_that_are_added_up() {
+        let failures = Failures::default();
+        std::thread::scope(|scope| {
+            for second in [10, 20, 30] {
+                let failures = &failures;
+                scope.spawn(move || {
+                    failures.note_at(second, Reason::Invalid, &device("SN-1"), "lamp", origin(), "");
+                });
+            }
+        });
+        let (all, _) = failures.since(0);
+        assert_eq!(all.len(), 1);
+        assert_eq!((all[0].first, all[0].last, all[0].count), (10, 30, 3));
+        assert_eq!(failures.counts()[Reason::Invalid as usize], 3);
+    }
+
+    #[test]
+    fn a_stranger_with_a_million_ids_takes_bounded_memory_and_the_latest_stay() {
+        let failures = Failures::default();
+        for number in 0..3 * MOST {
+            let id = device(&format!("SN-{number}"));
+            failures.note_at(number as i64 / 7, Reason::Invalid, &id, "plug", origin(), "");
+        }
+        let (all, forgotten) = failures.since(0);
+        assert!(forgotten && all.len() <= MOST && all.len() >= MOST / 2, "{}", all.len());
+        let last = device(&format!("SN-{}", 3 * MOST - 1));
+        assert!(failures.last_of(&last).is_some());
+        assert!(failures.last_of(&device("SN-0")).is_none());
+        assert_eq!(failures.counts()[Reason::Invalid as usize], 3 * MOST as u64);
+    }
+
+    #[test]
+    fn all_failures_of_one_second_leave_room_too() {
+        let failures = Failures::default();
+        for number in 0..=MOST {
+            failures.note_at(5, Reason::Invalid, &device(&format!("SN-{number}")), "plug", origin(), "");
+        }
+        assert_eq!(failures.since(0).0.len(), MOST - MOST / 2 + 1);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let failures = Failures::default();
+        failures.note_at(5, Reason::Operator, &device("SN-1"), "plug", origin(), &"器".repeat(200));
+        let message = failures.last_of(&device("SN-1")).unwrap().message;
+        assert!(message.len() <= MAX_MESSAGE && message.ends_with('器'));
+    }
+}
