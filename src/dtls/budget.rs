@@ -9,14 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Number of buckets in a set. A new network can replace only a bucket of its own set.
+/// Number of buckets in each set of the hash table. The hash of a network selects one set, and the
+/// network is kept in one of that set's buckets.
 const WAYS: usize = 8;
-/// Number of sets. Together they have 16,384 buckets of 16 bytes each, or 256 KiB.
+/// Number of sets. All sets together have 16,384 buckets of 16 bytes each, or 256 KiB.
 const SETS: usize = 2048;
 
-/// Prefix lengths of the networks to which an IPv6 address is charged, each with the multiple
-/// of the budget that such a network gets. They are the networks of a subscriber, a site and a
-/// provider's customer (RFC 6177). An IPv4 address is charged by itself.
+/// Prefix lengths of the networks to which an IPv6 address is charged, each with the multiple of
+/// the budget that such a network gets. They are the networks of a subscriber, a site and a
+/// provider's customer (RFC 6177). An IPv4 address is charged as a single network.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 #[derive(Clone, Copy)]
@@ -53,8 +54,8 @@ impl Budget {
         }
     }
 
-    /// Charges `cost` to each network of the address and returns `true`. If one of them
-    /// would then owe too much, charges nothing and returns `false`.
+    /// Charges `cost` to each network that contains the address, and returns `true`. If one of
+    /// these networks would then owe too much, charges nothing and returns `false`.
     pub(crate) fn charge(&mut self, now: Instant, peer: SocketAddr, cost: Duration) -> bool {
         let now = self.micros(now);
         let mut prefixes = prefixes(peer.ip());
@@ -71,7 +72,7 @@ impl Budget {
         affordable
     }
 
-    /// Reverses a charge of `cost`.
+    /// Subtracts `cost` from the debt of each network that contains the address.
     pub(crate) fn refund(&mut self, peer: SocketAddr, cost: Duration) {
         for (prefix, times) in prefixes(peer.ip()) {
             let cost = self.waiting_time(cost, times);
@@ -115,8 +116,8 @@ impl Budget {
     }
 }
 
-/// Returns the networks of an address, each with its multiple of the budget. Each network is
-/// one number, which contains the network's bits and its prefix length.
+/// Returns the networks that contain an address, each with its multiple of the budget. A network is
+/// returned as one number, which combines the network's bits and its prefix length.
 fn prefixes(address: IpAddr) -> impl Iterator<Item = (u128, u32)> + Clone {
     let (bits, levels) = match address.to_canonical() {
         // An IPv4 address becomes an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2), which

@@ -1,4 +1,4 @@
-//! Leaves no secret on the stack. The ciphers, the hash and the curves work on copies of keys in
+//! Wipes secrets from the stack. The ciphers, the hash and the curves work on copies of keys in
 //! their stack frames, and do not wipe all of these copies. A value that later occupies the same
 //! memory may have padding or unused variants, which still hold such a copy. If that value is then
 //! moved, for example into a box, the copy moves along and is never wiped.
@@ -41,7 +41,7 @@ mod tests {
         suite::{KeyBlock, Suite},
     };
 
-    /// Returns the stack of this thread that `work` may have used.
+    /// Calls `work`, and returns a copy of the stack memory that `work` may have used.
     fn stack_below(work: impl FnOnce()) -> Vec<u8> {
         let mut bytes = vec![0; 2 * DEPTH];
         let here = std::ptr::from_ref(&bytes) as usize;
@@ -56,7 +56,7 @@ mod tests {
         assert!(memchr::memmem::find(&stack, secret).is_none(), "{what}");
     }
 
-    /// Returns bytes that are nowhere else in memory.
+    /// Returns random bytes, so that a test can recognize any copy of them in memory.
     fn random(length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         getrandom::fill(&mut bytes).unwrap();

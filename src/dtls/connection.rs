@@ -14,10 +14,10 @@ use super::{
 /// same limit for QUIC.
 const AMPLIFICATION: usize = 3;
 
-/// Longest client connection ID that is accepted, in bytes. With a longer ID, the message
-/// that validates a new address would be more than [`AMPLIFICATION`] times as long as the
-/// shortest request, and so could not be sent. A client with a longer ID gets no ID from
-/// the server, and starts a new handshake when its address changes.
+/// Longest client connection ID that is accepted, in bytes. With a longer ID, the message that
+/// validates a new address would be more than [`AMPLIFICATION`] times as long as the shortest
+/// request, so the server could not send it. The server therefore gives no ID to a client with a
+/// longer ID, and this client starts a new handshake when its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
 /// The negotiated parameters of one session.
@@ -75,7 +75,7 @@ impl Connection {
         self.ids.as_ref().map_or(&[], |ids| &ids.client)
     }
 
-    /// Records the path of the handshake, on which the client returned a cookie.
+    /// Records the path of the handshake as validated, because the client returned a cookie on it.
     pub(crate) fn begin_at(&mut self, path: Path) {
         if let Some(ids) = &mut self.ids {
             (ids.home, ids.validated) = (Some(path), Some(path));

@@ -1,5 +1,6 @@
-//! The stateless cookie (RFC 6347 §4.2.1). With it, a client proves that it receives
-//! datagrams at the address from which it sends. Only then does the server keep state for it.
+//! The stateless cookie (RFC 6347 §4.2.1). By returning the cookie, a client proves that it
+//! receives datagrams at the address from which it sends. The server keeps no state for a client
+//! before this proof.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -30,7 +31,7 @@ impl CookieJar {
         Self { key, started, period: period.max(Duration::from_secs(1)) }
     }
 
-    /// Makes a cookie for a client. It is bound to the client's address, port and random.
+    /// Makes a cookie that is bound to the client's address, port and random.
     pub(crate) fn make(&self, now: Instant, peer: SocketAddr, client_random: &[u8; 32]) -> [u8; COOKIE] {
         self.made_in(self.period_at(now), peer, client_random)
     }

@@ -30,8 +30,7 @@ use super::{
     table::{Handle, Table},
 };
 
-/// Identifies a handshake in progress and, by a number, the client's claim to an identity that
-/// is being checked.
+/// Identifies a handshake in progress, and the claim in it that waits for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandshakeId {
     handle: Handle,
@@ -58,15 +57,15 @@ pub enum Holder {
 /// the client repeats its own.
 const MAX_RETRANSMISSIONS: usize = 5;
 
-/// A received datagram, with the position up to which [`Endpoint::receive`] has read it.
+/// A received datagram, and the position up to which [`Endpoint::receive`] has read the datagram.
 pub struct Datagram<'d> {
     path: Path,
     records: Records<'d>,
     spent: Spent,
 }
 
-/// Actions already taken for a datagram. Each is taken at most once, no matter how many
-/// messages the datagram holds.
+/// Actions already taken for a datagram. Each action is taken at most once per datagram, no matter
+/// how many messages the datagram holds.
 #[derive(Default)]
 struct Spent {
     /// The beginning of a ClientHello was read.
@@ -194,7 +193,7 @@ pub struct Endpoint<P> {
     budget: Budget,
     over_budget_reported: Option<Instant>,
     completions: Completions,
-    /// Sessions. While a client that has lost its state makes a new handshake, its old session
+    /// Sessions. When a client that has lost its state starts a new handshake, its old session
     /// stays alive until the handshake completes (RFC 6347 §4.2.8). So a path may be both in this
     /// table and in `handshakes`.
     sessions: Table<Session<P>>,
@@ -205,8 +204,8 @@ pub struct Endpoint<P> {
     /// one queue for each timeout, so that every queue is ordered by time without sorting.
     /// An entry is stale once its handshake no longer waits for the client.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
-    /// Handshakes in which a record failed to authenticate, ordered by time. Each is
-    /// abandoned at the given time unless it has completed by then.
+    /// Handshakes in which a record failed to authenticate, ordered by time. A handshake is
+    /// abandoned at its time in this queue unless it has completed by then.
     suspects: VecDeque<(Instant, Handle)>,
     events: VecDeque<Event>,
     /// Index of the table slot at which [`close_where`](Self::close_where) continues.
@@ -288,8 +287,8 @@ impl<P> Endpoint<P> {
         Some(connection.max_data().min(self.config.max_datagram() - overhead))
     }
 
-    /// Returns the next event. After calling any other method, call this one until it
-    /// returns `None`.
+    /// Returns the next event. After each call of another method, the application calls this method
+    /// until it returns `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -312,7 +311,7 @@ impl<P> Endpoint<P> {
                         return Some(received);
                     }
                 }
-                // Without renegotiation there is no epoch 2.
+                // Epoch 2 could only come from a renegotiation, and renegotiations are refused.
                 _ => {}
             }
         }
@@ -327,10 +326,9 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Continues a handshake with the key and principal of its identity, or with `None`
-    /// when the identity is unknown. In that case the handshake continues with a random
-    /// key, so that the client cannot tell an unknown identity from a wrong key (RFC 4279
-    /// §2).
+    /// Continues a handshake with the key and principal of its identity, or with `None` when the
+    /// identity is unknown. With `None`, the handshake continues with a random key, so that the
+    /// client cannot tell an unknown identity from a wrong key (RFC 4279 §2).
     pub fn provide_psk(
         &mut self,
         now: Instant,
@@ -383,9 +381,9 @@ impl<P> Endpoint<P> {
         self.send_record_validated(session.0, data, out)
     }
 
-    /// Marks a path of a session's client as validated. Call this when the client has shown that it
-    /// receives datagrams on the path, for example by echoing a number that no one else could know
-    /// (RFC 9146 §6).
+    /// Marks a path of a session's client as validated. The application calls this when the client
+    /// has shown that it receives datagrams on the path, for example by echoing a number that no
+    /// one else could know (RFC 9146 §6).
     pub fn validate(&mut self, session: SessionId, path: Path) {
         let Some(current) = self.sessions.path(session.0) else { return };
         if let Some(session) = self.sessions.get_mut(session.0) {

@@ -3,10 +3,10 @@
 //! endpoint handles.
 //!
 //! Until the client's Finished is verified, anyone can send messages in the client's name.
-//! Therefore no unauthenticated message ends a handshake or destroys state that the
-//! handshake needs. The result of the hellos is kept to the end, and invalid messages are
-//! silently dropped (RFC 6347 §4.1.2.7). A ClientKeyExchange is only a [`Claim`]: until one
-//! claim is proven, another may replace it.
+//! Therefore no unauthenticated message ends a handshake or destroys state that the handshake
+//! needs. The result of the hellos is kept until the handshake ends, and invalid messages are
+//! silently dropped (RFC 6347 §4.1.2.7). A ClientKeyExchange is only a [`Claim`]: a later claim may
+//! replace it until the client's Finished proves it.
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -28,7 +28,7 @@ use super::{
 /// Maximum number of protected records kept until the key and ChangeCipherSpec arrive.
 /// They hold the client's Finished, which may come in up to 12 fragments of one byte each.
 pub(crate) const MAX_EARLY: usize = 12;
-/// Maximum payload of a record that is kept in this way, in bytes.
+/// Maximum payload in bytes of a record that is kept until the key and ChangeCipherSpec arrive.
 const MAX_EARLY_RECORD: usize = 128;
 /// Maximum number of the client's suites that are kept for the log when none of them can
 /// be chosen.
@@ -65,8 +65,7 @@ pub(crate) enum Step {
     SendFlightAgain,
     /// The claim with this number needs the key of this identity.
     NeedPsk(u32, Box<[u8]>),
-    /// The claim with this number has no key, because its identity is longer than any
-    /// valid one.
+    /// The claim with this number has no key, because its identity is longer than the maximum.
     NoPsk(u32),
     /// The client's Finished was correct: the session can begin.
     Complete(Box<Completed>),
@@ -218,9 +217,8 @@ impl Handshake {
         let is_hello = fragment.kind == message::CLIENT_HELLO && fragment.sequence == self.hello_sequence;
         let most = match &self.stage {
             Stage::Hello if is_hello => usize::MAX,
-            // RFC 6347 §4.2.4: if the client repeats its flight, ours was lost. A device
-            // without entropy sends the same hello after a reboot, and gets the same
-            // answer.
+            // RFC 6347 §4.2.4: if the client repeats its flight, the server's flight was lost. A
+            // device without entropy sends the same hello after a reboot, and gets the same answer.
             Stage::Exchange(_) if is_hello && fragment.offset == 0 => return Step::SendFlightAgain,
             Stage::Exchange(_)
                 if fragment.kind == message::CLIENT_KEY_EXCHANGE
@@ -228,7 +226,7 @@ impl Handshake {
             {
                 MAX_CLIENT_KEY_EXCHANGE
             }
-            // The client will resend messages that came too early.
+            // A message that came too early is dropped, because the client will resend it.
             _ => return Step::Continue,
         };
         if fragment.length > most {
@@ -240,8 +238,8 @@ impl Handshake {
         let Some(body) = self.reassembly.add(fragment) else { return Step::Continue };
         let awaits_hello = matches!(self.stage, Stage::Hello);
         match self.message(&body, offer, random) {
-            // Only the first fragment contains the cookie. Anyone may have sent the others,
-            // so the handshake keeps waiting for the client's own fragments.
+            // Only the first fragment contains the cookie. Anyone may have sent the later
+            // fragments, so the handshake drops them and waits for the client's own.
             Step::Fail(_, Failure::Malformed) if awaits_hello => {
                 self.stage = Stage::Hello;
                 Step::Dropped
@@ -368,8 +366,8 @@ impl Handshake {
         Step::NeedPsk(number, identity.into())
     }
 
-    /// Processes ChangeCipherSpec. The message is not authenticated. Its only effect is
-    /// that Finished may be read from now on (RFC 5246 §7.1).
+    /// Processes ChangeCipherSpec. ChangeCipherSpec is not authenticated. Its only effect is that
+    /// Finished may be read from now on (RFC 5246 §7.1).
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
         // The network may deliver ChangeCipherSpec before ClientKeyExchange.
         if matches!(self.stage, Stage::Exchange(_)) {
@@ -420,8 +418,8 @@ impl Handshake {
             if payload.len() > MAX_EARLY_RECORD {
                 return Step::Dropped;
             }
-            // When the list is full, the newest records are kept: an attacker who sends
-            // records first must not crowd out the client's records.
+            // When the list is full, the oldest record makes room, so that an attacker who sends
+            // records first cannot crowd out the client's records.
             let is_full = self.early.len() >= MAX_EARLY;
             if is_full {
                 self.early.remove(0);
@@ -448,7 +446,7 @@ impl Handshake {
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
                 Step::Continue | Step::Dropped => {}
-                // A bad record among the kept ones must not hide the result of a good one.
+                // If one of the kept records is bad, the result of a good record must not be lost.
                 Step::BadRecord if !matches!(step, Step::Continue) => {}
                 other => step = other,
             }

@@ -62,8 +62,8 @@ impl Holders {
         if count > limit { sessions.handle_at(oldest) } else { None }
     }
 
-    /// Removes a session from its holder's list. Call this before removing the session from the
-    /// table.
+    /// Removes a session from its holder's list. Must be called before the session is removed from
+    /// the table.
     pub(crate) fn remove<P>(&mut self, sessions: &mut Table<Session<P>>, handle: Handle) {
         let Some(holder) = holder_at(sessions, handle.index()) else { return };
         let older = older_of(sessions, handle.index());

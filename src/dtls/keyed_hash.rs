@@ -1,13 +1,13 @@
 //! Hashing with a key that is derived from the endpoint's seed, so that two runs with the same seed
-//! behave alike. With the random key of a `RandomState`, two hashes could collide in only one of
-//! the runs. A collision, for example in `Completions`, changes what the endpoint does.
+//! behave alike. With the random key of a `RandomState`, two hashes could collide in one run and
+//! not in the next. A collision, for example in `Completions`, changes what the endpoint does.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use sha2::{Digest, Sha256};
 
-/// Creates hashers that have already hashed the key. Someone who does not know the key cannot
-/// choose values that collide.
+/// Creates hashers that have already hashed the secret key, so that an attacker cannot choose
+/// values that collide.
 pub(crate) struct KeyedState([u8; 32]);
 
 impl KeyedState {

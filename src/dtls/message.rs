@@ -51,8 +51,7 @@ pub(crate) const MAX_IDENTITY: usize = 128;
 /// of up to 128 bytes and, in an ephemeral suite, a point of up to 65 bytes. The limit is
 /// higher so that the log can report the length of an identity that is too long.
 pub(crate) const MAX_CLIENT_KEY_EXCHANGE: usize = 512;
-/// Maximum number of extensions in a ClientHello. Known stacks send fewer than half as
-/// many.
+/// Maximum number of extensions in a ClientHello. Known stacks send fewer than 32.
 const MAX_EXTENSIONS: usize = 64;
 
 /// Alert descriptions that the server sends (RFC 5246 §7.2).

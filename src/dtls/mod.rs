@@ -317,17 +317,17 @@ pub enum Failure {
     /// The configuration requires extended master secret and the client did not offer it.
     #[error("no extended master secret")]
     NoExtendedMasterSecret,
-    /// The identity is unknown or the key is wrong. The client must not learn which of the
-    /// two.
+    /// The identity is unknown or the key is wrong. One reason stands for both cases, so that the
+    /// client cannot learn whether the identity exists.
     #[error("unknown PSK identity or wrong key")]
     WrongKey,
-    /// The keys were right but verify_data was not: the hellos were altered in transit.
+    /// The keys were right but verify_data was wrong: someone altered the hellos in transit.
     #[error("Finished does not match the handshake")]
     WrongFinished,
     /// The client stopped answering.
     #[error("timed out")]
     TimedOut,
-    /// There were too many handshakes at once, and this was the oldest one.
+    /// There were too many handshakes at once, and this handshake was the oldest.
     #[error("too many handshakes at once")]
     Evicted,
     /// The same client started another handshake from the same address.

@@ -68,8 +68,8 @@ impl Origins {
 
 pub(crate) fn prefix(peer: SocketAddr) -> Prefix {
     match peer.ip().to_canonical() {
-        // The number of an IPv4 address is also that of an IPv6 /64, but this /64 is never
-        // routed (RFC 6890).
+        // The number of an IPv4 address is also the number of an IPv6 /64 that begins with 32 zero
+        // bits. No such /64 is ever routed (RFC 6890).
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(prefix("192.0.2.1:1"), prefix("[::ffff:192.0.2.1]:2"));
     }
 
-    /// Handshakes that have ended do not accumulate behind one that stays open.
+    /// Handshakes that have ended do not accumulate in the list behind a handshake that stays open.
     #[test]
     fn the_list_of_an_address_is_at_most_twice_the_limit() {
         let peer: SocketAddr = "192.0.2.1:1".parse().unwrap();

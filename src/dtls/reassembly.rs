@@ -23,10 +23,10 @@ pub(crate) struct Reassembly {
 }
 
 impl Reassembly {
-    /// Adds a fragment of the expected message. Returns the whole body once it is complete.
-    /// A message that is too long is ignored. A fragment that differs from the earlier ones
-    /// in kind or message length replaces them, because it is unknown which of them are
-    /// forged, and the client resends its own.
+    /// Adds a fragment of the expected message. Returns the whole body once it is complete. A
+    /// message that is too long is ignored. A fragment that differs from the earlier fragments in
+    /// kind or message length replaces them: any of the fragments may be forged, and the client
+    /// resends its own.
     pub(crate) fn add(&mut self, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
         if fragment.length > MAX_MESSAGE {
             return None;

@@ -62,7 +62,7 @@ pub(crate) type ConnectionId = [u8; 8];
 pub(crate) struct Header {
     pub(crate) kind: ContentType,
     pub(crate) epoch: u16,
-    /// Sequence number, a value of 48 bits.
+    /// Sequence number of 48 bits.
     pub(crate) sequence: u64,
 }
 

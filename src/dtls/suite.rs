@@ -373,7 +373,7 @@ mod tests {
         let mut payload = sealed_inner(b"data\x17\0\0\0");
         let (kind, range) = key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload).unwrap();
         assert_eq!((kind, &payload[range]), (ContentType::ApplicationData, &b"data"[..]));
-        // A plaintext that is only padding has no content type.
+        // A plaintext that consists only of padding has no content type.
         let mut payload = sealed_inner(&[0; 8]);
         assert_eq!(key().open(Suite::PskAes128Ccm8, HEADER_1_5, b"12345678", &mut payload), Err(BadRecord));
     }

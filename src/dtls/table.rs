@@ -12,8 +12,8 @@ use hashbrown::HashTable;
 
 use super::Path;
 
-/// Identifies an entry of a table. Once the entry is removed, the handle is invalid, even
-/// if the slot is used for another entry.
+/// Identifies an entry of a table. Once the entry is removed, the handle stays invalid, even when
+/// another entry uses the slot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Handle {
     index: u32,
@@ -227,8 +227,7 @@ impl<T> Table<T> {
 
     fn ticks(&mut self, now: Instant) -> u32 {
         let ticks = now.saturating_duration_since(self.made).as_nanos().div_ceil(TICK.as_nanos());
-        // The conversion loses nothing: 64 bits would last for 580 years even in
-        // nanoseconds.
+        // The conversion to 64 bits loses nothing: even nanoseconds would fit for 580 years.
         self.latest = self.latest.max(ticks as u64);
         self.latest as u32
     }

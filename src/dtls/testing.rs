@@ -1,6 +1,6 @@
-//! A DTLS client without I/O, for tests and benchmarks. It can behave like a normal
-//! device, or like a broken or hostile one. Other tests connect foreign stacks to the
-//! server, and so show that client and server do not merely share a mistake.
+//! A DTLS client without I/O, for tests and benchmarks. It can behave like a normal device, or like
+//! a broken or hostile one. Client and server could share a mistake that their common tests cannot
+//! see. Therefore other tests connect foreign stacks to the server.
 
 use std::{
     collections::BTreeMap,
@@ -22,15 +22,15 @@ use super::{
 
 pub use super::record::ContentType;
 
-/// Creates an endpoint whose output depends only on its input: its seed and its cookie
-/// secret are fixed. Until the returned [`KnownSecrets`] is dropped, the ephemeral secrets
-/// of this thread are fixed too. Serves to record handshakes and to replay them.
+/// Creates an endpoint whose output depends only on its input: its seed and its cookie secret are
+/// fixed. Until the returned [`KnownSecrets`] is dropped, the ephemeral secrets of this thread are
+/// fixed too. Used to record handshakes and to replay them.
 pub fn predictable_endpoint<P>(now: Instant) -> (Endpoint<P>, KnownSecrets) {
     key_exchange::known::SECRET.set(Some([0x42; 32]));
     (Endpoint::new(Config::default(), now, &[1; 32], [2; 32]), KnownSecrets(()))
 }
 
-/// Guard. Until it is dropped, this thread makes its ephemeral keys from a known secret.
+/// Guard: until this value is dropped, its thread makes ephemeral keys from a known secret.
 pub struct KnownSecrets(());
 
 impl Drop for KnownSecrets {
@@ -399,7 +399,8 @@ impl Client {
         let mut exchange = Vec::new();
         put_vector16(&mut exchange, |body| body.extend_from_slice(&self.profile.identity));
         let shared = self.server_point.take().and_then(|(group, point)| {
-            // Makes the secret valid: not zero, and below the order of the curve.
+            // With this first byte, the secret is valid: it is not zero, and it is below the order
+            // of the curve.
             let mut secret = self.random;
             secret[0] = 1;
             let key = EphemeralKey::known(group, secret);

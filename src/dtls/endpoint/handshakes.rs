@@ -1,5 +1,5 @@
-//! Handshakes of an endpoint: runs the cookie exchange that precedes them, charges them to
-//! the budget of the client's network, sends and resends flights, and ends handshakes.
+//! Handshakes of an endpoint: runs the cookie exchange before each handshake, charges the handshake
+//! to the budget of the client's network, sends and resends flights, and ends handshakes.
 
 use std::{
     hash::BuildHasher,
@@ -35,12 +35,12 @@ const MAX_CLAIMS: u8 = 16;
 /// Maximum number of claims per handshake in one [`CLAIM_PERIOD`] with an ephemeral suite. It is
 /// lower because each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
-/// Period in which claims are counted. It is shorter than any client's timeout, so that a
-/// client that resends its flight always gets its own claim processed.
+/// Period in which claims are counted. The period is shorter than any client's timeout. So when a
+/// client resends its flight, a new period has begun and the client's claim is processed.
 const CLAIM_PERIOD: Duration = Duration::from_millis(500);
-/// Time after which a handshake ends because of a wrong key if one of its records failed to
-/// authenticate, as a multiple of the initial retransmission timeout. It is long enough for RFC
-/// 7925 devices, which repeat their flight after 9 s. A second such record may end the handshake
+/// Time from the first record that fails to authenticate until the handshake ends because of a
+/// wrong key, as a multiple of the initial retransmission timeout. The time is long enough for RFC
+/// 7925 devices, which repeat their flight after 9 s. A second bad record may end the handshake
 /// earlier.
 const SUSPICION: u32 = 12;
 
@@ -54,8 +54,8 @@ pub(super) struct Progress<P> {
     /// CPU time charged to the client's network, refunded when the handshake becomes a
     /// session.
     charged: Duration,
-    /// Time at which the flight was last sent, and number of times the timer has resent
-    /// it.
+    /// Time at which the flight was last sent, and number of times that the timer has resent the
+    /// flight.
     sent: Option<(Instant, usize)>,
     /// Set if the hello that started the handshake is most likely a late copy, because the same
     /// hello has already led to a session. The hello is answered, but the timer does not resend the
@@ -255,10 +255,10 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Asks an unknown client to prove that it receives at its address (RFC 6347 §4.2.1),
-    /// and keeps no state. The answer is never longer than the hello. Its record and
-    /// message numbers are copied from the hello, so that a client accepts the answer as
-    /// the next message even if the hello was not its first (§4.2.2).
+    /// Asks an unknown client to prove that it receives datagrams at its address (RFC 6347 §4.2.1),
+    /// and keeps no state. The answer is never longer than the hello. The answer repeats the record
+    /// and message numbers of the hello, so that the client accepts the answer as the next message
+    /// even after several hellos (§4.2.2).
     fn verify_hello(
         &mut self,
         now: Instant,
@@ -320,10 +320,10 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Handles a record that failed to authenticate under the handshake's keys. Either the
-    /// client has other keys, or someone else sent the record. A client with the right
-    /// keys gets time to resend its flight. If a second record fails at least one timeout
-    /// after the first, the handshake ends with an alert.
+    /// Handles a record that failed to authenticate under the handshake's keys. Either the client
+    /// has a wrong key, or someone else sent the record. In case someone else sent it, the client
+    /// gets time to resend its flight. If a second record fails at least one timeout after the
+    /// first, the handshake ends with an alert.
     fn bad_record(&mut self, now: Instant, handle: Handle, out: &mut impl Outbox) {
         let timeout = self.config.retransmission_timeout;
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
@@ -345,8 +345,8 @@ impl<P> Endpoint<P> {
         self.fail_handshake(handle, Failure::WrongKey);
     }
 
-    /// Removes a completed handshake from the table. Returns its path, principal and
-    /// holder, which the new session takes over.
+    /// Removes a completed handshake from the table. Returns the path, principal and holder for the
+    /// new session.
     pub(super) fn take_completed(&mut self, handle: Handle) -> Option<(Path, Option<P>, Option<Holder>)> {
         let (path, progress) = self.handshakes.remove(handle)?;
         self.origins.end(path.peer);
@@ -372,8 +372,8 @@ impl<P> Endpoint<P> {
             }
             other => other,
         };
-        // If the hello was a late copy, its original has led to a session, so the end of
-        // this handshake is not a failure.
+        // If the hello was a late copy, the original hello has already led to a session, so the end
+        // of this handshake is not a failure.
         if is_late && reason != Failure::WrongKey {
             return;
         }
@@ -404,8 +404,8 @@ impl<P> Endpoint<P> {
                 }
                 self.resend[round].pop_front();
                 if awaits_client(&self.handshakes, handle) {
-                    // The flight is not sent if it was just resent because the client
-                    // asked for it.
+                    // If the client's request has just caused a resend, the timer does not send the
+                    // flight.
                     if self.may_repeat(now, handle) {
                         self.counters.retransmissions += 1;
                         self.send_flight(now, round + 1, handle, out);
@@ -416,9 +416,8 @@ impl<P> Endpoint<P> {
         }
     }
 
-    /// Resends the flight because the client has asked for it. This is done at most once
-    /// per datagram, and not before half of the timeout has passed since the flight was
-    /// last sent.
+    /// Resends the flight at the client's request. Does so at most once per datagram, and only if
+    /// at least half of the timeout has passed since the flight was last sent.
     fn repeat_flight(&mut self, now: Instant, handle: Handle, spent: &mut Spent, out: &mut impl Outbox) {
         if spent.flight || !self.may_repeat(now, handle) {
             self.counters.drop(Dropped::Flight);

@@ -15,7 +15,7 @@ use crate::dtls::{
     table::Handle,
 };
 
-/// Number of sessions considered for an eviction: those that have been idle longest.
+/// Number of sessions, starting with the one idle longest, among which an eviction chooses.
 const CANDIDATES: usize = 64;
 
 /// Number of sessions of each network (an IPv4 address or an IPv6 /64).
@@ -48,8 +48,8 @@ impl Shares {
 }
 
 impl<P> Endpoint<P> {
-    /// Reads a record of epoch 1. When a path has both a session and a handshake, only
-    /// the keys show which of them the record belongs to.
+    /// Reads a record of epoch 1. When a path has both a session and a handshake, only decryption
+    /// shows whether the record belongs to the session or to the handshake.
     pub(super) fn protected<'d>(
         &mut self,
         now: Instant,
@@ -70,8 +70,8 @@ impl<P> Endpoint<P> {
                 .is_some_and(|progress| progress.handshake.connection_id() == connection_id)
         });
         if let Some(handle) = session {
-            // Decryption in place destroys a record that fails to authenticate, so the
-            // handshake gets a copy.
+            // Decryption in place destroys a record that fails to authenticate under the session's
+            // keys, so the handshake gets a copy of the record.
             let untouched = handshake.map(|_| payload.to_vec());
             let session = self.sessions.get_mut(handle)?;
             let is_newest = session.is_newest(header.sequence);
@@ -111,9 +111,9 @@ impl<P> Endpoint<P> {
         u64::from(self.seconds(now).saturating_sub(begun)) >= self.config.session_max_age.as_secs()
     }
 
-    /// Moves a client with a connection ID to the path of its newest record (RFC 9146 §6).
-    /// An older record does not move the client: it may be delayed, or an attacker may
-    /// have captured it and sent it from another address.
+    /// Moves a client with a connection ID to the path of its newest record (RFC 9146 §6). An older
+    /// record does not move the client: the record may have been delayed, or an attacker may have
+    /// captured the record and sent it from another address.
     fn follow(&mut self, handle: Handle, path: Path, bytes: usize, is_newest: bool) {
         let Some(before) = self.sessions.path(handle) else { return };
         let Some(session) = self.sessions.get_mut(handle) else { return };
@@ -195,8 +195,8 @@ impl<P> Endpoint<P> {
         let mut session = Session::new(completed, link, self.seconds(now), principal);
         session.connection.begin_at(path);
         let handle = match connection_id {
-            // The session is found only by its ID and not by its path: an attacker who
-            // spoofs another client's address must not displace that client's session.
+            // A session with an ID is not listed by its path. Otherwise an attacker who spoofs
+            // another client's address could displace that client's session.
             Some(id) => {
                 let handle = self.sessions.insert_unlisted(now, path, session);
                 self.by_connection_id.insert(id, handle);
@@ -222,8 +222,8 @@ impl<P> Endpoint<P> {
             let is_busy = self.sessions.get(*handle).is_some_and(|session| session.is_busy);
             (!is_busy, peer.map_or(0, |peer| self.shares.of(peer)))
         };
-        // `max_by_key` returns the last of several maxima, so the oldest session has to
-        // come last.
+        // `max_by_key` returns the last of several maxima. To choose the oldest of them, the list
+        // is reversed so that the oldest session comes last.
         let candidates: Vec<Handle> = self.sessions.by_age().take(CANDIDATES).collect();
         if let Some(handle) = candidates.into_iter().rev().max_by_key(greediness) {
             self.counters.evicted += 1;

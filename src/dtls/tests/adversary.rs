@@ -75,9 +75,9 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     assert_eq!(server.receive(peer(), &again), []);
 }
 
-/// The timer does not resend a flight that was sent less than half of its timeout ago. A
-/// resend that the client has asked for does not move the timer, which expires 1 s and 3 s
-/// after the flight was first sent. RFC 6347 §4.2.4 would reset the timer.
+/// The timer does not resend a flight that was sent less than half of its timeout ago. The timer
+/// expires 1 s and 3 s after the flight was first sent, even if the flight was resent at the
+/// client's request in between. This differs from RFC 6347 §4.2.4, which resets the timer.
 #[test]
 fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     for (asked, copies) in [(500, [1, 1]), (501, [0, 1]), (999, [0, 1])] {
@@ -93,9 +93,9 @@ fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     }
 }
 
-/// From one address, clients without a key can start only as many handshakes as the burst
-/// allows, and after that only as many as the regained budget allows. This does not hold up
-/// devices at other addresses, nor devices at the same address that have a key.
+/// From one address, clients without a key can start only as many handshakes as the burst allows,
+/// and after that only as many as the regained budget allows. Devices at other addresses and
+/// devices with a key at the same address are not delayed.
 #[test]
 fn an_address_without_a_key_has_a_bounded_share_of_the_processor() {
     let unfinished_burst = Duration::from_millis(40);
@@ -149,7 +149,7 @@ fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
 fn many_devices_with_keys_behind_one_address_are_not_held_up() {
     let unfinished_burst = Duration::from_millis(10);
     let mut server = Server::new(Config { unfinished_burst, ..Config::default() });
-    // 5,000 handshakes of 20 µs cost ten times the burst, but completed ones do not count.
+    // 5,000 handshakes of 20 µs cost ten times the burst, but completed handshakes are refunded.
     for port in 1..=5_000 {
         let device = connect(&mut server, profile(), SocketAddr::new(peer().ip(), port), 1);
         assert!(device.is_established(), "{port}");
@@ -198,8 +198,8 @@ fn forged_messages_and_records_do_not_end_an_honest_handshake() {
                         }
                         converse(&mut server, &mut client, peer(), vec![datagram.clone()]);
                     }
-                    // If the forged claim came between the client's messages, the client resends
-                    // its own.
+                    // If the forged claim came between the client's messages, the client must
+                    // resend its flight.
                     if !client.is_established() {
                         server.now += Duration::from_secs(1);
                         let again = client.handle_timeout(server.now);
@@ -233,7 +233,7 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
         }
         let asked = server.events.iter().filter(|event| matches!(event, Event::PskNeeded { .. })).count();
         assert_eq!(asked, most);
-        // A client that resends its flight gets its own claim processed.
+        // When the client resends its flight, the server processes the client's own claim.
         server.now += Duration::from_secs(1);
         let mut body = b"\x00\x06lamp-1".to_vec();
         if most == 4 {
@@ -277,8 +277,8 @@ fn one_datagram_makes_at_most_one_claim() {
     }
 }
 
-/// RFC 7925 §11: a device may take 9 s to resend its flight. In the meantime, others send
-/// records before, after or instead of the device's own. These records do no harm.
+/// RFC 7925 §11: a device may take 9 s to resend its flight. In the meantime, attackers send
+/// records before, after or instead of the device's own, and the handshake still completes.
 #[test]
 fn junk_does_not_shorten_the_time_a_slow_device_has() {
     let junk = |number: u8| {
@@ -311,7 +311,7 @@ fn junk_does_not_shorten_the_time_a_slow_device_has() {
     }
 }
 
-/// Anyone may send the second fragment of a hello, so a forged one must not end the
+/// Anyone may send the second fragment of a hello, so a forged second fragment must not end the
 /// handshake.
 #[test]
 fn a_forged_fragment_of_a_hello_ends_no_handshake() {
@@ -633,7 +633,7 @@ fn an_early_record_longer_than_any_finished_is_not_kept() {
     assert_eq!(server.endpoint.counters().dropped(Dropped::Message), 1);
 }
 
-/// These counters let the operator see an attack.
+/// The counters of drops, retransmissions and refusals show an attack to the operator.
 #[test]
 fn drops_retransmissions_and_refusals_are_counted() {
     let unfinished_burst = Duration::from_micros(110);
@@ -663,7 +663,7 @@ fn drops_retransmissions_and_refusals_are_counted() {
     assert_eq!(server.failures(), [Failure::OverBudget]);
 }
 
-/// A hello counts as late only if it is a copy of an earlier one. For any other hello, the timer
+/// A hello counts as late only if it is a copy of an earlier hello. For any other hello, the timer
 /// resends the flight.
 #[test]
 fn another_hello_is_not_late_because_there_is_a_session() {
@@ -682,8 +682,8 @@ fn another_hello_is_not_late_because_there_is_a_session() {
     assert_eq!(server.failures(), [Failure::TimedOut; 2]);
 }
 
-/// The pause between two copies of a flight grows with the timeout (RFC 6347 §4.2.4.1).
-/// This holds whether the timer or the client asks for the next copy.
+/// The pause between two copies of a flight grows with the timeout (RFC 6347 §4.2.4.1). The pause
+/// applies both to copies that the timer sends and to copies that the client requests.
 #[test]
 fn after_the_timer_resends_a_flight_the_next_resend_waits_half_of_the_doubled_timeout() {
     let mut server = Server::new(Config::default());

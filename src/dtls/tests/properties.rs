@@ -65,7 +65,7 @@ fn unknown_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// RFC 6655 §3, RFC 5288 §3, RFC 9146 §4.
+    /// A record is the plaintext sealed by an AEAD (RFC 6655 §3, RFC 5288 §3, RFC 9146 §4).
     #[test]
     fn a_sealed_record_opens_and_an_altered_one_does_not(
         suite in any_suite(),
@@ -80,9 +80,9 @@ proptest! {
         key().client().seal(suite, header, &connection_id, &plaintext, &mut sealed);
         let opened = open(suite, sealed.clone(), &connection_id);
         prop_assert_eq!(opened, Some((ContentType::ApplicationData, plaintext)));
-        // The flipped bit is never in the type or version, which decide whether the record
-        // is read at all, nor in the ID, which decides whose record it is. All other bits
-        // are authenticated.
+        // The type and the version decide whether the record is read at all, and the ID decides
+        // whose record it is. So the flipped bit is in none of these fields. All other bits are
+        // authenticated.
         let id = 11..11 + connection_id.len();
         let at: Vec<usize> = (3..sealed.len()).filter(|at| !id.contains(at)).collect();
         sealed[*flip.get(&at)] ^= 1u8 << bit;
@@ -103,7 +103,7 @@ proptest! {
         prop_assert_eq!(open(suite, sealed, b"id"), Some((ContentType::Alert, content)));
     }
 
-    /// RFC 6347 §4.1.2.7.
+    /// RFC 6347 §4.1.2.7: invalid records are discarded, whatever their length field says.
     #[test]
     fn records_never_reach_past_their_datagram(datagram in any_bytes(0..600), id_length in 0usize..20) {
         let length = datagram.len();
@@ -210,7 +210,7 @@ proptest! {
         let _ = ClientHello::read(&bytes).map(|hello| hello.choose(&Suite::ALL));
     }
 
-    /// RFC 4279 §2, RFC 5489 §2.
+    /// The message has the form of RFC 4279 §2 and, with a point, of RFC 5489 §2.
     #[test]
     fn a_client_key_exchange_is_read_as_it_was_written(
         identity in any_bytes(0..140),

@@ -58,7 +58,7 @@ fn a_fatal_alert_ends_the_session_without_an_answer() {
     assert_eq!(server.closed(), [Closed::ByAlert(80)]);
 }
 
-/// RFC 5246 §7.2.2.
+/// RFC 5246 §7.2.2: a refused renegotiation is answered with the warning no_renegotiation.
 #[test]
 fn renegotiation_is_refused_and_the_session_goes_on() {
     let (mut server, mut client) = established();
@@ -83,8 +83,8 @@ fn an_idle_session_is_closed_and_a_used_one_is_not() {
     assert!(echoes(&mut server, &mut used, peer(), b"still here"));
 }
 
-/// A session ends even if it is in use, because its key may have been revoked in the
-/// meantime.
+/// A session that is too old ends even if it is in use, because its key may have been revoked in
+/// the meantime.
 #[test]
 fn a_session_that_is_too_old_ends_with_its_next_record() {
     let session_max_age = Duration::from_secs(400);
@@ -201,7 +201,7 @@ fn limits_on_the_record_size_are_answered_and_respected() {
         (vec![0, 1, 0, 1, 1], Some((1, vec![1])), 512),
         (vec![0, 1, 0, 1, 4], Some((1, vec![4])), ONE_DATAGRAM),
         (vec![0, 28, 0, 2, 0, 64], Some((28, 1200u16.to_be_bytes().to_vec())), 64),
-        // record_size_limit applies, whichever of the two extensions comes first.
+        // If the hello has both extensions, record_size_limit applies, whatever their order.
         (vec![0, 1, 0, 1, 1, 0, 28, 0, 2, 0, 100], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![0, 28, 0, 2, 0, 100, 0, 1, 0, 1, 1], Some((28, 1200u16.to_be_bytes().to_vec())), 100),
         (vec![], None, ONE_DATAGRAM),
@@ -242,7 +242,7 @@ fn records_of_a_wrong_epoch_are_dropped() {
     assert!(echoes(&mut server, &mut client, peer(), b"still here"));
 }
 
-/// RFC 6347 §4.1.1.1.
+/// RFC 6347 §4.1.1.1: a datagram larger than the path MTU would be fragmented or lost.
 #[test]
 fn no_datagram_exceeds_the_path_mtu() {
     for path_mtu in [MIN_PATH_MTU, 700, 1280, 9000] {
@@ -250,7 +250,7 @@ fn no_datagram_exceeds_the_path_mtu() {
         let config = Config { path_mtu, ..Config::default() };
         for id_length in [0, 8, 255] {
             let mut server = Server::new(config.clone());
-            // Use everything that makes a flight longer.
+            // This profile has everything that makes a flight longer.
             let profile = Profile {
                 suites: vec![Suite::EcdhePskAes128Gcm.code(), 0x00ff],
                 groups: vec![23],
@@ -313,7 +313,7 @@ fn a_forged_record_takes_no_number_from_the_client() {
     assert_eq!(server.data.last().map(|(_, data)| &data[..]), Some(&b"honest"[..]));
 }
 
-/// RFC 5246 §7.2.1.
+/// RFC 5246 §7.2.1: each side sends close_notify before it closes a connection.
 #[test]
 fn closing_a_session_notifies_the_client_and_forgets_it() {
     let (mut server, mut client) = established();

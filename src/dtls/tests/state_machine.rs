@@ -29,8 +29,8 @@ fn finish(server: &mut Server, client: &mut Client, datagrams: &[&[u8]]) -> bool
     server.endpoint.sessions() == 1
 }
 
-/// RFC 5246 §7.1, RFC 6347 §4.2.4: Finished is accepted only after ChangeCipherSpec, but
-/// the network may have swapped the two.
+/// RFC 5246 §7.1, RFC 6347 §4.2.4: Finished is accepted only after ChangeCipherSpec, but the
+/// network may deliver the two messages in the opposite order.
 #[test]
 fn finished_without_change_cipher_spec_makes_no_session() {
     let mut server = Server::new(Config::default());
@@ -207,7 +207,7 @@ fn a_cookie_is_not_valid_for_another_hello() {
     let first = client.start(server.now).concat();
     let request = server.receive(peer(), &first).remove(0).1;
     let mut second = client.receive(server.now, &request).concat();
-    // This byte is in the random, which follows two headers and the version.
+    // Byte 27 is in the random, which follows two headers and the version.
     second[27] ^= 1;
     let answer = server.receive(peer(), &second);
     assert_eq!(answer[0].1[13], 3, "HelloVerifyRequest");
@@ -296,7 +296,7 @@ fn a_version_before_1_2_gets_an_alert_and_a_later_one_is_taken_for_1_2() {
     }
 }
 
-/// Of the protected messages in a handshake, only a Finished with the right message_seq is
+/// Of all protected messages in a handshake, only a Finished with the right message_seq is
 /// accepted.
 #[test]
 fn other_messages_under_the_right_keys_are_not_taken_for_finished() {

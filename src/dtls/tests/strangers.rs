@@ -34,8 +34,8 @@ fn a_hello_verify_request_needs_no_state_for_its_numbers() {
     assert_eq!(server.receive(peer(), &hello).remove(0).1[17..19], [0, 3], "the hello's own");
 }
 
-/// RFC 6347 §4.2.2: a client ignores an answer as a repetition unless its message_seq is
-/// the next one. Here a NAT changes the client's port after each hello, several times.
+/// RFC 6347 §4.2.2: a client ignores an answer as a repetition unless the answer has the next
+/// message_seq. In this test, a NAT changes the client's port after each hello, several times.
 #[test]
 fn a_client_whose_cookie_is_no_longer_valid_continues_with_a_new_one() {
     for times in 1..4 {
@@ -86,7 +86,7 @@ fn an_unknown_identity_and_a_wrong_key_look_alike() {
         }
         assert!(!client.is_established());
         assert_eq!(server.advance(Duration::from_millis(11_999)), [], "the record may be an attacker's");
-        // RFC 4279 §2: the alert is decrypt_error in both cases.
+        // RFC 4279 §2: the alert is decrypt_error for an unknown identity and for a wrong key.
         let last = server.advance(Duration::from_millis(1));
         for (_, answer) in last {
             client.receive(server.now, &answer);
