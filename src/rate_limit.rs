@@ -1,5 +1,5 @@
 //! Rate limits: token buckets in bounded memory. Performs no I/O; the caller passes the current
-//! time. Does not depend on what is requested or by whom.
+//! time. Knows nothing about requests or clients.
 
 use std::{
     fmt,
@@ -17,8 +17,8 @@ pub const MIN_EVERY: Duration = Duration::from_micros(10);
 /// Longest time that may be configured for a bucket to regain one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// Rate of a token bucket: up to `burst` requests at the same time, and then one more request per
-/// period of `every`, in which one token is regained.
+/// Rate of a token bucket: up to `burst` requests at the same time, and then one request per period
+/// of `every`, because the bucket regains one token in each period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -40,7 +40,7 @@ impl Rate {
         valid.then_some(Self { burst, every })
     }
 
-    /// Returns the rate for `times` times as many clients.
+    /// Returns a rate that is `times` times as high.
     pub fn times(self, times: u32) -> Self {
         Self {
             burst: self.burst.saturating_mul(times).min(MAX_BURST),
@@ -53,8 +53,8 @@ impl Rate {
         self.every.as_micros() as u64
     }
 
-    /// Returns the time in which an empty bucket becomes full, in microseconds: at most
-    /// 86,400,000,000,000,000.
+    /// Returns the time in which an empty bucket becomes full, in microseconds. The result is at
+    /// most 86,400,000,000,000,000.
     fn all(self) -> u64 {
         self.every() * u64::from(self.burst)
     }
@@ -77,8 +77,8 @@ impl Origin {
             IpAddr::V4(address) => IPV4 | u64::from(address.to_bits()),
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         };
-        // ::/64, the network of the loopback address, has no bit set. It is stored as the
-        // next network, which is reserved.
+        // ::/64, the network of the loopback address, has no bit set, and so would be 0. It is
+        // stored as the number of the next network, which is reserved.
         Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
     }
 }
@@ -91,8 +91,8 @@ pub struct Source {
     port: u16,
 }
 
-/// Network for counting sources: its leading bits, and the number of bits by which it is
-/// shorter than a /64.
+/// Network under which sources are counted: the bits of its prefix, and the number of bits by which
+/// the prefix is shorter than 64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Network(u64, u32);
 
@@ -133,10 +133,10 @@ impl fmt::Debug for Origin {
     }
 }
 
-/// Result of a request for which there is no token.
+/// Error: the bucket has no token for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Empty {
-    /// Time until there will be a token.
+    /// Time until the bucket has a token.
     pub wait: Duration,
     /// Set if this is the first request to find the bucket empty since the bucket was last full.
     pub is_first: bool,
@@ -144,26 +144,27 @@ pub struct Empty {
 
 /// Number of shards, each with its own lock.
 const SHARDS: usize = 64;
-/// Number of sets in a shard.
+/// Number of sets in a shard. The hash of a key selects one set.
 const SETS: usize = 128;
-/// Number of buckets in a set. A new key replaces a bucket in its own set.
+/// Number of buckets in a set. A new key can replace only a bucket of the set that its hash
+/// selects.
 const WAYS: usize = 8;
 
 /// The buckets of all keys with recent requests: 65,536 buckets of 16 bytes each, 1 MiB in
 /// total.
 ///
 /// A bucket is stored as the time at which it will be full, so a full bucket need not be stored at
-/// all. A new key may find no free or full bucket in its set. It then replaces the bucket that
-/// would be full first. The replaced bucket's key thereby gains its missing tokens; no key ever
-/// loses a token. Keys are hashed under a random secret, so no one can choose whose bucket to
-/// replace.
+/// all. If its set has no free or full bucket, a new key replaces the bucket that would be full
+/// first. The key of the replaced bucket gains its missing tokens, and no other key loses any. Keys
+/// are hashed under a random secret, so no one can choose whose bucket to replace.
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,
     shards: Box<[Shard]>,
 }
 
-/// Aligned to its own cache lines, because adjacent locks would slow each other down.
+/// Each shard has its own cache lines, because locks on the same cache line would slow each other
+/// down.
 #[repr(align(128))]
 struct Shard(Mutex<Sets>);
 
@@ -179,8 +180,9 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// A free bucket. Its bytes are not all zero, so the memory of the table is allocated from the
-    /// start. Otherwise its memory would grow as it fills, which would look like a leak.
+    /// A free bucket. Its bytes are not all zero, so the system allocates the memory of the whole
+    /// table at the start. Otherwise the process would grow as the table fills, which would look
+    /// like a leak.
     const FREE: Self = Self { key: u64::MAX, full_at: 0 };
 
     fn full_at(self) -> u64 {
@@ -199,8 +201,8 @@ impl Buckets {
         }
     }
 
-    /// Returns whether there is a token, without taking it. `rate` may differ from the
-    /// rate in earlier calls.
+    /// Checks that the bucket of a key has a token, without taking the token. `rate` may differ
+    /// from the rate in earlier calls.
     pub fn check(&self, now: Instant, rate: Rate, key: &impl Hash) -> Result<(), Empty> {
         let now = self.micros(now);
         self.with(key, |hash, set| {
@@ -218,14 +220,14 @@ impl Buckets {
         })
     }
 
-    /// Takes a token. An empty bucket stays empty.
+    /// Takes a token from the bucket of a key. An empty bucket stays empty.
     pub fn take(&self, now: Instant, rate: Rate, key: &impl Hash) {
         let now = self.micros(now);
         self.with(key, |hash, set| {
             let known = set.iter().position(|bucket| bucket.key == hash);
             let (place, before) = match known {
                 Some(place) if set[place].full_at() > now => (place, set[place]),
-                // This bucket is full again, so the key starts with all tokens.
+                // The bucket has become full again, so the key starts with all tokens.
                 Some(place) => (place, Bucket { key: hash, full_at: 0 }),
                 None => {
                     let fullest = (0..WAYS).min_by_key(|&place| set[place].full_at()).unwrap_or(0);
@@ -252,7 +254,7 @@ impl Buckets {
     }
 
     fn micros(&self, now: Instant) -> u64 {
-        // Never 0, so that the time in a free bucket is always in the past.
+        // The result is never 0, so the time 0 in a free bucket is always in the past.
         now.saturating_duration_since(self.made).as_micros() as u64 + 1
     }
 
@@ -334,7 +336,7 @@ mod tests {
         let (start, rate) = (Instant::now(), rate(2, SECOND));
         let buckets = Buckets::new(start);
         let mut begun = 0;
-        // The client asks four times a second, for a minute.
+        // For a minute, the client asks four times a second.
         for quarter in 0..240 {
             let asked = ask(&buckets, start + quarter * SECOND / 4, rate, "a");
             begun += u32::from(asked.is_err_and(|empty| empty.is_first));

@@ -1,6 +1,6 @@
 //! The CoAP resources `/cert` and `/.well-known/core`. Determines which device a request is about,
-//! asks `provision` for its certificate, and encodes the answer in the requested format. Does not
-//! depend on the transport or the device table.
+//! asks `provision` for the device's certificate, and encodes the answer in the requested format.
+//! Knows nothing about the transport or the device table.
 
 mod body;
 pub mod failures;
@@ -70,9 +70,9 @@ impl Service {
         self.failures.clone()
     }
 
-    /// Answers a request of an authenticated client. `source` is the address at which the
-    /// client proved its key. If `may_wait` is false, the caller must drop a future that is not
-    /// ready at its first poll. That future has started no work.
+    /// Answers a request of an authenticated client. `source` is the address at which the client
+    /// proved its key. If `may_wait` is false, the caller must drop the future unless it is ready
+    /// at its first poll. A future dropped in this way has started no work.
     pub fn answer<K>(
         self: &Arc<Self>,
         now: Instant,
@@ -213,7 +213,7 @@ fn bad_request(title: &str) -> Response {
 }
 
 fn content(form: Form, certificate: &Certificate) -> Response {
-    // Max-Age 0, so that no cache keeps the certificate.
+    // With Max-Age 0, no cache keeps the certificate.
     match form {
         Form::Cbor => Response::content(format::CBOR, body::certificate_cbor(certificate)),
         Form::Json => Response::content(format::JSON, body::certificate_json(certificate)),

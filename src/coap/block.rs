@@ -69,8 +69,8 @@ impl Block {
         self.number as usize * self.size()
     }
 
-    /// Returns the block at the same offset with a size of at most `size`. If no block is
-    /// that small, returns one of the smallest size, 16 bytes.
+    /// Returns the block at the same offset with a size of at most `size`, or with the minimum of
+    /// 16 bytes if `size` is smaller.
     pub(super) fn at_most(self, size: usize) -> Self {
         let mut smaller = self;
         while smaller.size() > size && smaller.size_exponent > 0 {
@@ -81,8 +81,8 @@ impl Block {
     }
 }
 
-/// Identifies a transfer of a peer. This is a digest of the request's method and options,
-/// without the options that differ from block to block.
+/// Identifies a transfer of a peer: a digest of the request's method and options, without the
+/// options that differ from block to block.
 pub(super) type TransferKey = u64;
 
 /// Result of adding a block of a request body.
@@ -103,7 +103,7 @@ pub(super) enum Assembled {
 
 enum Body {
     Request(Vec<u8>),
-    /// The digest of the request's payload, and the response.
+    /// A response body: the digest of the request's payload, and the response.
     Response(u64, Arc<Response>),
 }
 
@@ -120,8 +120,8 @@ pub(super) struct Transfers<K> {
     transfers: BTreeMap<u64, Transfer<K>>,
     /// Numbers of each peer's transfers, oldest first.
     of_peer: HashMap<K, Vec<u64>>,
-    /// Number of each peer's oldest transfer. The set at index n holds the numbers for the
-    /// peers that have n + 1 transfers.
+    /// Numbers of the oldest transfer of each peer. The set at index n covers the peers that have n
+    /// + 1 transfers.
     oldest: [BTreeSet<u64>; MAX_OF_PEER],
     evicted: u64,
     next: u64,
@@ -135,8 +135,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Self { transfers, of_peer, oldest, evicted: 0, next: 0, max, lifetime }
     }
 
-    /// Adds one block to a request body of at most `most` bytes. Blocks must arrive in
-    /// order. A repeated block is accepted.
+    /// Adds one block to a request body of at most `most` bytes. Blocks must arrive in order, but a
+    /// block may be repeated.
     pub(super) fn assemble(
         &mut self,
         now: Instant,
@@ -154,7 +154,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
             transfer.key == key && transfer.expires > now && matches!(transfer.body, Body::Request(_))
         });
         let number = match number {
-            // RFC 7959 §2.5: another first block starts the body again.
+            // RFC 7959 §2.5: a new first block discards the body received so far.
             Some(number) if block.is_first() => {
                 self.remove(number);
                 self.insert(now, peer, key, Body::Request(Vec::new()))
@@ -174,7 +174,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         match body.get(block.offset()..) {
             Some([]) => body.extend_from_slice(payload),
             Some(again) if again.starts_with(payload) => {}
-            // The transfer is kept, because the right block may still arrive.
+            // The transfer is kept, because the expected block may still arrive.
             _ => return Assembled::Incomplete,
         }
         if block.more {
@@ -185,8 +185,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         Assembled::Complete(body)
     }
 
-    /// Keeps a response whose further blocks the client will request. Returns the number of
-    /// the transfer, which serves as ETag.
+    /// Keeps a response, because the client will request its remaining blocks. Returns the number
+    /// of the transfer, which serves as the ETag.
     pub(super) fn keep(
         &mut self,
         now: Instant,
@@ -241,7 +241,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.transfers.len()
     }
 
-    /// Returns when the oldest transfer expires.
+    /// Returns the time at which the oldest transfer expires.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.transfers.first_key_value().map(|(_, oldest)| oldest.expires)
     }
@@ -268,8 +268,8 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         self.next += 1;
         self.transfers.insert(number, Transfer { peer, key, expires: now + self.lifetime, body });
         self.change(peer, |numbers| numbers.push(number));
-        // The peer with the most transfers, counting this new one, loses its oldest. So no
-        // peer can displace a transfer of another peer that has fewer transfers.
+        // The peer with the most transfers, including the new transfer, loses its oldest one. So a
+        // peer cannot displace a transfer of another peer that has fewer transfers.
         if self.transfers.len() > self.max
             && let Some(&oldest) = self.oldest.iter().rev().find_map(BTreeSet::first)
         {
@@ -331,7 +331,8 @@ mod tests {
         assert_eq!(block.at_most(1), Block { number: 12, size_exponent: 0, ..block });
     }
 
-    /// A message may be processed before the timeout that removes an expired transfer.
+    /// When a transfer expires, a message may be processed before the timeout that removes the
+    /// transfer.
     #[test]
     fn an_expired_transfer_is_not_found_before_it_is_removed() {
         let (lifetime, now) = (Duration::from_secs(9), Instant::now());

@@ -1,6 +1,6 @@
-//! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives
-//! messages at its address, so that an attacker cannot direct answers at a victim. DTLS uses
-//! its cookie for this; Echo serves transports without a cookie.
+//! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives messages at
+//! its address, so that an attacker cannot direct answers at a victim. DTLS proves the same with
+//! its cookie, so only plain CoAP needs this option.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +17,14 @@ use super::{
 /// Length of a period. An Echo value is accepted in the period in which it was made and in
 /// the next.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Full length of a value, in bytes (RFC 9175 §2.2.1: 1 to 40).
+/// Full length of a value, in bytes. RFC 9175 §2.2.1 allows 1 to 40 bytes.
 const LENGTH: usize = 8;
 /// Length of the shortest value, in bytes. A challenge with such a value is no longer than
 /// the shortest request for `/cert`.
 const MIN_LENGTH: usize = 3;
-/// Maximum number of wrong values in a period. Once it is reached, values shorter than
-/// [`LENGTH`] are refused until the period ends. This many guesses at a value of
-/// [`MIN_LENGTH`] succeed with a probability of 1 in 30,000, because two values are valid at
-/// a time.
+/// Maximum number of wrong values in a period. Once this number is reached, values shorter than
+/// [`LENGTH`] are refused until the period ends. Two values are valid at a time, so this many
+/// guesses at a value of [`MIN_LENGTH`] succeed with a probability of 1 in 30,000.
 const MAX_WRONG: u32 = 256;
 /// Bytes that the option takes in addition to its value.
 const OVERHEAD: usize = 2;
@@ -36,17 +35,16 @@ const OVERHEAD: usize = 2;
 pub enum Verdict {
     /// The peer has now shown that it receives messages at its address.
     Verified,
-    /// The caller must answer with this message and keep no state. The message is a 4.01
-    /// with a fresh value, which is shortened so that the answer is no longer than the
-    /// request. If there is no space for a value, the message has none. RFC 9175 §2.6 would
-    /// allow three times the length of the request.
+    /// The caller must answer with this message and keep no state. The message is a 4.01 with a
+    /// fresh value. The value is shortened, or left out, so that the answer is no longer than the
+    /// request. RFC 9175 §2.6 would allow three times the length of the request.
     Challenge(Vec<u8>),
     /// The message is not a request. The caller may process it, because the answer, if any,
     /// is short.
     Pass,
 }
 
-/// Makes and checks Echo values. Keeps no state for any single peer.
+/// Makes and checks Echo values without keeping state for each peer.
 pub struct Echo {
     secret: Zeroizing<[u8; 32]>,
     made: Instant,
@@ -112,8 +110,8 @@ mod tests {
 
     const REQUEST: &[u8] = b"\x41\x01\x12\x34T\xb4cert\x44sn=1";
 
-    /// Returns the request with an Echo option that holds the first `length` bytes of a
-    /// challenge's value. A real client returns all of them.
+    /// Returns the request with an Echo option that holds the first `length` bytes of a challenge's
+    /// value. A real client returns the whole value.
     fn answered(request: &[u8], challenge: &[u8], length: usize) -> Vec<u8> {
         let mut packet = Packet::from_bytes(request).unwrap();
         let challenge = Packet::from_bytes(challenge).unwrap();

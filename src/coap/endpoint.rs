@@ -1,6 +1,6 @@
-//! The endpoint, which processes messages (RFC 7252 §4). Module `exchanges` keeps the
-//! requests of a peer, `block` keeps bodies that take several messages, and `outstanding`
-//! keeps the confirmable messages of this endpoint.
+//! The endpoint, which processes messages (RFC 7252 §4). The module `exchanges` keeps the requests
+//! of a peer, `block` keeps bodies that take several messages, and `outstanding` keeps the
+//! confirmable messages of this endpoint.
 
 use std::{
     cmp::Reverse,
@@ -85,8 +85,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         }
     }
 
-    /// Processes a message. Returns a request that the application must work on;
-    /// everything else is handled here.
+    /// Processes a message. Returns a request that the application must answer. Handles all other
+    /// messages itself.
     pub fn receive(
         &mut self,
         now: Instant,
@@ -129,8 +129,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 self.respond(now, exchange, &refusal, out);
                 return None;
             }
-            // RFC 7252 §5.4.1: a non-confirmable request with an unknown critical option
-            // is rejected, which may be done silently.
+            // RFC 7252 §5.4.1: a non-confirmable request with an unknown critical option is
+            // rejected. The rejection may be silent.
             Err(_) => {
                 self.end(now, exchange, Kept::Nothing);
                 return None;
@@ -157,8 +157,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             if let Some((number, response)) = self.transfers.kept(now, peer, transfer, repeated) {
                 self.answer(now, exchange, &response, Some(number), out);
             } else {
-                // RFC 7959 §2.9.2: the body has been discarded. Working on the request
-                // again could produce another body, or issue a certificate twice.
+                // RFC 7959 §2.9.2: the body has been discarded. If the application processed the
+                // request again, it could return a different body, or issue a certificate twice.
                 let refusal =
                     Response::problem(Code::RequestEntityIncomplete, "no longer kept: begin with block 0");
                 self.respond(now, exchange, &refusal, out);
@@ -182,9 +182,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         })
     }
 
-    /// Announces that the answer to a request will take a while. After
-    /// [`Config::separate_after`] the request is acknowledged, so that the client does not
-    /// repeat it.
+    /// Announces that the answer to a request will come later. The endpoint acknowledges the
+    /// request after [`Config::separate_after`], so that the client does not repeat the request.
     pub fn defer(&mut self, now: Instant, exchange: ExchangeId<K>) {
         self.timers.push(Reverse((now + self.config.separate_after, Timer::Separate(exchange))));
     }
@@ -201,9 +200,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.answer(now, exchange, response, None, out)
     }
 
-    /// Sends the answers that the transport did not accept before. To be called once the
-    /// transport accepts messages for the peer again. Returns the number of answers that
-    /// the transport accepted now.
+    /// Sends the answers that the transport did not accept before. Must be called once the
+    /// transport accepts messages for the peer again. Returns the number of answers that the
+    /// transport accepts now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));
         for (answer, unsent) in self.peers.get_mut(peer).into_iter().flat_map(Peer::unsent) {
@@ -359,7 +358,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         let head = Head { kind, id, token: &working.token };
         let (kept, delivery) = match self.message(now, peer, &working, &head, Body { response, kept }, out) {
             None if piggybacked => {
-                // Not even an error fits into a message with this token.
+                // With this token, even an error is too long for one message, so a reset is sent.
                 let reset = Message::new(message::empty(MessageType::Reset, id).into());
                 out.push(peer, &reset);
                 (Kept::Answer(reset, true), Delivery::Dropped)
@@ -369,8 +368,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 let timeout = self.first_timeout();
                 let (wake, sent) = self.confirmables.send(now, peer, (id, message), timeout, out);
                 self.wake_for(peer, wake);
-                // A repeated request is only acknowledged again; the response has its own
-                // retransmissions.
+                // If the request is repeated, only the acknowledgement is sent again, because the
+                // response has its own retransmissions.
                 (Kept::Acknowledgement, Delivery::taken(sent))
             }
             Some(message) => {
@@ -383,10 +382,10 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         delivery
     }
 
-    /// Builds the message of a response. The message holds the whole response if it fits
-    /// and no block was requested, otherwise one block of it (RFC 7959 §2.4). A request for
-    /// a block past the end is answered with 4.00. If not even the smallest block fits, the
-    /// answer is 5.00. Returns `None` if not even an error fits.
+    /// Builds the message of a response. The message holds the whole response if it fits and no
+    /// block was requested, otherwise one block of it (RFC 7959 §2.4). A request for a block past
+    /// the end is answered with 4.00. If not even the smallest block fits, the answer is 5.00.
+    /// Returns `None` if even an error is too long.
     fn message(
         &mut self,
         now: Instant,
@@ -405,8 +404,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             size2: working.wants_size2.then_some(total),
             ..Blocks::default()
         };
-        // A block other than the first is sent only from a kept response. Any other
-        // response, such as an error, is sent from its start.
+        // Only a kept response can be sent from a later block. Any other response, such as an
+        // error, is sent from its start.
         let asked = working.block2.filter(|block| block.is_first() || kept.is_some());
         if asked.is_none() || body.is_empty() {
             let whole = message::response(head, response, blocks, body);
@@ -446,8 +445,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         Some(message::response(head, response, blocks, slice))
     }
 
-    /// Returns whether a request repeats an earlier one. If so, handles it here, because it
-    /// must not be worked on again (RFC 7252 §4.5).
+    /// Returns whether a request repeats an earlier one. Handles a repeated request, because the
+    /// application must not process it again (RFC 7252 §4.5).
     fn repeat(
         &mut self,
         now: Instant,
@@ -468,8 +467,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
                 out.push(peer, &message::empty(MessageType::Acknowledgement, id));
             }
             Known::Answered(answer, unsent) if confirmable || *unsent => *unsent = !out.push(peer, answer),
-            // The answer is no longer kept. A reset (RFC 7252 §4.2) keeps the client from
-            // waiting for it.
+            // The answer is no longer kept. The reset (RFC 7252 §4.2) tells the client not to wait
+            // for the answer.
             Known::Dropped if confirmable => {
                 out.push(peer, &message::empty(MessageType::Reset, id));
             }
@@ -478,9 +477,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         true
     }
 
-    /// Adds a new request. Returns `None` when the peer has too many requests. If too many
-    /// are in progress, the new one is dropped and the client will repeat it. If too many
-    /// were answered recently, the client is asked to retry later.
+    /// Adds a new request. Returns `None` when the peer has too many requests. If too many of them
+    /// are in progress, the new request is dropped, and the client will repeat it. If too many of
+    /// them were answered recently, the client is asked to retry later.
     fn begin(
         &mut self,
         now: Instant,

@@ -1,6 +1,6 @@
-//! The requests of one peer (RFC 7252 §4.5): requests in progress, answers that may have
-//! to be repeated, and message IDs of requests that must not be worked on again. The
-//! memory is bounded: an idle session costs little more than its newest answer.
+//! The requests of one peer (RFC 7252 §4.5): requests in progress, answers that may have to be
+//! repeated, and message IDs of requests that must not be processed again. The memory is bounded:
+//! an idle session costs little more than its newest answer.
 
 use smallvec::SmallVec;
 use zeroize::Zeroizing;
@@ -28,18 +28,18 @@ struct Exchange {
     /// Set if the transport did not accept the answer.
     unsent: bool,
     serial: u32,
-    /// Time of the request, in seconds since the endpoint was created. Takes 4 bytes for
-    /// each device served, where an `Instant` takes 16.
+    /// Time of the request, in seconds since the endpoint was created. This number takes 4 bytes
+    /// for each device served, while an `Instant` would take 16.
     begun: u32,
     state: State,
 }
 
 enum State {
-    /// The request is in progress. Boxed to keep this type small, because only the answer
-    /// is kept for a device that has been served.
+    /// The request is in progress. Its state is boxed to keep this type small, because most
+    /// exchanges are those of devices that have been served, and only hold the answer.
     Working(Box<Working>),
     /// The answer, which is sent again when the request is repeated. Empty if only the
-    /// acknowledgement is repeated, such as after a separate answer.
+    /// acknowledgement is sent again, for example after a separate answer.
     Answered(Message),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Working {
     pub(super) token: Box<[u8]>,
     pub(super) confirmable: bool,
     pub(super) no_response: u8,
-    /// Set once the empty acknowledgement has been sent. The answer will then be separate.
+    /// Set once the empty acknowledgement has been sent, so that the answer is sent separately.
     pub(super) acknowledged: bool,
     /// The block of the request body in this request.
     pub(super) block1: Option<Block>,
@@ -100,8 +100,8 @@ pub(super) enum Known<'p> {
     Working {
         acknowledged: bool,
     },
-    /// The answer to send again, which is empty if only the acknowledgement is repeated.
-    /// The caller must set the flag if the transport does not accept the answer.
+    /// The answer to send again, which is empty if only the acknowledgement is sent again. The
+    /// caller must set the flag if the transport does not accept the answer.
     Answered(&'p Message, &'p mut bool),
     /// The answer was dropped.
     Dropped,
@@ -150,8 +150,8 @@ impl Peer {
         answered.any(|range| range.holds(id) && !range.is_over(clock)).then_some(Known::Dropped)
     }
 
-    /// Makes room for one more request. Does not forget an earlier request before its
-    /// lifetime ends, because a repetition of that request would then be worked on again.
+    /// Makes room for one more request. Keeps each earlier request until its lifetime ends, because
+    /// a repetition of a forgotten request would be processed again.
     pub(super) fn make_room(&mut self, clock: Clock, most: usize) -> Result<(), Full> {
         self.exchanges.retain(|old| !old.is_over(clock));
         self.exchanges.shrink_to_fit();
@@ -214,9 +214,9 @@ impl Peer {
     }
 
     /// Returns a message ID for a message from this endpoint. The ID is not used again for this
-    /// peer within EXCHANGE_LIFETIME (RFC 7252 §4.4). Each such message answers a request, and the
-    /// peer cannot send more than 2^16 requests within that time without using a message ID again
-    /// itself.
+    /// peer within EXCHANGE_LIFETIME (RFC 7252 §4.4). Each message with such an ID answers a
+    /// request of the peer, and the peer itself has only 2^16 message IDs for its requests in this
+    /// time.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);
@@ -250,8 +250,8 @@ impl Exchange {
     }
 
     fn is_over(&self, clock: Clock) -> bool {
-        // Both times are rounded down to seconds, so the lifetime is certain to be over
-        // only if the difference exceeds it.
+        // Both times are rounded down to seconds, so the lifetime is certainly over only if their
+        // difference exceeds the lifetime.
         self.is_answered() && clock.seconds.saturating_sub(self.begun) > clock.lifetime
     }
 

@@ -1,5 +1,5 @@
-//! Links for the answer of `/.well-known/core`, in CoRE Link Format (RFC 6690): all links,
-//! or those that a query selects.
+//! Answer of `/.well-known/core` in CoRE Link Format (RFC 6690): all links, or the links that a
+//! query selects.
 
 use coap_lite::link_format::LinkFormatWrite;
 

@@ -15,14 +15,15 @@ use super::{
 
 /// Number of the Echo option (RFC 9175 §2.2.1), which coap-lite does not define.
 pub(super) const ECHO: u16 = 252;
-/// Longest token accepted, in bytes. RFC 7252 allows up to 8, RFC 8974 more.
+/// Longest token accepted, in bytes. RFC 7252 allows tokens of up to 8 bytes, and RFC 8974 allows
+/// longer ones.
 const MAX_TOKEN: usize = 64;
 /// Maximum number of options that a refusal lists.
 const MAX_NAMED: usize = 8;
 
 /// Kinds of incoming messages that RFC 7252 §4.2 and §4.3 distinguish.
 pub(super) enum Incoming {
-    /// A request to work on, and its token.
+    /// A request, and its token.
     Request(Packet, Box<[u8]>),
     /// Message ID of an empty acknowledgement.
     Acknowledgement(u16),
@@ -48,21 +49,21 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         2 => (false, MessageType::Acknowledgement),
         _ => (false, MessageType::Reset),
     };
-    // §4.1: an empty message consists of the header alone.
+    // RFC 7252 §4.1: an empty message consists of the header alone.
     let is_empty = code == 0 && bytes.len() == 4 && first & 15 == 0;
     match (kind, code) {
         (MessageType::Acknowledgement | MessageType::Reset, 0) if !is_empty => return Incoming::Ignored,
         (MessageType::Acknowledgement, 0) => return Incoming::Acknowledgement(id),
         (MessageType::Reset, 0) => return Incoming::Reset(id),
-        // §4.2: an acknowledgement or reset never carries a request.
+        // RFC 7252 §4.2: an acknowledgement or reset never carries a request.
         (MessageType::Acknowledgement | MessageType::Reset, _) => return Incoming::Ignored,
         _ => {}
     }
     let request = if (1..32).contains(&code) { read_request(bytes) } else { None };
     match request {
         Some((packet, token)) => Incoming::Request(packet, token),
-        // §4.2: any other confirmable message is rejected with a reset. This includes a
-        // ping (§4.3), an unexpected response, and a reserved code.
+        // RFC 7252 §4.2: any other confirmable message is rejected with a reset. Such messages are
+        // pings (§4.3), unexpected responses, and messages with a reserved code.
         None if confirmable => Incoming::Rejected(id),
         None => Incoming::Ignored,
     }
@@ -86,8 +87,8 @@ fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     let packet = if length <= 8 {
         Packet::from_bytes(bytes)
     } else {
-        // coap-lite supports only tokens of up to 8 bytes, so it reads the message without
-        // its token.
+        // coap-lite supports only tokens of up to 8 bytes, so it gets the message without the
+        // token.
         Packet::from_bytes(&[&[header[0] & 0xf0], &header[1..], rest].concat())
     };
     let packet = packet.ok().filter(|packet| !has_lone_marker(packet, rest))?;
@@ -174,7 +175,7 @@ pub(super) fn response(
         packet.add_option(CoapOption::from(*number), value.clone());
     }
     packet.payload.extend_from_slice(payload);
-    // Encoding can fail only at a size limit, and there is none here.
+    // Encoding could fail only at a size limit, and `to_bytes_unlimited` has none.
     let bytes = Zeroizing::new(packet.to_bytes_unlimited().unwrap_or_default().into_boxed_slice());
     packet.payload.zeroize();
     if is_long { with_long_token(&bytes, token) } else { bytes }
@@ -228,14 +229,14 @@ pub(super) struct Options {
 /// the response as an error.
 pub(super) fn options(packet: &Packet) -> Result<Options, Response> {
     let mut options = Options::default();
-    // Reason for refusing the first bad critical option, and the numbers of the first
-    // [`MAX_NAMED`] bad ones.
+    // Reason for refusing the first bad critical option, and the numbers of the first [`MAX_NAMED`]
+    // bad critical options.
     let mut refused: Option<(&str, Vec<u16>)> = None;
     for (&number, values) in packet.options() {
         let option = CoapOption::from(number);
-        // RFC 7252 §5.4.3 and §5.4.5: an option with an invalid length, or one that is
-        // repeated but not repeatable, is treated like an unknown option. Options with odd
-        // numbers are critical and refused (§5.4.1); those with even numbers are ignored.
+        // RFC 7252 §5.4.3 and §5.4.5: an option with an invalid length, or one that is repeated but
+        // not repeatable, is treated like an unknown option. A bad option with an odd number is
+        // critical and refused (§5.4.1), and one with an even number is ignored.
         let fault = match definition(option) {
             None => Some("unknown critical option"),
             Some((lengths, repeatable)) => {
@@ -345,10 +346,9 @@ pub(super) fn digest(payload: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Returns whether the client asked not to be sent a response of this class (RFC 7967
-/// §2.1).
+/// Returns whether the client has declined responses of this class (RFC 7967 §2.1).
 pub(super) fn is_unwanted(no_response: u8, code: Code) -> bool {
-    // The client cannot continue its transfer without a 2.31.
+    // Without a 2.31, the client cannot continue its transfer.
     if code == Code::Continue {
         return false;
     }

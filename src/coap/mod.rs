@@ -39,16 +39,16 @@ pub mod content_format {
     pub const PROBLEM: u16 = 257;
 }
 
-/// Limits and times of an [`Endpoint`]. A field whose description begins with a name in
-/// capitals, such as ACK_TIMEOUT, has the default value of RFC 7252 §4.8.
+/// Limits and times of an [`Endpoint`]. Some descriptions begin with a name in capitals, such as
+/// ACK_TIMEOUT. The default value of these fields is that of RFC 7252 §4.8.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Time from [`Endpoint::defer`] until a request that is still unanswered is
-    /// acknowledged. Its answer is then sent separately (RFC 7252 §5.2.2). Must be less
-    /// than ACK_TIMEOUT (2 s), after which a client repeats the request.
+    /// Time from [`Endpoint::defer`] until an unanswered request is acknowledged, so that its
+    /// answer is sent separately (RFC 7252 §5.2.2). Must be less than ACK_TIMEOUT (2 s), after
+    /// which a client repeats the request.
     pub separate_after: Duration,
-    /// ACK_TIMEOUT: first timeout of confirmable messages from this endpoint. For each
-    /// message, it is multiplied by a random factor between 1 and ACK_RANDOM_FACTOR (1.5).
+    /// ACK_TIMEOUT: first timeout of confirmable messages from this endpoint. For each message,
+    /// this time is multiplied by a random factor between 1 and ACK_RANDOM_FACTOR (1.5).
     pub ack_timeout: Duration,
     /// MAX_RETRANSMIT: maximum number of retransmissions of a message.
     pub max_retransmit: u32,
@@ -58,10 +58,11 @@ pub struct Config {
     /// kept for repetition. At the maximum, a new request makes the endpoint drop the
     /// oldest kept answer and remember only the message ID of its request.
     pub max_exchanges: usize,
-    /// Longest request body accepted, in bytes, in one message or in blocks.
+    /// Longest request body accepted, in bytes. The limit applies to a body in one message and to a
+    /// body in blocks.
     pub max_request_body: usize,
-    /// Maximum number of block-wise transfers, each kept for `exchange_lifetime`. Beyond
-    /// the maximum, the peer with the most transfers loses its oldest one.
+    /// Maximum number of block-wise transfers, each kept for `exchange_lifetime`. At the maximum, a
+    /// new transfer makes the peer with the most transfers lose its oldest one.
     pub max_transfers: usize,
 }
 
@@ -86,9 +87,9 @@ pub trait Outbox<K> {
     /// send it, because the peer has disconnected or its address is not validated yet.
     fn push(&mut self, peer: K, message: &[u8]) -> bool;
 
-    /// Returns the length of the longest message that can be sent to `peer`, in bytes. A
-    /// longer answer is sent in blocks. The default is for a peer about which nothing is
-    /// known (RFC 7252 §4.6).
+    /// Returns the length of the longest message that can be sent to `peer`, in bytes. A longer
+    /// answer is sent in blocks. The default is the length that RFC 7252 §4.6 recommends when
+    /// nothing is known about the peer.
     fn max_message(&self, _peer: K) -> usize {
         1152
     }
@@ -106,13 +107,12 @@ impl<K> Outbox<K> for Vec<(K, Vec<u8>)> {
 pub enum Delivery {
     /// The transport accepted the answer.
     Sent,
-    /// The transport did not accept the answer, or earlier answers must be sent first. The
-    /// endpoint keeps the answer, and sends it when its turn comes, when the request is
+    /// The transport did not accept the answer, or earlier answers must be sent first. The endpoint
+    /// keeps the answer. It sends the answer after the earlier answers, when the request is
     /// repeated, or when [`Endpoint::resume`] is called.
     Kept,
-    /// The answer will never be sent. Either the request is unknown or forgotten, or the
-    /// client wants no answer (RFC 7967), or even an error would be longer than the
-    /// messages that the client accepts.
+    /// The answer will never be sent. The request is unknown or forgotten, or the client wants no
+    /// answer (RFC 7967), or even an error is longer than the messages that the client accepts.
     Dropped,
 }
 
@@ -125,8 +125,8 @@ impl Delivery {
 /// Counts of what an endpoint has dropped since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests dropped or refused because their peer had too many requests in progress or
-    /// recently answered.
+    /// Requests dropped or refused because their peer had too many requests that were in progress
+    /// or recently answered.
     pub requests_dropped: u64,
     /// Separate answers that were never acknowledged.
     pub answers_given_up: u64,
@@ -134,10 +134,12 @@ pub struct Counters {
     pub transfers_evicted: u64,
 }
 
-/// A new request: not a repetition, well-formed, and without unknown critical options.
+/// A new request. It is well-formed, it is not a repetition, and it has no unknown critical
+/// options.
 #[derive(Debug)]
 pub struct Request<K> {
-    /// Identifies the request; to be passed to [`Endpoint::respond`] with the response.
+    /// Identifies the request. The application passes this ID to [`Endpoint::respond`] with the
+    /// response.
     pub exchange: ExchangeId<K>,
     /// Method.
     pub method: Method,
@@ -172,7 +174,7 @@ pub struct Response {
     pub max_age: Option<u32>,
     /// Largest request payload accepted, in bytes (RFC 7252 §5.9.2.9).
     pub size1: Option<u32>,
-    /// Other options, by number: ETag, Location-Path, ...
+    /// Other options, by number, such as ETag and Location-Path.
     pub options: Vec<(u16, Vec<u8>)>,
     /// Payload, which may be empty. If it does not fit into one message, it is sent in
     /// blocks (RFC 7959).

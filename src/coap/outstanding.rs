@@ -16,12 +16,13 @@ use std::{
 
 use super::{Outbox, exchanges::Message};
 
-/// Maximum number of waiting messages to one peer. At the maximum, the oldest waiting
-/// message that was already sent is given up. If none was sent, the oldest of all waiting
-/// messages is given up.
+/// Maximum number of waiting messages to one peer. At the maximum, the endpoint gives up the oldest
+/// waiting message that was already sent. If none of them was sent, it gives up the oldest waiting
+/// message.
 const MAX_WAITING: usize = 16;
 
-/// Message ID to call [`Confirmables::retransmit`] with, and the time of the call.
+/// Message ID with which the caller must call [`Confirmables::retransmit`], and the time of that
+/// call.
 pub(super) type Wake = (u16, Instant);
 
 struct Confirmable {
@@ -72,9 +73,9 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.is_empty()
     }
 
-    /// Sends the message now, or queues it if it must wait for an earlier one. `timeout` is
-    /// the first timeout of the message. Returns the message ID and time for
-    /// [`retransmit`](Self::retransmit), if the message was sent now, and whether the
+    /// Sends the message now, or queues the message if it must wait for an earlier one. `timeout`
+    /// is the first timeout of the message. Returns the message ID and time for
+    /// [`retransmit`](Self::retransmit) if the message was sent now. Also returns whether the
     /// transport accepted the message.
     pub(super) fn send(
         &mut self,
@@ -122,8 +123,8 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.lines.get(&peer).is_some_and(|line| sent(&line.first) || line.waiting.iter().any(sent))
     }
 
-    /// Handles an acknowledgement or a reset of a message. Then sends a message that was
-    /// waiting for it, if one is due. Returns the same as
+    /// Handles an acknowledgement or a reset of a message. Then sends the next waiting message if
+    /// it is due. Returns the message ID and time for the next call of
     /// [`retransmit`](Self::retransmit).
     pub(super) fn settle(
         &mut self,
@@ -141,9 +142,9 @@ impl<K: Copy + Eq + Hash> Confirmables<K> {
         self.next(now, peer, waiting, out)
     }
 
-    /// Handles the retransmission time of a message. Sends another message that was
-    /// waiting for it, or else the message itself again. Does nothing if the message is
-    /// settled or not due. Returns the message ID and time for the next call.
+    /// Handles the retransmission time of a message. Sends a waiting message that was never sent
+    /// or, if there is none, the message that is due first. Does nothing if the message with this
+    /// ID is settled or not due. Returns the message ID and time for the next call.
     pub(super) fn retransmit(
         &mut self,
         now: Instant,

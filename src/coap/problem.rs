@@ -13,8 +13,8 @@ pub fn details(title: &str) -> Vec<u8> {
     encoder.into_writer()
 }
 
-/// Returns the CBOR map `{-1: title, -8: number}`. Several numbers form an array (RFC 9290
-/// §3.1).
+/// Returns the CBOR map `{-1: title, -8: number}`. In place of a single number, several numbers are
+/// written as an array (RFC 9290 §3.1).
 pub fn unprocessed_options(title: &str, numbers: &[u16]) -> Vec<u8> {
     let mut encoder = minicbor::Encoder::new(Vec::with_capacity(title.len() + 8 + 3 * numbers.len()));
     // Writing to a vector cannot fail.

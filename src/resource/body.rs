@@ -32,7 +32,7 @@ fn unreadable(error: DeviceIdError) -> Response {
     bad_request(&error.to_string())
 }
 
-/// Reads the device IDs of a CBOR map. Other keys are skipped with their values.
+/// Reads the device IDs of a CBOR map. Skips all other entries.
 pub(super) fn cbor(payload: &[u8]) -> Result<Vec<AskedId>, Response> {
     let not_a_map = || bad_request("the payload is not a CBOR map");
     let mut decoder = Decoder::new(payload);
@@ -58,8 +58,8 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<AskedId, DeviceIdErr
         }
         match decoder.datatype()? {
             Type::String => {}
-            // A key in chunks is an error, because it could be one of the known keys but would be
-            // skipped.
+            // A key in chunks could be `sn` or another known key, but would be skipped. Therefore
+            // it is an error.
             Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
             _ => {
                 skip(decoder, 0)?;
@@ -100,7 +100,7 @@ fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
         Type::Break | Type::Unknown(_) => return Err(decode::Error::message("not a data item")),
         _ => return decoder.skip(),
     };
-    // An impossible length is harmless: each item takes at least one byte, so reading
+    // A length greater than the input is harmless: each item takes at least one byte, so reading
     // fails at the end of the input.
     let mut left = length;
     loop {
@@ -119,8 +119,8 @@ fn skip(decoder: &mut Decoder<'_>, depth: u32) -> Result<(), decode::Error> {
 /// The device IDs of a JSON object with the same keys as the CBOR map.
 struct JsonIds(Vec<Result<AskedId, DeviceIdError>>);
 
-// Written by hand, because a derived implementation would also accept an array with the fields in
-// order.
+// This implementation is not derived, because a derived one would also accept an array of the
+// values.
 impl<'de> Deserialize<'de> for JsonIds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -139,7 +139,8 @@ impl<'de> Deserialize<'de> for JsonIds {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     }
-                    // RFC 8259 §4: the meaning of a duplicate name is undefined.
+                    // RFC 8259 §4: receivers treat duplicate names differently, so a duplicate name
+                    // is an error.
                     if seen.contains(&key) {
                         return Err(de::Error::custom("a key twice"));
                     }
@@ -157,7 +158,7 @@ impl<'de> Deserialize<'de> for JsonIds {
 /// Reads the device IDs of a JSON object.
 pub(super) fn json(payload: &[u8]) -> Result<Vec<AskedId>, Response> {
     let not_an_object = || bad_request("the payload is not a JSON object with text values");
-    // The whole payload must be UTF-8. serde_json does not check strings that it skips.
+    // The whole payload must be UTF-8, but serde_json does not check the strings that it skips.
     let payload = std::str::from_utf8(payload).map_err(|_| not_an_object())?;
     let JsonIds(ids) = serde_json::from_str(payload).map_err(|_| not_an_object())?;
     ids.into_iter().collect::<Result<_, _>>().map_err(unreadable)
@@ -186,8 +187,8 @@ const DEVICE_SECRET: &str = "deviceSecret";
 /// Encodes a certificate as a CBOR map of three texts.
 pub(super) fn certificate_cbor(certificate: &Certificate) -> Vec<u8> {
     let secret = certificate.device_secret.expose();
-    // Allocated large enough from the start, so that no reallocation leaves a copy of the secret
-    // behind.
+    // The buffer is large enough from the start, so that no reallocation leaves a copy of the
+    // secret behind.
     let length = 64 + certificate.product_key.len() + certificate.device_name.len() + secret.len();
     let mut encoder = Encoder::new(Vec::with_capacity(length));
     // Writing to a vector cannot fail.

@@ -1,6 +1,6 @@
 //! Tests of the service with a real database and a cloud in memory. They produce every documented
-//! answer by its real cause, and cover the three-way logic of `provision` and which client may have
-//! which certificate.
+//! answer by its real cause. They also cover the decisions of `provision`, and which client may
+//! have which certificate.
 
 mod reading;
 mod spelling;
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Maximum time that a request waits for its registration. Longer than a commit takes on a
+/// Maximum time that a request waits for its registration. This is longer than a commit takes on a
 /// busy disk.
 const PATIENCE: Duration = Duration::from_secs(3);
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
@@ -135,7 +135,7 @@ impl Bench {
         }
     }
 
-    /// Asks as a device of the derived enrollment for its own certificate.
+    /// Asks for the certificate of a device of the derived enrollment, in the name of that device.
     async fn ask_itself(&self, device: &str) -> Response {
         self.ask(device, get()).await
     }
@@ -143,8 +143,8 @@ impl Bench {
 
 struct Ask(Request<u8>);
 
-/// Returns a GET of `/cert`. It is made by an endpoint, because nothing else can create a
-/// request.
+/// Returns a GET of `/cert`. An endpoint makes the request, because no other code can create an
+/// `ExchangeId`.
 fn get() -> Ask {
     let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
     let mut endpoint = Endpoint::new(coap::Config::default(), std::time::Instant::now(), [0; 32]);
@@ -236,7 +236,7 @@ async fn a_restart_loses_nothing() {
     let Bench { service, store, registrar, cloud, enrollments, folder } = bench;
     drop((service, registrar));
     let path = store.path().to_owned();
-    // The registrar's tasks hold the store until they have ended.
+    // The registrar's tasks keep the store open until they end.
     while Arc::strong_count(&store) > 1 {
         tokio::task::yield_now().await;
     }
@@ -341,7 +341,7 @@ async fn a_device_of_another_enrollment_looks_like_one_that_does_not_exist() {
     let missing = bench.ask("plug-identity", get().query("sn=SN-STRANGER")).await;
     assert_eq!(foreign.code, Code::NotFound);
     assert_eq!((foreign.code, &foreign.payload), (missing.code, &missing.payload));
-    // The master key of `lamp` gives no access to devices of other enrollments either.
+    // The master key of `lamp` also gives no access to devices of other enrollments.
     assert_eq!(bench.ask_itself("PLUG-1").await.code, Code::NotFound);
 }
 
@@ -397,7 +397,7 @@ async fn a_certificate_is_issued_again_within_its_window_and_not_after_it() {
     assert_eq!(name(&ask().await), "PLUG-1");
     let row = bench.store.device(&DeviceId::parse("PLUG-1").unwrap()).await.unwrap().unwrap();
     assert!(row.first_issued.is_some(), "on the disk before the answer left");
-    // The first issue of PLUG-2 was long ago.
+    // The first issue of PLUG-2 is moved to a time before the window.
     bench.issued_long_ago("PLUG-2");
     assert_eq!(bench.ask("plug-identity", get().query("sn=PLUG-2")).await.code, Code::Forbidden);
 }
@@ -534,7 +534,7 @@ async fn every_kind_of_refusal_counts_as_a_guess_and_a_success_does_not() {
         .await
         .unwrap();
     assert_eq!(ask("PLUG-1").await.code, Code::Forbidden, "disabled");
-    // From now on, a right guess and a wrong one get the same answer.
+    // After the limit is reached, a right guess and a wrong guess get the same answer.
     bench
         .store
         .set_state(&DeviceId::parse("PLUG-1").unwrap(), DeviceState::Enabled, &Actor::system_user())
@@ -551,7 +551,7 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
     let bench = Bench::new();
     bench.cloud.script([Scripted::Slow(2 * PATIENCE)]);
     assert_eq!(bench.ask_itself("SN-1").await.code, Code::GatewayTimeout);
-    // Another request joins the registration in progress, or finds its result.
+    // Another request waits for the same registration, or gets its result.
     let mut answer = bench.ask_itself("SN-1").await;
     while answer.code == Code::GatewayTimeout {
         answer = bench.ask_itself("SN-1").await;
@@ -564,7 +564,7 @@ async fn a_cloud_that_is_too_slow_is_a_gateway_timeout_and_the_certificate_is_th
 async fn a_condition_that_does_not_hold_is_never_ignored() {
     let bench = Bench::new();
     let path = |segments: &[&str]| segments.iter().map(|segment| (*segment).to_owned()).collect::<Vec<_>>();
-    // RFC 7252 §5.10.8.1: an empty value only requires that the resource exists.
+    // RFC 7252 §5.10.8.1: an empty If-Match only requires that the resource exists.
     for (if_match, if_none_match, expected) in [
         (&[][..], false, Code::Content),
         (&[&b""[..]], false, Code::Content),
@@ -586,8 +586,8 @@ async fn a_condition_that_does_not_hold_is_never_ignored() {
     assert_eq!(bench.cloud.registrations(), 0);
 }
 
-/// An issue that is recorded but never sent would lock out a device whose certificate is
-/// issued only once.
+/// If an issue were recorded and the answer dropped, a device whose certificate is issued only once
+/// would never get it.
 #[tokio::test]
 async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     let bench = Bench::new();
@@ -601,7 +601,8 @@ async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     };
     assert!(poll("SN-1").await.is_none(), "it has to be registered");
     assert!(poll("SN-KNOWN").await.is_none(), "its first issue has to be recorded");
-    // This write comes after any write that these requests could have started.
+    // Writes are done in order, so this write ends after any write that these requests could have
+    // started.
     bench.store.reset(&DeviceId::parse("SN-2").unwrap(), &Actor::system_user()).await.unwrap();
     assert_eq!(bench.cloud.registrations(), 0);
     assert_eq!(bench.store.device(&known).await.unwrap().unwrap().first_issued, None);
@@ -609,8 +610,8 @@ async fn a_request_that_may_not_wait_starts_nothing_that_takes_time() {
     assert_eq!(poll("SN-KNOWN").await.map(|answer| name(&answer)).as_deref(), Some("known"));
 }
 
-/// An open session keeps the device that its handshake has proven, even if the identity then gets
-/// another device.
+/// A session belongs to the device that its handshake has proven, even if another device gets the
+/// identity later.
 #[tokio::test]
 async fn a_session_gets_only_its_own_device_after_that_has_another_key_or_is_deleted() {
     let bench = Bench::new();

@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// Factor by which a network's limit on refused lookups exceeds the limit of one address and port.
-/// A client that guesses is slowed down at its own port first, while its neighbours behind the same
-/// NAT are still served.
+/// Because of this factor, a client that guesses exceeds the limit of its own port first, and its
+/// neighbours behind the same NAT are still served.
 const OF_NETWORK: u32 = 10;
 /// Time for which a device is remembered at its address after it was served. During this
 /// time, a client that guesses behind the same NAT does not slow the device down.
 const SERVED: Duration = Duration::from_secs(86_400);
-/// Maximum number of log lines per second about clients that begin to exceed a limit. An attacker
-/// can begin to do so from many addresses.
+/// Maximum number of log lines per second about clients that begin to exceed a limit. Without a
+/// maximum, an attacker with many addresses could flood the log.
 const MAX_LINES: u32 = 20;
 
 /// The configured rate limits. `None` means unlimited.
@@ -36,14 +36,13 @@ pub struct RequestLimits {
     pub per_identity: Option<Rate>,
     /// Requests from an address, under any identity.
     pub per_address: Option<Rate>,
-    /// Limits by the enrollment's name; an enrollment that is missing here has the
-    /// defaults.
+    /// Limits of each enrollment, by name. An enrollment without an entry has the default limits.
     pub enrollments: HashMap<String, EnrollmentLimits>,
 }
 
 impl Default for RequestLimits {
-    /// Allows an identity of one device far more requests than any device makes. An
-    /// address is unlimited, because it may be that of a whole factory.
+    /// Allows an identity of one device far more requests than any device makes. Does not limit
+    /// addresses, because a whole factory may share one address.
     fn default() -> Self {
         Self {
             per_identity: Rate::new(200, Duration::from_secs(1)),
@@ -56,11 +55,11 @@ impl Default for RequestLimits {
 /// The limits of one enrollment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnrollmentLimits {
-    /// Requests of all its devices together.
+    /// Requests of all devices of the enrollment together.
     pub requests: Option<Rate>,
-    /// Refusals (4.03 or 4.04) to one address and port under the shared identity. An address with
-    /// many ports may have ten times as many. Devices in the table are rarely refused, but a client
-    /// that guesses device IDs is often refused.
+    /// Refusals (4.03 or 4.04) to one address and port under the shared identity. All ports of an
+    /// address together may have ten times as many. Devices in the table are rarely refused, but a
+    /// client that guesses device IDs is often refused.
     pub refused_lookups: Option<Rate>,
 }
 
@@ -140,7 +139,7 @@ impl Counters {
 /// State that survives a change of the configuration.
 struct Kept {
     buckets: Buckets,
-    /// Recently served devices of shared identities. If these were in `buckets`, they
+    /// Recently served devices of shared identities. They are not in `buckets`, because there they
     /// would displace the buckets of clients that are slowed down.
     served: Buckets,
     counters: Arc<Counters>,
@@ -165,8 +164,8 @@ impl Throttle {
         Self { limits, kept: Arc::new(kept) }
     }
 
-    /// Returns a copy with other limits. It shares the buckets, so tokens already used
-    /// stay used.
+    /// Returns a copy with other limits. The copy shares the buckets, so tokens that were used stay
+    /// used.
     pub(super) fn with(&self, limits: RequestLimits) -> Self {
         Self { limits, kept: self.kept.clone() }
     }
@@ -213,8 +212,8 @@ impl Throttle {
             wait = wait.max(Some(empty.wait));
         }
         match wait {
-            // RFC 8516 §3: the client waits for Max-Age. The time is rounded up, so that
-            // there is a token by then.
+            // RFC 8516 §3: the client waits for Max-Age. The time is rounded up, so that the bucket
+            // has a token when the client retries.
             Some(wait) => Err(wait.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32),
             None => {
                 requests().for_each(|(_, rate, key)| self.kept.buckets.take(now, rate, key));
@@ -224,8 +223,8 @@ impl Throttle {
     }
 
     /// Returns the longest wait required by the limits on refused lookups, for this address and
-    /// port and for its networks. Combines the waits, so that the request is counted once, however
-    /// many buckets are empty.
+    /// port and for its networks. Combines the waits into one, so that the request is counted once,
+    /// however many buckets are empty.
     fn guessed_too_often(
         &self,
         now: Instant,
@@ -413,7 +412,7 @@ mod tests {
         let throttle = Throttle::new(start, RequestLimits::default());
         let shared = principal(None);
         let mut guesses = 0;
-        // A thousand guesses a second, for a minute.
+        // For a minute, the client makes a thousand guesses a second.
         for tick in 0..60_000u32 {
             let now = start + tick * SECOND / 1000;
             if throttle.admit(now, thief, &shared, &wanted()).is_ok() {
@@ -428,7 +427,8 @@ mod tests {
         assert_eq!(counters.throttled(Limit::RefusedLookups), 60_000 - guesses);
     }
 
-    /// A client guesses from one port while devices ask from behind the same NAT.
+    /// A client guesses from one port, while devices behind the same NAT ask for their
+    /// certificates.
     #[test]
     fn a_client_that_guesses_does_not_lock_out_its_neighbours() {
         let start = Instant::now();

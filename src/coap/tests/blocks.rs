@@ -9,7 +9,7 @@ struct Transfer {
     server: Server,
     id: u16,
     body: Vec<u8>,
-    /// Number of requests that the server had to work on.
+    /// Number of requests that reached the server's application.
     asked: usize,
     max_message: usize,
 }
@@ -61,8 +61,8 @@ impl Transfer {
         packet
     }
 
-    /// Sends a request. Returns the response, and the payload that the server had to work
-    /// on, if any.
+    /// Sends a request. Returns the response, and the payload that reached the server's
+    /// application, if any.
     fn send(&mut self, packet: &Packet) -> (Packet, Option<Vec<u8>>) {
         let bytes = packet.to_bytes_unlimited().unwrap();
         let mut out = Narrow(Sent::new(), self.max_message);
@@ -163,7 +163,8 @@ fn a_peer_that_accepts_only_short_messages_is_answered_in_blocks() {
         }
     }
     assert_eq!(body, transfer.body);
-    // RFC 7959 §2.4: a client may still request larger blocks, and gets smaller ones.
+    // RFC 7959 §2.4: even if the client requests larger blocks again, the server sends smaller
+    // ones.
     let response = transfer.get("big", Some((1, false, 3)));
     assert_eq!(triple(&response, CoapOption::Block2), Some((4, true, 1)));
     assert_eq!(response.payload, transfer.body[128..160]);
@@ -187,8 +188,8 @@ fn blocks_are_as_large_as_the_peer_accepts() {
         assert_eq!(response.payload.len(), size);
         assert!(length + size > max, "{max}: twice the size would fit");
     }
-    // 6 bytes for the header and token, 13 for the options and marker, and a block of 16
-    // bytes.
+    // The message has 6 bytes of header and token, 13 bytes of options and marker, and a block of
+    // 16 bytes.
     assert_eq!(smallest, 6 + 13 + 16);
 }
 
@@ -244,8 +245,8 @@ fn a_block_that_is_no_longer_kept_is_not_made_again() {
 
 #[test]
 fn an_answer_that_does_not_fit_is_an_internal_error_or_a_reset() {
-    // Longest message that the peer accepts, length of the request's token, and expected
-    // code (0 for a reset).
+    // The columns are the longest message that the peer accepts, the length of the request's token,
+    // and the expected code (0 for a reset).
     for (max, token, expected) in
         [(64, 8, CONTENT), (64, 20, CONTENT), (64, 40, INTERNAL_ERROR), (64, 64, 0), (32, 8, INTERNAL_ERROR)]
     {
@@ -409,8 +410,7 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         put(peer, "up", 0, true);
     }
-    // Two greedy peers keep starting transfers. The oldest transfers belong to the other
-    // peers.
+    // Two greedy peers keep starting transfers, while the oldest transfers belong to other peers.
     for path in 0..50 {
         for peer in [8, 9] {
             assert!(put(peer, &path.to_string(), 0, true).1 <= 10);
@@ -419,7 +419,7 @@ fn a_peer_with_many_transfers_loses_its_own_and_not_those_of_others() {
     for peer in 0..8 {
         assert!(put(peer, "up", 1, false).0, "{peer}");
     }
-    // Completed transfers make room, so no other transfer is evicted.
+    // Completed transfers no longer count, so the new transfer evicts none.
     assert_eq!(put(10, "up", 0, true).1, 3);
     assert_eq!(put(10, "up", 0, true).2, 98);
 }

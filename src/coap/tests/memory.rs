@@ -32,7 +32,7 @@ fn get_id(kind: u8, id: u16) -> Vec<u8> {
     message
 }
 
-/// Returns an answer as long as a certificate.
+/// Returns an answer that is as long as one with a certificate.
 fn certificate() -> Response {
     Response::content(content_format::CBOR, vec![7; 110])
 }
@@ -121,7 +121,7 @@ fn the_memory_for_many_requests_of_a_peer_is_bounded() {
     assert_eq!(size_of::<exchanges::Peer>(), 6 * size_of::<usize>());
     for (requests, step, most) in [(1, 1, 160), (16, 1, 700), (1000, 1, 900), (60, 7, 1300)] {
         let mut server = Server::new();
-        // A request of another peer makes the shared tables grow before the measurement.
+        // The request of another peer makes the shared tables grow before the measurement starts.
         server.endpoint.receive(server.now, 2, &get(CON, 1), &mut Sent::new());
         let memory = allocation_counter::measure(|| {
             for count in 0..requests {
@@ -198,8 +198,7 @@ fn the_endpoints_message_ids_are_counted_per_peer() {
         head(&out.pop().unwrap().1).2
     };
     let first = ask(&mut server, 1, 0);
-    // With one counter for all peers, the message ID would be back at `first` after these
-    // messages.
+    // If all peers shared one counter, the message ID would return to `first` after these messages.
     for id in 0..0x1_0000_u32 - 1 {
         ask(&mut server, 2, id as u16);
     }

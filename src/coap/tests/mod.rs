@@ -302,7 +302,7 @@ fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     let mut server = Server::new();
     let with_option = |id: u8, header: &[u8]| [&[0x40, 1, 0, id], header].concat();
     let code = |sent: Sent| sent[0].1[1];
-    // 9 (OSCORE) is critical and not supported.
+    // Option 9 (OSCORE) is critical and not supported.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
     // Accept twice.
     assert_eq!(code(server.receive(&with_option(2, &[0xd1, 4, 60, 0x01, 50])).1), 0x82);
@@ -317,13 +317,13 @@ fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     // An unknown elective option (2050), and the known options Uri-Host and Uri-Port.
     assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
     assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
-    // The refusal is an answer like any other: it is repeated unchanged.
+    // A repeated request gets the same refusal again, as it would get any other answer.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
     // A non-confirmable request is refused silently.
     let (request, sent) = server.receive(&[0x50, 1, 0, 8, 0x91, 0]);
     assert!(request.is_none() && sent.is_empty());
-    // A known option that is refused is answered even in a non-confirmable request: RFC
-    // 7252 §5.10.2 for a proxy, RFC 7959 §2.2 for a block of the reserved size.
+    // A known option with a refused value is answered even in a non-confirmable request. RFC 7252
+    // §5.10.2 says so for a proxy, and RFC 7959 §2.2 for a block of the reserved size.
     assert_eq!(code(server.receive(&[0x50, 1, 0, 40, 0xd1, 22, b'x']).1), 0xa5);
     assert_eq!(code(server.receive(&[0x50, 1, 0, 41, 0xd1, 10, 0x07]).1), 0x80);
 }
@@ -334,7 +334,7 @@ fn a_refusal_lists_the_options() {
         let sent = Server::new().receive(&[&[0x40, 1, 0, 9], options].concat()).1;
         let payload = sent[0].1.iter().position(|&byte| byte == 0xff).unwrap() + 1;
         let mut decoder = minicbor::Decoder::new(&sent[0].1[payload..]);
-        // RFC 9290 §3.1: unprocessed-coap-option.
+        // RFC 9290 §3.1: the key -8 is unprocessed-coap-option.
         assert_eq!((decoder.map().unwrap(), decoder.i8().unwrap()), (Some(2), -1));
         let title = decoder.str().unwrap().to_owned();
         assert_eq!(decoder.i8().unwrap(), -8);
@@ -431,8 +431,8 @@ fn requests_with_longer_or_truncated_tokens_or_a_reserved_length_are_reset() {
 
 #[test]
 fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
-    // RFC 7252 §5.4.3: option number, length of the value, and whether the option is
-    // refused.
+    // RFC 7252 §5.4.3. The columns are the option number, the length of the value, and whether the
+    // option is refused.
     for (number, length, refused) in [
         (3, 0, true),    // Uri-Host
         (4, 9, false),   // ETag
@@ -461,7 +461,7 @@ fn an_answer_for_a_forgotten_peer_is_dropped() {
     let request = server.receive(&get(CON, 9)).0.unwrap();
     server.endpoint.forget(PEER);
     assert!(server.respond(&request).is_empty());
-    // The old answer does not go to a later request with the same message ID either.
+    // A later request with the same message ID does not get the old answer.
     let later = server.receive(&get(CON, 9)).0.unwrap();
     assert!(server.respond(&request).is_empty());
     assert_eq!(server.respond(&later).len(), 1);

@@ -7,7 +7,7 @@ fn acknowledge(message: &[u8]) -> [u8; 4] {
 }
 
 impl Server {
-    /// Receives requests with these message IDs. They are acknowledged and remain in
+    /// Receives requests with these message IDs. The requests are acknowledged and remain in
     /// progress.
     fn slow<const N: usize>(&mut self, ids: [u8; N]) -> [Request<u8>; N] {
         let requests = ids.map(|id| self.receive(&get(CON, id)).0.unwrap());
@@ -18,8 +18,8 @@ impl Server {
         requests
     }
 
-    /// Lets time pass until no timer is left. Returns all messages sent, each with the time
-    /// since the call.
+    /// Lets time pass until no timer is left. Returns all messages sent, each with the time that
+    /// has passed since the call.
     fn rest(&mut self) -> Vec<(Duration, Vec<u8>)> {
         let (mut sent, began) = (Vec::new(), self.now);
         while let Some(at) = self.endpoint.poll_timeout() {
@@ -34,7 +34,7 @@ impl Server {
 fn separate_answers_go_to_a_peer_one_at_a_time() {
     let mut server = Server::new();
     let requests = server.slow([1, 2, 3]);
-    // RFC 7252 §4.7: NSTART is 1.
+    // RFC 7252 §4.7: NSTART is 1, so only the first answer is sent at once.
     let first = server.respond(&requests[0]);
     assert_eq!(first.len(), 1);
     assert!(server.respond(&requests[1]).is_empty());
@@ -63,7 +63,7 @@ fn an_unacknowledged_answer_delays_the_next_by_one_timeout() {
     assert!(sent[0].0 <= Duration::from_secs(3) && sent[1].0 <= Duration::from_secs(6), "{sent:?}");
     assert_ne!(ids[0], ids[1]);
     assert!(!ids[..2].contains(&head(&first[0].1).2), "the next ones, before the first is repeated");
-    // One message is sent per timeout, and each message is sent five times in all.
+    // One message is sent per timeout, and each message is sent five times in total.
     let mut before = Duration::ZERO;
     for (at, _) in &sent {
         assert!(*at - before >= Duration::from_secs(2), "{sent:?}");
@@ -85,7 +85,8 @@ fn an_answer_does_not_wait_for_a_repeated_one_and_can_be_acknowledged() {
     server.advance(Duration::from_millis(100));
     let second = server.respond(&two);
     assert_eq!(second.len(), 1, "at once");
-    // Acknowledging the second answer does not make the first one due earlier.
+    // An acknowledgement of the second answer does not cause an earlier retransmission of the first
+    // answer.
     assert!(server.receive(&acknowledge(&second[0].1)).1.is_empty());
     assert!(server.advance(Duration::from_millis(3800)).is_empty());
     assert_eq!(server.advance(Duration::from_millis(2200)), first);
@@ -153,8 +154,8 @@ fn an_acknowledgement_of_another_message_settles_nothing() {
     assert!(sent.contains(&first[0].1) && sent.contains(&second[0].1));
 }
 
-/// The device may have received the answer at an earlier address, so the reset does not show
-/// that the device receives messages at its current one.
+/// The device may have received the answer at its earlier address. So its reset does not show that
+/// the device receives messages at its current address.
 #[test]
 fn a_reset_of_an_answer_does_not_answer_the_ping() {
     let mut server = Server::new();

@@ -44,7 +44,7 @@ fn every_source_names_the_device_in_every_format() {
         (get().cbor(&[("mac", "00:1a:2b:3c:4d:5e")]), MAC),
         (get().cbor(&[("sn", "SN-2"), ("firmware", "1.2")]), "SN-2"),
         (get().cbor(&[("sn", "SN-2"), ("deviceId", "SN-2")]), "SN-2"),
-        // A payload is CBOR, with Content-Format 60 or without a Content-Format.
+        // A payload with Content-Format 60, or without a Content-Format, is CBOR.
         (cbor(b"\xa1\x62sn\x64SN-2"), "SN-2"),
         (get().with(|request| request.payload = b"\xa1\x62sn\x64SN-2".to_vec()), "SN-2"),
         // Maps of indefinite length, and maps with integers, nesting and tags in other
@@ -72,8 +72,8 @@ fn every_source_names_the_device_in_every_format() {
     .enumerate()
     {
         assert_eq!(device_of(&client(None), &request).as_deref(), Ok(device), "request {number}");
-        // The request names the same device for every client. Whether the client may have
-        // its certificate is decided later.
+        // The result does not depend on the client. Later code decides whether the client may have
+        // this device's certificate.
         assert_eq!(device_of(&client(Some("SN-1")), &request).as_deref(), Ok(device), "request {number}");
     }
 }
@@ -146,7 +146,7 @@ fn every_spelling_of_a_mac_is_canonical_in_every_source() {
             assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC), "{mac}");
         }
         assert_eq!(device_of(&client(Some(mac)), &get()).as_deref(), Ok(MAC), "{mac} as identity");
-        // Under `sn`, the same text is a serial number first.
+        // Under the key `sn`, the same text is read as a serial number first.
         assert_eq!(device_of(&client(None), &get().query(&format!("sn={mac}"))).as_deref(), Ok(mac));
     }
     for mac in ["001a-2b3c-4d5e", "00_1a_2b_3c_4d_5e", "0x001a2b3c4d5e", "00:1a-2b:3c:4d:5e"] {
@@ -265,7 +265,7 @@ fn malformed() -> Vec<(u16, Vec<u8>)> {
         b"\xbf\x61x\xff\x62sn\x64SN-1\xff",
     ];
     corpus.extend(cbor.iter().map(|bytes| (format::CBOR, bytes.to_vec())));
-    // Nested to the last byte: arrays, maps, tags and strings in chunks.
+    // Arrays, maps, tags and strings in chunks, nested up to the last byte.
     for head in [0x81, 0x9f, 0xa1, 0xbf, 0xc1, 0x7f, 0x5f] {
         corpus.push((format::CBOR, vec![head; MAX_PAYLOAD]));
         corpus.push((format::CBOR, [&b"\xa1\x61x"[..], &vec![head; MAX_PAYLOAD - 3]].concat()));
@@ -325,7 +325,7 @@ fn an_unreadable_payload_is_a_bad_request_for_every_client() {
                 refusal.is_err_and(|(code, title)| code == Code::BadRequest && !title.is_empty()),
                 "{what}"
             );
-            // A valid query does not make up for a malformed payload.
+            // A malformed payload is refused even if the query is valid.
             let refusal = device_of(&client, &get().body(format, &payload).query("sn=SN-1"));
             assert!(refusal.is_err(), "{what}");
         }

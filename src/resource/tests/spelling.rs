@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// Returns a row under exactly this ID, as a table of an earlier version may have one.
+/// Returns a row whose ID has exactly this spelling, as tables of an earlier version may contain.
 fn literal(id: &str, enrollment: &str) -> ImportRow {
     ImportRow { device: DeviceId::parse_sn(id).unwrap(), ..row("SN", enrollment) }
 }
@@ -18,7 +18,7 @@ async fn a_mac_is_found_in_any_spelling_also_under_sn() {
             assert_eq!(name(&answer), "001A2B3C4D60", "{key} {spelling}");
         }
     }
-    // A derived key belongs to the device whose ID is the identity.
+    // An identity of the derived enrollment is the device's ID, in any spelling.
     for identity in ["00:1a:2b:3c:4d:5e", "001a-2b3c-4d5e"] {
         assert_eq!(name(&bench.ask_itself(identity).await), "001A2B3C4D5E", "{identity}");
         assert_eq!(name(&bench.ask(identity, get().query("sn=001a2b3c4d5e")).await), "001A2B3C4D5E");
@@ -35,7 +35,7 @@ async fn a_row_with_the_very_text_that_is_asked_for_comes_before_that_of_the_mac
     for key in ["deviceId", "sn", "mac"] {
         assert_eq!(name(&bench.ask("plug-identity", get().cbor(&[(key, serial)])).await), serial);
     }
-    // In any other spelling, it is the same row.
+    // A request with any other spelling gets the same row.
     for other in ["001A2B3C4D60", "00:1a:2b:3c:4d:60", "0x001a2b3c4d60"] {
         let answer = bench.ask("plug-identity", get().cbor(&[("deviceId", other)])).await;
         assert_eq!(name(&answer), serial, "{other}");
@@ -43,7 +43,8 @@ async fn a_row_with_the_very_text_that_is_asked_for_comes_before_that_of_the_mac
     assert_eq!(bench.cloud.registrations(), 1);
     assert_eq!(name(&bench.ask_itself("001a-2b3c-4d5e").await), "001a-2b3c-4d5e");
     assert_eq!(name(&bench.ask_itself("00:1a:2b:3c:4d:5e").await), "001A2B3C4D5E");
-    // A row of another enrollment does not hide the client's own device.
+    // A row of another enrollment with the exact spelling does not hide the row of the client's
+    // enrollment.
     import(&*bench.store, [literal("001a2b3c4d61", "lamp"), row("001A2B3C4D61", "plug")]);
     let answer = bench.ask("plug-identity", get().query("sn=001a2b3c4d61")).await;
     assert_eq!(name(&answer), "001A2B3C4D61");
