@@ -1,6 +1,6 @@
 //! Decides whether a device may have a certificate, from its row in the device table and the
-//! reissue policy of its enrollment. Pure. Used by provisioning, the console and the command
-//! line.
+//! reissue policy of its enrollment. Provisioning, the console and the command line use these
+//! decisions. This module performs no I/O.
 
 use crate::{
     psk::Reissue,
@@ -70,7 +70,7 @@ pub fn may_have_again(reissue: Reissue, first: UnixSeconds, now: UnixSeconds) ->
     match reissue {
         Reissue::Always => true,
         Reissue::Once => false,
-        // A clock that was set back does not lock out a device.
+        // If the clock was set back, the difference is negative, and the device is not locked out.
         Reissue::Window(window) => now.saturating_sub(first) <= window.as_secs().cast_signed(),
     }
 }

@@ -20,8 +20,8 @@ use crate::{
 /// Reason why a device does not get a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The device is not in the table, or it belongs to another enrollment than the client's
-    /// key. The client must not learn which of the two applies.
+    /// The device is not in the table, or it is not in the enrollment of the client's key. One
+    /// variant stands for both cases, because the client must not learn whether the device exists.
     #[error("the device is invalid")]
     Invalid,
     /// The client has proven that it is a different device from the one that it asks for.
@@ -70,7 +70,8 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Maximum number of attempts to record an issue. An attempt is repeated if its result is unknown.
+/// Maximum number of attempts to record an issue. Another attempt is made if the result of the last
+/// one is unknown.
 const ISSUE_ATTEMPTS: u32 = 3;
 
 /// Delay before a device should retry if its row was changed during its request, in seconds.
@@ -95,9 +96,9 @@ impl Provisioner {
     }
 
     /// Returns the certificate of the device `asked`, for a client at `origin` that has proven to
-    /// be `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false, but
-    /// the device must be registered or its first issue recorded, the future starts no work and
-    /// never becomes ready.
+    /// be `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false and
+    /// the answer requires a registration or the record of a first issue, the future starts no work
+    /// and never becomes ready.
     pub async fn certificate(
         &self,
         origin: Origin,
@@ -122,14 +123,15 @@ impl Provisioner {
         answer
     }
 
-    /// Returns the row of the device `asked` if it is in the client's enrollment; if `asked` stands
-    /// for several IDs, the first such row. For a device of another enrollment, reads as many rows
-    /// as for one that is not in the table.
+    /// Returns the row of the device `asked` if the row is in the client's enrollment. If `asked`
+    /// stands for several IDs, returns the first such row. Reads the same number of rows for a
+    /// device of another enrollment as for a device that is not in the table.
     async fn row_of(&self, principal: &Principal, asked: &AskedId) -> Result<DeviceRow, Refusal> {
         let own = principal.device.as_ref();
         let is_own = |id: &DeviceId| own.is_none_or(|own| own.ids().any(|own| own == id));
         let is_own_mac = || own.is_none_or(|own| own.mac().is_some_and(|own| asked.mac() == Some(own)));
-        // Checked before the table is read, so that the answer reveals nothing about the table.
+        // This check comes before the table is read, so that the answer reveals nothing about the
+        // table.
         if !asked.ids().any(is_own) && !is_own_mac() {
             return Err(Refusal::NotYours);
         }
@@ -138,8 +140,9 @@ impl Provisioner {
                 return Ok(row);
             }
         }
-        // The table may have the MAC address in another spelling. An individual key gives access to
-        // one row only, and any other key to whichever row has the MAC address.
+        // The table may have the MAC address in another spelling. An individual key gives access
+        // only to the row of its own device. Any other key gives access to the row with this MAC
+        // address, whatever its spelling.
         let is_individual = principal.enrollment.kind == Kind::Individual;
         if let Some(mac) = asked.mac()
             && let Some(spelled) = self.store.spelled(&mac).await?
@@ -160,7 +163,7 @@ impl Provisioner {
         Ok(self.store.device(id).await?.filter(|row| row.enrollment == principal.enrollment.name))
     }
 
-    /// Decides about a row, and takes its certificate out of it.
+    /// Answers a request for the device of `row`, according to the decision of `policy`.
     async fn decide(
         &self,
         origin: Origin,
@@ -175,9 +178,9 @@ impl Provisioner {
             Verdict::Register => false,
         };
         let first_issued = row.first_issued;
-        // The caller drops a future that is not ready at its first poll, so the work must not even
-        // start. An issue that is recorded but never sent would lock out a device that may fetch
-        // its certificate only once.
+        // The caller drops a future that is not ready at its first poll, so the work must not
+        // start. If an issue were recorded and the answer dropped, a device that may fetch its
+        // certificate only once would never get it.
         if !may_wait && (first_issued.is_none() || !has_certificate) {
             return future::pending().await;
         }
@@ -190,7 +193,7 @@ impl Provisioner {
                 None => return Err(self.changed(principal, device).await),
             },
         };
-        // A device that has received its certificate before does not wait for a write.
+        // A device that has received its certificate before does not wait for a write to the disk.
         let again = match first_issued {
             Some(_) => true,
             None => !self.record_issue(origin, principal, device, &certificate).await?.is_first,
@@ -203,7 +206,7 @@ impl Provisioner {
         Ok(certificate)
     }
 
-    /// Registers a device. Returns `None` if its row has changed meanwhile.
+    /// Registers a device. Returns `None` if its row has changed in the meantime.
     async fn register(&self, row: &DeviceRow) -> Result<Option<Certificate>, Refusal> {
         let (device, product_key) = (row.id.clone(), row.product_key.clone());
         let wanted = JournalEntry { device, product_key, device_name: row.name() };
@@ -246,11 +249,11 @@ impl Provisioner {
                         );
                     return if may_have_it { Ok(issue) } else { Err(Refusal::Issued) };
                 }
-                // The issue may have been recorded. It has the same ID in the next attempt, so the
-                // store then recognizes it.
+                // The issue may have been recorded. The next attempt uses the same ID, so the store
+                // recognizes a recorded issue.
                 Err(StoreError::Unknown(_)) => {}
-                // The row has changed while the device was being registered, so the device is
-                // refused here. Its next request is decided by the changed row.
+                // The row has changed while the device was being registered, so this request is
+                // refused. The device's next request is decided by the changed row.
                 Err(StoreError::Conflict(_)) => return Err(self.changed(principal, device).await),
                 Err(error) => return Err(error.into()),
             }

@@ -1,6 +1,6 @@
-//! Looks up PSK identities and their keys, in the enrollments of the configuration and the
-//! individual keys of the store. Module `provision` decides what the devices of an
-//! enrollment may have.
+//! Looks up PSK identities and their keys, in the enrollments of the configuration and among the
+//! individual keys of the store. The module `provision` decides which certificate a device may
+//! have.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -34,7 +34,8 @@ impl Key {
         Ok(Self(bytes))
     }
 
-    /// Makes a random key in place of one that is not there, for commands that serve no device.
+    /// Makes a random key in place of a configured key that cannot be read, for commands that serve
+    /// no device.
     pub fn unknown() -> Result<Self, String> {
         let mut bytes = Zeroizing::new(vec![0; MIN_KEY]);
         getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random bytes: {error}"))?;
@@ -60,8 +61,8 @@ impl Key {
     }
 }
 
-/// Stand-in for the key of an unknown identity. It is parsed like a real key, so that the lookup
-/// takes the same time.
+/// Stand-in for the key of an unknown identity. The stand-in is parsed like a real key, so that the
+/// lookup takes the same time.
 const STAND_IN_KEY: &str = "00000000000000000000000000000000";
 
 impl fmt::Debug for Key {
@@ -165,8 +166,8 @@ pub struct EnrollmentOutline {
 pub struct Principal {
     /// Enrollment whose key the client has proven.
     pub enrollment: Arc<Enrollment>,
-    /// The client's device; `None` when the key is shared. A derived key belongs to the device whose
-    /// ID is the identity, so this may be one of two IDs.
+    /// The client's device; `None` when the key is shared. With a derived key, the identity is the
+    /// device ID, and an identity may stand for two IDs (a serial number and a MAC address).
     pub device: Option<AskedId>,
     /// PSK identity that the client presented, if its key is individual.
     pub own_identity: Option<Arc<str>>,
@@ -188,8 +189,8 @@ impl Enrollment {
         }
     }
 
-    /// Returns whether a client that has proven a key of this enrollment has thereby
-    /// proven a key of `other`. The reissue policies may differ.
+    /// Returns whether the keys of this enrollment are also keys of `other`: name, product, kind
+    /// and key must be equal, but the reissue policies may differ.
     pub fn has_keys_of(&self, other: &Self) -> bool {
         self.name == other.name && self.product_key == other.product_key && self.kind == other.kind
     }
@@ -219,8 +220,8 @@ pub struct Enrollments {
 }
 
 impl Enrollments {
-    /// Creates the index. Names and shared identities must be unique; the configuration
-    /// has checked that.
+    /// Creates the index. Names and shared identities must be unique, as the configuration has
+    /// checked.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
@@ -244,24 +245,24 @@ impl Enrollments {
     /// Returns a copy that shares no memory with this one.
     pub fn unshared(&self) -> Self {
         // The derived enrollments keep their order, because unknown devices are treated as devices
-        // of the first one.
+        // of the first enrollment.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
 
-    /// Looks up an identity. Returns its key and its principal, or `None` if the identity is
-    /// unknown.
+    /// Looks up an identity. Returns the key and principal of the identity, or `None` if the
+    /// identity is unknown.
     ///
     /// Does the same work for every identity, so that the duration of a handshake does not reveal
-    /// the kind of its identity. Depending on which kinds of enrollment are configured, it copies a
-    /// shared key, reads an individual key and derives a key. A stand-in replaces a key that does
-    /// not exist.
+    /// the kind of its identity. For each kind of enrollment that is configured, this function
+    /// copies a shared key, reads an individual key or derives a key. A stand-in replaces a key
+    /// that does not exist.
     pub async fn find(
         &self,
         identity: &[u8],
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
-        // An identity that is not UTF-8 cannot exist. Everyone knows this, so a faster lookup
+        // An identity that is not UTF-8 cannot exist. This is public knowledge, so a faster lookup
         // reveals nothing.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
         let individual = self.individual(identity, store).await?;
@@ -306,8 +307,8 @@ impl Enrollments {
         store: &dyn Store,
     ) -> Result<Option<(Key, Principal)>, StoreError> {
         let Some(first) = self.derived.first() else { return Ok(None) };
-        // An identity that is not a device ID belongs to no device. Everyone knows this, so a
-        // faster lookup reveals nothing.
+        // An identity that is not a valid device ID belongs to no device. This is public knowledge,
+        // so a faster lookup reveals nothing.
         let Ok(device) = AskedId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
@@ -315,10 +316,9 @@ impl Enrollments {
         Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
     }
 
-    /// Returns the derived enrollment of a device. If there is only one, the store is not read: a
-    /// device that is not in the table still proves its key, and its request is then refused as
-    /// invalid. If there are several, a device that is not in the table is treated as a device of
-    /// the first one.
+    /// Returns the derived enrollment of a device. A device that is not in the table is treated as
+    /// a device of the first derived enrollment, so that it proves its key and then has its request
+    /// refused as invalid. If there is only one derived enrollment, the store is not read.
     async fn derived_of<'a>(
         &'a self,
         device: &AskedId,
@@ -333,8 +333,8 @@ impl Enrollments {
             None => None,
         };
         let mut own = None;
-        // All IDs of an ambiguous identity are looked up in any case, so that the duration does
-        // not reveal which of them is in the table.
+        // If an identity stands for several IDs, all of them are looked up, so that the duration
+        // does not reveal which of them is in the table.
         for id in device.ids().chain(&spelled) {
             let name = store.enrollment_of(id).await?;
             let found = self.derived.iter().find(|enrollment| Some(&enrollment.name) == name.as_ref());
@@ -356,13 +356,13 @@ mod tests {
 
     #[test]
     fn a_derived_key_is_the_beginning_of_the_hmac() {
-        // The key of RFC 4231 §4.3, test case 2, is too short for a master key, so HMAC
-        // is taken as correct here and only the truncation is tested.
+        // The key of RFC 4231 §4.3 (test case 2) is too short for a master key. So this test relies
+        // on HMAC and tests only the truncation.
         let master = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
         let mut mac = Hmac::<Sha256>::new_from_slice(master.as_bytes()).unwrap();
         mac.update(b"SN00000001");
         assert_eq!(master.derive(b"SN00000001").as_bytes(), &mac.finalize().into_bytes()[..16]);
-        // Computed with `openssl dgst -sha256 -mac hmac`.
+        // The expected key was computed with `openssl dgst -sha256 -mac hmac`.
         assert_eq!(hex::encode(master.derive(b"SN00000001").as_bytes()), "6d5e2bff07c2591af4b318ee7ca9ba2a");
     }
 

@@ -1,7 +1,7 @@
-//! Registers many devices of one product in a few calls: IoT Platform checks the names, creates
-//! the devices together, and returns them in pages. Devices that a batch cannot register are
-//! registered one by one. The batch is in the journal before it creates any device, so that it
-//! continues after a crash.
+//! Registers many devices of one product in a few calls: IoT Platform checks the names, creates the
+//! devices together, and returns them in pages. Devices that a batch cannot register are registered
+//! one by one. The batch is written to the journal before it creates any device, so that it can
+//! continue after a crash.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 /// Maximum number of times that the names of one batch are checked. Each repetition omits the
 /// names that failed the previous check.
 const MAX_CHECKS: u32 = 3;
-/// Pause between the first two status queries of a batch; it grows up to `LONGEST_LOOK`.
+/// Pause between the first two status queries of a batch. Later pauses grow up to `LONGEST_LOOK`.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent queries for pages or for lists of names.
@@ -39,7 +39,8 @@ struct Batch {
 impl Batch {
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.registrations.keys().cloned().collect();
-        // The map has no fixed order, but a retry must make the same call.
+        // The map has no fixed order, but a retry must make the same call, with the names in the
+        // same order.
         names.sort_unstable();
         names
     }
@@ -49,7 +50,7 @@ impl Batch {
     }
 }
 
-/// Reason why a batch was abandoned; its devices are registered one by one.
+/// Reason why a batch was abandoned. Its remaining devices are registered one by one.
 type Abandoned = ApiError;
 
 fn abandoned(message: &str) -> Abandoned {
@@ -75,9 +76,9 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Claims the registrations of a batch, which also writes the batch to the journal. A
-    /// registration ends here if its row no longer asks for it. Returns `None` if none remain, or
-    /// if the journal fails.
+    /// Claims the registrations of a batch and writes the batch to the journal. A registration
+    /// whose row no longer asks for it ends here. Returns `None` if no registration remains, or if
+    /// the journal cannot be written.
     async fn open_batch(
         self: &Arc<Self>,
         product_key: &str,
@@ -129,8 +130,8 @@ impl Registrar {
         if let Err(error) =
             self.repeat(self.config.max_attempts, || self.store.close_batch(self.owner.id, batch.id)).await
         {
-            // After this process has ended, another one resumes the batch and finds that it is
-            // done.
+            // When this process has ended, another process resumes the batch and finds that the
+            // cloud has completed it.
             tracing::warn!(%error, "could not close a batch in the journal");
         }
     }
@@ -190,18 +191,19 @@ impl Registrar {
         mut apply_id: ApplyId,
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
-        // From here on, the cloud may have created any of the devices.
+        // From this point, the cloud may have created any of the devices.
         let left = Instant::now();
         batch.registrations.values_mut().for_each(|registration| registration.may_have_asked(left));
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
-                // The following call is not repeated blindly: if its answer is lost, the status
-                // shows whether the creation has begun.
+                // If the answer to the following call is lost, the call is not repeated. Instead,
+                // the loop queries the status, which shows whether the creation has begun.
                 self.turn(Action::BatchRegisterDeviceWithApplyId).await?;
                 let left = Instant::now();
                 match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
-                    // The documentation has examples of both an unchanged and a new apply ID.
+                    // The cloud's documentation has examples that return the same apply ID, and
+                    // examples that return a new one.
                     Ok(created) if created != apply_id => {
                         apply_id = created;
                         self.note_apply_id(batch, apply_id).await?;
@@ -223,8 +225,8 @@ impl Registrar {
             match progress.status {
                 BatchStatus::CreateSuccess | BatchStatus::CreateFailed => {
                     self.fetch(batch, apply_id).await?;
-                    // Names that the batch did not create have been taken by another user since
-                    // the check.
+                    // If a name passed the check but was not created, another user of the cloud has
+                    // taken it since the check.
                     let names = batch.names();
                     let left = batch.take(&names);
                     self.look_up(&product_key, left).await;
@@ -263,7 +265,7 @@ impl Registrar {
         }
     }
 
-    /// Fetches all pages of a batch's result and finishes the devices on them.
+    /// Fetches all pages of a batch's result, and ends the registrations of the devices on them.
     async fn fetch(self: &Arc<Self>, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
         let page = |number| {
@@ -287,7 +289,8 @@ impl Registrar {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Stores the certificates of those devices that belong to the batch, and finishes them.
+    /// Stores the certificates of the devices that belong to the batch, and ends their
+    /// registrations.
     async fn finish_devices(&self, batch: &mut Batch, devices: Vec<CloudDevice>) {
         let finishes = devices.into_iter().filter_map(|device| {
             let mut registration = batch.registrations.remove(&device.certificate.device_name)?;
@@ -335,7 +338,7 @@ impl Registrar {
             .await;
     }
 
-    /// Finishes a registration whose name was looked up, or queues it for a single call.
+    /// Ends a registration whose name was looked up, or queues the registration for a single call.
     async fn conclude(self: &Arc<Self>, mut registration: Registration, device: Option<CloudDevice>) {
         registration.leave_batch();
         let Some(device) = device else { return self.enqueue(registration) };
@@ -367,8 +370,8 @@ impl Registrar {
         }
     }
 
-    /// Repeats a call until it succeeds or fails for a lasting reason, at most
-    /// [`max_attempts`](super::Config::max_attempts) times.
+    /// Repeats a call until it succeeds or fails for a permanent reason. Makes at most
+    /// [`max_attempts`](super::Config::max_attempts) attempts.
     pub(super) async fn persist<'a, T>(
         &self,
         action: Action,

@@ -1,7 +1,7 @@
 //! Circuit breakers. When the cloud has refused a call for a reason that only the operator can
-//! remove, no further calls are made for the same product, or of the same action. After a pause,
-//! one registration is let through as a probe; others are refused until the probe has a result.
-//! Pure; the caller passes the current time.
+//! remove, no further calls are made for the same product or of the same action. After a pause, one
+//! registration is admitted as a probe. Others are refused until the probe has a result. This
+//! module performs no I/O: the caller passes the current time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -47,7 +47,7 @@ struct Open {
 }
 
 impl Breakers {
-    /// Creates closed breakers. `pause` is the length of the first pause.
+    /// Creates the breakers of an account, all closed. `pause` is the length of the first pause.
     pub(super) fn new(pause: Duration) -> Self {
         Self { pause, open: HashMap::new(), worked: HashMap::new(), suspects: HashMap::new() }
     }
@@ -60,8 +60,8 @@ impl Breakers {
     ///
     /// Returns the cloud's reason for the refusal that opened the breaker.
     pub(super) fn admit(&mut self, product_key: &str, device: &DeviceId, now: Instant) -> Result<(), String> {
-        // A suspected device would probably fail again as the probe, and so keep the other devices
-        // out.
+        // A suspected device is not admitted as the probe: it would probably fail again, and so
+        // keep the breaker open for the other devices.
         let is_suspect = self.suspects.get(product_key).is_some_and(|suspects| suspects.contains(device));
         if is_suspect && let Some(open) = self.open.get(&Scope::Product(product_key.to_owned())) {
             return Err(open.reason.clone());
@@ -107,13 +107,14 @@ impl Breakers {
     }
 
     /// Returns the cloud's reason if an open breaker forbids calls now. Returns `None` while a
-    /// probe is in progress, so that the probe can retry. Admits no new probe.
+    /// probe is in progress, so that the probe can retry. Unlike `admit`, starts no probe.
     pub(super) fn reason(&self, product_key: &str, now: Instant) -> Option<String> {
         let mut open = scopes(product_key).into_iter().filter_map(|scope| self.open.get(&scope));
         open.find(|open| now < open.until && !open.trying).map(|open| open.reason.clone())
     }
 
-    /// Records a refusal. Returns the current pause, and whether this refusal has started it.
+    /// Records a refusal. Returns the current pause, and whether this refusal has started the
+    /// pause.
     pub(super) fn refused(&mut self, scope: Scope, reason: &str, now: Instant) -> (Duration, bool) {
         let longest = self.pause * LONGEST;
         match self.open.get_mut(&scope) {
@@ -147,8 +148,8 @@ impl Breakers {
         }
     }
 
-    /// Closes the breaker of an action. To be called when the cloud has refused a call of the
-    /// action because of its product, which shows that the action itself works.
+    /// Closes the breaker of an action. The caller does this when the cloud has refused a call
+    /// because of its product, because such a refusal shows that the action itself works.
     pub(super) fn admits(&mut self, action: Action) {
         self.open.remove(&Scope::Action(action));
     }
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(breakers.admit("a1", &device("SN-1"), later), Ok(()));
         assert!(breakers.admit("a1", &device("SN-1"), later).is_err());
         assert_eq!(breakers.reason("a1", later), None, "the one that tries goes on");
-        // The probe never reports a result, so another pause passes before the next probe.
+        // The probe reports no result, so another pause must pass before the next probe.
         assert!(breakers.admit("a1", &device("SN-1"), later + PAUSE - Duration::from_millis(1)).is_err());
         assert_eq!(breakers.admit("a1", &device("SN-1"), later + PAUSE), Ok(()));
         breakers.worked("a1", Action::RegisterDevice, later);

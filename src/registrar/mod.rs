@@ -1,9 +1,9 @@
-//! Registers devices at IoT Platform: each device once, however many requests ask for it and
-//! whenever the process crashes. The registrar keeps one queue per product and makes single calls
-//! at an even pace. If single calls would take too long, it makes batches. Failed calls are retried
-//! with jitter. A journal entry is on disk before each call, so that after a crash or a lost answer
-//! the same call is made again. The module `iot_platform` makes the calls; `provision` decides
-//! which devices may be registered.
+//! Registers devices at IoT Platform. Each device is registered once, however many requests ask for
+//! it and whenever the process crashes. The registrar keeps one queue per product and makes single
+//! calls at an even pace. If single calls would take too long, it makes batches. Failed calls are
+//! retried with jitter. The device's journal entry is on disk before its first call, so that the
+//! same call is made again after a crash or a lost answer. The module `iot_platform` makes the
+//! calls; `provision` decides which devices may be registered.
 
 mod batch;
 mod breaker;
@@ -48,26 +48,26 @@ use registration::{Next, Registration};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
-/// Number of waiting registrations of a product above which a batch is considered. For fewer
-/// registrations, the several calls of a batch are not worthwhile.
+/// Number of waiting registrations of a product above which a batch is considered. A batch takes
+/// several calls, which are not worthwhile for fewer registrations.
 const MIN_BATCH: usize = 10;
 
 /// Error code of a call that was not made because its breaker is open.
 const STOPPED: &str = "Stopped";
-/// Maximum number of registrations that are taken from the queue before it is their turn to make a
-/// call.
+/// Maximum number of registrations that are taken from the queue before their turn to make a call
+/// comes.
 const AHEAD: usize = 4;
 /// Time after which a call gives up waiting for a store that takes no writes.
 const TURN_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Maximum number of failed calls that are logged as warnings per second, one line each.
+/// Maximum number of failed calls per second that are logged as warnings, with one line each.
 const MAX_FAILURE_LINES: u32 = 1;
 
 /// Limits of a [`Registrar`].
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Maximum rate of `RegisterDevice` calls, in calls per second; the account's limit is 30.
-    /// For each other action, the same fraction of its limit is used.
+    /// Maximum rate of `RegisterDevice` calls, in calls per second; the account's limit is 30. Each
+    /// other action uses the same fraction of its own limit.
     pub qps: f64,
     /// Maximum rate of `RegisterDevice` calls by all processes of the account together, in calls
     /// per second; at least `qps`.
@@ -93,8 +93,8 @@ pub struct Config {
     pub gather: Duration,
     /// Maximum number of batches of one product at once; 0 disables batches.
     pub max_batches: usize,
-    /// Maximum time for one step of a batch. After this time, the devices are registered one by
-    /// one.
+    /// Maximum time for one step of a batch. If a step takes longer, the devices are registered one
+    /// by one.
     pub batch_deadline: Duration,
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
@@ -128,7 +128,7 @@ impl Default for Config {
     }
 }
 
-/// Result of a registration, as a waiting request sees it.
+/// Result of a registration for a waiting request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The device is registered and its certificate stored.
@@ -138,7 +138,7 @@ pub enum Outcome {
     /// Another device in the table has the same name, as the message explains. Only the operator
     /// can change that.
     SharedName(String),
-    /// The row has changed: it asks for another registration now, or for none.
+    /// The row has changed. It now asks for a different registration, or for none.
     Changed,
     /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.
     Operator(String),
@@ -167,10 +167,10 @@ pub struct Counters {
     pub throttled: u64,
 }
 
-/// Receives a registration's outcome; each waiting request has one.
+/// Receives the outcome of a registration. Each waiting request has a receiver of this type.
 type Waiter = watch::Receiver<Option<Outcome>>;
 
-/// A registration in progress, as waiting requests see it.
+/// The part of a registration in progress that waiting requests use.
 struct Announced {
     outcome: watch::Sender<Option<Outcome>>,
     since: Instant,
@@ -195,8 +195,8 @@ pub struct Registrar {
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
-    /// Limits the registrations that are taken from the queue before it is their turn to make a
-    /// call. They are taken early so that their claims are already written when their turn comes.
+    /// Limits the registrations that are taken from the queue before their turn to make a call
+    /// comes. They are taken early so that their claims are already written by then.
     ahead: Semaphore,
     /// A function that needs both this lock and the lock of `queue` takes this lock first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
@@ -208,9 +208,9 @@ pub struct Registrar {
     failure_lines: Mutex<LogLimit>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
-    /// Set while the store may list this process among the owners.
+    /// Set while the store may list this process as an owner.
     beats: AtomicBool,
-    /// Number of leases that this process has, which keep it among the owners.
+    /// Number of leases that this process has. While it has a lease, the process stays an owner.
     leases: AtomicUsize,
     /// Set once the offset of the cloud's clock is stored in the claims made before it was known.
     has_noted_offset: AtomicBool,
@@ -256,16 +256,16 @@ impl Registrar {
         registrar
     }
 
-    /// Registers a device and waits for the outcome, at most for `patience`. Callers that ask for
-    /// the same device share one registration.
+    /// Registers a device and waits for the outcome, but no longer than `patience`. Callers that
+    /// ask for the same device share one registration.
     pub async fn register(self: &Arc<Self>, wanted: JournalEntry, patience: Duration) -> Outcome {
         let (device, product_key) = (wanted.device.clone(), wanted.product_key.clone());
         let mut waiter = match self.start(wanted) {
             Ok(waiter) => waiter,
             Err(outcome) => return outcome,
         };
-        // A device whose turn comes after `patience` is answered immediately, because waiting for a
-        // message costs the device more than retrying later.
+        // If the device's turn would come after `patience`, the device is asked immediately to
+        // retry later. A retry costs the device less than waiting for an answer.
         let turn = self.expected_turn(&product_key);
         let wait = if turn > patience { Duration::ZERO } else { patience };
         match tokio::time::timeout(wait, waiter.wait_for(Option::is_some)).await {
@@ -278,10 +278,10 @@ impl Registrar {
         }
     }
 
-    /// Stops accepting registrations, asks the devices in the queue to retry later, and waits up
-    /// to `deadline` for the registrations in progress. Registrations that are unfinished by then
-    /// stay in the journal, and their devices are asked to retry later. Returns the number of
-    /// unfinished registrations.
+    /// Stops accepting registrations, asks the devices in the queue to retry later, and waits up to
+    /// `deadline` for the registrations in progress. A registration that is still unfinished stays
+    /// in the journal, and its device is asked to retry later. Returns the number of unfinished
+    /// registrations.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.draining.store(true, Ordering::Relaxed);
         let waiting = lock(&self.queue).clear(None);
@@ -320,13 +320,13 @@ impl Registrar {
         lock(&self.queue).len()
     }
 
-    /// Returns the number of batches that gather or are in progress.
+    /// Returns the number of batches that are gathering devices or are in progress.
     pub fn batches(&self) -> usize {
         lock(&self.queue).batches()
     }
 
-    /// Returns the number of open breakers. Each stops the calls for one product or for the whole
-    /// account until a pause is over.
+    /// Returns the number of open breakers. An open breaker stops the calls for one product, or of
+    /// one action, until a pause is over.
     pub fn open_breakers(&self) -> usize {
         lock(&self.breakers).count()
     }
@@ -355,7 +355,7 @@ impl Registrar {
         self.refuse_existing.load().contains(enrollment)
     }
 
-    /// Starts a registration, or joins the one in progress.
+    /// Starts a registration of a device, or joins the registration in progress.
     fn start(self: &Arc<Self>, wanted: JournalEntry) -> Result<Waiter, Outcome> {
         if let Some(registration) = lock(&self.registrations).get(&wanted.device) {
             return Ok(registration.outcome.subscribe());
@@ -370,7 +370,7 @@ impl Registrar {
             return Err(Outcome::Operator(reason));
         }
         let Some(waiter) = self.announce(&wanted) else {
-            // Another thread has announced the same device in the meantime.
+            // Another thread has announced a registration of the same device in the meantime.
             return lock(&self.registrations)
                 .get(&wanted.device)
                 .map(|registration| registration.outcome.subscribe())
@@ -380,7 +380,8 @@ impl Registrar {
         Ok(waiter)
     }
 
-    /// Adds a registration to those in progress. Returns `None` if the device already has one.
+    /// Adds a registration to `registrations`. Returns `None` if the device already has a
+    /// registration in progress.
     fn announce(&self, wanted: &JournalEntry) -> Option<Waiter> {
         let mut registrations = lock(&self.registrations);
         if registrations.contains_key(&wanted.device) {
@@ -412,7 +413,7 @@ impl Registrar {
         self.consider_batch(&product_key);
     }
 
-    /// Runs one step of each queued registration. Ends when the queue is empty.
+    /// Takes registrations from the queue and runs one step of each, until the queue is empty.
     async fn pull(self: Arc<Self>) {
         loop {
             // The semaphore is never closed.
@@ -437,7 +438,7 @@ impl Registrar {
             match self.store.take_turn(pace.name(), pace.turn()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(wait)) => tokio::time::sleep(wait).await,
-                // The store is asked again, because an import may lock the table for a while.
+                // An import may lock the table for a while, so the turn is requested again.
                 Err(StoreError::Busy(_) | StoreError::Unknown(_)) if Instant::now() < deadline => {
                     tokio::time::sleep(self.pause(1)).await;
                 }
@@ -460,8 +461,8 @@ impl Registrar {
         })
     }
 
-    /// Runs one step of a registration. If it must be retried, another task waits for the pause
-    /// and queues it again, so that other registrations are not delayed.
+    /// Runs one step of a registration. If the step must be repeated, another task waits for the
+    /// pause and queues the registration again, so that other registrations are not delayed.
     async fn run(self: &Arc<Self>, mut registration: Registration, ahead: SemaphorePermit<'_>) {
         match self.step(&mut registration, ahead).await {
             Next::Done(outcome) => self.let_go(registration, outcome).await,
@@ -503,8 +504,8 @@ impl Registrar {
         lock(&self.registrations).get(device).is_some_and(|registration| registration.called)
     }
 
-    /// Starts gathering a batch if the last device in a product's queue would wait longer than
-    /// `batch_after`.
+    /// Starts gathering a batch if single calls for all devices in a product's queue would take
+    /// longer than `batch_after`.
     fn consider_batch(self: &Arc<Self>, product_key: &str) {
         let Config { max_batches, batch_after, gather, .. } = self.config;
         if self.experience(product_key).not_before.is_some_and(|at| Instant::now() < at) {
@@ -532,8 +533,8 @@ impl Registrar {
         });
     }
 
-    /// Returns the number of single calls for one product that fit into this time, as all products
-    /// in the queue share the calls equally.
+    /// Returns the number of single calls for one product that fit into this time. All products in
+    /// the queue share the calls equally.
     fn singly(&self, time: Duration) -> usize {
         self.paces.of(Action::RegisterDevice).calls_in(time) / lock(&self.queue).products().max(1)
     }
@@ -557,8 +558,8 @@ impl Registrar {
         lock(&self.experience).entry(product_key.to_owned()).or_insert(unknown).not_before = not_before;
     }
 
-    /// Returns the expected duration of a registration of this product that starts now, by a
-    /// single call or in a batch, whichever ends earlier.
+    /// Returns the expected duration of a registration of this product that starts now. This is the
+    /// duration by a single call or in a batch, whichever is shorter.
     fn expected_turn(&self, product_key: &str) -> Duration {
         let (backlog, products, batches) = {
             let queue = lock(&self.queue);
@@ -574,14 +575,14 @@ impl Registrar {
     }
 
     /// Opens the breaker of the product or of the action, and logs an error once for each pause.
-    /// Queued registrations that the breaker stops end with the cloud's reason.
+    /// Ends the queued registrations that the breaker stops, with the cloud's reason.
     fn break_circuit(self: &Arc<Self>, product_key: &str, action: Action, error: &ApiError) {
         let (scope, reason) = (registration::scope(product_key, action, error), error.to_string());
         let is_product = scope == Scope::Product(product_key.to_owned());
         let (pause, news) = {
             let mut breakers = lock(&self.breakers);
             if is_product {
-                // The refusal concerns the product, so the action itself works.
+                // The refusal concerns only the product, which shows that the action itself works.
                 breakers.admits(action);
             }
             breakers.refused(scope, &reason, Instant::now())
@@ -630,8 +631,8 @@ impl Registrar {
         lock(&self.failure_lines).admit(Instant::now().into_std())
     }
 
-    /// Logs a failed call that will be retried. Warnings are rate-limited, because in an outage
-    /// many calls fail for the same reason.
+    /// Logs a failed call that will be retried. Warnings are rate-limited, because many calls fail
+    /// for the same reason in an outage.
     fn failed_for_now(&self, device: Option<&DeviceId>, action: Option<Action>, error: &ApiError) {
         let (device, action) = (device.map(tracing::field::display), action.map(Action::name));
         if self.may_log() {
@@ -652,8 +653,8 @@ impl Registrar {
         change(&mut lock(&self.counters));
     }
 
-    /// Returns a pause before a device's retry: between 1 and 1.5 times `turn`, plus one second.
-    /// The random part prevents many devices from retrying at the same moment.
+    /// Returns the pause before a device's retry: a random duration between 1 and 1.5 times `turn`,
+    /// plus one second. The randomness prevents many devices from retrying at the same moment.
     fn spread(&self, turn: Duration) -> Duration {
         turn.mul_f64(self.jitter(1.0..1.5)) + Duration::from_secs(1)
     }

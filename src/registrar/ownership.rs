@@ -1,6 +1,7 @@
-//! This process as the owner of its registrations. While it registers devices, it shows by regular
-//! beats that it is alive. It removes owners whose process has died, and resumes their
-//! registrations. All processes on one table do the same; see `store/claim.rs`.
+//! This process as the owner of its registrations. While a process registers devices, it shows by
+//! regular beats that it is alive. Each process also removes owners whose process has died, and
+//! resumes their registrations. `store/claim.rs` describes the rules for all processes on one
+//! table.
 
 use std::{
     collections::HashMap,
@@ -22,9 +23,9 @@ use crate::store::{
 /// Time between two beats, by which an owner shows that it is alive.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Number of consecutive looks without a new beat after which an owner counts as dead. A look needs
-/// the table's write lock, as a beat does, so an owner that cannot beat because the table is locked
-/// is not taken for dead.
+/// Number of consecutive looks without a new beat after which an owner counts as dead. Looks and
+/// beats both need the table's write lock. So while the table is locked, no looks are made, and an
+/// owner that cannot beat does not count as dead.
 const UNCHANGED: u32 = 6;
 
 /// Tolerated difference between this machine's clock and the cloud's, in seconds.
@@ -40,8 +41,8 @@ const RESUMED: usize = 20_000;
 /// Observations of the other owners by this process.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Number of the last beat of each other owner, and the number of looks since then that found
-    /// no new beat.
+    /// Count of the last beat of each other owner, and the number of looks that have found no new
+    /// beat since.
     owners: HashMap<OwnerId, (i64, u32)>,
     /// Set if an owner was removed and its registrations have not been resumed yet.
     must_resume: bool,
@@ -100,8 +101,8 @@ impl Registrar {
         });
     }
 
-    /// Beats if this process registers devices or has a lease, so that an idle process writes no
-    /// beats. Removes the owners that have died, and resumes their registrations.
+    /// Beats if this process registers devices or has a lease. An idle process writes no beats.
+    /// Removes the owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
         let owns = self.registrations() > 0 || self.leases.load(Ordering::Relaxed) > 0;
@@ -123,8 +124,8 @@ impl Registrar {
                 watch.must_resume = true;
             }
         }
-        // A process may have started and ended between two looks, so the search is also repeated
-        // regularly.
+        // A process that starts and ends between two looks is never seen, so the search is also
+        // repeated regularly.
         let is_due = watch.resumed.is_none_or(|at| at.elapsed() >= RESUME_EVERY);
         if (watch.must_resume || is_due) && self.recovers.load(Ordering::Relaxed) {
             watch.resumed = Some(Instant::now());
@@ -134,8 +135,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Does work under the lease `name`, which only one process at a time has. `work` receives the
-    /// lease's cursor. Returns `None` if another process has the lease.
+    /// Calls `work` under the lease `name`, which only one process has at a time. Passes the
+    /// lease's cursor to `work`. Returns `None` if another process has the lease.
     pub async fn with_lease<T>(
         &self,
         name: &str,
@@ -156,14 +157,15 @@ impl Registrar {
         self.cloud.clock_offset()
     }
 
-    /// Returns whether the store's clock is known to be right. It is if the cloud has answered
-    /// recently, because each answer shows the cloud's time.
+    /// Returns whether the store's clock is known to be right. The clock is known to be right if
+    /// the cloud has answered recently, because each answer shows the cloud's time.
     pub fn knows_the_time(&self) -> bool {
         self.clock_offset().is_some()
     }
 
-    /// Makes the store use the cloud's clock if this machine's is wrong. Otherwise reissue windows
-    /// would open or close at the wrong time, and entries of the audit log would have wrong dates.
+    /// Makes the store use the cloud's clock if this machine's clock is wrong. Otherwise reissue
+    /// windows would open or close at the wrong time, and entries of the audit log would have wrong
+    /// dates.
     fn set_clock(&self) {
         let Some(offset) = self.cloud.clock_offset() else { return };
         let ahead = if offset.abs() > CLOCK_TOLERANCE { offset } else { 0 };
@@ -181,8 +183,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Resumes the registrations that other processes have left, now and whenever another process
-    /// stops.
+    /// Resumes the registrations that other processes have left behind. Does so now and, from now
+    /// on, whenever another process stops.
     pub async fn recover(self: &Arc<Self>) -> Result<(), StoreError> {
         self.recovers.store(true, Ordering::Relaxed);
         self.resume().await
@@ -196,7 +198,8 @@ impl Registrar {
             }
             let mut registrations = Vec::with_capacity(entries.len());
             for (entry, claim) in entries {
-                // A request may have started a registration of this device already.
+                // If a request has already started a registration of this device, no second one is
+                // started.
                 if self.announce(&entry).is_some() {
                     registrations.push(Registration::resumed(entry, claim));
                 }
@@ -205,14 +208,15 @@ impl Registrar {
             let registrar = self.clone();
             self.runtime.spawn(async move { registrar.resume_batch(batch, registrations).await });
         }
-        // Only as many are resumed as there is room for. Later searches resume the rest.
+        // This search resumes at most as many registrations as `max_registrations` permits. Later
+        // searches resume the rest.
         let room = self.config.max_registrations.saturating_sub(self.registrations());
         let abandoned = self.store.abandoned(room.min(RESUMED)).await?;
         count += abandoned.len();
         for entry in abandoned {
             tracing::debug!(device = %entry.device, device_name = entry.device_name, "resuming a registration");
-            // A registration that cannot start now, for example because a breaker is open, is tried
-            // again later.
+            // If a registration cannot start now, for example because a breaker is open, a later
+            // search tries again.
             drop(self.start(entry));
         }
         if count > 0 {

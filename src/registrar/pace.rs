@@ -1,6 +1,6 @@
-//! Pace of the calls to IoT Platform: an even rate for each action, lowered when the cloud
-//! throttles and raised again when it no longer does. The turns themselves are in the store, so
-//! that all processes of an account share them; see `store/turn.rs`.
+//! Pace of the calls to IoT Platform: an even rate for each action. The rate is lowered when the
+//! cloud throttles calls, and raised again when the cloud accepts calls. All processes of an
+//! account share the turns, which are kept in the store (`store/turn.rs`).
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -13,13 +13,13 @@ use crate::{iot_platform::Action, store::turn::Turn};
 
 /// Slowest pace, in calls a second.
 const MIN_RATE: f64 = 1.0;
-/// Minimum time between a change of a rate and the next raise of this rate. A lowered rate is
-/// raised when the cloud accepts a call.
+/// Minimum time from a change of a rate until the rate is raised. A lowered rate is raised when the
+/// cloud accepts a call.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
-/// Fraction of the configured rate by which a lowered pace is raised each time.
+/// Amount by which a lowered rate is raised each time, as a fraction of the configured rate.
 const RAISE: f64 = 0.1;
-/// Highest fraction of the documented limit at which a pace makes up for late turns. At a higher
-/// rate, two calls close together could exceed the limit.
+/// Highest rate at which a pace makes up for late turns, as a fraction of the documented limit. At
+/// a higher rate, two calls that follow each other closely could exceed the limit.
 const CREDIT_UP_TO: f64 = 0.9;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.
@@ -27,10 +27,9 @@ const CREDIT_UP_TO: f64 = 0.9;
 pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
-    /// Creates the paces of an account. `registrations` is the rate of this process's
-    /// `RegisterDevice`, in calls a second, and `shared` that of all processes together. Each
-    /// other action gets the same fraction of its documented limit, but never more than that
-    /// limit.
+    /// Creates the paces of an account. `registrations` is the rate of `RegisterDevice` for this
+    /// process, and `shared` is its rate for all processes together, both in calls a second. Each
+    /// other action gets the same fraction of its documented limit, but never more than the limit.
     pub(super) fn new(account: &str, registrations: f64, shared: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
         let rate = |action: Action, registrations: f64| match action {
@@ -55,7 +54,7 @@ impl Paces {
 pub(super) struct Pace {
     /// Name of the pace in the store.
     name: String,
-    /// Turn of the pace that all processes share.
+    /// Turn to take from the pace that all processes share.
     turn: Turn,
     /// Rate of the shared pace, in calls a second.
     shared: f64,
@@ -74,8 +73,8 @@ struct State {
 }
 
 impl Pace {
-    /// Creates a pace. `rate` is the rate of this process, `shared` that of all processes together,
-    /// and `limit` the documented limit, all in calls a second.
+    /// Creates a pace. `rate` is the rate of this process, `shared` is the rate of all processes
+    /// together, and `limit` is the documented limit, all in calls a second.
     fn new(name: String, rate: f64, shared: f64, limit: f64) -> Self {
         let [rate, shared] = [rate, shared].map(|rate| rate.max(MIN_RATE));
         let interval = Duration::from_secs_f64(1.0 / shared);
@@ -89,8 +88,8 @@ impl Pace {
         &self.name
     }
 
-    /// Waits until no other task of this process waits for a turn. Tasks wait in the order of
-    /// their arrival, and only the first asks the store.
+    /// Waits until no earlier task of this process waits for a turn. So only one task at a time
+    /// asks the store, and tasks get their turns in the order of their arrival.
     pub(super) async fn gate(&self) -> AsyncMutexGuard<'_, ()> {
         self.gate.lock().await
     }
@@ -101,7 +100,7 @@ impl Pace {
         self.turn
     }
 
-    /// Takes this process's own turn, and returns the time to wait for it.
+    /// Takes a turn at this process's own rate, and returns the time until this turn.
     pub(super) fn own_wait(&self) -> Duration {
         let mut state = self.lock();
         if state.rate >= self.shared {
@@ -113,7 +112,7 @@ impl Pace {
         at - now
     }
 
-    /// Returns the time that `waiting` calls take.
+    /// Returns the time that `waiting` calls take at this process's rate.
     pub(super) fn duration_of(&self, waiting: usize) -> Duration {
         Duration::from_secs_f64(waiting as f64 / self.lock().rate)
     }
@@ -123,8 +122,9 @@ impl Pace {
         (time.as_secs_f64() * self.lock().rate) as usize
     }
 
-    /// Notes that the cloud has throttled a call that was sent at the time `left`. Calls that were
-    /// sent before the last change of the rate say nothing about the new rate.
+    /// Notes that the cloud has throttled a call that was sent at the time `left`. Ignores a call
+    /// that was sent before the last change of the rate, because it says nothing about the new
+    /// rate.
     pub(super) fn throttled(&self, left: Instant) {
         let mut state = self.lock();
         if state.changed.is_none_or(|changed| left >= changed) {
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(in_a_minute(Action::RegisterDevice), 15 * 60);
         assert_eq!(in_a_minute(Action::QueryPageByApplyId), 25 * 60);
         assert_eq!(in_a_minute(Action::BatchQueryDeviceDetail), 150);
-        // A raised limit of one action leaves the limits of the others unchanged.
+        // A higher rate of one action leaves the rates of other actions unchanged.
         let paces = Paces::new("me", 300.0, 25.0);
         assert_eq!(paces.of(Action::RegisterDevice).calls_in(Duration::from_secs(1)), 300);
         assert_eq!(paces.of(Action::BatchQueryDeviceDetail).calls_in(Duration::from_secs(1)), 5);
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(pace.own_wait(), Duration::ZERO);
         assert_eq!(pace.own_wait(), Duration::from_secs(1));
         assert_eq!(pace.own_wait(), Duration::from_secs(2));
-        // A process that is throttled becomes a slow one.
+        // A process that is throttled waits longer, like a process with a lower rate.
         let pace = Pace::new("me".into(), 20.0, 20.0, 30.0);
         assert_eq!([pace.own_wait(), pace.own_wait()], [Duration::ZERO; 2]);
         pace.throttled(Instant::now());

@@ -1,5 +1,6 @@
 //! Queue of registrations that wait for a call. Products take turns, so that many devices of one
-//! product do not delay those of another. Pure; does not depend on the calls or their pace.
+//! product do not delay the devices of another. This module performs no I/O, and knows nothing
+//! about the calls or their pace.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -45,7 +46,8 @@ impl Queue {
     }
 
     /// Queues a registration behind the others of its product. Returns whether the caller must
-    /// start another puller task. There are never more than `max_pullers` of them.
+    /// start another task that pulls registrations. There are never more than `max_pullers` such
+    /// tasks.
     pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
         let product_key = registration.entry.product_key.clone();
         let line = self.lines.entry(product_key.clone()).or_default();
@@ -59,8 +61,8 @@ impl Queue {
         more
     }
 
-    /// Takes the next registration of the product whose turn it is. A puller that gets `None`
-    /// must end, as the queue no longer counts it.
+    /// Takes the next registration of the product whose turn it is. A task that gets `None` must
+    /// end, because `pullers` no longer counts this task.
     pub(super) fn pull(&mut self) -> Option<Registration> {
         let Some(product_key) = self.turns.pop_front() else {
             self.pullers = self.pullers.saturating_sub(1);
@@ -76,9 +78,9 @@ impl Queue {
         registration
     }
 
-    /// Begins to gather a batch of this product if more than `singly` of its registrations wait, no
-    /// batch of it is gathering, and it has fewer than `max_batches` batches. Returns whether
-    /// gathering has begun.
+    /// Begins to gather a batch if more than `singly` registrations of this product wait. Does
+    /// nothing if the product already has a gathering batch, or `max_batches` batches. Returns
+    /// whether gathering has begun.
     pub(super) fn begin_batch(&mut self, product_key: &str, singly: usize, max_batches: usize) -> bool {
         let Some(line) = self.lines.get_mut(product_key) else { return false };
         let begin = line.registrations.len() > singly && !line.gathering && line.batches < max_batches;
@@ -118,7 +120,8 @@ impl Queue {
         self.lines.values().map(|line| line.batches).sum()
     }
 
-    /// Takes out all waiting registrations of one product, or of all products for `None`.
+    /// Removes and returns all waiting registrations of one product, or of all products if
+    /// `product_key` is `None`.
     pub(super) fn clear(&mut self, product_key: Option<&str>) -> Vec<Registration> {
         let products: Vec<String> =
             self.turns.iter().filter(|turn| product_key.is_none_or(|only| only == *turn)).cloned().collect();
@@ -193,7 +196,7 @@ mod tests {
         assert!(queue.push(registration("a1", 2), 2));
         assert!(!queue.push(registration("a1", 3), 2));
         assert_eq!(std::iter::from_fn(|| queue.pull()).count(), 3);
-        // The pull that returned `None` ended one of the two pullers.
+        // The queue no longer counts the task whose pull returned `None`, so a new task must start.
         assert!(queue.push(registration("a1", 4), 2));
     }
 

@@ -20,12 +20,12 @@ use crate::{
 const MAX_UNKNOWN: u32 = 3;
 
 /// Tolerated difference, in seconds, when a device's creation time is compared with the time of the
-/// first request for it. Both are times by the cloud's clock, which is known only to the second,
-/// and an answer takes a moment to arrive.
+/// first request for it. Both are times of the cloud's clock. This clock is known only to the
+/// second, and an answer takes a moment to arrive.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
-/// Number of attempts to claim a device while the store is busy. Nothing has been asked of the
-/// cloud yet, so it is better that the device retries later than that it waits longer.
+/// Number of attempts to claim a device while the store is busy. The number is small: the cloud has
+/// not been called yet, so nothing is lost if the device is asked to retry later.
 pub(super) const CLAIM_ATTEMPTS: u32 = 3;
 
 /// First and longest pause before a claim that another process holds is tried again.
@@ -37,31 +37,30 @@ const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
 enum Since {
     /// The time that is stored in the claim of an earlier registration.
     Claim(Claim),
-    /// The time at which this process's first call left, not counting calls that were certainly not
-    /// carried out.
+    /// The time at which this process sent its first call that may have been carried out.
     Call(Instant),
 }
 
 /// A registration in progress.
 #[derive(Debug)]
 pub(super) struct Registration {
-    /// Its journal entry: the device, product and name.
+    /// The journal entry of the registration: device, product and name.
     pub(super) entry: JournalEntry,
     /// The claim, while this process has it.
     claim: Option<Claim>,
-    /// Set if the registration was claimed in a batch but continues alone. It is then claimed again
-    /// before its call.
+    /// Set if the registration was claimed in a batch but continues without it. The registration
+    /// must then be claimed again before its call.
     has_left_batch: bool,
     /// Earliest time of a call that may have created the device; `None` if there was no such call.
     asked: Option<Since>,
-    /// Set if the name exists at IoT Platform. Then the device's certificate is looked up.
+    /// Set if the name exists at IoT Platform, so that the device's certificate must be looked up.
     exists: bool,
-    /// Number of calls so far, and the time at which the last one left.
+    /// Number of calls so far, and the time at which the last call was sent.
     attempts: u32,
     left: Instant,
-    /// Number of calls that failed with an unknown code, and the time of the first of them.
+    /// Number of calls that failed with an unknown code, and the time of the first such call.
     unknown: Option<(u32, Instant)>,
-    /// Number of times that another process had the claim.
+    /// Number of attempts to claim the device that failed because another process had the claim.
     held: u32,
 }
 
@@ -92,7 +91,7 @@ impl Registration {
     }
 
     /// Creates a registration that was taken over together with its batch and its claim. The cloud
-    /// may have created its device already.
+    /// may already have created the device.
     pub(super) fn resumed(entry: JournalEntry, claim: Claim) -> Self {
         Self { claim: Some(claim), asked: Some(Since::Claim(claim)), ..Self::new(entry) }
     }
@@ -116,15 +115,15 @@ impl Registration {
         self.claim.is_some()
     }
 
-    /// Notes a call, made at `left`, that may have been carried out.
+    /// Notes a call that was sent at the time `left` and may have been carried out.
     pub(super) fn may_have_asked(&mut self, left: Instant) {
         self.asked.get_or_insert(Since::Call(left));
     }
 
-    /// Returns whether certdist may have created an existing device: a call for the device may have
-    /// been made, and the device is not older than the first such call. `cloud_now` is the current
-    /// time by the cloud's clock, and `offset` is the difference between that clock and this
-    /// machine's.
+    /// Returns whether certdist may have created an existing device. This is so if a call for the
+    /// device may have been carried out and the device is not older than the first such call.
+    /// `cloud_now` is the current time of the cloud's clock, and `offset` is the difference between
+    /// the cloud's clock and this machine's clock.
     pub(super) fn may_be_ours(
         &self,
         created: Option<UnixSeconds>,
@@ -141,11 +140,10 @@ impl Registration {
 }
 
 impl Registrar {
-    /// Makes the next step of a registration. A registration that is over must be passed to
-    /// [`let_go`](Self::let_go), which gives up a claim that it still has.
+    /// Makes the next step of a registration. When the registration is over, the caller must pass
+    /// it to [`let_go`](Self::let_go), which gives up the claim if the registration still has one.
     ///
-    /// The permit `ahead` is released at the latest when the step ends, and earlier if a
-    /// `RegisterDevice` call leaves.
+    /// The permit `ahead` is released when a `RegisterDevice` call is sent, or when the step ends.
     pub(super) async fn step(
         self: &Arc<Self>,
         registration: &mut Registration,
@@ -174,7 +172,8 @@ impl Registrar {
             Err(error) => self.judge(registration, error).await,
         };
         match next {
-            // The journal entry stays, so the device's next request continues the registration.
+            // The journal entry stays, so that the device's next request continues the
+            // registration.
             Next::After(_) if registration.attempts >= self.config.max_attempts.max(1) => {
                 self.count(|counters| counters.failed += 1);
                 Next::Done(Outcome::Later(self.config.max_retry_pause))
@@ -183,7 +182,7 @@ impl Registrar {
         }
     }
 
-    /// Returns the time for a claim that is made now.
+    /// Returns the time to store with a claim that is made now.
     pub(super) fn claim_time(&self) -> ClaimTime {
         ClaimTime { at: unix_now(), cloud_offset: self.cloud.clock_offset() }
     }
@@ -217,8 +216,8 @@ impl Registrar {
         }
     }
 
-    /// Returns the outcome for a device whose row does not ask for the registration any more:
-    /// another process has registered it, or an operator has changed it.
+    /// Returns the outcome for a device whose row no longer asks for the registration, because
+    /// another process has registered the device or an operator has changed the row.
     async fn row_says(&self, entry: &JournalEntry) -> Outcome {
         match self.store.device(&entry.device).await {
             Ok(Some(DeviceRow { certificate: Some(certificate), .. })) => Outcome::Registered(certificate),
@@ -229,8 +228,9 @@ impl Registrar {
         }
     }
 
-    /// Ends a registration: gives up its claim if it still has one, then passes its outcome to all
-    /// waiting requests. A new registration of the device cannot begin between these two steps.
+    /// Ends a registration: gives up its claim if it still has one, and then passes the outcome to
+    /// all waiting requests. Between these two steps, no new registration of the device can begin
+    /// in this process.
     pub(super) async fn let_go(&self, mut registration: Registration, outcome: Outcome) {
         let JournalEntry { device, .. } = &registration.entry;
         if registration.claim.take().is_some() {
@@ -239,8 +239,8 @@ impl Registrar {
         self.finish(device, outcome);
     }
 
-    /// Gives up a claim. Until this is stored, no other process can get the claim while this
-    /// process runs, so it is worth waiting for a busy store.
+    /// Gives up a claim. Waits for a busy store, because no other process can get the claim until
+    /// the store has released it or this process has ended.
     pub(super) async fn release(&self, device: &DeviceId, asked: bool) {
         let released = self
             .repeat(self.config.max_attempts, || self.store.release_claim(self.owner.id, device, asked))
@@ -253,22 +253,22 @@ impl Registrar {
     }
 
     /// Asks all devices in the queue to retry later, because the store accepts no claims.
-    /// Otherwise, each device would wait for attempts of its own.
+    /// Otherwise, the attempts to claim would be repeated for each device in the queue.
     fn turn_away(self: &Arc<Self>) {
         let waiting = super::lock(&self.queue).clear(None);
         self.let_all_go(waiting, &Outcome::Later(self.config.max_retry_pause));
     }
 
-    /// Gives up a claim after an error that leaves it unknown whether the claim was stored. Does
-    /// nothing after any other error.
+    /// Gives up a claim if an error leaves it unknown whether the claim was stored. Does nothing
+    /// for any other error.
     pub(super) async fn undo_claim(&self, device: &DeviceId, error: &StoreError) {
         if matches!(error, StoreError::Unknown(_)) {
             self.release(device, false).await;
         }
     }
 
-    /// Repeats an operation of the store while it is busy or its answer is lost, with pauses and
-    /// at most `max_attempts` times.
+    /// Repeats an operation of the store, with pauses, while the store is busy or its answer is
+    /// lost. Makes at most `max_attempts` attempts.
     pub(super) async fn repeat<'a, T>(
         &self,
         max_attempts: u32,
@@ -289,7 +289,7 @@ impl Registrar {
         }
     }
 
-    /// Ends registrations without waiting for the store, for callers that cannot wait.
+    /// Ends registrations without waiting for the store: other tasks give up the claims.
     pub(super) fn let_all_go(self: &Arc<Self>, registrations: Vec<Registration>, outcome: &Outcome) {
         for registration in registrations {
             if registration.has_claim() {
@@ -392,7 +392,7 @@ impl Registrar {
         }
     }
 
-    /// Refuses a device permanently: the reason is stored in its row. Ends the claim.
+    /// Refuses a device permanently by storing the reason in its row. Ends the claim.
     pub(super) async fn refuse(&self, registration: &mut Registration, error: &ApiError) -> Outcome {
         let device = registration.entry.device.clone();
         self.count(|counters| counters.failed += 1);
@@ -406,8 +406,8 @@ impl Registrar {
         }
     }
 
-    /// Stores the result of a registration. The cloud has already decided, so waiting for a busy
-    /// store is worthwhile.
+    /// Stores the result of a registration. Waits for a busy store, because the cloud has already
+    /// decided and the result must not be lost.
     async fn settle(&self, registration: &mut Registration, settlement: &Settlement) -> Result<(), Outcome> {
         let entry = registration.entry.clone();
         match self
@@ -444,12 +444,12 @@ impl Registrar {
         Err(Outcome::Later(self.config.max_retry_pause))
     }
 
-    /// Decides by the class of an error whether to refuse the device, stop calling, or retry.
+    /// Decides by the class of an error whether to refuse the device, to stop calls, or to retry.
     async fn judge(self: &Arc<Self>, registration: &mut Registration, error: ApiError) -> Next {
         let action = if registration.exists { Action::QueryDeviceDetail } else { Action::RegisterDevice };
         match error.class {
-            // This error is not from the cloud: no call was made, because the breaker of look-ups
-            // is open.
+            // This error does not come from the cloud: no call was made, because the breaker of
+            // look-ups is open.
             ErrorClass::Operator if error.code == STOPPED => Next::Done(Outcome::Operator(error.message)),
             ErrorClass::Operator => Next::Done(self.stop_calls(registration, action, &error)),
             ErrorClass::Device => Next::Done(self.refuse(registration, &error).await),
@@ -462,8 +462,9 @@ impl Registrar {
                     return Next::After(self.pause(registration.attempts));
                 }
                 let JournalEntry { device, product_key, .. } = &registration.entry;
-                // The fault is the device's only if other devices of its product are registered
-                // meanwhile, and the product's only if several of its devices fail.
+                // If other devices of the product are registered in the meantime, the cause is this
+                // device. If several devices of the product fail, the cause is the product.
+                // Otherwise the cause is still unknown.
                 if self.has_worked_since(product_key, first) {
                     Next::Done(self.refuse(registration, &error).await)
                 } else if self.suspect(product_key, device) {
@@ -525,7 +526,7 @@ pub(super) fn scope(product_key: &str, action: Action, error: &ApiError) -> Scop
     if is_about_product { Scope::Product(product_key.to_owned()) } else { Scope::Action(action) }
 }
 
-/// Converts an error of the store into one after which a registration is tried again.
+/// Converts an error of the store into an error after which a registration is tried again.
 pub(super) fn error_of_store(error: &StoreError) -> ApiError {
     ApiError { class: ErrorClass::TryAgain, code: "Database".into(), message: error.to_string() }
 }

@@ -26,8 +26,8 @@ pub struct Swept {
     pub devices: u64,
     /// Devices whose row was changed.
     pub changed: u64,
-    /// Devices that could not be looked up, including those for which no look-up was tried after
-    /// a refusal.
+    /// Devices that could not be looked up, including devices for which no look-up was tried
+    /// because the cloud had refused an earlier one.
     pub failed: u64,
 }
 
@@ -53,8 +53,8 @@ impl Registrar {
         });
     }
 
-    /// Makes one sweep, unless another process is making one. Continues where a process that ended
-    /// during its sweep left off.
+    /// Makes one sweep, unless another process is sweeping. If the last sweep ended early because
+    /// its process ended, continues that sweep.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let sweep = async |cursor: String| self.sweep_from(DeviceId::parse_sn(&cursor).ok()).await;
         let swept = self.with_lease(LEASE, sweep).await?;
@@ -68,8 +68,8 @@ impl Registrar {
     async fn sweep_from(&self, mut after: Option<DeviceId>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let mut gathered: HashMap<String, Vec<DeviceRow>> = HashMap::new();
-        // A refusal that only the operator can remove is logged once, not once for each hundred
-        // devices.
+        // A refusal that only the operator can remove is logged once per sweep, and not for each
+        // hundred devices.
         let mut refused: HashSet<Scope> = HashSet::new();
         while !refused.contains(&Scope::Action(Action::BatchQueryDeviceDetail)) {
             let rows = self.store.rows_after(after.as_ref(), ROWS).await?;
@@ -83,11 +83,12 @@ impl Registrar {
                     self.look_at(&list, &mut swept, &mut refused).await?;
                 }
             }
-            // The new cursor is beyond the few devices that are gathered but not yet looked up. If
-            // this process ended now, they would be left out until the next sweep.
+            // The new cursor is already beyond the few devices that are gathered but not yet looked
+            // up. If this process ends now, these devices are looked up only in the next sweep.
             self.store.set_cursor(self.owner.id, LEASE, cursor.as_str()).await?;
             after = Some(cursor);
-            // A sweep over many rows without certificates must not occupy the thread.
+            // Without this yield, a sweep over many rows without certificates would occupy the
+            // thread.
             tokio::task::yield_now().await;
         }
         for list in gathered.into_values() {

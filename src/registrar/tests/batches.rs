@@ -54,7 +54,8 @@ impl Crowd {
         let mut asking = Vec::new();
         for number in 0..devices {
             asking.push(self.ask(&name(number), "a1"));
-            // Timers have a resolution of one millisecond, so several devices may ask per pause.
+            // Timers have a resolution of one millisecond, so several devices ask before each
+            // pause.
             if number % devices.div_ceil(1000) == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -210,8 +211,8 @@ async fn names_that_exist_and_are_not_ours_are_left_alone_where_the_policy_says_
             crowd.cloud.make("a1", &name(number));
         }
     }
-    // A device that is not older than the first call for it could be ours, so the existing devices
-    // are given a minute's age.
+    // A device that is not older than the first call for it could be one of ours. After this
+    // minute, the existing devices are older.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let asking: Vec<_> = (0..300).map(|number| crowd.ask(&name(number), "a1")).collect();
     for (number, one) in asking.into_iter().enumerate() {
@@ -235,8 +236,8 @@ async fn a_lost_answer_is_ours_even_where_existing_names_are_refused() {
     crowd.cloud.script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
     let (outcome, _) = crowd.ask(&name(0), "a1").await.unwrap();
     assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
-    // A device that was created a day before the journal entry is not the result of a lost call
-    // of ours.
+    // A device that was created a day before its journal entry cannot result from a call of ours
+    // whose answer was lost.
     let day_ago = crate::store::unix_now() - 86_400;
     crowd.cloud.make("a1", &name(1));
     crowd.cloud.change("a1", &name(1), |device| device.created = day_ago * 1000);
@@ -325,7 +326,7 @@ async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
     let crowd = Crowd::new(1, Config::default());
     crowd.registrar.recover().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    // Another process claims the device and ends, both between two looks of this process.
+    // Between two looks of this process, another process claims the device and ends.
     leave(&crowd.store, &name(0)).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());

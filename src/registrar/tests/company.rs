@@ -1,6 +1,7 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
 //! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
-//! disables devices, and the cloud fails in every way. Each run is determined by one seed.
+//! disables devices, and the cloud fails in every way that the simulation knows. One seed
+//! determines the whole run.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -51,8 +52,8 @@ impl Company {
         Self { store, cloud, devices, config, random, is_lossy }
     }
 
-    /// Starts a process. It dies when its fuse has burnt out. A `register` run also ends when all
-    /// its devices are registered.
+    /// Starts a process, which dies when the steps of its fuse are used up. A `register` run also
+    /// ends when all its devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
         let mut store = self.store.in_process(fuse.clone());
         if self.is_lossy {
@@ -64,7 +65,8 @@ impl Company {
         let config = Config { seed: Some(self.random.random()), ..self.config.clone() };
         let registrar = Registrar::new(config, owner(), Arc::new(store), line, Handle::current());
         let is_server = is_last || self.random.random_bool(0.6);
-        // `register` goes through all devices. A server is asked for some of them, or for all.
+        // A `register` run registers all devices. A server gets requests from some of the devices,
+        // or from all.
         let part = if is_server && !is_last { [0.3, 0.7, 1.0][self.random.random_range(0..3)] } else { 1.0 };
         let asked: Vec<usize> = (0..self.devices).filter(|_| self.random.random_bool(part)).collect();
         let patience = if is_server { Duration::from_secs(10) } else { Duration::from_secs(24 * 3600) };
@@ -92,7 +94,7 @@ impl Company {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // A server keeps running.
+            // A server keeps running after the last request.
             if is_server {
                 std::future::pending::<()>().await;
             }
@@ -129,9 +131,9 @@ impl Company {
         let mut is_late = false;
         while !self.is_done().await {
             if start.elapsed() > END / 2 && !is_late {
-                // The servers so far may not have been asked for every device, and only a server
-                // resumes what others have left. So one more server starts, which is asked for all
-                // devices.
+                // Perhaps no running server gets requests from every device, and only a server
+                // resumes registrations of dead processes. So one more server starts, which gets
+                // requests from all devices.
                 is_late = true;
                 processes.push(self.fused(false, true));
             }
@@ -166,7 +168,7 @@ impl Company {
         (fuse, task)
     }
 
-    /// Returns whether every device has a certificate and nothing is left in the journal.
+    /// Returns whether every device has a certificate and the journal is empty.
     async fn is_done(&self) -> bool {
         let rows = self.store.rows_after(None, usize::MAX).await.unwrap();
         rows.iter().all(|row| row.certificate.is_some())

@@ -129,8 +129,8 @@ impl World {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // A process closes its own batch after the last answer, and the batch of a dead process
-            // once that process counts as dead.
+            // The process closes its own batch after the last answer. It closes the batch of a dead
+            // process when that process counts as dead.
             while !self.is_closed().await {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -158,9 +158,9 @@ impl World {
     }
 }
 
-/// Repeats a run of up to three processes. The first process dies one step later in each
-/// repetition, until it no longer dies. The second process dies at a random step, unless it
-/// finishes first, and the last one must finish. Returns the number of steps of a whole run.
+/// Repeats a run of up to three processes. In each repetition, the first process dies one step
+/// later, until it finishes. The second process dies at a random step or finishes, and the third
+/// process must finish. Returns the number of steps of a whole run.
 fn at_every_step(devices: usize, config: &Config) -> usize {
     at_every_step_of(|| World::new(devices), config)
 }
@@ -195,8 +195,8 @@ fn config() -> Config {
 #[test]
 fn a_single_registration_survives_a_crash_at_every_step() {
     let steps = at_every_step(1, &config());
-    // There is a step before and one after each of these: reading the row, opening the journal
-    // entry, making the call, and storing the certificate.
+    // Four operations have one step before and one step after them: reading the row, opening the
+    // journal entry, making the call, and storing the certificate.
     assert!(steps >= 9, "{steps} steps");
 }
 
@@ -217,8 +217,8 @@ fn with_existing_names_refused_nothing_of_ours_is_refused_after_a_crash() {
     at_every_step(55, &config);
 }
 
-/// The devices of a batch that is not permitted are registered one by one, and are ours even if
-/// the process dies in between.
+/// When a batch is not permitted, its devices are registered one by one. If the process dies in
+/// between, the devices still count as our own.
 #[test]
 fn what_leaves_a_batch_is_claimed_before_its_own_call() {
     let config = Config {

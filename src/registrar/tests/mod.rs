@@ -41,7 +41,7 @@ fn owner() -> Owner {
     Owner::new("test").unwrap()
 }
 
-/// Leaves a claim behind, as a process that dies does.
+/// Leaves a claim behind, like a process that dies.
 async fn leave(store: &impl Claims, device: &str) {
     let owner = owner();
     store
@@ -185,7 +185,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
         ..ImportRow::new(id("SN01"), "lamp", "a1")
     };
     testing::store::import(&*bench.store, [row]);
-    // This request had read the row before the import.
+    // This request stands for one that read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
     assert_eq!(bench.cloud.registrations(), 0);
@@ -201,7 +201,7 @@ async fn what_only_the_operator_can_mend_stops_the_calls_for_that_product() {
     assert_eq!(bench.cloud.registrations(), 1);
     let other = JournalEntry { product_key: "a2".into(), ..wanted("SN99") };
     assert!(matches!(bench.registrar.register(other, PATIENCE).await, Outcome::Registered(_)));
-    // Nothing was created, so nothing is left to recover.
+    // The refused call created no device, so no journal entry is left.
     assert_eq!(bench.journal().await, []);
     let reasons = bench.registrar.refusals();
     let [(Some(product), reason)] = &reasons[..] else { panic!("{reasons:?}") };

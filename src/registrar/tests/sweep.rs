@@ -13,7 +13,8 @@ async fn a_sign_in_a_disabled_and_a_deleted_device_are_noticed_and_noted_once() 
     for device in ["SN01", "SN02", "SN03", "SN04"] {
         assert!(matches!(bench.register(device).await, Outcome::Registered(_)));
     }
-    // The answer to a registration has no creation time; the first sweep reads it.
+    // The answer to a registration has no creation time, so the first sweep reads the creation
+    // times.
     bench.registrar.sweep().await.unwrap();
     let nothing = Swept { devices: 4, changed: 0, failed: 0 };
     assert_eq!(bench.registrar.sweep().await.unwrap(), nothing);
