@@ -12,7 +12,7 @@ pub struct Actor {
     /// Name in the audit log. It shows whether the operator used the command line or the
     /// console.
     pub name: String,
-    /// Network address, for a user of the console.
+    /// Network address of a user of the console; `None` for a user of the command line.
     pub address: Option<String>,
 }
 
@@ -22,7 +22,8 @@ impl Actor {
         let uid = nix::unistd::Uid::current();
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name = name.unwrap_or_else(|| "?".into());
-        // Any user can set `SUDO_USER`, so it is shown beside the user ID but does not replace it.
+        // Any user can set `SUDO_USER`, so its value is added to the user ID and does not replace
+        // it.
         let name = match std::env::var("SUDO_USER") {
             Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
                 format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())

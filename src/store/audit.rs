@@ -1,7 +1,7 @@
 //! Format of the audit log. Entries are JSON objects, one per line, in consecutive blocks. Each
 //! block carries a SHA-256 hash of the previous block's hash and of its own content, so that a
-//! changed, removed or inserted block is detected. This module does no I/O; a store keeps the
-//! blocks, as the trait [`AuditLog`] promises.
+//! changed, removed or inserted block is detected. A store keeps the blocks and implements the
+//! trait [`AuditLog`]. The rest of this module performs no I/O.
 
 use std::{fmt, ops::ControlFlow};
 
@@ -17,8 +17,8 @@ pub type Link = [u8; 32];
 /// Usual length of an entry, in bytes.
 const LINE: usize = 176;
 
-/// Returns the link of a block. `previous` is the previous block's link, `first` the number of
-/// the block's first entry.
+/// Returns the link of a block. `previous` is the previous block's link, and `first` is the number
+/// of the block's first entry.
 pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
     let hash = Sha256::new().chain_update(previous).chain_update(first.to_be_bytes());
     hash.chain_update(entries).finalize().into()
@@ -27,7 +27,8 @@ pub fn link(previous: &Link, first: u64, entries: &str) -> Link {
 /// One entry: who did what, when, and from where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// Number from 1, without gaps; 0 until the entry is in the log.
+    /// Number of the entry in the log, counted from 1 without gaps; 0 until the entry is in the
+    /// log.
     #[serde(skip)]
     pub seq: u64,
     /// Time of the event.
@@ -49,13 +50,13 @@ pub struct AuditEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Details, such as the certificate (`productKey/deviceName`), the reason for a refusal, or
-    /// counts. Never a secret.
+    /// counts. Never contains a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl AuditEntry {
-    /// Creates an entry with nothing but an event and its time.
+    /// Creates an entry that has only an event and its time.
     pub fn new(event: AuditEvent, at: UnixSeconds) -> Self {
         Self { seq: 0, at, event, device: None, enrollment: None, who: None, address: None, detail: None }
     }
@@ -66,8 +67,8 @@ impl AuditEntry {
     }
 }
 
-/// Returns an entry as one line of JSON. Serializing strings and numbers cannot fail. If it
-/// did, the line would be empty, which no reader accepts as an entry.
+/// Returns an entry as one line of JSON. The serialization of strings and numbers cannot fail. On
+/// an error, the line would be empty, and no reader accepts an empty line as an entry.
 fn line(entry: &impl Serialize) -> String {
     let mut line = Vec::with_capacity(LINE);
     match serde_json::to_writer(&mut line, entry) {
@@ -250,9 +251,9 @@ impl Filter {
 pub struct Chain {
     /// Number of entries.
     pub entries: u64,
-    /// Number of the last pruned entry; 0 for none.
+    /// Number of the last pruned entry; 0 if no entry was pruned.
     pub pruned: u64,
-    /// Number of the last entry; 0 for none.
+    /// Number of the last entry; 0 if the log is empty.
     pub last: u64,
     /// Hash of the last block.
     pub hash: Link,
@@ -260,8 +261,8 @@ pub struct Chain {
     pub fault: Option<String>,
 }
 
-/// Receives each entry of an export with the hash of its block, or with zeros if the entry is not
-/// in the log yet. Returns whether the export continues.
+/// Receives each entry of an export, together with the hash of the entry's block, or with zeros if
+/// the entry is not in the log yet. Returns whether the export continues.
 pub type EachEntry<'a> = &'a mut dyn FnMut(AuditEntry, Link) -> ControlFlow<()>;
 
 /// The part of a store that keeps the audit log.
@@ -269,19 +270,19 @@ pub trait AuditLog: Send + Sync + 'static {
     /// Returns whether any entry has expired. Does not write.
     fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool>;
 
-    /// Removes a limited number of expired entries, oldest first, and returns how many. In the same
-    /// step, adds an entry that reports the pruning.
+    /// Removes a limited number of expired entries, oldest first, and returns the number removed.
+    /// In the same step, adds an entry that reports the pruning.
     fn prune(&self, keep: Keep) -> StoreFuture<'_, u64>;
 
     /// Returns the time of the newest entry; `None` if the log is empty.
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>>;
 
     /// Calls `each` with each entry that the filter selects, oldest first, until `each` returns
-    /// `Break`. Blocks.
+    /// `Break`. This method blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
 
     /// Verifies the chain of the whole log. `hash_at` receives the number of each block's last
-    /// entry, and the block's hash. Blocks.
+    /// entry, and the block's hash. This method blocks.
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError>;
 }
 
@@ -318,7 +319,7 @@ mod tests {
             |entry| entry.who = None,
             |entry| entry.address = Some(String::new()),
             |entry| entry.detail = Some("a1/m".into()),
-            // The same characters, split differently between the two fields.
+            // These fields have the same characters, but split at a different place.
             |entry| (entry.enrollment, entry.who) = (Some("lampo".into()), Some("ne".into())),
         ];
         for change in changed {

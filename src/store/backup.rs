@@ -39,11 +39,11 @@ pub struct Undone {
     pub issued: Sample,
     /// Registrations at IoT Platform.
     pub registered: Sample,
-    /// Imports, as in the audit log.
+    /// Imports, as the audit log describes them.
     pub imported: Sample,
 }
 
-/// Number of items in a list, and the first of them.
+/// Number of items in a list, and its first items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Number of all items.

@@ -16,17 +16,18 @@ use crate::{
 /// Operations on the whole table, for the command line. They block, so an asynchronous caller
 /// must run each on its own thread.
 pub trait Bulk: Send + Sync {
-    /// Imports all rows in one transaction, or none. An empty column keeps the value in the table.
-    /// A row that changes nothing is not written; a row that changes a device clears the device's
-    /// refusal. If anything changes, the same transaction writes an audit entry that names the
-    /// job's `file` and `by`. The rules are in [`merge`].
+    /// Imports all rows in one transaction, or none. An empty column of the file keeps the value in
+    /// the table. A row that changes nothing is not written. A row that changes a device clears the
+    /// device's refusal. If anything changes, the same transaction writes an audit entry that names
+    /// the job's `file` and `by`. The rules are in [`merge`].
     ///
     /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
     /// imported, with the row's index (from 0), before it reads the next row. If any row is
-    /// rejected, nothing is imported. A dry run reports the same but changes nothing.
+    /// rejected, nothing is imported. A dry run reports the same result as the import, but changes
+    /// nothing.
     ///
-    /// A row that would give two devices the same name in one product, or the same `IotId`, is a
-    /// conflict.
+    /// It is a conflict if a row would give two devices the same name in one product, or the same
+    /// `IotId`.
     ///
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
     /// identifier: a different value in the import is a conflict. A PSK identity that belongs
@@ -38,23 +39,23 @@ pub trait Bulk: Send + Sync {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError>;
 
-    /// Returns the imports that had a number and changed something, newest first, at most
-    /// [`undo::REMEMBERED`](super::undo::REMEMBERED).
+    /// Returns the imports that had a number and changed something, newest first. Returns at most
+    /// [`undo::REMEMBERED`](super::undo::REMEMBERED) imports.
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
 
     /// Undoes an import in one step: removes the devices that the import added, with their keys,
     /// and restores the former values of the devices that it changed. Writes an audit entry. Unless
     /// [`Undo::rest`] is set, fails if one of these devices was registered, issued, disabled,
-    /// enabled, deleted or changed by another import since, or is being registered. The rules are
-    /// in [`undo`](super::undo).
+    /// enabled, deleted or changed by another import after this import, or is being registered. The
+    /// rules are in [`undo`](super::undo).
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
-    /// Calls `each` with every row until `each` returns `Break`. The rows come in order of device
-    /// ID, from one consistent state of the table.
+    /// Calls `each` with every row until `each` returns `Break`. The rows are in order of device
+    /// ID, and all come from one state of the table.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
 
     /// Returns the MAC addresses that the table has in another spelling, as
-    /// [`Store::spelled`](super::Store::spelled) finds them. Usually there are none.
+    /// [`Store::spelled`](super::Store::spelled) finds them. Most tables have none.
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError>;
 
     /// Returns the ID under which the table has a device: the first ID of `asked` that is in the
@@ -69,8 +70,8 @@ pub trait Bulk: Send + Sync {
     /// Reads the whole table.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 
-    /// Counts the devices that may be registered but are not registered yet, in one enrollment
-    /// or in all (`None`). Reads the whole table.
+    /// Counts the devices that may be registered but are not registered yet. Counts them in one
+    /// enrollment, or in all enrollments for `None`. Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 
     /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search ends
@@ -88,8 +89,8 @@ pub trait Bulk: Send + Sync {
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError>;
 
     /// Copies one state of the store into a new file (mode 0600), verifies the copy, and then gives
-    /// it its final name. `progress` receives the size of the copied part and of the whole. The
-    /// default implementation fails, for a store that is not a file.
+    /// it its final name. `progress` receives the size of the copied part and the total size. The
+    /// default implementation is for a store that is not a file, and fails.
     fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
         let reason =
             "a database of this kind has no backup in a file; use its own tools, or `certdist export`";
@@ -97,20 +98,20 @@ pub trait Bulk: Send + Sync {
     }
 }
 
-/// One row of an import, whose values are already validated.
+/// One row of an import. The values are already validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportRow {
     /// Primary key.
     pub device: DeviceId,
     /// Name of the device's enrollment.
     pub enrollment: String,
-    /// The enrollment's product. It applies to a new device, and to a device that moves to this
-    /// enrollment, unless the row has a product of its own.
+    /// The enrollment's product. If the row itself gives no product, this product applies to a new
+    /// device, and to a device that moves to this enrollment.
     pub enrollment_product: String,
-    /// Set if the enrollment is individual. The device must then have a key after the import,
-    /// from this row or already in the table.
+    /// Set if the enrollment is individual. The device must then have a key, in this row or already
+    /// in the table.
     pub individual: bool,
-    /// Product given in the row itself, which takes precedence over the enrollment's.
+    /// Product that the row itself gives. It takes precedence over the enrollment's product.
     pub product_key: Option<String>,
     /// Device name. If the device has no certificate, it will be registered under this name.
     pub device_name: Option<String>,
@@ -143,7 +144,7 @@ impl ImportRow {
 /// Compares the secret that is stored at a [`Place`] with another secret.
 pub type SameSecret<'a> = &'a dyn Fn(Place<'_>, &Secret, &Secret) -> Result<bool, StoreError>;
 
-/// An import, apart from its rows.
+/// An import without its rows.
 #[derive(Clone, Copy)]
 pub struct ImportJob<'a> {
     /// Operator who imports, for the audit log.
@@ -154,7 +155,7 @@ pub struct ImportJob<'a> {
     pub id: Option<ImportId>,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
-    /// Comparison of an imported secret with the stored one.
+    /// Comparison of an imported secret with the stored secret.
     pub same_secret: SameSecret<'a>,
 }
 
@@ -182,7 +183,7 @@ pub struct ImportReport {
     pub added: u64,
     /// Rows that were changed.
     pub changed: u64,
-    /// Rows that matched the table already.
+    /// Rows that already matched the table.
     pub unchanged: u64,
     /// Changed rows whose device was in another enrollment.
     pub moved: u64,
@@ -219,7 +220,7 @@ pub struct Conflict {
     pub reason: String,
 }
 
-/// A row that the importing caller could not read. The caller keeps the reason.
+/// A row that the caller could not read. The caller keeps the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unreadable;
 

@@ -1,11 +1,11 @@
-//! Claims on registrations: which process asks IoT Platform for which device. Any number of
-//! processes share a table, so each process claims a device before it asks for the device. A result
-//! is stored only if the process still has the claim.
+//! Claims on registrations. Any number of processes share a table, so a process claims a device
+//! before it asks IoT Platform to register the device. A result is stored only if the process still
+//! has the claim.
 //!
-//! A claim lasts as long as its owner lives. Each owner *beats* regularly, and another process that
-//! has seen no new beat for long enough *fences* the owner: the owner's claims are then abandoned,
-//! and other processes may take them. No clocks are compared, so this works even if the clocks of
-//! the processes differ.
+//! A claim lasts as long as its owner lives. Each owner *beats* regularly. A process that has seen
+//! no new beat of an owner for long enough *fences* the owner: the owner's claims are then
+//! abandoned, and other processes may take them over. No clocks are compared, so the clocks of the
+//! processes may differ.
 
 use super::{
     BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
@@ -50,26 +50,26 @@ pub struct Beat {
     pub count: i64,
 }
 
-/// Time of a claim, by the claiming process's own clock and, if known, by the cloud's.
+/// Time of a claim by the clock of the claiming process, and the difference from the cloud's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimTime {
     /// Time by the process's own clock.
     pub at: UnixSeconds,
-    /// Seconds to add to `at` to get the cloud's time; `None` if not known.
+    /// Seconds to add to `at` to get the cloud's time; `None` if this number is not known.
     pub cloud_offset: Option<i64>,
 }
 
 /// Answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    /// The caller has the claim until it settles or releases it, or is fenced.
+    /// The caller has the claim until the caller settles or releases the claim, or is fenced.
     Yours(Claim),
     /// Another living owner has the claim.
     Held,
     /// The row does not ask for this registration: it has a certificate or a refusal, is disabled,
     /// has another product or name, or is not in the table. An abandoned claim on the device is
-    /// removed. It stays if the row is merely disabled, because the cloud may have been asked for
-    /// the device.
+    /// removed, unless the device being disabled is the only reason: the cloud may have been asked
+    /// for the device, and the operator may enable it again.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
@@ -94,7 +94,7 @@ pub struct ClaimView {
     pub since: UnixSeconds,
     /// Description of the owner; `None` for an abandoned claim.
     pub owner: Option<String>,
-    /// Time of the owner's last beat, by its own clock.
+    /// Time of the owner's last beat, by the owner's clock.
     pub last_beat: Option<UnixSeconds>,
     /// The batch to which the claim belongs, if any.
     pub batch: Option<BatchId>,
@@ -105,11 +105,12 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 
 /// The part of a store that lets several processes register devices from one table.
 ///
-/// Each write is one step. After [`StoreError::Unknown`], it can be repeated with the same result.
+/// Each write is one step. A write that failed with [`StoreError::Unknown`] can be repeated, and
+/// then has the same result as a single write.
 pub trait Claims: Send + Sync + 'static {
     /// Returns the last beats of all owners. If `own` is given, records a beat of that owner first.
-    /// Fails if the table has owners but cannot be written now, so that an owner that cannot beat
-    /// is not taken for dead.
+    /// Fails if the table has owners but cannot be written now. Otherwise an owner that cannot
+    /// beat, because the table is locked, would count as dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
     /// Fences an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
@@ -119,16 +120,16 @@ pub trait Claims: Send + Sync + 'static {
     /// Retires an owner whose process stops: its claims are abandoned.
     fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Retires an owner that has no claims, batches or leases, so that others need not watch it.
-    /// Any other owner stays.
+    /// Retires an owner that has no claims, batches or leases, so that other processes need not
+    /// watch it. Does nothing if the owner has any of these.
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
     /// Claims the registration of a device, durably, before IoT Platform is asked for it. The row
     /// must ask for exactly this registration, and no other living owner may have the claim. The
-    /// new journal entry replaces an existing one of the device. It keeps the time of the existing
-    /// entry if both have the same product and name and the cloud may have been asked for the
-    /// device. A claim outside a batch counts as asked for as soon as it is made, because the call
-    /// to the cloud follows.
+    /// new journal entry replaces an existing entry of the device. The new entry keeps the time of
+    /// the existing entry if both have the same product and name and the cloud may have been asked
+    /// for the device. After a claim outside a batch, the cloud counts as asked for the device,
+    /// because the call follows.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -138,8 +139,8 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Claims the registrations of a batch durably, in one step. The caller has chosen the batch's
     /// random number. Returns an answer for each entry. The batch is in the journal from then on,
-    /// even without entries. New claims in it do not count as asked for until the batch has an
-    /// `ApplyId`.
+    /// even if it has no entries. For a new claim in the batch, the cloud does not count as asked
+    /// until the batch has an `ApplyId`.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,
@@ -148,12 +149,12 @@ pub trait Claims: Send + Sync + 'static {
         now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>>;
 
-    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates its devices.
-    /// Fails with [`StoreError::Fenced`] if the batch is not the owner's.
+    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates its devices. Fails
+    /// with [`StoreError::Fenced`] if the batch does not belong to `owner`.
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()>;
 
-    /// Removes the owner's batch; its claims stay, as claims outside a batch. Another owner's batch
-    /// stays as it is.
+    /// Removes a batch of `owner`. The claims of the batch stay, as claims outside a batch. Does
+    /// nothing if the batch belongs to another owner.
     fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()>;
 
     /// Stores the result of a claimed registration and ends the claim, in one durable step.
@@ -161,11 +162,10 @@ pub trait Claims: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Fenced`] if the claim is not the owner's. Nothing is changed then.
-    /// [`StoreError::Conflict`] if the row was deleted, does not ask for this registration any
-    /// more, or has another certificate, or if another row has the same `IotId`. Then the claim is
-    /// ended and the result is not stored; if the `IotId` is the cause, a refusal is stored
-    /// instead.
+    /// [`StoreError::Fenced`] if the claim does not belong to `owner`; nothing is changed.
+    /// [`StoreError::Conflict`] if the row was deleted, no longer asks for this registration, or
+    /// has another certificate, or if another row has the same `IotId`. On a conflict, the claim
+    /// ends and the result is not stored. If the `IotId` is the cause, a refusal is stored instead.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,
@@ -173,14 +173,14 @@ pub trait Claims: Send + Sync + 'static {
         settlement: &'a Settlement,
     ) -> StoreFuture<'a, ()>;
 
-    /// Ends the owner's claim without a result. If the cloud may have been `asked`, the entry stays
-    /// as an abandoned claim, so that the same name is asked for again. Another owner's claim stays
-    /// as it is.
+    /// Ends a claim of `owner` without a result. If the cloud may have been `asked` for the device,
+    /// the entry stays as an abandoned claim, so that a later call uses the same name. Does nothing
+    /// if the claim belongs to another owner.
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
-    /// Hands the abandoned batches that have an `ApplyId` over to `owner`, with those of their
-    /// claims that are abandoned as well. Removes abandoned batches that have no `ApplyId`; their
-    /// claims stay, as claims outside a batch.
+    /// Hands the abandoned batches that have an `ApplyId` over to `owner`, together with their
+    /// abandoned claims. Removes abandoned batches that have no `ApplyId`. The claims of a removed
+    /// batch stay, as claims outside a batch.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
     /// Returns up to `limit` abandoned entries that are in no batch and whose devices are enabled,
@@ -190,8 +190,8 @@ pub trait Claims: Send + Sync + 'static {
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
 
-    /// Stores the offset of the cloud's clock in those claims of the owner that have none. To be
-    /// called when the offset becomes known.
+    /// Stores the offset of the cloud's clock in the owner's claims that have no offset. Called
+    /// when the offset becomes known.
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
     /// Returns all batches, in order of their numbers.

@@ -1,7 +1,7 @@
 //! Contract of a store: a test for each statement in the documentation of [`Store`] and [`Bulk`],
-//! run on every store. Each store is used alternately through two handles, as by two processes. The
-//! clock of one handle is two hours ahead. A new store needs a module in the macro `contract`
-//! below. The statements about claims are in `contract/claims.rs`.
+//! run on every store. The tests use each store through two handles alternately, as two processes
+//! would. The clock of one handle is two hours ahead. A new store needs a module in the macro
+//! `contract` below. The tests for statements about claims are in `contract/claims.rs`.
 
 mod alternating;
 mod audit_log;
@@ -30,7 +30,7 @@ const NOW: ClaimTime = ClaimTime { at: 1000, cloud_offset: None };
 /// Difference between the clocks of two handles, in seconds.
 const AHEAD: i64 = 2 * 3600;
 
-/// An empty store with two handles, and the store's folder, which must exist as long as the store.
+/// An empty store with two handles, and the folder of the store, which must outlive the store.
 struct Fresh<S> {
     store: Alternating<S>,
     _folder: Option<tempfile::TempDir>,
@@ -51,7 +51,8 @@ fn memory() -> Fresh<Memory> {
     Fresh { store: Alternating::new(one, other), _folder: None }
 }
 
-/// Wraps both handles of a store. One of them has another first key, as during a change of keys.
+/// Wraps both handles of a store with keys. The first key of one handle differs from that of the
+/// other, as it does while keys are changed.
 fn sealed<S>(fresh: Fresh<S>) -> Fresh<Sealed<S>> {
     let key = |byte: u8| DatabaseKey::parse(&hex::encode([byte; KEY_SIZE])).unwrap();
     let Fresh { store, _folder } = fresh;
@@ -120,14 +121,14 @@ fn owner(id: claim::OwnerId) -> Owner {
     Owner { id, name: format!("process {id}") }
 }
 
-/// Registers a device, as a registrar does.
+/// Registers a device in the steps of the registrar.
 fn register(store: &impl Store, device: &str, secret: &str) {
     let settlement = Settlement::Registered(registration(device, secret));
     now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &settlement)).unwrap();
 }
 
-/// Stores a refusal of a device, as a registrar does.
+/// Stores a refusal of a device in the steps of the registrar.
 fn refuse(store: &impl Store, device: &str, reason: &str) {
     now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &Settlement::Refused(reason.into()))).unwrap();
@@ -195,7 +196,7 @@ fn a_mac_is_found_in_the_spelling_that_the_table_has(store: &(impl Store + Bulk)
     assert_eq!(now(store.spelled(&id("001A2B3C4D62"))).unwrap(), None, "it is not another spelling");
     assert_eq!(store.known_as(&id("001A2B3C4D62").into()).unwrap(), Some(id("001A2B3C4D62")));
     assert_eq!(store.known_as(&id("SN-2").into()).unwrap(), None);
-    // The exact text takes precedence over another spelling of the same MAC address.
+    // The requested text takes precedence over another spelling of the same MAC address.
     import(store, [row("001A2B3C4D61")]);
     assert_eq!(
         store.known_as(&AskedId::parse_sn("001a2b3c4d61").unwrap()).unwrap(),
@@ -222,7 +223,7 @@ fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
     assert!(issue(store, "SN-1", 1).unwrap().is_first);
 }
 
-/// `record_issue` fails unless the row is as the caller has seen it.
+/// `record_issue` fails if the row has changed since the caller read it.
 fn an_issue_needs_the_row_as_it_was_seen(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     let is_conflict = |answer: Result<Issue, StoreError>| {
@@ -246,7 +247,7 @@ fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl S
     import(store, [row("SN-1"), row("SN-2")]);
     let refused = Asked::new(AuditEvent::Refused, 7, &id("SN-1"), ("lamps", "x", "y"), format_args!("no"));
     store.audit(refused);
-    // The entry is written in the background, without an answer to wait for.
+    // `audit` returns no answer, and the entry is written in the background.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while events(store, "SN-1").is_empty() {
         assert!(std::time::Instant::now() < deadline, "not written");
@@ -261,8 +262,8 @@ fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl S
     assert_eq!(now(store.history(&id("SN-1"), 1)).unwrap(), history[..1]);
 }
 
-/// `store_sighting` ignores a device that does not have, or no longer has, the certificate that was
-/// seen. It keeps a known first sign-in.
+/// `store_sighting` ignores a device whose row does not have, or no longer has, the certificate of
+/// `seen`. A stored time of the first sign-in stays as it is.
 fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     let seen = |device: &DeviceRow, sighting| now(store.store_sighting(device, sighting)).unwrap();
@@ -273,8 +274,8 @@ fn a_sighting_adds_what_the_cloud_tells(store: &(impl Store + Bulk)) {
     seen(&row("SN-1"), Sighting { activated: Some(9), ..Sighting::default() });
     let after = row("SN-1");
     assert_eq!((after.registered, after.activated, after.cloud_state), (Some(3), Some(5), None));
-    // Both calls pass an earlier state of the row, as if the device had been registered again since
-    // then. So the row stays as it is.
+    // Both calls pass a row that differs from the stored row, as if the device had been registered
+    // again in the meantime. So the stored row does not change.
     seen(&before, Sighting { state: Some(CloudState::Deleted), ..Sighting::default() });
     seen(&DeviceRow { device_name: Some("former".into()), ..row("SN-1") }, first);
     assert_eq!(row("SN-1"), after);
@@ -295,11 +296,12 @@ fn rows_are_read_in_pages(store: &(impl Store + Bulk)) {
     assert_eq!(page(None, 2), ["SN-1", "SN-2"]);
     assert_eq!(page(Some("SN-2"), 2), ["SN-3"]);
     assert_eq!(page(Some("SN-3"), 2), [""; 0]);
-    // The given ID need not be in the table.
+    // The ID that is passed need not be in the table.
     assert_eq!(page(Some("SN-1-gone"), 9), ["SN-2", "SN-3"]);
 }
 
-/// `set_state`, `reset` and `delete` return whether the device exists, and log the operator.
+/// `set_state`, `reset` and `delete` return whether the device exists, and write an audit entry
+/// with the operator's name.
 fn an_operators_change_is_logged_with_the_operator(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let device_id = id("SN-1");
@@ -336,13 +338,14 @@ fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store 
     let deleted = Sighting { state: Some(CloudState::Deleted), activated: Some(7), registered: None };
     now(store.store_sighting(&row, deleted)).unwrap();
     now(store.reset(&id("SN-1"), &by())).unwrap();
-    // The device is later registered again under the same name.
+    // The name stays, so that the device is registered again under the same name.
     let expected =
         DeviceRow { device_name: Some("SN-1".into()), ..DeviceRow::imported(id("SN-1"), "lamps", "a1lamp") };
     assert_eq!(device(store, "SN-1"), Some(expected));
 }
 
-/// `clear_refusal` clears just the refusal that was seen, and logs the operator.
+/// `clear_refusal` clears the refusal only if it is still the one that was passed. It writes an
+/// audit entry with the operator's name.
 fn only_the_refusal_that_was_seen_is_cleared(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     refuse(store, "SN-1", "odd");
@@ -356,7 +359,7 @@ fn only_the_refusal_that_was_seen_is_cleared(store: &(impl Store + Bulk)) {
     assert_eq!(events(store, "SN-2"), []);
 }
 
-/// `import` adds no second device with the same name in one product, nor with the same `IotId`.
+/// `import` adds no device whose name in its product, or whose `IotId`, belongs to another device.
 fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
     let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
     let with_iot_id = |device: &str| ImportRow { iot_id: Some("iot-1".into()), ..row(device) };
@@ -372,8 +375,8 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
         assert!(matches!(outcome, Err(ImportError::Rejected(_))), "{outcome:?}");
         columns
     };
-    // A row conflicts with a device's own name, with a name derived from a device ID, and with the
-    // name in an earlier row of the file.
+    // A name conflicts with a name that is set in the table, with a name that is derived from a
+    // device ID, and with the name in an earlier row of the file.
     assert_eq!(columns(vec![named("SN-5", "lamp-2")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-5", "SN-1")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-4", "lamp-2")]), [(0, "deviceName")]);
@@ -382,7 +385,8 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
     assert_eq!(columns(vec![with_iot_id("SN-5")]), [(0, "iotId")]);
     assert_eq!(columns(vec![with_iot_id("SN-4")]), [(0, "iotId")]);
     assert_eq!(now(store.rows_after(None, 99)).unwrap(), before);
-    // The same name in another product is no conflict, nor is a row that is imported again.
+    // The same name in another product is no conflict. A row that is imported again is no conflict
+    // either.
     let elsewhere = ImportRow { product_key: Some("a1plug".into()), ..named("SN-5", "lamp-2") };
     assert_eq!(import(store, [elsewhere, with_iot_id("SN-3")]).added, 1);
 }
@@ -399,7 +403,7 @@ fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.settle(1, &entry("SN-1"), &settlement)), Err(StoreError::Conflict(_))));
 }
 
-/// `hold`, `release` and `probe` change nothing.
+/// `hold`, `release` and `probe` leave the table unchanged.
 fn a_probe_changes_nothing(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     store.hold();
@@ -532,7 +536,7 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     assert_eq!([None, Some("lamps"), Some("plugs"), Some("none")].map(unregistered), [2, 1, 1, 0]);
 }
 
-/// Turns each of the functions into a test on an empty store of each kind.
+/// Makes a test of each function for each kind of store. Each test gets an empty store.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         contract!(on_sqlite: crate::store::contract::sqlite(), $($sentence)*);

@@ -9,16 +9,16 @@ use super::{
 /// The part of a store that keeps the leases.
 pub trait Leases: Send + Sync + 'static {
     /// Takes the lease `name`, unless another living owner has it. Returns the cursor of the work,
-    /// which is empty at first; `None` if another owner has the lease.
+    /// which is empty at first. Returns `None` if another owner has the lease.
     fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>>;
 
     /// Stores how far the work has come, so that another process continues there.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Fenced`](super::StoreError::Fenced) if the lease is not the owner's.
+    /// [`StoreError::Fenced`](super::StoreError::Fenced) if the lease does not belong to `owner`.
     fn set_cursor<'a>(&'a self, owner: OwnerId, name: &'a str, cursor: &'a str) -> StoreFuture<'a, ()>;
 
-    /// Gives the lease up and keeps its cursor. Another owner's lease stays as it is.
+    /// Gives the lease up and keeps its cursor. Does nothing if the lease belongs to another owner.
     fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()>;
 }

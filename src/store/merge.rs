@@ -1,5 +1,6 @@
-//! Rules of an import: how a row merges into the table, and when it contradicts the table. They do
-//! no I/O, are the same for every store, and do not depend on how a store keeps its rows.
+//! Rules of an import: how a row is merged into the table, and when a row contradicts the table.
+//! The rules are the same for every store. This module performs no I/O, and does not know how a
+//! store keeps its rows.
 
 use super::{
     Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, SameSecret,
@@ -36,7 +37,7 @@ impl Merged {
     }
 }
 
-/// Reason why a row was not merged; `F` is a store's own error.
+/// Reason why a row was not merged. `F` is the error type of the store.
 #[derive(Debug)]
 pub enum Unmerged<F> {
     /// The row contradicts the table.
@@ -52,8 +53,8 @@ impl<F> From<Conflict> for Unmerged<F> {
 }
 
 /// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so that
-/// one run shows the operator all faults of the file. After any error, the store must undo the rows
-/// that it has merged.
+/// one run shows the operator all faults of the file. If this function returns an error, the store
+/// must undo the rows that it has merged.
 pub fn all_rows<F>(
     rows: Rows<'_>,
     mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
@@ -85,14 +86,14 @@ pub fn all_rows<F>(
     if rejected > 0 { Err(ImportError::Rejected(rejected)) } else { Ok(report) }
 }
 
-/// Values of those columns of a device that an import can set.
+/// Values of the columns that an import can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Columns<'r> {
     /// Name of the enrollment.
     pub enrollment: &'r str,
     /// Product in which the device is registered, or will be registered.
     pub product_key: &'r str,
-    /// Device name, if the device has one of its own.
+    /// Device name, if it is set and not derived from the device ID.
     pub device_name: Option<&'r str>,
     /// Device secret, which completes the certificate.
     pub device_secret: Option<&'r Secret>,
@@ -111,7 +112,8 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
     }
 }
 
-/// A change of a device that is in the table. Making it also clears the cloud's refusal.
+/// A change of a device that is in the table. A store that makes the change also clears the cloud's
+/// refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change<'r> {
     /// The columns after the change.
@@ -120,9 +122,9 @@ pub struct Change<'r> {
     pub drops_key: bool,
 }
 
-/// Merges a row into a device that is in the table; returns `None` if the row changes nothing.
-/// If the device has a certificate, the columns that the certificate or its key depends on must
-/// not change: a different value is a conflict. `same_secret` is the answer of
+/// Merges a row into a device that is in the table; returns `None` if the row changes nothing. If
+/// the device has a certificate, the columns on which the certificate or the device's key depends
+/// must not change: a different value is a conflict. `same_secret` is the result of
 /// [`has_same_secret`].
 pub fn known_device<'r>(
     stored: &'r DeviceRow,
@@ -141,7 +143,8 @@ pub fn known_device<'r>(
         enrollment: &row.enrollment,
         product_key: match &row.product_key {
             Some(product_key) => product_key,
-            // An empty column keeps the product, unless the device moves to another enrollment.
+            // If the product column is empty, the device keeps its product, unless it moves to
+            // another enrollment.
             None if moves => &row.enrollment_product,
             None => before.product_key,
         },
@@ -201,8 +204,8 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     Err(Conflict { column: "pskIdentity", reason })
 }
 
-/// Checks a row's PSK identity, which belongs to device `owner` in the table. `owner` must be the
-/// row's device.
+/// Checks a row whose PSK identity belongs to the device `owner` in the table. Fails unless `owner`
+/// is the row's device.
 pub fn identity_of(owner: &str, row: &ImportRow) -> Result<(), Conflict> {
     if owner == row.device.as_str() {
         return Ok(());
@@ -337,7 +340,7 @@ mod tests {
             &|_, stored, other| Ok(stored.expose() == "s3cret" && other.expose() == "looks different");
         assert!(has_same_secret(&registered(), &row, same).unwrap());
         assert_eq!(known_device(&registered(), &row, true), Ok(None));
-        // A device without a certificate accepts the imported secret.
+        // The stored device has no certificate, so the import sets its secret.
         assert!(!has_same_secret(&stored(), &row, same).unwrap());
         let stored = stored();
         let change = known_device(&stored, &row, false).unwrap().unwrap();

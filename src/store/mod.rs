@@ -1,8 +1,9 @@
 //! Storage of the device table and related data: the keys of individual devices, the registration
 //! journal, and the first issue of each certificate. Other modules use the trait [`Store`]. Each
-//! store is one file or folder here, and one line in [`open`]. A store does not depend on policies.
+//! store is one file or folder of this module, and one line in [`open`]. Stores know nothing about
+//! policies.
 
-/// Passes methods on to the same methods of another store.
+/// Defines methods that call the same methods of another store.
 macro_rules! pass_on {
     ($this:ident to $store:expr; $(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         $(fn $name<'a>(&'a $this, $($argument: $type),*) -> StoreFuture<'a, $answer> {
@@ -70,21 +71,23 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// otherwise.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// A temporary failure, for example because another process has locked the database, or because
-    /// the disk is full. The same call may succeed later.
+    /// A temporary failure, after which the same call may succeed. For example, another process has
+    /// locked the database, or the disk is full.
     #[error("the database is not available now: {0}")]
     Busy(String),
-    /// The row is not, or is no longer, as the operation requires. Contains the reason.
+    /// The row does not, or no longer, meet a condition of the operation. Contains the reason.
     #[error("{0}")]
     Conflict(String),
-    /// The operation may have been done: the answer was lost. Repeating it does no harm.
+    /// The answer was lost, so the operation may have been done. The caller can repeat the
+    /// operation without harm.
     #[error("the database may or may not have done it: {0}")]
     Unknown(String),
-    /// Another process has taken the claim or the batch over.
+    /// The caller no longer has the claim, batch or lease, which another process may have taken
+    /// over.
     #[error("another process has taken this registration over")]
     Fenced,
-    /// The database does not exist, or must be changed by the operator before it can be used.
-    /// Contains a sentence that names the file.
+    /// The database does not exist, or the operator must change it before it can be used. Contains
+    /// a sentence that names the file.
     #[error("{0}")]
     Unusable(String),
     /// Any other failure, for example because the file is read-only, damaged or not a database.
@@ -119,7 +122,7 @@ pub struct DeviceRow {
     /// Reason why IoT Platform refuses this device. The operator must fix the cause and then
     /// reset the device.
     pub refusal: Option<String>,
-    /// Abnormal state at IoT Platform, as of the last query; `None` if none is known.
+    /// Abnormal state at IoT Platform, as of the last query; `None` if no abnormal state is known.
     pub cloud_state: Option<CloudState>,
 }
 
@@ -133,7 +136,7 @@ impl DeviceRow {
 
 #[cfg(test)]
 impl DeviceRow {
-    /// Returns the row of a newly imported device without optional values.
+    /// Returns the row of a device that was imported without optional values.
     pub(crate) fn imported(id: DeviceId, enrollment: &str, product_key: &str) -> Self {
         Self {
             id,
@@ -207,8 +210,8 @@ pub struct IndividualKey {
 pub struct Issue {
     /// Time at which the certificate was first issued.
     pub first: UnixSeconds,
-    /// Set if this call recorded the first issue. Of several concurrent calls, exactly one
-    /// does.
+    /// Set if this call recorded the first issue. Of several concurrent calls, exactly one records
+    /// it.
     pub is_first: bool,
 }
 
@@ -292,12 +295,12 @@ impl Clock {
         unix_now().saturating_add(self.ahead())
     }
 
-    /// Returns how far this clock is ahead of the system's, in seconds.
+    /// Returns how far this clock is ahead of the system's clock, in seconds.
     pub fn ahead(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sets how far this clock is ahead of the system's, in seconds.
+    /// Sets how far this clock is ahead of the system's clock, in seconds.
     pub fn set_ahead(&self, seconds: i64) {
         self.0.store(seconds, Ordering::Relaxed);
     }
@@ -310,8 +313,8 @@ pub struct Metrics {
     pub waiting: AtomicU64,
     /// Number of writes that were committed.
     pub written: AtomicU64,
-    /// Number of writes that were not done because the row was not as they require, for example
-    /// because the device was disabled meanwhile.
+    /// Number of writes that were not done because the row did not meet their conditions, for
+    /// example because the device had been disabled in the meantime.
     pub refused: AtomicU64,
     /// Number of writes that failed because of the database: the write or its group could not be
     /// done, or the queue was full.
@@ -320,9 +323,9 @@ pub struct Metrics {
     pub commit_latency: Histogram,
 }
 
-/// Storage of the device table. A write begins when its method is called, not at the first
-/// poll. It continues even if its future is dropped. `store/contract.rs` tests each statement
-/// in the documentation of this trait.
+/// Storage of the device table. A write begins when its method is called, and not at the first
+/// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
+/// statement in the documentation of this trait.
 pub trait Store: Claims + Leases + Turns {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
@@ -331,8 +334,8 @@ pub trait Store: Claims + Leases + Turns {
     /// Earlier versions stored an unusual spelling as a serial number.
     fn spelled<'a>(&'a self, mac: &'a DeviceId) -> StoreFuture<'a, Option<DeviceId>>;
 
-    /// Returns the enrollment of a device. The duration must not reveal whether the device
-    /// exists, nor what else is in its row. Therefore no secret is opened.
+    /// Returns the enrollment of a device. The duration must not reveal whether the device exists,
+    /// or what else is in its row. Therefore this method opens no secret.
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;
 
     /// Returns the individual key of a PSK identity. The duration must not reveal whether the
@@ -353,10 +356,10 @@ pub trait Store: Claims + Leases + Turns {
         asker: Asker,
     ) -> StoreFuture<'a, Issue>;
 
-    /// Adds an entry to the audit log soon, without waiting for the log. Once this method returns,
-    /// the entry outlives this process. Between [`hold`](Self::hold) and
-    /// [`release`](Self::release), it does so once `release` returns. If too many entries are
-    /// waiting, the entry is dropped, and the log records the number of dropped entries.
+    /// Adds an entry to the audit log soon, without waiting for the log. The entry outlives this
+    /// process once this method has returned or, if it is called between [`hold`](Self::hold) and
+    /// [`release`](Self::release), once `release` has returned. If too many entries are waiting,
+    /// the entry is dropped, and the log records the number of dropped entries.
     fn audit(&self, asked: Asked);
 
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
@@ -364,21 +367,21 @@ pub trait Store: Claims + Leases + Turns {
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
     /// Stores the cloud's data about the device of `seen`, if the device still has the certificate
-    /// and the registration time of `seen`. A time that the cloud omits keeps its stored value. The
-    /// first sign-in, once stored, is never overwritten.
+    /// and the registration time of `seen`. If the cloud omits a time, the stored time stays. A
+    /// stored time of the first sign-in is never overwritten.
     fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()>;
 
-    /// Returns up to `limit` rows in order of device ID, beginning after the ID `after`. Repeated
-    /// calls, each with the last ID of the previous one, page through the table.
+    /// Returns up to `limit` rows in order of device ID, beginning after the ID `after`. A caller
+    /// reads the whole table by repeated calls, each with the last ID of the previous call.
     fn rows_after<'a>(&'a self, after: Option<&'a DeviceId>, limit: usize)
     -> StoreFuture<'a, Vec<DeviceRow>>;
 
-    /// Enables or disables a device; returns whether the device exists. In the same step, writes an
-    /// audit entry that names `by`, as do `reset` and `delete`.
+    /// Enables or disables a device. Returns whether the device exists. In the same step, writes an
+    /// audit entry that names `by`. The methods `reset` and `delete` also write such an entry.
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Clears the first issue and any refusal, so that the device can fetch its certificate or
-    /// be registered again. Also clears the certificate if the cloud has deleted the device.
+    /// Clears the first issue and any refusal, so that the device can fetch its certificate again
+    /// or be registered again. Also clears the certificate if the cloud has deleted the device.
     /// Returns whether the device exists.
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
@@ -391,25 +394,25 @@ pub trait Store: Claims + Leases + Turns {
         by: &'a Actor,
     ) -> StoreFuture<'a, bool>;
 
-    /// Deletes the row, the key and the claim of a device; returns whether the device existed.
+    /// Deletes the row, the key and the claim of a device. Returns whether the device existed.
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool>;
 
-    /// Until [`release`](Self::release), all reads of this thread see the state that the table has
-    /// at the first of these reads. The store can therefore omit the check for newer data at each
-    /// read, and can write the thread's audit entries together. The caller must soon call
-    /// `release`, before it sends answers.
+    /// Makes all reads of this thread, until [`release`](Self::release), see the state that the
+    /// table has at the first of these reads. The store can then omit the check for newer data at
+    /// each read, and can write the thread's audit entries together. The caller must call `release`
+    /// soon, and before it sends answers.
     fn hold(&self) {}
 
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
-    /// Fails if the file that this handle has open was removed or replaced, so that other processes
-    /// no longer find it under the store's name.
+    /// Fails if the file that this handle has open was removed or replaced. In that case, other
+    /// processes no longer use this file.
     fn is_in_place(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Checks that the store can be read and written durably; changes nothing. The default
+    /// Checks that the store can be read and written durably, without changing it. The default
     /// implementation only reads.
     fn probe(&self) -> StoreFuture<'_, ()> {
         Box::pin(async { self.rows_after(None, 1).await.map(drop) })
@@ -420,9 +423,9 @@ pub trait Store: Claims + Leases + Turns {
         unix_now()
     }
 
-    /// Sets how far this handle's clock is ahead of the system's, in seconds. The system's clock
-    /// may be wrong, so the caller corrects it by the cloud's. The default implementation does
-    /// nothing.
+    /// Sets how far this handle's clock is ahead of the system's clock, in seconds. The system's
+    /// clock may be wrong, so the caller derives this correction from the cloud's clock. The
+    /// default implementation does nothing.
     fn set_clock_ahead(&self, _seconds: i64) {}
 
     /// Returns the store's metrics, if it has any.
@@ -437,12 +440,12 @@ pub trait Table: Store + Bulk + AuditLog + Keys {}
 impl<S: Store + Bulk + AuditLog + Keys> Table for S {}
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
-/// Platform. certdist no longer adds such devices, but an older database may contain some.
+/// Platform. certdist no longer adds such devices, but an older database may contain them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedName {
-    /// Their product.
+    /// Product of these devices.
     pub product_key: String,
-    /// Their name.
+    /// Name of these devices.
     pub device_name: String,
     /// ID of the first of these devices.
     pub device: String,
@@ -469,7 +472,7 @@ pub fn file_of(url: &str) -> Result<&Path, StoreError> {
     }
 }
 
-/// Examines the store at `url`. Creates and changes nothing.
+/// Examines the store at `url` without changing or creating anything.
 pub fn examine(url: &str) -> Result<Condition, StoreError> {
     Sqlite::examine(file_of(url)?)
 }
@@ -480,20 +483,21 @@ pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreErr
     Sqlite::shared_names(file_of(url)?, limit)
 }
 
-/// Fails if these keys do not open every secret in the store at `url`, which has the current
+/// Checks that these keys open every secret in the store at `url`, which must have the current
 /// version. Changes nothing.
 pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
     let in_use = Sqlite::keys_in_use_of(file_of(url)?)?;
     sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
 }
 
-/// Counts the devices of each enrollment in the store at `url`, which has the current version.
-/// Changes nothing, and reads the whole table.
+/// Counts the devices of each enrollment in the store at `url`, which must have the current
+/// version. Changes nothing, and reads the whole table.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
 }
 
-/// Fails with a message for the operator unless a store, or another file with content, is at `url`.
+/// Checks that a store, or another file with content, is at `url`. The error is a message for the
+/// operator.
 pub fn is_there(url: &str) -> Result<(), StoreError> {
     Sqlite::is_there(file_of(url)?)
 }
@@ -513,8 +517,8 @@ pub fn preview(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
 }
 
 /// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates
-/// the store if it does not exist. Fails if the keys do not open every secret in it, and then
-/// leaves a store of an older version as it is.
+/// the store if it does not exist. Fails if the keys do not open every secret in the store. In that
+/// case, a store of an older version is not migrated.
 pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::open_if(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     Ok(Arc::new(Sealed::new(sqlite, keys)))

@@ -1,5 +1,5 @@
-//! Retention of the audit log: removes expired entries, but none because of its age if the clock is
-//! probably wrong.
+//! Retention of the audit log: removes expired entries. If the clock is probably wrong, no entry is
+//! removed because of its age.
 
 use std::time::Instant;
 
@@ -12,11 +12,11 @@ use crate::store::Store;
 /// Name of the lease that lets only one process at a time remove entries.
 pub const LEASE: &str = "prune";
 
-/// Longest time without an entry, in seconds, after which this machine's clock still counts as
-/// probably right.
+/// Maximum difference, in seconds, between the newest entry and this machine's clock with which the
+/// clock still counts as probably right.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
-/// Removes expired entries, and keeps what is needed to judge the clock.
+/// Removes expired entries. Remembers the newest entry of the first reading, to judge the clock.
 #[derive(Default)]
 pub struct Retention {
     /// Time of the newest entry when the log was first read, and the instant of that reading.
@@ -26,7 +26,7 @@ pub struct Retention {
 
 impl Retention {
     /// Returns the limits that apply now. The age limit applies only if the clock is confirmed or
-    /// probably right, because a clock that is a year ahead would otherwise remove everything.
+    /// probably right. Otherwise, with a clock that is a year ahead, all entries would be removed.
     async fn checked(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
@@ -45,8 +45,8 @@ impl Retention {
         Keep { days: None, ..keep }
     }
 
-    /// Returns whether any entry may be removed now. `is_confirmed` says that the clock is known to
-    /// be right.
+    /// Returns whether any entry may be removed now. `is_confirmed` is true if the clock is known
+    /// to be right.
     pub async fn is_due(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
@@ -57,7 +57,7 @@ impl Retention {
         log.has_expired(keep).await
     }
 
-    /// Removes all entries that may be removed now; returns how many.
+    /// Removes all entries that may be removed now. Returns the number removed.
     pub async fn apply(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
@@ -66,7 +66,8 @@ impl Retention {
     ) -> Result<u64, StoreError> {
         let keep = self.checked(log, keep, is_confirmed).await;
         let mut all = 0;
-        // Each step removes a limited number, so that other writers need not wait for long.
+        // Each step removes a limited number of entries, so that other writers do not wait for
+        // long.
         loop {
             match log.prune(keep).await? {
                 0 => return Ok(all),
@@ -75,14 +76,15 @@ impl Retention {
         }
     }
 
-    /// Returns whether the clock is probably right. It must not be much later than the newest entry
-    /// at the first call plus the time that has passed since that call. Later entries do not count,
-    /// because they may be written with the same wrong clock.
+    /// Returns whether the clock is probably right. The expected time is that of the newest entry
+    /// at the first call, plus the time that has passed since the first call. The clock must not be
+    /// much later than this. Later entries do not count, because they may have been written with
+    /// the same wrong clock.
     async fn has_likely_clock(&mut self, log: &(impl Store + AuditLog + ?Sized)) -> bool {
         if self.first.is_none() {
             match log.newest_entry().await {
                 Ok(Some(newest)) => self.first = Some((newest, Instant::now())),
-                // Nothing can be lost from an empty log.
+                // An empty log has no entries that a wrong clock could remove.
                 Ok(None) => return true,
                 Err(_) => return false,
             }

@@ -1,6 +1,6 @@
 //! Seals the secrets of any store. A store keeps its secrets as texts that it does not interpret;
 //! [`Sealed`] seals them on the way in and opens them on the way out. It also changes the keys
-//! while other processes use the store. The module `seal` has the cipher.
+//! while other processes use the store. The module `seal` contains the cipher.
 
 use std::{
     collections::HashSet,
@@ -107,9 +107,9 @@ pub struct SealReport {
     pub sealed: u64,
 }
 
-/// The part of a store that [`Sealed`] needs to change the keys. In the same step in which a store
-/// writes a secret, it notes the key that the value names ([`key_of`](crate::seal::key_of)). The
-/// methods block.
+/// The part of a store that [`Sealed`] needs to change the keys. A sealed value names its key
+/// ([`key_of`](crate::seal::key_of)). A store notes that key in the same step in which it writes
+/// the value. The methods block.
 pub trait StoredSecrets: Send + Sync + 'static {
     /// Returns the IDs of all noted keys.
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError>;
@@ -127,8 +127,8 @@ pub trait StoredSecrets: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<StoredSecret>, StoreError>;
 
-    /// Replaces, in one step, each value that has not changed since it was read. All new values are
-    /// under the same key.
+    /// Replaces each value that has not changed since it was read, all in one step. All new values
+    /// are under the same key.
     fn replace_secrets(
         &self,
         column: SecretColumn,
@@ -143,15 +143,15 @@ pub trait StoredSecrets: Send + Sync + 'static {
 
 /// The keys of a store's secrets. The methods block.
 pub trait Keys {
-    /// Replaces the keys. The first key seals, and any key opens. Fails if the keys do not open
-    /// every secret in the store, and then keeps the former keys.
+    /// Replaces the keys. The first key seals, and any key opens. If the new keys do not open every
+    /// secret in the store, fails and keeps the former keys.
     fn set_keys(&self, keys: Keyring) -> Result<(), StoreError>;
 
     /// Counts the values under each key. Reads the whole table.
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
 
-    /// Seals all values under the first key: unsealed values, and those under another key. Other
-    /// processes can read and write meanwhile. An interrupted run keeps the work that it has done.
+    /// Seals all values that are unsealed or under another key under the first key. Other processes
+    /// can read and write during this. An interrupted run keeps the work that it has done.
     /// `progress` receives the number of sealed values and the total. After a complete run, the
     /// other keys are no longer needed, and the store has no trace of the former values.
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
@@ -175,7 +175,7 @@ pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
     })
 }
 
-/// A store whose secrets are sealed. Without a key, new secrets are stored as they are.
+/// A store whose secrets are sealed. Without any key, new secrets are stored unsealed.
 pub struct Sealed<S> {
     inner: S,
     /// The current keys, which are read without a lock.
@@ -183,7 +183,7 @@ pub struct Sealed<S> {
 }
 
 impl<S> Sealed<S> {
-    /// Wraps a store. The keys must open all its secrets; see [`check`].
+    /// Wraps a store. The keys must open all secrets of the store, which [`check`] verifies.
     pub fn new(inner: S, keys: Keyring) -> Self {
         Self { inner, keys: ArcSwap::from_pointee(keys) }
     }
@@ -198,7 +198,8 @@ impl<S> Sealed<S> {
         self.inner
     }
 
-    /// Opens the secrets of an answer. If the answer is available at once, so is the result.
+    /// Opens the secrets in an answer. If the answer is available at once, the result is available
+    /// at once, too.
     fn opened<'a, T: Send + 'a, U>(
         &'a self,
         answer: StoreFuture<'a, T>,
@@ -302,12 +303,13 @@ impl<S: Store> Store for Sealed<S> {
                 for row in stored {
                     match open_row(&keys, row) {
                         Ok(row) => rows.push(row),
-                        // A row whose secret was damaged must not hide the others.
+                        // A row with a damaged secret is left out, so that the other rows can be
+                        // read.
                         Err(error @ SealError::Broken(_)) => tracing::error!(%error, "a row is left out"),
                         Err(error) => return Err(failed(error)),
                     }
                 }
-                // Further rows are read in place of rows that were left out, so that only the last
+                // More rows are read to replace the rows that were left out, so that only the last
                 // page is shorter than `limit`.
                 if rows.len() == expected {
                     return Ok(rows);
@@ -378,8 +380,8 @@ impl<S: Store> Claims for Sealed<S> {
         begun(Box::pin(async move {
             let sealed = seal_registered(&self.keys.load(), &entry.device, clear.clone()).map_err(failed)?;
             let settled = self.inner.settle(owner, entry, &Settlement::Registered(sealed)).await;
-            // Sealing a secret twice gives different values, so the wrapped store takes the same
-            // certificate for a different one.
+            // Sealing the same secret twice gives different values. So the wrapped store cannot
+            // recognize that the row already has this certificate.
             if matches!(settled, Err(StoreError::Fenced | StoreError::Conflict(_)))
                 && let Some(row) = self.device(&entry.device).await?
                 && row.certificate.as_ref() == Some(&clear.certificate)
@@ -432,7 +434,7 @@ impl<S: Bulk> Bulk for Sealed<S> {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let keys = self.keys.load_full();
-        // The caller's comparison applies to opened values.
+        // The caller's comparison expects opened values.
         let same_secret = |place: Place<'_>, stored: &Secret, other: &Secret| {
             let open = |secret: &Secret| keys.open(place, secret.expose()).map_err(failed);
             (job.same_secret)(place, &open(stored)?, &open(other)?)

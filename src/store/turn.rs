@@ -1,15 +1,15 @@
-//! Turns of a pace that several processes share. Together, the processes make calls of one kind at
-//! an even rate, however many they are (GCRA, the generic cell rate algorithm).
+//! Turns of a pace that several processes share. All processes together make calls of one kind at
+//! an even rate, whatever their number. The algorithm is GCRA, the generic cell rate algorithm.
 
 use std::time::Duration;
 
 use super::StoreFuture;
 
-/// Maximum time by which the next turn of a pace may be ahead of the clock. A turn that is further
-/// ahead was stored before the clock was set back, so it is ignored.
+/// Maximum time by which the next turn of a pace may be ahead of the clock. If a turn is further
+/// ahead, the clock was set back after the turn was stored, so the turn is ignored.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10);
 
-/// Rate of a pace, as known to the process that takes a turn.
+/// Rate of a pace. The process that takes a turn passes it to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     /// Time between two turns.
@@ -19,9 +19,9 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Takes a turn of a pace. `now` is the current time, and `next` the time of the next turn,
-    /// both in microseconds since 1970. Returns the time of the turn after this one. If it is too
-    /// early for this turn, takes no turn, and returns the time to wait as the error.
+    /// Takes a turn of a pace. `now` is the current time, and `next` is the time of the next turn,
+    /// both in microseconds since 1970. Returns the time of the turn after this turn. If it is too
+    /// early for this turn, takes no turn and returns the time to wait as the error.
     pub fn take(self, next: Option<i64>, now: i64) -> Result<i64, Duration> {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD)).unwrap_or(now);

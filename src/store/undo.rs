@@ -1,26 +1,26 @@
-//! Numbers of imports, and how an import is undone. The rules do no I/O and are the same for every
-//! store.
+//! Numbers of imports, and rules for undoing an import. The rules are the same for every store.
+//! This module performs no I/O.
 
 use std::{fmt, str::FromStr};
 
 use super::{Actor, StoreError, UnixSeconds, claim::new_id};
 
-/// Minimum time for which a store remembers an import, in seconds: 30 days. The next import after
-/// that time removes the record and, in the same step, the former values of its rows.
+/// Minimum time for which a store remembers an import, in seconds: 30 days. After that time, the
+/// next import removes the record of this import together with the former values of the rows.
 pub const UNDOABLE: UnixSeconds = 30 * 86_400;
 
 /// Maximum number of imports that a store remembers.
 pub const REMEMBERED: usize = 1000;
 
-/// Number of an import, shown as 8 hex digits. It is random, so that two processes do not choose
-/// the same number.
+/// Number of an import, shown as 8 hex digits. The number is random, so that two processes do not
+/// choose the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImportId(pub u32);
 
 impl ImportId {
-    /// Returns a random number.
+    /// Returns a random number for a new import.
     pub fn random() -> Result<Self, StoreError> {
-        // The low 32 bits of 63 random ones.
+        // Takes the low 32 bits of 63 random bits.
         new_id().map(|id| Self(id as u32))
     }
 }
@@ -44,7 +44,7 @@ impl FromStr for ImportId {
 /// Effect of an import on the key of a device that was in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyChange {
-    /// The key stays, or there is none.
+    /// The device keeps its key, or has no key.
     None,
     /// The device had no key before.
     Added,
@@ -76,24 +76,25 @@ pub struct ImportRecord {
 pub struct Undo<'a> {
     /// Number of the import.
     pub id: ImportId,
-    /// Operator who undoes it, for the audit log.
+    /// Operator who undoes the import, for the audit log.
     pub by: &'a Actor,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
-    /// Set to leave out devices that have changed since the import, instead of failing.
+    /// Set to leave devices that have changed since the import as they are. If not set, such a
+    /// device makes the undo fail.
     pub rest: bool,
 }
 
-/// Result of undoing an import: its devices by how they were treated.
+/// Result of undoing an import: the number of its devices for each treatment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Undone {
     /// Devices that the import had added, and that were removed.
     pub removed: u64,
-    /// Removed devices whose certificate came with the import. The certificate is removed, too.
+    /// Removed devices whose certificate came with the import and was removed with the device.
     pub certificates: u64,
     /// Devices that the import had changed, and that have their former values again.
     pub restored: u64,
-    /// Devices that stay as they are, or are no longer there.
+    /// Devices that stay as they are, or are no longer in the table.
     pub left: u64,
 }
 
@@ -127,7 +128,7 @@ pub enum NotUndone {
     Keys {
         /// Number of the import.
         id: ImportId,
-        /// Devices that lost their key.
+        /// Number of devices that lost their key.
         count: u64,
     },
     /// The former name or `IotId` of a device belongs to another device now.
@@ -151,9 +152,9 @@ pub enum UndoError {
     Store(#[from] StoreError),
 }
 
-/// Checks whether an import may be undone. `untouched` is the number of its devices to which
-/// nothing has happened since the import. `lost_keys` is the number of its devices whose key the
-/// import replaced or removed. Returns the number of devices that stay as they are.
+/// Checks whether an import may be undone. `untouched` is the number of its devices that have not
+/// changed since the import. `lost_keys` is the number of its devices whose key the import replaced
+/// or removed. Returns the number of devices that stay as they are.
 pub fn may_undo(
     record: &ImportRecord,
     how: Undo<'_>,

@@ -1,5 +1,5 @@
-//! A cloud in memory: the simulator's account without the simulator's HTTP. A test scripts the
-//! results of calls or has them chosen at random. The cloud logs all calls.
+//! A cloud in memory: the account of the simulator, without the simulator's HTTP server. A test
+//! scripts the results of calls, or lets a seed choose them at random. The cloud logs all calls.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,7 +27,7 @@ use crate::{
 pub(crate) enum Scripted {
     /// The call is refused, and no device is created.
     Refuse(ErrorClass),
-    /// The same as [`Refuse`](Self::Refuse), but with this `Code` of the cloud.
+    /// The call is refused with this `Code` of the cloud, and no device is created.
     RefuseWith(&'static str),
     /// The device is created, but the answer is lost.
     CreateAndLose(ErrorClass),
@@ -92,7 +92,7 @@ struct State {
     /// Milliseconds since 1970 at `started`.
     epoch_ms: i64,
     started: Option<Instant>,
-    /// Difference by which the cloud's clock is ahead of this machine's, in seconds.
+    /// Number of seconds by which the cloud's clock is ahead of this machine's clock.
     clock_ahead: i64,
 }
 
@@ -102,8 +102,7 @@ impl State {
         self.epoch_ms + started.elapsed().as_millis() as i64
     }
 
-    /// Ends the batch steps that are due at the current time, which may be virtual. Returns the
-    /// account.
+    /// Completes the batch steps that are due by now, in virtual or real time. Returns the account.
     fn advance(&mut self) -> &mut Account {
         let now = self.now_ms();
         self.account.advance(now);
@@ -113,7 +112,7 @@ impl State {
     fn create(&mut self, product_key: &str, device_name: &str) -> Result<CloudDevice, ApiError> {
         let now = self.now_ms();
         let created = self.account.devices.create(product_key, device_name, "", now);
-        // The answer of RegisterDevice has no creation time (API page of RegisterDevice).
+        // According to its API page, RegisterDevice returns no creation time.
         created
             .map(|device| CloudDevice { created: None, ..told(device) })
             .ok_or_else(|| error(ErrorClass::Exists))
@@ -169,7 +168,7 @@ impl Cloud {
         self.state().refused.insert(action, code);
     }
 
-    /// Sets how far the cloud's clock is ahead, in seconds.
+    /// Sets how far the cloud's clock is ahead of this machine's clock, in seconds.
     pub(crate) fn set_clock_ahead(&self, seconds: i64) {
         self.state().clock_ahead = seconds;
     }
@@ -224,13 +223,14 @@ impl Cloud {
         self.state().advance().devices.remove(product_key, device_name).expect("there is such a device");
     }
 
-    /// Changes a device, as when it signs in or another user disables it.
+    /// Changes a device at the cloud, as if it signed in or another user disabled it.
     pub(crate) fn change(&self, product_key: &str, device_name: &str, change: impl FnOnce(&mut Device)) {
         let mut state = self.state();
         state.advance().devices.change(product_key, device_name, change).expect("there is such a device");
     }
 
-    /// Makes a call: waits for the time that it takes, and carries it out unless it fails.
+    /// Makes a call: waits for the time that the call takes, and then carries it out unless its
+    /// result is a failure.
     async fn call<T>(
         &self,
         action: Action,

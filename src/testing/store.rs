@@ -1,6 +1,5 @@
-//! A store in memory, for tests that run in virtual time. Data is durable as soon as it is
-//! written, and outlives the simulated process that wrote it. The store keeps the contract that
-//! `store/contract.rs` checks.
+//! A store in memory, for tests that run in virtual time. Data outlives the simulated process that
+//! wrote it. The store passes the contract tests in `store/contract.rs`.
 
 mod bulk;
 mod claims;
@@ -43,11 +42,13 @@ struct Tables {
     /// Number of the request that was the first to get each device's certificate.
     issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
-    /// Imports, in their order, each with the rows that it changed as they were before.
+    /// Imports, oldest first, each with the former values of the rows that it changed.
     imports: Vec<(ImportRecord, bulk::Before)>,
-    /// The import that each row comes from, unless the device has got its certificate since.
+    /// The import that each row comes from. Has no entry for a device that has since been
+    /// registered, issued, disabled, enabled or deleted.
     labels: HashMap<DeviceId, ImportId>,
-    /// Number of pruned entries, and hash of the last one. Each entry is a block of its own.
+    /// Number of pruned entries, and hash of the last pruned entry. Each entry is a block of its
+    /// own.
     pruned: (u64, Link),
 }
 
@@ -75,7 +76,7 @@ impl Tables {
         self.devices.get_mut(id).ok_or_else(absent)
     }
 
-    /// Changes a device as an operator does, and writes an audit entry. Returns whether the
+    /// Changes a device on behalf of an operator, and writes an audit entry. Returns whether the
     /// device exists.
     fn operate(
         &mut self,
@@ -93,8 +94,8 @@ impl Tables {
     }
 }
 
-/// Number of steps after which a simulated process dies. It may die before each step, and after
-/// each step that has an effect.
+/// Counts down the steps after which a simulated process dies. Each operation of the store and each
+/// call to the cloud has one step before it and one step after it.
 pub(crate) struct Fuse {
     left: AtomicUsize,
     burnt: Notify,
@@ -144,7 +145,8 @@ pub(crate) struct Memory {
     clock: Arc<Clock>,
     /// Instant and system time at which the tables were made. From then on, time is virtual.
     epoch: (Instant, UnixSeconds),
-    /// Dice that decide which answers are lost, and how many in a thousand.
+    /// Random generator that decides which answers are lost, and the number of lost answers in a
+    /// thousand.
     lossy: Option<Arc<Mutex<(StdRng, u32)>>>,
     /// Set while every operation fails because the tables are busy.
     busy: Arc<AtomicBool>,
@@ -193,7 +195,8 @@ impl Memory {
         &self.clock
     }
 
-    /// Returns access to the same tables for a process that dies when its fuse has burnt.
+    /// Returns access to the same tables for another process, which dies when `fuse` has no steps
+    /// left.
     pub(crate) fn in_process(&self, fuse: Arc<Fuse>) -> Self {
         Self {
             tables: self.tables.clone(),
@@ -205,8 +208,8 @@ impl Memory {
         }
     }
 
-    /// Kills the process that uses this store: its later calls have no effect and never return.
-    /// From then on, this value belongs to the next process, which finds the tables as they are.
+    /// Kills the process that uses this store. Its calls have no further effect and never return.
+    /// After that, this value serves the next process, which finds the same tables.
     pub(crate) fn kill(&mut self) {
         self.fuse.left.store(0, Ordering::Relaxed);
         self.fuse = Arc::new(Fuse::new(usize::MAX));
@@ -462,7 +465,7 @@ impl Tables {
     }
 }
 
-/// Reads the key of each secret from the stored value; keeps no list of the keys in use.
+/// Keeps no list of the keys in use, but reads the key of each secret from the stored value.
 impl StoredSecrets for Memory {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
         Ok(self.tables().counts().into_iter().filter_map(|count| count.key).collect())
@@ -538,8 +541,8 @@ pub(crate) fn import(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>
     store.import(job, &mut rows.into_iter().map(Ok), reject).unwrap()
 }
 
-/// Registers a device through a store, as a registrar does. The row must ask for the name that
-/// the certificate has.
+/// Registers a device in the steps of the registrar. The row must ask for the name in the
+/// certificate.
 pub(crate) async fn register(
     store: &dyn Store,
     device: &DeviceId,
@@ -555,7 +558,7 @@ pub(crate) async fn register(
     store.settle(owner.id, &entry, &Settlement::Registered(registered)).await
 }
 
-/// Records the first issue of a device's certificate, as the first answer does.
+/// Records the first issue of a device's certificate, as the service does for its first answer.
 pub(crate) async fn issue(store: &dyn Store, device: &DeviceId) -> Result<Issue, StoreError> {
     let absent = || StoreError::Conflict(format!("device {device} has no certificate"));
     let row = store.device(device).await?.ok_or_else(absent)?;

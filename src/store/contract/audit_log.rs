@@ -14,7 +14,7 @@ fn keep(rows: u64) -> Keep {
     Keep { days: None, rows: Some(rows) }
 }
 
-/// Imports and changes device SN-1, so that the log has `number` entries.
+/// Imports device SN-1 and changes it repeatedly, so that the log has `number` entries.
 fn changes(store: &(impl Store + Bulk + AuditLog), number: usize) {
     import(store, [row("SN-1")]);
     for _ in 1..number {
@@ -61,7 +61,7 @@ fn an_export_of_the_log_gives_what_the_filter_selects(store: &(impl Store + Bulk
     assert_eq!(calls, 1);
 }
 
-/// `newest_entry` is the time of the last entry, if there is one.
+/// `newest_entry` returns the time of the last entry, or `None` for an empty log.
 fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(now(store.newest_entry()).unwrap(), None);
     let before = unix_now();
@@ -90,8 +90,8 @@ fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + 
     assert_eq!(verified(store).last, 10);
 }
 
-/// A [`Retention`] removes all expired entries. If the clock is probably wrong, it removes none
-/// because of its age.
+/// A [`Retention`] removes all expired entries. If the clock is probably wrong, a [`Retention`]
+/// applies only the size limit.
 fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let month = Keep { days: Some(30), rows: None };

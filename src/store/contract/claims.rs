@@ -37,8 +37,8 @@ fn open_entries(store: &impl Store) -> usize {
     now(store.open_entries()).unwrap().len()
 }
 
-/// `claim` gives a claim to only one of two owners. `release_claim` ends it, but keeps the entry if
-/// the cloud may have been asked.
+/// `claim` gives a claim to only one of two owners. `release_claim` ends the claim, but keeps the
+/// entry if the cloud may have been asked for the device.
 fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(claim(store, 1, "SN-1"));
@@ -55,7 +55,7 @@ fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     assert!(!yours(claim(store, 1, "SN-1")).earlier);
 }
 
-/// A repeated `claim` keeps the time and the cloud's offset of the first one.
+/// A repeated `claim` keeps the time and the cloud offset of the first `claim`.
 fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(
@@ -154,7 +154,7 @@ fn only_the_owner_settles(store: &(impl Store + Bulk)) {
 fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
-    // An operator imports the certificate meanwhile.
+    // An operator imports a certificate in the meantime.
     import(store, [with_certificate("SN-1", "imported")]);
     let before = device(store, "SN-1");
     for settlement in [registered("SN-1", "s3cret"), Settlement::Refused("no".into())] {
@@ -165,7 +165,8 @@ fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `settle` takes account of changes to the row since the claim.
+/// `settle` does not store a result if the row has changed since the claim so that the result no
+/// longer applies.
 fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"].map(row));
     for device in ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"] {
@@ -210,7 +211,7 @@ fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `fence` fences an owner only if it has not beaten since `beats` was called.
+/// `fence` fences an owner only if the owner has not beaten since `beats` was called.
 fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -231,7 +232,8 @@ fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
 }
 
-/// An owner that was fenced and still lives keeps the claims that no one has taken.
+/// A fenced owner whose process still lives can settle the claims that no other owner has taken
+/// over.
 fn a_fenced_owner_that_lives_goes_on_with_what_is_left(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -303,7 +305,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     let in_batch = open.iter().filter(|open| open.batch == Some(77)).count();
     assert_eq!((open.len(), in_batch), (3, 2));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
-    // The call is repeated, as after a lost answer.
+    // The repeated call stands for the retry after a lost answer.
     let again = now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
     assert!(matches!(&again[..], [Claimed::Yours(_), Claimed::Held, Claimed::NotWanted, Claimed::Yours(_)]));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
@@ -326,13 +328,13 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
 }
 
-/// For `claim` and `claim_batch`, an entry of a batch without an `ApplyId` does not count as asked
-/// for.
+/// If an entry belongs to a batch without an `ApplyId`, the cloud does not count as asked for the
+/// device in a later `claim` or `claim_batch`.
 fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let later = ClaimTime { at: 2000, cloud_offset: Some(3) };
     let again = |device: &str| yours(now(store.claim(&owner(2), &entry(device), later)).unwrap());
-    // SN-3 was asked for earlier, by a single claim.
+    // For SN-3, the cloud counts as asked because of an earlier single claim.
     yours(claim(store, 1, "SN-3"));
     now(store.release_claim(1, &id("SN-3"), true)).unwrap();
     let entries = ["SN-1", "SN-3"].map(entry);
@@ -346,7 +348,7 @@ fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, earlier: true });
 }
 
-/// `note_cloud_offset` changes those of the owner's claims that have no offset.
+/// `note_cloud_offset` changes only the claims of the owner that have no offset.
 fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
@@ -358,8 +360,8 @@ fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
 }
 
-/// `beats` returns a new count for an owner that was retired and claims again, so the owner is not
-/// taken for dead.
+/// `beats` returns a new count for an owner that was retired and claims again, so that the owner
+/// does not count as dead.
 fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let count = || now(store.beats(None)).unwrap()[0].count;
@@ -374,7 +376,7 @@ fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     assert!(![first, last].contains(&count()));
 }
 
-/// `take_batches` and `abandoned` do not make the caller an owner if there is nothing to take.
+/// If nothing is abandoned, `take_batches` and `abandoned` do not make the caller an owner.
 fn one_that_takes_nothing_owns_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.take_batches(&owner(1))).unwrap(), []);
     assert_eq!(now(store.abandoned(9)).unwrap(), []);
@@ -410,15 +412,15 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert!(claims.iter().all(|(_, claim)| claim.earlier));
     let again = now(store.take_batches(&owner(2))).unwrap();
     assert_eq!((again.len(), again[0].1.len()), (1, 2), "the answer may have been lost");
-    // The abandoned batch without an `ApplyId` was removed, so its device can be registered by a
-    // single call.
+    // The abandoned batch without an `ApplyId` was removed, so SN-3 can be registered by a single
+    // call.
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
     assert_eq!(now(store.take_batches(&owner(4))).unwrap(), [], "its new owner lives");
 }
 
-/// A lease has one owner at a time, and the next owner gets its cursor.
+/// A lease has one owner at a time, and the next owner gets the cursor of the lease.
 fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     let take = |by| now(store.take_lease(&owner(by), "sweep")).unwrap();
     let set = |by, cursor: &str| now(store.set_cursor(by, "sweep", cursor));
@@ -439,7 +441,7 @@ fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.take_lease(&owner(1), "another")).unwrap().as_deref(), Some(""));
 }
 
-/// `take_turn` grants one turn per interval, whichever process asks.
+/// `take_turn` grants one turn per interval to all processes together.
 fn turns_are_shared(store: &(impl Store + Bulk)) {
     let interval = Duration::from_secs(5);
     let turn = Turn { interval, credit: Duration::ZERO };
@@ -453,8 +455,8 @@ fn turns_are_shared(store: &(impl Store + Bulk)) {
     assert_eq!(take("you/RegisterDevice"), None, "another account");
 }
 
-/// Each write whose answer was lost can be repeated through another handle. The result is the same
-/// as that of a single write.
+/// A write whose answer was lost can be repeated through another handle. The result is that of a
+/// single write.
 fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let claims = [(); 2].map(|()| yours(claim(store, 1, "SN-1")).since);
@@ -483,8 +485,8 @@ fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
         settle(store, 1, "SN-2", &registered("SN-2", "s3cret")).unwrap();
     }
     assert_eq!(events(store, "SN-2").len(), 1);
-    // The first call ended the claim, so the second one fails. The row shows that the refusal is
-    // stored.
+    // The first call ended the claim, so the second call fails. The row shows that the first call
+    // has stored the refusal.
     settle(store, 1, "SN-3", &Settlement::Refused("no".into())).unwrap();
     assert!(matches!(settle(store, 1, "SN-3", &Settlement::Refused("no".into())), Err(StoreError::Fenced)));
     assert_eq!(device(store, "SN-3").unwrap().refusal.as_deref(), Some("no"));

@@ -1,5 +1,5 @@
-//! Contract of [`Bulk::undo_import`]: the state after an import is undone, and the reasons against
-//! undoing it.
+//! Contract of [`Bulk::undo_import`]: the state after an import is undone, and the reasons for
+//! which an import cannot be undone.
 
 use super::*;
 use crate::store::undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone};
@@ -28,7 +28,8 @@ fn renamed(device: &str, name: &str) -> ImportRow {
     ImportRow { device_name: Some(name.into()), ..row(device) }
 }
 
-/// Undoing an import removes what it added, and restores what it changed.
+/// Undoing an import removes the devices that the import added, and restores the devices that it
+/// changed.
 fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
     import(store, [row("SN-0"), row("SN-1"), with_key("SN-2", "id-2", "00ff"), row("SN-3")]);
     refuse(store, "SN-1", "name is taken");
@@ -60,7 +61,7 @@ fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.individual_key("id-2")).unwrap().unwrap().psk.expose(), "00ff");
     assert_eq!(undo(store, 7), Err(NotUndone::Again(ID)));
     assert_eq!(undo(store, 8), Err(NotUndone::Unknown(ImportId(8))));
-    // The file can be imported again, under another number.
+    // The same file can be imported again, under another number.
     import_as(store, 9, rows());
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), after);
 }
@@ -109,12 +110,12 @@ fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
     assert_eq!(left, ["SN-0", "SN-1", "SN-2", "SN-4", "SN-5", "SN-7"].map(id));
 }
 
-/// An import is not undone if a certificate that it brought was issued since.
+/// An import is not undone if a certificate from this import has been issued.
 fn an_issue_is_not_undone(store: &(impl Store + Bulk)) {
     import_as(store, 7, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
     issue(store, "SN-1", 1).unwrap();
     assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
-    // Even after a reset, the import cannot be undone.
+    // Even if the device is reset, the import cannot be undone.
     assert!(now(store.reset(&id("SN-1"), &by())).unwrap());
     assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ID, count: 1, all: 2 }));
 }
@@ -149,7 +150,7 @@ fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
     assert!(now(store.individual_key("id-3")).unwrap().is_none());
 }
 
-/// Device names that an import exchanged are exchanged back when the import is undone.
+/// If an import exchanged the names of two devices, undoing the import exchanges them again.
 fn exchanged_names_come_back(store: &(impl Store + Bulk)) {
     import(store, [renamed("SN-1", "aaaa"), renamed("SN-2", "bbbb")]);
     let before = now(store.rows_after(None, 9)).unwrap();

@@ -49,7 +49,7 @@ fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..2);
     assert_eq!(store.keys_in_use().unwrap(), Vec::<String>::new(), "clear values have no key");
     let store = with_keys(store, &[1]);
-    // One key comes with an import, the other with a registration.
+    // Key 1 is noted by an import, and key 2 by a registration.
     add_certificates(&store, 0..1);
     assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(1)]);
     store.set_keys(ring(&[2, 1])).unwrap();
@@ -64,16 +64,16 @@ fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
         count.map(|UnderKey { device_secrets, psks, .. }| (device_secrets, psks))
     };
     assert_eq!([count(0), count(1), count(2)], [Some((0, 2)), Some((1, 0)), Some((1, 0))]);
-    // The import writes SN-0's secret again, under its former key, and a new secret under the first
-    // key.
+    // The import writes the secret of SN-0 again, under its former key, and a new secret under the
+    // first key of the ring.
     store.set_keys(ring(&[3, 2, 1])).unwrap();
     let changed = ImportRow { individual: true, iot_id: Some("iot-0".into()), ..row("SN-0") };
     assert_eq!(import(&store, [changed, with_certificate("SN-8", "s3cret")]).changed, 1);
     assert!([1, 2, 3].into_iter().all(is_used));
 }
 
-/// Values that are not under a key are read in pages, and are replaced unless they have changed
-/// meanwhile.
+/// Values that are not under a given key are read in pages. A value is replaced unless it has
+/// changed since it was read.
 fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..3);
     let page =
@@ -85,7 +85,7 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     assert!(page("id-2", 2).is_empty());
     let [first, other] = <[StoredSecret; 2]>::try_from(page("", 2)).unwrap();
     assert_eq!((first.device.as_str(), first.value.expose()), ("SN-0", PSK));
-    // `other` was read before this change, so it must not be replaced.
+    // This import changes the value that `other` was read from, so that value must not be replaced.
     import(&store, [with_key("SN-1", "id-1", &PSK.replace("00", "99"))]);
     let anew = |value: StoredSecret| (value, Secret::new(format!("sealed 1 {} AAAA", key_id(1))));
     store.replace_secrets(SecretColumn::Psk, &[anew(first), anew(other)]).unwrap();
@@ -137,7 +137,7 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
         assert!(stored.expose().starts_with("sealed 1 "), "{}", stored.expose());
     }
     assert!(now(inner.individual_key("id-0")).unwrap().unwrap().psk.expose().starts_with("sealed 1 "));
-    // Importing the same secrets again changes nothing, and importing another one is a conflict.
+    // If the same secrets are imported again, nothing changes. A different secret is a conflict.
     assert_eq!(
         import(&store, [ImportRow { individual: true, ..with_certificate("SN-0", "s3cret") }]).unchanged,
         1
@@ -152,7 +152,8 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     };
     assert!(store.import(job(&by()), &mut [Ok(other)].into_iter(), reject).is_err());
     assert_eq!(columns, ["deviceSecret"]);
-    // Without the key, each error names the missing key, for a single row and for all rows.
+    // Without the key, single rows and the whole table cannot be read, and each error names the
+    // missing key.
     let blind = with_keys(store.into_inner(), &[2]);
     for error in [
         sentence(now(blind.device(&id("SN-0")))),

@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    /// Sleeps for at least this many seconds before starting again.
+    /// Makes the device sleep for at least this many seconds before it starts again.
     fn sleep(&mut self, now: Instant, seconds: u32) -> Vec<Vec<u8>> {
         let pause = Duration::from_secs(seconds.into()).mul_f64(self.random.random_range(1.0..3.0));
         self.state = State::Asleep { until: now + pause };

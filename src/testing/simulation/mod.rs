@@ -1,6 +1,6 @@
-//! Simulation of the whole stack in virtual time: many devices, a network that loses,
-//! repeats and delays datagrams, a cloud that fails, and a server that is killed.
-//! Everything follows from one seed, so a run can be repeated.
+//! Simulation of the whole stack in virtual time: many devices, a network that loses, repeats and
+//! delays datagrams, a cloud that fails, and a server that is killed. One seed determines the whole
+//! run, so a run can be repeated.
 
 mod device;
 
@@ -42,8 +42,8 @@ const END: Duration = Duration::from_secs(3600);
 
 const LOSS: f64 = 0.3;
 const DUPLICATION: f64 = 0.1;
-/// Longest delay of a datagram, in milliseconds. The shortest is 10 ms, so datagrams
-/// overtake one another.
+/// Longest delay of a datagram, in milliseconds. The shortest delay is 10 ms, so datagrams overtake
+/// one another.
 const MAX_DELAY: u64 = 2000;
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
@@ -116,7 +116,7 @@ impl Io for Side {
         tokio::spawn(async move { results.send(work.await) });
     }
 
-    /// Returns the virtual time. With the system's time, a busy machine would change a
+    /// Returns the virtual time. With the system's time, the load of the machine would change the
     /// run.
     fn clock(&self) -> Instant {
         now()
@@ -183,8 +183,8 @@ fn device_id(device: usize) -> String {
     format!("SN-{device:04}")
 }
 
-/// Creates a device. A device with an even number belongs to the derived enrollment, any
-/// other to the shared one.
+/// Creates a device. Devices with even numbers belong to the derived enrollment, and devices with
+/// odd numbers to the shared one.
 fn device(number: usize, starts: Instant, seed: u64) -> Device {
     let id = device_id(number);
     let key = |hex: &str| Key::from_hex(hex).unwrap();
@@ -301,7 +301,7 @@ fn check(devices: &[Device], store: &Memory, cloud: &Cloud) {
     assert_eq!(cloud.devices(), devices.len(), "one registration each");
 }
 
-/// Seeds of `make test`; `CERTDIST_SEED` selects another one.
+/// Seeds that `make test` runs. `CERTDIST_SEED` selects another seed.
 const SEEDS: [u64; 2] = [1, 2];
 
 fn virtually(seed: u64) -> Run {

@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// Rows that an import changed, as they were before, with the import that each came from, and the
-/// change of its key.
+/// Former rows of the devices that an import changed. Each has the import that the row came from,
+/// and the change of the device's key.
 pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
 
 impl Tables {
@@ -46,7 +46,7 @@ impl Tables {
         self.devices.keys().find(is_it).cloned()
     }
 
-    /// Merges a row, and notes what it was before in `before`.
+    /// Merges a row, and notes the former row in `before`.
     fn merge(
         &mut self,
         row: &ImportRow,

@@ -20,8 +20,8 @@ use crate::{
 
 #[derive(Clone)]
 struct Held {
-    /// Number of claims opened before this one. It determines the order of the claims, because
-    /// their times come from the system's clock, which does not follow the virtual time of a test.
+    /// Number of claims that were opened before this claim. The claims are ordered by this number
+    /// and not by their times, which come from the system's clock and do not follow virtual time.
     number: u64,
     open: OpenEntry,
     cloud_offset: Option<i64>,
