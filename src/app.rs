@@ -1,5 +1,5 @@
-//! Builds a server from a configuration, and runs it. Used by `certdist serve` and `certdist
-//! demo`. `certdist register` uses only the client for IoT Platform that is made here.
+//! Builds a server from a configuration, and runs it. `certdist serve` and `certdist demo` use this
+//! module. `certdist register` uses only its function [`cloud`].
 
 use std::{
     net::SocketAddr,
@@ -36,13 +36,14 @@ use crate::{
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// Pause between two looks at the database's file.
+/// Pause between two checks that the database's file is in place.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Number of looks in a row that must not find the file, because a program may replace it in two steps.
+/// Number of consecutive checks that must fail before the database counts as lost. A single failure
+/// proves little, because a program may replace the file in two steps.
 const LOOKS: u32 = 3;
 
-/// Reason why a server cannot go on.
+/// Reason why a server cannot continue.
 #[derive(Debug)]
 pub enum Failed {
     /// The worker with this number has ended.
@@ -60,7 +61,7 @@ pub struct App {
     drain: Duration,
     store: Arc<dyn Table>,
     keep: watch::Sender<Keep>,
-    /// Ends when the database was removed or replaced.
+    /// Task that ends when the database was removed or replaced.
     watching: JoinSet<StoreError>,
     /// Tasks of plain CoAP, which end when the set is dropped.
     _plain: Option<JoinSet<()>>,
@@ -109,7 +110,7 @@ impl App {
             Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
-        // Without IoT Platform, no registration in the journal can continue.
+        // Without a configured IoT Platform, registrations in the journal cannot continue.
         if config.iot_platform.is_some() {
             registrar.recover().await?;
         }
@@ -143,13 +144,14 @@ impl App {
         self.server.pulses()
     }
 
-    /// Makes a worker fail, as a defect would.
+    /// Makes a worker panic, to test the reaction to a defect.
     #[cfg(test)]
     pub(crate) fn fail_worker(&self, number: usize) {
         self.server.fail_worker(number);
     }
 
-    /// Waits until the server cannot go on. In normal operation this does not happen.
+    /// Waits until the server cannot continue, and returns the reason. In normal operation, the
+    /// future never becomes ready.
     pub async fn failed(&mut self) -> Failed {
         tokio::select! {
             number = self.server.worker_ended() => Failed::Worker(number),
@@ -157,8 +159,8 @@ impl App {
         }
     }
 
-    /// Queries all devices at IoT Platform now, as the server does regularly. Returns the number of
-    /// devices that have signed in to IoT Platform.
+    /// Makes a sweep now: queries all devices at IoT Platform. Returns the number of devices that
+    /// have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
         self.registrar.sweep().await?;
@@ -189,8 +191,8 @@ impl App {
         Ok(())
     }
 
-    /// Stops the server. Waits a limited time for the registrations in progress to finish. Those
-    /// that do not finish stay in the journal.
+    /// Stops the server. Waits a limited time for the registrations in progress to finish.
+    /// Unfinished registrations stay in the journal.
     pub async fn stop(self) {
         tracing::info!("draining: finishing registrations, accepting no new ones");
         let left = self.registrar.drain(self.drain).await;
@@ -200,19 +202,19 @@ impl App {
                 "unfinished registrations stay in the journal; another server, the next start or the devices' next requests continue them"
             );
         }
-        // Joining threads blocks, so it is done on a thread for blocking work.
+        // `stop` joins threads, so it runs on a thread for blocking work.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
 }
 
-/// Waits until the file of the database was removed or replaced, and returns the error. As long as it
-/// has only been missing for a moment, the server goes on.
+/// Waits until the file of the database was removed or replaced, and returns the error. Ignores a
+/// file that is missing only for a moment.
 async fn database_lost(store: Arc<dyn Store>) -> StoreError {
     let mut missed = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let store = store.clone();
-        // A look may block.
+        // The check may block.
         match tokio::task::spawn_blocking(move || store.is_in_place()).await {
             Ok(Err(error)) => {
                 missed += 1;
@@ -244,8 +246,8 @@ async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, reg
     }
 }
 
-/// Prunes once, unless nothing is due or another process does it. Returns the number of removed
-/// entries.
+/// Prunes once, unless no entry has expired or another process is pruning. Returns the number of
+/// removed entries.
 async fn prune(
     retention: &mut Retention,
     store: &(impl Store + AuditLog + ?Sized),
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 0);
         store.give_lease_up(other.id, retention::LEASE).await.unwrap();
         assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 4);
-        // The lease is free again.
+        // The pruning has given the lease up again.
         assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
     }
 }

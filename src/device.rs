@@ -1,5 +1,5 @@
 //! The types that every other module uses: a device's ID, its name at IoT Platform and its
-//! certificate. Pure; depends on neither the wire formats nor the store.
+//! certificate. This module performs no I/O, and knows nothing about the wire formats or the store.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ pub const MAX_DEVICE_ID: usize = 64;
 /// Longest device name that IoT Platform accepts, in bytes.
 pub const MAX_DEVICE_NAME: usize = 32;
 
-/// Device ID, the key of a row of the device table: a serial number of 1–64 characters of
-/// `[A-Za-z0-9._:@-]` with its case kept, or a MAC address as 12 upper-case hex digits.
+/// Device ID, the key of a row of the device table. It is a serial number of 1–64 characters of
+/// `[A-Za-z0-9._:@-]`, in which case matters, or a MAC address as 12 upper-case hex digits.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Box<str>);
 
-/// Reason why a text is not a device ID. The text itself is not repeated: it may be long
-/// or not printable.
+/// Reason why a text is not a device ID. The error does not contain the text, which may be long or
+/// not printable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceIdError {
     /// The text is empty.
@@ -35,7 +35,8 @@ pub enum DeviceIdError {
 }
 
 impl DeviceId {
-    /// Parses an ID of either kind. A text that looks like a MAC address is taken as one.
+    /// Parses an ID of either kind. A text that looks like a MAC address is parsed as a MAC
+    /// address.
     pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
         match canonical_mac(text) {
             Some(mac) => Ok(Self(mac.into())),
@@ -43,8 +44,8 @@ impl DeviceId {
         }
     }
 
-    /// Parses a serial number. Case is kept, and a serial number that happens to consist
-    /// of 12 hex digits is not changed.
+    /// Parses a serial number. The text is not changed, even if it consists of 12 hex digits in
+    /// lower case.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         if text.is_empty() {
             return Err(DeviceIdError::Empty);
@@ -69,14 +70,14 @@ impl DeviceId {
         &self.0
     }
 
-    /// Returns the name under which this device is registered at IoT Platform: a fixed
-    /// function of the ID, so that a registration repeated after a crash requests the
-    /// same device.
+    /// Returns the name under which this device is registered at IoT Platform. The name depends
+    /// only on the ID, so that a registration that is repeated after a crash requests the same
+    /// device.
     ///
     /// An ID of 4–32 characters is its own name. Any other ID is mapped to `@` and the first 31
-    /// characters of the lower-case base32 of its SHA-256. An ID that looks like a mapped name
-    /// (32 characters that begin with `@`) is mapped, too. The hash has 155 bits, so that two
-    /// IDs never collide in practice.
+    /// characters of the lower-case base32 of its SHA-256. An ID that looks like a mapped name (32
+    /// characters that begin with `@`) is mapped, too. The mapped name contains 155 bits of the
+    /// hash, so that two IDs never collide in practice.
     pub fn device_name(&self) -> String {
         let id = self.as_str();
         let looks_mapped = id.len() == MAX_DEVICE_NAME && id.starts_with('@');
@@ -145,8 +146,8 @@ fn is_usual_mac(text: &str) -> bool {
     })
 }
 
-/// Device ID as it is asked for. A text with the digits of a MAC address may also be a serial
-/// number of the table, so it can stand for two IDs.
+/// Device ID in a request. A text with the digits of a MAC address may also be a serial number in
+/// the table, so a requested ID can stand for two IDs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedId {
     id: DeviceId,
@@ -156,7 +157,7 @@ pub struct AskedId {
 
 impl AskedId {
     /// Parses an ID of either kind. A MAC address in an unusual spelling is looked up as a serial
-    /// number first, because earlier versions stored it as one.
+    /// number first, because earlier versions stored it as a serial number.
     pub fn parse(text: &str) -> Result<Self, DeviceIdError> {
         match DeviceId::parse(text)? {
             mac if canonical_mac(text).is_some() && !is_usual_mac(text) => Ok(Self::either(text, mac)),
@@ -164,8 +165,8 @@ impl AskedId {
         }
     }
 
-    /// Parses a serial number. If it has the digits of a MAC address and is not in the table, the
-    /// device is looked up under that address.
+    /// Parses a serial number. If the serial number has the digits of a MAC address, the result
+    /// also stands for that MAC address, which is looked up second.
     pub fn parse_sn(text: &str) -> Result<Self, DeviceIdError> {
         match DeviceId::parse_mac(text) {
             Ok(mac) => Ok(Self::either(text, mac)),
@@ -179,14 +180,15 @@ impl AskedId {
         Self::parse(text)
     }
 
-    /// Parses what an operator reads from a label: any ID that the text can stand for.
+    /// Parses a text that an operator reads from a label. The text may be a serial number or a MAC
+    /// address.
     pub fn parse_label(text: &str) -> Result<Self, DeviceIdError> {
         let text = text.trim();
         Self::parse_sn(text).or_else(|_| Self::parse(text))
     }
 
-    /// Returns the ID of the text itself and that of the MAC address, if they differ. A text with
-    /// spaces is no serial number, so it stands for the MAC address only.
+    /// Returns an ID that stands for the text as a serial number and for the MAC address, if these
+    /// differ. A text with spaces cannot be a serial number, so it stands only for the MAC address.
     fn either(text: &str, mac: DeviceId) -> Self {
         match DeviceId::parse_sn(text) {
             Ok(id) if id != mac => Self { id, mac: Some(mac) },
@@ -194,7 +196,7 @@ impl AskedId {
         }
     }
 
-    /// Returns the IDs to look up, one or two, in this order.
+    /// Returns the one or two IDs to look up, in the order of the lookups.
     pub fn ids(&self) -> impl Iterator<Item = &DeviceId> {
         std::iter::once(&self.id).chain(&self.mac)
     }
@@ -204,19 +206,19 @@ impl AskedId {
         &self.id
     }
 
-    /// Returns the MAC address, if the text has the digits of one.
+    /// Returns the MAC address whose digits the text has, if any.
     pub fn mac(&self) -> Option<DeviceId> {
         self.mac.clone().or_else(|| DeviceId::parse_mac(self.id.as_str()).ok())
     }
 
-    /// Returns the one ID that all spellings of a MAC address have in common.
+    /// Returns the ID that is the same for all spellings of a MAC address.
     pub fn canonical(&self) -> &DeviceId {
         self.mac.as_ref().unwrap_or(&self.id)
     }
 }
 
 impl From<DeviceId> for AskedId {
-    /// Asks for exactly this ID.
+    /// Creates a requested ID that stands for this ID only.
     fn from(id: DeviceId) -> Self {
         Self { id, mac: None }
     }
@@ -234,8 +236,8 @@ fn base32_lower(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
     })
 }
 
-/// Text that must not be printed: neither `Debug` nor `Display` shows it, and it is wiped
-/// when dropped.
+/// Text that must not be printed: `Debug` hides it, and `Display` is not implemented. The text is
+/// wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -351,14 +353,14 @@ mod tests {
         let name = |id: &str| DeviceId::parse_sn(id).unwrap().device_name();
         assert_eq!(name("SN01"), "SN01");
         assert_eq!(name(&"x".repeat(32)), "x".repeat(32));
-        // "SN1" is too short to be a name, so it is mapped to a name, which is the same each time.
+        // "SN1" is too short for a name, so it is mapped, always to the same name.
         assert_eq!(name("SN1"), name("SN1"));
         for id in ["a", "ab", "abc", &"y".repeat(33), &"y".repeat(64)] {
             let mapped = name(id);
             assert_eq!(mapped.len(), 32);
             assert!(mapped.starts_with('@'));
-            // A device whose ID is another device's mapped name does not get that device's
-            // name.
+            // If the ID of one device is the mapped name of another device, the two devices get
+            // different names.
             assert_ne!(name(&mapped), mapped);
         }
         assert_ne!(name(&"y".repeat(33)), name(&"y".repeat(34)));

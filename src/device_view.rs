@@ -8,10 +8,10 @@ use crate::{
     store::{CloudState, DeviceRow, DeviceState, UnixSeconds, claim::ClaimView, unix_now},
 };
 
-/// Formats a row without its secrets. A value that also exists at IoT Platform has the name that
-/// IoT Platform uses. Times are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment,
-/// or `None` if that enrollment is not in the configuration. `claim` is the claim on the device's
-/// registration, if any.
+/// Formats a row without its secrets. Values that also exist at IoT Platform have IoT Platform's
+/// names. Times are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment, or `None` if
+/// that enrollment is not in the configuration. `claim` is the claim on the device's registration,
+/// if any.
 pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
@@ -47,7 +47,8 @@ pub fn state(row: &DeviceRow) -> &'static str {
     }
 }
 
-/// Describes the claim on a device's registration: which process has it, and since when.
+/// Describes the claim on a device's registration: the process that has the claim, and the time of
+/// the claim.
 pub fn registration(claim: &ClaimView) -> String {
     let since = time(Some(claim.since)).unwrap_or_default();
     let batch = if claim.batch.is_some() { " in a batch" } else { "" };

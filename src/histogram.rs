@@ -1,6 +1,6 @@
 //! Histograms and counters that one thread writes and others may read at any time. They use
-//! atomics, so that threads share no lock. This module does not depend on what is measured or how
-//! it is shown.
+//! atomics, so that threads share no lock. This module knows neither what is measured nor how it is
+//! shown.
 
 use std::{
     iter,
@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-/// Upper bounds of a [`Histogram`]'s buckets, in microseconds. The range covers answers from
-/// the table as well as slow registrations. Longer durations have their own bucket.
+/// Upper bounds of a [`Histogram`]'s buckets, in microseconds. The range covers answers from the
+/// table as well as slow registrations. Durations above the last bound have a bucket of their own.
 const BOUNDS: [u64; 18] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000, 30_000_000,
@@ -68,7 +68,7 @@ impl Distribution {
         self.micros as f64 / 1e6
     }
 
-    /// Returns each bound in seconds, with the number of durations that did not exceed it.
+    /// Returns each bound in seconds, with the number of durations that did not exceed the bound.
     /// Omits the last bucket, which has no bound.
     pub fn cumulated(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let mut sum = 0;
@@ -78,8 +78,9 @@ impl Distribution {
         })
     }
 
-    /// Returns the lowest bound, in seconds, that the share `part` (0 to 1) of the durations did
-    /// not exceed. Returns `None` if there are no durations, or if no bound is high enough.
+    /// Returns the lowest bound, in seconds, that at least the fraction `part` (0 to 1) of the
+    /// durations did not exceed. Returns `None` if there are no durations, or if no bound is high
+    /// enough.
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         self.cumulated().find(|&(_, sum)| sum >= wanted).map(|(bound, _)| bound)

@@ -1,9 +1,9 @@
-//! Rate limit for log lines. Pure, except that it logs the number of suppressed lines.
+//! Rate limit for log lines. Reports suppressed lines to the log, and performs no other I/O.
 
 use std::time::{Duration, Instant};
 
-/// Limits the log lines of one kind, so that a crowd of devices, an outage or an attacker
-/// cannot fill the disk.
+/// Limits the log lines of one kind, so that many devices, an outage or an attacker cannot fill the
+/// disk with log lines.
 #[derive(Debug)]
 pub struct LogLimit {
     most: u32,
@@ -14,13 +14,13 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// Allows at most `most` lines a second; `kind` names them in the plural.
+    /// Allows at most `most` lines a second. `kind` is the name of these lines, in the plural.
     pub fn new(most: u32, kind: &'static str) -> Self {
         Self { most, kind, second: None, written: 0, suppressed: 0 }
     }
 
-    /// Returns whether one more line may be written; if not, counts it as suppressed. The first
-    /// line that is written in a later second also logs the number of suppressed lines.
+    /// Returns whether one more line may be written. Otherwise counts the line as suppressed. The
+    /// first line of a later second is preceded by a line with the number of suppressed lines.
     pub fn admit(&mut self, now: Instant) -> bool {
         if self.second.is_none_or(|second| now >= second + Duration::from_secs(1)) {
             if self.suppressed > 0 {

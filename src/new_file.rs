@@ -1,7 +1,8 @@
-//! Files that commands write: private, never half-written under their final name, and never through
-//! another user's link. A file is written under a random name beside its final one, and renamed
-//! when it is complete. If the command fails or is interrupted by a signal, the incomplete file is
-//! removed. This module does not depend on what the files contain.
+//! Files that commands write. Such a file is private, never has its final name before it is
+//! complete, and is never written through another user's link. A file is written under a random
+//! name in the folder of its final name, and renamed when it is complete. If the command fails or
+//! is interrupted by a signal, the incomplete file is removed. This module does not know what the
+//! files contain.
 
 use std::{
     ffi::OsString,
@@ -27,10 +28,10 @@ const ENDING: &str = ".part";
 /// Number of hex digits of the random number.
 const DIGITS: usize = 16;
 
-/// Incomplete files of this process, which a signal removes.
+/// Incomplete files of this process. They are removed when a signal ends the process.
 static INCOMPLETE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// A new file (mode 0600) that is removed unless it is completed.
+/// A new file (mode 0600), which is removed when dropped unless it was completed.
 pub struct NewFile {
     path: PathBuf,
     to: PathBuf,
@@ -42,11 +43,11 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// Begins a file that will be called `to`. Fails with [`io::ErrorKind::AlreadyExists`] if that
-    /// name is taken. Removes incomplete files of the same name that killed commands have left
-    /// behind.
+    /// Begins a file that will be called `to`. Fails with [`io::ErrorKind::AlreadyExists`] if a
+    /// file with this name exists. Removes incomplete files of the same name that killed commands
+    /// have left behind.
     pub fn create(to: &Path) -> io::Result<Self> {
-        // Even a link to a file that does not exist takes the name.
+        // A link takes the name, too, even if it leads to a file that does not exist.
         match to.symlink_metadata() {
             Ok(_) => {
                 let reason = "it exists already; choose another name, or remove it";
@@ -57,7 +58,7 @@ impl NewFile {
         }
     }
 
-    /// Begins a file that will replace `to`, if that exists.
+    /// Begins a file that will be called `to`, and will replace an existing file with this name.
     pub fn replacing(to: &Path) -> io::Result<Self> {
         Self::begin(to, true)
     }
@@ -77,14 +78,15 @@ impl NewFile {
             .mode(0o600)
             .custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed())
             .open(&path)?;
-        // The lock tells other commands that this one is still running.
+        // The lock tells other commands that this command is still running, so that they do not
+        // remove its file.
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         incomplete().push(path.clone());
         Ok(Self { path, to: to.to_owned(), file, replaces, companions: Vec::new() })
     }
 
-    /// Also removes files that a library makes beside the incomplete file, with these endings added
-    /// to its name.
+    /// Also removes files that a library makes beside the incomplete file. Their names are that of
+    /// the incomplete file with one of these endings.
     pub fn with_companions(mut self, endings: &[&str]) -> Self {
         for ending in endings {
             let mut path = self.path.clone().into_os_string();
@@ -119,8 +121,8 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // A complete file keeps its final name; only the name of the incomplete file is removed, if
-        // it is still there.
+        // This removes only the name of the incomplete file, if that name still exists. A completed
+        // file keeps its final name.
         for path in self.companions.iter().chain([&self.path]) {
             let _ = fs::remove_file(path);
         }
@@ -136,20 +138,23 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Renames a file unless the name is taken.
+/// Renames a file. Fails if the new name is taken.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system without such a rename has hard links, which also fail if the name is taken.
+        // A file system without this kind of rename has hard links, and making a hard link also
+        // fails if the name is taken.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::hard_link(from, to),
         renamed => Ok(renamed?),
     }
 }
 
-/// Starts a thread, once, that removes incomplete files when a signal ends the process.
+/// Starts a thread that removes incomplete files when a signal ends the process. Only the first
+/// call starts it.
 fn remove_signalled() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        // If this fails, files of interrupted commands stay until the next command removes them.
+        // Without the signals, files of interrupted commands stay until the next command removes
+        // them.
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         let wait = move || {
             for signal in signals.forever() {
@@ -163,8 +168,8 @@ fn remove_signalled() {
     });
 }
 
-/// Removes the incomplete files with the final name `to` whose commands have ended, and the files
-/// that SQLite makes beside them.
+/// Removes incomplete files with the final name `to` if their commands have ended, together with
+/// the files that SQLite makes beside them.
 pub fn remove_left_behind(to: &Path) {
     let mut prefix = to.file_name().unwrap_or_default().to_owned();
     prefix.push(".");
@@ -229,12 +234,12 @@ mod tests {
         let to = folder.path().join("key");
         fs::write(&to, "precious").unwrap();
         assert_eq!(NewFile::create(&to).map(drop).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        // The name is taken while the file is written.
+        // Another program takes the name while the file is being written.
         let late = folder.path().join("late");
         let new = NewFile::create(&late).unwrap();
         fs::write(&late, "precious").unwrap();
         assert_eq!(new.complete().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        // A link to a file that does not exist yet.
+        // This link leads to a file that does not exist.
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), &link).unwrap();
         assert_eq!(NewFile::create(&link).map(drop).unwrap_err().kind(), io::ErrorKind::AlreadyExists);

@@ -1,5 +1,5 @@
 //! Notifies the service manager (sd_notify(3)), by a datagram to the socket in `NOTIFY_SOCKET`.
-//! Does nothing without that variable. Does not depend on the server.
+//! Does nothing if this variable is not set. This module knows nothing about the server.
 
 use std::{
     env,
@@ -21,14 +21,15 @@ pub fn ready() {
     tell("READY=1");
 }
 
-/// Feeds the watchdog. The service manager restarts a service that does not feed it within
-/// `WatchdogSec=`. [`watchdog_interval`] returns how often to do so.
+/// Feeds the watchdog. The service manager restarts a service that does not feed the watchdog
+/// within `WatchdogSec=`. [`watchdog_interval`] returns the interval for these calls.
 pub fn watchdog() {
     tell("WATCHDOG=1");
 }
 
 /// Reports that the service is shutting down on purpose, and that this may take up to `most`. The
-/// service manager then waits that long, even if its own time-out (`TimeoutStopSec=`) is shorter.
+/// service manager then waits for that time, even if its own time-out (`TimeoutStopSec=`) is
+/// shorter.
 pub fn stopping(most: Duration) {
     tell(&stopping_within(most));
 }
@@ -37,14 +38,14 @@ fn stopping_within(most: Duration) -> String {
     format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", most.as_micros())
 }
 
-/// Returns half of `WatchdogSec=`, so that no single late message causes a restart. Returns `None`
-/// if the service manager does not watch this process.
+/// Returns half of `WatchdogSec=`, so that one late message does not cause a restart. Returns
+/// `None` if the service manager does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     interval(env::var("WATCHDOG_USEC").ok().as_deref(), env::var("WATCHDOG_PID").ok().as_deref())
 }
 
-/// Feeds the watchdog as often as needed, while the service is alive. Returns immediately if there
-/// is no watchdog.
+/// Feeds the watchdog at the required interval, as long as `is_alive` returns true. Returns
+/// immediately if there is no watchdog.
 pub async fn keep_watchdog<F: Future<Output = bool>>(is_alive: impl Fn() -> F) {
     if let Some(interval) = watchdog_interval() {
         watch(interval, is_alive, watchdog).await;
@@ -63,8 +64,8 @@ async fn watch<F: Future<Output = bool>>(interval: Duration, is_alive: impl Fn()
 
 fn interval(microseconds: Option<&str>, process: Option<&str>) -> Option<Duration> {
     let microseconds: u64 = microseconds?.parse().ok().filter(|microseconds| *microseconds > 0)?;
-    // This process may have inherited the variables from its parent. Then only the parent is
-    // watched.
+    // If this process has inherited the variables from its parent, the service manager watches only
+    // the parent.
     let is_ours = process.is_none_or(|id| id.parse() == Ok(process::id()));
     is_ours.then(|| Duration::from_micros(microseconds) / 2)
 }
@@ -77,13 +78,13 @@ fn tell(state: &str) {
 }
 
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
-    // sd_notify(3): `@` stands for the zero byte of an abstract name.
+    // sd_notify(3): a leading `@` stands for the zero byte with which an abstract name begins.
     let address = match socket.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };
     let sender = UnixDatagram::unbound()?;
-    // A service manager that has stopped reading must not hold up the caller.
+    // If the service manager has stopped reading, the send must not block the caller.
     sender.set_nonblocking(true)?;
     sender.send_to_addr(state.as_bytes(), &address).map(drop)
 }

@@ -45,7 +45,7 @@ impl fmt::Debug for User {
 pub struct Token {
     /// Name in logs.
     pub name: String,
-    /// SHA-256 of the token; a fast hash suffices, because the token has 256 random bits.
+    /// SHA-256 of the token. A fast hash is enough, because the token has 256 random bits.
     pub hash: [u8; 32],
     /// Role of the script.
     pub role: Role,

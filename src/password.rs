@@ -8,8 +8,8 @@ use crate::device::Secret;
 pub const MAX_PASSWORD: usize = 256;
 /// Minimum length of a new password, in characters.
 pub const MIN_PASSWORD: usize = 12;
-/// Hash that is checked for an unknown user name, so that the answer takes as long as for
-/// a known one. It belongs to no user.
+/// Hash that belongs to no user. It is checked for an unknown user name, so that the answer takes
+/// as long as for a known name.
 pub const UNKNOWN_USER: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -33,7 +33,7 @@ pub fn is_right(password: &Secret, hash: &str) -> bool {
     password.len() <= MAX_PASSWORD && Argon2::default().verify_password(password, hash).is_ok()
 }
 
-/// Checks a `password_hash`; the error says what is expected.
+/// Checks the value of a `password_hash`. The error says what is expected.
 pub fn check_hash(text: &str) -> Result<(), String> {
     let expected = || "expected \"$argon2id$…\", as `certdist admin hash-password` prints it".to_owned();
     let hash = PasswordHash::new(text).map_err(|_| expected())?;

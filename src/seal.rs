@@ -1,6 +1,6 @@
-//! Seals single values of a database with XChaCha20-Poly1305, under a key that is kept elsewhere,
-//! so that the file alone reveals no secret. Pure, except for the random nonces; does not depend on
-//! the tables or on where a key comes from.
+//! Seals single values of a database with XChaCha20-Poly1305. The key is not kept in the database,
+//! so the database file alone reveals no secret. This module performs no I/O except for random
+//! nonces. It knows nothing about the tables or about the source of a key.
 
 use std::{fmt, sync::Arc};
 
@@ -14,8 +14,8 @@ use crate::device::Secret;
 /// Size of a database key, in bytes.
 pub const KEY_SIZE: usize = 32;
 
-/// Beginning of a sealed value. After it come the key's ID, a space, and the base64 of
-/// nonce, ciphertext and tag. No clear value contains a space.
+/// Beginning of a sealed value. The key's ID, a space, and the base64 of nonce, ciphertext and tag
+/// follow. No clear value contains a space.
 const PREFIX: &str = "sealed 1 ";
 
 /// Size of a nonce, in bytes. Random nonces of 192 bits do not repeat.
@@ -23,10 +23,10 @@ const NONCE: usize = 24;
 /// Size of an authentication tag, in bytes.
 const TAG: usize = 16;
 
-/// Key that belongs to no device. It is as long as a usual key: 16 bytes, as hex.
+/// Key that belongs to no device. It has the usual length of a key: 16 bytes, as hex.
 const DECOY: &str = "00000000000000000000000000000000";
 /// Place for which the decoy is sealed, with a device ID and an identity of usual length. A real
-/// device may have the same ID, because the decoy is never written to a database.
+/// device may have the same ID without harm, because the decoy is never written to a database.
 const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
 
 /// Identifies a key without revealing it: the first 4 bytes of a hash.
@@ -52,13 +52,13 @@ pub struct DatabaseKey {
 }
 
 impl DatabaseKey {
-    /// Parses a key of 32 bytes from 64 hex digits or from base64, with or without padding.
-    /// The error says what is expected, and repeats nothing of the key.
+    /// Parses a key of 32 bytes from 64 hex digits or from base64, with or without padding. The
+    /// error says what is expected, without repeating any part of the key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let mut key = Zeroizing::new([0; KEY_SIZE]);
         let is_hex = text.len() == 2 * KEY_SIZE && hex::decode_to_slice(text, &mut *key).is_ok();
-        // 32 bytes are 43 digits of base64 without padding.
+        // In base64 without padding, 32 bytes have 43 digits.
         let digits = text.trim_end_matches('=');
         let mut is_base64 = || {
             let decoded = BASE64.decode(digits).map(Zeroizing::new);
@@ -97,8 +97,8 @@ impl fmt::Debug for DatabaseKey {
     }
 }
 
-/// Place of a value. It is authenticated with the value, so that a value that was moved to
-/// another row or column is rejected there.
+/// Place of a value in the database. The place is authenticated with the value, so that a value
+/// that was moved to another row or column cannot be opened.
 #[derive(Debug, Clone, Copy)]
 pub enum Place<'a> {
     /// The device secret of this device.
@@ -133,10 +133,10 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Error of sealing or opening a value. Names the row, never the value.
+/// Error of sealing or opening a value. Contains the row, and never the value.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SealError {
-    /// The value is not the one that was sealed at this place.
+    /// The value is not the value that was sealed at this place.
     #[error(
         "{0}: the value was changed, or moved there from another row or column; restore a backup, or delete the \
          device and import its line again"
@@ -158,8 +158,8 @@ pub enum SealError {
     NoRandomness,
 }
 
-/// The keys of a database. The first key seals new values, and each key opens the values that
-/// it has sealed. Without a key, values are not sealed.
+/// The keys of a database. The first key seals new values, and each key opens the values that it
+/// has sealed. If there is no key, new values are not sealed.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,
@@ -194,9 +194,9 @@ impl Keyring {
         self.keys.iter().map(DatabaseKey::id)
     }
 
-    /// Opens the key of an identity in place if it is sealed; otherwise opens the decoy. If the
-    /// database has a key, this always opens exactly one sealed value, so that all identities take
-    /// the same time.
+    /// Opens the stored key of an identity in place if it is sealed. Otherwise opens the decoy.
+    /// With a database key, exactly one sealed value is opened for any identity, so that all
+    /// identities take the same time.
     pub fn open_one(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
         if stored.expose().starts_with(PREFIX) {
             self.open_in_place(place, stored)
@@ -205,12 +205,12 @@ impl Keyring {
         }
     }
 
-    /// Opens a key that belongs to no device. To be called when an unknown identity is looked up.
+    /// Opens a key that belongs to no device. Called when an unknown identity is looked up.
     pub fn open_decoy(&self) -> Result<(), SealError> {
         self.open(DECOY_PLACE, &self.decoy).map(drop)
     }
 
-    /// Seals a value. Returns it unchanged if there is no key.
+    /// Seals a value. Returns the value unchanged if there is no key.
     pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Secret, SealError> {
         let Some(key) = self.keys.first() else { return Ok(Secret::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
@@ -229,7 +229,7 @@ impl Keyring {
         Ok(Secret::new(format!("{PREFIX}{} {}", key.id, BASE64.encode(&*bytes))))
     }
 
-    /// Replaces a stored value with the opened one.
+    /// Replaces a stored value with the opened value.
     pub fn open_in_place(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
         if stored.expose().starts_with(PREFIX) {
             *stored = self.open(place, stored.expose())?;
@@ -380,7 +380,7 @@ mod tests {
         let place = Place::Psk { device: "SN-1", identity: "one" };
         let (former, both) = (ring(&[1]), ring(&[2, 1]));
         for keys in [&former, &both] {
-            // Sealed under the first key, under a former key, or not sealed yet.
+            // The value is sealed under the first key, sealed under a former key, or not sealed.
             for stored in
                 [keys.seal(place, SECRET), former.seal(place, SECRET), ring(&[]).seal(place, SECRET)]
             {

@@ -1,7 +1,7 @@
 //! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a
 //! PSK handshake, sends one confirmable request for `/cert`, and takes a piggybacked or separate
-//! answer. Then it signs in with the certificate. It shares no code with the server except
-//! coap-lite's message format.
+//! answer. Then it signs in with the certificate. The only code that it shares with the server is
+//! the library coap-lite.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     iot_platform::sign_in::{Login, SignMethod},
 };
 
-/// Time that the first transmission waits for its answer (RFC 7252 §4.8).
+/// Time that the device waits for an answer to the first transmission (RFC 7252 §4.8).
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_RETRANSMIT: u32 = 4;
 
@@ -61,12 +61,12 @@ impl SimulatedDevice {
     pub async fn fetch(&self) -> Result<Answer> {
         let connected = self.connect().await?;
         let answer = connected.ask().await;
-        // The answer has arrived, so a lost close_notify does not matter.
+        // The answer has arrived, so a failure to send close_notify does not matter.
         let _ = connected.connection.close().await;
         answer
     }
 
-    /// Connects without asking, for a device that asks more than once.
+    /// Connects without sending a request, for a device that sends several requests.
     pub async fn connect(&self) -> Result<ConnectedDevice> {
         let connection = timeout(self.patience, self.handshake())
             .await
@@ -84,7 +84,7 @@ impl SimulatedDevice {
             psk: Some(Arc::new(move |_| Ok(psk.clone()))),
             psk_identity_hint: Some(self.identity.clone().into_bytes()),
             cipher_suites: vec![CipherSuiteId::Tls_Psk_With_Aes_128_Ccm_8],
-            // Not used with a pre-shared key, but the library requires it.
+            // The library requires a server name, although it is not used with a pre-shared key.
             server_name: "certdist".into(),
             ..Config::default()
         };

@@ -20,8 +20,8 @@ use crate::dtls::{self, LocalAddress, Path};
 
 /// Maximum number of datagrams per system call.
 pub(super) const GROUP: usize = 32;
-/// Length of the longest datagram received or sent, in bytes. No device sends a longer
-/// one. If one arrives, it is truncated here and then dropped by the record layer.
+/// Length of the longest datagram received or sent, in bytes. No device sends a longer datagram. If
+/// a longer datagram arrives, it is truncated here, and the record layer drops it.
 const MAX_DATAGRAM: usize = 2048;
 
 /// Returns a control buffer for the IPv4 address that a datagram was sent to.
@@ -35,8 +35,8 @@ pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
-/// A socket to receive from. Each socket has its own headers, because the system shortens them to
-/// the length that it fills in, and that length depends on the address family.
+/// A socket to receive from. Each socket has message headers of its own: the system sets lengths in
+/// the headers when it fills them in, and these lengths depend on the address family.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,
@@ -74,8 +74,8 @@ impl Incoming {
         }
     }
 
-    /// Replaces the previous datagrams with up to `most` that have arrived. Returns the
-    /// number of new datagrams, 0 if none have arrived.
+    /// Replaces the previous datagrams with up to `most` newly arrived datagrams. Returns the
+    /// number of new datagrams, which may be 0.
     pub(super) fn receive(&mut self, listener: &mut Listener, most: usize) -> io::Result<usize> {
         self.received.clear();
         self.next = 0;
@@ -172,8 +172,8 @@ impl Outgoing {
         Self { buffer, datagrams: Vec::with_capacity(GROUP), sender }
     }
 
-    /// Returns the number of datagrams that the system did not accept. These are lost, so their
-    /// peers will ask again.
+    /// Returns the number of datagrams that the system did not accept. These datagrams are lost, so
+    /// their receivers will repeat their requests.
     pub(super) fn dropped(&self) -> u64 {
         self.sender.dropped
     }
@@ -212,8 +212,8 @@ impl Sender {
     }
 }
 
-/// Sends datagrams from the socket's address, or from one that the system chooses. Returns
-/// the number of datagrams dropped.
+/// Sends datagrams from the socket's address or, for a socket on a wildcard, from an address that
+/// the system chooses. Returns the number of datagrams dropped.
 fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64 {
     let addresses: Vec<SocketAddrAny> = run.iter().map(|datagram| datagram.to.into()).collect();
     let mut controls: [SendAncillaryBuffer<'_, '_, '_>; GROUP] = Default::default();
@@ -229,7 +229,7 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
             Ok(sent) => sent.max(1),
             Err(rustix::io::Errno::INTR) => continue,
             // The first datagram cannot be sent, because its destination is unreachable or the
-            // socket's buffer is full. The others are still tried.
+            // socket's buffer is full. It is dropped, and the others are tried.
             Err(_) => {
                 dropped += 1;
                 1
@@ -256,8 +256,8 @@ fn send_from(
         let sent = match sendmmsg_from(socket.as_raw_fd(), headers, waiting, addresses, control, flags) {
             Ok(sent) => sent.count().max(1),
             Err(nix::Error::EINTR) => continue,
-            // The first datagram cannot be sent, for one of the reasons given in `send`, or because
-            // the source address no longer belongs to the host.
+            // The first datagram cannot be sent: its destination is unreachable, the socket's
+            // buffer is full, or the source address no longer belongs to the host.
             Err(_) => {
                 dropped += 1;
                 1

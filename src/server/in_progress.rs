@@ -1,16 +1,16 @@
 //! Counts the requests in progress of each network, so that one network cannot use a whole worker.
-//! Performs no I/O, and does not depend on the request or session types.
+//! Performs no I/O, and knows nothing about requests and sessions.
 
 use std::collections::HashMap;
 
 use crate::rate_limit::{Network, Source};
 
-/// Maximum number of requests in progress at one worker; beyond it, devices are asked to
-/// retry later.
+/// Maximum number of requests in progress at one worker. At the maximum, devices are asked to retry
+/// later.
 pub const MAX_TASKS: u64 = 50_000;
-/// Maximum number of requests in progress from one address (in IPv6, one /64). Enough for a factory
-/// of 10,000 devices behind that address, but only a quarter of a worker's maximum. An IPv6 network
-/// larger than a /64 may have a multiple of this number.
+/// Maximum number of requests in progress from one address (in IPv6, one /64). This is enough for a
+/// factory of 10,000 devices behind the address, and is a quarter of a worker's maximum. An IPv6
+/// network larger than a /64 may have a multiple of this number.
 const MAX_OF_ADDRESS: u64 = 12_500;
 /// Maximum number of requests in progress from a network of any size, so that even the holder of a
 /// /48 leaves half of a worker free.
@@ -36,7 +36,7 @@ impl InProgress {
         }
     }
 
-    /// Removes a request that was added.
+    /// Removes a request that has ended.
     pub fn end(&mut self, source: Source) {
         for (network, _) in source.networks() {
             if let Some(count) = self.0.get_mut(&network) {

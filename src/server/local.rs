@@ -32,16 +32,16 @@ pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::R
         SocketAddr::V6(_) => {
             // For an IPv4 datagram, this option reports the IPv4-mapped address.
             setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
-            // If a whole prefix is routed to the host, the addresses in it are on no
-            // interface. They cannot be source addresses without this option.
+            // If a whole prefix is routed to the host, its addresses are assigned to no interface.
+            // Without this option, such an address cannot be a source address.
             SockRef::from(socket).set_freebind_v6(true)?;
         }
     }
     Ok(true)
 }
 
-/// Maximum number of addresses that get a number. Only a host with a whole prefix has
-/// more. Datagrams to further addresses are answered from an address that the system
+/// Maximum number of addresses that get a number. Only a host to which a whole prefix is routed has
+/// more addresses. Datagrams to the other addresses are answered from an address that the system
 /// chooses.
 const MAX_ADDRESSES: usize = 4096;
 
@@ -56,11 +56,11 @@ pub(super) struct Local {
     pub(super) source: Option<Source>,
 }
 
-/// Source address of datagrams, in the form for the socket's address family.
+/// Source address of datagrams, in the form that the socket's address family needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Source {
     address: IpAddr,
-    /// Index of the network interface for a link-local address; 0 for any other.
+    /// Index of the network interface of a link-local address; 0 for any other address.
     interface: u32,
 }
 
@@ -91,8 +91,8 @@ impl Source {
             return None;
         }
         let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        // Only a link-local address needs its interface. An answer from any other address may leave
-        // through another interface than the one that received the request.
+        // Only a link-local address needs its interface. For any other address, the system may send
+        // the answer through a different interface from the one that received the request.
         Some(Self { address, interface: if is_link_local { interface } else { 0 } })
     }
 
@@ -153,8 +153,8 @@ impl Numbers {
         Some(number)
     }
 
-    /// Returns the address with this number. `known` is the caller's copy of the
-    /// addresses, which is extended if it does not have the number yet.
+    /// Returns the address with this number. `known` is the caller's copy of the addresses. The
+    /// copy is extended if it does not contain the number yet.
     pub(super) fn address(&self, number: LocalAddress, known: &mut Vec<Local>) -> Local {
         let index = usize::from(number.0);
         if index >= known.len() {
@@ -190,8 +190,7 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // Addresses that get no number are not kept, because there may be arbitrarily many
-                // of them.
+                // Addresses without a number are not kept, because their number has no limit.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

@@ -1,7 +1,7 @@
 //! The server's I/O: sockets, threads and timers. Contains no rules about devices or certificates.
 //! There is one worker per core, with its own sockets on the same ports and its own DTLS and CoAP
-//! endpoints, so that workers rarely wait for one another. Work that takes more than one step is
-//! polled by the worker that started it.
+//! endpoints, so that workers rarely wait for one another. If work takes more than one step, the
+//! worker that started it polls it again.
 
 mod datagrams;
 mod in_progress;
@@ -41,8 +41,8 @@ pub use stack::Metrics;
 use stack::Stack;
 use worker::{Mailbox, Worker};
 
-/// Maximum number of workers. The first byte of a connection ID tells which worker the
-/// session belongs to.
+/// Maximum number of workers. The first byte of a connection ID is the number of the worker that
+/// has the session.
 pub const MAX_WORKERS: usize = 256;
 /// Size of the receive buffer requested for each socket, in bytes. The system may grant
 /// less (`net.core.rmem_max`). The buffer must hold the datagrams that arrive while a
@@ -50,7 +50,8 @@ pub const MAX_WORKERS: usize = 256;
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Maximum time for one iteration (round) of a worker's loop after the worker was woken. Even under
-/// load, a round takes less time (see `worker.rs`), so a worker that exceeds this time is stuck.
+/// load, a round takes only a few hundredths of a second, so a worker that exceeds this time is
+/// stuck.
 pub const ROUND: Duration = Duration::from_secs(2);
 
 /// Modules that the workers use.
@@ -79,7 +80,7 @@ impl Services {
 /// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Number of threads that serve devices. By default one per core, but no more than
+    /// Number of threads that serve devices. The default is one per core, but no more than
     /// [`MAX_WORKERS`].
     pub workers: usize,
     /// Limits of all workers' DTLS endpoints together.
@@ -119,7 +120,8 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-/// Reports, when it is dropped, that a worker's thread has ended without being asked to.
+/// Guard in a worker's thread. If the guard is dropped without a request to stop, it reports that
+/// the worker has ended.
 struct EndNotice {
     number: usize,
     stop: Arc<AtomicBool>,
@@ -129,8 +131,8 @@ struct EndNotice {
 impl Drop for EndNotice {
     fn drop(&mut self) {
         if !self.stop.load(Ordering::Relaxed) {
-            // The channel has space for one report per worker. If the server was dropped,
-            // no one receives the report.
+            // The channel has space for one report per worker, so sending fails only if the server
+            // was dropped. In that case, the report is not needed.
             let _ = self.ended.try_send(self.number);
         }
     }
@@ -156,7 +158,7 @@ impl Pulse {
     }
 }
 
-/// Wakes the workers and returns the numbers of those that run no round within [`ROUND`].
+/// Wakes the workers. Returns the numbers of the workers that run no round within [`ROUND`].
 pub async fn silent_workers(pulses: &[Pulse]) -> Vec<usize> {
     let before: Vec<u64> = pulses.iter().map(Pulse::rounds).collect();
     pulses.iter().for_each(Pulse::wake);
@@ -220,13 +222,12 @@ impl Server {
         &self.addresses
     }
 
-    /// Waits until a worker has ended without being asked to, and returns its number.
-    /// Devices that the kernel assigns to that worker no longer get answers, so the server
-    /// should end too.
+    /// Waits until a worker has ended without a request to stop, and returns its number. Devices
+    /// that the kernel assigns to that worker no longer get answers, so the server should end too.
     pub async fn worker_ended(&mut self) -> usize {
         match self.ended.recv().await {
             Some(number) => number,
-            // All workers have ended and were reported.
+            // All workers have ended, and each was reported.
             None => std::future::pending().await,
         }
     }
@@ -242,7 +243,7 @@ impl Server {
         self.workers.iter().map(|worker| worker.metrics.clone()).collect()
     }
 
-    /// Returns a handle per worker for checking that it is alive.
+    /// Returns a handle for each worker, with which the caller can check that the worker is alive.
     pub fn pulses(&self) -> Vec<Pulse> {
         let pulse =
             |worker: &Running| Pulse { mailbox: worker.mailbox.clone(), metrics: worker.metrics.clone() };
@@ -263,7 +264,7 @@ impl Server {
         self.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
             worker.mailbox.wake();
-            // A panic has already been reported.
+            // If the thread has panicked, the panic was already reported.
             let _ = worker.thread.join();
         }
     }
@@ -287,8 +288,8 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
     let mut addresses = Vec::with_capacity(listen.len());
     let mut sockets: Vec<Vec<UdpSocket>> = iter::repeat_with(Vec::new).take(workers).collect();
     for &wanted in listen {
-        // The IPv6 wildcard would also receive IPv4. It must not if another socket is
-        // bound to the same port for IPv4.
+        // The IPv6 wildcard also receives IPv4. If another socket is bound to the same port for
+        // IPv4, this must be turned off.
         let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
         let bound = bind(wanted, only_v6, workers)
             .map_err(|error| anyhow!("cannot listen on {wanted}: {}", bind_failure(&error, wanted)))?;
@@ -303,8 +304,8 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
 /// Binds one socket per worker to an address. The kernel distributes clients among them
 /// by address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
-    // With SO_REUSEPORT, a second server would silently share the port. So the port is
-    // first bound without this option.
+    // With SO_REUSEPORT, a second server would silently share the port. So the port is first bound
+    // without this option, which fails if another server has it.
     let address = socket(listen, only_v6, false)?.local_addr()?;
     (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }
@@ -321,7 +322,7 @@ fn socket(address: SocketAddr, only_v6: bool, reuse_port: bool) -> io::Result<Ud
     Ok(socket.into())
 }
 
-/// Describes why a port could not be opened, and what to do.
+/// Returns a sentence that says why a port could not be opened, and what to do.
 pub fn bind_failure(error: &io::Error, listen: SocketAddr) -> String {
     let port = listen.port();
     match error.kind() {

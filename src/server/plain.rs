@@ -1,7 +1,7 @@
-//! Plain CoAP, for test benches. There is no encryption and no authentication, so any client that
-//! reaches the listener gets what the devices of one enrollment get. The Echo option (RFC 9175)
-//! verifies that a client can receive messages at its address. The state is bounded. The listener
-//! is a single task of the runtime and is not designed for high load.
+//! Plain CoAP, for test benches. There is no encryption and no authentication. Any client that
+//! reaches the listener can fetch the certificates that the devices of one enrollment can fetch.
+//! The Echo option (RFC 9175) verifies that a client can receive messages at its address. The state
+//! is bounded. The listener is a single task of the runtime and is not designed for high load.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,15 +31,15 @@ use crate::{
     resource::{Answer, MAX_PAYLOAD, Service},
 };
 
-/// Maximum number of verified addresses. Beyond it, the address verified first is
-/// forgotten.
+/// Maximum number of verified addresses. At the maximum, a new verified address replaces the one
+/// that was verified first.
 const MAX_PEERS: usize = 1024;
 /// Maximum number of requests in progress.
 const MAX_TASKS: usize = 1024;
 /// Longest message received, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-/// A client's address, and the server's address that the client sent to. Answers leave from that
+/// A client's address, and the server's address that the client sent to. Answers are sent from this
 /// server address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Peer {
@@ -96,14 +96,14 @@ impl Plain {
                 self.endpoint.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 received = self.socket.async_io(Interest::READABLE, || receive(&self.socket, &mut buffer)) => {
-                    // An error here is about an earlier answer that could not be delivered, so it
-                    // is ignored.
+                    // The system reports here that an earlier answer could not be delivered. Such
+                    // an error is ignored.
                     if let Ok((length, peer)) = received {
                         self.receive(Instant::now(), peer, &buffer[..length]);
                     }
                 }
                 Some(finished) = self.tasks.join_next() => {
-                    // A panic has already been reported.
+                    // If the task has panicked, the panic was already reported.
                     if let Ok((exchange, response)) = finished {
                         self.endpoint.respond(Instant::now(), exchange, &response, &mut self.sent);
                     }
@@ -112,7 +112,8 @@ impl Plain {
             }
             self.endpoint.handle_timeout(Instant::now(), &mut self.sent);
             for (peer, message) in self.sent.drain(..) {
-                // A message that the system does not accept is lost like any datagram.
+                // A message that the system does not accept counts as a datagram lost on the
+                // network.
                 let _ = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, peer, &message)).await;
             }
         }

@@ -38,21 +38,20 @@ use crate::{
 const MAX_OF_SESSION: u32 = 4;
 /// Number of sessions checked per round after a reload.
 const SESSIONS_A_ROUND: usize = 512;
-/// Time after which a device should retry when too many requests are in progress, in
-/// seconds.
+/// Time after which a device should retry, in seconds, if too many requests are in progress.
 const TASKS_PAUSE: u32 = 10;
-/// Maximum number of failed handshakes logged per second, one line each.
+/// Maximum number of failed handshakes that are logged per second, with one line each.
 const MAX_FAILURE_LINES: u32 = 20;
-/// Maximum number of requests logged per second, one line each.
+/// Maximum number of requests that are logged per second, with one line each.
 const MAX_REQUEST_LINES: u32 = 50;
 
 /// Destination of a stack's datagrams and work.
 pub trait Io: dtls::Outbox {
-    /// Takes over work. Its result must be passed to [`Stack::done`].
+    /// Takes over work. The result of the work must be passed to [`Stack::done`].
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static);
 
-    /// Returns the current time. In contrast, a `now` argument is the time at which the round
-    /// started.
+    /// Returns the current time. (The `now` arguments of other methods are the time at which the
+    /// round started.)
     fn clock(&self) -> Instant {
         Instant::now()
     }
@@ -62,8 +61,8 @@ pub trait Io: dtls::Outbox {
 pub struct Done(WorkResult);
 
 enum WorkResult {
-    /// The handshake, the generation of the enrollments in which its key was looked up, and
-    /// the key if it was found.
+    /// Result of a lookup: the handshake, the generation of the enrollments in which the key was
+    /// looked up, and the key, if one was found.
     Key(HandshakeId, u32, Option<(Key, Principal)>),
     Response(Asked, Source, Response),
     /// The key could not be looked up.
@@ -78,7 +77,7 @@ struct Asked {
     line: Option<Box<RequestLine>>,
 }
 
-/// A request that is not worked on yet.
+/// A request that waits until its processing can begin.
 pub(super) struct Held {
     asked: Asked,
     from: SocketAddr,
@@ -107,9 +106,9 @@ pub struct Metrics {
     /// Requests asked to retry later because their session or network had too many in
     /// progress.
     pub too_many_in_progress: AtomicU64,
-    /// Answers not sent at first because the device's address was not validated yet.
+    /// Answers that had to wait because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
-    /// Kept answers that were sent once the address was validated.
+    /// Waiting answers that were sent after the address had been validated.
     pub answers_resumed: AtomicU64,
     /// Requests dropped or refused because their session had too many requests that were in
     /// progress or recently answered.
@@ -150,10 +149,9 @@ pub struct Client {
     generation: u32,
     /// Number of the client's requests in progress.
     in_progress: u32,
-    /// Address at which the client proved its key, after it had returned a cookie there.
-    /// Limits count by this address even after the session has moved (RFC 9146 §6).
-    /// Otherwise a client could claim another client's address and use up the tokens of
-    /// that address.
+    /// Address at which the client proved its key, after it had returned a cookie there. Limits
+    /// count by this address even after the session has moved (RFC 9146 §6). Otherwise a client
+    /// could pretend to be at another client's address and use up the tokens of that address.
     source: Cell<Option<Source>>,
 }
 
@@ -177,7 +175,8 @@ impl Client {
         Self { principal, generation, in_progress: 0, source: Cell::new(None) }
     }
 
-    /// Returns the source that limits count by. It is derived from the `address` of the first call.
+    /// Returns the source by which limits count. The source is derived from the `address` of the
+    /// first call.
     fn source(&self, address: SocketAddr) -> Source {
         let source = self.source.get().unwrap_or_else(|| Source::of(address));
         self.source.set(Some(source));
@@ -200,7 +199,7 @@ pub struct Stack {
     in_progress: InProgress,
     /// Number of times that the enrollments were reloaded.
     generation: u32,
-    /// Set while sessions begun under earlier enrollments remain to be checked.
+    /// Set while some sessions that began under earlier enrollments have not been checked yet.
     revoking: bool,
 }
 
@@ -232,9 +231,9 @@ impl Stack {
         self.metrics.clone()
     }
 
-    /// Replaces the enrollments and limits from now on. A session ends, and is served no more, if
-    /// its enrollment was removed or now has another key. Sessions with individual keys end as
-    /// well, because the table may have changed. All other sessions continue under the new policy.
+    /// Replaces the enrollments and limits from now on. A session ends if its enrollment was
+    /// removed or now has another key. A session with an individual key also ends, because the
+    /// table may have changed. All other sessions continue under the new policy.
     pub fn reload(&mut self, services: Services) {
         self.services = services.unshared();
         self.generation = self.generation.wrapping_add(1);
@@ -242,7 +241,7 @@ impl Stack {
         self.dtls.restart_walk();
     }
 
-    /// Checks some of the sessions that were begun under earlier enrollments.
+    /// Checks some of the sessions that began under earlier enrollments.
     fn revoke(&mut self, io: &mut impl Io) {
         let (enrollments, generation) = (&self.services.enrollments, self.generation);
         let is_over = |client: &mut Client| !client.is_good(enrollments, generation);
@@ -260,7 +259,7 @@ impl Stack {
         is_good
     }
 
-    /// Starts a group of datagrams. The store may check for changes only once for the
+    /// Starts a group of datagrams. The store then needs to check for changes only once for the
     /// whole group.
     pub fn begin_group(&self) {
         self.services.store.hold();
@@ -313,15 +312,15 @@ impl Stack {
         left
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // While there are sessions to check, the next call is due immediately.
+        // While sessions remain to be checked, the next call is due immediately.
         let revoking = self.revoking.then(Instant::now);
         [self.dtls.poll_timeout(), self.coap.poll_timeout(), revoking].into_iter().flatten().min()
     }
 
-    /// Does everything that is due: retransmissions, timeouts, pings, and checks of
-    /// sessions after a reload.
+    /// Performs all tasks that are due: retransmissions, timeouts, pings, and checks of sessions
+    /// after a reload.
     pub fn handle_timeout(&mut self, now: Instant, io: &mut impl Io) {
         if self.revoking {
             self.revoke(io);
@@ -361,8 +360,8 @@ impl Stack {
         self.serve(now, session, held, io);
     }
 
-    /// Holds a request until the device's address is validated. This is for certificates that are
-    /// issued only once, because a device whose answer could not be sent could not get another
+    /// Holds a request until the device's address is validated. Called for certificates that are
+    /// issued only once: if the answer could not be sent, the device would never get its
     /// certificate.
     fn hold(&mut self, now: Instant, session: SessionId, held: Held, io: &mut impl Io) {
         if let Some(earlier) = self.validation.hold(session, held) {
@@ -405,7 +404,8 @@ impl Stack {
         if let Some(client) = self.dtls.principal_mut(session) {
             client.in_progress += 1;
         }
-        // A session that waits for its certificate is evicted last.
+        // A busy session is evicted last, so that a device that waits for its certificate keeps its
+        // session.
         self.dtls.set_busy(session, true);
     }
 
@@ -435,7 +435,7 @@ impl Stack {
         }
     }
 
-    /// Sends pings to the devices whose answers were withheld.
+    /// Sends pings to the devices whose answers or requests wait for a validated address.
     fn validate(&mut self, now: Instant, io: &mut impl Io) {
         while let Some(session) = self.validation.next_to_ask(now, &self.dtls) {
             if self.validation.has_moved(session, &self.dtls) {
@@ -449,8 +449,7 @@ impl Stack {
         }
     }
 
-    /// Handles a device's answer to a ping. Sends withheld answers, and serves a held
-    /// request.
+    /// Handles a device's answer to a ping. Sends the waiting answers, and serves a held request.
     fn validated(&mut self, now: Instant, io: &mut impl Io) {
         if let Some(session) = self.coap.take_pong()
             && let Some(path) = self.validation.answered(session)
@@ -475,8 +474,8 @@ impl Stack {
                         client.source(peer);
                     }
                     tracing::debug!(%peer, "session established");
-                    // The key may have been revoked during the handshake, after existing
-                    // sessions were checked.
+                    // The key may have been revoked during the handshake, after the check of all
+                    // existing sessions.
                     self.is_good(session, io);
                 }
                 Event::Closed { session, reason } => {
@@ -516,7 +515,8 @@ impl Stack {
                 self.dtls.postpone_psk(handshake);
             }
             Poll::Pending => {
-                // The lookup is started again, because work that waits must own its data.
+                // The lookup is started again with copies, because work that waits must own its
+                // data.
                 let Services { enrollments, store, .. } = self.services.clone();
                 let generation = self.generation;
                 let work = async move {
@@ -556,19 +556,19 @@ impl Stack {
         if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
-    /// Passes work to `io` because its first step did not finish it.
+    /// Passes work that its first step did not finish to `io`.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);
     }
 
-    /// Counts a datagram that was for a session of another worker, but was not accepted by that
+    /// Counts a datagram that belonged to a session of another worker and was not accepted by that
     /// worker.
     pub fn forwarded_dropped(&self) {
         self.metrics.forwarded_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the number of pings and held requests.
+    /// Returns the number of unanswered pings and held requests.
     #[cfg(test)]
     pub fn questions(&self) -> usize {
         self.validation.open()
@@ -612,9 +612,8 @@ impl Stack {
     }
 }
 
-/// Logs a failed lookup of a key. No alert is sent, because it would tell the device that
-/// its key is wrong. Without an alert, the device repeats its flight, and the key is
-/// looked up again.
+/// Logs a failed lookup of a key. No alert is sent, because an alert would tell the device that its
+/// key is wrong. Without an alert, the device repeats its flight, and the key is looked up again.
 fn key_not_found(error: &StoreError) {
     tracing::error!(%error, "a key could not be looked up; its device will repeat its handshake message");
 }
@@ -630,7 +629,7 @@ fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> 
     work.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Content of a request's log line, apart from the answer.
+/// The part of a request's log line that does not depend on the answer.
 struct RequestLine {
     device: Option<DeviceId>,
     identity: String,

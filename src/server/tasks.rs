@@ -1,6 +1,6 @@
 //! Work in progress of a worker. Each piece is polled on the worker's own thread when it can
 //! continue. In an earlier version, the runtime's threads polled the work and passed the results
-//! back. That took a fifth of the server's time while many certificates were issued for the first
+//! back. While many certificates were issued for the first time, this took a fifth of the server's
 //! time.
 
 use std::{
@@ -59,7 +59,7 @@ impl<T, N: Notify> Tasks<T, N> {
         Self { tasks: HashMap::new(), next: 0 }
     }
 
-    /// Adds a piece of work. The caller must soon poll it for the first time.
+    /// Adds a piece of work. The caller must soon poll the work for the first time.
     pub(super) fn add(&mut self, work: Work<T>, notify: N) -> TaskId {
         let task = self.next;
         self.next += 1;
@@ -77,7 +77,7 @@ impl<T, N: Notify> Tasks<T, N> {
     /// Polls a piece of work. Returns its result if it is done.
     pub(super) fn poll(&mut self, task: TaskId) -> Option<T> {
         let Task { work, wakeup, waker } = self.tasks.get_mut(&task)?;
-        // Cleared before polling, so that any event from now on sends a notice again.
+        // The flag is cleared before the poll, so that any later event sends a notice again.
         wakeup.notified.store(false, Ordering::Release);
         match work.as_mut().poll(&mut Context::from_waker(waker)) {
             Poll::Ready(result) => {

@@ -1,7 +1,7 @@
 //! Address validation for devices with a connection ID that have moved (RFC 9146 §6). Only a few
-//! bytes are sent to a new address until the device is shown to receive datagrams at that address.
-//! To show this, the device must answer a CoAP ping inside its session. Until it does, longer
-//! answers to its requests wait in the CoAP endpoint.
+//! bytes are sent to a new address until the device has shown that it receives datagrams there. The
+//! device shows this by answering a CoAP ping inside its session. Until then, longer answers to its
+//! requests wait in the CoAP endpoint.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use crate::{
     dtls::{self, Delivery, Path, SessionId},
 };
 
-/// Time after which a device is sent another ping, if a message or request still waits.
+/// Time after which another ping is sent to a device for which a message or request still waits.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Pings to devices that have moved, and requests that wait for the answers to these
@@ -65,8 +65,7 @@ impl Validation {
         self.held.remove(&session)
     }
 
-    /// Returns whether the last ping went to another address than the device's current
-    /// one.
+    /// Returns whether the device has moved to another path since its last ping was sent.
     pub(super) fn has_moved(&self, session: SessionId, dtls: &dtls::Endpoint<Client>) -> bool {
         self.asked.get(&session).is_some_and(|&(path, _)| dtls.path(session) != Some(path))
     }
@@ -78,15 +77,15 @@ impl Validation {
         }
     }
 
-    /// Removes from the list the session that [`next_to_ask`](Self::next_to_ask) returned last,
+    /// Removes the session that [`next_to_ask`](Self::next_to_ask) returned last from the list,
     /// even if its ping could not be sent. The next message in the session causes another attempt.
     pub(super) fn done(&mut self) {
         let asked = self.withheld.pop();
         self.withheld.retain(|&other| Some(other) != asked);
     }
 
-    /// Returns the path of the session's ping, on which the device has just been shown to receive
-    /// datagrams, and forgets the ping.
+    /// Forgets the session's ping, and returns its path. By answering the ping, the device has
+    /// shown that it receives datagrams on this path.
     pub(super) fn answered(&mut self, session: SessionId) -> Option<Path> {
         self.asked.remove(&session).map(|(path, _)| path)
     }
@@ -119,8 +118,8 @@ impl<'s, O: dtls::Outbox> Sealing<'s, O> {
         Self { dtls, out, validation, to_validated: false }
     }
 
-    /// Creates an outbox that sends to the address at which the device was last shown to receive
-    /// datagrams, even if it has moved again since.
+    /// Creates an outbox that sends to the device's most recently validated address, even if the
+    /// device has moved again since.
     pub(super) fn to_validated(
         dtls: &'s mut dtls::Endpoint<Client>,
         out: &'s mut O,
@@ -140,7 +139,7 @@ impl<O: dtls::Outbox> coap::Outbox<SessionId> for Sealing<'_, O> {
         if delivery == Delivery::Unvalidated {
             self.validation.withheld.push(session);
         }
-        // A closed session accepts no message, and its exchanges are forgotten together with it.
+        // A closed session accepts no message. Its exchanges were forgotten when it was closed.
         delivery == Delivery::Sent
     }
 

@@ -1,5 +1,5 @@
-//! One worker: a thread that passes datagrams from its sockets to its stack, and the
-//! answers back. It also polls work that the stack passes on. A letter in the worker's
+//! One worker: a thread that passes datagrams from its sockets to its stack, and answers from the
+//! stack to the sockets. It also polls the work that the stack hands over. A letter in the worker's
 //! inbox reports that a piece of work can continue.
 
 use std::{
@@ -30,36 +30,34 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round spends on letters and datagrams that have arrived. Processing the last
-/// datagram may exceed this time by more than a millisecond. Then timers are handled, answers are
-/// sent, and the round is counted.
+/// Maximum time that a round spends on letters and datagrams that have arrived. The processing of
+/// the last datagram may exceed this time by more than a millisecond. After this time, the round
+/// handles timers and sends answers.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
 /// Maximum number of queued datagrams that other workers have received for a worker.
 const MAX_FORWARDED: usize = 1024;
-/// Number of groups from each source after which timers are handled, even if more
-/// datagrams have arrived.
+/// Maximum number of groups from each source that a round processes before it handles timers.
 const MAX_GROUPS: usize = 16;
 
-/// Number of datagrams that one device may send in immediate succession: its close_notify and its
-/// next hello. A worker that was woken usually finds no more than these, so it does not prepare a
-/// whole group.
+/// Number of datagrams that one device may send in immediate succession: a close_notify and the
+/// next hello. A worker that was woken usually finds no more than this number of datagrams, so it
+/// does not prepare buffers for a whole group.
 const FEW: usize = 2;
 
 /// Time for which a worker under load lets datagrams accumulate, because waking up costs several
-/// times as much as a datagram. With 64 concurrent devices, waking up for every two datagrams took
-/// half of the server's time. With a pause of 200 µs, the server still took a quarter more time
-/// than with 500 µs. A single device is answered without a pause.
+/// times as much as processing a datagram. With 64 concurrent devices, waking up for every two
+/// datagrams took half of the server's time. With a pause of 200 µs, the server still took a
+/// quarter more time than with 500 µs. A single device is answered without a pause.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// Maximum time that a stopping worker continues, so that waiting devices get their
+/// Maximum time for which a stopping worker continues to run, so that waiting devices get their
 /// answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Interval at which a stopping worker checks whether it can end.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
-/// Maximum time for sending close_notify to all sessions. Enough for about 100,000
-/// sessions.
+/// Maximum time for sending close_notify to all sessions. It is enough for about 100,000 sessions.
 const LEAVE: Duration = Duration::from_secs(4);
 /// Pause between two groups of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
@@ -69,9 +67,9 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 enum Load {
     /// At most [`FEW`] datagrams were waiting.
     Quiet,
-    /// More were waiting, and others will probably follow soon.
+    /// More than [`FEW`] datagrams were waiting, and others will probably follow soon.
     Busy,
-    /// The round may not have processed everything that has arrived.
+    /// The round may not have processed all datagrams that have arrived.
     Full,
 }
 
@@ -85,7 +83,7 @@ enum Letter {
     Fail,
 }
 
-/// Start of a round, and the time that it may take.
+/// Start of a round, and the time that the round may take.
 struct Round {
     now: Instant,
     time: Duration,
@@ -101,14 +99,15 @@ impl Round {
 /// A datagram that another worker's socket received.
 type Forwarded = (dtls::Path, Box<[u8]>);
 
-/// Handle with which tasks, other workers and the server send letters and datagrams to a worker.
-/// Anything sent to a worker that has ended is lost, as intended.
+/// Handle with which tasks, other workers and the server send letters and datagrams to a worker. A
+/// letter or datagram that is sent to a worker that has ended is dropped.
 #[derive(Clone)]
 pub(super) struct Mailbox {
     inbox: Sender<Letter>,
     datagrams: SyncSender<Forwarded>,
     waker: Arc<mio::Waker>,
-    /// Set between waking the worker and its next round, so that it is not woken twice.
+    /// Set from the time at which the worker is woken until its next round, so that it is not woken
+    /// twice.
     woken: Arc<AtomicBool>,
 }
 
@@ -220,7 +219,7 @@ impl Worker {
 
     /// Serves until the worker is stopped.
     pub(super) fn run(self, neighbours: &[Mailbox]) -> Result<(), RunError> {
-        // Work polled here may use timers of the runtime.
+        // The work that this thread polls may use timers of the runtime.
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
         Active::new(self).map_err(RunError::SetUp)?.run(neighbours).map_err(RunError::Wait)
@@ -330,12 +329,12 @@ impl Active {
         self.sides.outgoing.flush();
     }
 
-    /// Runs one round, within [`ROUND_TIME`]. Letters, forwarded datagrams and sockets
-    /// each get a part of the time, and at least one step. Thus no kind of load starves
-    /// the others or keeps the round from ending.
+    /// Runs one round, within [`ROUND_TIME`]. Letters, forwarded datagrams and sockets each get a
+    /// part of the time, and at least one step. So no kind of load can block the others, or keep
+    /// the round from ending.
     fn round(&mut self, neighbours: &[Mailbox]) -> Load {
         let round = Round { now: Instant::now(), time: self.round_time };
-        // Cleared before the inbox is read, so that anything sent from now on wakes the
+        // The flag is cleared before the inbox is read, so that anything sent later wakes the
         // worker again.
         self.sides.mailbox.woken.store(false, Ordering::Release);
         let has_letters = self.read_letters(&round);
@@ -372,8 +371,8 @@ impl Active {
         }
     }
 
-    /// Returns whether this worker can end: it was asked to stop, and either no work is left or
-    /// [`LAST_ANSWERS`] has passed since then.
+    /// Returns whether this worker can end. It can end if it was asked to stop and no work is left,
+    /// or if [`LAST_ANSWERS`] has passed since it was asked to stop.
     fn is_over(&self, ends: &mut Option<Instant>) -> bool {
         if !self.stop.load(Ordering::Relaxed) {
             return false;
@@ -383,28 +382,28 @@ impl Active {
         now >= ends || (self.sides.tasks.is_empty() && self.sides.new_tasks.is_empty())
     }
 
-    /// Returns the time that the worker can sleep, or `None` if it can sleep until
+    /// Returns the time for which the worker can sleep, or `None` if the worker can sleep until
     /// something arrives.
     fn pause(&self, stopping: bool) -> Option<Duration> {
         let pause = self.stack.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
         if stopping { Some(pause.map_or(LAST_LOOK, |pause| pause.min(LAST_LOOK))) } else { pause }
     }
 
-    /// Processes the datagrams that have arrived: in turn, a group from the other workers
-    /// and a group from each socket. A group that is not full has emptied its socket.
-    /// Later datagrams wake the worker again.
+    /// Processes the datagrams that have arrived: a group from the other workers and a group from
+    /// each socket, repeatedly. If a group is not full, its socket is empty, and later datagrams
+    /// will wake the worker again.
     fn receive(&mut self, round: &Round, neighbours: &[Mailbox]) -> Load {
         let mut taken = 0;
         let mut most = if self.load == Load::Quiet { FEW + 1 } else { GROUP };
         for _ in 0..MAX_GROUPS {
             let mut more = self.take_forwarded(round);
-            // Processes datagrams that the previous round had no time for.
+            // Datagrams for which the previous round had no time come first.
             if !self.take_group(round, neighbours) {
                 return Load::Full;
             }
             for _ in 0..self.listeners.len() {
-                // Continues after the listener that was read last, even in the previous
-                // round.
+                // Each round continues after the listener that was read last, so that all listeners
+                // take turns.
                 self.turn = (self.turn + 1) % self.listeners.len();
                 let Some(listener) = self.listeners.get_mut(self.turn) else { break };
                 match self.incoming.receive(listener, most) {
@@ -436,7 +435,7 @@ impl Active {
     /// Processes the received datagrams. Returns whether there was time for all of them.
     fn take_group(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
-        // Grouping pays off only for several datagrams.
+        // A group of one datagram would gain nothing.
         if count > 1 {
             self.stack.begin_group();
         }
@@ -471,8 +470,9 @@ impl Active {
     }
 }
 
-/// Returns the mailbox of the worker that has the session of a datagram, or `None` if that is this
-/// worker or unknown. After a device has moved, the kernel may deliver its datagrams to any worker.
+/// Returns the mailbox of the worker that has the session of a datagram. Returns `None` if this
+/// worker has the session, or if the worker is not known. After a device has moved, the kernel may
+/// deliver its datagrams to any worker.
 fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
     let owner = usize::from(dtls::connection_id_prefix(bytes)?);
     if owner == number { None } else { neighbours.get(owner) }

@@ -1,6 +1,6 @@
-//! Tests of a server with several addresses. Devices send to each address from connected
-//! sockets, which receive no answer from any other address. All addresses in 127.0.0.0/8
-//! belong to this host. By default, the system would answer from 127.0.0.1.
+//! Tests of a server with several addresses. Devices send to each address from connected sockets,
+//! which receive answers only from that address. All addresses in 127.0.0.0/8 belong to this host.
+//! Without a source address, the system would answer from 127.0.0.1.
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn provision(server: SocketAddr) {
 #[test]
 fn an_answer_leaves_from_the_address_that_the_device_sent_to() {
     let (folder, runtime) = (tempfile::TempDir::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
-    // The second wildcard also receives IPv4, with mapped addresses.
+    // A socket on `[::]` also receives IPv4, with IPv4-mapped addresses.
     for listen in ["0.0.0.0:0", "[::]:0"] {
         let server = start(&[listen], &folder, runtime.handle());
         let port = server.addresses()[0].port();

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Maximum number of allocations of one provisioning; see docs/performance.md.
+/// Maximum number of allocations of one provisioning. `docs/performance.md` gives the current
+/// number.
 const MOST_ALLOCATIONS: u64 = 55;
 
 /// Returns the allocations that the server makes in one conversation: their number in each
@@ -16,7 +17,7 @@ fn allocations(stack: &mut Stack, profile: Profile) -> (Vec<u64>, u64) {
     let mut asked = false;
     while let Some(mut datagram) = to_server.pop() {
         let mut measured = allocation_counter::measure(|| stack.receive(now, peer, &mut datagram, &mut out));
-        // Each collected datagram is an allocation of the test itself.
+        // For each collected datagram, the test itself makes one allocation.
         measured.count_total -= out.0.len() as u64;
         steps.push(measured.count_total);
         bytes += measured.bytes_total;
@@ -55,7 +56,7 @@ fn a_provisioning_makes_no_more_allocations_than_documented() {
     let mut stack = Stack::new(dtls, coap, services);
     let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
     let profile = Profile::new("plug", psk);
-    // Warm-up: tables grow and statements are prepared.
+    // The first conversations make tables grow and prepare statements, so they are not measured.
     for _ in 0..100 {
         allocations(&mut stack, profile.clone());
     }

@@ -56,7 +56,7 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
     }
 }
 
-/// Collects a stack's datagrams. Fails the test if any work is not done at its first step.
+/// Collects a stack's datagrams. Fails the test if any work takes more than its first step.
 struct Collected(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Collected {
@@ -155,8 +155,8 @@ fn a_device_that_moves_is_served_by_its_worker_whichever_worker_receives_it() {
         workers.insert(device.client.server_connection_id()[0]);
         let first = device.ask(1);
         assert_eq!(first[1], 0x45);
-        // A NAT forgets its mapping: each request comes from another port, and so may
-        // reach another worker's socket.
+        // The NAT in front of the device changes its mapping. Each request comes from another port,
+        // and so may reach another worker's socket.
         for id in 2..12 {
             device.socket = Device::socket(server.addresses()[0]);
             let again = device.ask(id);
@@ -187,18 +187,18 @@ fn a_session_that_moves_uses_the_limits_of_its_first_address() {
         |address| Device::connect_over(Device::socket_at(address, server.addresses()[0]), profile.clone());
 
     let mut thief = connect("127.0.0.2");
-    // The thief pretends to be at the factory's address.
+    // A client with a stolen key pretends to be at the address of a factory.
     thief.socket = Device::socket_at("127.0.0.3", server.addresses()[0]);
     let codes: Vec<u8> = (1..=5).map(|id| thief.ask_for(id, b"sn=SN-9")[1]).collect();
     assert_eq!(codes, [0x84, 0x84, 0x84, 0x9d, 0x9d]);
     assert_eq!(connect("127.0.0.3").ask(1)[1], 0x45);
-    // Neighbours behind the thief's NAT are still served, but the thief is not.
+    // Other devices at the thief's own address are still served, but the thief is not.
     assert_eq!(connect("127.0.0.2").ask(1)[1], 0x45);
     assert_eq!(thief.ask_for(9, b"sn=SN-1")[1], 0x9d);
     server.stop();
 }
 
-/// The session ends because the device closes it, or because it is idle for too long.
+/// In one case, the device closes the session. In the other case, the session is idle for too long.
 #[test]
 fn the_coap_state_of_a_session_is_forgotten_with_it() {
     for says_close in [true, false] {
@@ -221,7 +221,8 @@ fn the_coap_state_of_a_session_is_forgotten_with_it() {
             }
             if client.is_established() && !asked {
                 asked = true;
-                // The resource does not exist, so nothing is looked up.
+                // The request is for a resource that does not exist, so the server looks nothing
+                // up.
                 to_server.push(client.send(&[0x40, 1, 0, 9, 0xb1, b'x']));
             }
         }

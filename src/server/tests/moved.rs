@@ -1,5 +1,5 @@
-//! Tests of a device with a connection ID that has moved (RFC 9146 §6). The certificate
-//! that it asks for is longer than what may be sent to an address that is not validated.
+//! Tests of a device with a connection ID that has moved (RFC 9146 §6). An answer with a
+//! certificate is longer than the data that may be sent to an address that is not validated.
 
 use super::*;
 
@@ -105,7 +105,7 @@ fn an_answer_waits_until_the_devices_address_is_validated() {
             let heard = scene.say(2000, &reset(&heard[0].1));
             assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, 2000, 0x45));
             assert_eq!(scene.metrics(), [0, 1, 1]);
-            // From now on, nothing is held back at the new or the first address.
+            // After the validation, no answer is held back at the new address or at the first one.
             for (id, port) in [(10, 2000), (11, 1000), (12, 1000)] {
                 let heard = scene.say(port, &request(id, b"sn=SN-1"));
                 assert_eq!((heard.len(), heard[0].0, heard[0].1[1]), (1, port, 0x45), "{id}");
@@ -114,7 +114,7 @@ fn an_answer_waits_until_the_devices_address_is_validated() {
     }
 }
 
-/// The device is behind a NAT that gives each datagram another port.
+/// In this test, the device is behind a NAT that gives each datagram another port.
 #[test]
 fn a_device_whose_address_changes_with_every_datagram_gets_its_answer() {
     let mut scene = Scene::new(&[]);
@@ -131,7 +131,7 @@ fn a_device_whose_address_changes_with_every_datagram_gets_its_answer() {
     }
 }
 
-/// The ping or its answer was lost, and the device repeats its request.
+/// In this test, the ping or its answer is lost, and the device repeats its request.
 #[test]
 fn a_repeated_request_causes_another_ping() {
     let mut scene = Scene::new(&[]);
@@ -173,7 +173,7 @@ fn the_ping_to_a_device_is_forgotten_with_its_session() {
 }
 
 impl Scene {
-    /// Like [`new`](Self::new), but with an enrollment whose certificates are issued only once.
+    /// Creates a scene whose enrollment issues each certificate only once.
     fn issues_once(own_id: &[u8]) -> Self {
         let mut scene = Self::new(own_id);
         let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
@@ -186,7 +186,7 @@ impl Scene {
 }
 
 /// A certificate that is issued only once is looked up only when the answer may be sent. If the
-/// answer were lost, the device could not get another.
+/// answer were withheld after the issue, the device could not get the certificate again.
 #[test]
 fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated() {
     for own_id in [&[][..], &[7; 8], &[7; 40]] {
@@ -195,11 +195,12 @@ fn a_request_for_a_certificate_issued_once_waits_until_the_address_is_validated(
         let heard = scene.say(2000, &ask);
         assert_eq!(heard.len(), 1, "a ping");
         assert_eq!(scene.metrics(), [0, 0, 0], "nothing was answered, and nothing kept");
-        // The ping was lost. The repeated request causes another.
+        // The ping was lost. The repeated request causes another ping.
         scene.now += Duration::from_secs(3);
         let heard = scene.say(2000, &ask);
         let heard = scene.say(2000, &reset(&heard[0].1));
-        // The certificate was issued before, so the request is refused now.
+        // The certificate was already issued before the device moved, so the held request is
+        // refused.
         assert_eq!((heard.len(), heard[0].1[1]), (1, 0x83));
         assert_eq!(scene.metrics()[0], 1);
         assert_eq!(scene.stack.questions(), 0);

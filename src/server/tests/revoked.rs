@@ -1,5 +1,5 @@
-//! Tests that a revoked key no longer works: sessions that were started with it end when
-//! the configuration is reloaded.
+//! Tests that a revoked key no longer works: sessions that were started with this key end when the
+//! configuration is reloaded.
 
 use super::*;
 
@@ -54,7 +54,7 @@ impl Scene {
     fn ask(&mut self, number: u16, id: u8) -> Option<u8> {
         let client = &mut self.clients[usize::from(number)];
         client.received.clear();
-        // The resource does not exist, so nothing is looked up.
+        // The request is for a resource that does not exist, so the server looks nothing up.
         let datagram = client.send(&[0x40, 1, 0, id, 0xb1, b'x']);
         self.pass(number, vec![datagram]);
         self.clients[usize::from(number)].received.first().map(|answer| answer[1])
@@ -139,7 +139,7 @@ fn a_handshake_started_with_a_key_that_was_then_revoked_opens_no_session() {
 fn a_kept_answer_is_not_repeated_after_the_reload() {
     let mut scene = Scene::new(dtls::Config::default(), 1);
     assert_eq!(scene.ask(0, 1), Some(0x84));
-    // The message ID is the same, so CoAP repeats its answer.
+    // The request has the message ID of an earlier request, so CoAP repeats the earlier answer.
     assert_eq!(scene.ask(0, 1), Some(0x84));
     scene.reload(None);
     assert_eq!(scene.ask(0, 1), None);

@@ -15,15 +15,16 @@ use crate::{
     },
 };
 
-/// Number of handshakes of each identity before the medians are first compared. The order
-/// of the handshakes is shuffled.
+/// Number of handshakes of each identity before the medians are first compared. The handshakes of
+/// all identities are in random order.
 const ROUNDS: usize = 500;
 /// Maximum number of times that the number of handshakes is doubled before a difference counts as
-/// real. A difference caused by other load shrinks; a real one stays.
+/// real. With more handshakes, a difference caused by other load shrinks, but a real difference
+/// stays.
 const DOUBLINGS: u32 = 4;
-/// Largest accepted difference of the medians, as a fraction of the smallest. Any of these
-/// faults would exceed it: a key is not derived, a table is not read, a value is not
-/// decrypted, a MAC is not verified.
+/// Largest accepted difference between medians, as a fraction of the smallest median. Any of the
+/// following faults causes a larger difference: a key is not derived, a table is not read, a value
+/// is not decrypted, a MAC is not verified.
 const TOLERANCE: f64 = 0.06;
 
 /// Description of the identity whose key is longer than 30 bytes. Its premaster secret is longer
@@ -31,8 +32,8 @@ const TOLERANCE: f64 = 0.06;
 /// but may exceed the tolerance; `docs/security.md` has the measurement.
 const LONG_KEY: &str = "individual, 64 bytes";
 
-/// Identities of every kind: description, identity and enrollment. All identities have the
-/// same length.
+/// Identities of every kind, each with its description, identity and enrollment. All identities
+/// have the same length.
 const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("individual", "own-0250", Some("own")),
     (LONG_KEY, "own-0750", Some("own")),
@@ -49,7 +50,7 @@ const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
 enum Secrets {
     Clear,
     Sealed,
-    /// There is a database key, but nothing is sealed yet.
+    /// A database key is configured, but no value is sealed yet.
     YetToSeal,
 }
 
@@ -132,8 +133,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
                 let after = work_done();
                 let work = [0, 1, 2].map(|of| after[of] - before[of]);
                 assert_eq!(work, [reads, derived, opened], "{what}, {enrollments:?}, {secrets:?}");
-                // An identity without a configured enrollment is treated as a device of
-                // the first derived one.
+                // An identity without a configured enrollment is treated as a device of the first
+                // derived enrollment.
                 let own = enrollment.filter(|name| enrollments.contains(name));
                 let first = enrollments.contains(&"one").then_some("one");
                 let found = found.as_ref().map(|(_, principal)| principal.enrollment.name.as_str());
@@ -143,8 +144,8 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     }
 }
 
-/// Runs a handshake with a wrong key. Returns the time that the server takes to process
-/// the client's last flight and to give up the handshake, and its answer.
+/// Runs a handshake with a wrong key. Returns the server's answer, and the time that the server
+/// takes to process the client's last flight and to give up the handshake.
 fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     let now = Instant::now();
     let [high, low] = number.to_be_bytes();
@@ -165,12 +166,11 @@ fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     (took, out.0.remove(0).1)
 }
 
-/// Compares the times that handshakes with these identities take to fail, and returns the
-/// answers. The handshakes are interleaved, so that other load on the machine delays all
-/// of them alike.
+/// Compares the times that handshakes with these identities take to fail, and returns the answers.
+/// The handshakes are interleaved, so that other load on the machine delays all identities equally.
 fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
     let now = Instant::now();
-    // Handshakes that failed are soon evicted by new ones.
+    // With a small table, new handshakes soon evict the failed ones.
     let config = dtls::Config { max_handshakes: 64, ..dtls::Config::default() };
     let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);

@@ -129,8 +129,8 @@ fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
     let _busy = device(bench.addresses[1], 3 * GROUP);
     let others = [0, 2].map(|index| device(bench.addresses[index], 1));
-    // Each round takes one datagram. In these rounds, a whole group comes from the busy address,
-    // and one datagram from each of the other addresses.
+    // Each round takes one datagram. In these rounds, the worker takes a whole group from the busy
+    // address, and one datagram from each of the other addresses.
     for _ in 0..GROUP + 2 {
         assert_eq!(bench.round(), Load::Full);
     }
@@ -152,7 +152,7 @@ fn forwarded_datagrams_take_turns_with_the_workers_own() {
         assert_eq!(bench.hellos_answered(), 2 * round);
     }
 
-    // Even with ample time, one call takes at most a group.
+    // Even if the round has much time, one call takes at most a group.
     bench.active.round_time = Duration::from_secs(3600);
     let round = Round { now: Instant::now(), time: bench.active.round_time };
     assert!(bench.active.take_forwarded(&round));
@@ -167,7 +167,7 @@ fn datagrams_that_another_worker_does_not_accept_are_counted() {
     bench.active.round_time = Duration::from_secs(3600);
     let neighbours = [bench.active.sides.mailbox.clone(), neighbour.active.sides.mailbox.clone()];
     let device = device(bench.addresses[0], 0);
-    // A record with a connection ID of worker 1.
+    // The record has a connection ID of worker 1.
     let mut record = [0; 40];
     record[..3].copy_from_slice(&[25, 0xfe, 0xfd]);
     record[11] = 1;
