@@ -1,4 +1,4 @@
-//! Names and rate limits of the API's actions. The registrar keeps to these rates, and the
+//! Names and rate limits of the API's actions. The registrar does not exceed these rates, and the
 //! simulator enforces them.
 
 /// An action that certdist calls, or that only the simulator knows.
@@ -18,9 +18,9 @@ pub enum Action {
     QueryPageByApplyId,
     /// Returns the certificates and states of up to 100 devices.
     BatchQueryDeviceDetail,
-    /// Keeps a device from signing in. Not called by certdist.
+    /// Disables a device, so that it cannot sign in. Not called by certdist.
     DisableThing,
-    /// Lets a disabled device sign in again. Not called by certdist.
+    /// Allows a disabled device to sign in again. Not called by certdist.
     EnableThing,
     /// Deletes a device and frees its name. Not called by certdist.
     DeleteDevice,

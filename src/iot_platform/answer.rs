@@ -1,5 +1,5 @@
-//! Reads answers of IoT Platform: a device, a batch, or an error and its class. Pure; trusts
-//! neither the status nor the body, and does not depend on an HTTP client.
+//! Reads answers of IoT Platform: a device, a batch, or an error and its class. This module trusts
+//! neither the status nor the body. It performs no I/O, and knows nothing about the HTTP client.
 
 mod batch;
 
@@ -10,8 +10,8 @@ pub use self::batch::{read_apply_id, read_devices, read_page, read_progress};
 use super::{ApiError, CloudDevice, ErrorClass};
 use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
 
-/// Code for a response that is not a valid answer of the API: HTML, truncated, or with missing or
-/// wrong fields.
+/// Code for a response that is not a valid answer of the API, for example because it is HTML, is
+/// truncated, or lacks a field.
 pub const NOT_AN_ANSWER: &str = "NotAnAnswer";
 /// Maximum length of the message of an [`ApiError`], in characters.
 pub const MAX_MESSAGE: usize = 200;
@@ -30,10 +30,10 @@ struct Envelope {
     code: Option<String>,
     error_message: Option<String>,
     message: Option<String>,
-    /// The content is parsed later, so that an answer with a wrong certificate is not reported as a
-    /// response that is not an answer.
+    /// Set if `Data` is present. Its content is parsed later, so that an answer with a wrong
+    /// certificate gets its own error.
     data: Option<IgnoredAny>,
-    /// Present, instead of `Data`, in an answer that is one page of a list of devices.
+    /// Set in an answer that is one page of a list of devices, which has this field and no `Data`.
     page_count: Option<IgnoredAny>,
 }
 
@@ -48,10 +48,10 @@ struct DeviceEnvelope {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DeviceData {
-    /// Absent in a page, whose devices are all of one product.
+    /// Absent in a page, because all devices of a page have the same product.
     product_key: Option<String>,
     device_name: String,
-    // A `Secret` is wiped when dropped, even if parsing fails later.
+    // This type wipes the secret even if parsing fails at a later field.
     #[serde(deserialize_with = "secret")]
     device_secret: Secret,
     iot_id: Option<String>,
@@ -66,8 +66,8 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D
 
 /// Classifies a failed call by its HTTP status and its `Code`.
 ///
-/// A known code alone decides the class. With an unknown code, the status decides. Without a
-/// code, the response is not an answer of the API.
+/// A known code determines the class. With an unknown code, the status determines the class. A
+/// response without a code is not an answer of the API.
 pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
     use ErrorClass::*;
     match (code, status) {
@@ -88,7 +88,7 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
         | (Some("Forbidden.RAM" | "iot.common.RamActionPermissionDeny"), _)
         | (Some("iot.common.AuthActionPermissionDeny"), _)
         | (Some("iot.common.InvalidTenant" | "iot.system.UidNotFound"), _)
-        // The documentation has both spellings.
+        // The cloud's documentation has both spellings.
         | (Some("Iot.system.BillIsOverDue" | "iot.system.BillIsOverDue"), _)
         | (Some("iot.system.InstanceNotFound" | "iot.Sre.IotInstanceNotFound"), _)
         | (Some("iot.prod.NotExistedProduct" | "iot.device.DeviceCountExceeded"), _) => Operator,
@@ -96,7 +96,8 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
 
         (Some("iot.device.InvalidFormattedDeviceName"), _) => Device,
 
-        // The gateway refuses the account or its permissions, whatever the code.
+        // With these statuses, the gateway refuses the account or its permissions, whatever the
+        // code is.
         (Some(_), 401 | 403) => Operator,
         (_, 429 | 500..=599) => TryAgain,
         (Some(_), _) => Unknown,
@@ -113,10 +114,11 @@ fn is_or_begins(code: &str, family: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Returns the cloud's error and its class. The message is unchanged, because only the caller
-/// knows the secrets that [`sanitized`] must remove. A response that is not an answer is
-/// [`ErrorClass::TryAgain`]. A certificate that cannot be the requested one is
-/// [`ErrorClass::Unknown`]: a repetition may help, but only a limited number of times.
+/// Returns the cloud's error and its class. The message is unchanged, because only the caller knows
+/// the secrets that [`sanitized`] must remove. The class of a response that is not an answer is
+/// [`ErrorClass::TryAgain`]. The class of a certificate that cannot be the requested one is
+/// [`ErrorClass::Unknown`]: another attempt may succeed, but the number of attempts must be
+/// limited.
 pub fn read_device(
     status: u16,
     body: &[u8],
@@ -126,8 +128,8 @@ pub fn read_device(
     read(status, body, |envelope| envelope.data.is_some(), |body| device(body, product_key, device_name))
 }
 
-/// Reads an answer. It must have a 2xx status, `Success` must be true, and `has_content` must
-/// accept its fields.
+/// Reads an answer. The status must be 2xx, `Success` must be true, and `has_content` must accept
+/// the fields.
 fn read<T>(
     status: u16,
     body: &[u8],
@@ -135,7 +137,7 @@ fn read<T>(
     content: impl FnOnce(&[u8]) -> Result<T, &'static str>,
 ) -> Result<T, ApiError> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|_| {
-        // The body may be a login page or half a certificate, so only its size is shown.
+        // The body may contain part of a certificate, so the message shows only its size.
         not_an_answer(status, format!("HTTP {status} with {} bytes that are not a JSON answer", body.len()))
     })?;
     let has_content = has_content(&envelope);
@@ -162,14 +164,14 @@ fn not_an_answer(status: u16, message: String) -> ApiError {
 }
 
 /// Returns whether a text looks like a code. Other texts are not accepted, because codes go into
-/// logs and metrics as they are.
+/// logs and metrics unchanged.
 fn is_code(code: &str) -> bool {
     (1..=MAX_CODE).contains(&code.len())
         && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// Reads the device in `Data`, or returns what is wrong with it. Errors do not repeat the
-/// content, because part of it is secret.
+/// Reads the device in `Data`. The error says what is wrong without repeating any content, because
+/// part of the content is secret.
 fn device(body: &[u8], product_key: &str, device_name: &str) -> Result<CloudDevice, &'static str> {
     let DeviceEnvelope { data } =
         serde_json::from_slice(body).map_err(|_| "Data lacks a field of a certificate")?;
@@ -207,18 +209,18 @@ fn is_field(text: &str) -> bool {
     (1..=MAX_FIELD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Parses an ISO 8601 time into seconds since 1970. Returns `None` for any other text, such as the
-/// empty text for an event that has not happened.
+/// Parses an ISO 8601 time into seconds since 1970. Returns `None` for any other text. For example,
+/// the text is empty for an event that has not happened.
 fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
-/// Makes a message fit for one line of a log: at most [`MAX_MESSAGE`] characters, without
-/// control characters, and without any of `secrets`.
+/// Shortens a message to one line for the log: at most [`MAX_MESSAGE`] characters, without control
+/// characters, and without any of `secrets`.
 ///
-/// In one error, the gateway repeats the string that it expected to be signed. That string
-/// contains the security token, percent-encoded twice, which a search for the token would miss.
-/// Therefore the string is removed.
+/// In one error, the gateway repeats the string that it expected to be signed. This string contains
+/// the security token in a form that is percent-encoded twice. A search for the token would not
+/// find this form, so the whole string is removed.
 pub fn sanitized(message: &str, secrets: &[&str]) -> String {
     let mut message = match message.find("string to sign") {
         Some(at) => format!("{}string to sign …", &message[..at]),
@@ -265,7 +267,8 @@ mod tests {
             for code in ["NoPermission", "Strange"] {
                 assert_eq!(classify(status, Some(code)), ErrorClass::Operator, "{status} {code}");
             }
-            // A known code decides, whatever the status. A proxy's page has no code.
+            // A known code determines the class, whatever the status is. A response without a code,
+            // such as a proxy's page, is not an answer.
             assert_eq!(classify(status, Some("Throttling.User")), ErrorClass::Throttled);
             assert_eq!(classify(status, None), ErrorClass::TryAgain);
         }

@@ -1,6 +1,6 @@
 //! Model of the cloud's batches, for the simulator and test doubles. A batch first checks its
-//! names, then creates its devices; each step takes some time. Pure; the time is an argument, and
-//! the caller provides the devices.
+//! names, and then creates its devices. Each step takes some time. This module performs no I/O: the
+//! time is an argument, and the caller provides the devices.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyId, BatchProgress, BatchStatus};
 use crate::device::is_device_name;
 
-/// First `ApplyId`; real ones are about as large.
+/// First `ApplyId`. It is about as large as the `ApplyId`s of the real cloud.
 const FIRST: u64 = 1_295_006;
-/// Maximum number of batches. A further batch replaces the oldest batch that has no step in
-/// progress. If every batch has a step in progress, it replaces the oldest one.
+/// Maximum number of batches. At the maximum, a new batch replaces the oldest batch that has no
+/// step in progress. If every batch has a step in progress, the new batch replaces the oldest one.
 const MAX_BATCHES: usize = 1000;
 
 /// The devices that the batches work on.
@@ -23,7 +23,7 @@ pub(crate) trait Names {
     /// Returns whether the product has a device with this name.
     fn is_taken(&self, product_key: &str, device_name: &str) -> bool;
 
-    /// Creates a device at `now_ms`; returns false if its name is taken.
+    /// Creates a device at the time `now_ms`. Returns false if the name is taken.
     fn create(&mut self, product_key: &str, device_name: &str, now_ms: i64) -> bool;
 }
 
@@ -125,8 +125,7 @@ impl Batches {
         ApplyId(id)
     }
 
-    /// Starts the second step (`BatchRegisterDeviceWithApplyId`), if the first has
-    /// succeeded.
+    /// Starts the second step (`BatchRegisterDeviceWithApplyId`) if the first step has succeeded.
     pub(crate) fn register(
         &mut self,
         product_key: &str,
@@ -170,8 +169,8 @@ impl Batches {
         Ok(BatchProgress { status, valid, invalid })
     }
 
-    /// Returns the product of a batch and the names of the created devices, in the order
-    /// of the request; no names before the second step has ended.
+    /// Returns the product of a batch and the names of the created devices, in the order of the
+    /// request. There are no names before the second step has ended.
     pub(crate) fn created(&self, apply_id: ApplyId) -> Result<(&str, &[String]), Refused> {
         let batch = self.batches.get(&apply_id.0).ok_or("iot.device.DeviceApplyIsNotFound")?;
         let names: &[String] = match &batch.stage {
@@ -185,7 +184,7 @@ impl Batches {
         let batch = self.batches.get(&apply_id.0).ok_or("iot.device.DeviceApplyIsNotFound")?;
         match batch.product_key == product_key {
             true => Ok(batch),
-            // The cloud misspells this code.
+            // The misspelling in this code is the cloud's own.
             false => Err("iot.device.IncorrentDeviceApplyInfo"),
         }
     }

@@ -1,6 +1,6 @@
-//! The client of IoT Platform's API. It signs calls, and limits the time and memory of each. It
-//! signs a call again if the nonce, the clock or the token was wrong. The registrar decides about
-//! all other repetitions, and about the rate of calls.
+//! The client of IoT Platform's API. It signs calls, and limits the time and memory of each call.
+//! If the nonce, the clock or the token was wrong, it signs the call again and repeats it. The
+//! registrar decides about all other repetitions, and about the rate of calls.
 
 mod actions;
 
@@ -33,15 +33,15 @@ pub use super::{
 use crate::device::Secret;
 
 /// Maximum length of an answer, in bytes. The longest answer is the status of a batch of 10,000
-/// names, each of which may occur twice and with an explanation.
+/// names. In this answer, each name may occur twice and may have an explanation.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// Initial capacity for an answer of unknown length, in bytes.
 const USUAL_ANSWER: usize = 4096;
-/// Change of the clock offset above which a warning is logged, in seconds; the `Date` header has
-/// a resolution of one second.
+/// Change of the clock offset above which a warning is logged, in seconds. The `Date` header has a
+/// resolution of only one second.
 const CLOCK_TOLERANCE: u64 = 2;
-/// Time for which the `Date` of an answer is used to estimate the cloud's time. It is longer than
-/// the pause between two sweeps, whose calls bring newer answers.
+/// Time for which the `Date` of an answer is used to estimate the cloud's time. The calls of the
+/// next sweep bring newer answers, so this time is longer than the pause between two sweeps.
 const SEEN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of a [`Client`].
@@ -61,8 +61,8 @@ pub struct ClientConfig {
     pub timeouts: Timeouts,
     /// PEM file with root certificates that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Seconds to add to this machine's clock. The client corrects this number by the cloud's clock
-    /// when a timestamp is refused.
+    /// Seconds to add to this machine's clock to get the cloud's time. When a timestamp is refused,
+    /// the client corrects this number according to the cloud's clock.
     pub clock_offset: i64,
 }
 
@@ -87,7 +87,7 @@ impl ClientConfig {
     }
 }
 
-/// A client of one endpoint. All tasks of the process share it and its connections.
+/// A client of one endpoint. All tasks of the process share the client and its connections.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Url,
@@ -111,7 +111,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Checks the configuration and sets up TLS; makes no call yet.
+    /// Checks the configuration and sets up TLS. Makes no call.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Client {
         })
     }
 
-    /// Reads the credentials, so that an error in them is logged at startup, and not only at the
+    /// Reads the credentials, so that an error in the credentials is logged at startup, before the
     /// first call.
     pub async fn read_credentials(&self) {
         // The error is already in the log.
@@ -148,7 +148,7 @@ impl Client {
     }
 
     /// Returns the seconds to add to this machine's clock to get the cloud's time, if the last
-    /// answer is recent. The result is right even if this machine's clock was set since that
+    /// answer is recent. The result is right even if this machine's clock was changed after that
     /// answer.
     pub(super) fn seen_offset(&self) -> Option<i64> {
         let (date, at) = (*self.seen())?;
@@ -195,8 +195,8 @@ impl Client {
         }
     }
 
-    /// Returns whether to sign the call again and repeat it. This is done at most once for a
-    /// refused nonce or timestamp, and at most once for an expired token.
+    /// Returns whether to sign the call again and repeat it. A call is repeated at most once
+    /// because of a refused nonce or timestamp, and at most once because of an expired token.
     fn may_repeat(&self, error: &ApiError, answer: &Answer, repeated: &mut Repeated) -> bool {
         if error.class == ErrorClass::SignAgain && !repeated.signed {
             repeated.signed = true;
@@ -242,8 +242,8 @@ impl Client {
             .timeout(deadline.saturating_duration_since(Instant::now()))
             .body(signed.body);
         let unanswered = |error: reqwest::Error| {
-            // The URL is removed because it may hold parameters; the caller knows the call
-            // anyway.
+            // The URL may contain parameters, so it is removed from the error. The caller knows
+            // which call has failed.
             let error = http::unanswered(&error.without_url(), &self.endpoint, &self.timeouts);
             without_secrets(error, &credentials)
         };
@@ -260,8 +260,8 @@ impl Client {
         Ok(Answer { status, date, body, credentials })
     }
 
-    /// Adopts the cloud's clock. Warns once for each change, even if several calls in progress have
-    /// used the old clock.
+    /// Sets the clock offset according to the cloud's clock. Logs one warning for each change, even
+    /// if several calls in progress have used the old offset.
     fn correct_clock(&self, date: Option<i64>) {
         let Some(date) = date else {
             tracing::warn!(
@@ -301,7 +301,8 @@ async fn bounded_body(
             return Err(too_long());
         }
         if length > body.capacity() {
-            // A vector that reallocates by itself would leave a copy of a secret in freed memory.
+            // The vector is not allowed to reallocate by itself, because that would leave a copy of
+            // a secret in freed memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
             larger.extend_from_slice(&body);
             body = larger;
@@ -333,7 +334,7 @@ struct Answer {
     date: Option<i64>,
     /// May hold a device secret.
     body: Zeroizing<Vec<u8>>,
-    /// Credentials that the call was signed with.
+    /// Credentials with which the call was signed.
     credentials: Arc<Credentials>,
 }
 
@@ -359,7 +360,7 @@ impl Nonces {
 /// Parses the endpoint, and checks that it is a URL for calls.
 fn endpoint_url(text: &str) -> Result<Url, ClientError> {
     let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
-    // A text with `@` is not shown: even if it is not a URL, it may hold a password.
+    // A text with `@` may contain a password, even if it is not a URL, so it is not shown.
     let shown = if text.contains('@') { "…" } else { text };
     let url = Url::parse(text).map_err(|error| wrong(shown, format!("is not a URL ({error})")))?;
     let what = if !matches!(url.scheme(), "http" | "https") {
@@ -380,8 +381,8 @@ fn unix_now() -> i64 {
 
 /// Formats a time as `YYYY-MM-DDThh:mm:ssZ`.
 fn timestamp(seconds: i64) -> String {
-    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time that
-    // replaces it, and the clock offset is then corrected.
+    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time
+    // 1970-01-01, which replaces it, and the client then corrects the clock offset.
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 
@@ -451,7 +452,7 @@ mod tests {
             .finish();
         let client = Client::new(config("http://127.0.0.1:1")).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            // Three calls were in progress with the old clock.
+            // Each of the three corrections stands for a call that was signed with the old offset.
             for _ in 0..3 {
                 client.correct_clock(Some(unix_now() + 3600));
             }
@@ -486,7 +487,8 @@ mod tests {
             let call = async |name: String| client.register_device("a1BwAGVxyz1", &name).await.map(drop);
             call("SN01".into()).await.unwrap();
             assert_eq!(warnings(), 0);
-            // This has the same effect as a clock that jumps two hours ahead, and then back.
+            // Changing the offset has the same effect as a clock that jumps two hours ahead, and
+            // then back.
             for (drift, warned) in [(7200, 1), (-7200, 2)] {
                 client.clock_offset.fetch_add(drift, Ordering::Relaxed);
                 for number in 0..3 {
@@ -494,7 +496,7 @@ mod tests {
                 }
                 assert_eq!(warnings(), warned, "{signature:?}");
             }
-            // The gateway accepts this difference, so there is no warning.
+            // The gateway accepts a difference of ten minutes, so there is no warning.
             client.clock_offset.fetch_add(600, Ordering::Relaxed);
             call("SN02".into()).await.unwrap();
             assert_eq!((warnings(), simulator.stats().refused), (2, 2));

@@ -1,6 +1,6 @@
 //! Credentials of the calls. Their source is fixed credentials, a credentials file, or the RAM role
-//! of an ECS instance. The module caches them, and reads them again before they expire or when the
-//! file has changed. It does not depend on signatures or actions.
+//! of an ECS instance. This module caches the credentials, and reads them again before they expire
+//! or when the file has changed. It knows nothing about signatures or actions.
 
 mod file;
 mod role;
@@ -30,16 +30,16 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// Credentials are read again this many seconds before they expire. The SDKs use the same value,
-/// which equals the clock difference that the gateway tolerates.
+/// Number of seconds before their expiry at which credentials are read again. The SDKs use the same
+/// number, which is also the clock difference that the gateway tolerates.
 pub const READ_AHEAD: i64 = 15 * 60;
 
 /// Code of an [`ApiError`] if there are no credentials for a call.
 const NO_CREDENTIALS: &str = "Credentials";
-/// Maximum time to read credentials if there are no valid ones.
+/// Maximum time for reading credentials if no valid credentials are cached.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time to read credentials while the old ones are still valid. The call that reads them
-/// waits for this time at most.
+/// Maximum time for reading credentials while the cached credentials are still valid. The call that
+/// reads them waits no longer than this.
 const EARLY_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed read, in seconds. It doubles with each further failure, up to
 /// [`MAX_PAUSE`].
@@ -61,7 +61,7 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not even the ID is printed: in a leaked log, it would show an attacker which account to
+        // The ID is not printed either: in a leaked log, it would show an attacker which account to
         // attack.
         f.write_str("Credentials(…)")
     }
@@ -96,9 +96,9 @@ pub struct CredentialsFile {
 }
 
 impl Source {
-    /// Returns a name of the account. Processes that use the same credentials get the same name, by
-    /// which they share the account's limits. The name is a hash that reveals nothing of the
-    /// credentials.
+    /// Returns a name of the account. Processes with the same credentials get the same name, and
+    /// share the account's limits under this name. The name is a hash that reveals nothing about
+    /// the credentials.
     pub(super) fn account(&self) -> String {
         let (kind, name) = match self {
             Self::Given(credentials) => ("key", credentials.access_key_id.clone()),
@@ -109,7 +109,7 @@ impl Source {
         hex::encode(&digest[..8])
     }
 
-    /// Reads everything that needs no network call, so that an operator's mistake is found before
+    /// Checks everything that needs no network call, so that an operator's mistake is found before
     /// the first device asks for a certificate.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ fn is_complete(credentials: &Credentials) -> bool {
 /// Reason why a read failed.
 #[derive(Debug)]
 enum Failure {
-    /// Only the operator can fix it.
+    /// Only the operator can fix the cause.
     Operator(String),
     /// A later read may succeed.
     Passing(String),
@@ -143,7 +143,7 @@ enum Failure {
 /// Result of a read.
 struct Read {
     credentials: Credentials,
-    /// Expiry in seconds since 1970; `None` if there is none.
+    /// Expiry in seconds since 1970; `None` if the credentials do not expire.
     expires: Option<i64>,
 }
 
@@ -152,7 +152,7 @@ pub(super) struct Holder {
     source: Source,
     metadata: Metadata,
     state: Mutex<State>,
-    /// Held by the call that reads the credentials, so that only one call reads them at a time.
+    /// Lock that the reading call holds, so that only one call reads the credentials at a time.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -167,7 +167,7 @@ struct Held {
     expires: Option<i64>,
     /// State of the file when the credentials were read.
     stamp: Option<Stamp>,
-    /// Set if the cloud has refused the token as expired, even if `expires` is later.
+    /// Set if the cloud has refused the token as expired. Takes precedence over `expires`.
     refused: bool,
     /// Time before which credentials that expire soon are not read again, in seconds since 1970.
     again: i64,
@@ -176,7 +176,8 @@ struct Held {
 /// The most recent failed read.
 struct Failed {
     error: ApiError,
-    /// State of the file at that time. If the file has changed since, it is read immediately.
+    /// State of the file when the read failed. If the file has changed since, it is read
+    /// immediately.
     stamp: Option<Stamp>,
     pause: i64,
     /// Time of the next attempt, in seconds since 1970.
@@ -185,18 +186,19 @@ struct Failed {
 
 /// State of the cached credentials, which decides how a call continues.
 enum Standing {
-    /// They are valid and are used.
+    /// The cached credentials are valid, and the call uses them.
     Good(Arc<Credentials>),
-    /// They are valid, but new ones are to be read.
+    /// The cached credentials are valid, but new credentials must be read.
     Ageing(Arc<Credentials>),
-    /// There are no valid credentials, so new ones are read.
+    /// There are no valid credentials, so new credentials must be read.
     None,
-    /// There are no valid credentials, and a read has just failed, so the call fails.
+    /// There are no valid credentials, and the pause after a failed read is not over, so the call
+    /// fails.
     Failed(ApiError),
 }
 
 impl Holder {
-    /// Makes a holder; reads nothing yet.
+    /// Makes a holder that has not read any credentials yet.
     ///
     /// # Errors
     ///
@@ -223,13 +225,13 @@ impl Holder {
     }
 
     /// Returns credentials that are valid at `now`, in seconds since 1970 by the cloud's clock. If
-    /// they must be read, one call reads them. The other calls wait for that read only if there are
-    /// no valid credentials.
+    /// credentials must be read, one call reads them. Other calls wait for this read only if there
+    /// are no valid credentials.
     ///
     /// # Errors
     ///
-    /// Fails if there are no valid credentials. The error says where they were expected and in
-    /// which form.
+    /// Fails if there are no valid credentials. The error says where credentials were expected and
+    /// in which form.
     pub async fn current(&self, now: i64, deadline: Instant) -> Result<Arc<Credentials>, ApiError> {
         let usable = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
@@ -242,7 +244,7 @@ impl Holder {
             (Some(credentials), Err(_)) => return Ok(credentials.clone()),
             (None, Err(_)) => timeout_at(deadline, self.reading.lock()).await.map_err(|_| late())?,
         };
-        // Another call may have read the credentials while this one waited.
+        // Another call may have read the credentials while this call waited for the lock.
         let early = match self.standing(now) {
             Standing::Good(credentials) => return Ok(credentials),
             Standing::Failed(error) => return Err(error),
@@ -263,7 +265,8 @@ impl Holder {
             return false;
         }
         let mut state = self.state();
-        // If the refused credentials are not the cached ones, newer ones have already been read.
+        // If the refused credentials are no longer cached, newer credentials have already been
+        // read.
         if let Some(held) = state.held.as_mut().filter(|held| Arc::ptr_eq(&held.credentials, used)) {
             held.refused = true;
             state.failed = None;
@@ -295,7 +298,8 @@ impl Holder {
         (soon && !is_ahead(held.again, now)) || held.stamp != self.stamp()
     }
 
-    /// Returns the state of the file, to notice changes; `None` without a file.
+    /// Returns the state of the credentials file, by which changes are noticed; `None` if the
+    /// source is not a file.
     fn stamp(&self) -> Option<Stamp> {
         match &self.source {
             Source::File(file) => file::stamp(&file.path),
@@ -366,8 +370,8 @@ impl Holder {
     }
 }
 
-/// Returns whether the pause until `again` still lasts. Setting the clock back does not prolong
-/// it.
+/// Returns whether the pause until `again` is still running. A clock that is set back does not
+/// prolong the pause.
 fn is_ahead(again: i64, now: i64) -> bool {
     (1..=MAX_PAUSE).contains(&(again - now))
 }

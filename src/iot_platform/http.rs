@@ -1,5 +1,5 @@
 //! HTTP for the calls: root certificates, proxies, timeouts, and explanations for the operator when
-//! a call gets no answer. Does not depend on actions or signatures.
+//! a call gets no answer. Knows nothing about actions or signatures.
 
 use std::{
     error::Error,
@@ -13,8 +13,8 @@ use rustls::CertificateError;
 
 use super::{ApiError, ErrorClass, NOT_SENT};
 
-/// Time after which an idle connection is closed. Gateways close idle connections after 60 s, and
-/// a call fails if its connection is being closed.
+/// Time after which an idle connection is closed. Gateways close idle connections after 60 s, and a
+/// call fails if the gateway closes its connection at the same moment.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Time limits of a call and its stages.
@@ -25,8 +25,8 @@ pub struct Timeouts {
     /// Time from the start of a request to the first byte of its answer. Includes the time to
     /// connect, so it is at least `connect`.
     pub first_byte: Duration,
-    /// Time for a whole call: reading the credentials, repetitions, and receiving the whole
-    /// answer.
+    /// Time for a whole call, which includes reading the credentials, repetitions, and receiving
+    /// the whole answer.
     pub whole: Duration,
 }
 
@@ -69,13 +69,13 @@ pub enum ClientError {
         /// Reason.
         what: String,
     },
-    /// There is no access key.
+    /// No access key is configured.
     #[error(
         "no access key for IoT Platform: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
     )]
     AccessKey,
-    /// TLS or the system's random numbers could not be set up. The usual cause is that there are
-    /// no root certificates.
+    /// TLS or the system's random numbers could not be set up. The usual cause is that the system
+    /// has no root certificates.
     #[error(
         "could not set up calls to IoT Platform ({0}); check that the package ca-certificates is installed"
     )]
@@ -93,34 +93,34 @@ pub(super) fn http_client(
         .connect_timeout(timeouts.connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
         // With HTTP/1.1, a call that times out ends its connection. With HTTP/2, later calls would
-        // share that connection, and all of them would fail if a NAT has dropped it.
+        // share the connection, and all of them would fail if a NAT had dropped the connection.
         .http1_only();
     // The file is read even if it is not needed, so that a wrong file is noticed immediately.
     let roots = ca_file.map(read_roots).transpose()?;
     if endpoint.scheme() == "http" {
         // The endpoint does not use TLS, so the system's root certificates, which may be missing,
-        // are not loaded. Those of `ca_file` are still needed for a proxy with https.
+        // are not loaded. The certificates of `ca_file` may still be needed for a proxy with https.
         builder = builder.tls_certs_only(roots.unwrap_or_default());
     } else if let Some(roots) = roots {
         builder = builder.tls_certs_merge(roots);
     }
     if is_loopback(endpoint) {
-        // HTTP_PROXY does not apply to a simulator on this machine.
+        // An endpoint on this machine, such as the simulator, is never called through HTTP_PROXY.
         builder = builder.no_proxy();
     }
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
-/// Makes a client for the metadata service. The client never uses a proxy, because it would then
-/// get the access key of the machine on which the proxy runs.
+/// Makes a client for the metadata service. The client never uses a proxy: through a proxy, it
+/// would get the access key of the proxy's machine.
 pub(super) fn metadata_client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
     let builder = builder().no_proxy().connect_timeout(timeout).timeout(timeout).tls_certs_only([]);
     builder.build().map_err(|error| ClientError::Setup(with_causes(&error)))
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    // reqwest uses the process's crypto provider, and panics without one. A provider that is
-    // already installed is kept.
+    // reqwest uses the process's crypto provider, and panics if none is installed. A provider that
+    // is already installed is kept.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .user_agent(concat!("certdist/", env!("CARGO_PKG_VERSION")))
@@ -146,8 +146,8 @@ fn is_loopback(url: &Url) -> bool {
     })
 }
 
-/// Converts the error of a call without an answer. After a timeout, the call may have been
-/// carried out, unless the timeout occurred while connecting.
+/// Converts the error of a call without an answer. After a timeout, the call may have been carried
+/// out, except if the connection was not established.
 pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
     let (class, code, message) = if let Some(what) = certificate_error(error) {
         let host = endpoint.host_str().unwrap_or_default();
@@ -166,7 +166,7 @@ pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
     ApiError { class, code: code.into(), message }
 }
 
-/// Makes the error of a call whose answer did not start in time. The call may have been carried
+/// Makes the error of a call whose answer did not begin in time. Such a call may have been carried
 /// out.
 pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     ApiError {
@@ -179,8 +179,8 @@ pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
 /// Returns a message that says what an operator can do about a refused certificate.
 fn untrusted(host: &str, error: &CertificateError) -> String {
     match error {
-        // A bad signature comes from another CA with the same name, for example after the CA was
-        // set up again.
+        // The signature is bad if the certificate comes from another CA with the same name, for
+        // example because the CA was set up again.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "the certificate shown for {host} is from a CA that this machine does not trust: set ca_file if the \
              CA is your own or a proxy's, else repair the package ca-certificates"
@@ -201,7 +201,7 @@ fn untrusted(host: &str, error: &CertificateError) -> String {
     }
 }
 
-/// Finds the certificate error of TLS among the causes.
+/// Finds the certificate error of TLS among the causes of an error.
 fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
     causes(error).find_map(|cause| match cause.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::InvalidCertificate(what)) => Some(what),
@@ -212,13 +212,14 @@ fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Certifi
 /// Iterates over an error and its causes, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
-        // `source` of an I/O error skips the error that it wraps, so that error is taken first.
+        // The `source` of an I/O error skips the error that the I/O error wraps, so the wrapped
+        // error is taken first.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source())
     })
 }
 
-/// Formats an error and its causes on one line. The text of reqwest's error alone only says which
+/// Formats an error and its causes on one line. The text of reqwest's own error only says which
 /// step failed.
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<_> = causes(error).map(ToString::to_string).collect();

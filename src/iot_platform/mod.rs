@@ -1,6 +1,6 @@
 //! IoT Platform's API, version 2018-01-20, as certdist uses it: a signed client, and a simulator
-//! that verifies the client's signatures. This module covers calls, answers and classes of errors;
-//! the registrar decides when to call, and what to do about a failure.
+//! that verifies the client's signatures. This module makes calls, reads answers and classifies
+//! errors. The registrar decides when to call, and what to do about a failure.
 
 mod action;
 pub(crate) mod answer;
@@ -26,8 +26,8 @@ use crate::device::Certificate;
 
 /// Version of the API that the calls are written for.
 pub const API_VERSION: &str = "2018-01-20";
-/// Default rate of `RegisterDevice` calls per second: most of the account's limit of 30,
-/// which other programs share.
+/// Default rate of `RegisterDevice` calls per second. It leaves a part of the account's limit of 30
+/// to other programs.
 pub const QPS: f64 = 25.0;
 /// Default pause between two sweeps, which query the activation and state of all devices.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
@@ -48,7 +48,7 @@ pub struct CloudDevice {
     pub certificate: Certificate,
     /// `IotId`.
     pub iot_id: Option<String>,
-    /// `UtcCreate` in seconds since 1970, if the answer has it.
+    /// `UtcCreate` in seconds since 1970, if the answer has this field.
     pub created: Option<i64>,
     /// `UtcActive` in seconds since 1970, once the device has signed in.
     pub activated: Option<i64>,
@@ -73,13 +73,14 @@ pub enum BatchStatus {
     Check,
     /// All names can be registered.
     CheckSuccess,
-    /// At least one name cannot be registered, so none is.
+    /// At least one name cannot be registered, so no device will be created.
     CheckFailed,
     /// The devices are being created.
     Create,
     /// The devices are created.
     CreateSuccess,
-    /// Either no device or not every device was created; the documentation has both meanings.
+    /// Not every device was created, or no device was created. The cloud's documentation has both
+    /// meanings.
     CreateFailed,
 }
 
@@ -117,9 +118,8 @@ impl BatchStatus {
 pub struct BatchProgress {
     /// The current step or its result.
     pub status: BatchStatus,
-    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. One part
-    /// of the documentation says that this list is empty, rather than full, if every name was
-    /// accepted.
+    /// `ValidList`: at most [`MAX_BATCH`] names that were accepted or created. According to one
+    /// part of the cloud's documentation, this list is empty if every name was accepted.
     pub valid: Vec<String>,
     /// `InvalidList`: at most [`MAX_BATCH`] names that were not accepted or created. Names that
     /// break the naming rules are left out.
@@ -129,7 +129,7 @@ pub struct BatchProgress {
 /// A page of the devices that a batch has created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchPage {
-    /// At most [`PAGE_SIZE`] devices, in the same order each time.
+    /// At most [`PAGE_SIZE`] devices. The order is the same in every call.
     pub devices: Vec<CloudDevice>,
     /// `PageCount`.
     pub pages: u32,
@@ -139,7 +139,7 @@ pub struct BatchPage {
 /// says, and what to do").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// The device name is taken: recover through `QueryDeviceDetail`.
+    /// The device name is taken: look the device up with `QueryDeviceDetail`.
     Exists,
     /// There is no such device, or no such batch.
     NotFound,
@@ -151,12 +151,12 @@ pub enum ErrorClass {
     TimedOut,
     /// The nonce was already used, or the clock is wrong: sign again.
     SignAgain,
-    /// Only the operator can fix it: credentials, permissions, quota, product.
+    /// Only the operator can fix the cause: credentials, permissions, quota, product.
     Operator,
     /// The error concerns this device only.
     Device,
-    /// An unknown code: try again a limited number of times. Then refuse the device, or stop calls
-    /// for its product if several of its devices fail.
+    /// An unknown code: try again a limited number of times. After that, refuse the device, or stop
+    /// the calls for its product if several devices of the product fail.
     Unknown,
 }
 
@@ -194,8 +194,8 @@ pub const NOT_SENT: &str = "NoConnection";
 
 /// Actions that the registrar calls. [`client::Client`] calls the real cloud.
 pub trait IotPlatform: Send + Sync + 'static {
-    /// Returns a name of the account whose limits the calls share. It is the same in every process
-    /// that uses the same credentials, and reveals nothing of them.
+    /// Returns a name of the account whose limits the calls share. All processes that use the same
+    /// credentials get the same name, which reveals nothing about the credentials.
     fn account(&self) -> String {
         String::new()
     }
@@ -228,8 +228,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     /// `BatchCheckDeviceNames`: checks 1 to [`MAX_BATCH`] names, as the first step of a
     /// batch.
     ///
-    /// If no answer arrives, the batch may exist nevertheless. That is harmless: checked names
-    /// are not reserved, and a repeated call makes another batch.
+    /// If no answer arrives, the batch may exist. A repeated call then makes another batch, which
+    /// is harmless because checked names are not reserved.
     fn batch_check_device_names<'a>(
         &'a self,
         product_key: &'a str,
@@ -246,7 +246,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     /// `BatchRegisterDeviceWithApplyId`: creates the devices of a batch whose check has
     /// succeeded.
     ///
-    /// If no answer arrives, the step may have started; the status shows whether it has.
+    /// If no answer arrives, the step may have started. The status of the batch shows whether it
+    /// has.
     fn batch_register_device_with_apply_id<'a>(
         &'a self,
         product_key: &'a str,
@@ -254,8 +255,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     ) -> ApiFuture<'a, ApplyId>;
 
     /// `QueryPageByApplyId`: returns one page of the certificates that a batch has created. Pages
-    /// are numbered from 1. Neither the call nor its answer has a product key, so the
-    /// certificates get the one from the argument.
+    /// are numbered from 1. Neither the call nor its answer has a product key, so the certificates
+    /// get `product_key`.
     fn query_page_by_apply_id<'a>(
         &'a self,
         product_key: &'a str,

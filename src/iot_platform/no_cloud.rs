@@ -1,4 +1,4 @@
-//! Stands in for IoT Platform if none is configured.
+//! Replaces the client of IoT Platform if none is configured.
 
 use std::future;
 

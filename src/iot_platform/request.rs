@@ -1,5 +1,5 @@
-//! Builds the signed request of a call, in the signature version that the operator chose. Pure;
-//! nonce and time are arguments.
+//! Builds the signed request of a call, in the signature version that the operator has chosen. This
+//! module performs no I/O: nonce and time are arguments.
 
 use reqwest::{
     Url,
@@ -13,7 +13,7 @@ use super::{
     signature_v3::{self, Signable},
 };
 
-/// Maximum length of an encoded query, in bytes; gateways refuse longer request lines.
+/// Maximum length of an encoded query, in bytes. Gateways refuse long request lines.
 const MAX_QUERY: usize = 2048;
 /// `Content-Type` of a form.
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -55,7 +55,7 @@ impl Call<'_> {
     /// # Errors
     ///
     /// Fails if version 3 is used and a credential has a control character or a non-ASCII
-    /// character, because a header cannot hold it.
+    /// character, which a header cannot contain.
     pub fn sign(&self, version: SignatureVersion, credentials: &Credentials) -> Result<Signed, &'static str> {
         match version {
             SignatureVersion::V1 => Ok(self.sign_v1(credentials)),
@@ -90,8 +90,8 @@ impl Call<'_> {
         Signed { url: self.endpoint.clone(), headers, body: signature::form_encode(all) }
     }
 
-    /// Signs with version 3. The parameters are in the query, as in the official SDK for IoT
-    /// Platform. If they are too long for a query, they are in a form.
+    /// Signs with version 3. The parameters go into the query, as in the official SDK for IoT
+    /// Platform. If they are too long for a query, they go into a form.
     fn sign_v3(&self, credentials: &Credentials) -> Result<Signed, &'static str> {
         let parameters = self.own_parameters();
         let encoded = signature::form_encode(parameters.iter().copied());

@@ -1,5 +1,5 @@
 //! Sign-in of a device at IoT Platform with its certificate: the fields of the MQTT CONNECT, and
-//! their verification. Pure; depends on neither MQTT nor the clock.
+//! their verification. This module performs no I/O, and uses neither MQTT nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -33,7 +33,7 @@ impl SignMethod {
     }
 }
 
-/// The fields of a device's CONNECT. Has no `Debug`, because the password can be used to
+/// The fields of a device's CONNECT. This type has no `Debug`, because the password can be used to
 /// sign in again.
 pub struct Login {
     /// `ID|securemode=…,signmethod=…,timestamp=…|`
@@ -77,7 +77,8 @@ pub struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    /// Reads client ID and user name; returns `None` if they are not as documented.
+    /// Reads a client ID and a user name. Returns `None` if one of them does not have the
+    /// documented form.
     pub fn read(client_id: &'a str, user_name: &'a str) -> Option<Self> {
         let (client_id, extension) = client_id.split_once('|')?;
         let (mut secure, mut timestamp, mut method) = (false, None, None);
@@ -88,7 +89,7 @@ impl<'a> Claim<'a> {
                 ("signmethod", "hmacsha256") => method = Some(SignMethod::HmacSha256),
                 ("securemode" | "signmethod", _) => return None,
                 ("timestamp", text) => timestamp = Some(text),
-                // SDKs add other fields, such as their version.
+                // SDKs add other fields, such as their version, which are ignored.
                 _ => {}
             }
         }
@@ -99,8 +100,8 @@ impl<'a> Claim<'a> {
         (secure && legal).then_some(Self { client_id, device_name, product_key, timestamp, method: method? })
     }
 
-    /// Returns whether `password` is a signature with `device_secret`. Its hex digits may be in
-    /// upper or lower case.
+    /// Returns whether `password` is a signature with `device_secret`. The hex digits of `password`
+    /// may be in upper or lower case.
     pub fn is_signed_with(&self, device_secret: &Secret, password: &str) -> bool {
         let right = self.password(device_secret);
         let given = Zeroizing::new(password.to_ascii_lowercase());
@@ -162,7 +163,7 @@ mod tests {
             assert_eq!((claim.device_name, claim.product_key), ("SN01", "a1BwAGVxyz1"));
             assert!(claim.is_signed_with(&certificate().device_secret, login.password.expose()));
             assert!(!claim.is_signed_with(&Secret::new("another".into()), login.password.expose()));
-            // A change of any part makes the signature wrong.
+            // If any signed part is changed, the signature is wrong.
             for (client_id, user_name) in [
                 (login.client_id.replace("SN01|", "SN02|"), login.user_name.clone()),
                 (login.client_id.replace("1551342063000", "1551342063001"), login.user_name.clone()),

@@ -1,6 +1,6 @@
 //! Version 1 of Alibaba Cloud's request signature (`SignatureVersion=1.0`,
-//! `SignatureMethod=HMAC-SHA1`), which the client makes and the simulator verifies. Pure; depends
-//! on neither HTTP nor the clock.
+//! `SignatureMethod=HMAC-SHA1`), which the client makes and the simulator verifies. This module
+//! performs no I/O, and uses neither HTTP nor the clock.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,16 +11,16 @@ use subtle::ConstantTimeEq;
 /// All characters except the unreserved ones of RFC 3986 §2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Name of the last parameter, which holds the signature of all the others.
+/// Name of the last parameter, which contains the signature of all other parameters.
 pub const SIGNATURE: &str = "Signature";
 
-/// Percent-encodes text for a query, a form, or a string to sign (RFC 3986 §2.1); a space becomes
-/// `%20`, never `+`.
+/// Percent-encodes text for a query, a form, or a string to sign (RFC 3986 §2.1). A space becomes
+/// `%20` and never `+`.
 pub fn percent_encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, RESERVED)
 }
 
-/// Joins `name=value` pairs with `&` in the given order, with both sides encoded.
+/// Joins `name=value` pairs with `&` in the given order. Encodes names and values.
 pub fn form_encode<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
     for (name, value) in parameters {
@@ -60,8 +60,8 @@ pub fn verify(string_to_sign: &str, access_key_secret: &str, signature: &str) ->
 }
 
 fn mac(string_to_sign: &str, access_key_secret: &str) -> Hmac<Sha1> {
-    // The key is the secret followed by `&`. The scheme allows a token secret after it, which is
-    // always empty here.
+    // The key is the access key's secret followed by `&`. The scheme allows a token secret after
+    // the `&`, but IoT Platform uses none.
     let key = zeroize::Zeroizing::new(format!("{access_key_secret}&"));
     let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(string_to_sign.as_bytes());
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// A case computed with the official Python SDK.
+    /// A test case that was computed with the official Python SDK.
     #[derive(Deserialize)]
     struct Vector {
         method: String,

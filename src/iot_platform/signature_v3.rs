@@ -1,6 +1,6 @@
 //! Version 3 of Alibaba Cloud's request signature (`ACS3-HMAC-SHA256`), which the newer SDKs send.
 //! The common parameters are headers. The signature covers method, path, query, headers and the
-//! hash of the body. Pure; depends on neither HTTP nor the clock.
+//! hash of the body. This module performs no I/O, and uses neither HTTP nor the clock.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -21,7 +21,7 @@ pub struct Signable<'a> {
     pub query: &'a [(&'a str, &'a str)],
     /// Headers to be signed, in any order. Each name is in lower case and occurs once.
     pub headers: &'a [(&'a str, &'a str)],
-    /// SHA-256 of the body in lower-case hex, the same as in `x-acs-content-sha256`.
+    /// SHA-256 of the body in lower-case hex, as in the header `x-acs-content-sha256`.
     pub content_sha256: &'a str,
 }
 
@@ -65,8 +65,8 @@ impl Signable<'_> {
     }
 }
 
-/// Returns the HMAC-SHA256 of a string to sign, in lower-case hex. The key is the secret
-/// alone, without version 1's `&`.
+/// Returns the HMAC-SHA256 of a string to sign, in lower-case hex. The key is the secret, without
+/// the `&` that version 1 appends.
 pub fn sign(string_to_sign: &str, access_key_secret: &str) -> String {
     let key = access_key_secret.as_bytes();
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
@@ -82,8 +82,8 @@ mod tests {
 
     use super::*;
 
-    /// A case computed with alibabacloud-openapi-util 0.2.4 from PyPI; alibabacloud-tea-openapi
-    /// 0.4.6 gives the same result.
+    /// A test case that was computed with alibabacloud-openapi-util 0.2.4 from PyPI.
+    /// alibabacloud-tea-openapi 0.4.6 gives the same result.
     #[derive(Deserialize)]
     struct Vector {
         method: String,
@@ -104,7 +104,8 @@ mod tests {
         vectors
     }
 
-    /// Returns the pairs in reverse, so that the tests show that they are sorted before signing.
+    /// Returns the pairs in reverse order, so that the tests fail if the pairs are not sorted
+    /// before signing.
     fn pairs(map: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
         map.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }

@@ -1,5 +1,5 @@
-//! Reads answers about a batch, or about many devices at once. Rejects pages that are too long,
-//! and lists of devices with a name that was not requested or that occurs twice.
+//! Reads answers about a batch, or about many devices at once. Rejects a page that is too long, and
+//! a list of devices in which a name was not requested or occurs twice.
 
 use std::collections::HashSet;
 

@@ -14,13 +14,14 @@ pub(crate) const DEFAULT_PROFILE: &str = "default";
 /// Maximum size of the file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// State of a file, compared to notice changes.
+/// State of a file. Two states differ if the file has changed in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
     size: u64,
-    /// Time of the last write, in seconds and nanoseconds. A write in place changes this time but
-    /// keeps the inode. A file that is moved to the path keeps this time but has another inode.
+    /// Time of the last write, in seconds and nanoseconds. If the file is written in place, this
+    /// time changes, but the inode stays. If another file is moved to the path, the inode changes,
+    /// but the time may be older.
     written: (i64, i64),
     changed: (i64, i64),
 }
@@ -101,8 +102,8 @@ fn parse(text: &str, profile: &str) -> Result<Profile, String> {
     }
 }
 
-/// Returns the values of a section by their keys, in lower case. As in the SDKs, a line that
-/// begins with `;` is a comment, and so is everything after a `#`.
+/// Returns the values of a section by their keys, in lower case. As in the SDKs, lines that begin
+/// with `;` and all text after a `#` are comments.
 fn section<'a>(text: &'a str, profile: &str) -> Result<HashMap<String, &'a str>, String> {
     let mut inside = false;
     let mut found = None;

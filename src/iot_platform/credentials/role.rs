@@ -1,5 +1,6 @@
-//! Reads the temporary access key of an ECS instance's RAM role from the metadata service. In
-//! hardened mode, this needs a token that only a process on the instance can request.
+//! Reads the temporary access key of an ECS instance's RAM role from the metadata service. If the
+//! service is in hardened mode, each request needs a token that only a process on the instance can
+//! request.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::{
     iot_platform::http::{self, ClientError},
 };
 
-/// Address of the metadata service, the same on every ECS instance.
+/// Address of the metadata service. It is the same on every ECS instance.
 pub const DEFAULT_METADATA_ENDPOINT: &str = "http://100.100.100.200";
 
-/// Maximum time for each request; the service is on the same machine.
+/// Maximum time for each request. It is short because the service is on the same machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Lifetime of a token, in seconds. It can be short, because a token is used immediately.
 const TOKEN_SECONDS: &str = "60";
@@ -26,7 +27,7 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// A RAM role of the ECS instance that certdist runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
-    /// Name of the role; if absent, the role that is attached to the instance.
+    /// Name of the role. If absent, the role that is attached to the instance is used.
     pub name: Option<String>,
     /// Address of the metadata service, `http://HOST`.
     pub metadata_endpoint: String,
@@ -55,7 +56,7 @@ struct Answer {
     code: Option<String>,
     #[serde(default)]
     access_key_id: String,
-    // A `Secret` is wiped when dropped, even if parsing fails later.
+    // This type wipes the secret even if parsing fails at a later field.
     #[serde(default, deserialize_with = "secret")]
     access_key_secret: Option<Secret>,
     #[serde(default, deserialize_with = "secret")]
@@ -68,7 +69,7 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Se
 }
 
 impl Metadata {
-    /// Makes a client; makes no call yet.
+    /// Makes a client. Makes no call.
     pub fn new(role: &Role) -> Result<Self, ClientError> {
         let endpoint = metadata_url(&role.metadata_endpoint)?;
         Ok(Self { http: http::metadata_client(TIMEOUT)?, endpoint, token_required: role.token_required })

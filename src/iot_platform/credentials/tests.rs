@@ -26,7 +26,7 @@ struct Script {
     /// a token.
     tokens: bool,
     only_tokens: bool,
-    /// If present, each answer waits until this is notified.
+    /// If present, each answer waits for a notification.
     held_up: Option<Arc<Notify>>,
 }
 
@@ -140,7 +140,7 @@ async fn a_token_is_read_again_shortly_before_it_expires() {
     assert_eq!(id(&holder, NOW).await, "STS.1");
     assert_eq!(id(&holder, expires - READ_AHEAD - 1).await, "STS.1");
     assert_eq!(stand.asked().len(), 2, "a token and a key");
-    // The service still returns the old key, so the next calls do not request another one.
+    // The service still returns the old key, so the next calls do not request a key again.
     let early = expires - READ_AHEAD;
     for _ in 0..3 {
         assert_eq!(id(&holder, early).await, "STS.1");
@@ -176,7 +176,7 @@ async fn a_failed_read_is_repeated_less_and_less_often() {
         }
     }
     assert_eq!(readings, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
-    // Setting the clock back does not prolong the pause.
+    // A clock that is set back does not prolong the pause.
     let before = stand.asked().len();
     assert!(current(&holder, NOW - 2 * HOUR).await.is_err());
     assert!(stand.asked().len() > before);
@@ -194,7 +194,7 @@ async fn a_hundred_calls_at_once_read_once() {
             tokio::spawn(async move { id(&holder, NOW).await })
         })
         .collect();
-    // One request for the token, and one for the key.
+    // The two requests are for the token and for the key.
     held_up.notify_one();
     until(|| stand.asked().len() == 2).await;
     held_up.notify_one();
@@ -222,7 +222,7 @@ async fn only_the_call_that_reads_waits_while_the_old_ones_are_valid() {
     assert_eq!(first.await.unwrap(), "STS.1");
     let second = reader(expires - 60);
     until(|| stand.asked().len() == 3).await;
-    // The call that reads has no answer yet, but this call gets the old credentials.
+    // The reading call has no answer yet, and this call gets the old credentials.
     assert_eq!(id(&holder, expires - 60).await, "STS.1");
     held_up.notify_one();
     until(|| stand.asked().len() == 4).await;
@@ -255,7 +255,7 @@ async fn a_token_that_the_cloud_refuses_is_replaced_at_once_and_never_used_again
     // A call that used the first token reports late that the cloud has refused it.
     assert!(holder.refuse(&first));
     assert!(Arc::ptr_eq(&current(&holder, NOW).await.unwrap(), &second));
-    // No other credentials can be read, and the refused ones are not used.
+    // The service has no other credentials, and the refused credentials are not used.
     assert!(holder.refuse(&second));
     assert_eq!(current(&holder, NOW).await.unwrap_err().code, "Credentials");
 }
@@ -304,12 +304,12 @@ async fn a_file_is_read_again_when_it_has_changed_and_only_then() {
     let first = current(&holder, NOW).await.unwrap();
     assert_eq!(first.access_key_id, "LTAI1");
     assert!(Arc::ptr_eq(&first, &current(&holder, NOW + 24 * HOUR).await.unwrap()));
-    // A secret store replaces the file with another one of the same name.
+    // A secret store replaces the file by renaming another file.
     let other = folder.path().join("other");
     write(&other, "LTAI2");
     fs::rename(&other, &path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // The file is first wrong, then missing. The old key stays valid and is used.
+    // The file is first wrong, and then missing. In both cases, the old key is still used.
     fs::write(&path, "[other]\n").unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
     fs::remove_file(&path).unwrap();

@@ -29,7 +29,7 @@ impl Account {
         Self { devices: Devices::new(seed), batches: Batches::default() }
     }
 
-    /// Reads a state file; returns an empty account if there is no file yet.
+    /// Reads a state file. Returns an empty account if the file does not exist yet.
     pub fn load(path: &Path, seed: u64) -> io::Result<Self> {
         let mut account = Self::new(seed);
         let text = match fs::read(path) {
@@ -53,7 +53,7 @@ impl Account {
         Ok(serde_json::to_vec_pretty(&state)?)
     }
 
-    /// Completes every batch step whose time has come.
+    /// Completes every batch step that is due at `now_ms`.
     pub fn advance(&mut self, now_ms: i64) {
         self.batches.advance(&mut self.devices, now_ms);
     }
@@ -64,8 +64,8 @@ impl Account {
     }
 }
 
-/// Replaces a file in one step, so that a reader finds either the old or the new content, even
-/// after a crash.
+/// Replaces a file in one step. Even after a crash, a reader finds either the whole old content or
+/// the whole new content.
 pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
 

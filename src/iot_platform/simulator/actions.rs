@@ -109,7 +109,7 @@ fn delete_device(parameters: &Parameters, context: &mut Context<'_>) -> ActionRe
     Ok(json!({}))
 }
 
-/// Finds the device of a call: by `IotId`, or by product and name.
+/// Finds the device of a call by `IotId` or, without this parameter, by product and name.
 fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a Device, Failure> {
     let device = match parameters.get("IotId") {
         Some(iot_id) => context.account.devices.get_by_iot_id(iot_id),
@@ -125,7 +125,7 @@ fn device<'a>(parameters: &Parameters, context: &'a Context<'_>) -> Result<&'a D
     })
 }
 
-/// Reads 1 to `most` names from the parameters `DeviceName.1`, `DeviceName.2` and so on.
+/// Reads 1 to `most` names from the numbered parameters `DeviceName.1`, `DeviceName.2`, etc.
 fn names(parameters: &Parameters, most: usize) -> Result<Vec<String>, Failure> {
     let names: Vec<_> = parameters.numbered("DeviceName.", "").map(str::to_owned).collect();
     match names.len() {
@@ -188,8 +188,8 @@ fn utc(ms: Option<i64>) -> String {
     instant.map(|instant| format!("{instant:.3}")).unwrap_or_default()
 }
 
-/// Formats a time as `2019-02-28 16:21:03`. Uses China's time zone, as the cloud does despite the
-/// field's name.
+/// Formats a time as `2019-02-28 16:21:03`, in China's time zone. Despite the name of the field,
+/// the real cloud uses this time zone, too.
 fn gmt(ms: Option<i64>) -> String {
     let instant = ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     let local = instant.map(|instant| jiff::tz::Offset::constant(8).to_datetime(instant));

@@ -1,5 +1,5 @@
 //! TCP connections that the simulator can close without an answer, to imitate a network failure or
-//! a crash of the gateway. Handles bytes only, not HTTP.
+//! a crash of the gateway. This module handles bytes and knows nothing about HTTP.
 
 use std::{
     io,

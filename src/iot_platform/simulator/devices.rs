@@ -1,4 +1,4 @@
-//! Devices of the simulated cloud. Does not depend on how the API is called.
+//! Devices of the simulated cloud. This module knows nothing about the API.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::iot_platform::batches::Names;
 
-/// A device as the cloud keeps it. Has no `Debug`: it holds a secret.
+/// A device of the simulated cloud. This type has no `Debug`, because it contains a secret.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Device {
@@ -34,14 +34,14 @@ pub(crate) struct Device {
     /// Set if the device may not sign in.
     #[serde(default)]
     pub disabled: bool,
-    /// Ends the device's connection when notified; present while the device is signed in. Not
-    /// saved, because no device is signed in after a restart.
+    /// Ends the device's connection when notified. Present while the device is signed in. Not saved
+    /// to the state file, because no device is signed in after a restart.
     #[serde(skip)]
     session: Option<Arc<Notify>>,
 }
 
 impl Device {
-    /// Records a sign-in; the first one activates the device.
+    /// Records a sign-in. The first sign-in activates the device.
     pub fn sign_in(&mut self, now_ms: i64) {
         self.activated.get_or_insert(now_ms);
         self.signed_in = Some(now_ms);
@@ -81,7 +81,7 @@ impl Device {
     }
 }
 
-/// A name whose device was removed, once or several times.
+/// A device name, and the number of times that a device with this name was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Removed {
@@ -94,16 +94,17 @@ pub(crate) struct Removed {
 pub(crate) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
-    /// Number of times that a device with this name was removed. The number is part of the next
-    /// device's secret, so that each device has a different secret.
+    /// Number of times that a device with this name was removed. The secret of the next device with
+    /// this name depends on the number, so that each device gets a different secret.
     removed: BTreeMap<(String, String), u32>,
     seed: u64,
     changes: u64,
 }
 
 impl Devices {
-    /// Makes an empty collection. A device's secret and ID depend only on the seed, on its product
-    /// and name, and on earlier removals of the name. So the order of calls does not matter.
+    /// Makes an empty collection. The secret and the ID of a device depend only on the seed, on its
+    /// product and name, and on earlier removals of this name. So they do not depend on the order
+    /// of calls.
     pub fn new(seed: u64) -> Self {
         Self {
             rows: BTreeMap::new(),
@@ -212,7 +213,7 @@ impl Devices {
         removed.collect()
     }
 
-    /// Adds names whose devices were removed before a restart.
+    /// Adds the names whose devices were removed before a restart.
     pub fn set_removed(&mut self, removed: Vec<Removed>) {
         self.removed.extend(
             removed

@@ -1,5 +1,5 @@
-//! Faults of the simulated cloud. Tests add faults for individual calls; `fail_rate` adds random
-//! ones, from a seed. Pure; the caller applies the faults.
+//! Faults of the simulated cloud. Tests add faults for individual calls, and `fail_rate` adds
+//! random faults from a seed. This module only chooses the faults, and its caller applies them.
 
 use std::{
     borrow::Cow,
@@ -41,8 +41,8 @@ pub enum Fault {
         /// The whole body.
         body: String,
     },
-    /// The call is carried out twice, as if a proxy had repeated it; the second result is the
-    /// answer.
+    /// The call is carried out twice, as if a proxy had repeated it. The answer is that of the
+    /// second time.
     Twice,
     /// The call is carried out, and then the fault replaces its answer.
     AfterCarryingOut(Box<Fault>),
@@ -65,7 +65,7 @@ impl Fault {
         Self::Raw { status, content_type: "text/html", body }
     }
 
-    /// Makes the same fault, but for a call that was carried out.
+    /// Makes a fault that carries out the call and then replaces its answer with this fault.
     pub fn after_carrying_out(self) -> Self {
         Self::AfterCarryingOut(Box::new(self))
     }
@@ -74,7 +74,7 @@ impl Fault {
 /// Chooses the faults of the next calls.
 pub(super) struct Faults {
     scripted: HashMap<Action, VecDeque<Fault>>,
-    /// Fault of every call without a scripted one.
+    /// Fault of every call that has no scripted fault.
     standing: Option<Fault>,
     /// Probability of a random fault, 0.0–1.0.
     fail_rate: f64,
@@ -94,8 +94,8 @@ impl Faults {
         self.standing = fault;
     }
 
-    /// Returns the fault of the next call: a scripted one first, then the standing one, then
-    /// a random one.
+    /// Returns the fault of the next call: the next scripted fault, or else the standing fault, or
+    /// else a random fault.
     pub fn next(&mut self, action: Action) -> Option<Fault> {
         let scripted = self.scripted.get_mut(&action).and_then(VecDeque::pop_front);
         scripted.or_else(|| self.standing.clone()).or_else(|| self.throw())
@@ -120,8 +120,8 @@ impl Faults {
     }
 }
 
-/// SplitMix64, a random number generator that is repeatable from its seed and good enough for
-/// faults. No secret depends on it.
+/// SplitMix64, a random number generator whose output is determined by its seed. It is good enough
+/// for choosing faults, and no secret depends on it.
 pub(super) struct Dice(pub u64);
 
 impl Dice {
@@ -135,7 +135,7 @@ impl Dice {
 
     /// Returns a number from 0.0 up to, but not including, 1.0.
     fn fraction(&mut self) -> f64 {
-        // Uses 53 bits, because the mantissa of an `f64` has as many.
+        // The fraction has 53 bits, like the mantissa of an `f64`.
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

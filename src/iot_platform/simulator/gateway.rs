@@ -1,6 +1,6 @@
 //! The gateway in front of every action. It checks common parameters, access key, time stamp,
 //! signature and nonce, in that order, and refuses a call with the real gateway's codes. It accepts
-//! both versions of the signature: the older official SDKs send version 1, the newer ones send
+//! both versions of the signature: the older official SDKs send version 1, and the newer SDKs send
 //! version 3. The caller passes the current time.
 
 use std::collections::{HashSet, VecDeque};
@@ -24,7 +24,7 @@ use crate::{
 
 /// Maximum difference between a time stamp and the clock, in seconds, in either direction.
 const WINDOW: i64 = 15 * 60;
-/// Maximum number of remembered nonces; a new one replaces the oldest.
+/// Maximum number of remembered nonces. At the maximum, a new nonce replaces the oldest.
 const MAX_NONCES: usize = 200_000;
 /// Maximum length of a nonce, in bytes.
 const MAX_NONCE: usize = 128;
@@ -132,7 +132,7 @@ impl Gateway {
     /// that it lists, and the body's hash.
     fn check_version_3(&self, request: &HttpRequest, authorization: &str) -> Result<(), Refusal> {
         let names = authorization_field(authorization, "SignedHeaders")?;
-        // These headers must be signed, because they could otherwise be changed on the way.
+        // These headers must be signed, because they could otherwise be changed in transit.
         let must = [
             "host",
             "x-acs-action",
@@ -170,8 +170,8 @@ impl Gateway {
         }
     }
 
-    /// Marks a nonce as used. This happens after the check of the signature, so that only the
-    /// owner of the access key can use up a nonce.
+    /// Marks a nonce as used. Called after the signature was checked, so that only the owner of the
+    /// access key can use up a nonce.
     fn use_nonce(&mut self, nonce: &str, now: i64) -> Result<(), Refusal> {
         if nonce.len() > MAX_NONCE {
             let message = "Specified parameter SignatureNonce is not valid.";
@@ -208,7 +208,7 @@ fn common_of_headers<'a>(request: &'a HttpRequest, authorization: &'a str) -> Re
     })
 }
 
-/// Returns a field of `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=…,Signature=…`.
+/// Returns a field of the header `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=…,Signature=…`.
 fn authorization_field<'a>(authorization: &'a str, name: &str) -> Result<&'a str, Refusal> {
     let fields = authorization.strip_prefix(ACS3).unwrap_or_default().split(',');
     fields
@@ -246,10 +246,10 @@ struct Nonces {
 }
 
 impl Nonces {
-    /// Adds a nonce; returns whether it is new.
+    /// Adds a nonce. Returns whether the nonce is new.
     fn insert(&mut self, nonce: &str, now: i64) -> bool {
-        // A nonce may arrive with a time stamp at the future end of the window, which then stays
-        // valid for twice `WINDOW`.
+        // A nonce may arrive with a time stamp that is `WINDOW` in the future. This time stamp
+        // stays valid for twice `WINDOW`.
         while self.order.front().is_some_and(|(arrived, _)| now - arrived > 2 * WINDOW)
             || self.order.len() >= MAX_NONCES
         {

@@ -1,5 +1,5 @@
-//! Rate limits of the account: each action has a token bucket, which holds one second's worth of
-//! calls. Pure; the caller passes the current time.
+//! Rate limits of the account. Each action has a token bucket for the calls of one second. This
+//! module performs no I/O: the caller passes the current time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,19 +11,19 @@ pub enum Limits {
     /// Any number of calls.
     #[default]
     None,
-    /// The documented calls per second of each action; further calls are answered with
+    /// The documented calls per second of each action. Calls beyond this limit are answered with
     /// `Throttling.User`.
     Real,
 }
 
-/// Token buckets of the account, full at first.
+/// Token buckets of the account. All buckets are full at first.
 pub(super) struct Buckets {
     limits: Limits,
     buckets: HashMap<Action, Bucket>,
 }
 
 struct Bucket {
-    /// Number of tokens, up to one second's worth.
+    /// Number of tokens. The maximum is the number of calls allowed in one second.
     tokens: f64,
     /// Time of the last refill, measured from the start of the simulator.
     filled: Duration,

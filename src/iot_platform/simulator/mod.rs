@@ -1,7 +1,7 @@
-//! Simulator of IoT Platform's API on a local port. It verifies signatures, has rate limits and
-//! failures on demand, and needs no account. It must accept the requests of the official SDKs, and
-//! their parsers must accept its answers. It shares only [`super::signature`] with the client's
-//! signing code; it checks version 3 with code of its own.
+//! Simulator of IoT Platform's API on a local port. It verifies signatures, simulates rate limits
+//! and failures, and needs no account. It must accept the requests of the official SDKs, and their
+//! parsers must accept its answers. For version 1 of the signature, it shares [`super::signature`]
+//! with the client. For version 3, it has code of its own.
 //!
 //! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
 //! and `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
@@ -57,7 +57,7 @@ pub const DEFAULT_ACCESS_KEY_ID: &str = "simulator";
 /// Default `AccessKeySecret` of the simulator.
 pub const DEFAULT_ACCESS_KEY_SECRET: &str = "simulator-secret";
 
-/// Maximum length of a request, in bytes: 10,000 device names, encoded.
+/// Maximum length of a request, in bytes. It is enough for 10,000 encoded device names.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
 /// Time for which changes are collected before the state file is written.
 const SAVE_AFTER: Duration = Duration::from_millis(100);
@@ -67,9 +67,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Settings of the simulated cloud.
 #[derive(Debug, Clone)]
 pub struct SimulatorConfig {
-    /// Address to listen on; port 0 takes a free one.
+    /// Address to listen on. Port 0 stands for any free port.
     pub listen: SocketAddr,
-    /// Address where devices sign in; if absent, they cannot sign in.
+    /// Address at which devices sign in. If absent, devices cannot sign in.
     pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
@@ -79,8 +79,8 @@ pub struct SimulatorConfig {
     pub latency: Duration,
     /// Rate limits of the account.
     pub limits: Limits,
-    /// Share of the calls that have a random fault, 0.0–1.0. Such a call fails before or after it
-    /// is carried out, is carried out twice, or is answered late.
+    /// Fraction of the calls that have a random fault, 0.0–1.0. A call with a fault fails before or
+    /// after it is carried out, is carried out twice, or is answered late.
     pub fail_rate: f64,
     /// Time that each step of a batch takes.
     pub batch_delay: Duration,
@@ -115,7 +115,7 @@ impl Default for SimulatorConfig {
 /// Error while starting a simulator.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
-    /// The address is in use, or not one of this machine.
+    /// The address is in use, or it is not an address of this machine.
     #[error("could not listen on {address}: {source}")]
     Listen {
         /// Address to listen on.
@@ -162,8 +162,8 @@ struct Shared {
     stopping: watch::Sender<bool>,
     changed: Notify,
     state: Option<PathBuf>,
-    /// Held while the state is read and written to the file, so that an older state never
-    /// replaces a newer one.
+    /// Lock that is held while the state is written to the file, so that an older state never
+    /// replaces a newer state.
     saving: Mutex<()>,
 }
 
@@ -261,20 +261,20 @@ impl Simulator {
         devices.get(product_key, device_name).map(Device::status)
     }
 
-    /// Keeps a device from signing in, like `DisableThing`. Returns whether the device
-    /// exists.
+    /// Disables a device, like `DisableThing`, so that it cannot sign in. Returns whether the
+    /// device exists.
     pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, _| devices.change(product_key, device_name, Device::disable))
     }
 
-    /// Lets a disabled device sign in again, like `EnableThing`. Returns whether the device
+    /// Allows a disabled device to sign in again, like `EnableThing`. Returns whether the device
     /// exists.
     pub fn enable(&self, product_key: &str, device_name: &str) -> bool {
         self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
     }
 
-    /// Adds a device with a known certificate, without an API call. If the name exists, only the
-    /// secret is replaced.
+    /// Adds a device with this certificate, without an API call. If a device with this name exists,
+    /// replaces only its secret.
     pub fn insert(&self, certificate: &Certificate) {
         self.change(|devices, now_ms| {
             let Certificate { product_key, device_name, device_secret } = certificate;
@@ -303,13 +303,13 @@ impl Simulator {
         changed.is_some()
     }
 
-    /// Adds a fault for an action. Each call of the action uses up one fault, in the order
-    /// in which they were added.
+    /// Adds a fault for an action. Each call of the action uses up one fault. The faults are used
+    /// in the order in which they were added.
     pub fn script(&self, action: Action, fault: Fault) {
         self.shared.world().faults.script(action, fault);
     }
 
-    /// Sets a fault for every call without a scripted fault; `None` removes it.
+    /// Sets a fault for every call without a scripted fault. `None` ends the outage.
     pub fn set_outage(&self, fault: Option<Fault>) {
         self.shared.world().faults.set_standing(fault);
     }
@@ -324,7 +324,8 @@ impl Simulator {
         self.shared.stopping.send_replace(true);
         if let Some(tasks) = self.tasks.take() {
             let abort = tasks.server.abort_handle();
-            // Join errors are ignored, here and below: a task that panicked has ended too.
+            // The join errors of both tasks are ignored, because a task that has panicked has also
+            // ended.
             if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
                 abort.abort();
             }
@@ -336,7 +337,7 @@ impl Simulator {
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        // This makes the tasks end; only `shutdown` also waits for them.
+        // This makes the tasks end. Unlike `shutdown`, `drop` does not wait for them.
         self.shared.stopping.send_replace(true);
         if self.tasks.is_some()
             && let Err(error) = self.shared.save()
@@ -359,7 +360,7 @@ impl Shared {
 
     /// Returns when the simulator stops.
     async fn stopped(&self) {
-        // This cannot fail: `self` holds the sender, so the channel stays open.
+        // The wait cannot fail: `self` has the sender, so the channel stays open.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 

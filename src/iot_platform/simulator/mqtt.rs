@@ -1,6 +1,6 @@
-//! Sign-in of devices with MQTT 3.1.1 over TCP. Verifies a device, and keeps its connection until
-//! the device disconnects, signs in on another connection, or is disabled or deleted.
-//! Acknowledges messages, but forwards none.
+//! Sign-in of devices with MQTT 3.1.1 over TCP. This module verifies a device, and keeps its
+//! connection until the device disconnects, signs in on another connection, or is disabled or
+//! deleted. It acknowledges messages, but forwards none.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::{device::Secret, iot_platform::sign_in::Claim};
 const MAX_PACKET: usize = 256 * 1024;
 /// Protocol level of MQTT 3.1.1.
 const LEVEL: u8 = 4;
-/// Maximum number of connections; further ones wait.
+/// Maximum number of connections. Further connections wait.
 const MAX_CONNECTIONS: usize = 4096;
 /// Time within which a new connection must sign in.
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 
 /// Serves a connection from its first to its last packet.
 async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    // Answers are small and must not wait for more data.
+    // Answers are small, so the system must send them without waiting for more data.
     let _ = stream.set_nodelay(true);
     let mut connection = Connection { stream, received: BytesMut::new() };
     let connect = match timeout(SIGN_IN_WITHIN, connection.receive()).await? {
@@ -85,7 +85,8 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let session = Arc::new(Notify::new());
     let signed_in = sign_in(&connect, &session, shared);
     let code = signed_in.as_ref().map_or_else(|code| *code, |_| ConnectReturnCode::Success);
-    // Held until the function returns, so that the device goes offline in every case.
+    // This guard is held until the function returns, so that the device is signed out in every
+    // case.
     let _signed_in = signed_in.ok();
     connection.send(Packet::ConnAck(ConnAck::new(code, false))).await?;
     if code != ConnectReturnCode::Success {
@@ -179,8 +180,8 @@ fn answer(packet: Packet) -> io::Result<Option<Packet>> {
     })
 }
 
-/// Reads the protocol level of a CONNECT (MQTT 3.1.1 §3.1.2.2). It follows the packet type (one
-/// byte), a length (one to four bytes), and the name of the protocol.
+/// Reads the protocol level of a CONNECT (MQTT 3.1.1 §3.1.2.2). The level comes after the packet
+/// type (one byte), a length (one to four bytes), and the name of the protocol.
 fn protocol_level(bytes: &[u8]) -> Option<u8> {
     (2..=5).find_map(|at| bytes.get(at..)?.strip_prefix(b"\x00\x04MQTT")?.first().copied())
 }
@@ -191,8 +192,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// Reads the next packet. Returns `None` if the device has closed the connection. A CONNECT
-    /// of another protocol version is an error of the kind `Unsupported`.
+    /// Reads the next packet. Returns `None` if the device has closed the connection. For a CONNECT
+    /// of another protocol version, returns an error of the kind `Unsupported`.
     async fn receive(&mut self) -> io::Result<Option<Packet>> {
         loop {
             let level = protocol_level(&self.received);

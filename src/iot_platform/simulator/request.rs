@@ -18,13 +18,13 @@ pub(super) struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// Returns the text of a header; `None` if it is absent or not text.
+    /// Returns the text of a header. Returns `None` if the header is absent or is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Returns the parameters of the query and the form as one list; the official SDKs use either
-    /// or both.
+    /// Returns the parameters of the query and the form as one list. The official SDKs use the
+    /// query, the form, or both.
     pub fn parameters(&self) -> Result<Parameters, Refusal> {
         let mut parameters = Parameters::default();
         parameters.read_form(self.query.as_bytes())?;
@@ -40,7 +40,8 @@ impl HttpRequest {
 pub(super) struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
-    /// Parses `name=value&…`, percent-encoded, with `+` for a space.
+    /// Parses percent-encoded `name=value` pairs that are separated by `&`, in which `+` stands for
+    /// a space.
     pub fn read_form(&mut self, form: &[u8]) -> Result<(), Refusal> {
         let form = std::str::from_utf8(form).map_err(|_| not_a_form())?;
         for pair in form.split('&').filter(|pair| !pair.is_empty()) {
@@ -60,13 +61,13 @@ impl Parameters {
         self.get(name).ok_or_else(|| Refusal::missing(name))
     }
 
-    /// Returns the values of the parameters `{prefix}1{suffix}`, `{prefix}2{suffix}` and so on,
-    /// up to the first missing number.
+    /// Returns the values of the numbered parameters `{prefix}1{suffix}`, `{prefix}2{suffix}`,
+    /// etc., up to the first missing number.
     pub fn numbered(&self, prefix: &str, suffix: &str) -> impl Iterator<Item = &str> {
         (1..).map_while(move |number| self.0.get(&format!("{prefix}{number}{suffix}")).map(String::as_str))
     }
 
-    /// Iterates over all parameters, including empty ones, because these are signed too.
+    /// Iterates over all parameters, including empty parameters, which are also signed.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
@@ -81,7 +82,7 @@ fn not_a_form() -> Refusal {
     Refusal::new(400, "InvalidParameter", "The parameters are not UTF-8 text.")
 }
 
-/// An error of the gateway; the call has not reached the action.
+/// An error of the gateway, which refuses the call before the action is carried out.
 #[derive(Debug)]
 pub(super) struct Refusal {
     /// HTTP status.

@@ -1,5 +1,5 @@
 //! The simulated cloud without its connections: takes a request and the time, and returns a
-//! verdict. Pure, so that tests need no network.
+//! verdict. This module performs no I/O, so its tests need no network.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -16,13 +16,13 @@ use super::{
     request::{HttpRequest, Parameters, Refusal},
 };
 
-/// Maximum length of a `Host` that is repeated as `HostId`, in bytes.
+/// Maximum length of a `Host` header that the answer repeats as `HostId`, in bytes.
 const MAX_HOST: usize = 253;
 
 /// Counters of the calls so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Number of calls by action, successful or not. Throttled and refused calls are not
+    /// Number of calls of each action, successful or not. Throttled and refused calls are not
     /// included.
     pub calls: BTreeMap<&'static str, u64>,
     /// Number of devices.
@@ -83,8 +83,7 @@ impl World {
         Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
     }
 
-    /// Returns the account at the time `now`, after completing the batch steps that are due by
-    /// then.
+    /// Completes the batch steps that are due at `now`, and returns the account.
     pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
         self.account.advance(now.as_millisecond());
         &mut self.account
@@ -106,7 +105,7 @@ impl World {
         Ok(Some(text))
     }
 
-    /// Marks the state as not saved.
+    /// Marks the state as not saved, so that it is written again.
     pub fn mark_changed(&mut self) {
         self.saved = self.account.changes().wrapping_sub(1);
     }
@@ -166,8 +165,7 @@ impl World {
                 self.answer(action, parameters, host, now);
                 self.spoil(*fault, host)
             }
-            // The gateway refuses the call before the action, so it is not counted for the
-            // action.
+            // The gateway refuses this call, so it does not count as a call of the action.
             Some(Fault::Gateway { status: status @ 400..=499, code }) => {
                 let refusal = Refusal::new(status, code, "Simulated.");
                 (Duration::ZERO, Some(self.refuse(&refusal, host)))
@@ -183,10 +181,11 @@ impl World {
     fn spoil(&mut self, fault: Fault, host: &str) -> (Duration, Option<Reply>) {
         match fault {
             Fault::Drop => (Duration::ZERO, None),
-            // Reached only from `AfterCarryingOut`. The answer is lost, and the connection closed.
+            // This case occurs only inside `AfterCarryingOut`. The answer is lost, and the
+            // connection is closed.
             Fault::Twice => (Duration::ZERO, None),
-            // Reached only from `AfterCarryingOut`. The answer is lost, and the connection closed
-            // late.
+            // This case occurs only inside `AfterCarryingOut`. The answer is lost, and the
+            // connection is closed after a delay.
             Fault::Delay(delay) => (delay, None),
             Fault::Gateway { status, code } => {
                 let reply = self.gateway_error(&Refusal::new(status, code, "Simulated."), host);
