@@ -1,6 +1,7 @@
-//! The configuration: one TOML file, and environment variables that replace its keys. All
-//! errors are reported at once, each with its line, its key and what is expected. Keys and
-//! credentials are usually not in the file, which only says where they are.
+//! The configuration: one TOML file, and environment variables that replace its keys. All errors
+//! are reported at once, each with its line, its key and what is expected. Keys and credentials are
+//! usually in other files or in environment variables, and the configuration only names these
+//! places.
 
 mod admin;
 mod bounds;
@@ -51,7 +52,7 @@ const DEFAULT_WINDOW: u64 = 86_400;
 /// A complete configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// UDP addresses of the DTLS server; at least one, all different.
+    /// UDP addresses of the DTLS server. There is at least one, and all are different.
     pub listen: Vec<SocketAddr>,
     /// URL of the database: `sqlite:PATH`.
     pub database: String,
@@ -59,8 +60,8 @@ pub struct Config {
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
-    /// Settings for registering devices; `None` if only certificates that are already in
-    /// the table are handed out.
+    /// Settings for registering devices. If `None`, the server only hands out certificates that are
+    /// already in the table.
     pub iot_platform: Option<IotPlatformSettings>,
     /// HTTP for health, metrics and the console.
     pub admin: Option<Admin>,
@@ -73,13 +74,13 @@ pub struct Config {
     pub refuse_existing: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
-    /// Files with keys and credentials that the configuration refers to.
+    /// Files from which the configuration takes keys and credentials.
     pub secret_files: Vec<PathBuf>,
-    /// Set if the configuration has a key of an enrollment itself (`hex:`).
+    /// Set if the configuration file itself contains the key of an enrollment (`hex:`).
     pub has_inline_keys: bool,
 }
 
-/// CoAP without DTLS: anyone who reaches the address is treated as a device of the enrollment.
+/// CoAP without DTLS. Any client that reaches the address is treated as a device of the enrollment.
 #[derive(Debug, Clone)]
 pub struct PlainCoap {
     /// UDP address.
@@ -91,7 +92,7 @@ pub struct PlainCoap {
 /// Settings of the calls to IoT Platform.
 #[derive(Debug, Clone)]
 pub struct IotPlatformSettings {
-    /// Endpoint, credentials, and how the client uses them.
+    /// Endpoint, credentials, and further settings of the client.
     pub client: ClientConfig,
     /// `RegisterDevice` calls per second.
     pub qps: f64,
@@ -105,9 +106,9 @@ pub struct IotPlatformSettings {
 /// Retention of the audit log; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit {
-    /// Days after which entries are removed.
+    /// Number of days after which entries are removed.
     pub keep_days: Option<u32>,
-    /// Number of entries above which the oldest are removed.
+    /// Number of entries above which the oldest entries are removed.
     pub max_rows: Option<u64>,
 }
 
@@ -122,8 +123,8 @@ impl Default for Audit {
 pub struct Admin {
     /// TCP address to listen on.
     pub listen: SocketAddr,
-    /// Hosts that requests may name, in the form of [`normal_host`], in addition to the
-    /// machine's own.
+    /// Hosts that requests may name, in addition to the machine's own names and addresses. They
+    /// have the form that [`normal_host`] returns.
     pub hosts: Vec<String>,
     /// TLS configuration for HTTPS; `None` for HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
@@ -141,21 +142,21 @@ pub struct Admin {
 enum Secrets {
     /// A missing secret is an error, because the server and `register` need it.
     Required,
-    /// A missing secret is left out, for a command that neither serves devices nor calls IoT
-    /// Platform.
+    /// A missing secret is left out or replaced. This is for commands that neither serve devices
+    /// nor call IoT Platform.
     IfThere,
 }
 
 impl Config {
     /// Reads and checks a configuration file, the environment variables that replace its values,
-    /// and the keys and credentials that it refers to. Relative paths in the file start from the
+    /// and the keys and credentials that the file names. Relative paths in the file start from the
     /// file's folder.
     pub fn read(path: &Path) -> Result<Self> {
         Self::read_with(path, Secrets::Required)
     }
 
     /// Reads a configuration like [`read`](Self::read), for a command that neither serves devices
-    /// nor calls IoT Platform. Keys of enrollments, credentials and TLS keys may be missing;
+    /// nor calls IoT Platform. Keys of enrollments, credentials and TLS keys may be missing, but
     /// database keys may not.
     pub fn read_offline(path: &Path) -> Result<Self> {
         Self::read_with(path, Secrets::IfThere)
@@ -250,7 +251,8 @@ impl Config {
         let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
         problems.check()?;
 
-        // There are no problems, so every value that the configuration sets is present.
+        // There are no problems, so each value that the configuration sets was read without an
+        // error.
         Ok(Self {
             listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
@@ -274,7 +276,8 @@ impl Config {
     }
 }
 
-/// Returns the path of the file from which a key is read; `None` if the key is not in a file.
+/// Returns the path of the file from which a key is read. Returns `None` if the key is not in a
+/// file.
 fn file_of(source: &str, folder: &Path) -> Option<PathBuf> {
     source.strip_prefix("file:").map(|path| folder.join(path))
 }
@@ -327,7 +330,7 @@ fn read_plain_coap(
 }
 
 /// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that
-/// mean something else in other programs.
+/// other programs interpret in a different way.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
     let Some(("sqlite", path)) = url.split_once(':') else {
         bail!("database = \"{url}\": expected \"sqlite:PATH\"");
@@ -462,7 +465,8 @@ fn read_reissue(text: &str) -> Result<Reissue> {
     }
 }
 
-/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`; in each case, the key is in hex.
+/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`. In each case, the key itself is in
+/// hex.
 fn read_key(source: &str, folder: &Path, secrets: Secrets) -> Result<Key> {
     let unknown = || Key::unknown().map_err(anyhow::Error::msg);
     let (digits, place) = match source.split_once(':') {

@@ -65,7 +65,7 @@ fn read_password() -> Result<Secret, Failure> {
     Ok(Secret::new(line.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// Turns off the terminal's echo until dropped.
+/// Guard that turns off the terminal's echo until it is dropped.
 struct Hidden(rustix::termios::Termios);
 
 impl Hidden {
@@ -82,7 +82,7 @@ impl Hidden {
 impl Drop for Hidden {
     fn drop(&mut self) {
         use rustix::termios::{OptionalActions, tcsetattr};
-        // Ignores an error, as the terminal may be gone.
+        // An error is ignored, because the terminal may have been closed.
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
     }
 }

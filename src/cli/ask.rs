@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use super::{Failure, remark};
 
-/// Succeeds if the operator confirms, with `--yes` or at the terminal. Without either, fails.
+/// Succeeds if the operator confirms with `--yes` or at the terminal. Otherwise fails.
 pub(super) fn sure(yes: bool, question: &str) -> Result<(), Failure> {
     if yes {
         return Ok(());

@@ -1,5 +1,5 @@
-//! `certdist audit`: shows and verifies the log of which device got which certificate, and
-//! when.
+//! `certdist audit`: shows and verifies the audit log, which records the certificate that each
+//! device has received, and the time.
 
 use std::ops::ControlFlow;
 

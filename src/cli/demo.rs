@@ -45,16 +45,17 @@ pub struct Args {
     keep: bool,
 }
 
-/// Maximum number of devices that are active at the same time. The simulated devices, not the
-/// server, are the slow part.
+/// Maximum number of devices that are active at the same time. More devices would not be faster,
+/// because the simulated devices are slower than the server.
 const AT_ONCE: usize = 64;
-/// Maximum number of devices that sign in: each occupies a loopback port for a minute.
+/// Maximum number of devices that sign in. There is a limit because each device occupies a loopback
+/// port for a minute.
 const MAX_SIGN_INS: usize = 2000;
 /// Time after which a device gives up.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PRODUCT: &str = "a1DemoProduct";
-/// Identity and key of the demo's shared enrollment; the key is text, so that it can be typed
-/// on a command line.
+/// Identity and key of the demo's shared enrollment. The key is readable text, so that a user can
+/// type it on a command line.
 const SHARED_IDENTITY: &str = "demo-batch";
 const SHARED_KEY: &str = "only-for-the-demo";
 /// Registrations per second. The simulated cloud has no limits.
@@ -115,7 +116,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // If this fails, the system removes the folder together with other temporary files.
+        // If the folder cannot be removed now, the system will remove it together with other
+        // temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -147,7 +149,7 @@ fn serial_number(number: u32) -> String {
 }
 
 /// Returns the certificate that is imported with the device, if any. Every fifth device has one,
-/// as after a migration.
+/// like the devices of a table that was migrated.
 fn imported(number: u32) -> Option<Certificate> {
     number.is_multiple_of(5).then(|| Certificate {
         product_key: PRODUCT.into(),
@@ -216,7 +218,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
             calls()
         )
     })?;
-    // The cloud has the devices with imported certificates as well.
+    // The cloud also has the devices whose certificates were imported.
     ensure!(
         cloud.stats().devices == u64::from(args.devices),
         "the cloud has {} devices, expected {}",

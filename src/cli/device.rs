@@ -139,7 +139,7 @@ async fn sure_to_delete(
     for id in chosen.devices() {
         match store.device(id).await {
             Ok(Some(DeviceRow { certificate: None, .. })) => {}
-            // A certificate that cannot be opened is no reason to keep the device.
+            // A certificate that cannot be opened also counts, because it would be deleted, too.
             Ok(Some(_)) | Err(StoreError::Failed(_)) => certificates += 1,
             Ok(None) => return Err(not_there(id, config).into()),
             Err(error) => return Err(error.into()),
@@ -155,8 +155,8 @@ async fn sure_to_delete(
     ask::sure(yes, &question)
 }
 
-/// Parses a device ID in any spelling. Returns the ID under which the table has the device, or, if
-/// it has none, the ID that a new device would have.
+/// Parses a device ID in any spelling. Returns the ID under which the table has the device. If the
+/// device is not in the table, returns the ID that a new device would have.
 pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> {
     let asked = table_file::device_id(id)
         .with_context(|| format!("\"{}\"", id.escape_debug()))

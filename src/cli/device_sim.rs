@@ -44,7 +44,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let device = SimulatedDevice { server: args.server, identity: args.identity, psk, sn: args.sn, patience };
     match device.fetch().await? {
         Answer::Certificate(certificate) => {
-            // A simulated device may show its own secret.
+            // The secret is shown on purpose: the user of a simulated device needs it.
             let shown = json!({
                 "productKey": certificate.product_key,
                 "deviceName": certificate.device_name,

@@ -58,7 +58,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
                 let totals = totals.remove(&enrollment.name).unwrap_or_default();
                 lines.push((enrollment.name.clone(), Some(enrollment), totals));
             }
-            // Enrollments that only the table has, from a former configuration.
+            // The remaining enrollments are only in the table, because a former configuration had
+            // them.
             lines.extend(totals.into_iter().map(|(name, totals)| (name, None, totals)));
             match json {
                 true => print(|out| {

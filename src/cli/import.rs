@@ -1,4 +1,4 @@
-//! `certdist import`: imports devices from table files, all of them or none.
+//! `certdist import`: imports devices from table files. Either all devices are imported, or none.
 
 mod undo;
 
@@ -90,7 +90,8 @@ fn open(path: &Path) -> Result<Source, Failure> {
     Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
 }
 
-/// Opens the table. Prints a note if the table is new, because a wrong path also creates one.
+/// Opens the table. Prints a note if this creates a new table, because the reason may be a wrong
+/// path.
 fn open_or_create(config: &Config) -> Result<std::sync::Arc<dyn Table>, Failure> {
     let is_new = matches!(store::examine(&config.database), Ok(Condition::Missing));
     let store = open_store(config)?;
@@ -132,7 +133,7 @@ fn run_all(
     }
 }
 
-/// Prints the result of an import, and what the operator should know about the files.
+/// Prints the result of an import, and remarks for the operator about the files.
 fn say(sources: &[Source], imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
     let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
     for sentence in remarks {
@@ -171,14 +172,15 @@ impl Errors {
 
     fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
         self.count += 1;
-        // A spreadsheet would run a name such as `=cmd.csv`.
+        // The file's name is also marked, because a spreadsheet would run a name such as `=cmd.csv`
+        // as a formula.
         let name = table_file::for_spreadsheet(&name.to_string_lossy()).into_owned();
         let record = [&*name, &*error.line.to_string(), error.column.unwrap_or_default(), &*error.reason];
         Ok(self.writer.write_record(record)?)
     }
 
-    /// Gives the file its final name, and adds that name to the failure that the bad lines caused.
-    /// If there are no bad lines, no file is left.
+    /// Gives the file its final name, and adds this name to the failure that the bad lines caused.
+    /// If there are no bad lines, leaves no file.
     fn complete(mut self, failure: Failure) -> Failure {
         if self.count == 0 {
             return failure;

@@ -85,7 +85,8 @@ fn new(bytes: u64) -> Result<Zeroizing<String>, Failure> {
 
 fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing<String>, Failure> {
     let config = args.config.read()?;
-    // As in the server, the identity is the device ID in the spelling that the device presents.
+    // The server derives the key from the identity in the spelling that the device presents, so the
+    // text is checked here but not changed.
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use super::{Arguments, CommandResult};
 
-/// Example configuration, whose comments become its manual page.
+/// Example configuration. Its comments become the manual page certdist.toml(5).
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
 /// Writes the manual pages
@@ -44,8 +44,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
     Ok(write().with_context(|| format!("could not write the manual pages to {}", args.folder.display()))?)
 }
 
-/// Returns the manual page certdist.toml(5). It has each comment of the example configuration,
-/// and then the key that the comment explains.
+/// Returns the manual page certdist.toml(5). The page has each comment of the example
+/// configuration, followed by the key that the comment explains.
 fn configuration_page(example: &str) -> String {
     let mut page = format!(
         ".TH certdist.toml 5 \"\" \"certdist {}\"\n.SH NAME\ncertdist.toml \\- configuration of certdist\n.SH DESCRIPTION\n",

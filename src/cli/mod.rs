@@ -1,7 +1,8 @@
-//! The command line: arguments, subcommands and their output. The rules are in the modules that
-//! it calls.
+//! The command line: arguments, subcommands and their output. All other rules are in the modules
+//! that the subcommands call.
 
-// `println!` and `eprintln!` panic if the reader has closed the pipe; use `print` and `remark`.
+// `println!` and `eprintln!` panic if the reader has closed the pipe. Subcommands use `print` and
+// `remark` instead.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;
@@ -148,7 +149,7 @@ pub type CommandResult = Result<(), Failure>;
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log(arguments.log_format);
-    // Most commands have secrets in their memory.
+    // Most commands have secrets in their memory, which a core dump would contain.
     if let Err(error) = core_dumps::forbid() {
         remark(&format!("error: could not turn off core dumps: {error}\n"));
         return ExitCode::from(1);
@@ -179,8 +180,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "simulation")]
         Command::DeviceSim(args) => runtime().and_then(|runtime| runtime.block_on(device_sim::run(args))),
     };
-    // `main` returns no `Result`: its error would be printed with a backtrace if backtraces are
-    // on.
+    // `main` does not return a `Result`, because the runtime would print its error with a backtrace
+    // if backtraces are enabled.
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
@@ -210,23 +211,24 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// Opens the database; creates it if it does not exist.
+/// Opens the database. Creates the database if it does not exist.
 fn open_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::open(&config.database, config.database_keys.clone())?)
 }
 
-/// Opens the database to change it; fails if it does not exist.
+/// Opens the database to change it. Fails if the database does not exist.
 fn open_existing(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     store::is_there(&config.database)?;
     open_store(config)
 }
 
-/// Opens the database only to read it; fails if it does not exist. No file is created or changed.
+/// Opens the database only to read it. Fails if the database does not exist. Creates and changes no
+/// file.
 fn look_at_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::look(&config.database, config.database_keys.clone())?)
 }
 
-/// Opens the database only to preview an import. No file is created or changed.
+/// Opens the database only to preview an import. Creates and changes no file.
 fn preview_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::preview(&config.database, config.database_keys.clone())?)
 }
@@ -245,7 +247,8 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
     }
 }
 
-/// Writes results that are useless unless complete. Fails if their reader closes the pipe early.
+/// Writes results that are of no use unless they are complete. Fails if the reader closes the pipe
+/// early.
 fn print_whole<E: Into<anyhow::Error>>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> anyhow::Result<()> {
@@ -260,12 +263,12 @@ fn print_whole<E: Into<anyhow::Error>>(
     Ok(())
 }
 
-/// Writes a remark to standard error, apart from the results; ignores errors.
+/// Writes a remark to standard error, so that it is separate from the results. Ignores errors.
 fn remark(text: &str) {
     let _ = Stderr.write_all(text.as_bytes());
 }
 
-/// Aligns cells in columns. On a terminal, cuts lines to its width.
+/// Aligns cells in columns. On a terminal, cuts lines to the width of the terminal.
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     let width = io::stdout().is_terminal().then(|| rustix::termios::tcgetwinsize(io::stdout()).ok());
     // A terminal without a size reports 0.

@@ -1,5 +1,5 @@
 //! Shows progress on a terminal, for work that takes longer than a second. Other lines on standard
-//! error, such as those of the log, go above the progress bar.
+//! error, such as log lines, appear above the progress bar.
 
 use std::{
     io::{self, Write},
@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Time after which progress is shown; shorter work shows none.
+/// Time after which progress is shown. Shorter work shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The bar that is on the terminal now.
@@ -37,7 +37,8 @@ impl Drop for Shown {
     }
 }
 
-/// Standard error, for whole lines. A progress bar is moved out of their way.
+/// Standard error, for whole lines. A progress bar is removed while a line is written, and then
+/// drawn again.
 pub(super) struct Stderr;
 
 impl Write for Stderr {
@@ -70,7 +71,7 @@ impl Progress {
         Self { bar, since: Instant::now(), shown: None }
     }
 
-    /// Adds to the amount of work that is done.
+    /// Increases the amount of work that is done.
     pub(super) fn add(&mut self, more: u64) {
         if self.shown.is_none() && self.since.elapsed() > PATIENCE {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -141,7 +142,8 @@ mod tests {
 
     use super::*;
 
-    /// Draws a bar on a terminal in memory, and writes a line to it while the bar is suspended.
+    /// The test draws a bar on a terminal in memory, and writes a line to this terminal while the
+    /// bar is suspended.
     #[test]
     fn a_line_goes_above_the_bar_and_the_bar_is_drawn_again() {
         let terminal = InMemoryTerm::new(5, 40);

@@ -1,5 +1,5 @@
-//! `certdist register`: registers devices before they power on, in batches, with a
-//! progress bar. Finished work is kept: the same command continues where an earlier run
+//! `certdist register`: registers devices before they power on, in batches, with a progress bar.
+//! The results of an interrupted run are kept: the same command continues where the earlier run
 //! ended.
 
 use std::{
@@ -35,10 +35,10 @@ const ROWS: usize = 1000;
 /// Maximum number of devices in progress: two batches, so that one can gather devices while the
 /// other runs.
 const IN_PROGRESS: usize = 20_000;
-/// Maximum wait for a registration. Long, because no device is waiting for the result.
+/// Maximum wait for a registration. It is long, because no device is waiting for the result.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// Maximum number of times that a device is tried again later. Each of these attempts makes several
-/// calls with pauses between them.
+/// Maximum number of times that a registration is tried again after it was postponed. Each attempt
+/// makes several calls with pauses between them.
 const MAX_LATER: u32 = 10;
 /// Maximum number of times that a device is tried again because its row has changed.
 const MAX_CHANGES: u32 = 3;
@@ -72,9 +72,9 @@ pub struct Args {
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// Devices whose device name another device has, too.
+    /// Devices that have the same device name as another device.
     twins: AtomicU64,
-    /// Devices that were neither registered nor refused, and that a later run tries again.
+    /// Devices that were neither registered nor refused. A later run tries them again.
     left: AtomicU64,
     /// Products for which IoT Platform refuses calls until the operator acts, each with the reason.
     stopped: Mutex<BTreeMap<String, String>>,
@@ -106,7 +106,7 @@ impl Tally {
     }
 }
 
-/// Registers all devices, until done or interrupted.
+/// Registers all devices. Ends when all are done, or when interrupted.
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
@@ -137,15 +137,15 @@ pub(super) async fn run(args: Args) -> CommandResult {
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
         _ = terminated.recv() => true,
     };
-    // Waits for the registrations in progress, at most for `DRAIN`. A later run continues those
-    // that do not finish.
+    // Waits for the registrations in progress, but no longer than `DRAIN`. A later run continues
+    // the unfinished ones.
     registrar.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
     drop(shown);
     report(&tally, interrupted)
 }
 
-/// Prints the numbers, and what to do about the devices that were not registered.
+/// Prints the numbers, and advice about the devices that were not registered.
 fn report(tally: &Tally, interrupted: bool) -> CommandResult {
     let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
         .map(|counter| counter.load(Ordering::Relaxed));
@@ -222,8 +222,8 @@ async fn register_all(
         after = Some(last.id.clone());
         for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
             let place = places.clone().acquire_owned().await?;
-            // If IoT Platform refuses calls for a product, its devices are skipped, so that they do
-            // not hold up other products.
+            // If IoT Platform refuses calls for a product, the devices of this product are skipped,
+            // so that they do not delay other products.
             if tally.is_stopped(&row.product_key) {
                 tally.left.fetch_add(1, Ordering::Relaxed);
                 bar.inc(1);
@@ -236,7 +236,7 @@ async fn register_all(
                 bar.inc(1);
                 drop(place);
             });
-            // Finished tasks must not pile up.
+            // Finished tasks are removed, so that they do not accumulate in memory.
             while tasks.try_join_next().is_some() {}
         }
     }
@@ -244,8 +244,8 @@ async fn register_all(
     Ok(())
 }
 
-/// Returns whether a device is to be registered. Reissue policies do not matter here; they
-/// apply to devices that are already registered.
+/// Returns whether a device is to be registered. Reissue policies do not matter here, because they
+/// apply only to devices that are already registered.
 fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
     policy::verdict(row, Reissue::Always, unix_now()) == Verdict::Register
         && enrollment.is_none_or(|name| row.enrollment == name)
@@ -265,8 +265,8 @@ async fn register(registrar: &Arc<Registrar>, store: &dyn Store, mut row: Device
                 tokio::time::sleep(pause).await;
             }
             registrar::Outcome::TimedOut if !registrar.is_draining() => {}
-            // An operator has changed the row meanwhile. The device is tried again with the changed
-            // row, if that row still requires a registration.
+            // An operator has changed the row in the meantime. If the changed row still requires a
+            // registration, the device is tried again.
             registrar::Outcome::Changed => match store.device(&row.id).await {
                 Ok(Some(changed)) if is_wanted(&changed, None) && changes < MAX_CHANGES => {
                     changes += 1;

@@ -87,7 +87,7 @@ enum Limits {
     Real,
 }
 
-/// Runs until SIGINT or SIGTERM.
+/// Runs the simulator until SIGINT or SIGTERM.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! A temporary file for an export that waits for its reader. The file has no name, and its content
-//! is encrypted with a key that only this process has, so that no secret stays on the disk.
+//! A temporary file for an export that must wait for its reader. The file has no name, and its
+//! content is encrypted with a key that only this process has, so that no secret stays on the disk.
 
 use std::{
     fs::File,
@@ -15,14 +15,14 @@ const PART: usize = 64 * 1024;
 /// Size of an authentication tag, in bytes.
 const TAG: usize = 16;
 
-/// A spool that is written.
+/// A temporary file that is being written.
 pub(super) struct Spool {
     file: BufWriter<File>,
     parts: Parts,
     part: Zeroizing<Vec<u8>>,
 }
 
-/// A spool that is read.
+/// A temporary file that is being read.
 pub(super) struct SpoolReader {
     file: BufReader<File>,
     parts: Parts,
@@ -30,8 +30,8 @@ pub(super) struct SpoolReader {
     read: usize,
 }
 
-/// Encrypts and decrypts parts in their order. A key encrypts only one spool, so the nonce is a
-/// counter.
+/// Encrypts and decrypts the parts in their order. Each key encrypts only one file, so a counter
+/// can serve as the nonce.
 struct Parts {
     cipher: ChaCha20Poly1305,
     next: u64,
@@ -65,7 +65,7 @@ impl Spool {
         Ok(SpoolReader { file: BufReader::new(file), parts, part: self.part, read: 0 })
     }
 
-    /// Writes the part that was gathered: its size, a tag, and the encrypted bytes.
+    /// Writes the current part: its size, a tag, and the encrypted bytes.
     fn write_part(&mut self) -> io::Result<()> {
         let nonce = self.parts.nonce();
         let tag = self
@@ -92,8 +92,8 @@ impl Write for Spool {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Nothing is written here: a part is written when it is full, and the last one by
-        // `into_reader`.
+        // There is nothing to flush: a full part is written at once, and `into_reader` writes the
+        // last part.
         Ok(())
     }
 }

@@ -71,9 +71,9 @@ fn read_host(host: &str) -> Result<String> {
     })
 }
 
-/// Returns a host in the form in which hosts are compared: a name in lower case without its
-/// final dot, or an address without brackets. Returns `None` if it is neither (RFC 1123 §2.1;
-/// underscores are in use too).
+/// Returns a host in the form in which hosts are compared: a name in lower case without its final
+/// dot, or an address without brackets. Returns `None` if the text is neither a name (RFC 1123
+/// §2.1, and underscores, which are used in practice) nor an address.
 pub fn normal_host(host: &str) -> Option<String> {
     let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = literal.parse::<IpAddr>() {

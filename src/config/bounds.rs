@@ -1,6 +1,6 @@
-//! Ranges of all numbers in the configuration. A value within its range cannot overflow a
-//! clock, or ask for more memory than a host has. A value outside its range is reported with
-//! its key and the range.
+//! Ranges of all numbers in the configuration. A value within its range cannot make a clock
+//! overflow, or require more memory than a host has. A value outside its range is reported with its
+//! key and the range.
 
 use std::ops::RangeInclusive;
 
@@ -21,7 +21,7 @@ pub(super) struct Bounds {
 
 /// Maximum duration: 30 days, in seconds.
 const MONTH: f64 = 2_592_000.0;
-/// An hour, in seconds: no device waits longer for an answer.
+/// An hour, in seconds. No device waits longer for an answer.
 const HOUR: f64 = 3600.0;
 /// Range of the seconds in `reissue = "window:SECONDS"`: up to ten years.
 pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
@@ -46,7 +46,7 @@ pub(super) const NUMBERS: [Bounds; 19] = [
     number("limits", "max_handshakes", 1.0, 1_000_000.0, "handshakes"),
     number("limits", "max_handshakes_per_address", 1.0, 1_000_000.0, "handshakes"),
     number("limits", "handshake_timeout", 1.0, HOUR, "seconds"),
-    // RFC 6347 §4.2.4.1: at most 60 s.
+    // RFC 6347 §4.2.4.1 refers to a maximum of 60 s.
     number("limits", "retransmission_timeout", 0.1, 60.0, "seconds"),
     number("limits", "session_idle", 1.0, MONTH, "seconds"),
     number("limits", "session_max_age", 1.0, MONTH, "seconds"),
@@ -76,7 +76,7 @@ pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(),
     let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
     let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
     let (number, text) = match value {
-        // A number that does not fit an i128 is outside of every range.
+        // A number that does not fit into an i128 is outside every range.
         DeValue::Integer(whole) => (
             i128::from_str_radix(whole.as_str(), whole.radix()).map_or(f64::INFINITY, |whole| whole as f64),
             whole.to_string(),

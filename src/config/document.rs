@@ -1,7 +1,7 @@
-//! Reads a configuration as it is written: the sections of the file, and the environment
-//! variables that replace their keys. Collects all errors, each with its place. Depends on TOML,
-//! but not on what a key means: each section defines its own keys, and [`bounds`] has the ranges
-//! of their numbers.
+//! Reads a configuration as it is written: the sections of the file, and the environment variables
+//! that replace their keys. Collects all errors, each with its place. This module knows TOML, but
+//! not the meaning of a key: each section defines its own keys, and [`bounds`] has the ranges of
+//! their numbers.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -20,12 +20,12 @@ use super::bounds;
 /// Prefix of the environment variables that replace keys.
 pub(super) const PREFIX: &str = "CERTDIST_";
 
-/// Keys whose values may be secrets, and so never appear in errors.
+/// Keys whose values may be secrets. Errors never contain these values.
 const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
 
 /// A section of the file. The value of each key is checked separately.
 pub(super) trait Section: DeserializeOwned {
-    /// Name of the section; empty for the keys before all sections.
+    /// Name of the section. It is empty for the keys that precede all sections.
     const NAME: &'static str;
     /// Required keys, each with an example value. An error shows the example to the operator.
     /// The example also replaces a missing or wrong value, so that the rest of the section is
@@ -39,7 +39,7 @@ type Sections = [(&'static str, &'static [&'static str])];
 /// Place of an error.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// The file as a whole, because something is missing.
+    /// The whole file, because the error is that something is missing.
     File,
     /// This line of the file, counted from 1.
     Line(usize),
@@ -58,7 +58,7 @@ impl Problems {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
 
-    /// Adds a problem that belongs to no line.
+    /// Adds a problem that belongs to the whole file.
     pub(super) fn of_file(&mut self, what: impl Into<String>) {
         self.0.push((Place::File, what.into()));
     }
@@ -94,8 +94,8 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Reports an error that concerns these keys together, at the place of the first key that
-    /// is present. Does nothing if an error of one of these keys was reported before.
+    /// Reports an error that concerns all these keys, at the place of the first key that is
+    /// present. Does nothing if an error of one of these keys was already reported.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
         if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
             return;
@@ -116,7 +116,7 @@ impl<T> Table<T> {
     }
 }
 
-/// The file's tables, from which the sections are taken.
+/// The tables of the file. The sections are taken out of them one by one.
 pub(super) struct Document<'t> {
     text: &'t str,
     tables: DeTable<'t>,
@@ -125,8 +125,8 @@ pub(super) struct Document<'t> {
 }
 
 impl<'t> Document<'t> {
-    /// Parses the text. If it is not valid TOML, fails with the syntax errors alone. `sections`
-    /// are all known sections.
+    /// Parses the text. If the text is not valid TOML, fails and reports only the syntax errors.
+    /// `sections` are all known sections.
     pub(super) fn parse(
         text: &'t str,
         variables: &'t [(String, String)],
@@ -204,7 +204,7 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// Takes the keys before all sections.
+    /// Takes the keys that precede all sections.
     pub(super) fn root<T: Section>(&mut self, problems: &mut Problems) -> Table<T> {
         let keys = keys::<T>();
         let mut table = DeTable::new();
@@ -216,7 +216,7 @@ impl<'t> Document<'t> {
         self.read(table, Place::File, String::new(), problems)
     }
 
-    /// Takes a section, if it is present or a variable replaces one of its keys.
+    /// Takes a section, if the file has the section or a variable replaces one of its keys.
     pub(super) fn section<T: Section>(&mut self, problems: &mut Problems) -> Option<Table<T>> {
         let (place, table) = match self.tables.remove_entry(T::NAME) {
             Some((key, value)) => {
@@ -303,7 +303,7 @@ fn is_tables(value: &DeValue<'_>) -> bool {
     value.as_array().is_some_and(|values| values.iter().all(|value| value.get_ref().is_table()))
 }
 
-/// Finds the key that a variable replaces; `None` if the variable is not for certdist.
+/// Finds the key that a variable replaces. Returns `None` if the variable is not for certdist.
 fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'static str)>, String> {
     let Some(path) = name.strip_prefix(PREFIX) else { return Ok(None) };
     let path = path.to_ascii_lowercase();
@@ -318,8 +318,8 @@ fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'s
     }
     match keys.iter().find(|known| **known == key) {
         Some(key) => Ok(Some((section, key))),
-        // A cluster sets variables that are named after its services, such as CERTDIST_PORT. So
-        // an unknown name is an error only if it resembles a known key.
+        // A container cluster sets variables that are named after its services, such as
+        // CERTDIST_PORT. So an unknown name is an error only if it resembles a known key.
         None if section.is_empty() && nearest(key, keys).is_none() => Ok(None),
         None => Err(format!("{}: unknown key; {}", key, hint(key, keys))),
     }
@@ -338,7 +338,7 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Checks that a value fits its key; the error names the key and what would fit.
+/// Checks that a value fits its key. The error names the key and says what is expected.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
     bounds::check(T::NAME, key, value.get_ref())?;
     let mut table = stand_ins::<T>();
@@ -347,8 +347,8 @@ fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), Strin
     T::deserialize(table).map(drop).map_err(|error| format!("{key}: {}", explained(key, error.message())))
 }
 
-/// Reads a variable's text as a TOML value, such as a number or a table, if that fits the
-/// key; otherwise as text.
+/// Reads a variable's text as a TOML value, such as a number or a table, if that value fits the
+/// key. Otherwise reads it as text.
 fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeValue<'t>>, String> {
     let string = Spanned::new(0..0, DeValue::String(text.into()));
     let as_text = fits::<T>(key, &string).map(|()| string);
@@ -356,7 +356,7 @@ fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeV
     fits::<T>(key, &parsed).map(|()| parsed).or_else(|what| as_text.map_err(|_| what))
 }
 
-/// Translates serde's message for an operator.
+/// Rewrites serde's message so that an operator understands it.
 fn explained(key: &str, message: &str) -> String {
     let mut message = message.trim_end().replace('\n', ", ");
     if SECRET.contains(&key)
@@ -405,7 +405,7 @@ fn hint(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Returns the known name that was probably meant.
+/// Returns the known name that the operator probably meant.
 fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distance = |other: &str| strsim::damerau_levenshtein(name, other);
     let nearest = known.iter().copied().min_by_key(|other| distance(other))?;
@@ -416,16 +416,16 @@ fn line(text: &str, at: usize) -> usize {
     1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
 }
 
-/// Returns the names of the fields of a section's struct, as serde knows them.
+/// Returns the names of the fields of a section's struct, as they are written in the file.
 pub(super) fn keys<T: Section>() -> &'static [&'static str] {
     T::deserialize(Fields).err().map_or(&[], |Names(names)| names)
 }
 
-/// A deserializer that asks a struct for its field names instead of filling it.
+/// A deserializer that returns the field names of a struct, and does not fill the struct.
 struct Fields;
 
-/// The field names. They are returned as an error, because a deserializer can return them in no
-/// other way.
+/// The field names. They are returned as an error, which is the only way in which a deserializer
+/// can return them.
 #[derive(Debug)]
 struct Names(&'static [&'static str]);
 

@@ -1,5 +1,5 @@
-//! The file as written: its sections, their keys, and the form of each value. Ranges of numbers
-//! are in `bounds`; the parent module checks values that depend on each other.
+//! The content of the file: its sections, their keys, and the form of each value. Ranges of numbers
+//! are in `bounds`. The parent module checks values that depend on each other.
 
 use std::{
     fmt,
@@ -156,7 +156,7 @@ pub(super) enum Credentials {
     Env,
     /// A credentials file; `None` stands for the path that Alibaba's SDKs use.
     File(Option<PathBuf>),
-    /// A role of the ECS instance; `None` stands for the role that is attached to it.
+    /// A role of the ECS instance; `None` stands for the role that is attached to the instance.
     EcsRole(Option<String>),
 }
 
@@ -336,7 +336,8 @@ pub(super) enum Rate {
     },
 }
 
-// Written by hand, because the error of an untagged enum only says that neither form fits.
+// This implementation is not derived, because the error of an untagged enum only says that neither
+// form fits.
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]

@@ -1,5 +1,4 @@
-//! `[iot_platform]`: the settings of the calls to IoT Platform, and where their credentials
-//! are.
+//! `[iot_platform]`: the settings of the calls to IoT Platform, and the place of their credentials.
 
 use std::{
     env,
@@ -30,8 +29,8 @@ const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
-/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an
-/// error, or if there are no credentials and none are required.
+/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an error,
+/// or if the credentials are missing and not required.
 pub(super) fn read(
     mut table: Table<file::IotPlatformSection>,
     (folder, secrets): (&Path, Secrets),
@@ -71,7 +70,7 @@ pub(super) fn read(
     Some(IotPlatformSettings { client, qps, batches, sweep })
 }
 
-/// Returns the path of the credentials file; `None` if the credentials are not in a file.
+/// Returns the path of the credentials file. Returns `None` if the credentials are not in a file.
 pub(super) fn secret_file(section: &file::IotPlatformSection, folder: &Path) -> Option<PathBuf> {
     match &section.credentials {
         file::Credentials::File(Some(path)) => Some(folder.join(path)),
@@ -84,8 +83,8 @@ fn read_timeouts(section: &file::IotPlatformSection) -> Result<Timeouts> {
     let defaults = Timeouts::default();
     let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
     let whole = seconds(section.timeout).unwrap_or(defaults.whole);
-    // A default is shortened to the timeout that includes it, so that setting one timeout does
-    // not require setting the others.
+    // The default of a timeout is never longer than the timeout that includes it, so that an
+    // operator can set one timeout without the others.
     let first_byte = seconds(section.first_byte_timeout).unwrap_or(defaults.first_byte.min(whole));
     let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
     ensure!(

@@ -1,5 +1,5 @@
 //! Finds the changed keys of a configuration that take effect only after a restart. A running
-//! server applies changes to all others.
+//! server applies changes of all other keys.
 
 use super::Config;
 
@@ -45,7 +45,7 @@ impl Config {
         match (&self.admin, &other.admin) {
             (Some(own), Some(other)) => {
                 compare("[admin] listen", own.listen == other.listen);
-                // A renewed certificate is applied, but TLS cannot be turned on or off.
+                // A running server applies a renewed certificate, but cannot turn TLS on or off.
                 compare("[admin] tls_certificate", own.tls.is_some() == other.tls.is_some());
             }
             (own, other) => compare("[admin]", own.is_none() && other.is_none()),
@@ -53,7 +53,7 @@ impl Config {
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);
-                // Plain CoAP has a copy of the enrollment, made at the start.
+                // Plain CoAP uses a copy of the enrollment that was made at the start.
                 compare("[plain_coap] enrollment", own.enrollment == other.enrollment);
             }
             (None, None) => {}

@@ -196,10 +196,10 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
     }
 }
 
-/// The example configuration, as an operator gets it.
+/// The example configuration that operators get.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
-/// Returns the example with its commented-out keys turned on.
+/// Returns the example with its commented-out keys uncommented.
 pub(super) fn whole_example() -> String {
     let shown = |line: &&str| {
         line.strip_prefix('#')
@@ -208,7 +208,7 @@ pub(super) fn whole_example() -> String {
     EXAMPLE.lines().map(|line| if shown(&line) { &line[1..] } else { line }).collect::<Vec<_>>().join("\n")
 }
 
-/// Parses the example, with the keys and files that it refers to.
+/// Parses the example, after creating the key files that it names.
 fn parse_example(text: &str) -> Result<Config> {
     let folder = tempfile::tempdir().unwrap();
     for key in ["lamp-2026.key", "plug-batch-7.key"] {
@@ -232,8 +232,8 @@ fn the_example_is_valid_and_shows_the_defaults() {
     let mut whole = parse_example(&whole_example()).unwrap();
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
-    // In the file, `[admin]`, `[plain_coap]` and `workers` have examples, not defaults, as the
-    // comments beside them say.
+    // For `[admin]`, `[plain_coap]` and `workers`, the values in the file are not the defaults but
+    // examples, as the file's comments say.
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
     whole.limits.workers = as_it_is.limits.workers;
     // Each configuration was parsed in its own folder.
@@ -379,7 +379,7 @@ fn variables_replace_keys_before_anything_is_checked() {
             ("CERTDIST_IOT_PLATFORM__CREDENTIALS", "ecs-role"),
             // An empty variable counts as absent.
             ("CERTDIST_LIMITS__PATIENCE", ""),
-            // Variables that a cluster sets for a service named certdist.
+            // A container cluster sets these variables for a service named certdist.
             ("CERTDIST_PORT", "udp://10.0.0.1:5684"),
             ("CERTDIST_SERVICE_HOST", "10.0.0.1"),
         ],

@@ -1,5 +1,5 @@
-//! Errors in the lines of a table file, grouped by kind, so that a file with a million errors of
-//! one kind is described by a few. Pure.
+//! Errors in the lines of a table file, grouped by kind, so that a message lists only a few of a
+//! million errors of one kind. This module performs no I/O.
 
 use std::{fmt, path::PathBuf};
 
@@ -8,17 +8,17 @@ use super::values;
 /// Maximum number of bad lines of one kind that are listed.
 const LISTED: u64 = 20;
 
-/// Maximum number of kinds. Lines of further kinds are counted as lines of the last one.
+/// Maximum number of kinds. Lines of further kinds are counted as lines of the last kind.
 const KINDS: usize = 50;
 
-/// An error in a line of the file. Never holds a key or a device secret.
+/// An error in a line of the file. Never contains a key or a device secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineError {
     /// Line number from 1, as in an editor.
     pub line: u64,
-    /// One of the columns; `None` if the whole line is wrong.
+    /// Column with the error; `None` if the whole line is wrong.
     pub column: Option<&'static str>,
-    /// Error, and what is expected.
+    /// Sentence that says what is wrong and what is expected.
     pub reason: String,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Bad lines that have the same column and, apart from values, the same sentence.
+/// Bad lines with the same column and, except for values, the same sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kind {
     column: Option<&'static str>,
@@ -41,7 +41,7 @@ struct Kind {
     count: u64,
 }
 
-/// Bad lines: the first 20 of each kind, in the file's order, and the number of further ones.
+/// Bad lines: the first 20 of each kind, in the file's order, and the number of lines beyond these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadLines {
     /// The first bad lines of each kind.
@@ -82,8 +82,8 @@ impl BadLines {
         }
     }
 
-    /// Returns, for each kind with lines that are not listed, their number and the first line of
-    /// the kind.
+    /// Returns, for each kind that has unlisted lines, the number of unlisted lines and the first
+    /// line of the kind.
     pub fn more(&self) -> impl Iterator<Item = (u64, u64)> {
         self.kinds.iter().filter(|kind| kind.count > LISTED).map(|kind| (kind.count - LISTED, kind.first))
     }
@@ -94,7 +94,7 @@ impl BadLines {
 pub struct BadFile {
     /// Path of the file, or name of the stream.
     pub path: PathBuf,
-    /// Its bad lines.
+    /// The bad lines of this file.
     pub lines: BadLines,
 }
 
@@ -121,8 +121,8 @@ impl fmt::Display for BadLines {
     }
 }
 
-/// Returns a sentence without its values, so that the sentences of one kind are equal: without what
-/// is in quotes, and without words that contain anything but lower-case letters.
+/// Returns a sentence without its values, so that the sentences of one kind are equal. Removes
+/// quoted text, and all words with characters other than lower-case letters.
 fn without_values(sentence: &str) -> String {
     let mut kept = String::with_capacity(sentence.len());
     let unquoted = sentence.split('"').step_by(2);

@@ -1,19 +1,18 @@
-//! Recognizes by its first bytes what kind of file a table comes in, and decodes UTF-16. Refuses
-//! files that are not text, and says what to do with them. This module does not depend on lines or
-//! columns.
+//! Recognizes the kind of a file by its first bytes, and decodes UTF-16. Refuses files that are not
+//! text, and says what to do with them. This module knows nothing about lines or columns.
 
 use std::io::{self, Cursor, Read};
 
 use encoding_rs::{Decoder, UTF_16BE, UTF_16LE};
 use zeroize::Zeroizing;
 
-/// Number of bytes by which a file is recognized.
+/// Number of bytes at the beginning of a file by which the kind of file is recognized.
 const HEAD: usize = 4096;
 
 /// Number of bytes that are decoded at once.
 const CHUNK: usize = 16 * 1024;
 
-/// Refusal of a file that has no text.
+/// Message for a file that contains no text.
 const NO_TEXT: &str = "this is no text file; expected a table as CSV, JSON lines or a list of device IDs";
 
 /// First bytes of each kind of file that is not a table, and what to do with such a file.
@@ -44,15 +43,16 @@ const REFUSED: [(&[u8], &str); 12] = [
     ),
 ];
 
-/// Content of a file: decoded to UTF-8 from UTF-16, or unchanged in any other encoding.
+/// Content of a file. UTF-16 is decoded to UTF-8, and any other encoding is left unchanged.
 pub(super) enum Text<R> {
-    /// The file as it is.
+    /// A file that is read unchanged.
     Plain(io::Chain<Cursor<Vec<u8>>, R>),
-    /// The file in UTF-16.
+    /// A file in UTF-16.
     Utf16(Box<Utf16<io::Chain<Cursor<Vec<u8>>, R>>>),
 }
 
-/// Recognizes a file. The inner error says what it is and what to do with it.
+/// Recognizes the kind of a file. The inner error says what kind of file it is and what to do with
+/// such a file.
 pub(super) fn recognized<R: Read>(mut reader: R) -> io::Result<Result<Text<R>, String>> {
     let mut head = Vec::with_capacity(HEAD);
     reader.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
@@ -83,7 +83,8 @@ fn utf16(head: &[u8]) -> Option<Decoder> {
         [0xFE, 0xFF, ..] => return Some(UTF_16BE.new_decoder_with_bom_removal()),
         _ => {}
     }
-    // In text that is mostly ASCII, most pairs of bytes have a zero, always at the same place.
+    // If text in UTF-16 is mostly ASCII, most pairs of bytes have a zero byte, always at the same
+    // place.
     let (pairs, _) = head.as_chunks::<2>();
     let zeros = |at: usize| pairs.iter().filter(|pair| pair[at] == 0).count();
     let most = pairs.len().div_ceil(2).max(1);
@@ -178,7 +179,7 @@ mod tests {
         {
             assert_eq!(read(&bytes).as_deref(), Ok(&*text));
         }
-        // Half a character at the end.
+        // The input ends with half a character.
         assert_eq!(read(b"\xFF\xFEa\0b").as_deref(), Ok("a\u{FFFD}"));
         assert_eq!(read(b"a").as_deref(), Ok("a"));
         assert_eq!(read(b"").as_deref(), Ok(""));

@@ -1,5 +1,5 @@
-//! Forms of an export: certdist's own, which an import reads back, and Tablestore's. Decides which
-//! cells a spreadsheet would take for a formula.
+//! Forms of an export: certdist's own form, which an import can read, and Tablestore's form.
+//! Decides which cells a spreadsheet would interpret as a formula.
 
 use std::{borrow::Cow, io, ops::ControlFlow};
 
@@ -18,11 +18,11 @@ pub const TABLESTORE_COLUMNS: [&str; 7] =
 /// Index of the PSK identity in [`COLUMNS`].
 pub(super) const IDENTITY: usize = 6;
 
-/// Characters with which a formula begins, or after which a spreadsheet looks for one: those of
+/// First characters of a cell that a spreadsheet may interpret as a formula: the characters of
 /// OWASP's page on CSV injection, and their full-width forms.
 const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
 
-/// Mark before a cell that a spreadsheet would take for a formula.
+/// Mark that is put before a cell that a spreadsheet would interpret as a formula.
 const MARK: char = '\'';
 
 /// Form of an export.
@@ -30,7 +30,7 @@ const MARK: char = '\'';
 pub struct Form {
     /// Set to write Tablestore's columns instead of certdist's own.
     pub tablestore: bool,
-    /// Set to mark cells that a spreadsheet would take for a formula, and to quote every cell.
+    /// Set to mark cells that a spreadsheet would interpret as a formula, and to quote every cell.
     pub for_spreadsheet: bool,
 }
 
@@ -46,13 +46,13 @@ pub enum ExportError {
 }
 
 /// Writes the whole table, ordered by device ID, in the form that
-/// [`import_file`](super::import_file) reads. Returns the number of rows. The output holds every
+/// [`import_file`](super::import_file) reads. Returns the number of rows. The output contains every
 /// secret.
 pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
     export_as(store, Form::default(), writer)
 }
 
-/// Writes the whole table like [`export_file`], in the given form.
+/// Writes the whole table, ordered by device ID, in the given form. Returns the number of rows.
 pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result<u64, ExportError> {
     let quotes = if form.for_spreadsheet { QuoteStyle::Always } else { QuoteStyle::Necessary };
     let mut writer = WriterBuilder::new().quote_style(quotes).from_writer(writer);
@@ -83,12 +83,12 @@ pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result
     Ok(rows)
 }
 
-/// Marks a cell that a spreadsheet would take for a formula.
+/// Marks a cell if a spreadsheet would interpret it as a formula.
 pub fn for_spreadsheet(cell: &str) -> Cow<'_, str> {
     if needs_mark(cell) { Cow::Owned(format!("{MARK}{cell}")) } else { Cow::Borrowed(cell) }
 }
 
-/// A cell, in the form that the CSV writer takes.
+/// A cell, in the form that the CSV writer accepts.
 struct Cell<'a>(Cow<'a, str>);
 
 impl AsRef<[u8]> for Cell<'_> {
@@ -135,19 +135,18 @@ fn seconds(time: Option<UnixSeconds>) -> String {
     time.map(|time| time.to_string()).unwrap_or_default()
 }
 
-/// Returns whether a spreadsheet would take a cell for a formula, or drop its first character.
+/// Returns whether a spreadsheet would interpret a cell as a formula, or drop its first character.
 fn needs_mark(cell: &str) -> bool {
     cell.starts_with(FORMULA) || cell.starts_with(MARK)
 }
 
-/// Returns whether a value already begins with a mark. An import removes one mark, so certdist's
-/// own form of an export adds another one.
+/// Returns whether a value already begins with a mark. An import removes one mark, so an export in
+/// certdist's own form adds another mark to such a value.
 fn has_mark(cell: &str) -> bool {
     cell.strip_prefix(MARK).is_some_and(needs_mark)
 }
 
-/// Removes the mark of a cell. Needed for PSK identities, from which an import removes nothing
-/// else.
+/// Removes the mark of a cell. Used for PSK identities, from which an import removes nothing else.
 pub(super) fn unmarked(cell: Cow<'_, str>) -> Cow<'_, str> {
     match has_mark(&cell) {
         true => Cow::Owned(cell[MARK.len_utf8()..].to_owned()),
@@ -199,7 +198,7 @@ mod tests {
         }
         let header = "\"deviceId\",\"enrollment\",\"productKey\",";
         assert!(text.starts_with(header) && text.contains(",\"x\"\"y\","), "{text}");
-        // Without `for_spreadsheet`, the values are written unchanged.
+        // If `for_spreadsheet` is not set, the values are written unchanged.
         let plain = cells(&exported(&store, Form::default()));
         assert!(plain.iter().zip(identities).all(|((_, identity), known)| identity == known), "{plain:?}");
     }

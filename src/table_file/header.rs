@@ -1,5 +1,5 @@
-//! Header of a table file: the separator, and the meaning of each column in the spellings that
-//! programs, spreadsheets and people use. Does no I/O.
+//! Header of a table file: the separator, and the meaning of each column name in the spellings that
+//! programs, spreadsheets and people use. This module performs no I/O.
 
 use std::borrow::Cow;
 
@@ -72,7 +72,7 @@ impl Header {
     }
 }
 
-/// Returns the meaning of a column's name; `None` for an unknown name.
+/// Returns the meaning of a column's name. Returns `None` for an unknown name.
 pub(super) fn meaning(name: &str) -> Option<Meaning> {
     let name = folded(unwrapped(name));
     let mut plain = name.to_lowercase();
@@ -86,7 +86,8 @@ pub(super) fn meaning(name: &str) -> Option<Meaning> {
     SPELLINGS.iter().position(|spellings| spellings.contains(&&*plain)).map(Meaning::Column)
 }
 
-/// Returns the separator that a line such as `sep=;` names, which is meant for Excel.
+/// Returns the separator that a line such as `sep=;` names. Such a line is an instruction for
+/// Excel.
 pub(super) fn named_separator(line: &str) -> Option<char> {
     let line = line.trim_matches('"');
     let (name, rest) = line.split_at_checked(4)?;
@@ -111,15 +112,16 @@ pub(super) fn separator(line: &str) -> char {
     counts.iter().position(|count| *count == most).map_or(',', |at| SEPARATORS[at])
 }
 
-/// Returns whether a first line is the first device of a list without a header. Such a line is a
-/// single value that is not a column's name and contains a digit, which no column's name does.
+/// Returns whether the first line of a file is the first device of a list without a header. Such a
+/// line is a single value. The value is a MAC address, or it contains a digit and is not a column's
+/// name.
 pub(super) fn is_bare_device(line: &str) -> bool {
     let value = folded(unwrapped(line.trim_end_matches([',', ';', '\t'])));
     let value = folded(unwrapped(value.trim_matches('"'))).into_owned();
     if DeviceId::parse_mac(&value).is_ok() && values::device_id(&value).is_ok() {
         return true;
     }
-    // A numbered header, such as `Column1` or `SN.1`, is no device.
+    // A numbered column name, such as `Column1` or `SN.1`, is not a device.
     let name: String = value.chars().filter(|character| !character.is_ascii_digit()).collect();
     let digits = value.chars().filter(char::is_ascii_digit).count();
     let is_known = meaning(&name).is_some_and(|meaning| meaning != Meaning::Unnamed)
@@ -139,8 +141,8 @@ pub(super) fn is_header(line: &str, separator: char) -> bool {
         && meanings.iter().any(|meaning| matches!(meaning, Some(Meaning::Column(_))))
 }
 
-/// Reads a header. Unknown columns are ignored if `ignores_unknown` is set; otherwise, one error
-/// names all of them.
+/// Reads a header. If `ignores_unknown` is set, ignores unknown columns. Otherwise, one error names
+/// all of them.
 pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result<Header, String> {
     let legal = || format!("the columns are {}", COLUMNS.join(", "));
     let mut header = Header { separator, columns: Vec::new(), ignored: Vec::new() };
@@ -186,8 +188,8 @@ pub(super) fn read(line: &str, separator: char, ignores_unknown: bool) -> Result
             legal()
         ));
     }
-    // IoT Platform's own download has device names, but no device IDs. A device name is also a
-    // legal device ID.
+    // A file that was downloaded from IoT Platform has device names, but no device IDs. A device
+    // name is also a legal device ID, so such a file is accepted.
     if !header.has(0) && !header.has(3) {
         return Err(format!("the column {} is missing; {}", COLUMNS[0], legal()));
     }

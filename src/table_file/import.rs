@@ -1,5 +1,5 @@
-//! Imports table files, all of them or none. The rules of a row are in `rows`, and those of the
-//! table in the store.
+//! Imports table files, either all of them or none. The rules for a row are in `rows`, and the
+//! rules for the table are in the store.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,7 +26,7 @@ const PROGRESS_EVERY: u64 = 1000;
 /// Number of files that the audit log names.
 const NAMED: usize = 10;
 
-/// Settings of an import.
+/// Settings of an import of files.
 #[derive(Debug, Clone, Copy)]
 pub struct Import<'a> {
     /// Enrollments to which the rows may belong.
@@ -44,22 +44,22 @@ pub struct Import<'a> {
 pub struct Imported {
     /// Number by which the import can be undone; `None` if it changed nothing, or replaced keys.
     pub id: Option<ImportId>,
-    /// Number of rows by what they changed.
+    /// Numbers of rows, by the kind of change.
     pub report: ImportReport,
-    /// Sentences that the operator should read: rows that were left out, and values that look as if
-    /// they were changed by accident.
+    /// Sentences for the operator, about rows that were left out and about values that seem to have
+    /// been changed by accident.
     pub remarks: Vec<String>,
 }
 
 /// Functions that an import calls while it runs.
 pub struct Feedback<'a> {
-    /// Receives the number of bytes read and the size of all files, regularly.
+    /// Receives the number of bytes read and the size of all files, at regular intervals.
     pub progress: &'a mut dyn FnMut(u64, u64),
-    /// Receives every bad line with its file, including those that the error does not list.
+    /// Receives every bad line with its file, including bad lines that the error does not list.
     pub bad_line: &'a mut dyn FnMut(&Path, &LineError),
 }
 
-/// Imports a table file, completely or not at all, without feedback.
+/// Imports a table file without feedback. Either all of its rows are imported, or none.
 pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imported, ImportFileError> {
     let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
     let source = Source::open(path).map_err(unread)?;
@@ -67,8 +67,8 @@ pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imp
     import(store, vec![source.input().map_err(unread)?], how, feedback)
 }
 
-/// Imports tables in one step, all of them or none. Errors show the inputs' names; the audit log
-/// shows only the last parts of the names.
+/// Imports tables in one step, either all of them or none. Errors contain the full names of the
+/// inputs, and the audit log only the last part of each name.
 pub fn import(
     store: &dyn Bulk,
     inputs: Vec<Input<'_>>,
@@ -78,8 +78,8 @@ pub fn import(
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let seen = RefCell::new(SeenRows::new(&names));
     let mut tables = Tables::new(inputs, how, &seen, store.spelled_macs()?);
-    // Place of the row read last, and its error if it could not be read. The store rejects a row
-    // before it reads the next one, so a rejection is about this row.
+    // Place of the last row, and its error if the row could not be read. The store rejects a row
+    // before it reads the next row, so a rejection always concerns the last row.
     let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
     let mut failed = None;
     let mut items = std::iter::from_fn(|| {
@@ -150,11 +150,12 @@ struct Tables<'a> {
     /// MAC addresses that the table has in another spelling.
     spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
-    /// Name of the current input, for remarks if there are several.
+    /// Name of the current input, which remarks contain if there are several inputs.
     name: Option<String>,
     has_several: bool,
     remarks: Vec<String>,
-    /// Bytes of the inputs that are finished (`bytes`), and of all inputs (`size`).
+    /// Size of the inputs that were read completely (`bytes`), and of all inputs (`size`), in
+    /// bytes.
     bytes: u64,
     size: u64,
     /// Line at which progress was last reported.
@@ -183,7 +184,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Returns the next row. Goes on to the next input when the current one has no more rows.
+    /// Returns the next row. When an input has no more rows, continues with the next input.
     fn next(&mut self) -> Option<Result<ImportRow, ReadError>> {
         loop {
             if let Some(rows) = &mut self.current {
@@ -210,7 +211,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Returns the place of the row read last: number of its input, from 0, and its line.
+    /// Returns the place of the last row: the number of its input, from 0, and its line.
     fn place(&self) -> (usize, u64) {
         (self.seen.borrow().file(), self.current.as_ref().map_or(0, Rows::line))
     }
@@ -223,8 +224,8 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Replaces the row's device ID with the one under which the table has the device. An earlier
-    /// version may have stored the device's MAC address as a serial number.
+    /// Replaces the row's device ID with the ID under which the table has the device. The two
+    /// differ if an earlier version stored the device's MAC address as a serial number.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);
         if let Some(asked) = asked.filter(|_| self.spelled.contains(&row.device))
@@ -267,8 +268,8 @@ fn lost_keys(count: u64) -> Option<String> {
     })
 }
 
-/// Reads the device IDs of a table in any form that an import reads. Returns them with remarks for
-/// the operator. Ignores other columns. Fails if a line is bad.
+/// Reads the device IDs of a table in any form that an import accepts. Returns the IDs, and remarks
+/// for the operator. Ignores other columns. Fails if a line is bad.
 pub fn device_ids(
     Input { name: path, is_stream, reader, .. }: Input<'_>,
 ) -> Result<(Vec<AskedId>, Vec<String>), ImportFileError> {

@@ -1,6 +1,6 @@
 //! Reads lines and fields of a CSV file (RFC 4180) that people and programs write. A field never
-//! spans lines. So a stray quote breaks only its own line, and line numbers match those of an
-//! editor. This module does not depend on the columns.
+//! spans lines. So an unmatched quote makes only its own line invalid, and line numbers are the
+//! same as in an editor. This module knows nothing about the columns.
 
 use std::{
     borrow::Cow,
@@ -12,15 +12,16 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::values::is_blank;
 
-/// Maximum length of a line including its end, in bytes: about fifty times the longest legal
-/// line. Limits the memory for a file that is not a table at all.
+/// Maximum length of a line including its end, in bytes. It is about fifty times the longest legal
+/// line, and limits the memory for a file that is not a table.
 const MAX_LINE: usize = 64 * 1024;
 
 /// A line that is not blank.
 pub(super) struct Line<'l> {
     /// Number in the file, from 1.
     pub(super) number: u64,
-    /// The line without its end and without a byte order mark, or the reason why it is not text.
+    /// The line without its end and without a byte order mark, or the reason why the line is not
+    /// text.
     pub(super) text: Result<&'l str, String>,
     /// Set if the line was decoded from GB18030. Another encoding may look the same.
     pub(super) is_guessed: bool,
@@ -29,12 +30,12 @@ pub(super) struct Line<'l> {
 /// The lines of a file that are not blank.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
-    // Both may hold keys and secrets of the current line.
+    // Both buffers may contain keys and secrets of the current line.
     buffer: Zeroizing<Vec<u8>>,
     decoded: Zeroizing<String>,
     number: u64,
     bytes: u64,
-    /// Set if the last line that was returned is the last of the file and has no line end.
+    /// Set if the last line that was returned is the end of the file and has no line end.
     is_unended: bool,
     /// Set once a byte order mark or a character beyond ASCII shows that the file is UTF-8.
     is_utf8: bool,
@@ -59,8 +60,8 @@ impl<R: Read> Lines<R> {
         Self { reader, buffer, decoded, number: 0, bytes: 0, is_unended: false, is_utf8: false }
     }
 
-    /// Returns whether the last line that was returned is the last of the file and has no line end.
-    /// A file that was cut off ends like this. A line that ends with ^Z is complete.
+    /// Returns whether the last line that was returned is the end of the file and has no line end,
+    /// as in a file that was cut off. A line that ends with ^Z is complete.
     pub(super) fn is_unended(&self) -> bool {
         self.is_unended
     }
@@ -106,8 +107,8 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Replaces a line in GB18030 with UTF-8. Returns false for a line in another encoding, which
-    /// stays.
+    /// Converts a line from GB18030 to UTF-8. If the line is not valid GB18030, leaves it unchanged
+    /// and returns false.
     fn decode(&mut self) -> bool {
         let Some(text) = GB18030.decode_without_bom_handling_and_without_replacement(&self.buffer) else {
             return false;
@@ -122,7 +123,7 @@ impl<R: Read> Lines<R> {
         true
     }
 
-    /// Reads a line into the buffer, without its end. If the line is too long, the buffer has only
+    /// Reads a line into the buffer, without its end. If the line is too long, the buffer gets only
     /// its beginning. Returns `None` at the end of the file.
     fn read_line(&mut self) -> io::Result<Option<End>> {
         self.buffer.clear();
@@ -156,9 +157,9 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// Splits a line into its fields (RFC 4180 §2). A field that begins with a quote ends with one, and
-/// quotes inside it are doubled. Blanks around a quoted field are ignored. Excel's `="001"` does
-/// not begin with a quote, so its quotes are part of the field.
+/// Splits a line into its fields (RFC 4180 §2). A field that begins with a quote also ends with a
+/// quote, and quotes inside the field are doubled. Blanks around a quoted field are ignored.
+/// Excel's `="001"` does not begin with a quote, so its quotes are part of the field.
 pub(super) fn fields(line: &str, separator: char) -> Result<Vec<Cow<'_, str>>, &'static str> {
     let mut fields = Vec::with_capacity(8);
     let mut rest = line;
@@ -187,8 +188,8 @@ pub(super) fn fields(line: &str, separator: char) -> Result<Vec<Cow<'_, str>>, &
     }
 }
 
-/// Reads a quoted field; `text` begins after its opening quote. Returns the field, and the text
-/// after its closing quote.
+/// Reads a quoted field. `text` begins after the opening quote. Returns the field, and the text
+/// after the closing quote.
 fn quoted_field(text: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     const OPEN: &str = "a quote is not closed on the same line";
     let (first, mut after) = text.split_once('"').ok_or(OPEN)?;

@@ -1,6 +1,6 @@
-//! The device table as a CSV file. Import checks the whole file and reports every bad line before
-//! it changes anything; export writes what import reads. This module defines the columns and their
-//! rules; the store decides which values in the table may be replaced.
+//! The device table as a CSV file. An import checks the whole file and reports every bad line
+//! before it changes anything. An export writes a file that an import can read. This module defines
+//! the columns and their rules. The store decides which values in the table may be replaced.
 
 mod bad_lines;
 mod encoding;
@@ -51,8 +51,8 @@ pub struct UnknownEnrollment {
 }
 
 impl Enrollments {
-    /// Creates the list of enrollments. A single enrollment is the default; with several, there
-    /// is no default.
+    /// Creates the list of enrollments. If there is only one enrollment, it is the default. If
+    /// there are several, there is no default.
     pub fn new(known: impl IntoIterator<Item = EnrollmentOutline>) -> Self {
         let known: Vec<_> = known.into_iter().collect();
         let default = (known.len() == 1).then_some(0);
@@ -72,7 +72,7 @@ impl Enrollments {
         self.known.iter().find(|enrollment| enrollment.name == name)
     }
 
-    /// Returns a name that differs from this one only in the case of letters.
+    /// Returns the name of an enrollment that differs from `name` only in the case of letters.
     fn similar(&self, name: &str) -> Option<&str> {
         let mut names = self.known.iter().map(|enrollment| enrollment.name.as_str());
         names.find(|known| known.eq_ignore_ascii_case(name))
@@ -124,8 +124,8 @@ pub enum ImportFileError {
     Store(#[from] StoreError),
 }
 
-/// Parses a device ID as an operator copies it from a label or a spreadsheet: without what surrounds it,
-/// and in any spelling.
+/// Parses a device ID that an operator has copied from a label or a spreadsheet. Accepts any
+/// spelling, and ignores blanks and quotes around the ID.
 pub fn device_id(text: &str) -> Result<AskedId, DeviceIdError> {
     AskedId::parse_label(&values::folded(values::unwrapped(text)))
 }

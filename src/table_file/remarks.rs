@@ -1,6 +1,6 @@
-//! Remarks for the operator on a file that could be read: rows that were repeated, columns that
-//! were ignored, and device IDs that look as if a spreadsheet had changed them. Nothing here
-//! refuses a row.
+//! Remarks for the operator about a file that could be read: rows that were repeated, columns that
+//! were ignored, and device IDs that a spreadsheet seems to have changed. A remark never refuses a
+//! row.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::device::AskedId;
 /// Maximum number of lines that a remark lists.
 const LISTED: usize = 20;
 
-/// Lines that have something in common: the first ones, and how many.
+/// Lines that one remark is about: the numbers of the first lines, and the number of all lines.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     first: Vec<u64>,
@@ -33,14 +33,14 @@ impl Noted {
     }
 }
 
-/// Everything that was noticed about a file.
+/// All observations about a file.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
     /// Rows that repeat an earlier row with the same values.
     pub(super) repeated: Noted,
     /// Lines that repeat the header.
     pub(super) headers: Noted,
-    /// The first line, if it is a device.
+    /// The device in the first line, if the file has no header.
     pub(super) first_device: Option<String>,
     /// Lines that were decoded from GB18030.
     pub(super) guessed: Noted,
@@ -50,28 +50,29 @@ pub(super) struct Remarks {
     pub(super) only_ignored: Noted,
     /// Columns that are ignored.
     pub(super) ignored: Vec<String>,
-    /// Rows with a product other than their enrollment's.
+    /// Rows with a product that is not the product of their enrollment.
     pub(super) other_products: Noted,
-    /// Set once a line has values.
+    /// Set once a line with values was read.
     pub(super) has_rows: bool,
-    /// Number of the line that is read.
+    /// Number of the current line.
     pub(super) line: u64,
     /// Number of device IDs of each length.
     lengths: BTreeMap<usize, u64>,
-    /// Number of rows by the length of their last value (`ends`), and that length in the last row
-    /// (`last_end`).
+    /// Number of rows for each length of the last value in a row (`ends`), and the length of that
+    /// value in the last row (`last_end`).
     ends: BTreeMap<usize, u64>,
     last_end: usize,
     /// Device IDs of digits only, by their length.
     digits: BTreeMap<usize, Noted>,
-    /// Device IDs of 8 to 11 hex digits with a letter: perhaps a MAC that has lost its zeros.
+    /// Device IDs of 8 to 11 hex digits, at least one of which is a letter. Each may be a MAC
+    /// address that has lost its leading zeros.
     short_hex: Noted,
     /// MAC addresses in an unusual spelling, which may be serial numbers.
     odd_macs: Noted,
 }
 
 impl Remarks {
-    /// Examines a device ID: `text` as it is in the file, and `asked` as it was parsed.
+    /// Examines a device ID. `text` is the text in the file, and `asked` is the parsed ID.
     pub(super) fn look_at(&mut self, text: &str, asked: &AskedId) {
         let line = self.line;
         let length = text.len();
@@ -86,14 +87,14 @@ impl Remarks {
         }
     }
 
-    /// Notes the length of a row's value in the last column; 0 if it is empty.
+    /// Notes the length of a row's value in the last column, which is 0 for an empty value.
     pub(super) fn note_end(&mut self, length: usize) {
         *self.ends.entry(length).or_default() += 1;
         self.last_end = length;
     }
 
-    /// Returns whether the last value of the last row is shorter than that of all other rows. There
-    /// must be several other rows, and their last values must have the same length.
+    /// Returns whether the last value of the last row is shorter than the last value of every other
+    /// row. This requires several other rows whose last values all have the same length.
     pub(super) fn is_last_shorter(&self) -> bool {
         let ends: Vec<_> = self.ends.iter().map(|(length, count)| (*length, *count)).collect();
         matches!(ends[..], [(last, 1), (_, others)] if last == self.last_end && others > 1)

@@ -1,6 +1,6 @@
-//! Rows of a table file: which columns need each other, and the rule that a device or an identity
-//! occurs only once. The only I/O is reading the file. The rules do not depend on the rows that are
-//! already in the table.
+//! Rows of a table file. The rules here say which columns require each other, and that a device or
+//! an identity occurs only once. They do not depend on the rows that are already in the table. The
+//! only I/O is reading the file.
 
 use std::{
     borrow::Cow,
@@ -50,8 +50,8 @@ enum Form {
     Json,
 }
 
-/// Iterator over the rows of a table file, in their order. After a bad line, it continues with the
-/// next line. A repeated row is returned once.
+/// Iterator over the rows of a table file, in their order. After a bad line, the iterator continues
+/// with the next line. A repeated row is returned only once.
 pub struct Rows<'e, R> {
     lines: Lines<Text<R>>,
     line: u64,
@@ -64,7 +64,7 @@ pub struct Rows<'e, R> {
     is_over: bool,
 }
 
-/// Devices and identities of the rows that were read, each with its place, in one or several files.
+/// Devices and identities in the rows of one or several files that were read, each with its place.
 pub struct SeenRows {
     devices: Seen,
     identities: Seen,
@@ -74,23 +74,23 @@ pub struct SeenRows {
 }
 
 impl SeenRows {
-    /// Creates a record for files of these names, none of which was read yet.
+    /// Creates an empty record for files with these names.
     pub fn new(files: &[PathBuf]) -> Self {
         let names = files.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
         Self { devices: Seen::default(), identities: Seen::default(), names, begun: 0 }
     }
 
-    /// Begins the next file, to which the rows that follow belong.
+    /// Begins the next file. The rows that follow belong to this file.
     pub(super) fn next_file(&mut self) {
         self.begun += 1;
     }
 
-    /// Returns the number of the file that is read, from 0.
+    /// Returns the number of the current file, from 0.
     pub(super) fn file(&self) -> usize {
         self.begun.saturating_sub(1)
     }
 
-    /// Describes a place. Names the file only if it is not the current one.
+    /// Describes a place. Names the file only if it is not the current file.
     fn place(&self, (file, line): Place) -> String {
         match self.names.get(file as usize).filter(|_| file as usize != self.file()) {
             Some(name) => format!("line {line} of {name}"),
@@ -104,8 +104,8 @@ impl SeenRows {
     }
 }
 
-/// Reads the header, if the file has one; the returned iterator reads the rows. Unknown columns are
-/// errors, or are ignored on request. A stream must end with a line end.
+/// Reads the header, if the file has a header. The returned iterator reads the rows. Unknown
+/// columns are errors unless `ignores_unknown` is set. A stream must end with a line end.
 pub fn read<'e, R: Read>(
     reader: R,
     enrollments: &'e Enrollments,
@@ -121,7 +121,7 @@ pub fn read<'e, R: Read>(
         match lines.next().map_err(ReadError::Io)? {
             Some(Line { number, text: Ok(text), .. }) => match header::named_separator(text) {
                 Some(separator) if named.is_none() => named = Some(separator),
-                // A header may have a column that is called `#`.
+                // A line that begins with `#` may be a header whose first column is called `#`.
                 _ if is_comment(text) && header::read(text, header::separator(text), true).is_err() => {}
                 _ => break (number, Zeroizing::new(text.to_owned())),
             },
@@ -151,7 +151,7 @@ pub fn read<'e, R: Read>(
         (Form::Csv(header), false)
     };
     let rules = Rules { form, enrollments, ignores_unknown, seen, remarks, asked: None };
-    // The number of the first line is set again when the line is read as a row.
+    // If the first line is a row, its number is counted again when it is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
     let first = is_row.then_some(first);
     Ok(Rows { lines, line, rules, first, is_stream, is_bad: false, is_over: false })
@@ -173,7 +173,7 @@ impl<R: Read> Rows<'_, R> {
         self.rules.asked.as_ref()
     }
 
-    /// Returns what an operator should know about the rows that were read.
+    /// Returns the remarks for an operator about the rows that were read.
     pub fn remarks(&self) -> Vec<String> {
         self.rules.remarks.sentences()
     }
@@ -188,12 +188,12 @@ impl<R: Read> Iterator for Rows<'_, R> {
 }
 
 impl<'e, R: Read> Rows<'e, R> {
-    /// Returns the device ID of the next row. Ignores its other values.
+    /// Returns the device ID of the next row, and ignores the row's other values.
     pub(super) fn next_id(&mut self) -> Option<Result<AskedId, ReadError>> {
         self.next_with(Rules::id)
     }
 
-    /// Reads lines until `read` returns a value or an error for one of them.
+    /// Passes lines to `read` until it returns a value or an error for a line.
     fn next_with<T>(
         &mut self,
         read: impl Fn(&mut Rules<'e>, &str, u64, bool) -> Result<Option<T>, Fault>,
@@ -255,7 +255,7 @@ impl Fault {
 /// Values of a line, by column. An empty field and a missing column mean the same.
 type Values<'l> = [Option<Cow<'l, str>>; COLUMNS.len()];
 
-/// State that is needed to check a line.
+/// The state for checking a line.
 struct Rules<'e> {
     form: Form,
     enrollments: &'e Enrollments,
@@ -267,13 +267,13 @@ struct Rules<'e> {
 }
 
 impl Rules<'_> {
-    /// Returns why a file whose last line has no line end may be cut off; `None` if it is probably
-    /// whole. Spreadsheets and editors also omit the last line end. So a file, unlike a stream, is
-    /// refused only if its last value is shorter than those of all other rows, which have the same
-    /// length.
+    /// Returns the reason why a file whose last line has no line end seems to be cut off, or `None`
+    /// if the file is probably complete. Some spreadsheets and editors omit the last line end. So a
+    /// file is refused only if its last value is shorter than the last value of every other row,
+    /// and all these have the same length. A stream without a last line end is always refused.
     fn cut(&self, is_stream: bool) -> Option<String> {
         const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
-        // A JSON object that is cut off cannot be read.
+        // For JSON there is no check, because a JSON object that is cut off cannot be read.
         let is_csv = matches!(self.form, Form::Csv(_));
         match is_stream {
             true if is_csv => {
@@ -287,8 +287,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Reads the values of a line; returns `None` for a line that adds nothing: one without values,
-    /// a comment, or the header again.
+    /// Reads the values of a line. Returns `None` for a line without values, a comment, and a
+    /// repetition of the header.
     fn values<'l>(
         &mut self,
         text: &'l str,
@@ -324,7 +324,8 @@ impl Rules<'_> {
         self.device(text.as_deref().unwrap_or_default()).map(Some)
     }
 
-    /// Returns whether the device name stands for a device ID that is missing.
+    /// Returns whether the device name serves as the device ID. This is so if the row has no device
+    /// ID and the file is not a CSV file with a column for device IDs.
     fn is_named_by_name(&self, device: Option<&str>) -> bool {
         device.is_none() && !matches!(&self.form, Form::Csv(header) if header.has(0))
     }
@@ -336,8 +337,7 @@ impl Rules<'_> {
         Ok(asked)
     }
 
-    /// Reads a row. Returns `None` for a line that adds nothing, for example because it repeats a
-    /// row.
+    /// Reads a row. Returns `None` for a line that is not a row, and for a repeated row.
     fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
         let Some(values) = self.values(text, line, is_guessed)? else { return Ok(None) };
         self.remarks.has_rows = true;
@@ -357,7 +357,7 @@ impl Rules<'_> {
             &row.iot_id,
             row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
         ));
-        // An identity is stored with zero, so the hash of a row is never zero.
+        // Identities are stored with the value 0, so the hash of a row must never be 0.
         rest |= 1;
         let here = seen.here(line);
         match seen.devices.first(row.device.as_str(), here, rest) {
@@ -383,7 +383,7 @@ impl Rules<'_> {
         Ok(Some(row))
     }
 
-    /// Checks the values of a row, without regard to other rows.
+    /// Checks the values of a row, without comparing them with other rows.
     fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
         let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
@@ -405,7 +405,7 @@ impl Rules<'_> {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
             individual: enrollment.kind == KindName::Individual,
-            // The configuration has accepted its own product key.
+            // The product key of the enrollment was already checked with the configuration.
             product_key: product_key
                 .map(|value| match *value == *enrollment.product_key {
                     true => Ok(value.into_owned()),
@@ -448,8 +448,8 @@ impl Rules<'_> {
         Ok(row)
     }
 
-    /// Returns whether a line after the header is a comment. A line with several fields is a row,
-    /// and `#N/A` is a value that a spreadsheet could not compute.
+    /// Returns whether a line after the header is a comment. A line with several fields is a row.
+    /// The text `#N/A` is not a comment but a value that a spreadsheet could not compute.
     fn is_comment(&self, text: &str) -> bool {
         let is_row = match &self.form {
             Form::Csv(header) => header.columns.len() > 1 && text.contains(header.separator),
@@ -484,8 +484,8 @@ fn is_comment(text: &str) -> bool {
     text.trim_start_matches(values::is_blank).starts_with('#')
 }
 
-/// Removes blanks, quotes and marks around a value. A PSK identity stays as it is, because devices
-/// send it byte for byte.
+/// Removes blanks, quotes and marks around a value. A PSK identity is not changed, because
+/// identities are compared byte for byte.
 fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     const ENROLLMENT: usize = 1;
     const IDENTITY: usize = 6;
@@ -493,7 +493,7 @@ fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if bare.is_empty() {
         return None;
     }
-    // The name of an enrollment is first looked up as it is.
+    // The name of an enrollment is first looked up unchanged.
     if column == IDENTITY || column == ENROLLMENT {
         return Some(field);
     }
@@ -531,7 +531,7 @@ fn csv_values<'l>(
     {
         remarks.note_end(values[*last].as_ref().map_or(0, |value| value.len()));
     }
-    // A line of separators has no values, however many there are.
+    // A line that consists only of separators has no values, whatever their number.
     if is_too_long || (found < expected && has_values) {
         return Err(Fault::line(format!("{found} fields, the header has {expected}")));
     }
@@ -615,9 +615,10 @@ fn json_values<'l>(
 /// Number of a file, from 0, and of a line, from 1.
 type Place = (u32, u32);
 
-/// Remembers the line in which each text first occurred. Takes about 30 bytes per text, so that
-/// files of many million lines fit in memory. Stores only 96 bits of a hash with a random key. In a
-/// file of 10 million lines, the chance of a false alarm is one in 10^15.
+/// Remembers the line in which each text first occurred. An entry takes about 30 bytes, so that
+/// files of many million lines fit in memory. For this, it contains only 96 bits of a hash with a
+/// random key. In a file of 10 million lines, two texts have the same hash with a probability of 1
+/// in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,
@@ -626,8 +627,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns the place in which `text` first occurred, and the hash of the rest of that line. If
-    /// `text` is new, stores `here` and `rest` for it and returns `None`.
+    /// Returns the place at which `text` first occurred, and the hash of the rest of that line. If
+    /// `text` is new, stores `here` and `rest` for this text and returns `None`.
     fn first(&mut self, text: &str, here: Place, rest: u64) -> Option<(Place, u64)> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];

@@ -1,6 +1,6 @@
-//! Files and streams that a table comes from. A stream is read to its end before anything else
-//! happens. So nothing waits for the stream, and its content can be read again. This module does
-//! not depend on the format.
+//! Files and streams from which a table is read. A stream is read to its end before anything else
+//! happens. So no later step waits for the stream, and its content can be read again. This module
+//! knows nothing about the format.
 
 use std::{
     fs::File,
@@ -44,8 +44,8 @@ enum Content {
 }
 
 impl Source {
-    /// Opens a file, or standard input for `-`. Reads a pipe and anything else that is no regular
-    /// file to its end, and fails if it has more than 256 MiB.
+    /// Opens a file, or standard input for `-`. Reads a pipe, or any other file that is not a
+    /// regular file, to its end. Fails if such a file has more than 256 MiB.
     pub fn open(path: &Path) -> io::Result<Self> {
         if path == Path::new(STDIN) {
             let stdin = io::stdin().lock();

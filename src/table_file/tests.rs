@@ -227,7 +227,8 @@ fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
     assert_eq!(rows.iter().flatten().count(), 1);
 }
 
-/// Returns the devices and names of a file, or its errors, and the remarks.
+/// Returns the devices and names of a file or, if it has errors, the errors. Also returns the
+/// remarks.
 fn outcome(bytes: &[u8], ignores_unknown: bool) -> (Vec<String>, Vec<String>) {
     let enrollments = both().with_default("lamps").unwrap();
     let seen = RefCell::new(SeenRows::new(&[]));
@@ -304,12 +305,12 @@ fn a_guessed_encoding_decides_no_identity() {
     let bytes: Vec<u8> = text.chars().map(|character| character as u8).collect();
     let (found, _) = outcome(&bytes, false);
     assert!(found[0].starts_with("line 2, column pskIdentity: the line is not UTF-8"), "{found:?}");
-    // After a line in UTF-8, another encoding is an error.
+    // If an earlier line is in UTF-8, a line in another encoding is an error.
     let mixed =
         [text.as_bytes(), &bytes[bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1..]].concat();
     let (found, _) = outcome(&mixed, false);
     assert!(found[1].starts_with("line 3: not UTF-8 from byte") && found[1].contains("iconv"), "{found:?}");
-    // A name in Chinese, as Excel in China writes it.
+    // The name is in Chinese, in the encoding that Excel uses in China.
     let gbk = b"deviceId,\xb1\xb8\xd7\xa2\nSN-1,\xb5\xc6\n";
     let (found, remarks) = outcome(gbk, true);
     assert_eq!(found, ["SN-1/"]);
@@ -381,7 +382,7 @@ fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
     for other in ["00:1A:2B:3C:4D:5E", "001a2b3c4d5e", "0x001A2B3C4D5E", "00 1a 2b 3c 4d 5e"] {
         assert_eq!(imported(&store, &format!("deviceId\n{other}\n")).unchanged, 1, "{other}");
     }
-    // A table without this serial number takes the same line for a MAC address.
+    // If the table does not have this serial number, the same line is imported as a MAC address.
     let other = Memory::default();
     assert_eq!(imported(&other, "deviceId\n001a-2b3c-4d5e\n").added, 1);
     assert_eq!(

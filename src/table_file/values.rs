@@ -1,5 +1,6 @@
-//! Values of a table file: what spreadsheets and programs put around a value, and the form that
-//! each value must have. Pure; does not depend on lines or on the header.
+//! Values of a table file. This module removes what spreadsheets and programs put around a value,
+//! and checks the form of each value. It performs no I/O, and knows nothing about lines or the
+//! header.
 
 use std::borrow::Cow;
 
@@ -14,10 +15,12 @@ const MAX_IDENTITY: usize = 128;
 /// Length of a device secret of IoT Platform.
 const SECRET: usize = 32;
 
-/// Lengths of a product key. IoT Platform's have 11; those of a simulation may have others.
+/// Lengths of a product key. IoT Platform's product keys have 11 characters, but those of a
+/// simulator may have another length.
 const PRODUCT_KEY: std::ops::RangeInclusive<usize> = 2..=24;
 
-/// Lengths of an IotId of IoT Platform: 26 or, with the product's index, up to 32.
+/// Lengths of an IotId. IoT Platform's IotIds have 26 characters or, with the index of the product,
+/// up to 32.
 const IOT_ID: std::ops::RangeInclusive<usize> = 16..=32;
 
 /// Words that programs write for a value that is missing, in lower case.
@@ -45,14 +48,14 @@ const NO_VALUE: [&str; 21] = [
     "#name?",
 ];
 
-/// Returns whether a character is blank: white space of any kind, or without width.
+/// Returns whether a character is blank: white space of any kind, or a character without width.
 pub(super) fn is_blank(character: char) -> bool {
     character.is_whitespace()
         || matches!(character, '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}' | '\u{00AD}' | '\u{1A}')
 }
 
-/// Removes what surrounds a value: blanks, quotes that a word processor has changed, and the marks
-/// of a text in Excel (`="001"`, `'001`).
+/// Removes what surrounds a value: blanks, typographic quotes, and the marks with which Excel shows
+/// that a value is text (`="001"`, `'001`).
 pub(super) fn unwrapped(value: &str) -> &str {
     let mut value = value.trim_matches(is_blank);
     if let Some(text) = value.strip_prefix("=\"").and_then(|text| text.strip_suffix('"')) {
@@ -66,7 +69,7 @@ pub(super) fn unwrapped(value: &str) -> &str {
     value
 }
 
-/// Replaces full-width characters with those of ASCII.
+/// Replaces full-width characters with the corresponding ASCII characters.
 pub(super) fn folded(value: &str) -> Cow<'_, str> {
     let is_wide = |character: char| matches!(character, '\u{FF01}'..='\u{FF5E}');
     if !value.contains(is_wide) {
@@ -80,10 +83,11 @@ pub(super) fn folded(value: &str) -> Cow<'_, str> {
     Cow::Owned(value.chars().map(narrow).collect())
 }
 
-/// Longest value that a message repeats. Secrets and keys are longer.
+/// Length of the longest value that a message contains. Secrets and keys are longer.
 const SHOWN: usize = 24;
 
-/// Returns a value for a message, unless it may be a secret in the wrong column.
+/// Returns a value in the form for a message. Replaces a long value, which may be a secret in the
+/// wrong column, with its length.
 pub(super) fn shown(value: &str) -> String {
     match value.chars().count() {
         count if count > SHOWN => format!("a value of {count} characters"),
@@ -91,7 +95,8 @@ pub(super) fn shown(value: &str) -> String {
     }
 }
 
-/// Returns a device for a message. An ID that may be a secret in the wrong column is not repeated.
+/// Returns a device in the form for a message. Leaves out a long ID, which may be a secret in the
+/// wrong column.
 pub(super) fn device(id: &DeviceId) -> String {
     match id.as_str().len() {
         ..=SHOWN => format!("device {id}"),
@@ -99,7 +104,7 @@ pub(super) fn device(id: &DeviceId) -> String {
     }
 }
 
-/// Replaces characters that cannot be seen, or that change how a terminal shows the others.
+/// Replaces invisible characters, and characters that change how a terminal shows other characters.
 pub(super) fn visible(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for character in value.chars() {
@@ -113,7 +118,7 @@ pub(super) fn visible(value: &str) -> String {
     text
 }
 
-/// Describes a character so that it can be found, even if it cannot be seen.
+/// Describes a character so that the operator can find it, even if it is invisible.
 fn described(character: char) -> String {
     let code = u32::from(character);
     if character.is_control() || is_blank(character) {
@@ -123,7 +128,8 @@ fn described(character: char) -> String {
     }
 }
 
-/// Fails for the first character that is not legal, and says where it is.
+/// Fails if the value has a character that is not legal. The error says where the first such
+/// character is.
 fn only(value: &str, is_legal: impl Fn(char) -> bool, legal: &str) -> Result<(), String> {
     match value.chars().enumerate().find(|(_, character)| !is_legal(*character)) {
         Some((at, character)) => {
@@ -133,7 +139,7 @@ fn only(value: &str, is_legal: impl Fn(char) -> bool, legal: &str) -> Result<(),
     }
 }
 
-/// Fails for a word that stands for a missing value.
+/// Fails if the value is a word that stands for a missing value.
 fn is_a_value(value: &str) -> Result<(), String> {
     let lower = value.to_ascii_lowercase();
     if value.bytes().all(|byte| byte == b'0') || NO_VALUE.contains(&&*lower) {
@@ -142,7 +148,7 @@ fn is_a_value(value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Fails for a number that a spreadsheet has rewritten, such as `1.23E+11` and `123.0`.
+/// Fails if the value is a number that a spreadsheet has rewritten, such as `1.23E+11` and `123.0`.
 fn is_no_number(value: &str) -> Result<(), String> {
     let rounded = value.split_once(['e', 'E']).is_some_and(|(mantissa, exponent)| {
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -218,7 +224,8 @@ pub(super) fn product_key(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// Checks a device secret. The message never shows it, unless it is a word for a missing value.
+/// Checks a device secret. The message never contains the value, except for a word that stands for
+/// a missing value.
 pub(super) fn device_secret(value: &str) -> Result<Secret, String> {
     is_a_value(value)?;
     is_no_number(value)?;
@@ -243,7 +250,7 @@ pub(super) fn iot_id(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// Checks a PSK identity. It is compared byte for byte, so nothing is removed from it.
+/// Checks a PSK identity. Removes nothing, because identities are compared byte for byte.
 pub(super) fn psk_identity(value: &str) -> Result<String, String> {
     is_a_value(value)?;
     if value.trim_matches(is_blank) != value {
@@ -260,8 +267,8 @@ pub(super) fn psk_identity(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// Checks a key, and returns it as lower-case hex. A `0x` and separators are removed. The message
-/// never shows the key.
+/// Checks a key, and returns it as lower-case hex. Removes a `0x` and separators. The message never
+/// contains the key.
 pub(super) fn psk(value: &str) -> Result<Secret, String> {
     let value = value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")).unwrap_or(value);
     let mut digits = zeroize::Zeroizing::new(String::with_capacity(value.len()));

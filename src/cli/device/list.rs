@@ -85,7 +85,8 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
-        // Only a warning, because devices of a former enrollment may still be in the table.
+        // This is only a warning, because the table may still contain devices of a former
+        // enrollment.
         tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
     }
     let after = args.after.as_deref().map(after).transpose()?;
@@ -134,7 +135,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
     Ok(())
 }
 
-/// Reads the rows whose ID begins with the prefix, one portion at a time.
+/// Reads the rows whose ID begins with the prefix, up to [`ROWS`] at a time.
 struct Rows<'s> {
     store: &'s dyn Store,
     after: Option<DeviceId>,
@@ -150,8 +151,8 @@ impl Rows<'_> {
             if let Some(prefix) = &self.prefix
                 && self.after.as_ref().is_none_or(|after| after < prefix)
             {
-                // A device whose ID is the prefix itself comes first; `rows_after` returns the
-                // others.
+                // A device whose ID is the prefix itself comes first. `rows_after` returns only the
+                // devices after it.
                 rows.extend(self.store.device(prefix).await?);
                 self.after = Some(prefix.clone());
             }
@@ -174,8 +175,8 @@ fn after(text: &str) -> Result<DeviceId, Failure> {
         .map_err(|error| Failure::Usage(anyhow!("--after \"{}\": {error}", text.escape_debug())))
 }
 
-/// Parses the beginning of an ID; fails if no ID can begin with it. Case matters, even for a
-/// MAC address, whose digits are upper-case in the table.
+/// Parses the beginning of an ID. Fails if no ID can begin with this text. Case matters even for a
+/// MAC address, whose digits are in upper case in the table.
 fn prefix(text: &str) -> Result<DeviceId, Failure> {
     DeviceId::parse_sn(text)
         .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))

@@ -1,4 +1,5 @@
-//! Changes of many devices that a file names: all of them, or none if one is not in the table.
+//! Changes of many devices that a file names. If one of them is not in the table, no device is
+//! changed.
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +44,7 @@ pub(super) struct Many {
 pub(super) enum Chosen {
     /// A device, whether or not it is in the table.
     One(DeviceId),
-    /// The devices of a file, each once.
+    /// The devices of a file, without repetitions.
     Many(PathBuf, Vec<DeviceId>),
 }
 
@@ -108,8 +109,9 @@ impl Many {
     }
 }
 
-/// Changes each device. Returns the number of devices that were in the table. The error says how
-/// many were changed before it occurred; the command can be repeated.
+/// Changes each device. Returns the number of devices that were in the table. An error says how
+/// many devices were changed before it occurred. After an error, the operator can repeat the
+/// command.
 pub(super) async fn change(
     devices: &[DeviceId],
     change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,

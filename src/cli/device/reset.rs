@@ -1,5 +1,5 @@
-//! `certdist device reset --refused`: clears the refusals of many devices, after their common
-//! cause is removed.
+//! `certdist device reset --refused`: clears the refusals of many devices, after the operator has
+//! removed their common cause.
 
 use futures_util::future::try_join_all;
 
@@ -12,7 +12,7 @@ use crate::{
     store::{Actor, Store},
 };
 
-/// Number of rows read at a time, whose refusals are cleared concurrently.
+/// Number of rows that are read at a time. The refusals of these rows are cleared concurrently.
 const ROWS: usize = 1000;
 
 #[derive(clap::Args)]

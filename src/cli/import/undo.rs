@@ -1,4 +1,4 @@
-//! `certdist import undo` and `certdist import list`: undo an import, and list recent ones.
+//! `certdist import undo` and `certdist import list`: undo an import, and list the recent imports.
 
 use super::super::{CommandResult, Failure, aligned, ask, print};
 use crate::{
@@ -39,7 +39,7 @@ undone. Reads the whole table, and locks it meanwhile: a second for a million de
 }
 
 impl Action {
-    /// Returns whether the action changes nothing.
+    /// Returns whether the action only reads the table.
     pub(super) fn looks(&self) -> bool {
         matches!(self, Self::List | Self::Undo { dry_run: true, .. })
     }
@@ -67,7 +67,7 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
     }
 }
 
-/// Returns the failure of an attempt to undo an import. An unknown number is wrong usage.
+/// Converts the error of an attempt to undo an import. An unknown number counts as wrong usage.
 fn failure(error: UndoError) -> Failure {
     match error {
         UndoError::NotUndone(reason @ NotUndone::Unknown(_)) => Failure::Usage(reason.into()),
