@@ -1,5 +1,5 @@
-//! The DTLS core in memory: the cost of one operation for the server, without system calls.
-//! `make bench` runs it. The client's time is not counted.
+//! Benchmark of the DTLS core in memory: the server's CPU time for one operation, without system
+//! calls. `make bench` runs this benchmark. The client's time is not counted.
 
 use std::{
     net::SocketAddr,
@@ -45,7 +45,7 @@ impl Server {
         Self { endpoint, now, spent: Duration::ZERO }
     }
 
-    /// Processes a datagram as the server does, and adds the time to `spent`.
+    /// Processes a datagram in the steps of the server, and adds the time to `spent`.
     fn receive(&mut self, from: SocketAddr, bytes: &mut [u8], out: &mut impl Outbox) -> usize {
         let start = Instant::now();
         let mut datagram = Datagram::new(from, bytes);

@@ -1,6 +1,6 @@
-//! A worker's whole stack in memory, with a real table: the cost of a provisioning without
-//! system calls, the throughput of two workers, and the memory of a held session. The devices'
-//! time is not counted.
+//! Benchmark of a worker's whole stack in memory, with a real table. Measures the time of a
+//! provisioning without system calls, the throughput of two workers, and the memory of an open
+//! session. The devices' time is not counted.
 //!
 //!     cargo bench --features testing --bench stack [-- SESSIONS]
 
@@ -34,7 +34,7 @@ use tokio::runtime::{Handle, Runtime};
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 const DEVICES: u32 = 20_000;
-/// Number of devices whose datagrams arrive together, as under load.
+/// Number of devices whose datagrams arrive together, as on a server under load.
 const TOGETHER: usize = 8;
 
 fn id(number: u32) -> String {
@@ -49,7 +49,7 @@ fn certificate(device: &DeviceId) -> Certificate {
     }
 }
 
-/// Returns services with a table of this many devices, whose certificates were issued before.
+/// Returns services with a table of this many devices, whose certificates were already issued.
 fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Services {
     let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display()), Keyring::default()).expect("a database");
@@ -78,7 +78,8 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
             let certificates: Vec<_> = some.iter().map(certificate).collect();
             let asker = || Asker { enrollment: "lamp".into(), ..Asker::default() };
             let issue = |(device, certificate)| store.record_issue(device, certificate, 1, asker());
-            // Issues that are requested together are written together.
+            // All issues are requested before the first is awaited, so that the store writes them
+            // together.
             let issues: Vec<_> = some.iter().zip(&certificates).map(issue).collect();
             for issue in issues {
                 issue.await.expect("recorded");
@@ -136,7 +137,8 @@ impl Server {
         Self { stack: Stack::new(dtls, coap, services), now, master, spent: Duration::ZERO }
     }
 
-    /// Provisions devices and closes their sessions. Numbers wrap around at [`DEVICES`].
+    /// Provisions the devices with these numbers and closes their sessions. Numbers wrap around at
+    /// [`DEVICES`].
     fn round(&mut self, numbers: std::ops::Range<u32>) {
         self.provision(numbers, |number| id(number % DEVICES), true);
     }
@@ -180,7 +182,7 @@ impl Server {
     }
 }
 
-/// A device, with the datagrams that travel from and to it.
+/// A device, with the datagrams that travel between the device and the server.
 struct Device {
     peer: SocketAddr,
     client: Client,
@@ -212,7 +214,7 @@ fn micros(spent: Duration, count: u32) -> f64 {
     spent.as_secs_f64() * 1e6 / f64::from(count)
 }
 
-/// Returns the time per provisioning in microseconds, with this number of threads in parallel.
+/// Returns the time per provisioning in microseconds, with this number of parallel threads.
 fn provisionings(services: &Services, runtime: &Handle, threads: u32) -> f64 {
     let run = |first: u32| {
         let (services, runtime) = (services.clone(), runtime.clone());
@@ -236,7 +238,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Returns the resident memory, in bytes.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
@@ -250,7 +252,7 @@ fn main() {
     let of_speed = services(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
-    // For counting instructions: valgrind --tool=callgrind BENCH count 1000
+    // This mode is for counting instructions: valgrind --tool=callgrind BENCH count 1000
     let mut arguments = std::env::args().skip_while(|argument| argument != "count").skip(1);
     if let Some(count) = arguments.next().and_then(|count| count.parse().ok()) {
         let mut server = Server::new(of_speed, 100_000);
@@ -267,7 +269,7 @@ fn main() {
     println!("the same on each of two workers at once               {two:8.2} µs");
     println!("two workers carry                                     {ratio:8.2} times what one does");
 
-    // As in practice, each session belongs to another device with its own key.
+    // As in practice, each session belongs to a different device with its own key.
     let mut server = Server::new(services(folder.path(), &runtime, sessions), sessions as usize);
     server.round(0..1000.min(sessions));
     let before = resident();

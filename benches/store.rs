@@ -1,7 +1,7 @@
-//! Benchmark of the store: `cargo bench --bench store [-- ROWS…]`, by default with a thousand
-//! and a million rows, clear and sealed. Prints the time of a first import, of the same import
-//! again, of an export and of a read. For a clear table, it also prints the time to seal it and
-//! the cost of an audit entry.
+//! Benchmark of the store: `cargo bench --bench store [-- ROWS…]`. By default, it uses tables of a
+//! thousand and a million rows, each unsealed and sealed. Prints the time of a first import, of a
+//! repeated import, of an export and of a read. For an unsealed table, it also prints the time to
+//! seal the table and the cost of an audit entry.
 
 use std::{
     error::Error,
@@ -86,8 +86,8 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// Measures the cost of an audit entry: for the caller, and for the whole process until it is
-/// written.
+/// Measures the cost of an audit entry: the time of the caller, and the CPU time of the whole
+/// process until the entry is written.
 fn time_entries(store: &dyn Table, ids: &[DeviceId]) -> Outcome<()> {
     let asker = ("plugs", "SN-1", "192.0.2.1");
     let entry =
@@ -99,7 +99,7 @@ fn time_entries(store: &dyn Table, ids: &[DeviceId]) -> Outcome<()> {
         let start = Instant::now();
         some.iter().for_each(|id| store.audit(entry(id)));
         handing_in += start.elapsed().as_secs_f64();
-        // Paces the entries as on a busy server: 2,000 per 100 ms.
+        // The entries have the rate of a busy server: 2,000 per 100 ms.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     std::thread::sleep(std::time::Duration::from_secs(1));

@@ -5,8 +5,8 @@
 //! record_handshake 127.0.0.1:5684 IDENTITY PSK-HEX
 //! ```
 //!
-//! Answers each CoAP request with 2.05 and "hello". Ends when a second passes without a
-//! datagram after an answer, and prints the recorded session as JSON.
+//! Answers each CoAP request with 2.05 and "hello". Ends when no datagram has arrived for a second
+//! after an answer. Then prints the recorded session as JSON.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let [address, identity, psk] = &arguments[..] else { anyhow::bail!("usage: ADDRESS IDENTITY PSK-HEX") };
     let key = Psk::new(hex::decode(psk)?).ok_or_else(|| anyhow::anyhow!("a key has 1–64 bytes"))?;
     let socket = UdpSocket::bind(address)?;
-    // The clock stands still, so no timer causes a retransmission.
+    // The time is always the same, so no timer causes a retransmission.
     let now = Instant::now();
     let (mut endpoint, _known) = testing::predictable_endpoint::<()>(now);
     let mut buffer = [0; 2048];

@@ -1,12 +1,12 @@
 //! Runs the fuzzer's corpus as tests.
 //!
 //! Each file in `fuzz/corpus` whose name begins with `coap-` or `dtls-` has a single malformed or
-//! odd message, and the expected reaction. The reaction comes from the endpoints alone, because it
-//! precedes the processing of any request. The fuzzer starts from the same files.
+//! unusual message, and the expected reaction. The endpoints react to such a message without
+//! passing on a request. The fuzzer starts from the same files.
 //!
-//! The other files contain programs, one per line. Those in `scenarios.hex` were written by
-//! hand. libFuzzer kept those in `programs.hex` because each reaches code that no other program
-//! reaches (`scripts/fuzz`).
+//! The other files contain programs, one per line. The programs in `scenarios.hex` were written by
+//! hand. libFuzzer kept each program in `programs.hex` because it reaches code that no other
+//! program reaches (`scripts/fuzz`).
 
 #[cfg(feature = "testing")]
 #[path = "../fuzz/programs/mod.rs"]
@@ -79,7 +79,8 @@ fn every_datagram_of_a_stranger_comes_to_what_its_file_says() {
     }
 }
 
-/// The counts matter because a rule about code that is never reached is never broken.
+/// The counts are checked, because a program that does not reach the code of a rule cannot break
+/// this rule.
 #[test]
 #[cfg(feature = "testing")]
 fn programs_that_were_kept_break_no_rule_and_reach_what_the_rules_are_about() {

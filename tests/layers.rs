@@ -1,6 +1,6 @@
-//! Checks the order of the modules: each may use only the modules listed next to it, all of
-//! which stand below it. docs/architecture.md draws this order. Also checks that the documents
-//! name only files and modules that exist.
+//! Checks the order of the modules: each module may use only the modules that `MAY_USE` lists for
+//! it, all of which are below it. docs/architecture.md shows this order. Also checks that the
+//! documents name only files and modules that exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// The modules of the crate from the top down, each with the modules that it may use.
+/// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
 const MAY_USE: [(&str, &[&str]); 30] = [
     (
         "cli",
@@ -113,7 +113,7 @@ const MAY_USE: [(&str, &[&str]); 30] = [
     ("password", &["device"]),
     ("new_file", &["random"]),
     ("seal", &["device"]),
-    // The cores use no other module of the crate.
+    // The cores `dtls` and `coap` use no other module of the crate.
     ("dtls", &[]),
     ("coap", &[]),
     ("device", &[]),
@@ -128,7 +128,7 @@ const MAY_USE: [(&str, &[&str]); 30] = [
     ("tests", &[]),
 ];
 
-/// Returns whether only tests use this file; such a file may use any module.
+/// Returns whether only tests use this file. Such a file may use any module.
 fn is_of_tests(path: &Path) -> bool {
     let name = path.to_string_lossy();
     ["/tests/", "/tests.rs", "/testing/", "store/contract.rs", "store/contract/"]
@@ -136,7 +136,7 @@ fn is_of_tests(path: &Path) -> bool {
         .any(|part| name.contains(part))
 }
 
-/// Returns the modules that a file names after `crate::`, singly or in braces.
+/// Returns the modules that a file names after `crate::`, with or without braces.
 fn named(text: &str) -> BTreeSet<String> {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let mut found = BTreeSet::new();
@@ -227,7 +227,7 @@ fn kinds_of_store(text: &str) -> Vec<&str> {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).filter(names).collect()
 }
 
-/// Only the module `store` may name a kind of store. The others know its traits.
+/// Only the module `store` may name a kind of store. Other modules know only its traits.
 #[test]
 fn no_module_above_the_store_knows_its_kind() {
     assert_eq!(kinds_of_store("use a::{\n    sqlite::Sqlite,\n};\n// Sqlite\nfn f() {}").len(), 1);
@@ -285,8 +285,8 @@ fn paths(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Returns false if a word of a document looks like a file, folder or module, but there is none of
-/// this name. A document may leave out the first folders of a path.
+/// Returns false if a word of a document looks like the name of a file, folder or module that does
+/// not exist. A document may leave out the first folders of a path.
 fn exists(word: &str, paths: &[String]) -> bool {
     let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if let Some((module, _)) = word.split_once("::") {
@@ -323,7 +323,7 @@ fn the_documents_name_only_files_and_modules_that_exist() {
             }
             let text = fs::read_to_string(&path).expect("UTF-8");
             for (number, line) in (1..).zip(text.lines()) {
-                // Every second part is between backticks.
+                // After the split, every second part was between backticks.
                 let words = line.split('`').skip(1).step_by(2);
                 let words = words.filter(|word| !exists(word, &found));
                 missing.extend(words.map(|word| format!("{}:{number}: {word}", path.display())));

@@ -1,4 +1,4 @@
-//! Tests how far strangers, and devices with a valid key, can harm other devices. Load stays on
+//! Tests how much strangers, and devices with a valid key, can harm other devices. All load is on
 //! loopback and ends by itself.
 
 use std::{
@@ -36,12 +36,13 @@ fn server() -> (Site, Process) {
     (site, server)
 }
 
-/// Returns a well-formed ClientHello without a cookie, as a device sends it.
+/// Returns a well-formed ClientHello without a cookie, like that of a device.
 fn hello(number: u32) -> Vec<u8> {
     hello_with(number, &[])
 }
 
-/// Returns a ClientHello: the first of a handshake if `cookie` is empty, else the second.
+/// Returns a ClientHello. If `cookie` is empty, it is the first hello of a handshake, and otherwise
+/// the second.
 fn hello_with(number: u32, cookie: &[u8]) -> Vec<u8> {
     let mut body = vec![0xfe, 0xfd];
     body.extend([number.to_be_bytes(); 8].concat());
@@ -63,7 +64,8 @@ fn flood(server: SocketAddr) -> u32 {
     let sockets: Vec<_> = (1..=200)
         .map(|last| {
             let socket = UdpSocket::bind(SocketAddr::from(([127, 9, 0, last], 0))).expect("a socket");
-            // Answers that no one reads must not fill the machine's memory.
+            // If the send buffer is full, `sendmmsg` returns at once, and the rest of the group is
+            // not sent.
             socket.set_nonblocking(true).expect("non-blocking");
             socket
         })
@@ -103,14 +105,14 @@ fn overflowed(server: &Process) -> u32 {
     of_server.map(|row| row.last().and_then(|dropped| dropped.parse::<u32>().ok()).expect("a number")).sum()
 }
 
-/// Resident memory of a process, in KiB.
+/// Returns the resident memory of a process, in KiB.
 fn memory(server: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Returns the number of flights and requests that devices sent again.
+/// Returns the number of flights and requests that devices sent more than once.
 fn repetitions(output: &Output) -> u32 {
     let text = stdout(output);
     let figure = text.split("retransmits ").nth(1).and_then(|rest| rest.split_whitespace().next());
@@ -128,7 +130,7 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let port = server.address.port().to_string();
     let count = DEVICES.to_string();
     let arguments = ["-p", &port, "-n", &count, "-c", "50", "-K", MASTER];
-    // The first run includes work that is done only once, so it is not measured.
+    // The first load includes work that is done only once, so it is not measured.
     assert!(all_served(&coapsload(&arguments), DEVICES));
     let begun = computed(&server);
     assert!(all_served(&coapsload(&arguments), DEVICES));
@@ -149,8 +151,9 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     let a_hello = (computed(&server) - begun - devices * a_device) / f64::from(sent);
     println!("a hello took {:.1} us, a device {:.1} us", a_hello * 1e6, a_device * 1e6);
     assert!(a_hello <= a_device / 20.0, "a hello took {a_hello} s, a device {a_device} s");
-    // Few devices should have to wait for a time-out, except those whose datagrams the system
-    // dropped. Each device sends about five datagrams, and a repeated one may be dropped again.
+    // Few devices should have to wait for a time-out, except devices whose datagrams the system has
+    // dropped. Each device sends about five datagrams, and a repeated datagram may be dropped
+    // again.
     let dropped = f64::from(overflowed(&server)) / f64::from(sent);
     let may_repeat = f64::from(DEVICES) * (0.2 + 10.0 * dropped);
     for load in loads {
@@ -161,8 +164,8 @@ fn a_flood_of_hellos_without_cookies_costs_no_honest_device_its_certificate() {
     assert!(grown <= 2048, "{grown} KiB more after the flood");
 }
 
-/// Starts a handshake from the address that belongs to `number`, and abandons it once the server
-/// keeps state for it. Returns `None` when the server accepts no more.
+/// Starts a handshake from the address that belongs to `number`, and abandons the handshake once
+/// the server keeps state for it. Returns `None` if the server accepts no more handshakes.
 fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
     let address = [127, 8, (number >> 8) as u8, number as u8];
     let socket = UdpSocket::bind(SocketAddr::from((address, 0))).expect("a socket");
@@ -181,8 +184,8 @@ fn leave_half_open(server: SocketAddr, number: u32) -> Option<UdpSocket> {
 }
 
 /// Returns how many of 100 devices are served while an attacker with many addresses leaves
-/// handshakes half open. The attacker starts with 300 handshakes, or as many as the server accepts,
-/// and keeps adding more.
+/// handshakes half open. The attacker starts with up to 300 handshakes, as many as the server
+/// accepts, and keeps adding handshakes.
 fn served_beside_half_open(server: SocketAddr, load: &[&str]) -> u32 {
     let mut half_open: Vec<_> = (0..300).map_while(|number| leave_half_open(server, number)).collect();
     let done = Arc::new(AtomicBool::new(false));
@@ -217,7 +220,7 @@ fn libcoap_server() -> (SocketAddr, impl Drop) {
             let _ = self.0.wait();
         }
     }
-    // libcoap's server uses this port for CoAP and the next one for DTLS.
+    // libcoap's server uses this port for CoAP and the next port for DTLS.
     let free = UdpSocket::bind("127.6.5.4:0").expect("a socket").local_addr().expect("an address");
     let server = SocketAddr::new(free.ip(), free.port() + 1);
     let child = Command::new("coap-server-gnutls")
@@ -296,10 +299,10 @@ fn ephemeral_hello(random: u32, cookie: &[u8]) -> Vec<u8> {
     record(1, u8::from(!cookie.is_empty()), u8::from(!cookie.is_empty()), &body)
 }
 
-/// Sends the datagrams that cost a server most, until `is_over` is set, from many ports of one real
-/// address. They are ECDHE handshakes with one claim after another, datagrams packed with hellos
-/// and empty messages, records that one worker has to forward to another, and hellos without a
-/// cookie. Returns the number of bytes sent.
+/// Sends the datagrams that are most expensive for a server, until `is_over` is set, from many
+/// ports of one real address. These are ECDHE handshakes with one claim after another, datagrams
+/// full of hellos and empty messages, records that one worker must forward to another, and hellos
+/// without a cookie. Returns the number of bytes sent.
 fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     let sockets: Vec<_> = (0..64)
         .map(|_| {
@@ -326,8 +329,8 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
             if length < 44 || buffer[13] != 3 {
                 continue;
             }
-            // The answer repeats the record number of its hello, and the random is derived from
-            // that number.
+            // The answer has the record number of its hello, and the random of each hello is
+            // derived from its record number.
             let asked = u32::from_be_bytes([0, buffer[8], buffer[9], buffer[10]]);
             let cookie = buffer[28..44].to_vec();
             let hello = ephemeral_hello(asked, &cookie);
@@ -353,7 +356,7 @@ fn attack(server: SocketAddr, is_over: &AtomicBool) -> usize {
     sent
 }
 
-/// Returns how often the watchdog was fed since the previous call.
+/// Returns the number of times that the watchdog was fed since the previous call.
 fn fed(watchdog: &UnixDatagram) -> u32 {
     let (mut times, mut buffer) = (0, [0; 256]);
     while let Ok(length) = watchdog.recv(&mut buffer) {
@@ -362,13 +365,13 @@ fn fed(watchdog: &UnixDatagram) -> u32 {
     times
 }
 
-/// The attack is 10 Mbit/s of the most expensive datagrams from one address. Nearly all devices
-/// elsewhere are served within ten seconds, and the server stays healthy and feeds its
+/// The attacker sends 10 Mbit/s of the most expensive datagrams from one address. Nearly all
+/// devices at other addresses are served within ten seconds. The server stays healthy and feeds its
 /// watchdog.
 #[test]
 fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     let _alone = alone();
-    // A free port. The server binds it again a moment later.
+    // This port is free now, and the server will bind it a moment later.
     let admin = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
     let site = Site::with(&format!("[admin]\nlisten = \"{admin}\"\n"));
     let mut csv = String::from("deviceId,enrollment,deviceName,deviceSecret\n");
@@ -387,7 +390,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         let (address, is_over) = (server.address, is_over.clone());
         move || attack(address, &is_over)
     });
-    // By then the attacker has used up its initial allowance.
+    // After two seconds, the attacker has used up its burst.
     thread::sleep(Duration::from_secs(2));
     let mut told = 0;
     for _ in 0..3 {
@@ -401,7 +404,8 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
         while !devices.is_finished() {
             let health = http_get(admin, "/healthz");
             assert_eq!(health, "ok\n");
-            // The socket holds about ten messages. Further ones are lost until the test reads some.
+            // The socket can buffer about ten messages. More messages would be lost, so the test
+            // reads them in this loop.
             told += fed(&watchdog);
             thread::sleep(Duration::from_millis(200));
         }
@@ -413,8 +417,7 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     }
     told += fed(&watchdog);
     is_over.store(true, Ordering::Relaxed);
-    // The attacker must have sent at least two seconds' worth, which is more than its initial
-    // allowance.
+    // The attacker must have sent at least the bytes of two seconds, which exceed its burst.
     let sent = attacker.join().expect("it ended");
     assert!(sent as f64 >= 2.0 * ATTACK, "only {sent} bytes were sent");
     assert!(told >= 2, "the watchdog was fed {told} times");

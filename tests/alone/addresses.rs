@@ -1,5 +1,5 @@
-//! A server on a host with several addresses. It runs in a network namespace of its own.
-//! Devices use a foreign stack with connected sockets. Needs root.
+//! Tests of a server on a host with several addresses, in a network namespace of its own. Devices
+//! use a foreign stack with connected sockets. These tests need root.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -36,9 +36,10 @@ pub(super) fn in_a_network(what: impl FnOnce() + Send) {
                 assert!(
                     ip(&format!("addr replace {device} dev lo")) && ip(&format!("addr add {address} dev lo"))
                 );
-                // Replaces the route that the system made. With that route, a device would use the
-                // server's address as its own source, and the system would answer from there. An
-                // IPv6 address becomes usable a moment after it was added.
+                // Replaces the route that the system made. With the system's route, a device would
+                // use the server's address as its own source address, and any answer would come
+                // from the right address. The loop is needed because an IPv6 address becomes usable
+                // only a moment after it was added.
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !ip(&format!("route del local {address} dev lo table local")) {
                     assert!(Instant::now() < deadline, "{address}");
@@ -77,8 +78,8 @@ fn each_address_of_the_host_answers_for_itself() {
     let _alone = alone();
     in_a_network(|| {
         let v4 = ["192.0.2.1", "192.0.2.2"];
-        // A link-local address belongs to an interface, here the first. The last address is in
-        // a prefix that belongs to the host as a whole.
+        // The link-local address names its interface, which is the first one. The last address is
+        // in a prefix that is routed to the host as a whole.
         let v6 = ["[2001:db8::1]", "[2001:db8::2]", "[fe80::1%1]", "[2001:db8:5::77]"];
         for (listen, addresses) in [
             ("\"0.0.0.0:5684\"", &v4[..]),
@@ -133,7 +134,7 @@ fn plain_coap_is_answered_from_the_address_that_was_asked() {
                 let device = UdpSocket::bind(family).expect("a socket");
                 device.connect(format!("{address}:5683")).expect("connected");
                 device.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
-                // A CoAP ping, which is answered with a reset (RFC 7252 §4.3).
+                // These bytes are a CoAP ping, which is answered with a reset (RFC 7252 §4.3).
                 device.send(&[0x40, 0, 0x12, 0x34]).expect("sent");
                 let mut answer = [0; 16];
                 let length = device.recv(&mut answer).unwrap_or_else(|error| panic!("{address}: {error}"));

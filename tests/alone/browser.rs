@@ -53,7 +53,7 @@ struct Journey<'b> {
 impl Journey<'_> {
     /// Checks that the page is accessible and fits its screen, and takes a screenshot.
     fn examine(&self, page: &str) {
-        // axe is a script itself, so scripts are turned on only after the page was rendered.
+        // axe is itself a script, so scripts are enabled after the page was rendered.
         self.browser.allow_scripts(true);
         let found = self.browser.violations(&self.axe);
         self.browser.allow_scripts(self.look.has_scripts);
@@ -79,7 +79,7 @@ impl Journey<'_> {
         browser.open(&self.url);
         browser.find("#password");
         self.examine("sign-in");
-        // Clicking puts the focus into the name's field.
+        // The click puts the focus into the field for the name.
         browser.find("#name").click();
         browser.write("lead");
         browser.press(&[TAB]);
@@ -169,7 +169,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     (1..=250).for_each(|number| csv.push_str(&format!("PLUG-{number:04},plug\n")));
     site.import(&csv);
     let server = site.serve();
-    // 450 registered devices are all served. The second load adds 40 devices that are not in
+    // The first load is served completely. The second load also includes devices that are not in
     // the table.
     load(&server, 450);
     load(&server, 640);
@@ -181,7 +181,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
         Journey { browser: &browser, site: &site, url, look, axe, pictures }.take();
     }
 
-    // With scripts enabled, the overview refreshes itself.
+    // If scripts are enabled, the overview refreshes itself.
     browser.show(1100, 800, false, true);
     browser.open(&format!("http://{address}/"));
     browser.find("#name").write("guest");

@@ -1,10 +1,11 @@
 //! The server is killed (SIGKILL) at every step of a registration. Meanwhile, the cloud loses
-//! answers, gives them late or twice, or fails after it has created the device. In half of the
-//! runs, a second server or `certdist register` works on the same table. Each run follows from its
-//! seed. In the end, each device of the table has one certificate and exists once at the cloud.
+//! answers, delays answers, executes calls twice, or fails after it has created the device. In half
+//! of the runs, a second server or `certdist register` works on the same table. A seed determines
+//! each run. At the end, each device of the table must have one certificate and exist once at the
+//! cloud.
 //!
-//! The first command does as many runs as docs/performance.md records. The second one repeats a
-//! single run.
+//! The first command makes as many runs as docs/performance.md reports. The second command repeats
+//! a single run.
 //!
 //!     CERTDIST_RUNS=500 cargo test --test alone crash:: -- --nocapture
 //!     CERTDIST_SEED=17 CERTDIST_RUNS=1 cargo test --test alone crash::
@@ -42,7 +43,7 @@ enum Step {
     Journal,
     /// The cloud has received a call and may be executing it.
     Call,
-    /// The cloud's answer is on its way.
+    /// The cloud is sending its answer.
     Answer,
     /// A certificate is in the table.
     Commit,
@@ -124,7 +125,7 @@ impl Run {
         Self { site, cloud, devices, latency, random, companion: None }
     }
 
-    /// Starts a companion now and then, or kills it.
+    /// Starts or kills the companion at random.
     fn change_companion(&mut self) {
         if let Some(companion) = self.companion.take_if(|_| self.random.random_bool(0.5)) {
             companion.kill();
@@ -168,8 +169,8 @@ impl Run {
         }
     }
 
-    /// Starts all devices. A device that is asked to retry later does so, until `patience`
-    /// seconds have passed.
+    /// Starts all devices. A device that is asked to retry later retries, until `patience` seconds
+    /// have passed.
     fn devices(&self, server: &Process, patience: &str) -> Child {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/coapsload");
         assert!(path.exists(), "{} is missing: run `make clients`", path.display());
@@ -214,7 +215,7 @@ impl Run {
             tokio::time::sleep(Duration::from_micros(300)).await;
         }
         let after = match step {
-            // After this delay, the call may have been executed and its answer is on the way.
+            // After this delay, the cloud has probably executed the call and is sending its answer.
             Step::Answer => self.latency,
             _ => Duration::ZERO,
         };
@@ -240,11 +241,11 @@ impl Run {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let count = self.devices;
         assert!(said.contains(&format!("ok {count} (2.xx {count} ")), "{said}");
-        // Registrations that the companion has left behind are resumed as well.
+        // The server must also resume registrations that the companion has left behind.
         if let Some(companion) = self.companion.take() {
             companion.kill();
         }
-        // Devices that no longer ask are registered from the journal.
+        // The server registers devices that no longer ask, because they are in the journal.
         let table = self.table();
         let deadline = Instant::now() + Duration::from_secs(60);
         for journal in ["registration_claim", "registration_batch"] {

@@ -1,5 +1,5 @@
-//! Carries out the steps that docs/operations.md gives for each incident, and the migration as
-//! docs/migrate.md describes it.
+//! Carries out the steps that docs/operations.md gives for each incident, and the migration that
+//! docs/migrate.md describes.
 #![cfg(feature = "simulation")]
 
 use std::{fs, path::Path, process::Command};
@@ -37,7 +37,7 @@ fn the_migration_is_what_its_page_says() {
     let _alone = alone();
     let page = file("docs/migrate.md");
     let site = Site::new();
-    // Uses the page's own configuration, table and commands, in the order of the page.
+    // This test uses the configuration, table and commands of the page, in the order of the page.
     site.write("certdist.toml", blocks_of(&page, "toml")[0]);
     site.write("lamp-2026.key", &"00".repeat(32));
     let [table, expected] = blocks_of(&page, "csv")[..] else { panic!("two tables") };

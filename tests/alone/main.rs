@@ -1,4 +1,4 @@
-//! Tests that need the machine to themselves and run one at a time: loads, killed servers,
+//! Tests that need the machine to themselves and so run one at a time: loads, killed servers,
 //! searches of a process's memory, network namespaces, a browser.
 
 mod abuse;
@@ -18,7 +18,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Waits for the other tests of this binary to end, and blocks them while the guard is held.
+/// Waits until no other test of this binary is running. No other test starts while the guard is
+/// held.
 fn alone() -> MutexGuard<'static, ()> {
     static RUNNING: Mutex<()> = Mutex::new(());
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)

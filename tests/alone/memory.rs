@@ -1,4 +1,4 @@
-//! Secrets that a later reader of a server's memory would find.
+//! Tests which secrets a later reader of a server's memory would find.
 
 use std::{
     fs,
@@ -16,7 +16,8 @@ use crate::{
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Derives the keys with P_SHA256 (RFC 5246 §5), here limited to a key block of 32 bytes.
+/// Derives the traffic keys with P_SHA256 (RFC 5246 §5). This implementation is limited to a key
+/// block of 32 bytes.
 fn traffic_keys(master: &[u8], server_random: &[u8], client_random: &[u8]) -> [Vec<u8>; 2] {
     let hmac = |parts: &[&[u8]]| {
         let mut mac = Hmac::<Sha256>::new_from_slice(master).expect("HMAC takes any key");
@@ -60,7 +61,7 @@ fn converse(site: &Site, server: SocketAddr) -> Conversation {
         let mut is_quiet = true;
         if let Ok((length, device)) = front.recv_from(&mut buffer) {
             (from, is_quiet) = (Some(device), false);
-            // A record of epoch 1 that carries an alert.
+            // This is a record of epoch 1 with an alert.
             if buffer[0] == 21 && buffer[4] == 1 {
                 close_notify = buffer[..length].to_vec();
             } else {
@@ -69,7 +70,7 @@ fn converse(site: &Site, server: SocketAddr) -> Conversation {
         }
         if let Ok(length) = back.recv(&mut buffer) {
             is_quiet = false;
-            // A ServerHello; the random follows its version.
+            // This is a ServerHello, in which the random follows the version.
             if buffer[0] == 22 && buffer[13] == 2 {
                 server_random = buffer[27..59].to_vec();
             }
@@ -130,7 +131,8 @@ fn no_key_of_a_closed_session_is_left_in_the_memory_of_a_server() {
     let conversations: Vec<_> = (0..12).map(|_| converse(&site, server.address)).collect();
     let secrets: Vec<_> = conversations.iter().flat_map(|conversation| &conversation.secrets).collect();
     let kinds: Vec<_> = in_memory(server.id(), &secrets).chunks(3).map(<[bool]>::to_vec).collect();
-    // While the sessions are open, the search finds their traffic keys, which shows that it works.
+    // While the sessions are open, the search finds their traffic keys. This shows that the search
+    // works.
     assert_eq!(kinds, vec![vec![true, true, false]; 12]);
     for conversation in &conversations {
         conversation.back.send(&conversation.close_notify).expect("sent");

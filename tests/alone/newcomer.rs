@@ -1,4 +1,4 @@
-//! Carries out the five steps of docs/getting-started.md as written, on the machine that
+//! Carries out the five steps of docs/getting-started.md exactly, on the simulated machine that
 //! tests/newcomer.sh sets up and in a browser on that machine.
 #![cfg(feature = "simulation")]
 
@@ -28,7 +28,7 @@ use nix::sched::{CloneFlags, setns};
 /// Maximum time to wait for a line of output, or for the machine to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A machine without certdist, and a root shell on it.
+/// A machine on which certdist is not installed, and a root shell on that machine.
 struct Machine {
     child: Child,
     shell: Option<ChildStdin>,
@@ -64,7 +64,7 @@ impl Machine {
         }
     }
 
-    /// Runs a command with its input, and returns the output. The command must succeed.
+    /// Runs a command, passes `input` to it, and returns its output. The command must succeed.
     fn run(&mut self, prompt: char, command: &str, input: &str) -> Vec<String> {
         let shell = self.shell.as_mut().expect("open until the end");
         match prompt {
@@ -79,7 +79,7 @@ impl Machine {
         said
     }
 
-    /// Moves this thread, and all that it starts, into the machine's network namespace.
+    /// Moves this thread, and all processes that it starts, into the machine's network namespace.
     fn enter_network(&self) {
         let network = File::open(format!("/proc/{}/ns/net", self.child.id())).expect("its network");
         setns(network, CloneFlags::CLONE_NEWNET).expect("root may enter it");
@@ -88,7 +88,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Closing its input ends the shell and everything that runs in it.
+        // When its input is closed, the shell ends, and so do all processes in it.
         drop(self.shell.take());
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
@@ -99,17 +99,19 @@ impl Drop for Machine {
     }
 }
 
-/// A user who follows the page.
+/// A user who follows the steps of the page.
 struct Newcomer {
     machine: Machine,
-    /// Values on the page, such as secrets, each with the value from this run.
+    /// Values on the page that differ from run to run, such as secrets, each with the value of this
+    /// run.
     known: Vec<(String, String)>,
     /// Output of `certdist admin hash-password`.
     password_hash: String,
 }
 
 impl Newcomer {
-    /// Runs the commands of the step's next console block, and writes the files that follow it.
+    /// Runs the commands of the step's next console block, and writes the files that follow this
+    /// block.
     fn follow(&mut self, step: &mut Step) {
         let (language, session) = step.blocks.pop_front().expect("a console");
         assert_eq!(language, "console", "{session}");
@@ -132,7 +134,7 @@ impl Newcomer {
     }
 
     fn carry_out(&mut self, line: &Typed) {
-        // Without a terminal, the password is read without a prompt.
+        // The shell has no terminal, so certdist reads the password without a prompt.
         let shown: Vec<&str> = line.shown.iter().copied().filter(|line| *line != "Password:").collect();
         let input = if shown.len() < line.shown.len() { PASSWORD } else { "" };
         let said = self.machine.run(line.prompt, line.command, input);
@@ -140,8 +142,8 @@ impl Newcomer {
         let values = agree(&shown, &said);
         let values = values.unwrap_or_else(|| panic!("{line:#?} said {}", said.join("\n")));
         for (shown, said) in values {
-            // Equal values on the page must be equal in this run, and different values
-            // different.
+            // Values that are equal on the page must be equal in this run, and values that differ
+            // on the page must differ.
             let clash = self.known.iter().find(|(page, run)| (page == shown) != (run == said));
             assert!(clash.is_none(), "{}: {said} for {shown}, beside {clash:?}", line.command);
             self.known.push((shown.into(), said.into()));
@@ -167,7 +169,7 @@ fn steps(page: &str) -> Vec<Step<'_>> {
 #[test]
 fn the_five_steps_of_getting_started_work_as_they_are_written() {
     let _alone = alone();
-    // A thread of its own, because it enters another network namespace.
+    // The test has a thread of its own, because the thread enters another network namespace.
     thread::spawn(five_steps).join().unwrap_or_else(|reason| panic::resume_unwind(reason));
 }
 
@@ -206,7 +208,7 @@ fn five_steps() {
     browser.find("a.id[href$='PLUG0001']").click();
     browser.wait_for("Has its certificate");
     browser.wait_for("issued: a1BwAGVxyz2/PLUG0001, by plug-batch-7 from 127.0.0.1");
-    // So far, the only values that differ from the page are the devices' secrets.
+    // At this point, the only values that differ from the page are the secrets of the devices.
     let text = browser.text();
     let secrets = &newcomer.known;
     assert!(!secrets.is_empty() && secrets.iter().all(|(_, secret)| !text.contains(secret)), "{text}");

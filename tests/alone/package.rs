@@ -1,6 +1,6 @@
 //! Checks everything that is delivered: the package, manual pages, the systemd unit, the container
-//! image, the Kubernetes manifests, alerts and dashboards. Each is checked by the program that it
-//! is made for, if that program runs here.
+//! image, the Kubernetes manifests, alerts and dashboards. If the program that reads such a file
+//! runs here, this program checks the file.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -58,8 +58,8 @@ fn completions_and_manual_pages_are_made() {
 #[test]
 fn the_unit_exposes_little() {
     let _alone = alone();
-    // The threshold is in tenths, so 20 stands for an exposure of 2.0. systemd-analyze also
-    // verifies the unit, as far as it can.
+    // The threshold is in tenths, so 20 stands for an exposure of 2.0. systemd-analyze also reports
+    // settings in the unit that it does not know.
     let mut analyze = Command::new("systemd-analyze");
     let output = run(analyze
         .args(["security", "--offline=true", "--threshold=20"])
@@ -71,7 +71,7 @@ fn the_unit_exposes_little() {
     let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok());
     assert!(stop > Some(drain) && read("certdist.example.toml").contains(&format!("#drain = {drain}\n")));
 
-    // The default limits must fit, according to the table in docs/operations.md.
+    // The limits of the unit must fit the table in docs/operations.md.
     let bytes = |key: &str| -> u64 {
         let value = unit.lines().find_map(|line| line.strip_prefix(key)).expect(key);
         let (number, unit) = value.split_at(value.len() - 1);
@@ -133,7 +133,7 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
         let used = metrics(&read(name));
         assert!(used.len() > 5 && used.is_subset(&known), "{name}: {:?}", used.difference(&known));
     }
-    // Every silent loss must be on the dashboard.
+    // Every metric that counts losses must be on the dashboard.
     let drawn = metrics(&read("packaging/grafana/certdist.json"));
     for name in &known {
         let is_loss =
@@ -147,7 +147,7 @@ fn every_metric_of_alerts_and_dashboard_is_one_that_the_server_has() {
     }
 }
 
-/// Not every machine can build images, so this checks what is possible without a build.
+/// Not every machine can build images, so this test checks what can be checked without a build.
 #[test]
 fn the_image_has_what_it_copies_and_runs_as_nobody() {
     let _alone = alone();
@@ -255,8 +255,8 @@ fn the_clusters_manifests_hold_together() {
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
 }
 
-/// Sends the manifest's probes as a kubelet does: from another address, to the pod's address,
-/// without a token.
+/// Sends the manifest's probes like a kubelet: from another address, to the pod's address, without
+/// a token.
 #[test]
 fn the_clusters_probes_are_answered_and_learn_no_more_than_they_need() {
     let _alone = alone();

@@ -1,5 +1,5 @@
-//! Tests what remains after a full disk and after an orderly stop. For power failures see
-//! `tests/suite`.
+//! Tests which data remains after a full disk and after an orderly stop. `tests/suite/torn_log.rs`
+//! tests power failures.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ fn a_full_disk_is_said_turns_nobody_away_for_good_and_mends_itself() {
     let server = Process::start(&mut command);
     assert_eq!(answer(&server, 1), '2');
 
-    // The path as the server sees it in its namespace.
+    // The path of the disk in the server's mount namespace.
     let disk = Path::new("/proc").join(server.id().to_string()).join("root");
     let ballast = disk.join(site.path("disk/ballast").strip_prefix("/").expect("absolute"));
     let mut file = fs::File::create(&ballast).expect("on its disk");
@@ -106,8 +106,8 @@ fn every_answer_is_in_the_audit_log_whenever_the_server_is_killed() {
     };
     let entries = log.lines().filter(is_answer).count() as u64;
     assert!(entries >= answered, "{entries} entries about {answered} answers");
-    // The log may have more entries than there are answers: devices repeat requests, and answers
-    // are lost when the server is killed.
+    // The log may have more entries than there are answers, because devices repeat requests, and
+    // because answers are lost when the server is killed.
     assert!(entries <= answered + 50 * 6, "{entries} entries about {answered} answers");
     assert!(stdout(&site.run(&["audit", "verify"])).contains("complete"));
 }
@@ -126,7 +126,7 @@ fn sigterm_answers_who_waits_and_loses_nothing() {
         let port = address.port().to_string();
         coapsload(&["-p", &port, "-n", "2", "-c", "2", "-K", MASTER, "-t", "20"])
     });
-    // Both calls are in progress, and the cloud answers later than the server stops.
+    // The cloud answers so late that both calls are still in progress when the server stops.
     let called = || http_get(simulator.address, "/stats").contains("\"RegisterDevice\":2");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !called() {
@@ -144,8 +144,8 @@ fn sigterm_answers_who_waits_and_loses_nothing() {
         stderr(&output)
     );
 
-    // The interrupted registrations are in the journal. The next start finishes them without a
-    // request.
+    // The interrupted registrations are in the journal. After the next start, the server finishes
+    // them without a request.
     let server = site.serve();
     let deadline = Instant::now() + Duration::from_secs(30);
     let has_certificate = |device: &str| {

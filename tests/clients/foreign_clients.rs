@@ -1,5 +1,5 @@
-//! Foreign DTLS stacks against the server as users run it. Each connects on the first try and
-//! gets its certificate.
+//! Tests of foreign DTLS stacks with the `certdist` binary. Each stack connects on the first try
+//! and gets its certificate.
 
 use std::{
     io::{BufRead, BufReader},
@@ -42,7 +42,7 @@ fn libcoap_in_both_builds_gets_a_certificate_by_get_post_and_fetch() {
             let answer: serde_json::Value = serde_json::from_str(&answer)
                 .unwrap_or_else(|_| panic!("{build} {method}: {answer} {error}"));
             assert_eq!(answer, expected);
-            // The same with a CBOR payload, as deployed firmware sends it.
+            // The same request with a CBOR payload, like the requests of deployed firmware.
             let body = ["-m", method, "-A", "50", "-t", "60", "-e", "%A1bsnfPLUG-1"];
             let (answer, error) = coap_client(build, &server, "cert", &body);
             assert!(
@@ -163,7 +163,7 @@ fn every_command_of_the_document_gets_the_code_that_it_promises() {
             run(build, code, command);
         }
     }
-    // Makes more devices ask than can be registered during the time that a device waits.
+    // More devices ask than the server can register in the time that a device waits.
     let (port, key) = (server.address.port().to_string(), hex::encode("plug-batch-7-key"));
     coapsload(&[
         "-p",
@@ -236,8 +236,8 @@ fn a_server_that_stops_tells_its_sessions() {
     assert_eq!(client.wait().expect("its end").code(), Some(0), "not the 124 of a time-out");
 }
 
-/// Returns the output of `s_client` up to the last line about its session. The client ends when
-/// its input ends, so the input stays open until then.
+/// Returns the output of `s_client` up to the last line about its session. The client would end
+/// with its input, so the input stays open until this line.
 fn until_connected(mut command: Command) -> String {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("openssl");
@@ -265,7 +265,7 @@ fn openssl_in_every_suite_fetches_by_the_hundred() {
     site.import(&csv);
     let port = server.address.port().to_string();
     for suite in ["PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"] {
-        // With extended master secret, and without it like an older stack.
+        // The load runs with the extended master secret, and then without it, like older stacks.
         for more in [&[][..], &["-E"]] {
             let mut arguments = vec!["-p", &port, "-n", "100", "-c", "32", "-I", "LOAD%04ld", "-K", MASTER];
             arguments.extend(["-S", suite]);

@@ -1,5 +1,5 @@
-//! Metrics, health checks and the request log as programs read them, on a healthy server and on
-//! one with problems.
+//! Tests of metrics, health checks and the request log, on a healthy server and on a server with
+//! problems.
 
 use std::{
     fs::File,
@@ -27,7 +27,7 @@ fn load(server: &Process, devices: u32) -> String {
 }
 
 /// Starts a server that uses this cloud and has one device, which is not registered. Returns the
-/// admin address as well.
+/// site, the server, and the address of the admin port.
 fn unregistered_device(cloud: &Process) -> (Site, Process, SocketAddr) {
     let port = free_address();
     let sections = format!(
@@ -67,7 +67,7 @@ fn metrics_are_as_prometheus_wants_them_and_count_what_was_done() {
                 value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {metric}in {body}"))
             })
     };
-    // A server that has nothing to do writes nothing.
+    // A server without requests writes nothing to the store.
     let before =
         written(&until(port, "/metrics", "certdist_store_writes_total{outcome=\"written\"} 0\n").body);
     load(&server, 1);
@@ -178,7 +178,7 @@ fn metrics_and_the_reasons_for_health_take_a_token_where_the_operator_wants_one(
         assert_eq!((stranger.status, stranger.body.as_str()), (200, "ok\n"));
     }
 
-    // This address has used three of its twenty attempts.
+    // Of its twenty attempts, this address has already used three.
     let mut tries = (0..40).map(|_| with("/metrics", "x").status);
     assert!(tries.any(|status| status == 429), "a token can be tried without end");
 }

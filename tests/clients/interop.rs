@@ -1,6 +1,6 @@
-//! The interoperability matrix: every foreign stack with each of its suites and options. Each
-//! cell is a real handshake and a certificate from `/cert`, on each of several networks and
-//! from a slow cloud. The run fails if its results differ from the table in `docs/interop.md`.
+//! The interoperability matrix: every foreign stack with each of its suites and options. Each cell
+//! is a real handshake and a certificate from `/cert`. A cell is tried on several networks, and
+//! with a slow cloud. The run fails if its results differ from the table in `docs/interop.md`.
 
 use std::{
     collections::BTreeSet,
@@ -28,24 +28,25 @@ const INTRODUCTION: &str = "\
 |---|---|---|---|---|---|---|---|---|
 ";
 const SECRET: &str = "secretofplug10000000000000000000";
-/// A device with a derived key of its own. Its certificate has the same secret as that of PLUG-1.
+/// A device with a derived key. The device secret in its certificate is the same as that of PLUG-1.
 const LAMP: &str = "LAMP-1";
 /// Number of concurrent tries.
 const AT_ONCE: usize = 12;
-/// Number of concurrent tries in columns whose devices mostly wait.
+/// Number of concurrent tries in columns in which devices mostly wait.
 const WAITING_AT_ONCE: usize = 64;
 /// Maximum time that a device keeps trying.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Maximum time that a device keeps trying if the answer comes immediately or never.
+/// Maximum time that a device keeps trying in columns in which an answer comes immediately or
+/// never.
 const SHORT_PATIENCE: Duration = Duration::from_secs(20);
 /// First retransmission time-out of RFC 7925 §11.
 const RFC7925_TIMER: Duration = Duration::from_secs(9);
-/// An outage in which a device with the timers of RFC 7925 loses three flights: those sent
-/// after 0, 9 and 27 s.
+/// Length of an outage. A device with the timers of RFC 7925 loses three flights in it: the flights
+/// sent after 0, 9 and 27 s.
 const OUTAGE: Duration = Duration::from_secs(30);
 /// Time that the cloud takes for an answer.
 const LATENCY: Duration = Duration::from_secs(3);
-/// Stacks, or programs built on them here, with a fixed first time-out.
+/// Stacks whose first time-out is fixed, in the stack itself or in the program that uses it here.
 const FIXED_TIMERS: [&str; 8] = [
     "GnuTLS 3.7",
     "GnuTLS 3.7 (libcoap)",
@@ -54,12 +55,13 @@ const FIXED_TIMERS: [&str; 8] = [
     "Erlang/OTP 25",
     "node-dtls-client 1.1",
     "webrtc-dtls 0.12",
-    // The time-out of dimpl can be set, but then dimpl does not succeed in every run.
+    // The time-out of dimpl can be set, but with another time-out, dimpl does not succeed in every
+    // run.
     "dimpl 0.9",
 ];
 
-/// Stacks that never repeat a flight. On a bad network, a device with such a stack restarts its
-/// handshake until no datagram happens to be lost.
+/// Stacks that never repeat a flight. On a bad network, a device with such a stack starts new
+/// handshakes until one loses no datagram.
 const NEVER_REPEATS: [&str; 1] = ["node-dtls-client 1.1"];
 
 /// One row of the table.
@@ -67,11 +69,11 @@ struct Cell {
     stack: &'static str,
     suite: &'static str,
     more: &'static str,
-    /// Fetches a certificate; returns whether it succeeded.
+    /// Fetches a certificate. Returns whether this succeeded.
     fetch: fn(&Ask) -> bool,
 }
 
-/// Task of a device.
+/// Parameters of a device.
 struct Ask {
     server: SocketAddr,
     identity: &'static str,
@@ -80,7 +82,7 @@ struct Ask {
     more: &'static str,
     rfc7925_timers: bool,
     patience: Duration,
-    /// Serial number for the query; if it is empty, the request is a plain `GET /cert`.
+    /// Serial number for the query. If it is empty, the request is a `GET /cert` without a query.
     sn: String,
     /// Text that the certificate must contain.
     proof: String,
@@ -151,8 +153,9 @@ impl Column {
                         && network.moved.load(SeqCst) > 0
                         && network.handshakes.load(SeqCst) == 0
                 };
-                // With the shortest request, the server may send the fewest bytes before the
-                // new address is validated (RFC 9146 §6). So the server must validate it first.
+                // Before the new address is validated, the server may send three bytes for each
+                // received byte (RFC 9146 §6). After the shortest request, this is not enough for
+                // the answer, so the server must validate the address first.
                 let bare = |server| Ask { identity: LAMP, key: lamp_key(), sn: String::new(), ..ask(server) };
                 moves(&ask) && moves(&bare)
             }
@@ -265,7 +268,7 @@ fn libcoap(ask: &Ask) -> bool {
     ask.is_met_by(&stdout(&output))
 }
 
-/// Runs a program of `examples/`; all of them take the same arguments.
+/// Runs a program of `examples/`. All of these programs take the same arguments.
 fn example(command: &[&str], ask: &Ask) -> bool {
     let options = ask
         .more
@@ -367,7 +370,7 @@ fn dimpl(ask: &Ask) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(ask.server).expect("connected");
     socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
-    // A confirmable GET /cert?sn=… with the token 0xc3.
+    // The request is a confirmable GET /cert?sn=… with the token 0xc3.
     let query = format!("sn={}", ask.sn);
     let head = [&[0x41, 1, 0x12, 0x34, 0xc3, 0xb4][..], b"cert", &[0x40 | query.len() as u8]].concat();
     let request = [&head[..], query.as_bytes()].concat();
@@ -389,7 +392,7 @@ fn dimpl(ask: &Ask) -> bool {
             }
         }
         match message.as_deref() {
-            // RFC 7252 §5.2.2: an empty acknowledgement, so the response follows separately.
+            // RFC 7252 §5.2.2: after an empty acknowledgement, the response follows separately.
             Some([0x60, 0, ..]) => acknowledged = true,
             Some(&[head @ (0x41 | 0x51 | 0x61), _, high, low, 0xc3, ref rest @ ..]) => {
                 // RFC 7252 §4.2: a confirmable response must be acknowledged.
@@ -420,7 +423,7 @@ fn dimpl(ask: &Ask) -> bool {
     false
 }
 
-/// Runs the tries of the matrix, `at_once` at a time; returns those that failed.
+/// Runs the tries of the matrix, `at_once` at a time. Returns the tries that failed.
 fn run(
     tries: &[(usize, Column)],
     cells: &[Cell],
@@ -489,8 +492,8 @@ fn site() -> (Site, Process) {
     (site, server)
 }
 
-/// Complements the cells with connection IDs: without an ID, a change of the device's address ends
-/// the session.
+/// The counterpart of the cells with connection IDs: without an ID, the session ends when the
+/// device's address changes.
 #[test]
 fn without_a_connection_id_a_change_of_address_ends_the_session() {
     let (_site, server) = site();

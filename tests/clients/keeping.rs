@@ -1,5 +1,5 @@
-//! Tests of what certdist stores, and of how an operator maintains it while a server runs: sealed
-//! secrets, the audit log and backups.
+//! Tests of the data that certdist stores, and of the commands that maintain it while a server
+//! runs: sealed secrets, the audit log and backups.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ fn configure(site: &Site, from: &str, to: &str) {
     site.write("certdist.toml", &configuration.replacen(from, to, 1));
 }
 
-/// Returns whether one device gets its certificate; it must get a response.
+/// Returns whether one device gets its certificate. The device must get a response in any case.
 fn served(server: &Process) -> bool {
     let port = server.address.port().to_string();
     let output = stdout(&coapsload(&["-p", &port, "-n", "1", "-c", "1", "-K", MASTER]));
@@ -112,7 +112,7 @@ fn a_clear_database_is_sealed_and_the_key_is_changed_while_a_server_serves() {
     reload(&server, &site, 3);
     assert!(served(&server) && own_served(&server));
 
-    // A key that does not open the database is rejected, and the server continues.
+    // The server rejects a key that does not open the database, and continues with its former key.
     configure(&site, "file:next.key", "file:database.key");
     server.signal("HUP");
     wait_for(&site.path("log"), "the configuration stays as it was", 1);
@@ -122,7 +122,7 @@ fn a_clear_database_is_sealed_and_the_key_is_changed_while_a_server_serves() {
     assert_eq!(server.stop(), Some(0));
     assert_eq!(site.run(&["serve"]).status.code(), Some(1), "nothing is served with a wrong key");
 
-    // The export equals what was imported, and can be imported again.
+    // The export has the imported values, and can be imported again.
     configure(&site, "file:database.key", "file:next.key");
     let exported = succeeds(&site, &["export"]);
     assert!(exported.contains(SECRET) && exported.contains(PSK));
@@ -194,8 +194,8 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
         }
     }
 
-    // While the server runs, the database has a write-ahead log; after the stop there is only
-    // the database file.
+    // While the server runs, the folder also contains the database's write-ahead log. After the
+    // server has stopped, it contains only the database file.
     let files = || -> Vec<u8> {
         let files = fs::read_dir(site.path("")).expect("the folder").map_while(Result::ok);
         let files = files.filter(|file| file.file_name() != "certdist.toml");
@@ -218,9 +218,9 @@ fn no_secret_of_a_run_is_in_a_file_an_output_or_the_process_list() {
 
 #[test]
 fn no_core_is_dumped_of_a_server_and_no_process_of_its_user_looks_into_its_memory() {
-    // The files of a process in /proc show whether it may be dumped: they belong to the process's
-    // user and group, or else to root. If the tests run as root, their processes get another group,
-    // so that the two cases differ.
+    // The files of a process in /proc show whether the process may be dumped. If it may, they
+    // belong to the process's user and group. Otherwise they belong to root. If the tests run as
+    // root, their processes get another group, so that the two cases differ.
     let owner = |process: u32| {
         let shown = fs::metadata(format!("/proc/{process}/environ")).expect("it runs");
         (shown.uid(), shown.gid())
@@ -256,7 +256,7 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     site.import(DEVICES);
     let server = site.serve();
     assert!(served(&server) && served(&server) && own_served(&server));
-    // Entries that no device waits for are written a moment later.
+    // An entry for which no device waits is written a moment later.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while entries(&site, &["--device", "SN00000001"]).len() < 2 {
         assert!(std::time::Instant::now() < deadline, "the second issue is not written");
@@ -283,8 +283,8 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     succeeds(&site, &["device", "enable", "SN00000001"]);
     succeeds(&site, &["audit", "verify", "--has", &head]);
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
-    // Removes the last entry and makes the end of the chain match. Only a head that was kept
-    // elsewhere reveals this.
+    // Removes the last entry, and changes the recorded end of the chain to match. Only an end of
+    // the chain that was kept elsewhere reveals this change.
     database
         .execute_batch(
             "DELETE FROM audit_block WHERE lastSeq >= 5; UPDATE audit_chain SET (headSeq, headHash) = \
@@ -312,7 +312,8 @@ fn a_server_prunes_what_need_not_be_kept() {
         .expect("old");
     let server = serve(&site, "info");
     assert_eq!(entries(&site, &[]).len(), 2, "for ever");
-    // A limit that is reloaded applies immediately. Keys that need a restart are named in the log.
+    // After a reload, a new limit applies immediately, and the log names the keys that need a
+    // restart.
     configure(&site, "keep_days = 0", "keep_days = 30");
     configure(&site, "listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:9\"");
     reload(&server, &site, 1);
@@ -355,7 +356,7 @@ fn a_backup_is_made_beside_a_server_and_restored() {
     assert!(restored.iter().any(|entry| entry["event"] == "restored"), "{restored:?}");
     succeeds(&site, &["audit", "verify"]);
 
-    // Restores where no database exists, and over a damaged one.
+    // The backup is restored where no database exists, and over a damaged database.
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(site.path(&format!("certdist.db{suffix}")));
     }
@@ -424,7 +425,7 @@ fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
         let server = site.serve();
         assert!(served(&server) && own_served(&server));
 
-        // Restores over a table with a device that the backup lacks.
+        // The backup is restored over a table with a device that the backup does not have.
         site.import("deviceId,enrollment\nSN00000009,lamp\n");
         assert!(fails(&site, &["restore", "old.db", "--yes", "--force"], 1).contains("in use by process"));
         assert_eq!(server.stop(), Some(0));
@@ -440,7 +441,7 @@ fn a_backup_of_an_older_version_is_brought_up_to_date_and_restored() {
         let names: Vec<_> = left.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         assert!(!names.iter().any(|name| name.contains(".part") || name.contains(".upgrade")), "{names:?}");
 
-        // Conversely, restores a current backup over the old database.
+        // A current backup is restored over the old database.
         succeeds(&site, &["backup", "new.db"]);
         fs::copy(site.path("old.db"), site.path("certdist.db")).expect("copied");
         let told = fails(&site, &["restore", "new.db", "--yes"], 1);

@@ -1,5 +1,5 @@
-//! libcoap's client: over UDP with the resources of the plugtests and with Echo, and over DTLS
-//! for a certificate in blocks.
+//! Tests with libcoap's client: over UDP with the resources of the plugtests and with Echo, and
+//! over DTLS for a certificate in blocks.
 
 use std::process::Command;
 

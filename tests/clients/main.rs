@@ -1,5 +1,5 @@
-//! Tests that need what `make clients` installs: foreign devices, SDKs and tools. They run in
-//! parallel.
+//! Tests that need the foreign devices, SDKs and tools that `make clients` installs. The tests run
+//! in parallel.
 
 mod durability;
 mod foreign_clients;

@@ -1,4 +1,4 @@
-//! Mosquitto's client signs in at the simulated IoT Platform as a device does.
+//! Mosquitto's client signs in at the simulated IoT Platform like a device.
 #![cfg(feature = "simulation")]
 
 use certdist::{

@@ -1,5 +1,5 @@
-//! Tests of what an operator does, and of what can go wrong: commands, signals, a cloud that fails,
-//! a database that cannot be used, garbage from the network.
+//! Tests of an operator's work and of failures: commands, signals, a cloud that fails, a database
+//! that cannot be used, garbage from the network.
 
 use std::{
     io::{Read, Write},
@@ -24,7 +24,7 @@ fn stats(simulator: &support::Process) -> serde_json::Value {
     serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON")
 }
 
-/// Lets each device ask once; all must be served.
+/// Makes each device ask once. All devices must be served.
 fn load(server: &support::Process, devices: u32, more: &[&str]) {
     let (port, count) = (server.address.port().to_string(), devices.to_string());
     let mut arguments = vec!["-p", &port, "-n", &count, "-c", "64", "-K", MASTER];
@@ -64,7 +64,7 @@ fn a_failing_cloud_costs_time_and_no_device() {
     let site = Site::with_cloud(&format!("http://{}", simulator.address));
     site.import(&csv(200));
     let server = site.serve();
-    // A device that is asked to retry later does so until it is served.
+    // The devices that are asked to retry later ask again in the next round, until all are served.
     let port = server.address.port().to_string();
     for round in 0.. {
         let output = coapsload(&["-p", &port, "-n", "200", "-c", "64", "-K", MASTER]);
@@ -199,7 +199,7 @@ fn a_port_in_use_is_said() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&format!("cannot listen on {address}")), "{}", stderr(&output));
 
-    // A port that another certdist uses counts as taken as well.
+    // A port that another certdist uses is also taken.
     drop(taken);
     let _first = site.serve();
     assert_eq!(site.run(&["serve"]).status.code(), Some(1));
@@ -279,7 +279,7 @@ fn garbage_from_the_network_is_survived() {
             })
             .collect();
         let _ = socket.send(&garbage);
-        // The same bytes after the header of a handshake record with a wrong length.
+        // The same bytes follow the header of a handshake record with a wrong length.
         let mut record = vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
         record.extend(&garbage);
         let _ = socket.send(&record);
@@ -347,7 +347,7 @@ fn outcome(server: &support::Process, identity: &str, key: &str, device: &str) -
 const INDIVIDUAL: &str = "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
                           [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n";
 
-/// Returns a CSV table of the devices `SN-1`, `SN-2` and so on with these identities and keys.
+/// Returns a CSV table of the devices `SN-1`, `SN-2`, etc., with these identities and keys.
 fn with_keys(keys: &[(&str, &str)]) -> String {
     let mut csv = String::from("deviceId,deviceName,deviceSecret,pskIdentity,psk\n");
     for (number, (identity, key)) in keys.iter().enumerate() {
@@ -405,8 +405,8 @@ fn a_key_that_is_imported_anew_is_the_one_for_the_next_handshake_without_a_resta
     assert_eq!(outcome(&server, "one", "a-new-key-of-one", "SN-1"), "handshake 1");
     assert_eq!(outcome(&server, "uno", "a-new-key-of-one", "SN-1"), "2.xx 1");
 
-    // An identity belongs to one device. A file that assigns it to another is rejected as a
-    // whole.
+    // An identity belongs to one device. A file that assigns the identity to another device is
+    // rejected as a whole.
     let (code, _, error) = import(&with_keys(&[("two", "the-key-of-two-2")]));
     assert_eq!(code, Some(1));
     assert!(error.contains("this identity belongs to device SN-2"), "{error}");
@@ -435,11 +435,11 @@ fn whoever_tries_device_ids_with_a_shared_key_is_slowed_and_shows_up_once() {
     let log = std::fs::File::create(site.path("log")).expect("a log");
     let server = support::Process::start(command.stderr(Stdio::from(log)));
     assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
-    // Each request comes from another port. An address may make ten times as many guesses as a
-    // port.
+    // Each request comes from a different port. All ports of an address together may make ten times
+    // as many guesses as one port.
     assert!(ask_as_plug(&server, "GUESS-%ld", "60").contains("(2.xx 0 4.xx 60 "));
-    // Now even a correct guess is refused. A device that was served at this address before is
-    // not affected, nor are other enrollments.
+    // After these guesses, even a correct guess is refused. A device that was served at this
+    // address before is still served, and so are the devices of other enrollments.
     assert!(ask_as_plug(&server, "RIGHT-%ld", "1").contains("(2.xx 0 4.xx 1 "));
     assert!(ask_as_plug(&server, "PLUG-%ld", "1").contains("(2.xx 1 "));
     load(&server, 1, &[]);
@@ -525,7 +525,7 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
         assert!(Instant::now() < deadline + Duration::from_secs(10), "the limits are still there");
     }
 
-    // A key that was removed no longer works in any session.
+    // After its key is removed, a session gets no more answers.
     site.write("certdist.toml", &other_key);
     server.signal("HUP");
     while held.ask().await.is_ok() {

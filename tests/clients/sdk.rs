@@ -1,6 +1,6 @@
-//! Alibaba Cloud's own SDKs against the simulated IoT Platform. The simulator must accept their
-//! signatures, their parsers must accept its answers, and its errors must be the cloud's. `make
-//! clients` installs the SDKs.
+//! Tests of the simulated IoT Platform with Alibaba Cloud's own SDKs. The simulator must accept the
+//! signatures of the SDKs, and their parsers must accept its answers. Its errors must be the same
+//! as the cloud's. `make clients` installs the SDKs.
 #![cfg(feature = "simulation")]
 
 use std::path::Path;
@@ -55,8 +55,8 @@ async fn both_sdks_take_a_batch_in_full_size() {
 
 #[tokio::test]
 async fn the_older_sdk_raises_what_the_gateway_refuses() {
-    // The refused requests have a wrong secret, an unknown key or no product, or (two of them) were
-    // changed on the way.
+    // Five requests are refused: one with a wrong secret, one with an unknown key, one without a
+    // product, and two that were changed in transit.
     let simulator = judge("core", "gateway", Limits::None).await;
     assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 5));
 }

@@ -1,1 +1,1 @@
-//! This package has no code. It exists for its lock file; see Cargo.toml.
+//! This package has no code. It exists only for its lock file, as Cargo.toml explains.

@@ -1,5 +1,6 @@
-//! Strangers at the admin port. They hold its connections with slow requests while health, pages
-//! and uploads must be answered, and they try passwords, which must lock out no one else.
+//! Tests with strangers at the admin port. Strangers occupy its connections with slow requests,
+//! while health checks, pages and uploads must be answered. Strangers also try passwords, which
+//! must not lock out other users.
 
 use std::{
     io::{Read, Write},
@@ -25,7 +26,8 @@ use crate::{
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The ways to hold a connection: what the client sends before it falls silent.
+/// Returns the ways to occupy a connection: a description, and the text that the client sends
+/// before it falls silent.
 fn ways() -> [(&'static str, String); 6] {
     let body = |path: &str| {
         format!(
@@ -51,7 +53,7 @@ struct Port {
 }
 
 fn serve() -> (Port, Site, Process) {
-    // Each test has a few thousand connections.
+    // Each test opens a few thousand connections.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(4096.min(hard)), hard).expect("a higher limit");
     let address = free_address();
@@ -74,9 +76,9 @@ impl Port {
     /// Opens a connection, sends `sent`, and returns the open connection.
     fn hold(&self, from: IpAddr, sent: &str) -> TcpStream {
         let mut stream = http::connect_from(from, self.address);
-        // The small buffer keeps the server from sending a whole long answer.
+        // Because of the small buffer, the server cannot send the whole of a long answer.
         let _ = socket2::SockRef::from(&stream).set_recv_buffer_size(4096);
-        // The server may have ended the connection, or read no further.
+        // The write may fail, because the server has ended the connection or no longer reads.
         stream.set_write_timeout(Some(Duration::from_millis(1))).expect("a time-out");
         let _ = stream.write_all(sent.as_bytes());
         stream
@@ -99,7 +101,8 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
             let case = format!("{way}, {count} from {addresses} addresses");
             let held: Vec<_> =
                 (0..count).map(|number| port.hold(stranger(number % addresses), &sent)).collect();
-            // Probes may come from the strangers' own address as well, as from behind a NAT.
+            // Probes come from an address of their own, and from a stranger's address, as they
+            // would behind a NAT.
             for from in [PROBER, stranger(0)] {
                 for (path, expected) in [("/healthz", "ok\n"), ("/readyz", "ready\n")] {
                     let answer = port.get(from, path);
@@ -118,7 +121,7 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
     assert!(port.metric(PROBER, displaced) > 1000);
 }
 
-/// Ends the strangers' threads when dropped, even if the test fails.
+/// Guard that ends the strangers' threads when dropped, even if the test fails.
 #[derive(Default)]
 struct Over(Arc<AtomicBool>);
 
@@ -148,7 +151,8 @@ fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile()
     upload.read_exact(&mut go_on).expect("an answer");
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     thread::scope(move |scope| {
-        // Strangers connect from the operator's own network and from others, without a pause.
+        // Strangers connect without a pause, from the operator's own network and from other
+        // networks.
         let strangers = scope.spawn({
             let is_over = is_over.0.clone();
             move || {
@@ -167,7 +171,8 @@ fn an_upload_that_takes_its_time_is_not_ended_for_strangers_who_come_meanwhile()
             }
         });
         let displaced = "certdist_admin_connections_dropped_total{reason=\"displaced\"}";
-        // After each part, strangers have taken all places again.
+        // After each part of the upload, the test waits until strangers have taken all places
+        // again.
         for part in body.chunks(body.len() / 4) {
             upload.write_all(part).expect("the connection is there");
             let before = port.metric(PROBER, displaced);
@@ -227,15 +232,15 @@ fn wrong_passwords_from_elsewhere_lock_out_neither_an_address_nor_a_known_browse
     assert_eq!(tried, [[401; 10].as_slice(), &[429; 2]].concat());
     assert_eq!(attempt(office, "lead", PASSWORD, None).status, 303, "another address");
 
-    // Others in the operator's office exhaust its address.
+    // Other people in the operator's office use up the attempts of the office's address.
     while attempt(office, "lead", "wrong", None).status != 429 {}
     assert_eq!(attempt(office, "lead", PASSWORD, None).status, 429);
     assert_eq!(attempt(office, "lead", PASSWORD, Some(&known)).status, 303);
-    // The cookie is valid for its user only, and does not replace the password.
+    // The cookie is valid only for its user, and does not replace the password.
     while attempt(office, "guest", "wrong", Some(&known)).status != 429 {}
     assert_eq!(attempt(office, "lead", "wrong", Some(&known)).status, 401);
 
-    // The server recognizes the browser after a restart, but not after a change of the password.
+    // The server recognizes the browser after a restart, but not after the password was changed.
     assert_eq!(server.stop(), Some(0));
     let server = site.serve();
     let attempt = |password: &str| sign_in_from(office, address, "lead", password, Some(&known)).status;

@@ -1,5 +1,5 @@
-//! Test that a server whose settings are all at the upper end of their documented ranges starts,
-//! overflows no clock, and hands out certificates.
+//! Tests a server whose settings are all at the upper end of their documented ranges. The server
+//! must start, must not overflow a clock, and must hand out certificates.
 
 use std::collections::BTreeMap;
 

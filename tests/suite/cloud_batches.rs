@@ -1,4 +1,4 @@
-//! Batches through the signed client and the simulated IoT Platform, over HTTP: with the
+//! Tests of batches with the signed client and the simulated IoT Platform, over HTTP: with the
 //! maximum number of devices, with the account's rate limits and with faults.
 #![cfg(feature = "simulation")]
 
@@ -24,7 +24,7 @@ async fn cloud(config: SimulatorConfig) -> (Simulator, Client) {
 
 fn client(simulator: &Simulator) -> Client {
     let config = ClientConfig::new(simulator.endpoint(), "cn-shanghai", simulator.credentials());
-    // Enough for the largest batch in a debug build on a busy machine.
+    // This time is enough for the largest batch in a debug build on a busy machine.
     let minute = Duration::from_secs(60);
     let timeouts = Timeouts { first_byte: minute, whole: minute, ..Timeouts::default() };
     Client::new(ClientConfig { timeouts, ..config }).unwrap()
@@ -73,7 +73,7 @@ async fn a_batch_in_full_size_gives_every_device_its_certificate() {
     assert_eq!(seen, names.iter().cloned().collect());
     assert!(client.query_page_by_apply_id(PRODUCT, id, first.pages + 1).await.unwrap().devices.is_empty());
 
-    // No name may be registered twice, and the answer lists all of them.
+    // The same names are checked again. All of them are taken, and the answer lists them all.
     let again = client.batch_check_device_names(PRODUCT, &names).await.unwrap();
     let progress = ended(&client, again).await;
     assert_eq!((progress.status, progress.invalid), (BatchStatus::CheckFailed, names));
@@ -137,7 +137,7 @@ async fn a_call_with_too_many_names_or_none_is_not_made() {
     assert!(simulator.stats().calls.is_empty());
 }
 
-/// Calls an action with the parameters that it needs; the batch need not exist.
+/// Calls an action with valid parameters. The batch in them need not exist.
 async fn call(client: &Client, action: Action) -> Result<(), ApiError> {
     let (names, id) = (names(2), ApplyId(1));
     match action {
@@ -188,7 +188,7 @@ async fn each_failure_of_each_action_has_its_class() {
             let error = call(&client, action).await.unwrap_err();
             assert_eq!((error.class, error.code.as_str()), (class, code), "{action:?} {fault:?}");
         }
-        // The client itself repeats the call with another nonce.
+        // The client repeats this call itself, with another nonce.
         simulator.script(action, Fault::gateway(400, "SignatureNonceUsed"));
         let outcome = call(&client, action).await;
         assert!(outcome.is_ok() || outcome.unwrap_err().class == ErrorClass::NotFound, "{action:?}");
@@ -227,7 +227,7 @@ async fn each_action_has_its_documented_limit() {
             let class = call.await.unwrap().err().map(|error| error.class);
             throttled += u32::from(class == Some(ErrorClass::Throttled));
         }
-        // The limit admits one second's worth of calls at once, and then more as time passes.
+        // The limit admits the calls of one second at once, and further calls as time passes.
         let most = limit + (started.elapsed().as_secs_f64() * f64::from(limit)).ceil() as u32;
         let passed = limit * 4 - throttled;
         assert!((limit..=most).contains(&passed), "{action:?}: {passed} of {limit} to {most}");

@@ -1,5 +1,5 @@
-//! The section `[iot_platform]`: what `certdist check-config` accepts, what it says about a
-//! wrong value, and how `certdist serve` uses it.
+//! Tests of the section `[iot_platform]`: the values that `certdist check-config` accepts, its
+//! messages about wrong values, and the effect of the section on `certdist serve`.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -51,7 +51,7 @@ fn each_key_is_taken() {
         "credentials = \"ecs-role\"\nsignature = \"v1\"",
         "credentials = \"ecs-role\"\nsignature = \"v3\"",
         "credentials = \"ecs-role\"\nconnect_timeout = 0.5\nfirst_byte_timeout = 3\ntimeout = 20",
-        // A single time-out lowers the defaults of the shorter ones.
+        // Setting one time-out lowers the defaults of the time-outs that it includes.
         "credentials = \"ecs-role\"\ntimeout = 2",
         "credentials = \"ecs-role\"\nfirst_byte_timeout = 1",
     ] {
@@ -135,7 +135,7 @@ fn a_credentials_file_is_found_where_it_is_named_or_where_the_sdks_look() {
     std::fs::create_dir(usual.path(".alibabacloud")).unwrap();
     usual.write(".alibabacloud/credentials.ini", FILE);
     accepted(&usual, &home);
-    // The file without an extension takes precedence.
+    // If both files exist, the file without an extension takes precedence.
     usual.write(".alibabacloud/credentials", "[other]\n");
     assert!(refused(&usual, &home).contains(".alibabacloud/credentials: no profile [default]"));
 }
@@ -156,8 +156,7 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
     key("revoked");
     site.import("deviceId,enrollment\nPLUG-1,plug\n");
     let server = site.serve();
-    // The server has read the file with the revoked key when it started. Now the file has another
-    // key.
+    // At its start, the server read the file with the revoked key. Now the file gets another key.
     key("test-id");
     let device = SimulatedDevice {
         server: server.address,
@@ -173,7 +172,7 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
 
 #[test]
 fn a_server_without_credentials_says_so_at_the_start_and_what_would_be_right() {
-    // A local port on which nothing listens.
+    // Nothing listens on this local port.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let site = site(&format!("credentials = \"ecs-role\"\nmetadata_endpoint = \"http://{nobody}\""));
     let mut command = site.certdist(&["serve"]);

@@ -1,5 +1,5 @@
-//! Tests of the ways to reach IoT Platform: signature version 3, temporary credentials, TLS,
-//! proxies and time-outs. Each is tested against a peer on loopback.
+//! Tests of the connection to IoT Platform: signature version 3, temporary credentials, TLS,
+//! proxies and time-outs. Each test uses a peer on loopback.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -38,9 +38,9 @@ use tokio_rustls::{
 };
 
 const PRODUCT: &str = "a1BwAGVxyz1";
-/// A name that does not resolve: only a proxy can reach it.
+/// A host name that does not resolve, so that only a proxy can reach it.
 const CLOUD: &str = "iot.cn-shanghai.test.invalid";
-/// Environment variable of a child process that makes one call for a test. It has the endpoint.
+/// Environment variable with the endpoint, for a child process that makes one call for a test.
 const ENDPOINT: &str = "CERTDIST_TEST_ENDPOINT";
 
 async fn simulator() -> Simulator {
@@ -146,7 +146,7 @@ async fn metadata(tasks: &mut JoinSet<()>) -> (String, Arc<Mutex<u32>>) {
     (endpoint, asked)
 }
 
-/// Reads a request's head, including the empty line.
+/// Reads the head of a request, including the empty line.
 async fn head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -185,7 +185,7 @@ async fn a_token_that_expired_early_is_read_again_and_the_call_repeated_once() {
     }
 }
 
-/// A CA that is created by the test.
+/// A CA that the test creates.
 struct Authority {
     certificate: rcgen::Certificate,
     key: KeyPair,
@@ -242,7 +242,8 @@ impl Authority {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    // A client that does not trust the certificate closes the connection.
+                    // If the client does not trust the certificate, it closes the connection, and
+                    // there is nothing to forward.
                     if let Ok(mut stream) = acceptor.accept(stream).await {
                         let mut upstream = TcpStream::connect(upstream).await.unwrap();
                         let _ = copy_bidirectional(&mut stream, &mut upstream).await;
@@ -328,7 +329,7 @@ async fn proxy(
                     stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
                 } else {
                     upstream = TcpStream::connect(http).await.unwrap();
-                    // The origin server gets only the path (RFC 9112 §3.2.1).
+                    // RFC 9112 §3.2.1: a request to the origin server has only the path.
                     let head = head.replacen(&format!("http://{CLOUD}"), "", 1);
                     upstream.write_all(head.as_bytes()).await.unwrap();
                 }
@@ -339,8 +340,8 @@ async fn proxy(
     (address, asked)
 }
 
-/// Runs the test `name` in a child process with these variables, as if the operator had set
-/// them. A process must not change its own environment.
+/// Runs the test `name` in a child process with these variables, as if the operator had set them.
+/// The test process itself must not change its own environment.
 async fn in_a_process(name: &str, variables: &[(&str, &str)]) {
     let (_, module) = module_path!().split_once("::").unwrap();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -392,7 +393,7 @@ async fn the_proxy_variables_are_honoured() {
         (&secure, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", "other.invalid,.test.invalid")], None),
         (&secure, &[("HTTPS_PROXY", &proxy), ("no_proxy", CLOUD)], None),
     ] {
-        // Without the proxy, the name does not resolve and the connection fails.
+        // If the proxy is not used, the name does not resolve and the connection fails.
         let expected = if line.is_some() { "AlreadyExistedDeviceName" } else { "Connection" };
         let expected = if simulator.stats().devices == 0 && line.is_some() { "" } else { expected };
         let mut variables = variables.to_vec();
@@ -415,7 +416,7 @@ async fn the_metadata_service_is_never_asked_through_a_proxy() {
     let (simulator, mut tasks) = (simulator().await, JoinSet::new());
     let (address, asked) = proxy(simulator.addr(), simulator.addr(), &mut tasks).await;
     let proxy = format!("http://{address}");
-    // Nothing listens on this port, but the proxy would answer for it.
+    // Nothing listens on this port, but a request through the proxy would be answered.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let variables = [
         (ENDPOINT, format!("http://{CLOUD}")),
@@ -449,8 +450,8 @@ async fn the_roots_of_ssl_cert_file_are_trusted() {
     run(&Authority::new().ca_file(), "from a CA that this machine does not trust").await;
 }
 
-/// Accepts one connection, sends `answer` after the first byte it receives, and then nothing
-/// more.
+/// Starts a server that accepts one connection, sends `answer` after the first byte that it
+/// receives, and then sends nothing more.
 async fn stalling(answer: &'static str, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -458,7 +459,7 @@ async fn stalling(answer: &'static str, tasks: &mut JoinSet<()>) -> SocketAddr {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.read_u8().await.unwrap();
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // Waits until the client closes the connection.
+        // The loop ends when the client closes the connection.
         while stream.read_u8().await.is_ok() {}
     });
     address

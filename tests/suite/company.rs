@@ -1,5 +1,6 @@
 //! Tests of several processes that use one table at the same time: servers, `register`, `import`
-//! and `device`. Each device ends with one certificate, its own, and no healthy device is refused.
+//! and `device`. At the end, each device has its own certificate and was registered once, and no
+//! healthy device was refused.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -18,7 +19,8 @@ use crate::support::{
 
 const KEY: &str = "706c75672d62617463682d372d6b6579";
 
-/// Creates a site with this many devices of a shared enrollment, which refuses names that exist.
+/// Creates a site with this many devices of a shared enrollment. The enrollment refuses names that
+/// already exist at the cloud.
 fn site(simulator: &Process, devices: u32) -> Site {
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
@@ -36,7 +38,8 @@ fn spawn(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("certdist runs")
 }
 
-/// Waits for a run that must not refuse a device; returns how many it has registered.
+/// Waits for a run of `register`, which must not refuse a device. Returns the number of devices
+/// that it registered.
 fn registered(run: Child) -> u64 {
     let output: Output = run.wait_with_output().expect("it ended");
     let said = stdout(&output);
@@ -56,7 +59,7 @@ fn count(site: &Site, condition: &str) -> u32 {
     table(site).query_row(&sql, (), |row| row.get(0)).expect("a number")
 }
 
-/// Checks that all devices have certificates of their own, from one registration each.
+/// Checks that each device has its own certificate, from a single registration.
 fn all_is_well(site: &Site, simulator: &Process, devices: u32) {
     assert_eq!(count(site, "refusal IS NOT NULL"), 0);
     assert_eq!(count(site, "deviceSecret IS NOT NULL"), devices);
@@ -80,7 +83,7 @@ fn two_runs_of_register_share_the_work_and_the_limit() {
     let site = site(&simulator, 600);
     let first = spawn(&mut site.certdist(&["register"]));
     let second = spawn(&mut site.certdist(&["register"]));
-    // Both runs wait for all devices, no matter which run registers a device.
+    // Each run waits for all devices, also for devices that the other run registers.
     let [first, second] = [first, second].map(registered);
     assert!(first <= 600 && second <= 600 && first + second >= 600, "{first} and {second}");
     all_is_well(&site, &simulator, 600);
@@ -169,7 +172,7 @@ fn a_device_that_is_disabled_during_its_registration_gets_no_certificate() {
     assert!(site.run(&["device", "disable", "PAR00001"]).status.success());
     let output = device.wait_with_output().expect("it ended");
     assert!(!output.status.success(), "{}", stdout(&output));
-    // The device is registered and its certificate is in the table, but was not handed out.
+    // The device is registered, and its certificate is stored but not handed out.
     while count(&site, "deviceSecret IS NOT NULL") == 0 {
         assert!(Instant::now() < deadline, "not registered");
         thread::sleep(Duration::from_millis(10));
@@ -209,7 +212,8 @@ fn devices_that_share_a_name_since_an_older_version_are_reported() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&[]);
     let site = site(&simulator, 3);
-    // Writes the names without an import, which would refuse names that several devices share.
+    // The names are written without an import, because an import would refuse a name that several
+    // devices share.
     let write = Connection::open(site.path("certdist.db")).expect("the table");
     let sql = "UPDATE device_table SET deviceName = 'lamp' WHERE deviceId <> 'PAR00003'";
     assert_eq!(write.execute(sql, ()).expect("written"), 2);

@@ -1,4 +1,4 @@
-//! The console over HTTP: sign-in, roles, secrets that no page may show, and headers that
+//! Tests of the console over HTTP: sign-in, roles, secrets that no page may show, and headers that
 //! restrict browsers.
 
 use std::{
@@ -246,7 +246,7 @@ fn a_form_of_another_site_changes_nothing() {
         let headers = [("Cookie", lead.cookie.as_str()), MULTIPART];
         assert_eq!(http::send(lead.address, "POST", "/import", &headers, &file).status, 403);
     }
-    // The file comes before the token, so it must not be read.
+    // The file comes before the CSRF token in the form, so the server must not read the file.
     let mut swapped = http::multipart(&[], ("x.csv", b"deviceId\nSN9\n"));
     swapped.truncate(swapped.len() - "--xxBOUNDARYxx--\r\n".len());
     swapped.extend(http::multipart(&[("csrf", &lead.csrf)], ("y.csv", b"deviceId\nSN9\n")));
@@ -305,7 +305,7 @@ fn a_page_of_another_site_reads_nothing_under_its_own_name() {
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
     }
     assert_eq!(as_host("<script>", "/").status, 400);
-    // Load balancers check the health under any name.
+    // Load balancers may check the health under any host name.
     let other = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
     for host in ["rebound.example", "<script>"] {
         assert_eq!((as_host(host, "/healthz").status, as_host(host, "/readyz").status), (200, 200), "{host}");
@@ -431,8 +431,8 @@ fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
     let address = free_address();
     let site = Site::with(&admin(address, ""));
     let server = site.serve();
-    // Inserts the row as another program might. An import would write this ID in the form of a
-    // MAC.
+    // The row is inserted without an import, because an import would write this ID in the form of a
+    // MAC address.
     let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
     let insert =
         "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('a1b2c3d4e5f6', 'a1', 'lamp')";
@@ -649,7 +649,7 @@ fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
         "imported | token:ci | 127.0.0.1 | - | x.csv: 2 devices added, 0 changed, 0 unchanged, in lamp, plug",
     ];
     assert_eq!(told[..5], expected);
-    // The entry of the command line names the system user.
+    // The entry of the change on the command line names the system user.
     assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
     assert!(stdout(&console.site.run(&["audit", "verify"])).contains("complete"));
     let page = lead.get("/device?id=SN00000001").body;
@@ -689,7 +689,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     let chief = Visitor::new(*address, "chief");
     assert_eq!(chief.post("/device/disable", &id).status, 303);
 
-    // A session that has ended stays ended when its user is added again.
+    // A session that has ended is not revived when its user is added again.
     reload(site, server, "name = \"chief\"", "name = \"lead\"", || chief.get("/").status == 303);
     assert_eq!((lead.get("/").status, guest.get("/").status), (303, 200));
 
@@ -717,7 +717,7 @@ fn tokens_are_those_of_the_configuration_that_was_read_last() {
     reload(site, server, &ci, "", || looks(TOKEN) == 401);
     assert_eq!(looks(VIEWER_TOKEN), 200);
 
-    // Requests for health and metrics from this machine needed no token so far.
+    // Before this reload, requests for health and metrics from this machine need no token.
     let metrics = || http::send(*address, "GET", "/metrics", &[], b"").status;
     assert_eq!(metrics(), 200);
     reload(site, server, "[admin]\n", "[admin]\nrequire_token = true\n", || metrics() == 401);
@@ -735,7 +735,7 @@ fn a_console_is_turned_on_and_off_by_its_users_while_the_server_runs() {
     assert_eq!(sign_in_page(), 404);
     reload(&site, &server, &off, &on, || sign_in_page() == 200);
     let lead = Visitor::new(address, "lead");
-    // Without the section, the port stays open until a restart, but no one can sign in.
+    // When the section is removed, the port stays open until a restart, but no user can sign in.
     reload(&site, &server, &on, "", || sign_in_page() == 404);
     assert_eq!(lead.get("/devices").status, 404);
     assert!(lead.get("/").body.contains("No user can sign in yet"));

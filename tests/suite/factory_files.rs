@@ -1,5 +1,5 @@
-//! Tests of files as factories, spreadsheets and clouds write them. Each file is either imported
-//! with its intended meaning, or refused with a message that says how to fix it.
+//! Tests of files from factories, spreadsheets and clouds. Each file is either imported with its
+//! intended meaning, or refused with a message that says how to fix the file.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -12,10 +12,10 @@ use certdist::{
 
 /// Outcome of importing a file.
 enum Expected {
-    /// The file is imported. Holds the devices as `ID`, `ID/name` or, with a certificate,
+    /// The file is imported. Contains the devices as `ID`, `ID/name` or, with a certificate,
     /// `ID/name!`, and the beginnings of the remarks.
     Taken(&'static [&'static str], &'static [&'static str]),
-    /// The file is refused. Holds the beginnings of the lines of the error message, without the
+    /// The file is refused. Contains the beginnings of the lines of the error message, without the
     /// first line.
     Refused(&'static [&'static str]),
 }
@@ -129,7 +129,7 @@ const FILES: &[(&str, Expected)] = &[
         Refused(&["line 2: a quote is not closed on the same line", "line 3: a quote within a field"]),
     ),
     ("18e-smart-quotes.csv", Taken(NAMED, &[])),
-    // Words for a missing value, and other programs' files.
+    // Words for a missing value, and files of other programs.
     (
         "19-null-words.csv",
         Refused(&[
@@ -156,7 +156,7 @@ const FILES: &[(&str, Expected)] = &[
     ),
     ("20e-nul.csv", Refused(&["line 2, column deviceId: character 7 is U+0000; expected only A-Z"])),
     ("20f-html.csv", Refused(&["line 1: this is an HTML or XML page, as some programs write it"])),
-    // Values without the right form.
+    // Values in a wrong form.
     ("21-too-long-id.csv", Refused(&["line 2, column deviceId: 70 characters; a device ID has at most 64"])),
     ("21b-short-name.csv", Refused(&["line 2, column deviceName: 2 characters, expected 4 to 32"])),
     (

@@ -1,5 +1,5 @@
-//! The signed client against the simulated IoT Platform, over HTTP: how a registrar sees the
-//! cloud, and which requests the simulator refuses.
+//! Tests of the signed client with the simulated IoT Platform, over HTTP: the results that a
+//! registrar gets, and the requests that the simulator refuses.
 #![cfg(feature = "simulation")]
 
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ fn client(simulator: &Simulator) -> Client {
     Client::new(client_config(simulator)).unwrap()
 }
 
-/// Starts a simulator without faults, and returns it with its client.
+/// Starts a simulator without faults. Returns the simulator and a client.
 async fn cloud() -> (Simulator, Client) {
     let simulator = simulator(SimulatorConfig::default()).await;
     let client = client(&simulator);
@@ -119,8 +119,8 @@ async fn a_temporary_access_key_sends_its_token_under_the_signature() {
     assert!(Client::new(config).unwrap().register_device(PRODUCT, "SN01").await.is_ok());
 }
 
-/// Returns a signed request that is made without the client. `changed` replaces or adds
-/// parameters; with `tamper`, the device name is changed after signing.
+/// Returns a signed request that is made without the client. `changed` replaces or adds parameters.
+/// If `tamper` is set, the device name is changed after signing.
 fn form(changed: &[(&str, &str)], tamper: bool) -> String {
     let timestamp = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap().to_string();
     let mut parameters = vec![
@@ -147,7 +147,7 @@ fn form(changed: &[(&str, &str)], tamper: bool) -> String {
     signature::form_encode(parameters)
 }
 
-/// Makes an HTTP exchange without the client; returns the whole answer, head and body.
+/// Makes an HTTP exchange without the client. Returns the whole answer, with head and body.
 async fn exchange(simulator: &Simulator, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(simulator.addr()).await.unwrap();
     let request = format!(
@@ -190,7 +190,7 @@ async fn a_request_that_is_sent_twice_is_refused_the_second_time() {
 #[tokio::test]
 async fn parameters_in_a_query_are_signed_for_get() {
     let (simulator, _) = cloud().await;
-    // The method is part of what is signed, so a signature for POST is refused for GET.
+    // The signature covers the method, so a signature for POST is refused for GET.
     let answer = exchange(&simulator, &format!("GET /?{}", form(&[], false)), "").await;
     assert!(answer.contains("SignatureDoesNotMatch"), "{answer}");
     // The official SDKs send all parameters of a POST in the query.
@@ -326,7 +326,8 @@ async fn an_answer_without_bound_is_not_read_to_its_end() {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let endless = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        // An answer that arrives before the request would not be read as an answer.
+        // The server waits for the request, because a client does not accept an answer that arrives
+        // before its request.
         stream.read_u8().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         while stream.write_all(&[b'x'; 65_536]).await.is_ok() {}
@@ -349,7 +350,7 @@ async fn a_redirection_is_no_answer_and_nothing_signed_goes_elsewhere() {
         stream.read_u8().await.unwrap();
         let answer = format!("HTTP/1.1 307 Moved\r\nLocation: {elsewhere}/\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // Waits until the client has read the answer and closes the connection.
+        // The loop ends when the client has read the answer and closes the connection.
         while stream.read_u8().await.is_ok() {}
     });
     let client = Client::new(ClientConfig { endpoint, ..client_config(&simulator) }).unwrap();
@@ -367,7 +368,7 @@ async fn https_is_never_answered_by_plain_http() {
             let error = register_error(&client).await;
             assert_eq!((error.class, error.code.as_str()), (ErrorClass::TryAgain, "NoConnection"));
         }
-        // A machine without root certificates cannot use HTTPS; the error message says why.
+        // A machine without root certificates cannot use HTTPS, and the error message says why.
         Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
     }
 }
@@ -402,8 +403,8 @@ async fn half_a_request_does_not_hold_a_shutdown_up() {
     let (simulator, _) = cloud().await;
     let mut stream = TcpStream::connect(simulator.addr()).await.unwrap();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nA").await.unwrap();
-    // The simulator accepts this connection after the one above. So when it answers, it has the
-    // incomplete request as well.
+    // The simulator accepts connections in order. When it answers on this connection, it has also
+    // accepted the connection with the incomplete request.
     exchange(&simulator, "GET /stats", "").await;
     tokio::time::timeout(Duration::from_secs(20), simulator.shutdown()).await.unwrap().unwrap();
 }
@@ -455,7 +456,8 @@ async fn failures_by_chance_leave_devices_behind_that_a_query_recovers() {
     .unwrap();
     for count in 0..30 {
         let error = client.register_device(PRODUCT, &format!("SN{count:04}")).await.unwrap_err();
-        // A call that the simulator executes twice finds its own device the second time.
+        // If the simulator executes a call twice, the second execution finds the device of the
+        // first.
         let expected = [ErrorClass::TryAgain, ErrorClass::TimedOut, ErrorClass::Exists];
         assert!(expected.contains(&error.class), "{error}");
     }

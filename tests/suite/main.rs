@@ -1,4 +1,4 @@
-//! Tests that need only Rust: no other program and no root. They run in parallel.
+//! Tests that need only Rust, and neither another program nor root. The tests run in parallel.
 
 mod admin_port;
 mod bounds;

@@ -1,5 +1,5 @@
-//! `certdist register`: devices are registered before they power on, within the cloud's limits,
-//! and an interrupted run loses nothing.
+//! Tests of `certdist register`: devices are registered before they power on, within the cloud's
+//! limits, and the results of an interrupted run are kept.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -33,7 +33,7 @@ fn an_enrollment_is_registered_in_batches_and_the_other_is_left_alone() {
     let site = site(&simulator);
     site.import(&csv(1500, "lamp"));
     site.import(&csv(20, "plug"));
-    // A run for one enrollment does not affect the others.
+    // A run for one enrollment registers no devices of other enrollments.
     let done = site.run(&["register", "--enrollment", "lamp"]);
     assert_eq!(stdout(&done), "1500 registered, 0 refused\n", "{}", stderr(&done));
     assert_eq!(done.status.code(), Some(0));
@@ -69,10 +69,11 @@ fn names_that_exist_are_refused_for_a_shared_key_and_adopted_otherwise() {
     first.import(&csv(100, "lamp"));
     first.import(&csv(100, "plug"));
     assert_eq!(stdout(&first.run(&["register"])), "200 registered, 0 refused\n");
-    // A device that is not older than the first call for it may have been created by that call.
-    // Times at the cloud are known only to the second, so the devices must be clearly older.
+    // If a device is not older than the first call for it, this call may have created the device.
+    // Times at the cloud are known only to the second, so the test makes the devices several
+    // seconds older.
     std::thread::sleep(std::time::Duration::from_secs(3));
-    // Another server has a table of its own and does not know of these registrations.
+    // A second server has a table of its own, without these registrations.
     let second = site(&simulator);
     second.import(&csv(100, "lamp"));
     second.import(&csv(100, "plug"));
@@ -99,7 +100,8 @@ fn an_interrupted_run_goes_on_where_it_was() {
     let simulator = cloud.simulator(&["--limits", "real", "--batch-delay", "200ms"]);
     let site = site(&simulator);
     site.import(&csv(2000, "lamp"));
-    // Certificates are fetched in pages or, after a crash, by their names.
+    // Certificates are fetched in pages or, after a crash, by device name, so this counts both
+    // calls.
     let fetched = || {
         let calls = &stats(&simulator)["calls"];
         ["QueryPageByApplyId", "BatchQueryDeviceDetail"]

@@ -1,5 +1,6 @@
-//! Signing in at the simulated IoT Platform with a certificate: by the simulated device, and by
-//! clients that must be refused. For Mosquitto's client see `tests/clients`.
+//! Tests of the sign-in at the simulated IoT Platform with a certificate: by the simulated device,
+//! and by clients that must be refused. `tests/clients/mosquitto.rs` has the tests with Mosquitto's
+//! client.
 #![cfg(feature = "simulation")]
 
 use crate::support::{
@@ -17,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Opens a connection without a library; returns it with the answer to its CONNECT.
+/// Opens a connection and sends a CONNECT without a library. Returns the connection and the answer.
 async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Vec<u8>) {
     let mut body = b"\x00\x04MQTT\x04\xc2".to_vec();
     body.extend(keep_alive.to_be_bytes());
@@ -25,7 +26,7 @@ async fn connect(broker: &str, login: &Login, keep_alive: u16) -> (TcpStream, Ve
         body.extend((text.len() as u16).to_be_bytes());
         body.extend(text.as_bytes());
     }
-    // MQTT 3.1.1 §2.2.3: seven bits per byte, the lowest first.
+    // MQTT 3.1.1 §2.2.3: a length has seven bits per byte, with the lowest bits first.
     let mut packet = vec![0x10, body.len() as u8 | 0x80, (body.len() >> 7) as u8];
     packet.extend(body);
     let mut stream = TcpStream::connect(broker).await.unwrap();
@@ -62,7 +63,7 @@ async fn a_device_is_online_as_long_as_it_is_connected() {
     let (mut stream, answer) = connect(&broker, &login(&certificate), 60).await;
     assert_eq!(answer, ACCEPTED);
     assert_eq!(simulator.status(PRODUCT, "SN01"), Some("ONLINE"));
-    // PINGREQ, answered with PINGRESP.
+    // A PINGREQ is answered with PINGRESP.
     stream.write_all(&[0xc0, 0]).await.unwrap();
     let mut pong = [0; 2];
     stream.read_exact(&mut pong).await.unwrap();
@@ -136,7 +137,7 @@ async fn bytes_that_are_no_mqtt_end_the_connection_and_nothing_else() {
         &b"GET / HTTP/1.1\r\nHost: a1BwAGVxyz1.iot-as-mqtt.cn-shanghai.aliyuncs.com\r\n\r\n"[..],
         &[0x10, 0xff, 0xff, 0xff, 0xff, 0x7f],
         &[0x10, 2, 0, 9],
-        // PINGREQ before CONNECT, and a CONNECT of MQTT 3.1.
+        // A PINGREQ before CONNECT, and a CONNECT of MQTT 3.1.
         &[0xc0, 0],
         b"\x10\x0e\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x00",
     ] {

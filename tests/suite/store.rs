@@ -1,5 +1,5 @@
-//! The database and table files as an operator sees them: which files exist, what they contain,
-//! and how errors are reported.
+//! Tests of the database and of table files from the operator's side: the files that exist, their
+//! contents, and the messages about errors.
 
 use std::{
     fs,
@@ -185,7 +185,7 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
 
     assert!(refusal(directory.path()).contains("this is a directory"));
     assert!(refusal(&path("missing/certdist.db")).contains("there is no folder"));
-    // Not even root can create a file here.
+    // In /proc, even root cannot create a file.
     assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
     assert!(
         store::open("postgres://db", Keyring::default())

@@ -1,4 +1,4 @@
-//! A database after a power failure: its write-ahead log may be torn at any page.
+//! Tests of a database after a power failure: the write-ahead log may be torn at any page.
 
 use std::fs;
 
@@ -46,7 +46,7 @@ fn asker() -> Asker {
     Asker { enrollment: "lamp".into(), ..Asker::default() }
 }
 
-/// Returns all that a store contains, as text.
+/// Returns the whole content of a store as text.
 fn state(store: &Sqlite) -> String {
     let rows = wait(store.rows_after(None, 100));
     let (journal, batches) = (wait(store.open_entries()), wait(store.open_batches()));
@@ -58,7 +58,8 @@ fn state(store: &Sqlite) -> String {
 }
 
 /// Returns three forms of a log of which only the first `kept` bytes were written before a power
-/// failure. The log is cut off there, or has its full length with zeros or garbage for the rest.
+/// failure. In the first form, the log is cut off after these bytes. In the other two, it has its
+/// full length, and the rest is zeros or garbage.
 fn torn(log: &[u8], kept: usize) -> [Vec<u8>; 3] {
     let rest = log.len() - kept;
     let cut = log[..kept].to_vec();
@@ -110,9 +111,10 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
     places.sort_unstable();
     let (mut cuts, mut before) = (0, 0);
     for kept in places {
-        // Number of the last step whose part of the log was kept whole. The next step may be
-        // complete as well. Its recorded length can include later pages of the audit log, and its
-        // last page may end with the same zeros that replace the lost part.
+        // Number of the last step whose part of the log was kept whole. The next step may also be
+        // complete, because its recorded length can include later pages of the audit log. It may
+        // also be complete because its last page ends with the same zeros that replace the lost
+        // part.
         let answered = written.iter().rposition(|(length, _)| *length <= kept).unwrap_or(0);
         for torn in torn(&log, kept) {
             let after = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! A console as an operator configures it, and visitors who are signed in to it.
+//! A console with users and tokens, and visitors who are signed in to it.
 
 use std::{
     iter,
@@ -16,9 +16,9 @@ use super::http::{self, Answer, FORM};
 
 /// Password of the users `lead`, an operator, and `guest`, a viewer.
 pub const PASSWORD: &str = "correct horse battery";
-/// Token `ci` of an operator; the configuration contains its hash.
+/// The token `ci`, which has the role of an operator. The configuration contains its hash.
 pub const TOKEN: &str = "kAlx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
-/// Token `prometheus` of a viewer.
+/// The token `prometheus`, which has the role of a viewer.
 pub const VIEWER_TOKEN: &str = "p1lx9f2VhR7wGmP0s3Qy8tBvZcNdEuJo1iLrT5XaYbM";
 
 /// Returns the hash of [`PASSWORD`].
@@ -27,12 +27,12 @@ pub fn password_hash() -> &'static str {
     HASH.get_or_init(|| password::hash(&Secret::new(PASSWORD.into())).expect("a hash"))
 }
 
-/// Returns a local address on which nothing listens yet. This process returns each address only
-/// once, and the system does not assign these ports to outgoing connections.
+/// Returns a local address on which nothing listens yet. In one process, each call returns a
+/// different address. The system does not assign these ports to outgoing connections.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Linux assigns ports from 32768 on to outgoing connections. Other test processes start at
-    // another offset.
+    // Linux assigns ports from 32768 on to outgoing connections, so the ports here are lower. Each
+    // test process starts at a different offset.
     let next = || process::id().wrapping_add(NEXT.fetch_add(1, Relaxed)) % 20_000;
     iter::repeat_with(next)
         .take(20_000)
@@ -89,7 +89,7 @@ impl Visitor {
         self.post_as_is(path, &all)
     }
 
-    /// Sends a form without adding a token.
+    /// Sends a form without adding the CSRF token.
     pub fn post_as_is(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         http::send(self.address, "POST", path, &[("Cookie", &self.cookie), FORM], &http::form(fields))
     }
@@ -106,7 +106,8 @@ pub fn sign_in(address: SocketAddr, name: &str, password: &str) -> Answer {
     sign_in_from(Ipv4Addr::LOCALHOST.into(), address, name, password, None)
 }
 
-/// Does the same as [`sign_in`] from this address of the machine, in a browser with this cookie.
+/// Requests the sign-in form and submits it, from this address of the machine and in a browser with
+/// this cookie.
 pub fn sign_in_from(
     source: IpAddr,
     address: SocketAddr,

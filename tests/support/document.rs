@@ -1,5 +1,5 @@
-//! Reads pages of the documentation, for tests that do what a page says. Finds the code blocks,
-//! and in console blocks the commands and their output.
+//! Reads pages of the documentation, for tests that follow the instructions of a page. Finds the
+//! code blocks of a page, and the commands and their output in console blocks.
 
 /// Returns the code blocks of a page in order, each as its language and its text.
 pub fn blocks(page: &str) -> Vec<(&str, &str)> {
@@ -15,7 +15,7 @@ pub fn blocks_of<'p>(page: &'p str, wanted: &str) -> Vec<&'p str> {
 /// A command that is typed in a console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Typed<'p> {
-    /// `#` for a command of root, `$` for one of any user.
+    /// `#` for a command of root, `$` for a command of any user.
     pub prompt: char,
     pub command: &'p str,
     /// Lines that the command prints.
@@ -38,10 +38,10 @@ pub fn typed(session: &str) -> Vec<Typed<'_>> {
     all
 }
 
-/// Compares the output of a run with what a page shows. `…` stands for any lines, or for the
-/// rest of a line. Returns pairs of values that may differ, such as secrets, hashes and IDs:
-/// the page's value and the run's. Times may differ as well. Returns `None` if anything else
-/// differs.
+/// Compares the output of a run with the output on a page. On the page, `…` stands for any lines,
+/// or for the rest of a line. Returns pairs of values that may differ, such as secrets, hashes and
+/// IDs: the page's value and the run's value. Times may also differ. Returns `None` if anything
+/// else differs.
 pub fn agree<'t>(shown: &[&'t str], said: &[&'t str]) -> Option<Vec<(&'t str, &'t str)>> {
     match shown {
         [] => said.is_empty().then(Vec::new),

@@ -33,7 +33,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the value of a header; empty if it is absent.
+    /// Returns the value of a header, or an empty text if the header is absent.
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map_or("", |(_, value)| value)
@@ -77,8 +77,8 @@ pub fn connect_from(source: IpAddr, address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Does the same as [`send`] over an existing connection. The host is `localhost`, unless a
-/// header names another.
+/// Sends a request over an existing connection and returns the response. The host is `localhost`
+/// unless a header names another host.
 pub fn exchange(
     mut stream: impl Read + Write,
     method: &str,
@@ -94,13 +94,13 @@ pub fn exchange(
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
-    // A server that refuses a request before reading all of it may close the connection. Only
-    // the response matters.
+    // A failed write is ignored: a server that refuses a request may close the connection before it
+    // has read the whole request. Only the response matters.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     let mut answer = Vec::new();
     let mut buffer = [0; 16 << 10];
-    // Some servers keep the connection open despite `Connection: close`, and some end TLS
-    // without close_notify, which is an error. Only a complete response matters.
+    // Some servers keep the connection open despite `Connection: close`, and others end TLS without
+    // close_notify, which causes an error. So the loop ends once the response is complete.
     while !is_whole(&answer) {
         match stream.read(&mut buffer) {
             Ok(length @ 1..) => answer.extend_from_slice(&buffer[..length]),
@@ -144,7 +144,7 @@ fn joined(mut chunks: &str) -> String {
     body
 }
 
-/// Returns a form's fields, encoded as browsers do.
+/// Returns the fields of a form in the encoding of browsers.
 pub fn form(fields: &[(&str, &str)]) -> Vec<u8> {
     let escape = |text: &str| -> String {
         text.bytes()
@@ -163,7 +163,7 @@ pub const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencod
 /// Media type of [`multipart`].
 pub const MULTIPART: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=xxBOUNDARYxx");
 
-/// Returns a form with a file.
+/// Returns the body of a form with a file.
 pub fn multipart(fields: &[(&str, &str)], file: (&str, &[u8])) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, value) in fields {

@@ -1,7 +1,7 @@
-//! certdist as an operator runs it: a folder with a configuration, and processes that tests
-//! start, query and end.
+//! The `certdist` binary for tests: a folder with a configuration, and processes that tests start,
+//! query and end.
 
-// Each test binary uses only a part of this module.
+// Each test binary uses only a part of this module, so the rest is dead code in that binary.
 #![allow(dead_code)]
 
 pub mod console;
@@ -65,7 +65,7 @@ impl Process {
         Self { child, address, announced }
     }
 
-    /// Returns the next announced address of a process that listens on several.
+    /// Returns the next announced address of a process that listens on several addresses.
     pub fn next_address(&self) -> SocketAddr {
         self.announced.recv_timeout(Duration::from_secs(20)).expect("another announcement within 20 s")
     }
@@ -118,8 +118,8 @@ impl Drop for Process {
     }
 }
 
-/// A folder with a configuration of two enrollments: `lamp`, derived, and
-/// `plug`, shared.
+/// A folder with a configuration of two enrollments: the derived enrollment `lamp`, and the shared
+/// enrollment `plug`.
 pub struct Site {
     folder: TempDir,
 }
@@ -204,9 +204,10 @@ impl Site {
     }
 }
 
-/// Starts a server that also answers over plain CoAP, at the returned address, with one device.
+/// Starts a server with one device that also answers over plain CoAP. Returns the address for plain
+/// CoAP.
 pub fn serve_plain_coap() -> (Site, Process, SocketAddr) {
-    // A port that is free now. No other test uses this address.
+    // The port is free now and stays free, because no other test uses this address.
     let free = UdpSocket::bind("127.3.5.7:0").expect("a socket").local_addr().expect("an address");
     let site = Site::with(&format!("[plain_coap]\nlisten = \"{free}\"\nenrollment = \"plug\"\n"));
     site.import(

@@ -1,7 +1,7 @@
 //! Simulated networks between a device and the server. One network loses, repeats and reorders
-//! datagrams, and one has an outage. Two others change the device's address: one again and again,
-//! and one only once, during the cookie exchange. A network reads only the type of a datagram's
-//! first record.
+//! datagrams, and one has an outage. Two other networks change the device's address: one with every
+//! datagram, and one only once, during the cookie exchange. A network reads only the type of a
+//! datagram's first record.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -21,8 +21,8 @@ const IDLE: Duration = Duration::from_secs(300);
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
 
-/// Starts a network that loses one datagram in five, delivers one in ten twice, and delivers
-/// one in five after its successor. Returns its address.
+/// Starts a network that loses one datagram in five, delivers one in ten twice, and delivers one in
+/// five after its successor. Returns the address at which the device reaches the server.
 pub fn bad_network(server: SocketAddr, seed: u64) -> SocketAddr {
     let (front, address) = front();
     thread::spawn(move || {
@@ -79,15 +79,15 @@ impl Line {
     }
 }
 
-/// A network with an address translator that forgets its mapping immediately. After the server's
-/// last flight, each datagram of the one device behind it leaves from a new port, and datagrams to
-/// older ports are lost.
+/// A network with an address translator that forgets its mapping immediately. One device is behind
+/// the translator. After the server's last flight, each datagram of the device leaves from a new
+/// port, and datagrams to older ports are lost.
 pub struct ForgetfulNetwork {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
     /// Number of datagrams that left from a new port.
     pub moved: Arc<AtomicU32>,
-    /// Number of those datagrams that began with a handshake record.
+    /// Number of datagrams from a new port that began with a handshake record.
     pub handshakes: Arc<AtomicU32>,
 }
 
@@ -119,7 +119,7 @@ impl ForgetfulNetwork {
                                 connected.store(true, SeqCst);
                             }
                             if moved.load(SeqCst) == mapping {
-                                // The device may have ended.
+                                // If the device has ended, the send fails, which does not matter.
                                 let _ = front.send_to(&buffer[..length], device);
                             }
                         }
@@ -133,8 +133,8 @@ impl ForgetfulNetwork {
     }
 }
 
-/// A network with an address translator that forgets its mapping after the device's first
-/// datagram. The cookie that the server issued for the old port is then invalid.
+/// A network with an address translator that forgets its mapping after the device's first datagram.
+/// So the cookie that the server issued for the old port becomes invalid.
 pub struct RebindingNetwork {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
@@ -163,16 +163,16 @@ impl RebindingNetwork {
     }
 }
 
-/// A network that fails after the cookie exchange. From the third datagram of the one device
-/// behind it on, all datagrams in both directions are lost for a time.
+/// A network that fails after the cookie exchange. One device is behind it. From the third datagram
+/// of the device on, all datagrams in both directions are lost for a time.
 pub struct Outage {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
     /// Number of datagrams of the device that were lost.
     pub lost: Arc<AtomicU32>,
     /// Number of lost datagrams that the device sent between one and six seconds after the outage
-    /// began. A device with the timers of RFC 7925 §11 sends none then, even if its timers are a
-    /// quarter shorter.
+    /// began. A device with the timers of RFC 7925 §11 sends no datagram in this time, even if its
+    /// timers are a quarter shorter.
     pub hurried: Arc<AtomicU32>,
 }
 
@@ -208,14 +208,14 @@ impl Outage {
 /// Decision of the translator about a device's datagram.
 enum Fate {
     Pass,
-    /// Sends the datagram from a new port; datagrams to the old one are lost.
+    /// Sends the datagram from a new port. Datagrams to the old port are lost.
     Rebind,
     Lose,
 }
 
 /// Starts an address translator in front of a server, for one device at a time. `returns` decides
-/// whether a datagram of the server is passed on, and `fate` what is done with each datagram of the
-/// device.
+/// whether a datagram of the server is passed on. `fate` decides what happens to each datagram of
+/// the device.
 fn translator(
     server: SocketAddr,
     returns: impl Fn() -> bool + Clone + Send + 'static,
@@ -231,7 +231,8 @@ fn translator(
             if matches!(fate, Fate::Lose) {
                 continue;
             }
-            // A device that starts again uses another port.
+            // If the device has another port, it has started again, and the mapping is no longer
+            // valid.
             if matches!(fate, Fate::Rebind) || known.replace(device) != Some(device) {
                 back = None;
                 mapping.fetch_add(1, SeqCst);
@@ -245,7 +246,7 @@ fn translator(
                     let mut buffer = [0; 2048];
                     while let Ok(length) = returning.recv(&mut buffer) {
                         if mapping.load(SeqCst) == own && returns() {
-                            // The device may have ended.
+                            // If the device has ended, the send fails, which does not matter.
                             let _ = front.send_to(&buffer[..length], device);
                         }
                     }

@@ -1,4 +1,4 @@
-//! A server with the resources that ETSI's test descriptions require, built only from
+//! A server with the resources that ETSI's test descriptions require. It consists only of
 //! certdist's CoAP endpoint and a UDP socket.
 
 use std::{
@@ -107,7 +107,7 @@ fn run(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// The resources, as clients may have changed them.
+/// The state of the resources, which clients can change.
 struct Resources {
     validate: Vec<u8>,
     version: u8,

@@ -1,4 +1,4 @@
-//! A simulated cloud in which a device signs in.
+//! A simulated cloud at which a device signs in.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ pub const PRODUCT: &str = "a1BwAGVxyz1";
 /// Maximum wait for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Starts a simulated cloud with one device. Returns it with its client, the device's
-/// certificate and the address at which the device signs in.
+/// Starts a simulated cloud with one device. Returns the cloud, a client, the device's certificate,
+/// and the address at which the device signs in.
 pub async fn cloud() -> (Simulator, Client, Certificate, String) {
     let mqtt = Some("127.0.0.1:0".parse().unwrap());
     let simulator = Simulator::start(SimulatorConfig { mqtt, ..SimulatorConfig::default() }).await.unwrap();

@@ -1,4 +1,4 @@
-//! A Chromium browser that a test drives over WebDriver. It ends with the test.
+//! A Chromium browser that a test controls over WebDriver. The browser ends with the test.
 
 use std::{
     fs,
@@ -31,8 +31,8 @@ pub struct Browser {
     _profile: TempDir,
 }
 
-/// Copies a screenshot to the documentation if `make screenshots` asked for it. Screenshots
-/// change with each run, so this is not the default.
+/// Copies a screenshot to the documentation in a run of `make screenshots`. Other runs copy none,
+/// because screenshots change with each run.
 pub fn keep_for_documents(picture: &Path) {
     if std::env::var_os("CERTDIST_SCREENSHOTS").is_some() {
         let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
@@ -73,7 +73,7 @@ impl Browser {
         };
         let arguments = [
             "--headless=new",
-            // Chromium cannot start in a sandbox as root. It opens only pages of this test.
+            // As root, Chromium cannot start with its sandbox. It opens only pages of this test.
             "--no-sandbox",
             "--disable-dev-shm-usage",
             "--disable-gpu",
@@ -129,7 +129,8 @@ impl Browser {
         self.command("POST", "/url", &json!({ "url": url })).expect("it opens");
     }
 
-    /// Finds an element by its selector. Waits for it, because the page may still be loading.
+    /// Finds an element by its selector. Waits for the element, because the page may still be
+    /// loading.
     pub fn find(&self, selector: &str) -> Element<'_> {
         let body = json!({ "using": "css selector", "value": selector });
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -180,7 +181,7 @@ impl Browser {
         self.press(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
-    /// Moves the focus to the link or button of this name, using only the Tab key.
+    /// Moves the focus to the link or button with this name, using only the Tab key.
     pub fn tab_to(&self, name: &str) {
         for _ in 0..60 {
             self.press(&[TAB]);
@@ -225,7 +226,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Ends Chromium, which would otherwise keep running without its driver.
+        // Ends Chromium. Without this command, Chromium would keep running when its driver ends.
         let _ = self.command("DELETE", "", &Value::Null);
         let _ = self.driver.kill();
         let _ = self.driver.wait();
@@ -243,7 +244,7 @@ impl Element<'_> {
         self.command("click", &json!({}));
     }
 
-    /// Types into the element; for a file field, `text` is the path of a file.
+    /// Types into the element. For a file field, `text` is the path of a file.
     pub fn write(&self, text: &str) {
         self.command("value", &json!({ "text": text }));
     }

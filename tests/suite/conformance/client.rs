@@ -1,5 +1,5 @@
-//! The tester's side of ETSI's test descriptions: builds messages, sends them over UDP and
-//! checks them one by one.
+//! The tester in ETSI's test descriptions: builds messages, sends them over UDP, and checks each
+//! received message.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -93,7 +93,7 @@ pub fn is(response: &Packet, code: ResponseType) {
     assert_eq!(response.header.code, MessageClass::Response(code));
 }
 
-/// Returns the value of an option that is a number.
+/// Returns the value of a numeric option.
 pub fn number(packet: &Packet, option: CoapOption) -> Option<u32> {
     let value = packet.get_option(option)?.front()?;
     Some(value.iter().fold(0, |number, &byte| number << 8 | u32::from(byte)))

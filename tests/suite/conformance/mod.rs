@@ -1,5 +1,5 @@
-//! ETSI's CoAP plugtest descriptions, as far as they concern a server and what certdist's
-//! endpoint supports, run from outside over UDP. Each test is named after its identifier;
+//! ETSI's CoAP plugtest descriptions, run from outside over UDP. They include all tests of a server
+//! whose features certdist's endpoint supports. Each test is named after its identifier;
 //! `docs/conformance.md` lists them all.
 
 mod block;
@@ -10,8 +10,8 @@ mod plain;
 
 use std::collections::BTreeMap;
 
-/// Returns the identifiers and objectives of the tests in a file: the name of the function, and
-/// the line before `#[test]`.
+/// Returns the identifiers and objectives of the tests in a file. The identifier is the name of the
+/// function, and the objective is the line before `#[test]`.
 fn tests(source: &str) -> BTreeMap<String, String> {
     let lines: Vec<&str> = source.lines().collect();
     let test = |window: &[&str]| {

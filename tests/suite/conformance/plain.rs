@@ -1,5 +1,5 @@
-//! certdist itself over plain CoAP, as on a test bench: first Echo (RFC 9175), then the
-//! plugtests of `/test`, applied to `/cert`.
+//! Tests of `certdist` over plain CoAP: first Echo (RFC 9175), and then the plugtests of `/test`,
+//! applied to `/cert`.
 
 use coap_lite::{CoapOption, MessageType, RequestType as Method, ResponseType as Code};
 
@@ -27,10 +27,11 @@ fn an_address_must_show_that_it_is_there_and_is_sent_little_before() {
     let response = client.exchange(&again);
     is(&response, Code::Content);
     assert!(response.payload.ends_with(b"secretofplug10000000000000000000"));
-    // Further requests need no Echo option.
+    // Later requests from this address need no Echo option.
     let request = client.con(Method::Get, ".well-known/core");
     is(&client.exchange(&request), Code::Content);
-    // Another address must prove itself and cannot use this value.
+    // A client at another address cannot use this value, because the value belongs to the first
+    // address.
     let mut other = Client::of(address);
     let mut stolen = other.con(Method::Get, "cert");
     stolen.set_option(ECHO, value);
