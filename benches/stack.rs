@@ -252,7 +252,8 @@ fn main() {
     let of_speed = services(folder.path(), &runtime, DEVICES);
     let _entered = runtime.enter();
 
-    // This mode is for counting instructions: valgrind --tool=callgrind BENCH count 1000
+    // The argument `count` runs a fixed amount of work, for counting instructions: valgrind
+    // --tool=callgrind BENCH count 1000
     let mut arguments = std::env::args().skip_while(|argument| argument != "count").skip(1);
     if let Some(count) = arguments.next().and_then(|count| count.parse().ok()) {
         let mut server = Server::new(of_speed, 100_000);

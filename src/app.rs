@@ -227,8 +227,8 @@ async fn database_lost(store: Arc<dyn Store>) -> StoreError {
     }
 }
 
-/// Removes expired entries of the audit log once a minute, and whenever the retention changes, until
-/// the sender of `keep` is dropped.
+/// Removes expired entries of the audit log once a minute and whenever the retention changes. Ends
+/// when the sender of `keep` is dropped.
 async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) {
     let mut retention = Retention::default();
     loop {

@@ -136,8 +136,8 @@ pub struct Admin {
     pub require_token: bool,
 }
 
-/// Treatment of enrollment keys, credentials and TLS keys that cannot be read here, for example
-/// because an environment variable is not set, or because another user owns the file.
+/// Treatment of enrollment keys, credentials and TLS keys that cannot be read. For example, an
+/// environment variable may be missing, or a file may belong to another user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Secrets {
     /// A missing secret is an error, because the server and `register` need it.

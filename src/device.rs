@@ -11,8 +11,8 @@ pub const MAX_DEVICE_ID: usize = 64;
 /// Longest device name that IoT Platform accepts, in bytes.
 pub const MAX_DEVICE_NAME: usize = 32;
 
-/// Device ID, the key of a row of the device table. It is a serial number of 1–64 characters of
-/// `[A-Za-z0-9._:@-]`, in which case matters, or a MAC address as 12 upper-case hex digits.
+/// Device ID, the key of a row of the device table. The ID is a serial number of 1–64 characters of
+/// `[A-Za-z0-9._:@-]`, which is case-sensitive, or a MAC address as 12 upper-case hex digits.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Box<str>);
 
@@ -129,8 +129,9 @@ fn canonical_mac(text: &str) -> Option<String> {
     is_mac.then(|| digits().map(|byte| char::from(byte.to_ascii_uppercase())).collect())
 }
 
-/// Returns whether a MAC address is spelled as IEEE 802 or network equipment does: bare, in pairs
-/// separated by `:` or `-`, or in three groups of four separated by `.`.
+/// Returns whether a MAC address has the spelling of IEEE 802 or of network equipment. These
+/// spellings are bare digits, pairs separated by `:` or `-`, and three groups of four separated by
+/// `.`.
 fn is_usual_mac(text: &str) -> bool {
     let (group, separators): (usize, &[u8]) = match text.len() {
         12 => (12, b""),

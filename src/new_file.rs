@@ -85,8 +85,8 @@ impl NewFile {
         Ok(Self { path, to: to.to_owned(), file, replaces, companions: Vec::new() })
     }
 
-    /// Also removes files that a library makes beside the incomplete file. Their names are that of
-    /// the incomplete file with one of these endings.
+    /// Also removes files that a library makes beside the incomplete file. The name of such a file
+    /// is the name of the incomplete file with one of these endings.
     pub fn with_companions(mut self, endings: &[&str]) -> Self {
         for ending in endings {
             let mut path = self.path.clone().into_os_string();

@@ -24,7 +24,7 @@ pub enum Refusal {
     /// variant stands for both cases, because the client must not learn whether the device exists.
     #[error("the device is invalid")]
     Invalid,
-    /// The client has proven that it is a different device from the one that it asks for.
+    /// The client has proven to be one device, but asks for the certificate of another device.
     #[error("the identity is another device's")]
     NotYours,
     /// The operator has disabled the device.

@@ -317,8 +317,8 @@ impl Enrollments {
     }
 
     /// Returns the derived enrollment of a device. A device that is not in the table is treated as
-    /// a device of the first derived enrollment, so that it proves its key and then has its request
-    /// refused as invalid. If there is only one derived enrollment, the store is not read.
+    /// a device of the first derived enrollment. So the device can prove its key, and its request
+    /// is then refused as invalid. If there is only one derived enrollment, the store is not read.
     async fn derived_of<'a>(
         &'a self,
         device: &AskedId,

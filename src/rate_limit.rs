@@ -17,8 +17,8 @@ pub const MIN_EVERY: Duration = Duration::from_micros(10);
 /// Longest time that may be configured for a bucket to regain one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// Rate of a token bucket: up to `burst` requests at the same time, and then one request per period
-/// of `every`, because the bucket regains one token in each period.
+/// Rate of a token bucket. The bucket permits `burst` requests at the same time. It regains one
+/// token in each period of `every`, and so then permits one request per period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -61,8 +61,8 @@ impl Rate {
 }
 
 /// Smallest network to which a rate limit applies: an IPv4 address, or the first 64 bits of an IPv6
-/// address, because a subscriber owns all addresses with these bits. An IPv4-mapped IPv6
-/// address (RFC 4291 §2.5.5.2) counts as IPv4.
+/// address. A subscriber owns all addresses with the same 64 bits. An IPv4-mapped IPv6 address (RFC
+/// 4291 §2.5.5.2) counts as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Origin(NonZeroU64);
 
@@ -97,8 +97,8 @@ pub struct Source {
 pub struct Network(u64, u32);
 
 /// Networks that an IPv6 address is counted under (RFC 6177): a subscriber's /64, a site's /56, and
-/// the /48 of a provider's customer. Each entry is the number of bits by which the network's
-/// prefix is shorter than 64, and the factor by which its rate exceeds that of a /64.
+/// the /48 of a provider's customer. Each entry is the number of bits by which the network's prefix
+/// is shorter than 64, and the factor by which its rate exceeds the rate of a /64.
 const IPV6_NETWORKS: [(u32, u32); 3] = [(0, 1), (8, 2), (16, 4)];
 
 impl Source {
@@ -108,7 +108,7 @@ impl Source {
     }
 
     /// Returns the networks that the source is counted under, each with the factor by which the
-    /// network's rate exceeds that of a single origin.
+    /// network's rate exceeds the rate of a single origin.
     pub fn networks(self) -> impl Iterator<Item = (Network, u32)> + Clone {
         let bits = self.origin.0.get();
         let levels = if bits & IPV4 == IPV4 { &IPV6_NETWORKS[..1] } else { &IPV6_NETWORKS };

@@ -138,7 +138,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         _ = terminated.recv() => true,
     };
     // Waits for the registrations in progress, but no longer than `DRAIN`. A later run continues
-    // the unfinished ones.
+    // unfinished registrations.
     registrar.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
     drop(shown);

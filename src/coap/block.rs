@@ -90,14 +90,14 @@ pub(super) type TransferKey = u64;
 pub(super) enum Assembled {
     /// The block was the last one. Contains the complete body.
     Complete(Vec<u8>),
-    /// More blocks will follow; to be answered with 2.31.
+    /// More blocks will follow. The answer is 2.31.
     Continue,
-    /// An earlier block is missing, or the block differs from the one received before at
-    /// the same offset; to be answered with 4.08.
+    /// An earlier block is missing, or another block was received before at the same offset. The
+    /// answer is 4.08.
     Incomplete,
-    /// The body is longer than accepted; to be answered with 4.13.
+    /// The body is longer than the endpoint accepts. The answer is 4.13.
     TooLarge,
-    /// The payload does not have the announced size; to be answered with 4.00.
+    /// The payload does not have the announced size. The answer is 4.00.
     BadSize,
 }
 

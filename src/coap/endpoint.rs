@@ -96,9 +96,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<Request<K>> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
-            // A reset with the ping's ID answers the ping. A reset that matches neither the
-            // ping nor an outstanding answer is a guess. In both cases, `remove` ends the
-            // ping.
+            // A reset with the ping's ID answers the ping. A reset with any other ID, unless it is
+            // that of an outstanding answer, is a guess at the ping's ID. `remove` ends the ping in
+            // both cases.
             Incoming::Reset(id)
                 if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
             {
@@ -271,7 +271,7 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
             && self.pong.is_none()
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called next.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         [timer, self.transfers.poll_timeout()].into_iter().flatten().min()

@@ -35,8 +35,8 @@ struct Exchange {
 }
 
 enum State {
-    /// The request is in progress. Its state is boxed to keep this type small, because most
-    /// exchanges are those of devices that have been served, and only hold the answer.
+    /// The request is in progress. Its state is boxed to keep this type small. Most exchanges
+    /// belong to devices that have been served, and contain only the answer.
     Working(Box<Working>),
     /// The answer, which is sent again when the request is repeated. Empty if only the
     /// acknowledgement is sent again, for example after a separate answer.

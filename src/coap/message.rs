@@ -29,8 +29,8 @@ pub(super) enum Incoming {
     Acknowledgement(u16),
     /// Message ID of an empty reset.
     Reset(u16),
-    /// Message ID of a confirmable message that a server cannot process. It must be
-    /// answered with a reset.
+    /// Message ID of a confirmable message that a server cannot process. The endpoint must answer
+    /// with a reset.
     Rejected(u16),
     /// A message that must be ignored silently.
     Ignored,
@@ -62,7 +62,7 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
     let request = if (1..32).contains(&code) { read_request(bytes) } else { None };
     match request {
         Some((packet, token)) => Incoming::Request(packet, token),
-        // RFC 7252 §4.2: any other confirmable message is rejected with a reset. Such messages are
+        // RFC 7252 §4.2: any other confirmable message is rejected with a reset. This applies to
         // pings (§4.3), unexpected responses, and messages with a reserved code.
         None if confirmable => Incoming::Rejected(id),
         None => Incoming::Ignored,
@@ -95,10 +95,10 @@ fn read_request(bytes: &[u8]) -> Option<(Packet, Box<[u8]>)> {
     Some((packet, token.into()))
 }
 
-/// Returns whether the message ends in a payload marker without a payload. This is a
-/// format error (RFC 7252 §3), which coap-lite accepts. A last byte of 0xff may also
-/// belong to an option, so the message is encoded again and compared. `rest` is the part
-/// of the message after the token.
+/// Returns whether the message ends in a payload marker without a payload. Such a message has a
+/// format error (RFC 7252 §3), but coap-lite accepts it. A last byte of 0xff may also belong to an
+/// option, so the message is encoded again and compared. `rest` is the part of the message after
+/// the token.
 fn has_lone_marker(packet: &Packet, rest: &[u8]) -> bool {
     let header_and_token = 4 + packet.get_token().len();
     rest.last() == Some(&0xff)

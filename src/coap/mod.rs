@@ -1,7 +1,7 @@
-//! A CoAP server endpoint (RFC 7252) that performs no I/O: the time and received messages
-//! come in as arguments; messages and requests go out. coap-lite encodes and decodes
-//! messages. This module keeps the state of the endpoint: how each message was answered,
-//! which requests are in progress, and which messages must be sent again.
+//! A CoAP server endpoint (RFC 7252) that performs no I/O: the caller passes in the time and
+//! received messages, and gets back messages to send and requests. coap-lite encodes and decodes
+//! messages. This module keeps the state of the endpoint: how each message was answered, which
+//! requests are in progress, and which messages must be sent again.
 //!
 //! The transport chooses the key `K` that identifies a peer, such as a DTLS session or an
 //! address.
@@ -39,8 +39,8 @@ pub mod content_format {
     pub const PROBLEM: u16 = 257;
 }
 
-/// Limits and times of an [`Endpoint`]. Some descriptions begin with a name in capitals, such as
-/// ACK_TIMEOUT. The default value of these fields is that of RFC 7252 §4.8.
+/// Limits and times of an [`Endpoint`]. If a description begins with a name in capitals, such as
+/// ACK_TIMEOUT, the default is the value that RFC 7252 §4.8 gives under this name.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Time from [`Endpoint::defer`] until an unanswered request is acknowledged, so that its
@@ -80,8 +80,8 @@ impl Default for Config {
     }
 }
 
-/// Destination of outgoing messages. The endpoint calls `push` once for each message, in the
-/// order in which they are to be sent.
+/// Destination of outgoing messages. The endpoint calls `push` once for each message, in the order
+/// of sending.
 pub trait Outbox<K> {
     /// Copies `message` and sends it to `peer`. Returns `false` if the transport does not
     /// send it, because the peer has disconnected or its address is not validated yet.

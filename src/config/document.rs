@@ -41,9 +41,9 @@ type Sections = [(&'static str, &'static [&'static str])];
 enum Place {
     /// The whole file, because the error is that something is missing.
     File,
-    /// This line of the file, counted from 1.
+    /// The line with this number in the file, counted from 1.
     Line(usize),
-    /// This environment variable.
+    /// The environment variable with this name.
     Variable(String),
 }
 

@@ -1,7 +1,7 @@
-//! Limits the CPU time that each network can make the server spend on handshakes that do
-//! not complete. A handshake is charged when it starts and refunded when it becomes a
-//! session. Therefore many honest devices behind one address are never held up, but an
-//! attacker with an address and no key gets only a bounded share of the processor.
+//! Limits the CPU time that each network can make the server spend on handshakes that do not
+//! complete. A handshake is charged when it starts and refunded when it becomes a session.
+//! Therefore many honest devices behind one address are not delayed, but an attacker with an
+//! address and no key gets only a bounded share of the processor.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -16,7 +16,7 @@ const WAYS: usize = 8;
 const SETS: usize = 2048;
 
 /// Prefix lengths of the networks to which an IPv6 address is charged, each with the multiple of
-/// the budget that such a network gets. They are the networks of a subscriber, a site and a
+/// the budget that such a network gets. These prefixes are usual for a subscriber, a site and a
 /// provider's customer (RFC 6177). An IPv4 address is charged as a single network.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
@@ -99,8 +99,8 @@ impl Budget {
         let (key, set) = self.set(prefix);
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
-        // When the set is full, the new network replaces the network with the smallest
-        // debt. That debt is forgotten, so that no network is ever charged for another.
+        // When the set is full, the new network replaces the network with the smallest debt. The
+        // debt of the replaced network is forgotten, so that no network is charged for another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };

@@ -10,14 +10,14 @@ use super::{
 };
 
 /// Number of bytes that may be sent to an address that is not validated, for each byte received
-/// from it. The limit keeps an attacker from amplifying traffic to a victim; RFC 9000 §8 sets the
-/// same limit for QUIC.
+/// from it. With this limit, an attacker cannot use the server to amplify traffic to a victim. RFC
+/// 9000 §8 sets the same limit for QUIC.
 const AMPLIFICATION: usize = 3;
 
-/// Longest client connection ID that is accepted, in bytes. With a longer ID, the message that
-/// validates a new address would be more than [`AMPLIFICATION`] times as long as the shortest
-/// request, so the server could not send it. The server therefore gives no ID to a client with a
-/// longer ID, and this client starts a new handshake when its address changes.
+/// Longest client connection ID that is accepted, in bytes. With a longer ID, the server could not
+/// send the message that validates a new address: it would be more than [`AMPLIFICATION`] times as
+/// long as the shortest request. The server therefore gives no ID to a client with a longer ID, and
+/// this client starts a new handshake when its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
 /// The negotiated parameters of one session.
@@ -82,9 +82,8 @@ impl Connection {
         }
     }
 
-    /// Notes an authenticated record that arrived on `path`. It took `bytes` on the wire,
-    /// including the IP and UDP headers. `moved` is true if this record moved the client
-    /// to `path`.
+    /// Notes an authenticated record that arrived on `path`. The record took `bytes` on the wire,
+    /// including the IP and UDP headers. `moved` is true if this record moved the client to `path`.
     pub(crate) fn received(&mut self, path: Path, bytes: usize, moved: bool) {
         let Some(ids) = &mut self.ids else { return };
         let gained = bytes.saturating_mul(AMPLIFICATION);

@@ -41,9 +41,9 @@ pub struct HandshakeId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Handle);
 
-/// Holder of a key. The endpoint limits the number of sessions per holder. The number in
-/// each variant identifies the device or the shared key. It is a keyed hash, which the
-/// application computes.
+/// Holder of a key. The endpoint limits the number of sessions per holder. The number in each
+/// variant identifies the device or the shared key. The application computes this number as a keyed
+/// hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
     /// One device, at any address.
@@ -52,9 +52,9 @@ pub enum Holder {
     Shared(u64),
 }
 
-/// Maximum number of times the timer resends a flight. With an initial timeout of 1 s, the
-/// last resend comes 16 s after the one before. After that, the flight is resent only when
-/// the client repeats its own.
+/// Maximum number of times that the timer resends a flight. With an initial timeout of 1 s, there
+/// are 16 s between the last two resends. After the last, the server resends its flight only when
+/// the client repeats the client's flight.
 const MAX_RETRANSMISSIONS: usize = 5;
 
 /// A received datagram, and the position up to which [`Endpoint::receive`] has read the datagram.
@@ -79,7 +79,7 @@ struct Spent {
 }
 
 impl<'d> Datagram<'d> {
-    /// Wraps the bytes of a datagram. They are decrypted in place.
+    /// Wraps the bytes of a datagram. [`Endpoint::receive`] decrypts the bytes in place.
     pub fn new(path: impl Into<Path>, bytes: &'d mut [u8]) -> Self {
         Self { path: path.into(), records: Records::new(bytes), spent: Spent::default() }
     }
@@ -200,9 +200,9 @@ pub struct Endpoint<P> {
     by_connection_id: HashMap<ConnectionId, Handle>,
     holders: Holders,
     shares: Shares,
-    /// Handshakes whose flight is to be resent, each with the time of the resend. There is
-    /// one queue for each timeout, so that every queue is ordered by time without sorting.
-    /// An entry is stale once its handshake no longer waits for the client.
+    /// Handshakes whose flight will be resent, each with the time of the resend. There is one queue
+    /// for each timeout, so that every queue is ordered by time without sorting. An entry is stale
+    /// once its handshake no longer waits for the client.
     resend: [VecDeque<(Instant, Handle)>; MAX_RETRANSMISSIONS],
     /// Handshakes in which a record failed to authenticate, ordered by time. A handshake is
     /// abandoned at its time in this queue unless it has completed by then.
@@ -278,8 +278,8 @@ impl<P> Endpoint<P> {
         self.sessions.path(session.0)
     }
 
-    /// Returns the maximum number of data bytes that one record to this client may hold.
-    /// It depends on the client's own limit (RFC 6066 §4, RFC 8449) and on the size of a
+    /// Returns the maximum number of data bytes that one record to this client may hold. The
+    /// maximum depends on the client's own limit (RFC 6066 §4, RFC 8449) and on the size of a
     /// datagram.
     pub fn max_data(&self, session: SessionId) -> Option<usize> {
         let connection = &self.sessions.get(session.0)?.connection;
@@ -382,8 +382,8 @@ impl<P> Endpoint<P> {
     }
 
     /// Marks a path of a session's client as validated. The application calls this when the client
-    /// has shown that it receives datagrams on the path, for example by echoing a number that no
-    /// one else could know (RFC 9146 §6).
+    /// has shown that it receives datagrams on the path (RFC 9146 §6). For example, the client
+    /// echoes a number that no one else could know.
     pub fn validate(&mut self, session: SessionId, path: Path) {
         let Some(current) = self.sessions.path(session.0) else { return };
         if let Some(session) = self.sessions.get_mut(session.0) {
@@ -409,9 +409,9 @@ impl<P> Endpoint<P> {
         self.end_session(session.0, Closed::ByUs, true, out);
     }
 
-    /// Closes up to `most` sessions with a close_notify, those idle longest first. Returns
-    /// the number of sessions left. A server calls this when it shuts down (RFC 5246
-    /// §7.2.1), so that its clients reconnect immediately instead of waiting for an answer.
+    /// Closes up to `most` sessions with a close_notify, beginning with those that have been idle
+    /// longest. Returns the number of sessions left. A server calls this when it shuts down (RFC
+    /// 5246 §7.2.1), so that its clients reconnect immediately and do not wait for answers.
     pub fn close_oldest(&mut self, most: usize, out: &mut impl Outbox) -> usize {
         for _ in 0..most {
             let Some((_, oldest)) = self.sessions.oldest() else { break };
@@ -448,8 +448,7 @@ impl<P> Endpoint<P> {
         self.walk = 0;
     }
 
-    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is to be called
-    /// next.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let queues = self.resend.iter().chain([&self.suspects]);
         let queued = queues.filter_map(|queue| queue.front().map(|&(at, _)| at));

@@ -25,8 +25,8 @@ use super::{
     wire::Reader,
 };
 
-/// Maximum number of protected records kept until the key and ChangeCipherSpec arrive.
-/// They hold the client's Finished, which may come in up to 12 fragments of one byte each.
+/// Maximum number of protected records kept until the key and ChangeCipherSpec arrive. Such records
+/// hold the client's Finished, which may come in up to 12 fragments of one byte each.
 pub(crate) const MAX_EARLY: usize = 12;
 /// Maximum payload in bytes of a record that is kept until the key and ChangeCipherSpec arrive.
 const MAX_EARLY_RECORD: usize = 128;
@@ -446,7 +446,7 @@ impl Handshake {
         for (header, mut payload) in std::mem::take(&mut self.early) {
             match self.protected(header, &mut payload) {
                 Step::Continue | Step::Dropped => {}
-                // If one of the kept records is bad, the result of a good record must not be lost.
+                // A bad record among the kept records does not replace the result of a good record.
                 Step::BadRecord if !matches!(step, Step::Continue) => {}
                 other => step = other,
             }

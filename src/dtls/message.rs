@@ -23,18 +23,18 @@ pub(crate) const FINISHED: u8 = 20;
 
 /// Signalling suite with the meaning of an empty renegotiation_info (RFC 5746 §3.3).
 const EMPTY_RENEGOTIATION_INFO_SCSV: u16 = 0x00ff;
-/// Type of the extension (RFC 6066 §4).
+/// Type of the extension max_fragment_length (RFC 6066 §4).
 const MAX_FRAGMENT_LENGTH: u16 = 0x0001;
 /// Types of the extensions for groups and point formats (RFC 8422 §5.1).
 const SUPPORTED_GROUPS: u16 = 0x000a;
 const EC_POINT_FORMATS: u16 = 0x000b;
-/// Type of the extension (RFC 8449 §4).
+/// Type of the extension record_size_limit (RFC 8449 §4).
 const RECORD_SIZE_LIMIT: u16 = 0x001c;
-/// Type of the extension (RFC 9146 §3).
+/// Type of the extension connection_id (RFC 9146 §3).
 const CONNECTION_ID: u16 = 0x0036;
-/// Type of the extension (RFC 7627 §5.1).
+/// Type of the extension extended_master_secret (RFC 7627 §5.1).
 const EXTENDED_MASTER_SECRET: u16 = 0x0017;
-/// Type of the extension (RFC 5746 §3.2).
+/// Type of the extension renegotiation_info (RFC 5746 §3.2).
 const RENEGOTIATION_INFO: u16 = 0xff01;
 
 /// Value of record_size_limit that the server announces to a client that sends this
@@ -257,7 +257,7 @@ impl<'a> ClientHello<'a> {
         Ok(hello)
     }
 
-    /// Reads the extensions. Unknown ones are ignored (RFC 5246 §7.4.1.4).
+    /// Reads the extensions. Ignores unknown extensions (RFC 5246 §7.4.1.4).
     fn read_extensions(&mut self, mut extensions: Reader<'a>) -> Result<(), BadHello> {
         let (mut seen, mut count) = ([0; MAX_EXTENSIONS], 0);
         while !extensions.is_empty() {
@@ -388,7 +388,7 @@ pub(crate) fn put_hello_verify_request(out: &mut Vec<u8>, sequence: u16, cookie:
     out.extend_from_slice(cookie);
 }
 
-/// The content of a ServerHello. It answers only extensions that the client offered (RFC
+/// The content of a ServerHello. A ServerHello answers only extensions that the client offered (RFC
 /// 5246 §7.4.1.4).
 pub(crate) struct ServerHello {
     pub(crate) random: [u8; 32],
@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(offering(&[0xc0, 0xa8]), None);
     }
 
-    /// RFC 7627 §5.1.
+    /// RFC 7627 §5.1: a body that is not empty makes the hello malformed.
     #[test]
     fn extended_master_secret_has_an_empty_body() {
         let body = hello(&[0, 5, 0, 0x17, 0, 1, 0]);

@@ -150,8 +150,7 @@ impl Default for Config {
             session_max_age: Duration::from_secs(86_400),
             retransmission_timeout: Duration::from_secs(1),
             cookie_period: Duration::from_secs(60),
-            // RFC 8200 §5: every IPv6 link, including constrained ones, has at least this
-            // MTU.
+            // RFC 8200 §5: every IPv6 link, even in a constrained network, has at least this MTU.
             path_mtu: 1280,
         }
     }
@@ -208,7 +207,7 @@ impl From<SocketAddr> for Path {
 /// Destination of outgoing datagrams. [`push`](Self::push) is called once for each
 /// datagram, in the order of sending.
 pub trait Outbox {
-    /// Takes a copy of `datagram`, to be sent on `path`.
+    /// Copies `datagram`, and sends it on `path`.
     fn push(&mut self, path: Path, datagram: &[u8]);
 }
 
@@ -254,7 +253,7 @@ pub enum Event {
     HandshakeFailed {
         /// The client's address.
         peer: SocketAddr,
-        /// The identity that the client claimed, if the handshake got that far. It is not
+        /// The identity that the client claimed, if the handshake got that far. The identity is not
         /// authenticated.
         identity: Option<Box<[u8]>>,
         /// The reason.

@@ -63,7 +63,8 @@ pub(crate) struct Session<P> {
     pub(crate) link: Link,
     /// Start of the session, in seconds since the endpoint was created.
     pub(crate) begun: u32,
-    /// Set while a request of this session is in progress. Such a session is evicted last.
+    /// Set while a request of this session is in progress. A session with this flag is evicted
+    /// last.
     pub(crate) is_busy: bool,
     pub(crate) principal: P,
 }

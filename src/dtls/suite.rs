@@ -286,13 +286,13 @@ impl AdditionalData {
         let version = record::DTLS_1_2.to_be_bytes();
         let length = (length as u16).to_be_bytes();
         if connection_id.is_empty() {
-            // RFC 5246 §6.2.3.3. In DTLS, the epoch and the record's sequence number
-            // together stand for the sequence number of TLS (RFC 6347 §4.1.2.1).
+            // This is the additional data of RFC 5246 §6.2.3.3. In DTLS, the epoch and the record's
+            // sequence number together replace the sequence number of TLS (RFC 6347 §4.1.2.1).
             for part in [&sequence[..], &[header.kind as u8], &version, &length] {
                 data.push(part);
             }
         } else {
-            // RFC 9146 §5.3.
+            // This is the additional data of RFC 9146 §5.3, for a record with a connection ID.
             let kind = ContentType::Tls12Cid as u8;
             for part in [
                 &[0xff; 8][..],

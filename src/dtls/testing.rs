@@ -184,8 +184,8 @@ impl Client {
         self.send_flight(now)
     }
 
-    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is to be called,
-    /// if any.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) must be called next, if
+    /// any.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.resend_at
     }

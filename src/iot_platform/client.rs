@@ -301,8 +301,8 @@ async fn bounded_body(
             return Err(too_long());
         }
         if length > body.capacity() {
-            // The vector is not allowed to reallocate by itself, because that would leave a copy of
-            // a secret in freed memory.
+            // If the vector reallocated by itself, it would leave a copy of a secret in freed
+            // memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
             larger.extend_from_slice(&body);
             body = larger;

@@ -101,8 +101,8 @@ pub struct Config {
     pub refuse_existing: HashSet<String>,
     /// Pause between two sweeps, which look up all registered devices; `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
-    /// Seed of the jitter. `None` takes a seed from the operating system; simulations set one to
-    /// be repeatable.
+    /// Seed of the jitter. `None` takes a seed from the operating system. Simulations set a seed,
+    /// so that they can be repeated.
     pub seed: Option<u64>,
 }
 

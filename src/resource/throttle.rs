@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// Factor by which a network's limit on refused lookups exceeds the limit of one address and port.
-/// Because of this factor, a client that guesses exceeds the limit of its own port first, and its
-/// neighbours behind the same NAT are still served.
+/// So a client that guesses exceeds the limit of its own port first, and its neighbours behind the
+/// same NAT are still served.
 const OF_NETWORK: u32 = 10;
 /// Time for which a device is remembered at its address after it was served. During this
 /// time, a client that guesses behind the same NAT does not slow the device down.

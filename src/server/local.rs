@@ -92,7 +92,7 @@ impl Source {
         }
         let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         // Only a link-local address needs its interface. For any other address, the system may send
-        // the answer through a different interface from the one that received the request.
+        // the answer through a different interface than the request came from.
         Some(Self { address, interface: if is_link_local { interface } else { 0 } })
     }
 

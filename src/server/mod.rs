@@ -1,7 +1,7 @@
 //! The server's I/O: sockets, threads and timers. Contains no rules about devices or certificates.
-//! There is one worker per core, with its own sockets on the same ports and its own DTLS and CoAP
-//! endpoints, so that workers rarely wait for one another. If work takes more than one step, the
-//! worker that started it polls it again.
+//! There is one worker per core. Each worker has its own sockets on the same ports and its own DTLS
+//! and CoAP endpoints, so that workers rarely wait for one another. If work takes more than one
+//! step, the worker that started it polls it again.
 
 mod datagrams;
 mod in_progress;
@@ -305,7 +305,7 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
 /// by address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
     // With SO_REUSEPORT, a second server would silently share the port. So the port is first bound
-    // without this option, which fails if another server has it.
+    // without this option, which fails if another server has the port.
     let address = socket(listen, only_v6, false)?.local_addr()?;
     (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }

@@ -248,7 +248,8 @@ impl Stack {
         self.revoking = self.dtls.close_where(SESSIONS_A_ROUND, is_over, io);
     }
 
-    /// Returns whether the session's key is still valid. If it is not, ends the session.
+    /// Returns whether the session's key is still valid. Ends the session if the key is no longer
+    /// valid.
     fn is_good(&mut self, session: SessionId, io: &mut impl Io) -> bool {
         let (enrollments, generation) = (&self.services.enrollments, self.generation);
         let is_good =

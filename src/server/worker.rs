@@ -65,7 +65,7 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 /// State of the sockets after a round, which decides how to wait for the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
-    /// At most [`FEW`] datagrams were waiting.
+    /// At most [`FEW`] datagrams were waiting in the sockets.
     Quiet,
     /// More than [`FEW`] datagrams were waiting, and others will probably follow soon.
     Busy,

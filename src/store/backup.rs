@@ -26,8 +26,8 @@ pub struct Undone {
     pub entries: u64,
     /// Number of audit entries since the backup that were pruned.
     pub pruned: u64,
-    /// Set if the database's audit log does not continue the backup's. In this case, the other
-    /// fields are empty.
+    /// Set if the database's audit log does not continue the audit log of the backup. In this case,
+    /// the other fields are empty.
     pub is_other: bool,
     /// Devices that are disabled and would become enabled.
     pub disabled: Sample,

@@ -26,7 +26,7 @@ pub trait Bulk: Send + Sync {
     /// rejected, nothing is imported. A dry run reports the same result as the import, but changes
     /// nothing.
     ///
-    /// It is a conflict if a row would give two devices the same name in one product, or the same
+    /// A row is a conflict if it would give two devices the same name in one product, or the same
     /// `IotId`.
     ///
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
@@ -58,9 +58,9 @@ pub trait Bulk: Send + Sync {
     /// [`Store::spelled`](super::Store::spelled) finds them. Most tables have none.
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError>;
 
-    /// Returns the ID under which the table has a device: the first ID of `asked` that is in the
-    /// table, or another spelling of the MAC address, as [`Store::spelled`](super::Store::spelled)
-    /// finds it.
+    /// Returns the ID under which the table has a device. This is the first ID of `asked` that is
+    /// in the table. Otherwise it is another spelling of the MAC address, which
+    /// [`Store::spelled`](super::Store::spelled) finds.
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError>;
 
     /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.

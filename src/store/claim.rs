@@ -3,7 +3,7 @@
 //! has the claim.
 //!
 //! A claim lasts as long as its owner lives. Each owner *beats* regularly. A process that has seen
-//! no new beat of an owner for long enough *fences* the owner: the owner's claims are then
+//! no new beat of an owner for long enough *fences* the owner. The owner's claims are then
 //! abandoned, and other processes may take them over. No clocks are compared, so the clocks of the
 //! processes may differ.
 
@@ -68,8 +68,8 @@ pub enum Claimed {
     Held,
     /// The row does not ask for this registration: it has a certificate or a refusal, is disabled,
     /// has another product or name, or is not in the table. An abandoned claim on the device is
-    /// removed, unless the device being disabled is the only reason: the cloud may have been asked
-    /// for the device, and the operator may enable it again.
+    /// removed, except if the row is merely disabled. In that case, the claim stays, because the
+    /// cloud may have been asked for the device.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),

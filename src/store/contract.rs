@@ -51,8 +51,8 @@ fn memory() -> Fresh<Memory> {
     Fresh { store: Alternating::new(one, other), _folder: None }
 }
 
-/// Wraps both handles of a store with keys. The first key of one handle differs from that of the
-/// other, as it does while keys are changed.
+/// Wraps both handles of a store with keys. The two handles have different first keys, as two
+/// processes do while the keys are changed.
 fn sealed<S>(fresh: Fresh<S>) -> Fresh<Sealed<S>> {
     let key = |byte: u8| DatabaseKey::parse(&hex::encode([byte; KEY_SIZE])).unwrap();
     let Fresh { store, _folder } = fresh;
@@ -344,8 +344,8 @@ fn a_reset_forgets_a_certificate_that_the_cloud_has_deleted(store: &(impl Store 
     assert_eq!(device(store, "SN-1"), Some(expected));
 }
 
-/// `clear_refusal` clears the refusal only if it is still the one that was passed. It writes an
-/// audit entry with the operator's name.
+/// `clear_refusal` clears the refusal only if it is still the refusal that was passed, and writes
+/// an audit entry with the operator's name.
 fn only_the_refusal_that_was_seen_is_cleared(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     refuse(store, "SN-1", "odd");
@@ -375,8 +375,8 @@ fn no_two_devices_share_a_name_or_an_iot_id(store: &(impl Store + Bulk)) {
         assert!(matches!(outcome, Err(ImportError::Rejected(_))), "{outcome:?}");
         columns
     };
-    // A name conflicts with a name that is set in the table, with a name that is derived from a
-    // device ID, and with the name in an earlier row of the file.
+    // A name conflicts with an equal name in three places: set in the table, derived from a device
+    // ID, and in an earlier row of the file.
     assert_eq!(columns(vec![named("SN-5", "lamp-2")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-5", "SN-1")]), [(0, "deviceName")]);
     assert_eq!(columns(vec![named("SN-4", "lamp-2")]), [(0, "deviceName")]);

@@ -440,7 +440,7 @@ pub trait Table: Store + Bulk + AuditLog + Keys {}
 impl<S: Store + Bulk + AuditLog + Keys> Table for S {}
 
 /// Devices of one product that have the same device name, and so would share one device at IoT
-/// Platform. certdist no longer adds such devices, but an older database may contain them.
+/// Platform. An older database may contain such devices, although certdist no longer adds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedName {
     /// Product of these devices.

@@ -76,10 +76,10 @@ impl Retention {
         }
     }
 
-    /// Returns whether the clock is probably right. The expected time is that of the newest entry
-    /// at the first call, plus the time that has passed since the first call. The clock must not be
-    /// much later than this. Later entries do not count, because they may have been written with
-    /// the same wrong clock.
+    /// Returns whether the clock is probably right. The first call reads the time of the newest
+    /// entry. The clock must not be much later than this time plus the time that has passed since
+    /// the first call. Later entries do not count, because they may have been written with the same
+    /// wrong clock.
     async fn has_likely_clock(&mut self, log: &(impl Store + AuditLog + ?Sized)) -> bool {
         if self.first.is_none() {
             match log.newest_entry().await {

@@ -1,6 +1,5 @@
-//! Remarks for the operator about a file that could be read: rows that were repeated, columns that
-//! were ignored, and device IDs that a spreadsheet seems to have changed. A remark never refuses a
-//! row.
+//! Remarks for the operator about a file that could be read. They report repeated rows, ignored
+//! columns, and device IDs that a spreadsheet seems to have changed. A remark never refuses a row.
 
 use std::collections::BTreeMap;
 

@@ -15,8 +15,8 @@ const MAX_IDENTITY: usize = 128;
 /// Length of a device secret of IoT Platform.
 const SECRET: usize = 32;
 
-/// Lengths of a product key. IoT Platform's product keys have 11 characters, but those of a
-/// simulator may have another length.
+/// Lengths of a product key. IoT Platform's product keys have 11 characters, but the product keys
+/// of a simulator may have another length.
 const PRODUCT_KEY: std::ops::RangeInclusive<usize> = 2..=24;
 
 /// Lengths of an IotId. IoT Platform's IotIds have 26 characters or, with the index of the product,

@@ -1,5 +1,5 @@
-//! Tests the console in a real browser: with and without scripts, on a wide and a narrow
-//! screen, light and dark, with the mouse and with the keyboard alone.
+//! Tests the console in a real browser. The looks differ in scripts (enabled or not), width of the
+//! screen, and colours. The console is used with the mouse, and with the keyboard alone.
 
 use std::{
     fs,

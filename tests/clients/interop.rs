@@ -64,7 +64,7 @@ const FIXED_TIMERS: [&str; 8] = [
 /// handshakes until one loses no datagram.
 const NEVER_REPEATS: [&str; 1] = ["node-dtls-client 1.1"];
 
-/// One row of the table.
+/// One row of the table in `docs/interop.md`.
 struct Cell {
     stack: &'static str,
     suite: &'static str,

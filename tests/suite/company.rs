@@ -83,7 +83,7 @@ fn two_runs_of_register_share_the_work_and_the_limit() {
     let site = site(&simulator, 600);
     let first = spawn(&mut site.certdist(&["register"]));
     let second = spawn(&mut site.certdist(&["register"]));
-    // Each run waits for all devices, also for devices that the other run registers.
+    // Each run waits for all devices, including devices that the other run registers.
     let [first, second] = [first, second].map(registered);
     assert!(first <= 600 && second <= 600 && first + second >= 600, "{first} and {second}");
     all_is_well(&site, &simulator, 600);

@@ -163,8 +163,8 @@ impl RebindingNetwork {
     }
 }
 
-/// A network that fails after the cookie exchange. One device is behind it. From the third datagram
-/// of the device on, all datagrams in both directions are lost for a time.
+/// A network that fails after the cookie exchange, with one device behind it. From the third
+/// datagram of the device on, all datagrams in both directions are lost for a time.
 pub struct Outage {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,

@@ -431,8 +431,8 @@ fn requests_with_longer_or_truncated_tokens_or_a_reserved_length_are_reset() {
 
 #[test]
 fn options_of_a_wrong_length_are_treated_as_unknown_ones() {
-    // RFC 7252 §5.4.3. The columns are the option number, the length of the value, and whether the
-    // option is refused.
+    // RFC 7252 §5.4.3: the length of an option's value must be in the range of the option. The
+    // columns are the option number, the length, and whether the option is refused.
     for (number, length, refused) in [
         (3, 0, true),    // Uri-Host
         (4, 9, false),   // ETag

@@ -32,8 +32,8 @@ fn cost_of(group: Group) -> Duration {
 /// Maximum number of claims per handshake that are processed in one [`CLAIM_PERIOD`].
 /// Anyone can make a claim in the client's name, and each claim costs the lookup of a key.
 const MAX_CLAIMS: u8 = 16;
-/// Maximum number of claims per handshake in one [`CLAIM_PERIOD`] with an ephemeral suite. It is
-/// lower because each claim also costs a curve operation.
+/// Maximum number of claims per handshake in one [`CLAIM_PERIOD`] with an ephemeral suite. This
+/// maximum is lower because each claim also costs a curve operation.
 const MAX_EPHEMERAL_CLAIMS: u8 = 4;
 /// Period in which claims are counted. The period is shorter than any client's timeout. So when a
 /// client resends its flight, a new period has begun and the client's claim is processed.
@@ -126,9 +126,8 @@ impl<P> Endpoint<P> {
                 let step = progress.handshake.change_cipher_spec();
                 self.take_step(now, handle, step, spent, out);
             }
-            // Anyone can send a plaintext alert in the client's name, so the alert does
-            // not end the handshake. It is only reported if the handshake fails for
-            // another reason.
+            // Anyone can send a plaintext alert in the client's name, so the alert does not end the
+            // handshake. The alert is only reported if the handshake fails for another reason.
             ContentType::Alert => {
                 if let (&[2, description], Some(handle)) = (payload, self.handshakes.of(path))
                     && let Some(progress) = self.handshakes.get_mut(handle)

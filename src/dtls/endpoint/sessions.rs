@@ -15,7 +15,7 @@ use crate::dtls::{
     table::Handle,
 };
 
-/// Number of sessions, starting with the one idle longest, among which an eviction chooses.
+/// Number of sessions among which an eviction chooses: those that have been idle longest.
 const CANDIDATES: usize = 64;
 
 /// Number of sessions of each network (an IPv4 address or an IPv6 /64).

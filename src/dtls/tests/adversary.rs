@@ -77,7 +77,7 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
 
 /// The timer does not resend a flight that was sent less than half of its timeout ago. The timer
 /// expires 1 s and 3 s after the flight was first sent, even if the flight was resent at the
-/// client's request in between. This differs from RFC 6347 §4.2.4, which resets the timer.
+/// client's request in between. RFC 6347 §4.2.4, in contrast, resets the timer.
 #[test]
 fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     for (asked, copies) in [(500, [1, 1]), (501, [0, 1]), (999, [0, 1])] {
@@ -253,8 +253,8 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
     }
 }
 
-/// Of many claims packed into one datagram, only one is processed. The others do not count
-/// towards the limit on claims, so the client's own claim is still processed.
+/// Of many claims packed into one datagram, only one is processed. The other claims do not count
+/// towards the limit, so the client's own claim is still processed.
 #[test]
 fn one_datagram_makes_at_most_one_claim() {
     for suite in [profile(), ephemeral(29)] {

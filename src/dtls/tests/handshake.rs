@@ -323,8 +323,8 @@ fn a_hello_with_unsupported_extensions_leads_to_a_full_handshake() {
     }
 }
 
-/// RFC 5246 §7.4.1.3. With the same server random, two handshakes of a device without
-/// entropy would have the same keys, so each nonce would be used twice under one key.
+/// RFC 5246 §7.4.1.3: the server's random differs each time. Otherwise two handshakes of a device
+/// without entropy would have the same keys, and each nonce would be used twice under one key.
 #[test]
 fn each_server_hello_has_a_random_of_its_own() {
     let mut server = Server::new(Config::default());

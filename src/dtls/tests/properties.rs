@@ -50,13 +50,13 @@ fn hello(session_id: &[u8], suites: &[u16], extensions: &[(u16, Vec<u8>)]) -> Ve
     body
 }
 
-/// Generates extensions that the server does not know. Some have a random type, others a
-/// type that GREASE reserves.
+/// Generates extensions that the server does not know. The type of an extension is random, or it is
+/// a type that GREASE reserves.
 fn unknown_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     let known = [1, 10, 11, 23, 28, 54, 0xff01];
     let kind = prop_oneof![
         any::<u16>(),
-        // RFC 8701 §2.
+        // RFC 8701 §2: the types that GREASE reserves.
         (0u16..16).prop_map(|number| number << 12 | 0x0a0a | number << 4),
     ];
     (kind.prop_filter("known", move |kind| !known.contains(kind)), any_bytes(0..40))

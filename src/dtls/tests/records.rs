@@ -190,11 +190,11 @@ fn garbage_truncation_and_bit_flips_neither_panic_nor_grow() {
     assert!(connect(&mut server, profile(), peer(), 5).is_established());
 }
 
-/// Maximum length of data that fits into one datagram at the default path MTU, in bytes: 1,280 less
-/// 48 for the IPv6 and UDP headers and 38 for protection.
+/// Maximum length of data that fits into one datagram at the default path MTU, in bytes. Of 1,280
+/// bytes, the IPv6 and UDP headers take 48, and protection takes 38.
 const ONE_DATAGRAM: usize = 1280 - 48 - 38;
 
-/// RFC 6066 §4, RFC 8449.
+/// The limits are max_fragment_length (RFC 6066 §4) and record_size_limit (RFC 8449).
 #[test]
 fn limits_on_the_record_size_are_answered_and_respected() {
     for (extension, answer, limit) in [
@@ -337,8 +337,8 @@ fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
         let first = client.start(server.now).concat();
         let request = server.receive(peer(), &first).remove(0).1;
         let mut hello = client.receive(server.now, &request).concat();
-        // ServerHello takes the record number of the hello, ServerHelloDone the next one,
-        // and ChangeCipherSpec the one after that.
+        // ServerHello takes the record number of the hello. ServerHelloDone and ChangeCipherSpec
+        // take the next two numbers.
         let number = record::MAX_SEQUENCE - before_last;
         hello[5..11].copy_from_slice(&number.to_be_bytes()[2..]);
         converse(&mut server, &mut client, peer(), vec![hello]);
@@ -346,7 +346,7 @@ fn the_last_record_number_of_epoch_0_may_be_that_of_change_cipher_spec() {
     }
 }
 
-/// RFC 6347 §4.2.4: each copy of a flight has new record numbers, including that of its
+/// RFC 6347 §4.2.4: each copy of a flight has new record numbers. This includes the record of
 /// ChangeCipherSpec.
 #[test]
 fn a_resent_last_flight_has_new_record_numbers() {

@@ -150,7 +150,8 @@ pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPag
     )
 }
 
-/// Reads those devices among `device_names` that exist in the product `product_key`.
+/// Reads the answer about a list of devices: the devices of `device_names` that exist in the
+/// product `product_key`.
 ///
 /// # Errors
 ///

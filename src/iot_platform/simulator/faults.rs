@@ -42,7 +42,7 @@ pub enum Fault {
         body: String,
     },
     /// The call is carried out twice, as if a proxy had repeated it. The answer is that of the
-    /// second time.
+    /// second execution.
     Twice,
     /// The call is carried out, and then the fault replaces its answer.
     AfterCarryingOut(Box<Fault>),

@@ -1,5 +1,5 @@
-//! Tests that the time of a handshake does not reveal whether its identity is known or unknown,
-//! whether its device is disabled, or what kind of enrollment it belongs to. All handshakes use a
+//! Tests that the time of a handshake reveals nothing about its identity: whether it is known,
+//! whether its device is disabled, and what kind of enrollment it belongs to. All handshakes use a
 //! wrong key.
 
 use rand::seq::SliceRandom;
@@ -170,7 +170,7 @@ fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
 /// The handshakes are interleaved, so that other load on the machine delays all identities equally.
 fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
     let now = Instant::now();
-    // With a small table, new handshakes soon evict the failed ones.
+    // In this small table, new handshakes soon evict the failed handshakes.
     let config = dtls::Config { max_handshakes: 64, ..dtls::Config::default() };
     let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);

@@ -80,7 +80,8 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     for entry in [other_product, other_name] {
         assert_eq!(now(store.claim(&owner(1), &entry, NOW)).unwrap(), Claimed::NotWanted);
     }
-    // A claim on the former name is removed if it is abandoned, but not if another owner has it.
+    // An abandoned claim on the former name is removed. A claim that another owner has is not
+    // removed.
     yours(claim(store, 1, "SN-3"));
     yours(claim(store, 1, "SN-4"));
     now(store.release_claim(1, &id("SN-4"), true)).unwrap();

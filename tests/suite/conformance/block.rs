@@ -127,7 +127,7 @@ fn td_coap_block_05() {
     is(&response, Code::Changed);
     let (number, more, exponent) = block(&response, CoapOption::Block2).expect("Block2");
     assert_eq!((number, more), (0, true));
-    // Further requests have neither Block1 nor payload.
+    // The requests for the remaining blocks have neither a Block1 option nor a payload.
     let post = (Method::Post, "large-post");
     let mut body = fetch_rest(&mut client, post, Code::Changed, response.payload, exponent.min(3));
     body.reverse();

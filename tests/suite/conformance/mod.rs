@@ -1,6 +1,6 @@
-//! ETSI's CoAP plugtest descriptions, run from outside over UDP. They include all tests of a server
-//! whose features certdist's endpoint supports. Each test is named after its identifier;
-//! `docs/conformance.md` lists them all.
+//! ETSI's CoAP plugtest descriptions, run from outside over UDP. They are the tests of a server, as
+//! far as certdist's endpoint supports the tested features. Each test is named after its
+//! identifier; `docs/conformance.md` lists them all.
 
 mod block;
 mod client;
