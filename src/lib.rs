@@ -1,6 +1,6 @@
-//! certdist gives each device of Alibaba Cloud IoT Platform its certificate at
-//! first power-on: PSK-DTLS, CoAP `/cert`, an embedded table, and
-//! `RegisterDevice` for devices that have no certificate yet.
+//! certdist gives each device of Alibaba Cloud IoT Platform its certificate at first power-on. A
+//! device connects with PSK-DTLS and requests the CoAP resource `/cert`. The certificates are in an
+//! embedded table. A device that has no certificate yet is registered with `RegisterDevice`.
 //!
 //! Dependencies point downward only: `cli → app → admin → config → server → dtls, coap, resource
 //! → provision → registrar → psk, store, iot_platform → device`. `docs/architecture.md` says

@@ -1,6 +1,7 @@
 //! Answers a request for a certificate in one of three ways. A device that is not in the table is
-//! invalid. A device with a certificate in the table gets it. A device without one is registered
-//! first, and then gets its certificate. `policy` decides which devices may have a certificate.
+//! invalid. A device whose certificate is in the table gets this certificate. A device that has no
+//! certificate yet is registered first, and then gets its certificate. `policy` decides which
+//! devices may have a certificate.
 
 use std::{future, sync::Arc, time::Duration};
 

@@ -213,7 +213,7 @@ impl Buckets {
                 return Ok(());
             }
             let is_first = bucket.full_at & 1 == 0;
-            // Store the time as capped by this rate, because the reported wait is calculated from
+            // The stored time is capped by this rate, because the reported wait is calculated from
             // the capped time.
             bucket.full_at = (now + missing) << 1 | 1;
             Err(Empty { wait: Duration::from_micros(wait), is_first })

@@ -123,8 +123,8 @@ impl Service {
                 content(form, &certificate)
             }
             Err(refusal) => {
-                // Logged at debug level only, because the server already logs a line for each
-                // request.
+                // This is logged at debug level only, because the server already logs a line for
+                // each request.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
                 if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
                     self.throttle.refused(now, source, principal, device);

@@ -18,8 +18,8 @@ const MAX_KEPT: usize = 512;
 /// asked to retry later. A client whose message IDs count up adds only one range a minute. A client
 /// with random IDs can still send a body of 512 bytes in blocks of 16 and fetch an answer.
 const MAX_REMEMBERED: usize = 64;
-/// Length of a span of time, in seconds. Message IDs whose lifetime ends in the same span
-/// expire together.
+/// Length of a span, in seconds. Message IDs expire in spans: all IDs whose lifetime ends in the
+/// same span expire together.
 const SPAN: u32 = 64;
 
 /// A request with one message ID, in progress or answered.

@@ -78,7 +78,7 @@ mod tests {
                     keys.server().open(suite, header, &[], &mut out[HEADER..]).unwrap();
                 });
                 // The record was sealed under the server's key, so it does not open under the
-                // client's.
+                // client's key.
                 assert_left_none(suite.name(), &secrets[..16], || {
                     keys.client().open(suite, header, &[], &mut out[HEADER..]).unwrap_err();
                 });

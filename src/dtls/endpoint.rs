@@ -130,7 +130,7 @@ pub struct Counters {
     pub bad_records: u64,
     /// Number of times that a client moved to another address during its session.
     pub moved: u64,
-    /// Sessions that were ended because their holder had too many, or because the table
+    /// Sessions that were ended because their holder had too many sessions, or because the table
     /// was full.
     pub evicted: u64,
 }

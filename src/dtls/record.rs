@@ -124,8 +124,8 @@ impl<'d> Records<'d> {
         Self::with_id_length(datagram, size_of::<ConnectionId>())
     }
 
-    /// Creates a reader for a receiver whose connection IDs differ in length from the
-    /// server's.
+    /// Creates a reader for a receiver whose connection IDs differ in length from those of the
+    /// server.
     pub(crate) fn with_id_length(datagram: &'d mut [u8], id_length: usize) -> Self {
         Self { rest: datagram, id_length }
     }

@@ -29,7 +29,7 @@ pub(crate) enum Opened {
     Data(Range<usize>),
     /// An alert: its level and its description.
     Alert(u8, u8),
-    /// The client has repeated its Finished, because it did not receive the server's.
+    /// The client has repeated its Finished, because it did not receive the server's Finished.
     FinishedAgain,
     /// A ClientHello inside the session: a renegotiation, which is refused.
     Renegotiation,

@@ -323,9 +323,9 @@ impl Client {
         Vec::new()
     }
 
-    /// Processes a HelloVerifyRequest: sends the hello again with the new cookie, even if
-    /// the server asks several times. A message whose number is not the next one is
-    /// ignored as a repetition, as in foreign stacks.
+    /// Processes a HelloVerifyRequest: sends the hello again with the new cookie, even if the
+    /// server asks several times. A message whose message_seq is not the next number is ignored as
+    /// a repetition, as foreign stacks do.
     fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
         if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();

@@ -59,7 +59,8 @@ pub struct ClientConfig {
     pub signature: SignatureVersion,
     /// Time limits of a call.
     pub timeouts: Timeouts,
-    /// PEM file with root certificates that are trusted in addition to the system's.
+    /// PEM file with root certificates that are trusted in addition to the system's root
+    /// certificates.
     pub ca_file: Option<PathBuf>,
     /// Seconds to add to this machine's clock to get the cloud's time. When a timestamp is refused,
     /// the client corrects this number according to the cloud's clock.

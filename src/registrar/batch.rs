@@ -281,8 +281,8 @@ impl Registrar {
         while let Some(next) = rest.next().await {
             match next {
                 Ok(BatchPage { devices, .. }) => self.finish_devices(batch, devices).await,
-                // The remaining pages are still fetched. Devices on the page that failed are
-                // registered one by one.
+                // The remaining pages are still fetched. Devices on a page that could not be
+                // fetched are registered one by one.
                 Err(error) => failed = Some(error),
             }
         }

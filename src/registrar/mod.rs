@@ -178,7 +178,7 @@ struct Announced {
     called: bool,
 }
 
-/// Duration and last failure of a product's batches, used to plan the next one.
+/// Duration and last failure of a product's batches, used to plan the next batch.
 #[derive(Debug, Clone, Copy)]
 struct Experience {
     /// Moving average of the time from a batch's first call to its end.

@@ -28,7 +28,7 @@ const BEAT: Duration = Duration::from_secs(2);
 /// owner that cannot beat does not count as dead.
 const UNCHANGED: u32 = 6;
 
-/// Tolerated difference between this machine's clock and the cloud's, in seconds.
+/// Tolerated difference between this machine's clock and the cloud's clock, in seconds.
 const CLOCK_TOLERANCE: i64 = 60;
 
 /// Maximum time between two searches for abandoned registrations.

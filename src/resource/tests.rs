@@ -506,8 +506,7 @@ async fn a_client_that_asks_too_often_is_asked_to_retry_later_and_the_table_is_n
     let Answer::Now(answer) = bench.answer(&principal, &get()) else { panic!("there is work to do") };
     assert_eq!((answer.code, title(&answer).as_str()), (Code::TooManyRequests, "too many requests"));
     assert!((50..=60).contains(&answer.max_age.unwrap()), "{:?}", answer.max_age);
-    // An unreadable request still gets its own code, and another device has its own
-    // tokens.
+    // An unreadable request still gets 4.00, and another device has its own tokens.
     assert_eq!(bench.ask("SN-KNOWN", get().query("sn=")).await.code, Code::BadRequest);
     assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
 }

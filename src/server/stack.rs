@@ -97,7 +97,7 @@ pub struct Metrics {
     pub bad_records: AtomicU64,
     /// Silent drops by reason, in the order of [`dtls::Dropped::ALL`].
     pub dtls_dropped: [AtomicU64; dtls::Dropped::ALL.len()],
-    /// Sessions ended because their holder had too many, or because the table was full.
+    /// Sessions ended because their holder had too many sessions, or because the table was full.
     pub sessions_evicted: AtomicU64,
     /// Times that a session's client moved to another address.
     pub sessions_moved: AtomicU64,

@@ -62,7 +62,7 @@ const LEAVE: Duration = Duration::from_secs(4);
 /// Pause between two groups of close_notify.
 const LEAVE_PAUSE: Duration = Duration::from_millis(1);
 
-/// State of the sockets after a round, which decides how to wait for the next.
+/// State of the sockets after a round. It decides how the worker waits for the next round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
     /// At most [`FEW`] datagrams were waiting in the sockets.

@@ -113,7 +113,8 @@ pub enum ImportFileError {
         /// Error of the system.
         error: io::Error,
     },
-    /// Lines are wrong, or contradict the table. The message has a sentence for each of the first lines.
+    /// Lines are wrong, or contradict the table. The message has a sentence for each of the first
+    /// such lines.
     #[error("{}", bad_lines::listed(files))]
     Lines {
         /// Files with bad lines.
