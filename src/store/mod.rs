@@ -406,8 +406,8 @@ pub trait Store: Claims + Leases + Turns {
     /// Ends [`hold`](Self::hold).
     fn release(&self) {}
 
-    /// Fails if the file that this handle has open was removed or replaced. In that case, other
-    /// processes no longer use this file.
+    /// Fails if a file that this handle has open was removed or replaced, so that other processes
+    /// no longer find it under the store's name.
     fn is_in_place(&self) -> Result<(), StoreError> {
         Ok(())
     }

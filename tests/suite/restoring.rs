@@ -105,6 +105,77 @@ fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
 }
 
 #[test]
+fn a_server_whose_log_was_removed_or_whose_database_became_a_link_ends() {
+    for removes_log in [true, false] {
+        let site = Site::new();
+        site.import(DEVICES);
+        let server = serve(&site, "log");
+        let (address, key) = (server.address.to_string(), hex::encode(SHARED_KEY));
+        let device = ["device-sim", "--server", &address, "--identity", SHARED_IDENTITY, "--psk", &key];
+        assert!(site.certdist(&device).args(["--sn", "PLUG-1"]).output().expect("it runs").status.success());
+        match removes_log {
+            true => {
+                fs::remove_file(site.path("certdist.db-wal")).expect("removed");
+                fs::remove_file(site.path("certdist.db-shm")).expect("removed");
+            }
+            false => {
+                fs::rename(site.path("certdist.db"), site.path("other.db")).expect("moved");
+                symlink("other.db", site.path("certdist.db")).expect("a link");
+            }
+        }
+        assert_eq!(server.ended(), Some(1));
+        let log = fs::read_to_string(site.path("log")).expect("a log");
+        let file = if removes_log { "/certdist.db-wal: " } else { "/other.db-wal: " };
+        assert!(log.contains(file) && log.contains("the newest changes are in the former file"), "{log}");
+        if !removes_log {
+            fs::rename(site.path("other.db"), site.path("certdist.db")).expect("moved back");
+            assert!(succeeds(&site, &["audit", "export"]).contains("\"issued\""));
+        }
+        succeeds(&site, &["audit", "verify"]);
+        assert_eq!(site.serve().stop(), Some(0));
+    }
+}
+
+#[test]
+fn commands_and_other_servers_do_not_make_a_database_seem_lost() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let path = site.path("certdist.db");
+    let url = format!("sqlite:{}", path.display());
+    let store = certdist::store::open(&url, certdist::seal::Keyring::default()).expect("it opens");
+    let is_in_place = |after: &str| store.is_in_place().unwrap_or_else(|error| panic!("{after}: {error}"));
+    is_in_place("opening");
+    site.write("database.key", &"1".repeat(64));
+    let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("sealed.toml", &format!("database_key = \"file:database.key\"\n{configuration}"));
+    let rows: String = (0..2000).map(|number| format!("NEW-{number:04},lamp\n")).collect();
+    site.write("batch.csv", &format!("deviceId,enrollment\n{rows}"));
+    for arguments in [
+        &["import", "batch.csv"][..],
+        &["import", "batch.csv", "--dry-run"],
+        &["stats"],
+        &["export", "--output", "out.csv"],
+        &["backup", "copy.db"],
+        &["restore", "copy.db", "--dry-run"],
+        &["check-config"],
+        &["device", "disable", "SN00000001"],
+        &["audit", "verify"],
+        // Rewrites the file and empties its log.
+        &["database", "seal", "--config", "sealed.toml"],
+    ] {
+        succeeds(&site, arguments);
+        is_in_place(arguments[0]);
+    }
+    let server = Process::start(&mut site.certdist(&["serve", "--config", "sealed.toml"]));
+    is_in_place("the start of a server");
+    server.kill();
+    is_in_place("the end of a killed server");
+    let server = Process::start(&mut site.certdist(&["serve", "--config", "sealed.toml"]));
+    assert_eq!(server.stop(), Some(0));
+    is_in_place("the end of a server");
+}
+
+#[test]
 fn a_restore_lists_what_it_undoes() {
     let site = Site::new();
     site.import(DEVICES);

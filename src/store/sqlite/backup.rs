@@ -13,7 +13,7 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, audit, connection, identity, lock::Lock, look, secrets, store_error, undone};
+use super::{Actor, audit, connection, files::identity, lock::Lock, look, secrets, store_error, undone};
 use crate::{
     new_file::NewFile,
     store::{

@@ -8,6 +8,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+mod files;
 mod find;
 mod imports;
 pub mod lock;
@@ -20,12 +21,13 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
 use self::{
+    files::Files,
     lock::Lock,
     look::Place,
     read::Reader,
@@ -58,8 +60,8 @@ pub struct Sqlite {
     // connection can move the write-ahead log into the database file and remove the log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
-    /// The open file, by device and inode; `None` if this process only reads.
-    file: Option<(u64, u64)>,
+    /// The open files; `None` if this process only reads.
+    files: Option<Files>,
     /// Released last.
     _lock: Option<Lock>,
 }
@@ -106,8 +108,8 @@ impl Sqlite {
         look::place(&path)?;
         let lock = Lock::share(&path)?;
         let connection = connection::open(&path, writer_wait, check_keys)?;
-        let file = Some(identity(&path).map_err(|error| {
-            StoreError::Failed(format!("{}: {error}; it was removed meanwhile", path.display()))
+        let files = Some(Files::of(&path).map_err(|error| {
+            StoreError::Failed(format!("{}: {error}; it, or its log, was removed meanwhile", path.display()))
         })?);
         // Without the lock, only SQLite's own locks show this process to a restore.
         let lock = lock
@@ -124,7 +126,7 @@ impl Sqlite {
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
         let access = Access::Full;
-        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, file, _lock: lock })
+        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, files, _lock: lock })
     }
 
     /// Opens a database of the current version for reading only, if `accepts` returns no error, as
@@ -152,8 +154,8 @@ impl Sqlite {
     fn reading(path: Arc<Path>, access: Access) -> Self {
         let writer = Writer::none(Arc::clone(&path));
         let (clock, readers) = (Arc::default(), ThreadLocal::new());
-        let (outbox, file, _lock) = (None, None, None);
-        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, file, _lock }
+        let (outbox, files, _lock) = (None, None, None);
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, files, _lock }
     }
 
     /// Fails with a message for the operator unless a database, or another file with content, is at
@@ -267,11 +269,6 @@ fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
         Ok(path) => Ok(path.into()),
         Err(error) => Err(StoreError::Failed(format!("{}: {error}", path.display()))),
     }
-}
-
-/// Returns the device and the inode of a file.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
@@ -479,22 +476,7 @@ impl Store for Sqlite {
     }
 
     fn is_in_place(&self) -> Result<(), StoreError> {
-        let Some(file) = self.file else { return Ok(()) };
-        let what = match identity(&self.path) {
-            Ok(found) if found == file => return Ok(()),
-            Ok(_) => "was replaced with another file",
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed or moved",
-            // After any other error, the database may still be there.
-            Err(error) => {
-                tracing::debug!(path = %self.path.display(), %error, "could not look for the database");
-                return Ok(());
-            }
-        };
-        let path = self.path.display();
-        Err(StoreError::Unusable(format!(
-            "{path}: the database {what} while this process had it open; put the right file there, for example \
-             with `certdist restore`, and start certdist again"
-        )))
+        self.files.map_or(Ok(()), |files| files.are_at(&self.path))
     }
 
     fn probe(&self) -> StoreFuture<'_, ()> {

@@ -466,6 +466,38 @@ fn a_probe_fails_once_the_file_was_replaced_or_removed() {
 }
 
 #[test]
+fn a_database_without_its_log_is_lost_and_one_whose_folder_was_moved_is_not() {
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name);
+    std::fs::create_dir(at("data")).unwrap();
+    let path = at("data/certdist.db");
+    let store = Sqlite::open(&path).unwrap();
+    let lost = || sentence(store.is_in_place());
+    for ending in ["-wal", "-shm"] {
+        let log = look::beside(&path, ending);
+        std::fs::rename(&log, at("aside")).unwrap();
+        assert!(lost().contains(ending) && lost().contains("was removed, or"), "{}", lost());
+        std::fs::write(&log, "").unwrap();
+        assert!(lost().contains(ending) && lost().contains("was removed or replaced"), "{}", lost());
+        std::fs::rename(at("aside"), &log).unwrap();
+        store.is_in_place().unwrap();
+    }
+    // Another process would look for the log beside the file that the link leads to.
+    std::fs::rename(&path, at("data/other.db")).unwrap();
+    std::os::unix::fs::symlink("other.db", &path).unwrap();
+    assert!(lost().contains("other.db-wal") && lost().contains("move the files back"), "{}", lost());
+    std::fs::rename(at("data/other.db"), &path).unwrap();
+    store.is_in_place().unwrap();
+    std::fs::rename(at("data"), at("disk")).unwrap();
+    assert!(lost().contains("was removed or moved"));
+    std::os::unix::fs::symlink("disk", at("data")).unwrap();
+    store.is_in_place().unwrap();
+    import(&store, [row("SN-1")]);
+    assert_eq!(Sqlite::open(&path).unwrap().count().unwrap(), 1);
+    store.is_in_place().unwrap();
+}
+
+#[test]
 fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("certdist.db");

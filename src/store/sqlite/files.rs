@@ -1,0 +1,106 @@
+//! Files of an open database: whether another process that opens the same path would use the files
+//! that this process has open. SQLite keeps the newest changes in the log beside the database, so
+//! a database whose log was removed is as lost as one that was replaced. This module does not open
+//! the files, because closing one would end SQLite's locks on it.
+
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+
+use super::look;
+use crate::store::StoreError;
+
+/// Device and inode of a file.
+type Identity = (u64, u64);
+
+/// Returns the device and the inode of a file.
+pub(super) fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Names of the log and of its shared memory, which follow the name of the database. Both exist, as
+/// the same files, for as long as any process has the database open for writing: SQLite empties the
+/// log, but only the last connection removes it (`sqlite3WalClose`).
+const LOG: [&str; 2] = ["-wal", "-shm"];
+
+/// The files of a database that this process has open for writing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Files {
+    database: Identity,
+    log: [Identity; 2],
+}
+
+impl Files {
+    /// Identifies the files of a database, to which this process has a writing connection.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let database = identity(path)?;
+        // SQLite looks for the log beside the file that links lead to.
+        let real = path.canonicalize()?;
+        let [log, shared_memory] = LOG.map(|ending| identity(&look::beside(&real, ending)));
+        Ok(Self { database, log: [log?, shared_memory?] })
+    }
+
+    /// Fails with a message for the operator if the path leads to other files by now. A folder that
+    /// was moved and is still reached by the path, through a link, has the same files.
+    pub(super) fn are_at(self, path: &Path) -> Result<(), StoreError> {
+        let again = "and start certdist again";
+        let database = match same(path, self.database) {
+            Kept::Yes => None,
+            Kept::Replaced => Some("was replaced with another file"),
+            Kept::Removed => Some("was removed or moved"),
+            Kept::Unknown => return Ok(()),
+        };
+        if let Some(what) = database {
+            return Err(look::unusable(
+                path,
+                &format!(
+                    "the database {what} while this process had it open; put the right file there, for example with \
+                     `certdist restore`, {again}"
+                ),
+            ));
+        }
+        let Ok(real) = path.canonicalize() else { return Ok(()) };
+        for (ending, expected) in LOG.into_iter().zip(self.log) {
+            let file = look::beside(&real, ending);
+            let what = match same(&file, expected) {
+                Kept::Yes | Kept::Unknown => continue,
+                // A process that opens the database creates the log again.
+                Kept::Replaced => "was removed or replaced",
+                Kept::Removed => "was removed, or the database was moved without it,",
+            };
+            return Err(lost_log(path, &file, what, again));
+        }
+        Ok(())
+    }
+}
+
+/// State of a file since it was opened.
+enum Kept {
+    Yes,
+    Replaced,
+    Removed,
+    /// The file may still be there, but the system does not say.
+    Unknown,
+}
+
+fn same(path: &Path, expected: Identity) -> Kept {
+    match identity(path) {
+        Ok(found) if found == expected => Kept::Yes,
+        Ok(_) => Kept::Replaced,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::Removed,
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "could not look for a file of the database");
+            Kept::Unknown
+        }
+    }
+}
+
+fn lost_log(path: &Path, file: &Path, what: &str, again: &str) -> StoreError {
+    look::unusable(
+        file,
+        &format!(
+            "this file {what} while this process had the database {} open, and the newest changes are in the former \
+             file; move the files back if they still exist, {again}, and check the database with `certdist audit \
+             verify`; otherwise these changes are lost, and `certdist restore` brings back a backup",
+            path.display()
+        ),
+    )
+}
