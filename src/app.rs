@@ -119,7 +119,7 @@ impl App {
         let mut pruning = JoinSet::new();
         pruning.spawn(keep_pruned(table.clone(), kept_now, registrar.clone()));
         let mut watching = JoinSet::new();
-        watching.spawn(database_lost(services.store.clone()));
+        watching.spawn(database_lost(table.clone()));
         Ok(Self {
             server,
             services,
@@ -208,22 +208,43 @@ impl App {
 }
 
 /// Waits until the file of the database was removed or replaced, and returns the error. Ignores a
-/// file that is missing only for a moment.
-async fn database_lost(store: Arc<dyn Store>) -> StoreError {
-    let mut missed = 0;
+/// file that is missing only for a moment. Meanwhile, logs when secrets are sealed under a key that
+/// this server does not have: it serves the other devices until a reload.
+async fn database_lost(store: Arc<dyn Table>) -> StoreError {
+    let (mut missed, mut has_keys) = (0, true);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let store = store.clone();
         // The check may block.
-        match tokio::task::spawn_blocking(move || store.is_in_place()).await {
-            Ok(Err(error)) => {
+        match tokio::task::spawn_blocking(move || (store.is_in_place(), store.check_keys())).await {
+            Ok((Err(error), _)) => {
                 missed += 1;
                 if missed >= LOOKS {
                     return error;
                 }
             }
-            _ => missed = 0,
+            Ok((Ok(()), keys)) => {
+                missed = 0;
+                log_keys(&mut has_keys, keys);
+            }
+            Err(_) => missed = 0,
         }
+    }
+}
+
+/// Logs, once for each change, whether the server has all keys of the database.
+fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
+    match keys {
+        Ok(()) if !*has_keys => {
+            *has_keys = true;
+            tracing::info!("the database keys open every secret again");
+        }
+        Err(error @ StoreError::Unusable(_)) if *has_keys => {
+            *has_keys = false;
+            tracing::error!(%error, "secrets in the database cannot be opened");
+        }
+        // After any other error, the keys are not known to be missing.
+        _ => {}
     }
 }
 

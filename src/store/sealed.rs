@@ -147,6 +147,10 @@ pub trait Keys {
     /// secret in the store, fails and keeps the former keys.
     fn set_keys(&self, keys: Keyring) -> Result<(), StoreError>;
 
+    /// Fails if the keys do not open every secret in the store, because another process has sealed
+    /// secrets under a key that this one does not have.
+    fn check_keys(&self) -> Result<(), StoreError>;
+
     /// Counts the values under each key. Reads the whole table.
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
 
@@ -253,7 +257,7 @@ fn begun<'a, T: Send + 'a>(mut future: StoreFuture<'a, T>) -> StoreFuture<'a, T>
     }
 }
 
-impl<S: Store> Store for Sealed<S> {
+impl<S: Store + StoredSecrets> Store for Sealed<S> {
     pass_on! {
         self to self.inner;
         fn spelled(mac: &'a DeviceId) -> Option<DeviceId>;
@@ -265,7 +269,14 @@ impl<S: Store> Store for Sealed<S> {
         fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
         fn clear_refusal(id: &'a DeviceId, refusal: &'a str, by: &'a Actor) -> bool;
         fn delete(id: &'a DeviceId, by: &'a Actor) -> bool;
-        fn probe() -> ();
+    }
+
+    fn probe(&self) -> StoreFuture<'_, ()> {
+        let probed = self.inner.probe();
+        Box::pin(async {
+            probed.await?;
+            self.check_keys()
+        })
     }
 
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
@@ -343,7 +354,7 @@ impl<S: Store> Store for Sealed<S> {
     }
 }
 
-impl<S: Store> Claims for Sealed<S> {
+impl<S: Store + StoredSecrets> Claims for Sealed<S> {
     pass_on! {
         self to self.inner;
         fn beats(own: Option<&'a Owner>) -> Vec<Beat>;
@@ -534,6 +545,15 @@ impl<S: StoredSecrets> Keys for Sealed<S> {
         check(&keys, &self.inner.keys_in_use()?).map_err(StoreError::Failed)?;
         self.keys.store(keys.into());
         Ok(())
+    }
+
+    fn check_keys(&self) -> Result<(), StoreError> {
+        check(&self.keys.load(), &self.inner.keys_in_use()?).map_err(|reason| {
+            StoreError::Unusable(format!(
+                "the database was sealed under a key that this process does not have, so devices are not served: \
+                 {reason}; then reload certdist with SIGHUP (`systemctl reload certdist`)"
+            ))
+        })
     }
 
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError> {

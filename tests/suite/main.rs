@@ -16,6 +16,7 @@ mod iot_platform;
 mod looking;
 mod register;
 mod restoring;
+mod sealing;
 mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]

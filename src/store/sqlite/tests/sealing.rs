@@ -371,3 +371,20 @@ fn a_run_that_was_stopped_before_the_file_was_rewritten_rewrites_it_when_repeate
     let bytes = bytes_of(&directory);
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
 }
+
+#[test]
+fn a_process_notices_that_another_has_sealed_under_a_key_that_it_does_not_have() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = open_with(&directory, &[]).unwrap();
+    import(&server, [own("SN-1", "one")]);
+    server.check_keys().unwrap();
+    wait(server.probe()).unwrap();
+    open_with(&directory, &[1]).unwrap().seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    for told in [sentence(server.check_keys()), sentence(wait(server.probe()))] {
+        assert!(told.contains(&key_id(1)) && told.contains("SIGHUP"), "{told}");
+    }
+    server.set_keys(ring(&[1])).unwrap();
+    server.check_keys().unwrap();
+    wait(server.probe()).unwrap();
+    assert_eq!(psk_of(&server, "one").unwrap(), PSK);
+}

@@ -1,0 +1,56 @@
+//! A server whose database was sealed under a key that it does not have says so until it is reloaded.
+
+use std::{
+    fs,
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{MASTER, Process, Site, http_get, stderr};
+
+/// Waits until a text satisfies a condition.
+fn wait_for(read: impl Fn() -> String, holds: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = read();
+        if holds(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_server_without_the_key_of_a_sealed_database_is_not_ready_until_it_is_reloaded() {
+    let admin = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let site = Site::configured(&format!(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n# key\n[admin]\nlisten = \"{admin}\"\n\
+         [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n\
+         [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"derived\"\nkey = \"hex:{MASTER}\"\n"
+    ));
+    site.import(&format!("deviceId,enrollment,pskIdentity,psk\nOWN-1,own,one,{}\n", "0f1e".repeat(8)));
+    let log = fs::File::create(site.path("log")).expect("a log");
+    let server = Process::start(site.certdist(&["serve"]).stderr(log));
+    let ready = || http_get(admin, "/readyz");
+    let log = || fs::read_to_string(site.path("log")).expect("a log");
+    assert!(ready().starts_with("ready"), "{}", ready());
+
+    site.write("database.key", &"17".repeat(32));
+    let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    site.write("certdist.toml", &configuration.replace("# key", "database_key = \"file:database.key\""));
+    let sealed = site.run(&["database", "seal"]);
+    assert!(sealed.status.success(), "{}", stderr(&sealed));
+    let told = wait_for(ready, |told| told.starts_with("not ready"));
+    assert!(told.contains("sealed under a key that this process does not have"), "{told}");
+    assert!(told.contains("systemctl reload certdist"), "{told}");
+    wait_for(log, |log| log.contains("secrets in the database cannot be opened"));
+
+    server.signal("HUP");
+    wait_for(log, |log| log.contains("the database keys open every secret again"));
+    wait_for(ready, |told| told.starts_with("ready"));
+    // The problem is logged once.
+    assert_eq!(log().matches("secrets in the database cannot be opened").count(), 1);
+    assert_eq!(server.stop(), Some(0));
+}
