@@ -169,9 +169,11 @@ fn listed(undone: &Undone) -> String {
     line(&undone.disabled, "disabled devices would become enabled");
     line(&undone.enabled, "enabled devices would become disabled");
     line(&undone.deleted, "deleted devices would come back");
+    line(&undone.reset, "reset devices would count as issued or refused again");
     line(&undone.issued, "first issues would be forgotten, and may happen once more");
     line(&undone.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
     line(&undone.imported, "imports would be undone");
+    line(&undone.returning, "imports that were undone would take effect again");
     if undone.pruned > 0 {
         let pruned = undone.pruned;
         lines.push_str(&format!(

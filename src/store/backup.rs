@@ -35,12 +35,16 @@ pub struct Undone {
     pub enabled: Sample,
     /// Devices that were deleted and would come back.
     pub deleted: Sample,
+    /// Devices that were reset, and would count as issued or refused again.
+    pub reset: Sample,
     /// First issues of certificates.
     pub issued: Sample,
     /// Registrations at IoT Platform.
     pub registered: Sample,
-    /// Imports, as the audit log describes them.
+    /// Imports that are in effect, as in the audit log.
     pub imported: Sample,
+    /// Imports of the backup that were undone and would take effect again, as in the audit log.
+    pub returning: Sample,
 }
 
 /// Number of items in a list, and its first items.

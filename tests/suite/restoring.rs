@@ -242,3 +242,61 @@ fn a_restore_lists_what_it_undoes() {
     assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
     assert!(third.run(&["device", "show", "THIRD"]).status.success());
 }
+
+#[test]
+fn resets_and_undone_imports_are_listed_by_what_they_are_and_an_issue_once() {
+    let site = Site::new();
+    site.import(DEVICES);
+    site.write("kept.csv", "deviceId,enrollment\nKEPT,lamp\n");
+    let imported = site.run(&["import", "kept.csv"]);
+    let number = |output: &std::process::Output| {
+        stderr(output).trim_end().rsplit(' ').next().expect("a number").to_owned()
+    };
+    let server = site.serve();
+    let (address, key) = (server.address.to_string(), hex::encode(SHARED_KEY));
+    let issue = |device: &str| {
+        let line = [
+            "device-sim",
+            "--server",
+            &address,
+            "--identity",
+            SHARED_IDENTITY,
+            "--psk",
+            &key,
+            "--sn",
+            device,
+        ];
+        succeeds(&site, &line);
+    };
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-2,plug,plug-2,secretp2000000000000000000000000\n",
+    );
+    issue("PLUG-2");
+    succeeds(&site, &["backup", "copy.db"]);
+    issue("PLUG-1");
+    succeeds(&site, &["device", "reset", "PLUG-1"]);
+    issue("PLUG-1");
+    succeeds(&site, &["device", "reset", "PLUG-2"]);
+    succeeds(&site, &["import", "undo", &number(&imported), "--yes"]);
+    // An import that was undone since the backup is not there to be undone again.
+    site.write("brief.csv", "deviceId,enrollment\nBRIEF,lamp\n");
+    let brief = site.run(&["import", "brief.csv"]);
+    succeeds(&site, &["import", "undo", &number(&brief), "--yes"]);
+    site.write("last.csv", "deviceId,enrollment\nLAST,lamp\n");
+    succeeds(&site, &["import", "last.csv"]);
+    let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
+    let expected = format!(
+        "a restore would undo these changes since the backup:\n  \
+         1: reset devices would count as issued or refused again: PLUG-2\n  \
+         1: first issues would be forgotten, and may happen once more: PLUG-1\n  \
+         1: imports would be undone: last.csv: 1 devices added, 0 changed, 0 unchanged\n  \
+         1: imports that were undone would take effect again: import {} of kept.csv: 1 devices removed, 0 restored, \
+         0 left\n",
+        number(&imported)
+    );
+    assert!(told.contains(&expected), "{told}");
+    // A reset device that was issued again is reset in the database, and not in the backup.
+    issue("PLUG-2");
+    let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
+    assert!(told.contains("may happen once more: PLUG-1\n"), "{told}");
+}

@@ -199,7 +199,7 @@ fn import(
 /// few.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged, .. } = report;
-    let mut detail = format!("{file}: {added} devices added, {changed} changed, {unchanged} unchanged");
+    let mut detail = format!("{}{unchanged} unchanged", imports::counts(file, added, changed));
     let mut enrollments: Vec<_> = enrollments.into_iter().collect();
     if enrollments.len() > 1 {
         detail.push_str(", in ");

@@ -101,6 +101,11 @@ fn import_record(row: &Row<'_>) -> rusqlite::Result<ImportRecord> {
     })
 }
 
+/// Returns the beginning of the audit entry of an import, by which [`record`]s are found in the log.
+pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
+    format!("{file}: {added} devices added, {changed} changed, ")
+}
+
 /// Undoes an import in one transaction.
 pub(super) fn undo(
     connection: &Connection,

@@ -5,13 +5,14 @@ use std::{collections::HashSet, path::Path};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use super::{audit, store_error};
+use super::{audit, imports, store_error};
 use crate::{
     device::DeviceId,
     store::{
-        StoreError,
+        StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent, Chain, Link},
         backup::{Sample, Undone},
+        undo::ImportId,
     },
 };
 
@@ -36,24 +37,57 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
     }
     let pruned = audit::pruned(now)?;
     undone.pruned = pruned.saturating_sub(chain.last);
-    let mut seen = HashSet::new();
+    let mut imports = undone_since(now, backup)?;
+    let mut seen = Seen::default();
     let mut note = |entry: AuditEntry, _: Link| -> rusqlite::Result<()> {
         undone.entries += 1;
-        let sample = match entry.event {
-            AuditEvent::Issued => &mut undone.issued,
-            AuditEvent::Registered => &mut undone.registered,
-            AuditEvent::Imported | AuditEvent::Undone => &mut undone.imported,
-            AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted => {
+        let sample = match (entry.event, &entry.device) {
+            // An issue before a reset no longer counts, so only that of the last state is listed.
+            (AuditEvent::Issued, Some(id)) => {
+                let [now, before] =
+                    [state_of(now, id)?, state_of(backup, id)?].map(Option::unwrap_or_default);
+                if now.issued != Some(entry.at) || before.issued.is_some() || !seen.first_at(entry.at, id) {
+                    return Ok(());
+                }
+                &mut undone.issued
+            }
+            (AuditEvent::Registered, _) => &mut undone.registered,
+            (AuditEvent::Imported, _) => {
+                let detail = entry.detail.as_deref().unwrap_or_default();
+                if let Some(at) = imports.iter().position(|counts| detail.starts_with(counts)) {
+                    imports.swap_remove(at);
+                    return Ok(());
+                }
+                &mut undone.imported
+            }
+            (AuditEvent::Undone, _) => {
+                if !is_import_of(backup, entry.detail.as_deref().unwrap_or_default())? {
+                    return Ok(());
+                }
+                &mut undone.returning
+            }
+            (AuditEvent::Reset, Some(id)) => {
+                let [Some(now), Some(before)] = [state_of(now, id)?, state_of(backup, id)?] else {
+                    return Ok(());
+                };
+                let had = before.issued.is_some() || before.refusal.is_some();
+                let is_reset = before.issued != now.issued || before.refusal != now.refusal;
+                if !had || !is_reset || !seen.reset.insert(id.clone()) {
+                    return Ok(());
+                }
+                &mut undone.reset
+            }
+            (AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted, Some(id)) => {
                 // A device may have changed more than once; only its last state counts.
-                let Some(id) = &entry.device else { return Ok(()) };
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
-                let sample = match (before.as_deref(), now.as_deref()) {
-                    (Some("enabled"), Some("disabled")) => &mut undone.disabled,
-                    (Some("disabled"), Some("enabled")) => &mut undone.enabled,
+                let enabled = |device: &Option<State>| device.as_ref().map(|device| device.enabled);
+                let sample = match (enabled(&before), enabled(&now)) {
+                    (Some(true), Some(false)) => &mut undone.disabled,
+                    (Some(false), Some(true)) => &mut undone.enabled,
                     (Some(_), None) => &mut undone.deleted,
                     _ => return Ok(()),
                 };
-                if !seen.insert(id.clone()) {
+                if !seen.changed.insert(id.clone()) {
                     return Ok(());
                 }
                 sample
@@ -70,11 +104,69 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
     Ok(undone)
 }
 
-fn state_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<String>> {
+/// Devices that are listed already.
+#[derive(Default)]
+struct Seen {
+    changed: HashSet<DeviceId>,
+    reset: HashSet<DeviceId>,
+    /// Devices that were issued in one second, and this second. Issues of a device at other times
+    /// are told apart by their times, so that not all devices need be kept.
+    issued: HashSet<DeviceId>,
+    second: UnixSeconds,
+}
+
+impl Seen {
+    /// Returns whether no issue of a device in this second is listed yet.
+    fn first_at(&mut self, at: UnixSeconds, id: &DeviceId) -> bool {
+        if self.second != at {
+            self.second = at;
+            self.issued.clear();
+        }
+        self.issued.insert(id.clone())
+    }
+}
+
+/// State of a device that an operator or an issue changes.
+#[derive(Default)]
+struct State {
+    enabled: bool,
+    issued: Option<UnixSeconds>,
+    refusal: Option<String>,
+}
+
+fn state_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<State>> {
     connection
-        .prepare_cached("SELECT state FROM device_table WHERE deviceId = ?1")?
-        .query_row([id.as_str()], |row| row.get(0))
+        .prepare_cached(
+            "SELECT state = 'enabled', firstIssued, refusal FROM device_table WHERE deviceId = ?1",
+        )?
+        .query_row([id.as_str()], |row| {
+            Ok(State { enabled: row.get(0)?, issued: row.get(1)?, refusal: row.get(2)? })
+        })
         .optional()
+}
+
+/// Returns the beginnings of the audit entries of imports that were made and undone since the backup.
+fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<String>> {
+    let imports = imports::all(now)?.into_iter().filter(|import| import.undone.is_some());
+    let mut counts = Vec::new();
+    for import in imports {
+        if !is_import(backup, import.id)? {
+            counts.push(imports::counts(&import.file, import.added, import.changed));
+        }
+    }
+    Ok(counts)
+}
+
+/// Returns whether the backup has the import whose undoing an audit entry describes.
+fn is_import_of(backup: &Connection, detail: &str) -> rusqlite::Result<bool> {
+    let mut words = detail.split(' ').skip(1);
+    let id = words.next().and_then(|id| id.parse::<ImportId>().ok());
+    id.map_or(Ok(true), |id| is_import(backup, id))
+}
+
+fn is_import(connection: &Connection, id: ImportId) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare_cached("SELECT 1 FROM import WHERE importId = ?1")?;
+    statement.exists([id.0])
 }
 
 impl Sample {
