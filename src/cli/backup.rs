@@ -93,12 +93,14 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let upgraded = upgraded.unwrap_or_default();
     print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
     let (mut damaged, mut is_other) = (false, false);
+    let mut is_sealed = config.database_keys.first().is_some();
     if path.exists() {
         let found = backup::examine(path);
         damaged = found.is_err() && !matches!(condition, Ok(Condition::Older(_)));
         match &found {
             Ok(contents) => {
                 print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
+                is_sealed |= !contents.keys.is_empty();
                 let undone = backup.undone(path)?;
                 // A database without devices, as a first start makes it, has nothing to lose.
                 is_other = undone.is_other && contents.devices > 0;
@@ -117,6 +119,17 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
             }
             _ => {}
         }
+    }
+    let clear = backup.contents.clear;
+    if is_sealed && clear > 0 {
+        let file = args.file.display();
+        print(|out| {
+            writeln!(
+                out,
+                "{file}: {clear} of its secrets are in clear text, and would be so in the database; run `certdist \
+                 database seal` after the restore"
+            )
+        })?;
     }
     let Some(lock) = lock else {
         return Ok(print(|out| writeln!(out, "{}: would be restored", path.display()))?);

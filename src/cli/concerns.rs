@@ -8,8 +8,11 @@ use crate::{
     store::{self, Condition},
 };
 
-/// Permission of other users to read a file.
-const OTHERS_READ: u32 = 0o004;
+/// Permissions of other users to read or change a file.
+const OTHERS: u32 = 0o006;
+
+/// Permission of the file's group to change it.
+const GROUP_WRITES: u32 = 0o020;
 
 /// Longest `drain` that a service manager's usual time-out of 30 s allows.
 const USUAL_DRAIN: Duration = Duration::from_secs(10);
@@ -23,9 +26,13 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
     }
     let own = config.has_inline_keys.then_some(path);
     let files = config.secret_files.iter().map(|file| &**file).chain(own);
-    for file in files.filter(|file| is_public(file)) {
-        let file = file.display();
-        concerns.push(format!("{file} has a secret, and every user can read it: chmod o= {file}"));
+    for file in files {
+        let (mode, file) = (mode_of(file), file.display());
+        if mode & OTHERS != 0 {
+            concerns.push(format!("{file} has a secret, and every user can read it: chmod o= {file}"));
+        } else if mode & GROUP_WRITES != 0 {
+            concerns.push(format!("{file} has a secret, and its group can change it: chmod g-w {file}"));
+        }
     }
     let drain = config.limits.drain;
     if drain > USUAL_DRAIN {
@@ -39,8 +46,9 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
     concerns
 }
 
-fn is_public(file: &Path) -> bool {
-    fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
+/// Returns the permissions of a file; none if the file cannot be examined.
+fn mode_of(file: &Path) -> u32 {
+    fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode())
 }
 
 /// Returns the concerns about the devices in the table. Reads the whole table. Returns none if the
@@ -52,13 +60,35 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
     let is_configured = |name: &str| config.enrollments.iter().any(|enrollment| enrollment.name == name);
     let all = store::devices_by_enrollment(&config.database).unwrap_or_default();
     let unknown = all.into_iter().filter(|(enrollment, _)| !is_configured(enrollment));
-    unknown
-        .map(|(enrollment, devices)| {
-            format!(
-                "{devices} devices are in enrollment \"{}\", which is not configured, so they get no certificate; add \
-                 the [[enrollment]], or import them into another one",
-                enrollment.escape_debug()
-            )
-        })
-        .collect()
+    let concerns = unknown.map(|(enrollment, devices)| {
+        format!(
+            "{devices} devices are in enrollment \"{}\", which is not configured, so they get no certificate; add \
+             the [[enrollment]], or import them into another one",
+            enrollment.escape_debug()
+        )
+    });
+    concerns.chain(of_clear_secrets(config)).collect()
+}
+
+/// Returns the concerns about secrets in clear text: those that every user can read, and those that
+/// were written before there was a key, or by a process without one. If no key is configured,
+/// [`of_configuration`] says so.
+fn of_clear_secrets(config: &Config) -> Vec<String> {
+    let (Ok(clear @ 1..), Ok(file)) =
+        (store::clear_secrets(&config.database), store::file_of(&config.database))
+    else {
+        return Vec::new();
+    };
+    let mut concerns = Vec::new();
+    if config.database_keys.first().is_some() {
+        concerns
+            .push(format!("{clear} secrets in the database are in clear text; run `certdist database seal`"));
+    }
+    if mode_of(file) & OTHERS != 0 {
+        let file = file.display();
+        concerns.push(format!(
+            "{file} has {clear} secrets in clear text, and every user can read it: chmod o= {file}*"
+        ));
+    }
+    concerns
 }

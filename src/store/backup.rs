@@ -15,6 +15,8 @@ pub struct Contents {
     pub psks: u64,
     /// IDs of the keys under which the store's secrets are sealed.
     pub keys: Vec<String>,
+    /// Secrets that are not sealed.
+    pub clear: u64,
     /// Result of verifying the store's audit log.
     pub audit: Chain,
 }

@@ -490,8 +490,14 @@ pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
     sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
 }
 
-/// Counts the devices of each enrollment in the store at `url`, which must have the current
-/// version. Changes nothing, and reads the whole table.
+/// Counts the secrets in the store at `url`, which has the current version, that are not sealed.
+/// Changes nothing, and reads the whole table.
+pub fn clear_secrets(url: &str) -> Result<u64, StoreError> {
+    Sqlite::clear_secrets(file_of(url)?)
+}
+
+/// Counts the devices of each enrollment in the store at `url`, which has the current version.
+/// Changes nothing, and reads the whole table.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
 }

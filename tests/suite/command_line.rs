@@ -531,6 +531,8 @@ fn what_an_operator_should_know_is_said_by_check_config_and_by_the_server() {
     assert!(file.contains("certdist.toml has a secret"), "{file}");
     assert!(drain.starts_with("a stop takes up to 80 s (drain = 60)"), "{drain}");
 
+    set_mode("lamp.key", 0o660);
+    assert!(warnings()[1].contains("lamp.key has a secret, and its group can change it: chmod g-w "));
     // All problems but the first are fixed, and the configuration no longer has a device's
     // enrollment.
     set_mode("lamp.key", 0o640);

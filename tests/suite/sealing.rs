@@ -3,11 +3,12 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::support::{MASTER, Process, Site, http_get, stderr};
+use crate::support::{MASTER, Process, Site, http_get, stderr, stdout};
 
 /// Waits until a text satisfies a condition.
 fn wait_for(read: impl Fn() -> String, holds: impl Fn(&str) -> bool) -> String {
@@ -53,4 +54,36 @@ fn a_server_without_the_key_of_a_sealed_database_is_not_ready_until_it_is_reload
     // The problem is logged once.
     assert_eq!(log().matches("secrets in the database cannot be opened").count(), 1);
     assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn clear_secrets_beside_a_key_are_told_by_check_config_and_by_a_restore() {
+    let site = Site::new();
+    let without = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let device = "PLUG-1,plug,plug-1,secretp1000000000000000000000000";
+    site.import(&format!("deviceId,enrollment,deviceName,deviceSecret\n{device}\n"));
+    let warned = || stderr(&site.run(&["check-config"]));
+    fs::set_permissions(site.path("certdist.db"), fs::Permissions::from_mode(0o644)).expect("permissions");
+    assert!(
+        warned().contains("certdist.db has 1 secrets in clear text, and every user can read it: chmod o= ")
+    );
+    fs::set_permissions(site.path("certdist.db"), fs::Permissions::from_mode(0o600)).expect("permissions");
+    let copied = site.run(&["backup", "clear.db"]);
+    assert!(copied.status.success(), "{}", stderr(&copied));
+
+    site.write("database.key", &"17".repeat(32));
+    site.write("certdist.toml", &format!("database_key = \"file:database.key\"\n{without}"));
+    let clear = "1 secrets in the database are in clear text; run `certdist database seal`";
+    assert!(warned().contains(clear), "{}", warned());
+    assert!(site.run(&["database", "seal"]).status.success());
+    assert!(!warned().contains("clear text"), "{}", warned());
+    for keyless in [false, true] {
+        if keyless {
+            site.write("certdist.toml", &without);
+        }
+        let told = stdout(&site.run(&["restore", "clear.db", "--dry-run"]));
+        let clear =
+            "clear.db: 1 of its secrets are in clear text, and would be so in the database; run `certdist";
+        assert!(told.contains(clear), "{told}");
+    }
 }

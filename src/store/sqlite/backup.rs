@@ -225,6 +225,7 @@ fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
         devices: count("SELECT count(*) FROM device_table")?,
         psks: count("SELECT count(*) FROM device_key")?,
         keys: secrets::keys_in_use(connection)?,
+        clear: secrets::count_clear(connection)?,
         audit: audit::verify_in(connection, |_, _| ())?,
     })
 }

@@ -187,6 +187,12 @@ impl Sqlite {
         look::at(path, secrets::keys_in_use)
     }
 
+    /// Counts the secrets in a file of the current version that are not sealed. Changes nothing, and
+    /// reads the whole table.
+    pub fn clear_secrets(path: &Path) -> Result<u64, StoreError> {
+        look::at(path, secrets::count_clear)
+    }
+
     /// Counts the devices of each enrollment in a file of the current version. Changes nothing, and
     /// reads the whole table.
     pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {

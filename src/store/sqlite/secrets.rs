@@ -78,6 +78,13 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
     Ok(counts)
 }
 
+/// Counts the values that are not sealed. Reads the whole table.
+pub(super) fn count_clear(connection: &Connection) -> rusqlite::Result<u64> {
+    let counts = count(connection)?;
+    let clear = counts.iter().filter(|count| count.key.is_none());
+    Ok(clear.map(|count| count.device_secrets + count.psks).sum())
+}
+
 impl StoredSecrets for Sqlite {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
         self.query(keys_in_use)
