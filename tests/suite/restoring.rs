@@ -62,6 +62,23 @@ fn a_database_in_use_is_not_replaced_by_any_path_and_whatever_became_of_its_file
 }
 
 #[test]
+fn a_damaged_database_is_replaced_where_its_link_leads() {
+    let site = Site::new();
+    fs::create_dir(site.path("disk")).expect("a folder");
+    symlink("disk/real.db", site.path("certdist.db")).expect("a link");
+    fs::write(site.path("disk/real.db"), "").expect("written");
+    site.import(DEVICES);
+    succeeds(&site, &["backup", "copy.db"]);
+    fs::write(site.path("disk/real.db"), "damaged").expect("written");
+    // The log of the damaged file would be applied to the restored one.
+    fs::write(site.path("disk/real.db-wal"), "left behind").expect("written");
+    succeeds(&site, &["restore", "copy.db", "--yes", "--force"]);
+    assert!(site.path("certdist.db").is_symlink() && !site.path("disk/real.db").is_symlink());
+    assert!(!site.path("disk/real.db-wal").exists());
+    assert!(succeeds(&site, &["export"]).contains("SN00000001"));
+}
+
+#[test]
 fn no_server_starts_while_a_database_is_restored() {
     let site = Site::new();
     site.import(DEVICES);

@@ -170,6 +170,9 @@ impl Restorable {
         by: &Actor,
         progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {
+        // A link stays, and what it leads to is replaced.
+        let real = to.canonicalize();
+        let to = real.as_deref().unwrap_or(to);
         let source = self.open()?;
         if to.exists() && !damaged {
             let mut target = connection::open_again(to, WAIT)?;
