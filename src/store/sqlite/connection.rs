@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use rustix::fs::Access;
 
 use super::{
-    audit, claims,
+    audit, claims, lock,
     look::{self, Place},
     store_error,
 };
@@ -178,12 +178,12 @@ pub(super) fn condition(path: &Path) -> Result<Condition, StoreError> {
     rustix::fs::access(folder(path), Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|error| failed(format!("the folder cannot be written ({})", io::Error::from(error))))?;
     if look::place(path)? == Place::Nothing {
-        return Ok(Condition::Missing);
+        return lock::was_not_lost(path).map(|()| Condition::Missing);
     }
     rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK)
         .map_err(|error| failed(format!("cannot be read and written ({})", io::Error::from(error))))?;
     if look::place(path)? == Place::Empty {
-        return Ok(Condition::Missing);
+        return lock::was_not_lost(path).map(|()| Condition::Missing);
     }
     match look::found(path)? {
         Found::Version(VERSION) => Ok(Condition::Current),

@@ -78,6 +78,27 @@ fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
     Err(io::Error::other("other processes remove the lock file again and again"))
 }
 
+/// Fails if there is no database at a path, but a lock file shows that there was one. Then no
+/// process creates a database there.
+pub(super) fn was_not_lost(database: &Path) -> Result<(), StoreError> {
+    let path = path_of(database);
+    let has_content = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() > 0);
+    if has_content && is_missing(database) { Err(lost(database, &path)) } else { Ok(()) }
+}
+
+fn is_missing(database: &Path) -> bool {
+    fs::metadata(database).map_or(true, |database| database.len() == 0)
+}
+
+fn lost(database: &Path, lock: &Path) -> StoreError {
+    let lock = lock.display();
+    let reason = format!(
+        "there is no database, but there was one when {lock} was made; restore a backup with `certdist restore`, or \
+         remove that file to begin with an empty database"
+    );
+    look::unusable(database, &reason)
+}
+
 fn is_same(found: &fs::Metadata, file: &File) -> bool {
     file.metadata().is_ok_and(|file| (file.dev(), file.ino()) == (found.dev(), found.ino()))
 }
@@ -87,14 +108,7 @@ impl Lock {
     /// restored. Returns the system's error if the lock file cannot be used.
     pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
         match attempt(database, FlockOperation::NonBlockingLockShared) {
-            Ok(Attempt::Held(lock)) if lock.has_lost_database() => {
-                let made = lock.path.display();
-                let reason = format!(
-                    "there is no database, but there was one when {made} was made; restore a backup with `certdist \
-                     restore`, or remove that file to begin with an empty database"
-                );
-                Err(look::unusable(database, &reason))
-            }
+            Ok(Attempt::Held(lock)) if lock.has_lost_database() => Err(lost(database, &lock.path)),
             Ok(Attempt::Held(lock)) => Ok(Ok(lock)),
             Ok(Attempt::Excluded) => Err(StoreError::Busy(format!(
                 "{}: it is being restored; try again later",
@@ -115,8 +129,7 @@ impl Lock {
 
     /// Returns whether there was a database that no longer exists.
     fn has_lost_database(&self) -> bool {
-        self.file.metadata().is_ok_and(|file| file.len() > 0)
-            && fs::metadata(&self.database).map_or(true, |database| database.len() == 0)
+        self.file.metadata().is_ok_and(|file| file.len() > 0) && is_missing(&self.database)
     }
 
     /// Takes the lock exclusively. Fails if any other process has the database open, or had it open

@@ -17,7 +17,7 @@ use rustix::fs::Access;
 
 use super::{
     connection::{self, Found},
-    store_error,
+    lock, store_error,
 };
 use crate::store::StoreError;
 
@@ -80,6 +80,7 @@ pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
         Place::Empty => "the file is empty",
         Place::Nothing => "there is no database",
     };
+    lock::was_not_lost(path)?;
     let create = "`certdist import` or `certdist serve` creates it";
     let reason = format!("{what}; {create}; if yours is elsewhere, correct `database` in the configuration");
     Err(unusable(path, &reason))

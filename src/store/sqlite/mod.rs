@@ -147,7 +147,10 @@ impl Sqlite {
     ) -> Result<Self, StoreError> {
         match look::place(path)? {
             Place::File => Self::look(path, accepts),
-            Place::Empty | Place::Nothing => Ok(Self::reading(absolute(path)?, Access::PreviewsNew)),
+            Place::Empty | Place::Nothing => {
+                lock::was_not_lost(path)?;
+                Ok(Self::reading(absolute(path)?, Access::PreviewsNew))
+            }
         }
     }
 
