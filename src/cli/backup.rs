@@ -6,8 +6,8 @@ use anyhow::anyhow;
 
 use super::{CommandResult, ConfigArgs, Failure, ask, look_at_store, print, progress::Progress};
 use crate::store::{
-    self, Actor, Condition, StoreError,
-    backup::{self, Contents, Lock, Restorable, Sample, Undone},
+    self, Actor,
+    backup::{self, Contents, Lock, Restorable, Sample, Target, Undone},
     sealed,
 };
 
@@ -73,7 +73,6 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read_offline()?;
     let path = store::file_of(&config.database)?;
     backup::can_be_at(path)?;
-    let condition = store::examine(&config.database);
     // The lock is held until the database is replaced, so that no server starts meanwhile.
     let lock = match args.dry_run {
         true => Lock::holder(path).map_or(Ok(None), |who| {
@@ -92,33 +91,28 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let upgraded = backup.older.map(|version| format!("; upgraded from version {version}"));
     let upgraded = upgraded.unwrap_or_default();
     print(|out| writeln!(out, "{}: {}{upgraded}", args.file.display(), as_text(&backup.contents)))?;
-    let (mut damaged, mut is_other) = (false, false);
+    let target = backup::target(path)?;
+    let mut is_other = false;
     let mut is_sealed = config.database_keys.first().is_some();
-    if path.exists() {
-        let found = backup::examine(path);
-        damaged = found.is_err() && !matches!(condition, Ok(Condition::Older(_)));
-        match &found {
-            Ok(contents) => {
-                print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
-                is_sealed |= !contents.keys.is_empty();
-                let undone = backup.undone(path)?;
-                // A database without devices, as a first start makes it, has nothing to lose.
-                is_other = undone.is_other && contents.devices > 0;
-                print(|out| out.write_all(listed(&undone).as_bytes()))?;
-            }
-            Err(error) => print(|out| writeln!(out, "{error}"))?,
+    match &target {
+        Target::Nothing => {}
+        Target::Current(contents) => {
+            print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
+            is_sealed |= !contents.keys.is_empty();
+            let undone = backup.undone(path)?;
+            // A database without devices, as a first start makes it, has nothing to lose.
+            is_other = undone.is_other && contents.devices > 0;
+            print(|out| out.write_all(listed(&undone).as_bytes()))?;
         }
-        let reason = against(&backup.contents, &found, damaged, is_other);
-        match (reason, args.dry_run) {
-            (Some(reason), true) => {
-                print(|out| writeln!(out, "{}: {reason}: needs --force", path.display()))?
-            }
-            (Some(reason), false) if !args.force => {
-                let path = path.display();
-                return Err(anyhow!("{path}: {reason}; use --force to replace it anyway").into());
-            }
-            _ => {}
+        Target::Older(error) | Target::Damaged(error) => print(|out| writeln!(out, "{error}"))?,
+    }
+    match (against(&backup.contents, &target, is_other), args.dry_run) {
+        (Some(reason), true) => print(|out| writeln!(out, "{}: {reason}: needs --force", path.display()))?,
+        (Some(reason), false) if !args.force => {
+            let path = path.display();
+            return Err(anyhow!("{path}: {reason}; use --force to replace it anyway").into());
         }
+        _ => {}
     }
     let clear = backup.contents.clear;
     if is_sealed && clear > 0 {
@@ -134,32 +128,28 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let Some(lock) = lock else {
         return Ok(print(|out| writeln!(out, "{}: would be restored", path.display()))?);
     };
-    if path.exists() {
+    if !matches!(target, Target::Nothing) {
         ask::sure(args.yes, &format!("Replace the database {}?", path.display()))?;
     }
-    let by = Actor::system_user();
+    let (by, damaged) = (Actor::system_user(), matches!(target, Target::Nothing | Target::Damaged(_)));
     Progress::showing(PROGRESS, |progress| backup.restore(path, damaged, &lock, &by, progress))?;
     print(|out| writeln!(out, "{}: restored", path.display()))?;
     Ok(())
 }
 
-/// Returns the reason why the database, whose contents are `found`, must not be replaced; `None` if it
-/// may be.
-fn against(
-    backup: &Contents,
-    found: &Result<Contents, StoreError>,
-    damaged: bool,
-    is_other: bool,
-) -> Option<String> {
-    match found {
-        _ if damaged => Some("it is damaged, or not a database of this version".into()),
-        Ok(contents) if contents.audit.last > backup.audit.last => {
+/// Returns the reason why the database must not be replaced; `None` if it may be.
+fn against(backup: &Contents, target: &Target, is_other: bool) -> Option<String> {
+    match target {
+        Target::Damaged(_) => Some("it is damaged, or not a database of this version".into()),
+        Target::Current(contents) if contents.audit.last > backup.audit.last => {
             let newer = contents.audit.last - backup.audit.last;
             Some(format!("its audit log is {newer} entries newer than the backup"))
         }
-        Ok(_) if is_other => Some("it is another database than the one that was backed up".into()),
-        Ok(_) => None,
-        Err(_) => Some("it is of an older version, and may be newer than the backup".to_owned()),
+        Target::Current(_) if is_other => {
+            Some("it is another database than the one that was backed up".into())
+        }
+        Target::Nothing | Target::Current(_) => None,
+        Target::Older(_) => Some("it is of an older version, and may be newer than the backup".into()),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Backups of a store that is a single file, and their restoration.
 
-use super::audit::Chain;
 pub use super::sqlite::{
-    backup::{Restorable, can_be_at, examine},
+    backup::{Restorable, can_be_at, target},
     lock::Lock,
 };
+use super::{StoreError, audit::Chain};
 
 /// Content of a store or of its backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,20 @@ pub struct Contents {
     pub clear: u64,
     /// Result of verifying the store's audit log.
     pub audit: Chain,
+}
+
+/// Object at the path of the database that a restore would replace.
+#[derive(Debug)]
+pub enum Target {
+    /// No file, or an empty one.
+    Nothing,
+    /// An undamaged database of the current version.
+    Current(Contents),
+    /// A database of an older version, with a sentence about it.
+    Older(StoreError),
+    /// A damaged database, one of a newer version, or a file of another kind, with a sentence about
+    /// it.
+    Damaged(StoreError),
 }
 
 /// Changes that a restore would undo, according to the database's audit log.

@@ -9,17 +9,23 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, OpenFlags, Transaction, TransactionBehavior,
+    Connection, Transaction, TransactionBehavior,
     backup::{Backup, StepResult},
 };
 
-use super::{Actor, audit, connection, files::identity, lock::Lock, look, secrets, store_error, undone};
+use super::{
+    Actor, audit, connection,
+    files::identity,
+    lock::Lock,
+    look::{self, Place},
+    secrets, store_error, undone,
+};
 use crate::{
     new_file::NewFile,
     store::{
         StoreError,
         audit::{AuditEntry, AuditEvent},
-        backup::{Contents, Undone},
+        backup::{Contents, Target, Undone},
     },
 };
 
@@ -76,20 +82,36 @@ pub(super) fn back_up(
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No
 /// process may write to it meanwhile. Returns its content.
-pub fn examine(path: &Path) -> Result<Contents, StoreError> {
-    let connection = open_as_it_is(path)?;
-    match connection::older(&connection, path)? {
-        None => look_through(&connection, path),
-        Some(version) => Err(StoreError::Failed(format!(
-            "{}: the database has schema version {version}; a certdist that opens it brings it up to date",
-            path.display()
-        ))),
-    }
+fn examine(path: &Path) -> Result<Contents, StoreError> {
+    look::at_any(path, |connection| match connection::older(connection, path)? {
+        None => look_through(connection, path),
+        Some(version) => Err(older(path, version)),
+    })
 }
 
-fn open_as_it_is(path: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags).map_err(|error| store_error(path, error))
+fn older(path: &Path, version: usize) -> StoreError {
+    StoreError::Failed(format!(
+        "{}: the database has schema version {version}; a certdist that opens it brings it up to date",
+        path.display()
+    ))
+}
+
+/// Examines what a restore would replace. Creates and changes nothing. Fails for a file that
+/// this process cannot read.
+pub fn target(path: &Path) -> Result<Target, StoreError> {
+    if look::place(path)? != Place::File {
+        return Ok(Target::Nothing);
+    }
+    let examined = look::at_any(path, |connection| match connection::older(connection, path)? {
+        None => Ok(Target::Current(look_through(connection, path)?)),
+        Some(version) => Ok(Target::Older(older(path, version))),
+    });
+    match examined {
+        Err(error @ StoreError::Failed(_)) => Ok(Target::Damaged(error)),
+        // What an interrupted change has left cannot be read without completing the change.
+        Err(error @ StoreError::Busy(_)) if look::has_journal(path) => Ok(Target::Damaged(error)),
+        examined => examined,
+    }
 }
 
 fn look_through(connection: &Connection, path: &Path) -> Result<Contents, StoreError> {
@@ -128,35 +150,41 @@ impl Restorable {
     /// beside `to`, and the copy is migrated. `progress` receives the number of copied pages
     /// and the total.
     pub fn examine(from: &Path, to: &Path, progress: impl FnMut(u64, u64)) -> Result<Self, StoreError> {
-        if identity(from).is_ok_and(|from| identity(to).is_ok_and(|to| from == to)) {
-            let reason = "this is the database itself; expected a file that `certdist backup` wrote";
-            return Err(StoreError::Unusable(format!("{}: {reason}", from.display())));
+        let expected = "expected a file that `certdist backup` wrote";
+        match fs::metadata(from) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(look::unusable(from, &format!("this is not a file; {expected}"))),
+            Err(error) => return Err(look::unusable(from, &format!("{error}; {expected}"))),
         }
-        let source = open_as_it_is(from)?;
-        let Some(version) = connection::older(&source, from)? else {
-            let contents = look_through(&source, from)?;
-            return Ok(Self { from: from.to_owned(), contents, older: None, upgraded: None });
-        };
-        is_undamaged(&source, from)?;
-        let part = begin(to, NewFile::replacing)?;
-        let failed = |error| store_error(part.path(), error);
-        let mut copy = Connection::open(part.path()).map_err(failed)?;
-        copy_pages(&source, &mut copy, progress).map_err(failed)?;
-        as_one_file(&copy).map_err(failed)?;
-        // No keys are checked here, because the migration changes only the copy. The caller checks
-        // the keys in `contents`.
-        connection::migrate(&copy, part.path(), |_| Ok(()))?;
-        let contents = look_through(&copy, from)?;
-        Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
+        if identity(from).is_ok_and(|from| identity(to).is_ok_and(|to| from == to)) {
+            return Err(look::unusable(from, &format!("this is the database itself; {expected}")));
+        }
+        look::at_any(from, |source| {
+            let Some(version) = connection::older(source, from)? else {
+                let contents = look_through(source, from)?;
+                return Ok(Self { from: from.to_owned(), contents, older: None, upgraded: None });
+            };
+            is_undamaged(source, from)?;
+            let part = begin(to, NewFile::replacing)?;
+            let failed = |error| store_error(part.path(), error);
+            let mut copy = Connection::open(part.path()).map_err(failed)?;
+            copy_pages(source, &mut copy, progress).map_err(failed)?;
+            as_one_file(&copy).map_err(failed)?;
+            // No keys are checked here, because the migration changes only the copy. The caller
+            // checks the keys in `contents`.
+            connection::migrate(&copy, part.path(), |_| Ok(()))?;
+            let contents = look_through(&copy, from)?;
+            Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
+        })
     }
 
     /// Lists what a restore into the undamaged database of the current version at `to` would undo.
     pub fn undone(&self, to: &Path) -> Result<Undone, StoreError> {
-        undone::list(&open_as_it_is(to)?, to, &self.open()?, &self.contents.audit)
+        look::at_any(to, |now| self.read(|backup| undone::list(now, to, backup, &self.contents.audit)))
     }
 
-    fn open(&self) -> Result<Connection, StoreError> {
-        open_as_it_is(self.upgraded.as_ref().map_or(&self.from, NewFile::path))
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        look::at_any(self.upgraded.as_ref().map_or(&self.from, NewFile::path), query)
     }
 
     /// Copies the backup into the existing database in one transaction. Replaces the file instead
@@ -173,10 +201,20 @@ impl Restorable {
         // A link stays, and what it leads to is replaced.
         let real = to.canonicalize();
         let to = real.as_deref().unwrap_or(to);
-        let source = self.open()?;
+        self.read(|source| self.copy(source, to, damaged, by, progress))
+    }
+
+    fn copy(
+        &self,
+        source: &Connection,
+        to: &Path,
+        damaged: bool,
+        by: &Actor,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
         if to.exists() && !damaged {
             let mut target = connection::open_again(to, WAIT)?;
-            copy_pages(&source, &mut target, progress).map_err(|error| store_error(to, error))?;
+            copy_pages(source, &mut target, progress).map_err(|error| store_error(to, error))?;
             self.note(&target, by).map_err(|error| store_error(to, error))?;
             connection::empty_log(&target);
             return Ok(());
@@ -185,15 +223,13 @@ impl Restorable {
         let failed = |error| store_error(part.path(), error);
         {
             let mut copy = Connection::open(part.path()).map_err(failed)?;
-            copy_pages(&source, &mut copy, progress).map_err(failed)?;
+            copy_pages(source, &mut copy, progress).map_err(failed)?;
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
         }
-        // SQLite would apply a remaining log of the former file to the new file.
-        for suffix in ["-wal", "-shm"] {
-            let mut log = to.as_os_str().to_owned();
-            log.push(suffix);
-            let _ = fs::remove_file(PathBuf::from(log));
+        // SQLite would apply a remaining log or journal of the former file to the new file.
+        for ending in ["-wal", "-shm", "-journal"] {
+            let _ = fs::remove_file(look::beside(to, ending));
         }
         part.complete().map_err(|error| unwritten(to, &error))
     }

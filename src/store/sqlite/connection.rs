@@ -71,6 +71,10 @@ const WRITER_CACHE: i64 = 2048;
 /// which are not needed again.
 const BACKLOG_CACHE: i64 = 128;
 
+/// Maximum size of a database that is copied into memory for a preview, in bytes: some millions of
+/// devices.
+const MAX_COPY: u64 = 1 << 30;
+
 /// Maximum number of bytes of the file to map: SQLite's own limit (2 GiB less 64 KiB). Mapping
 /// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
@@ -138,22 +142,28 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens a connection that imports into a file of the current version, only to roll the import
-/// back. Settings that are kept in the file stay as they are.
+/// Opens a connection that imports into a database of the current version, only to roll the import
+/// back. No file is created or changed, except that pages may pass through the log of a database in
+/// use. A database that is not in use is copied into memory, unless it is too large for that.
 pub(super) fn open_preview(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     look::is_there(path)?;
     let failed = |error| store_error(path, error);
-    let keeps_log = look::has_log_in_use(path);
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-    // The log of a killed process stays as it is.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keeps_log).map_err(failed)?;
-    if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
-        return Err(StoreError::Failed(format!(
-            "{}: the file is write-protected; a preview needs the rights of an import",
-            path.display()
-        )));
-    }
-    is_current(&connection, path)?;
+    let joins = look::can_join(path);
+    let connection = if joins || look::length(path) > MAX_COPY {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
+        // The log of a killed process stays as it is.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, joins).map_err(failed)?;
+        if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
+            return Err(look::unusable(
+                path,
+                "the file is write-protected; a preview needs the rights of an import",
+            ));
+        }
+        is_current(&connection, path)?;
+        connection
+    } else {
+        look::copied(path)?
+    };
     connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
     Ok(connection)
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
-use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
 use rustix::fs::Access;
 
 use super::{
@@ -26,6 +26,9 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// Time within which a file system may give two changes of a file the same time stamp.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Pages that are copied in one step.
+const PAGES: i32 = 2048;
 
 /// Kind of object at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,10 +174,25 @@ impl State {
     }
 }
 
-/// Returns whether a database has a log and its shared memory, in use or left behind.
-pub(super) fn has_log_in_use(path: &Path) -> bool {
-    let state = path.canonicalize().and_then(|file| State::of(&file));
-    state.is_ok_and(|state| state.way() == Way::Shared)
+/// Returns whether a preview can join the processes that have a database open: the log and its
+/// shared memory are there, and this process may write them.
+pub(super) fn can_join(path: &Path) -> bool {
+    let Ok(file) = path.canonicalize() else { return false };
+    State::of(&file).is_ok_and(|state| state.way() == Way::Shared)
+        && ["", "-wal", "-shm"].iter().all(|ending| {
+            rustix::fs::access(&*beside(&file, ending), Access::READ_OK | Access::WRITE_OK).is_ok()
+        })
+}
+
+/// Returns whether a change without a log was interrupted, or is in progress.
+pub(super) fn has_journal(path: &Path) -> bool {
+    let Ok(file) = path.canonicalize() else { return false };
+    metadata(&beside(&file, "-journal")).is_ok_and(|found| found.is_some_and(|journal| journal.len() > 0))
+}
+
+/// Returns the length of a database in bytes, without its log; 0 if it cannot be examined.
+pub(super) fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
 }
 
 /// A database that is only read.
@@ -190,6 +208,10 @@ impl Look {
     /// Opens a database for reading. Fails if the database does not exist.
     fn open(path: &Path) -> Result<Self, StoreError> {
         is_there(path)?;
+        Self::open_file(path)
+    }
+
+    fn open_file(path: &Path) -> Result<Self, StoreError> {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
         // SQLite looks for the log beside the file that links lead to.
         let file = path.canonicalize().map_err(failed)?;
@@ -282,6 +304,26 @@ pub(super) fn check<T>(
     look.run(path, |connection| {
         connection::is_current(connection, path)?;
         query(connection)
+    })
+}
+
+/// Runs a query on a file of any version, which need not be the configured database.
+pub(super) fn at_any<T>(
+    path: &Path,
+    query: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    Look::open_file(path)?.run(path, query)
+}
+
+/// Copies a database of the current version into memory, where it can be changed.
+pub(super) fn copied(path: &Path) -> Result<Connection, StoreError> {
+    check(path, |source| {
+        let copy = || {
+            let mut copy = Connection::open_in_memory()?;
+            Backup::new(source, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
+            Ok(copy)
+        };
+        copy().map_err(|error| store_error(path, error))
     })
 }
 
