@@ -79,6 +79,32 @@ fn a_damaged_database_is_replaced_where_its_link_leads() {
 }
 
 #[test]
+fn the_database_of_another_program_is_not_replaced() {
+    let site = Site::new();
+    site.import(DEVICES);
+    succeeds(&site, &["backup", "copy.db"]);
+    fs::remove_file(site.path("certdist.db")).expect("removed");
+    let other = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    other.execute_batch("CREATE TABLE bookmark (url TEXT)").expect("a table");
+    let unmarked = fs::read(site.path("certdist.db")).expect("it is there");
+    other.execute_batch("PRAGMA application_id = 252006674").expect("marked");
+    drop(other);
+    let marked = fs::read(site.path("certdist.db")).expect("it is there");
+    let mut damaged = marked.clone();
+    damaged[100..].fill(0x5a);
+    for content in [unmarked, marked, damaged] {
+        fs::write(site.path("certdist.db"), &content).expect("written");
+        for last in ["--force", "--dry-run"] {
+            let told = refused(&site, &["restore", "copy.db", "--yes", last]);
+            assert!(told.contains("another program") && told.contains("move the file away"), "{told}");
+        }
+        assert!(fs::read(site.path("certdist.db")).expect("it is there") == content);
+    }
+    fs::rename(site.path("certdist.db"), site.path("bookmarks.db")).expect("moved away");
+    succeeds(&site, &["restore", "copy.db"]);
+}
+
+#[test]
 fn no_server_starts_while_a_database_is_restored() {
     let site = Site::new();
     site.import(DEVICES);

@@ -14,7 +14,8 @@ use rusqlite::{
 };
 
 use super::{
-    Actor, audit, connection,
+    Actor, audit,
+    connection::{self, Found},
     files::identity,
     lock::Lock,
     look::{self, Place},
@@ -96,15 +97,25 @@ fn older(path: &Path, version: usize) -> StoreError {
     ))
 }
 
-/// Examines what a restore would replace. Creates and changes nothing. Fails for a file that
-/// this process cannot read.
+/// Examines what a restore would replace. Creates and changes nothing. Fails for a database of
+/// another program, and for a file that this process cannot read.
 pub fn target(path: &Path) -> Result<Target, StoreError> {
     if look::place(path)? != Place::File {
         return Ok(Target::Nothing);
     }
-    let examined = look::at_any(path, |connection| match connection::older(connection, path)? {
-        None => Ok(Target::Current(look_through(connection, path)?)),
-        Some(version) => Ok(Target::Older(older(path, version))),
+    let foreign = "this is the database of another program, which is never replaced, not even with --force; correct \
+                   `database` in the configuration, or move the file away";
+    if connection::is_marked_by_another(path) {
+        return Err(look::unusable(path, foreign));
+    }
+    let examined = look::at_any(path, |connection| {
+        if matches!(connection::examine_at_once(connection), Ok(Found::Foreign)) {
+            return Err(look::unusable(path, foreign));
+        }
+        match connection::older(connection, path)? {
+            None => Ok(Target::Current(look_through(connection, path)?)),
+            Some(version) => Ok(Target::Older(older(path, version))),
+        }
     });
     match examined {
         Err(error @ StoreError::Failed(_)) => Ok(Target::Damaged(error)),

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     thread,
@@ -244,6 +244,19 @@ pub(super) fn give_to_owner(file: &File, of: &Path) {
     {
         let _ = std::os::unix::fs::fchown(file, Some(of.uid()), Some(of.gid()));
     }
+}
+
+/// Returns whether a file begins as the SQLite database of another program, even if it is damaged. No
+/// connection of this process may have the file open, because closing it here would end that
+/// connection's locks.
+pub(super) fn is_marked_by_another(path: &Path) -> bool {
+    // https://www.sqlite.org/fileformat.html#the_database_header
+    let mut header = [0; 72];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let marked = header[68..].try_into().map(u32::from_be_bytes).map(i64::from);
+    read.is_ok()
+        && header.starts_with(b"SQLite format 3\0")
+        && !matches!(marked, Ok(0 | APPLICATION_ID) | Err(_))
 }
 
 /// Content of a file.
