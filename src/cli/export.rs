@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write},
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, anyhow};
@@ -43,15 +43,18 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let store = look_at_store(&config)?;
     let form = Form { tablestore: args.tablestore, for_spreadsheet: args.for_spreadsheet };
     let mut progress = Progress::new("{bytes} written");
-    match &args.output {
+    match args.output.as_deref() {
         Some(path) => {
             let new =
                 NewFile::create(path).with_context(|| format!("could not create {}", path.display()))?;
             let mut writer = progress.counting(io::BufWriter::new(new.file()));
-            table_file::export_as(&*store, form, &mut writer)?;
-            writer.flush().with_context(|| format!("could not write {}", path.display()))?;
+            match table_file::export_as(&*store, form, &mut writer) {
+                Err(ExportError::Write(error)) => Err(unwritten(path, error)),
+                written => Ok(written.map(drop)?),
+            }?;
+            writer.flush().map_err(|error| unwritten(path, error))?;
             drop(writer);
-            new.complete().with_context(|| format!("could not write {}", path.display()))?;
+            new.complete().map_err(|error| unwritten(path, error))?;
         }
         None if is_regular(io::stdout()) => {
             print_whole(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
@@ -77,6 +80,16 @@ pub(super) fn run(args: &Args) -> CommandResult {
         }
     }
     Ok(())
+}
+
+fn unwritten(path: &Path, error: io::Error) -> anyhow::Error {
+    let next = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            "; free some space on its disk, or write to another one"
+        }
+        _ => "",
+    };
+    anyhow!("could not write {}: {error}{next}", path.display())
 }
 
 /// Returns whether a file is a regular one, so that writing to it waits only for the disk.

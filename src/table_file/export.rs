@@ -52,12 +52,20 @@ pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, Expo
     export_as(store, Form::default(), writer)
 }
 
-/// Writes the whole table, ordered by device ID, in the given form. Returns the number of rows.
+/// Returns the system's error, which the conversion by `csv` would hide.
+fn unwrapped(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
+}
+
+/// Writes the whole table like [`export_file`], in the given form.
 pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result<u64, ExportError> {
     let quotes = if form.for_spreadsheet { QuoteStyle::Always } else { QuoteStyle::Necessary };
     let mut writer = WriterBuilder::new().quote_style(quotes).from_writer(writer);
     let header = if form.tablestore { &TABLESTORE_COLUMNS[..] } else { &COLUMNS };
-    writer.write_record(header).map_err(io::Error::from)?;
+    writer.write_record(header).map_err(unwrapped)?;
     let (mut rows, mut written) = (0, Ok(()));
     store.export(&mut |row: DeviceRow, key| {
         let times = form.tablestore.then(|| [row.registered, row.activated].map(seconds));
@@ -71,7 +79,7 @@ pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result
             true => Cow::Owned(format!("{MARK}{cell}")),
             false => Cow::Borrowed(cell),
         });
-        written = writer.write_record(cells.map(Cell)).map_err(io::Error::from);
+        written = writer.write_record(cells.map(Cell)).map_err(unwrapped);
         if written.is_err() {
             return ControlFlow::Break(());
         }

@@ -5,10 +5,10 @@
 use std::{
     fs,
     io::Read,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
 };
 
-use crate::support::{Site, stderr, stdout};
+use crate::support::{CERTDIST, Site, stderr, stdout};
 
 /// Number of devices. Their export is many times as large as the buffer of a pipe.
 const DEVICES: usize = 12_000;
@@ -123,5 +123,26 @@ fn every_form_of_an_export_can_be_imported_again() {
         let status = site.certdist(&[&["export"], options].concat()).stdout(redirected).status();
         assert!(status.expect("it runs").success());
         assert_eq!(fs::read_to_string(site.path("redirected")).expect("it is there"), text);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named_and_left_out() {
+    let site = site();
+    for (line, file) in [("backup copy.db", "copy.db"), ("export --output out.csv", "out.csv")] {
+        // A limit of the size of files stands for a full disk, and needs no root.
+        let script = format!("trap '' XFSZ; ulimit -f 64; exec {CERTDIST} {line}");
+        let mut shell = Command::new("sh");
+        let output = shell.args(["-c", &script]).current_dir(site.path("")).output().expect("a shell");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let named = said.contains(&format!("{file}: could not be written"))
+            || said.contains(&format!("could not write {file}: "));
+        assert!(named && said.contains("free some space on its disk"), "{said}");
+        assert!(!said.contains("certdist.db"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let left =
+            fs::read_dir(site.path("")).expect("the folder").map(|found| found.expect("a file").file_name());
+        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(file)), "no part is left");
     }
 }

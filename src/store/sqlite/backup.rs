@@ -9,7 +9,7 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, Transaction, TransactionBehavior,
+    Connection, ErrorCode, Transaction, TransactionBehavior,
     backup::{Backup, StepResult},
 };
 
@@ -35,6 +35,9 @@ const PAGES: i32 = 2048;
 
 /// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
+
+/// Next step when a copy cannot be written.
+const FREE_SPACE: &str = "free some space on its disk, or write to another one";
 
 /// A verified copy that does not have its final name yet.
 pub(super) struct Copy {
@@ -64,9 +67,13 @@ pub(super) fn back_up(
     let state = Transaction::new_unchecked(source, TransactionBehavior::Deferred).map_err(failed)?;
     let before = contents(&state).map_err(failed)?;
     {
-        let mut copy = Connection::open(part.path()).map_err(|error| store_error(part.path(), error))?;
-        copy_pages(source, &mut copy, progress).map_err(failed)?;
-        as_one_file(&copy).map_err(|error| store_error(part.path(), error))?;
+        let not_written = |error| unwritten_copy(to, error);
+        let mut copy = Connection::open(part.path()).map_err(not_written)?;
+        copy_pages(source, &mut copy, progress).map_err(|error| match is_of_writing(&error) {
+            true => not_written(error),
+            false => failed(error),
+        })?;
+        as_one_file(&copy).map_err(not_written)?;
     }
     // Verifying the copy may take long. The open transaction would keep the write-ahead log from
     // being emptied meanwhile.
@@ -262,11 +269,32 @@ fn begin(to: &Path, new: fn(&Path) -> io::Result<NewFile>) -> Result<NewFile, St
 }
 
 fn unwritten(to: &Path, error: &io::Error) -> StoreError {
-    let to = to.display();
-    StoreError::Failed(match error.kind() {
-        io::ErrorKind::AlreadyExists => format!("{to}: is there already and was left as it is"),
-        _ => format!("{to}: {error}"),
+    let next = match error.kind() {
+        io::ErrorKind::AlreadyExists => return taken(to),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => FREE_SPACE,
+        _ => "correct the path, or run this as a user who may write there",
+    };
+    look::unusable(to, &format!("could not be written ({error}); {next}"))
+}
+
+fn taken(to: &Path) -> StoreError {
+    look::unusable(to, "is there already and was left as it is; choose another name, or remove it")
+}
+
+/// Returns whether an error of a copy comes from the file that is written. SQLite does not name the
+/// file.
+fn is_of_writing(error: &rusqlite::Error) -> bool {
+    // https://www.sqlite.org/rescode.html: the second byte of an I/O error is its operation. Reading
+    // has 1 and 2, and checks of what was read have 32 and 33.
+    error.sqlite_error().is_some_and(|error| match error.code {
+        ErrorCode::DiskFull | ErrorCode::CannotOpen | ErrorCode::ReadOnly => true,
+        ErrorCode::SystemIoFailure => !matches!(error.extended_code >> 8, 1 | 2 | 32 | 33),
+        _ => false,
     })
+}
+
+fn unwritten_copy(to: &Path, error: rusqlite::Error) -> StoreError {
+    look::unusable(to, &format!("could not be written ({error}); {FREE_SPACE}"))
 }
 
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
