@@ -60,6 +60,11 @@ pub struct RestoreArgs {
 
 pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
     let config = args.config.read_offline()?;
+    if args.file.as_os_str() == "-" {
+        let reason =
+            "a backup cannot be written to standard output: expected a file, or ./- for a file of that name";
+        return Err(Failure::Usage(anyhow!(reason)));
+    }
     let store = look_at_store(&config)?;
     let contents = Progress::showing(PROGRESS, |mut progress| store.back_up(&args.file, &mut progress))?;
     print(|out| writeln!(out, "{}: {}", args.file.display(), as_text(&contents)))?;

@@ -25,7 +25,7 @@ Example
 The file holds every device secret and key, in clear text. Only its owner can read it.
 An export to a pipe is first written to an unnamed, encrypted file in TMPDIR (/tmp).")]
 pub struct Args {
-    /// File to write, which must not exist yet; standard output if absent
+    /// File to write, which must not exist yet; standard output if absent or -
     #[arg(long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
     /// Write the columns of Tablestore's device_table, with times as seconds since 1970
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let store = look_at_store(&config)?;
     let form = Form { tablestore: args.tablestore, for_spreadsheet: args.for_spreadsheet };
     let mut progress = Progress::new("{bytes} written");
-    match args.output.as_deref() {
+    match args.output.as_deref().filter(|path| path.as_os_str() != "-") {
         Some(path) => {
             let new =
                 NewFile::create(path).with_context(|| format!("could not create {}", path.display()))?;

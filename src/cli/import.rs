@@ -167,6 +167,10 @@ impl Errors {
             errors.writer.write_record(["file", "line", "column", "error"])?;
             Ok::<_, io::Error>(errors)
         };
+        if path.as_os_str() == "-" {
+            let reason = "--errors -: expected a file; the first bad lines go to standard error anyway";
+            return Err(Failure::Usage(anyhow!(reason)));
+        }
         create().with_context(|| format!("--errors {}", path.display())).map_err(Failure::Usage)
     }
 

@@ -45,7 +45,7 @@ struct NewArgs {
         value_parser = clap::value_parser!(u64).range(MIN_KEY as u64..=MAX_KEY as u64)
     )]
     bytes: u64,
-    /// File to write, which only its owner can read; standard output if absent
+    /// File to write, which only its owner can read; standard output if absent or -
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Derive the key of the device with this identity, instead of a new key
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
         (Some(identity), Some(enrollment)) => derived(args, identity, enrollment)?,
         _ => new(args.bytes)?,
     };
-    match &args.output {
+    match args.output.as_deref().filter(|path| path.as_os_str() != "-") {
         None => Ok(print(|out| writeln!(out, "{}", key.as_str()))?),
         Some(path) => {
             let write = || -> io::Result<()> {

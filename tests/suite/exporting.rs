@@ -146,3 +146,20 @@ fn a_file_that_cannot_be_written_is_named_and_left_out() {
         assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(file)), "no part is left");
     }
 }
+
+#[test]
+fn a_single_dash_is_standard_output_or_refused_and_never_a_file() {
+    let site = Site::new();
+    site.import("deviceId,enrollment\nSN-1,lamp\n");
+    let exported = site.run(&["export"]);
+    assert_eq!(stdout(&site.run(&["export", "--output", "-"])), stdout(&exported));
+    assert!(stdout(&exported).contains("SN-1"));
+    assert_eq!(stdout(&site.run(&["key", "new", "--output", "-"])).trim_end().len(), 64);
+    for line in [&["backup", "-"][..], &["import", "import.csv", "--errors", "-"]] {
+        let refused = site.run(line);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("expected a file"), "{}", stderr(&refused));
+    }
+    assert!(!site.path("-").exists());
+    assert!(site.run(&["backup", "./-"]).status.success() && site.path("-").exists());
+}
