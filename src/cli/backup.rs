@@ -76,7 +76,7 @@ pub(super) fn back_up(args: &BackupArgs) -> CommandResult {
 
 pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read_offline()?;
-    let path = store::file_of(&config.database)?;
+    let path = &*std::path::absolute(store::file_of(&config.database)?)?;
     backup::can_be_at(path)?;
     // The lock is held until the database is replaced, so that no server starts meanwhile.
     let lock = match args.dry_run {

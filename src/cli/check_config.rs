@@ -59,7 +59,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 format!("has version {version}: `certdist serve` and `certdist import` upgrade it")
             }
         };
-        print(|out| writeln!(out, "{}: {says}", config.database))?;
+        let path = std::path::absolute(store::file_of(&config.database)?)?;
+        print(|out| writeln!(out, "sqlite:{}: {says}", path.display()))?;
         if *condition == Condition::Current {
             report_shared_names(&config.database)?;
         }

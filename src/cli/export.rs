@@ -57,7 +57,10 @@ pub(super) fn run(args: &Args) -> CommandResult {
             new.complete().map_err(|error| unwritten(path, error))?;
         }
         None if is_regular(io::stdout()) => {
-            print_whole(|out| table_file::export_as(&*store, form, progress.counting(out)).map(drop))?;
+            print_whole(|out| match table_file::export_as(&*store, form, progress.counting(out)) {
+                Err(ExportError::Write(error)) => Err(error.into()),
+                written => Ok::<_, anyhow::Error>(written.map(drop)?),
+            })?;
         }
         None => {
             // While an export reads the database, the write-ahead log cannot be emptied. So the

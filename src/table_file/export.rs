@@ -41,7 +41,7 @@ pub enum ExportError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The output could not be written.
-    #[error("could not write the export: {0}")]
+    #[error("could not write the export")]
     Write(#[from] io::Error),
 }
 

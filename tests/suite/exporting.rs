@@ -148,6 +148,21 @@ fn a_file_that_cannot_be_written_is_named_and_left_out() {
 }
 
 #[test]
+fn a_full_disk_behind_standard_output_is_told_once() {
+    let site = site();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("it is there");
+    let output = site.certdist(&["audit", "export"]).stdout(full).output().expect("it runs");
+    let said = stderr(&output);
+    assert_eq!((output.status.code(), said.matches("No space left").count()), (Some(1), 1), "{said}");
+    let script = format!("trap '' XFSZ; ulimit -f 64; exec {CERTDIST} export > out.csv");
+    let output =
+        Command::new("sh").args(["-c", &script]).current_dir(site.path("")).output().expect("a shell");
+    let said = stderr(&output);
+    assert_eq!((output.status.code(), said.matches("os error").count()), (Some(1), 1), "{said}");
+    assert!(said.contains("could not write to standard output"), "{said}");
+}
+
+#[test]
 fn a_single_dash_is_standard_output_or_refused_and_never_a_file() {
     let site = Site::new();
     site.import("deviceId,enrollment\nSN-1,lamp\n");

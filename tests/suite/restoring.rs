@@ -79,6 +79,25 @@ fn a_damaged_database_is_replaced_where_its_link_leads() {
 }
 
 #[test]
+fn a_backup_that_is_no_file_and_a_damaged_database_are_named_with_the_next_step() {
+    let site = Site::new();
+    site.import(DEVICES);
+    for (file, expected) in
+        [("..", "this is not a file; expected"), ("no.db", "expected a file that `certdist backup`")]
+    {
+        let told = refused(&site, &["restore", file]);
+        assert!(told.contains(expected) && told.contains(&site.path(file).display().to_string()), "{told}");
+    }
+    let path = site.path("certdist.db");
+    let mut bytes = fs::read(&path).expect("it is there");
+    bytes[4096..].fill(0x5a);
+    fs::write(&path, &bytes).expect("written");
+    let told = refused(&site, &["stats"]);
+    assert!(told.contains("the database is damaged") && told.contains("restore --force"), "{told}");
+    assert!(told.contains(&path.display().to_string()), "{told}");
+}
+
+#[test]
 fn the_database_of_another_program_is_not_replaced() {
     let site = Site::new();
     site.import(DEVICES);

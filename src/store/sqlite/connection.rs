@@ -183,6 +183,7 @@ pub(super) fn folder(path: &Path) -> &Path {
 
 /// Examines whether a server can open the file, or create it. Creates and changes nothing.
 pub(super) fn condition(path: &Path) -> Result<Condition, StoreError> {
+    let path = &*super::absolute(path)?;
     let failed = |what: String| StoreError::Failed(format!("{}: {what}", path.display()));
     // SQLite keeps its log beside the file, so the folder must be writable, too.
     rustix::fs::access(folder(path), Access::WRITE_OK | Access::EXEC_OK)

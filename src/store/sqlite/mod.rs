@@ -295,6 +295,13 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
             "{path}: this user may not write it ({error}); run the command as the user of the server, for example with \
              sudo -u certdist"
         )),
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Failed(format!(
+            "{path}: the database is damaged ({error}); stop certdist, keep a copy of its files, and restore a backup \
+             with `certdist restore --force`"
+        )),
+        Some(ErrorCode::SystemIoFailure) => StoreError::Failed(format!(
+            "{path}: the disk could not be read or written ({error}); the kernel's log may have the reason"
+        )),
         _ => StoreError::Failed(format!("{path}: {error}")),
     }
 }
