@@ -75,11 +75,17 @@ pub(super) fn run(args: &Args) -> CommandResult {
     // Pipes are read before the database is opened, because a pipe may be slow.
     let sources = args.files.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
-    let store = if args.dry_run { preview_store(&config)? } else { open_or_create(&config)? };
+    let is_new = !args.dry_run && matches!(store::examine(&config.database), Ok(Condition::Missing));
+    let store = if args.dry_run { preview_store(&config)? } else { open_store(&config)? };
     let by = Actor::system_user();
     let (dry_run, ignores_unknown) = (args.dry_run, args.ignore_unknown);
     let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown };
-    match (run_all(&*store, &sources, how, errors.as_mut()), errors) {
+    let outcome = run_all(&*store, &sources, how, errors.as_mut());
+    drop(store);
+    if is_new {
+        keep_or_remove(&config, outcome.is_ok())?;
+    }
+    match (outcome, errors) {
         (Ok(imported), _) => Ok(say(&sources, &imported, dry_run)?),
         (Err(failure), Some(errors)) => Err(errors.complete(failure)),
         (Err(failure), None) => Err(failure),
@@ -90,16 +96,14 @@ fn open(path: &Path) -> Result<Source, Failure> {
     Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
 }
 
-/// Opens the table. Prints a note if this creates a new table, because the reason may be a wrong
-/// path.
-fn open_or_create(config: &Config) -> Result<std::sync::Arc<dyn Table>, Failure> {
-    let is_new = matches!(store::examine(&config.database), Ok(Condition::Missing));
-    let store = open_store(config)?;
-    if is_new {
+/// Prints a note about the database that the import has created, because a wrong path also creates
+/// one. Removes it if the import was refused and no other process has begun to use it.
+fn keep_or_remove(config: &Config, is_imported: bool) -> anyhow::Result<()> {
+    if is_imported || !store::remove_unused(&config.database).unwrap_or(false) {
         let path = std::path::absolute(store::file_of(&config.database)?)?;
         remark(&format!("note: created a new database, {}\n", path.display()));
     }
-    Ok(store)
+    Ok(())
 }
 
 fn run_all(

@@ -508,6 +508,12 @@ pub fn is_there(url: &str) -> Result<(), StoreError> {
     Sqlite::is_there(file_of(url)?)
 }
 
+/// Removes the store at `url` if nothing was written to it since it was created, unless another
+/// process has it open. Returns whether it was removed.
+pub fn remove_unused(url: &str) -> Result<bool, StoreError> {
+    Sqlite::remove_unused(file_of(url)?)
+}
+
 /// Opens the store at `url` for reading only. Creates and changes no file. Fails if the store does
 /// not exist, has another version, or has secrets that these keys do not open.
 pub fn look(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {

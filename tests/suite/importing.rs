@@ -100,14 +100,14 @@ fn several_files_are_imported_only_if_all_are_right() {
     for expected in ["two.csv: 1 bad line, nothing was changed\nline 3,", "three.csv: 1 bad line"] {
         assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     }
-    assert_eq!(count(&site), 0);
+    assert!(!site.path("certdist.db").exists(), "a refused import leaves no database");
     site.write("two.csv", "deviceId,enrollment\nSN00000002,lamp\n");
     let output = site.run(&["import", "one.csv", "two.csv", "--dry-run"]);
     assert_eq!(
         stdout(&output),
         "one.csv, two.csv: 2 devices would be added, 0 would be changed, 0 unchanged\n"
     );
-    assert_eq!(count(&site), 0);
+    assert!(!site.path("certdist.db").exists(), "a preview creates none either");
     let output = site.run(&["import", "one.csv", "two.csv"]);
     assert_eq!(stdout(&output), "one.csv, two.csv: 2 devices added, 0 changed, 0 unchanged\n");
     assert_eq!(count(&site), 2);
@@ -191,6 +191,28 @@ fn an_import_says_that_the_database_is_new_and_where_it_is() {
     let expected = format!("note: created a new database, {}\n", place.display());
     assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
     assert_eq!(stderr(&site.run(&["import", "one.csv"])), "");
+}
+
+#[test]
+fn a_refused_import_leaves_no_new_database() {
+    let site = Site::new();
+    site.write("bad.csv", "deviceId,enrollment\nSN00000001,lamp\nSN 2,lamp\n");
+    let files = || std::fs::read_dir(site.path("")).expect("the folder").count();
+    let before = files();
+    let refused = site.run(&["import", "bad.csv"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(!stderr(&refused).contains("new database"), "{}", stderr(&refused));
+    assert_eq!(files(), before, "no database, log or lock file");
+
+    // Another process has begun to use the new database, or has written to it.
+    let path = format!("sqlite:{}", site.path("certdist.db").display());
+    let store = certdist::store::open(&path, certdist::seal::Keyring::default()).expect("it opens");
+    assert!(certdist::store::remove_unused(&path).is_err());
+    drop(store);
+    site.import("deviceId,enrollment\nSN00000001,lamp\n");
+    assert!(!certdist::store::remove_unused(&path).expect("it is examined"));
+    assert_eq!(site.run(&["import", "bad.csv"]).status.code(), Some(1));
+    assert!(stdout(&site.run(&["device", "list"])).contains("SN00000001"));
 }
 
 /// Returns the number of an import, from its note.

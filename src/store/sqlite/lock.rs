@@ -150,6 +150,12 @@ impl Lock {
         }
     }
 
+    /// Removes the database, which is not in use. Then it does not count as lost.
+    pub(super) fn remove_database(self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        fs::remove_file(&self.database)
+    }
+
     /// Returns a process that has set one of SQLite's locks on the files of a database. This
     /// process must have no connection to the database: closing a file here would end that
     /// connection's locks.

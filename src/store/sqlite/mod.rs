@@ -167,6 +167,22 @@ impl Sqlite {
         look::is_there(path)
     }
 
+    /// Removes a database to which nothing was written since it was created, unless another process
+    /// has it open. Returns whether it was removed. This process must have no connection to it.
+    pub fn remove_unused(path: &Path) -> Result<bool, StoreError> {
+        const IS_UNUSED: &str = "SELECT (SELECT headSeq FROM audit_chain) = 0 \
+                                 AND NOT EXISTS (SELECT 1 FROM device_table) AND NOT EXISTS (SELECT 1 FROM audit_outbox)";
+        let path = absolute(path)?;
+        let lock = Lock::alone(&path)?;
+        let is_unused = look::at(&path, |connection| connection.query_row(IS_UNUSED, (), |row| row.get(0)))?;
+        if is_unused {
+            let failed =
+                |error| StoreError::Failed(format!("{}: could not be removed: {error}", path.display()));
+            lock.remove_database().map_err(failed)?;
+        }
+        Ok(is_unused)
+    }
+
     /// Examines a file without creating or changing it. Fails for a file of another program,
     /// for a newer version, and for a file that this process cannot write.
     pub fn examine(path: &Path) -> Result<Condition, StoreError> {
