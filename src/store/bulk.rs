@@ -43,6 +43,10 @@ pub trait Bulk: Send + Sync {
     /// [`undo::REMEMBERED`](super::undo::REMEMBERED) imports.
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
 
+    /// Returns the imports that are known to have added or changed a device, newest first. An import
+    /// is no longer known to have added a device once the device has got its certificate.
+    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError>;
+
     /// Undoes an import in one step: removes the devices that the import added, with their keys,
     /// and restores the former values of the devices that it changed. Writes an audit entry. Unless
     /// [`Undo::rest`] is set, fails if one of these devices was registered, issued, disabled,

@@ -469,6 +469,10 @@ impl<S: Bulk> Bulk for Sealed<S> {
         self.inner.imports()
     }
 
+    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
+        self.inner.imports_of(device)
+    }
+
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         self.inner.undo_import(how)
     }

@@ -158,6 +158,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
         self.next().imports()
     }
 
+    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
+        self.next().imports_of(device)
+    }
+
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         self.next().undo_import(how)
     }

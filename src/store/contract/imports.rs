@@ -171,7 +171,20 @@ fn a_former_name_that_is_taken_cannot_come_back(store: &(impl Store + Bulk)) {
     assert_eq!(store.imports().unwrap()[0].undone, None);
 }
 
+/// `imports_of` returns the imports of one device only, newest first.
+fn the_imports_of_a_device_are_known(store: &(impl Store + Bulk)) {
+    import_as(store, 7, [row("SN-1"), row("SN-2")]);
+    import_as(store, 8, [renamed("SN-1", "other"), row("SN-3")]);
+    let of = |device: &str| -> Vec<u32> {
+        store.imports_of(&id(device)).unwrap().into_iter().map(|record| record.id.0).collect()
+    };
+    assert_eq!((of("SN-1"), of("SN-2"), of("SN-3"), of("SN-4")), (vec![8], vec![7], vec![8], vec![]));
+    import_as(store, 9, [renamed("SN-1", "third")]);
+    assert_eq!(of("SN-1"), [9, 8]);
+}
+
 contract! {
+    the_imports_of_a_device_are_known
     an_import_that_is_undone_leaves_nothing
     imports_are_remembered_with_their_numbers
     what_has_happened_since_is_not_undone

@@ -68,6 +68,10 @@ impl Bulk for Sqlite {
         self.read_now(imports::all)
     }
 
+    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
+        self.read_now(|connection| imports::of(connection, device))
+    }
+
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         let connection = match self.access {
             Access::Looks if how.dry_run => connection::open_preview(&self.path, self.bulk_wait)?,

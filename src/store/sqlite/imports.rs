@@ -83,6 +83,16 @@ pub(super) fn note_before(
     label(Some(id)).map(drop)
 }
 
+/// Returns the imports that are known to have added or changed a device, newest first.
+pub(super) fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Vec<ImportRecord>> {
+    const SQL: &str = concat!(
+        records!(),
+        " i WHERE importId = (SELECT importId FROM device_table WHERE deviceId = ?1) OR EXISTS \
+         (SELECT 1 FROM import_before b WHERE b.importId = i.importId AND b.deviceId = ?1) ORDER BY number DESC"
+    );
+    connection.prepare_cached(SQL)?.query_map([device.as_str()], import_record)?.collect()
+}
+
 /// Returns the imports, newest first.
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<ImportRecord>> {
     let mut statement = connection.prepare(concat!(records!(), " ORDER BY number DESC"))?;

@@ -222,6 +222,14 @@ impl Bulk for Memory {
         Ok(tables.imports.iter().rev().map(|(record, _)| record.clone()).collect())
     }
 
+    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
+        let tables = self.tables();
+        let has_changed = |(record, before): &&(ImportRecord, Before)| {
+            before.contains_key(device) || tables.labels.get(device) == Some(&record.id)
+        };
+        Ok(tables.imports.iter().rev().filter(has_changed).map(|(record, _)| record.clone()).collect())
+    }
+
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         let mut tables = self.tables().clone();
         let undone = tables.undo(how, self.clock.now())?;
