@@ -171,6 +171,12 @@ impl Breakers {
         reasons
     }
 
+    /// Returns the cloud's reason of a breaker that stops registrations of this product, also between
+    /// its probes.
+    pub(super) fn stopped(&self, product_key: &str) -> Option<String> {
+        scopes(product_key).iter().find_map(|scope| self.open.get(scope)).map(|open| open.reason.clone())
+    }
+
     /// Returns the number of open breakers.
     pub(super) fn count(&self) -> usize {
         self.open.len()
@@ -272,5 +278,17 @@ mod tests {
         assert_eq!(breakers.admit("a1", &device("GOOD"), later), Ok(()));
         breakers.worked("a1", Action::RegisterDevice, later);
         assert!(!breakers.suspect("a1", &device("BAD-1")), "they are forgotten");
+    }
+
+    #[test]
+    fn only_a_breaker_of_its_product_or_of_all_registrations_stops_a_product() {
+        let now = Instant::now();
+        let mut breakers = Breakers::new(PAUSE);
+        breakers.refused(Scope::Product("other".into()), "no such product", now);
+        breakers.refused(Scope::Action(Action::QueryDeviceDetail), "no permission", now);
+        assert_eq!(breakers.stopped("own"), None);
+        assert_eq!(breakers.stopped("other").as_deref(), Some("no such product"));
+        breakers.refused(ACCOUNT, "unpaid", now);
+        assert_eq!(breakers.stopped("own").as_deref(), Some("unpaid"));
     }
 }

@@ -619,6 +619,12 @@ impl Registrar {
         lock(&self.breakers).reasons()
     }
 
+    /// Returns the cloud's reason for which registrations of this product are stopped at present, if
+    /// they are.
+    pub fn stopped(&self, product_key: &str) -> Option<String> {
+        lock(&self.breakers).stopped(product_key)
+    }
+
     /// Notes a device whose registration has ended with an unknown error while no other device of
     /// its product was registered. Returns whether the product has several such devices.
     fn suspect(&self, product_key: &str, device: &DeviceId) -> bool {
