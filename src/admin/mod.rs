@@ -9,6 +9,7 @@ mod connections;
 mod console;
 mod health;
 mod hosts;
+mod jobs;
 mod metrics;
 mod places;
 mod ring;
@@ -158,6 +159,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     })?;
     let address = listener.local_addr()?;
     let connections = Arc::<Connections>::default();
+    let pages = console::PageState::new(sources.started)?;
     let shared = Arc::new(Shared {
         sources,
         enrollments: RwLock::default(),
@@ -168,7 +170,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
         health: Health::default(),
         ring: std::sync::Mutex::default(),
         census: census::Counter::default(),
-        pages: console::PageState::new()?,
+        pages,
         is_secure: section.tls.is_some(),
         require_token: AtomicBool::new(section.require_token),
     });

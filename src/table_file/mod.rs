@@ -125,8 +125,14 @@ pub enum ImportFileError {
     Store(#[from] StoreError),
 }
 
+/// Returns the text of a label as an operator copies it: without what surrounds it, and with
+/// full-width characters folded.
+pub fn label(text: &str) -> String {
+    values::folded(values::unwrapped(text)).trim().to_owned()
+}
+
 /// Parses a device ID that an operator has copied from a label or a spreadsheet. Accepts any
 /// spelling, and ignores blanks and quotes around the ID.
 pub fn device_id(text: &str) -> Result<AskedId, DeviceIdError> {
-    AskedId::parse_label(&values::folded(values::unwrapped(text)))
+    AskedId::parse_label(&label(text))
 }

@@ -111,7 +111,7 @@ impl Journey<'_> {
         browser.wait_for("lamp");
         self.examine("batches");
         browser.open(&format!("{}device?id=NOBODY", self.url));
-        browser.wait_for("was never imported");
+        browser.wait_for("No such device");
         self.examine("absent");
         browser.tab_to("Sign out");
         browser.press(&[ENTER]);

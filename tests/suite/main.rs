@@ -9,6 +9,7 @@ mod command_line;
 mod company;
 mod conformance;
 mod console;
+mod console_devices;
 mod exporting;
 mod factory_files;
 mod importing;

@@ -1,112 +1,209 @@
-//! Explains a device's state in plain words, and says what to do. Pure.
+//! Explains a device's state by what has happened, and says what to do. Pure.
 
 use std::time::Duration;
 
-use super::page::Tone;
+use maud::{Markup, html};
+
+use super::{
+    failures,
+    language::Texts,
+    page::{Tone, moment},
+};
 use crate::{
+    admin::jobs::Action,
     policy::{self, Reason, Verdict},
     psk::{EnrollmentOutline, Reissue},
-    store::{CloudState, DeviceRow, UnixSeconds},
+    resource::failures::{Failure, Reason as Unserved},
+    store::{
+        CloudState, DeviceRow, UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        claim::ClaimView,
+    },
 };
 
-/// The first thing an operator should know about a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Advice {
-    pub(super) tone: Tone,
-    /// The state, in a few words.
-    pub(super) title: &'static str,
-    /// The reason, and what to do.
-    pub(super) text: String,
+/// What is known about a device.
+pub(super) struct Known<'k> {
+    pub(super) row: &'k DeviceRow,
+    /// Its enrollment in the configuration.
+    pub(super) enrolled: Option<&'k EnrollmentOutline>,
+    /// Reason why IoT Platform is not called for its product at present; `None` if it is called.
+    pub(super) stopped: Option<&'k str>,
+    /// Claim on its registration.
+    pub(super) claim: Option<&'k ClaimView>,
+    /// Its entries of the audit log, newest first.
+    pub(super) history: &'k [AuditEntry],
+    /// Its last request that was not served, as the server remembers it.
+    pub(super) failure: Option<&'k Failure>,
+    pub(super) now: UnixSeconds,
 }
 
-/// Returns advice about the device's first problem or, if it has none, about its progress.
-///
-/// `stopped` is the reason why IoT Platform is not called for the device's product at present, or
-/// `None` if it is called.
-pub(super) fn of(
-    row: &DeviceRow,
-    enrolled: Option<&EnrollmentOutline>,
-    stopped: Option<&str>,
-    now: UnixSeconds,
-) -> Advice {
-    let advice = |tone, title, text: String| Advice { tone, title, text };
-    let Some(enrolled) = enrolled else {
-        let text = format!(
-            "Its enrollment \"{}\" is not in the configuration, so the device cannot sign in. Add that enrollment \
-             to the configuration, or import the device into another.",
-            row.enrollment
-        );
-        return advice(Tone::Bad, "Its enrollment is not configured", text);
-    };
-    let verdict = policy::verdict(row, enrolled.reissue, now);
-    if verdict == Verdict::Refuse(Reason::Disabled) {
-        let text = "An operator has disabled this device: it gets no certificate, and its requests are answered with \
-                    4.03. Enable it to let it have one again.";
-        return advice(Tone::Warning, "Disabled here", text.into());
-    }
-    match row.cloud_state {
-        Some(CloudState::Deleted) => {
-            let text = "This device was deleted at IoT Platform, so its certificate no longer works. If the device \
-                        is still in use, reset it here: its next request registers it again under the same name.";
-            return advice(Tone::Bad, "Deleted at IoT Platform", text.into());
-        }
-        Some(CloudState::Disabled) => {
-            let text = "This device was disabled at IoT Platform: it has its certificate but cannot sign in with it. \
-                        Enable it in IoT Platform.";
-            return advice(Tone::Warning, "Disabled at IoT Platform", text.into());
-        }
-        None => {}
-    }
-    match verdict {
-        Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
-            let text = format!(
-                "IoT Platform refuses this device: {refusal}. Fix the cause at IoT Platform, then reset the device \
-                 here: its next request registers it."
-            );
-            return advice(Tone::Bad, "Refused by IoT Platform", text);
-        }
-        Verdict::Refuse(Reason::Issued) => {
-            let text = "This device has fetched its certificate, and its enrollment's policy does not permit another: \
-                        further requests are answered with 4.03. If the device has lost its certificate, reset it.";
-            return advice(Tone::Note, "Issued, cannot be issued again", text.into());
-        }
-        Verdict::Register if let Some(reason) = stopped => {
-            let text = format!(
-                "This device has no certificate yet, and IoT Platform refuses calls at the moment: {reason}. Fix \
-                 the cause; the device then tries again by itself."
-            );
-            return advice(Tone::Warning, "Waiting for IoT Platform", text);
-        }
-        // `Disabled` was reported above, before the state at IoT Platform; the other verdicts are
-        // no problem.
-        Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
-    }
-    if row.first_issued.is_none() {
-        let text = if row.certificate.is_some() {
-            "Its certificate is ready, but the device has not fetched it. If it should have: is it powered on, can it \
-             reach this server, and does it have the right key? The log shows failed handshakes, by identity."
-        } else {
-            "This device is in the table and has not connected yet; its first request registers it at IoT Platform. \
-             If it should have connected: is it powered on, can it reach this server, and does it have the right \
-             key? The log shows failed handshakes, by identity."
+/// The first thing an operator should know about a device.
+pub(super) struct Advice {
+    pub(super) tone: Tone,
+    /// Key of the state in a few words.
+    pub(super) title: &'static str,
+    /// The reason, and what to do.
+    pub(super) text: Markup,
+    /// Action that helps.
+    pub(super) action: Option<Action>,
+}
+
+/// Returns the newest answer that a device has had, except that it should come later.
+pub(super) fn last_answer(history: &[AuditEntry]) -> Option<&AuditEntry> {
+    history
+        .iter()
+        .find(|entry| matches!(entry.event, AuditEvent::Issued | AuditEvent::Reissued | AuditEvent::Refused))
+}
+
+impl Known<'_> {
+    /// Returns the last request of the device if it was refused, and nobody has changed the device
+    /// since.
+    fn refused_last(&self) -> Option<&AuditEntry> {
+        let is_change = |entry: &AuditEntry| {
+            matches!(
+                entry.event,
+                AuditEvent::Enabled | AuditEvent::Disabled | AuditEvent::Reset | AuditEvent::Registered
+            )
         };
-        return advice(Tone::Note, "Has not fetched its certificate", text.into());
+        let newest = self.history.iter().find(|entry| {
+            is_change(entry)
+                || matches!(entry.event, AuditEvent::Issued | AuditEvent::Reissued | AuditEvent::Refused)
+        })?;
+        (newest.event == AuditEvent::Refused).then_some(newest)
     }
-    if row.activated.is_some() {
-        let text = "This device has fetched its certificate and has signed in at IoT Platform. There is nothing to do.";
-        return advice(Tone::Good, "All is well", text.into());
+
+    /// Returns the last request of the device if it was put off, and nothing has come of it since.
+    fn put_off(&self) -> Option<&Failure> {
+        let is_later = |reason| matches!(reason, Unserved::Later | Unserved::TimedOut | Unserved::TooMany);
+        let answered = last_answer(self.history).map_or(i64::MIN, |entry| entry.at);
+        self.failure.filter(|failure| is_later(failure.reason) && failure.last > answered)
     }
-    let text = "This device has fetched its certificate. It has not been seen signing in at IoT Platform yet. If it \
-                does not appear there: can it reach IoT Platform, and has it stored its certificate?";
-    advice(Tone::Good, "Has its certificate", text.into())
+
+    /// Returns advice about the device's first problem or, if it has none, about its progress.
+    pub(super) fn advice(&self, t: Texts) -> Advice {
+        let advice = |tone, title, text: Markup| Advice { tone, title, text, action: None };
+        let with = |action, advice: Advice| Advice { action: Some(action), ..advice };
+        let say = |key: &'static str| html! { (t.say(key)) };
+        let Self { row, .. } = self;
+        let Some(enrolled) = self.enrolled else {
+            let text = t.rich("advice-not-configured-text", [("enrollment", (&row.enrollment).into())]);
+            return advice(Tone::Bad, "advice-not-configured", text);
+        };
+        let verdict = policy::verdict(row, enrolled.reissue, self.now);
+        if verdict == Verdict::Refuse(Reason::Disabled) {
+            let text = html! {
+                (t.say("advice-disabled-text"))
+                @if row.certificate.is_some() && row.first_issued.is_some() { " " strong { (t.say("advice-disabled-issued")) } }
+            };
+            return with(Action::Enable, advice(Tone::Warning, "advice-disabled", text));
+        }
+        match row.cloud_state {
+            Some(CloudState::Deleted) => {
+                let text = say("advice-cloud-deleted-text");
+                return with(Action::Reset, advice(Tone::Bad, "advice-cloud-deleted", text));
+            }
+            Some(CloudState::Disabled) => {
+                return advice(Tone::Warning, "advice-cloud-disabled", say("advice-cloud-disabled-text"));
+            }
+            None => {}
+        }
+        let refused = self.refused_last();
+        if let Some(entry) = refused
+            && let Some(other) = entry.enrollment.as_ref().filter(|other| **other != row.enrollment)
+        {
+            let values = [
+                ("time", moment(entry.at).into()),
+                ("other", other.into()),
+                ("own", (&row.enrollment).into()),
+            ];
+            return advice(Tone::Bad, "advice-other-key", t.rich("advice-other-key-text", values));
+        }
+        match verdict {
+            Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
+                let text = t.rich("advice-refused-text", [("reason", refusal.into())]);
+                return with(Action::Reset, advice(Tone::Bad, "advice-refused", text));
+            }
+            Verdict::Refuse(Reason::Issued) => return self.issued(t, enrolled.reissue, refused),
+            Verdict::Register if let Some(reason) = self.stopped => {
+                let text = t.rich("advice-stopped-text", [("reason", reason.into())]);
+                return advice(Tone::Warning, "advice-stopped", text);
+            }
+            Verdict::Register if let Some(claim) = self.claim => {
+                let values = [("time", moment(claim.since).into())];
+                let (title, text) = match claim.owner {
+                    Some(_) => ("advice-registering", t.rich("advice-registering-text", values)),
+                    None => ("advice-left", t.rich("advice-left-text", values)),
+                };
+                return advice(Tone::Note, title, text);
+            }
+            // `Disabled` was reported above, before the state at IoT Platform; the other verdicts are
+            // no problem.
+            Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
+        }
+        if let Some(failure) = self.put_off() {
+            let answer = failures::sentence(t, failure.reason);
+            let values = [("time", moment(failure.last).into()), ("answer", (&answer).into())];
+            return advice(Tone::Warning, "advice-later", t.rich("advice-later-text", values));
+        }
+        if let Some(entry) = refused {
+            let reason = entry.detail.as_deref().unwrap_or("–");
+            let values = [("time", moment(entry.at).into()), ("reason", reason.into())];
+            return advice(Tone::Warning, "advice-last-refused", t.rich("advice-last-refused-text", values));
+        }
+        if row.first_issued.is_none() {
+            if let Some(entry) = last_answer(self.history) {
+                let text = t.rich("advice-came-text", [("time", moment(entry.at).into())]);
+                return advice(Tone::Note, "advice-came", text);
+            }
+            let text = match row.certificate {
+                Some(_) => say("advice-ready-text"),
+                None => say("advice-new-text"),
+            };
+            return advice(Tone::Note, "advice-not-come", text);
+        }
+        if row.activated.is_some() {
+            return advice(Tone::Good, "advice-well", say("advice-well-text"));
+        }
+        let text = html! {
+            (t.say("advice-has-it-text"))
+            @if let Some(end) = window_end(row, enrolled.reissue) { " " (t.rich("advice-window-open", [("time", moment(end).into())])) }
+        };
+        advice(Tone::Good, "advice-has-it", text)
+    }
+
+    /// Returns advice about a device that may not have its certificate again.
+    fn issued(&self, t: Texts, reissue: Reissue, refused: Option<&AuditEntry>) -> Advice {
+        let (tone, title) = match refused {
+            Some(_) => (Tone::Warning, "advice-asks-again"),
+            None if self.row.activated.is_some() => (Tone::Good, "advice-well"),
+            None => (Tone::Note, "advice-issued"),
+        };
+        let text = html! {
+            @if let Some(entry) = refused { (t.rich("advice-asks-again-text", [("time", moment(entry.at).into())])) " " }
+            @if let Some(end) = window_end(self.row, reissue) { (t.rich("advice-window-over", [("time", moment(end).into())])) }
+            @else { (t.say("advice-once")) }
+            " " (t.say("advice-issued-text"))
+        };
+        Advice { tone, title, text, action: refused.map(|_| Action::Reset) }
+    }
+}
+
+/// Returns the time until which a device may have its certificate again.
+fn window_end(row: &DeviceRow, reissue: Reissue) -> Option<UnixSeconds> {
+    match reissue {
+        Reissue::Window(window) => {
+            Some(row.first_issued?.saturating_add(i64::try_from(window.as_secs()).unwrap_or(i64::MAX)))
+        }
+        Reissue::Always | Reissue::Once => None,
+    }
 }
 
 /// Describes how often a device may fetch its certificate.
-pub(super) fn reissue(policy: Reissue) -> String {
+pub(super) fn reissue(t: Texts, policy: Reissue) -> String {
     match policy {
-        Reissue::Always => "any number of times".to_owned(),
-        Reissue::Once => "once".to_owned(),
-        Reissue::Window(window) => format!("for {} after the first time", span(window)),
+        Reissue::Always => t.say("reissue-always"),
+        Reissue::Once => t.say("reissue-once"),
+        Reissue::Window(window) => t.with("reissue-window", [("span", (&span(window)).into())]),
     }
 }
 
@@ -124,9 +221,10 @@ fn span(time: Duration) -> String {
 mod tests {
     use super::*;
     use crate::{
+        admin::console::language::Language,
         device::DeviceId,
         psk::{Enrollment, Kind},
-        store::DeviceState,
+        store::{DeviceState, JournalEntry, audit::Asker},
     };
 
     fn row() -> DeviceRow {
@@ -137,35 +235,156 @@ mod tests {
         DeviceRow { first_issued: Some(100), ..row().with_certificate("SN-1", "a-secret") }
     }
 
+    fn enrolled(reissue: Reissue) -> EnrollmentOutline {
+        let (name, product_key) = ("plug".into(), "a1".into());
+        Enrollment { name, product_key, kind: Kind::Individual, reissue }.outline()
+    }
+
+    fn answer(event: AuditEvent, at: UnixSeconds, enrollment: &str, detail: &str) -> AuditEntry {
+        let asker =
+            Asker { enrollment: enrollment.into(), identity: "one".into(), address: "192.0.2.1".into() };
+        asker.entry(event, at, row().id, detail.into())
+    }
+
+    struct Case {
+        row: DeviceRow,
+        reissue: Option<Reissue>,
+        stopped: Option<&'static str>,
+        claim: Option<ClaimView>,
+        history: Vec<AuditEntry>,
+        failure: Option<Failure>,
+    }
+
+    fn case(row: DeviceRow) -> Case {
+        Case {
+            row,
+            reissue: Some(Reissue::Always),
+            stopped: None,
+            claim: None,
+            history: Vec::new(),
+            failure: None,
+        }
+    }
+
+    impl Case {
+        fn advice(&self) -> Advice {
+            let enrolled = self.reissue.map(enrolled);
+            let known = Known {
+                row: &self.row,
+                enrolled: enrolled.as_ref(),
+                stopped: self.stopped,
+                claim: self.claim.as_ref(),
+                history: &self.history,
+                failure: self.failure.as_ref(),
+                now: 200,
+            };
+            known.advice(Texts(Language::English))
+        }
+
+        fn is(&self, tone: Tone, title: &str) {
+            let advice = self.advice();
+            assert_eq!((advice.tone, advice.title), (tone, title), "{}", advice.text.0);
+        }
+
+        fn says(&self, words: &str) {
+            let text = self.advice().text.into_string();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
     #[test]
     fn each_state_of_a_row_has_its_own_advice() {
-        let enrolled = |reissue| {
-            let (name, product_key) = ("plug".into(), "a1".into());
-            Enrollment { name, product_key, kind: Kind::Individual, reissue }.outline()
-        };
-        let always = enrolled(Reissue::Always);
-        let what = |row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, stopped| {
-            of(row, enrolled, stopped, 200).title
-        };
-        let known = Some(&always);
-        assert_eq!(what(&row(), None, None), "Its enrollment is not configured");
-        assert_eq!(what(&row(), known, None), "Has not fetched its certificate");
-        assert_eq!(what(&row(), known, Some("no permission")), "Waiting for IoT Platform");
-        assert_eq!(what(&with_certificate(), known, Some("no permission")), "Has its certificate");
-        let disabled = DeviceRow { state: DeviceState::Disabled, ..with_certificate() };
-        assert_eq!(what(&disabled, known, None), "Disabled here");
+        Case { reissue: None, ..case(row()) }.is(Tone::Bad, "advice-not-configured");
+        case(row()).is(Tone::Note, "advice-not-come");
+        Case { stopped: Some("no permission"), ..case(row()) }.is(Tone::Warning, "advice-stopped");
+        Case { stopped: Some("no permission"), ..case(with_certificate()) }.is(Tone::Good, "advice-has-it");
+        let disabled = |row| DeviceRow { state: DeviceState::Disabled, ..row };
+        case(disabled(with_certificate())).is(Tone::Warning, "advice-disabled");
+        case(disabled(with_certificate())).says("still works at IoT Platform");
+        assert!(!case(disabled(row())).advice().text.into_string().contains("still works"));
         let deleted = DeviceRow { cloud_state: Some(CloudState::Deleted), ..with_certificate() };
-        assert_eq!(what(&deleted, known, None), "Deleted at IoT Platform");
-        let refused = DeviceRow { refusal: Some("no such product".into()), ..row() };
-        assert!(of(&refused, known, None, 200).text.contains("no such product"));
-        let activated = DeviceRow { activated: Some(150), ..with_certificate() };
-        assert_eq!(what(&activated, known, None), "All is well");
-        for (reissue, expected) in [
-            (Reissue::Once, "Issued, cannot be issued again"),
-            (Reissue::Window(Duration::from_secs(99)), "Issued, cannot be issued again"),
-            (Reissue::Window(Duration::from_secs(100)), "Has its certificate"),
-        ] {
-            assert_eq!(what(&with_certificate(), Some(&enrolled(reissue)), None), expected);
+        case(deleted).is(Tone::Bad, "advice-cloud-deleted");
+        let off = DeviceRow { cloud_state: Some(CloudState::Disabled), ..with_certificate() };
+        case(off).is(Tone::Warning, "advice-cloud-disabled");
+        let refused = case(DeviceRow { refusal: Some("no <such> product".into()), ..row() });
+        refused.is(Tone::Bad, "advice-refused");
+        refused.says("no &lt;such&gt; product");
+        assert_eq!(refused.advice().action, Some(Action::Reset));
+        case(DeviceRow { activated: Some(150), ..with_certificate() }).is(Tone::Good, "advice-well");
+        let ready = case(row().with_certificate("SN-1", "a-secret"));
+        ready.is(Tone::Note, "advice-not-come");
+        ready.says("is ready");
+    }
+
+    #[test]
+    fn a_device_that_came_is_not_said_not_to_have_come() {
+        let asked = |event, detail| Case { history: vec![answer(event, 190, "plug", detail)], ..case(row()) };
+        asked(AuditEvent::Refused, "odd").is(Tone::Warning, "advice-last-refused");
+        asked(AuditEvent::Refused, "odd").says("odd");
+        asked(AuditEvent::Issued, "a1/SN-1").is(Tone::Note, "advice-came");
+        let reset = AuditEntry::new(AuditEvent::Reset, 195);
+        let history = vec![reset, answer(AuditEvent::Refused, 190, "plug", "odd")];
+        Case { history, ..case(row()) }.is(Tone::Note, "advice-came");
+    }
+
+    #[test]
+    fn a_request_that_was_put_off_is_said_until_a_later_answer() {
+        let failure = |reason| Failure {
+            device: row().id,
+            reason,
+            enrollment: "plug".into(),
+            origin: crate::rate_limit::Origin::of("192.0.2.1".parse().unwrap()),
+            message: String::new(),
+            first: 150,
+            last: 190,
+            count: 3,
+        };
+        let put_off = Case { failure: Some(failure(Unserved::TimedOut)), ..case(row()) };
+        put_off.is(Tone::Warning, "advice-later");
+        put_off.says("5.04");
+        let history = vec![answer(AuditEvent::Reissued, 195, "plug", "a1/SN-1")];
+        let served = Case { failure: Some(failure(Unserved::Later)), history, ..case(with_certificate()) };
+        served.is(Tone::Good, "advice-has-it");
+    }
+
+    #[test]
+    fn a_key_of_another_enrollment_is_named() {
+        let history = || vec![answer(AuditEvent::Refused, 190, "lamp", "the device is invalid")];
+        for row in [row(), with_certificate(), DeviceRow { refusal: Some("odd".into()), ..row() }] {
+            let case = Case { history: history(), ..case(row) };
+            case.is(Tone::Bad, "advice-other-key");
+            case.says("<bdi>lamp</bdi>");
+            case.says("<bdi>plug</bdi>");
         }
+        let mut later = vec![answer(AuditEvent::Reissued, 195, "plug", "a1/SN-1")];
+        later.extend(history());
+        Case { history: later, ..case(with_certificate()) }.is(Tone::Good, "advice-has-it");
+    }
+
+    #[test]
+    fn the_end_of_a_reissue_window_is_said_with_its_time() {
+        let window = |seconds| Some(Reissue::Window(Duration::from_secs(seconds)));
+        let open = Case { reissue: window(100), ..case(with_certificate()) };
+        open.is(Tone::Good, "advice-has-it");
+        open.says("1970-01-01T00:03:20Z");
+        let over = Case { reissue: window(99), ..case(with_certificate()) };
+        over.is(Tone::Note, "advice-issued");
+        over.says("1970-01-01T00:03:19Z");
+        let once = Case { reissue: Some(Reissue::Once), ..case(with_certificate()) };
+        once.is(Tone::Note, "advice-issued");
+        let activated = DeviceRow { activated: Some(150), ..with_certificate() };
+        Case { reissue: Some(Reissue::Once), ..case(activated) }.is(Tone::Good, "advice-well");
+        let again = Case { history: vec![answer(AuditEvent::Refused, 190, "plug", "again")], ..once };
+        again.is(Tone::Warning, "advice-asks-again");
+        assert_eq!(again.advice().action, Some(Action::Reset));
+    }
+
+    #[test]
+    fn a_registration_in_progress_is_said() {
+        let entry = JournalEntry { device: row().id, product_key: "a1".into(), device_name: "SN-1".into() };
+        let claim = ClaimView { entry, since: 150, owner: Some("x".into()), last_beat: None, batch: None };
+        Case { claim: Some(claim.clone()), ..case(row()) }.is(Tone::Note, "advice-registering");
+        let left = ClaimView { owner: None, ..claim };
+        Case { claim: Some(left), ..case(row()) }.is(Tone::Note, "advice-left");
     }
 }

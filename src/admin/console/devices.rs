@@ -1,354 +1,496 @@
-//! Searches devices by ID or prefix, shows them one by one, and changes them.
+//! Lists the devices that meet conditions, page by page, and finds a device by what is written on its
+//! label. A page waits only for a part of a large table, and then says how far it has looked.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{
-    Json,
     extract::{Query, State},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    OperatorForm, Visitor, advice, history,
-    page::{self, Frame, Tone},
-    plain, time, wants_json,
+    Visitor, bulk,
+    conditions::{Conditions, Unreadable, name_of},
+    language::Texts,
+    page::{self, Frame, Tone, moment},
+    search::{Label, MAX_LINES, Wanted},
 };
 use crate::{
     admin::Shared,
     device::DeviceId,
-    device_view::{self, as_json},
     psk::EnrollmentOutline,
-    store::{CloudState, DeviceRow, DeviceState, Store, StoreError, claim::ClaimView, unix_now},
-    table_file,
+    store::{
+        CloudState, DeviceState, StoreError, Table, UnixSeconds,
+        filter::{Cursor, End, Filter, Found, Listed, State as Kind, Tally, Text},
+        unix_now,
+    },
 };
 
-/// Maximum number of devices on a page of search results.
+/// Maximum number of devices on a page.
 const PAGE: usize = 50;
+/// Maximum time for which a page searches.
+const SEARCH: Duration = Duration::from_millis(60);
+/// Maximum time for which a page counts the devices that it does not show.
+const COUNT: Duration = Duration::from_millis(25);
+/// Maximum time for which devices are counted if an operator asks for it.
+const COUNT_ALL: Duration = Duration::from_secs(20);
+/// Maximum number of counts that are kept, and the time for which they are shown again: as long as
+/// counting took, this many times.
+const COUNTS: usize = 32;
+const TIMES: u32 = 20;
+/// Maximum number of enrollments that are offered as a list.
+const CHOICES: usize = 2_000;
 
+/// A request for a page of the list.
 #[derive(Deserialize)]
-pub(super) struct Search {
+pub(super) struct Asked {
+    /// What was typed.
     #[serde(default)]
     q: String,
-    /// ID of the last device of the previous page.
-    after: Option<String>,
+    /// ID of the device after which the page begins.
+    #[serde(default)]
+    after: String,
+    /// ID of the device before which the page ends.
+    #[serde(default)]
+    before: String,
+    /// `all` to count all devices, however long it takes.
+    #[serde(default)]
+    count: String,
+    #[serde(flatten)]
+    conditions: Conditions,
+}
+
+/// Counts of the last searches.
+#[derive(Default)]
+pub(super) struct Counts(Mutex<VecDeque<Counted>>);
+
+#[derive(Clone)]
+struct Counted {
+    filter: Filter,
+    tally: Tally,
+    at: UnixSeconds,
+    until: Instant,
+}
+
+impl Counts {
+    fn known(&self, filter: &Filter) -> Option<Counted> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        all.retain(|counted| now < counted.until);
+        all.iter().find(|counted| counted.filter == *filter).cloned()
+    }
+
+    /// Counts the devices for `time` at most. Keeps the count if it took long.
+    pub(super) fn count(
+        &self,
+        store: &dyn Table,
+        filter: &Filter,
+        time: Duration,
+    ) -> Result<(Tally, UnixSeconds), StoreError> {
+        let begun = Instant::now();
+        let tally = store.tally(filter, time)?;
+        let (took, at) = (begun.elapsed(), unix_now());
+        if tally.is_complete && took > COUNT {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|counted| counted.filter != *filter);
+            if all.len() == COUNTS {
+                all.pop_front();
+            }
+            all.push_back(Counted {
+                filter: filter.clone(),
+                tally,
+                at,
+                until: Instant::now() + took * TIMES,
+            });
+        }
+        Ok((tally, at))
+    }
+}
+
+/// What a search leads to.
+enum Hit {
+    /// The one device that was meant.
+    Device(DeviceId),
+    /// A page of devices, with the text by which they were found, and their number.
+    Page { text: Option<Text>, found: Found, tally: Tally, counted: Option<UnixSeconds> },
 }
 
 pub(super) async fn search(
     State(shared): State<Arc<Shared>>,
     frame: Frame,
     visitor: Visitor,
-    Query(search): Query<Search>,
+    Query(asked): Query<Asked>,
 ) -> Response {
-    let wanted = search.q.trim();
-    let found = match find(shared.sources.store.as_ref(), wanted, search.after.as_deref()).await {
-        Ok(found) => found,
-        Err(error) => return frame.store_failed(&visitor, &error),
+    let filter = match asked.conditions.filter() {
+        Ok(filter) => filter,
+        Err(reason) => return unreadable(&shared, &frame, &visitor, &asked, reason),
     };
-    let (rows, more) = (&found[..found.len().min(PAGE)], found.len() > PAGE);
-    let body = html! {
-        h1 { "Devices" }
-        form.search.card role="search" action="/devices" {
-            label for="q" { "Device ID, or its beginning" }
-            div.row {
-                input #q name="q" type="search" value=(wanted) autocapitalize="none" spellcheck="false" maxlength="64"
-                    aria-describedby="q-hint" autofocus[wanted.is_empty()];
-                button type="submit" { "Search" }
-            }
-            p.hint #q-hint { "A serial number, or a MAC address in any spelling." }
-        }
-        @if rows.is_empty() {
-            @let text = html! { p { "No device ID begins with this text. Was the device imported? Serial numbers are case-sensitive." } };
-            (page::message(Tone::Note, "Nothing found", &text))
-        } @else {
-            div.card {
-                table.stacked {
-                    caption { @if wanted.is_empty() { "All devices, in order of ID" } @else { "Devices whose ID begins with " b { (wanted) } } }
-                    thead { tr { th scope="col" { "Device" } th scope="col" { "Enrollment" } th scope="col" { "State" } th scope="col" { "First issued" } } }
-                    tbody {
-                        @for row in rows {
-                            tr {
-                                th scope="row" { a.id href=(link(&row.id)) { (row.id) } }
-                                td data-label="Enrollment" { (row.enrollment) }
-                                td data-label="State" { (pill(row)) }
-                                td data-label="First issued" { (time(row.first_issued).unwrap_or_else(|| "–".into())) }
-                            }
-                        }
-                    }
-                }
-            }
-            @if let Some(last) = rows.last().filter(|_| more) {
-                p.pages { a.button href={ "/devices?" (query(&[("q", wanted), ("after", last.id.as_str())])) } { "Next " (PAGE) } }
-            }
-        }
+    let label = match Wanted::parse(&asked.q) {
+        Wanted::Any => None,
+        Wanted::One(label) => Some(label),
+        Wanted::List(labels) => return bulk::list(&shared, &frame, &visitor, labels, StatusCode::OK).await,
+        Wanted::TooMany => return too_many(&frame, &visitor),
     };
-    frame.page("Devices", Some(&visitor), "/devices", &body).into_response()
-}
-
-/// Finds the devices for a page, and at least one more if another page follows. `wanted` is a
-/// device ID in any spelling, or the beginning of one.
-async fn find(store: &dyn Store, wanted: &str, after: Option<&str>) -> Result<Vec<DeviceRow>, StoreError> {
-    let after = after.and_then(|after| DeviceId::parse_sn(after).ok());
-    if wanted.is_empty() {
-        return store.rows_after(after.as_ref(), PAGE + 1).await;
-    }
-    let mut found = Vec::new();
-    for prefix in spellings(wanted) {
-        if after.is_none() {
-            found.extend(store.device(&prefix).await?);
-        }
-        let from = after.as_ref().unwrap_or(&prefix);
-        let rows = store.rows_after(Some(from), PAGE + 1).await?;
-        found.extend(rows.into_iter().take_while(|row| row.id.as_str().starts_with(prefix.as_str())));
-        if !found.is_empty() {
-            break;
-        }
-    }
-    Ok(found)
-}
-
-/// Returns the text itself and, if a MAC address can begin with it, the text in the form in which
-/// the table stores a MAC address.
-fn spellings(wanted: &str) -> Vec<DeviceId> {
-    let digits = wanted.strip_prefix("0x").or_else(|| wanted.strip_prefix("0X")).unwrap_or(wanted);
-    let bare: String = digits.chars().filter(|c| !matches!(c, ':' | '-' | '.' | '_' | ' ')).collect();
-    let is_mac = bare.len() <= 12 && bare.chars().all(|c| c.is_ascii_hexdigit());
-    let mac = is_mac.then(|| bare.to_ascii_uppercase());
-    let all = [Some(wanted.to_owned()), mac].into_iter().flatten();
-    let mut ids: Vec<DeviceId> = all.filter_map(|text| DeviceId::parse_sn(&text).ok()).collect();
-    ids.dedup();
-    ids
-}
-
-fn query(pairs: &[(&str, &str)]) -> String {
-    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-    let pairs =
-        pairs.iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
-    pairs.collect::<Vec<_>>().join("&")
-}
-
-fn link(id: &DeviceId) -> String {
-    format!("/device?{}", query(&[("id", id.as_str())]))
-}
-
-/// Renders the device's state in a few words.
-fn pill(row: &DeviceRow) -> Markup {
-    let (tone, word) = match row {
-        DeviceRow { state: DeviceState::Disabled, .. } => (Tone::Warning, "disabled"),
-        DeviceRow { cloud_state: Some(CloudState::Deleted), .. } => (Tone::Bad, "deleted at IoT Platform"),
-        DeviceRow { cloud_state: Some(CloudState::Disabled), .. } => {
-            (Tone::Warning, "disabled at IoT Platform")
-        }
-        DeviceRow { refusal: Some(_), .. } => (Tone::Bad, "refused"),
-        DeviceRow { activated: Some(_), .. } => (Tone::Good, "activated"),
-        DeviceRow { first_issued: Some(_), .. } => (Tone::Good, "issued"),
-        DeviceRow { certificate: Some(_), .. } => (Tone::Note, "registered"),
-        _ => (Tone::Note, "imported"),
+    let id = |text: &str| DeviceId::parse_sn(text).ok();
+    let cursor = match (id(&asked.after), id(&asked.before)) {
+        (Some(after), _) => Cursor::After(after),
+        (None, Some(before)) => Cursor::Before(before),
+        (None, None) => Cursor::First,
     };
-    html! { span class={ "pill " (tone.class()) } { (word) } }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Which {
-    #[serde(default)]
-    id: String,
-    /// The action that was just carried out.
-    done: Option<String>,
-}
-
-pub(super) async fn show(
-    State(shared): State<Arc<Shared>>,
-    frame: Frame,
-    visitor: Visitor,
-    headers: HeaderMap,
-    Query(which): Query<Which>,
-) -> Response {
-    let Some((id, row)) = (match row_of(&shared, &which.id).await {
-        Ok(found) => found,
-        Err(error) => return frame.store_failed(&visitor, &error),
-    }) else {
-        return absent(&frame, &visitor, &which.id);
-    };
-    let enrollments = shared.enrollments();
-    let enrolled = enrollments.iter().find(|enrolled| enrolled.name == row.enrollment);
-    let claim = match shared.sources.store.claim_of(&id).await {
-        Ok(claim) => claim,
-        Err(error) => return frame.store_failed(&visitor, &error),
-    };
-    if wants_json(&headers) {
-        return Json(as_json(&row, enrolled.map(|enrolled| enrolled.reissue), claim.as_ref()))
-            .into_response();
-    }
-    let events = match history::of(shared.sources.store.as_ref(), &id).await {
-        Ok(events) => events,
-        Err(error) => return frame.store_failed(&visitor, &error),
-    };
-    let refusals = shared.sources.registrar.refusals();
-    let stopped =
-        refusals.iter().find(|(product, _)| product.as_ref().is_none_or(|key| *key == row.product_key));
-    let advice = advice::of(&row, enrolled, stopped.map(|(_, reason)| reason.as_str()), unix_now());
-    let done = which.done.as_deref().and_then(done);
-    let body = html! {
-        p.crumb { a href="/devices" { "Devices" } }
-        h1 { span.id { (id) } " " (pill(&row)) }
-        @if let Some(done) = done { p.done role="status" { (done) } }
-        (page::message(advice.tone, advice.title, &html! { p { (advice.text) } }))
-        div.columns {
-            section.card aria-labelledby="row" {
-                h2 #row { "In the table" }
-                (facts(&row, enrolled, claim.as_ref()))
-            }
-            section.card aria-labelledby="change" {
-                h2 #change { "Actions" }
-                @if visitor.is_operator() { (actions(&frame, &visitor, &row)) }
-                @else { p { "You are signed in as a viewer. Only operators can change devices." } }
-            }
+    let (work, from) = (shared.clone(), cursor.clone());
+    let all = asked.count == "all";
+    let hit = tokio::task::spawn_blocking(move || look(&work, &filter, label.as_ref(), &from, all)).await;
+    match hit.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()))) {
+        Ok(Hit::Device(id)) => Redirect::to(&link(&id)).into_response(),
+        Ok(Hit::Page { text, found, tally, counted }) => {
+            let page = Page { asked: &asked, cursor, text, found, tally, counted };
+            show(&shared, &frame, &visitor, &page)
         }
-        @if !events.is_empty() {
-            section.card aria-labelledby="history" {
-                h2 #history { "History" }
-                ol.history { @for event in events { li { time { (time(Some(event.at)).unwrap_or_default()) } " " (event.text) } } }
-            }
-        }
-    };
-    frame.page(id.as_str(), Some(&visitor), "/devices", &body).into_response()
-}
-
-/// Finds a device by its ID in any spelling.
-async fn row_of(shared: &Shared, id: &str) -> Result<Option<(DeviceId, DeviceRow)>, StoreError> {
-    let Ok(asked) = table_file::device_id(id) else { return Ok(None) };
-    let store = &shared.sources.store;
-    for id in asked.ids() {
-        if let Some(row) = store.device(id).await? {
-            return Ok(Some((id.clone(), row)));
-        }
-    }
-    let Some(mac) = asked.mac() else { return Ok(None) };
-    let Some(id) = store.spelled(&mac).await? else { return Ok(None) };
-    Ok(store.device(&id).await?.map(|row| (id, row)))
-}
-
-fn absent(frame: &Frame, visitor: &Visitor, id: &str) -> Response {
-    if visitor.is_script() {
-        return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
-    }
-    let text = html! {
-        p { "A device with the ID " b { (id) } " was never imported. Requests with this ID are answered with 4.04." }
-        p { a href="/import" { "Import it" } ", or " a href="/devices" { "search for another" } "." }
-    };
-    let body = html! { h1 { "Not in the table" } (page::message(Tone::Note, "No such device", &text)) };
-    (StatusCode::NOT_FOUND, frame.page("Not in the table", Some(visitor), "/devices", &body)).into_response()
-}
-
-fn facts(row: &DeviceRow, enrolled: Option<&EnrollmentOutline>, claim: Option<&ClaimView>) -> Markup {
-    let dash = || "–".to_owned();
-    let name = row.name();
-    let certificate =
-        if row.certificate.is_some() { "yes; the console does not show its secret" } else { "not yet" };
-    let mut facts = vec![
-        ("Enrollment", row.enrollment.clone()),
-        (
-            "May fetch its certificate",
-            enrolled.map_or_else(dash, |enrolled| advice::reissue(enrolled.reissue)),
-        ),
-        ("Product key", row.product_key.clone()),
-        ("Device name", name),
-        ("IotId", row.iot_id.clone().unwrap_or_else(dash)),
-        ("Certificate", certificate.to_owned()),
-        ("Registered", time(row.registered).unwrap_or_else(dash)),
-        ("First issued", time(row.first_issued).unwrap_or_else(dash)),
-        ("Activated", time(row.activated).unwrap_or_else(dash)),
-    ];
-    if let Some(claim) = claim {
-        facts.push(("Registration", device_view::registration(claim)));
-    }
-    if let Some(refusal) = &row.refusal {
-        facts.push(("Refused", refusal.clone()));
-    }
-    html! { dl.facts { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } } }
-}
-
-fn actions(frame: &Frame, visitor: &Visitor, row: &DeviceRow) -> Markup {
-    let form = |action: &str, name: &str, class: &str, about: &str| {
-        html! {
-            form.action method="post" action={ "/device/" (action) } {
-                (frame.hidden(visitor))
-                input type="hidden" name="id" value=(row.id);
-                button class=(class) type="submit" aria-describedby={ "about-" (action) } { (name) }
-                p.hint #{ "about-" (action) } { (about) }
-            }
-        }
-    };
-    html! {
-        @if row.state == DeviceState::Enabled {
-            (form("disable", "Disable", "danger", "The device gets no certificate from its next request on (4.03). IoT Platform is not informed."))
-        } @else {
-            (form("enable", "Enable", "", "The device may have its certificate again, under its enrollment's policy."))
-        }
-        (form("reset", "Reset", "secondary", "Clears the first issue and any refusal, so that the device can fetch its certificate, or be registered, again."))
-    }
-}
-
-fn done(what: &str) -> Option<&'static str> {
-    Some(match what {
-        "disable" => "It is disabled.",
-        "enable" => "It is enabled.",
-        "reset" => "It is reset.",
-        _ => return None,
-    })
-}
-
-pub(super) async fn disable(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
-    change(&shared, order, "disable").await
-}
-
-pub(super) async fn enable(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
-    change(&shared, order, "enable").await
-}
-
-pub(super) async fn reset(State(shared): State<Arc<Shared>>, order: OperatorForm) -> Response {
-    change(&shared, order, "reset").await
-}
-
-async fn change(shared: &Shared, OperatorForm(sent): OperatorForm, what: &'static str) -> Response {
-    let (frame, visitor, store) = (sent.frame, sent.visitor, &shared.sources.store);
-    let id = match row_of(shared, &sent.fields.id).await {
-        Ok(Some((id, _))) => id,
-        Ok(None) => return absent(&frame, &visitor, &sent.fields.id),
-        Err(error) => return frame.store_failed(&visitor, &error),
-    };
-    let by = visitor.actor();
-    let outcome = match what {
-        "disable" => store.set_state(&id, DeviceState::Disabled, &by).await,
-        "enable" => store.set_state(&id, DeviceState::Enabled, &by).await,
-        _ => store.reset(&id, &by).await,
-    };
-    match outcome {
-        Ok(true) => {
-            tracing::info!(device = %id, user = visitor.name, action = what, "a device was changed in the console");
-            if visitor.is_script() {
-                return plain(StatusCode::OK, format!("{id}: {what}"));
-            }
-            Redirect::to(&format!("{}&done={what}", link(&id))).into_response()
-        }
-        Ok(false) => absent(&frame, &visitor, id.as_str()),
         Err(error) => frame.store_failed(&visitor, &error),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_beginning_of_a_mac_is_found_in_any_spelling() {
-        let ids =
-            |wanted: &str| -> Vec<String> { spellings(wanted).iter().map(ToString::to_string).collect() };
-        assert_eq!(ids("SN00"), ["SN00"]);
-        assert_eq!(ids("00:1a:2b"), ["00:1a:2b", "001A2B"]);
-        assert_eq!(ids("001A2B"), ["001A2B"]);
-        assert_eq!(ids("no such id"), [""; 0]);
+/// Finds the devices of a page. Blocks.
+fn look(
+    shared: &Shared,
+    filter: &Filter,
+    label: Option<&Label>,
+    cursor: &Cursor,
+    all: bool,
+) -> Result<Hit, StoreError> {
+    let store = shared.sources.store.as_ref();
+    let begun = Instant::now();
+    let search = |text: Option<&Text>| {
+        let filter = Filter { text: text.cloned().or(filter.text.clone()), ..filter.clone() };
+        let left = SEARCH.saturating_sub(begun.elapsed());
+        let found = store.find(&filter, cursor, PAGE, left)?;
+        Ok::<_, StoreError>((filter, text.cloned(), found))
+    };
+    // Only a first page without other conditions opens the device at once.
+    let is_first = *cursor == Cursor::First;
+    let opens = is_first && *filter == Filter::default();
+    let mut best = None;
+    if let (Some(label), None) = (label, &filter.text) {
+        if opens {
+            for asked in &label.ids {
+                if let Some(id) = store.known_as(asked)? {
+                    return Ok(Hit::Device(id));
+                }
+            }
+        }
+        let names = if is_first { label.names() } else { Vec::new() };
+        let parts = label.parts();
+        // A further page has the first guess, unless the address names another.
+        let parts = if is_first { &parts[..] } else { &parts[..parts.len().min(1)] };
+        for text in names.iter().chain(parts) {
+            let result = search(Some(text))?;
+            let found = &result.2;
+            if opens
+                && let [only] = &found.devices[..]
+                && found.end == End::Complete
+                && is_meant(only, text)
+            {
+                return Ok(Hit::Device(only.id.clone()));
+            }
+            let is_found = !found.devices.is_empty() || matches!(found.end, End::TimeUp(_));
+            if is_found || best.is_none() {
+                best = Some(result);
+            }
+            if is_found {
+                break;
+            }
+        }
+        if best.is_none() {
+            // No device can have this text.
+            let found = Found { devices: Vec::new(), end: End::Complete };
+            let tally = Tally { devices: 0, is_complete: true };
+            return Ok(Hit::Page { text: None, found, tally, counted: None });
+        }
     }
+    let (filter, text, found) = match best {
+        Some(best) => best,
+        None => search(None)?,
+    };
+    let known = if all { None } else { shared.pages.counts.known(&filter) };
+    let (tally, counted) = match known {
+        Some(Counted { tally, at, .. }) => (tally, Some(at)),
+        None if is_first && found.end == End::Complete => {
+            (Tally { devices: found.devices.len() as u64, is_complete: true }, None)
+        }
+        None => {
+            let time = if all { COUNT_ALL } else { COUNT };
+            let (tally, at) = shared.pages.counts.count(store, &filter, time)?;
+            (tally, all.then_some(at))
+        }
+    };
+    Ok(Hit::Page { text, found, tally, counted })
+}
+
+/// Returns whether a device is the one that the whole text names, and not one with something in common.
+fn is_meant(device: &Listed, text: &Text) -> bool {
+    match text {
+        Text::Name(_) | Text::IotId(_) => true,
+        Text::Begins(text) | Text::Ends(text) => device.id.as_str().eq_ignore_ascii_case(text),
+    }
+}
+
+/// A page of the list.
+struct Page<'p> {
+    asked: &'p Asked,
+    cursor: Cursor,
+    text: Option<Text>,
+    found: Found,
+    tally: Tally,
+    counted: Option<UnixSeconds>,
+}
+
+impl Page<'_> {
+    /// Returns the conditions of the list, with the text by which its devices were found.
+    fn conditions(&self) -> Conditions {
+        match &self.text {
+            Some(text) => self.asked.conditions.with_text(text),
+            None => self.asked.conditions.clone(),
+        }
+    }
+
+    /// Returns the address of another page of the list.
+    fn path(&self, field: &'static str, value: &str) -> String {
+        // The beginning of an ID is the first guess, so it need not be in the address.
+        let is_guess = matches!(&self.text, Some(Text::Begins(text)) if *text == self.asked.q.trim());
+        let conditions = if is_guess { self.asked.conditions.clone() } else { self.conditions() };
+        let q = if conditions.part.is_empty() || is_guess { self.asked.q.trim() } else { "" };
+        conditions.path("/devices", &[("q", q)], &[(field, value)])
+    }
+
+    /// Returns the IDs at which the previous and the next page begin, if there are such pages.
+    fn neighbours(&self) -> (Option<&str>, Option<&str>) {
+        let devices = &self.found.devices;
+        let first = devices.first().map(|device| device.id.as_str());
+        let last = devices.last().map(|device| device.id.as_str());
+        let is_more = self.found.end == End::More;
+        match &self.cursor {
+            Cursor::First => (None, last.filter(|_| is_more)),
+            Cursor::After(id) => (first.or(Some(id.as_str())), last.filter(|_| is_more)),
+            Cursor::Before(id) => (first.filter(|_| is_more), last.or(Some(id.as_str()))),
+        }
+    }
+}
+
+fn show(shared: &Shared, frame: &Frame, visitor: &Visitor, page: &Page<'_>) -> Response {
+    let t = frame.texts;
+    let Page { asked, found, .. } = page;
+    let conditions = page.conditions();
+    let (previous, next) = page.neighbours();
+    let body = html! {
+        h1 { (t.say("nav-devices")) }
+        (form(shared, t, asked, found.devices.is_empty()))
+        (chosen(t, asked, &conditions))
+        @if let End::TimeUp(last) = &found.end {
+            @let field = if matches!(page.cursor, Cursor::Before(_)) { "before" } else { "after" };
+            @let text = html! {
+                p { (t.rich("devices-partly-text", [("device", html! { span.id { (last) } }.into())])) }
+                p { a.button href=(page.path(field, last.as_str())) { (t.say("devices-go-on")) } }
+            };
+            (page::message(Tone::Note, &t.say("devices-partly"), &text))
+        } @else if found.devices.is_empty() {
+            (page::message(Tone::Note, &t.say("devices-none"), &html! { p { (t.say("devices-none-text")) } }))
+        }
+        @if !found.devices.is_empty() {
+            div.card {
+                (table(t, &found.devices, &total(t, page, &conditions)))
+            }
+            @if previous.is_some() || next.is_some() {
+                p.pages {
+                    @if let Some(id) = previous { a.button href=(page.path("before", id)) rel="prev" { (t.say("devices-previous")) } " " }
+                    @if let Some(id) = next { a.button href=(page.path("after", id)) rel="next" { (t.say("devices-next")) } }
+                }
+            }
+            @if visitor.is_operator() { (bulk::offer(t, &conditions)) }
+        }
+        (bulk::list_form(frame, visitor))
+    };
+    frame.page(&t.say("nav-devices"), Some(visitor), "/devices", &body).into_response()
+}
+
+/// Renders how many devices there are, and when they were counted.
+fn total(t: Texts, page: &Page<'_>, conditions: &Conditions) -> Markup {
+    let Tally { devices, is_complete } = page.tally;
+    html! {
+        @if is_complete { (t.rich("devices-total", [("count", devices.into())])) }
+        @else {
+            (t.rich("devices-more-than", [("count", devices.into())])) " "
+            a href=(conditions.path("/devices", &[], &[("count", "all")])) { (t.say("devices-count")) }
+        }
+        @if let Some(at) = page.counted { " " (t.rich("devices-counted", [("time", moment(at).into())])) }
+    }
+}
+
+/// Renders a table of devices.
+pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup) -> Markup {
+    html! {
+        table.stacked {
+            caption { (caption) }
+            thead { tr {
+                th scope="col" { (t.say("column-device")) }
+                th scope="col" { (t.say("column-enrollment")) }
+                th scope="col" { (t.say("column-state")) }
+                th scope="col" { (t.say("column-issued")) }
+            } }
+            tbody {
+                @for device in devices {
+                    tr {
+                        th scope="row" { a.id href=(link(&device.id)) { (device.id) } }
+                        td data-label=(t.say("column-enrollment")) { bdi { (device.enrollment) } }
+                        td data-label=(t.say("column-state")) {
+                            (pill(t, device))
+                            @if let Some(reason) = &device.refusal { " " bdi.hint { (shortened(reason)) } }
+                        }
+                        td data-label=(t.say("column-issued")) { @if let Some(at) = device.first_issued { (moment(at)) } @else { "–" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Maximum length of a reason in a table, in characters.
+const SHORT: usize = 80;
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHORT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Renders the form with the conditions.
+fn form(shared: &Shared, t: Texts, asked: &Asked, is_empty: bool) -> Markup {
+    let Conditions { enrollment, product, state, from, to, refusal, .. } = &asked.conditions;
+    let enrollments = shared.enrollments();
+    let mut products: Vec<&str> = enrollments.iter().map(|enrolled| enrolled.product_key.as_str()).collect();
+    products.sort_unstable();
+    products.dedup();
+    let is_open = asked.conditions != Conditions::default() || is_empty;
+    html! {
+        form.search.card role="search" action="/devices" {
+            label for="q" { (t.say("devices-search")) }
+            div.row {
+                input #q name="q" type="search" value=(asked.q.trim()) autocapitalize="none" spellcheck="false"
+                    autocomplete="off" aria-describedby="q-hint" autofocus[asked.q.trim().is_empty()];
+                button type="submit" { (t.say("devices-search-button")) }
+            }
+            p.hint #q-hint { (t.say("devices-search-hint")) }
+            details #conditions open[is_open] {
+                summary { (t.say("devices-conditions")) }
+                div.fields {
+                    div {
+                        label for="enrollment" { (t.say("column-enrollment")) }
+                        input #enrollment name="enrollment" value=(enrollment) list="enrollments" autocomplete="off" autocapitalize="none" spellcheck="false";
+                        (choices("enrollments", enrollments.iter().map(|enrolled: &EnrollmentOutline| enrolled.name.as_str())))
+                    }
+                    div {
+                        label for="product" { (t.say("fact-product")) }
+                        input #product name="product" value=(product) list="products" autocomplete="off" autocapitalize="none" spellcheck="false";
+                        (choices("products", products.into_iter()))
+                    }
+                    div {
+                        label for="state" { (t.say("column-state")) }
+                        select #state name="state" {
+                            option value="" { (t.say("devices-any-state")) }
+                            @for kind in Kind::ALL {
+                                option value=(kind.name()) selected[kind.name() == state] { (t.say(name_of(kind))) }
+                            }
+                        }
+                    }
+                    div {
+                        label for="from" { (t.say("devices-from")) }
+                        input #from type="date" name="from" value=(from);
+                    }
+                    div {
+                        label for="to" { (t.say("devices-to")) }
+                        input #to type="date" name="to" value=(to);
+                    }
+                }
+                @if !refusal.is_empty() { input type="hidden" name="refusal" value=(refusal); }
+                p { button.secondary type="submit" { (t.say("devices-apply")) } }
+            }
+        }
+    }
+}
+
+fn choices<'n>(id: &str, names: impl Iterator<Item = &'n str>) -> Markup {
+    html! { datalist id=(id) { @for name in names.take(CHOICES) { option value=(name) {} } } }
+}
+
+/// Renders the conditions of the list, and the way back to all devices.
+fn chosen(t: Texts, asked: &Asked, conditions: &Conditions) -> Markup {
+    let words = conditions.words(t);
+    html! {
+        @if !words.is_empty() {
+            p.chosen {
+                @for word in words { span.chip { (word) } " " }
+                a href="/devices" { (t.say("devices-all")) }
+            }
+        } @else if !asked.q.trim().is_empty() {
+            p.chosen { span.chip { bdi { (asked.q.trim()) } } " " a href="/devices" { (t.say("devices-all")) } }
+        }
+    }
+}
+
+fn unreadable(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    asked: &Asked,
+    Unreadable(reason): Unreadable,
+) -> Response {
+    let t = frame.texts;
+    let body = html! {
+        h1 { (t.say("nav-devices")) }
+        (page::message(Tone::Bad, &t.say("devices-unreadable"), &html! { p { (t.say(reason)) } }))
+        (form(shared, t, asked, false))
+    };
+    (StatusCode::BAD_REQUEST, frame.page(&t.say("nav-devices"), Some(visitor), "/devices", &body))
+        .into_response()
+}
+
+/// Reports that a list has too many lines.
+pub(super) fn too_many(frame: &Frame, visitor: &Visitor) -> Response {
+    let t = frame.texts;
+    let text = html! { p { (t.rich("list-too-many", [("most", (MAX_LINES as u64).into())])) } };
+    let body = html! {
+        h1 { (t.say("list-title")) }
+        (page::message(Tone::Bad, &t.say("list-not-read"), &text))
+        (bulk::list_form(frame, visitor))
+    };
+    let page = frame.page(&t.say("list-title"), Some(visitor), "/devices", &body);
+    (StatusCode::PAYLOAD_TOO_LARGE, page).into_response()
+}
+
+/// Returns the address of a device's page.
+pub(super) fn link(id: &DeviceId) -> String {
+    Conditions::default().path("/device", &[("id", id.as_str())], &[])
+}
+
+/// Renders the device's state in a few words.
+pub(super) fn pill(t: Texts, device: &Listed) -> Markup {
+    let (tone, word) = match device {
+        Listed { state: DeviceState::Disabled, .. } => (Tone::Warning, "state-disabled"),
+        Listed { cloud_state: Some(CloudState::Deleted), .. } => (Tone::Bad, "state-cloud-deleted"),
+        Listed { cloud_state: Some(CloudState::Disabled), .. } => (Tone::Warning, "state-cloud-disabled"),
+        Listed { refusal: Some(_), .. } => (Tone::Bad, "state-refused"),
+        Listed { activated: Some(_), .. } => (Tone::Good, "state-activated"),
+        Listed { first_issued: Some(_), .. } => (Tone::Good, "state-issued"),
+        Listed { is_registered: true, .. } => (Tone::Note, "state-registered"),
+        Listed { is_claimed: true, .. } => (Tone::Note, "state-waiting"),
+        _ => (Tone::Note, "state-imported"),
+    };
+    html! { span class={ "pill " (tone.class()) } { (t.say(word)) } }
 }

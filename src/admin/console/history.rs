@@ -1,54 +1,120 @@
-//! Shows the history of a device in sentences, from the audit log of the store.
+//! Shows what has happened to a device, from the audit log and the list of imports.
 
-use crate::{
-    device::DeviceId,
-    store::{Store, StoreError, UnixSeconds, audit::AuditEntry},
+use maud::{Markup, html};
+
+use super::{language::Texts, page::moment};
+use crate::store::{
+    UnixSeconds,
+    audit::{AuditEntry, AuditEvent},
+    undo::ImportRecord,
 };
 
-/// Maximum number of entries shown; one query reads them.
-const MOST: usize = 100;
+/// Maximum number of entries of the audit log that are shown; one query reads them.
+pub(super) const MOST: usize = 100;
 
 /// An event in the history of a device.
-pub(super) struct Event {
-    /// Time of the event.
-    pub(super) at: UnixSeconds,
-    /// A sentence, without secrets.
-    pub(super) text: String,
+struct Event<'e> {
+    at: UnixSeconds,
+    what: &'static str,
+    detail: Option<&'e str>,
+    who: Option<&'e str>,
+    address: Option<&'e str>,
 }
 
-/// Returns the history, newest first; empty if the store keeps no audit log.
-pub(super) async fn of(store: &dyn Store, device: &DeviceId) -> Result<Vec<Event>, StoreError> {
-    let entries = store.history(device, MOST).await?;
-    Ok(entries.into_iter().map(|entry| Event { at: entry.at, text: sentence(&entry) }).collect())
-}
-
-/// Formats an entry: `issued: a1/SN-1, by SN-1 from 192.0.2.7`.
-fn sentence(entry: &AuditEntry) -> String {
-    let mut text = entry.event.name().to_owned();
-    for (before, part) in [(": ", &entry.detail), (", by ", &entry.who), (" from ", &entry.address)] {
-        if let Some(part) = part.as_deref().filter(|part| !part.is_empty()) {
-            text.push_str(before);
-            text.push_str(part);
+/// Renders the history, newest first; nothing if there is none.
+pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -> Markup {
+    let mut events: Vec<Event<'_>> = entries.iter().map(of_entry).collect();
+    events.extend(imports.iter().map(|import| Event {
+        at: import.at,
+        what: name_of(AuditEvent::Imported),
+        detail: Some(&import.file),
+        who: Some(&import.who),
+        address: None,
+    }));
+    // Stable, so that entries of the same second keep their order.
+    events.sort_by_key(|event| std::cmp::Reverse(event.at));
+    html! {
+        @if !events.is_empty() {
+            section.card aria-labelledby="history" {
+                h2 #history { (t.say("history-title")) }
+                ol.history { @for event in &events { li { (moment(event.at)) " " (sentence(t, event)) } } }
+                @if entries.len() == MOST { p.hint { (t.rich("history-more", [("most", (MOST as u64).into())])) } }
+            }
         }
     }
-    text
+}
+
+fn of_entry(entry: &AuditEntry) -> Event<'_> {
+    Event {
+        at: entry.at,
+        what: name_of(entry.event),
+        detail: entry.detail.as_deref(),
+        who: entry.who.as_deref(),
+        address: entry.address.as_deref(),
+    }
+}
+
+/// Renders the event, its detail, who did it, and from where.
+fn sentence(t: Texts, event: &Event<'_>) -> Markup {
+    let some = |part: Option<&'_ str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
+    html! {
+        b { (t.say(event.what)) }
+        @if let Some(detail) = some(event.detail) { ": " bdi { (detail) } }
+        @if let Some(who) = some(event.who) { " · " (t.rich("history-by", [("who", (&who).into())])) }
+        @if let Some(address) = some(event.address) { " · " (t.rich("history-from", [("address", (&address).into())])) }
+    }
+}
+
+/// Returns the key of an event's name.
+pub(super) fn name_of(event: AuditEvent) -> &'static str {
+    match event {
+        AuditEvent::Issued => "event-issued",
+        AuditEvent::Reissued => "event-reissued",
+        AuditEvent::Refused => "event-refused",
+        AuditEvent::Registered => "event-registered",
+        AuditEvent::Disabled => "event-disabled",
+        AuditEvent::Enabled => "event-enabled",
+        AuditEvent::Reset => "event-reset",
+        AuditEvent::Deleted => "event-deleted",
+        AuditEvent::Imported => "event-imported",
+        AuditEvent::Undone => "event-undone",
+        AuditEvent::Sealed => "event-sealed",
+        AuditEvent::Restored => "event-restored",
+        AuditEvent::Pruned => "event-pruned",
+        AuditEvent::Dropped => "event-dropped",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::audit::AuditEvent;
+    use crate::{admin::console::language::Language, store::undo::ImportId};
 
     #[test]
     fn a_sentence_has_only_the_fields_of_its_entry() {
-        let bare = AuditEntry::new(AuditEvent::Disabled, 5);
-        assert_eq!(sentence(&bare), "disabled");
+        let t = Texts(Language::English);
+        let said = |entry: &AuditEntry| sentence(t, &of_entry(entry)).into_string();
+        assert_eq!(said(&AuditEntry::new(AuditEvent::Disabled, 5)), "<b>disabled</b>");
         let whole = AuditEntry {
-            detail: Some("a1/SN-1".into()),
+            detail: Some("a1/<b>".into()),
             who: Some("SN-1".into()),
             address: Some("192.0.2.7".into()),
             ..AuditEntry::new(AuditEvent::Issued, 5)
         };
-        assert_eq!(sentence(&whole), "issued: a1/SN-1, by SN-1 from 192.0.2.7");
+        let expected =
+            "<b>issued</b>: <bdi>a1/&lt;b&gt;</bdi> · by <bdi>SN-1</bdi> · from <bdi>192.0.2.7</bdi>";
+        assert_eq!(said(&whole), expected);
+    }
+
+    #[test]
+    fn imports_stand_between_the_entries_of_the_log() {
+        let t = Texts(Language::English);
+        let entries = [AuditEntry::new(AuditEvent::Issued, 30), AuditEntry::new(AuditEvent::Registered, 10)];
+        let (file, who) = ("lamps.csv".into(), "console:anna".into());
+        let import = ImportRecord { id: ImportId(1), at: 20, who, file, added: 1, changed: 0, undone: None };
+        let shown = show(t, &entries, &[import]).into_string();
+        let at = |word: &str| shown.find(word).unwrap_or_else(|| panic!("{word} in {shown}"));
+        assert!(at("issued") < at("lamps.csv") && at("lamps.csv") < at("registered"), "{shown}");
+        assert!(show(t, &[], &[]).into_string().is_empty());
     }
 }

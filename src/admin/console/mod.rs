@@ -3,16 +3,21 @@
 //! against forged requests; each page has a file of its own.
 
 mod advice;
+mod bulk;
 mod chart;
 mod concerns;
+mod conditions;
+mod device;
 mod devices;
 mod enrollments;
 mod failures;
 mod history;
 mod import;
+mod jobs;
 mod language;
 mod overview;
 mod page;
+mod search;
 mod sign_in;
 
 use std::{future::Future, sync::Arc};
@@ -33,22 +38,31 @@ use super::{
     access::{Denied, Visitor},
     bearer,
     connections::{Peer, Place},
+    jobs::Jobs,
     session, unauthorised,
 };
-use crate::{operators::Role, store::Actor};
+use crate::{
+    operators::Role,
+    store::{Actor, UnixSeconds},
+};
 
 /// State that the pages keep between two requests.
 pub(super) struct PageState {
     sign_in: sign_in::Forms,
     enrollments: enrollments::Counts,
+    counts: devices::Counts,
+    jobs: Jobs,
     uploads: import::Uploads,
 }
 
 impl PageState {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    /// Creates the state of a server that has started at this time.
+    pub(super) fn new(started: UnixSeconds) -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
             enrollments: enrollments::Counts::default(),
+            counts: devices::Counts::default(),
+            jobs: Jobs::new(started),
             uploads: import::Uploads::default(),
         })
     }
@@ -66,10 +80,18 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/failures", get(failures::show))
         .route("/failures.csv", get(failures::download))
         .route("/devices", get(devices::search))
-        .route("/device", get(devices::show))
-        .route("/device/disable", post(devices::disable))
-        .route("/device/enable", post(devices::enable))
-        .route("/device/reset", post(devices::reset))
+        .route("/devices/bulk", get(bulk::preview).post(bulk::confirm))
+        .route("/devices/list", post(bulk::submitted_list).layer(bulk::limit()))
+        .route("/device", get(device::show))
+        .route("/device/confirm", get(device::confirm))
+        .route("/device/disable", post(device::disable))
+        .route("/device/enable", post(device::enable))
+        .route("/device/reset", post(device::reset))
+        .route("/device/delete", post(device::delete))
+        .route("/jobs", get(jobs::show))
+        .route("/jobs/live", get(jobs::live))
+        .route("/jobs/stop", post(jobs::stop))
+        .route("/enrollments/live", get(enrollments::live))
         .route("/enrollments", get(enrollments::show))
         .route("/import", get(import::ask).post(import::upload).layer(import::limit()))
         .route("/import/confirm", post(import::confirm))
@@ -185,6 +207,22 @@ struct Fields {
     /// Path of the page that the form is on.
     #[serde(default)]
     back: String,
+    /// Fingerprint of the device as the form's page has shown it.
+    #[serde(default)]
+    seen: String,
+    /// Action on many devices, the number of them that its preview has shown, and `yes` if an
+    /// operator is sure of a deletion.
+    #[serde(default)]
+    action: String,
+    #[serde(default)]
+    expected: String,
+    #[serde(default)]
+    sure: String,
+    /// Lines that name devices.
+    #[serde(default)]
+    list: String,
+    #[serde(flatten)]
+    conditions: conditions::Conditions,
 }
 
 impl Visitor {
@@ -278,12 +316,6 @@ fn plain(status: StatusCode, text: impl Into<String>) -> Response {
 
 /// The peer, from a request's extensions.
 type From = Extension<Peer>;
-
-/// Formats a time in UTC, to the second.
-fn time(seconds: Option<crate::store::UnixSeconds>) -> Option<String> {
-    let time = jiff::Timestamp::from_second(seconds?).ok()?;
-    Some(time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
-}
 
 /// Formats a number with commas between its thousands.
 fn grouped(number: u64) -> String {

@@ -30,6 +30,293 @@ console-off-text = The console is off, because no user is configured yet. Health
 console-off-hash = To turn it on, make the hash of a password:
 console-off-config = Put it into {$file}, then reload certdist ({$command}, or SIGHUP).
 
+## Devices
+
+column-enrollment = Enrollment
+column-state = State
+column-issued = First issued
+column-job = Job
+count = {$count}
+cancel = Cancel
+copy = Copy
+copied = Copied
+and-more = and {$count} more
+under-one-percent = under 1 %
+state-imported = imported
+state-waiting = being registered
+state-registered = registered
+state-unissued = registered, not issued yet
+state-issued = issued
+state-activated = activated
+state-refused = refused by IoT Platform
+state-disabled = disabled here
+state-cloud-disabled = disabled at IoT Platform
+state-cloud-deleted = deleted at IoT Platform
+devices-search = Device
+devices-search-button = Search
+devices-search-hint = What is on the label: a serial number, a MAC address in any spelling, a device name, an IotId, or the beginning or the end of an ID.
+devices-conditions = Conditions
+devices-any-state = any
+devices-from = First issued from (UTC)
+devices-to = First issued until (UTC)
+devices-apply = Apply
+devices-all = Show all devices
+devices-total = { $count ->
+    [one] {$count} device, in order of ID
+   *[other] {$count} devices, in order of ID
+}
+devices-more-than = More than {$count} devices, in order of ID.
+devices-count = Count them all
+devices-counted = · counted at {$time}
+devices-previous = Previous
+devices-next = Next
+devices-none = Nothing found
+devices-none-text = No device is like this. Was it imported? Is another condition in the way?
+devices-partly = This is not all yet
+devices-partly-text = The table is large. The search has looked at the devices as far as {$device}.
+devices-go-on = Go on searching
+devices-unreadable = The conditions cannot be read
+devices-bad-state = There is no such state. Choose one of the list.
+devices-bad-date = A day has the form 2026-11-28.
+devices-bad-part = The address of the page is incomplete. Search again.
+where-enrollment = enrollment {$value}
+where-product = product {$value}
+where-state = state: {$value}
+where-refusal = refused: {$value}
+where-from = first issued from {$value}
+where-to = first issued until {$value}
+where-begins = ID begins with {$value}
+where-ends = ID ends with {$value}
+where-name = device name {$value}
+where-iotid = IotId {$value}
+
+## A list of devices
+
+list-title = Several devices
+list-label = Device IDs, device names or IotIds
+list-hint = One on each line, up to {$most}, as copied from a spreadsheet.
+list-button = Find them
+list-found = {$found} devices from {$lines} lines; {$shown} are shown
+list-missing = { $count ->
+    [one] {$count} line names no device
+   *[other] {$count} lines name no device
+}
+list-missing-text = They are left out. Check for typing errors, or import these devices.
+list-empty = The list is empty
+list-empty-text = Paste at least one line.
+list-not-read = The list was not read
+list-too-many = It has more than {$most} lines. Send it in parts, or use certdist device --file.
+
+## Actions
+
+action-disable = Disable
+action-enable = Enable
+action-reset = Reset
+action-register = Register now
+action-delete = Delete
+action-disable-text = The device gets no certificate from its next request on (4.03). IoT Platform is not informed: a certificate that was issued still works there.
+action-enable-text = The device may have its certificate again, under its enrollment's policy.
+action-reset-text = Clears the first issue and any refusal, so that the device can fetch its certificate or be registered again.
+action-register-text = Registers the devices at IoT Platform before they ask, one by one at the account's rate. Devices that have just powered on wait a few seconds at most. For a whole enrollment, certdist register is faster, because it makes batches.
+action-delete-text = Removes the device from this table, with its key and its certificate here. The device at IoT Platform stays.
+bulk-title = Act on all these devices
+bulk-of-list = Act on the devices of the list
+bulk-action = Action
+bulk-preview-button = Preview
+bulk-hint = Shows first how many devices it concerns, and changes nothing yet.
+bulk-heading = { $count ->
+    [one] {$action}: {$count} device
+   *[other] {$action}: {$count} devices
+}
+bulk-confirm = { $count ->
+    [one] {$action} {$count} device
+   *[other] {$action} {$count} devices
+}
+bulk-confirm-title = Is this what you want?
+bulk-whole-table = All devices of the table, without any condition.
+bulk-nothing = No device is concerned.
+bulk-unchanged = Devices that are as wanted already are left as they are. If more devices meet the conditions later, the job stops after this number.
+bulk-sure = { $count ->
+    [one] I want to delete {$count} device.
+   *[other] I want to delete {$count} devices.
+}
+bulk-samples = The first {$count} of them
+bulk-refused = Nothing was changed
+bulk-bad-action = There is no such action. Choose one of the list.
+bulk-not-confirmed = The action was not confirmed. Preview it, and confirm it there.
+bulk-not-counted = The devices could not be counted in time. Choose closer conditions, or an enrollment.
+
+## Jobs
+
+jobs-title = Jobs
+jobs-since = Jobs since the server started at {$time}. Earlier ones ended with the server; the audit log has what they did.
+jobs-none = No jobs
+jobs-none-text = A job begins when you confirm an action on many devices.
+jobs-busy = Other jobs are running
+jobs-busy-text = Nothing was changed. Wait until one of them has ended, or stop one, and confirm again.
+job-running = Running
+job-running-text = The job goes on if you close this page.
+job-complete = Done
+job-complete-text = All devices are done.
+job-complete-with-failures = Done, with failures
+job-failures-text = Fix the causes below, then do the same again: devices that are done are left as they are.
+job-more = Done, and there are more now
+job-more-text = As many devices are done as were confirmed. More devices meet the conditions now: preview the action again.
+job-stopped = Stopped
+job-stopped-text = {$who} has stopped it. What was done stays done.
+job-shutting-down = Ended by the server
+job-shutting-down-text = The server shuts down. What was done stays done; after the start, do the same again.
+job-broken = Failed
+job-broken-text = The database failed: {$error}. What was done stays done; do the same again when it works.
+job-before-start = The server was restarted
+job-before-start-text = The job ended when the server was restarted at {$time}. The audit log has what was done until then. Do the same again: devices that are done are left as they are.
+job-unknown = No such job
+job-unknown-text = It is long ago, or the address is wrong.
+job-stop = Stop
+job-stop-text = Ends the job after a few more devices. What was done stays done.
+job-done = Done
+job-done-of = {$done} of {$all}
+job-changed = Changed
+job-unchanged = As wanted already
+job-absent = Not in the table
+job-failed = Failed
+job-by = By
+job-began = Began
+job-ended = Ended
+job-expected = Expected end
+job-audit = Each change is in the audit log, with the operator's name.
+job-reasons = Failures
+job-reason = {$count}: {$reason}, the first is {$device}
+
+## A device
+
+device-row = In the table
+device-actions = Actions
+device-viewer = You are signed in as a viewer. Only operators can change devices.
+done-disable = It is disabled.
+done-enable = It is enabled.
+done-reset = It is reset.
+confirm-title = {$action} {$device}?
+removes-issue = The first issue of {$time} is forgotten.
+removes-refusal = The refusal is forgotten: {$reason}
+removes-certificate = The certificate is removed, because the device was deleted at IoT Platform. The next request registers the device again under the same name.
+removes-certificate-here = The certificate here is removed. It still works at IoT Platform.
+removes-row = The row and the key are removed. Requests of the device are answered with 4.04.
+removes-nothing = There is nothing to clear.
+keeps-certificate = The certificate stays as it is.
+changed-meanwhile = Nothing was changed: the device is no longer as you have seen it
+changed-meanwhile-text = Another operator, or the device itself, has changed it since. It is shown as it is now. Decide again.
+fact-product = Product key
+fact-name = Device name
+fact-reissue = May fetch its certificate
+fact-iotid = IotId
+fact-certificate = Certificate
+fact-certificate-yes = yes; the console does not show its secret
+fact-certificate-no = not yet
+fact-registered = Registered
+fact-activated = Activated
+fact-claim = Registration
+fact-claim-held = in progress since {$time}
+fact-claim-left = begun at {$time} and not finished
+fact-refusal = Refused
+fact-refusal-others = All devices with this reason
+fact-seen = Last answered
+reissue-always = any number of times
+reissue-once = once
+reissue-window = for {$span} after the first time
+absent-title = Not in the table
+absent = No such device
+absent-text = No device with the ID {$device} is in the table. Requests with this ID are answered with 4.04.
+absent-asked = It asked at {$time}, with a key of enrollment {$enrollment}.
+absent-import = Import it
+absent-search = Search for another
+
+## Advice on a device
+
+advice-not-configured = Its enrollment is not configured
+advice-not-configured-text = Its enrollment {$enrollment} is not in the configuration, so the device cannot sign in. Add that enrollment to the configuration, or import the device into another.
+advice-disabled = Disabled here
+advice-disabled-text = An operator has disabled this device: it gets no certificate, and its requests are answered with 4.03.
+advice-disabled-issued = The certificate that it has fetched still works at IoT Platform. To stop the device, disable it there, too.
+advice-cloud-deleted = Deleted at IoT Platform
+advice-cloud-deleted-text = This device was deleted at IoT Platform, so its certificate no longer works. If the device is still in use, reset it here: its next request registers it again under the same name.
+advice-cloud-disabled = Disabled at IoT Platform
+advice-cloud-disabled-text = This device was disabled at IoT Platform: it cannot sign in there with its certificate. Enable it at IoT Platform.
+advice-other-key = It asks with the key of another enrollment
+advice-other-key-text = At {$time} the device asked with the key of enrollment {$other}, but its row is in enrollment {$own}, so it was refused. Import the device into {$other}, or give it the key of {$own}.
+advice-refused = Refused by IoT Platform
+advice-refused-text = IoT Platform refuses this device: {$reason}. Fix the cause at IoT Platform, then reset the device here: its next request registers it.
+advice-issued = Has its certificate, and gets no other
+advice-asks-again = Asks again, and is refused
+advice-asks-again-text = At {$time} the device asked for its certificate again and was refused with 4.03.
+advice-once = Its enrollment's policy permits one issue only.
+advice-window-over = The time in which it might fetch its certificate again ended at {$time}.
+advice-window-open = It may fetch its certificate again until {$time}.
+advice-issued-text = If the device has lost its certificate, reset it.
+advice-stopped = Waiting for IoT Platform
+advice-stopped-text = This device has no certificate yet, and IoT Platform refuses calls for its product at the moment: {$reason}. Fix the cause; the device then tries again by itself.
+advice-registering = Being registered
+advice-registering-text = It is being registered at IoT Platform since {$time}. There is nothing to do.
+advice-left = Its registration is not finished
+advice-left-text = Its registration began at {$time} and was interrupted. A server continues it, at the latest with the device's next request.
+advice-last-refused = Its last request was refused
+advice-last-refused-text = At {$time} the device asked and was refused: {$reason}. If you have fixed the cause since, its next request is answered.
+advice-came = Has come before
+advice-came-text = The device last had an answer at {$time}, and has not fetched its certificate since. Its next request is answered.
+advice-later = Is asked to try again later
+advice-later-text = At {$time} the device asked, and the answer was: {$answer}. It tries again by itself. If this goes on, the overview says why.
+advice-not-come = Has not come yet
+advice-new-text = This device is in the table, and no request of it is known. Its first request registers it at IoT Platform. If it should have come: is it powered on, can it reach this server, and does it have the right key? The log shows failed handshakes, by identity.
+advice-ready-text = Its certificate is ready, and no request of the device is known. If it should have come: is it powered on, can it reach this server, and does it have the right key? The log shows failed handshakes, by identity.
+advice-well = All is well
+advice-well-text = This device has fetched its certificate and has signed in at IoT Platform. There is nothing to do.
+advice-has-it = Has its certificate
+advice-has-it-text = This device has fetched its certificate. It has not been seen signing in at IoT Platform yet. If it does not appear there: can it reach IoT Platform, and has it stored its certificate?
+
+## History of a device
+
+history-title = History
+history-by = by {$who}
+history-from = from {$address}
+history-more = Only the newest {$most} entries are shown; certdist audit export --device has all.
+event-issued = issued
+event-reissued = issued again
+event-refused = refused
+event-registered = registered
+event-disabled = disabled
+event-enabled = enabled
+event-reset = reset
+event-deleted = deleted
+event-imported = imported
+event-undone = import undone
+event-sealed = secrets sealed
+event-restored = restored from a backup
+event-pruned = log pruned
+event-dropped = entries dropped
+
+## Enrollments
+
+enrollments-counted = How far the devices of each enrollment are. Counted at {$time}. Each number leads to its devices.
+enrollments-none = No enrollments
+enrollments-none-text = Add an enrollment to the configuration, and import devices into it.
+enrollments-about = {$kind} key · product {$product} · issued {$reissue}
+enrollments-not-configured = Not configured
+enrollments-not-configured-text = Its devices have no key to sign in with. Add this enrollment to the configuration.
+enrollments-imported = imported
+enrollments-registered = Registered
+enrollments-registered-text = at IoT Platform, with a certificate here
+enrollments-issued = Issued
+enrollments-issued-text = have fetched their certificate
+enrollments-activated = Activated
+enrollments-activated-text = have signed in at IoT Platform
+enrollments-waiting = {$count} wait for their registration.
+enrollments-rate-later = The expected end is shown in a while.
+enrollments-no-rate = None was registered in the last {$seconds} s.
+enrollments-rate = {$rate} a minute are registered; at this rate, all are at {$time}.
+enrollments-refused = {$count} refused by IoT Platform, for these reasons:
+enrollments-more-reasons = and {$count} more reasons
+enrollments-disabled = {$count} disabled here.
+
 ## Signing in
 
 sign-in = Sign in

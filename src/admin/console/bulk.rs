@@ -1,0 +1,456 @@
+//! Actions on many devices: a preview with counts and samples first, then, once an operator confirms
+//! it, a job. The devices are those of a list page, or of a pasted list.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{DefaultBodyLimit, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::{
+    OperatorForm, SubmittedForm, Visitor,
+    conditions::{Conditions, Unreadable},
+    devices, jobs,
+    language::Texts,
+    page::{self, Frame, Tone},
+    search::{Label, MAX_LINES, Wanted},
+};
+use crate::{
+    admin::{
+        Shared,
+        jobs::{Action, Order, Target},
+    },
+    device::DeviceId,
+    store::{
+        StoreError, Table,
+        filter::{Cursor, Filter, Found, Listed, Tally},
+    },
+};
+
+/// Number of devices that a preview shows.
+const SAMPLES: usize = 10;
+/// Number of devices of a list that its page shows.
+const SHOWN: usize = 200;
+/// Number of lines of a list that are shown if no device has them.
+const MISSING: usize = 50;
+/// Maximum size of a list, in bytes: a line has an ID of 64 bytes at most, which a form may spell as
+/// three times as many.
+const MAX_LIST: usize = MAX_LINES * 100;
+/// Maximum time for which a preview counts.
+const COUNT: Duration = Duration::from_secs(20);
+/// Maximum time for which the lines of a list are looked up as device names. Device IDs take no time.
+const NAMES: Duration = Duration::from_secs(2);
+
+pub(super) fn limit() -> DefaultBodyLimit {
+    DefaultBodyLimit::max(MAX_LIST)
+}
+
+/// Returns the key of an action's name.
+pub(super) fn name_of(action: Action) -> &'static str {
+    match action {
+        Action::Disable => "action-disable",
+        Action::Enable => "action-enable",
+        Action::Reset => "action-reset",
+        Action::Register => "action-register",
+        Action::Delete => "action-delete",
+    }
+}
+
+/// Returns the key of the sentence that says what an action does to a device.
+pub(super) fn meaning_of(action: Action) -> &'static str {
+    match action {
+        Action::Disable => "action-disable-text",
+        Action::Enable => "action-enable-text",
+        Action::Reset => "action-reset-text",
+        Action::Register => "action-register-text",
+        Action::Delete => "action-delete-text",
+    }
+}
+
+fn actions(t: Texts) -> Markup {
+    html! {
+        label for="action" { (t.say("bulk-action")) }
+        div.row {
+            select #action name="action" {
+                @for action in Action::ALL { option value=(action.name()) { (t.say(name_of(action))) } }
+            }
+            button.secondary type="submit" { (t.say("bulk-preview-button")) }
+        }
+        p.hint { (t.say("bulk-hint")) }
+    }
+}
+
+/// Renders the form that begins an action on all devices that meet the conditions.
+pub(super) fn offer(t: Texts, conditions: &Conditions) -> Markup {
+    html! {
+        section.card aria-labelledby="bulk" {
+            h2 #bulk { (t.say("bulk-title")) }
+            form.stack action="/devices/bulk" {
+                (conditions.hidden())
+                (actions(t))
+            }
+        }
+    }
+}
+
+/// Renders the form for a pasted list.
+pub(super) fn list_form(frame: &Frame, visitor: &Visitor) -> Markup {
+    let t = frame.texts;
+    html! {
+        details.card #paste {
+            summary { (t.say("list-title")) }
+            form.stack method="post" action="/devices/list" {
+                (frame.hidden(visitor))
+                label for="list" { (t.say("list-label")) }
+                textarea #list name="list" rows="8" spellcheck="false" autocapitalize="none" aria-describedby="list-hint" {}
+                p.hint #list-hint { (t.rich("list-hint", [("most", (MAX_LINES as u64).into())])) }
+                button.secondary type="submit" { (t.say("list-button")) }
+            }
+        }
+        p.hint { a href="/jobs" { (t.say("jobs-title")) } }
+    }
+}
+
+/// Conditions and action of a preview.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    action: String,
+    #[serde(flatten)]
+    conditions: Conditions,
+}
+
+/// Shows which devices an action would change.
+pub(super) async fn preview(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Visitor,
+    Query(asked): Query<Asked>,
+) -> Response {
+    if !visitor.is_operator() {
+        return frame.not_allowed(&visitor);
+    }
+    let (action, filter) = match read(&asked.action, &asked.conditions) {
+        Ok(read) => read,
+        Err(reason) => return unreadable(&frame, &visitor, reason),
+    };
+    let work = shared.clone();
+    let counted = tokio::task::spawn_blocking(move || {
+        let store = work.sources.store.as_ref();
+        let found = store.find(&filter, &Cursor::First, SAMPLES, COUNT)?;
+        Ok::<_, StoreError>((work.pages.counts.count(store, &filter, COUNT)?.0, found))
+    });
+    let (tally, found) =
+        match counted.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()))) {
+            Ok(counted) => counted,
+            Err(error) => return frame.store_failed(&visitor, &error),
+        };
+    if !tally.is_complete {
+        return unreadable(&frame, &visitor, Unreadable("bulk-not-counted"));
+    }
+    let Tally { devices: count, .. } = tally;
+    let t = frame.texts;
+    let fields = html! { (asked.conditions.hidden()) };
+    let words = asked.conditions.words(t);
+    let which = html! {
+        @if words.is_empty() { p { strong { (t.say("bulk-whole-table")) } } }
+        @else { p.chosen { @for word in words { span.chip { (word) } " " } } }
+    };
+    let Found { devices: samples, .. } = found;
+    let preview = Preview { action, count, path: "/devices/bulk", fields: &fields, which: &which };
+    preview.show(&frame, &visitor, &samples)
+}
+
+fn read(action: &str, conditions: &Conditions) -> Result<(Action, Filter), Unreadable> {
+    let action = Action::named(action).ok_or(Unreadable("bulk-bad-action"))?;
+    Ok((action, conditions.filter()?))
+}
+
+fn unreadable(frame: &Frame, visitor: &Visitor, Unreadable(reason): Unreadable) -> Response {
+    let t = frame.texts;
+    let text = html! {
+        p { (t.say(reason)) }
+        p { a href="/devices" { (t.say("devices-all")) } }
+    };
+    let body =
+        html! { h1 { (t.say("bulk-title")) } (page::message(Tone::Bad, &t.say("bulk-refused"), &text)) };
+    let page = frame.page(&t.say("bulk-title"), Some(visitor), "/devices", &body);
+    (StatusCode::BAD_REQUEST, page).into_response()
+}
+
+/// Preview of a job, and the form that confirms it.
+struct Preview<'p> {
+    action: Action,
+    count: u64,
+    /// Address that the confirmation is sent to.
+    path: &'static str,
+    /// Hidden fields that name the devices.
+    fields: &'p Markup,
+    /// The devices in words.
+    which: &'p Markup,
+}
+
+impl Preview<'_> {
+    fn show(&self, frame: &Frame, visitor: &Visitor, samples: &[Listed]) -> Response {
+        let (t, Self { action, count, .. }) = (frame.texts, self);
+        let name = t.say(name_of(*action));
+        let class = if matches!(action, Action::Disable | Action::Delete) { "danger" } else { "" };
+        let sampled = t.rich("bulk-samples", [("count", (samples.len() as u64).into())]);
+        let body = html! {
+            p.crumb { a href="/devices" { (t.say("nav-devices")) } }
+            h1 { (t.with("bulk-heading", [("action", (&name).into()), ("count", (*count).into())])) }
+            (self.which)
+            section.card aria-labelledby="confirm" {
+                h2 #confirm { (t.say("bulk-confirm-title")) }
+                p { (t.say(meaning_of(*action))) }
+                @if *count == 0 { p { strong { (t.say("bulk-nothing")) } } }
+                @else {
+                    p.hint { (t.say("bulk-unchanged")) }
+                    form method="post" action=(self.path) {
+                        (frame.hidden(visitor))
+                        (self.fields)
+                        input type="hidden" name="action" value=(action.name());
+                        input type="hidden" name="expected" value=(count);
+                        @if *action == Action::Delete {
+                            label.check { input type="checkbox" name="sure" value="yes" required; " " (t.rich("bulk-sure", [("count", (*count).into())])) }
+                        }
+                        p {
+                            button class=(class) type="submit" autofocus[class.is_empty()] {
+                                (t.with("bulk-confirm", [("action", (&name).into()), ("count", (*count).into())]))
+                            }
+                            " " a.button.secondary href="/devices" { (t.say("cancel")) }
+                        }
+                    }
+                }
+            }
+            @if !samples.is_empty() { div.card { (devices::table(t, samples, &sampled)) } }
+        };
+        let title = t.with("bulk-heading", [("action", (&name).into()), ("count", (*count).into())]);
+        frame.page(&title, Some(visitor), "/devices", &body).into_response()
+    }
+}
+
+/// Begins the job on all devices that meet the conditions.
+pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent): OperatorForm) -> Response {
+    let SubmittedForm { frame, visitor, fields } = sent;
+    match read(&fields.action, &fields.conditions) {
+        Ok((action, filter)) => {
+            let order = (action, Target::Filter(filter));
+            begin(&shared, &frame, &visitor, order, &fields.expected, &fields.sure)
+        }
+        Err(reason) => unreadable(&frame, &visitor, reason),
+    }
+}
+
+/// Begins a confirmed job, and leads to its page.
+fn begin(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    (action, target): (Action, Target),
+    expected: &str,
+    sure: &str,
+) -> Response {
+    let Ok(expected) = expected.parse::<u64>() else {
+        return unreadable(frame, visitor, Unreadable("bulk-not-confirmed"));
+    };
+    if action == Action::Delete && sure != "yes" {
+        return unreadable(frame, visitor, Unreadable("bulk-not-confirmed"));
+    }
+    let order = Order { action, target, expected, by: visitor.actor() };
+    let (store, registrar) = (shared.sources.store.clone(), shared.sources.registrar.clone());
+    match shared.pages.jobs.begin(order, store, registrar) {
+        Ok(job) => Redirect::to(&jobs::link(&job.id)).into_response(),
+        Err(crate::admin::jobs::Busy) => {
+            let t = frame.texts;
+            let text =
+                html! { p { (t.say("jobs-busy-text")) } p { a href="/jobs" { (t.say("jobs-title")) } } };
+            let body = html! { h1 { (t.say("bulk-title")) } (page::message(Tone::Warning, &t.say("jobs-busy"), &text)) };
+            let page = frame.page(&t.say("bulk-title"), Some(visitor), "/devices", &body);
+            (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
+        }
+    }
+}
+
+/// Devices of a list: those that the table has, and the lines without a device.
+struct Resolved {
+    ids: Vec<DeviceId>,
+    missing: Vec<String>,
+}
+
+/// Looks up the lines of a list. Blocks.
+fn resolve(store: &dyn Table, labels: &[Label]) -> Result<Resolved, StoreError> {
+    let deadline = Instant::now() + NAMES;
+    let mut known = std::collections::HashSet::new();
+    let mut resolved = Resolved { ids: Vec::new(), missing: Vec::new() };
+    for label in labels {
+        match of_label(store, label, deadline)? {
+            Some(id) if known.insert(id.clone()) => resolved.ids.push(id),
+            // Two lines name the same device.
+            Some(_) => {}
+            None => resolved.missing.push(label.text.clone()),
+        }
+    }
+    Ok(resolved)
+}
+
+fn of_label(store: &dyn Table, label: &Label, deadline: Instant) -> Result<Option<DeviceId>, StoreError> {
+    for asked in &label.ids {
+        if let Some(id) = store.known_as(asked)? {
+            return Ok(Some(id));
+        }
+    }
+    for text in label.names() {
+        if Instant::now() >= deadline {
+            break;
+        }
+        let filter = Filter { text: Some(text), ..Filter::default() };
+        let found = store.find(&filter, &Cursor::First, 2, NAMES)?;
+        // A name that devices of several products have names none of them.
+        if let [only] = &found.devices[..] {
+            return Ok(Some(only.id.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Shows the devices of a list. With an action, shows its preview, and begins the job once it is
+/// confirmed.
+pub(super) async fn submitted_list(
+    State(shared): State<Arc<Shared>>,
+    page: Frame,
+    reader: Option<Visitor>,
+    sent: Result<SubmittedForm, Response>,
+) -> Response {
+    let SubmittedForm { frame, visitor, fields } = match (sent, reader) {
+        (Ok(sent), _) => sent,
+        (Err(refusal), Some(visitor)) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            return devices::too_many(&page, &visitor);
+        }
+        (Err(refusal), _) => return refusal,
+    };
+    let labels = match Wanted::parse(&fields.list) {
+        Wanted::Any => Vec::new(),
+        Wanted::One(label) => vec![label],
+        Wanted::List(labels) => labels,
+        Wanted::TooMany => return devices::too_many(&frame, &visitor),
+    };
+    if fields.action.is_empty() || labels.is_empty() {
+        return list(&shared, &frame, &visitor, labels, StatusCode::OK).await;
+    }
+    if !visitor.is_operator() {
+        return frame.not_allowed(&visitor);
+    }
+    let Some(action) = Action::named(&fields.action) else {
+        return unreadable(&frame, &visitor, Unreadable("bulk-bad-action"));
+    };
+    let resolved = match resolved(&shared, labels).await {
+        Ok((resolved, _)) => resolved,
+        Err(error) => return frame.store_failed(&visitor, &error),
+    };
+    if !fields.expected.is_empty() {
+        let target = Target::List(resolved.ids.into());
+        return begin(&shared, &frame, &visitor, (action, target), &fields.expected, &fields.sure);
+    }
+    let samples = match listed(&shared, &resolved.ids[..resolved.ids.len().min(SAMPLES)]).await {
+        Ok(samples) => samples,
+        Err(error) => return frame.store_failed(&visitor, &error),
+    };
+    let fields = hidden_list(&resolved.ids);
+    let t = frame.texts;
+    let which = html! {
+        p { (t.say("bulk-of-list")) }
+        @if !resolved.missing.is_empty() { p.bad { (t.rich("list-missing", [("count", (resolved.missing.len() as u64).into())])) } }
+    };
+    let count = resolved.ids.len() as u64;
+    let preview = Preview { action, count, path: "/devices/list", fields: &fields, which: &which };
+    preview.show(&frame, &visitor, &samples)
+}
+
+fn hidden_list(ids: &[DeviceId]) -> Markup {
+    let list: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
+    html! { input type="hidden" name="list" value=(list.join(",")); }
+}
+
+async fn resolved(shared: &Arc<Shared>, labels: Vec<Label>) -> Result<(Resolved, usize), StoreError> {
+    let work = shared.clone();
+    let task = tokio::task::spawn_blocking(move || {
+        let lines = labels.len();
+        resolve(work.sources.store.as_ref(), &labels).map(|resolved| (resolved, lines))
+    });
+    task.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
+}
+
+/// Reads the rows of devices that are shown.
+async fn listed(shared: &Shared, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
+    let mut all = Vec::with_capacity(ids.len());
+    for id in ids {
+        if let Some(row) = shared.sources.store.device(id).await? {
+            let is_claimed = shared.sources.store.claim_of(id).await?.is_some();
+            all.push(Listed::new(row.id.clone(), &row.seen(), is_claimed));
+        }
+    }
+    Ok(all)
+}
+
+/// Shows the devices of a list.
+pub(super) async fn list(
+    shared: &Arc<Shared>,
+    frame: &Frame,
+    visitor: &Visitor,
+    labels: Vec<Label>,
+    status: StatusCode,
+) -> Response {
+    let (Resolved { ids, missing }, lines) = match resolved(shared, labels).await {
+        Ok(resolved) => resolved,
+        Err(error) => return frame.store_failed(visitor, &error),
+    };
+    let shown = match listed(shared, &ids[..ids.len().min(SHOWN)]).await {
+        Ok(shown) => shown,
+        Err(error) => return frame.store_failed(visitor, &error),
+    };
+    let t = frame.texts;
+    let caption = t.rich(
+        "list-found",
+        [
+            ("found", (ids.len() as u64).into()),
+            ("lines", (lines as u64).into()),
+            ("shown", (shown.len() as u64).into()),
+        ],
+    );
+    let body = html! {
+        p.crumb { a href="/devices" { (t.say("nav-devices")) } }
+        h1 { (t.say("list-title")) }
+        @if lines == 0 { (page::message(Tone::Note, &t.say("list-empty"), &html! { p { (t.say("list-empty-text")) } })) }
+        @if !missing.is_empty() {
+            @let text = html! {
+                p { (t.say("list-missing-text")) }
+                ul { @for line in missing.iter().take(MISSING) { li { bdi.id { (line) } } } }
+                @if missing.len() > MISSING { p { (t.rich("and-more", [("count", ((missing.len() - MISSING) as u64).into())])) } }
+            };
+            (page::message(Tone::Warning, &t.with("list-missing", [("count", (missing.len() as u64).into())]), &text))
+        }
+        @if !ids.is_empty() {
+            @if visitor.is_operator() {
+                section.card aria-labelledby="bulk" {
+                    h2 #bulk { (t.say("bulk-of-list")) }
+                    form.stack method="post" action="/devices/list" {
+                        (frame.hidden(visitor))
+                        (hidden_list(&ids))
+                        (actions(t))
+                    }
+                }
+            }
+            div.card { (devices::table(t, &shown, &caption)) }
+        }
+        (list_form(frame, visitor))
+    };
+    (status, frame.page(&t.say("list-title"), Some(visitor), "/devices", &body)).into_response()
+}

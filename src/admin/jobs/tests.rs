@@ -1,0 +1,236 @@
+//! Tests of jobs on a store in memory, in virtual time.
+
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::{
+    iot_platform::Action as Call,
+    registrar::{self, Registrar},
+    seal::Keyring,
+    store::{
+        DeviceRow,
+        claim::Owner,
+        filter::{State, Text},
+        sealed::Sealed,
+    },
+    testing::{
+        cloud::{Cloud, Scripted},
+        store::Memory,
+    },
+};
+
+struct Bench {
+    jobs: Jobs,
+    memory: Memory,
+    store: Arc<dyn Table>,
+    registrar: Arc<Registrar>,
+    cloud: Arc<Cloud>,
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::parse(text).unwrap()
+}
+
+fn device(number: usize) -> String {
+    format!("SN-{number:04}")
+}
+
+impl Bench {
+    fn new(devices: usize) -> Self {
+        let memory = Memory::default();
+        for number in 0..devices {
+            memory.insert(DeviceRow::imported(id(&device(number)), "lamps", "a1"));
+        }
+        let store: Arc<dyn Table> = Arc::new(Sealed::new(memory.clone(), Keyring::default()));
+        let cloud = Arc::new(Cloud::default());
+        let config = registrar::Config { seed: Some(1), ..registrar::Config::default() };
+        let owner = Owner::new("test").unwrap();
+        let registrar = Registrar::new(config, owner, store.clone(), cloud.clone(), Handle::current());
+        Self { jobs: Jobs::new(7), memory, store, registrar, cloud }
+    }
+
+    fn begin(&self, action: Action, target: Target, expected: u64) -> Result<Arc<Job>, Busy> {
+        let by = Actor { name: "console:anna".into(), address: None };
+        let order = Order { action, target, expected, by };
+        self.jobs.begin(order, self.store.clone(), self.registrar.clone())
+    }
+
+    async fn run(&self, action: Action, target: Target, expected: u64) -> Progress {
+        let job = self.begin(action, target, expected).unwrap();
+        self.end_of(&job).await
+    }
+
+    async fn end_of(&self, job: &Job) -> Progress {
+        loop {
+            let progress = job.progress();
+            if progress.end.is_some() {
+                return progress;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn count(&self, state: State) -> u64 {
+        let filter = Filter { state: Some(state), ..Filter::default() };
+        self.store.tally(&filter, Duration::ZERO).unwrap().devices
+    }
+}
+
+fn all() -> Target {
+    Target::Filter(Filter::default())
+}
+
+fn how(progress: &Progress) -> &How {
+    &progress.end.as_ref().expect("it has ended").1
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_changes_the_devices_of_its_filter_and_names_the_operator_for_each() {
+    let bench = Bench::new(1000);
+    let ends = Filter { text: Some(Text::Ends("7".into())), ..Filter::default() };
+    let progress = bench.run(Action::Disable, Target::Filter(ends), 100).await;
+    assert_eq!((progress.changed, how(&progress)), (100, &How::Complete), "{progress:?}");
+    assert_eq!(bench.count(State::Disabled), 100);
+    let history = bench.store.history(&id("SN-0017"), 9).await.unwrap();
+    let [entry] = &history[..] else { panic!("{history:?}") };
+    assert_eq!((entry.event.name(), entry.who.as_deref()), ("disabled", Some("console:anna")));
+
+    let progress = bench.run(Action::Disable, all(), 1000).await;
+    assert_eq!((progress.changed, progress.unchanged), (900, 100));
+    assert_eq!(bench.store.history(&id("SN-0017"), 9).await.unwrap().len(), 1, "it was disabled already");
+    assert_eq!(bench.run(Action::Enable, all(), 1000).await.changed, 1000);
+    assert_eq!(bench.run(Action::Delete, all(), 1000).await.changed, 1000);
+    assert_eq!(bench.store.count().unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_counts_the_devices_that_are_gone() {
+    let bench = Bench::new(3);
+    let ids: Arc<[DeviceId]> = ["SN-0002", "SN-9999", "SN-0000"].map(id).into();
+    let progress = bench.run(Action::Disable, Target::List(ids), 3).await;
+    assert_eq!((progress.changed, progress.absent, how(&progress)), (2, 1, &How::Complete));
+    assert_eq!(bench.memory.row(&id("SN-0001")).unwrap().state, DeviceState::Enabled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_devices_are_changed_than_were_confirmed() {
+    let bench = Bench::new(250);
+    let progress = bench.run(Action::Delete, all(), 120).await;
+    assert_eq!((progress.changed, how(&progress)), (120, &How::More));
+    assert_eq!(bench.store.count().unwrap(), 130);
+    let progress = bench.run(Action::Register, all(), 7).await;
+    assert_eq!((progress.changed, how(&progress)), (7, &How::More));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_stopped_ends_after_its_step_and_says_who_stopped_it() {
+    let bench = Bench::new(1000);
+    let job = bench.begin(Action::Disable, all(), 1000).unwrap();
+    while job.progress().changed == 0 {
+        tokio::task::yield_now().await;
+    }
+    job.stop("console:ben");
+    job.stop("console:eve");
+    let progress = bench.end_of(&job).await;
+    assert_eq!(how(&progress), &How::Stopped("console:ben".into()));
+    assert!(progress.done() < 1000 && progress.changed == bench.count(State::Disabled), "{progress:?}");
+
+    // IoT Platform does not answer, so the registrations are in progress for a long time.
+    bench.run(Action::Enable, all(), 1000).await;
+    bench.cloud.script((0..500).map(|_| Scripted::Slow(Duration::from_secs(36_000))));
+    let job = bench.begin(Action::Register, all(), 1000).unwrap();
+    while bench.registrar.registrations() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(bench.registrar.registrations() <= IN_PROGRESS);
+    job.stop("console:ben");
+    assert_eq!(how(&bench.end_of(&job).await), &How::Stopped("console:ben".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_few_jobs_run_at_once_and_old_ones_are_forgotten() {
+    let bench = Bench::new(300);
+    let running: Vec<Arc<Job>> =
+        (0..MOST_RUNNING).map(|_| bench.begin(Action::Disable, all(), 300).unwrap()).collect();
+    assert_eq!(bench.begin(Action::Enable, all(), 300).err(), Some(Busy));
+    for job in &running {
+        bench.end_of(job).await;
+    }
+    for _ in 0..REMEMBERED {
+        bench.run(Action::Reset, all(), 300).await;
+    }
+    assert_eq!(bench.jobs.all().len(), REMEMBERED);
+    assert!(matches!(bench.jobs.find(&running[0].id), Known::Unknown));
+    let newest = bench.jobs.all()[0].id.clone();
+    assert!(matches!(bench.jobs.find(&newest), Known::Job(job) if job.id == newest));
+    assert!(matches!(bench.jobs.find("6-1"), Known::BeforeStart));
+    assert!(matches!(bench.jobs.find("<script>"), Known::Unknown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_busy_is_asked_again_and_one_that_stays_busy_ends_the_job() {
+    let bench = Bench::new(10);
+    bench.memory.set_busy(true);
+    let job = bench.begin(Action::Disable, Target::List(vec![id("SN-0001")].into()), 1).unwrap();
+    tokio::time::sleep(PATIENCE / 2).await;
+    bench.memory.set_busy(false);
+    assert_eq!(bench.end_of(&job).await.changed, 1);
+    bench.memory.set_busy(true);
+    let progress = bench.run(Action::Enable, Target::List(vec![id("SN-0001")].into()), 1).await;
+    assert!(matches!(how(&progress), How::Failed(reason) if reason.contains("disk is full")), "{progress:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn registrations_go_the_usual_way_and_failures_are_grouped_by_reason() {
+    let bench = Bench::new(120);
+    let disabled = DeviceRow { state: DeviceState::Disabled, ..bench.memory.row(&id("SN-0000")).unwrap() };
+    bench.memory.insert(disabled);
+    let refused =
+        |text: &str| DeviceRow { refusal: Some(text.into()), ..bench.memory.row(&id("SN-0001")).unwrap() };
+    bench.memory.insert(refused("odd"));
+    let progress = bench.run(Action::Register, all(), 120).await;
+    assert_eq!((progress.changed, progress.unchanged, progress.failed), (118, 2, 0), "{progress:?}");
+    assert_eq!(bench.cloud.devices(), 118);
+    assert_eq!(bench.count(State::Registered), 118);
+
+    let bench = Bench::new(5);
+    bench.cloud.refuse(Call::RegisterDevice, "Forbidden.RAM");
+    let progress = bench.run(Action::Register, all(), 5).await;
+    assert_eq!((progress.failed, progress.reasons.len()), (5, 1), "{progress:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_shuts_down_ends_its_jobs() {
+    let bench = Bench::new(300);
+    bench.registrar.drain(Duration::ZERO).await;
+    assert_eq!(how(&bench.run(Action::Disable, all(), 300).await), &How::ShuttingDown);
+    assert_eq!(bench.count(State::Disabled), 0);
+}
+
+#[test]
+fn each_action_has_a_name_and_changes_only_what_needs_it() {
+    for action in Action::ALL {
+        assert_eq!(Action::named(action.name()), Some(action));
+    }
+    let row = DeviceRow::imported(id("SN-1"), "lamps", "a1");
+    let listed = |row: &DeviceRow| Listed::new(row.id.clone(), &row.seen(), false);
+    let refused = DeviceRow { refusal: Some("odd".into()), ..row.clone() };
+    let issued = DeviceRow { first_issued: Some(1), ..row.clone().with_certificate("SN-1", "s3cret") };
+    let gone = DeviceRow {
+        cloud_state: Some(CloudState::Deleted),
+        ..row.clone().with_certificate("SN-1", "s3cret")
+    };
+    let disabled = DeviceRow { state: DeviceState::Disabled, ..row.clone() };
+    use Action::*;
+    for (row, actions) in [
+        (&row, &[Register, Disable, Delete][..]),
+        (&refused, &[Reset, Disable, Delete]),
+        (&issued, &[Reset, Disable, Delete]),
+        (&gone, &[Reset, Disable, Delete]),
+        (&disabled, &[Enable, Delete]),
+    ] {
+        let changes: Vec<Action> =
+            Action::ALL.into_iter().filter(|action| action.changes(&listed(row))).collect();
+        assert_eq!(changes, actions, "{row:?}");
+    }
+}

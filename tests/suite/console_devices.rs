@@ -1,0 +1,286 @@
+//! Devices in the console: lists and searches, actions on one and on many, jobs, and the enrollments.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Process, Site,
+    console::{TOKEN, Visitor, admin, free_address},
+    http::{self, FORM},
+    stdout,
+};
+
+struct Console {
+    site: Site,
+    server: Process,
+    lead: Visitor,
+}
+
+/// Starts a server with a console and the devices of this file.
+fn console(csv: &str) -> Console {
+    let address = free_address();
+    let site = Site::with(&admin(address, ""));
+    site.import(csv);
+    let server = site.serve();
+    Console { site, server, lead: Visitor::new(address, "lead") }
+}
+
+/// Returns a file with this many devices of the enrollment `lamp`, and one of `plug`.
+fn many(count: u32) -> String {
+    let mut csv = String::from(
+        "deviceId,enrollment,deviceName,iotId\n00:1a:2b:3c:4d:5e,plug,kitchen,1a2b3c4d5e6f7g8h\n",
+    );
+    (0..count).for_each(|number| csv.push_str(&format!("LAMP-{number:04},lamp,,\n")));
+    csv
+}
+
+impl Console {
+    fn execute(&self, sql: &str) {
+        let table = rusqlite::Connection::open(self.site.path("certdist.db")).expect("the database");
+        table.busy_timeout(Duration::from_secs(10)).expect("set");
+        table.execute(sql, ()).expect("executed");
+    }
+
+    fn count(&self, condition: &str) -> i64 {
+        let table = rusqlite::Connection::open(self.site.path("certdist.db")).expect("the database");
+        let sql = format!("SELECT count(*) FROM device_table WHERE {condition}");
+        table.query_row(&sql, (), |row| row.get(0)).expect("a count")
+    }
+
+    /// Follows a confirmed action to its job, and returns the job's page once it has ended.
+    fn job(&self, answer: &http::Answer) -> String {
+        assert_eq!(answer.status, 303, "{}", answer.body);
+        let path = answer.header("location").to_owned();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let page = self.lead.get(&path).body;
+            if !page.contains("id=\"live\"") {
+                return page;
+            }
+            assert!(Instant::now() < deadline, "{page}");
+        }
+    }
+}
+
+fn devices(page: &str) -> usize {
+    page.matches("<th scope=\"row\">").count()
+}
+
+#[test]
+fn a_device_is_found_by_whatever_is_on_its_label() {
+    let console = console(&many(3));
+    for typed in [
+        "001A2B3C4D5E",
+        "00%3A1a%3A2b%3A3c%3A4d%3A5e",
+        "+001a.2b3c.4d5e+",
+        "00+1A+2B+3C+4D+5E",
+        "%EF%BC%90%EF%BC%90%EF%BC%91%EF%BC%A12B3C4D5E",
+        "MAC%3A+001a2b3c4d5e",
+        "kitchen",
+        "1a2b3c4d5e6f7g8h",
+    ] {
+        let answer = console.lead.get(&format!("/devices?q={typed}"));
+        assert_eq!((answer.status, answer.header("location")), (303, "/device?id=001A2B3C4D5E"), "{typed}");
+    }
+    assert_eq!(console.lead.get("/devices?q=lamp-0002").header("location"), "/device?id=LAMP%2D0002");
+    for (typed, found) in [("4d5e", 1), ("4D%3A5E", 1), ("0001", 1), ("LAMP", 3), ("nothing", 0)] {
+        let page = console.lead.get(&format!("/devices?q={typed}")).body;
+        assert_eq!(devices(&page), found, "{typed}");
+    }
+    let list = console.lead.get("/devices?q=LAMP-0000%0A00-1a-2b-3c-4d-5e%0ALOST-1%0Akitchen").body;
+    assert_eq!(devices(&list), 2, "a list");
+    assert!(list.contains("<bdi class=\"id\">LOST-1</bdi>"), "{list}");
+}
+
+#[test]
+fn conditions_narrow_the_list_and_pages_lead_both_ways() {
+    let console = console(&many(120));
+    console.execute("UPDATE device_table SET refusal = 'no <b>quota</b>' WHERE deviceId < 'LAMP-0060' AND deviceId > 'LAMP'");
+    console.execute("UPDATE device_table SET state = 'disabled' WHERE deviceId = 'LAMP-0100'");
+    let first = console.lead.get("/devices?state=refused&enrollment=lamp").body;
+    assert!(devices(&first) == 50 && first.contains("60 devices"), "{first}");
+    assert!(first.contains("rel=\"next\"") && !first.contains("rel=\"prev\""));
+    let second = console.lead.get("/devices?enrollment=lamp&state=refused&after=LAMP%2D0049").body;
+    assert_eq!(devices(&second), 10);
+    assert!(!second.contains("rel=\"next\"") && second.contains("before=LAMP%2D0050"), "{second}");
+    let back = console.lead.get("/devices?enrollment=lamp&state=refused&before=LAMP%2D0050").body;
+    assert_eq!(devices(&back), 50);
+    assert!(back.contains(">LAMP-0000<") && !back.contains("rel=\"prev\""));
+    assert!(!first.contains("<b>quota"), "a refusal is text");
+    assert_eq!(devices(&console.lead.get("/devices?state=disabled").body), 1);
+    assert_eq!(devices(&console.lead.get("/devices?enrollment=plug").body), 1);
+    assert_eq!(
+        devices(&console.lead.get("/devices?refusal=no%20%3Cb%3Equota%3C%2Fb%3E&state=refused").body),
+        50
+    );
+    for wrong in ["state=refuse", "from=yesterday", "by=ends"] {
+        let answer = console.lead.get(&format!("/devices?{wrong}"));
+        assert_eq!((answer.status, devices(&answer.body)), (400, 0), "{wrong}");
+        assert_eq!(console.lead.get(&format!("/devices/bulk?action=delete&{wrong}")).status, 400, "{wrong}");
+        let fields = [("action", "disable"), ("expected", "121"), wrong.split_once('=').expect("a field")];
+        assert_eq!(console.lead.post("/devices/bulk", &fields).status, 400, "{wrong}");
+    }
+    assert_eq!(console.count("state = 'disabled'"), 1);
+}
+
+#[test]
+fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
+    let console = console(&many(300));
+    console.execute("UPDATE device_table SET refusal = 'odd' WHERE enrollment = 'lamp'");
+    let preview = console.lead.get("/devices/bulk?action=reset&state=refused&enrollment=lamp").body;
+    assert!(preview.contains("Reset: 300 devices") && devices(&preview) == 10, "{preview}");
+    assert_eq!(console.count("refusal IS NULL"), 1, "nothing is changed yet");
+    let fields = [("action", "reset"), ("state", "refused"), ("enrollment", "lamp"), ("expected", "300")];
+    let page = console.job(&console.lead.post("/devices/bulk", &fields));
+    assert!(page.contains("300 of 300") && page.contains("class=\"message good\""), "{page}");
+    assert_eq!(console.count("refusal IS NULL"), 301);
+    let history = console.lead.get("/device?id=LAMP-0007").body;
+    assert!(history.contains("<b>reset</b> · by <bdi>console:lead</bdi>"), "{history}");
+
+    // No more devices are deleted than were confirmed, and none without the word for it.
+    let fields = [("action", "delete"), ("enrollment", "lamp"), ("expected", "2")];
+    assert_eq!(console.lead.post("/devices/bulk", &fields).status, 400);
+    assert_eq!(console.count("true"), 301);
+    let sure: Vec<_> = fields.into_iter().chain([("sure", "yes")]).collect();
+    let page = console.job(&console.lead.post("/devices/bulk", &sure));
+    assert!(page.contains("there are more now"), "{page}");
+    assert_eq!(console.count("true"), 299);
+
+    let list = "LAMP-0290\nLAMP-0291\nLOST-9";
+    let shown = console.lead.post("/devices/list", &[("list", list)]).body;
+    assert!(devices(&shown) == 2 && shown.contains("1 line names no device"), "{shown}");
+    let preview = console.lead.post("/devices/list", &[("list", list), ("action", "disable")]).body;
+    assert!(preview.contains("Disable: 2 devices"), "{preview}");
+    assert_eq!(console.count("state = 'disabled'"), 0);
+    let fields = [("list", "LAMP-0290,LAMP-0291"), ("action", "disable"), ("expected", "2")];
+    console.job(&console.lead.post("/devices/list", &fields));
+    assert_eq!(console.count("state = 'disabled'"), 2);
+    let long: String = (0..100_000).map(|number| format!("LOST-{number}\n")).collect();
+    let refused = console.lead.post("/devices/list", &[("list", &long)]);
+    assert!(refused.status == 413 && refused.body.contains("10,000 lines"), "{}", refused.body);
+    assert_eq!(console.lead.get("/jobs").body.matches("<th scope=\"row\">").count(), 3);
+}
+
+#[test]
+fn a_viewer_begins_no_job_and_a_job_that_ended_with_the_server_is_said_to_have_ended() {
+    let console = console(&many(3));
+    let guest = Visitor::new(console.lead.address, "guest");
+    let fields = [("action", "disable"), ("expected", "4")];
+    assert_eq!(guest.post("/devices/bulk", &fields).status, 403);
+    assert_eq!(guest.get("/devices/bulk?action=disable").status, 403);
+    let list = [("list", "LAMP-0000"), ("action", "disable"), ("expected", "1")];
+    assert_eq!(guest.post("/devices/list", &list).status, 403);
+    assert_eq!(guest.post("/jobs/stop", &[("id", "1-1")]).status, 403);
+    assert_eq!(guest.post("/device/delete", &[("id", "LAMP-0000")]).status, 403);
+    assert_eq!(guest.get("/device/confirm?id=LAMP-0000&action=delete").status, 403);
+    assert!(!guest.get("/devices").body.contains("/devices/bulk"));
+    for path in ["/devices/bulk", "/devices/list", "/jobs/stop", "/device/delete"] {
+        let forged = console.lead.post_as_is(path, &fields);
+        assert_eq!(forged.status, 403, "{path}");
+        let stranger = http::send(console.lead.address, "POST", path, &[FORM], &http::form(&fields));
+        assert_eq!(stranger.status, 401, "{path}");
+    }
+    assert_eq!((console.count("state = 'disabled'"), console.count("true")), (0, 4));
+    let gone = console.lead.get("/jobs?id=1000000000-1");
+    assert!(gone.status == 404 && gone.body.contains("The server was restarted"), "{}", gone.body);
+    assert!(console.lead.get("/jobs?id=%3Cscript%3E").body.contains("No such job"));
+}
+
+#[test]
+fn of_two_operators_the_second_is_told_that_the_device_has_changed() {
+    let console = console(&many(1));
+    let page = console.lead.get("/device?id=LAMP-0000");
+    let seen = page.field("seen");
+    let id = ("id", "LAMP-0000");
+    assert_eq!(console.lead.post("/device/disable", &[id, ("seen", &seen)]).status, 303);
+    let second = console.lead.post("/device/disable", &[id, ("seen", &seen)]);
+    assert_eq!(second.status, 409);
+    assert!(second.body.contains("no longer as you have seen it") && second.body.contains("Disabled here"));
+    let confirm = console.lead.get("/device/confirm?id=LAMP-0000&action=delete");
+    console.lead.post("/device/enable", &[id]);
+    let late = console.lead.post("/device/delete", &[id, ("seen", &confirm.field("seen"))]);
+    assert_eq!((late.status, console.count("true")), (409, 2));
+    // A script has seen no page, and its answers are as before.
+    let bearer = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", bearer.as_str()), FORM];
+    let answer = http::send(console.lead.address, "POST", "/device/reset", &headers, &http::form(&[id]));
+    assert_eq!(answer.body, "LAMP-0000: reset\n");
+}
+
+#[test]
+fn a_reset_and_a_deletion_say_what_they_remove_and_a_deleted_device_has_a_history() {
+    let console = console(&many(1));
+    console
+        .execute("UPDATE device_table SET refusal = 'odd', firstIssued = 1000 WHERE deviceId = 'LAMP-0000'");
+    let page = console.lead.get("/device/confirm?id=LAMP-0000&action=reset").body;
+    assert!(page.contains("datetime=\"1970-01-01T00:16:40Z\"") && page.contains("<bdi>odd</bdi>"), "{page}");
+    assert_eq!(console.count("refusal IS NULL"), 1, "it only asks");
+    let seen = console.lead.get("/device/confirm?id=LAMP-0000&action=delete").field("seen");
+    let answer = console.lead.post("/device/delete", &[("id", "LAMP-0000"), ("seen", &seen)]);
+    let page = console.lead.get(answer.header("location"));
+    assert_eq!(page.status, 404);
+    assert!(page.body.contains("<b>deleted</b> · by <bdi>console:lead</bdi>"), "{}", page.body);
+}
+
+#[test]
+fn hostile_texts_of_the_table_stay_texts_on_every_page() {
+    let console = console(&many(1));
+    let hostile = "\u{202E}<script>alert(1)</script>\"'\n</bdi><img src=x onerror=y>";
+    let quoted = hostile.replace('\'', "''");
+    let long = "x".repeat(64);
+    console.execute(&format!(
+        "INSERT INTO device_table (deviceId, productKey, enrollment, deviceName, IotId, refusal) \
+         VALUES ('{long}', '{quoted}', '{quoted}', '{quoted}', '{quoted}', '{quoted}')"
+    ));
+    let encoded: String = hostile.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    for path in [
+        "/devices".to_owned(),
+        "/enrollments".to_owned(),
+        "/enrollments/live".to_owned(),
+        format!("/device?id={long}"),
+        format!("/device/confirm?id={long}&action=reset"),
+        format!("/devices?state=refused&refusal={encoded}"),
+        format!("/devices?enrollment={encoded}&product={encoded}"),
+        format!("/devices?q={encoded}"),
+        format!("/devices?by=name&part={encoded}"),
+        format!("/devices/bulk?action=reset&refusal={encoded}"),
+        format!("/device?id={encoded}"),
+        format!("/jobs?id={encoded}"),
+    ] {
+        let answer = console.lead.get(&path);
+        assert!(matches!(answer.status, 200 | 404), "{path}: {}", answer.status);
+        for markup in ["<script>alert", "<img src=x", "</bdi><img"] {
+            assert!(!answer.body.contains(markup), "{path}: {}", answer.body);
+        }
+    }
+    let listed = console.lead.get(&format!("/devices?enrollment={encoded}")).body;
+    assert_eq!(devices(&listed), 1);
+    let many_lines = format!("{hostile}\nLAMP-0000");
+    let list = console.lead.post("/devices/list", &[("list", &many_lines)]).body;
+    assert!(!list.contains("<script>alert"), "{list}");
+}
+
+#[test]
+fn each_number_of_the_enrollments_leads_to_its_devices() {
+    let console = console(&many(10));
+    console.execute(
+        "UPDATE device_table SET refusal = 'odd' WHERE deviceId < 'LAMP-0004' AND deviceId > 'LAMP'",
+    );
+    console.execute("UPDATE device_table SET state = 'disabled' WHERE deviceId = 'LAMP-0009'");
+    console.execute("INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt) VALUES ('LAMP-0008', 'a1', 'x', 1)");
+    let page = console.lead.get("/enrollments").body;
+    assert!(page.contains("data-path=\"/enrollments/live\""), "it renews itself");
+    for (path, count) in [
+        ("/devices?enrollment=lamp", 10),
+        ("/devices?enrollment=lamp&state=refused", 4),
+        ("/devices?enrollment=lamp&state=refused&refusal=odd", 4),
+        ("/devices?enrollment=lamp&state=waiting", 1),
+        ("/devices?enrollment=lamp&state=disabled", 1),
+        ("/devices?enrollment=lamp&state=registered", 0),
+    ] {
+        let link = format!("<a href=\"{}\">{count}</a>", path.replace('&', "&amp;"));
+        assert!(page.contains(&link), "{link} in {page}");
+        assert_eq!(devices(&console.lead.get(path).body), count, "{path}");
+    }
+    assert!(stdout(&console.site.run(&["stats"])).contains("lamp"));
+    assert_eq!(console.server.stop(), Some(0));
+}
