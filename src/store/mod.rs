@@ -533,5 +533,7 @@ pub fn preview(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
 /// case, a store of an older version is not migrated.
 pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::open_if(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
-    Ok(Arc::new(Sealed::new(sqlite, keys)))
+    let sealed = Sealed::new(sqlite, keys);
+    sealed.show_key();
+    Ok(Arc::new(sealed))
 }

@@ -139,6 +139,15 @@ pub trait StoredSecrets: Send + Sync + 'static {
     /// value is not under `key`. If anything changes, writes an audit entry with the number of
     /// values that were `sealed`.
     fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError>;
+
+    /// Shows other processes the key under which this one seals. The default implementation does
+    /// nothing.
+    fn show_key(&self, _key: Option<&str>) {}
+
+    /// Fails if another process shows that it seals under another key, or seals nothing.
+    fn all_seal_under(&self, _key: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// The keys of a store's secrets. The methods block.
@@ -155,7 +164,9 @@ pub trait Keys {
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
 
     /// Seals all values that are unsealed or under another key under the first key. Other processes
-    /// can read and write during this. An interrupted run keeps the work that it has done.
+    /// can read and write during this. Fails before the first value if another process does not seal
+    /// under the first key, because that process might not be able to read the values. An
+    /// interrupted run keeps the work that it has done.
     /// `progress` receives the number of sealed values and the total. After a complete run, the
     /// other keys are no longer needed, and the store has no trace of the former values.
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
@@ -247,6 +258,14 @@ fn seal_row(keys: &Keyring, mut row: ImportRow) -> Result<ImportRow, SealError> 
         *psk = keys.seal(Place::Psk { device, identity }, psk.expose())?;
     }
     Ok(row)
+}
+
+impl<S: StoredSecrets> Sealed<S> {
+    /// Shows other processes the key under which this one seals.
+    pub fn show_key(&self) {
+        let key = self.keys.load().first().map(|key| key.to_string());
+        self.inner.show_key(key.as_deref());
+    }
 }
 
 /// Polls a future once, so that its write begins.
@@ -548,6 +567,7 @@ impl<S: StoredSecrets> Keys for Sealed<S> {
     fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
         check(&keys, &self.inner.keys_in_use()?).map_err(StoreError::Failed)?;
         self.keys.store(keys.into());
+        self.show_key();
         Ok(())
     }
 
@@ -572,6 +592,7 @@ impl<S: StoredSecrets> Keys for Sealed<S> {
             )
         })?;
         let under_key = key.to_string();
+        self.inner.all_seal_under(&under_key)?;
         let total = UnderKey::others(&self.inner.count_secrets()?, &under_key);
         let mut done = 0;
         for column in SecretColumn::ALL {

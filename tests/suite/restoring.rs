@@ -219,7 +219,10 @@ fn commands_and_other_servers_do_not_make_a_database_seem_lost() {
     let store = certdist::store::open(&url, certdist::seal::Keyring::default()).expect("it opens");
     let is_in_place = |after: &str| store.is_in_place().unwrap_or_else(|error| panic!("{after}: {error}"));
     is_in_place("opening");
-    site.write("database.key", &"1".repeat(64));
+    let key = "1".repeat(64);
+    let keys = certdist::seal::DatabaseKey::parse(&key).map(|key| certdist::seal::Keyring::new([key]));
+    store.set_keys(keys.expect("a key")).expect("nothing is sealed");
+    site.write("database.key", &key);
     let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     site.write("sealed.toml", &format!("database_key = \"file:database.key\"\n{configuration}"));
     let rows: String = (0..2000).map(|number| format!("NEW-{number:04},lamp\n")).collect();

@@ -1,4 +1,5 @@
-//! A server whose database was sealed under a key that it does not have says so until it is reloaded.
+//! Nothing is sealed under a key that a running server lacks. A server that lacks one nevertheless says
+//! so, and secrets in clear text beside a key are told.
 
 use std::{
     fs,
@@ -24,7 +25,7 @@ fn wait_for(read: impl Fn() -> String, holds: impl Fn(&str) -> bool) -> String {
 }
 
 #[test]
-fn a_server_without_the_key_of_a_sealed_database_is_not_ready_until_it_is_reloaded() {
+fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_lacks_one_is_not_ready() {
     let admin = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n# key\n[admin]\nlisten = \"{admin}\"\n\
@@ -38,17 +39,36 @@ fn a_server_without_the_key_of_a_sealed_database_is_not_ready_until_it_is_reload
     let log = || fs::read_to_string(site.path("log")).expect("a log");
     assert!(ready().starts_with("ready"), "{}", ready());
 
-    site.write("database.key", &"17".repeat(32));
     let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
-    site.write("certdist.toml", &configuration.replace("# key", "database_key = \"file:database.key\""));
-    let sealed = site.run(&["database", "seal"]);
-    assert!(sealed.status.success(), "{}", stderr(&sealed));
+    let reload = |former: &str, key: &str, times: usize| {
+        site.write(key, &hex::encode(key).repeat(8)[..64]);
+        let line = format!("database_key = \"file:{key}\"\ndatabase_key_previous = [\"file:{former}\"]");
+        site.write("certdist.toml", &configuration.replace("# key", &line));
+        // The server has its former keys until it is reloaded.
+        let refused = site.run(&["database", "seal"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        let told = stderr(&refused);
+        assert!(told.contains(&format!("process {} has the database open", server.id())), "{told}");
+        assert!(told.contains("systemctl reload certdist"), "{told}");
+        assert!(ready().starts_with("ready"), "{}", ready());
+        server.signal("HUP");
+        wait_for(log, |log| log.matches("and the database keys").count() == times);
+        let sealed = site.run(&["database", "seal"]);
+        assert!(sealed.status.success(), "{}", stderr(&sealed));
+        assert!(stdout(&sealed).starts_with("1 secrets sealed"), "{}", stdout(&sealed));
+    };
+    site.write("first.key", &"17".repeat(32));
+    reload("first.key", "second.key", 1);
+    reload("second.key", "third.key", 2);
+
+    // A process whose lock is not seen, such as one in another container, has sealed under its key.
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    database.execute("INSERT INTO database_key VALUES ('0badc0de', 0)", ()).expect("noted");
     let told = wait_for(ready, |told| told.starts_with("not ready"));
     assert!(told.contains("sealed under a key that this process does not have"), "{told}");
-    assert!(told.contains("systemctl reload certdist"), "{told}");
+    assert!(told.contains("0badc0de") && told.contains("systemctl reload certdist"), "{told}");
     wait_for(log, |log| log.contains("secrets in the database cannot be opened"));
-
-    server.signal("HUP");
+    database.execute("DELETE FROM database_key WHERE keyId = '0badc0de'", ()).expect("forgotten");
     wait_for(log, |log| log.contains("the database keys open every secret again"));
     wait_for(ready, |told| told.starts_with("ready"));
     // The problem is logged once.

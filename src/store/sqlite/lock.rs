@@ -1,7 +1,9 @@
 //! Lock file of a database. Each process that may write to the database shares the lock, even if
 //! the database is damaged, moved or replaced meanwhile. A restore takes the lock exclusively. The
 //! system releases a lock when its process ends, however it ends. A lock file with content shows
-//! that there was a database, so that no process creates an empty one in its place. Processes of
+//! that there was a database, so that no process creates an empty one in its place. A lock on one of
+//! its bytes shows under which key a process seals, so that no secrets are sealed under a key that a
+//! running server does not have. Processes of
 //! other programs are known only by SQLite's own locks, which this module reads without SQLite.
 
 use std::{
@@ -11,6 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 use rustix::{
     fs::{FlockOperation, OFlags, flock},
     io::Errno,
@@ -24,6 +30,10 @@ use crate::store::StoreError;
 /// `PENDING_BYTE` on, and in the shared memory beside it.
 const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
 const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
+
+/// Number of bytes of a lock file that stand for keys: one for each key ID, after one for no key. A
+/// process locks the byte of the key under which it seals, whether or not the file is that long.
+const KEYS: u64 = 1 + (1 << 32);
 
 /// Maximum number of times that a lock file is opened again because another process has removed it.
 const MAX_TRIES: usize = 16;
@@ -127,6 +137,39 @@ impl Lock {
         }
     }
 
+    /// Shows other processes the key under which this one seals. The system releases this lock, too,
+    /// when the process ends, but already when it closes another handle of the file.
+    pub(super) fn show_key(&self, key: Option<&str>) -> io::Result<()> {
+        let byte = byte_of(key);
+        // The new lock comes first, so that this process never shows nothing.
+        self.lock_bytes(libc::F_RDLCK, byte, 1)?;
+        self.lock_bytes(libc::F_UNLCK, 0, byte)?;
+        self.lock_bytes(libc::F_UNLCK, byte + 1, KEYS - byte - 1)
+    }
+
+    fn lock_bytes(&self, how: libc::c_int, start: u64, length: u64) -> io::Result<()> {
+        // A length of 0 stands for the rest of the file.
+        if length == 0 {
+            return Ok(());
+        }
+        let lock = libc::flock {
+            l_type: how as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: start.cast_signed(),
+            l_len: length.cast_signed(),
+            l_pid: 0,
+        };
+        fcntl(&self.file, FcntlArg::F_SETLK(&lock))?;
+        Ok(())
+    }
+
+    /// Returns a process that shows another key than this one, or none.
+    pub(super) fn who_lacks(&self, key: &str) -> Option<String> {
+        let byte = byte_of(Some(key));
+        let others = [(0, byte), (byte + 1, KEYS - byte - 1)];
+        others.into_iter().filter(|(_, length)| *length > 0).find_map(|range| locked_by(&self.file, range))
+    }
+
     /// Returns whether there was a database that no longer exists.
     fn has_lost_database(&self) -> bool {
         self.file.metadata().is_ok_and(|file| file.len() > 0) && is_missing(&self.database)
@@ -164,13 +207,23 @@ impl Lock {
         let file = database.canonicalize().ok()?;
         files.into_iter().find_map(|(ending, (start, length))| {
             let file = File::open(look::beside(&file, ending)).ok()?;
-            let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
-            let found = fcntl_getlk(&file, &wanted).ok()??;
-            // A process in another container has no number here.
-            let process = found.pid.map(|pid| format!("process {}", pid.as_raw_nonzero()));
-            Some(process.unwrap_or_else(|| "another process".into()))
+            locked_by(&file, (start, length))
         })
     }
+}
+
+/// Returns another process that has locked any byte in a range (start and length).
+fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
+    let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
+    let found = fcntl_getlk(file, &wanted).ok()??;
+    // A process in another container has no number here.
+    let process = found.pid.map(|pid| format!("process {}", pid.as_raw_nonzero()));
+    Some(process.unwrap_or_else(|| "another process".into()))
+}
+
+/// Returns the byte of a lock file that stands for a key ID, or for no key.
+fn byte_of(key: Option<&str>) -> u64 {
+    key.and_then(|key| u32::from_str_radix(key, 16).ok()).map_or(0, |id| 1 + u64::from(id))
 }
 
 impl Drop for Lock {

@@ -62,8 +62,8 @@ pub struct Sqlite {
     writer: Writer,
     /// The open files; `None` if this process only reads.
     files: Option<Files>,
-    /// Released last.
-    _lock: Option<Lock>,
+    /// Released last; `None` if this process only reads, or could not create the lock file.
+    lock: Option<Lock>,
 }
 
 /// Kind of access to a database.
@@ -126,7 +126,7 @@ impl Sqlite {
         let writer = Writer::start(connection, Arc::clone(&path), mover)?;
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
         let access = Access::Full;
-        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, files, _lock: lock })
+        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, files, lock })
     }
 
     /// Opens a database of the current version for reading only, if `accepts` returns no error, as
@@ -157,8 +157,8 @@ impl Sqlite {
     fn reading(path: Arc<Path>, access: Access) -> Self {
         let writer = Writer::none(Arc::clone(&path));
         let (clock, readers) = (Arc::default(), ThreadLocal::new());
-        let (outbox, files, _lock) = (None, None, None);
-        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, files, _lock }
+        let (outbox, files, lock) = (None, None, None);
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, files, lock }
     }
 
     /// Fails with a message for the operator unless a database, or another file with content, is at

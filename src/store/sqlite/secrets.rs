@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Sqlite, audit, connection, store_error};
+use super::{Sqlite, audit, connection, look, store_error};
 use crate::{
     device::Secret,
     new_file, seal,
@@ -167,6 +167,24 @@ impl StoredSecrets for Sqlite {
         let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
         new_file::remove_left_behind(&file);
         Ok(())
+    }
+
+    fn show_key(&self, key: Option<&str>) {
+        if let Some(lock) = &self.lock
+            && let Err(error) = lock.show_key(key)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "could not show the key in the lock file");
+        }
+    }
+
+    fn all_seal_under(&self, key: &str) -> Result<(), StoreError> {
+        let Some(who) = self.lock.as_ref().and_then(|lock| lock.who_lacks(key)) else { return Ok(()) };
+        let reason = format!(
+            "{who} has the database open and does not seal under key {key} yet, so it could not read what is sealed \
+             now; if it is a server, reload it first (`systemctl reload certdist`, or SIGHUP), otherwise wait for its \
+             end; then run this again"
+        );
+        Err(look::unusable(&self.path, &reason))
     }
 }
 
