@@ -215,15 +215,16 @@ async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let store = store.clone();
-        // The check may block.
-        match tokio::task::spawn_blocking(move || (store.is_in_place(), store.check_keys())).await {
-            Ok((Err(error), _)) => {
+        // The keys are read only from the right file. Both checks may block.
+        let look = move || store.is_in_place().map(|()| store.check_keys());
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Err(error)) => {
                 missed += 1;
                 if missed >= LOOKS {
                     return error;
                 }
             }
-            Ok((Ok(()), keys)) => {
+            Ok(Ok(keys)) => {
                 missed = 0;
                 log_keys(&mut has_keys, keys);
             }

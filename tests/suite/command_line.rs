@@ -281,7 +281,8 @@ fn check_config_looks_at_the_database_and_changes_nothing() {
     site.import(DEVICES);
     let server = site.serve();
     let (code, said, _) = check();
-    assert!(code == Some(0) && said.contains("certdist.db: good"), "{said}");
+    let path = site.path("certdist.db").display().to_string();
+    assert!(code == Some(0) && said.contains(&format!("sqlite:{path}: good\n")), "{said}");
     assert_eq!(server.stop(), Some(0));
 
     site.write("certdist.db", "a letter\n");
