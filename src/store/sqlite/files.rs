@@ -41,7 +41,6 @@ impl Files {
     /// Fails with a message for the operator if the path leads to other files by now. A folder that
     /// was moved and is still reached by the path, through a link, has the same files.
     pub(super) fn are_at(self, path: &Path) -> Result<(), StoreError> {
-        let again = "and start certdist again";
         let database = match same(path, self.database) {
             Kept::Yes => None,
             Kept::Replaced => Some("was replaced with another file"),
@@ -53,7 +52,7 @@ impl Files {
                 path,
                 &format!(
                     "the database {what} while this process had it open; put the right file there, for example with \
-                     `certdist restore`, {again}"
+                     `certdist restore`, and start certdist again"
                 ),
             ));
         }
@@ -66,7 +65,7 @@ impl Files {
                 Kept::Replaced => "was removed or replaced",
                 Kept::Removed => "was removed, or the database was moved without it,",
             };
-            return Err(lost_log(path, &file, what, again));
+            return Err(lost_log(path, &file, what));
         }
         Ok(())
     }
@@ -93,13 +92,18 @@ fn same(path: &Path, expected: Identity) -> Kept {
     }
 }
 
-fn lost_log(path: &Path, file: &Path, what: &str, again: &str) -> StoreError {
+fn lost_log(path: &Path, file: &Path, what: &str) -> StoreError {
+    // The shared memory has no changes, but without it processes no longer see each other's locks.
+    let loses = match file.as_os_str().as_encoded_bytes().ends_with(b"-shm") {
+        true => "changes that other processes have made since may contradict its own",
+        false => "the newest changes are in the former file, and are lost with it",
+    };
     look::unusable(
         file,
         &format!(
-            "this file {what} while this process had the database {} open, and the newest changes are in the former \
-             file; move the files back if they still exist, {again}, and check the database with `certdist audit \
-             verify`; otherwise these changes are lost, and `certdist restore` brings back a backup",
+            "this file {what} while this process had the database {} open, so {loses}; move the files back if they \
+             still exist, start certdist again, and check the database with `certdist audit verify`; `certdist restore` brings \
+             back a backup",
             path.display()
         ),
     )
