@@ -282,7 +282,7 @@ fn a_refusal_that_stops_calls_is_named_where_an_operator_looks() {
     ]);
     let asked = device.env("CERTDIST_DEVICE_PSK", hex::encode(SHARED_KEY)).output().expect("it runs");
     let said = stderr(&asked);
-    let (product, reason) = ("product a1plug", "iot.prod.NotExistedProduct");
+    let (product, reason) = ("a1plug", "iot.prod.NotExistedProduct");
     let ready = http::send(address, "GET", "/readyz", &[], &[]);
     assert_eq!(ready.status, 200, "devices with a certificate are served: {said}");
     for body in [ready.body, Visitor::new(address, "lead").get("/").body] {
