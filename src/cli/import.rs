@@ -139,7 +139,7 @@ fn run_all(
 
 /// Prints the result of an import, and remarks for the operator about the files.
 fn say(sources: &[Source], imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
-    let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks } = imported;
+    let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks, .. } = imported;
     for sentence in remarks {
         remark(&format!("note: {sentence}\n"));
     }

@@ -49,6 +49,53 @@ pub struct Imported {
     /// Sentences for the operator, about rows that were left out and about values that seem to have
     /// been changed by accident.
     pub remarks: Vec<String>,
+    /// Contents of the files.
+    pub summary: Summary,
+}
+
+/// Maximum number of pairs of an enrollment and a product that a [`Summary`] distinguishes.
+const PAIRS: usize = 20;
+
+/// Contents of the files of an import, as they are stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The first and the last device.
+    pub ends: Option<(DeviceId, DeviceId)>,
+    /// Number of rows for each enrollment and product.
+    pub pairs: Vec<Pair>,
+    /// Number of rows of further pairs.
+    pub others: u64,
+}
+
+/// Rows of an import with the same enrollment and product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// The product.
+    pub product_key: String,
+    /// Number of rows.
+    pub rows: u64,
+}
+
+impl Summary {
+    fn add(&mut self, row: &ImportRow) {
+        match &mut self.ends {
+            Some((_, last)) => last.clone_from(&row.device),
+            None => self.ends = Some((row.device.clone(), row.device.clone())),
+        }
+        let (enrollment, product_key) =
+            (&row.enrollment, row.product_key.as_ref().unwrap_or(&row.enrollment_product));
+        let is_same = |pair: &&mut Pair| pair.enrollment == *enrollment && pair.product_key == *product_key;
+        if let Some(pair) = self.pairs.iter_mut().find(is_same) {
+            pair.rows += 1;
+        } else if self.pairs.len() < PAIRS {
+            let (enrollment, product_key) = (enrollment.clone(), product_key.clone());
+            self.pairs.push(Pair { enrollment, product_key, rows: 1 });
+        } else {
+            self.others += 1;
+        }
+    }
 }
 
 /// Functions that an import calls while it runs.
@@ -81,7 +128,7 @@ pub fn import(
     // Place of the last row, and its error if the row could not be read. The store rejects a row
     // before it reads the next row, so a rejection always concerns the last row.
     let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
-    let mut failed = None;
+    let (mut failed, mut summary) = (None, Summary::default());
     let mut items = std::iter::from_fn(|| {
         let row = tables.next();
         place.set(tables.place());
@@ -95,6 +142,9 @@ pub fn import(
         {
             failed = Some(error);
             return Some(Err(Unreadable));
+        }
+        if let Ok(row) = &row {
+            summary.add(row);
         }
         Some(row)
     });
@@ -129,7 +179,7 @@ pub fn import(
             remarks.extend(lost_keys(report.lost_keys));
             let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
             let id = Some(id).filter(|_| !how.dry_run && can_be_undone);
-            Ok(Imported { id, report, remarks })
+            Ok(Imported { id, report, remarks, summary })
         }
         (Err(ImportError::Store(error)), _) => Err(error.into()),
         (Err(ImportError::Rejected(_)), Some((file, error))) => {

@@ -1,134 +1,163 @@
-//! Imports a CSV file in two steps: first a preview of the changes, then, after the operator
-//! confirms, the import. Between the steps, the file stays in memory, and only its uploader can
-//! confirm it.
+//! Imports a table file in two steps: first a preview of the changes, then, after the operator
+//! confirms, the import. Between the steps, the file stays in memory (`uploads`).
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use axum::{
-    extract::{DefaultBodyLimit, Multipart, State, multipart::MultipartError},
-    http::StatusCode,
-    response::{IntoResponse, Response},
+    extract::{DefaultBodyLimit, Multipart, Query, State, multipart::MultipartError},
+    http::{StatusCode, header},
+    response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
-use tokio::sync::Semaphore;
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{
-    OperatorForm, Visitor, grouped,
-    page::{self, Frame, Tone},
+    OperatorForm, Visitor, grouped, imports,
+    language::Texts,
+    page::{self, Frame, Tone, encoded, moment},
     plain,
+    uploads::{ErrorList, Upload},
 };
 use crate::{
-    admin::{
-        Shared,
-        session::{self, SessionKey},
-    },
-    psk::EnrollmentOutline,
-    store::ImportReport,
-    table_file::{self, BadLines, Enrollments, Feedback, Import, ImportFileError, Imported, Input},
+    admin::{Shared, session},
+    store::{ImportReport, undo::ImportRecord},
+    table_file::{self, BadLines, Enrollments, Feedback, Import, ImportFileError, Imported, Input, Summary},
 };
 
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
 const MAX_FILE: usize = 16 << 20;
 /// Maximum size of the form's other fields, in bytes.
 const REST: usize = 64 << 10;
-/// Maximum number of files that wait for confirmation; a new one replaces the oldest.
-const MOST: usize = 4;
-/// Time for which a file waits for confirmation.
-const KEPT: Duration = Duration::from_secs(600);
+/// Maximum number of bad lines on the page; the file that can be downloaded has more.
+const MAX_SHOWN: usize = 60;
 
 pub(super) fn limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(MAX_FILE + REST)
 }
 
-/// Maximum number of files that are received or imported at once. Each is in memory.
-const MOST_AT_ONCE: usize = 4;
-
-/// Previewed files that wait for confirmation, and places for files that are being received.
-pub(super) struct Uploads {
-    previewed: Mutex<VecDeque<Upload>>,
-    receiving: Semaphore,
-}
-
-impl Default for Uploads {
-    fn default() -> Self {
-        Self { previewed: Mutex::default(), receiving: Semaphore::new(MOST_AT_ONCE) }
-    }
-}
-
-struct Upload {
-    token: String,
-    owner: SessionKey,
-    at: Instant,
-    file: CsvFile,
-}
-
-/// An uploaded file. It may hold secrets.
-struct CsvFile {
-    name: String,
-    bytes: Zeroizing<Vec<u8>>,
-    /// Enrollment of rows that name none.
+/// The action that was just carried out.
+#[derive(Deserialize)]
+pub(super) struct Done {
+    /// Number of the import.
+    #[serde(default)]
+    done: String,
+    /// Number of the import that was undone.
+    #[serde(default)]
+    undone: String,
+    /// Enrollment to choose.
+    #[serde(default)]
     enrollment: String,
 }
 
-impl Uploads {
-    fn keep(&self, token: String, owner: SessionKey, file: CsvFile) {
-        let mut all = self.previewed.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        all.retain(|upload| now < upload.at + KEPT);
-        if all.len() == MOST {
-            all.pop_front();
-        }
-        all.push_back(Upload { token, owner, at: now, file });
-    }
-
-    fn take(&self, token: &str, owner: &SessionKey) -> Option<CsvFile> {
-        let mut all = self.previewed.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        all.retain(|upload| now < upload.at + KEPT);
-        let index =
-            all.iter().position(|upload| upload.owner == *owner && session::same(&upload.token, token))?;
-        all.remove(index).map(|upload| upload.file)
-    }
-}
-
-pub(super) async fn ask(State(shared): State<Arc<Shared>>, frame: Frame, visitor: Visitor) -> Response {
-    show(&shared, &frame, &visitor, StatusCode::OK, &html! {})
-}
-
-fn show(shared: &Shared, frame: &Frame, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
-    let enrollments = shared.enrollments();
-    let body = html! {
-        h1 { "Import" }
-        (result)
-        @if visitor.is_operator() { (form(frame, visitor, &enrollments)) }
-        @else { (page::message(Tone::Note, "Only operators can import", &html! { p { "You are signed in as a viewer." } })) }
+pub(super) async fn ask(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Visitor,
+    Query(Done { done, undone, enrollment }): Query<Done>,
+) -> Response {
+    let imports = match imports::recent(&shared).await {
+        Ok(imports) => imports,
+        Err(error) => return frame.store_failed(&visitor, &error),
     };
-    (status, frame.page("Import", Some(visitor), "/import", &body)).into_response()
+    let t = frame.texts;
+    let of = |id: &str| imports.iter().find(|import| !id.is_empty() && import.id.to_string() == id);
+    let result = match (of(&done), of(&undone)) {
+        (Some(import), _) => imported(t, import),
+        (_, Some(import)) => {
+            let text = html! { p { bdi { (import.file) } } };
+            focused(&page::message(Tone::Good, &t.say("undo-done"), &text))
+        }
+        // An import that changed nothing, or replaced keys, has no number.
+        _ if done == "none" => {
+            let text = html! { p { (t.say("import-done-no-number")) } };
+            focused(&page::message(Tone::Good, &t.say("imported"), &text))
+        }
+        _ => html! {},
+    };
+    page(&shared, &frame, &visitor, StatusCode::OK, (&html! {}, &result), &enrollment, &imports)
 }
 
-fn form(frame: &Frame, visitor: &Visitor, enrollments: &[EnrollmentOutline]) -> Markup {
+/// Puts the focus on a result, so that a screen reader reads it, and the next key is near it.
+fn focused(result: &Markup) -> Markup {
+    html! { div tabindex="-1" autofocus { (result) } }
+}
+
+fn imported(t: Texts, import: &ImportRecord) -> Markup {
+    let text = html! {
+        p { (t.rich("imported-text", [
+            ("file", (&import.file).into()),
+            ("added", import.added.into()),
+            ("changed", import.changed.into()),
+            ("time", moment(import.at).into()),
+        ])) }
+        p { a href="/enrollments" { (t.say("import-progress")) } " · "
+            a href={ "/import/undo?id=" (import.id) } { (t.say("imports-undo")) } }
+    };
+    focused(&page::message(Tone::Good, &t.say("imported"), &text))
+}
+
+/// Renders the page. A `notice` stands before the form, and a `result` in front of all.
+fn page(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    status: StatusCode,
+    (notice, result): (&Markup, &Markup),
+    enrollment: &str,
+    imports: &[ImportRecord],
+) -> Response {
+    let t = frame.texts;
+    let body = html! {
+        h1 { (t.say("nav-import")) }
+        (result)
+        @if visitor.is_operator() { (form(shared, frame, visitor, enrollment)) }
+        @else { (page::message(Tone::Note, &t.say("import-operators-only"), &html! { p { (t.say("viewer-signed-in")) } })) }
+        (notice)
+        (imports::list(t, visitor, imports))
+    };
+    (status, frame.page(&t.say("nav-import"), Some(visitor), "/import", &body)).into_response()
+}
+
+fn form(shared: &Shared, frame: &Frame, visitor: &Visitor, chosen: &str) -> Markup {
+    let (t, enrollments) = (frame.texts, shared.enrollments());
+    let code = |text: &str| html! { code { (text) } };
     html! {
         form.card.stack method="post" action="/import" enctype="multipart/form-data" {
             // Placed before the file, because the token is checked before the file is read.
             (frame.hidden(visitor))
-            label for="file" { "CSV file" }
-            input #file type="file" name="file" accept=".csv,.txt,.jsonl,text/csv,text/plain" required aria-describedby="file-hint";
-            p.hint #file-hint { "Up to 16 MiB; import larger files with " code { "certdist import" } ". The first line is a header, in which only "
-                code { "deviceId" } " is required: " code { "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk" } }
-            label for="enrollment" { "Enrollment of lines without one" }
+            label for="file" { (t.say("import-file")) }
+            input #file type="file" name="file" accept=".csv,.txt,.tsv,.jsonl,text/csv,text/plain" required aria-describedby="file-hint";
+            p.hint #file-hint { (t.rich("import-file-hint", [
+                ("command", code("certdist import").into()),
+                ("required", code("deviceId").into()),
+                ("columns", code("deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk").into()),
+            ])) }
+            label for="enrollment" { (t.say("import-enrollment")) }
             select #enrollment name="enrollment" {
-                @if enrollments.len() > 1 { option value="" { "each line has its own" } }
-                @for enrolled in enrollments { option value=(enrolled.name) { (enrolled.name) } }
+                @if enrollments.len() > 1 { option value="" selected[chosen.is_empty()] { (t.say("import-each-its-own")) } }
+                @for enrolled in &enrollments {
+                    option value=(enrolled.name) selected[enrolled.name == chosen] { (enrolled.name) " · " (enrolled.product_key) }
+                }
             }
-            button type="submit" { "Preview" }
-            p.hint { "Shows what would change, and changes nothing yet." }
+            button type="submit" { (t.say("import-preview")) }
+            p.hint { (t.say("import-preview-hint")) }
         }
     }
+}
+
+/// Answers with the page and a result. The form keeps the chosen enrollment.
+async fn show(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    status: StatusCode,
+    (notice, result): (&Markup, &Markup),
+    enrollment: &str,
+) -> Response {
+    // The list is a convenience here. If the table fails, the result says more.
+    let imports = imports::recent(shared).await.unwrap_or_default();
+    page(shared, frame, visitor, status, (notice, result), enrollment, &imports)
 }
 
 pub(super) async fn upload(
@@ -140,9 +169,12 @@ pub(super) async fn upload(
     if !visitor.is_operator() {
         return frame.not_allowed(&visitor);
     }
-    let Ok(_receiving) = shared.pages.uploads.receiving.try_acquire() else {
-        let text = "Other files are being sent and imported. Try again when they are finished, or use `certdist import`.";
-        return plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    let t = frame.texts;
+    let Some(_place) = shared.pages.uploads.place() else {
+        if visitor.is_script() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, t.say("import-busy"));
+        }
+        return complain(&shared, &frame, &visitor, "", &t.say("import-busy")).await;
     };
     let Received { file, dry_run } = match receive(&frame, &visitor, form).await {
         Ok(received) => received,
@@ -150,26 +182,28 @@ pub(super) async fn upload(
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &frame, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &frame, &visitor, "", &sentence).await,
     };
     let dry_run = dry_run || !visitor.is_script();
-    let (file, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
+    let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
     match (outcome, &visitor.session) {
-        (Ok(Imported { id, report, mut remarks }), None) => {
+        (Ok(Imported { id, report, mut remarks, .. }), None) => {
             remarks.extend(id.map(|id| format!("to undo this import: certdist import undo {id}")));
             log_import(&visitor, &file, report, dry_run);
             let notes = remarks.iter().map(|remark| format!("\nnote: {remark}"));
             plain(StatusCode::OK, sentence(report, dry_run) + &notes.collect::<String>())
         }
-        (Ok(Imported { report, remarks, .. }), Some((owner, _))) => {
+        (Ok(imported), Some((owner, _))) => {
             let Ok(token) = session::token() else {
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             };
-            let result = preview(&frame, &visitor, &file, (report, &remarks), &token);
+            let result = preview(&frame, &visitor, &file, &imported, &token);
+            let enrollment = file.enrollment.clone();
             shared.pages.uploads.keep(token, *owner, file);
-            show(&shared, &frame, &visitor, StatusCode::OK, &result)
+            let notice = html! {};
+            show(&shared, &frame, &visitor, StatusCode::OK, (&notice, &result), &enrollment).await
         }
-        (Err(error), _) => refused(&shared, &frame, &visitor, &file, &error),
+        (Err(error), _) => refused(&shared, &frame, &visitor, &file, errors, error).await,
     }
 }
 
@@ -178,30 +212,57 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     let file =
         visitor.session.as_ref().and_then(|(owner, _)| shared.pages.uploads.take(&sent.fields.upload, owner));
     let Some(file) = file else {
-        return complain(
-            &shared,
-            &frame,
-            &visitor,
-            "The file is no longer here: it was already imported, or the confirmation came too late. Send it again.",
-        );
+        let sentence = frame.texts.say("import-gone");
+        return complain(&shared, &frame, &visitor, "", &sentence).await;
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &frame, &visitor, &sentence),
+        Err(sentence) => return complain(&shared, &frame, &visitor, "", &sentence).await,
     };
-    let (file, outcome) = run(&shared, &visitor, file, enrollments, false).await;
+    let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
-        Ok(Imported { id, report, remarks }) => {
+        // The answer is another page, so that a reload says what was done, and does nothing.
+        Ok(Imported { id, report, .. }) => {
             log_import(&visitor, &file, report, false);
-            let text = html! { (notes(&remarks)) p { (file.name) ": " (sentence(report, false)) "." }
-            @if let Some(id) = id { p { "To undo this import: " code { "certdist import undo " (id) } } } p { a href="/enrollments" { "Progress of the enrollments" } } };
-            show(&shared, &frame, &visitor, StatusCode::OK, &page::message(Tone::Good, "Imported", &text))
+            let done = id.map_or_else(|| "none".to_owned(), |id| id.to_string());
+            let to = format!("/import?done={done}&enrollment={}", encoded(&file.enrollment));
+            Redirect::to(&to).into_response()
         }
-        Err(error) => refused(&shared, &frame, &visitor, &file, &error),
+        Err(error) => refused(&shared, &frame, &visitor, &file, errors, error).await,
     }
 }
 
-fn log_import(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: bool) {
+/// Token of a list of bad lines.
+#[derive(Deserialize)]
+pub(super) struct List {
+    #[serde(default)]
+    list: String,
+}
+
+/// Serves all bad lines of a refused file.
+pub(super) async fn errors(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Visitor,
+    Query(List { list }): Query<List>,
+) -> Response {
+    let owner = visitor.session.as_ref().map(|(owner, _)| owner);
+    match owner.and_then(|owner| shared.pages.uploads.errors(&list, owner)) {
+        Some(csv) => {
+            let headers = [
+                (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
+                (header::CONTENT_DISPOSITION, "attachment; filename=\"bad-lines.csv\""),
+            ];
+            (headers, csv).into_response()
+        }
+        None => {
+            let sentence = frame.texts.say("import-errors-gone");
+            complain(&shared, &frame, &visitor, "", &sentence).await
+        }
+    }
+}
+
+fn log_import(visitor: &Visitor, file: &Upload, report: ImportReport, dry_run: bool) {
     if !dry_run {
         let ImportReport { added, changed, unchanged, .. } = report;
         tracing::info!(
@@ -216,7 +277,7 @@ fn log_import(visitor: &Visitor, file: &CsvFile, report: ImportReport, dry_run: 
 }
 
 struct Received {
-    file: CsvFile,
+    file: Upload,
     dry_run: bool,
 }
 
@@ -254,18 +315,24 @@ async fn receive(frame: &Frame, visitor: &Visitor, mut form: Multipart) -> Resul
     let Some((name, bytes)) = file else {
         return Err(plain(StatusCode::BAD_REQUEST, "the field \"file\" with the CSV file is missing"));
     };
-    Ok(Received { file: CsvFile { name, bytes, enrollment }, dry_run })
+    Ok(Received { file: Upload { name, bytes, enrollment }, dry_run })
 }
 
 fn unreadable(frame: &Frame, visitor: &Visitor, error: &MultipartError) -> Response {
+    let t = frame.texts;
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let text = "The file is larger than 16 MiB. Import it with `certdist import`, which works beside a running server.";
         if visitor.is_script() {
+            let text = "The file is larger than 16 MiB. Import it with `certdist import`, which works beside a running server.";
             return plain(StatusCode::PAYLOAD_TOO_LARGE, text);
         }
-        let body = html! { h1 { "Import" } (page::message(Tone::Bad, "The file is too large", &html! { p { (text) } p { a href="/import" { "Back" } } })) };
-        return (StatusCode::PAYLOAD_TOO_LARGE, frame.page("Import", Some(visitor), "/import", &body))
-            .into_response();
+        let text = html! {
+            p { (t.rich("import-too-large-text", [("command", html! { code { "certdist import" } }.into())])) }
+            p { a href="/import" { (t.say("back")) } }
+        };
+        let message = page::message(Tone::Bad, &t.say("import-too-large"), &text);
+        let body = html! { h1 { (t.say("nav-import")) } (message) };
+        let page = frame.page(&t.say("nav-import"), Some(visitor), "/import", &body);
+        return (StatusCode::PAYLOAD_TOO_LARGE, page).into_response();
     }
     plain(StatusCode::BAD_REQUEST, "could not read the form; send it as multipart/form-data")
 }
@@ -279,15 +346,17 @@ fn enrollments(shared: &Shared, default: &str) -> Result<Enrollments, String> {
     }
 }
 
+/// Imports a file, or previews its import, on a thread for blocking work.
 async fn run(
     shared: &Shared,
     visitor: &Visitor,
-    file: CsvFile,
+    file: Upload,
     enrollments: Enrollments,
     dry_run: bool,
-) -> (CsvFile, Result<Imported, ImportFileError>) {
+) -> (Upload, ErrorList, Result<Imported, ImportFileError>) {
     let (store, by) = (shared.sources.store.clone(), visitor.actor());
     let work = move || {
+        let mut errors = ErrorList::default();
         let how = Import { enrollments: &enrollments, by: &by, dry_run, ignores_unknown: false };
         let input = Input {
             name: file.name.as_ref(),
@@ -295,9 +364,10 @@ async fn run(
             is_stream: false,
             reader: Box::new(&file.bytes[..]),
         };
-        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () };
+        let mut note = |path: &std::path::Path, error: &table_file::LineError| errors.add(path, error);
+        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut note };
         let outcome = table_file::import(&*store, vec![input], how, feedback);
-        (file, outcome)
+        (file, errors, outcome)
     };
     // The work does not panic; if it did, only this task would end.
     match tokio::task::spawn_blocking(work).await {
@@ -306,6 +376,7 @@ async fn run(
     }
 }
 
+/// Returns the sentence for scripts, which is in English.
 fn sentence(report: ImportReport, dry_run: bool) -> String {
     let would = if dry_run { "would be " } else { "" };
     format!(
@@ -316,85 +387,125 @@ fn sentence(report: ImportReport, dry_run: bool) -> String {
     )
 }
 
-/// Shows what the operator should know about a file.
-fn notes(remarks: &[String]) -> Markup {
-    html! {
-        @if !remarks.is_empty() {
-            ul { @for remark in remarks { li { (remark) } } }
-        }
-    }
-}
-
-fn preview(
-    frame: &Frame,
-    visitor: &Visitor,
-    file: &CsvFile,
-    (report, remarks): (ImportReport, &[String]),
-    token: &str,
-) -> Markup {
+/// Shows into what the rows would go, how they would be stored, and what looks odd.
+fn preview(frame: &Frame, visitor: &Visitor, file: &Upload, imported: &Imported, token: &str) -> Markup {
+    let t = frame.texts;
+    let Imported { report, remarks, summary, .. } = imported;
     let text = html! {
-        p { b { (file.name) } ": " (sentence(report, true)) "." }
-        (notes(remarks))
+        p { (t.rich("preview-counts", [
+            ("file", (&file.name).into()),
+            ("added", report.added.into()),
+            ("changed", report.changed.into()),
+            ("unchanged", report.unchanged.into()),
+        ])) }
+        (contents(t, summary))
+        @if !remarks.is_empty() {
+            p { b { (t.say("preview-odd")) } }
+            ul { @for remark in remarks { li { bdi { (remark) } } } }
+        }
         @if report.added + report.changed == 0 {
-            p { "The table already has all of it." }
+            p { (t.say("preview-nothing-new")) }
         } @else {
             form method="post" action="/import/confirm" {
                 (frame.hidden(visitor))
                 input type="hidden" name="upload" value=(token);
-                button type="submit" { "Import it" }
+                button type="submit" autofocus { (t.say("import-it")) }
             }
         }
     };
-    page::message(Tone::Note, "Nothing has changed yet", &text)
+    page::message(Tone::Note, &t.say("nothing-changed-yet"), &text)
 }
 
-fn complain(shared: &Shared, frame: &Frame, visitor: &Visitor, sentence: &str) -> Response {
-    if visitor.is_script() {
-        return plain(StatusCode::UNPROCESSABLE_ENTITY, sentence);
+fn contents(t: Texts, summary: &Summary) -> Markup {
+    html! {
+        ul {
+            @for pair in &summary.pairs {
+                li { (t.rich("preview-pair", [
+                    ("count", pair.rows.into()),
+                    ("enrollment", (&pair.enrollment).into()),
+                    ("product", (&pair.product_key).into()),
+                ])) }
+            }
+            @if summary.others > 0 { li { (t.with("preview-other-pairs", [("count", summary.others.into())])) } }
+            @if let Some((first, last)) = &summary.ends {
+                li { (t.rich("preview-ends", [
+                    ("first", html! { span.id { (first) } }.into()),
+                    ("last", html! { span.id { (last) } }.into()),
+                ])) }
+            }
+        }
     }
-    let result = page::message(Tone::Bad, "Nothing was imported", &html! { p { (sentence) } });
-    show(shared, frame, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
 }
 
-fn refused(
+async fn complain(
     shared: &Shared,
     frame: &Frame,
     visitor: &Visitor,
-    file: &CsvFile,
-    error: &ImportFileError,
+    enrollment: &str,
+    sentence: &str,
 ) -> Response {
-    let lines = match error {
-        ImportFileError::Lines { files } => match &files[..] {
-            [file] => &file.lines,
-            _ => return complain(shared, frame, visitor, &error.to_string()),
-        },
-        ImportFileError::Store(error) => return frame.store_failed(visitor, error),
-        ImportFileError::Read { error, .. } => return complain(shared, frame, visitor, &error.to_string()),
-    };
+    let status = StatusCode::UNPROCESSABLE_ENTITY;
     if visitor.is_script() {
-        return plain(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing was imported\n{lines}"));
+        return plain(status, sentence);
     }
-    let result = page::message(Tone::Bad, "Nothing was imported", &bad_lines(&file.name, lines));
-    show(shared, frame, visitor, StatusCode::UNPROCESSABLE_ENTITY, &result)
+    let result =
+        page::message(Tone::Bad, &frame.texts.say("nothing-imported"), &html! { p { bdi { (sentence) } } });
+    show(shared, frame, visitor, status, (&html! {}, &result), enrollment).await
 }
 
-fn bad_lines(name: &str, lines: &BadLines) -> Markup {
-    let count = lines.count();
+async fn refused(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    file: &Upload,
+    errors: ErrorList,
+    error: ImportFileError,
+) -> Response {
+    let lines = match &error {
+        ImportFileError::Lines { files } if files.len() == 1 => &files[0].lines,
+        ImportFileError::Store(error) => return frame.store_failed(visitor, error),
+        ImportFileError::Lines { .. } | ImportFileError::Read { .. } => {
+            return complain(shared, frame, visitor, &file.enrollment, &error.to_string()).await;
+        }
+    };
+    let status = StatusCode::UNPROCESSABLE_ENTITY;
+    let Some((owner, _)) = &visitor.session else {
+        return plain(status, format!("nothing was imported\n{lines}"));
+    };
+    let Ok(token) = session::token() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let t = frame.texts;
+    let count = t.rich("bad-lines-count", [("file", (&file.name).into()), ("count", lines.count().into())]);
+    let result = page::message(Tone::Bad, &t.say("nothing-imported"), &html! { p { (count) } });
+    let notice = bad_lines(t, lines, &token);
+    shared.pages.uploads.keep_errors(token, *owner, errors);
+    show(shared, frame, visitor, status, (&notice, &result), &file.enrollment).await
+}
+
+/// Lists the first bad lines of each kind, and links to the file with all of them.
+fn bad_lines(t: Texts, lines: &BadLines, token: &str) -> Markup {
     html! {
-        p { b { (name) } " has " (grouped(count)) (if count == 1 { " bad line" } else { " bad lines" })
-            ". Fix them and send the file again." }
-        table.stacked {
-            thead { tr { th scope="col" { "Line" } th scope="col" { "Column" } th scope="col" { "What is wrong, and what is expected" } } }
-            tbody {
-                @for error in &lines.listed {
-                    tr {
-                        th scope="row" { (error.line) }
-                        td data-label="Column" { (error.column.unwrap_or("–")) }
-                        td data-label="Reason" { (error.reason) }
+        section.card aria-labelledby="bad" {
+            h2 #bad { (t.say("bad-lines")) }
+            p { a.button.secondary href={ "/import/errors.csv?list=" (encoded(token)) } download { (t.with("bad-lines-download", [("count", lines.count().into())])) } }
+            table.stacked {
+                thead { tr {
+                    th scope="col" { (t.say("bad-lines-line")) }
+                    th scope="col" { (t.say("bad-lines-column")) }
+                    th scope="col" { (t.say("bad-lines-reason")) }
+                } }
+                tbody {
+                    @for error in lines.listed.iter().take(MAX_SHOWN) {
+                        tr {
+                            th scope="row" { (error.line) }
+                            td data-label=(t.say("bad-lines-column")) { (error.column.unwrap_or("–")) }
+                            td data-label=(t.say("bad-lines-reason")) { bdi { (error.reason) } }
+                        }
                     }
                 }
             }
+            @for (more, first) in lines.more() {
+                p { (t.with("bad-lines-more", [("count", more.into()), ("line", first.into())])) }
+            }
         }
-        @for (more, first) in lines.more() { p { "And " (grouped(more)) " more like line " (grouped(first)) "." } }
     }
 }

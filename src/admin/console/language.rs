@@ -149,12 +149,14 @@ fn is_slot(c: char) -> bool {
 pub(super) struct Texts(pub(super) Language);
 
 impl Texts {
-    /// Returns a sentence without values. An unknown key is returned itself.
+    /// Returns the sentence with this key, which takes no values. Returns the key itself if the
+    /// catalogue has no such sentence.
     pub(super) fn say(self, key: &'static str) -> String {
         self.with(key, [])
     }
 
-    /// Returns a sentence with values, as plain text. Markup in a value is left out.
+    /// Returns the sentence with this key as plain text, with its values filled in. A value that is
+    /// markup is left out.
     pub(super) fn with<'a, const N: usize>(
         self,
         key: &'static str,
@@ -171,7 +173,7 @@ impl Texts {
         self.format(key, &args)
     }
 
-    /// Returns a sentence with values, some of which are markup.
+    /// Returns the sentence with this key, with its values filled in. Some of them may be markup.
     pub(super) fn rich<'a, const N: usize>(
         self,
         key: &'static str,

@@ -13,12 +13,14 @@ mod enrollments;
 mod failures;
 mod history;
 mod import;
+mod imports;
 mod jobs;
 mod language;
 mod overview;
 mod page;
 mod search;
 mod sign_in;
+mod uploads;
 
 use std::{future::Future, sync::Arc};
 
@@ -52,7 +54,7 @@ pub(super) struct PageState {
     enrollments: enrollments::Counts,
     counts: devices::Counts,
     jobs: Jobs,
-    uploads: import::Uploads,
+    uploads: uploads::Uploads,
 }
 
 impl PageState {
@@ -63,7 +65,7 @@ impl PageState {
             enrollments: enrollments::Counts::default(),
             counts: devices::Counts::default(),
             jobs: Jobs::new(started),
-            uploads: import::Uploads::default(),
+            uploads: uploads::Uploads::default(),
         })
     }
 }
@@ -95,6 +97,8 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/enrollments", get(enrollments::show))
         .route("/import", get(import::ask).post(import::upload).layer(import::limit()))
         .route("/import/confirm", post(import::confirm))
+        .route("/import/errors.csv", get(import::errors))
+        .route("/import/undo", get(imports::ask).post(imports::confirm))
         .route("/sign-in", get(sign_in::ask).post(sign_in::take))
         .route("/sign-out", post(sign_in::out))
         .route("/language", get(page::choose_language))

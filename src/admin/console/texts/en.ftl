@@ -560,3 +560,65 @@ remedy-certificate = TLS: the certificate of IoT Platform is refused. Check ca_f
 remedy-credentials = This server has no access key. The message says why.
 remedy-network = Check network, DNS, firewall and proxy of this server towards IoT Platform. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 remedy-not-an-answer = Something else answers in the place of IoT Platform. Check for the login page of a proxy, and for a wrong endpoint.
+
+## Import
+
+import-file = Table file
+import-file-hint = CSV or JSON lines, up to 16 MiB; import larger files with {$command}. The first line is a header, in which only {$required} is required: {$columns}
+import-enrollment = Enrollment of lines without one
+import-each-its-own = each line has its own
+import-preview = Preview
+import-preview-hint = Shows what would change, and changes nothing yet.
+import-operators-only = Only operators can import
+import-busy = Other files are being sent and imported. Try again when they are finished.
+import-gone = The file is no longer here: it was already imported, or the confirmation came too late. Send it again.
+import-errors-gone = The list of bad lines is no longer here. Send the file again.
+import-too-large = The file is too large
+import-too-large-text = The file is larger than 16 MiB. Import it with {$command}, which works beside a running server.
+import-it = Import it
+import-progress = Progress of the enrollments
+import-done-no-number = The file was imported. This import cannot be undone.
+imported = Imported
+imported-text = {$file}: {$added} devices added, {$changed} changed, at {$time}.
+nothing-imported = Nothing was imported
+nothing-changed-yet = Nothing has changed yet
+preview-counts = {$file}: {$added} devices would be added, {$changed} would be changed, {$unchanged} unchanged.
+preview-pair = {$count} rows for enrollment {$enrollment}, product {$product}
+preview-other-pairs = {$count} rows for other enrollments and products
+preview-ends = Stored as: first {$first}, last {$last}
+preview-odd = Look at this before you import:
+preview-nothing-new = The table already has all of it.
+bad-lines = Bad lines
+bad-lines-count = {$file} has {$count ->
+    [one] 1 bad line
+   *[other] {$count} bad lines
+}. Fix them and send the file again.
+bad-lines-download = Download all {$count} bad lines
+bad-lines-line = Line
+bad-lines-column = Column
+bad-lines-reason = What is wrong, and what is expected
+bad-lines-more = And {$count} more like line {$line}.
+imports-title = Imports of the last 30 days
+imports-file = File
+imports-time = Time
+imports-who = By
+imports-added = Added
+imports-changed = Changed
+imports-undo = Undo
+imports-undone = undone at {$time}
+imports-more = Older imports are shown by {$command}.
+undo-title = Undo an import
+undo-it = Undo it
+undo-the-rest = Undo the rest
+undo-done = The import was undone
+undo-removed = {$count} devices that it added would be removed
+undo-certificates = {$count} of them with the certificate that the import brought
+undo-restored = {$count} devices that it changed would get their former values back
+undo-left = {$count} devices stay as they are
+undo-changed-title = Some devices have changed since
+undo-changed = They stay as they are. The rest can be undone.
+undo-refused = This import cannot be undone
+undo-unknown = No such import
+undo-unknown-text = No import of the last 30 days has this number.
+back = Back
+viewer-signed-in = You are signed in as a viewer.

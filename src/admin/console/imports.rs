@@ -1,0 +1,202 @@
+//! Lists the imports of the last 30 days, and undoes one of them after a preview.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::{
+    OperatorForm, Visitor, grouped,
+    language::Texts,
+    page::{self, Frame, Tone, moment},
+    plain,
+};
+use crate::{
+    admin::Shared,
+    store::{
+        StoreError,
+        undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone},
+    },
+};
+
+/// Maximum number of imports on the page.
+const LISTED: usize = 30;
+
+/// Returns the recent imports, the newest first. Runs on a thread for blocking work.
+pub(super) async fn recent(shared: &Shared) -> Result<Vec<ImportRecord>, StoreError> {
+    let store = shared.sources.store.clone();
+    blocking(move || store.imports()).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    // The work does not panic. If it did, only this request would end.
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Renders the list. Operators can undo the imports in it.
+pub(super) fn list(t: Texts, visitor: &Visitor, imports: &[ImportRecord]) -> Markup {
+    html! {
+        @if !imports.is_empty() {
+            section.card aria-labelledby="imports" {
+                h2 #imports { (t.say("imports-title")) }
+                table.stacked {
+                    thead { tr {
+                        th scope="col" { (t.say("imports-file")) }
+                        th scope="col" { (t.say("imports-time")) }
+                        th scope="col" { (t.say("imports-who")) }
+                        th scope="col" { (t.say("imports-added")) }
+                        th scope="col" { (t.say("imports-changed")) }
+                        th scope="col" { (t.say("imports-undo")) }
+                    } }
+                    tbody {
+                        @for import in imports.iter().take(LISTED) {
+                            tr {
+                                th scope="row" { bdi { (import.file) } }
+                                td data-label=(t.say("imports-time")) { (moment(import.at)) }
+                                td data-label=(t.say("imports-who")) { bdi { (import.who) } }
+                                td data-label=(t.say("imports-added")) { (grouped(import.added)) }
+                                td data-label=(t.say("imports-changed")) { (grouped(import.changed)) }
+                                td data-label=(t.say("imports-undo")) {
+                                    @match import.undone {
+                                        Some(at) => (t.rich("imports-undone", [("time", moment(at).into())])),
+                                        None if visitor.is_operator() => {
+                                            a href={ "/import/undo?id=" (import.id) } { (t.say("imports-undo")) }
+                                            " " span.hint { (import.id) }
+                                        }
+                                        None => span.hint { (import.id) },
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                @if imports.len() > LISTED {
+                    p.hint { (t.rich("imports-more", [("command", html! { code { "certdist import list" } }.into())])) }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Which {
+    #[serde(default)]
+    id: String,
+}
+
+/// Shows what undoing an import would change.
+pub(super) async fn ask(
+    State(shared): State<Arc<Shared>>,
+    frame: Frame,
+    visitor: Visitor,
+    Query(Which { id }): Query<Which>,
+) -> Response {
+    if !visitor.is_operator() {
+        return frame.not_allowed(&visitor);
+    }
+    let Ok(id) = id.parse::<ImportId>() else { return unknown(&frame, &visitor) };
+    let t = frame.texts;
+    match undo(&shared, &visitor, id, true, false).await {
+        Ok(would) => show(&frame, &visitor, StatusCode::OK, &preview(&frame, &visitor, id, would, false)),
+        // The rest can be undone: the preview says how much that is.
+        Err(UndoError::NotUndone(reason @ NotUndone::Changed { .. })) => {
+            let rest = match undo(&shared, &visitor, id, true, true).await {
+                Ok(would) => preview(&frame, &visitor, id, would, true),
+                Err(_) => html! {},
+            };
+            let text = html! { p { (t.say("undo-changed")) } p { code { (reason) } } };
+            let message = page::message(Tone::Warning, &t.say("undo-changed-title"), &text);
+            show(&frame, &visitor, StatusCode::OK, &html! { (message) (rest) })
+        }
+        Err(error) => failed(&frame, &visitor, error),
+    }
+}
+
+/// Undoes an import.
+pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent): OperatorForm) -> Response {
+    let (frame, visitor) = (sent.frame, sent.visitor);
+    let Ok(id) = sent.fields.id.parse::<ImportId>() else { return unknown(&frame, &visitor) };
+    let rest = sent.fields.sure == "rest";
+    match undo(&shared, &visitor, id, false, rest).await {
+        Ok(undone) => {
+            let Undone { removed, restored, left, .. } = undone;
+            tracing::info!(user = visitor.name, import = %id, removed, restored, left, "an import was undone in the console");
+            if visitor.is_script() {
+                return plain(
+                    StatusCode::OK,
+                    format!("{id}: {removed} removed, {restored} restored, {left} left"),
+                );
+            }
+            Redirect::to(&format!("/import?undone={id}")).into_response()
+        }
+        Err(error) => failed(&frame, &visitor, error),
+    }
+}
+
+async fn undo(
+    shared: &Shared,
+    visitor: &Visitor,
+    id: ImportId,
+    dry_run: bool,
+    rest: bool,
+) -> Result<Undone, UndoError> {
+    let (store, by) = (shared.sources.store.clone(), visitor.actor());
+    blocking(move || store.undo_import(Undo { id, by: &by, dry_run, rest })).await
+}
+
+fn preview(frame: &Frame, visitor: &Visitor, id: ImportId, would: Undone, rest: bool) -> Markup {
+    let t = frame.texts;
+    let text = html! {
+        ul {
+            li { (t.with("undo-removed", [("count", would.removed.into())])) }
+            @if would.certificates > 0 { li { (t.with("undo-certificates", [("count", would.certificates.into())])) } }
+            li { (t.with("undo-restored", [("count", would.restored.into())])) }
+            @if would.left > 0 { li { (t.with("undo-left", [("count", would.left.into())])) } }
+        }
+        form method="post" action="/import/undo" {
+            (frame.hidden(visitor))
+            input type="hidden" name="id" value=(id);
+            @if rest { input type="hidden" name="sure" value="rest"; }
+            button.danger type="submit" { (t.say(if rest { "undo-the-rest" } else { "undo-it" })) }
+        }
+    };
+    page::message(Tone::Note, &t.say("nothing-changed-yet"), &text)
+}
+
+fn show(frame: &Frame, visitor: &Visitor, status: StatusCode, result: &Markup) -> Response {
+    let t = frame.texts;
+    let body = html! {
+        p.crumb { a href="/import" { (t.say("nav-import")) } }
+        h1 { (t.say("undo-title")) }
+        (result)
+    };
+    (status, frame.page(&t.say("undo-title"), Some(visitor), "/import", &body)).into_response()
+}
+
+fn unknown(frame: &Frame, visitor: &Visitor) -> Response {
+    let t = frame.texts;
+    let text = html! { p { (t.say("undo-unknown-text")) } };
+    show(frame, visitor, StatusCode::NOT_FOUND, &page::message(Tone::Bad, &t.say("undo-unknown"), &text))
+}
+
+fn failed(frame: &Frame, visitor: &Visitor, error: UndoError) -> Response {
+    let t = frame.texts;
+    let reason = match error {
+        UndoError::NotUndone(NotUndone::Unknown(_)) => return unknown(frame, visitor),
+        UndoError::NotUndone(reason) => reason,
+        UndoError::Store(error) => return frame.store_failed(visitor, &error),
+    };
+    if visitor.is_script() {
+        return plain(StatusCode::CONFLICT, reason.to_string());
+    }
+    let text = html! { p { code { bdi { (reason) } } } };
+    show(frame, visitor, StatusCode::CONFLICT, &page::message(Tone::Bad, &t.say("undo-refused"), &text))
+}
