@@ -102,6 +102,20 @@ impl Journey<'_> {
         browser.press(&[ENTER]);
         browser.wait_for("It is disabled.");
         self.examine("disabled");
+        browser.open(&format!("{}device/confirm?id=SN00000003&action=delete", self.url));
+        browser.wait_for("4.04");
+        self.examine("confirm");
+        browser.open(&format!("{}devices/bulk?action=delete", self.url));
+        browser.wait_for("I want to delete");
+        self.examine("bulk-preview");
+        browser.open(&format!("{}jobs", self.url));
+        browser.wait_for("No jobs");
+        self.examine("jobs");
+        browser.open(&format!("{}devices?state=refused&q=none", self.url));
+        browser.wait_for("Nothing found");
+        self.examine("none");
+        browser.open(&format!("{}device?id=SN00000003", self.url));
+        browser.wait_for("In the table");
         browser.find("form[action='/device/enable'] button").click();
         browser.wait_for("It is enabled.");
 

@@ -138,7 +138,7 @@ fn page_of(frame: &Frame, visitor: &Visitor, device: &Device, notice: &Markup) -
     };
     let body = html! {
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
-        h1 { span.id { (row.id) } " " (pill(t, &listed)) " " (copy(t, row.id.as_str())) }
+        h1 { span.id { (row.id) } " " (pill(t, &listed)) }
         (notice)
         (page::message(advice.tone, &t.say(advice.title), &text))
         div.columns {
@@ -216,6 +216,7 @@ fn facts(t: Texts, device: &Device) -> Markup {
     let text = |text: &str| html! { bdi { (text) } };
     let name = row.name();
     let mut facts: Vec<(&'static str, Markup)> = vec![
+        ("column-device", html! { span.id { (row.id) } " " (copy(t, row.id.as_str())) }),
         (
             "column-enrollment",
             html! { a href=(Conditions::default().of(&row.enrollment).path("/devices", &[], &[])) { bdi { (row.enrollment) } } },
