@@ -33,6 +33,10 @@ use crate::{
     store::ImportRow,
 };
 
+/// Length of the shortest secret in characters: a pre-shared key of 16 bytes, or a device secret, has
+/// 32.
+const SECRET: usize = 32;
+
 /// Reason why a row could not be read.
 #[derive(Debug)]
 pub enum ReadError {
@@ -331,7 +335,16 @@ impl Rules<'_> {
     }
 
     fn device(&mut self, text: &str) -> Result<AskedId, Fault> {
-        let asked = values::device_id(text).map_err(|reason| Fault::column("deviceId", reason))?;
+        let asked = values::device_id(text).map_err(|reason| {
+            // Shown, so that the value can be found. A text as long as a secret may be one, if the
+            // columns of the file are shifted.
+            let shown = if (1..SECRET).contains(&text.chars().count()) {
+                format!("{reason}; found \"{}\"", values::visible(text))
+            } else {
+                reason
+            };
+            Fault::column("deviceId", shown)
+        })?;
         self.remarks.has_rows = true;
         self.remarks.look_at(text, &asked);
         Ok(asked)

@@ -216,7 +216,8 @@ fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
     assert_eq!(
         faults,
         [
-            "line 2, column deviceId: character 3 is U+0020; expected only A-Z a-z 0-9 . _ : @ - in a device ID",
+            "line 2, column deviceId: character 3 is U+0020; expected only A-Z a-z 0-9 . _ : @ - in a device ID; \
+             found \"SN 1\"",
             "line 3, column deviceName: 3 characters, expected 4 to 32",
             "line 4: 1 fields, the header has 2",
             "line 5: a quote is not closed on the same line",
@@ -390,4 +391,13 @@ fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
         Some("001A2B3C4D5E")
     );
     assert_eq!(other.row(&spelled), None);
+}
+
+#[test]
+fn a_bad_device_id_is_shown_unless_it_may_be_a_secret() {
+    let secret = "s3cret/s3cret/s3cret/s3cret/s3cr";
+    let csv = format!("deviceId\nSN\u{202e}/1\n{secret}\n");
+    let lines: Vec<String> = parse(&csv, &lamps()).into_iter().filter_map(Result::err).collect();
+    assert!(lines[0].contains("found \"SN\\u{202e}/1\""), "{lines:?}");
+    assert!(lines[1].contains("is \"/\"") && !lines[1].contains("s3cret"), "{lines:?}");
 }

@@ -10,6 +10,7 @@ mod company;
 mod conformance;
 mod console;
 mod console_devices;
+mod console_import;
 mod exporting;
 mod factory_files;
 mod importing;
