@@ -85,7 +85,7 @@ impl Journey<'_> {
         browser.press(&[TAB]);
         browser.write(PASSWORD);
         browser.press(&[ENTER]);
-        browser.wait_for("Requests in the last hour");
+        browser.wait_for("Devices that were not served");
         self.examine("overview");
 
         browser.tab_to("Devices");
@@ -201,8 +201,8 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     browser.find("#name").write("guest");
     browser.find("#password").write(PASSWORD);
     browser.press(&[ENTER]);
-    browser.wait_for("Requests in the last hour");
-    let served = || browser.run("return document.querySelector('.tile strong').innerText", &json!([]));
+    browser.find("#live");
+    let served = || browser.run("return document.querySelector('.key.served b').innerText", &json!([]));
     let before = served();
     load(&server, 5);
     browser.run("document.dispatchEvent(new Event('visibilitychange'))", &json!([]));

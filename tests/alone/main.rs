@@ -8,6 +8,7 @@ mod crash;
 mod incidents;
 mod memory;
 mod newcomer;
+mod nights;
 mod package;
 #[path = "../support/mod.rs"]
 mod support;

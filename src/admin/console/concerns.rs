@@ -24,6 +24,9 @@ const CALLS_IN_A_ROW: u64 = 3;
 /// Time for which failed calls are a concern if no other call is made, in seconds.
 const TROUBLE_COUNTS: i64 = 86_400;
 
+/// Time for which a device that was asked to come back later is taken to wait, in seconds.
+const RECENT: i64 = 120;
+
 /// Maximum number of names that a concern lists.
 pub(super) const MAX_NAMES: usize = 5;
 
@@ -50,7 +53,7 @@ pub(super) struct Situation<'s> {
     pub(super) configured: Vec<&'s str>,
     /// Set if the server is shutting down.
     pub(super) is_draining: bool,
-    /// Number of registrations that wait for a call.
+    /// Number of registrations that wait or are in progress.
     pub(super) waiting: u64,
 }
 
@@ -358,8 +361,11 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     }
     // A request for a device that is not in the table, or in another enrollment, gets the same answer.
     let invalid = || situation.failures.iter().filter(|failure| failure.reason == Reason::Invalid);
-    let is_foreign = |failure: &&Failure| situation.foreign.contains_key(failure.device.as_str());
-    let (foreign, unknown): (Vec<_>, Vec<_>) = invalid().partition(is_foreign);
+    let enrollment = |failure: &Failure| situation.foreign.get(failure.device.as_str());
+    // A device that has been imported into the right enrollment since is no concern any more.
+    let is_open = |failure: &&Failure| enrollment(failure) != Some(&failure.enrollment);
+    let (foreign, unknown): (Vec<_>, Vec<_>) =
+        invalid().filter(is_open).partition(|failure| enrollment(failure).is_some());
     for (failures, subject) in [(foreign, Subject::WrongEnrollment), (unknown, Subject::Unknown)] {
         let Some(since) = failures.iter().map(|failure| failure.first).min() else { continue };
         let pairs = failures.iter().filter(|_| subject == Subject::WrongEnrollment).map(|failure| {
@@ -390,15 +396,12 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         last: a.last.max(b.last),
         count: a.count + b.count,
     });
-    if let (Some(episode), false) = (later, is_explained) {
+    // Once nothing waits any more, their next request is served.
+    let is_waiting = |episode: &Episode| situation.waiting > 0 || situation.now - episode.last <= RECENT;
+    if let Some(episode) = later.filter(is_waiting).filter(|_| !is_explained) {
         let waiting = situation.failures.iter();
         let waiting = waiting.filter(|failure| matches!(failure.reason, Reason::Later | Reason::TimedOut));
-        all.push(Concern {
-            devices: Some(devices(waiting)),
-            ..Concern::of(Subject::Queue).with_episode(episode)
-        });
-    } else if situation.waiting > 0 && !is_explained {
-        all.push(Concern::of(Subject::Queue).of_devices(situation.waiting));
+        all.push(Concern::of(Subject::Queue).with_episode(episode).of_devices(devices(waiting)));
     }
 }
 
@@ -609,6 +612,9 @@ mod tests {
         assert_eq!((all[0].subject, all[0].devices), (Subject::WrongEnrollment, Some(1)));
         assert_eq!(all[0].names, ["plug → lamp"]);
         assert_eq!((all[1].subject, all[1].devices, all[1].times), (Subject::Unknown, Some(1), 2));
+        // Both were imported into the enrollment of their key.
+        let mended = ["SN-1", "SN-2"].map(|id| (id.to_owned(), "lamp".to_owned()));
+        assert_eq!(subjects(&Situation { foreign: BTreeMap::from(mended), ..situation }), []);
     }
 
     #[test]
@@ -664,11 +670,23 @@ mod tests {
         let mut situation = Situation {
             clock_offset: Some(-3600),
             troubles: vec![trouble(ErrorClass::Operator, "Forbidden.RAM", "a1", 1)],
-            waiting: 3,
             ..quiet()
         };
         happened(&mut situation, Kind::WrongKey);
+        happened(&mut situation, Kind::Unsent);
         let found = subjects(&situation);
-        assert_eq!(found, [Subject::CloudAccount, Subject::WrongKey, Subject::Clock, Subject::Queue]);
+        assert_eq!(found, [Subject::CloudAccount, Subject::WrongKey, Subject::Clock, Subject::Unsent]);
+    }
+
+    #[test]
+    fn devices_wait_only_as_long_as_something_waits() {
+        let mut situation = Situation { failures: vec![failure("SN-1", Reason::Later, "")], ..quiet() };
+        let later = |last| Some(Episode { since: NOW - 900, last, count: 3 });
+        situation.episodes[Kind::Later as usize] = later(NOW - RECENT);
+        assert_eq!(subjects(&situation), [Subject::Queue]);
+        situation.episodes[Kind::Later as usize] = later(NOW - RECENT - 1);
+        assert_eq!(subjects(&situation), []);
+        situation.waiting = 1;
+        assert_eq!(subjects(&situation), [Subject::Queue]);
     }
 }

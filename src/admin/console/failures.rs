@@ -69,12 +69,12 @@ pub(super) struct Selection {
 
 impl Selection {
     fn admits(&self, failure: &Failure, foreign: &BTreeMap<String, String>) -> bool {
-        let is_foreign = || foreign.contains_key(failure.device.as_str());
+        let own = foreign.get(failure.device.as_str());
         let is_invalid = failure.reason == Reason::Invalid;
         let reason = match self.reason.as_str() {
             "" => true,
-            "unknown" => is_invalid && !is_foreign(),
-            "enrollment" => is_invalid && is_foreign(),
+            "unknown" => is_invalid && own.is_none(),
+            "enrollment" => is_invalid && own.is_some_and(|own| *own != failure.enrollment),
             // Both mean for the operator that the device waits.
             "later" => matches!(failure.reason, Reason::Later | Reason::TimedOut),
             name => names(failure.reason).0 == name,
@@ -232,6 +232,9 @@ pub(super) async fn show(
 
 fn reason(t: Texts, failure: &Failure, foreign: &BTreeMap<String, String>) -> Markup {
     match foreign.get(failure.device.as_str()) {
+        Some(own) if failure.reason == Reason::Invalid && *own == failure.enrollment => {
+            html! { (t.say("failures-imported-since")) }
+        }
         Some(own) if failure.reason == Reason::Invalid => {
             t.rich("failures-foreign", [("own", own.into()), ("key", (&failure.enrollment).into())])
         }

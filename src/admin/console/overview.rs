@@ -144,7 +144,7 @@ async fn look(shared: &Shared, now: &Sample) -> Vec<Concern> {
         }),
         configured: enrollments.iter().map(|enrolled| enrolled.name.as_str()).collect(),
         is_draining: sources.registrar.is_draining(),
-        waiting: sources.registrar.waiting() as u64,
+        waiting: sources.registrar.registrations() as u64,
     })
 }
 

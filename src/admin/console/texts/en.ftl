@@ -420,6 +420,7 @@ column-key-of = Key of
 column-address = Address
 column-last = Last
 column-requests = Requests
+failures-imported-since = Was not in the table; imported since
 
 ## Concerns
 

@@ -402,6 +402,7 @@ column-key-of = 鍵
 column-address = アドレス
 column-last = 最新
 column-requests = 件数
+failures-imported-since = テーブルになかったが、その後インポート済み
 
 ## Concerns
 

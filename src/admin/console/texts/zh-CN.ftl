@@ -402,6 +402,7 @@ column-key-of = 密钥所属
 column-address = 地址
 column-last = 最近
 column-requests = 请求数
+failures-imported-since = 当时不在设备表中；之后已导入
 
 ## Concerns
 
