@@ -198,8 +198,7 @@ fn five_steps() {
     browser.find("#name").write("lead");
     browser.find("#password").write(PASSWORD);
     browser.press(&[ENTER]);
-    // The one concern of this configuration.
-    browser.wait_for("in the database are in clear text");
+    browser.wait_for("Served");
     browser.find("nav a[href='/devices']").click();
     browser.find("#q").write("PLUG");
     browser.press(&[ENTER]);

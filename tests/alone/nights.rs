@@ -207,6 +207,7 @@ fn the_cloud_is_down_and_comes_back() {
     // The cloud comes back, the registrations go on by themselves, and the devices ask again.
     let _simulator = Process::start(&mut cloud.certdist(&["simulator", "--listen", &endpoint.to_string()]));
     night.until("no call fails", |overview| !subjects(overview).contains(&"cloud-silent"));
+    night.until("all are registered", |overview| overview["registrations"] == 0);
     for number in 2..=4 {
         night.power_on_lamp(&format!("LAMP-{number}"));
     }
