@@ -271,7 +271,7 @@ impl Ring {
         let (mut bars, mut later, mut end) = (Vec::with_capacity(range.bars()), *now, now.at);
         let mut earlier = kept.iter().rev().filter(|sample| sample.at <= now.at).peekable();
         while bars.len() < range.bars() {
-            // The last sample before the beginning of the bar, or the oldest one.
+            // The bar begins at the last sample that is old enough, or else at the oldest one.
             let begin = end - range.step();
             let mut edge = None;
             while let Some(sample) = earlier.peek() {

@@ -124,12 +124,15 @@ pub trait Claims: Send + Sync + 'static {
     /// watch it. Does nothing if the owner has any of these.
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Claims the registration of a device, durably, before IoT Platform is asked for it. The row
-    /// must ask for exactly this registration, and no other living owner may have the claim. The
-    /// new journal entry replaces an existing entry of the device. The new entry keeps the time of
-    /// the existing entry if both have the same product and name and the cloud may have been asked
-    /// for the device. After a claim outside a batch, the cloud counts as asked for the device,
-    /// because the call follows.
+    /// Claims the registration of a device, durably, before IoT Platform is called for it. Fails
+    /// if the device's row has another product or name than `entry`, or needs no registration, or
+    /// if another living owner has the claim.
+    ///
+    /// The new journal entry replaces an existing entry of the device. It keeps the time of the
+    /// existing entry if both have the same product and name and IoT Platform may have been called
+    /// for the device. A claim outside a batch also notes that IoT Platform may have been called,
+    /// because the caller calls it next. The next process that claims the device then knows that the
+    /// device may exist.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,

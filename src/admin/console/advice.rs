@@ -72,7 +72,8 @@ impl Known<'_> {
         (newest.event == AuditEvent::Refused).then_some(newest)
     }
 
-    /// Returns the last request of the device if it was put off, and nothing has come of it since.
+    /// Returns the last request of the device if the device was told to come back later, and has not
+    /// been answered otherwise since.
     fn put_off(&self) -> Option<&Failure> {
         let is_later = |reason| matches!(reason, Unserved::Later | Unserved::TimedOut | Unserved::TooMany);
         let answered = last_answer(self.history).map_or(i64::MIN, |entry| entry.at);

@@ -145,7 +145,7 @@ impl Conditions {
     }
 }
 
-/// Returns the key of a state's name.
+/// Returns the key by which the catalogue has the name of a state.
 pub(super) fn name_of(state: State) -> &'static str {
     match state {
         State::Imported => "state-imported",

@@ -88,7 +88,7 @@ impl Label {
         let all = || spellings.iter().chain(macs.iter().filter(|mac| !spellings.contains(mac)));
         parts.extend(all().cloned().map(Text::Begins));
         parts.extend(all().filter(|text| text.len() >= MIN_END).cloned().map(Text::Ends));
-        // Nothing but legal characters is in the table.
+        // An ID in the table has only printable ASCII characters, so no other text finds anything.
         parts.retain(|part| match part {
             Text::Begins(text) | Text::Ends(text) => {
                 of_mac(text) || text.bytes().all(|byte| byte.is_ascii_graphic())

@@ -247,8 +247,9 @@ impl Look {
         Ok(Self { connection, file, state: (way != Way::Shared).then_some(state) })
     }
 
-    /// Runs a query. Its result counts only if no other process has changed the database meanwhile
-    /// without SQLite's locks being in effect.
+    /// Runs a query. A connection that holds no locks cannot keep other processes from changing the
+    /// database. If another process has changed it, the query may have read parts of two states, so
+    /// this method then fails, and the caller can try again.
     fn run<T>(
         &self,
         path: &Path,

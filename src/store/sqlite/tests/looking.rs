@@ -193,7 +193,7 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
     assert_eq!(entries(&filter), [(AuditEvent::Refused, 0)]);
     let outbox = || files(copy.path()).keys().filter(|path| is_outbox(path)).count();
     assert_eq!(outbox(), 1);
-    // Once the entries are moved, they are in the log.
+    // A process that opens the database moves the entries of the outbox into the log.
     drop(open(&copy));
     assert_eq!(outbox(), 0);
     assert_eq!(entries(&Filter::default()), all.into_iter().zip([1, 2, 3, 4]).collect::<Vec<_>>());
