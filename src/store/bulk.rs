@@ -19,7 +19,7 @@ pub trait Bulk: Send + Sync {
     /// Imports all rows in one transaction, or none. An empty column of the file keeps the value in
     /// the table. A row that changes nothing is not written. A row that changes a device clears the
     /// device's refusal. If anything changes, the same transaction writes an audit entry that names
-    /// the job's `file` and `by`. The rules are in [`merge`].
+    /// the job's `file` and `by`. The rules are in [`merge`](super::merge).
     ///
     /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
     /// imported, with the row's index (from 0), before it reads the next row. If any row is

@@ -218,12 +218,12 @@ fn five_steps() {
     browser.wait_for("It is disabled.");
     newcomer.follow(disable);
     let deadline = Instant::now() + PATIENCE;
-    while !browser.text().contains("refused: the device is disabled, by plug-batch-7 from 127.0.0.1") {
+    while !browser.text().contains("refused: the device is disabled · by plug-batch-7 · from 127.0.0.1") {
         assert!(Instant::now() < deadline, "the refusal does not show:\n{}", browser.text());
         browser.open(&format!("{url}device?id=PLUG0001"));
     }
     browser.wait_for("An operator has disabled this device");
-    browser.wait_for("disabled, by console:lead");
+    browser.wait_for("disabled · by console:lead");
     let picture = root.join("target/screenshots/refused-wide-light.png");
     fs::create_dir_all(picture.parent().expect("a folder")).expect("a folder");
     browser.picture(&picture);
