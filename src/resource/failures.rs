@@ -145,7 +145,8 @@ impl Failures {
         part.counts[reason as usize] += 1;
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         if let Some(known) = part.failures.get_mut(&(device.clone(), reason)) {
-            known.last = now;
+            // The clock may have been set back, and threads that come one after another share a part.
+            (known.first, known.last) = (known.first.min(now), known.last.max(now));
             known.origin = origin;
             known.count += 1;
             if known.enrollment != enrollment {
