@@ -1,6 +1,6 @@
-//! Authenticates users by password and scripts by token, and limits the rate of attempts: from an
-//! address, from an address under one name, from all addresses under one name, and from a browser
-//! in which the user has signed in before. Does not depend on HTTP.
+//! Authenticates users by password and scripts by token. Limits the rate of attempts per address,
+//! per address and name, per name from all addresses, and per browser in which the user has signed
+//! in before. Does not depend on HTTP.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,16 +23,16 @@ use crate::{
     store::unix_now,
 };
 
-/// Maximum number of concurrent password checks, because each takes 19 MiB and a core.
+/// Maximum number of concurrent password checks for strangers. Each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
-/// Further password checks for those whom strangers must not delay: known browsers, and
-/// programs on this machine.
+/// Number of further concurrent password checks that strangers cannot take. They are reserved for
+/// known browsers and for programs on this machine.
 const RESERVED_CHECKS: usize = 1;
-/// Maximum number of password checks in progress or waiting, for each of the two groups.
+/// Maximum number of password checks that run or wait, separately for strangers and for the others.
 const MOST_WAITING: usize = 32;
 
-/// Creates a token. Returns it together with its hash, in the form of `hash` in the
-/// configuration.
+/// Creates a token. Returns the token and its hash, in the form that the configuration has in
+/// `hash`.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {
     let token = Secret::new(session::token()?);
     let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
@@ -69,16 +69,16 @@ pub(super) struct NewSession {
     pub(super) browser: String,
 }
 
-/// Bucket that an attempt takes a token from.
+/// Bucket of a rate limit. Each attempt takes a token from one or more buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Bucket<'a> {
     /// Sign-ins from a network, under any name.
     Network(Network),
-    /// Wrong tokens from a network.
+    /// Requests with a wrong access token, from a network.
     Tokens(Network),
     /// Sign-ins under a name from one origin.
     Pair(Origin, &'a str),
-    /// Sign-ins under a name from everywhere else, or from this machine.
+    /// Sign-ins under a name: one bucket for this machine, and one for all other machines.
     Name { is_local: bool, name: &'a str },
     /// Sign-ins under a name from a browser that is known to its user.
     Browser(Browser, &'a str),
@@ -161,7 +161,8 @@ impl Gate {
         }
     }
 
-    /// Takes a token from each bucket, if all of them have one.
+    /// Takes a token from each bucket that has a rate. Takes none and fails if one of them is
+    /// empty.
     fn take(&self, now: Instant, buckets: &[(Option<Rate>, Bucket)]) -> Result<(), Denied> {
         let attempts = lock(&self.attempts);
         let limited = || buckets.iter().filter_map(|(rate, bucket)| Some(((*rate)?, bucket)));
@@ -174,9 +175,10 @@ impl Gate {
         Ok(())
     }
 
-    /// Counts an attempt to sign in. A known browser has a bucket of its own and no other, so
-    /// that attempts from elsewhere cannot lock its user out. Nor can they lock out this
-    /// machine's users, whose attempts under a name are counted separately.
+    /// Counts an attempt to sign in. An attempt from a known browser counts only in the browser's
+    /// own bucket, so attempts from elsewhere cannot lock out the browser's user. Attempts from
+    /// this machine count in a separate bucket of the name, so attempts from other machines cannot
+    /// lock out users of this machine.
     fn try_name(
         &self,
         now: Instant,
@@ -198,7 +200,8 @@ impl Gate {
         self.take(now, &self.of_address(address, Bucket::Tokens))
     }
 
-    /// Returns the buckets of an address: one for IPv4, and those of three networks for IPv6.
+    /// Returns the buckets of an address: one for IPv4, and for IPv6 one for each of the three
+    /// networks that contain the address.
     fn of_address(
         &self,
         address: IpAddr,
@@ -224,8 +227,8 @@ impl Gate {
         let browser = known.and_then(|(cookie, user)| browsers::recognize(user, cookie, unix_now()));
         let checks = if browser.is_some() || is_local(address) { &self.reserved } else { &self.strangers };
         let turn = checks.waiting.try_acquire().map_err(|_| Denied::TooOften(1));
-        // Unknown names have the same rate limit; otherwise the limit would reveal which names
-        // exist.
+        // Attempts under unknown names have the same rate limit. Without it, a client could find
+        // out which names exist.
         let counted =
             turn.and_then(|turn| self.try_name(Instant::now(), address, name, browser).map(|()| turn));
         let _turn = counted.inspect_err(|_| {
@@ -269,7 +272,7 @@ impl Gate {
         Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
     }
 
-    /// Returns the visitor to whom a token belongs. Compares it with all configured tokens,
+    /// Returns the visitor to whom a token belongs. Compares the token with all configured tokens,
     /// each in constant time. A wrong token counts as an attempt.
     pub(super) fn by_token(&self, address: IpAddr, token: &str) -> Result<Visitor, Denied> {
         let hash = session::key_of(token);
@@ -303,7 +306,7 @@ fn is_local(address: IpAddr) -> bool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code panics while it holds one of these locks.
+    // No code panics while it holds one of these locks, so a poisoned lock cannot occur.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -332,7 +335,7 @@ mod tests {
     fn a_name_is_tried_ten_times_from_an_address_and_another_address_does_not_wait() {
         let (gate, now) = (gate(), Instant::now());
         let stranger = [10, 0, 0, 1].into();
-        // `bob` is no user, but has the same limit as the user `lead`.
+        // No user is named `bob`, but attempts under this name have the same limit as under `lead`.
         for name in ["lead", "bob"] {
             let later = if name == "bob" { now + Duration::from_secs(1000) } else { now };
             for attempt in 0..10 {
@@ -357,7 +360,8 @@ mod tests {
         assert_eq!(gate.try_name(now, [10, 0, 0, 2].into(), "lead", None), Ok(()));
         assert_eq!(gate.try_token(now, [10, 0, 0, 1].into()), Ok(()), "tokens are counted separately");
 
-        // Together, the 65,536 networks of a /48 have four times the attempts of a single one.
+        // A /48 contains 65,536 networks of size /64. All of them together may make only four times
+        // as many attempts as one /64.
         let tried = (0..1000u16).filter(|&network| {
             let address = IpAddr::from([0x2001, 0xdb8, 7, network, 0, 0, 0, 1]);
             gate.try_name(now, address, &format!("user-{network}"), None).is_ok()
@@ -375,7 +379,7 @@ mod tests {
         assert_eq!(tried.count(), 100);
         assert!(gate.try_name(now, [192, 0, 2, 1].into(), "lead", None).is_err());
         assert_eq!(gate.try_name(now, [192, 0, 2, 1].into(), "guest", None), Ok(()));
-        // A flood from this machine has a limit, too, and does not lock out a known browser.
+        // Attempts from this machine have a limit, too, but do not lock out a known browser.
         let tried = (0..1000u16).filter(|&number| {
             let [high, low] = number.to_be_bytes();
             gate.try_name(now, [127, 0, high, low].into(), "lead", None).is_ok()

@@ -1,7 +1,8 @@
-//! Recognizes browsers in which a user has signed in before, by a signed cookie, so that wrong
-//! passwords from elsewhere cannot lock the user out of them. The signature's key follows from
-//! the hash of the user's password: nothing is stored, a restart forgets no browser, and a
-//! changed password forgets all. Pure: the time is an argument. Does not depend on HTTP.
+//! Recognizes browsers in which a user has signed in before, by a signed cookie. Wrong passwords
+//! from elsewhere then cannot lock the user out of these browsers. The signature's key is derived
+//! from the hash of the user's password, so nothing is stored: browsers stay known after a restart,
+//! and become unknown when the password changes. Pure: the time is an argument. Does not depend on
+//! HTTP.
 
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ use crate::{operators::User, random::random, store::UnixSeconds};
 
 /// Time for which a browser is known after its last sign-in.
 pub(super) const KNOWN: Duration = Duration::from_secs(180 * 86_400);
-/// Prefix of the signed text, so that the signature serves no other purpose.
+/// Prefix of the signed text, so that the signature is valid for no other purpose.
 const PURPOSE: &[u8] = b"certdist known browser 1\n";
-/// Bytes of the ID, the time and the signature in a cookie.
+/// Lengths of the ID, the time and the signature in a cookie, in bytes.
 const PARTS: (usize, usize, usize) = (32, 8, 32);
 
 /// Random ID of a browser. It grants no access, only rate limits of its own.
@@ -48,7 +49,7 @@ fn signature(user: &User, browser: &Browser, since: &[u8; PARTS.1]) -> Hmac<Sha2
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(user.password_hash.as_bytes()) else {
         unreachable!("HMAC takes any key")
     };
-    // Only the name has no fixed length, so it is last.
+    // The name is the only part without a fixed length, so it is last.
     for part in [PURPOSE, browser, since, user.name.as_bytes()] {
         mac.update(part);
     }

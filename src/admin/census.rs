@@ -14,7 +14,7 @@ use crate::store::{
 
 /// Minimum pause between two counts.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Minimum pause between two counts, as a multiple of the time that the last one took.
+/// Minimum pause between two counts, as a multiple of the time that the first of them took.
 const TIMES: u32 = 30;
 /// Maximum time for counting the devices in one of the rare states, which have an index.
 const RARE: Duration = Duration::from_secs(1);
@@ -58,20 +58,20 @@ impl Census {
 
 #[derive(Default)]
 struct Last {
-    /// The last count, or why it failed.
+    /// The last count, or the error with which it failed.
     result: Option<Result<Arc<Census>, StoreError>>,
     /// Time before which no other count begins.
     not_before: Option<Instant>,
     is_counting: bool,
 }
 
-/// Counts the table when it is asked, unless the last count is recent.
+/// Counts the table on demand, unless the last count is recent.
 #[derive(Default)]
 pub(super) struct Counter(Arc<Mutex<Last>>);
 
 impl Counter {
-    /// Returns the last count, if there is one yet, without waiting. Begins another in the
-    /// background if it is time.
+    /// Returns the last count without waiting; `None` before the first count has ended. Begins
+    /// another count in the background unless the last one is recent.
     pub(super) fn last(&self, store: &Arc<dyn Table>) -> Option<Result<Arc<Census>, StoreError>> {
         let mut last = lock(&self.0);
         if !last.is_counting && last.not_before.is_none_or(|time| Instant::now() >= time) {

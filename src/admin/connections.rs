@@ -40,8 +40,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::places::{Admitted, IDLE, Id, Loss, Places, Stage};
 
-/// Age from which a connection takes no further request. A page that updates itself then opens
-/// a new one.
+/// Age after which a connection takes no further request. A page that updates itself then opens a
+/// new connection.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Interval at which a connection's time is checked.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,8 +49,8 @@ const TICK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 4096;
-/// Maximum memory for the header of a request, and for the part of an answer that waits for its
-/// client, in bytes each.
+/// Maximum size of a request's header, and of the part of an answer that the client has not taken
+/// yet, in bytes each.
 const BUFFER: usize = 64 << 10;
 
 /// Addresses of the connection on which a request comes.
@@ -62,7 +62,7 @@ pub(super) struct Peer {
     pub(super) local: IpAddr,
 }
 
-/// The places of all connections, and the number of those that were lost.
+/// The places of all connections, and the number of lost connections for each reason.
 #[derive(Default)]
 pub(super) struct Connections {
     places: Mutex<Places>,
@@ -71,7 +71,7 @@ pub(super) struct Connections {
 
 impl Connections {
     fn places(&self) -> MutexGuard<'_, Places> {
-        // No code panics while it holds this lock.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,7 +91,8 @@ impl Connections {
         }
     }
 
-    /// Gives a place to a new connection. Returns `None` if there is none.
+    /// Gives a place to a new connection. Returns `None` if no place is free and none can be made
+    /// free.
     fn admit(self: &Arc<Self>, peer: SocketAddr, stage: Stage) -> Option<(Place, Arc<Notify>)> {
         match self.places().admit(now(), peer, stage) {
             Ok(Admitted { id, bell, has_displaced }) => {
@@ -112,7 +113,7 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// The place of a connection. Each of its requests carries it as an extension.
+/// The place of a connection. Each request on the connection carries the place as an extension.
 #[derive(Clone)]
 pub(super) struct Place {
     connections: Arc<Connections>,
@@ -121,7 +122,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Notes that a user or a script sends the current request. The request's body then has more
-    /// time, and the connection is not ended to make room for strangers.
+    /// time, and the connections of strangers are ended first to make room.
     pub(super) fn authenticate(&self) {
         self.connections.places().authenticate(self.id, true);
     }
@@ -130,7 +131,7 @@ impl Place {
         self.connections.places().enter(now(), self.id, stage);
     }
 
-    /// Begins a request, which is a stranger's until it is authenticated.
+    /// Begins a request. It counts as a stranger's request until it is authenticated.
     fn begin(&self) {
         let mut places = self.connections.places();
         places.authenticate(self.id, false);
@@ -151,8 +152,8 @@ impl Place {
     }
 }
 
-/// Opens the port. The queue of connections that wait to be accepted is long, because a system
-/// drops what does not fit into it, and a client then tries again only after a second.
+/// Opens the port with a long queue for connections that wait to be accepted. The system drops
+/// connections that do not fit into the queue, and their clients retry only after a second.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -215,12 +216,12 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pl
     let routes = routes.layer(middleware::from_fn_with_state(place.clone(), follow));
     let stream = Followed { stream, place: place.clone() };
     let mut builder = Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-    // `Places` gives the first header less time than this.
+    // This limit also applies between two requests. `Places` gives the first header less time.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(BUFFER);
     let mut connection =
         pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)));
     tokio::select! {
-        // A broken connection concerns only its client.
+        // An error of a connection concerns only its client, so it is ignored.
         _ = connection.as_mut() => return,
         () = sleep(LONGEST) => connection.as_mut().graceful_shutdown(),
     }
@@ -245,7 +246,7 @@ async fn follow(State(place): State<Place>, request: Request, next: Next) -> Res
     response
 }
 
-/// Limits the time for a body. `is_late` is set if it takes longer.
+/// Limits the time for a body. Sets `is_late` if the body takes longer.
 fn paced(body: Body, place: Place, is_late: Arc<AtomicBool>) -> Body {
     let chunks = stream::try_unfold(body.into_data_stream(), move |mut chunks| {
         let (place, is_late) = (place.clone(), is_late.clone());
@@ -272,7 +273,7 @@ fn paced(body: Body, place: Place, is_late: Arc<AtomicBool>) -> Body {
     Body::from_stream(chunks)
 }
 
-/// A stream whose answers are followed until the client has taken them.
+/// A stream that tells [`Places`] when the client takes the bytes of an answer.
 struct Followed<S> {
     stream: S,
     place: Place,
@@ -291,7 +292,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Followed<S> {
 impl<S: AsyncWrite + Unpin> Followed<S> {
     fn wrote(&self, bytes: usize) {
         let mut places = self.place.connections.places();
-        // A long answer may be flushed in parts. Other stages send only "100 Continue".
+        // A long answer may be flushed in several parts. Each flush ends `Answering`, so the next
+        // part begins it again. In other stages, the server writes only "100 Continue".
         if places.stage(self.place.id) == Some(Stage::Idle) {
             places.enter(now(), self.place.id, Stage::Answering);
         }
@@ -356,7 +358,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A client, its connection's task, and the counters.
+    /// A client, the task that serves its connection, and the counters.
     struct Client {
         stream: DuplexStream,
         serving: JoinHandle<()>,
@@ -372,7 +374,7 @@ mod tests {
         next.run(request).await
     }
 
-    /// Connects to a server whose system buffers at most 8 KiB that the client has not read.
+    /// Connects a client to a server. The buffer between them holds at most 8 KiB.
     fn connect() -> Client {
         let users = Router::new().route("/user", post(length)).layer(middleware::from_fn(user));
         let routes = Router::new()

@@ -22,7 +22,7 @@ use crate::{
 
 /// Maximum time for a probe, which reads and writes the table.
 const PROBE: Duration = Duration::from_secs(2);
-/// Time for which the result of a probe is reused, as each probe writes to the disk.
+/// Time for which the result of a probe is reused, because each probe writes to the disk.
 const PROBE_COUNTS: Duration = Duration::from_secs(1);
 
 /// Maximum number of refusals that are shown.

@@ -1,6 +1,7 @@
 //! Decides which hosts a request may name. The owner of a foreign site can point its name at the
-//! address of this server (DNS rebinding). Scripts of that site may then read this server's answers.
-//! Their requests name the foreign site as their host, and are refused for this. Performs no I/O.
+//! address of this server (DNS rebinding). Scripts of that site could then read this server's
+//! answers. Their requests name the foreign site as their host, and are therefore refused. Performs
+//! no I/O.
 
 use std::net::IpAddr;
 
@@ -18,15 +19,15 @@ pub(super) struct Hosts {
 pub(super) enum Named {
     /// The request names this server.
     Known,
-    /// The request names another host: this one.
+    /// The request names another host, which is the value.
     Unknown(String),
-    /// The request names no host where it must, or no legal one.
+    /// The request's host is malformed, or missing although HTTP requires it.
     Invalid,
 }
 
 impl Hosts {
-    /// Takes the address that the port listens on, the machine's name, and the names of the
-    /// configuration.
+    /// Collects the names under which the server is reached: the address that the port listens on,
+    /// the machine's name, and the configured names.
     pub(super) fn new(listen: IpAddr, machine: &str, configured: &[String]) -> Self {
         let short = machine.split('.').next().unwrap_or_default();
         let own = [listen.to_canonical().to_string(), machine.to_owned(), short.to_owned()];
@@ -40,8 +41,8 @@ impl Hosts {
         let mut hosts = headers.get_all(header::HOST).iter();
         let first = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host.to_str().ok(),
-            // RFC 9112 §3.2: HTTP/1.1 requires exactly one Host header. Browsers always send one,
-            // so a request without it is not from a page.
+            // RFC 9112 §3.2: HTTP/1.1 requires exactly one Host header, HTTP/1.0 does not. Browsers
+            // always send one, so a request without it is not from a page, and is permitted.
             (None, _) if version < Version::HTTP_11 => Some("localhost"),
             _ => None,
         };
@@ -61,14 +62,14 @@ impl Hosts {
     fn knows(&self, name: &str, local: IpAddr) -> bool {
         let is_local = match name.parse::<IpAddr>() {
             Ok(address) => address.is_loopback() || address == local.to_canonical(),
-            // RFC 6761 §6.3: these names are always the loopback address.
+            // RFC 6761 §6.3: these names always mean the loopback address.
             Err(_) => name == "localhost" || name.ends_with(".localhost"),
         };
         is_local || self.names.iter().any(|known| known == name)
     }
 }
 
-/// Removes the port, which is not checked: a tunnel or a container may use another one.
+/// Removes the port. The port is not checked, because a tunnel or a container may change it.
 fn without_port(host: &str) -> Option<&str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,

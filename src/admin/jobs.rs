@@ -1,7 +1,7 @@
-//! Jobs: one action on many devices, which an operator has confirmed. A job runs in the background in
-//! small steps, so that it delays no device and survives a closed browser. It can be stopped. It does
-//! not survive the server; the audit log says which devices it had changed by then. This module does
-//! not know pages.
+//! Jobs: one action on many devices, which an operator has confirmed. A job runs in the background
+//! in small steps, so that it delays no device and survives a closed browser. It can be stopped. A
+//! job ends when the server stops; the audit log then shows which devices the job has changed. This
+//! module does not depend on the console's pages.
 
 #[cfg(all(test, feature = "simulation"))]
 mod tests;
@@ -31,31 +31,32 @@ use crate::{
     },
 };
 
-/// Maximum number of jobs that run at once: a registration that takes an hour must not hold up a reset.
+/// Maximum number of jobs that run at once. With two, a registration that takes an hour does not
+/// delay a reset.
 const MOST_RUNNING: usize = 2;
-/// Maximum number of jobs that are remembered; the oldest that has ended is forgotten first.
+/// Maximum number of jobs that are remembered. The oldest job that has ended is forgotten first.
 const REMEMBERED: usize = 20;
-/// Number of devices of a step. The store commits their changes together.
+/// Number of devices in a step. The store commits their changes together.
 const STEP: usize = 100;
 /// Maximum time of one search for the devices of a step.
 const SEARCH: Duration = Duration::from_millis(500);
-/// Bounds of the pause between two steps. Within them, it is as long as the step, so that devices have
-/// half of the store's time at least.
+/// Bounds of the pause between two steps. Within these bounds, the pause is as long as the step
+/// before, so that the requests of devices get at least half of the store's time.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Time for which a step is tried again while the store is not available.
+/// Time for which a step is retried while the store is not available.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause before a step is tried again.
+/// Pause before a step is retried.
 const RETRY: Duration = Duration::from_millis(500);
-/// Maximum number of registrations in progress. They share a queue with devices that have just powered
-/// on, which wait behind them for a second or two.
+/// Maximum number of registrations that one job has in progress. A device that has just powered on
+/// waits behind them in the same queue, but only for a second or two.
 const IN_PROGRESS: usize = 40;
 /// Maximum wait for one registration.
 const REGISTRATION: Duration = Duration::from_secs(600);
-/// Maximum number of times that a registration is tried again, and the longest pause before.
+/// Maximum number of times that a registration is retried, and the longest pause before a retry.
 const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
-/// Maximum number of different failures that are kept. Further ones are counted only.
+/// Maximum number of different reasons that are kept. Failures with other reasons are only counted.
 const REASONS: usize = 20;
 
 /// Action of a job on each of its devices.
@@ -120,25 +121,26 @@ pub(super) enum Target {
 pub(super) struct Order {
     pub(super) action: Action,
     pub(super) target: Target,
-    /// Number of devices that the operator has seen in the preview. The job takes no more of them.
+    /// Number of devices in the preview that the operator confirmed. The job takes at most this
+    /// many.
     pub(super) expected: u64,
     pub(super) by: Actor,
 }
 
-/// How far a job has come.
+/// Progress of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     /// Devices that were changed.
     pub(super) changed: u64,
-    /// Devices that were as wanted already.
+    /// Devices that did not need the change.
     pub(super) unchanged: u64,
     /// Devices that are not in the table any more.
     pub(super) absent: u64,
     /// Devices whose change failed.
     pub(super) failed: u64,
-    /// Number of devices and the first device for each reason of a failure.
+    /// For each reason of a failure: the number of devices, and the first of them.
     pub(super) reasons: BTreeMap<String, (u64, DeviceId)>,
-    /// Time at which the job has ended, and how.
+    /// Time and way in which the job ended; `None` while it runs.
     pub(super) end: Option<(UnixSeconds, How)>,
 }
 
@@ -163,9 +165,9 @@ impl Progress {
 pub(super) enum How {
     /// All devices are done.
     Complete,
-    /// As many devices are done as the operator has confirmed, and there are more now.
+    /// The job has taken as many devices as the operator confirmed, but more devices match now.
     More,
-    /// This operator has stopped it.
+    /// The operator of this name stopped the job.
     Stopped(String),
     /// The server shuts down.
     ShuttingDown,
@@ -188,7 +190,7 @@ impl Job {
         lock(&self.progress).clone()
     }
 
-    /// Stops the job after the step that runs.
+    /// Asks the job to stop. The job finishes a step of changes, but waits for no registration.
     pub(super) fn stop(&self, by: &str) {
         self.stop.send_if_modified(|stopped| {
             let is_first = stopped.is_none();
@@ -213,17 +215,17 @@ pub(super) struct Jobs {
     all: Mutex<(u64, VecDeque<Arc<Job>>)>,
 }
 
-/// Job that a link leads to.
+/// Job to which a link leads.
 pub(super) enum Known {
-    /// The server has it.
+    /// A job that the server remembers.
     Job(Arc<Job>),
-    /// It was begun before the server started.
+    /// A job that began before the server started, and that the server therefore does not know.
     BeforeStart,
-    /// There was none, or it was forgotten.
+    /// A job that never existed, or that the server has forgotten.
     Unknown,
 }
 
-/// Reason why a job was not begun: as many jobs run as may run at once.
+/// Error of a job that cannot begin because [`MOST_RUNNING`] jobs are running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Busy;
 
@@ -281,10 +283,10 @@ impl Jobs {
     }
 }
 
-/// A device of a step; without its row if it is not in the table.
+/// A device of a step, and its row; `None` if the table does not have the device.
 type Candidate = (DeviceId, Option<Listed>);
 
-/// Place that a job has reached.
+/// Position that a job has reached among its devices.
 enum Place {
     Filter(Cursor),
     List(usize),
@@ -316,7 +318,7 @@ impl Worker {
         tracing::info!(job = self.job.id, changed, unchanged, failed, end = ?how, "a job has ended");
     }
 
-    /// Returns the reason why the job must not go on, if there is one.
+    /// Returns the reason for which the job must end, if there is one.
     fn obstacle(&self) -> Option<How> {
         let stopped = self.job.stop.borrow().clone().map(How::Stopped);
         stopped.or_else(|| self.registrar.is_draining().then_some(How::ShuttingDown))
@@ -329,7 +331,8 @@ impl Worker {
         }
     }
 
-    /// Returns the devices of the next step, none at the end, and moves the place behind them.
+    /// Returns the devices of the next step, and moves `place` behind them. Returns an empty list
+    /// when the job has taken all devices.
     async fn next(&self, place: &mut Place) -> Result<Vec<Candidate>, StoreError> {
         match (&self.job.order.target, place) {
             (Target::List(ids), Place::List(at)) => {
@@ -358,13 +361,13 @@ impl Worker {
                     return Ok(found.devices.into_iter().map(with_row).collect());
                 }
             },
-            // `first` makes the place that fits the target.
+            // Cannot occur, because `first` returns a place of the target's kind.
             _ => Ok(Vec::new()),
         }
     }
 
-    /// Returns the devices of the next step, like [`next`](Self::next). Tries again while the store is
-    /// not available.
+    /// Returns the devices of the next step, like [`next`](Self::next). Retries for [`PATIENCE`]
+    /// while the store is not available.
     async fn next_patiently(&self, place: &mut Place) -> Result<Vec<Candidate>, StoreError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -420,7 +423,7 @@ impl Worker {
         }
     }
 
-    /// Changes the devices of a step. Fails if the store is not available for a while.
+    /// Changes the devices of a step. Fails if the store is not available for [`PATIENCE`].
     async fn change(&self, mut todo: Vec<Listed>) -> Result<(), StoreError> {
         let deadline = Instant::now() + PATIENCE;
         let Order { action, by, .. } = &self.job.order;
@@ -513,7 +516,8 @@ impl Registration {
         let mut stop = self.job.stop.subscribe();
         tokio::select! {
             () = self.register(&id) => {}
-            // The registrar goes on with what it has begun.
+            // The job no longer waits for a registration that has begun, but the registrar finishes
+            // it.
             _ = stop.wait_for(Option::is_some) => {}
         }
     }

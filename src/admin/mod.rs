@@ -1,6 +1,6 @@
-//! The operator's HTTP port: health, metrics, and the console, where an operator looks up
-//! devices and changes them. It serves no devices and has no rules about them; those are in the
-//! modules that it uses.
+//! The operator's HTTP port: health, metrics, and the console, where an operator looks up devices
+//! and changes them. The port does not serve devices. The rules about devices are in the modules
+//! that this one uses.
 
 pub mod access;
 mod browsers;
@@ -65,11 +65,11 @@ pub struct Sources {
     pub pulses: Vec<Pulse>,
     /// Registrations at IoT Platform.
     pub registrar: Arc<Registrar>,
-    /// Results of the calls of IoT Platform.
+    /// Results of the calls to IoT Platform.
     pub calls: Arc<Calls>,
     /// Counters of the rate limits.
     pub throttle: Arc<Counters>,
-    /// Devices that were not served recently.
+    /// Recent requests that were not served, by device.
     pub failures: Arc<Failures>,
     /// The device table.
     pub store: Arc<dyn Table>,
@@ -194,8 +194,8 @@ fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Refuses requests that name another host. Health is answered nevertheless, because load
-/// balancers use names of their own; it then reveals no reasons.
+/// Refuses requests that name another host. Health checks are answered nevertheless, because load
+/// balancers use names of their own. The answer to such a health check has no reasons.
 async fn named(State(shared): SharedState, mut request: Request, next: Next) -> Response {
     let Some(Peer { local, .. }) = request.extensions().get() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -243,7 +243,7 @@ async fn guarded(mut response: Response) -> Response {
 
 /// Samples the counters for the console's chart.
 async fn sample(shared: Arc<Shared>) {
-    // Counted once at the start, so that the first overview knows the numbers.
+    // The first count begins now, so that the first overview has numbers to show.
     shared.census.last(&shared.sources.store);
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -295,9 +295,9 @@ fn detail(shared: &Shared, peer: Peer, host: &Named, headers: &HeaderMap) -> Det
     if is_allowed { Detail::Reasons } else { Detail::StateOnly }
 }
 
-/// Checks whether a client may read the metrics, and the reasons for its health; the error is
-/// the response. Programs on this machine need no token, unless the configuration requires one.
-/// All others need a token.
+/// Checks whether a client may read the metrics and the reasons of a health check. The error is the
+/// response. Programs on this machine need no token, unless the configuration requires one. All
+/// other clients need a token.
 #[expect(clippy::result_large_err, reason = "the error is the response itself")]
 fn may_read(shared: &Shared, peer: Peer, headers: &HeaderMap) -> Result<(), Response> {
     let address = peer.address.ip();

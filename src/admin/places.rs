@@ -1,7 +1,7 @@
-//! Places for the connections of the admin port: how many a network may have, which connection
-//! makes room for a new one, and how long a client may take. A new connection always gets a
-//! place at the cost of one that waits for its client, so strangers who hold all places with
-//! slow requests keep no one out. Performs no I/O; the time is an argument.
+//! Places for the connections of the admin port. Decides how many places a network may have, which
+//! connection is ended to make room for a new one, and how long a client may take. If no place is
+//! free, a new connection gets the place of one that waits for its client. Strangers who hold all
+//! places with slow requests therefore keep no one out. Performs no I/O; the time is an argument.
 
 use std::{
     cmp::Reverse,
@@ -19,7 +19,7 @@ use crate::rate_limit::{Network, Source};
 pub(super) const PLACES: usize = 256;
 /// Places for connections from this machine, which no other machine can take.
 pub(super) const LOCAL_PLACES: usize = 128;
-/// Divisor for the places that one origin may have: a quarter of them.
+/// Divisor of the number of places: one origin may have a quarter of them.
 const SHARE: usize = 4;
 /// Maximum time for a TLS handshake, for a request's header, and for the body of a request that
 /// is not authenticated.
@@ -31,9 +31,9 @@ pub(super) const IDLE: Duration = Duration::from_secs(60);
 const STALL: Duration = Duration::from_secs(30);
 /// Minimum average rate of a body or an answer, in bytes a second: what a modem of 1995 does.
 const PACE: u64 = 2048;
-/// Maximum time for our own work on a request.
+/// Maximum time that the server may work on a request.
 const WORK: Duration = Duration::from_secs(600);
-/// Time by which a body may exceed its limit before its connection ends without an answer.
+/// Time that a body may take beyond its limit before its connection ends without an answer.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Stage of a connection.
@@ -119,7 +119,7 @@ impl Entry {
         self.stage != Stage::Idle
     }
 
-    /// Returns the time at which the client must have made more progress.
+    /// Returns the time by which the client, or the server, must have made more progress.
     fn deadline(&self) -> Instant {
         let paced = self.since + STALL + Duration::from_secs(self.bytes / PACE);
         match self.stage {
@@ -169,13 +169,14 @@ impl Pool {
     }
 
     /// Makes room for a connection from `source`, if no place is free. Returns whether another
-    /// connection was ended for it.
+    /// connection was ended to make room.
     fn make_room(&mut self, source: Source) -> Result<bool, Loss> {
         let has_share = |&(network, times): &(Network, u32)| {
             self.count(network) >= (self.size / SHARE * times as usize).min(self.size)
         };
-        // The networks are in order of size. A smaller one has fewer places and is part of the
-        // larger ones, so it is enough to end a connection of the first network that has its share.
+        // The networks are in ascending order of size, and each is part of the next. Ending a
+        // connection of the smallest network that has its full share makes room in the larger ones,
+        // too.
         let within = source.networks().find(has_share).map(|(network, _)| network);
         if within.is_none() && self.entries.len() < self.size {
             return Ok(false);
@@ -185,11 +186,11 @@ impl Pool {
         Ok(true)
     }
 
-    /// Returns the connection to end, in the network `within` if one is given. Idle connections are
-    /// ended first, then those that wait for their client, then those that wait for the server, and
-    /// then idle ones of users. Requests of users are ended last, and only if they have more than
-    /// half of the places. Among equals, the network with the most connections for its size loses
-    /// the connection whose stage has lasted longest.
+    /// Chooses the connection to end, in the network `within` if one is given. Strangers lose their
+    /// connections first: idle ones, then those that wait for their client, then those that wait
+    /// for the server. The idle connections of users follow. Requests of users are ended last, and
+    /// only if they have more than half of the places. Among equals, the network with the most
+    /// connections for its size loses the connection whose stage has lasted longest.
     fn victim(&self, within: Option<Network>) -> Option<Id> {
         let is_protected = |entry: &Entry| entry.is_authenticated && entry.is_busy();
         let protects = self.entries.values().filter(|entry| is_protected(entry)).count() <= self.size / 2;
@@ -201,7 +202,8 @@ impl Pool {
             (true, _) => (!protects).then_some(4),
         };
         let greed = |entry: &Entry| {
-            // A /48 counts as 4 networks of the smallest size.
+            // Each network counts in proportion to its share: a /48 may have 4 times as many places
+            // as a /64.
             let levels = entry.source.networks();
             levels.map(|(network, times)| 4 * self.count(network) / times as usize).max()
         };
@@ -307,7 +309,7 @@ impl Places {
     /// The inner value is the loss to count; `None` for an idle connection, which loses nothing.
     pub(super) fn overdue(&mut self, now: Instant, id: Id) -> Option<Option<Loss>> {
         let entry = self.entry(id)?;
-        // Before the connection ends, the request's handler learns that the body is late, and
+        // A late body has a grace period, in which the request's handler learns of the delay and
         // answers.
         let grace = if entry.stage == Stage::Body { GRACE } else { Duration::ZERO };
         (now >= entry.deadline() + grace).then_some(match entry.stage {
@@ -337,7 +339,7 @@ mod tests {
             Self { places: Places::default(), now: Instant::now() }
         }
 
-        /// Connects a millisecond later, and returns the connection in this stage.
+        /// Connects after another millisecond, enters the stage, and returns the connection.
         fn connect(&mut self, from: &str, stage: Stage) -> Result<Id, Loss> {
             self.now += Duration::from_millis(1);
             let peer = SocketAddr::new(from.parse().unwrap(), 1);
@@ -352,7 +354,7 @@ mod tests {
             id
         }
 
-        /// Fills the places of other machines: a quarter of them from each of four addresses.
+        /// Fills all places for other machines, a quarter of them from each of four addresses.
         fn fill(&mut self, stage: Stage) {
             for number in 0..PLACES {
                 self.connect(&format!("192.0.2.{}", number % SHARE), stage).unwrap();

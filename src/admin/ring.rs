@@ -1,5 +1,5 @@
-//! Keeps samples of the counters for the last hour, day and week, from which the overview is drawn
-//! and by which it tells since when something happens. Pure.
+//! Keeps samples of the counters for the last hour, day and week. The overview uses them to draw
+//! its chart, and to show since when an event has occurred. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{coap::Code, dtls::Failure, resource::failures::Reason, store::UnixSe
 /// Pause between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
 
-/// Pause after which something that happens again has begun anew, in seconds.
+/// Pause in seconds after which further events begin a new episode.
 const QUIET: i64 = 15 * 60;
 
 /// An event that is counted.
@@ -73,7 +73,7 @@ impl Kind {
         Self::Unsent,
     ];
 
-    /// Requests that were refused here, for a reason that does not concern IoT Platform.
+    /// Requests that certdist refused for a reason of its own, not because of IoT Platform.
     pub(super) const REFUSED: [Self; 6] =
         [Self::Invalid, Self::NotYours, Self::Disabled, Self::Issued, Self::TooMany, Self::Malformed];
 
@@ -145,8 +145,9 @@ impl Sample {
         kinds.iter().map(|kind| self.of_kind(*kind)).sum()
     }
 
-    /// Returns how much each counter has grown since an earlier sample. Counters that are read one
-    /// after the other may differ by a little, so that a difference of several may shrink.
+    /// Returns how much each counter has grown since an earlier sample. Some counts are differences
+    /// of counters that are read one after the other, so they may shrink a little; their growth is
+    /// then 0.
     fn since(&self, earlier: &Self) -> Self {
         let mut grown = *self;
         for (count, earlier) in grown.counts.iter_mut().zip(earlier.counts) {
@@ -218,14 +219,14 @@ impl Range {
     }
 }
 
-/// Something that has happened one or more times, without a long pause in between.
+/// One or more events without a long pause between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Episode {
-    /// Beginning of the episode, as exact as the samples are.
+    /// Beginning of the episode, as precise as the samples permit.
     pub(super) since: UnixSeconds,
-    /// Last time.
+    /// Time of the last event.
     pub(super) last: UnixSeconds,
-    /// How many times.
+    /// Number of events.
     pub(super) count: u64,
 }
 
@@ -245,8 +246,8 @@ impl Default for Ring {
 }
 
 impl Ring {
-    /// Adds a sample, and removes those that are too old. If the clock was set back, the samples of
-    /// the future are removed, too.
+    /// Adds a sample, and removes those that are too old. If the clock was set back, also removes
+    /// the samples whose time is now in the future.
     pub(super) fn push(&mut self, sample: Sample) {
         self.start.get_or_insert(sample);
         for range in Range::ALL {
@@ -264,14 +265,15 @@ impl Ring {
         }
     }
 
-    /// Returns the growth of the counters in each bar of a range, the current one last. A bar has the
-    /// time at which it ends. Bars before the first sample are left out.
+    /// Returns the growth of the counters in each bar of a range, the current bar last. The time of
+    /// a bar is its end. Bars before the first sample are left out.
     pub(super) fn bars(&self, range: Range, now: &Sample) -> Vec<Sample> {
         let kept = &self.kept[range as usize];
         let (mut bars, mut later, mut end) = (Vec::with_capacity(range.bars()), *now, now.at);
         let mut earlier = kept.iter().rev().filter(|sample| sample.at <= now.at).peekable();
         while bars.len() < range.bars() {
-            // The bar begins at the last sample that is old enough, or else at the oldest one.
+            // The bar begins at the last sample that is old enough, or at the oldest sample if none
+            // is.
             let begin = end - range.step();
             let mut edge = None;
             while let Some(sample) = earlier.peek() {
@@ -303,8 +305,8 @@ impl Ring {
         }
     }
 
-    /// Returns the last episode of these kinds within the last hour, if there was one. It may have
-    /// begun earlier.
+    /// Returns the last episode of these kinds, if its last event was within the last hour. The
+    /// episode may have begun earlier.
     pub(super) fn episode(&self, kinds: &[Kind], now: &Sample) -> Option<Episode> {
         let mut episode: Option<Episode> = None;
         let mut later = *now;
@@ -324,8 +326,8 @@ impl Ring {
         episode.filter(|episode| now.at - episode.last <= Range::Hour.seconds())
     }
 
-    /// Returns all samples before `now`, the latest first: of the hour, then of the day, then of the
-    /// week.
+    /// Returns all samples before `now`, latest first. The samples of the hour come first; earlier
+    /// ones come from the day, then from the week, and the last one is that of the start.
     fn backward(&self, now: &Sample) -> impl Iterator<Item = Sample> {
         let mut last = now.at;
         let all = self.kept.iter().flat_map(|kept| kept.iter().rev()).chain(&self.start);
@@ -394,15 +396,15 @@ mod tests {
     #[test]
     fn an_episode_says_when_it_began_and_ended_and_how_often_it_happened() {
         let served = [Kind::Served];
-        // 40 minutes, which ended 20 minutes ago.
+        // The episode lasted 40 minutes, and ended 20 minutes ago.
         let (hour, now) = ring(7200, 3600, 6000);
         let episode = hour.episode(&served, &now).unwrap();
         assert!((episode.since - 3600).abs() <= 60 && (episode.last - 6000).abs() <= 60, "{episode:?}");
         assert_eq!(episode.count, 2400);
-        // It ended more than an hour ago.
+        // This episode ended more than an hour ago.
         let (over, now) = ring(7200, 0, 3000);
         assert_eq!(over.episode(&served, &now), None);
-        // It began three days ago, and goes on.
+        // This episode began three days ago, and has not ended.
         let (long, now) = ring(4 * 86_400, 86_400, i64::MAX);
         let episode = long.episode(&served, &now).unwrap();
         assert!((episode.since - 86_400).abs() <= 2 * 7200, "{episode:?}");

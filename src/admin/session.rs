@@ -12,8 +12,8 @@ use subtle::ConstantTimeEq;
 
 use crate::{operators::Role, random::random};
 
-/// Time without a person's request after which a session is idle. An idle session permits only that
-/// an open page updates itself; for anything else, the user must sign in again.
+/// Time after a person's last request at which a session becomes idle. In an idle session, an open
+/// page can still update itself; for anything else, the user must sign in again.
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
 /// Maximum lifetime of a session, even if it is in use.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
@@ -53,7 +53,7 @@ pub(super) enum Request {
     /// A person's request, which keeps the session from becoming idle.
     Action,
     /// A request by which an open page updates itself. It is permitted in an idle session, so that
-    /// an overview on a wall goes on showing the truth.
+    /// an overview on a wall display stays current.
     Renewal,
 }
 

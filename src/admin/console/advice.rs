@@ -1,4 +1,4 @@
-//! Explains a device's state by what has happened, and says what to do. Pure.
+//! Explains from a device's history why it is in its state, and says what to do. Pure.
 
 use std::time::Duration;
 
@@ -24,31 +24,32 @@ use crate::{
 /// What is known about a device.
 pub(super) struct Known<'k> {
     pub(super) row: &'k DeviceRow,
-    /// Its enrollment in the configuration.
+    /// The device's enrollment in the configuration.
     pub(super) enrolled: Option<&'k EnrollmentOutline>,
-    /// Reason why IoT Platform is not called for its product at present; `None` if it is called.
+    /// Reason why IoT Platform is not called for the device's product at present; `None` if it is
+    /// called.
     pub(super) stopped: Option<&'k str>,
-    /// Claim on its registration.
+    /// Claim on the device's registration.
     pub(super) claim: Option<&'k ClaimView>,
-    /// Its entries of the audit log, newest first.
+    /// The device's entries in the audit log, newest first.
     pub(super) history: &'k [AuditEntry],
-    /// Its last request that was not served, as the server remembers it.
+    /// The device's last request that was not served, if the server remembers one.
     pub(super) failure: Option<&'k Failure>,
     pub(super) now: UnixSeconds,
 }
 
-/// The first thing an operator should know about a device.
+/// The most important thing for an operator to know about a device.
 pub(super) struct Advice {
     pub(super) tone: Tone,
-    /// Key of the state in a few words.
+    /// Catalogue key of the title, which names the state in a few words.
     pub(super) title: &'static str,
-    /// The reason, and what to do.
+    /// The reason for the state, and what to do.
     pub(super) text: Markup,
     /// Action that helps.
     pub(super) action: Option<Action>,
 }
 
-/// Returns the newest answer that a device has had, except that it should come later.
+/// Returns the newest answer to a device, other than one that asked it to retry later.
 pub(super) fn last_answer(history: &[AuditEntry]) -> Option<&AuditEntry> {
     history
         .iter()
@@ -56,7 +57,7 @@ pub(super) fn last_answer(history: &[AuditEntry]) -> Option<&AuditEntry> {
 }
 
 impl Known<'_> {
-    /// Returns the last request of the device if it was refused, and nobody has changed the device
+    /// Returns the last request of the device if it was refused, and no one has changed the device
     /// since.
     fn refused_last(&self) -> Option<&AuditEntry> {
         let is_change = |entry: &AuditEntry| {
@@ -72,15 +73,16 @@ impl Known<'_> {
         (newest.event == AuditEvent::Refused).then_some(newest)
     }
 
-    /// Returns the last request of the device if the device was told to come back later, and has not
-    /// been answered otherwise since.
+    /// Returns the last request of the device if the answer asked it to retry later, and the device
+    /// has had no other answer since.
     fn put_off(&self) -> Option<&Failure> {
         let is_later = |reason| matches!(reason, Unserved::Later | Unserved::TimedOut | Unserved::TooMany);
         let answered = last_answer(self.history).map_or(i64::MIN, |entry| entry.at);
         self.failure.filter(|failure| is_later(failure.reason) && failure.last > answered)
     }
 
-    /// Returns advice about the device's first problem or, if it has none, about its progress.
+    /// Returns advice about the most important problem of the device or, if it has none, about its
+    /// progress.
     pub(super) fn advice(&self, t: Texts) -> Advice {
         let advice = |tone, title, text: Markup| Advice { tone, title, text, action: None };
         let with = |action, advice: Advice| Advice { action: Some(action), ..advice };
@@ -137,8 +139,8 @@ impl Known<'_> {
                 };
                 return advice(Tone::Note, title, text);
             }
-            // `Disabled` was reported above, before the state at IoT Platform; the other verdicts are
-            // no problem.
+            // Advice about `Disabled` was returned above, before the state at IoT Platform was
+            // considered. The other verdicts are no problem.
             Verdict::Refuse(Reason::Disabled) | Verdict::Register | Verdict::HandOut => {}
         }
         if let Some(failure) = self.put_off() {
@@ -172,7 +174,7 @@ impl Known<'_> {
         advice(Tone::Good, "advice-has-it", text)
     }
 
-    /// Returns advice about a device that may not have its certificate again.
+    /// Returns advice about a device to which its certificate may not be issued again.
     fn issued(&self, t: Texts, reissue: Reissue, refused: Option<&AuditEntry>) -> Advice {
         let (tone, title) = match refused {
             Some(_) => (Tone::Warning, "advice-asks-again"),
@@ -189,7 +191,7 @@ impl Known<'_> {
     }
 }
 
-/// Returns the time until which a device may have its certificate again.
+/// Returns the time until which a certificate may be issued to its device again.
 fn window_end(row: &DeviceRow, reissue: Reissue) -> Option<UnixSeconds> {
     match reissue {
         Reissue::Window(window) => {

@@ -1,5 +1,6 @@
-//! Actions on many devices: a preview with counts and samples first, then, once an operator confirms
-//! it, a job. The devices are those of a list page, or of a pasted list.
+//! Actions on many devices. First shows a preview with counts and samples; when an operator
+//! confirms the preview, begins a job. The devices are those that meet a list page's conditions, or
+//! those of a pasted list.
 
 use std::{
     sync::Arc,
@@ -36,23 +37,24 @@ use crate::{
 
 /// Number of devices that a preview shows.
 const SAMPLES: usize = 10;
-/// Number of devices of a list that its page shows.
+/// Maximum number of devices that the page of a list shows.
 const SHOWN: usize = 200;
-/// Number of lines of a list that are shown if no device has them.
+/// Maximum number of lines without a device that the page of a list shows.
 const MISSING: usize = 50;
-/// Maximum size of a list, in bytes: a line has an ID of 64 bytes at most, which a form may spell as
-/// three times as many.
+/// Maximum size of a list, in bytes. A line has an ID of at most 64 bytes, and a form may encode
+/// each byte as three.
 const MAX_LIST: usize = MAX_LINES * 100;
 /// Maximum time for which a preview counts.
 const COUNT: Duration = Duration::from_secs(20);
-/// Maximum time for which the lines of a list are looked up as device names. Device IDs take no time.
+/// Maximum time for looking up the lines of a list as device names. Looking them up as device IDs
+/// takes hardly any time.
 const NAMES: Duration = Duration::from_secs(2);
 
 pub(super) fn limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(MAX_LIST)
 }
 
-/// Returns the key of an action's name.
+/// Returns the catalogue key of an action's name.
 pub(super) fn name_of(action: Action) -> &'static str {
     match action {
         Action::Disable => "action-disable",
@@ -63,7 +65,7 @@ pub(super) fn name_of(action: Action) -> &'static str {
     }
 }
 
-/// Returns the key of the sentence that says what an action does to a device.
+/// Returns the catalogue key of the sentence that says what an action does to a device.
 pub(super) fn meaning_of(action: Action) -> &'static str {
     match action {
         Action::Disable => "action-disable-text",
@@ -189,11 +191,11 @@ fn unreadable(frame: &Frame, visitor: &Visitor, Unreadable(reason): Unreadable) 
 struct Preview<'p> {
     action: Action,
     count: u64,
-    /// Address that the confirmation is sent to.
+    /// Address to which the confirmation is sent.
     path: &'static str,
     /// Hidden fields that name the devices.
     fields: &'p Markup,
-    /// The devices in words.
+    /// Description of the devices.
     which: &'p Markup,
 }
 
@@ -249,7 +251,7 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     }
 }
 
-/// Begins a confirmed job, and leads to its page.
+/// Begins a confirmed job, and redirects to the job's page.
 fn begin(
     shared: &Shared,
     frame: &Frame,
@@ -279,13 +281,13 @@ fn begin(
     }
 }
 
-/// Devices of a list: those that the table has, and the lines without a device.
+/// Devices of a list that the table has, and the lines for which the table has no device.
 struct Resolved {
     ids: Vec<DeviceId>,
     missing: Vec<String>,
 }
 
-/// Looks up the lines of a list. Blocks.
+/// Looks up the lines of a list. Blocks the thread.
 fn resolve(store: &dyn Table, labels: &[Label]) -> Result<Resolved, StoreError> {
     let deadline = Instant::now() + NAMES;
     let mut known = std::collections::HashSet::new();
@@ -293,7 +295,7 @@ fn resolve(store: &dyn Table, labels: &[Label]) -> Result<Resolved, StoreError> 
     for label in labels {
         match of_label(store, label, deadline)? {
             Some(id) if known.insert(id.clone()) => resolved.ids.push(id),
-            // Two lines name the same device.
+            // An earlier line names the same device.
             Some(_) => {}
             None => resolved.missing.push(label.text.clone()),
         }
@@ -313,7 +315,7 @@ fn of_label(store: &dyn Table, label: &Label, deadline: Instant) -> Result<Optio
         }
         let filter = Filter { text: Some(text), ..Filter::default() };
         let found = store.find(&filter, &Cursor::First, 2, NAMES)?;
-        // A name that devices of several products have names none of them.
+        // A name that several devices share does not say which of them is meant.
         if let [only] = &found.devices[..] {
             return Ok(Some(only.id.clone()));
         }
@@ -321,8 +323,8 @@ fn of_label(store: &dyn Table, label: &Label, deadline: Instant) -> Result<Optio
     Ok(None)
 }
 
-/// Shows the devices of a list. With an action, shows its preview, and begins the job once it is
-/// confirmed.
+/// Shows the devices of a list. If an action is given, shows its preview instead or, if the form is
+/// the preview's confirmation, begins the job.
 pub(super) async fn submitted_list(
     State(shared): State<Arc<Shared>>,
     page: Frame,
@@ -388,7 +390,7 @@ async fn resolved(shared: &Arc<Shared>, labels: Vec<Label>) -> Result<(Resolved,
     task.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
 }
 
-/// Reads the rows of devices that are shown.
+/// Reads the rows of the devices that a page shows.
 async fn listed(shared: &Shared, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
     let mut all = Vec::with_capacity(ids.len());
     for id in ids {

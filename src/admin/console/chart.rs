@@ -1,5 +1,5 @@
-//! Draws the answers of an hour, a day or a week as an SVG chart. Kinds of answers differ in pattern
-//! as well as in colour, and a table has the values. Pure.
+//! Draws the numbers of answers of an hour, a day or a week as an SVG chart. The kinds of answers
+//! differ in pattern as well as in colour, and a table below the chart has the numbers. Pure.
 
 use maud::{Markup, html};
 
@@ -12,8 +12,8 @@ use crate::{
 const WIDTH: usize = 720;
 const HEIGHT: usize = 100;
 
-/// Groups of answers, with their class in the style sheet and the key of their name, from the bottom
-/// to the top of a bar.
+/// Groups of answers, from the bottom to the top of a bar: class in the style sheet, catalogue key
+/// of the name, and kinds of answers.
 const GROUPS: [(&str, &str, &[Kind]); 4] = [
     ("served", "chart-served", &[Kind::Served]),
     ("refused", "chart-refused", &Kind::REFUSED),
@@ -21,8 +21,8 @@ const GROUPS: [(&str, &str, &[Kind]); 4] = [
     ("later", "chart-later", &[Kind::Later, Kind::TimedOut]),
 ];
 
-/// Draws the bars of a range, the current one last. If the server started within the range, the chart
-/// says where it begins.
+/// Draws the bars of a range, the current bar last. If the server started within the range, the
+/// chart marks the time at which its data begin.
 pub(super) fn draw(
     t: Texts,
     range: Range,
@@ -106,7 +106,8 @@ pub(super) fn draw(
     }
 }
 
-/// Renders the values of the bars that are not empty, for whoever does not see the chart.
+/// Renders the values of the bars that are not empty as a table, for readers who cannot see the
+/// chart.
 fn values(t: Texts, range: Range, bars: &[Sample]) -> Markup {
     let of_bar = |bar: &Sample| GROUPS.map(|(_, _, kinds)| bar.sum(kinds));
     let filled: Vec<_> = bars
@@ -168,8 +169,8 @@ fn parts(bar: &Sample, scale: u64) -> Vec<Part> {
     parts.collect()
 }
 
-/// Returns the value at the top of the chart: the smallest of 5, 10, 20, 50, 100 and so on that
-/// is at least `most`.
+/// Returns the value at the top of the chart: the smallest number of the series 5, 10, 20, 50, 100,
+/// 200, … that is at least `most`.
 fn nice(most: u64) -> u64 {
     let mut step = 1;
     loop {

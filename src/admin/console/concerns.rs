@@ -1,5 +1,5 @@
-//! Finds out what an operator should know, from what has happened and from what is in the table.
-//! Pure. The overview shows the concerns; the words are in the catalogue.
+//! Finds the concerns of which an operator should know, from recent events and from the counts of
+//! the table. Pure. The overview shows the concerns; their texts are in the catalogue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,37 +14,38 @@ use crate::{
     store::UnixSeconds,
 };
 
-/// Maximum difference between this machine's clock and that of IoT Platform that is no concern, in
-/// seconds. IoT Platform accepts calls that are up to 15 minutes off.
+/// Maximum harmless difference between the clocks of this machine and of IoT Platform, in seconds.
+/// IoT Platform accepts calls that are up to 15 minutes off.
 const CLOCK_TOLERANCE: i64 = 30;
 
-/// Number of calls in a row that must fail for a reason that may pass by itself.
+/// Number of successive calls that must fail before a failure that may end by itself is a concern.
 const CALLS_IN_A_ROW: u64 = 3;
 
-/// Time for which failed calls are a concern if no other call is made, in seconds.
+/// Time in seconds for which failed calls remain a concern if no further call is made.
 const TROUBLE_COUNTS: i64 = 86_400;
 
-/// Time for which a device that was asked to come back later is taken to wait, in seconds.
+/// Time in seconds after which a device that was asked to retry later no longer counts as waiting.
 const RECENT: i64 = 120;
 
 /// Maximum number of names that a concern lists.
 pub(super) const MAX_NAMES: usize = 5;
 
-/// Everything that is looked at.
+/// Everything from which the concerns are found.
 pub(super) struct Situation<'s> {
     /// The present time.
     pub(super) now: UnixSeconds,
     /// Last episode of each kind of event, in the order of [`Kind::ALL`].
     pub(super) episodes: [Option<Episode>; Kind::ALL.len()],
-    /// Calls of IoT Platform that fail.
+    /// Calls to IoT Platform that fail.
     pub(super) troubles: Vec<Trouble>,
-    /// Seconds to add to this machine's clock to get IoT Platform's time, if it is known.
+    /// Seconds to add to this machine's clock to get IoT Platform's time; `None` if the difference
+    /// is not known.
     pub(super) clock_offset: Option<i64>,
     /// Set if the configuration has an `[iot_platform]`.
     pub(super) has_cloud: bool,
     /// Requests of the last hour that were not served.
     pub(super) failures: Vec<Failure>,
-    /// Of the failures with [`Reason::Invalid`]: the devices that are in the table, with their
+    /// For the failures with [`Reason::Invalid`] whose devices are in the table: the device and its
     /// enrollment.
     pub(super) foreign: BTreeMap<String, String>,
     /// Last count of the table; `None` if there is none yet.
@@ -88,7 +89,7 @@ pub(super) enum Subject {
     Unknown,
     /// Handshakes fail because of a wrong key.
     WrongKey,
-    /// Somebody guesses device IDs.
+    /// A client guesses device IDs.
     Guessing,
     /// Devices ask for another device's certificate.
     NotYours,
@@ -108,7 +109,7 @@ pub(super) enum Subject {
     Unsealed,
     /// Requests were slowed down by a rate limit.
     TooMany,
-    /// Devices wait for their registration, and all is well.
+    /// Devices wait for their registration, but no call fails.
     Queue,
     /// Datagrams could not be sent.
     Unsent,
@@ -119,7 +120,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// Returns the keys of its title, cause and remedy in the catalogue.
+    /// Returns the catalogue keys of the subject's title, cause and remedy.
     pub(super) fn keys(self) -> [&'static str; 3] {
         match self {
             Self::DatabaseUnreadable => {
@@ -192,7 +193,7 @@ impl Subject {
         }
     }
 
-    /// Returns the page with the devices or requests concerned.
+    /// Returns the page that lists the devices or requests concerned.
     pub(super) fn link(self) -> Option<&'static str> {
         Some(match self {
             Self::DevicesRefused => "/devices?state=refused",
@@ -214,24 +215,24 @@ impl Subject {
     }
 }
 
-/// Something that an operator should know.
+/// A fact that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Concern {
     /// The subject.
     pub(super) subject: Subject,
-    /// How bad it is.
+    /// Severity of the concern.
     pub(super) tone: Tone,
-    /// Time of the beginning, if it is known.
+    /// Time at which the concern began, if it is known.
     pub(super) since: Option<UnixSeconds>,
-    /// Last time, if it is known.
+    /// Time of the last event, if it is known.
     pub(super) last: Option<UnixSeconds>,
-    /// Number of requests, calls, handshakes or writes; 0 if there is none.
+    /// Number of requests, calls, handshakes or writes; 0 if the subject has no such number.
     pub(super) times: u64,
     /// Number of devices concerned, if it is known.
     pub(super) devices: Option<u64>,
-    /// Code of IoT Platform.
+    /// Error code of IoT Platform.
     pub(super) code: Option<String>,
-    /// What IoT Platform or the database says.
+    /// Message of IoT Platform or of the database.
     pub(super) said: Option<String>,
     /// Names of the actions, products or enrollments concerned.
     pub(super) names: Vec<String>,
@@ -261,7 +262,7 @@ impl Concern {
     }
 }
 
-/// Returns all concerns, the worst first.
+/// Returns all concerns, the most severe first.
 pub(super) fn of(situation: &Situation<'_>) -> Vec<Concern> {
     let mut all = Vec::new();
     of_calls(situation, &mut all);
@@ -272,7 +273,7 @@ pub(super) fn of(situation: &Situation<'_>) -> Vec<Concern> {
     all
 }
 
-/// Returns the subject of failed calls.
+/// Returns the subject to which failed calls belong.
 fn subject_of(trouble: &Trouble) -> Subject {
     let code = trouble.error.code.as_str();
     match trouble.error.class {
@@ -291,15 +292,16 @@ fn subject_of(trouble: &Trouble) -> Subject {
     }
 }
 
-/// Adds the concerns about calls of IoT Platform. The failed calls of one subject and code are one
-/// concern.
+/// Adds the concerns about calls to IoT Platform. All failed calls with the same subject and code
+/// make up one concern.
 fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let mut by_subject = BTreeMap::<(Subject, &str), Vec<&Trouble>>::new();
     for trouble in &situation.troubles {
         let is_certain = trouble.error.class == ErrorClass::Operator || trouble.calls >= CALLS_IN_A_ROW;
         let subject = subject_of(trouble);
         if is_certain && subject != Subject::NoCloud && situation.now - trouble.last <= TROUBLE_COUNTS {
-            // One outage has several codes: no connection at first, then no answer in time.
+            // One outage has several codes: first calls find no connection, then they get no answer
+            // in time. All of them make up one concern.
             let code = if subject == Subject::CloudSilent { "" } else { trouble.error.code.as_str() };
             by_subject.entry((subject, code)).or_default().push(trouble);
         }
@@ -313,7 +315,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
                 _ => trouble.action.name().to_owned(),
             });
         }
-        // The devices that these calls would have registered.
+        // Selects the requests that failed because of these calls.
         let reason = |failure: &&Failure| match subject {
             Subject::CloudAccount => {
                 failure.reason == Reason::Operator && failure.message.contains(&last.error.code)
@@ -340,7 +342,7 @@ fn devices<'f>(failures: impl Iterator<Item = &'f Failure>) -> u64 {
     failures.map(|failure| &failure.device).collect::<BTreeSet<_>>().len() as u64
 }
 
-/// Adds the concerns about requests and handshakes that failed here.
+/// Adds the concerns about requests and handshakes that certdist refused or could not complete.
 fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let episode = |kind: Kind| situation.episodes[kind as usize];
     for (kind, reason, subject) in [
@@ -359,10 +361,11 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         let count = reason.map(|_| devices(failures));
         all.push(Concern { devices: count, ..Concern::of(subject).with_episode(episode) });
     }
-    // A request for a device that is not in the table, or in another enrollment, gets the same answer.
+    // A request gets the same answer whether its device is not in the table or in another
+    // enrollment.
     let invalid = || situation.failures.iter().filter(|failure| failure.reason == Reason::Invalid);
     let enrollment = |failure: &Failure| situation.foreign.get(failure.device.as_str());
-    // A device that has been imported into the right enrollment since is no concern any more.
+    // A device that has since been imported into the right enrollment is no longer a concern.
     let is_open = |failure: &&Failure| enrollment(failure) != Some(&failure.enrollment);
     let (foreign, unknown): (Vec<_>, Vec<_>) =
         invalid().filter(is_open).partition(|failure| enrollment(failure).is_some());
@@ -384,7 +387,7 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             ..Concern::of(subject).of_devices(devices(failures.iter().copied()))
         });
     }
-    // Devices that were asked to come back although no call fails wait for their turn.
+    // Devices that were asked to retry later although no call fails are waiting in the queue.
     let is_explained = all.iter().any(|concern| {
         matches!(
             concern.subject,
@@ -396,7 +399,7 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         last: a.last.max(b.last),
         count: a.count + b.count,
     });
-    // Once nothing waits any more, their next request is served.
+    // Once no registration waits any more, the next request of each of these devices is served.
     let is_waiting = |episode: &Episode| situation.waiting > 0 || situation.now - episode.last <= RECENT;
     if let Some(episode) = later.filter(is_waiting).filter(|_| !is_explained) {
         let waiting = situation.failures.iter();
@@ -437,7 +440,8 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let largest = census.held.iter().filter(|held| held.refusal.is_some()).max_by_key(|held| held.devices);
     all.extend(counted(Subject::DevicesRefused, refused).map(|concern| Concern {
         said: largest.and_then(|held| held.refusal.clone()),
-        // The census says how many there are, not when it began; a request of the last hour may.
+        // The census counts these devices, but does not know since when they are refused. The
+        // requests of the last hour may show it.
         since: situation.episodes[Kind::Operator as usize].map(|episode| episode.since),
         ..concern
     }));
@@ -464,7 +468,8 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     }
 }
 
-/// Returns the key of the advice about an error code of IoT Platform, or of certdist's own.
+/// Returns the catalogue key of the advice about an error code of IoT Platform or of certdist
+/// itself.
 pub(super) fn remedy_of(code: &str) -> Option<&'static str> {
     Some(match code {
         "InvalidAccessKeyId.NotFound" => "remedy-key-unknown",
@@ -612,7 +617,7 @@ mod tests {
         assert_eq!((all[0].subject, all[0].devices), (Subject::WrongEnrollment, Some(1)));
         assert_eq!(all[0].names, ["plug → lamp"]);
         assert_eq!((all[1].subject, all[1].devices, all[1].times), (Subject::Unknown, Some(1), 2));
-        // Both were imported into the enrollment of their key.
+        // Both devices are imported into the enrollment whose key they use.
         let mended = ["SN-1", "SN-2"].map(|id| (id.to_owned(), "lamp".to_owned()));
         assert_eq!(subjects(&Situation { foreign: BTreeMap::from(mended), ..situation }), []);
     }
@@ -620,7 +625,8 @@ mod tests {
     #[test]
     fn each_kind_of_failure_is_a_concern() {
         let harmless = [Kind::Served, Kind::Handshake];
-        // A device is counted by its failure, and a refused one by its row.
+        // For these kinds, a concern comes from the failed requests or from the census, not from
+        // the episode.
         let counted_elsewhere = [Kind::Invalid, Kind::Operator];
         for kind in Kind::ALL {
             let mut situation = quiet();

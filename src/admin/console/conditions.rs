@@ -1,5 +1,6 @@
-//! Conditions by which devices are listed, as they are in addresses and forms, and what they mean. A
-//! condition that cannot be read is an error, never left out: it would let an action reach more devices.
+//! Conditions by which devices are listed: their texts in addresses and forms, and the filter that
+//! they stand for. A condition that cannot be read is an error. If it were left out, an action
+//! would reach more devices than intended.
 
 use jiff::{ToSpan, civil::Date, tz::Offset};
 use maud::{Markup, html};
@@ -21,21 +22,21 @@ pub(super) struct Conditions {
     pub(super) state: String,
     /// Reason for a refusal.
     pub(super) refusal: String,
-    /// First and last day of the first issue, in UTC: `2026-11-28`.
+    /// First and last permitted day of the first issue, in UTC, such as `2026-11-28`.
     pub(super) from: String,
     pub(super) to: String,
-    /// Kind of `part`.
+    /// Way in which `part` is compared: `begins`, `ends`, `name` or `iotid`.
     pub(super) by: String,
-    /// Text of the label.
+    /// Text of which a device's ID, name or `IotId` has a part or the whole.
     pub(super) part: String,
 }
 
-/// Key of the sentence that says which condition cannot be read.
+/// Catalogue key of the sentence that says which condition cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unreadable(pub(super) &'static str);
 
 impl Conditions {
-    /// Returns the conditions that lead to the devices in a state.
+    /// Returns the conditions that select the devices in a state.
     pub(super) fn in_state(state: State) -> Self {
         Self { state: state.name().into(), ..Self::default() }
     }
@@ -45,7 +46,7 @@ impl Conditions {
         Self { enrollment: enrollment.into(), ..self }
     }
 
-    /// Returns the same conditions with the text of a label.
+    /// Returns the same conditions, with this text.
     pub(super) fn with_text(&self, text: &Text) -> Self {
         let (by, part) = match text {
             Text::Begins(part) => ("begins", part),
@@ -56,7 +57,7 @@ impl Conditions {
         Self { by: by.into(), part: part.clone(), ..self.clone() }
     }
 
-    /// Reads the conditions.
+    /// Converts the conditions to a filter.
     pub(super) fn filter(&self) -> Result<Filter, Unreadable> {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let state = match self.state.as_str() {
@@ -99,7 +100,8 @@ impl Conditions {
         ]
     }
 
-    /// Returns a path with these conditions and further fields as its query. Empty fields are left out.
+    /// Returns a path whose query has the fields `before`, these conditions, and the fields
+    /// `after`. Empty fields are left out.
     pub(super) fn path(&self, path: &str, before: &[(&str, &str)], after: &[(&str, &str)]) -> String {
         let pairs = self.pairs();
         let all = before.iter().chain(&pairs).chain(after).filter(|(_, value)| !value.is_empty());
@@ -118,7 +120,7 @@ impl Conditions {
         }
     }
 
-    /// Renders the conditions in words, one after the other.
+    /// Renders a description of each condition.
     pub(super) fn words(&self, t: Texts) -> Vec<Markup> {
         let mut all = Vec::new();
         let mut add = |key: &'static str, value: &str| {
@@ -145,7 +147,7 @@ impl Conditions {
     }
 }
 
-/// Returns the key by which the catalogue has the name of a state.
+/// Returns the catalogue key of a state's name.
 pub(super) fn name_of(state: State) -> &'static str {
     match state {
         State::Imported => "state-imported",
@@ -161,7 +163,7 @@ pub(super) fn name_of(state: State) -> &'static str {
     }
 }
 
-/// Returns the time at which a day begins, or one that many days later.
+/// Returns the time at which a day begins in UTC, or the day that is `after` days later.
 fn midnight(day: &str, after: i64) -> Option<UnixSeconds> {
     let day: Date = day.parse().ok()?;
     let day = day.checked_add(after.days()).ok()?;

@@ -1,5 +1,5 @@
-//! Shows one device: what is the matter with it, what is known about it and what has happened to it.
-//! Changes it, unless another operator has changed it since the page was shown.
+//! Shows one device: its problem, its properties and its history. Changes the device, unless it has
+//! been changed since the page was shown.
 
 use std::sync::Arc;
 
@@ -55,9 +55,9 @@ struct Device {
     history: Vec<AuditEntry>,
     imports: Vec<ImportRecord>,
     enrolled: Option<EnrollmentOutline>,
-    /// Reason why IoT Platform is not called for its product.
+    /// Reason why IoT Platform is not called for the device's product; `None` if it is called.
     stopped: Option<String>,
-    /// Its last request that was not served.
+    /// The device's last request that was not served.
     failure: Option<Failure>,
 }
 
@@ -160,7 +160,7 @@ fn page_of(frame: &Frame, visitor: &Visitor, device: &Device, notice: &Markup) -
     frame.page(row.id.as_str(), Some(visitor), "/devices", &body)
 }
 
-/// Renders a button that copies a text; without JavaScript it stays hidden.
+/// Renders a button that copies a text. Without JavaScript, the button stays hidden.
 fn copy(t: Texts, text: &str) -> Markup {
     html! { button.quiet type="button" hidden data-copy=(text) data-copied=(t.say("copied")) { (t.say("copy")) } }
 }
@@ -179,7 +179,7 @@ async fn row_of(shared: &Shared, id: &str) -> Result<Option<DeviceRow>, StoreErr
     store.device(&id).await
 }
 
-/// Says that a device is not in the table, and what is known about it nevertheless.
+/// Says that a device is not in the table, and shows what is nevertheless known about it.
 async fn absent(shared: &Shared, frame: &Frame, visitor: &Visitor, id: &str) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
@@ -253,7 +253,7 @@ fn facts(t: Texts, device: &Device) -> Markup {
     html! { dl.facts { @for (name, value) in facts { div { dt { (t.say(name)) } dd { (value) } } } } }
 }
 
-/// Renders the time, the answer and the address of the last request that is known.
+/// Renders the time, the answer and the address of the last known request.
 fn seen(t: Texts, history: &[AuditEntry], failure: Option<&Failure>) -> Option<Markup> {
     let answered = last_answer(history);
     let unserved = failure.filter(|failure| answered.is_none_or(|entry| failure.last > entry.at));
@@ -277,12 +277,12 @@ fn actions(row: &DeviceRow) -> Vec<Action> {
     all.into_iter().filter(|action| action.changes(&listed)).collect()
 }
 
-/// Returns whether an action is asked about first.
+/// Returns whether an action needs a confirmation.
 fn is_confirmed(action: Action) -> bool {
     matches!(action, Action::Reset | Action::Delete)
 }
 
-/// Renders the form of an action. `place` makes its IDs unique on the page.
+/// Renders the form of an action. `place` makes the form's element IDs unique on the page.
 fn action_form(frame: &Frame, visitor: &Visitor, row: &DeviceRow, action: Action, place: &str) -> Markup {
     let (t, name) = (frame.texts, action.name());
     let class = if matches!(action, Action::Disable | Action::Delete) { "danger" } else { "secondary" };
@@ -309,7 +309,8 @@ fn action_form(frame: &Frame, visitor: &Visitor, row: &DeviceRow, action: Action
     }
 }
 
-/// Returns a short hash of what an operator decides by. If it differs, the device was changed since.
+/// Returns a short hash of the values on which an operator's decision depends. A different hash
+/// shows that the device has been changed since.
 fn fingerprint(row: &DeviceRow) -> String {
     let seen = format!(
         "{:?}",
@@ -321,7 +322,7 @@ fn fingerprint(row: &DeviceRow) -> String {
     hex::encode(&Sha256::digest(seen)[..8])
 }
 
-/// Asks whether a device is to be reset or deleted.
+/// Asks the operator to confirm that a device be reset or deleted.
 pub(super) async fn confirm(
     State(shared): State<Arc<Shared>>,
     frame: Frame,
@@ -364,7 +365,7 @@ pub(super) async fn confirm(
     frame.page(&title, Some(&visitor), "/devices", &body).into_response()
 }
 
-/// Returns what an action removes.
+/// Returns descriptions of what an action removes.
 fn removed(t: Texts, row: &DeviceRow, action: Action) -> Vec<Markup> {
     let say = |key: &'static str| html! { (t.say(key)) };
     let mut all = Vec::new();
@@ -411,7 +412,7 @@ async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: 
         Ok(None) => return absent(shared, &frame, &visitor, &sent.fields.id).await,
         Err(error) => return frame.store_failed(&visitor, &error),
     };
-    // A script has seen nothing.
+    // A script sends no fingerprint, because no page was shown to it.
     if !sent.fields.seen.is_empty() && sent.fields.seen != fingerprint(&row) {
         return changed_meanwhile(shared, &frame, &visitor, row).await;
     }
@@ -437,8 +438,8 @@ async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: 
     }
 }
 
-/// Says that another operator, or the device itself, has changed the row since the page was shown, and
-/// shows it as it is now.
+/// Says that another operator, or the device itself, has changed the row since the page was shown.
+/// Shows the current row.
 async fn changed_meanwhile(
     shared: &Arc<Shared>,
     frame: &Frame,

@@ -1,5 +1,6 @@
-//! Lists the devices that meet conditions, page by page, and finds a device by what is written on its
-//! label. A page waits only for a part of a large table, and then says how far it has looked.
+//! Lists the devices that meet conditions, page by page, and finds a device by the text on its
+//! label. A search of a large table stops after a short time; the page then says how far the search
+//! has come.
 
 use std::{
     collections::VecDeque,
@@ -37,21 +38,21 @@ use crate::{
 const PAGE: usize = 50;
 /// Maximum time for which a page searches.
 const SEARCH: Duration = Duration::from_millis(60);
-/// Maximum time for which a page counts the devices that it does not show.
+/// Maximum time for counting the devices that a page does not show.
 const COUNT: Duration = Duration::from_millis(25);
-/// Maximum time for which devices are counted if an operator asks for it.
+/// Maximum time for counting the devices when an operator asks for the number.
 const COUNT_ALL: Duration = Duration::from_secs(20);
-/// Maximum number of counts that are kept, and the time for which they are shown again: as long as
-/// counting took, this many times.
+/// Maximum number of counts that are kept, and the time for which each is kept, as a multiple of
+/// the time that counting took.
 const COUNTS: usize = 32;
 const TIMES: u32 = 20;
-/// Maximum number of enrollments that are offered as a list.
+/// Maximum number of suggested enrollments or products in the form.
 const CHOICES: usize = 2_000;
 
 /// A request for a page of the list.
 #[derive(Deserialize)]
 pub(super) struct Asked {
-    /// What was typed.
+    /// Text that the operator typed.
     #[serde(default)]
     q: String,
     /// ID of the device after which the page begins.
@@ -60,7 +61,7 @@ pub(super) struct Asked {
     /// ID of the device before which the page ends.
     #[serde(default)]
     before: String,
-    /// `all` to count all devices, however long it takes.
+    /// `all` to count all devices for up to [`COUNT_ALL`].
     #[serde(default)]
     count: String,
     #[serde(flatten)]
@@ -87,7 +88,7 @@ impl Counts {
         all.iter().find(|counted| counted.filter == *filter).cloned()
     }
 
-    /// Counts the devices for `time` at most. Keeps the count if it took long.
+    /// Counts the devices for at most `time`. Keeps the count if counting took long.
     pub(super) fn count(
         &self,
         store: &dyn Table,
@@ -114,11 +115,12 @@ impl Counts {
     }
 }
 
-/// What a search leads to.
+/// Result of a search.
 enum Hit {
-    /// The one device that was meant.
+    /// The single device that the operator's text names.
     Device(DeviceId),
-    /// A page of devices, with the text by which they were found, and their number.
+    /// A page of devices, the text by which they were found, the number of devices on all pages,
+    /// and the time of an earlier count.
     Page { text: Option<Text>, found: Found, tally: Tally, counted: Option<UnixSeconds> },
 }
 
@@ -157,7 +159,7 @@ pub(super) async fn search(
     }
 }
 
-/// Finds the devices of a page. Blocks.
+/// Finds the devices of a page. Blocks the thread.
 fn look(
     shared: &Shared,
     filter: &Filter,
@@ -173,7 +175,8 @@ fn look(
         let found = store.find(&filter, cursor, PAGE, left)?;
         Ok::<_, StoreError>((filter, text.cloned(), found))
     };
-    // Only a first page without other conditions opens the device at once.
+    // The page of a single device is opened at once only if this is the first page and the operator
+    // has set no other condition.
     let is_first = *cursor == Cursor::First;
     let opens = is_first && *filter == Filter::default();
     let mut best = None;
@@ -187,7 +190,8 @@ fn look(
         }
         let names = if is_first { label.names() } else { Vec::new() };
         let parts = label.parts();
-        // A further page has the first guess, unless the address names another.
+        // The first page tries all guesses at the meaning of the text. A further page uses the
+        // first guess, because its address names any other guess as a condition.
         let parts = if is_first { &parts[..] } else { &parts[..parts.len().min(1)] };
         for text in names.iter().chain(parts) {
             let result = search(Some(text))?;
@@ -208,7 +212,7 @@ fn look(
             }
         }
         if best.is_none() {
-            // No device can have this text.
+            // The label's text has characters that no device has, so no search is needed.
             let found = Found { devices: Vec::new(), end: End::Complete };
             let tally = Tally { devices: 0, is_complete: true };
             return Ok(Hit::Page { text: None, found, tally, counted: None });
@@ -233,7 +237,7 @@ fn look(
     Ok(Hit::Page { text, found, tally, counted })
 }
 
-/// Returns whether a device is the one that the whole text names, and not one with something in common.
+/// Returns whether `text` is the whole name or ID of the device, and not only a part of the ID.
 fn is_meant(device: &Listed, text: &Text) -> bool {
     match text {
         Text::Name(_) | Text::IotId(_) => true,
@@ -262,14 +266,16 @@ impl Page<'_> {
 
     /// Returns the address of another page of the list.
     fn path(&self, field: &'static str, value: &str) -> String {
-        // The beginning of an ID is the first guess, so it need not be in the address.
+        // A further page tries the beginning of an ID as its first guess, so the address need not
+        // name it.
         let is_guess = matches!(&self.text, Some(Text::Begins(text)) if *text == self.asked.q.trim());
         let conditions = if is_guess { self.asked.conditions.clone() } else { self.conditions() };
         let q = if conditions.part.is_empty() || is_guess { self.asked.q.trim() } else { "" };
         conditions.path("/devices", &[("q", q)], &[(field, value)])
     }
 
-    /// Returns the IDs at which the previous and the next page begin, if there are such pages.
+    /// Returns the IDs at which the previous page ends and the next page begins, if there are such
+    /// pages.
     fn neighbours(&self) -> (Option<&str>, Option<&str>) {
         let devices = &self.found.devices;
         let first = devices.first().map(|device| device.id.as_str());
@@ -319,7 +325,7 @@ fn show(shared: &Shared, frame: &Frame, visitor: &Visitor, page: &Page<'_>) -> R
     frame.page(&t.say("nav-devices"), Some(visitor), "/devices", &body).into_response()
 }
 
-/// Renders how many devices there are, and when they were counted.
+/// Renders the number of devices, and the time at which they were counted.
 fn total(t: Texts, page: &Page<'_>, conditions: &Conditions) -> Markup {
     let Tally { devices, is_complete } = page.tally;
     html! {
@@ -370,7 +376,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// Renders the form with the conditions.
+/// Renders the form in which an operator sets the conditions.
 fn form(shared: &Shared, t: Texts, asked: &Asked, is_empty: bool) -> Markup {
     let Conditions { enrollment, product, state, from, to, refusal, .. } = &asked.conditions;
     let enrollments = shared.enrollments();
@@ -429,7 +435,7 @@ fn choices<'n>(id: &str, names: impl Iterator<Item = &'n str>) -> Markup {
     html! { datalist id=(id) { @for name in names.take(CHOICES) { option value=(name) {} } } }
 }
 
-/// Renders the conditions of the list, and the way back to all devices.
+/// Renders the conditions of the list, and a link to the list of all devices.
 fn chosen(t: Texts, asked: &Asked, conditions: &Conditions) -> Markup {
     let words = conditions.words(t);
     html! {

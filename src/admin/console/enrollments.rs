@@ -1,5 +1,5 @@
-//! Shows the progress of each enrollment: how many devices wait, are registered, issued, activated and
-//! refused, and when the registrations that run will end.
+//! Shows the progress of each enrollment: the numbers of devices that wait, are registered, issued,
+//! activated and refused, and the expected end of the current registrations.
 
 use std::{
     collections::VecDeque,
@@ -36,10 +36,10 @@ const COUNTS: Duration = Duration::from_secs(3);
 /// Minimum time for which counts are reused, as a multiple of the time that counting took. With
 /// millions of rows, counting takes seconds.
 const TIMES: u32 = 10;
-/// Time over which a rate is measured, and the time that it takes at least.
+/// Maximum and minimum time over which a rate is measured.
 const RATE: Duration = Duration::from_secs(600);
 const MIN_RATE: Duration = Duration::from_secs(10);
-/// Maximum number of counts that are kept for the rate.
+/// Maximum number of samples that are kept to measure the rate.
 const SAMPLES: usize = 200;
 /// Interval at which the page updates itself.
 const EVERY: Duration = Duration::from_secs(5);
@@ -61,11 +61,11 @@ struct Counted {
     took: Duration,
     progress: Arc<Vec<Totals>>,
     held: Arc<Vec<Held>>,
-    /// Registered devices at an earlier time, by enrollment.
+    /// Registered devices at an earlier time, from which the rate is computed.
     earlier: Option<Sample>,
 }
 
-/// Registered devices of each enrollment at a time.
+/// Registered devices of each enrollment at a point in time.
 #[derive(Clone)]
 struct Sample {
     at: Instant,
@@ -101,7 +101,7 @@ impl Counts {
     }
 }
 
-/// Page of the enrollments that is wanted, from 0.
+/// Number of the requested page, from 0.
 #[derive(Deserialize)]
 pub(super) struct Which {
     #[serde(default)]
@@ -142,19 +142,21 @@ fn path(path: &str, page: usize) -> String {
     if page == 0 { path.to_owned() } else { format!("{path}?page={page}") }
 }
 
-/// An enrollment of the configuration, of the table, or of both.
+/// An enrollment that the configuration, the table or both have.
 struct Enrollment<'e> {
     name: &'e str,
     enrolled: Option<&'e EnrollmentOutline>,
     totals: Totals,
     waiting: u64,
     refused: Vec<&'e Held>,
-    /// Registered devices in the time over which the rate is measured.
+    /// Number of devices that were registered while the rate was measured, and the duration of the
+    /// measurement.
     rate: Option<(u64, Duration)>,
 }
 
 impl Enrollment<'_> {
-    /// Returns the order of enrollments: first those that need an operator, then those at work.
+    /// Returns the rank of the enrollment on the page: first those that need an operator, then
+    /// those whose devices are being registered.
     fn rank(&self) -> u8 {
         let is_missing = self.enrolled.is_none() && self.totals.devices > 0;
         match self {
@@ -265,7 +267,8 @@ fn card(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
     }
 }
 
-/// Renders the rate of the registrations, and when those that wait will be done.
+/// Renders the rate of the registrations, and the time at which all waiting devices will be
+/// registered.
 fn forecast(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
     let Some((registered, time)) = enrollment.rate else {
         return html! { (t.say("enrollments-rate-later")) };
@@ -277,7 +280,8 @@ fn forecast(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
     t.rich("enrollments-rate", [("rate", per_minute.into()), ("time", moment(end).into())])
 }
 
-/// Returns the devices a minute, and the seconds that the waiting ones take at this rate.
+/// Returns the number of devices registered per minute, and the seconds until all waiting devices
+/// are registered at this rate.
 fn rate(registered: u64, time: Duration, waiting: u64) -> Option<(u64, i64)> {
     if registered == 0 {
         return None;
@@ -288,7 +292,7 @@ fn rate(registered: u64, time: Duration, waiting: u64) -> Option<(u64, i64)> {
     Some((per_minute, i64::try_from(seconds).unwrap_or(i64::MAX)))
 }
 
-/// Formats a share in percent, rounded down, so that 100 % means all.
+/// Formats a share in percent. It is rounded down, so that 100 % means all.
 fn percent(t: Texts, count: u64, of: u64) -> String {
     match (count, of) {
         (0, _) | (_, 0) => "0 %".to_owned(),

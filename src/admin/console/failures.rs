@@ -1,5 +1,5 @@
-//! Shows the devices that were not served recently: by reason, enrollment and address on the
-//! overview, and one by one on a page of their own. Devices that are not in the table can be
+//! Shows the recent requests that were not served. The overview groups them by reason, enrollment
+//! and address, and a separate page lists their devices. Devices that are not in the table can be
 //! downloaded as a file to import.
 
 use std::{
@@ -47,7 +47,7 @@ fn names(reason: Reason) -> (&'static str, &'static str) {
     }
 }
 
-/// Returns the sentence for a failure's reason, with its code.
+/// Returns the sentence about a reason, with the CoAP code of the answer.
 pub(super) fn sentence(t: Texts, reason: Reason) -> String {
     format!("{} ({})", t.say(names(reason).1), reason.code())
 }
@@ -55,11 +55,11 @@ pub(super) fn sentence(t: Texts, reason: Reason) -> String {
 /// Selection of failures.
 #[derive(Deserialize, Default)]
 pub(super) struct Selection {
-    /// Name of a reason; `unknown` for devices that are not in the table, and `enrollment` for those
-    /// with the key of another enrollment.
+    /// Name of a reason; `unknown` for devices that are not in the table, and `enrollment` for
+    /// devices that use the key of another enrollment.
     #[serde(default)]
     reason: String,
-    /// Enrollment whose key the device has.
+    /// Enrollment whose key the device uses.
     #[serde(default)]
     enrollment: String,
     /// Origin of the last request.
@@ -75,7 +75,7 @@ impl Selection {
             "" => true,
             "unknown" => is_invalid && own.is_none(),
             "enrollment" => is_invalid && own.is_some_and(|own| *own != failure.enrollment),
-            // Both mean for the operator that the device waits.
+            // To the operator, both reasons mean that the device waits.
             "later" => matches!(failure.reason, Reason::Later | Reason::TimedOut),
             name => names(failure.reason).0 == name,
         };
@@ -98,7 +98,8 @@ impl Selection {
     }
 }
 
-/// Counts devices and requests by a property of the failures, the largest group first.
+/// Groups failures by a property, and counts the devices and requests of each group. The largest
+/// group comes first.
 fn groups<K: Hash + Ord + Clone>(failures: &[Failure], of: impl Fn(&Failure) -> K) -> Vec<(K, usize, u64)> {
     let mut groups = HashMap::<K, (HashSet<&str>, u64)>::new();
     for failure in failures {
@@ -113,7 +114,7 @@ fn groups<K: Hash + Ord + Clone>(failures: &[Failure], of: impl Fn(&Failure) -> 
     groups
 }
 
-/// Renders the most frequent failures of the last hour, or nothing if there was none.
+/// Renders the most frequent failures of the last hour, or nothing if there were none.
 pub(super) fn top(shared: &Shared, t: Texts) -> Markup {
     let (failures, forgotten) = shared.sources.failures.since(unix_now() - Range::Hour.seconds());
     if failures.is_empty() {
@@ -242,9 +243,9 @@ fn reason(t: Texts, failure: &Failure, foreign: &BTreeMap<String, String>) -> Ma
     }
 }
 
-/// Serves the devices that are not in the table as a CSV file to import. An ID has no character that
-/// CSV or a spreadsheet would take for anything else, except a leading `-` or `@`, which `import`
-/// reads as it is.
+/// Serves the devices that are not in the table as a CSV file to import. IDs need no quoting: their
+/// only characters with a special meaning in CSV or a spreadsheet are a leading `-` or `@`, which
+/// `import` takes literally.
 pub(super) async fn download(
     State(shared): State<Arc<Shared>>,
     _: Visitor,

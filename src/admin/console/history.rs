@@ -9,7 +9,7 @@ use crate::store::{
     undo::ImportRecord,
 };
 
-/// Maximum number of entries of the audit log that are shown; one query reads them.
+/// Maximum number of entries of the audit log that are shown. A single query reads this many.
 pub(super) const MOST: usize = 100;
 
 /// An event in the history of a device.
@@ -21,7 +21,7 @@ struct Event<'e> {
     address: Option<&'e str>,
 }
 
-/// Renders the history, newest first; nothing if there is none.
+/// Renders the history, newest event first, or nothing if it is empty.
 pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -> Markup {
     let mut events: Vec<Event<'_>> = entries.iter().map(of_entry).collect();
     events.extend(imports.iter().map(|import| Event {
@@ -31,7 +31,7 @@ pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -
         who: Some(&import.who),
         address: None,
     }));
-    // Stable, so that entries of the same second keep their order.
+    // The sort is stable, so entries of the same second keep their order.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
     html! {
         @if !events.is_empty() {
@@ -54,7 +54,7 @@ fn of_entry(entry: &AuditEntry) -> Event<'_> {
     }
 }
 
-/// Renders the event, its detail, who did it, and from where.
+/// Renders an event, its detail, the user, and the user's address.
 fn sentence(t: Texts, event: &Event<'_>) -> Markup {
     let some = |part: Option<&'_ str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
     html! {
@@ -65,7 +65,7 @@ fn sentence(t: Texts, event: &Event<'_>) -> Markup {
     }
 }
 
-/// Returns the key of an event's name.
+/// Returns the catalogue key of an event's name.
 pub(super) fn name_of(event: AuditEvent) -> &'static str {
     match event {
         AuditEvent::Issued => "event-issued",

@@ -29,14 +29,15 @@ use crate::{
 const MAX_FILE: usize = 16 << 20;
 /// Maximum size of the form's other fields, in bytes.
 const REST: usize = 64 << 10;
-/// Maximum number of bad lines on the page; the file that can be downloaded has more.
+/// Maximum number of bad lines on the page. The file with the bad lines, which can be downloaded,
+/// has more.
 const MAX_SHOWN: usize = 60;
 
 pub(super) fn limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(MAX_FILE + REST)
 }
 
-/// The action that was just carried out.
+/// Action whose result the page shows.
 #[derive(Deserialize)]
 pub(super) struct Done {
     /// Number of the import.
@@ -45,7 +46,7 @@ pub(super) struct Done {
     /// Number of the import that was undone.
     #[serde(default)]
     undone: String,
-    /// Enrollment to choose.
+    /// Enrollment that the form preselects.
     #[serde(default)]
     enrollment: String,
 }
@@ -68,7 +69,7 @@ pub(super) async fn ask(
             let text = html! { p { bdi { (import.file) } } };
             focused(&page::message(Tone::Good, &t.say("undo-done"), &text))
         }
-        // An import that changed nothing, or replaced keys, has no number.
+        // An import has no number if it changed nothing or replaced keys.
         _ if done == "none" => {
             let text = html! { p { (t.say("import-done-no-number")) } };
             focused(&page::message(Tone::Good, &t.say("imported"), &text))
@@ -78,7 +79,8 @@ pub(super) async fn ask(
     page(&shared, &frame, &visitor, StatusCode::OK, (&html! {}, &result), &enrollment, &imports)
 }
 
-/// Puts the focus on a result, so that a screen reader reads it, and the next key is near it.
+/// Puts the focus on a result, so that a screen reader reads it, and the Tab key continues from
+/// there.
 fn focused(result: &Markup) -> Markup {
     html! { div tabindex="-1" autofocus { (result) } }
 }
@@ -97,7 +99,7 @@ fn imported(t: Texts, import: &ImportRecord) -> Markup {
     focused(&page::message(Tone::Good, &t.say("imported"), &text))
 }
 
-/// Renders the page. A `notice` stands before the form, and a `result` in front of all.
+/// Renders the page. `notice` is placed just before the form, and `result` at the top.
 fn page(
     shared: &Shared,
     frame: &Frame,
@@ -146,7 +148,7 @@ fn form(shared: &Shared, frame: &Frame, visitor: &Visitor, chosen: &str) -> Mark
     }
 }
 
-/// Answers with the page and a result. The form keeps the chosen enrollment.
+/// Answers with the page. The form keeps the chosen enrollment.
 async fn show(
     shared: &Shared,
     frame: &Frame,
@@ -155,7 +157,7 @@ async fn show(
     (notice, result): (&Markup, &Markup),
     enrollment: &str,
 ) -> Response {
-    // The list is a convenience here. If the table fails, the result says more.
+    // The list of imports is secondary here. If the table fails, `result` reports it.
     let imports = imports::recent(shared).await.unwrap_or_default();
     page(shared, frame, visitor, status, (notice, result), enrollment, &imports)
 }
@@ -221,7 +223,7 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     };
     let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
-        // The answer is another page, so that a reload says what was done, and does nothing.
+        // The answer leads to another page, so that a reload shows the result but imports nothing.
         Ok(Imported { id, report, .. }) => {
             log_import(&visitor, &file, report, false);
             let done = id.map_or_else(|| "none".to_owned(), |id| id.to_string());
@@ -369,14 +371,14 @@ async fn run(
         let outcome = table_file::import(&*store, vec![input], how, feedback);
         (file, errors, outcome)
     };
-    // The work does not panic; if it did, only this task would end.
+    // The work does not panic. If it did, only this request would fail.
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
-/// Returns the sentence for scripts, which is in English.
+/// Returns the sentence that reports an import to a script, in English.
 fn sentence(report: ImportReport, dry_run: bool) -> String {
     let would = if dry_run { "would be " } else { "" };
     format!(
@@ -387,7 +389,7 @@ fn sentence(report: ImportReport, dry_run: bool) -> String {
     )
 }
 
-/// Shows into what the rows would go, how they would be stored, and what looks odd.
+/// Shows the enrollments and products of the rows, how they would be stored, and what looks odd.
 fn preview(frame: &Frame, visitor: &Visitor, file: &Upload, imported: &Imported, token: &str) -> Markup {
     let t = frame.texts;
     let Imported { report, remarks, summary, .. } = imported;

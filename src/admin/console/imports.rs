@@ -34,7 +34,7 @@ pub(super) async fn recent(shared: &Shared) -> Result<Vec<ImportRecord>, StoreEr
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    // The work does not panic. If it did, only this request would end.
+    // The work does not panic. If it did, only this request would fail.
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -106,7 +106,8 @@ pub(super) async fn ask(
     let t = frame.texts;
     match undo(&shared, &visitor, id, true, false).await {
         Ok(would) => show(&frame, &visitor, StatusCode::OK, &preview(&frame, &visitor, id, would, false)),
-        // The rest can be undone: the preview says how much that is.
+        // Some devices have changed since the import. The preview says how many of the others can
+        // be undone.
         Err(UndoError::NotUndone(reason @ NotUndone::Changed { .. })) => {
             let rest = match undo(&shared, &visitor, id, true, true).await {
                 Ok(would) => preview(&frame, &visitor, id, would, true),

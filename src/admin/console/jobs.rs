@@ -1,4 +1,4 @@
-//! Shows the jobs of this server: what each does, how far it is, and how it has ended.
+//! Shows the jobs of this server: their actions, their progress, and how they ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ pub(super) fn link(id: &str) -> String {
     Conditions::default().path("/jobs", &[("id", id)], &[])
 }
 
-/// ID of the wanted job.
+/// ID of the requested job.
 #[derive(serde::Deserialize)]
 pub(super) struct Which {
     #[serde(default)]
@@ -143,7 +143,7 @@ fn fact(t: Texts, key: &'static str, count: u64) -> Markup {
     html! { div { dt { (t.say(key)) } dd { (t.rich("count", [("count", count.into())])) } } }
 }
 
-/// Returns the time at which a job ends if it goes on at its average rate.
+/// Returns the time at which a job will end if it continues at its average rate.
 fn expected_end(job: &Job, progress: &Progress) -> Option<i64> {
     let elapsed = unix_now().saturating_sub(job.began);
     let done = i64::try_from(progress.done()).ok().filter(|done| *done > 0)?;
@@ -151,7 +151,7 @@ fn expected_end(job: &Job, progress: &Progress) -> Option<i64> {
     Some(unix_now().saturating_add(elapsed.saturating_mul(left) / done))
 }
 
-/// Renders whether a job runs or how it has ended.
+/// Renders whether a job is running or how it ended.
 fn outcome(t: Texts, job: &Job, end: Option<&How>) -> Markup {
     let message =
         |tone, title: &'static str, text: Markup| page::message(tone, &t.say(title), &html! { p { (text) } });
@@ -226,7 +226,7 @@ fn state(end: Option<&How>) -> &'static str {
     }
 }
 
-/// Says that there is no such job, and why.
+/// Says that the server does not know the job, and why.
 fn unknown(shared: &Shared, frame: &Frame, visitor: &Visitor, was_before: bool) -> Response {
     let t = frame.texts;
     let (title, text) = if was_before {

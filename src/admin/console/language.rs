@@ -9,7 +9,7 @@ use unic_langid::LanguageIdentifier;
 
 use super::grouped;
 
-/// A language that the console speaks.
+/// A language in which the console is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
     English,
@@ -45,7 +45,8 @@ impl Language {
     }
 
     /// Returns the most preferred language of an `Accept-Language` header (RFC 9110 §12.5.4), or
-    /// English if the console speaks none of them. Any kind of Chinese gets simplified Chinese.
+    /// English if the console has none of the header's languages. All variants of Chinese select
+    /// simplified Chinese.
     pub(super) fn accepted(header: &str) -> Self {
         let mut best = (0.0, Self::English);
         for range in header.split(',').take(MAX_RANGES) {
@@ -87,20 +88,22 @@ static BUNDLES: LazyLock<[Bundle; 3]> = LazyLock::new(|| Language::ALL.map(bundl
 fn bundle(language: Language) -> Bundle {
     let id: LanguageIdentifier = language.tag().parse().unwrap_or_default();
     let mut bundle = Bundle::new_concurrent(vec![id]);
-    // Values are isolated by the markup (`bdi`) where they may contain foreign text.
+    // Fluent need not isolate values, because the markup isolates those that may contain foreign
+    // text (`bdi`).
     bundle.set_use_isolating(false);
     bundle.set_formatter(Some(|value, _| match value {
         FluentValue::Number(number) if number.value >= 0.0 => Some(grouped(number.value as u64)),
         _ => None,
     }));
-    // A sentence that cannot be read is left out. A test reads the whole catalogue.
+    // A sentence that cannot be parsed is left out here. A test ensures that all sentences can be
+    // parsed.
     let resource =
         FluentResource::try_new(language.source().to_owned()).unwrap_or_else(|(partial, _)| partial);
     bundle.add_resource_overriding(resource);
     bundle
 }
 
-/// Part of a sentence that is not in the catalogue.
+/// Value that is inserted into a sentence of the catalogue.
 pub(super) enum Value<'a> {
     /// A number, which is shown with commas between its thousands.
     Number(u64),
@@ -134,10 +137,10 @@ impl From<Markup> for Value<'_> {
     }
 }
 
-/// First of the characters that stand for markup while a sentence is put together. They are in a
+/// First of the characters that stand for markup while a sentence is formatted. They are in a
 /// private use area of Unicode, and are removed from all other text.
 const FIRST_SLOT: u32 = 0xE000;
-/// Maximum number of parts of a sentence.
+/// Maximum number of markup values in a sentence.
 const MAX_SLOTS: u32 = 16;
 
 fn is_slot(c: char) -> bool {
@@ -173,7 +176,7 @@ impl Texts {
         self.format(key, &args)
     }
 
-    /// Returns the sentence with this key, with its values filled in. Some of them may be markup.
+    /// Returns the sentence with this key, with its values filled in. A value may be markup.
     pub(super) fn rich<'a, const N: usize>(
         self,
         key: &'static str,
@@ -210,7 +213,7 @@ impl Texts {
     }
 
     fn format(self, key: &str, args: &FluentArgs<'_>) -> String {
-        // The position of each language in the list is that of its variant.
+        // Each language has the same position in the list as its variant in the enum.
         let bundle = &BUNDLES[self.0 as usize];
         let Some(pattern) = bundle.get_message(key).and_then(|message| message.value()) else {
             return key.to_owned();
@@ -232,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns each key of a catalogue with the names of its values.
+    /// Returns each key of a catalogue, with the names of the values that its sentence takes.
     fn keys(source: &str) -> BTreeMap<String, BTreeSet<String>> {
         let mut keys = BTreeMap::new();
         let mut last = String::new();

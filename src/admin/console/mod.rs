@@ -1,6 +1,6 @@
-//! The console: pages for an operator, rendered on the server, that work without
-//! JavaScript. This module decides who may open which page, and protects every change
-//! against forged requests; each page has a file of its own.
+//! The console: pages for an operator, rendered on the server, that work without JavaScript. This
+//! module decides who may open which page, and protects every change against forged requests. Each
+//! page has its own file.
 
 mod advice;
 mod bulk;
@@ -48,7 +48,7 @@ use crate::{
     store::{Actor, UnixSeconds},
 };
 
-/// State that the pages keep between two requests.
+/// State that the pages keep between requests.
 pub(super) struct PageState {
     sign_in: sign_in::Forms,
     enrollments: enrollments::Counts,
@@ -58,7 +58,7 @@ pub(super) struct PageState {
 }
 
 impl PageState {
-    /// Creates the state of a server that has started at this time.
+    /// Creates the state of a server that started at this time.
     pub(super) fn new(started: UnixSeconds) -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
@@ -120,13 +120,14 @@ async fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// Returns the name of the session cookie. Browsers accept a cookie with the prefix `__Host-`
-/// only over TLS, and send it to this host only.
+/// Returns the name of the session cookie. Browsers accept a cookie with the prefix `__Host-` only
+/// over TLS, and send it only to this host.
 fn cookie_name(shared: &Shared) -> &'static str {
     if shared.is_secure { "__Host-certdist" } else { "certdist" }
 }
 
-/// Returns the name of the cookie by which a browser is known to a user who has signed in.
+/// Returns the name of the cookie by which the server recognizes a browser in which a user has
+/// signed in.
 fn browser_cookie_name(shared: &Shared) -> &'static str {
     if shared.is_secure { "__Host-certdist-browser" } else { "certdist-browser" }
 }
@@ -148,7 +149,7 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 /// Header of the requests that the page's script makes to update the page.
 const RENEWAL: HeaderName = HeaderName::from_static("x-renewal");
 
-/// End of the paths of the parts of pages that update themselves.
+/// Suffix of the paths of the parts of pages that update themselves.
 const LIVE: &str = "/live";
 
 fn is_renewal(parts: &Parts) -> bool {
@@ -182,7 +183,7 @@ impl FromRequestParts<Arc<Shared>> for Visitor {
                 let here = parts.uri.path_and_query().map_or("/", |here| here.as_str());
                 Err(Redirect::to(&page::sign_in_path(page::local(here))).into_response())
             }
-            // A form with a file. Its page has the same path.
+            // The request is a form with a file. The form's page has the same path.
             Ok(None) => Err(Frame::of(parts, shared).signed_out(parts.uri.path())),
             Err(denied) => Err(unauthorised(denied)),
         }
@@ -214,7 +215,7 @@ struct Fields {
     /// Fingerprint of the device as the form's page has shown it.
     #[serde(default)]
     seen: String,
-    /// Action on many devices, the number of them that its preview has shown, and `yes` if an
+    /// Action on many devices, the number of devices that the preview has shown, and `yes` if the
     /// operator is sure of a deletion.
     #[serde(default)]
     action: String,
@@ -230,9 +231,9 @@ struct Fields {
 }
 
 impl Visitor {
-    /// Returns whether the CSRF token is right. A form in a browser carries the session's
-    /// token, which another site's page cannot know. A script with a bearer token needs no CSRF
-    /// token, as it has no cookie that could be abused.
+    /// Returns whether the CSRF token is right. A form in a browser carries the session's token,
+    /// which a page of another site cannot know. A script with a bearer token needs no CSRF token,
+    /// because it has no cookie that such a page could abuse.
     fn has_csrf(&self, csrf: &str) -> bool {
         self.session.as_ref().is_none_or(|(_, expected)| session::same(expected, csrf))
     }
@@ -247,8 +248,8 @@ impl Visitor {
         self.role >= Role::Operator
     }
 
-    /// Returns the visitor as named in the audit log. The prefix distinguishes a token from a
-    /// user of the same name.
+    /// Returns the visitor's name for the audit log. The prefix distinguishes a token from a user
+    /// of the same name.
     fn actor(&self) -> Actor {
         let kind = if self.is_script() { "token" } else { "console" };
         let address = self.address.to_canonical().to_string();

@@ -1,4 +1,4 @@
-//! The first page: shows what needs an operator, and what the server has done.
+//! The first page: shows the concerns that need an operator, and recent requests.
 
 use std::{
     collections::BTreeMap,
@@ -148,16 +148,16 @@ async fn look(shared: &Shared, now: &Sample) -> Vec<Concern> {
     })
 }
 
-/// Maximum number of devices that are looked up to tell whether they are in another enrollment.
+/// Maximum number of devices that are looked up to find out whether they are in another enrollment.
 const MAX_LOOKUPS: usize = 500;
 
-/// Returns the devices that are in the table among those that were answered with 4.04, with their
+/// Returns those devices that were answered with 4.04 although they are in the table, each with its
 /// enrollment.
 pub(super) async fn foreign(shared: &Shared, failures: &[Failure]) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let invalid = failures.iter().filter(|failure| failure.reason == Reason::Invalid);
     for failure in invalid.take(MAX_LOOKUPS) {
-        // If the table fails, the concern about the table says so.
+        // If the table cannot be read, another concern reports it.
         if let Ok(Some(enrollment)) = shared.sources.store.enrollment_of(&failure.device).await {
             found.insert(failure.device.to_string(), enrollment);
         }
@@ -218,7 +218,7 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     }
 }
 
-/// Says that there is nothing to do, and what was looked at.
+/// Says that there is nothing to do, and what was checked.
 fn all_is_well(shared: &Shared, t: Texts) -> Markup {
     let sources = &shared.sources;
     let cloud = match sources.calls.last_worked() {
@@ -287,7 +287,8 @@ fn show_concern(t: Texts, concern: &Concern) -> Markup {
     }
 }
 
-/// Rows of the table of results: kind, key of its name, code, and link to the requests.
+/// Rows of the table of results: kind of result, catalogue key of its name, code, and link to the
+/// requests.
 const RESULTS: [(Kind, &str, &str, &str); 10] = [
     (Kind::Served, "kind-served", "2.05", ""),
     (Kind::Invalid, "kind-invalid", "4.04", "/failures?reason=invalid"),
@@ -350,7 +351,8 @@ fn handshakes(t: Texts, total: &Sample) -> Markup {
     }
 }
 
-/// Formats a share with one decimal. Something is never 0 %, and less than all is never 100 %.
+/// Formats a share in percent, with one decimal. Only a count of zero is shown as 0 %, and only a
+/// complete count as 100 %.
 fn share(count: u64, of: u64) -> String {
     match (count, of) {
         (_, 0) => "–".to_owned(),

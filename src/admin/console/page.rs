@@ -21,8 +21,8 @@ use crate::{
     store::{StoreError, UnixSeconds, unix_now},
 };
 
-/// Kind of a message. The words of the message express the kind as well, so that colour is never
-/// the only sign.
+/// Kind of a message. The words of the message express the kind, too, so that the colour is never
+/// the only sign of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tone {
     Good,
@@ -52,7 +52,7 @@ const PAGES: [(&str, &str); 4] = [
 
 /// Name of the cookie that keeps the language that a user has chosen.
 const LANGUAGE_COOKIE: &str = "certdist-language";
-/// Lifetime of that cookie, in seconds.
+/// Lifetime of the language cookie, in seconds.
 const LANGUAGE_AGE: u64 = 365 * 86_400;
 /// Maximum length of a path to which a form or a link may lead back, in bytes.
 const MAX_PATH: usize = 1024;
@@ -62,7 +62,7 @@ pub(super) struct Frame {
     /// The sentences in the reader's language.
     pub(super) texts: Texts,
     shared: Arc<Shared>,
-    /// Path and query of the page; `None` if the request was a form.
+    /// Path and query of the page; `None` if the request sent a form.
     here: Option<String>,
 }
 
@@ -125,7 +125,7 @@ impl Frame {
         }
     }
 
-    /// Renders the footer. The details of the server are only for those who have signed in.
+    /// Renders the footer. Only those who have signed in see the details of the server.
     fn footer(&self, visitor: Option<&Visitor>, nav: &str) -> Markup {
         let (t, sources) = (self.texts, &self.shared.sources);
         let here = self.here.as_deref().unwrap_or(nav);
@@ -154,8 +154,8 @@ impl Frame {
         }
     }
 
-    /// Renders the hidden fields of a form: its CSRF token, and the page that it is on, to which the
-    /// user returns if the session has ended meanwhile.
+    /// Renders the hidden fields of a form: the CSRF token, and the form's page. If the session has
+    /// ended when the form is sent, the user returns to this page after signing in.
     pub(super) fn hidden(&self, visitor: &Visitor) -> Markup {
         html! {
             input type="hidden" name="csrf" value=(visitor.csrf());
@@ -163,8 +163,8 @@ impl Frame {
         }
     }
 
-    /// Renders a part of a page that the page's script requests again from `path` every few
-    /// seconds. If the script cannot get it, the page says so.
+    /// Renders a part of a page that the page's script requests again from `path` at the interval
+    /// `every`. If the script cannot get the part, the page says so.
     pub(super) fn live(&self, path: &str, every: std::time::Duration, content: &Markup) -> Markup {
         let t = self.texts;
         html! {
@@ -204,7 +204,7 @@ impl Frame {
         self.plain(StatusCode::UNAUTHORIZED, None, "signed-out", &text)
     }
 
-    /// Rejects a change by a viewer.
+    /// Rejects a viewer's attempt to change something.
     pub(super) fn not_allowed(&self, visitor: &Visitor) -> Response {
         let text = self
             .texts
@@ -224,7 +224,7 @@ impl Frame {
         self.plain(StatusCode::SERVICE_UNAVAILABLE, Some(visitor), "database-failed", &text)
     }
 
-    /// Explains how to turn the console on, if the configuration has no user and no token.
+    /// Explains how to turn the console on. Shown while the configuration has no user and no token.
     pub(super) fn no_accounts(&self) -> Response {
         let t = self.texts;
         let code = |text: &str| html! { code { (text) } };
@@ -264,7 +264,7 @@ pub(super) struct Choice {
     back: String,
 }
 
-/// Keeps the chosen language in a cookie, and returns to the page.
+/// Stores the chosen language in a cookie, and returns to the page.
 pub(super) async fn choose_language(
     axum::extract::State(shared): axum::extract::State<Arc<Shared>>,
     axum::extract::Query(Choice { to, back }): axum::extract::Query<Choice>,
@@ -279,8 +279,8 @@ pub(super) async fn choose_language(
     }
 }
 
-/// Returns a path on this server, or the overview's if the text is none. A browser takes `//host`
-/// and `/\host` for another server.
+/// Returns the text if it is a path on this server, or else the overview's path. A browser takes
+/// `//host` and `/\host` as paths on another server.
 pub(super) fn local(path: &str) -> &str {
     let is_local = path.starts_with('/')
         && !path.starts_with("//")
@@ -294,7 +294,7 @@ pub(super) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
-/// Returns the path of the sign-in page that then leads to `back`.
+/// Returns the path of the sign-in page that leads to `back` after the sign-in.
 pub(super) fn sign_in_path(back: &str) -> String {
     if back == "/" { "/sign-in".to_owned() } else { format!("/sign-in?back={}", encoded(back)) }
 }

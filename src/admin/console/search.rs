@@ -1,5 +1,6 @@
-//! Reads what an operator types or pastes to find devices: what is written on a label, in whatever
-//! spelling, or a list of it. Pure: it makes guesses, and the page asks the store about them.
+//! Reads the text by which an operator looks for devices: the text on a label, in any spelling, or
+//! a list of such texts. Pure: it guesses what the text may mean, and the page asks the store about
+//! each guess.
 
 use crate::{device::AskedId, store::filter::Text, table_file};
 
@@ -12,28 +13,28 @@ const MIN_END: usize = 2;
 /// Number of digits of a MAC address.
 const MAC: usize = 12;
 
-/// Words that labels have before the ID, in lower case.
+/// Words that precede the ID on labels, in lower case.
 const WORDS: [&str; 8] = ["sn", "s/n", "mac", "id", "device", "deviceid", "序列号", "设备"];
 
 /// What an operator looks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Nothing in particular.
+    /// The operator looks for no particular device.
     Any,
-    /// One device, or a few with something in common.
+    /// One device, or a few devices whose texts have a part in common.
     One(Label),
-    /// The devices of a list, one for each line, without empty lines and repetitions.
+    /// The devices of a list, one for each line. Empty and repeated lines are left out.
     List(Vec<Label>),
     /// More lines than [`MAX_LINES`].
     TooMany,
 }
 
-/// The text of a label, and what it may be.
+/// The text of a label, and what it may mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Label {
-    /// The text, without what surrounds it.
+    /// The text, without the characters around it.
     pub(super) text: String,
-    /// Device IDs for which it may stand, the likeliest first.
+    /// Device IDs for which the text may stand, the likeliest first.
     pub(super) ids: Vec<AskedId>,
 }
 
@@ -41,7 +42,7 @@ impl Wanted {
     pub(super) fn parse(text: &str) -> Self {
         let mut labels = Vec::new();
         let mut known = std::collections::HashSet::new();
-        // An ID has none of these characters.
+        // An ID has none of these characters, so they separate the lines of a list.
         for line in text.split(['\n', '\r', '\t', ',', ';', '，', '；', '、']) {
             let label = Label::parse(line);
             if label.text.is_empty() || !known.insert(label.text.clone()) {
@@ -68,7 +69,7 @@ impl Label {
         Self { text, ids }
     }
 
-    /// Returns the other texts of a device that it may be: a device name or an `IotId`.
+    /// Returns what the text may be other than an ID: a device name or an `IotId`.
     pub(super) fn names(&self) -> Vec<Text> {
         let legal = |text: &String| text.bytes().all(|byte| byte.is_ascii_graphic());
         spellings(&self.text)
@@ -78,7 +79,7 @@ impl Label {
             .collect()
     }
 
-    /// Returns the parts of device IDs that it may be, the likeliest first.
+    /// Returns the parts of device IDs that the text may be, the likeliest first.
     pub(super) fn parts(&self) -> Vec<Text> {
         let spellings = spellings(&self.text);
         let mut macs: Vec<String> = spellings.iter().filter_map(|text| digits(text)).collect();
@@ -88,7 +89,8 @@ impl Label {
         let all = || spellings.iter().chain(macs.iter().filter(|mac| !spellings.contains(mac)));
         parts.extend(all().cloned().map(Text::Begins));
         parts.extend(all().filter(|text| text.len() >= MIN_END).cloned().map(Text::Ends));
-        // An ID in the table has only printable ASCII characters, so no other text finds anything.
+        // All characters of the IDs in the table are visible ASCII characters, so a search for any
+        // other text would find nothing.
         parts.retain(|part| match part {
             Text::Begins(text) | Text::Ends(text) => {
                 of_mac(text) || text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -99,8 +101,8 @@ impl Label {
     }
 }
 
-/// Returns the text in the forms in which it may be in the table: as it is, without blanks, and
-/// without the word before it.
+/// Returns the forms in which the table may have the text: as it is, without blanks, and without
+/// the word before the ID.
 fn spellings(text: &str) -> Vec<String> {
     let mut all = vec![text.to_owned()];
     let mut add = |text: String| {
@@ -119,7 +121,7 @@ fn spellings(text: &str) -> Vec<String> {
     all
 }
 
-/// Returns the digits of a MAC address, or of a part of one, as the table has them.
+/// Returns the digits of a MAC address, or of a part of one, in the spelling of the table.
 fn digits(text: &str) -> Option<String> {
     let bare = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
     let digits: String =

@@ -28,7 +28,7 @@ use crate::{
     random::random,
 };
 
-/// Cookie that ties the sign-in form to its browser, before there is a session.
+/// Cookie that ties the sign-in form to a browser that has no session yet.
 const FORM_COOKIE: &str = "certdist-form";
 /// Lifetime of a sign-in form, in seconds.
 const FORM_AGE: u64 = 3600;
@@ -72,8 +72,8 @@ pub(super) async fn ask(
     }
 }
 
-/// Renders the form. After a complaint, the name stands there already, and the focus is in the empty
-/// field.
+/// Renders the form. After a failed attempt, the name is already filled in, and the focus is on the
+/// empty field.
 fn form(
     shared: &Shared,
     frame: &Frame,

@@ -1,5 +1,6 @@
-//! Keeps uploaded files in memory between the preview and the import, and the bad lines of files that
-//! were refused. Only the uploader gets them. Numbers, sizes and times are limited.
+//! Keeps uploaded files in memory between the preview and the import, and the bad lines of files
+//! that were refused. Only the uploader can get them. Their number, their sizes and the time for
+//! which they are kept are limited.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +20,7 @@ use crate::{
 
 /// Maximum number of files that are kept. A new one replaces the oldest.
 const MOST: usize = 4;
-/// Maximum number of files that are received or imported at once. Each is in memory.
+/// Maximum number of files that are received or imported at once, because each is in memory.
 const MOST_AT_ONCE: usize = 4;
 /// Time for which a file is kept.
 const KEPT: Duration = Duration::from_secs(600);
@@ -30,7 +31,7 @@ const MAX_ERRORS: usize = 4 << 20;
 pub(super) struct Upload {
     pub(super) name: String,
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// Enrollment of rows that name none.
+    /// Enrollment of the rows that name no enrollment.
     pub(super) enrollment: String,
 }
 
@@ -40,7 +41,7 @@ impl fmt::Debug for Upload {
     }
 }
 
-/// All bad lines of a file as CSV, up to a maximum size.
+/// The bad lines of a file as CSV, up to a maximum size.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ErrorList {
     csv: String,
@@ -81,7 +82,7 @@ struct Kept<T> {
     value: T,
 }
 
-/// Values for one session each, found by a random token.
+/// Values that belong to one session each, and are found by a random token.
 struct Shelf<T>(Mutex<VecDeque<Kept<T>>>);
 
 impl<T> Default for Shelf<T> {
@@ -125,8 +126,8 @@ impl<T> Shelf<T> {
     }
 }
 
-/// Files that wait for confirmation, bad lines that can be downloaded, and places for files that are
-/// being received.
+/// Files that wait for confirmation, bad lines that can be downloaded, and permits for files that
+/// are being received.
 pub(super) struct Uploads {
     previewed: Shelf<Upload>,
     errors: Shelf<ErrorList>,
@@ -144,7 +145,7 @@ impl Default for Uploads {
 }
 
 impl Uploads {
-    /// Returns a place for a file that is being received, if one is free.
+    /// Returns a permit to receive a file, if one is free.
     pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
         self.receiving.try_acquire().ok()
     }
@@ -154,7 +155,8 @@ impl Uploads {
         self.previewed.keep(Instant::now(), token, owner, file);
     }
 
-    /// Returns a file that its uploader has confirmed. A file is confirmed once.
+    /// Returns a file that its uploader has confirmed, and removes it, so that it can be confirmed
+    /// only once.
     pub(super) fn take(&self, token: &str, owner: &SessionKey) -> Option<Upload> {
         self.previewed.take(Instant::now(), token, owner)
     }
